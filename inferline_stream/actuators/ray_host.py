@@ -289,7 +289,7 @@ class RayHost:
         return number, ready
 
     async def run(self, number: int, frame: bytes) -> bytes:
-        """Have the replica take a frame; return an answer of its, empty once it or the connection has ended.
+        """Have the replica take a frame; return one of its answers, empty once it or the connection has ended.
 
         There are as many answers as frames, and each says what it is about.
         """

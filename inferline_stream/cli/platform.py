@@ -22,10 +22,10 @@ from inferline_stream.profiler.remote_bench_dispatcher import MODULE
 from inferline_stream.runs.run import Run
 from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, given
 
-_PROBE_DRAIN_S = 5.0
+_PROFILING_DRAIN_S = 5.0
 """Of what runs for the profiler alone: nothing is lost with it."""
 
-_PROBE_ORPHAN_S = 60.0
+_PROFILING_ORPHAN_S = 60.0
 """How long that goes on without the command, on Ray."""
 
 
@@ -154,14 +154,16 @@ def profiling_cluster(platform: Platform, bootstrap_servers: str | None) -> Make
         await platform.reach()
         with tempfile.TemporaryDirectory(prefix="inferline-profile-") as folder:
             on_cluster: AbstractAsyncContextManager[Actuator] = (
-                _on_kubernetes(platform, names, servers, "", drain_timeout_s=_PROBE_DRAIN_S, dispatcher_module=MODULE)
+                _on_kubernetes(
+                    platform, names, servers, "", drain_timeout_s=_PROFILING_DRAIN_S, dispatcher_module=MODULE
+                )
                 if platform.on == "kubernetes"
                 else ray_door().ray_actuator(
                     f"inferline-{names.prefix}{names.pipeline}",
                     Path(folder),
                     environment=given(KAFKA_VARIABLES, dispatcher_environment()),
-                    drain_timeout_s=_PROBE_DRAIN_S,
-                    orphan_s=_PROBE_ORPHAN_S,
+                    drain_timeout_s=_PROFILING_DRAIN_S,
+                    orphan_s=_PROFILING_ORPHAN_S,
                     dispatcher_module=MODULE,
                 )
             )

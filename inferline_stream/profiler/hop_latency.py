@@ -28,7 +28,10 @@ _LOST_AFTER_S = 10.0
 
 _ROUNDS = 3
 _STEADY = 5.0
-"""Times the median that 98 % of the records take at most where the machine does nothing else: about twice it."""
+"""A round is measured again where its slowest 2 % take more than so many medians, as they do beside other work.
+
+Where the machine does nothing else they take about two.
+"""
 
 
 async def measure_hop(

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -23,7 +23,7 @@ from inferline_stream.dataplane.dispatcher.supervisor_channel import SupervisorC
 from inferline_stream.dataplane.frames import Done, Failed, StageInput
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.supervisor_messages import Attach, ReplicaLost, Retire, Serving, Stop
-from inferline_stream.kafka.controller_client import TopicFollower
+from inferline_stream.kafka.controller_client import Followed, TopicFollower
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.profiler.bench_dispatcher import Bench
 from inferline_stream.profiler.bench_messages import (
@@ -73,6 +73,7 @@ class RemoteBench:
         self._building: asyncio.Task[None] | None = None
         """Kept, or it would be collected."""
         self._inputs: list[StageInput] = []
+        self._assembler = Assembler()
         self._stopped = asyncio.Event()
         self._saying = asyncio.Lock()
         """Held for all pieces of a message."""
@@ -132,26 +133,28 @@ class RemoteBench:
 
     async def _follow(self, orders: TopicFollower, producer: RecordProducer) -> None:
         """Take orders as they come; one that was given to a process before this one only if none has come since."""
-        assembler = Assembler()
-        order: Order | RunEvents | None = None
         records = await orders.read_to(await orders.end())
         while True:
-            for record in records:
-                if dispatcher_of(record.key) != self._spec.dispatcher:
-                    continue
-                if (data := assembler.add(record.key or b"", record.value or b"")) is None:
-                    continue
-                message = decode_to_bench(data)
-                if isinstance(message, SampleInputs):
-                    self._inputs = message.inputs
-                else:
-                    order = message
-            if order is not None:
+            if (order := self._newest_order(records)) is not None:
                 answer = await self._carried_out(order)
                 await self._say(producer, self._standing)  # first: the next order follows from it
                 await self._say(producer, Answered(order.number, answer))
-                order = None
             records = await orders.read(_READ_S)
+
+    def _newest_order(self, records: Sequence[Followed]) -> Order | RunEvents | None:
+        """Take in records; return the last order that one of them completes, if any does."""
+        order: Order | RunEvents | None = None
+        for record in records:
+            if dispatcher_of(record.key) != self._spec.dispatcher:
+                continue
+            if (data := self._assembler.add(record.key or b"", record.value or b"")) is None:
+                continue
+            message = decode_to_bench(data)
+            if isinstance(message, SampleInputs):
+                self._inputs = message.inputs
+            else:
+                order = message
+        return order
 
     @property
     def _standing(self) -> Standing:

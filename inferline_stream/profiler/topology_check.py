@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from inferline_stream.actuators.children import NoDevice
 from inferline_stream.dataplane.codecs import codec
@@ -105,7 +104,7 @@ async def _nothing() -> None:
     """A worker that is built here ends before the next one is given its device."""
 
 
-def _problems(read: Callable[[Path], Any], file: Path) -> list[str]:
+def _problems(read: Callable[[Path], object], file: Path) -> list[str]:
     try:
         read(file)
     except InvalidInput as error:

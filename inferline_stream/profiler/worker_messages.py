@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 import msgspec
 
@@ -141,8 +140,8 @@ ANSWER_BYTES = 1 << 28
 
 def framed(message: Request | Answer) -> bytes:
     """A message after its length."""
-    data: Any = _encode(message)
-    return _LENGTH.pack(len(data)) + bytes(data)
+    data = _encode(message)
+    return _LENGTH.pack(len(data)) + data
 
 
 def length_of(header: bytes) -> int:

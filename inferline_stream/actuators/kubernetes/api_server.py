@@ -114,7 +114,10 @@ def translated() -> Iterator[None]:
         text = f"{error.response.status_code} {error.response.reason_phrase}: {error.request.url.path}"
         raise _refusal(error.response.status_code, text, wanted_pause_s(error)) from error
     except (httpx2.HTTPError, OSError) as error:
-        raise Unreachable(f"the Kubernetes API server does not answer: {error or type(error).__name__}") from error
+        raise Unreachable(
+            f"the Kubernetes API server does not answer: {error or type(error).__name__}; see that it runs and "
+            "can be reached from here"
+        ) from error
 
 
 def wanted_pause_s(error: Exception) -> float:
@@ -127,16 +130,20 @@ def wanted_pause_s(error: Exception) -> float:
 def _refusal(code: int, message: str, wait_s: float) -> InferlineError:
     """Return the error of an answer by its status: what may pass by itself, and what somebody has to change."""
     if code == 429 or code >= 500:
-        return Unreachable(f"the Kubernetes API server cannot do it now: {message}", wait_s)
+        return Unreachable(
+            f"the Kubernetes API server cannot do it now: {message} ({code}); try again in a while", wait_s
+        )
     if code == 409:  # somebody changed it at the same moment
-        return Unreachable(f"Kubernetes could not do it at this moment: {message}")
+        return Unreachable(f"Kubernetes could not do it at this moment: {message} ({code}); try again")
     if code == 401:
         return UsageError(f"Kubernetes does not know who asks: {message}; renew the kubeconfig's credentials")
     if code == 403 and "exceeded quota" in message:
         return InferlineError(f"Kubernetes refuses: {message}; raise the quota")
     if code == 403:
         return UsageError(f"Kubernetes refuses: {message}; grant the controller's Role")
-    return InferlineError(f"Kubernetes refuses: {message}")
+    return InferlineError(
+        f"Kubernetes refuses: {message} ({code}); change what it names in the topology, or in the cluster"
+    )
 
 
 @contextlib.contextmanager
