@@ -86,8 +86,6 @@ class PooledReplica:
     """Until then it gets no batch, since the server that it asks takes none."""
     gave_back: int = 0
     """How often in a row it has given batches back. It gets one at a time until it finishes one."""
-    late: int = 0
-    """Batches in hand that have passed their first deadline: it may be stuck."""
     passed: bool = False
     """Whether it has finished a batch since it was attached."""
     quarantined: bool = False
@@ -108,6 +106,11 @@ class PooledReplica:
     def ready(self) -> bool:
         """Whether it has said that it is ready."""
         return self.ready_s < math.inf
+
+    @property
+    def late(self) -> bool:
+        """Whether a batch in hand has passed its first deadline: it may be stuck."""
+        return any(hand.late for hand in self.hands.values())
 
 
 @dataclass(slots=True)
@@ -382,15 +385,14 @@ class Pool:
         best_s = math.inf
         for _, name in self._free:
             replica = replicas[name]
-            if replica.late and self._another_is_in_time():
+            if replica.quarantined or not (fresh or replica.passed) or now_s < replica.held_until_s:
                 continue
-            if not replica.quarantined and (fresh or replica.passed) and now_s >= replica.held_until_s:
-                if replica.pace > 1 and now_s - replica.finished_s > _RETRY_S:
-                    replica.pace = 1.0
-                    self._compare()
-                takes_s = self._takes_s(replica, queued, len(replica.hands) + 1)
-                if takes_s * _TIE < best_s:
-                    best, best_s = replica, takes_s
+            if replica.pace > 1 and now_s - replica.finished_s > _RETRY_S:
+                replica.pace = 1.0
+                self._compare()
+            takes_s = self._takes_s(replica, queued, len(replica.hands) + 1)
+            if takes_s * _TIE < best_s and not (replica.late and self._another_is_in_time()):
+                best, best_s = replica, takes_s
         if best is None or best_s == 0.0 or self._alike:
             return best
         capacity = 0
@@ -449,7 +451,6 @@ class Pool:
         hand = replica.hands.pop(batch, None)
         if hand is None:
             return
-        replica.late -= hand.late
         if now_s >= replica.held_until_s:  # of several that come back together the first counts
             own_s = min(MAX_HELD_S, MIN_HELD_S * 2.0 ** min(replica.gave_back, 16))
             replica.held_until_s = now_s + max(own_s, min(wait_s, MAX_HELD_S))
@@ -461,7 +462,6 @@ class Pool:
         hand = replica.hands.pop(batch, None)
         if hand is None:
             return
-        replica.late -= hand.late
         kind = self._kinds[replica.hardware]
         if kind.fits < kind.limit and now_s >= kind.wider_at_s:
             kind.fits, kind.widened_s, kind.wider_at_s = 2 * kind.fits, now_s, now_s + kind.wider_s
@@ -502,7 +502,6 @@ class Pool:
                 found.append((replica, batch, hand.late))
                 again_s = now_s + (DEADLINE_FACTOR - 1) * hand.allowed_s
                 hand.deadline_s = math.inf if hand.late else again_s
-                replica.late += not hand.late
                 hand.late = True
         next_s = min((hand.deadline_s for _, _, hand in busy), default=math.inf)
         self.next_deadline_s = next_s if next_s < math.inf else None
