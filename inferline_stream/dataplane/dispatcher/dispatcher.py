@@ -16,10 +16,11 @@ import msgspec
 
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.feeder import Feeder
-from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter, new_report
+from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter
 from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.partition import Entry
 from inferline_stream.dataplane.dispatcher.pool import MIN_DEADLINE_S, SERVER_DEADLINE_FACTOR, Pool
+from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, SlotSession
 from inferline_stream.dataplane.dispatcher.supervisor_channel import SupervisorChannel
 from inferline_stream.dataplane.dispatcher.tracing import batch_spans

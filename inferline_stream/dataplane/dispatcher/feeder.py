@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.lease import LONGEST_S, count_calls
 from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
+from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, count_calls
 from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.dispatcher.suspects import LostBatch, Probe
 from inferline_stream.dataplane.dispatcher.tracing import BatchSpans
@@ -39,9 +39,6 @@ _ASIDE_S = (0.1, 1.0)
 
 _LONG_ASIDE_S = (0.5, 30.0)
 """The same for an event that a server seems to fail on. It is never given up: no event is at fault for a server."""
-
-_LONGEST_S = 86_400.0
-"""A replica that claims that something took longer is not believed: nobody could read the report."""
 
 
 @dataclass(slots=True, eq=False)
@@ -236,7 +233,7 @@ class Feeder:
         waited_ms = 0.0
         for event in events:
             if not event.replayed:
-                waited_ms += min(max(0.0, now_ms - event.arrived_ms), 1e3 * LONGEST_S)
+                waited_ms += min(max(0.0, now_ms - event.arrived_ms), 1e3 * MAX_COUNTED_S)
         self._report.wait_s += waited_ms / 1e3
         member.connection.send(Batch(session.epoch, batch, payloads))
 
@@ -287,7 +284,7 @@ class Feeder:
         elif type(frame) is Ready:
             self._pool.ready(name, now_s)
             member.status.phase = "leaving" if member.replica.leaving else "ready"
-            member.status.start_up_s = frame.start_up_s if 0 <= frame.start_up_s < _LONGEST_S else 0.0
+            member.status.start_up_s = frame.start_up_s if 0 <= frame.start_up_s < MAX_COUNTED_S else 0.0
             member.status.isolation = frame.isolation
             self._changed()
         elif type(frame) is Broken:
@@ -318,7 +315,7 @@ class Feeder:
         if frame.too_large > 0:  # before the batch counts as one after which larger ones may be tried
             self._pool.too_large(replica.hardware, frame.too_large, now_s)
         self._pool.finish(replica, calls, now_s, frame.batch)
-        if len(calls) == 1 and 0 <= frame.busy_s < _LONGEST_S:  # with decoding and encoding, as profiles have it
+        if len(calls) == 1 and 0 <= frame.busy_s < MAX_COUNTED_S:  # with decoding and encoding, as profiles have it
             calls = [Call(calls[0].batch_size, max(calls[0].service_s, frame.busy_s))]
         count_calls(self._report, replica.hardware, calls, handed.beside)
         if hand.span is not None and self._spans is not None:
@@ -573,6 +570,6 @@ class Feeder:
 def _believed(frame: Results, batch_size: int) -> Sequence[Call]:
     """Return the calls that a replica says it took for a batch; none where that cannot be."""
     possible = len(frame.calls) <= 2 * batch_size and all(
-        0 < call.batch_size <= batch_size and 0 < call.service_s < _LONGEST_S for call in frame.calls
+        0 < call.batch_size <= batch_size and 0 < call.service_s < MAX_COUNTED_S for call in frame.calls
     )
     return frame.calls if possible else ()

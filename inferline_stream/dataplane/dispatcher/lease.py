@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import bisect
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
-import msgspec
-
-from inferline_stream.dataplane.frames import Call
-from inferline_stream.dataplane.reports import BatchStats, DispatcherPhase, PoolReport, encode_report
+from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport, encode_report
 
 GATHER_S = 0.05
 """Changes within so short a time go into one report."""
-
-LONGEST_S = 30 * 86_400.0
-"""A longer wait or latency of one event counts as this: a producer whose clock says 1970 must not fill the sums."""
 
 
 def boot_clock_s() -> float:
@@ -117,34 +110,3 @@ class Reporter:
                     await asyncio.sleep(GATHER_S)
             self._changed.clear()
             await self.now()
-
-
-def count_calls(report: PoolReport, hardware: str, calls: Sequence[Call], in_hand: int = 1) -> None:
-    """Add calls of the stage on one hardware kind, begun with so many batches in hand."""
-    sizes = report.batch_stats.setdefault(hardware, {})
-    for call in calls:
-        stats = sizes.get(call.batch_size)
-        if stats is None:
-            stats = sizes[call.batch_size] = BatchStats()
-        stats.batches += 1
-        stats.service_s += call.service_s
-        stats.squares += call.service_s**2
-        stats.in_hand += in_hand
-
-
-def count_latency(report: PoolReport, bounds_s: Sequence[float], latency_s: float) -> None:
-    """Add one event that reached the sink."""
-    latency_s = min(latency_s, LONGEST_S)
-    report.latency_buckets[bisect.bisect_left(bounds_s, latency_s)] += 1
-    report.latency_sum_s += latency_s
-    report.latency_max_s = max(report.latency_max_s, latency_s)
-
-
-def new_report(dispatcher: str, incarnation: int, stage: str, slot: int, buckets: int) -> PoolReport:
-    """Return the report of a dispatcher that starts."""
-    report = PoolReport(dispatcher, incarnation, stage, slot, "starting", 0)
-    return msgspec.structs.replace(
-        report,
-        latency_buckets=[0] * buckets,
-        held={}, halted={}, replicas=[], batch_stats={}, edges_taken={},
-    )  # fmt: skip

@@ -18,11 +18,12 @@ from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Ending, Intake
 from inferline_stream.dataplane.dispatcher.join import Join
-from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, count_latency
+from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired
 from inferline_stream.dataplane.dispatcher.outcomes import Expired, Outcome
 from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.partition import Entry, Partition
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
+from inferline_stream.dataplane.dispatcher.report_counts import count_latency
 from inferline_stream.dataplane.dispatcher.suspects import Suspects
 from inferline_stream.dataplane.frames import Done
 from inferline_stream.dataplane.reports import PoolReport

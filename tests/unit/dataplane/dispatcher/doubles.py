@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
-from inferline_stream.dataplane.dispatcher.lease import Lease, new_report
+from inferline_stream.dataplane.dispatcher.lease import Lease
+from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.frames import (
     Batch,

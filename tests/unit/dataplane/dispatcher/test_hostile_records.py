@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher import intake
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
-from inferline_stream.dataplane.dispatcher.lease import new_report
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
+from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, EVENT_ID_BYTES, LATEST_MS, REASON, REPLAY, SENT_AGAIN, read_headers
 from inferline_stream.dataplane.routes import routes_of

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 
-from inferline_stream.dataplane.dispatcher.lease import Lease, Reporter, new_report
+from inferline_stream.dataplane.dispatcher.lease import Lease, Reporter
+from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.reports import decode_report
 
 
