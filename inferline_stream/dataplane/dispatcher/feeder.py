@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
+from inferline_stream.dataplane.dispatcher.replica_claims import believed_calls, believed_s
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, count_calls
 from inferline_stream.dataplane.dispatcher.session import SlotSession
@@ -284,7 +284,7 @@ class Feeder:
         elif type(frame) is Ready:
             self._pool.ready(name, now_s)
             member.status.phase = "leaving" if member.replica.leaving else "ready"
-            member.status.start_up_s = frame.start_up_s if 0 <= frame.start_up_s < MAX_COUNTED_S else 0.0
+            member.status.start_up_s = believed_s(frame.start_up_s) or 0.0
             member.status.isolation = frame.isolation
             self._changed()
         elif type(frame) is Broken:
@@ -308,15 +308,16 @@ class Feeder:
         handed = replica.hands[frame.batch]
         took_s = max(0.0, now_s - handed.began_s)
         self._report.busy_s += took_s / self._pool.concurrency(replica.hardware)
-        if member.status.node and 0 <= frame.busy_s < math.inf:
+        busy_s = believed_s(frame.busy_s)
+        if member.status.node and busy_s is not None:
             self._report.remote_batches += 1
-            self._report.network_s += max(0.0, took_s - frame.busy_s)
-        calls = _believed(frame, handed.batch_size)
+            self._report.network_s += max(0.0, took_s - busy_s)
+        calls = believed_calls(frame, handed.batch_size)
         if frame.too_large > 0:  # before the batch counts as one after which larger ones may be tried
             self._pool.too_large(replica.hardware, frame.too_large, now_s)
         self._pool.finish(replica, calls, now_s, frame.batch)
-        if len(calls) == 1 and 0 <= frame.busy_s < MAX_COUNTED_S:  # with decoding and encoding, as profiles have it
-            calls = [Call(calls[0].batch_size, max(calls[0].service_s, frame.busy_s))]
+        if len(calls) == 1 and busy_s is not None:  # with decoding and encoding, as profiles have it
+            calls = [Call(calls[0].batch_size, max(calls[0].service_s, busy_s))]
         count_calls(self._report, replica.hardware, calls, handed.beside)
         if hand.span is not None and self._spans is not None:
             self._spans.end(hand.span, frame.outcomes)
@@ -565,11 +566,3 @@ class Feeder:
                 for number in reversed(list(member.hands)):
                     self._spare(member, number, reason)
                 self._give_up(member, reason)
-
-
-def _believed(frame: Results, batch_size: int) -> Sequence[Call]:
-    """Return the calls that a replica says it took for a batch; none where that cannot be."""
-    possible = len(frame.calls) <= 2 * batch_size and all(
-        0 < call.batch_size <= batch_size and 0 < call.service_s < MAX_COUNTED_S for call in frame.calls
-    )
-    return frame.calls if possible else ()

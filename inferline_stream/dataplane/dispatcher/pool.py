@@ -47,7 +47,7 @@ _TIE = 1.01
 """Finish times count as equal within this ratio."""
 
 _LARGEST_BATCH = 1 << 16
-"""Calls that claim to be larger are not believed."""
+"""No plan has larger ones."""
 
 _RECHECK_S = 0.005
 """How often the choice is looked at again while free replicas wait for one that is late."""
@@ -184,8 +184,6 @@ class _Kind:
         took_s = expected_s = 0.0
         for call in calls:
             size, service_s = call.batch_size, call.service_s
-            if not (0 < size <= _LARGEST_BATCH and 0 < service_s < math.inf):
-                return None
             known_s = self.service_s(size, beside)
             if not known_s:
                 known_s = self.measured.setdefault(size, service_s)
@@ -458,7 +456,14 @@ class Pool:
         self._place(replica)
 
     def finish(self, replica: PooledReplica, calls: Sequence[Call], now_s: float, batch: int = 0) -> None:
-        """Note that a replica has answered a batch, in time or late."""
+        """Note that a replica has answered a batch, in time or late.
+
+        Args:
+            replica: which one.
+            calls: what it took, as `replica_claims.believed_calls` has it.
+            now_s: the present.
+            batch: number of the batch.
+        """
         hand = replica.hands.pop(batch, None)
         if hand is None:
             return

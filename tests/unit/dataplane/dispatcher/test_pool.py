@@ -1,4 +1,3 @@
-import math
 import random
 
 import pytest
@@ -331,21 +330,6 @@ def test_a_replica_that_was_quarantined_serves_again_once_that_is_lifted():
     assert chosen(pool) is None
     pool.lift_quarantine()
     assert chosen(pool) == 0
-
-
-# What replicas claim
-
-
-@pytest.mark.parametrize(
-    "calls",
-    [[], [Call(0, 1.0)], [Call(-3, 1.0)], [Call(10**18, 1.0)], [Call(1, math.nan)], [Call(1, math.inf)], [Call(1, -1)]],
-)
-def test_no_claim_of_a_replica_damages_what_is_known_of_its_kind(calls):
-    pool = pool_of("cpu", "cpu")
-    for _ in range(10):
-        pool.begin(replica(pool, 0), 1, 0.0)
-        pool.finish(replica(pool, 0), calls, 0.01)
-    assert (replica(pool, 0).slowdown, chosen(pool, 0.01)) == (1.0, 0)
 
 
 def test_a_batch_that_a_device_has_no_memory_for_lowers_the_limit_of_its_kind_whatever_a_plan_says() -> None:
