@@ -19,6 +19,8 @@ from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, c
 from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.dispatcher.suspects import LostBatch, Probe
 from inferline_stream.dataplane.dispatcher.tracing import BatchSpans
+from inferline_stream.dataplane.dispatcher.untaken_batches import UntakenBatches
+from inferline_stream.dataplane.dispatcher.wake_timer import WakeTimer
 from inferline_stream.dataplane.frames import Batch, Broken, Call, Failed, Leave, Ready, Results, Returned
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 
@@ -30,15 +32,6 @@ _CUTS = 3
 ends whole nodes, or the processes around its replica, looks the same, and must not do so for ever."""
 
 _WAY_BROKE = "the way to it broke"
-
-_SINGLED_OUT = 3
-"""How often a server may take others, and not an event, before it seems to fail on this one."""
-
-_ASIDE_S = (0.1, 1.0)
-"""How long a batch that a server did not take for a second time waits aside, growing: another one is tried."""
-
-_LONG_ASIDE_S = (0.5, 30.0)
-"""The same for an event that a server seems to fail on. It is never given up: no event is at fault for a server."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,14 +85,13 @@ class Feeder:
         self._spans = spans
         self._members: dict[str, _Member] = {}
         self._numbers = itertools.count(1)
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_s = 0.0
         self._loop = asyncio.get_running_loop()
+        self._timer = WakeTimer(self._loop, self._wake)
+        self._untaken = UntakenBatches(self._loop, lambda: self.session, self.kick)
         self._quarantine = False
         """Whether a replica may be kept for suspects."""
-        self._not_taken = ""
-        self._finished = 0
-        """Batches finished."""
+        self._server_trouble = ""
+        """Why a server last took no batch, in words; empty where every server has taken every batch."""
         self.session: SlotSession | None = None
         self.hold_s = 0.0
 
@@ -107,7 +99,7 @@ class Feeder:
     def trouble(self) -> str:
         """Why replicas get no batches although they are ready, in words; empty where they do."""
         gave_back = [member.replica.gave_back for member in self._members.values() if member.replica.ready]
-        return self._not_taken if gave_back and all(gave_back) else ""
+        return self._server_trouble if gave_back and all(gave_back) else ""
 
     # The pool
 
@@ -152,8 +144,7 @@ class Feeder:
         for member in self._members.values():
             member.connection.close()
         self._members.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
 
     def statuses(self) -> list[ReplicaStatus]:
         """Return what to report of each replica."""
@@ -199,13 +190,13 @@ class Feeder:
                 break
             limit = pool.limit(replica.hardware)
             if self.hold_s and (left_s := queue.due_ms(limit, self.hold_s * 1e3) / 1e3 - time.time()) > 0:
-                self._wake_at(now_s + left_s)
+                self._timer.wake_at(now_s + left_s)
                 break
             events = session.take(limit)
             if events:
                 self._hand(replica, events, now_s)
         if queue.eligible and pool.fresh_after_s > now_s:
-            self._wake_at(pool.fresh_after_s)
+            self._timer.wake_at(pool.fresh_after_s)
         self._set_timer(now_s)
 
     def _hand(
@@ -239,11 +230,11 @@ class Feeder:
 
     def _wake_at_release(self, now_s: float) -> None:
         """Look again when the first replica is released whose server took no batch."""
-        if not self._not_taken:  # every server has taken every batch
+        if not self._server_trouble:
             return
         held_s = [m.replica.held_until_s for m in self._members.values() if m.replica.held_until_s > now_s]
         if held_s:
-            self._wake_at(min(held_s))
+            self._timer.wake_at(min(held_s))
 
     def _feed_quarantine(self, session: SlotSession, now_s: float) -> None:
         """Run the next suspect alone, on the one replica that runs suspects; free it once there are none."""
@@ -256,7 +247,7 @@ class Feeder:
         if replica is None:
             return
         if replica.held_until_s > now_s:
-            self._wake_at(replica.held_until_s)
+            self._timer.wake_at(replica.held_until_s)
             return
         task = suspects.next(replica.passed, now_s, yields=pool.single and session.queue.eligible > 0)
         if isinstance(task, Probe):
@@ -268,7 +259,7 @@ class Feeder:
             pool.lift_quarantine()
             again_s = suspects.again_s(replica.passed, now_s)
             if again_s > now_s:
-                self._wake_at(again_s)
+                self._timer.wake_at(again_s)
 
     # Results
 
@@ -303,7 +294,7 @@ class Feeder:
             self._give_up(member, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
             return
         del member.hands[frame.batch]
-        self._finished += 1
+        self._untaken.finished += 1
         replica = member.replica
         handed = replica.hands[frame.batch]
         took_s = max(0.0, now_s - handed.began_s)
@@ -349,53 +340,14 @@ class Feeder:
             elif hand.probe:
                 self._put_back(hand, session)
             else:
-                self._put_aside(hand.events, session)
-        self._not_taken = f"stage {self._report.stage}: {frame.reason}; its events wait"
+                session.returned(hand.events)
+                self._untaken.put_aside(hand.events, session)
+        self._server_trouble = f"stage {self._report.stage}: {frame.reason}; its events wait"
         if self.trouble != before:
-            logger.warning("%s", self._not_taken)
+            logger.warning("%s", self._server_trouble)
             self._changed()
         if replica.leaving and not member.hands:
             self._leave(replica.replica)
-
-    def _put_aside(self, events: Sequence[Event], session: SlotSession) -> None:
-        """Return events that a server did not take to the queue: later, and in smaller batches if it takes others.
-
-        So an event that a server always fails on holds up no other one.
-        """
-        session.returned(events)
-        for event in events:
-            event.not_taken += 1
-            if event.singled_out_after < self._finished:
-                event.singled_out, event.singled_out_after = event.singled_out + 1, self._finished
-        in_all = max((event.not_taken for event in events), default=0)
-        often = max((event.singled_out for event in events), default=0)
-        if in_all < 2:
-            session.queue.put_back(events)
-        elif often < _SINGLED_OUT:
-            self._wait_aside(events, session, _ASIDE_S, in_all - 2)
-        elif len(events) > 1:
-            half = (len(events) + 1) // 2
-            session.queue.put_back(events[half:], half)
-            session.queue.put_back(events[:half], half)
-        else:
-            self._wait_aside(events, session, _LONG_ASIDE_S, often - _SINGLED_OUT)
-
-    def _wait_aside(
-        self, events: Sequence[Event], session: SlotSession, within_s: tuple[float, float], before: int
-    ) -> None:
-        least_s, most_s = within_s
-        self._loop.call_later(min(most_s, least_s * 2.0 ** min(before, 16)), self._take_up, events, session)
-
-    def _take_up(self, events: Sequence[Event], session: SlotSession) -> None:
-        """Queue events again that waited aside, unless their partition is no longer served."""
-        partition = session.partitions.get(events[0].partition)
-        if self.session is not session:
-            return
-        if partition is not None and not partition.halted:
-            session.queue.put_back(events)
-        else:
-            session.queue.release(events)
-        self.kick()
 
     # Losses
 
@@ -519,18 +471,9 @@ class Feeder:
     def _set_timer(self, now_s: float) -> None:
         deadline_s = self._pool.next_deadline_s
         if deadline_s is not None:
-            self._wake_at(max(deadline_s, now_s))
-
-    def _wake_at(self, at_s: float) -> None:
-        if self._timer is not None:
-            if self._timer_s <= at_s:
-                return
-            self._timer.cancel()
-        self._timer_s = at_s
-        self._timer = self._loop.call_at(at_s, self._wake)
+            self._timer.wake_at(max(deadline_s, now_s))
 
     def _wake(self) -> None:
-        self._timer = None
         now_s = self._loop.time()
         for replica, batch, hard in list(self._pool.overdue(now_s)):
             member = self._members.get(replica.replica)  # another batch of its may have ended it just now

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from inferline_stream.dataplane.dispatcher import feeder
+from inferline_stream.dataplane.dispatcher import feeder, untaken_batches
 from inferline_stream.dataplane.frames import Batch, Broken, Leave, Returned
 from tests.unit.dataplane.dispatcher.doubles import Replica, until
 from tests.unit.dataplane.dispatcher.test_feeder import KIND, Fed, fed
@@ -209,7 +209,7 @@ async def test_a_replica_whose_server_takes_nothing_gets_one_batch_at_a_time_unt
 async def test_an_event_that_a_server_always_fails_on_holds_up_no_other_and_is_never_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(feeder, "_LONG_ASIDE_S", (0.05, 0.1))
+    monkeypatch.setattr(untaken_batches, "LONG_ASIDE_S", (0.05, 0.1))
     async with asyncio.timeout(20.0), fed(limit=4) as pool:
         replica = await pool.attached()
         pool.slot.fetched(b"bad", *[b"%d" % number for number in range(9)])
