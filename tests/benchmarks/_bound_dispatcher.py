@@ -21,7 +21,8 @@ from inferline_stream.actuators import children
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.dispatcher import dispatcher, process, session
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
+from inferline_stream.dataplane.dispatcher.pool import Pool
+from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.pipeline.isolation import Isolation

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.pool import Pool, PooledReplica
+from inferline_stream.dataplane.dispatcher.pool import Pool
+from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
 from inferline_stream.dataplane.dispatcher.replica_claims import believed_calls, believed_s
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, count_calls

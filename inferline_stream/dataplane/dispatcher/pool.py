@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import bisect
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
+from inferline_stream.dataplane.dispatcher.hardware_kind import WEIGHT, HardwareKind
+from inferline_stream.dataplane.dispatcher.pooled_replica import Handed, PooledReplica
+from inferline_stream.dataplane.dispatcher.stragglers import stragglers
 from inferline_stream.dataplane.frames import Call
 
 MIN_DEADLINE_S = 0.3
@@ -22,20 +23,8 @@ SERVER_DEADLINE_FACTOR = 1.5
 MIN_HELD_S, MAX_HELD_S = 0.05, 1.0
 """First and longest pause of a replica whose server takes no batch. The longest bounds how soon the stage resumes."""
 
-MIN_WIDER_S, MAX_WIDER_S = 30.0, 3600.0
-"""First and longest time until larger batches are tried again than a device had memory for: others may have used it."""
-
-SLOW_FACTOR, SLOW_S = 2.0, 5.0
-"""How far a straggler is behind the median of its kind, and for how long."""
-
-SLOW_PEERS, SLOW_BATCHES = 3, 20
-"""How many replicas of a kind must have run how many batches before one can be a straggler."""
-
 _WARM_UP_BATCHES = 3
 """A replica's first batches fill caches; they do not count for its speed."""
-
-_WEIGHT = 0.2
-"""Of the last batch in the moving average of the slowdown."""
 
 _RETRY_S = 10.0
 """A replica that had no batch for so long is taken to be as fast as its kind: it may have recovered."""
@@ -46,151 +35,8 @@ _ALIKE = 0.3
 _TIE = 1.01
 """Finish times count as equal within this ratio."""
 
-_LARGEST_BATCH = 1 << 16
-"""No plan has larger ones."""
-
 _RECHECK_S = 0.005
 """How often the choice is looked at again while free replicas wait for one that is late."""
-
-
-@dataclass(slots=True, eq=False)
-class Handed:
-    """A batch that a replica has in hand."""
-
-    batch_size: int
-    beside: int
-    """Batches that the replica had in hand when it began, itself included."""
-    began_s: float
-    due_s: float
-    """When it should be finished."""
-    allowed_s: float
-    """From handing it over to the first deadline."""
-    deadline_s: float
-    """When `Pool.overdue` names it next."""
-    late: bool = False
-    """Whether it has passed the first deadline."""
-
-
-@dataclass(slots=True, eq=False)
-class PooledReplica:
-    """One attached replica."""
-
-    replica: str
-    hardware: str
-    number: int
-    ready_s: float = math.inf
-    """When it said that it is ready."""
-    hands: dict[int, Handed] = field(default_factory=dict)
-    """By number, the batches that it has in hand."""
-    held_until_s: float = -math.inf
-    """Until then it gets no batch, since the server that it asks takes none."""
-    gave_back: int = 0
-    """How often in a row it has given batches back. It gets one at a time until it finishes one."""
-    passed: bool = False
-    """Whether it has finished a batch since it was attached."""
-    quarantined: bool = False
-    """Whether it runs suspects only. May be set from outside."""
-    leaving: bool = False
-    slowdown: float = 1.0
-    """Moving average of measured over expected service time."""
-    pace: float = 1.0
-    """The slowdown that choices use: it changes only by steps."""
-    last_ratio: float = 1.0
-    """Measured over expected service time of the last batch."""
-    finished_s: float = 0.0
-    batches: int = 0
-    slow_since_s: float = math.inf
-    reported: bool = False
-
-    @property
-    def ready(self) -> bool:
-        """Whether it has said that it is ready."""
-        return self.ready_s < math.inf
-
-    @property
-    def late(self) -> bool:
-        """Whether a batch in hand has passed its first deadline: it may be stuck."""
-        return any(hand.late for hand in self.hands.values())
-
-
-@dataclass(slots=True)
-class _Kind:
-    """What is known of one kind of hardware."""
-
-    limit: int = 1
-    """The plan's."""
-    fits: int = _LARGEST_BATCH
-    """Largest batch that devices of the kind have memory for, as far as replicas have found out."""
-    wider_s: float = MIN_WIDER_S
-    """After how long `fits` is doubled."""
-    wider_at_s: float = 0.0
-    """When that is next."""
-    widened_s: float | None = None
-    """When it was; None if not since a device last had no memory."""
-    concurrency: int = 1
-    sizes: list[int] = field(default_factory=list)
-    times_s: list[float] = field(default_factory=list)
-    contention: list[tuple[int, list[float]]] = field(default_factory=list)
-    """By ascending batches in hand, how many times as long each of the sizes takes."""
-    interpolated: dict[tuple[int, int], float] = field(default_factory=dict)
-    measured: dict[int, float] = field(default_factory=dict)
-    """Where there is no profile: moving average of the service time by batch size, to compare replicas by."""
-
-    @property
-    def largest(self) -> int:
-        """Largest batch to hand out."""
-        return min(self.limit, self.fits)
-
-    def service_s(self, batch_size: int, beside: int = 1) -> float:
-        """Return the profile's S(b), linear between the profiled sizes and beyond them; 0.0 without a profile.
-
-        Args:
-            batch_size: b.
-            beside: batches in hand, itself included.
-        """
-        found = self.interpolated.get((batch_size, beside))
-        if found is None:
-            found = self._interpolate(batch_size, self.times_s) if self.sizes else 0.0
-            if found and beside > 1:
-                found *= self._slowed(batch_size, beside)
-            self.interpolated[batch_size, beside] = found
-        return found
-
-    def _slowed(self, batch_size: int, beside: int) -> float:
-        """Return how many times as long a batch takes beside others: linear between those profiled."""
-        before, slowed = 1, 1.0
-        size = min(batch_size, self.sizes[-1])
-        for concurrency, factors in self.contention:
-            longer = self._interpolate(size, factors) if len(factors) > 1 else factors[0]
-            if beside <= concurrency:
-                return slowed + (longer - slowed) * (beside - before) / (concurrency - before)
-            before, slowed = concurrency, longer
-        return slowed
-
-    def _interpolate(self, batch_size: int, times_s: Sequence[float]) -> float:
-        sizes = self.sizes
-        if len(sizes) == 1:
-            return times_s[0] * max(1.0, batch_size / sizes[0])
-        right = min(max(bisect.bisect_left(sizes, batch_size), 1), len(sizes) - 1)
-        slope = (times_s[right] - times_s[right - 1]) / (sizes[right] - sizes[right - 1])
-        if batch_size > sizes[-1]:
-            return times_s[-1] + max(0.0, slope) * (batch_size - sizes[-1])
-        if batch_size < sizes[0]:
-            return times_s[0]
-        return times_s[right - 1] + slope * (batch_size - sizes[right - 1])
-
-    def ratio(self, calls: Sequence[Call], beside: int) -> float | None:
-        """Return measured over expected time of a batch's calls; None where nothing can be said."""
-        took_s = expected_s = 0.0
-        for call in calls:
-            size, service_s = call.batch_size, call.service_s
-            known_s = self.service_s(size, beside)
-            if not known_s:
-                known_s = self.measured.setdefault(size, service_s)
-                self.measured[size] = known_s + _WEIGHT * (service_s - known_s)
-            took_s += service_s
-            expected_s += known_s
-        return took_s / expected_s if expected_s else None
 
 
 class Pool:
@@ -210,7 +56,7 @@ class Pool:
         """Until then replicas that have finished no batch get none: `Suspects.blocked_until_s`."""
         self._batch_deadline_s = max(batch_deadline_s, least_deadline_s)
         self._least_deadline_s = least_deadline_s
-        self._kinds: dict[str, _Kind] = {}
+        self._kinds: dict[str, HardwareKind] = {}
         self._free: list[tuple[int, str]] = []
         """Number and name of the replicas that are ready, stay and may get another batch; ascending."""
         self._alike = True
@@ -235,7 +81,7 @@ class Pool:
         """
         concurrency, contention = concurrency or {}, contention or {}
         for hardware in {*self._kinds, *max_batch_sizes, *service_s}:
-            kind = self._kinds.setdefault(hardware, _Kind())
+            kind = self._kinds.setdefault(hardware, HardwareKind())
             profile = {size: time_s for size, time_s in service_s.get(hardware, {}).items() if size > 0 and time_s > 0}
             kind.limit = max(1, max_batch_sizes.get(hardware, 1))
             kind.sizes = sorted(profile)
@@ -259,13 +105,7 @@ class Pool:
 
     def too_large(self, hardware: str, batch_size: int, now_s: float) -> None:
         """Note that a replica's device had no memory for a batch: none is so large for a while, on its kind."""
-        kind = self._kinds[hardware]
-        kind.fits = min(kind.fits, max(1, batch_size // 2))
-        if kind.widened_s is not None:
-            held = now_s - kind.widened_s > kind.wider_s
-            kind.wider_s = MIN_WIDER_S if held else min(2 * kind.wider_s, MAX_WIDER_S)
-            kind.widened_s = None
-        kind.wider_at_s = now_s + kind.wider_s
+        self._kinds[hardware].too_large(batch_size, now_s)
 
     @property
     def tight(self) -> str:
@@ -315,7 +155,7 @@ class Pool:
     def attach(self, name: str, hardware: str, number: int) -> PooledReplica:
         """Add a replica that is not ready yet. One of the same name is replaced."""
         self.detach(name)
-        self._kinds.setdefault(hardware, _Kind())
+        self._kinds.setdefault(hardware, HardwareKind())
         replica = self.replicas[name] = PooledReplica(name, hardware, number)
         return replica
 
@@ -468,8 +308,7 @@ class Pool:
         if hand is None:
             return
         kind = self._kinds[replica.hardware]
-        if kind.fits < kind.limit and now_s >= kind.wider_at_s:
-            kind.fits, kind.widened_s, kind.wider_at_s = 2 * kind.fits, now_s, now_s + kind.wider_s
+        kind.widen(now_s)
         replica.passed = True
         replica.gave_back, replica.held_until_s = 0, -math.inf
         replica.batches += 1
@@ -477,7 +316,7 @@ class Pool:
         known = replica.batches > _WARM_UP_BATCHES
         ratio = kind.ratio(calls, hand.beside) if known else None
         if ratio is not None:
-            weight = 1.0 if now_s - replica.finished_s > _RETRY_S else _WEIGHT
+            weight = 1.0 if now_s - replica.finished_s > _RETRY_S else WEIGHT
             replica.last_ratio = ratio
             replica.slowdown += weight * (ratio - replica.slowdown)
             if abs(math.log(replica.slowdown / replica.pace)) > _ALIKE:
@@ -514,24 +353,4 @@ class Pool:
 
     def stragglers(self, now_s: float) -> list[tuple[str, str]]:
         """Return replicas that stay far behind their kind, with the reason, each of them once. Ask every second."""
-        kinds: dict[str, list[PooledReplica]] = {}
-        for replica in self.replicas.values():
-            if replica.batches >= SLOW_BATCHES and not replica.leaving:
-                kinds.setdefault(replica.hardware, []).append(replica)
-        found = []
-        for hardware, peers in kinds.items():
-            if len(peers) < SLOW_PEERS:
-                continue
-            median = statistics.median(peer.slowdown for peer in peers)
-            for peer in peers:
-                if min(peer.slowdown, peer.last_ratio) < SLOW_FACTOR * median:
-                    peer.slow_since_s = math.inf
-                    continue
-                peer.slow_since_s = min(peer.slow_since_s, now_s)
-                stayed = now_s - peer.slow_since_s >= SLOW_S and peer.finished_s > peer.slow_since_s
-                if stayed and not peer.reported:
-                    peer.reported = True
-                    times = peer.slowdown / median
-                    reason = f"it is {times:.1f} times slower than the median of {len(peers)} replicas on {hardware!r}"
-                    found.append((peer.replica, reason))
-        return found
+        return stragglers(self.replicas.values(), now_s)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from inferline_stream.dataplane.dispatcher.pool import MAX_WIDER_S, MIN_WIDER_S, Pool
+from inferline_stream.dataplane.dispatcher.hardware_kind import MAX_WIDER_S, MIN_WIDER_S
+from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.frames import Call
 
 PROFILE = {1: 0.010, 4: 0.016, 8: 0.024}
