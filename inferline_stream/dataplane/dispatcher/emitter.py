@@ -79,20 +79,20 @@ class Emitter:
     def add(self, event: Event, outcome: Outcome) -> None:
         """Collect what one outcome causes."""
         report = self._report
-        report.events += 1
         kind = type(outcome)
+        report.events += kind is not Requeued
         if kind is Done:
             value = outcome.value  # type: ignore[union-attr]
             if self._needs_key and event.key is None:
                 why = f"topic {self._routes.sink_topic} is compacted: it takes no record without a key"
-                self._refuse(event, Failed("NoKey", why, ""))
+                self._fail(event, Failed("NoKey", why, ""))
                 return
             # An event's size is counted generously, so that most results need no exact count.
             if len(value) + event.size_bytes > self._result_limit:
                 size_bytes = record_bytes(event.key, value, event.headers)
                 if size_bytes > self._result_limit:
                     why = f"the result has {size_bytes} bytes with its headers, {self._result_limit} are taken"
-                    self._refuse(event, Failed("Oversize", why, ""))
+                    self._fail(event, Failed("Oversize", why, ""))
                     return
             self._forward(event, value, outcome.edges)  # type: ignore[union-attr]
         elif isinstance(outcome, Skipped):
@@ -102,10 +102,7 @@ class Emitter:
                 self._keep_parts(event)
             self._pass_by(event, dead=outcome.how)
         elif isinstance(outcome, Failed):
-            report.dead_lettered += 1
-            self._letters(event, event.records, outcome)
-            self._complete(event, "dead_lettered")
-            self._pass_by(event, dead=LETTERED)
+            self._fail(event, outcome)
         elif isinstance(outcome, Expired):
             report.expired += 1
             if outcome.to_dead_letters:
@@ -113,15 +110,16 @@ class Emitter:
             self._complete(event, "expired")
             self._pass_by(event, dead=LETTERED if outcome.to_dead_letters else DROPPED)
         elif isinstance(outcome, Requeued):
-            report.events -= 1
             for record in event.records:
                 headers, topic = list(record.headers), self._routes.input_topic
                 self._put(topic, record.partition, record.key, record.value, headers, timestamp_ms=record.timestamp)
 
-    def _refuse(self, event: Event, failed: Failed) -> None:
-        """Make a dead letter of an event whose result no topic takes."""
-        self._report.events -= 1
-        self.add(event, failed)
+    def _fail(self, event: Event, failed: Failed) -> None:
+        """Make a dead letter of an event: its stage failed on it, or no topic takes its result."""
+        self._report.dead_lettered += 1
+        self._letters(event, event.records, failed)
+        self._complete(event, "dead_lettered")
+        self._pass_by(event, dead=LETTERED)
 
     def _forward(self, event: Event, value: bytes, edges: int) -> None:
         routes = self._routes
