@@ -126,8 +126,7 @@ class Suspects:
             if suspect.dropped:
                 return LostBatch()
         elif len(events) == 1:
-            suspect = _Suspect(events[0], _Case())
-            self._suspects.append(suspect)
+            (suspect,) = self._add_case(events)
         else:
             self.suspect([events], passed=passed, now_s=now_s)
             return LostBatch()
@@ -151,8 +150,7 @@ class Suspects:
             now_s: by the clock of `next`.
         """
         for events in batches:
-            case = _Case()
-            self._suspects += [_Suspect(event, case) for event in events]
+            self._add_case(events)
         if self._suspicious(now_s) and not passed:
             self._back_off(now_s, "replicas end before they finish anything")
 
@@ -166,8 +164,7 @@ class Suspects:
         """
         suspect = self._running if alone else None
         if suspect is None:
-            suspect = _Suspect(event, _Case())
-            self._suspects.append(suspect)
+            (suspect,) = self._add_case([event])
         self._running = None if alone else self._running
         suspect.denied += 1
         suspect.until_s = now_s + min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2.0 ** min(suspect.denied, 16))
@@ -204,8 +201,7 @@ class Suspects:
         event that hangs takes two replicas out of service at most.
         """
         if any(event.late for event in events):
-            case = _Case()
-            self._suspects += [_Suspect(event, case) for event in events]
+            self._add_case(events)
             return LostBatch()
         for event in events:
             event.late = True
@@ -276,6 +272,13 @@ class Suspects:
         for each in dropped:
             each.dropped = True
         return [each.event for each in dropped]
+
+    def _add_case(self, events: Sequence[Event]) -> list[_Suspect]:
+        """Suspect the events of one lost batch, behind all others."""
+        case = _Case()
+        added = [_Suspect(event, case) for event in events]
+        self._suspects += added
+        return added
 
     def _due(self, now_s: float) -> list[_Suspect]:
         """Return suspects that may run now; those behind a key's one that waits for memory may not."""
