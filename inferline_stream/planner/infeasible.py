@@ -18,24 +18,26 @@ from inferline_stream.planner.problem import Candidate, Problem, cores_of, faste
 def infeasible(problem: Problem, evaluator: Evaluator) -> Infeasible:
     """The error for a problem that no plan was found for, with the stage that makes it so."""
     best, latency_s = lowest_latency(problem, evaluator)
-    slo_s = problem.target_s
-    stages = problem.shape.stages
-    if fastest_path_s(problem) > slo_s:
-        times = {stage: fastest_s(problem, stage) for stage in stages}
-        worst = max(times, key=lambda stage: times[stage])
-        why = (
-            f"an event needs {fastest_path_s(problem):.4g} s when nothing waits, "
-            f"{times[worst]:.4g} s of it in stage {worst!r} on its fastest hardware; give that stage faster hardware"
-        )
-    elif why := _key(problem, best) or _hops(problem, best) or _service_times(problem, best):
-        pass
-    else:
-        worst = _tightest(problem, evaluator, best)
-        why = f"stage {worst!r} cannot keep up: {_limits(problem, worst)}"
     hint = ""
     if latency_s is not None:
         hint = f", or ask for an SLO of {_above(latency_s)} s or more, the smallest that a plan was found for"
-    return Infeasible(f"no plan meets the SLO of {slo_s:.4g} s: {why}{hint}", latency_s)
+    why = _why(problem, evaluator, best)
+    return Infeasible(f"no plan meets the SLO of {problem.target_s:.4g} s: {why}{hint}", latency_s)
+
+
+def _why(problem: Problem, evaluator: Evaluator, best: Candidate) -> str:
+    """Why the plan of the lowest latency does not meet the SLO, and what to do about it."""
+    if fastest_path_s(problem) > problem.target_s:
+        times = {stage: fastest_s(problem, stage) for stage in problem.shape.stages}
+        worst = max(times, key=lambda stage: times[stage])
+        return (
+            f"an event needs {fastest_path_s(problem):.4g} s when nothing waits, "
+            f"{times[worst]:.4g} s of it in stage {worst!r} on its fastest hardware; give that stage faster hardware"
+        )
+    if why := _key(problem, best) or _hops(problem, best) or _service_times(problem, best):
+        return why
+    worst = _tightest(problem, evaluator, best)
+    return f"stage {worst!r} cannot keep up: {_limits(problem, worst)}"
 
 
 def does_not_fit(problem: Problem, candidate: Candidate) -> Infeasible:

@@ -207,8 +207,8 @@ def slots(problem: Problem) -> tuple[int, ...]:
     found = []
     for name, rate in zip(problem.shape.stages, arrival_rates(problem), strict=True):
         profiles = (problem.measured.profiles[name, kind] for kind in hardware_kinds(problem, name))
-        most = min((p.most_replicas for p in profiles if p.most_replicas is not None), default=overheads.slots(rate))
-        found.append(1 if name in bound else min(most, overheads.slots(rate)))
+        known = [profile.most_replicas for profile in profiles if profile.most_replicas is not None]
+        found.append(1 if name in bound else min([overheads.slots(rate), *known]))
     return tuple(found)
 
 
