@@ -157,7 +157,7 @@ class LocalKafka:
             where = surroundings()
             jars = kafka_jars(where.cache, where.kafka_version)
             self._classpath = f"{jars}/*"
-            self._formatted = jars.with_name(f"{jars.name}-formatted")
+            self._formatted = formatted_folder(jars)
             self.folder = Path(
                 undo.enter_context(tempfile.TemporaryDirectory(prefix="kafka-", ignore_cleanup_errors=True))
             )
@@ -251,6 +251,11 @@ class LocalKafka:
             tempfile.TemporaryDirectory(prefix=".formatted-", dir=self._formatted.parent) as workshop,
         ):
             shutil.copytree(data, Path(workshop) / "data").rename(self._formatted)
+
+
+def formatted_folder(jars: Path) -> Path:
+    """Where an empty data folder is kept: beside the jars of its version, by the cluster's id, which it holds."""
+    return jars.with_name(f"{jars.name}-formatted-{CLUSTER_ID}")
 
 
 def free_ports(count: int) -> list[int]:

@@ -14,8 +14,9 @@ import pytest
 from inferline_stream.errors import Unreachable
 from inferline_stream.settings import KAFKA_VERSION, Surroundings, surroundings
 from inferline_stream.testing import kafka_jars as jars
+from inferline_stream.testing import local_kafka
 from inferline_stream.testing.kafka import container_engine, find_apache_kafka
-from inferline_stream.testing.local_kafka import free_ports
+from inferline_stream.testing.local_kafka import formatted_folder, free_ports
 
 CONTRACT = """
 
@@ -157,3 +158,10 @@ def test_without_apache_kafka_the_summary_says_so_and_ci_fails(tmp_path, ci, pro
     assert "Contract tests ran on the embedded broker alone" in done.stdout
     assert ("1 passed, 1 error" if ci else "1 passed, 1 skipped") in done.stdout
     assert done.returncode == (1 if ci else 0)
+
+
+def test_a_data_folder_that_was_kept_is_of_the_same_version_and_cluster(monkeypatch, tmp_path):
+    kept = {formatted_folder(tmp_path / "kafka-4.1.1"), formatted_folder(tmp_path / "kafka-4.2.0")}
+    monkeypatch.setattr(local_kafka, "CLUSTER_ID", "b3RoZXItY2x1c3Rlci1pZA")
+    kept.add(formatted_folder(tmp_path / "kafka-4.1.1"))
+    assert len(kept) == 3
