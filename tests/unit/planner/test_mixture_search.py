@@ -69,6 +69,7 @@ def test_each_mixture_found_is_cheaper_and_meets_the_target_within_the_stock(see
     assert evaluator.feasible(start)
     found = [start, *mixed_in(evaluator, start)]
     costs = [cost_of(problem, candidate) for candidate in found]
+    assert len(found) > 1
     assert costs == sorted(costs, reverse=True)
     assert len(set(costs)) == len(costs)
     assert all(meets(problem, candidate) and in_stock(problem, candidate) for candidate in found)

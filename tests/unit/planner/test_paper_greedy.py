@@ -104,8 +104,8 @@ def _literal_downgrade(problem, candidate, stage):
 def test_the_first_phase_adds_replicas_to_the_bottleneck_only_and_stops_at_the_first_feasible(seed, partitions):
     problem = random_problem(seed, partitions=partitions, slack=4.0)
     found = initialise(_search(problem))
-    if found is not None:
-        assert found == _literal_initialise(problem)
+    assert found is not None
+    assert found == _literal_initialise(problem)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -122,8 +122,7 @@ def test_at_exit_no_single_action_is_feasible_and_cheaper(seed, partitions):
     problem = random_problem(seed, partitions=partitions, slack=4.0)
     search = _search(problem)
     start = initialise(search)
-    if start is None:
-        return
+    assert start is not None
     plan = minimise_cost(search, start)
     assert meets(problem, plan)
     for stage in range(len(plan)):
@@ -182,11 +181,15 @@ def test_the_start_is_one_replica_batch_one_on_the_fastest_kind_in_stock():
 
 
 def test_stock_is_never_overdrawn():
-    problem = random_problem(5, stages=3, slack=6.0, catalogue=prices(fast=3, middle=4))
-    search = _search(problem)
-    start = initialise(search)
-    if start is not None:
-        assert in_stock(problem, minimise_cost(search, start))
+    catalogue = prices(fast=2, middle=4)
+    plenty, problem = (random_problem(3, stages=3, slack=6.0, catalogue=kinds) for kinds in (prices(), catalogue))
+    start = initialise(_search(problem))
+    for wanted, held in (
+        (initialise(_search(plenty)), start),
+        (minimise_cost(_search(plenty), start), minimise_cost(_search(problem), start)),
+    ):
+        assert not in_stock(problem, wanted)
+        assert in_stock(problem, held)
 
 
 @pytest.mark.parametrize(("target_s", "clump"), [(0.025, 1), (0.1, 40)])
@@ -240,6 +243,7 @@ def test_ten_gpu_and_three_cpu_replicas_cost_what_the_paper_says():
 
 
 def test_the_evaluator_s_verdict_is_that_of_a_simulation_from_scratch():
+    compared = 0
     for seed in SEEDS:
         problem = random_problem(seed, slack=3.0, partitions=(0, 6)[seed % 2])
         evaluator = Evaluator(problem)
@@ -251,5 +255,7 @@ def test_the_evaluator_s_verdict_is_that_of_a_simulation_from_scratch():
                 assert evaluator.quantile_s(candidate) == p99_s(problem, candidate)
                 grown = with_replica_added(problem, candidate, len(candidate) - 1)
                 if grown is not None:
+                    compared += 1
                     assert evaluator.feasible(grown) == meets(problem, grown)
                     assert not math.isnan(evaluator.quantile_s(grown))
+    assert compared > 5

@@ -34,6 +34,7 @@ def test_each_cheaper_choice_is_cheaper_and_does_to_the_p99_what_is_said(seed):
     candidate = tuple(plan.allocations.values())
     assert [s.stage for s in reported.stages] == list(problem.shape.stages)
     assert sum(s.cost_per_hour for s in reported.stages) == pytest.approx(plan.cost_per_hour)
+    assert any(other.p99_s is not None for stage in reported.stages for other in stage.next_cheaper)
     for position, stage in enumerate(reported.stages):
         assert stage.next_cheaper
         for other in stage.next_cheaper:

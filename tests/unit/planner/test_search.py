@@ -315,12 +315,14 @@ def test_where_the_busiest_piece_is_not_the_hardest_the_plan_meets_the_slo_on_th
     assert meets(problem, found.candidate)
 
 
-def test_of_equal_cost_the_largest_batch_limits_that_keep_the_margin_are_planned():
-    problem = random_problem(4, rate=150, slack=6.0)
+@pytest.mark.parametrize("seed", [3, 4])
+def test_of_equal_cost_the_largest_batch_limits_that_keep_the_margin_are_planned(seed):
+    problem = random_problem(seed, rate=80, slack=6.0, duration_s=10.0)
     plan = _plan(problem)
     kept_s = (1 - MARGIN) * problem.target_s
     assert plan.predicted_p99_s <= kept_s
     candidate = tuple(plan.allocations.values())
+    assert any(part.max_batch_size < max(SIZES) for (part,) in candidate)
     for stage, (part,) in enumerate(candidate):
         for size in (s for s in SIZES if s > part.max_batch_size):
             larger = (*candidate[:stage], (replace(part, max_batch_size=size),), *candidate[stage + 1 :])

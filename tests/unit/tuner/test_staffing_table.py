@@ -51,6 +51,7 @@ def test_each_multiple_meets_the_slo_and_a_replica_less_of_any_stage_does_not():
 
 def test_no_stage_needs_less_for_more_traffic():
     table = made()
+    assert set(table.supply) == {"a", "b"}
     for row in table.supply.values():
         assert list(row) == sorted(row)
 
