@@ -1,6 +1,7 @@
 """A finished run as one page of HTML that needs nothing else: what happened, why, what it cost, what others would have.
 
-The recorded arrivals are replayed under every baseline, on the plan and the profiles that the run began with.
+The recorded arrivals are replayed under every baseline, on the plan and the profiles that the run began with. Of a plan
+with several batches at once nothing is replayed, and the page says so.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from inferline_stream.runs.archive import EventTimes, RunRecord
 
 _FEWEST_EVENTS = 20
 """Fewer are not worth a picture."""
+
+_OTHERS = "What others would have cost"
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -73,8 +76,10 @@ def html_report(record: RunRecord, events: EventTimes, progress: Callable[[str],
             picture, outcome, plan, objective=record.objective, title="", bin_s=max(1.0, outcome.duration_s / 60)
         )
         parts.insert(3, _section("What happened", _figure(picture, "Arrivals, replicas, latency and misses over time")))
-        comparison = compared(record, events, plan, progress)
-        parts.append(_others(record, comparison))
+        several = [stage for stage, held in plan.allocations.items() if any(a.concurrency > 1 for a in held)]
+        parts.append(
+            _not_compared(several[0]) if several else _others(record, compared(record, events, plan, progress))
+        )
     title = f"Run of {escape(record.report.pipeline)}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -199,6 +204,11 @@ def _decisions(record: RunRecord, events: EventTimes) -> str:
     return _section("Why each decision", table if rows else "<p>None was made: the plan was enough.</p>")
 
 
+def _not_compared(stage: str) -> str:
+    why = f"Stage {escape(stage)} runs several batches at once, which replays do not simulate yet."
+    return _section(_OTHERS, f"<p>{why}</p>")
+
+
 def _others(record: RunRecord, comparison: Comparison) -> str:
     report = record.report
     rows = [("this run", f"${report.cost:.4f}", "", f"{report.slo_miss_rate or 0.0:.2%}", "measured")]
@@ -217,9 +227,7 @@ def _others(record: RunRecord, comparison: Comparison) -> str:
     )
     heads = ("policy", "cost", "× this run", "above the SLO", "objective")
     table = _table(heads, rows, numbers=(1, 2, 3), ours=("this run",))
-    return _section(
-        "What others would have cost", f"<p class=quiet>{note}</p>{table}" + _figure(picture, "Cost and misses")
-    )
+    return _section(_OTHERS, f"<p class=quiet>{note}</p>{table}" + _figure(picture, "Cost and misses"))
 
 
 def _section(title: str, body: str) -> str:

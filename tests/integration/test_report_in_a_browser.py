@@ -1,17 +1,22 @@
 """The report of a run in a real Chromium: complete, from one file, without a request or a complaint."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import Raw
 from msgspec.structs import replace
 
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import Contention
 from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.runs.archive import EventTimes
 from inferline_stream.runs.html_report import html_report, live_outcome
-from tests.unit.runs.test_archive import RECORD
+from tests.unit.runs.test_archive import PLAN, RECORD
 
 CHROMIUM = shutil.which("chromium")
 BEGAN_S = RECORD.started_s + 0.5
@@ -52,6 +57,16 @@ def test_a_run_without_events_has_a_page_too() -> None:
 def test_what_came_from_users_cannot_become_markup() -> None:
     decision = replace(RECORD.decisions[0], detail="<script>alert(1)</script>")
     assert "<script>" not in html_report(replace(RECORD, decisions=[decision]), events(10))
+
+
+def test_a_run_whose_plan_has_several_batches_at_once_is_not_compared_and_the_page_says_why() -> None:
+    held = {**PLAN.allocations, "judge": (Allocation("cpu", 1, 2, concurrency=4),)}
+    stored = replace(RECORD.plans[0], plan=Raw(plan_to_bytes(dataclasses.replace(PLAN, allocations=held))))
+    read, judge = RECORD.profiles
+    waits = dataclasses.replace(judge, contention=(Contention(4, (1.2,)),))
+    page = html_report(replace(RECORD, plans=[stored], profiles=[read, waits]), events())
+    assert "Stage judge runs several batches at once, which replays do not simulate yet." in page
+    assert page.count("<svg") == 1, "what happened is drawn"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
