@@ -133,6 +133,8 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied_w
         async def staffed() -> bool:
             return controller.decider.tables.staffed
 
+        # The SLO and the price may be planned for one after the other: twice a process that starts and searches for
+        # planner_effort_s, on cores that the run needs, too.
         assert await until(planned, 45.0)
         assert await until(moved, 20.0)
         assert await until(staffed, 20.0)
