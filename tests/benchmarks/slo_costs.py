@@ -2,12 +2,13 @@
 
 The reference pipeline at 150 events/s with Poisson arrivals, planned for each SLO: by the default search for pools, by
 the same search for ordinary consumer groups, whose replicas own partitions, and by coarse-grained provisioning for the
-sample's peak (InferLine's CG-Peak). ``NAME_MSms`` is dollars per hour, None where no plan was found. Without
-``--quick`` it also draws docs/pictures/slo-costs.svg.
+sample's peak (InferLine's CG-Peak). ``NAME_MSms`` is dollars per hour, None where no plan was found.
+``python -m tests.benchmarks.slo_costs docs/pictures/slo-costs.svg`` draws the picture of docs/pictures.md.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,6 @@ Figures = dict[str, float | int | str | None]
 Costs = dict[float, float | None]
 """Dollars per hour by SLO in seconds."""
 
-PICTURE = Path(__file__).parents[2] / "docs/pictures/slo-costs.svg"
 RATE, SECONDS = 150.0, 60.0
 SLOS_S = (0.15, 0.175, 0.2, 0.225, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
 QUICK_S = (0.25, 0.5)
@@ -38,16 +38,19 @@ NAMES = {
 
 
 def measure(quick: bool) -> Figures:
-    sample = gamma_trace(RATE, 1.0, 20.0 if quick else SECONDS, np.random.default_rng(21))
-    slos_s = QUICK_S if quick else SLOS_S
-    curves = {
+    """Costs at two SLOs with ``quick``, and at twelve."""
+    found = curves(QUICK_S, 20.0) if quick else curves(SLOS_S, SECONDS)
+    return {f"{name}_{slo_s * 1e3:g}ms": cost for name, costs in found.items() for slo_s, cost in costs.items()}
+
+
+def curves(slos_s: Sequence[float], seconds: float) -> dict[str, Costs]:
+    """Costs by way of planning, for a sample of so many seconds."""
+    sample = gamma_trace(RATE, 1.0, seconds, np.random.default_rng(21))
+    return {
         "pooled": planned(sample, slos_s),
         "bound": planned(sample, slos_s, partitions=PARTITIONS),
         "coarse": {slo_s: coarse(sample, slo_s) for slo_s in slos_s},
     }
-    if not quick:
-        draw(PICTURE, curves)
-    return {f"{name}_{slo_s * 1e3:g}ms": cost for name, costs in curves.items() for slo_s, cost in costs.items()}
 
 
 def planned(sample: Trace, slos_s: Sequence[float], partitions: int | None = None) -> Costs:
@@ -78,11 +81,11 @@ def coarse(sample: Trace, slo_s: float) -> float | None:
     return round(units_for(peak_rate(sample, slo_s), one.throughput) * price, 4)
 
 
-def draw(file: Path, curves: dict[str, Costs]) -> None:
+def draw(file: Path, found: dict[str, Costs]) -> None:
     """Dollars per hour against the SLO."""
     title = f"What an SLO costs: preprocess → ResNet-152 → NMT (40 %), {RATE:g} events/s"
     with drawing(file, [3.6], title=title) as [[axes]]:
-        for (name, costs), look in zip(curves.items(), line_styles(), strict=False):
+        for (name, costs), look in zip(found.items(), line_styles(), strict=False):
             points = [(slo_s * 1e3, cost) for slo_s, cost in costs.items() if cost is not None]
             axes.plot([x for x, _ in points], [y for _, y in points], label=NAMES[name], color=look.colour,
                       linestyle=look.dashes, marker=look.mark, drawstyle="steps-post")  # fmt: skip
@@ -91,3 +94,8 @@ def draw(file: Path, curves: dict[str, Costs]) -> None:
         axes.set_xlabel("SLO on the P99 [ms]")
         axes.set_ylabel("cost [$/h]")
         axes.legend(loc="upper right")
+
+
+if __name__ == "__main__":
+    (picture,) = sys.argv[1:]
+    draw(Path(picture), curves(SLOS_S, SECONDS))
