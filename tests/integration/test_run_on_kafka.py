@@ -118,17 +118,16 @@ async def test_traffic_scales_stages_in_process_behind_servers_and_waiting(
     sample = gamma_trace(25.0, 1.0, 30.0, rng)
     plan = provision(shape_of(pipeline), measured, sample, pipeline.slo_s, catalogue(pipeline.hardware))
     assert plan.allocations["rank"][0].concurrency > 1
-    surge_s = 7.0
     planned = {stage: sum(a.replicas for a in held) for stage, held in plan.allocations.items()}
-    falls = Script([(surge_s, planned)])
-    began_s: list[float] = []
+    falls = Script([(0.0, planned)])
+    risen = False
 
     def rises_by_traffic(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | None]:
         """The default policy, which would give replicas back a minute after the surge, made impatient."""
-        began_s.extend([seen.time_s] if seen.arrival_rate and not began_s else [])
-        state, decision = POLICIES["default"](state, seen)
-        state, back = falls(state, seen)
-        return state, decision if began_s and seen.time_s - began_s[0] < surge_s else back
+        nonlocal risen
+        ready = {stage: sum(kind.ready for kind in s.supply.values()) for stage, s in seen.stages.items()}
+        risen = risen or all(ready.get(stage, 0) > count for stage, count in planned.items())
+        return falls(state, seen) if risen else POLICIES["default"](state, seen)
 
     run = Run(
         pipeline=pipeline,
@@ -139,7 +138,7 @@ async def test_traffic_scales_stages_in_process_behind_servers_and_waiting(
         log_folder=tmp_path / "logs",
         records=RecordOptions(prefix=f"t{secrets.token_hex(4)}."),
         feed=trace_feed(
-            levels_trace([(25, 1), (90, 5), (5, 6)], 1.0, rng), topology.parent / "numbers.jsonl", tmp_path
+            levels_trace([(25, 1), (90, 5), (5, 8)], 1.0, rng), topology.parent / "numbers.jsonl", tmp_path
         ),
         policy=rises_by_traffic,
         replans=False,
