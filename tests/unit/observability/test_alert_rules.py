@@ -1,6 +1,7 @@
 """Every alert is run by promtool on series that fire it and on the healthy series, which must not."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from inferline_stream.observability.alert_rules import PAGE, Target, alerts, bur
 from inferline_stream.observability.buckets import bucket_label, latency_bounds_s
 
 P = "moderation"
-TARGETS = [(0.25, 0.99), (1.0, 0.9), (0.005, 0.999), (60.0, 0.5)]
+TARGETS = [(0.25, 0.99), (0.005, 0.999), (60.0, 0.5)]
 MINUTES = 30
 LONG_MINUTES = 13 * 6 * 60
 """Long enough for the three-day window of the burn alerts. They hold for no time: a look every six hours will do."""
@@ -196,9 +197,11 @@ def complaint(folder: Path, target: Target, every: str, tests: list[dict]) -> st
     (folder / "rules.yml").write_text(rules_yaml(target))
     document = {"rule_files": ["rules.yml"], "evaluation_interval": every, "tests": tests}
     (folder / "test.yml").write_text(json.dumps(document))
+    lavish = {**os.environ, "GOGC": "400"}  # it lives for a second: collecting its garbage takes a quarter of that
     done = subprocess.run(
-        ["promtool", "test", "rules", "test.yml"], cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
+        ["promtool", "test", "rules", "test.yml"],
+        cwd=folder, env=lavish, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 

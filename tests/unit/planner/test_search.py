@@ -73,8 +73,9 @@ def test_a_proof_ends_with_its_effort():
     assert 0 < evaluator.simulated_events < 20_000 + len(problem.traces[0])
 
 
-@pytest.mark.parametrize("seed", FEASIBLE_SEEDS)
-@pytest.mark.parametrize("partitions", [0, 12])
+@pytest.mark.parametrize(
+    ("seed", "partitions"), [(0, 0), (1, 12), (2, 12), (4, 0), (5, 12), (6, 0), (8, 12)]
+)  # two and three stages, and three with a bypass, on pools and on partitions
 def test_the_default_plan_meets_the_slo_on_the_whole_trace_and_costs_no_more_than_the_paper_s(seed, partitions):
     problem = random_problem(seed, partitions=partitions, slack=4.0)
     paper, plan = _plan(problem, algorithm="inferline"), _plan(problem)
@@ -85,7 +86,7 @@ def test_the_default_plan_meets_the_slo_on_the_whole_trace_and_costs_no_more_tha
     assert plan.cost_per_hour <= paper.cost_per_hour + 1e-9
 
 
-@pytest.mark.parametrize("seed", FEASIBLE_SEEDS)
+@pytest.mark.parametrize("seed", [0, 1, 5])  # three stages with a bypass, two, and three
 def test_the_default_plan_of_a_small_pipeline_is_the_cheapest_there_is(seed):
     problem = random_problem(seed, rate=100, slack=4.0)
     plan = _plan(problem, margin=0.0, mixed=False)
