@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.actuators.kubernetes.manifests import HARDWARE_LABEL, STAGE_LABEL
-from inferline_stream.actuators.kubernetes.pods import LOST, Pods
+from inferline_stream.actuators.kubernetes.object_names import HARDWARE_LABEL, STAGE_LABEL
+from inferline_stream.actuators.kubernetes.pods import LOST, Pods, pending_of
 
 
 def pod(**status: Any) -> dict[str, Any]:
@@ -47,7 +47,20 @@ def test_a_pod_that_had_time_to_end_says_why_where_the_cluster_does(cause: list[
     going = pod(conditions=cause)
     going["metadata"]["deletionTimestamp"] = "2026-11-27T11:50:54Z"
     assert pods.changed(going, 1.0) == []
-    going["status"]["containerStatuses"] = [{"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]
+    going["status"]["containerStatuses"] = [
+        {"name": "replica", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+    ]
     assert pods.changed(going, 2.0) == []
     (end,) = pods.gone("a")
     assert (end.exit_code, end.expected, end.reason) == (0, False, said)
+
+
+def test_a_pod_says_of_our_container_what_holds_it_up_beside_a_sidecar() -> None:
+    waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
+    sidecar = {"name": "istio-proxy", "state": {"running": {}}}
+    ours = {"name": "replica", "state": {"waiting": waiting}}
+    assert pending_of({"status": {"containerStatuses": [sidecar, ours]}}) == "Back-off pulling image"
+    sidecars = {"name": "istio-proxy", "state": {"waiting": waiting}}
+    assert (
+        pending_of({"status": {"containerStatuses": [sidecars, {"name": "replica", "state": {"running": {}}}]}}) == ""
+    )
