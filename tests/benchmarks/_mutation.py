@@ -22,7 +22,8 @@ class Mutant:
         operator: which kind of edit.
         before: the text that is replaced.
         after: what takes its place.
-        start: offset of that text in the file.
+        start: offset of that text in the file, in characters.
+        function_line: where the function begins that it is in, decorators included: its code's first line.
     """
 
     path: Path
@@ -31,12 +32,17 @@ class Mutant:
     before: str
     after: str
     start: int
+    function_line: int
 
     def applied(self, source: str) -> str:
         """The file's text with the edit."""
         end = self.start + len(self.before)
         assert source[self.start : end] == self.before
         return source[: self.start] + self.after + source[end:]
+
+    def named(self, source: str) -> str:
+        """The file and the edited line: the same wherever that line moves to."""
+        return f"{self.path.parent.name}/{self.path.name}: {self.applied(source).split(chr(10))[self.line - 1].strip()}"
 
     def __str__(self) -> str:
         return f"{self.path.parent.name}/{self.path.name}:{self.line} {self.operator}: {self.before} → {self.after}"
@@ -49,20 +55,19 @@ def mutants(path: Path) -> Iterator[Mutant]:
     for function in [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]:
         if function.name == "__post_init__":
             continue  # checks of values: their tests are of messages
+        begins = min(node.lineno for node in (function, *function.decorator_list))
         for node in _computed(function):
             for operator, start, end, after in _edits(node, text):
-                before = source[start:end]
-                if before.isascii():  # offsets are of bytes
-                    yield Mutant(path, text.line(start), operator, before, after, start)
+                yield Mutant(path, text.line(start), operator, source[start:end], after, start, begins)
 
 
 class _Text:
     def __init__(self, source: str) -> None:
         self.source = source
+        self._lines = source.split("\n")
         self._starts = [0]
-        for line in source.splitlines(keepends=True):
-            self._starts.append(self._starts[-1] + len(line))
-        self._lines = source.splitlines()
+        for line in self._lines:
+            self._starts.append(self._starts[-1] + len(line) + 1)
 
     def at(self, line: int, column: int) -> int:
         """Offset of a place that the parser gives: columns count bytes."""

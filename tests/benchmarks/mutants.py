@@ -1,21 +1,28 @@
-"""Whether the tests of tuner/ and planner/ see faults: mutants drawn by seed, each under the tests of its room.
+"""Whether the tests of tuner/ and planner/ see faults: mutants drawn by seed, each under the tests that call it.
 
-Every mutant runs in a copy of the package, so that what runs meanwhile is not touched. Survivors that no test
-can see, since they compute the same, count as survivors.
+A first run without a mutant must pass; it records which functions each test calls. A mutant is then run under the tests
+that call its function, the quickest first, up to the first that fails. Every mutant runs in a copy of the package, so
+that what runs meanwhile is not touched.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tests.benchmarks._mutation import Mutant, mutants
+from tests.benchmarks._mutation_plugin import ONLY, RECORD
 
 Figures = dict[str, float | int | str | None]
 
@@ -28,11 +35,35 @@ TESTS = {
 
 SEED = 1
 COUNT = 120
-USAGE_ERROR = 4
-"""What pytest ends with where it was called wrongly."""
 
-LIMIT_S = 300.0
-"""For the tests of a room under one mutant: many a mutant never ends, which is seen."""
+PASSED, FAILED, NOT_COLLECTED = 0, 1, 2
+"""What pytest ends with where tests were run, or could not be imported."""
+
+LEAST_LIMIT_S, LIMIT_FACTOR = 60.0, 5.0
+"""A mutant's time: at least so much, and so many times what its tests took without it. Many a mutant never ends."""
+
+EQUIVALENT: Mapping[str, str] = {}
+"""Mutants that no test can see, by `Mutant.named`, with the reason."""
+
+KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a room's tests did without a mutant.
+
+    Args:
+        seconds: by test.
+        callers: by file and first line of a function, the tests that call it, the quickest first.
+    """
+
+    seconds: Mapping[str, float]
+    callers: Mapping[tuple[str, int], Sequence[str]]
+
+    def tests_of(self, mutant: Mutant) -> Sequence[str]:
+        """Tests that call the mutant's function; all where none does so in Python, as of compiled ones."""
+        found = self.callers.get((str(mutant.path.relative_to(ROOT)), mutant.function_line))
+        return found or sorted(self.seconds, key=lambda test: self.seconds[test])
 
 
 def drawn(count: int, seed: int) -> list[Mutant]:
@@ -44,31 +75,52 @@ def drawn(count: int, seed: int) -> list[Mutant]:
     return [every[i] for i in sorted(chosen.tolist())]
 
 
-def survives(mutant: Mutant, copy: Path) -> bool:
-    """Whether the tests of its room pass on the mutant."""
-    file = copy / mutant.path.relative_to(ROOT)
-    source = mutant.path.read_text()
+def recorded(room: str, copy: Path) -> Recorded:
+    """Run a room's tests without a mutant: they pass, or no survivor means anything."""
+    into = copy / f"{room}-recorded.json"
+    ended = _pytest(copy, TESTS[room], {RECORD: str(into)}, None)
+    assert ended.returncode == PASSED, ended.stdout.decode()
+    tests = json.loads(into.read_text())
+    seconds = {test: took_s for test, (took_s, _) in tests.items()}
+    callers: dict[tuple[str, int], list[str]] = {}
+    for test in sorted(tests, key=lambda test: seconds[test]):
+        for file, line in tests[test][1]:
+            callers.setdefault((str(Path(file).relative_to(copy)), line), []).append(test)
+    return Recorded(seconds, callers)
+
+
+def fate(mutant: Mutant, tests: Sequence[str], seconds: Mapping[str, float], copy: Path) -> str:
+    """What becomes of a mutant under these tests."""
+    file, source = copy / mutant.path.relative_to(ROOT), mutant.path.read_text()
+    only = copy / "only.json"
+    only.write_text(json.dumps(tests))
+    limit_s = max(LEAST_LIMIT_S, LIMIT_FACTOR * sum(seconds[test] for test in tests))
     file.write_text(mutant.applied(source))
-    shutil.rmtree(file.parent / "__pycache__", ignore_errors=True)
-    options = ("-q", "-x", "-n", "0", "-p", "no:cacheprovider")
-    command = [sys.executable, "-m", "pytest", *options, *_nearest_first(mutant.path, copy)]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    _forget_compiled(file)
     try:
-        ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=LIMIT_S, check=False)
+        ended = _pytest(copy, sorted({test.split("::")[0] for test in tests}), {ONLY: str(only)}, limit_s)
     except subprocess.TimeoutExpired:
-        return False
+        return TIMED_OUT
     finally:
         file.write_text(source)
-    assert ended.returncode != USAGE_ERROR, ended.stdout.decode()
-    return ended.returncode == 0
+        _forget_compiled(file)
+    assert ended.returncode in (PASSED, FAILED, NOT_COLLECTED), ended.stdout.decode()
+    return SURVIVED if ended.returncode == PASSED else KILLED
 
 
-def _nearest_first(path: Path, copy: Path) -> list[str]:
-    """Files of tests of a module's room, those of its own name first: most mutants end there."""
-    found: list[Path] = []
-    for place in (copy / name for name in TESTS[path.parent.name]):
-        found += sorted(place.glob("test_*.py")) if place.is_dir() else [place]
-    return [str(file.relative_to(copy)) for file in sorted(found, key=lambda file: path.stem not in file.stem)]
+def _pytest(
+    copy: Path, places: Sequence[str], asked: Mapping[str, str], limit_s: float | None
+) -> subprocess.CompletedProcess[bytes]:
+    options = ("-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-p", "tests.benchmarks._mutation_plugin")
+    environment = {**os.environ, **asked, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", *options, *places]
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=limit_s, check=False)
+
+
+def _forget_compiled(file: Path) -> None:
+    """Python takes an edit of the same size within a second for no edit."""
+    for compiled in file.parent.glob(f"__pycache__/{file.stem}.*.pyc"):
+        compiled.unlink()
 
 
 def copied(into: Path) -> Path:
@@ -79,12 +131,38 @@ def copied(into: Path) -> Path:
     return into
 
 
+def fates(chosen: Sequence[Mutant], known: Mapping[str, Recorded], copies: Sequence[Path]) -> list[str]:
+    """What becomes of mutants, one at a time in each copy."""
+    free: queue.Queue[Path] = queue.Queue()
+    for copy in copies:
+        free.put(copy)
+
+    def judged(mutant: Mutant) -> str:
+        room, copy = known[mutant.path.parent.name], free.get()
+        try:
+            return fate(mutant, room.tests_of(mutant), room.seconds, copy)
+        finally:
+            free.put(copy)
+
+    with ThreadPoolExecutor(len(copies)) as pool:
+        return list(pool.map(judged, chosen))
+
+
 def measure(quick: bool) -> Figures:
     """Share of mutants that survive, and which they are."""
     chosen = drawn(12 if quick else COUNT, SEED)
     with tempfile.TemporaryDirectory() as folder:
-        copy = copied(Path(folder))
-        survivors = [mutant for mutant in chosen if survives(mutant, copy)]
-    figures: Figures = {"mutants": len(chosen), "survivor_share": round(len(survivors) / len(chosen), 3)}
-    figures.update({f"survivor_{i}": str(mutant) for i, mutant in enumerate(survivors)})
+        cores = len(os.sched_getaffinity(0))
+        copies = [copied(Path(folder).resolve() / str(number)) for number in range(cores)]
+        known = {room: recorded(room, copies[0]) for room in {mutant.path.parent.name for mutant in chosen}}
+        ends = fates(chosen, known, copies)
+    survivors = [mutant for mutant, end in zip(chosen, ends, strict=True) if end == SURVIVED]
+    unexplained = [mutant for mutant in survivors if mutant.named(mutant.path.read_text()) not in EQUIVALENT]
+    figures: Figures = {
+        "mutants": len(chosen),
+        "timeouts": ends.count(TIMED_OUT),
+        "survivor_share": round(len(survivors) / len(chosen), 3),
+        "survivors_unexplained": len(unexplained),
+    }
+    figures.update({f"survivor_{i}": str(mutant) for i, mutant in enumerate(unexplained)})
     return figures
