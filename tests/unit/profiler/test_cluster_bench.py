@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ from inferline_stream.profiler.bench_messages import (
     pieces,
 )
 from inferline_stream.profiler.cluster_bench import ClusterBench, ClusterBenches
-from inferline_stream.profiler.worker_messages import Failure, Outcomes, ProcessEvents
+from inferline_stream.profiler.worker_messages import Failure, Outcomes, ProcessEvents, Times
 from inferline_stream.profiler.worker_process import WorkerFailed
 from inferline_stream.settings import Settings
 from tests.support.fake_actuator import FakeActuator
@@ -51,6 +51,19 @@ pipeline = Pipeline("two", slo="250ms", source=Topic("in", codec="raw"), sink=To
                     stages=[first, second], hardware=[Hardware("large", 0.5, cores=2), Hardware("small", 0.1)])
 """
 DEADLINE_S = 30.0
+
+
+class Actuator(FakeActuator):
+    """One that makes no replica of some kinds, as where a quota leaves no room; `gone` is called for one that goes."""
+
+    full: Collection[str] = ()
+    gone: Callable[[], None] = staticmethod(lambda: None)
+
+    async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
+        if hardware not in self.full:
+            await super().scale(stage, hardware, replicas, retiring)
+            if replicas == 0:
+                self.gone()
 
 
 @dataclass
@@ -70,7 +83,9 @@ class Cluster:
     def __post_init__(self) -> None:
         self.link = BenchLink(cast("RecordProducer", self), "orders")
         timeout_s = 0.0 if self.goes else DEADLINE_S
-        self.actuator = FakeActuator(drain_timeout_s=timeout_s, started=self.started, dispatching=self.dispatching)
+        self.actuator = Actuator(drain_timeout_s=timeout_s, started=self.started, dispatching=self.dispatching)
+        if self.goes:
+            self.actuator.gone = lambda: self.says(Standing())
         self.dispatcher = ""
         self.last_error = ""
 
@@ -100,9 +115,14 @@ class Cluster:
     async def benches(self, folder: Path) -> AsyncIterator[ClusterBenches]:
         (topology := folder / "topology.py").write_text(TOPOLOGY)
         self.pipeline = load_topology(topology)
-        names = Names("two", "profile-")
+        names, soon = Names("two", "profile-"), Settings(start_timeout_s=2.0)
         benches = ClusterBenches(
-            self.pipeline, "kafka:9092", names=names, settings=Settings(), actuator=self.actuator, link=self.link
+            self.pipeline,
+            "kafka:9092",
+            names=names,
+            settings=soon,
+            actuator=self.actuator,
+            link=self.link,
         )
         async with asyncio.timeout(DEADLINE_S), self.link.beside(benches.watch()):
             yield benches
@@ -113,11 +133,7 @@ class Cluster:
     ) -> AsyncIterator[ClusterBench]:
         kinds = catalogue(self.pipeline.hardware)
         async with benches.bench(self.pipeline.stage(stage), kinds[kind], inputs) as bench:
-            try:
-                yield bench
-            finally:
-                if self.goes:
-                    self.says(Standing())
+            yield bench
 
 
 async def test_a_server_that_a_stage_there_asks_in_vain_is_not_blamed_on_the_stage(tmp_path: Path) -> None:
@@ -190,3 +206,13 @@ async def test_inputs_are_sent_once_for_all_kinds_of_a_stage(tmp_path: Path) -> 
             async with cluster.bench(benches, stage, kind, *inputs):
                 pass
     assert cluster.received == [SampleInputs([b"x"]), SampleInputs([b"y"]), SampleInputs([b"y"])]
+
+
+@pytest.mark.parametrize("full", [["small"], []])
+async def test_the_network_is_measured_beside_the_cheapest_kind_that_has_room(tmp_path: Path, full: list[str]) -> None:
+    cluster = Cluster(lambda order: Times([0.1, 0.1], [0.02, 0.04]))
+    cluster.actuator.full = full
+    async with cluster.benches(tmp_path) as benches:
+        assert await benches.network_s({"first": [b"x"]}) == pytest.approx(0.03)
+    measured = {order.measure.hardware.name for order in cluster.received if isinstance(order, Order)}
+    assert measured == {"large" if full else "small"}
