@@ -35,25 +35,26 @@ def pairs_to_profile(
     pairs, notes, problems = [], [], []
     for stage in pipeline.stages:
         reasons = []
-        for name in dict.fromkeys(stage.hardware):
-            chosen = options.stages is None or stage.name in options.stages
-            if in_cluster and not is_measured_here(kinds[name]):
-                if (options.again and chosen) or (stage.name, name) not in known.there:
-                    pairs.append((stage, kinds[name]))
+        again = options.again and (options.stages is None or stage.name in options.stages)
+        for kind in (kinds[name] for name in dict.fromkeys(stage.hardware)):
+            pair, what = (stage.name, kind.name), f"stage {stage.name!r} on {kind.name!r}"
+            if in_cluster and not is_measured_here(kind):
+                if again or pair not in known.there:
+                    pairs.append((stage, kind))
                 continue
-            why = why_not_here(kinds[name], machine)
-            if why is not None and 0 < kinds[name].cores < 1 and not machine.shares and not options.elsewhere:
-                known.profiles.pop((stage.name, name), None)  # where it was measured, something held the share
-            if why is not None and (stage.name, name) not in known.profiles:
-                reasons.append(why)
-                notes.append(f"stage {stage.name!r} on {name!r}: not profiled, {why}; plans leave it out")
-                continue
-            if why is None and ((options.again and chosen) or (stage.name, name) not in known.profiles):
-                pairs.append((stage, kinds[name]))
-            there = is_measured_here(kinds[name]) or (stage.name, name) in known.there
-            if options.platform != LOCAL and not there:
+            why = why_not_here(kind, machine)
+            if why is None and (again or pair not in known.profiles):
+                pairs.append((stage, kind))
+            if why is not None:
+                if 0 < kind.cores < 1 and not machine.shares and not options.elsewhere:
+                    known.profiles.pop(pair, None)  # where it was measured, something held the share
+                if pair not in known.profiles:
+                    reasons.append(why)
+                    notes.append(f"{what}: not profiled, {why}; plans leave it out")
+                    continue
+            if options.platform != LOCAL and not is_measured_here(kind) and pair not in known.there:
                 notes.append(
-                    f"stage {stage.name!r} on {name!r}: its times are not of {options.platform}; "
+                    f"{what}: its times are not of {options.platform}; "
                     f"`inferline-stream profile --on {options.platform}` measures them there"
                 )
         if len(reasons) == len(set(stage.hardware)):

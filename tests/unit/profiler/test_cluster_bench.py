@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -127,13 +127,11 @@ class Cluster:
         async with asyncio.timeout(DEADLINE_S), self.link.beside(benches.watch()):
             yield benches
 
-    @asynccontextmanager
-    async def bench(
+    def bench(
         self, benches: ClusterBenches, stage: str, kind: str, *inputs: bytes
-    ) -> AsyncIterator[ClusterBench]:
+    ) -> AbstractAsyncContextManager[ClusterBench]:
         kinds = catalogue(self.pipeline.hardware)
-        async with benches.bench(self.pipeline.stage(stage), kinds[kind], inputs) as bench:
-            yield bench
+        return benches.bench(self.pipeline.stage(stage), kinds[kind], inputs)
 
 
 async def test_a_server_that_a_stage_there_asks_in_vain_is_not_blamed_on_the_stage(tmp_path: Path) -> None:
