@@ -48,6 +48,15 @@ def test_latencies_that_come_in_bursts_make_the_interval_wider_than_the_same_one
     assert wide.high_s - wide.low_s > 3 * (narrow.high_s - narrow.low_s)
 
 
+def test_stretches_are_counted_from_the_first_arrival_and_by_number_where_all_come_at_once():
+    latency = np.repeat([1.0, 2.0], 500)
+    two = {"p": 0.4, "blocks": 2, "confidence": 0.6}
+    expected = _interval(latency, **two)
+    assert (expected.low_s, expected.high_s) == (1.0, 2.0)
+    for arrivals in (np.arange(1000) * 0.01 + 1e6, np.full(1000, 7.0)):
+        assert p99_confidence(latency, arrivals, np.random.default_rng(0), **two) == expected
+
+
 def test_events_without_a_latency_are_left_out():
     latency = np.random.default_rng(2).exponential(size=6000)
     with_gaps = np.full(12_000, np.nan)

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import replaced
-from tests.unit.planner.problems import SIZES, random_problem
+from tests.unit.planner.problems import SIZES, plain_problem, random_problem
 
 
 def _another(candidate, rng):
@@ -58,3 +60,25 @@ def test_a_limit_that_no_batch_reached_may_grow_without_another_simulation():
     assert evaluator.evaluations == 1
     assert evaluator.feasible(((Allocation("fast", 1, most),),))  # 1 is what every batch was: it is reached
     assert evaluator.evaluations == 2
+
+
+def test_a_limit_that_a_batch_reached_says_nothing_of_a_larger_one():
+    problem = random_problem(3, stages=1, rate=20.0, slack=6.0)
+    evaluator = Evaluator(problem)
+    for asked, limit in enumerate((1, 2), start=1):
+        assert evaluator.feasible(((Allocation("fast", limit, 50),),))
+        assert evaluator.evaluations == asked
+
+
+@pytest.mark.parametrize(("stage", "busy_s", "count"), [(0, 0.5, 1), (0, 2.5, 4), (1, 2.5, 4), (0, 1.5, 2)])
+def test_beyond_the_first_power_of_two_at_which_nothing_waits_more_replicas_change_nothing(stage, busy_s, count):
+    """An event comes every second on one trace, every ten on the other: ⌈2.5⌉ replicas are busy at once."""
+    times_s = {name: {"x": busy_s if place == stage else 0.5} for place, name in enumerate("ab")}
+    problem = plain_problem(times_s, np.arange(20.0), 10.0, {"x": Hardware("x", 1.0)})
+    problem = replace(problem, traces=(Trace(np.arange(20.0) * 10), *problem.traces, Trace(np.arange(20.0) * 10)))
+    assert Evaluator(problem).most_busy(((Allocation("x", 1, 9),),) * 2, stage, "x") == count
+
+
+def test_a_kind_in_stock_is_as_busy_as_its_stock_allows():
+    problem = plain_problem({"a": {"x": 2.5}}, np.arange(20.0), 10.0, {"x": Hardware("x", 1.0, stock=3)})
+    assert Evaluator(problem).most_busy(((Allocation("x", 1, 3),),), 0, "x") == 3

@@ -104,3 +104,11 @@ def test_a_lone_event_waits_for_the_whole_hold():
     problem = chain(0.9, slo=3.0)
     alone = Problem(problem.shape, problem.measured, (Trace(np.array([0.0, 9.0])),), 0.09, problem.catalogue)
     assert p99_s(alone, ((Allocation("x", 8, 1, 0.02),),)) == pytest.approx(0.02 + ONE_S)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rounded_s"),
+    [(0.0234, 0.02), (0.0299, 0.025), (0.0119, 0.01), (0.012, 0.012), (9.0, 8.0), (1.0, 1.0), (0.00055, 0.0005)],
+)
+def test_a_hold_is_rounded_down_to_few_first_digits(seconds, rounded_s):
+    assert rounded_down(seconds) == pytest.approx(rounded_s)

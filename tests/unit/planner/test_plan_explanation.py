@@ -10,9 +10,11 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.pipeline.units import format_duration
+from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.plan_explanation import cost_curve, explain
-from inferline_stream.planner.problem import Problem, replaced
+from inferline_stream.planner.problem import Problem, price_of, replaced
 from inferline_stream.planner.provision import provision
+from inferline_stream.planner.stage_options import stage_options
 from tests.unit.planner.problems import chain, p99_s, random_problem
 
 
@@ -31,7 +33,7 @@ def test_each_cheaper_choice_is_cheaper_and_does_to_the_p99_what_is_said(seed):
     problem = random_problem(seed, slack=4.0, rate=120)
     plan = _plan(problem)
     reported = _explained(problem, plan)
-    candidate = tuple(plan.allocations.values())
+    candidate, bounds = tuple(plan.allocations.values()), Evaluator(problem).bounds
     assert [s.stage for s in reported.stages] == list(problem.shape.stages)
     assert sum(s.cost_per_hour for s in reported.stages) == pytest.approx(plan.cost_per_hour)
     assert any(other.p99_s is not None for stage in reported.stages for other in stage.next_cheaper)
@@ -42,6 +44,12 @@ def test_each_cheaper_choice_is_cheaper_and_does_to_the_p99_what_is_said(seed):
             if other.p99_s is not None:
                 assert other.p99_s == p99_s(problem, replaced(candidate, position, other.allocations))
                 assert ("would take P99" in other.reason) == (other.p99_s > plan.slo_s)
+                ((part,), price) = other.allocations, price_of(problem, other.allocations)
+                any_size = replace(part, max_batch_size=1)
+                alike = [
+                    o for o in stage_options(bounds, position, price) if replace(o[0], max_batch_size=1) == any_size
+                ]
+                assert other.p99_s == min(p99_s(problem, replaced(candidate, position, option)) for option in alike)
 
 
 def test_a_held_stage_says_what_its_batches_and_its_p99_would_be_without():

@@ -1,0 +1,115 @@
+"""What a problem allows of a stage, by numbers worked out by hand."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import Overheads
+from inferline_stream.planner.evaluator import Evaluator
+from inferline_stream.planner.problem import is_scarce, price_of, replica_cap, slots
+from inferline_stream.planner.stage_options import in_place_of, stage_options
+from tests.unit.planner.problems import chain, plain_problem
+
+
+def alone(kind, *, most=None, **more):
+    """A problem of one stage on one kind, of whose replicas so many are of use."""
+    problem = plain_problem({"a": {"x": 0.01}}, np.arange(10.0), 1.0, {"x": kind}, **more)
+    profiles = {key: replace(profile, most_replicas=most) for key, profile in problem.measured.profiles.items()}
+    return replace(problem, measured=replace(problem.measured, profiles=profiles))
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "most"),
+    [
+        ({}, {}, math.inf),
+        ({"stock": 3}, {}, 3),
+        ({"cores": 2.0}, {"cores": 9.0}, 4),
+        ({"cores": 2.0, "stock": 3}, {"cores": 9.0}, 3),
+        ({"cores": 2.0, "stock": 5}, {"cores": 9.0}, 4),
+        ({"cores": 0.1}, {"cores": 0.3}, 3),
+        ({"cores": 0.0}, {"cores": 1.0}, math.inf),
+        ({"gpus": 0.5, "gpu_stock": 2.0}, {}, 4),
+        ({"gpus": 0.5, "gpu_stock": 2.0, "stock": 3}, {}, 3),
+        ({"stock": 9}, {"partitions": {"a": 6}}, 6),
+        ({"stock": 9}, {"partitions": {"a": 6}, "most": 4}, 4),
+        ({"stock": 9}, {"partitions": {"a": 6}, "most": 7}, 6),
+    ],
+)
+def test_the_least_of_stock_cores_gpus_partitions_and_the_server_s_limit_bounds_the_replicas(kind, limits, most):
+    assert replica_cap(alone(Hardware("x", 1.0, **kind), **limits), "a", "x") == most
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "scarce"),
+    [
+        ({}, {}, False),
+        ({"stock": 3}, {}, True),
+        ({"gpus": 1.0, "gpu_stock": 2.0}, {}, True),
+        ({"cores": 1.0}, {"cores": 8.0}, True),
+        ({"cores": 0.0}, {"cores": 8.0}, False),
+    ],
+)
+def test_a_kind_is_scarce_where_one_stage_may_take_it_from_another(kind, limits, scarce):
+    assert is_scarce(alone(Hardware("x", 1.0, **kind), **limits), "x") == scarce
+
+
+def test_an_option_costs_what_its_replicas_do():
+    assert price_of(alone(Hardware("x", 0.25)), (Allocation("x", 1, 3),)) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("slot_rate", "most", "limits", "dispatchers"),
+    [
+        (None, None, {}, 1),
+        (150.0, None, {}, 3),
+        (150.0, 2, {}, 2),
+        (150.0, 9, {}, 3),
+        (150.0, None, {"partitions": {"s0": 24}}, 1),
+    ],
+)
+def test_400_events_a_second_take_three_dispatchers_for_150_each_but_no_more_than_replicas_are_of_use(
+    slot_rate, most, limits, dispatchers
+):
+    problem = chain(0.3, rate=400.0, events=6000)
+    profiles = {key: replace(profile, most_replicas=most) for key, profile in problem.measured.profiles.items()}
+    overheads = None if slot_rate is None else Overheads(slot_rate)
+    measured = replace(problem.measured, profiles=profiles, overheads=overheads)
+    assert slots(replace(problem, measured=measured, **limits)) == (dispatchers,)
+
+
+# What a stage may be given
+
+
+def test_a_thinned_menu_steps_by_a_replica_up_to_twenty_and_then_by_a_tenth():
+    problem = plain_problem({"a": {"x": 0.01}}, np.arange(10.0), 1.0, {"x": Hardware("x", 1.0)})
+    bounds = Evaluator(problem).bounds
+    counts = [option[0].replicas for option in stage_options(bounds, 0, 30.0, thinned=True)]
+    assert counts == [*range(1, 20), 21, 23, 25, 27, 29]
+    assert len(stage_options(bounds, 0, 30.0)) == 30
+
+
+def mixed_problem():
+    """25 events a second; a replica of either kind serves 10."""
+    catalogue = {"small": Hardware("small", 0.4, stock=4), "slow": Hardware("slow", 1.0)}
+    times_s = {"a": {"small": 0.1, "slow": 0.1}}
+    return plain_problem(times_s, np.arange(250) / 25, 1.0, catalogue)
+
+
+def test_kinds_are_mixed_only_where_that_is_asked_for():
+    bounds = Evaluator(mixed_problem()).bounds
+    assert {len(option) for option in stage_options(bounds, 0, 6.0)} == {1}
+    assert {len(option) for option in stage_options(bounds, 0, 6.0, mixed=True)} == {1, 2}
+
+
+@pytest.mark.parametrize(("fewer", "counts"), [(0, [1, 2]), (1, [1, 2]), (2, [2, 3, 4])])
+def test_in_the_place_of_replicas_come_as_few_as_serve_the_rate_and_as_many_as_cost_less(fewer, counts):
+    """Beside three of 1 $/h, each more of 0.4 $/h has to cost less than a fourth; in place of two, less than 2 $/h."""
+    part, one = Allocation("slow", 1, 3), Allocation("small", 1, 1)
+    bounds = Evaluator(mixed_problem()).bounds
+    found = in_place_of(bounds, 0, (part,), part=part, fewer=fewer, one=one)
+    assert [option[0] for option in found] == [replace(one, replicas=count) for count in counts]
+    assert [option[1:] for option in found] == [(replace(part, replicas=3 - fewer),)] * len(counts)
