@@ -1,9 +1,10 @@
 """pytest fixtures that give tests a Kafka. Load them with ``pytest_plugins = ["inferline_stream.testing.fixtures"]``.
 
 - `apache_kafka`: one Apache Kafka for the whole session, started by the first test that asks for it. Where none is
-  possible the test is skipped and the summary says so; with `CI=true` it fails instead.
+  possible the test is skipped and the summary says so; with `CI=true` it fails instead. Processes of pytest-xdist share
+  it: three of them would spend a minute of a core on starting, compiling and idling.
 - `embedded_broker`: one embedded broker for the whole session, in a process of its own.
-  Each process of pytest-xdist has a session, and so brokers, of its own.
+  Each process of pytest-xdist has a session, and so an embedded broker, of its own.
 - `kafka`: the test runs twice, once on each.
 - `own_apache_kafka`: a broker of the test's own, to be stopped, killed, suspended and restarted.
 
@@ -23,16 +24,20 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.settings import surroundings
 from inferline_stream.testing.kafka import EmbeddedKafka, KafkaServer, find_apache_kafka
 from inferline_stream.testing.local_kafka import LocalKafka
+from inferline_stream.testing.shared_kafka import shared_kafka
 
 _MISSING = pytest.StashKey[str]()
 
 
 @pytest.fixture(scope="session")
-def apache_kafka(request: pytest.FixtureRequest) -> Iterator[KafkaServer]:
+def apache_kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
     """The session's Apache Kafka."""
     with ExitStack() as stack:
         try:
-            server = stack.enter_context(find_apache_kafka())
+            if hasattr(request.config, "workerinput"):
+                server = stack.enter_context(shared_kafka(tmp_path_factory.getbasetemp().parent))
+            else:
+                server = stack.enter_context(find_apache_kafka())
         except Unreachable as error:
             _missing(request.config, str(error))
         yield server

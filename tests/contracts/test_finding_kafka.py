@@ -24,6 +24,26 @@ def test_contract(kafka):
     assert kafka.bootstrap_servers
 """
 
+SHARING = """
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from inferline_stream.testing import shared_kafka
+from inferline_stream.testing.kafka import KafkaAt
+
+@contextmanager
+def started():
+    print("started", flush=True)
+    yield KafkaAt("here:9092")
+    print("stopped", flush=True)
+
+shared_kafka.find_apache_kafka = started
+with shared_kafka.shared_kafka(Path(sys.argv[1])) as kafka:
+    print(kafka.bootstrap_servers, flush=True)
+    sys.stdin.read()
+"""
+"""A process that uses a shared Kafka until its input ends."""
+
 
 def around(tmp_path, **found):
     nothing = {"kafka_bootstrap_servers": None, "container_engine": "unix:///nowhere", "cache": tmp_path, "ci": False}
@@ -51,6 +71,26 @@ def test_the_environment_says_what_there_is(tmp_path):
 def test_a_kafka_that_is_given_comes_first(tmp_path, no_java):
     with find_apache_kafka(around(tmp_path, kafka_bootstrap_servers="there:9092")) as kafka:
         assert kafka.bootstrap_servers == "there:9092"
+
+
+def test_processes_that_share_a_kafka_start_it_once_and_stop_it_when_the_last_has_left(tmp_path):
+    def user():
+        command = [sys.executable, "-c", SHARING, str(tmp_path)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with user() as first:
+        assert [first.stdout.readline(), first.stdout.readline()] == ["started\n", "here:9092\n"]
+        with user() as second:
+            assert second.stdout.readline() == "here:9092\n"
+            first.stdin.close()
+            with pytest.raises(subprocess.TimeoutExpired):
+                first.wait(1.0)
+            second.stdin.close()
+            assert second.stdout.read() == ""
+        assert first.stdout.read() == "stopped\n"
+    assert (first.returncode, second.returncode) == (0, 0)
+    with user() as another:
+        assert another.communicate()[0].split() == ["started", "here:9092", "stopped"]
 
 
 def test_none_at_all_is_an_error_that_names_all_three(tmp_path, no_java):
