@@ -208,7 +208,9 @@ def ray_cluster() -> Iterator[Any]:
         import ray
         from ray.cluster_utils import Cluster
 
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 16, "include_dashboard": False})
+        # Its log monitor would look through all logs of actors ten times a second, until the session ends.
+        head = {"num_cpus": 16, "include_dashboard": False, "include_log_monitor": False}
+        made = Cluster(initialize_head=True, head_node_args=head)
         made.connect()
         yield made
         ray.shutdown()
