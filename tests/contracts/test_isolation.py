@@ -99,6 +99,17 @@ last = Stage("last", together, hardware=["cpu-1"], after=[first, third], isolati
 pipeline = Pipeline("sealed", slo="250ms", source=Topic("in"), sink=Topic("out"), stages=[first, third, last])
 """
 
+PLAIN = """
+from inferline_stream import Pipeline, Stage, Topic
+
+def passed(numbers: list[int]) -> list[int]:
+    return numbers
+
+first = Stage("first", passed, hardware=["cpu-1"], isolation="sandbox")
+pipeline = Pipeline("sealed", slo="250ms", source=Topic("in"), sink=Topic("out"), stages=[first])
+"""
+"""For what does not depend on libraries: two of them take seconds of a core to import."""
+
 
 @pytest.fixture
 def topology(tmp_path: Path) -> Path:
@@ -158,6 +169,7 @@ async def test_sealed_pools_scale_and_crash_with_the_same_results(embedded_broke
 
 
 async def test_sealed_dispatchers_outlive_a_restart_of_their_broker(own_apache_kafka, topology):
+    topology.write_text(PLAIN)
     async with Director(own_apache_kafka.bootstrap_servers, topology) as director:
         await director.start()
         await send(director, range(20))
@@ -173,9 +185,9 @@ async def test_sealed_dispatchers_outlive_a_restart_of_their_broker(own_apache_k
         assert len(await results(director)) == 40
 
 
-async def test_a_refusal_names_what_is_refused_and_the_line_that_grants_it(kafka, topology):
+async def test_a_refusal_names_what_is_refused_and_the_line_that_grants_it(embedded_broker, topology):
     topology.write_text(TOPOLOGY.replace("isolation=sandbox", 'isolation="sandbox"'))
-    async with Director(kafka.bootstrap_servers, topology) as director:
+    async with Director(embedded_broker.bootstrap_servers, topology) as director:
         await director.supervisor.scale("third", "cpu-1", 1)
         await director.until(lambda: bool(director.exits), "it fails", 60.0)
         (gone, *_) = director.exits

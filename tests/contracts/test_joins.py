@@ -1,4 +1,7 @@
-"""Order after a join, and the bounds of what waits in one; on both brokers."""
+"""Order after a join, and the bounds of what waits in one.
+
+Brokers make no difference that their own contracts do not show: runs on the embedded one (tests/scenarios) have a join.
+"""
 
 import json
 import secrets
@@ -69,10 +72,12 @@ async def by_key(director: Director) -> dict[bytes, list[int]]:
 
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_events_of_a_key_leave_an_ordered_join_as_they_entered_through_a_change_of_dispatcher(
-    kafka, tmp_path, ordered
+    apache_kafka, tmp_path, ordered
 ):
     partitions = dict.fromkeys(("enter", "slow", "both"), 4)
-    async with Director(kafka.bootstrap_servers, fork(tmp_path, ordered=ordered), partitions=partitions) as director:
+    async with Director(
+        apache_kafka.bootstrap_servers, fork(tmp_path, ordered=ordered), partitions=partitions
+    ) as director:
         await put(director, range(60))
         await director.start()
         await director.scale("both", 2)
@@ -85,10 +90,10 @@ async def test_events_of_a_key_leave_an_ordered_join_as_they_entered_through_a_c
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
-async def test_a_join_keeps_what_waits_for_a_part_when_its_dispatcher_changes_or_dies(kafka, tmp_path, delivery):
+async def test_a_join_keeps_what_waits_for_a_part_when_its_dispatcher_changes_or_dies(apache_kafka, tmp_path, delivery):
     partitions = dict.fromkeys(("enter", "slow", "both"), 2)
     async with Director(
-        kafka.bootstrap_servers, fork(tmp_path, ordered=False), partitions=partitions, delivery=delivery
+        apache_kafka.bootstrap_servers, fork(tmp_path, ordered=False), partitions=partitions, delivery=delivery
     ) as director:
         await director.start("enter", "both")
         await put(director, range(60))
@@ -108,11 +113,11 @@ async def test_a_join_keeps_what_waits_for_a_part_when_its_dispatcher_changes_or
     assert Counter(json.loads(record.value) for record in sink) == Counter(range(60))
 
 
-async def test_events_that_are_read_again_pass_a_join_that_had_finished_them(kafka, tmp_path):
+async def test_events_that_are_read_again_pass_a_join_that_had_finished_them(apache_kafka, tmp_path):
     file, prefix, partitions = fork(tmp_path, ordered=False), f"{secrets.token_hex(4)}-", {"both": 1}
     for times in (1, 2):
         async with Director(
-            kafka.bootstrap_servers, file, prefix=prefix, partitions=partitions, start="earliest"
+            apache_kafka.bootstrap_servers, file, prefix=prefix, partitions=partitions, start="earliest"
         ) as director:
             await director.start()
             if times == 1:
@@ -127,10 +132,10 @@ async def test_events_that_are_read_again_pass_a_join_that_had_finished_them(kaf
     [({"join_age_s": 0.5}, "waited longer than 0.5 s"), ({"join_bytes": 24000.0}, "exceeds 24000 bytes")],
 )
 async def test_what_waits_too_long_or_is_too_much_becomes_a_dead_letter_and_late_parts_are_dropped(
-    kafka, tmp_path, settings, why
+    apache_kafka, tmp_path, settings, why
 ):
     file = fork(tmp_path, ordered=False)
-    async with Director(kafka.bootstrap_servers, file, settings=settings, partitions={"both": 1}) as director:
+    async with Director(apache_kafka.bootstrap_servers, file, settings=settings, partitions={"both": 1}) as director:
         await director.start("enter", "both")
         await put(director, range(20), header_bytes=3000)  # ids of finished events are a small part of the state
         waits: list[tuple[int, int]] = []

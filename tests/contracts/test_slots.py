@@ -1,4 +1,7 @@
-"""Who serves a slot: dispatchers replace each other, are suspended, and wake; on both brokers."""
+"""Who serves a slot: dispatchers replace each other, are suspended, and wake.
+
+On Apache Kafka; tests/scenarios changes slots of runs on the embedded broker.
+"""
 
 import asyncio
 import signal
@@ -30,8 +33,8 @@ async def suspended(director: Director, name: str) -> None:
 
 
 @BOTH
-async def test_a_planned_change_of_dispatcher_under_load_loses_and_repeats_nothing(kafka, delivery):
-    async with Director(kafka.bootstrap_servers, PASSING, partitions={"work": 4}, delivery=delivery) as director:
+async def test_a_planned_change_of_dispatcher_under_load_loses_and_repeats_nothing(apache_kafka, delivery):
+    async with Director(apache_kafka.bootstrap_servers, PASSING, partitions={"work": 4}, delivery=delivery) as director:
         await director.start(replicas=2)
         pids = {await director.pid(replica.replica) for replica in director.ready("work")}
         served = [director.dispatcher("work")]
@@ -48,8 +51,8 @@ async def test_a_planned_change_of_dispatcher_under_load_loses_and_repeats_nothi
 
 
 @BOTH
-async def test_slots_may_become_more_and_fewer_under_load_without_loss_or_repetition(kafka, delivery):
-    async with Director(kafka.bootstrap_servers, PASSING, partitions={"work": 5}, delivery=delivery) as director:
+async def test_slots_may_become_more_and_fewer_under_load_without_loss_or_repetition(apache_kafka, delivery):
+    async with Director(apache_kafka.bootstrap_servers, PASSING, partitions={"work": 5}, delivery=delivery) as director:
         await director.start(replicas=2)
         async with under_load(director) as ids:
             for slots in (2, 1):
@@ -68,9 +71,9 @@ async def test_slots_may_become_more_and_fewer_under_load_without_loss_or_repeti
 
 
 @BOTH
-async def test_a_suspended_dispatcher_that_wakes_beside_its_successor_does_no_harm(kafka, delivery):
+async def test_a_suspended_dispatcher_that_wakes_beside_its_successor_does_no_harm(apache_kafka, delivery):
     async with Director(
-        kafka.bootstrap_servers, PASSING, partitions={"work": 4}, delivery=delivery, settings=SHORT
+        apache_kafka.bootstrap_servers, PASSING, partitions={"work": 4}, delivery=delivery, settings=SHORT
     ) as director:
         await director.start(replicas=2)
         zombie = director.dispatcher("work")
@@ -95,9 +98,9 @@ async def test_a_suspended_dispatcher_that_wakes_beside_its_successor_does_no_ha
 
 
 @BOTH
-async def test_a_lapsed_lease_is_regained_without_a_controller(kafka, delivery):
+async def test_a_lapsed_lease_is_regained_without_a_controller(apache_kafka, delivery):
     async with Director(
-        kafka.bootstrap_servers, PASSING, partitions={"work": 2}, delivery=delivery, settings=SHORT
+        apache_kafka.bootstrap_servers, PASSING, partitions={"work": 2}, delivery=delivery, settings=SHORT
     ) as director:
         await director.start()
         ids = await director.put([b"x"] * 5)
@@ -112,8 +115,8 @@ async def test_a_lapsed_lease_is_regained_without_a_controller(kafka, delivery):
         assert await director.pid(name) == pid
 
 
-async def test_a_dispatcher_whose_supervisor_is_gone_finishes_commits_and_leaves(kafka):
-    async with Director(kafka.bootstrap_servers, PASSING, partitions={"work": 2}) as director:
+async def test_a_dispatcher_whose_supervisor_is_gone_finishes_commits_and_leaves(apache_kafka):
+    async with Director(apache_kafka.bootstrap_servers, PASSING, partitions={"work": 2}) as director:
         await director.start()
         name = director.dispatcher("work")
         ids = await director.put([b"x"] * 300)
