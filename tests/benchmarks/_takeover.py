@@ -49,7 +49,7 @@ async def _measure(folder: Path, times: int) -> dict[str, float]:
             key_field="number",
             settings=Settings(start_timeout_s=300.0),
         )
-        names = Names(run.pipeline.name, run.prefix)
+        names = Names(run.pipeline.name, run.records.prefix)
         async with (
             KubernetesActuator(names, run.bootstrap_servers, Cluster(api.namespace, "image"), client) as actuator,
             open_run(run, NoDisplay(), actuator) as under_way,

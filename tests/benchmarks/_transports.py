@@ -30,7 +30,7 @@ from inferline_stream.actuators.network.credentials import dispatcher_context, n
 from inferline_stream.actuators.network.host_link import HostHello, HostLink
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.frames import HEADER_BYTES, Batch, Done, Ready, Results, encode_frame, to_dispatcher
-from inferline_stream.dataplane.replica.replica import _Server
+from inferline_stream.dataplane.replica.replica import _Server, _Stage
 
 RECORD = b"x" * 1024
 TRANSPORTS = ("socketpair", "tls frames", "tls frames, no dispatcher host", "https")
@@ -164,7 +164,7 @@ def serve_idly(sock: socket.socket) -> None:
     def process(inputs: list[bytes]) -> tuple[list[Done], list[object]]:
         return [Done(value, 0) for value in inputs], []
 
-    _Server(process, Ready("r", 0.0, None), None, sock).run()
+    _Server(_Stage(process, None), Ready("r", 0.0, None), None, sock).run()
     os._exit(0)
 
 
