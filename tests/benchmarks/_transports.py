@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -29,8 +29,19 @@ from aiohttp import web
 from inferline_stream.actuators.network.credentials import dispatcher_context, new_credential, replica_context
 from inferline_stream.actuators.network.host_link import HostHello, HostLink
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
-from inferline_stream.dataplane.frames import HEADER_BYTES, Batch, Done, Ready, Results, encode_frame, to_dispatcher
+from inferline_stream.dataplane.frames import (
+    HEADER_BYTES,
+    Batch,
+    Done,
+    Ready,
+    Results,
+    StageInput,
+    ToDispatcher,
+    encode_frame,
+    to_dispatcher,
+)
 from inferline_stream.dataplane.replica.replica import _Server, _Stage
+from inferline_stream.dataplane.replica.stage_call import Settled
 
 RECORD = b"x" * 1024
 TRANSPORTS = ("socketpair", "tls frames", "tls frames, no dispatcher host", "https")
@@ -113,14 +124,17 @@ async def _transport(name: str, folder: Path) -> AsyncIterator[Trip]:
 
 @asynccontextmanager
 async def _connected(sock: socket.socket) -> AsyncIterator[Trip]:
-    heard: asyncio.Queue[Results | Ready] = asyncio.Queue()
-    connection = ReplicaConnection(sock, heard.put_nowait, lambda why: None)
+    heard: asyncio.Queue[ToDispatcher | str] = asyncio.Queue()
+    connection = ReplicaConnection(sock, heard.put_nowait, heard.put_nowait)
     async with asyncio.timeout(30):
-        await heard.get()
+        first = await heard.get()
+    assert isinstance(first, Ready), f"the replica has ended: {first}"
 
     async def trip(batch: Batch) -> Results:
         connection.send(batch)
-        return await heard.get()
+        found = await heard.get()
+        assert isinstance(found, Results), f"the replica has ended: {found}"
+        return found
 
     yield trip
     connection.close()
@@ -161,8 +175,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def serve_idly(sock: socket.socket) -> None:
     """Be a replica that returns what it gets, and end with the connection."""
 
-    def process(inputs: list[bytes]) -> tuple[list[Done], list[object]]:
-        return [Done(value, 0) for value in inputs], []
+    def process(inputs: Sequence[StageInput]) -> Settled:
+        return Settled([Done(value, 0) for value in inputs if isinstance(value, bytes)], [])
 
     _Server(_Stage(process, None), Ready("r", 0.0, None), None, sock).run()
     os._exit(0)
