@@ -9,13 +9,13 @@ import pytest
 
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.bounds import service_rate, slowest_rate_between
+from inferline_stream.planner.bounds import missed, missed_between, service_rate, slowest_rate_between
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem
-from tests.unit.planner.problems import meets, p99_s, prices, random_problem
+from tests.unit.planner.problems import meets, p99_s, plain_problem, prices, random_problem
 
 SERVICE_S = 0.02
 
@@ -96,3 +96,36 @@ def test_the_least_price_of_a_stage_is_that_of_the_cheapest_mixture_faster_than_
     counts = [range((problem.catalogue[one.hardware].stock or 20) + 1) for one in kinds]
     enough = [held for held in itertools.product(*counts) if np.dot(held, rates) > rate]
     assert bounds.least_stage_price(0, rate) == pytest.approx(min(np.dot(held, costs) for held in enough))
+
+
+@pytest.mark.parametrize(("allowed", "late"), [(9, 3), (2, 3), (1, 2), (0, 1)])
+def test_of_five_at_once_a_server_finishes_two_in_time_and_counts_what_it_misses_up_to_one_too_many(allowed, late):
+    entry_s = np.zeros(5)
+    assert missed(entry_s, 2.5, 1.0, allowed) == late
+    assert missed_between(entry_s, entry_s + 2.5, 1.0, allowed) == late
+
+
+def test_a_stage_has_what_the_others_and_the_hops_leave_of_the_slo():
+    times_s = {"a": {"x": 0.1}, "b": {"x": 0.2}, "c": {"x": 0.3}}
+    problem = plain_problem(times_s, np.zeros(1), 1.0, {"x": Hardware("x", 1.0)}, hop_s=0.01)
+    windows_s = (1 - 0.01 - 0.53, 1 - 0.12 - 0.32, 1 - 0.33 - 0.01)
+    assert Evaluator(problem).bounds.required_rate == pytest.approx([1 / window_s for window_s in windows_s])
+
+
+@pytest.mark.parametrize(("target_s", "possible"), [(0.0625, False), (0.125, True), (0.25, True), (1.0, True)])
+def test_of_a_mixture_the_fastest_kind_says_what_latency_is_possible(target_s, possible):
+    catalogue = {"slow": Hardware("slow", 1.0), "fast": Hardware("fast", 2.0)}
+    problem = plain_problem({"a": {"slow": 0.5, "fast": 0.125}}, np.arange(5.0), target_s, catalogue)
+    bounds = Evaluator(problem).bounds
+    slow, fast = Allocation("slow", 1, 1), Allocation("fast", 1, 1)
+    assert bounds.latency_possible(((slow, fast),)) == possible
+    assert bounds.latency_possible(((slow, replace(fast, replicas=0)),)) == (target_s >= 0.5)
+
+
+def test_every_stage_needs_a_replica_for_each_of_its_dispatchers():
+    times_s = {"a": {"x": 0.001}, "b": {"x": 0.001}}
+    problem = plain_problem(times_s, np.arange(1000) / 100, 1.0, {"x": Hardware("x", 1.0)})
+    problem = replace(problem, measured=replace(problem.measured, overheads=Overheads(50.0)))
+    bounds = Evaluator(problem).bounds
+    held = {n: (Allocation("x", 1, n),) for n in (1, 3)}
+    assert [bounds.possible((held[a], held[b])) for a, b in ((3, 3), (1, 3), (3, 1))] == [True, False, False]

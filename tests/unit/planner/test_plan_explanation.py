@@ -15,7 +15,7 @@ from inferline_stream.planner.plan_explanation import cost_curve, explain
 from inferline_stream.planner.problem import Problem, price_of, replaced
 from inferline_stream.planner.provision import provision
 from inferline_stream.planner.stage_options import stage_options
-from tests.unit.planner.problems import chain, p99_s, random_problem
+from tests.unit.planner.problems import chain, p99_s, plain_problem, random_problem
 
 
 def _plan(problem, slo_s=None, known=()):
@@ -113,3 +113,24 @@ def test_the_curve_runs_from_infeasible_to_ever_cheaper():
     assert points[0].plan is None
     costs = [p.plan.cost_per_hour for p in points if p.plan is not None]
     assert costs == sorted(costs, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("slow_s", "reason", "binding"),
+    [
+        (
+            0.25,
+            "3 × slow, batches up to 1 would meet the SLO at 250 ms, with less margin than was asked for",
+            "latency",
+        ),
+        (0.375, "3 × slow, batches up to 1 would take P99 to 375 ms, the SLO is 250 ms", "latency"),
+        (0.5, "3 × slow, batches up to 1 would take P99 to 500 ms, the SLO is 250 ms", "throughput"),
+    ],
+)
+def test_a_cheaper_choice_at_the_slo_meets_it_and_one_at_twice_the_slo_lacks_throughput(slow_s, reason, binding):
+    catalogue = {"slow": Hardware("slow", 1.0), "fast": Hardware("fast", 4.0)}
+    problem = plain_problem({"a": {"slow": slow_s, "fast": 0.125}}, np.arange(20.0), 0.25, catalogue)
+    plan = _plan(replace(problem, catalogue={"fast": catalogue["fast"]}))
+    reported = _explained(problem, plan)
+    assert [other.reason for other in reported.stages[0].next_cheaper] == [reason]
+    assert reported.binding == f"{binding} of stage 'a': {reason}"

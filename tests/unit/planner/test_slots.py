@@ -38,6 +38,13 @@ def test_a_plan_has_as_many_dispatchers_as_its_rate_needs_and_is_simulated_with_
     )
 
 
+def test_why_there_are_two_dispatchers_is_said_and_of_one_nothing():
+    for slot_rate, said in ((1e6, 0), (250.0, 1)):
+        problem = busy(slot_rate)
+        (stage,) = explain(planned(problem), problem.shape, problem.measured, problem.traces, problem.catalogue).stages
+        assert sum("dispatchers, since" in reason for reason in stage.reasons) == said
+
+
 @pytest.mark.parametrize(("replicas", "possible"), [(2, False), (3, True)])
 def test_a_dispatcher_without_a_replica_serves_nothing(replicas, possible):
     evaluator = Evaluator(replace(busy(150.0), target_s=50.0))

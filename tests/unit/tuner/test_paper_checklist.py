@@ -1,16 +1,20 @@
 """The paper's Tuner, item by item, against numbers worked out by hand (InferLine §5)."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from inferline_stream.calculus.envelope import trace_envelope
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.paper_policy import inferline_step
+from inferline_stream.tuner.tuner_state import initial_state
 from tests.unit.tuner.plans import CATALOGUE, SHAPE, measured, plan, seen, state
 
 CALM = (290, 590, 5900)
@@ -96,3 +100,20 @@ def test_replaying_the_sample_that_was_planned_on_changes_nothing():
         slo_s=0.5,
     )
     assert outcome.changes == 0
+
+
+def test_a_stage_that_costs_nothing_holds_no_other_to_its_utilization():
+    """At half the planned rate half of a's two replicas do; b's utilization of a tenth would leave it both."""
+    catalogue = {"x": CATALOGUE["x"], "free": Hardware("free", 0.0)}
+    profiled = measured()
+    free = replace(profiled.profiles["b", "x"], hardware="free")
+    profiled = replace(profiled, profiles={("a", "x"): profiled.profiles["a", "x"], ("b", "free"): free})
+    planned = replace(
+        plan(),
+        allocations={**plan().allocations, "b": (Allocation("free", 1, 3),)},
+        utilization={"a": 0.5, "b": 0.1},
+        cost_per_hour=2.0,
+    )
+    tuner, _ = inferline_step(initial_state(planned, profiled, catalogue), seen(0.0, CALM))
+    _, decision = inferline_step(tuner, seen(15.0, CALM, peak_rate=50.0))
+    assert decision.replicas["a"] == {"x": 1}
