@@ -15,7 +15,7 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape
-from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
 from inferline_stream.planner.bounds import Bounds
 from inferline_stream.planner.evaluator import Evaluator
@@ -113,3 +113,11 @@ def test_where_hops_or_service_times_differ_too_much_no_number_of_replicas_is_tr
     slow_events = measured(Variation(((1.0, 250), (60.0, 6))))
     with pytest.raises(Infeasible, match="service times of stage 'a' differ too much from one event to the next"):
         provision(SHAPE, slow_events, TRACE, SLO_S, KINDS, algorithm=algorithm)
+
+
+def test_times_whose_mean_just_meets_the_slo_are_said_to_differ_too_much() -> None:
+    """Events come so rarely that none waits: with the mean each takes the SLO to the last bit."""
+    profile = Profile("a", "x", (ServiceTime(1, 0.25),), variation=Variation(((1.0, 250), (60.0, 6))))
+    rare = PipelineProfile({("a", "x"): profile}, Paths((0,), (1.0,)))
+    with pytest.raises(Infeasible, match="service times of stage 'a' differ too much from one event to the next"):
+        provision(SHAPE, rare, Trace(np.arange(300.0) * 64), 0.25, {"x": Hardware("x", 1.0, stock=2)})
