@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -47,6 +48,29 @@ def test_each_multiple_meets_the_slo_and_a_replica_less_of_any_stage_does_not():
                 fewer = {**replicas, name: count - 1}
                 load = {"a": 100.0, "b": 50.0}[name] * multiple
                 assert fewer[name] * each[name] <= load or p99_s(multiple, fewer) > 0.5
+
+
+def test_where_one_stage_costs_twenty_times_as_much_the_other_gets_the_replicas_that_meet_the_slo():
+    """Against every pair of counts; a replica of `a` does 100/s, one of `b` 50/s."""
+    kinds, prices, multiple = {"a": "y", "b": "x"}, {"x": 1.0, "y": 20.0}, 2.0
+    profiles = {(s, kind): replace(measured().profiles[s, "x"], hardware=kind) for s, kind in kinds.items()}
+    profiled = replace(measured(), profiles=profiles)
+
+    def held(a: int, b: int) -> dict[str, tuple[Allocation, ...]]:
+        return {"a": (Allocation(kinds["a"], 4, a),), "b": (Allocation(kinds["b"], 1, b),)}
+
+    def cost(counts: tuple[int, int]) -> float:
+        return sum(prices[kinds[name]] * count for name, count in zip("ab", counts, strict=True))
+
+    sample = gamma_trace(100.0, 1.0, 30.0, np.random.default_rng(5))
+    given = replace(plan(), slo_s=0.07, allocations=held(3, 4))
+    table = staffing(SHAPE, given, profiled, sample, prices, multiples=(1.0, multiple))
+    found = round(table.needed("a", multiple) / 100), round(table.needed("b", multiple) / 50)
+    faster = sample.sped_up(multiple)
+    pairs = sorted(itertools.product(range(1, 12), repeat=2), key=cost)
+    assert cost(found) == cost(
+        next(p for p in pairs if simulate(SHAPE, held(*p), profiled, faster, order_slo_s=0.07).p99_s <= 0.07)
+    )
 
 
 def test_no_stage_needs_less_for_more_traffic():
