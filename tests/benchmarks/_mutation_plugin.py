@@ -1,7 +1,8 @@
 """A plugin of pytest for `mutants`: records what each test calls, or runs the tests that it is given, in their order.
 
 `RECORD` names the file to write: for each test its seconds, and file and first line of every function of the package
-that it calls in its own process. `ONLY` names a file that holds the ids of tests.
+that it calls in its own process. `ONLY` names a file that holds tests with their seconds: one that takes longer ends
+the process by SIGALRM.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import gc
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -58,15 +60,25 @@ class Recorder:
 
 
 class Selection:
-    """Runs these tests and no others, in this order."""
+    """Runs these tests and no others, in this order, each for so many seconds at most."""
 
-    def __init__(self, tests: list[str]) -> None:
-        self._at = {test: at for at, test in enumerate(tests)}
+    def __init__(self, limits_s: dict[str, float]) -> None:
+        self._limits_s = limits_s
+        self._at = {test: at for at, test in enumerate(limits_s)}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in self._at])
         items[:] = sorted((item for item in items if item.nodeid in self._at), key=lambda item: self._at[item.nodeid])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, self._limits_s[item.nodeid])
+        try:
+            return (yield)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def pytest_configure(config: pytest.Config) -> None:
