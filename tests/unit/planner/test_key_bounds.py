@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.errors import Infeasible
+from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import gamma_trace
@@ -77,3 +78,24 @@ def test_no_candidate_that_meets_the_target_is_ruled_out_for_its_keys(seed):
     found = [c for c in candidates(problem, 8) if meets(problem, c)]
     assert found
     assert all(bounds.possible(c) for c in found)
+
+
+def one_key(service_s, arrivals_s, target_s):
+    """Every event has the same key, whose order the only stage keeps."""
+    problem = plain_problem({"s0": {"x": service_s}}, arrivals_s, target_s, {"x": Hardware("x", 1.0)})
+    return Evaluator(replace(problem, measured=replace(problem.measured, keys=Keys((("a", 1.0),), ("s0",))))).bounds
+
+
+@pytest.mark.parametrize(("service_s", "fewest"), [(0.09, 1), (0.125, None)])
+def test_batches_that_a_replica_has_in_hand_at_once_make_no_key_faster(service_s, fewest):
+    """Ten events of one key come a second: a replica that has two batches in hand still takes them in turn."""
+    bounds = one_key(service_s, np.arange(300) / 10, 1.0)
+    assert bounds.fewest_replicas(0, "x", 1, 2) == fewest
+
+
+def test_a_replica_that_is_no_faster_than_what_does_not_suffice_for_a_key_is_ruled_out():
+    rate = one_key(0.5, np.zeros(1), 3.0).key_rate[0]
+    at_rate = one_key(1 / rate, np.zeros(1), 3.0)
+    assert at_rate.most_rate(0, (Allocation("x", 1, 1),)) == at_rate.key_rate[0] == rate
+    assert at_rate.fewest_replicas(0, "x") is None
+    assert one_key(0.999 / rate, np.zeros(1), 3.0).fewest_replicas(0, "x") == 1
