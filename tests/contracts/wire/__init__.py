@@ -196,8 +196,11 @@ def frames() -> dict[str, str]:
 
 
 def this_release(folder: Path) -> Path:
-    """Copy this package into a folder; returns the folder."""
-    ignored = shutil.ignore_patterns("__pycache__")
+    """Copy this package into a folder, with what is compiled; returns the folder.
+
+    Two controllers that begin together would compile the kernels for a quarter of a minute each.
+    """
+    ignored = shutil.ignore_patterns("*.pyc.*", "*.tmp.*")  # other processes write these now, and rename them
     shutil.copytree(Path(inferline_stream.__file__).parent, folder / "inferline_stream", ignore=ignored)
     return folder
 
