@@ -40,7 +40,7 @@ def runs(folder: Path) -> dict[str, Printed]:
     with ThreadPoolExecutor(2) as pool:
         minimal = pool.submit(run, folder, "minimal")
         # Other tests take cores meanwhile: models that seem slow would make a plan that does not fit.
-        moderation = pool.submit(run, folder, "moderation", "--duration", "20s", "--oversubscribe")
+        moderation = pool.submit(run, folder, "moderation", "--duration", "12s", "--oversubscribe")
     return {"minimal": minimal.result(), "moderation": moderation.result()}
 
 
