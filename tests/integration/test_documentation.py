@@ -114,26 +114,37 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "here"
 
 
-def follow(page: Path, folder: Path, starter: Path) -> None:
-    """Run a page's commands in a folder, one after the other."""
-    commands = commands_of(page)
+def follow(pages: Sequence[Path], folder: Path, starter: Path) -> None:
+    """Run pages' commands in a folder, one after the other, beside a pipeline that is under way if they need one."""
     folder = shutil.copytree(starter, folder / "here")
-    if whole := [code for code in blocks(page, "python") if code.startswith("from ")]:
-        (folder / "topology.py").write_text(whole[0])
     with ExitStack() as stack:
-        if any(KAFKA in text for text in commands):
+        servers = KAFKA
+        if any(map(needs_kafka, pages)):
             servers = stack.enter_context(broker())
-            commands = [text.replace(KAFKA, servers) for text in commands]
             stack.enter_context(under_way(folder, servers))
-        for text in commands:
-            run(text, folder)
+        for page in pages:
+            if whole := [code for code in blocks(page, "python") if code.startswith("from ")]:
+                (folder / "topology.py").write_text(whole[0])
+            for text in commands_of(page):
+                run(text.replace(KAFKA, servers), folder)
+
+
+def needs_kafka(page: Path) -> bool:
+    return any(KAFKA in text for text in commands_of(page))
 
 
 @pytest.fixture(scope="module")
 def followed(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Future[None]]:
-    """What became of each page's commands: two pages at a time, since commands wait more than they work."""
+    """What became of each page's commands. Two are followed at a time, since commands wait more than they work.
+
+    Those that need a pipeline under way share one.
+    """
+    together = [page for page in WITH_COMMANDS if needs_kafka(page)]
     with ThreadPoolExecutor(2) as pool:
-        return {page: pool.submit(follow, page, tmp_path_factory.mktemp("page"), starter) for page in WITH_COMMANDS}
+        found = {}
+        for pages in (together, *([page] for page in WITH_COMMANDS if page not in together)):
+            found |= dict.fromkeys(pages, pool.submit(follow, pages, tmp_path_factory.mktemp("page"), starter))
+        return found
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
