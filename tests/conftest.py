@@ -33,7 +33,7 @@ LONGEST_UNITS = "planner"
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return how many processes run the tests: none beside pytest's own where one file is asked for.
 
-    Tests wait more than they compute, so there are more processes than cores; each has a Kafka of its own.
+    Tests wait more than they compute, so there are more processes than cores; they share one Apache Kafka.
     """
     if len(config.args) == 1 and config.args[0].split("::")[0].endswith(".py"):
         return 0
