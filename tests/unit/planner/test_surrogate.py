@@ -1,5 +1,7 @@
 """Predictions where they have to be exact: nothing waits below what is changed."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,8 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import Arrow
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.planner.evaluator import Evaluator
-from inferline_stream.planner.problem import replaced
-from inferline_stream.planner.surrogate import Surrogate
+from inferline_stream.planner.problem import cost_of, price_of, replaced
+from inferline_stream.planner.surrogate import Surrogate, nearby
 from tests.unit.planner.problems import plain_problem, random_problem
 
 PLENTY = 99
@@ -63,3 +65,35 @@ def test_at_the_last_stage_the_late_events_of_every_change_are_predicted_exactly
         found = _singles(problem, surrogate, 1)
         assert len({late for late, _ in found}) > 2
         assert all(predicted == late for predicted, late in found), found
+
+
+def test_what_is_proposed_costs_what_it_says_and_less_than_asked_cheapest_first_with_pairs_among_it():
+    """A pair is cheaper by less of one stage, and dearer by more of another: here by tenths of a dollar."""
+    problem = random_problem(4, stages=3, slack=6.0)
+    evaluator = Evaluator(problem)
+    base = ((Allocation("middle", 4, 3),),) * 3
+    surrogate = Surrogate(evaluator, evaluator.bounds, base, mixed=False)
+    below = cost_of(problem, base)
+    found = surrogate.proposals(below, math.inf)
+    assert [p.cost for p in found] == pytest.approx([cost_of(problem, p.candidate) for p in found])
+    assert all(p.cost < below for p in found)
+    assert [(p.cost, p.late) for p in found] == sorted((p.cost, p.late) for p in found)
+    changed = [
+        [price_of(problem, n) - price_of(problem, o) for n, o in zip(p.candidate, base, strict=True)] for p in found
+    ]
+    assert any(0.05 < max(change) < 0.5 for change in changed)
+    for stage in range(3):
+        offered = [choice.price for choice in surrogate.choices(stage, 3.0)]
+        assert offered == sorted(offered)
+        assert len(set(offered)) > 2
+
+
+def test_nearby_are_up_to_two_replicas_less_or_more_that_serve_more_than_what_does_not_suffice():
+    def bounds(service_s):
+        problem = plain_problem({"a": {"x": service_s}}, np.zeros(1), 3.0, {"x": Hardware("x", 1.0)})
+        return Evaluator(problem).bounds
+
+    rate = bounds(0.5).required_rate[0]
+    for service_s, counts in ((0.999 / rate, [1, 2, 3, 4]), (1 / rate, [2, 3, 4]), (1.999 / rate, [2, 3, 4])):
+        found = nearby(bounds(service_s), 0, (Allocation("x", 1, 2),))
+        assert [option[0].replicas for option in found] == counts
