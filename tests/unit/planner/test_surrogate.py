@@ -13,7 +13,7 @@ from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import cost_of, price_of, replaced
 from inferline_stream.planner.surrogate import Surrogate, nearby
-from tests.unit.planner.problems import plain_problem, random_problem
+from tests.unit.planner.problems import chain, plain_problem, random_problem
 
 PLENTY = 99
 
@@ -97,3 +97,11 @@ def test_nearby_are_up_to_two_replicas_less_or_more_that_serve_more_than_what_do
     for service_s, counts in ((0.999 / rate, [1, 2, 3, 4]), (1 / rate, [2, 3, 4]), (1.999 / rate, [2, 3, 4])):
         found = nearby(bounds(service_s), 0, (Allocation("x", 1, 2),))
         assert [option[0].replicas for option in found] == counts
+
+
+def test_holding_batches_is_tried_down_to_a_single_replica():
+    """100 events a second: a replica serves 33 one by one, 157 in batches of 8."""
+    problem = chain(0.9, rate=100.0, events=2000, slo=6.0)
+    evaluator, base = Evaluator(problem), ((Allocation("x", 1, 2),),)
+    offered = [choice.option[0] for choice in Surrogate(evaluator, evaluator.bounds, base, mixed=False).choices(0, 2.0)]
+    assert any(part.replicas == 1 and part.hold_s for part in offered)
