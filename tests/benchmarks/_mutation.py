@@ -41,8 +41,10 @@ class Mutant:
         return source[: self.start] + self.after + source[end:]
 
     def named(self, source: str) -> str:
-        """The file and the edited line: the same wherever that line moves to."""
-        return f"{self.path.parent.name}/{self.path.name}: {self.applied(source).split(chr(10))[self.line - 1].strip()}"
+        """The file and the edited line, wherever that moves to; of a jump, alone on its line, with the one before."""
+        lines = self.applied(source).split("\n")
+        edited = lines[self.line - 2 if self.operator == "jump" else self.line - 1 : self.line]
+        return f"{self.path.parent.name}/{self.path.name}: {' '.join(line.strip() for line in edited)}"
 
     def __str__(self) -> str:
         return f"{self.path.parent.name}/{self.path.name}:{self.line} {self.operator}: {self.before} → {self.after}"

@@ -48,6 +48,10 @@ EQUIVALENT: Mapping[str, str] = {
     "tuple(others)": "an allocation of no replicas serves as one that is left out does",
     "planner/paper_greedy.py: and cores[kind] + rest < free": "free has room for rounding, which no sum of cores hits",
     "planner/bounds.py: low, high = high, high * 3": "what brackets the rate is bisected to the same precision",
+    "planner/mixture_search.py: below = cost_of(evaluator.problem, found or candidate) + COST_EPSILON": "of changes of "
+    "equal cost either is as good, and `_choices` offers none that costs as much as what was before",
+    "planner/branch_and_bound.py: if not seen.isdisjoint({(mark, None), (mark, scarce)}): pass": "what is searched "
+    "again costs no less than what was found",
 }
 """Mutants that no test can see, by `Mutant.named`, with the reason."""
 
