@@ -17,7 +17,7 @@ from inferline_stream.planner.evaluator import Evaluator, Stopped
 from inferline_stream.planner.local_search import with_largest_limits
 from inferline_stream.planner.pareto_search import ParetoSearch
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
-from inferline_stream.planner.provision import MARGIN, provision, search
+from inferline_stream.planner.provision import MARGIN, _Journal, provision, search
 from inferline_stream.planner.search import busiest, levels
 from inferline_stream.planner.stage_options import stage_options
 from tests.unit.planner.problems import SIZES, least_cost, meets, p99_s, plain_problem, prices, random_problem
@@ -366,3 +366,24 @@ def test_replicas_never_take_more_cores_than_there_are_and_what_does_not_fit_is_
     assert sum(a.replicas * catalogue[a.hardware].cores for option in found for a in option) <= 2
     with pytest.raises(Infeasible, match=r"fits on this machine.* replicas may have 0.90 cores, and the cheapest"):
         search(replace(problem, cores=0.9), algorithm=algorithm)
+
+
+def test_of_plans_of_equal_cost_the_first_that_was_found_is_kept():
+    problem = plain_problem(
+        {"a": {"slow": 0.01, "alike": 0.01}},
+        np.arange(5.0),
+        0.1,
+        {
+            "slow": Hardware("slow", 0.1),
+            "alike": Hardware("alike", 0.3),
+        },
+    )
+    journal = _Journal(problem, None)
+    first, alike, cheaper = (
+        ((Allocation(kind, 1, count),),) for kind, count in (("slow", 3), ("alike", 1), ("slow", 2))
+    )
+    kept = []
+    for candidate in (first, alike, cheaper, alike):
+        journal.take(candidate)
+        kept.append(journal.best)
+    assert kept == [first, first, cheaper, cheaper]
