@@ -63,7 +63,8 @@ class Crews(NamedTuple):
     Args:
         replica_of: (places,) replica of each row of ``KeyedState.members``.
         kinds: (replicas,) kind of each.
-        at_once: (replicas,) most batches in hand, which is how many places it has.
+        at_once: (replicas,) most batches in hand, which is how many places it has; 0 for one that leaves: its free
+            places are not in the ring, and those of its batches in hand go from there as these end.
         in_hand: (replicas,) batches in hand.
     """
 
@@ -88,7 +89,8 @@ class KeyedState(NamedTuple):
     Args:
         marks: head of the ring, places, how many of its first ones are free, first position that has not arrived,
             events that are eligible.
-        clock: (1,) when to look at a batch that had to wait, if nothing happens before.
+        clock: (2,) when to look at a batch that had to wait, if nothing happens before; since when the replicas are
+            these, so that no batch starts before.
         ring_time: (2^k,) places in the order in which they are free, in a ring; when.
         ring_row: (2^k,) the place's row of ``members``.
         ring_size: (2^k,) events of the batch in hand.
@@ -212,13 +214,13 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
     free = Index(marks[2])
     m = Index(marks[3]) - Index(queue.base)
     eligible = marks[4]
-    wake_s = clock[0]
+    wake_s, since_s = clock
     gone = ZERO
     while True:
         ends_s = ring_time[(head + free) & wrap] if free < replicas else math.inf
         t = min(ends_s, wake_s)
         if free > ZERO and m < n:  # with nobody free it is enough to know what has arrived until somebody is
-            t = min(t, times[m] + hop_s)
+            t = min(t, max(times[m] + hop_s, since_s))
         if not t < horizon_s:
             break
         # Batches that end leave, and free their keys.
@@ -226,7 +228,8 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
             slot = (head + free) & wrap
             end_s = ring_time[slot]
             first = Index(ring_row[slot]) * width
-            under_way[replica_of[Index(ring_row[slot])]] -= 1
+            ending = replica_of[Index(ring_row[slot])]
+            under_way[ending] -= 1
             for q in range(ring_size[slot]):
                 event = members[first + Index(q)]
                 out_times[gone] = end_s
@@ -255,7 +258,12 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
                 eligible += waiting_in[lane]
                 push(heap, entries, (rank_s, number, -np.int64(lane)))
                 entries += ONE
-            free += ONE
+            if at_once[ending] > 0:
+                free += ONE
+            else:
+                bring_forward(ring, head, head + free)
+                head += ONE
+                replicas -= ONE
         # Arrivals.
         while m < n and times[m] + hop_s <= t:
             own = Index(events[m])
@@ -315,11 +323,14 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
                 while replica_of[Index(ring_row[taken & wrap])] != fastest:
                     taken += ONE
                 served_by_busy = 0
-                for ahead in range(np.int64(free), marks[1] if limits.size > 1 else np.int64(free)):
+                for ahead in range(np.int64(free), np.int64(replicas if limits.size > 1 else free)):
                     slot = (head + Index(ahead)) & wrap
+                    busy = replica_of[Index(ring_row[slot])]
+                    if at_once[busy] == 0:
+                        continue
                     other_kind = Index(ring_kind[slot])
                     # The next batch there finds the others that its replica has in hand now.
-                    level = other_kind * levels + Index(under_way[replica_of[Index(ring_row[slot])]]) - ONE
+                    level = other_kind * levels + Index(under_way[busy]) - ONE
                     expected_s = table[level * width + min(Index(limits[other_kind]), waiting)]
                     left_s = ring_time[slot] - t
                     if (left_s + expected_s) * TIE < best_s:
@@ -338,8 +349,10 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
                                 taken = head + Index(ahead)
                                 break
                 served_by_busy = 0
-                for ahead in range(np.int64(free), marks[1]):
+                for ahead in range(np.int64(free), np.int64(replicas)):
                     slot = (head + Index(ahead)) & wrap
+                    if at_once[replica_of[Index(ring_row[slot])]] == 0:
+                        continue
                     most = Index(limits[ring_kind[slot]])
                     expected_s = table[Index(ring_kind[slot]) * width + min(most, waiting)]
                     left_s = ring_time[slot] - t
@@ -399,7 +412,8 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
             put_back(ring, head + free, back, (t + service_s, row, np.int64(size), np.int64(kind)))
             head = head & wrap
     heap.size[0] = np.int64(entries)
-    marks[0] = np.int64(head)
+    marks[0] = np.int64(head & wrap)
+    marks[1] = np.int64(replicas)
     marks[2] = np.int64(free)
     marks[3] = np.int64(m) + queue.base
     marks[4] = eligible

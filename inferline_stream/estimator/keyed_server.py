@@ -36,24 +36,8 @@ class KeyedServer:
         self._events = np.empty(0, dtype=np.int32)
         self._out = Tokens(np.empty(0), np.empty(0, dtype=np.int32))
         self._base = 0
-        lane_of = workload.lanes(stage)
-        if not lane_of.size:  # no key keeps its order
-            lane_of = np.zeros(len(workload), dtype=np.uint16)
-        events, lanes = len(workload), int(lane_of.max(initial=0)) + 1
-        of_keys = Lanes(
-            lane_of=lane_of,
-            following=np.empty(events, dtype=np.int32),
-            sent_s=np.empty(events),
-            number=_ints(events),
-            first=_ints(lanes),
-            last=_ints(lanes),
-            waiting=_ints(lanes),
-            in_hand=_ints(lanes),
-            rank_s=np.zeros(lanes),
-            falls=_ints(lanes),
-        )
         heap = Heap(np.empty(0), _ints(0), _ints(0), _ints(1))
-        self._state = _idle(station, of_keys, heap)
+        self._state = _idle(station, lanes_of(workload, stage), heap)
 
     def receive(self, sent: Tokens) -> None:
         """Records that were sent to the stage, none before any received earlier."""
@@ -94,6 +78,26 @@ class KeyedServer:
             self._out = Tokens(np.empty(leaving * 3 // 2), np.empty(leaving * 3 // 2, dtype=np.int32))
 
 
+def lanes_of(workload: Workload, stage: int) -> Lanes:
+    """A lane for each key that keeps its order at a stage; nothing waits."""
+    lane_of = workload.lanes(stage)
+    if not lane_of.size:  # no key keeps its order
+        lane_of = np.zeros(len(workload), dtype=np.uint16)
+    events, lanes = len(workload), int(lane_of.max(initial=0)) + 1
+    return Lanes(
+        lane_of=lane_of,
+        following=np.empty(events, dtype=np.int32),
+        sent_s=np.empty(events),
+        number=_ints(events),
+        first=_ints(lanes),
+        last=_ints(lanes),
+        waiting=_ints(lanes),
+        in_hand=_ints(lanes),
+        rank_s=np.zeros(lanes),
+        falls=_ints(lanes),
+    )
+
+
 def _idle(station: Station, lanes: Lanes, heap: Heap) -> KeyedState:
     """No replica was ever used."""
     of_replicas = station.at_once
@@ -108,7 +112,9 @@ def _idle(station: Station, lanes: Lanes, heap: Heap) -> KeyedState:
     never = np.full(slots, -math.inf)
     replica_of = np.repeat(np.arange(station.replicas, dtype=np.int64), of_replicas)
     crews = Crews(replica_of, station.kinds, of_replicas, _ints(station.replicas))
-    return KeyedState(marks, np.full(1, math.inf), never, rows, _ints(slots), kinds, members, lanes, heap, crews)
+    return KeyedState(
+        marks, np.array([math.inf, -math.inf]), never, rows, _ints(slots), kinds, members, lanes, heap, crews
+    )
 
 
 def _ints(size: int) -> Ints:

@@ -20,7 +20,7 @@ from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.replay.tables import StageSetup
+from inferline_stream.replay.tables import Seen, StageSetup
 
 
 class GroupPlant:
@@ -92,25 +92,11 @@ class GroupPlant:
         """Not for groups: rules of others are compared on profiles as they are."""
         raise NotImplementedError
 
-    def arrived(self, s: int) -> int:
-        """Records sent to the stage."""
-        return self._groups[s].server.arrivals
-
-    def completed(self, s: int) -> int:
-        """Records that have left it."""
-        return self._groups[s].completed
-
-    def oldest_s(self, s: int) -> float | None:
-        """Not known: no rule asks for it."""
-        return None
-
-    def busy_s(self, s: int) -> float:
-        """Σ of service times begun."""
-        return float(self._groups[s].server.account.totals[0])
-
-    def nominal_s(self, s: int) -> float:
-        """The same: nothing ever differs from the profile."""
-        return self.busy_s(s)
+    def seen(self, s: int) -> Seen:
+        """What can be counted of a stage. The oldest record is not known, and no rule asks for it."""
+        group = self._groups[s]
+        busy_s = float(group.server.account.totals[0])  # which never differs from the profile
+        return Seen(group.server.arrivals, group.completed, None, busy_s, busy_s)
 
 
 class _StageGroup:

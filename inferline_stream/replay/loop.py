@@ -106,15 +106,15 @@ class _Loop:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
         self._end_s = float(workload.entry_s[-1]) if len(workload) else 0.0
         several = [name for name in shape.stages for a in allocations[name] if a.concurrency > 1]
-        if several:
+        if several and partitions is not None:
             raise UsageError(
-                f"stage {several[0]!r} runs several batches at once, which replays do not simulate yet; leave out its "
-                "concurrency, or look at the plan with `explain`"
+                f"stage {several[0]!r} runs several batches at once, and a member of a consumer group runs one; "
+                "leave out its concurrency or the partitions"
             )
         setups = [
             StageSetup(
                 name,
-                tuple(ReplicaKind(a.hardware, a.max_batch_size) for a in allocations[name]),
+                tuple(ReplicaKind(a.hardware, a.max_batch_size, a.concurrency) for a in allocations[name]),
                 hold_of(allocations[name]),
             )
             for name in shape.stages
@@ -129,7 +129,8 @@ class _Loop:
         for s, setup in enumerate(setups):
             profiles = [measured.profiles[setup.name, kind.hardware] for kind in setup.kinds]
             start_up_s = [p.start_up_s if conditions.start_up_s is None else conditions.start_up_s for p in profiles]
-            crew = StageReplicas(self._plant, s, tuple(start_up_s))
+            at_once = tuple(kind.concurrency for kind in setup.kinds)
+            crew = StageReplicas(self._plant, s, tuple(start_up_s), at_once)
             crew.begin({k: a.replicas for k, a in enumerate(allocations[setup.name])})
             self._crews.append(crew)
         self.peak = sum(crew.held for crew in self._crews)

@@ -24,8 +24,9 @@ from inferline_stream.estimator.numba_kernels import compiled, sources_version
 from inferline_stream.estimator.shared_queue import SharedState, serve_choosing, serve_shared
 from inferline_stream.replay.tables import Tables
 
-Advance = Callable[[Tables, float, float, float], None]
-"""(tables, until_s, hop_s, slo_s): everything that happens before ``until_s``, that instant excluded."""
+Advance = Callable[[Tables, tuple[int, int], float, float, float], None]
+"""(tables, (first, end), until_s, hop_s, slo_s): at the stages from ``first`` up to ``end``, that one excluded,
+everything that happens before ``until_s``, that instant excluded. A stage without replicas only receives."""
 
 _USED = ("merge", "serve_shared", "serve_choosing", "record_latencies")
 
@@ -45,12 +46,12 @@ def advance() -> Advance:
     return compiled_step
 
 
-def _advance(x: Tables, until_s: float, hop_s: float, slo_s: float) -> None:
+def _advance(x: Tables, stretch: tuple[int, int], until_s: float, hop_s: float, slo_s: float) -> None:
     """See `Advance`. Compiled with the Estimator's kernels in their compiled form."""
     stages, events = x.arrived.shape
     sent_flat = x.sent.reshape(-1)
     sent_event_flat = x.sent_event.reshape(-1)
-    for s in range(stages):
+    for s in range(stretch[0], stretch[1]):
         n = x.arrived_count[s]
         sources = x.source_count[s]
         if sources == 0:
@@ -85,7 +86,7 @@ def _advance(x: Tables, until_s: float, hop_s: float, slo_s: float) -> None:
         x.arrived_count[s] = n
         gone = x.sent_count[s]
         kinds = x.kinds[s]
-        rows = kinds * x.width[s]
+        rows = x.rows[s]
         last = gone
         if x.marks[s, 1] > 0:
             queue = Queue(x.arrived[s], x.arrived_event[s], n, 0, until_s, x.entry_s)

@@ -25,11 +25,12 @@ class Glimpse:
         arrived: records sent to its queue.
         completed: records that have left it.
         lag: records not yet completed.
-        oldest_s: when the oldest record that waits was sent; None if none waits.
+        oldest_s: when the oldest record not yet completed was sent; None if all are.
         busy_s: Σ of service times begun.
         nominal_s: the same as the profile has it.
         ready: ready replicas by kind.
         pending: pending replicas by kind.
+        places: most batches that the ready replicas have in hand.
     """
 
     time_s: float
@@ -41,6 +42,13 @@ class Glimpse:
     nominal_s: float
     ready: tuple[int, ...]
     pending: tuple[int, ...]
+    places: int
+
+    def busy_share(self, since: Glimpse | None) -> float | None:
+        """Share of the places that had a batch since then, or since the start; None where nothing is ready."""
+        span_s = self.time_s - (0.0 if since is None else since.time_s)
+        busy_s = self.busy_s - (0.0 if since is None else since.busy_s)
+        return min(busy_s / (span_s * self.places), 1.0) if span_s > 0 and self.places else None
 
 
 @dataclass(slots=True)
@@ -102,15 +110,15 @@ class Sight:
         return self._seconds[0]
 
     def _glimpse(self, s: int, now_s: float) -> Glimpse:
-        plant = self._plant
-        arrived, completed = plant.arrived(s), plant.completed(s)
+        seen = self._plant.seen(s)
+        lag = seen.arrived - seen.completed
         return Glimpse(
             now_s,
-            arrived,
-            completed,
-            arrived - completed,
-            plant.oldest_s(s),
-            plant.busy_s(s),
-            plant.nominal_s(s),
+            seen.arrived,
+            seen.completed,
+            lag,
+            seen.oldest_s,
+            seen.busy_s,
+            seen.nominal_s,
             *self._crews[s].counted(),
         )

@@ -128,7 +128,6 @@ class Tuner:
 
     def _stage(self, view: View, s: int, visit_ratio: float | None) -> StageObservation:
         name, seen, before = self._order[s], view.now[s], view.earlier[s]
-        span_s, ready = seen.time_s - before.time_s, sum(seen.ready)
         busy_s = seen.busy_s - before.busy_s
         drift = (seen.nominal_s - before.nominal_s) / busy_s if busy_s > 0 else 1.0
         measured = seen.completed - before.completed >= LEAST_EVENTS and abs(drift - 1) > 1e-9
@@ -147,7 +146,7 @@ class Tuner:
             (seen.lag,),
             (),
             0.0 if seen.oldest_s is None else seen.time_s - seen.oldest_s,
-            min(busy_s / (span_s * ready), 1.0) if span_s > 0 and ready else None,
+            seen.busy_share(before),
         )
 
     def _visit_ratios(self, now: Sequence[Glimpse], before: Sequence[Glimpse]) -> list[float | None]:
@@ -178,6 +177,7 @@ class Ruled:
         shape: the pipeline's DAG.
         replicas: by stage, to begin with.
         hardware: by stage, what its replicas run on.
+        most: by stage, replicas that are of use, where that has a limit.
         partitions: of each stage's topic, where replicas own them; None for one queue.
     """
 
@@ -189,6 +189,7 @@ class Ruled:
         *,
         replicas: Mapping[str, int],
         hardware: Mapping[str, str],
+        most: Mapping[str, int] | None = None,
         partitions: int | None = None,
     ) -> None:
         self.name = name
@@ -197,6 +198,7 @@ class Ruled:
         self._memory = rule.begin(replicas)
         self._order = shape.stages
         self._hardware = hardware
+        self._most = most or {}
         self._partitions = partitions
         self._parents = {
             stage: tuple(shape.stages[shape.arrows[a].parent] for a in shape.parents(s))
@@ -210,7 +212,8 @@ class Ruled:
         self._before = view.now
         seen = PipelineSeen(view.time_s, stages, self._parents, tuple(view.arrivals_s.tolist()))
         self._memory, wanted = self._rule.step(self._memory, seen)
-        changed = {name: count for name, count in wanted.items() if count != stages[name].replicas}
+        of_use = {name: min(count, self._most.get(name, count)) for name, count in wanted.items()}
+        changed = {name: count for name, count in of_use.items() if count != stages[name].replicas}
         if not changed:
             return None
         up = all(count > stages[name].replicas for name, count in changed.items())
@@ -223,10 +226,10 @@ class Ruled:
     def _seen(self, name: str, s: int, now_s: float, seen: Glimpse) -> StageSeen:
         before = None if self._before is None else self._before[s]
         since_s = seen.time_s - (0.0 if before is None else before.time_s)
-        ready, arrived, completed, busy_s = sum(seen.ready), seen.arrived, seen.completed, seen.busy_s
+        ready, arrived, completed = sum(seen.ready), seen.arrived, seen.completed
         if before is not None:
-            arrived, completed, busy_s = arrived - before.arrived, completed - before.completed, busy_s - before.busy_s
-        busy = min(busy_s / (since_s * ready), 1.0) if since_s > 0 and ready else 0.0
+            arrived, completed = arrived - before.arrived, completed - before.completed
+        busy = seen.busy_share(before) or 0.0
         return StageSeen(
             time_s=now_s,
             replicas=ready + sum(seen.pending),

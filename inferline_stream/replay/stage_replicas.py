@@ -41,11 +41,13 @@ class StageReplicas:
         plant: where they work.
         stage: position of the stage.
         start_up_s: by kind.
+        at_once: by kind, most batches that a replica has in hand.
     """
 
     plant: Plant | GroupPlant
     stage: int
     start_up_s: tuple[float, ...]
+    at_once: tuple[int, ...]
     present: dict[str, Replica] = field(default_factory=dict)
     """Pending and ready ones, in order of their names."""
     gone: list[Replica] = field(default_factory=list)
@@ -57,20 +59,21 @@ class StageReplicas:
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _leaving: dict[int, int] = field(default_factory=dict)
     """Replicas by kind that leave once they are free."""
-    _counted: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    _counted: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
 
     @property
     def next_s(self) -> float:
         """When something happens next."""
         return self._coming[0][0] if self._coming else math.inf
 
-    def counted(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ready and pending replicas by kind."""
+    def counted(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Ready and pending replicas by kind, and most batches that the ready ones have in hand."""
         if self._counted is None:
             ready, pending = [0] * len(self.start_up_s), [0] * len(self.start_up_s)
             for replica in self.present.values():
                 (ready if replica.working else pending)[replica.kind] += 1
-            self._counted = tuple(ready), tuple(pending)
+            places = sum(count * at_once for count, at_once in zip(ready, self.at_once, strict=True))
+            self._counted = tuple(ready), tuple(pending), places
         return self._counted
 
     @property

@@ -14,18 +14,20 @@ import numpy as np
 
 from inferline_stream.estimator.kernels import Events, Flags, FlagTable, Floats, Ints, Masks
 from inferline_stream.estimator.server import power_of_two
-from inferline_stream.estimator.service_table import ServiceTable, service_table
+from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import Workload
+from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.variation import LEVELS
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaKind:
-    """A kind of replica: hardware and batch limit."""
+    """A kind of replica: hardware, batch limit, and most batches in hand."""
 
     hardware: str
     max_batch_size: int
+    concurrency: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,29 @@ class StageSetup:
     name: str
     kinds: tuple[ReplicaKind, ...]
     hold_s: float = 0.0
+
+    def station(self, measured: PipelineProfile, slo_s: float) -> Station:
+        """Return how its replicas serve, with one of each kind."""
+        one_each = [Allocation(k.hardware, k.max_batch_size, 1, self.hold_s, k.concurrency) for k in self.kinds]
+        return station(measured, self.name, one_each, order_slo_s=slo_s)
+
+
+class Seen(NamedTuple):
+    """What can be counted of a stage. Totals are from the start.
+
+    Args:
+        arrived: records sent to it.
+        completed: records that have left it.
+        oldest_s: when the oldest record that has not left was sent; None if all have.
+        busy_s: Σ of service times begun.
+        nominal_s: Σ of S(b) over the batches begun, as the profile has it.
+    """
+
+    arrived: int
+    completed: int
+    oldest_s: float | None
+    busy_s: float
+    nominal_s: float
 
 
 class Tables(NamedTuple):
@@ -68,7 +93,7 @@ class Tables(NamedTuple):
         skips: (stages,) see `routes.Feed`.
         final: (stages,) sends to the sink.
         kinds: (stages,).
-        width: (stages,).
+        rows: (stages,) of `table`, as many as the stage uses.
         hold_s: (stages,) see `StageSetup`.
         table: (stages, rows) S(b), see `station.Station`.
         varies: (stages,) whether service times differ from S(b).
@@ -98,7 +123,7 @@ class Tables(NamedTuple):
     skips: Flags
     final: Flags
     kinds: Ints
-    width: Ints
+    rows: Ints
     hold_s: Floats
     limits: Ints
     table: Floats
@@ -119,32 +144,21 @@ class Tables(NamedTuple):
     ring_kind: Ints
 
 
-def empty_tables(
-    workload: Workload,
-    measured: PipelineProfile,
-    stages: Sequence[StageSetup],
-    *,
-    most_replicas: int,
-) -> Tables:
+def empty_tables(workload: Workload, stations: Sequence[Station], *, most_replicas: int) -> Tables:
     """The state before the first event: no replicas.
 
     Args:
         workload: events and their paths.
-        measured: service times of every kind.
-        stages: in the shape's order.
+        stations: how each stage's replicas serve.
         most_replicas: of one stage at once, those that still finish a batch included.
     """
-    count, events = len(stages), len(workload)
-    most_kinds = max(len(s.kinds) for s in stages)
-    widths = [1 + max(k.max_batch_size for k in s.kinds) for s in stages]
+    count, events = len(stations), len(workload)
+    most_kinds = max(x.limits.size for x in stations)
     most_sources = max([1, *(len(feed.sources) for feed in workload.feeds)])
     paths = len(workload.path_masks)
     ring = power_of_two(most_replicas + 1)
-    services = [
-        [service_table(measured.profiles[s.name, k.hardware], k.max_batch_size) for k in s.kinds] for s in stages
-    ]
-    varies = any(x.varies for kinds in services for x in kinds)
-    rows = most_kinds * max(widths)
+    rows = max(x.table.size for x in stations)
+    varies = any(x.varies for x in stations)
     drawn_rows, drawn_kinds, drawn_events = (rows, most_kinds, events) if varies else (0, 0, 0)
 
     def ints(*shape: int) -> Ints:
@@ -171,9 +185,9 @@ def empty_tables(
         whole=np.zeros(count, np.uint8),
         skips=np.zeros(count, np.uint8),
         final=np.zeros(count, np.uint8),
-        kinds=np.array([len(s.kinds) for s in stages], np.int64),
-        width=np.array(widths, np.int64),
-        hold_s=np.array([s.hold_s for s in stages]),
+        kinds=np.array([x.limits.size for x in stations], np.int64),
+        rows=np.array([x.table.size for x in stations], np.int64),
+        hold_s=np.array([x.hold_s for x in stations]),
         limits=ints(most_kinds),
         table=np.full((count, rows), math.nan),
         varies=np.zeros(count, np.uint8),
@@ -192,14 +206,12 @@ def empty_tables(
         ring_size=ints(ring),
         ring_kind=ints(ring),
     )
-    for s, stage in enumerate(stages):
-        _fill_stage(tables, workload, s, stage, services[s])
+    for s, serving in enumerate(stations):
+        _fill_stage(tables, workload, s, serving)
     return tables
 
 
-def _fill_stage(
-    tables: Tables, workload: Workload, s: int, stage: StageSetup, services: Sequence[ServiceTable]
-) -> None:
+def _fill_stage(tables: Tables, workload: Workload, s: int, serving: Station) -> None:
     feed = workload.feeds[s]
     count = len(workload.feeds)
     for k, (source, skipped) in enumerate(feed.sources):
@@ -208,15 +220,11 @@ def _fill_stage(
     tables.admits[s, : len(feed.sources)] = feed.admits
     tables.needed[s], tables.visits[s] = feed.needed, feed.visits
     tables.whole[s], tables.skips[s], tables.final[s] = feed.whole, feed.skips, s in workload.shape.finals()
-    width = int(tables.width[s])
-    for k, kind in enumerate(stage.kinds):
-        tables.limits[s, k] = kind.max_batch_size
-        rows = slice(k * width, k * width + kind.max_batch_size + 1)
-        tables.table[s, rows] = services[k].mean_s
-        if tables.lots.size:
-            tables.fixed_s[s, rows], tables.per_unit_s[s, rows] = services[k].fixed_s, services[k].per_unit_s
-            tables.factors[s, rows], tables.units[s, k] = services[k].factors, services[k].units
-            tables.largest[s, k] = services[k].largest
-    if any(x.varies for x in services):
+    kinds, rows = serving.limits.size, serving.table.size
+    tables.limits[s, :kinds], tables.table[s, :rows] = serving.limits, serving.table
+    if serving.varies:
         tables.varies[s] = 1
+        tables.fixed_s[s, :rows], tables.per_unit_s[s, :rows] = serving.varying.fixed_s, serving.varying.per_unit_s
+        tables.factors[s, :rows], tables.units[s, :kinds] = serving.varying.factors, serving.varying.units
+        tables.largest[s, :kinds] = serving.varying.largest
         tables.lots[s] = workload.lots(s)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, cost_per_hour
-from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import HOP_PROBABILITIES, Contention, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
@@ -21,7 +21,7 @@ from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.loop import Slowdown, replay
 from inferline_stream.replay.policy_view import View
 from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
-from tests.unit.estimator.random_pipelines import random_shape
+from tests.unit.estimator.random_pipelines import random_keys, random_shape
 
 ONE = Shape(("a",), ())
 KINDS = {"x": Hardware("x", 1.0), "y": Hardware("y", 2.0)}
@@ -56,6 +56,7 @@ def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
         shape = random_shape(rng)
     conditional = {(shape.stages[w.parent], shape.stages[w.child]): 0.6 for w in shape.arrows if w.conditional}
     profiles, held = {}, {}
+    several = rng.random() < 0.5
     noise = tuple(np.linspace(-2, 3, len(NOISE_PROBABILITIES)).tolist())
     units = ((1.0, 200), (4.0, 56))
     variations = (None, Variation(units), Variation(units, largest=True, noise=noise), Variation(noise=noise))
@@ -63,12 +64,19 @@ def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
         kinds = ["x", "y"][: int(rng.integers(1, 3))]
         for kind in kinds:
             times = tuple(ServiceTime(2**i, t, spread=0.4) for i, t in enumerate(rng.uniform(0.01, 0.2, 4)))
-            profiles[stage, kind] = Profile(stage, kind, times, variation=variations[int(rng.integers(4))])
+            slower = tuple(Contention(c, tuple(rng.uniform(1.0, c, 4).tolist())) for c in (2, 4))
+            variation = variations[int(rng.integers(4))]
+            profiles[stage, kind] = Profile(stage, kind, times, variation=variation, contention=slower)
         hold_s = float(rng.choice([0.0, 0.02, 0.3]))
         held[stage] = tuple(
-            Allocation(kind, int(rng.choice([1, 2, 8])), int(rng.integers(1, 4)), hold_s) for kind in kinds
+            Allocation(
+                *(kind, int(rng.choice([1, 2, 8])), int(rng.integers(1, 4)), hold_s),
+                concurrency=int(rng.choice([1, 1, 2, 3, 4])) if several else 1,
+            )
+            for kind in kinds
         )
-    measured = PipelineProfile(profiles, independent_paths(shape, conditional), float(rng.choice([0.0, 0.003])))
+    paths, hop_s = independent_paths(shape, conditional), float(rng.choice([0.0, 0.003]))
+    measured = PipelineProfile(profiles, paths, hop_s, keys=random_keys(shape, seed))
     trace = Trace(np.cumsum(rng.gamma(0.25, 4 * rng.choice([0.01, 0.05]), 300)))
     idle = Fixed()
     idle.period_s = period_s

@@ -1,0 +1,79 @@
+"""The replicas of a stage with the plain queue: each runs one batch at a time, and no key keeps its order.
+
+The queue is served by `plant_kernel`, which advances all such stages at once; here replicas come and go in its ring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from inferline_stream.estimator.kernels import Ints
+from inferline_stream.replay.plant_state import PlantState
+
+_HEAD, _LENGTH, _NEEDED = 0, 1, 3  # places in `marks`
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPool:
+    """One stage's replicas, in the order in which they are free.
+
+    Args:
+        state: of the plant.
+        stage: position of the stage.
+    """
+
+    state: PlantState
+    stage: int
+
+    def add(self, kind: int, now_s: float) -> None:
+        """A replica that is ready now: into the ring, behind those that have been free for longer."""
+        s = self.stage
+        if self.state.tables.marks[s, _LENGTH] >= self.state.tables.ring_time.shape[1] - 1:
+            self.state.grow_rings()
+        x, places = self.state.tables, self._places()
+        behind = int(np.searchsorted(x.ring_time[s, places], now_s, side="right"))
+        x.marks[s, _LENGTH] += 1
+        grown = self._places()
+        for array in (x.ring_time, x.ring_start, x.ring_size, x.ring_kind):
+            array[s, grown[behind + 1 :]] = array[s, places[behind:]]
+        x.ring_time[s, grown[behind]], x.ring_kind[s, grown[behind]] = now_s, kind
+        x.ring_size[s, grown[behind]] = 0
+
+    def leave(self, kind: int, leaving: int, now_s: float) -> float:
+        """When a replica of this kind can be removed, so many others being about to leave already.
+
+        Replicas leave in the order in which they finish.
+        """
+        x, places = self.state.tables, self._places()
+        of_kind = places[x.ring_kind[self.stage, places] == kind]
+        return max(float(x.ring_time[self.stage, of_kind[leaving]]), now_s)
+
+    def remove_first(self, kind: int, now_s: float) -> None:
+        """The replica of this kind that is or was free first leaves; it must be free now."""
+        s, x, places = self.stage, self.state.tables, self._places()
+        gap = int(np.flatnonzero(x.ring_kind[s, places] == kind)[0])
+        place = places[gap]
+        assert x.ring_time[s, place] <= now_s
+        first, size = int(x.ring_start[s, place]), int(x.ring_size[s, place])
+        if size:  # it finishes at this very instant: its batch leaves with it
+            gone = int(x.sent_count[s])
+            x.sent[s, gone : gone + size] = x.ring_time[s, place]
+            x.sent_event[s, gone : gone + size] = x.arrived_event[s, first : first + size]
+            self.state.sent(s, size)
+        for array in (x.ring_time, x.ring_start, x.ring_size, x.ring_kind):
+            array[s, places[gap:-1]] = array[s, places[gap + 1 :]]
+        x.marks[s, _LENGTH] -= 1
+
+    def oldest_s(self) -> float:
+        """When the oldest record that has not left was sent; there must be one."""
+        x, s = self.state.tables, self.stage
+        return float(x.arrived[s, x.marks[s, _NEEDED]])
+
+    def _places(self) -> Ints:
+        """Places of the ring that are in use, in order of time."""
+        x, s = self.state.tables, self.stage
+        head, length = int(x.marks[s, _HEAD]), int(x.marks[s, _LENGTH])
+        places: Ints = np.arange(head, head + length) & (x.ring_time.shape[1] - 1)
+        return places
