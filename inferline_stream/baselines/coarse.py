@@ -36,23 +36,40 @@ class Unit:
     service_time_s: float
 
 
-def unit(shape: Shape, measured: PipelineProfile, hardware: Mapping[str, str], slo_s: float) -> Unit:
+def unit(
+    shape: Shape,
+    measured: PipelineProfile,
+    hardware: Mapping[str, str],
+    slo_s: float,
+    at_once: Mapping[str, int] | None = None,
+) -> Unit:
     """The unit with the largest batch at which a batch passes the longest path within the SLO.
 
     Batch sizes above what a stage was profiled at are its largest there. As in the paper every event is taken to
     visit every stage.
+
+    Args:
+        shape: the DAG.
+        measured: profiles.
+        hardware: by stage.
+        slo_s: latency target.
+        at_once: by stage, batches that a replica has in hand; 1 unless given.
 
     Raises:
         ValueError: not even single events are fast enough.
     """
     profiles = {name: measured.profiles[name, hardware[name]] for name in shape.stages}
     sizes = sorted({b for profile in profiles.values() for b in profile.batch_sizes})
+    many = at_once or {}
     best: Unit | None = None
     for size in sizes:
         batch = {name: min(size, profile.batch_sizes[-1]) for name, profile in profiles.items()}
-        service_s = shape.longest_path_s({name: profiles[name].service_time_s(b) for name, b in batch.items()})
+        service_s = shape.longest_path_s(
+            {name: profiles[name].service_time_s(b, many.get(name, 1)) for name, b in batch.items()}
+        )
         if service_s <= slo_s:
-            best = Unit(size, min(profiles[name].throughput(b) for name, b in batch.items()), service_s)
+            throughput = min(profiles[name].throughput(b, many.get(name, 1)) for name, b in batch.items())
+            best = Unit(size, throughput, service_s)
     if best is None:
         raise ValueError(f"no batch passes the pipeline within {slo_s} s; loosen the SLO")
     return best
@@ -86,8 +103,9 @@ def peak_cost_per_hour(
         sample: the arrivals that the plan was made for.
     """
     hardware = {stage: held[0].hardware for stage, held in plan.allocations.items()}
+    at_once = {stage: held[0].concurrency for stage, held in plan.allocations.items()}
     try:
-        one = unit(shape, measured, hardware, plan.slo_s)
+        one = unit(shape, measured, hardware, plan.slo_s, at_once)
     except ValueError:
         return None
     units = units_for(peak_rate(sample, plan.slo_s), one.throughput)
@@ -132,7 +150,7 @@ class Coarse:
 
     def begin(self, replicas: Mapping[str, int]) -> CoarseMemory:
         """As many units as the stages have replicas."""
-        return CoarseMemory(units=max(replicas[name] for name in self.stages))
+        return CoarseMemory(units=max((replicas[name] for name in self.stages), default=1))
 
     def step(self, memory: CoarseMemory, seen: PipelineSeen) -> tuple[CoarseMemory, dict[str, int]]:
         """One interval."""

@@ -48,7 +48,8 @@ def compare(
 
     Each begins with our plan and has its hardware and batch limits, start-up times and statistics; coarse-grained
     ones begin with units of their own. Rules of others scale ordinary consumer groups, and once more our pools with one
-    queue per stage. The regret is the cost above that of a schedule made in hindsight.
+    queue per stage. Where a stage runs several batches at once, they scale our pools only. The regret is the cost
+    above that of a schedule made in hindsight.
     """
     from inferline_stream.calculus.envelope import compiled_kernel
     from inferline_stream.cli.output import Bar, console, print_json
@@ -120,4 +121,9 @@ def _rows_table(comparison: Comparison) -> Table:
         f"no policy can serve this trace for less than ${comparison.work_bound:.4f}; "
         "dim rows do not keep the objective; regret is cost above the clairvoyant's"
     )
+    if comparison.without_groups is not None:
+        table.caption += (
+            f"; rules of others scale our pools only: stage {comparison.without_groups} runs several batches at once, "
+            "and members of ordinary consumer groups do not"
+        )
     return table

@@ -125,7 +125,7 @@ def work_bound(
     """Dollars below which no policy can serve the objective's share of these visits.
 
     Every event takes at least 1/µ of a replica's time at the best batch size of the kind that gives the most events
-    per dollar; replicas would have to be busy without a break.
+    per dollar; replicas would have to be busy without a break, and batches beside others as fast as alone.
 
     Args:
         allocations: the kinds and batch limits of each stage.
@@ -139,7 +139,10 @@ def work_bound(
         per_event = min(
             catalogue[a.hardware].price_per_hour
             / 3600
-            / max(measured.profiles[stage, a.hardware].throughput(b) for b in range(1, a.max_batch_size + 1))
+            / max(
+                a.concurrency * measured.profiles[stage, a.hardware].throughput(b)
+                for b in range(1, a.max_batch_size + 1)
+            )
             for a in held
         )
         total += visits[stage] * objective * per_event

@@ -79,11 +79,14 @@ class Comparison:
         rows: all of them.
         work_bound: dollars below which no policy could have served the trace.
         tuned: the settings that tuning found.
+        without_groups: a stage for whose sake rules of others were not run on ordinary consumer groups: it runs several
+            batches at once, and a member of such a group runs one. None where they were.
     """
 
     rows: tuple[Row, ...]
     work_bound: float
     tuned: Tuned
+    without_groups: str | None = None
 
     def row(self, policy: str, setting: str = "default", *, on_our_pool: bool = True) -> Row:
         """The row of that policy and setting.
@@ -129,7 +132,7 @@ def compare(
     Our policies run with their defaults. Each rule of others runs with its defaults, and with the setting that is
     cheapest within the objective on another trace (or misses least, if none keeps it), out of its space and its
     defaults. Rules of others scale ordinary consumer groups of `PARTITIONS` partitions, and once more our pools, so
-    that rule and queues can be distinguished.
+    that rule and queues can be distinguished. Where a stage runs several batches at once, they scale our pools only.
 
     Args:
         shape: the DAG.
@@ -178,10 +181,11 @@ def compare(
     start_up_s = longest_s if arena.conditions.start_up_s is None else arena.conditions.start_up_s
     contest = Contest(shape, plan, measured, sample, start_up_s)
     settings = dict(tuned or {})
+    several = next((name for name, held in plan.allocations.items() if any(a.concurrency > 1 for a in held)), None)
     for family in FAMILIES:
         if family.name in policies:
             report(family.name)
-            for on_our_pool in (False, True):
+            for on_our_pool in (False, True) if several is None else (True,):
                 rule = partial(arena.rule, family, contest, on_our_pool=on_our_pool)
                 add(family.name, "default", rule({}), on_our_pool=on_our_pool)
                 if tune and family.space:
@@ -196,7 +200,7 @@ def compare(
             report(name)
             how = replace(arena.conditions, start_up_s=0.0) if instant else arena.conditions
             add(name, "default", cheapest(basis, trace, partial(arena.run, conditions=how), instant=instant))
-    return Comparison(_with_regret(rows), arena.bound(objective), settings)
+    return Comparison(_with_regret(rows), arena.bound(objective), settings, several)
 
 
 def _with_regret(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -286,6 +290,7 @@ class _Arena:
             self._shape,
             replicas={name: replicas_of(held) for name, held in allocations.items()},
             hardware=contest.hardware(),
+            most=contest.most_replicas(),
             partitions=partitions,
         )
         return self.run(scaler, allocations=allocations, on=on, partitions=partitions)

@@ -44,9 +44,19 @@ class Contest:
     sample: Trace
     start_up_s: float
 
-    def batch(self, stage: str) -> int:
-        """The plan's batch limit."""
-        return self.plan.allocations[stage][0].max_batch_size
+    def in_hand(self, stage: str) -> int:
+        """Most events that a replica has in hand by the plan, in one batch or several."""
+        first = self.plan.allocations[stage][0]
+        return first.max_batch_size * first.concurrency
+
+    def at_once(self) -> dict[str, int]:
+        """Most batches that a replica has in hand by the plan, of the first kind where it mixes."""
+        return {stage: held[0].concurrency for stage, held in self.plan.allocations.items()}
+
+    def most_replicas(self) -> dict[str, int]:
+        """Replicas that are of use, of the stages where that has a limit."""
+        profiles = {stage: self.measured.profiles[stage, kind] for stage, kind in self.hardware().items()}
+        return {stage: p.most_replicas for stage, p in profiles.items() if p.most_replicas is not None}
 
     def hardware(self) -> dict[str, str]:
         """The plan's hardware, the first kind where it mixes."""
@@ -84,7 +94,7 @@ def _keda(contest: Contest, setting: Setting) -> PipelineRule:
     if per_batch is None:
         return Each(Keda(behavior=_behavior(setting)))
     rules = {
-        name: Keda(lag_threshold=max(1, round(per_batch * contest.batch(name))), behavior=_behavior(setting))
+        name: Keda(lag_threshold=max(1, round(per_batch * contest.in_hand(name))), behavior=_behavior(setting))
         for name in contest.shape.stages
     }
     return Each(next(iter(rules.values())), rules)
@@ -104,7 +114,7 @@ def _ray(contest: Contest, setting: Setting) -> PipelineRule:
     if per_batch is None:
         return Each(base)
     return Each(
-        base, {name: replace(base, target_ongoing=per_batch * contest.batch(name)) for name in contest.shape.stages}
+        base, {name: replace(base, target_ongoing=per_batch * contest.in_hand(name)) for name in contest.shape.stages}
     )
 
 
@@ -120,7 +130,7 @@ def _flink_fast(contest: Contest, setting: Setting) -> PipelineRule:
 
 
 def _unit_rule(contest: Contest, setting: Setting, *, peak: bool) -> PipelineRule:
-    found = unit(contest.shape, contest.measured, contest.hardware(), contest.plan.slo_s)
+    found = unit(contest.shape, contest.measured, contest.hardware(), contest.plan.slo_s, contest.at_once())
     return Coarse(
         found.throughput,
         _loaded(contest),
@@ -133,25 +143,28 @@ def _unit_rule(contest: Contest, setting: Setting, *, peak: bool) -> PipelineRul
 
 def _units(contest: Contest, *, peak: bool) -> Allocations:
     """The pipeline as so many units; a stage that costs nothing stays as planned."""
-    hardware = contest.hardware()
-    found = unit(contest.shape, contest.measured, hardware, contest.plan.slo_s)
+    hardware, at_once = contest.hardware(), contest.at_once()
+    found = unit(contest.shape, contest.measured, hardware, contest.plan.slo_s, at_once)
     rate = peak_rate(contest.sample, contest.plan.slo_s) if peak else mean_rate(contest.sample)
     count = units_for(rate, found.throughput)
     largest = {name: contest.measured.profiles[name, hardware[name]].batch_sizes[-1] for name in hardware}
     loaded = _loaded(contest)
     return {
-        name: (Allocation(hardware[name], min(found.batch_size, largest[name]), count),) if name in loaded else held
+        name: (Allocation(hardware[name], min(found.batch_size, largest[name]), count, concurrency=at_once[name]),)
+        if name in loaded
+        else held
         for name, held in contest.plan.allocations.items()
     }
 
 
 def _loaded(contest: Contest) -> tuple[str, ...]:
     """Stages whose replicas are a matter of throughput: one of them cannot carry a hundred times the traffic."""
+    bounded = contest.most_replicas()
     return tuple(
         name
-        for name in contest.shape.stages
-        if contest.measured.profiles[name, contest.hardware()[name]].throughput(contest.batch(name))
-        < 100 * contest.plan.arrival_rate
+        for name, held in contest.plan.allocations.items()
+        if name not in bounded
+        and contest.measured.throughput(name, (replace(held[0], replicas=1),)) < 100 * contest.plan.arrival_rate
     )
 
 
@@ -236,4 +249,4 @@ FAMILIES = (
         lambda contest: _units(contest, peak=True),
     ),
 )
-"""Every rule of `baselines`. KEDA's and Ray's thresholds are tuned in multiples of our batch limits."""
+"""Every rule of `baselines`. KEDA's and Ray's thresholds are tuned in multiples of what our replicas have in hand."""

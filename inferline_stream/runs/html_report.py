@@ -1,7 +1,6 @@
 """A finished run as one page of HTML that needs nothing else: what happened, why, what it cost, what others would have.
 
-The recorded arrivals are replayed under every baseline, on the plan and the profiles that the run began with. Of a plan
-with several batches at once nothing is replayed, and the page says so.
+The recorded arrivals are replayed under every baseline, on the plan and the profiles that the run began with.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from inferline_stream.runs.archive import EventTimes, RunRecord
 
 _FEWEST_EVENTS = 20
 """Fewer are not worth a picture."""
-
-_OTHERS = "What others would have cost"
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -76,10 +73,7 @@ def html_report(record: RunRecord, events: EventTimes, progress: Callable[[str],
             picture, outcome, plan, objective=record.objective, title="", bin_s=max(1.0, outcome.duration_s / 60)
         )
         parts.insert(3, _section("What happened", _figure(picture, "Arrivals, replicas, latency and misses over time")))
-        several = [stage for stage, held in plan.allocations.items() if any(a.concurrency > 1 for a in held)]
-        parts.append(
-            _not_compared(several[0]) if several else _others(record, compared(record, events, plan, progress))
-        )
+        parts.append(_others(record, compared(record, events, plan, progress)))
     title = f"Run of {escape(record.report.pipeline)}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -204,11 +198,6 @@ def _decisions(record: RunRecord, events: EventTimes) -> str:
     return _section("Why each decision", table if rows else "<p>None was made: the plan was enough.</p>")
 
 
-def _not_compared(stage: str) -> str:
-    why = f"Stage {escape(stage)} runs several batches at once, which replays do not simulate yet."
-    return _section(_OTHERS, f"<p>{why}</p>")
-
-
 def _others(record: RunRecord, comparison: Comparison) -> str:
     report = record.report
     rows = [("this run", f"${report.cost:.4f}", "", f"{report.slo_miss_rate or 0.0:.2%}", "measured")]
@@ -218,16 +207,25 @@ def _others(record: RunRecord, comparison: Comparison) -> str:
         rows.append((row.label, f"${row.outcome.cost:.4f}", ratio, f"{row.outcome.miss_rate:.2%}", kept))
     picture = io.BytesIO()
     draw_comparison(picture, comparison, objective=record.objective, title="")
+    stage = comparison.without_groups
+    pools = (
+        "Rules of others scale ordinary consumer groups, and where it says so our pools."
+        if stage is None
+        else f"Rules of others scale our pools: stage {escape(stage)} runs several batches at once, and members of "
+        "ordinary consumer groups do not."
+    )
     note = (
         "The recorded arrivals, replayed in simulated time with the profiles and the plan that the run began with; "
-        "every policy with its default setting. Rules of others scale ordinary consumer groups, and "
-        "where it says so our pools. <b>default</b> and <b>inferline</b> are this program's own; the "
+        f"every policy with its default setting. {pools} "
+        "<b>default</b> and <b>inferline</b> are this program's own; the "
         "clairvoyants know the arrivals beforehand. The run itself also paid for starting up, draining and whatever "
         "else the machine did."
     )
     heads = ("policy", "cost", "× this run", "above the SLO", "objective")
     table = _table(heads, rows, numbers=(1, 2, 3), ours=("this run",))
-    return _section(_OTHERS, f"<p class=quiet>{note}</p>{table}" + _figure(picture, "Cost and misses"))
+    return _section(
+        "What others would have cost", f"<p class=quiet>{note}</p>{table}" + _figure(picture, "Cost and misses")
+    )
 
 
 def _section(title: str, body: str) -> str:

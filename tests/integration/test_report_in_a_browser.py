@@ -59,14 +59,16 @@ def test_what_came_from_users_cannot_become_markup() -> None:
     assert "<script>" not in html_report(replace(RECORD, decisions=[decision]), events(10))
 
 
-def test_a_run_whose_plan_has_several_batches_at_once_is_not_compared_and_the_page_says_why() -> None:
+def test_a_run_with_several_batches_at_once_is_compared_on_our_pools_and_the_page_says_why() -> None:
     held = {**PLAN.allocations, "judge": (Allocation("cpu", 1, 2, concurrency=4),)}
     stored = replace(RECORD.plans[0], plan=Raw(plan_to_bytes(dataclasses.replace(PLAN, allocations=held))))
     read, judge = RECORD.profiles
     waits = dataclasses.replace(judge, contention=(Contention(4, (1.2,)),))
     page = html_report(replace(RECORD, plans=[stored], profiles=[read, waits]), events())
-    assert "Stage judge runs several batches at once, which replays do not simulate yet." in page
-    assert page.count("<svg") == 1, "what happened is drawn"
+    assert "Rules of others scale our pools: stage judge runs several batches at once" in page
+    assert "keda on our pool" in page
+    assert "<td>keda</td>" not in page
+    assert page.count("<svg") == 2
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
