@@ -7,6 +7,7 @@ from functools import partial
 from inferline_stream.broker.broker_state import NODE_ID, Broker, Client, answered, each_partition
 from inferline_stream.broker.groups import Group, GroupOffset
 from inferline_stream.broker.membership import Member, Membership
+from inferline_stream.broker.offset_fetch_wire import UNSTABLE
 from inferline_stream.broker.wire import Fields
 
 
@@ -71,14 +72,20 @@ async def commit_offsets(broker: Broker, request: Fields, client: Client) -> Fie
 
 
 async def fetch_offsets(broker: Broker, request: Fields, client: Client) -> Fields:
-    """Committed offsets of a group, -1 where there is none; all that there are where no partition is named."""
-    group = broker.groups.by_name.get(request["consumer_group"])
+    """Committed offsets of a group, -1 where there is none; all that there are where no partition is named.
+
+    None that a transaction has under way is given to who asks for stable ones.
+    """
+    group_name = request["consumer_group"]
+    group = broker.groups.by_name.get(group_name)
     offsets = group.offsets if group else {}
     every: dict[str, list[int]] = {}
     for topic, number in sorted(offsets):
         every.setdefault(topic, []).append(number)
 
     def find(topic: str, number: int, part: Fields) -> Fields:
+        if request.get("require_stable") and broker.transactions.has_under_way(group_name, (topic, number)):
+            return {"offset": -1, "metadata": "", "error_code": UNSTABLE}
         kept = offsets.get((topic, number), GroupOffset(-1, ""))
         return {"offset": kept.offset, "metadata": kept.metadata}
 

@@ -13,6 +13,7 @@ from aiokafka.protocol.api import RequestStruct
 from inferline_stream.broker import group_requests, record_requests, topic_requests, transaction_requests
 from inferline_stream.broker.broker_state import Broker, Client
 from inferline_stream.broker.metadata_wire import LATER_METADATA
+from inferline_stream.broker.offset_fetch_wire import LATER_OFFSET_FETCH
 from inferline_stream.broker.wire import Fields
 
 Serve = Callable[[Broker, Fields, Client], Awaitable[Fields | None]]
@@ -50,7 +51,7 @@ APIS: Mapping[int, Api] = {
     2: _api(offset.OffsetRequestStruct, 1, 3, record_requests.list_offsets),
     3: _api(metadata.MetadataRequestStruct, 1, 10, topic_requests.metadata, LATER_METADATA),
     8: _api(commit.OffsetCommitRequestStruct, 2, 3, group_requests.commit_offsets),
-    9: _api(commit.OffsetFetchRequestStruct, 1, 3, group_requests.fetch_offsets),
+    9: _api(commit.OffsetFetchRequestStruct, 1, 7, group_requests.fetch_offsets, LATER_OFFSET_FETCH),
     10: _api(coordination.FindCoordinatorRequestStruct, 0, 1, group_requests.find_coordinator),
     11: _api(group.JoinGroupRequestStruct, 1, 2, group_requests.join_group),
     12: _api(group.HeartbeatRequestStruct, 0, 1, group_requests.heartbeat),

@@ -95,6 +95,10 @@ class Transactions:
         check_metadata(committed)
         producer.offsets[group][partition] = committed
 
+    def has_under_way(self, group: str, partition: Partition) -> bool:
+        """Return whether a transaction that has not ended may change what a group has committed."""
+        return any(partition in producer.offsets.get(group, ()) for producer in self._producers.values())
+
     def check_produce(self, who: ProducerClaim, partition: Partition) -> None:
         """Whether a producer may write transactional records to a partition now."""
         producer = self._checked(who)

@@ -25,6 +25,7 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.connection import client_options, closed, started
 from inferline_stream.kafka.fetched_batches import CORRUPT_FETCHES, RECORDS_AT_ONCE, CorruptBatch, corrupt_wait_s
 from inferline_stream.kafka.records import FetchedRecord, KafkaFailed
+from inferline_stream.kafka.stable_offsets import stable_offsets
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState, topic_states
 
 logger = logging.getLogger(__name__)
@@ -245,10 +246,8 @@ class StageReader:
 
     async def committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
         """Return offset and metadata that the group has committed; partitions without are missing."""
-        wanted = [TopicPartition(self._topic, partition) for partition in partitions]
-        # The public `committed` leaves the metadata out.
-        found = await self._consumer._coordinator.fetch_committed_offsets(wanted)
-        return {tp.partition: (entry.offset, entry.metadata) for tp, entry in found.items()}
+        # The public `committed` leaves the metadata out, and does not wait for a transaction that ends.
+        return await stable_offsets(self._consumer._coordinator, self._topic, list(partitions))
 
     async def commit(self, offsets: Mapping[int, tuple[int, str]]) -> None:
         """Commit to the group; tries again for as long as the error is one that may pass.

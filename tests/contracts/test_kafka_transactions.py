@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import CoordinationType
 from aiokafka.errors import (
     CorruptRecordException,
@@ -24,6 +24,8 @@ from aiokafka.protocol.transaction import (
 )
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import OffsetAndMetadata
+
+from inferline_stream.kafka.stable_offsets import stable_offsets
 
 
 def batch(producer_id, epoch, sequence, *values, transactional=False):
@@ -262,6 +264,31 @@ async def test_offsets_and_their_metadata_are_committed_with_the_transaction(cli
         return await committed() == OffsetAndMetadata(5, "x" * 4000)
 
     await clients.eventually(is_five, "the offset is committed")
+
+
+async def test_who_asks_for_stable_offsets_waits_for_the_transaction_that_may_change_them(clients):
+    topic, group = await clients.topic(2), clients.unique("group")
+    partition = TopicPartition(topic, 0)
+    producer = await clients.producer(transactional_id=clients.unique("transactional"))
+    async with producer.transaction():
+        await producer.send_offsets_to_transaction({partition: OffsetAndMetadata(3, "three")}, group)
+    async with AIOKafkaConsumer(
+        bootstrap_servers=clients.bootstrap_servers, group_id=group, enable_auto_commit=False
+    ) as consumer:
+
+        async def stable():
+            return await stable_offsets(consumer._coordinator, topic, [0, 1])
+
+        assert await stable() == {0: (3, "three")}, "it shows at once, and partition 1 has none"
+        for end, kept in ((producer.abort_transaction, (3, "three")), (producer.commit_transaction, (5, "five"))):
+            await producer.begin_transaction()
+            await producer.send_offsets_to_transaction({partition: OffsetAndMetadata(5, "five")}, group)
+            asking = asyncio.create_task(stable())
+            await asyncio.sleep(0.2)
+            assert not asking.done()
+            await end()
+            assert await asking == {0: kept}
+            assert await stable() == {0: kept}
 
 
 async def test_offsets_of_a_group_outside_the_transaction_are_refused(clients):

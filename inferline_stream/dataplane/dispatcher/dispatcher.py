@@ -18,7 +18,6 @@ from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.feeder import Feeder
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter
 from inferline_stream.dataplane.dispatcher.pace import Pace
-from inferline_stream.dataplane.dispatcher.partition import Entry
 from inferline_stream.dataplane.dispatcher.pool import MIN_DEADLINE_S, SERVER_DEADLINE_FACTOR, Pool
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, SlotSession
@@ -43,7 +42,6 @@ from inferline_stream.settings import Settings
 logger = logging.getLogger(__name__)
 
 FETCH_WAIT_S = 0.2
-_STABLE_S = 0.03
 _STRAGGLERS_EVERY_S = 1.0
 
 
@@ -295,8 +293,6 @@ class Dispatcher:
             # sooner, since it fences the dispatcher that serves.
             await self._sender.start_again(self._settings.connect_timeout_s)
         committed = dict(await surely_committed(self._reader.committed, numbers))
-        if self._sender.transactional:
-            committed = await self._stable(numbers, committed)
         emitter = Emitter(
             self._routes,
             self._partitions,
@@ -321,15 +317,6 @@ class Dispatcher:
             session.suspects.learn(self._grant.sample)
         await session.begin(numbers, committed)
         return session
-
-    async def _stable(self, numbers: range, committed: dict[int, Entry]) -> dict[int, Entry]:
-        """Return committed offsets once two looks agree: those of a transaction show a moment after its end."""
-        while True:
-            await asyncio.sleep(_STABLE_S)
-            again = await self._reader.committed(numbers)
-            if again == committed:
-                return committed
-            committed = again
 
     async def _watch(self, slots: int) -> bool:
         """Wait until the slot is another's (True) or the lease has expired (False)."""

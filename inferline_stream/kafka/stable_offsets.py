@@ -1,0 +1,80 @@
+"""What a group has committed for good: the end of a transaction that may still change it is waited for (KIP-447)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    IncompatibleBrokerVersion,
+    KafkaError,
+    NotCoordinatorForGroupError,
+    for_code,
+)
+from aiokafka.protocol.api import Request
+from aiokafka.protocol.commit import OffsetFetchRequest_v3
+
+from inferline_stream.broker.offset_fetch_wire import LATER_OFFSET_FETCH, OFFSET_FETCH, UNSTABLE
+
+_STABLE = 7
+"""First version that can ask for stable offsets: Kafka 2.5 has it."""
+
+_AGAIN_S = 0.02
+
+_PASSING = {0, UNSTABLE} | {
+    error.errno for error in (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
+}
+
+
+class _StableOffsetFetch(Request[OffsetFetchRequest_v3]):  # type: ignore[misc]  # aiokafka has no types
+    """Asks for a group's stable offsets of one topic."""
+
+    API_KEY = OFFSET_FETCH
+
+    def __init__(self, group: str, topic: str, partitions: Sequence[int]) -> None:
+        self._group, self._topic, self._partitions = group, topic, list(partitions)
+
+    def build(self, request_struct_class: Any) -> Any:
+        tags: dict[int, bytes] = {}
+        return request_struct_class(self._group, [(self._topic, self._partitions, tags)], True, tags)
+
+    def prepare(self, versions: Mapping[int, tuple[int, int]]) -> Any:
+        oldest, newest = versions[OFFSET_FETCH]
+        if not oldest <= _STABLE <= newest:
+            raise IncompatibleBrokerVersion("Kafka is older than 2.5: it has no stable offsets (KIP-447)")
+        return self.build(LATER_OFFSET_FETCH[_STABLE])
+
+
+async def stable_offsets(coordinator: Any, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, str]]:
+    """Return offset and metadata that a group has committed; partitions without are missing.
+
+    Args:
+        coordinator: aiokafka's, of a consumer of the group.
+        topic: which the group reads.
+        partitions: of the topic.
+
+    Raises:
+        KafkaError: Kafka refuses.
+    """
+    while True:
+        await coordinator.ensure_coordinator_known()
+        try:
+            answer = await coordinator._send_req(_StableOffsetFetch(coordinator.group_id, topic, partitions))
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            await asyncio.sleep(_AGAIN_S)
+            continue
+        answer = answer.to_object()
+        found = [each for of_topic in answer["topics"] for each in of_topic["partitions"]]
+        codes = {answer["error_code"], *(each["error_code"] for each in found)}
+        if refused := codes - _PASSING:
+            raise for_code(refused.pop())(coordinator.group_id)
+        if codes == {0}:
+            return {each["partition"]: (each["offset"], each["metadata"]) for each in found if each["offset"] >= 0}
+        if NotCoordinatorForGroupError.errno in codes:
+            coordinator.coordinator_dead()
+        await asyncio.sleep(_AGAIN_S)
