@@ -13,11 +13,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 from inferline_stream.actuators import children
+from inferline_stream.actuators.children import Child
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.dispatcher import dispatcher, process, session
 from inferline_stream.dataplane.dispatcher.event import Event
@@ -25,6 +24,7 @@ from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.pipeline.isolation import Isolation
 
 MODULE = "tests.benchmarks._bound_dispatcher"
@@ -34,8 +34,8 @@ class BoundPool(Pool):
     """Gives a replica work only from its own queue. Those that are ready are members; events are dealt out again when
     one comes or goes."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, batch_deadline_s: float, least_deadline_s: float) -> None:
+        super().__init__(batch_deadline_s, least_deadline_s)
         self.members: list[PooledReplica] = []
         BoundQueue.pool = self
 
@@ -135,7 +135,7 @@ class BoundQueue:
         return [event for part in self._parts for event in part.drop(partition)]
 
 
-def bind(supervisor: Supervisor) -> None:
+def bind(supervisor: Supervisor[Child]) -> None:
     """Let a supervisor start this module."""
     started_by = supervisor._children
     started_by.start_dispatcher = unsealed()(started_by.start_dispatcher)  # type: ignore[method-assign]
@@ -155,15 +155,13 @@ def unsealed() -> Iterator[None]:
         yield
 
 
-def leave_unsealed() -> None:
-    """Skip the dispatcher's seal: a process that was started without one may be using what the seal takes away."""
-    process.seal = lambda _: SimpleNamespace(sealed=False, missing=())  # type: ignore[assignment,return-value]
-
-
 if __name__ == "__main__":
     from tests.benchmarks import _bound_dispatcher  # not as ``__main__``: classes must exist once
 
-    leave_unsealed()
-    dispatcher.Pool = _bound_dispatcher.BoundPool  # type: ignore[misc]
-    session.StageQueue = _bound_dispatcher.BoundQueue  # type: ignore[misc,assignment]
-    runpy.run_module("inferline_stream.dataplane.dispatcher", run_name="__main__")
+    with (
+        # A process that was started without a seal may be using what the seal takes away.
+        mock.patch.object(process, "seal", return_value=Enforced()),
+        mock.patch.object(dispatcher, "Pool", _bound_dispatcher.BoundPool),
+        mock.patch.object(session, "StageQueue", _bound_dispatcher.BoundQueue),
+    ):
+        runpy.run_module("inferline_stream.dataplane.dispatcher", run_name="__main__")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +112,7 @@ def simulate_with_simpy(network: Network, events: int) -> np.ndarray:
     got: list[dict[int, int]] = [{} for _ in network.stations]
     final = len(network.stations) - 1
 
-    def hop(s: int, event: int) -> Iterator[simpy.Event]:
+    def hop(s: int, event: int) -> Generator[simpy.Event, None, None]:
         yield env.timeout(hop_s)
         needed = network.needed[s][masks[event]]
         if needed > 1:
@@ -124,7 +124,7 @@ def simulate_with_simpy(network: Network, events: int) -> np.ndarray:
         if idle[s]:
             idle[s].popleft().succeed()
 
-    def replica(s: int) -> Iterator[simpy.Event]:
+    def replica(s: int) -> Generator[simpy.Event, None, None]:
         queue, limit, table = queues[s], network.limits[s], network.tables[s]
         while True:
             while not queue:
@@ -139,7 +139,7 @@ def simulate_with_simpy(network: Network, events: int) -> np.ndarray:
                 for child in network.targets[s][masks[event]]:
                     env.process(hop(child, event))
 
-    def source() -> Iterator[simpy.Event]:
+    def source() -> Generator[simpy.Event, None, None]:
         for event, at_s in enumerate(entry_s):
             yield env.timeout(max(0.0, at_s - env.now))
             for s in workload.shape.entries():

@@ -165,7 +165,8 @@ def mixture(length_s: float, rng: Seeded) -> Traffic:
 
 
 def _at(points: Points, t: np.ndarray) -> np.ndarray:
-    return np.interp(t, *zip(*points, strict=True))
+    levels: np.ndarray = np.interp(t, [at_s for at_s, _ in points], [level for _, level in points])
+    return levels
 
 
 FAMILIES: dict[str, Callable[[float, Seeded], Traffic]] = {

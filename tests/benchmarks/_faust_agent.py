@@ -24,7 +24,7 @@ def main(bootstrap_servers: str, source: str, sink: str, group: str) -> None:
     passed = app.topic(sink)
 
     @app.agent(app.topic(source))
-    async def passing(stream: faust.Stream[bytes]) -> None:
+    async def passing(stream: faust.StreamT[bytes]) -> None:
         async for event in stream.events():
             await passed.send(key=event.key, value=event.value, headers=event.headers)
 

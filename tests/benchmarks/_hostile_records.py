@@ -131,10 +131,10 @@ class HostileRecords:
         return self._one(keys), self._one(values)
 
     def _one(self, among: Sequence[_T]) -> _T:
-        return among[self._rng.integers(len(among))]
+        return among[int(self._rng.integers(len(among)))]
 
     def _noise(self, most: int) -> bytes:
-        return self._rng.bytes(self._rng.integers(0, most))
+        return self._rng.bytes(int(self._rng.integers(0, most)))
 
     def _key(self) -> bytes | None:
         shared = b"key-%d" % self._rng.integers(KEYS)

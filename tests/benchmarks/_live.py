@@ -92,13 +92,14 @@ class Passed:
     @property
     def latency_s(self) -> np.ndarray:
         """End to end."""
-        return self.out_s - self.entry_s
+        latency_s: np.ndarray = self.out_s - self.entry_s
+        return latency_s
 
     def within(self, windows: list[tuple[float, float]]) -> np.ndarray:
         """Whether each event entered in one of the windows."""
         chosen = np.zeros(len(self.entry_s), dtype=bool)
         for start_s, end_s in windows:
-            chosen |= (self.entry_s >= start_s) & (self.entry_s < end_s)
+            chosen[(self.entry_s >= start_s) & (self.entry_s < end_s)] = True
         return chosen
 
 
@@ -127,5 +128,5 @@ async def passed_through(
             entry_s, partition = int(headers[ENTRY_TIME]) / 1e6, int(topic.rpartition("/")[2])
             rows.append((record.time_ms / 1e3, partition, int(offset), entry_s, record.value or b""))
     rows.sort()
-    out_s, partition, offset, entry_s = (np.array([row[at] for row in rows]) for at in range(4))
-    return Passed(entry_s, out_s, partition, offset, [row[4] for row in rows], duplicated)
+    out_s, partition_of, offset_of, entered_s = (np.array([row[at] for row in rows]) for at in range(4))
+    return Passed(entered_s, out_s, partition_of, offset_of, [row[4] for row in rows], duplicated)

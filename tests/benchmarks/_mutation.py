@@ -57,7 +57,7 @@ def mutants(path: Path) -> Iterator[Mutant]:
     for function in [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]:
         if function.name == "__post_init__":
             continue  # checks of values: their tests are of messages
-        begins = min(node.lineno for node in (function, *function.decorator_list))
+        begins = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
         for node in _computed(function):
             for operator, start, end, after in _edits(node, text):
                 yield Mutant(path, text.line(start), operator, source[start:end], after, start, begins)

@@ -47,7 +47,7 @@ class Recorder:
             return (yield)
         finally:
             sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]  # as documented
+            threading.settrace(None)
             self._tests[item.nodeid] = time.perf_counter() - began_s, sorted(self._called)
 
     def pytest_sessionfinish(self) -> None:

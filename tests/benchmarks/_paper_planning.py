@@ -22,8 +22,8 @@ from tests.benchmarks._reference import CATALOGUE, GPU
 ALEXNET_RATE = 180.0
 """Inferred: the paper's plans serve 150 a second on one GPU within 150 ms, which takes about this much."""
 
-PAPER_IMAGE = {100: 1.03, 150: 1.23, 200: 1.93, 250: 2.07, 300: 2.20}
-PAPER_IMAGE_BURSTY = {100: 2.00, 150: 2.00, 200: 2.90, 250: 2.27, 300: 3.23}
+PAPER_IMAGE: dict[float, float] = {100: 1.03, 150: 1.23, 200: 1.93, 250: 2.07, 300: 2.20}
+PAPER_IMAGE_BURSTY: dict[float, float] = {100: 2.00, 150: 2.00, 200: 2.90, 250: 2.27, 300: 3.23}
 """Image Processing, SLO 150 ms, CV 1 and 4: dollars per hour by rate, read off the paper's figures."""
 
 SYSTEMS = ("inferline", "default", "cg-mean", "cg-peak")
@@ -128,7 +128,7 @@ def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
                 spare.axis("off")
             for panel, axes in zip(pair, axes_of_row, strict=False):
                 for name, look in zip(SYSTEMS, line_styles(), strict=False):
-                    points = [(x, row[name]) for x, row in panel.rows.items() if row[name] is not None]
+                    points = [(x, cost) for x, row in panel.rows.items() if (cost := row[name]) is not None]
                     axes.plot([x for x, _ in points], [y for _, y in points], label=NAMES[name], color=look.colour,
                               linestyle=look.dashes, marker=look.mark)  # fmt: skip
                 if panel.paper:

@@ -114,7 +114,9 @@ async def _scaled(run: Run) -> Figures:
     async with open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         await under_way.fed(asyncio.Event())
-        last = {s.name: sum(kind.wanted for kind in s.replicas) for s in under_way.controller.state.stages}
+        state = under_way.controller.state
+        assert state is not None
+        last = {s.name: sum(kind.wanted for kind in s.replicas) for s in state.stages}
         report = await under_way.report(await under_way.drain())
     planned = {stage: sum(a.replicas for a in held) for stage, held in run.plan.allocations.items()}
     return {

@@ -39,6 +39,6 @@ async def source_of(
     async with TopicFollower(bootstrap_servers, topic, "beginning", partitions=partitions) as follower:
         records = await follower.read_to(await follower.end())
     records.sort(key=lambda record: (record.time_ms, record.partition, record.offset))
-    paths = np.array([mask_of(shape, goes_to(msgspec.json.decode(record.value))) for record in records])
+    paths = np.array([mask_of(shape, goes_to(msgspec.json.decode(record.value or b""))) for record in records])
     entry_s = np.array([record.time_ms for record in records]) / 1e3
     return Source(entry_s, paths, [(record.partition, record.offset) for record in records])

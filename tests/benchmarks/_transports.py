@@ -144,6 +144,7 @@ async def _posted(session: aiohttp.ClientSession, url: str, batch: Batch) -> Res
     while True:
         try:
             async with session.post(url, data=bytes(encode_frame(batch))) as response:
+                results: Results
                 (results,) = to_dispatcher().feed(await response.read())
                 return results
         except aiohttp.ClientConnectorError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import statistics
 import time
@@ -17,7 +18,7 @@ from inferline_stream.estimator.server import Server
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.warmup import compile_kernels
-from inferline_stream.estimator.workload import prepare
+from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
@@ -45,6 +46,9 @@ SERVICE_S = {
 }
 LIMITS = {"prepare": 8, "detect": 16, "classify": 16, "combine": 8}
 REPLICAS_AT_1000 = {"prepare": 1, "detect": 4, "classify": 3, "combine": 1}
+
+Simulator = Callable[[Network, int], np.ndarray]
+"""Returns the latencies of a network's first events."""
 
 
 def measure(quick: bool) -> dict[str, float | int | str | None]:
@@ -82,7 +86,12 @@ def kernel_figures(events: int, repeats: int) -> dict[str, float]:
         numbers = np.arange(events, dtype=np.int32)
         times_s = trace.arrivals_s.copy()
 
-        def run(workload=workload, serving=serving, times_s=times_s, numbers=numbers) -> None:
+        def run(
+            workload: Workload = workload,
+            serving: Station = serving,
+            times_s: np.ndarray = times_s,
+            numbers: np.ndarray = numbers,
+        ) -> None:
             server = Server(workload, 0, serving, compiled())
             gone = 0
             for first in range(0, events, SLICE_EVENTS):
@@ -150,9 +159,13 @@ def distribution_figures(repeats: int) -> dict[str, float]:
     hour = gamma_trace(1000, 1.0, 3600, np.random.default_rng(2))
     plan = allocations_at(1000)
     seconds: dict[bool, list[float]] = {False: [], True: []}
+
+    def p99_s(profile: PipelineProfile) -> float:
+        return simulate(SHAPE, plan, profile, hour).p99_s
+
     for _ in range(repeats):
         for draws, profile in ((False, steady), (True, drawn)):
-            seconds[draws].append(cpu_s(lambda p=profile: simulate(SHAPE, plan, p, hour).p99_s, 1))
+            seconds[draws].append(cpu_s(functools.partial(p99_s, profile), 1))
     means_s, drawn_s = statistics.median(seconds[False]), statistics.median(seconds[True])
     return {"distribution_cost_ratio": drawn_s / means_s, "hour_means_s": means_s, "hour_drawn_s": drawn_s}
 
@@ -185,10 +198,13 @@ def comparison_figures(events: int) -> dict[str, float]:
     def by_estimator() -> float:
         return cpu_s(lambda: evaluate(workload, stations), 5) / visits * 1e9
 
+    def keep(latencies: list[np.ndarray], simulator: Simulator) -> None:
+        latencies.append(simulator(network, events))
+
     ns = {"estimator": [by_estimator()]}
     for name, simulator in (("heap", simulate_with_plain_heap), ("simpy", simulate_with_simpy)):
         latencies: list[np.ndarray] = []
-        seconds = cpu_s(lambda run=simulator, found=latencies: found.append(run(network, events)), 1)
+        seconds = cpu_s(functools.partial(keep, latencies, simulator), 1)
         ns[name] = [seconds / first.simulated_events * 1e9]
         ns["estimator"].append(by_estimator())
         assert first.latency_s is not None

@@ -52,7 +52,7 @@ def _round(folder: Path, wheel: Path) -> dict[str, float]:
     (folder / "versions.txt").write_text("\n".join(pins))
     began_s = time.monotonic()
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    pip = [folder / "venv/bin/python", "-m", "pip", "-q", "--disable-pip-version-check", "install"]
+    pip: list[str | Path] = [folder / "venv/bin/python", "-m", "pip", "-q", "--disable-pip-version-check", "install"]
     subprocess.run([*pip, "-c", folder / "versions.txt", wheel], check=True)
     return {"install_s": time.monotonic() - began_s, **_demo(folder)}
 
@@ -63,7 +63,7 @@ def _demo(folder: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     began_s = time.monotonic()
     subprocess.run([command, "init", "demo"], cwd=folder, env=environment, check=True, capture_output=True)
-    run = [command, "run", "demo", "--ui-port", "0", "--metrics-port", "0"]
+    run: list[str | Path] = [command, "run", "demo", "--ui-port", "0", "--metrics-port", "0"]
     with subprocess.Popen(run, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import tempfile
 from collections import Counter
@@ -203,7 +204,7 @@ async def _still_reporting(under_way: LiveRun) -> list[bool]:
     async def heard(dispatcher: str) -> bool:
         return number(dispatcher) > before[dispatcher]
 
-    return list(await asyncio.gather(*(until(lambda d=name: heard(d), HONOURED_S) for name in before)))
+    return list(await asyncio.gather(*(until(functools.partial(heard, name), HONOURED_S) for name in before)))
 
 
 async def _granted(under_way: LiveRun) -> list[bool]:
@@ -223,7 +224,7 @@ async def _granted(under_way: LiveRun) -> list[bool]:
         newest = view.reports.newest(grant.dispatcher)
         return grant.number > before[stage, slot] and newest is not None and newest.number >= grant.number
 
-    return list(await asyncio.gather(*(until(lambda at=at: taken_up(*at), HONOURED_S) for at in before)))
+    return list(await asyncio.gather(*(until(functools.partial(taken_up, *at), HONOURED_S) for at in before)))
 
 
 async def _found(under_way: LiveRun, overrides: Mapping[str, Override]) -> list[bool]:
@@ -273,7 +274,7 @@ async def _has(arrived: Counter[int], count: int) -> bool:
 async def _arrived(arrived: Counter[int], good: int) -> None:
     """Wait until every good event is there, or none has come for long."""
     while (before := len(arrived)) < good:
-        if not await until(lambda least=before + 1: _has(arrived, least), STALLED_S):
+        if not await until(functools.partial(_has, arrived, before + 1), STALLED_S):
             return
 
 

@@ -117,7 +117,7 @@ async def _rate(servers: str, topic: str, records: int) -> float:
         partitions = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
         first_s, seen = 0.0, 0
         while True:
-            passed = sum((await consumer.end_offsets(partitions)).values())
+            passed: int = sum((await consumer.end_offsets(partitions)).values())
             now_s = time.perf_counter()
             if passed and not first_s:
                 first_s, seen = now_s, passed

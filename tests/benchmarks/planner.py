@@ -27,10 +27,12 @@ from concurrent.futures import ThreadPoolExecutor
 from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.warmup import compile_kernels
+from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.planner.evaluator import Stopped
 from inferline_stream.planner.problem import COST_EPSILON, Problem, cost_of
-from inferline_stream.planner.provision import MARGIN, PAPER_WORK, provision, search
+from inferline_stream.planner.provision import MARGIN, PAPER_WORK, Algorithm, provision, search
 from inferline_stream.planner.spread import Spread
 from tests.benchmarks._variation import varying
 from tests.benchmarks.instances.published import SHAPES as PUBLISHED
@@ -75,10 +77,12 @@ def timed(stages: int, duration_s: float) -> Instance:
 
 
 def _times(stages: int, duration_s: float) -> Figures:
-    instance, found = timed(stages, duration_s), {}
+    instance = timed(stages, duration_s)
+    found: Figures = {}
     kinds = {k: v for k, v in prices().items() if k in KINDS}
     drawn = varying(instance.measured, classes=False)
-    for algorithm, suffix in (("default", ""), ("inferline", "_inferline")):
+    suffixes: dict[Algorithm, str] = {"default": "", "inferline": "_inferline"}
+    for algorithm, suffix in suffixes.items():
         for measured, by in ((drawn, ""), (None, "_means")):
             start_s, start_cpu_s = time.perf_counter(), time.process_time()
             plan = _plan(instance, algorithm, catalogue=kinds, measured=measured)
@@ -88,7 +92,15 @@ def _times(stages: int, duration_s: float) -> Figures:
     return found
 
 
-def _plan(instance: Instance, algorithm, *, catalogue=None, margin=None, partitions=None, measured=None) -> Plan | None:
+def _plan(
+    instance: Instance,
+    algorithm: Algorithm,
+    *,
+    catalogue: Catalogue | None = None,
+    margin: float | None = None,
+    partitions: int | None = None,
+    measured: PipelineProfile | None = None,
+) -> Plan | None:
     cores = len(os.sched_getaffinity(0))
     try:
         with ThreadPoolExecutor(cores) as pool:
@@ -107,7 +119,7 @@ def _plan(instance: Instance, algorithm, *, catalogue=None, margin=None, partiti
         return None
 
 
-SEARCHES: dict[str, tuple[str, float | None]] = {
+SEARCHES: dict[str, tuple[Algorithm, float | None]] = {
     "inferline": ("inferline", None),
     "inferline_margin": ("inferline", MARGIN),
     "default": ("default", None),

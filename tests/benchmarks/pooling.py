@@ -20,6 +20,7 @@ the same dispatcher, by turns, on the same arrivals; `_bound_dispatcher` gives e
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import random
 import statistics
@@ -105,8 +106,13 @@ async def _measure(servers: str, folder: Path, work: Work) -> Figures:
     await _queues(servers, folder, work, cells)
     figures = _ratios(cells, work)
     if work.quick:
-        names = ("scaling_p99_ratio", "first_batch_ms", "straggler_p99_ratio", "hang_late_events")
-        names = (*names, "duplicated_exactly_once")
+        names = (
+            "scaling_p99_ratio",
+            "first_batch_ms",
+            "straggler_p99_ratio",
+            "hang_late_events",
+            "duplicated_exactly_once",
+        )
         figures |= dict.fromkeys(names) | {f"{name}_reason": ONLY_FULL for name in names}
     else:
         figures |= await _scaling(servers, folder)
@@ -253,8 +259,8 @@ async def _first_batches(servers: str, folder: Path, times: int) -> Figures:
 async def _straggler(servers: str, folder: Path, seconds: float) -> Figures:
     rng = np.random.default_rng(14)
     p99_s: dict[bool, list[float]] = {False: [], True: []}
-    more = {"stage": "Lame", "forked": False, "settings": {"batch_deadline_s": 0.3}}
-    async with pool(servers, folder, SINGLE, **more) as bench:
+    settings = {"batch_deadline_s": 0.3}
+    async with pool(servers, folder, SINGLE, stage="Lame", forked=False, settings=settings) as bench:
         home = bench.director.topology.parent
         await bench.director.scale("work", 5)
         await bench.run(gamma_trace(80.0, 1.0, 3.0, rng))
@@ -317,7 +323,7 @@ async def _kills(servers: str, folder: Path, work: Work, mode: str) -> Struck:
         for number in range(work.dispatcher_kills):
             dispatcher_kills.append(time.time())
             await director.kill(director.dispatcher("work"))
-            await director.until(lambda n=number: _is_back(bench, n + 2), "the dispatcher is back", 30.0)
+            await director.until(functools.partial(_is_back, bench, number + 2), "the dispatcher is back", 30.0)
             await asyncio.sleep(recover_s * choose.uniform(1.0, 1.1) if number + 1 < work.dispatcher_kills else 1.0)
         after = {pid for name, pid in (await director.pids()).items() if name != director.dispatcher("work")}
         sending.cancel()
@@ -362,7 +368,8 @@ async def _until_seen(watch: Watch, events: int, timeout_s: float = 15.0) -> Non
 
 
 def _within(times_s: np.ndarray, windows: list[tuple[float, float]]) -> np.ndarray:
-    return np.any([(times_s >= start) & (times_s < end) for start, end in windows], axis=0)
+    inside: np.ndarray = np.any([(times_s >= start) & (times_s < end) for start, end in windows], axis=0)
+    return inside
 
 
 def _silence_s(out_s: np.ndarray, killed_s: float) -> float:

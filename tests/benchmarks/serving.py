@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import statistics
 import tempfile
 import time
@@ -17,6 +18,7 @@ import msgspec
 import numpy as np
 import uvloop
 
+from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_topology
@@ -61,7 +63,7 @@ pipeline = Pipeline("bench", slo="1s", source=Topic("in"), sink=Topic("out"), st
                     hardware=[Hardware("client", 0.01)])
 """
 _CLIENT = Hardware("client", 0.01)
-_EVENTS = [b"%d" % number for number in range(64)]
+_EVENTS: list[StageInput] = [b"%d" % number for number in range(64)]
 
 
 def measure(quick: bool) -> Figures:
@@ -134,7 +136,7 @@ async def _throughput(folder: Path, rounds: int, events: int) -> Figures:
             await director.start()
             for turn in range(rounds):
                 await director.put([b"%d" % number for number in range(events)])
-                await director.until(lambda n=(turn + 1) * events: director.total("work", "events") >= n, "done", 300.0)
+                await director.until(functools.partial(_has_done, director, (turn + 1) * events), "done", 300.0)
                 times_s = sorted(record.timestamp / 1e3 for record in await director.results())[turn * events :]
                 middle = times_s[events // 10 : -events // 10]
                 ours.append((len(middle) - 1) / (middle[-1] - middle[0]))
@@ -143,6 +145,10 @@ async def _throughput(folder: Path, rounds: int, events: int) -> Figures:
         "async_throughput_ratio": statistics.median(a / b for a, b in zip(ours, bare, strict=True)),
         "async_events_per_s": statistics.median(ours),
     }
+
+
+def _has_done(director: Director, events: int) -> bool:
+    return int(director.total("work", "events")) >= events
 
 
 async def _bare_rate(session: aiohttp.ClientSession, url: str, events: int) -> float:

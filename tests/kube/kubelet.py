@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import json
 import os
 import sys
@@ -149,7 +150,7 @@ class Kubelet:
             (port,) = service["spec"]["ports"]
             where = f"{service['spec']['clusterIP']}:{port['port']}"
             if where in text:
-                wire = Wire(address, port["port"], lambda name=name: self._api.endpoints(name))
+                wire = Wire(address, port["port"], functools.partial(self._api.endpoints, name))
                 self.wires[pod] = await stack.enter_async_context(wire)
                 text = text.replace(where, f"{address}:{port['port']}")
         return text

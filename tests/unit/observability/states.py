@@ -88,7 +88,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
         coarse_peak_per_hour=0.5,
         recent_p95_s=0.12,
         plans=(
-            PlanRecord(1, 900.0, "initial", "", SLO_S, 0.21, 0.0665, 40.0, {"language": (("cpu-1", 8, 1, 0.0),)}),
+            PlanRecord(1, 900.0, "initial", "", SLO_S, 0.21, 0.0665, 40.0, {"language": (("cpu-1", 8, 1, 0.0, 1),)}),
             PlanRecord(
                 2, 950.0, "plan_saves", "more came", SLO_S, 0.2, 0.133, 55.0, {"language": (("cpu-1", 8, 2, 0.012, 1),)}
             ),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
+from typing import TypedDict, Unpack
 
 import numpy as np
 
 from inferline_stream.estimator.simulation import simulate
-from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.problem import Problem, cost_of, in_stock
+from inferline_stream.planner.problem import Candidate, Option, Problem, cost_of, in_stock
 
 SIZES = (1, 2, 4, 8)
 
@@ -21,7 +23,7 @@ ONE_S = 0.03
 """S(1) at every stage of a `chain`."""
 
 
-def prices(**stock):
+def prices(**stock: int) -> dict[str, Hardware]:
     """Three kinds, the dearer the faster; stock by name."""
     return {
         name: Hardware(name, price, stock=stock.get(name))
@@ -29,16 +31,25 @@ def prices(**stock):
     }
 
 
-def random_problem(seed, stages=None, *, rate=60.0, duration_s=20.0, cv=None, partitions=0, catalogue=None, slack=None):
+def random_problem(
+    seed: int,
+    stages: int | None = None,
+    *,
+    rate: float = 60.0,
+    duration_s: float = 20.0,
+    cv: float | None = None,
+    partitions: int = 0,
+    catalogue: Catalogue | None = None,
+    slack: float | None = None,
+) -> Problem:
     """A random DAG of one to three stages; faster hardware is dearer, but not in proportion."""
     rng = np.random.default_rng(seed)
     count = stages or int(rng.integers(1, 4))
     names = tuple(f"s{i}" for i in range(count))
+    arrows = tuple(Arrow(i, i + 1) for i in range(count - 1))
+    taken: dict[tuple[str, str], float] = {}
     if count == 3 and rng.random() < 0.3:
-        arrows, taken = (Arrow(0, 1, True), Arrow(0, 2)), {("s0", "s1"): 0.4}
-        arrows = (Arrow(0, 1, True), Arrow(0, 2), Arrow(1, 2))
-    else:
-        arrows, taken = tuple(Arrow(i, i + 1) for i in range(count - 1)), {}
+        arrows, taken = (Arrow(0, 1, True), Arrow(0, 2), Arrow(1, 2)), {("s0", "s1"): 0.4}
     shape = Shape(names, arrows)
     profiles = {}
     for name in names:
@@ -61,7 +72,28 @@ def random_problem(seed, stages=None, *, rate=60.0, duration_s=20.0, cv=None, pa
     )
 
 
-def plain_problem(times_s, arrivals_s, target_s, catalogue, *, arrows=None, paths=None, hop_s=0.0, **more):
+class FurtherFields(TypedDict, total=False):
+    """Fields of `Problem` that have a default."""
+
+    partitions: Mapping[str, int]
+    max_batch_sizes: Mapping[str, int]
+    objective: float
+    seed: int
+    order_slo_s: float | None
+    cores: float
+
+
+def plain_problem(
+    times_s: Mapping[str, Mapping[str, float]],
+    arrivals_s: np.ndarray,
+    target_s: float,
+    catalogue: Catalogue,
+    *,
+    arrows: tuple[Arrow, ...] | None = None,
+    paths: Mapping[int, float] | None = None,
+    hop_s: float = 0.0,
+    **more: Unpack[FurtherFields],
+) -> Problem:
     """A problem of given service times, by stage and kind, without batches; a chain unless arrows are given.
 
     Args:
@@ -82,7 +114,9 @@ def plain_problem(times_s, arrivals_s, target_s, catalogue, *, arrows=None, path
     return Problem(shape, measured, (Trace(np.sort(arrivals_s)),), target_s, catalogue, **more)
 
 
-def chain(gain, *, stages=1, rate=1000.0, cv=1.0, events=8000, slo=2.0):
+def chain(
+    gain: float, *, stages: int = 1, rate: float = 1000.0, cv: float = 1.0, events: int = 8000, slo: float = 2.0
+) -> Problem:
     """S(b) = S(1)·(g + (1 − g)·b) at every stage, one kind of hardware, SLO in multiples of Σ S(1)."""
     names = tuple(f"s{i}" for i in range(stages))
     times = tuple(ServiceTime(b, ONE_S * (gain + (1 - gain) * b)) for b in SIZES)
@@ -93,7 +127,7 @@ def chain(gain, *, stages=1, rate=1000.0, cv=1.0, events=8000, slo=2.0):
     return Problem(shape, measured, (trace,), slo * ONE_S * stages, {"x": Hardware("x", 1.0)})
 
 
-def options(problem, stage, most):
+def options(problem: Problem, stage: str, most: int) -> list[Option]:
     """Every kind, profiled batch size and replica count up to a limit; one kind each."""
     return [
         (Allocation(kind, size, count),)
@@ -103,18 +137,18 @@ def options(problem, stage, most):
     ]
 
 
-def candidates(problem, most):
+def candidates(problem: Problem, most: int) -> list[Candidate]:
     """All combinations of `options` that stock allows, cheapest first."""
     every = itertools.product(*(options(problem, stage, most) for stage in problem.shape.stages))
     return sorted((c for c in every if in_stock(problem, c)), key=lambda c: cost_of(problem, c))
 
 
-def least_cost(problem, most):
+def least_cost(problem: Problem, most: int) -> float:
     """The cost of the first of all `candidates` that meets the target; infinite if none does."""
     return next((cost_of(problem, c) for c in candidates(problem, most) if meets(problem, c)), math.inf)
 
 
-def p99_s(problem, candidate, trace=None, slo_s=None):
+def p99_s(problem: Problem, candidate: Candidate, trace: Trace | None = None, slo_s: float | None = None) -> float:
     """P99 by a simulation from scratch, without bounds, cached departures or early ends."""
     found = simulate(
         problem.shape,
@@ -128,6 +162,6 @@ def p99_s(problem, candidate, trace=None, slo_s=None):
     return found.quantile_s(problem.objective)
 
 
-def meets(problem, candidate):
+def meets(problem: Problem, candidate: Candidate) -> bool:
     """Whether the candidate meets the target, by `p99_s`."""
     return not math.isnan(p := p99_s(problem, candidate)) and p <= problem.target_s
