@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.run import Run
+from inferline_stream.tuner.policy import Policy
 from tests.support.emulated_runs import emulated_run, trace_feed
 
 PARTITIONS = 8
@@ -48,11 +48,11 @@ def one_stage(
     planned_rate: float,
     record_bytes: int = 1000,
     forked: bool = False,
-    **more: Any,
+    policy: Policy | None = None,
 ) -> Run:
     """A run of one stage whose results are the process that made them, fed by a trace with records of that size.
 
-    Replicas may be forked from a parent that has imported everything.
+    Replicas may be forked from a parent that has imported everything. Without a policy nothing is scaled.
     """
     name = f"bench{secrets.token_hex(3)}"
     folder = folder / name
@@ -64,8 +64,8 @@ def one_stage(
     )
     events = folder / "events.jsonl"
     events.write_text("".join(f'{{"n":{n},"pad":"{"x" * (record_bytes - 20)}"}}\n' for n in range(50)))
-    run = emulated_run(folder, bootstrap_servers, folder, levels=[(1.0, 1.0)], planned_rate=planned_rate, **more)
-    return replace(run, feed=trace_feed(trace, events, folder, key_field="n"))
+    run = emulated_run(folder, bootstrap_servers, folder, levels=[(1.0, 1.0)], planned_rate=planned_rate)
+    return replace(run, policy=policy or run.policy, feed=trace_feed(trace, events, folder, key_field="n"))
 
 
 async def append_time_sink(run: Run) -> None:

@@ -12,11 +12,12 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, Delivery
 from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
@@ -147,7 +148,8 @@ async def pool(
     queue_each: bool = False,
     stage: str = "Work",
     forked: bool = True,
-    **more: Any,
+    delivery: Delivery = "at_least_once",
+    settings: Mapping[str, float] | None = None,
 ) -> AsyncIterator[PoolBench]:
     """Start a pool with one replica.
 
@@ -158,7 +160,8 @@ async def pool(
         queue_each: whether each replica has a queue of its own.
         stage: a class of the topology above.
         forked: whether replicas are sealed and forked; `Lame` looks for files, and cannot be.
-        more: of `Director`.
+        delivery: of `Director`.
+        settings: of `Director`.
     """
     name = f"pool{secrets.token_hex(3)}"
     home = folder / name
@@ -169,12 +172,17 @@ async def pool(
         isolation=isolation, slo_s=SLO_S, partitions=PARTITIONS,
     )  # fmt: skip
     (home / "topology.py").write_text(text)
-    if queue_each:
-        more["dispatcher_module"] = MODULE
-    director = Director(bootstrap_servers, home / "topology.py", max_batch_size=max(emulated), **more)
+    director = Director(
+        bootstrap_servers,
+        home / "topology.py",
+        settings=settings,
+        delivery=delivery,
+        max_batch_size=max(emulated),
+        dispatcher_module=MODULE if queue_each else DISPATCHER_MODULE,
+    )
     # The sink stamps records when it appends them: a latency ends with Kafka having the result.
-    settings = {"message.timestamp.type": "LogAppendTime"}
-    sink = WantedTopic(director.names.topic("out"), PARTITIONS, "a benchmark's own", settings)
+    stamped = {"message.timestamp.type": "LogAppendTime"}
+    sink = WantedTopic(director.names.topic("out"), PARTITIONS, "a benchmark's own", stamped)
     await create_topics(bootstrap_servers, [sink])
     async with director, OffsetReader(bootstrap_servers) as offsets:
         if queue_each:

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
+from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
@@ -49,11 +50,14 @@ QUICK = (("kill_replica", "kill_dispatcher"), ("kill_dispatcher", "kill_controll
 
 Figures = dict[str, float | int | str | None]
 
+DELIVERIES: tuple[Delivery, ...] = ("at_least_once", "exactly_once")
+"""By half of the faults."""
+
 
 def measure(quick: bool) -> Figures:
     halves = []
     with LocalKafka() as kafka, tempfile.TemporaryDirectory() as folder:
-        for half, delivery in enumerate(("at_least_once", "exactly_once")):
+        for half, delivery in enumerate(DELIVERIES):
             kinds = list(QUICK[half]) if quick else list(FAULTS) * REPEATS
             random.Random(f"faults-{half}").shuffle(kinds)
             controlled = swing(kafka.bootstrap_servers, Path(folder) / delivery, delivery)
@@ -96,7 +100,7 @@ class Half:
     notes: list[str] = field(default_factory=list)
 
 
-def swing(bootstrap_servers: str, folder: Path, delivery: str) -> Controlled:
+def swing(bootstrap_servers: str, folder: Path, delivery: Delivery) -> Controlled:
     """The pipeline that is struck."""
     folder.mkdir()
     return Controlled(
@@ -107,7 +111,7 @@ def swing(bootstrap_servers: str, folder: Path, delivery: str) -> Controlled:
         replicas={"parse": 2, "check": 1, "decide": 2},
         conditional=[("parse", "check", 1 / 3)],
         planned_rate=RATE,
-        delivery=delivery,  # type: ignore[arg-type]  # one of the two
+        delivery=delivery,
     )
 
 

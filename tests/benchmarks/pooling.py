@@ -35,6 +35,7 @@ import numpy as np
 import uvloop
 
 from inferline_stream.actuators.restart_delay import SETTLED_S
+from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.testing.kafka import find_apache_kafka
@@ -67,7 +68,7 @@ class Work:
     batched: tuple[tuple[int, float, float], ...] = BATCHED_PLANS
     seconds: float = 25.0
     turns: int = 3
-    modes: tuple[str, ...] = ("at_least_once", "exactly_once")
+    modes: tuple[Delivery, ...] = ("at_least_once", "exactly_once")
     replica_kills: int = 40
     dispatcher_kills: int = 20
     rest_s: float = 30.0
@@ -300,7 +301,7 @@ class Struck:
     reloaded: int
 
 
-async def _kills(servers: str, folder: Path, work: Work, mode: str) -> Struck:
+async def _kills(servers: str, folder: Path, work: Work, mode: Delivery) -> Struck:
     rng, choose = np.random.default_rng(15), random.Random(15)
     each_s, recover_s = 1.0, SETTLED_S + 0.2  # one that dies sooner is not started again at once
     async with pool(servers, folder, SINGLE, delivery=mode) as bench, Watch(bench) as watch:

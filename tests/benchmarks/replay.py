@@ -11,7 +11,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -198,7 +198,7 @@ def _fits(stage: str, batch_size: int) -> bool:
     return sum(needed) <= SLO_S
 
 
-def compared(sample: Trace, trace: Trace, **how: object) -> Comparison:
+def compared(sample: Trace, trace: Trace, *, policies: Collection[str], tune: bool = True) -> Comparison:
     return compare(
         SHAPE,
         planned(sample),
@@ -207,7 +207,8 @@ def compared(sample: Trace, trace: Trace, **how: object) -> Comparison:
         trace,
         catalogue=CATALOGUE,
         kernel=compiled_kernel(),
-        **how,  # type: ignore[arg-type]
+        policies=policies,
+        tune=tune,
     )
 
 
