@@ -24,7 +24,7 @@ import uvloop
 
 from inferline_stream.actuators.ray_host import HostTerms, RayHost
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
-from inferline_stream.dataplane.frames import Batch, Ready, Results
+from inferline_stream.dataplane.frames import Batch, Ready, Results, ToDispatcher
 from inferline_stream.dataplane.supervisor_messages import Attach, encode_attachment
 
 BATCHES = (1, 8)
@@ -89,7 +89,7 @@ def _process(what: str, sock: socket.socket, *arguments: str) -> subprocess.Pope
 
 
 async def _dispatch(sock: socket.socket, trips: int, result: Path) -> None:
-    heard: asyncio.Queue[Any] = asyncio.Queue()
+    heard: asyncio.Queue[ToDispatcher] = asyncio.Queue()
     connection = ReplicaConnection(sock, heard.put_nowait, lambda why: os._exit(1))
     assert isinstance(await heard.get(), Ready)
     times_s: dict[int, list[float]] = {}
