@@ -138,7 +138,7 @@ class BoundQueue:
 def bind(supervisor: Supervisor[Child]) -> None:
     """Let a supervisor start this module."""
     started_by = supervisor._children
-    started_by.start_dispatcher = unsealed()(started_by.start_dispatcher)  # type: ignore[method-assign]
+    started_by.start_dispatcher = unsealed()(started_by.start_dispatcher)  # type: ignore[method-assign]  # of this supervisor only
 
 
 @contextmanager

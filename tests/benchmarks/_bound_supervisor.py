@@ -25,5 +25,5 @@ def bound_actuator(log_folder: Path) -> Iterator[LocalActuator]:
 
 
 if __name__ == "__main__":
-    Children.start_dispatcher = unsealed()(Children.start_dispatcher)  # type: ignore[method-assign]
+    Children.start_dispatcher = unsealed()(Children.start_dispatcher)  # type: ignore[method-assign]  # in this process only
     runpy.run_module("inferline_stream.actuators.supervisor_process", run_name="__main__")

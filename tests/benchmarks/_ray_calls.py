@@ -73,7 +73,7 @@ class _Bench(RayHost):
     """A host whose child is one of this module's."""
 
     async def stand_in(self, *arguments: str) -> None:
-        self._child = SimpleNamespace(  # type: ignore[assignment]
+        self._child = SimpleNamespace(  # type: ignore[assignment]  # has of a child what is called
             take=lambda attach, sock: _process("dispatcher", sock, *arguments),
             connect=lambda sock: _process("replica", sock),
             tell=lambda message: None,
