@@ -10,8 +10,6 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from inferline_stream.testing.local_kafka import LocalKafka
-
 HOLD_A_KAFKA = """
 from inferline_stream.testing.local_kafka import LocalKafka
 with LocalKafka() as kafka:
@@ -45,9 +43,8 @@ async def test_it_is_killed_suspended_and_restarted_on_the_same_address_with_the
     assert values == [b"before", b"after SIGKILL", b"while suspended", b"after SIGTERM"]
 
 
-def test_it_does_not_outlive_a_test_run_that_is_killed(apache_kafka):
-    if not isinstance(apache_kafka, LocalKafka):
-        pytest.skip("the Kafka of this session is not a local process")
+@pytest.mark.usefixtures("own_apache_kafka")  # says whether one can be started here
+def test_it_does_not_outlive_a_test_run_that_is_killed():
     command = [sys.executable, "-c", HOLD_A_KAFKA]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         pid = int(run.stdout.readline())
