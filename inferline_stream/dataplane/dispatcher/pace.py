@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-PACE_S = 0.005
+PACE_S = 0.002
 """Where requests to Kafka follow each other faster, a few results or records wait for so long after the last one: at a
 thousand records a second, requests are most of a dispatcher's work. What comes after a pause does not wait."""
 
