@@ -74,7 +74,7 @@ async def commit_offsets(broker: Broker, request: Fields, client: Client) -> Fie
 async def fetch_offsets(broker: Broker, request: Fields, client: Client) -> Fields:
     """Committed offsets of a group, -1 where there is none; all that there are where no partition is named.
 
-    None that a transaction has under way is given to who asks for stable ones.
+    A client that asks for stable offsets gets `UNSTABLE` for each that an open transaction may change.
     """
     group_name = request["consumer_group"]
     group = broker.groups.by_name.get(group_name)

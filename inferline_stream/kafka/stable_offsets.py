@@ -1,4 +1,4 @@
-"""What a group has committed for good: the end of a transaction that may still change it is waited for (KIP-447)."""
+"""Reads what a group has committed for good: waits for a transaction that may still change it (KIP-447)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from aiokafka.protocol.commit import OffsetFetchRequest_v3
 from inferline_stream.broker.offset_fetch_wire import LATER_OFFSET_FETCH, OFFSET_FETCH, UNSTABLE
 
 _STABLE = 7
-"""First version that can ask for stable offsets: Kafka 2.5 has it."""
+"""First version that can ask for stable offsets."""
 
 _AGAIN_S = 0.02
 
@@ -44,7 +44,10 @@ class _StableOffsetFetch(Request[OffsetFetchRequest_v3]):  # type: ignore[misc] 
     def prepare(self, versions: Mapping[int, tuple[int, int]]) -> Any:
         oldest, newest = versions[OFFSET_FETCH]
         if not oldest <= _STABLE <= newest:
-            raise IncompatibleBrokerVersion("Kafka is older than 2.5: it has no stable offsets (KIP-447)")
+            raise IncompatibleBrokerVersion(
+                f"the broker speaks OffsetFetch {oldest} to {newest}, stable offsets need {_STABLE}: "
+                "use Apache Kafka 4.1 or later"
+            )
         return self.build(LATER_OFFSET_FETCH[_STABLE])
 
 
@@ -59,6 +62,8 @@ async def stable_offsets(coordinator: Any, topic: str, partitions: Sequence[int]
     Raises:
         KafkaError: Kafka refuses.
     """
+    if not partitions:
+        return {}
     while True:
         await coordinator.ensure_coordinator_known()
         try:
@@ -72,7 +77,7 @@ async def stable_offsets(coordinator: Any, topic: str, partitions: Sequence[int]
         found = [each for of_topic in answer["topics"] for each in of_topic["partitions"]]
         codes = {answer["error_code"], *(each["error_code"] for each in found)}
         if refused := codes - _PASSING:
-            raise for_code(refused.pop())(coordinator.group_id)
+            raise for_code(refused.pop())(f"group {coordinator.group_id}, topic {topic}")
         if codes == {0}:
             return {each["partition"]: (each["offset"], each["metadata"]) for each in found if each["offset"] >= 0}
         if NotCoordinatorForGroupError.errno in codes:

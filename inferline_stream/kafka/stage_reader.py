@@ -126,7 +126,8 @@ class StageReader:
         self._taken = dict(began)
         self._assign()
         self._adapt_wait()
-        await self.committed([0])  # finds the group's coordinator before the first grant
+        # Before the first grant. Offsets are not asked for: what the dispatcher before left open is ended after it.
+        await self._consumer._coordinator.ensure_coordinator_known()
 
     def _assign(self) -> None:
         """Assign every partition and pause those that are not held; what was fetched and not taken is fetched again."""
@@ -245,9 +246,19 @@ class StageReader:
         self._adapt_wait()
 
     async def committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
-        """Return offset and metadata that the group has committed; partitions without are missing."""
+        """Return offset and metadata that the group has committed; partitions without are missing.
+
+        Raises:
+            KafkaFailed: Kafka refuses to say.
+        """
         # The public `committed` leaves the metadata out, and does not wait for a transaction that ends.
-        return await stable_offsets(self._consumer._coordinator, self._topic, list(partitions))
+        try:
+            return await stable_offsets(self._consumer._coordinator, self._topic, list(partitions))
+        except KafkaError as error:
+            raise KafkaFailed(
+                f"the offsets of group {self._group} on {self._topic} cannot be read: {error!r}; the group needs the "
+                "right Describe, the topic Read"
+            ) from error
 
     async def commit(self, offsets: Mapping[int, tuple[int, str]]) -> None:
         """Commit to the group; tries again for as long as the error is one that may pass.

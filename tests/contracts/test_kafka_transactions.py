@@ -26,6 +26,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
 from inferline_stream.kafka.stable_offsets import stable_offsets
+from inferline_stream.kafka.stage_reader import StageReader
 
 
 def batch(producer_id, epoch, sequence, *values, transactional=False):
@@ -266,7 +267,7 @@ async def test_offsets_and_their_metadata_are_committed_with_the_transaction(cli
     await clients.eventually(is_five, "the offset is committed")
 
 
-async def test_who_asks_for_stable_offsets_waits_for_the_transaction_that_may_change_them(clients):
+async def test_a_reader_of_stable_offsets_waits_for_the_transaction_that_may_change_them(clients):
     topic, group = await clients.topic(2), clients.unique("group")
     partition = TopicPartition(topic, 0)
     producer = await clients.producer(transactional_id=clients.unique("transactional"))
@@ -280,12 +281,17 @@ async def test_who_asks_for_stable_offsets_waits_for_the_transaction_that_may_ch
             return await stable_offsets(consumer._coordinator, topic, [0, 1])
 
         assert await stable() == {0: (3, "three")}, "it shows at once, and partition 1 has none"
+        assert await stable_offsets(consumer._coordinator, topic, []) == {}
         for end, kept in ((producer.abort_transaction, (3, "three")), (producer.commit_transaction, (5, "five"))):
             await producer.begin_transaction()
             await producer.send_offsets_to_transaction({partition: OffsetAndMetadata(5, "five")}, group)
             asking = asyncio.create_task(stable())
             await asyncio.sleep(0.2)
             assert not asking.done()
+            reader = StageReader(clients.bootstrap_servers, topic, group, topic, fetch_wait_s=0.02)
+            async with asyncio.timeout(20):
+                await reader.start(10.0)  # the dispatcher that is to end what another one left open
+            await reader.stop()
             await end()
             assert await asking == {0: kept}
             assert await stable() == {0: kept}
