@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.headers import read_headers
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.records import Message
@@ -42,7 +43,7 @@ async def measure_hop(
     timeout_s: float = 10.0,
     clock_s: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, tuple[float, ...]]:
-    """Time from finishing a result to having its record, with a dispatcher's own sender and reader.
+    """Time from finishing a result to having its record, with a dispatcher's own sender and reader, at its own pace.
 
     Handing it to a replica is part of the service time.
 
@@ -104,16 +105,21 @@ async def _hops_s(reader: StageReader, sender: StageSender, topic: str, clock_s:
     headers = [(EVENT_ID, b"topic/0/0"), (ENTRY_TIME, b"1700000000000000")]
 
     async def read() -> None:
+        pace = Pace()
         while len(arrived_s) < _RECORDS:
             fetched = await reader.fetch((), _LOST_AFTER_S)
             for records in fetched.records.values():
                 for record in records:
                     read_headers(record.headers)
                     arrived_s[msgspec.json.decode(record.value or b"")["number"]] = clock_s()
+            if fetched.records:
+                await pace.wait(sum(map(len, fetched.records.values())))
 
     async def send() -> None:
+        pace = Pace()
         while True:
             await finished.wait()
+            await pace.wait(len(waiting))
             finished.clear()
             outgoing: dict[tuple[str, int], list[Message]] = {}
             for number in waiting:
