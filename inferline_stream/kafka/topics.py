@@ -31,11 +31,11 @@ _LARGEST = "max.message.bytes"
 _OWN_HEADERS_BYTES = 16 * 1024
 _DAY_MS = 24 * 3600 * 1000
 _CONTROL = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.1", "segment.ms": "600000"}
-_HOUR = {"retention.ms": str(3600 * 1000)}
-_TRANSIENT = {"retention.ms": str(_DAY_MS)}
 _DELETE = {"cleanup.policy": "delete"}
 """Records without a key go there too, which a compacted topic refuses: its writer would try again for ever."""
 
+_HOUR = {**_DELETE, "retention.ms": str(3600 * 1000)}
+_TRANSIENT = {**_DELETE, "retention.ms": str(_DAY_MS)}
 _WEEK = {**_DELETE, "retention.ms": str(7 * _DAY_MS)}
 
 INNER_BYTES = 4 * 1024**3
@@ -318,7 +318,8 @@ async def _differences(admin: AIOKafkaAdminClient, topics: Sequence[WantedTopic]
             actual = settings.get(topic.name, {}).get(name)
             fits = name == _LARGEST and actual is not None and int(actual) >= int(value)
             if actual is not None and actual != value and not fits:
-                # Assignments and decisions that a retention limit deletes would be forgotten while they still hold.
+                # Assignments that a retention limit deletes would be forgotten while they still hold, and a compacted
+                # topic refuses records without a key.
                 blocks = name == "cleanup.policy" and ("compact" in actual) != ("compact" in value)
                 advised = "is needed" if blocks else "is advised"
                 found.append(Difference(f"topic {topic.name} has {name}={actual}, {value} {advised}", blocks))
