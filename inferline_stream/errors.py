@@ -66,18 +66,9 @@ class Infeasible(InferlineError):
 
 
 class Unreachable(InferlineError):
-    """Kafka, a metrics source or, to the profiler, a model server does not answer in time.
-
-    Args:
-        message: what does not answer, and why.
-        wait_s: how long to wait before it is asked again, where it has said so.
-    """
+    """Kafka, a metrics source or, to the profiler, a model server does not answer in time."""
 
     exit_code = 5
-
-    def __init__(self, message: str, wait_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
 
 
 class GateFailed(InferlineError):

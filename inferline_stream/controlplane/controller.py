@@ -203,11 +203,11 @@ class Controller:
 
     @property
     def failures(self) -> int:
-        """How many steps of the loop have raised something unforeseen."""
+        """How many steps of the loop have failed."""
         return self._failed.count
 
     async def _every(self, period_s: float, step: Callable[[], Awaitable[None]]) -> None:
-        """Repeat a step for good. What it raises is logged and counted, and the loop goes on."""
+        """Repeat a step for good, whatever it raises: that is logged, and counted unless something does not answer."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         due_s, reported_s = loop.time(), float("-inf")
         while task is None or not task.cancelling():  # a client may have swallowed that
@@ -220,7 +220,7 @@ class Controller:
                 if loop.time() - reported_s >= TELL_AGAIN_S:
                     logger.warning("%s", error)
                     reported_s = loop.time()
-                await asyncio.sleep(max(0.1, error.wait_s))
+                await asyncio.sleep(0.1)
             except Exception as error:
                 self._failed.add(error, loop.time())
                 await asyncio.sleep(0.5)

@@ -21,7 +21,7 @@ from inferline_stream.actuators.kubernetes.object_names import FIELD_MANAGER
 from inferline_stream.errors import InferlineError, Unreachable, UsageError
 
 _LONGEST_PAUSE_S = 30.0
-"""Longer than any API server asks for; without a bound, a proxy before it could hold the controller for hours."""
+"""Longer than any API server asks for; without a bound, a proxy before it could hold a watch for hours."""
 
 
 async def apply(client: AsyncClient, wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -109,10 +109,10 @@ def translated() -> Iterator[None]:
         yield
     except ApiError as error:
         why = error.status.message or "it gives no reason"
-        raise _refusal(error.status.code or 0, why, wanted_pause_s(error)) from error
+        raise _refusal(error.status.code or 0, why) from error
     except httpx2.HTTPStatusError as error:  # not in Kubernetes' words: what it has not, or a proxy before it
         text = f"{error.response.status_code} {error.response.reason_phrase}: {error.request.url.path}"
-        raise _refusal(error.response.status_code, text, wanted_pause_s(error)) from error
+        raise _refusal(error.response.status_code, text) from error
     except (httpx2.HTTPError, OSError) as error:
         raise Unreachable(
             f"the Kubernetes API server does not answer: {error or type(error).__name__}; see that it runs and "
@@ -121,18 +121,16 @@ def translated() -> Iterator[None]:
 
 
 def wanted_pause_s(error: Exception) -> float:
-    """Return for how long the API server wants not to be asked again (Retry-After), within bounds; 0 for no wish."""
+    """Return the seconds that the API server asks clients to wait (Retry-After), within bounds; 0 if it names none."""
     response = error.response if isinstance(error, httpx2.HTTPStatusError) else None
     wanted = "" if response is None else response.headers.get("Retry-After", "")
     return min(float(wanted), _LONGEST_PAUSE_S) if wanted.isdecimal() else 0.0
 
 
-def _refusal(code: int, message: str, wait_s: float) -> InferlineError:
+def _refusal(code: int, message: str) -> InferlineError:
     """Return the error of an answer by its status: what may pass by itself, and what somebody has to change."""
     if code == 429 or code >= 500:
-        return Unreachable(
-            f"the Kubernetes API server cannot do it now: {message} ({code}); try again in a while", wait_s
-        )
+        return Unreachable(f"the Kubernetes API server cannot do it now: {message} ({code}); try again in a while")
     if code == 409:  # somebody changed it at the same moment
         return Unreachable(f"Kubernetes could not do it at this moment: {message} ({code}); try again")
     if code == 401:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,7 +22,6 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.grants import Grant, grant_key
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus, encode_report
-from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import LeadershipLost
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
@@ -281,25 +279,6 @@ def test_a_step_that_fails_is_counted_and_the_others_go_on(caplog: pytest.LogCap
 
     run(story())
     assert "a step of the control loop failed" in caplog.text
-
-
-def test_what_asks_for_a_pause_is_left_alone_for_so_long() -> None:
-    world, asked_s = World(steady(10.0)), list[float]()
-
-    async def busy() -> dict[str, int]:
-        asked_s.append(asyncio.get_running_loop().time())
-        raise Unreachable("the API server cannot do it now: too many requests", 15.0)
-
-    world.actuator.capacity = busy  # type: ignore[method-assign]
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(50.0)
-            assert await world.replicas() == 2
-
-    run(story())
-    assert len(asked_s) > 2
-    assert min(later - earlier for earlier, later in itertools.pairwise(asked_s)) > 14.99
 
 
 def test_people_s_pause_holds_decisions_and_what_they_scale_to_applies() -> None:
