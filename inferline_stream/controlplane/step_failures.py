@@ -13,7 +13,7 @@ AGAIN_S = 60.0
 """How often an error that lasts is logged, with how often it has come since."""
 
 _KNOWN = 50
-"""Different errors that are remembered. Where texts differ every time, the oldest are forgotten."""
+"""Different errors that are remembered. Where texts differ every time, those not raised for longest are forgotten."""
 
 
 @dataclass(slots=True)
@@ -47,6 +47,7 @@ class StepFailures:
             if len(self._known) > _KNOWN:
                 del self._known[next(iter(self._known))]
             return
+        self._known[what] = self._known.pop(what)
         known.since += 1
         if now_s - known.logged_s >= AGAIN_S:
             logger.error(

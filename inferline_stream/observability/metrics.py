@@ -196,7 +196,7 @@ def _pipeline_families(state: PipelineState) -> Iterator[Metric]:
     )
     yield from gauge("inferline_plan_feasible", "0 when no plan meets the SLO.", float(state.plan_feasible))
     yield from gauge("inferline_controller_term", "Term of the leading controller.", state.term)
-    yield counter("inferline_loop_failures", "Steps of the control loop that failed and were logged.", state.failures)
+    yield counter("inferline_loop_failures", "Steps of the control loop that failed.", state.failures)
     unreadable = CounterMetricFamily(
         "inferline_unreadable_records",
         "Records of the pipeline's own topics that could not be read and were skipped.",

@@ -43,4 +43,16 @@ def test_texts_that_always_differ_take_no_more_memory(monkeypatch: pytest.Monkey
     failures = StepFailures()
     for number in range(10):
         failures.add(InferlineError(f"failed at {number}"), number)
+        failures.add(REFUSED, number)
     assert len(failures._known) == 3
+
+
+def test_an_error_that_lasts_is_remembered_among_texts_that_always_differ(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(step_failures, "_KNOWN", 3)
+    failures = StepFailures()
+    for number in range(10):
+        failures.add(InferlineError(f"failed at {number}"), number)
+        failures.add(REFUSED, number)
+    assert sum("raise the quota" in record.message for record in caplog.records) == 1
