@@ -57,12 +57,7 @@ class BenchLink:
         self._assemblers: dict[str, Assembler] = {}
         self._numbers = itertools.count(1)
         self._changed = asyncio.Event()
-        self._works: list[asyncio.Task[None]] = []
-
-    @property
-    def last_error(self) -> str:
-        """Why the last record could not be sent, in words; empty if none failed."""
-        return self._producer.last_error
+        self._background: list[asyncio.Task[None]] = []
 
     async def give(self, dispatcher: str, inputs: Sequence[StageInput]) -> None:
         """Send the inputs that later orders are about.
@@ -105,7 +100,8 @@ class BenchLink:
         Raises:
             StageFailed: it is of another release.
         """
-        dispatcher = dispatcher_of(key)
+        if not (dispatcher := dispatcher_of(key)):
+            return
         self._heard_s[dispatcher] = asyncio.get_running_loop().time()
         data = self._assemblers.setdefault(dispatcher, Assembler()).add(key or b"", value or b"")
         if data is None:
@@ -132,12 +128,12 @@ class BenchLink:
         """Wait until something holds, for a while; return whether it does.
 
         Raises:
-            InferlineError: what one of the works beside this failed of.
+            InferlineError: a background task failed.
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + limit_s
         while not holds():
-            for work in self._works:
+            for work in self._background:
                 if work.done():
                     work.result()
             if loop.time() >= until_s:
@@ -150,13 +146,13 @@ class BenchLink:
 
     @asynccontextmanager
     async def beside(self, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-        """Have work done meanwhile; what it fails of, whatever waits here fails of."""
+        """Run work in the background. If it fails, `until` raises its error."""
         task = asyncio.create_task(work)
-        self._works.append(task)
+        self._background.append(task)
         try:
             yield
         finally:
-            self._works.remove(task)
+            self._background.remove(task)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 

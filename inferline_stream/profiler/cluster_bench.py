@@ -255,7 +255,7 @@ class ClusterBenches:
         if not await self._link.until(lambda: name in self._link.standing, DISPATCHER_START_S):
             own = [each for each in await self._actuator.dispatchers() if each.stage == stage.name]
             pending = next((each.pending for each in own if each.pending), "")
-            why = self._dispatcher_ends.get(stage.name) or pending or self._link.last_error
+            why = self._dispatcher_ends.get(stage.name) or pending
             raise StageFailed(
                 f"stage {stage.name!r}: its dispatcher was not ready there within {DISPATCHER_START_S:g} s: "
                 f"{why or 'see its log; a ResourceQuota may leave no room for it'}"

@@ -128,7 +128,8 @@ class ProfilingSession:
     async def measure_network(self, known: Known) -> None:
         """Measure what the platform's network adds to a batch, unless that was done with an entry stage.
 
-        The cheapest kind counts, as in `ClusterBenches.network_s`: dear kinds may be on faster networks.
+        The cheapest kind timed in this session counts, or that of `ClusterBenches.network_s`: dear kinds may be on
+        faster networks.
         """
         platform = self._options.platform
         self._steps.begin(f"time between hosts on {platform}")

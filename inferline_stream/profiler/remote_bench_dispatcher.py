@@ -149,7 +149,11 @@ class RemoteBench:
                 continue
             if (data := self._assembler.add(record.key or b"", record.value or b"")) is None:
                 continue
-            message = decode_to_bench(data)
+            try:
+                message = decode_to_bench(data)
+            except msgspec.MsgspecError as error:  # it would be read again after each restart
+                logger.error("an order of the profiler cannot be read: %s; use one release for both", error)
+                continue
             if isinstance(message, SampleInputs):
                 self._inputs = message.inputs
             else:

@@ -87,7 +87,6 @@ class Cluster:
         if self.goes:
             self.actuator.gone = lambda: self.says(Standing())
         self.dispatcher = ""
-        self.last_error = ""
 
     def says(self, message: FromBench) -> None:
         for record in pieces(self.dispatcher, message):
