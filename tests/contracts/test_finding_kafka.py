@@ -90,7 +90,16 @@ def test_processes_that_share_a_kafka_start_it_once_and_stop_it_when_the_last_ha
         assert first.stdout.read() == "stopped\n"
     assert (first.returncode, second.returncode) == (0, 0)
     with user() as another:
-        assert another.communicate()[0].split() == ["started", "here:9092", "stopped"]
+        assert another.communicate(timeout=30)[0].split() == ["started", "here:9092", "stopped"]
+
+
+def test_where_the_process_that_started_a_shared_kafka_is_killed_the_next_one_starts_another(tmp_path):
+    command = [sys.executable, "-c", SHARING, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert [first.stdout.readline(), first.stdout.readline()] == ["started\n", "here:9092\n"]
+        first.kill()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as another:
+        assert another.communicate(timeout=30)[0].split() == ["started", "here:9092", "stopped"]
 
 
 def test_none_at_all_is_an_error_that_names_all_three(tmp_path, no_java):
