@@ -79,8 +79,8 @@ class Comparison:
         rows: all of them.
         work_bound: dollars below which no policy could have served the trace.
         tuned: the settings that tuning found.
-        without_groups: a stage for whose sake rules of others were not run on ordinary consumer groups: it runs several
-            batches at once, and a member of such a group runs one. None where they were.
+        without_groups: the stage that keeps rules of others off ordinary consumer groups, because it runs several
+            batches at once, and a member of such a group one; None if no stage does, or no such rule was asked for.
     """
 
     rows: tuple[Row, ...]
@@ -200,7 +200,8 @@ def compare(
             report(name)
             how = replace(arena.conditions, start_up_s=0.0) if instant else arena.conditions
             add(name, "default", cheapest(basis, trace, partial(arena.run, conditions=how), instant=instant))
-    return Comparison(_with_regret(rows), arena.bound(objective), settings, several)
+    without_groups = several if any(family.name in policies for family in FAMILIES) else None
+    return Comparison(_with_regret(rows), arena.bound(objective), settings, without_groups)
 
 
 def _with_regret(rows: Sequence[Row]) -> tuple[Row, ...]:

@@ -57,7 +57,7 @@ class SharedPool:
         place = places[gap]
         assert x.ring_time[s, place] <= now_s
         first, size = int(x.ring_start[s, place]), int(x.ring_size[s, place])
-        if size:  # it finishes at this very instant: its batch leaves with it
+        if size:  # it finishes at this instant: its batch leaves with it
             gone = int(x.sent_count[s])
             x.sent[s, gone : gone + size] = x.ring_time[s, place]
             x.sent_event[s, gone : gone + size] = x.arrived_event[s, first : first + size]
