@@ -1,6 +1,7 @@
 """Order after a join, and the bounds of what waits in one.
 
-Brokers make no difference that their own contracts do not show: runs on the embedded one (tests/scenarios) have a join.
+On Apache Kafka alone: what a join needs of a broker has contracts on both, and runs on the embedded one
+(tests/scenarios) have a join.
 """
 
 import json

@@ -47,8 +47,11 @@ async def test_more_and_fewer_slots_lose_and_repeat_nothing(swing, embedded_brok
     async def change(under_way: LiveRun) -> None:
         for count in (2, 1):
             view = under_way.controller.view
-            view.plan = replace(view.plan, slots={"parse": count})
-            assert await until(lambda n=count: granted(under_way, "parse", n), 10.0), f"no {count} slots"
+            view.plan = replace(view.plan, slots={"parse": count, "decide": count})
+            for stage in view.plan.slots:  # the one reads the source, the other joins
+                assert await until(lambda n=count, s=stage: granted(under_way, s, n), 10.0), (
+                    f"no {count} slots of {stage}"
+                )
 
     report = await through(run, change)
     assert (report.lost, report.duplicated) == (0, 0)
