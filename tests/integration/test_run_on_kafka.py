@@ -149,7 +149,8 @@ async def test_traffic_scales_stages_in_process_behind_servers_and_waiting(
     assert report.events_in == report.events_out > 400
     assert report.exits == []
     *before, down = report.decisions
-    ups = [decision for decision in before if decision.action != "hold"]  # for statistics that a busy machine delays
+    # It holds while a busy machine delays statistics.
+    ups = [decision for decision in before if decision.action != "hold"]
     assert {decision.action for decision in ups} == {"scale_up"}
     assert all(ups[-1].replicas[stage] > planned[stage] for stage in planned), "traffic asked for more of each"
     assert (down.action, down.replicas) == ("scale_down", planned)

@@ -1,8 +1,8 @@
-"""A Kubernetes cluster on this machine: its own API server, controllers and scheduler, before nodes that tests run.
+"""A Kubernetes cluster on this machine: its own API server, controllers and scheduler, with nodes that tests play.
 
 Its pods are processes that `Kubelet` starts, as behind the fake `KubeApi`. The variable ``KUBERNETES_BINARIES`` names
 the folder with kube-apiserver, kube-controller-manager, kube-scheduler and, where it is not installed, etcd.
-CI has none: they are built for long, or come from a site that it may not reach.
+CI has none: building them takes long, and their site may be out of its reach.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _GRACE_S = 8
 def binaries() -> Path | None:
     """Return the folder of Kubernetes' binaries, None where there are none."""
     folder = os.environ.get(BINARIES, "")
-    return Path(folder) if folder else None
+    return Path(folder).resolve() if folder else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +315,7 @@ class RealApi:
             async for text in answer.aiter_lines():
                 change = json.loads(text)
                 await take(change["type"], change["object"])
+        raise AssertionError(f"the watch of {path} has ended")
 
     async def _slice_changed(self, change: str, found: Json) -> None:
         name = found["metadata"]["name"]

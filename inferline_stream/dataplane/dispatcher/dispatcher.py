@@ -420,7 +420,7 @@ class Dispatcher:
 
 
 async def until_first(*steps: Coroutine[Any, Any, object], beside: asyncio.Task[None] | None = None) -> None:
-    """Run steps until the first of them ends or fails, and raise what it failed of.
+    """Run steps until the first ends; raise its error if it failed.
 
     Args:
         steps: cancelled then.

@@ -185,8 +185,8 @@ class ServedModel:
         self._unread = ""
         try:
             self._token = self._read_token()
-        except InvalidFile as error:  # it may be being written: there is another attempt later
-            self._unread = f", which cannot be used again: {error}"
+        except InvalidFile as error:  # somebody may be writing it: there is another attempt later
+            self._unread = f", which can no longer be used: {error}"
             if isinstance(error.__cause__, OSError):
                 folder = os.path.dirname(os.path.abspath(_path(self._server.token_file, self._folder)))
                 self._unread += (

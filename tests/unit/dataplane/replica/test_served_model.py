@@ -151,10 +151,10 @@ async def test_a_token_that_is_renewed_is_taken_up_and_one_that_is_refused_is_re
         with pytest.raises(ServerUnavailable, match=r"401 .*no such token.*; look at token_file"):
             await model([1])
         file.write_text("")
-        with pytest.raises(ServerUnavailable, match=r"401 .*cannot be used again: token: needs one token.*else$"):
+        with pytest.raises(ServerUnavailable, match=r"401 .*can no longer be used: token: needs one token.*else$"):
             await model([1])
         file.unlink()
-        remedy = rf"cannot be used again: {file}: cannot be read .*Isolation\(reads=\['{tmp_path}'\]\)$"
+        remedy = rf"can no longer be used: {file}: cannot be read .*Isolation\(reads=\['{tmp_path}'\]\)$"
         with pytest.raises(ServerUnavailable, match=rf"401 .*look at token_file, which {remedy}"):
             await model([1])
         file.write_text("fourth")
