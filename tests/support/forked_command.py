@@ -12,11 +12,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
+from multiprocessing.connection import wait
 from pathlib import Path
 
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(["tests.support.imported_command"])
+_ONE_READS = threading.Lock()
+"""Starting a process looks for others that ended. Whoever reads an exit code second finds 255 in its place."""
 
 
 def forked_command(
@@ -37,13 +41,17 @@ def forked_command(
         out, err = (Path(kept) / name for name in ("out", "err"))
         given = (arguments, str(folder or Path.cwd()), dict(os.environ if environment is None else environment))
         process = _FORKING.Process(target=_run, args=(*given, str(out), str(err)))
-        process.start()
-        process.join(timeout_s)
-        if process.exitcode is None:
-            process.kill()
+        with _ONE_READS:
+            process.start()
+        ended = bool(wait([process.sentinel], timeout_s))
+        with _ONE_READS:
+            if not ended:
+                process.kill()
             process.join()
+            code = process.exitcode
+        if not ended or code is None:
             raise subprocess.TimeoutExpired(list(arguments), timeout_s, out.read_bytes(), err.read_bytes())
-        return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
 def _run(arguments: tuple[str, ...], folder: str, environment: dict[str, str], out: str, err: str) -> None:
