@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,10 @@ _PASSING = {0, UNSTABLE} | {
 }
 
 
+class UndecidedOffsets(Exception):
+    """A transaction may still change a group's offsets, after longer than any takes: Kafka has lost its end."""
+
+
 class _StableOffsetFetch(Request[OffsetFetchRequest_v3]):  # type: ignore[misc]  # aiokafka has no types
     """Asks for a group's stable offsets of one topic."""
 
@@ -51,19 +57,24 @@ class _StableOffsetFetch(Request[OffsetFetchRequest_v3]):  # type: ignore[misc] 
         return self.build(LATER_OFFSET_FETCH[_STABLE])
 
 
-async def stable_offsets(coordinator: Any, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, str]]:
+async def stable_offsets(
+    coordinator: Any, topic: str, partitions: Sequence[int], patience_s: float = math.inf
+) -> dict[int, tuple[int, str]]:
     """Return offset and metadata that a group has committed; partitions without are missing.
 
     Args:
         coordinator: aiokafka's, of a consumer of the group.
         topic: which the group reads.
         partitions: of the topic.
+        patience_s: longest wait for a transaction, from Kafka's first answer that there is one.
 
     Raises:
         KafkaError: Kafka refuses.
+        UndecidedOffsets: a transaction has not ended in that time.
     """
     if not partitions:
         return {}
+    give_up_s = math.inf
     while True:
         await coordinator.ensure_coordinator_known()
         try:
@@ -82,4 +93,8 @@ async def stable_offsets(coordinator: Any, topic: str, partitions: Sequence[int]
             return {each["partition"]: (each["offset"], each["metadata"]) for each in found if each["offset"] >= 0}
         if NotCoordinatorForGroupError.errno in codes:
             coordinator.coordinator_dead()
+        elif UNSTABLE in codes:
+            give_up_s = min(give_up_s, time.monotonic() + patience_s)
+            if time.monotonic() >= give_up_s:
+                raise UndecidedOffsets
         await asyncio.sleep(_AGAIN_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -245,15 +246,20 @@ class StageReader:
                 self._consumer.pause(TopicPartition(self._topic, partition))
         self._adapt_wait()
 
-    async def committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
+    async def committed(self, partitions: Iterable[int], patience_s: float = math.inf) -> dict[int, tuple[int, str]]:
         """Return offset and metadata that the group has committed; partitions without are missing.
+
+        Args:
+            partitions: of the topic.
+            patience_s: longest wait for a transaction that may change them.
 
         Raises:
             KafkaFailed: Kafka refuses to say.
+            UndecidedOffsets: a transaction has not ended in that time.
         """
         # The public `committed` leaves the metadata out, and does not wait for a transaction that ends.
         try:
-            return await stable_offsets(self._consumer._coordinator, self._topic, list(partitions))
+            return await stable_offsets(self._consumer._coordinator, self._topic, list(partitions), patience_s)
         except KafkaError as error:
             raise KafkaFailed(
                 f"the offsets of group {self._group} on {self._topic} cannot be read: {error!r}; the group needs the "

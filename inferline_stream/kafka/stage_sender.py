@@ -20,6 +20,7 @@ from inferline_stream.kafka.records import (
     Message,
     Outgoing,
 )
+from inferline_stream.kafka.transactional_producer import TransactionalProducer
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,11 @@ class StageSender:
             "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
             "retry_backoff_ms": 20,
         }
-        self._producer = AIOKafkaProducer(**self._options)
         self.transactional = transactional_id is not None
+        self._producer = self._new_producer()
+
+    def _new_producer(self) -> AIOKafkaProducer:
+        return (TransactionalProducer if self.transactional else AIOKafkaProducer)(**self._options)
 
     async def start(self, timeout_s: float) -> None:
         """Connect; a transactional id fences its last producer."""
@@ -59,8 +63,25 @@ class StageSender:
     async def start_again(self, timeout_s: float) -> None:
         """Connect as a new producer: what the one before had under way is void. Reads no file, so a seal allows it."""
         await self.stop()
-        self._producer = AIOKafkaProducer(**self._options)
+        self._producer = self._new_producer()
         await self.start(timeout_s)
+
+    async def end_hanging(self, partitions: Mapping[str, int], group: str) -> bool:
+        """End a transaction that Kafka has ended, and forgotten to mark as ended in some partitions.
+
+        Args:
+            partitions: of each topic that transactions write.
+            group: whose offsets they hold.
+
+        Returns:
+            Whether it is known how the last transaction ended; nothing is done else.
+
+        Raises:
+            Fenced: a successor has taken this producer's id.
+        """
+        with _translated("a transaction"):
+            every = [TopicPartition(topic, number) for topic, count in partitions.items() for number in range(count)]
+            return bool(await self._producer.end_hanging(every, group))
 
     async def stop(self) -> None:
         """Close the connections, what was sent first."""

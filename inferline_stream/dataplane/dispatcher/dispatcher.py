@@ -32,6 +32,7 @@ from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.committed_offsets import surely_committed
 from inferline_stream.kafka.fetched_batches import bound_batches
 from inferline_stream.kafka.records import Fenced, KafkaFailed
+from inferline_stream.kafka.stable_offsets import UndecidedOffsets
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import ReportSender, StageSender
 from inferline_stream.kafka.topic_state import recreated
@@ -42,6 +43,8 @@ from inferline_stream.settings import Settings
 logger = logging.getLogger(__name__)
 
 FETCH_WAIT_S = 0.2
+HANGING_S = 3.0
+"""Longest wait for a transaction with a slot's offsets, once ours have ended: other dispatchers end theirs sooner."""
 _STRAGGLERS_EVERY_S = 1.0
 
 
@@ -100,6 +103,8 @@ class Dispatcher:
         self._partitions: dict[str, int] = {}
         self._rules = RecordRules({})
         self._session: SlotSession | None = None
+        self._waits = ""
+        """For what no session can begin."""
         self._filled_s = time.monotonic()
 
     def leave(self, why: str) -> None:
@@ -292,7 +297,7 @@ class Dispatcher:
             # Voids what anybody has under way: one that served before, or this one before its lease ended. Not done
             # sooner, since it fences the dispatcher that serves.
             await self._sender.start_again(self._settings.connect_timeout_s)
-        committed = dict(await surely_committed(self._reader.committed, numbers))
+        committed = await self._committed(numbers)
         emitter = Emitter(
             self._routes,
             self._partitions,
@@ -317,6 +322,25 @@ class Dispatcher:
             session.suspects.learn(self._grant.sample)
         await session.begin(numbers, committed)
         return session
+
+    async def _committed(self, numbers: range) -> dict[int, tuple[int, str]]:
+        """What the group has committed for good."""
+        if self._sender.transactional:
+            try:
+                impatient = functools.partial(self._reader.committed, patience_s=HANGING_S)
+                return dict(await surely_committed(impatient, numbers))
+            except UndecidedOffsets:
+                name, group = self._spec.dispatcher, self._routes.group
+                logger.warning("dispatcher %s: Kafka lost the end of a transaction of group %s", name, group)
+            if not await self._sender.end_hanging(self._partitions, group):
+                self._waits = (
+                    f"Kafka lost the end of a transaction with offsets of group {group}: "
+                    "`kafka-transactions.sh find-hanging` names it, `abort` ends it"
+                )
+        try:
+            return dict(await surely_committed(self._reader.committed, numbers))
+        finally:
+            self._waits = ""
 
     async def _watch(self, slots: int) -> bool:
         """Wait until the slot is another's (True) or the lease has expired (False)."""
@@ -376,7 +400,7 @@ class Dispatcher:
         report.replicas = self._feeder.statuses()
         session = self._session
         if report.phase not in ("gone", "failed"):
-            trouble = "" if session is None else session.trouble() or self._feeder.trouble
+            trouble = self._waits if session is None else session.trouble() or self._feeder.trouble
             report.reason = trouble or self._pool.tight
         if session is not None:
             report.held = {number: p.completion.watermark for number, p in session.partitions.items()}

@@ -1,0 +1,145 @@
+"""A transactional producer that can end what Kafka has left hanging.
+
+A transaction ends by a marker in each of its partitions. Apache Kafka 4.4 forgets the marker of a partition that has
+no leader just then (`KRaftMetadataCache.getPartitionLeaderEndpoint` gives none, which its transaction coordinator takes
+for a deleted topic), as while a cluster of one broker starts after a crash. The transaction counts as ended, and its
+records and offsets stay undecided for ever: readers of committed records stop there. The next transaction of the same
+producer id writes markers again, for all that is undecided of that id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.client import CoordinationType
+from aiokafka.errors import IncompatibleBrokerVersion
+from aiokafka.producer.sender import AddOffsetsToTxnHandler, BaseHandler
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
+
+_DESCRIBE_TRANSACTIONS = 65
+_COMMITTED = {"PrepareCommit": True, "CompleteCommit": True, "PrepareAbort": False, "CompleteAbort": False}
+_PASSING = {14, 15, 16}
+"""Codes of a coordinator that is loading, is not there, or is elsewhere."""
+_AGAIN_S = 0.02
+
+
+class _DescribeTransactionsResponse(Response):  # type: ignore[misc]  # aiokafka has no types
+    """Format: https://kafka.apache.org/protocol.html#The_Messages_DescribeTransactions."""
+
+    API_KEY, API_VERSION = _DESCRIBE_TRANSACTIONS, 0
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "transaction_states",
+            CompactArray(
+                ("error_code", Int16),
+                ("transactional_id", CompactString("utf-8")),
+                ("state", CompactString("utf-8")),
+                ("timeout_ms", Int32),
+                ("start_time_ms", Int64),
+                ("producer_id", Int64),
+                ("producer_epoch", Int16),
+                (
+                    "topics",
+                    CompactArray(
+                        ("topic", CompactString("utf-8")), ("partitions", CompactArray(Int32)), ("tags", TaggedFields)
+                    ),
+                ),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class _DescribeTransactionsRequest(RequestStruct):  # type: ignore[misc]  # aiokafka has no types
+    API_KEY, API_VERSION = _DESCRIBE_TRANSACTIONS, 0
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _DescribeTransactionsResponse
+    SCHEMA = Schema(("transactional_ids", CompactArray(CompactString("utf-8"))), ("tags", TaggedFields))
+
+
+class _DescribeTransaction(Request[_DescribeTransactionsRequest]):  # type: ignore[misc]  # aiokafka has no types
+    API_KEY = _DESCRIBE_TRANSACTIONS
+
+    def __init__(self, transactional_id: str) -> None:
+        self._transactional_id = transactional_id
+
+    def build(self, request_struct_class: Any) -> Any:
+        return request_struct_class([self._transactional_id], {})
+
+    def prepare(self, versions: dict[int, tuple[int, int]]) -> Any:
+        if _DESCRIBE_TRANSACTIONS not in versions:
+            raise IncompatibleBrokerVersion("the broker describes no transactions")
+        return self.build(_DescribeTransactionsRequest)
+
+
+class _LastOutcome(BaseHandler):  # type: ignore[misc]  # aiokafka has no types
+    """How the last transaction of the producer's id ended: `committed` is None where that is not known."""
+
+    committed: bool | None = None
+
+    def create_request(self) -> Any:
+        return _DescribeTransaction(self._sender._txn_manager.transactional_id)
+
+    def handle_response(self, response: Any) -> float | None:
+        (state,) = response.to_object()["transaction_states"]
+        if state["error_code"] in _PASSING:
+            return self.handle_error()
+        self.committed = _COMMITTED.get(state["state"])
+        return None
+
+    def handle_error(self) -> float:
+        self._sender._coordinator_dead(CoordinationType.TRANSACTION)
+        return _AGAIN_S
+
+
+class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka has no types
+    """aiokafka's producer; needs a transactional id."""
+
+    last_committed: bool | None = None
+    """Whether the last transaction of this id was committed, as of the start; None where that is not known."""
+
+    async def start(self) -> None:
+        """Connect, look how the last transaction ended, and fence the producer that held the id."""
+        await self.client.bootstrap()
+        outcome = _LastOutcome(self._sender)
+        with contextlib.suppress(IncompatibleBrokerVersion):  # the embedded broker, where nothing hangs
+            await self._done(outcome)
+        self.last_committed = outcome.committed
+        await self._sender.start()
+
+    async def end_hanging(self, partitions: Iterable[TopicPartition], group: str) -> bool:
+        """End for good, as it was ended, what a transaction before the start left undecided.
+
+        Args:
+            partitions: of every topic that transactions of this id write.
+            group: whose offsets they hold.
+
+        Returns:
+            Whether it is known how it was ended; nothing is done else.
+
+        Raises:
+            KafkaError: a successor has taken the id, or Kafka refuses.
+        """
+        if self.last_committed is None:
+            return False
+        await self.begin_transaction()
+        for partition in partitions:
+            self._txn_manager.maybe_add_partition_to_txn(partition)
+        while self._txn_manager.partitions_to_add():  # noqa: ASYNC110  aiokafka's task brings it about
+            await asyncio.sleep(_AGAIN_S)
+        await self._done(AddOffsetsToTxnHandler(self._sender, group))
+        await (self.commit_transaction() if self.last_committed else self.abort_transaction())
+        return True
+
+    async def _done(self, handler: BaseHandler) -> None:
+        """Ask the transaction coordinator, wherever it is, until it has answered."""
+        name = self._txn_manager.transactional_id
+        while not await handler.do(await self._sender._find_coordinator(CoordinationType.TRANSACTION, name)):
+            pass
