@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from inferline_stream.errors import Unreachable
@@ -27,6 +27,19 @@ STOP_TIMEOUT_S = 2.0
 """Longest wait for connections to close."""
 
 AiokafkaClient: TypeAlias = AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient
+
+
+def _send(self: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+    try:
+        return _aiokafka_send(self, request, expect_response)
+    except KafkaError:  # a RuntimeError, too
+        raise
+    except RuntimeError as error:  # uvloop's, of a connection that the broker has just closed
+        self.close(reason=CloseReason.CONNECTION_BROKEN)
+        raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: {error}") from error
+
+
+_aiokafka_send, AIOKafkaConnection.send = AIOKafkaConnection.send, _send
 
 
 def plaintext(bootstrap_servers: str) -> str:
@@ -203,13 +216,19 @@ async def closed(client: AiokafkaClient, within_s: float = STOP_TIMEOUT_S) -> No
             where, within_s,
         )  # fmt: skip
     finally:
-        for task in (network._sync_task, *_background(client)):
-            if task is not None:
-                task.cancel()  # it would connect again
-        for connection in tuple(network._conns.values()):
-            connection.close()
-        if isinstance(client, AIOKafkaProducer):
-            _fail_what_is_left(client)
+        cut_off(client)
+
+
+def cut_off(client: AiokafkaClient) -> None:
+    """Close a client's connections as it is: what it has under way fails, and it sends nothing any more."""
+    network = client.client if isinstance(client, AIOKafkaProducer) else client._client
+    for task in (network._sync_task, *_background(client)):
+        if task is not None:
+            task.cancel()  # it would connect again
+    for connection in tuple(network._conns.values()):
+        connection.close()
+    if isinstance(client, AIOKafkaProducer):
+        _fail_what_is_left(client)
 
 
 def _fail_what_is_left(client: AIOKafkaProducer) -> None:

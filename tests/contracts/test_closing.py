@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.metadata import MetadataRequest
 
 from inferline_stream.kafka.connection import client_options, closed
 from inferline_stream.kafka.controller_client import TopicFollower
@@ -66,3 +68,22 @@ async def test_a_reader_that_is_cancelled_while_it_is_entered_is_closed(embedded
     with pytest.raises(asyncio.CancelledError):
         await entering
     assert not any(connections(follower._consumer))
+
+
+async def test_a_request_on_a_connection_that_is_closed_already_is_lost_like_the_connection(
+    embedded_broker: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(data: bytes) -> None:
+        raise RuntimeError(
+            "unable to perform operation on <TCPTransport closed=True>; the handler is closed"
+        )  # uvloop's
+
+    async with AIOKafkaConsumer(**client_options(embedded_broker.bootstrap_servers)) as consumer:
+        network = consumer._client
+        node = network.get_random_node()
+        await network.ready(node)
+        for connection in network._conns.values():
+            monkeypatch.setattr(connection._writer, "write", write)
+        with pytest.raises(KafkaConnectionError):
+            await network.send(node, MetadataRequest([]))
+        assert await network.fetch_all_metadata(), "it connects again"
