@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, MessageSizeTooLargeError, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from inferline_stream.kafka.connection import client_options, closed, started
+from inferline_stream.kafka.connection import client_options, closed, cut_off, started
 from inferline_stream.kafka.record_size import record_bytes
 from inferline_stream.kafka.records import (
     PRODUCE_BATCH_BYTES,
@@ -60,28 +60,30 @@ class StageSender:
         """Connect; a transactional id fences its last producer."""
         await started(self._producer, self._where, timeout_s)
 
-    async def start_again(self, timeout_s: float) -> None:
-        """Connect as a new producer: what the one before had under way is void. Reads no file, so a seal allows it."""
-        await self.stop()
-        self._producer = self._new_producer()
-        await self.start(timeout_s)
-
-    async def end_hanging(self, partitions: Mapping[str, int], group: str) -> bool:
-        """End a transaction that Kafka has ended, and forgotten to mark as ended in some partitions.
+    async def start_again(self, timeout_s: float, partitions: Mapping[str, int], group: str) -> None:
+        """Connect as a new producer: what the one before had under way is void. Reads no file, so a seal allows it.
 
         Args:
+            timeout_s: longest wait for the connection.
             partitions: of each topic that transactions write.
             group: whose offsets they hold.
 
-        Returns:
-            Whether it is known how the last transaction ended; nothing is done else.
-
         Raises:
+            Unreachable: no answer in time.
             Fenced: a successor has taken this producer's id.
         """
+        await self.stop()
+        self._producer = self._new_producer()
+        await self.start(timeout_s)
         with _translated("a transaction"):
-            every = [TopicPartition(topic, number) for topic, count in partitions.items() for number in range(count)]
-            return bool(await self._producer.end_hanging(every, group))
+            await self._producer.end_hanging(
+                [TopicPartition(topic, number) for topic, count in partitions.items() for number in range(count)], group
+            )
+
+    def void(self) -> None:
+        """Send nothing any more until `start_again`, in transactions: they are void."""
+        if self.transactional:
+            cut_off(self._producer)
 
     async def stop(self) -> None:
         """Close the connections, what was sent first."""

@@ -26,6 +26,7 @@ _COMMITTED = {"PrepareCommit": True, "CompleteCommit": True, "PrepareAbort": Fal
 _PASSING = {14, 15, 16}
 """Codes of a coordinator that is loading, is not there, or is elsewhere."""
 _AGAIN_S = 0.02
+_POLL_S = 0.001
 
 
 class _DescribeTransactionsResponse(Response):  # type: ignore[misc]  # aiokafka has no types
@@ -114,29 +115,25 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka
         self.last_committed = outcome.committed
         await self._sender.start()
 
-    async def end_hanging(self, partitions: Iterable[TopicPartition], group: str) -> bool:
-        """End for good, as it was ended, what a transaction before the start left undecided.
+    async def end_hanging(self, partitions: Iterable[TopicPartition], group: str) -> None:
+        """End for good, as it was ended, what the last transaction before the start may have left undecided.
 
         Args:
             partitions: of every topic that transactions of this id write.
             group: whose offsets they hold.
 
-        Returns:
-            Whether it is known how it was ended; nothing is done else.
-
         Raises:
             KafkaError: a successor has taken the id, or Kafka refuses.
         """
         if self.last_committed is None:
-            return False
+            return
         await self.begin_transaction()
         for partition in partitions:
             self._txn_manager.maybe_add_partition_to_txn(partition)
         while self._txn_manager.partitions_to_add():  # noqa: ASYNC110  aiokafka's task brings it about
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(_POLL_S)
         await self._done(AddOffsetsToTxnHandler(self._sender, group))
         await (self.commit_transaction() if self.last_committed else self.abort_transaction())
-        return True
 
     async def _done(self, handler: BaseHandler) -> None:
         """Ask the transaction coordinator, wherever it is, until it has answered."""

@@ -43,8 +43,8 @@ from inferline_stream.settings import Settings
 logger = logging.getLogger(__name__)
 
 FETCH_WAIT_S = 0.2
-HANGING_S = 3.0
-"""Longest wait for a transaction with a slot's offsets, once ours have ended: other dispatchers end theirs sooner."""
+UNDECIDED_S = 5.0
+"""A transaction that leaves a slot's offsets undecided for so long is said to hang: dispatchers end theirs sooner."""
 _STRAGGLERS_EVERY_S = 1.0
 
 
@@ -265,8 +265,7 @@ class Dispatcher:
         session = await self._begin(numbers)
         if not (self._holds(grant.slots) and self._lease.valid()):
             # Lost on the way. Reports said "standby" until now, so the successor may serve already.
-            session.drop()
-            self._end_session("standby")
+            self._drop(session)
             return True
         self._session = session
         self._report.phase = "serving"
@@ -284,8 +283,7 @@ class Dispatcher:
             raise LeaseExpired
         except LeaseExpired:
             logger.warning("dispatcher %s: its lease has expired, the session is dropped", self._spec.dispatcher)
-            session.drop()
-            self._end_session("standby")
+            self._drop(session)
             return True
         finally:
             for task in (working, watching):
@@ -296,7 +294,8 @@ class Dispatcher:
         if self._sender.transactional:
             # Voids what anybody has under way: one that served before, or this one before its lease ended. Not done
             # sooner, since it fences the dispatcher that serves.
-            await self._sender.start_again(self._settings.connect_timeout_s)
+            timeout_s, group = self._settings.connect_timeout_s, self._routes.group
+            await self._sender.start_again(timeout_s, self._partitions, group)
         committed = await self._committed(numbers)
         emitter = Emitter(
             self._routes,
@@ -325,22 +324,19 @@ class Dispatcher:
 
     async def _committed(self, numbers: range) -> dict[int, tuple[int, str]]:
         """What the group has committed for good."""
-        if self._sender.transactional:
+        ask = functools.partial(self._reader.committed, patience_s=UNDECIDED_S)
+        while True:
             try:
-                impatient = functools.partial(self._reader.committed, patience_s=HANGING_S)
-                return dict(await surely_committed(impatient, numbers))
+                committed = dict(await surely_committed(ask, numbers))
             except UndecidedOffsets:
-                name, group = self._spec.dispatcher, self._routes.group
-                logger.warning("dispatcher %s: Kafka lost the end of a transaction of group %s", name, group)
-            if not await self._sender.end_hanging(self._partitions, group):
                 self._waits = (
-                    f"Kafka lost the end of a transaction with offsets of group {group}: "
+                    f"Kafka lost the end of a transaction with offsets of group {self._routes.group}: "
                     "`kafka-transactions.sh find-hanging` names it, `abort` ends it"
                 )
-        try:
-            return dict(await surely_committed(self._reader.committed, numbers))
-        finally:
-            self._waits = ""
+                logger.warning("dispatcher %s: %s", self._spec.dispatcher, self._waits)
+            else:
+                self._waits = ""
+                return committed
 
     async def _watch(self, slots: int) -> bool:
         """Wait until the slot is another's (True) or the lease has expired (False)."""
@@ -369,6 +365,11 @@ class Dispatcher:
             draining.cancel()
         self._end_session("draining")
         return False
+
+    def _drop(self, session: SlotSession) -> None:
+        session.drop()
+        self._sender.void()  # aiokafka would go on with the transaction once Kafka answers again
+        self._end_session("standby")
 
     def _end_session(self, phase: DispatcherPhase) -> None:
         self._session = None
