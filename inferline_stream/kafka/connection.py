@@ -12,14 +12,17 @@ from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
+from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.aiokafka_repairs import repair_aiokafka
 from inferline_stream.kafka.fetched_batches import are_bounded, bound_batches
 from inferline_stream.settings import KafkaSecurity, from_environment, kafka_security
 
 logger = logging.getLogger(__name__)
+
+repair_aiokafka()
 
 _PLAIN = "PLAINTEXT://"
 
@@ -27,19 +30,6 @@ STOP_TIMEOUT_S = 2.0
 """Longest wait for connections to close."""
 
 AiokafkaClient: TypeAlias = AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient
-
-
-def _send(self: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
-    try:
-        return _aiokafka_send(self, request, expect_response)
-    except KafkaError:  # a RuntimeError, too
-        raise
-    except RuntimeError as error:  # uvloop's, of a connection that the broker has just closed
-        self.close(reason=CloseReason.CONNECTION_BROKEN)
-        raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: {error}") from error
-
-
-_aiokafka_send, AIOKafkaConnection.send = AIOKafkaConnection.send, _send
 
 
 def plaintext(bootstrap_servers: str) -> str:

@@ -3,16 +3,19 @@
 import asyncio
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
 
+from inferline_stream.kafka.aiokafka_repairs import AGAIN_S
 from inferline_stream.kafka.connection import client_options, closed
 from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.kafka.topics import WantedTopic, create_topics
-from inferline_stream.testing.kafka import KafkaServer
+from inferline_stream.testing.kafka import EmbeddedKafka, KafkaServer
 
 
 async def ends_early() -> None:
@@ -87,3 +90,28 @@ async def test_a_request_on_a_connection_that_is_closed_already_is_lost_like_the
         with pytest.raises(KafkaConnectionError):
             await network.send(node, MetadataRequest([]))
         assert await network.fetch_all_metadata(), "it connects again"
+
+
+async def test_a_producer_without_a_leader_and_without_a_broker_asks_a_few_times_a_second(monkeypatch) -> None:
+    asked = 0
+    update = AIOKafkaClient._metadata_update
+
+    async def counted(*given: Any) -> bool:
+        nonlocal asked
+        asked += 1
+        return await update(*given)
+
+    monkeypatch.setattr(AIOKafkaClient, "_metadata_update", counted)
+    with EmbeddedKafka() as server:
+        await create_topics(server.bootstrap_servers, [topic := WantedTopic(secrets.token_hex(4), 1, "a test's")])
+        producer = AIOKafkaProducer(**client_options(server.bootstrap_servers))
+        await producer.start()
+        await producer.partitions_for(topic.name)
+    for leaders in producer.client.cluster._partitions.values():
+        for partition, known in leaders.items():
+            leaders[partition] = known._replace(leader=-1)
+    await producer.send(topic.name, b"x", partition=0)
+    asked = 0
+    await asyncio.sleep(1.0)
+    assert 2 <= asked <= 2 + 1.0 / AGAIN_S
+    await closed(producer, within_s=0.1)
