@@ -20,7 +20,7 @@ from pathlib import Path
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(["tests.support.imported_command"])
 _ONE_READS = threading.Lock()
-"""Starting a process looks for others that ended. Whoever reads an exit code second finds 255 in its place."""
+"""Starting a process looks for others that ended. The second to read an exit code finds 255."""
 
 
 def forked_command(

@@ -66,7 +66,7 @@ class Reader:
     async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
         return dict.fromkeys(partitions, 0)
 
-    async def committed(self, partitions: Iterable[int]) -> dict[int, Entry]:
+    async def committed(self, partitions: Iterable[int], patience_s: float = 0.0) -> dict[int, Entry]:
         return {number: self.entries[number] for number in partitions if number in self.entries}
 
     async def commit(self, offsets: Mapping[int, Entry]) -> None:
@@ -85,6 +85,7 @@ class Sender:
         self.acknowledges = asyncio.Event()
         self.acknowledges.set()
         self.began = asyncio.Event()
+        self.is_void = False
         self._reader = reader
 
     async def send(self, outgoing: Mapping[tuple[str, int], Any]) -> None:
@@ -94,6 +95,9 @@ class Sender:
 
     async def begin(self) -> None:
         pass
+
+    def void(self) -> None:
+        self.is_void = True
 
     async def commit(self, offsets: Mapping[Any, Entry], group: str) -> None:
         self._reader.entries.update(offsets)

@@ -44,7 +44,7 @@ class Log(Reader):
     async def look_for_grants(self) -> None:
         pass
 
-    async def committed(self, partitions: Iterable[int]) -> dict[int, Entry]:
+    async def committed(self, partitions: Iterable[int], patience_s: float = 0.0) -> dict[int, Entry]:
         await self.may_look.wait()
         return await super().committed(partitions)
 
@@ -143,6 +143,7 @@ async def test_a_dropped_session_sends_nothing_once_the_lease_is_back(run: Run) 
     run.now_s = 3.0
     run.dispatcher._grant_changed.set()
     await until(lambda: run.dispatcher._session is None, "the session is dropped")
+    assert run.sender.is_void
     run.lease.renew(run.now_s)
     session.finished(events := session.take(1), [Done(b"a", 0) for _ in events])
     with pytest.raises(TimeoutError):
