@@ -133,7 +133,6 @@ class RecordFollower:
     async def _begin(self, state: TopicState) -> None:
         """Find out where to begin, and begin there."""
         self._state = state
-        self._assign()
         every = range(state.partitions)
         begins = await self._offsets(self._client.beginning_offsets, every)
         ends = await self._offsets(self._client.end_offsets, every)
@@ -153,7 +152,7 @@ class RecordFollower:
                 self._halt(p, f"Kafka no longer has offset {offset}, but {begins[p]} and those after it")
             else:
                 self._next[p] = offset
-        self._assign()
+        self._assign()  # once: aiokafka fails where this is done again before it knows the coordinator
 
     async def _committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
         # The public `committed` leaves the metadata out.
@@ -179,7 +178,8 @@ class RecordFollower:
         """Stop reading a partition: reading on anywhere else would lose records silently."""
         self.halted[partition] = why
         self._next.pop(partition, None)
-        self._client.pause(self._tp(partition))
+        if self._client.assignment():
+            self._client.pause(self._tp(partition))
         logger.error(
             "%s/%d is halted: %s; start again with --start earliest or latest, or set an offset of group %s",
             self._topic, partition, why, self._group,
