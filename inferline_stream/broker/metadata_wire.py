@@ -10,7 +10,6 @@ from io import BytesIO
 from typing import Any
 
 from aiokafka.protocol.abstract import AbstractType
-from aiokafka.protocol.api import RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataResponse_v5
 from aiokafka.protocol.types import (
     Array,
@@ -23,6 +22,8 @@ from aiokafka.protocol.types import (
     String,
     TaggedFields,
 )
+
+from inferline_stream.broker.request_struct import request_struct
 
 METADATA = 3
 
@@ -50,7 +51,9 @@ class Uuid(AbstractType[bytes]):  # type: ignore[misc]  # aiokafka has no types
 
 
 def _response(version: int) -> Schema:
-    """What a broker answers, as of a version from 7 to 10; flexible from 9 on."""
+    """What a broker answers, as of a version from 6 to 10; flexible from 9 on."""
+    if version == 6:
+        return MetadataResponse_v5.SCHEMA
     flexible = version >= 9
     text, array = (CompactString, CompactArray) if flexible else (String, Array)
     tags = [("tags", TaggedFields)] if flexible else []
@@ -98,14 +101,8 @@ def _request(version: int) -> Schema:
     return Schema(("topics", named), ("allow_auto_topic_creation", Boolean), *operations, *tags)
 
 
-def _struct(version: int) -> Any:
-    """A kind of request, as aiokafka has the older ones."""
-    common = {"API_KEY": METADATA, "API_VERSION": version}
-    answer = MetadataResponse_v5.SCHEMA if version == 6 else _response(version)
-    response = type(f"MetadataResponse_v{version}", (Response,), {**common, "SCHEMA": answer})
-    own = {"RESPONSE_TYPE": response, "SCHEMA": _request(version), "FLEXIBLE_VERSION": version >= 9}
-    return type(f"MetadataRequest_v{version}", (RequestStruct,), {**common, **own})
-
-
-LATER_METADATA: Mapping[int, Any] = {version: _struct(version) for version in range(6, 11)}
+LATER_METADATA: Mapping[int, Any] = {
+    version: request_struct("Metadata", METADATA, version, _request(version), _response(version), flexible=version >= 9)
+    for version in range(6, 11)
+}
 """Requests by version, with their answers."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aiokafka.protocol.api import RequestStruct, Response
 from aiokafka.protocol.commit import OffsetFetchRequest_v3
 from aiokafka.protocol.types import (
     Array,
@@ -22,6 +21,8 @@ from aiokafka.protocol.types import (
     String,
     TaggedFields,
 )
+
+from inferline_stream.broker.request_struct import request_struct
 
 OFFSET_FETCH = 9
 
@@ -50,13 +51,10 @@ def _request(version: int) -> Schema:
     return Schema(("consumer_group", CompactString("utf-8")), ("topics", topics), *stable, tags)
 
 
-def _struct(version: int) -> Any:
-    """A kind of request, as aiokafka has the older ones."""
-    common = {"API_KEY": OFFSET_FETCH, "API_VERSION": version}
-    response = type(f"OffsetFetchResponse_v{version}", (Response,), {**common, "SCHEMA": _response(version)})
-    own = {"RESPONSE_TYPE": response, "SCHEMA": _request(version), "FLEXIBLE_VERSION": version >= 6}
-    return type(f"OffsetFetchRequest_v{version}", (RequestStruct,), {**common, **own})
-
-
-LATER_OFFSET_FETCH: Mapping[int, Any] = {version: _struct(version) for version in range(4, 8)}
+LATER_OFFSET_FETCH: Mapping[int, Any] = {
+    version: request_struct(
+        "OffsetFetch", OFFSET_FETCH, version, _request(version), _response(version), flexible=version >= 6
+    )
+    for version in range(4, 8)
+}
 """Requests by version, with their answers."""

@@ -18,8 +18,10 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import CoordinationType
 from aiokafka.errors import IncompatibleBrokerVersion
 from aiokafka.producer.sender import AddOffsetsToTxnHandler, BaseHandler
-from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.api import Request
 from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
+
+from inferline_stream.broker.request_struct import request_struct
 
 _DESCRIBE_TRANSACTIONS = 65
 _COMMITTED = {"PrepareCommit": True, "CompleteCommit": True, "PrepareAbort": False, "CompleteAbort": False}
@@ -28,12 +30,13 @@ _PASSING = {14, 15, 16}
 _AGAIN_S = 0.02
 _POLL_S = 0.001
 
-
-class _DescribeTransactionsResponse(Response):  # type: ignore[misc]  # aiokafka has no types
-    """Format: https://kafka.apache.org/protocol.html#The_Messages_DescribeTransactions."""
-
-    API_KEY, API_VERSION = _DESCRIBE_TRANSACTIONS, 0
-    SCHEMA = Schema(
+_TAGS = ("tags", TaggedFields)
+_DescribeTransactionsRequest = request_struct(
+    "DescribeTransactions",
+    _DESCRIBE_TRANSACTIONS,
+    0,
+    Schema(("transactional_ids", CompactArray(CompactString("utf-8"))), _TAGS),
+    Schema(
         ("throttle_time_ms", Int32),
         (
             "transaction_states",
@@ -45,24 +48,15 @@ class _DescribeTransactionsResponse(Response):  # type: ignore[misc]  # aiokafka
                 ("start_time_ms", Int64),
                 ("producer_id", Int64),
                 ("producer_epoch", Int16),
-                (
-                    "topics",
-                    CompactArray(
-                        ("topic", CompactString("utf-8")), ("partitions", CompactArray(Int32)), ("tags", TaggedFields)
-                    ),
-                ),
-                ("tags", TaggedFields),
+                ("topics", CompactArray(("topic", CompactString("utf-8")), ("partitions", CompactArray(Int32)), _TAGS)),
+                _TAGS,
             ),
         ),
-        ("tags", TaggedFields),
-    )
-
-
-class _DescribeTransactionsRequest(RequestStruct):  # type: ignore[misc]  # aiokafka has no types
-    API_KEY, API_VERSION = _DESCRIBE_TRANSACTIONS, 0
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _DescribeTransactionsResponse
-    SCHEMA = Schema(("transactional_ids", CompactArray(CompactString("utf-8"))), ("tags", TaggedFields))
+        _TAGS,
+    ),
+    flexible=True,
+)
+"""Format: https://kafka.apache.org/protocol.html#The_Messages_DescribeTransactions."""
 
 
 class _DescribeTransaction(Request[_DescribeTransactionsRequest]):  # type: ignore[misc]  # aiokafka has no types
