@@ -81,12 +81,9 @@ class GroupPlant:
         """A member that is ready now."""
         self._groups[s].add(self.now_s)
 
-    def leave(self, s: int, kind: int, leaving: int) -> float:
+    def leave(self, s: int, kind: int) -> float:
         """The member that came last gives up its partitions. Returns when it has done what it has in hand."""
         return max(self._groups[s].server.leave(self.now_s), self.now_s)
-
-    def remove_first(self, s: int, kind: int) -> None:
-        """A member that has left and has nothing in hand any more is gone: nothing is left to do."""
 
     def slow(self, s: int, factor: float) -> None:
         """Not for groups: rules of others are compared on profiles as they are."""

@@ -117,14 +117,8 @@ class KeyedPool:
         )
         self._lay_out(grown, free + more, crews, now_s)
 
-    def leave(self, kind: int, leaving: int, now_s: float) -> float:
-        """The replica of this kind that is done first takes no other batch. Returns when it is done.
-
-        Args:
-            kind: of the replica.
-            leaving: replicas of the kind that leave already; they are known here.
-            now_s: the present.
-        """
+    def leave(self, kind: int, now_s: float) -> float:
+        """The replica of this kind that is done first takes no other batch. Returns when it is done."""
         crews, places, free = self._state.crews, self._in_hand(), int(self._state.marks[_FREE])
         done_s = np.full(crews.kinds.size, now_s)
         np.maximum.at(done_s, places.replicas[free:], places.ends_s[free:])
@@ -138,9 +132,6 @@ class KeyedPool:
         staying = InHand(*(array[kept] for array in places))
         self._lay_out(staying, free_kept, crews._replace(at_once=at_once), now_s)
         return float(done_s[chosen])
-
-    def remove_first(self, kind: int, now_s: float) -> None:
-        """A replica that has left and is done is gone: its last place went with its batch."""
 
     def oldest_s(self) -> float:
         """When the oldest record that has not left was sent; there must be one."""

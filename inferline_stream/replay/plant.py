@@ -6,6 +6,7 @@ removed. What stays fixed therefore agrees with the Estimator bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,31 +54,36 @@ class Plant:
             if workload.lanes(s).size or serving[s].levels > 1
         }
         self._pools = [keyed.get(s) or SharedPool(self._state, s) for s in range(len(stages))]
+        self._shared = [pool for pool in self._pools if isinstance(pool, SharedPool)]
         # The compiled step takes stage after stage up to one that it only fills the queue of.
         ends = sorted({*(s + 1 for s in keyed), len(stages)})
         self._stretches = [((first, end), keyed.get(end - 1)) for first, end in zip([0, *ends], ends, strict=False)]
         self._advance = advance()
 
     def advance(self, until_s: float) -> None:
-        """Let everything happen that happens before ``until_s``."""
+        """Let everything happen that happens before ``until_s``, and replicas leave that are done then."""
+        while (left_s := min((pool.next_left_s for pool in self._shared), default=math.inf)) < until_s:
+            self._advance_to(left_s)
+        self._advance_to(until_s)
+
+    def _advance_to(self, until_s: float) -> None:
+        """As `advance`, with nobody leaving before ``until_s``."""
         state = self._state
         for stretch, keyed in self._stretches:
             self._advance(state.tables, stretch, until_s, state.hop_s, state.slo_s)
             if keyed is not None:
                 keyed.advance(until_s)
+        for pool in self._shared:
+            pool.remove_left(until_s)
         self.now_s = until_s
 
     def add(self, s: int, kind: int) -> None:
         """A replica that is ready now."""
         self._pools[s].add(kind, self.now_s)
 
-    def leave(self, s: int, kind: int, leaving: int) -> float:
-        """A replica of this kind leaves, so many others being about to leave already. Returns when it is done."""
-        return self._pools[s].leave(kind, leaving, self.now_s)
-
-    def remove_first(self, s: int, kind: int) -> None:
-        """The replica of this kind that was to be done first is, and is gone."""
-        self._pools[s].remove_first(kind, self.now_s)
+    def leave(self, s: int, kind: int) -> float:
+        """A replica of this kind takes no further batch. Returns when it is done, and gone."""
+        return self._pools[s].leave(kind, self.now_s)
 
     @property
     def ended(self) -> Ints:

@@ -5,7 +5,9 @@ The queue is served by `plant_kernel`, which advances all such stages at once; h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from inferline_stream.replay.plant_state import PlantState
 _HEAD, _LENGTH, _NEEDED = 0, 1, 3  # places in `marks`
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SharedPool:
     """One stage's replicas, in the order in which they are free.
 
@@ -26,6 +28,13 @@ class SharedPool:
 
     state: PlantState
     stage: int
+    _leaving: list[tuple[float, int]] = field(default_factory=list)
+    """Heap of (when it is done, kind)."""
+
+    @property
+    def next_left_s(self) -> float:
+        """When the next replica that leaves is done."""
+        return self._leaving[0][0] if self._leaving else math.inf
 
     def add(self, kind: int, now_s: float) -> None:
         """A replica that is ready now: into the ring, behind those that have been free for longer."""
@@ -41,16 +50,21 @@ class SharedPool:
         x.ring_time[s, grown[behind]], x.ring_kind[s, grown[behind]] = now_s, kind
         x.ring_size[s, grown[behind]] = 0
 
-    def leave(self, kind: int, leaving: int, now_s: float) -> float:
-        """When a replica of this kind can be removed, so many others being about to leave already.
-
-        Replicas leave in the order in which they finish.
-        """
+    def leave(self, kind: int, now_s: float) -> float:
+        """A replica of this kind leaves, in the order in which they finish. Returns when it is done."""
         x, places = self.state.tables, self._places()
         of_kind = places[x.ring_kind[self.stage, places] == kind]
-        return max(float(x.ring_time[self.stage, of_kind[leaving]]), now_s)
+        before = sum(other == kind for _, other in self._leaving)
+        left_s = max(float(x.ring_time[self.stage, of_kind[before]]), now_s)
+        heapq.heappush(self._leaving, (left_s, kind))
+        return left_s
 
-    def remove_first(self, kind: int, now_s: float) -> None:
+    def remove_left(self, now_s: float) -> None:
+        """Remove the replicas that leave and are done now."""
+        while self._leaving and self._leaving[0][0] <= now_s:
+            self._remove_first(heapq.heappop(self._leaving)[1], now_s)
+
+    def _remove_first(self, kind: int, now_s: float) -> None:
         """The replica of this kind that is or was free first leaves; it must be free now."""
         s, x, places = self.stage, self.state.tables, self._places()
         gap = int(np.flatnonzero(x.ring_kind[s, places] == kind)[0])

@@ -54,16 +54,14 @@ class StageReplicas:
     """Those that left or are leaving."""
     changes: int = 0
     """How often the number of replicas wanted was changed."""
-    _coming: list[tuple[float, int, str, str]] = field(default_factory=list)
-    """Heap of (time, order, what, replica or kind)."""
+    _coming: list[tuple[float, int, str]] = field(default_factory=list)
+    """Heap of replicas that are starting: (when they are ready, order, name)."""
     _order: itertools.count[int] = field(default_factory=itertools.count)
-    _leaving: dict[int, int] = field(default_factory=dict)
-    """Replicas by kind that leave once they are free."""
     _counted: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
 
     @property
     def next_s(self) -> float:
-        """When something happens next."""
+        """When a replica is ready next."""
         return self._coming[0][0] if self._coming else math.inf
 
     def counted(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
@@ -99,39 +97,24 @@ class StageReplicas:
                 start_up_s = self.start_up_s[kind]
                 replica = Replica(f"{kind}-{next(self._order)}+", kind, now_s, now_s + start_up_s)
                 self.present[replica.name] = replica
-                self._push(replica.ready_s, "ready", replica.name)
+                heapq.heappush(self._coming, (replica.ready_s, next(self._order), replica.name))
                 changed = True
             # Those not ready yet go first, then those that came last.
             for replica in sorted(held, key=lambda r: (not r.working, r.ready_s))[count:]:
                 del self.present[replica.name]
                 self.gone.append(replica)
                 changed = True
-                if replica.working:
-                    self._leave(replica)
-                else:
-                    replica.left_s = replica.ready_s  # a start that was begun is paid for
+                # A start that was begun is paid for.
+                replica.left_s = self.plant.leave(self.stage, kind) if replica.working else replica.ready_s
         self.changes += changed
         self._counted = None
 
     def happen(self) -> None:
-        """Everything that is due now."""
+        """Replicas that are ready now begin to work."""
         now_s = self.plant.now_s
         self._counted = None
         while self._coming and self._coming[0][0] <= now_s:
-            _, _, what, name = heapq.heappop(self._coming)
-            if what == "ready" and name in self.present:
+            _, _, name = heapq.heappop(self._coming)
+            if name in self.present:
                 self.present[name].working = True
                 self.plant.add(self.stage, self.present[name].kind)
-            elif what == "left":
-                self._leaving[int(name)] -= 1
-                self.plant.remove_first(self.stage, int(name))
-
-    def _push(self, time_s: float, what: str, name: str) -> None:
-        heapq.heappush(self._coming, (time_s, next(self._order), what, name))
-
-    def _leave(self, replica: Replica) -> None:
-        """It takes no further batch and is gone once the one in flight has ended."""
-        waiting = self._leaving.get(replica.kind, 0)
-        replica.left_s = self.plant.leave(self.stage, replica.kind, waiting)
-        self._leaving[replica.kind] = waiting + 1
-        self._push(replica.left_s, "left", str(replica.kind))
