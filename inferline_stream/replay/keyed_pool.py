@@ -42,17 +42,17 @@ class KeyedPool:
     """One stage's replicas and queue.
 
     Args:
-        state: of the plant.
+        plant_state: what all pools share.
         stage: position of the stage.
         workload: keys of the events, keys of the draws.
         serving: how a replica of each kind serves.
     """
 
-    def __init__(self, state: PlantState, stage: int, workload: Workload, serving: Station) -> None:
-        x, s = state.tables, stage
+    def __init__(self, plant_state: PlantState, stage: int, workload: Workload, serving: Station) -> None:
+        x, s = plant_state.tables, stage
         rows, kinds = serving.table.size, serving.limits.size
         drawn, drawn_kinds = (rows, kinds) if serving.varies else (0, 0)
-        self._plant, self._stage = state, stage
+        self._plant_state, self._stage = plant_state, stage
         self._serve = compiled().serve_keyed
         self._entry_s = workload.entry_s
         self._account = Account(x.batches[s, :rows], x.totals[s])
@@ -70,7 +70,7 @@ class KeyedPool:
             x.lots[s] if serving.varies else NO_LOTS,
             serving.hold_s,
             workload.hop_s,
-            state.slo_s,
+            plant_state.slo_s,
         )
         self._at_once = np.ones(kinds, np.int64) if serving.concurrency is None else serving.concurrency
         events, lanes = len(workload), lanes_of(workload, stage)
@@ -94,11 +94,11 @@ class KeyedPool:
         """Serve what has arrived up to that time, that instant excluded."""
         if not self._state.marks[_PLACES]:
             return
-        x, s = self._plant.tables, self._stage
+        x, s = self._plant_state.tables, self._stage
         gone = int(x.sent_count[s])
         queue = Queue(x.arrived[s], x.arrived_event[s], int(x.arrived_count[s]), 0, until_s, self._entry_s)
         out = Tokens(x.sent[s, gone:], x.sent_event[s, gone:])
-        self._plant.sent(s, int(self._serve(queue, self._service, self._account, self._state, out)))
+        self._plant_state.sent(s, int(self._serve(queue, self._service, self._account, self._state, out)))
 
     def add(self, kind: int, now_s: float) -> None:
         """A replica that is ready now, with all its places free."""
@@ -135,7 +135,7 @@ class KeyedPool:
 
     def oldest_s(self) -> float:
         """When the oldest record that has not left was sent; there must be one."""
-        x, s = self._plant.tables, self._stage
+        x, s = self._plant_state.tables, self._stage
         arrived, gone = int(x.arrived_count[s]), int(x.sent_count[s])
         self._left[x.sent_event[s, self._seen_left : gone]] = True
         self._seen_left = gone

@@ -46,14 +46,14 @@ class Plant:
         tables = empty_tables(workload, serving, most_replicas=FIRST_ROOM)
         self.now_s = float("-inf")
         self._steady = [not station.varies for station in serving]  # and at the profile's speed
-        self._state = PlantState(tables, workload.hop_s, slo_s)
+        self._plant_state = PlantState(tables, workload.hop_s, slo_s)
         self._nominal = tuple(array.copy() for array in (tables.table, tables.fixed_s, tables.per_unit_s))
         keyed = {
-            s: KeyedPool(self._state, s, workload, serving[s])
+            s: KeyedPool(self._plant_state, s, workload, serving[s])
             for s in range(len(stages))
             if workload.lanes(s).size or serving[s].levels > 1
         }
-        self._pools = [keyed.get(s) or SharedPool(self._state, s) for s in range(len(stages))]
+        self._pools = [keyed.get(s) or SharedPool(self._plant_state, s) for s in range(len(stages))]
         self._shared = [pool for pool in self._pools if isinstance(pool, SharedPool)]
         # The compiled step takes stage after stage up to one that it only fills the queue of.
         ends = sorted({*(s + 1 for s in keyed), len(stages)})
@@ -68,9 +68,9 @@ class Plant:
 
     def _advance_to(self, until_s: float) -> None:
         """As `advance`, with nobody leaving before ``until_s``."""
-        state = self._state
+        plant_state = self._plant_state
         for stretch, keyed in self._stretches:
-            self._advance(state.tables, stretch, until_s, state.hop_s, state.slo_s)
+            self._advance(plant_state.tables, stretch, until_s, plant_state.hop_s, plant_state.slo_s)
             if keyed is not None:
                 keyed.advance(until_s)
         for pool in self._shared:
@@ -88,16 +88,16 @@ class Plant:
     @property
     def ended(self) -> Ints:
         """Events that have reached the sink, and those of them that were late."""
-        return self._state.tables.ended
+        return self._plant_state.tables.ended
 
     @property
     def latency_s(self) -> Floats:
         """By event; NaN of those that have not reached the sink."""
-        return self._state.tables.latency_s
+        return self._plant_state.tables.latency_s
 
     def seen(self, s: int) -> Seen:
         """What can be counted of a stage."""
-        x = self._state.tables
+        x = self._plant_state.tables
         arrived, completed, busy_s = int(x.arrived_count[s]), int(x.sent_count[s]), float(x.totals[s, 0])
         oldest_s = self._pools[s].oldest_s() if arrived > completed else None
         return Seen(arrived, completed, oldest_s, busy_s, busy_s if self._steady[s] else self._nominal_s(s))
@@ -105,10 +105,10 @@ class Plant:
     def slow(self, s: int, factor: float) -> None:
         """Service times of a stage are this many times the profile's from now on."""
         self._steady[s] = False
-        tables = self._state.tables
+        tables = self._plant_state.tables
         for array, nominal in zip((tables.table, tables.fixed_s, tables.per_unit_s), self._nominal, strict=True):
             array[s] = nominal[s] * factor
 
     def _nominal_s(self, s: int) -> float:
-        batches = self._state.tables.batches[s]
+        batches = self._plant_state.tables.batches[s]
         return float(batches @ np.nan_to_num(self._nominal[0][s, : batches.size]))

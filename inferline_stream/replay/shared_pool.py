@@ -22,11 +22,11 @@ class SharedPool:
     """One stage's replicas, in the order in which they are free.
 
     Args:
-        state: of the plant.
+        plant_state: what all pools share.
         stage: position of the stage.
     """
 
-    state: PlantState
+    plant_state: PlantState
     stage: int
     _leaving: list[tuple[float, int]] = field(default_factory=list)
     """Heap of (when it is done, kind)."""
@@ -39,9 +39,9 @@ class SharedPool:
     def add(self, kind: int, now_s: float) -> None:
         """A replica that is ready now: into the ring, behind those that have been free for longer."""
         s = self.stage
-        if self.state.tables.marks[s, _LENGTH] >= self.state.tables.ring_time.shape[1] - 1:
-            self.state.grow_rings()
-        x, places = self.state.tables, self._places()
+        if self.plant_state.tables.marks[s, _LENGTH] >= self.plant_state.tables.ring_time.shape[1] - 1:
+            self.plant_state.grow_rings()
+        x, places = self.plant_state.tables, self._places()
         behind = int(np.searchsorted(x.ring_time[s, places], now_s, side="right"))
         x.marks[s, _LENGTH] += 1
         grown = self._places()
@@ -52,7 +52,7 @@ class SharedPool:
 
     def leave(self, kind: int, now_s: float) -> float:
         """A replica of this kind leaves, in the order in which they finish. Returns when it is done."""
-        x, places = self.state.tables, self._places()
+        x, places = self.plant_state.tables, self._places()
         of_kind = places[x.ring_kind[self.stage, places] == kind]
         before = sum(other == kind for _, other in self._leaving)
         left_s = max(float(x.ring_time[self.stage, of_kind[before]]), now_s)
@@ -66,7 +66,7 @@ class SharedPool:
 
     def _remove_first(self, kind: int, now_s: float) -> None:
         """The replica of this kind that is or was free first leaves; it must be free now."""
-        s, x, places = self.stage, self.state.tables, self._places()
+        s, x, places = self.stage, self.plant_state.tables, self._places()
         gap = int(np.flatnonzero(x.ring_kind[s, places] == kind)[0])
         place = places[gap]
         assert x.ring_time[s, place] <= now_s
@@ -75,19 +75,19 @@ class SharedPool:
             gone = int(x.sent_count[s])
             x.sent[s, gone : gone + size] = x.ring_time[s, place]
             x.sent_event[s, gone : gone + size] = x.arrived_event[s, first : first + size]
-            self.state.sent(s, size)
+            self.plant_state.sent(s, size)
         for array in (x.ring_time, x.ring_start, x.ring_size, x.ring_kind):
             array[s, places[gap:-1]] = array[s, places[gap + 1 :]]
         x.marks[s, _LENGTH] -= 1
 
     def oldest_s(self) -> float:
         """When the oldest record that has not left was sent; there must be one."""
-        x, s = self.state.tables, self.stage
+        x, s = self.plant_state.tables, self.stage
         return float(x.arrived[s, x.marks[s, _NEEDED]])
 
     def _places(self) -> Ints:
         """Places of the ring that are in use, in order of time."""
-        x, s = self.state.tables, self.stage
+        x, s = self.plant_state.tables, self.stage
         head, length = int(x.marks[s, _HEAD]), int(x.marks[s, _LENGTH])
         places: Ints = np.arange(head, head + length) & (x.ring_time.shape[1] - 1)
         return places
