@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from inferline_stream.dataplane.dispatcher.dispatcher import until_first
 from inferline_stream.dataplane.dispatcher.process import serve
 from inferline_stream.dataplane.dispatcher.supervisor_channel import SupervisorChannel
 from inferline_stream.dataplane.frames import Done, Failed, StageInput
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.supervisor_messages import Attach, ReplicaLost, Retire, Serving, Stop
+from inferline_stream.dataplane.until_first import until_first
 from inferline_stream.kafka.controller_client import Followed, TopicFollower
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.profiler.bench_dispatcher import Bench

@@ -9,8 +9,7 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 
@@ -27,6 +26,7 @@ from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, 
 from inferline_stream.dataplane.process_specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
+from inferline_stream.dataplane.until_first import until_first
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.committed_offsets import surely_committed
@@ -442,25 +442,6 @@ class Dispatcher:
                 await self._reporter.now(phase, why)
         except TimeoutError:
             logger.warning("dispatcher %s could not report that it is %s", self._spec.dispatcher, phase)
-
-
-async def until_first(*steps: Coroutine[Any, Any, object], beside: asyncio.Task[None] | None = None) -> None:
-    """Run steps until the first ends; raise its error if it failed.
-
-    Args:
-        steps: cancelled then.
-        beside: likewise awaited, but left to the caller.
-    """
-    tasks = [*map(asyncio.create_task, steps)]
-    try:
-        waited = tasks if beside is None else [*tasks, beside]
-        done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
 
 
 def owner_name(spec: DispatcherSpec) -> str:
