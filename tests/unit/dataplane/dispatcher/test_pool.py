@@ -5,7 +5,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher.hardware_kind import MAX_WIDER_S, MIN_WIDER_S
-from inferline_stream.dataplane.dispatcher.pool import Pool
+from inferline_stream.dataplane.dispatcher.pool import DEADLINE_FACTOR, Pool
 from inferline_stream.dataplane.frames import Call
 
 PROFILE = {1: 0.010, 4: 0.016, 8: 0.024}
@@ -29,7 +29,7 @@ def run(pool, number, now_s, factor=1.0, size=8):
     """One batch, `factor` times as long as profiled; returns when it was finished."""
     each = replica(pool, number)
     pool.begin(each, size, now_s)
-    took_s = factor * pool._kinds[each.hardware].service_s(size) or factor * 0.024
+    took_s = factor * PROFILE[size]
     pool.finish(each, [Call(size, took_s)], now_s + took_s)
     return now_s + took_s
 
@@ -44,24 +44,14 @@ def chosen(pool, now_s=0.0, queued=1):
     return None if found is None else found.number
 
 
-# Expected times
-
-
-@pytest.mark.parametrize(("size", "expected_s"), [(1, 0.010), (2, 0.012), (4, 0.016), (8, 0.024), (16, 0.040)])
-def test_service_times_are_linear_between_profiled_batch_sizes_and_beyond_them(size, expected_s):
-    pool = pool_of("cpu")
-    assert pool._kinds["cpu"].service_s(size) == pytest.approx(expected_s)
-
-
-def test_nothing_is_expected_of_a_kind_without_a_profile():
-    pool = pool_of("tpu")
-    assert pool._kinds["tpu"].service_s(4) == 0.0
+# Grants
 
 
 def test_a_new_grant_changes_limits_and_service_times():
     pool = pool_of("cpu")
     pool.configure({"cpu": 3}, {"cpu": {1: 1.0}})
-    assert (pool.limit("cpu"), pool.limit("gpu"), pool._kinds["cpu"].service_s(1)) == (3, 1, 1.0)
+    pool.begin(replica(pool, 0), 1, 0.0)
+    assert (pool.limit("cpu"), pool.limit("gpu"), pool.next_deadline_s) == (3, 1, DEADLINE_FACTOR * 1.0)
 
 
 # Choice
