@@ -19,8 +19,8 @@ from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.pipeline.names import Names
 from tests.contracts.pooled import PASSING, in_order_of_keys, more, under_load
-from tests.kube.api import MakeApi, client_of
-from tests.kube.kubelet import Api, Kubelet
+from tests.kube.api import Api, MakeApi, client_of
+from tests.kube.kubelet import Kubelet
 from tests.support.director import Director, event_id
 
 

@@ -13,7 +13,7 @@ import copy
 import itertools
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Self
+from typing import Protocol, Self
 
 from aiohttp import web
 from lightkube import AsyncClient, KubeConfig
@@ -31,9 +31,38 @@ from tests.kube.answers import (
     selector_of,
 )
 from tests.kube.controllers import Controllers
-from tests.kube.kubelet import Api
 from tests.kube.node import Container, Node
 from tests.kube.store import Json, Store, belongs, merged, ready, selected
+
+
+class Api(Protocol):
+    """A namespace of a cluster, fake or real, whose nodes run containers as the test says."""
+
+    namespace: str
+    applied: dict[tuple[str, str], Json]
+    node: Node
+
+    @property
+    def kubeconfig(self) -> Json:
+        """What leads there, as a kubeconfig file holds it."""
+
+    async def account(self, name: str) -> Json:
+        """Return what leads there with the rights of a service account, as a kubeconfig file holds it."""
+
+    def pods(self) -> list[Json]:
+        """All pods, oldest first."""
+
+    def endpoints(self, service: str) -> list[str]:
+        """Addresses of the pods that a Service leads to now."""
+
+    async def lose_node_of(self, pod: str) -> None:
+        """The pod's node is gone."""
+
+    async def discard_lost_nodes(self) -> None:
+        """Lost nodes are deleted, and their pods forgotten."""
+
+    async def evict(self, pod: str) -> None:
+        """The pod is to go in its own time, as when its node is emptied."""
 
 
 class KubeApi:

@@ -11,44 +11,14 @@ import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from inferline_stream.isolation import bootstrap
-from tests.kube.node import Container, Node
-from tests.kube.store import Json
+from tests.kube.api import Api
+from tests.kube.node import Container
 from tests.kube.wire import Wire
 
 _PROBE_S = 0.1
-
-
-class Api(Protocol):
-    """A namespace of a cluster, fake or real, whose nodes run containers as the test says."""
-
-    namespace: str
-    applied: dict[tuple[str, str], Json]
-    node: Node
-
-    @property
-    def kubeconfig(self) -> Json:
-        """What leads there, as a kubeconfig file holds it."""
-
-    async def account(self, name: str) -> Json:
-        """Return what leads there with the rights of a service account, as a kubeconfig file holds it."""
-
-    def pods(self) -> list[Json]:
-        """All pods, oldest first."""
-
-    def endpoints(self, service: str) -> list[str]:
-        """Addresses of the pods that a Service leads to now."""
-
-    async def lose_node_of(self, pod: str) -> None:
-        """The pod's node is gone."""
-
-    async def discard_lost_nodes(self) -> None:
-        """Lost nodes are deleted, and their pods forgotten."""
-
-    async def evict(self, pod: str) -> None:
-        """The pod is to go in its own time, as when its node is emptied."""
 
 
 class Kubelet:
