@@ -31,6 +31,7 @@ from tests.kube.answers import (
     selector_of,
 )
 from tests.kube.controllers import Controllers
+from tests.kube.kubeconfig import kubeconfig
 from tests.kube.node import Container, Node
 from tests.kube.store import Json, Store, belongs, merged, ready, selected
 
@@ -123,15 +124,7 @@ class KubeApi:
     @property
     def kubeconfig(self) -> Json:
         """What leads there, as a kubeconfig file holds it."""
-        # lightkube wants a user even where nobody asks who it is.
-        return {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": self.url}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": self.namespace}}],
-            "users": [{"name": "test", "user": {}}],
-        }
+        return kubeconfig({"server": self.url}, self.namespace, {})
 
     async def account(self, name: str) -> Json:
         """Return the same for every service account: rights are not kept here."""

@@ -30,6 +30,7 @@ from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 
 from inferline_stream.testing.local_kafka import free_ports
 from tests.kube.controllers import loopback_address
+from tests.kube.kubeconfig import kubeconfig
 from tests.kube.node import Node
 from tests.kube.store import Json
 
@@ -66,14 +67,7 @@ class ControlPlane:
     def kubeconfig(self, namespace: str) -> Json:
         """What leads there, as a kubeconfig file holds it."""
         cluster = {"server": self.url, "certificate-authority": str(self.certificate)}
-        return {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "test",
-            "clusters": [{"name": "test", "cluster": cluster}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": namespace}}],
-            "users": [{"name": "test", "user": {"token": self.token}}],
-        }
+        return kubeconfig(cluster, namespace, {"token": self.token})
 
 
 @contextlib.contextmanager
