@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
 import statistics
@@ -117,8 +116,7 @@ async def _costs(pools: dict[str, Director], rounds: int, events: int) -> Figure
             await director.put([b"%d" % number for number in range(events)])  # beforehand: every batch is full
             before_s, done = _cpu_s(process), director.total("work", "events")
             os.kill(process, signal.SIGCONT)
-            finished = functools.partial(_has_done, director, done + events)
-            await director.until(finished, f"{events} events are done", 60.0)
+            await director.until_finished("work", done + events, 60.0)
             cpu_us[name].append((_cpu_s(process) - before_s) / events * 1e6)
             memory_mb[name].append(_private_mb(process))
     plain, sealed = statistics.median(cpu_us["plain"]), statistics.median(cpu_us["cold"])
@@ -129,10 +127,6 @@ async def _costs(pools: dict[str, Director], rounds: int, events: int) -> Figure
         "cpu_us_per_event_sealed": sealed,
         "memory_mb": max(0.0, statistics.median(memory_mb["cold"]) - statistics.median(memory_mb["plain"])),
     }
-
-
-def _has_done(director: Director, events: int) -> bool:
-    return int(director.total("work", "events")) >= events
 
 
 async def _starts(pools: dict[str, Director], rounds: int) -> Figures:

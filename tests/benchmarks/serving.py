@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import statistics
 import tempfile
 import time
@@ -136,7 +135,7 @@ async def _throughput(folder: Path, rounds: int, events: int) -> Figures:
             await director.start()
             for turn in range(rounds):
                 await director.put([b"%d" % number for number in range(events)])
-                await director.until(functools.partial(_has_done, director, (turn + 1) * events), "done", 300.0)
+                await director.until_finished("work", (turn + 1) * events, 300.0)
                 times_s = sorted(record.timestamp / 1e3 for record in await director.results())[turn * events :]
                 middle = times_s[events // 10 : -events // 10]
                 ours.append((len(middle) - 1) / (middle[-1] - middle[0]))
@@ -145,10 +144,6 @@ async def _throughput(folder: Path, rounds: int, events: int) -> Figures:
         "async_throughput_ratio": statistics.median(a / b for a, b in zip(ours, bare, strict=True)),
         "async_events_per_s": statistics.median(ours),
     }
-
-
-def _has_done(director: Director, events: int) -> bool:
-    return int(director.total("work", "events")) >= events
 
 
 async def _bare_rate(session: aiohttp.ClientSession, url: str, events: int) -> float:

@@ -315,6 +315,11 @@ class Director:
                 f"waited {timeout_s:g} s in vain until {what}; exits: {self.exits[-5:]}; last reports: {self.reports}"
             ) from None
 
+    async def until_finished(self, stage: str, events: int, timeout_s: float = 15.0) -> None:
+        """Wait until a stage has finished so many events in all."""
+        what = f"{stage} has finished {events} events"
+        await self.until(lambda: self.total(stage, "events") >= events, what, timeout_s)
+
     async def lag(self) -> int:
         """Return how many records some stage's group has not committed."""
         total = 0

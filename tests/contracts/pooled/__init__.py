@@ -40,8 +40,7 @@ async def under_load(director: Director, value: bytes = b"x", burst: int = 30) -
 
 async def more(director: Director, stage: str, events: int = 100) -> None:
     """Wait until a stage has finished so many more events."""
-    target = director.total(stage, "events") + events
-    await director.until(lambda: director.total(stage, "events") >= target, f"{stage} has finished {target} events")
+    await director.until_finished(stage, director.total(stage, "events") + events)
 
 
 def in_order_of_keys(records: Iterable[Any]) -> bool:
