@@ -32,8 +32,7 @@ from inferline_stream.pipeline.validation import validated
 from inferline_stream.planner.core_budget import replica_cores
 from inferline_stream.profiler.cluster_bench import MakeActuator
 from inferline_stream.profiler.machine import this_machine
-from inferline_stream.profiler.missing_profiles import takes_cores
-from inferline_stream.profiler.overheads import keep_overheads, measure_overheads, overheads_file
+from inferline_stream.profiler.overheads import keep_overheads, measure_overheads, needs_overheads, overheads_file
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profile_store import ProfileStore
 from inferline_stream.profiler.profiling_options import Options
@@ -167,7 +166,7 @@ async def profiled(
 
     measured = await profile(bootstrap_servers)
     lacks_hop = bootstrap_servers is None and measured.hop_overhead_s <= measured.network_s
-    lacks_overheads = measured.overheads is None and takes_cores(what.pipeline)
+    lacks_overheads = measured.overheads is None and needs_overheads(what.pipeline)
     if lacks_hop or lacks_overheads:
         # On nobody's Kafka: a user who may run a pipeline there need not be allowed topics of other names.
         async with EmbeddedBrokerProcess() as broker:

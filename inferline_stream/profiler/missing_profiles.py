@@ -10,12 +10,6 @@ from inferline_stream.profiler.profile_store import LOCAL, Known
 from inferline_stream.profiler.profiling_options import Options
 
 
-def takes_cores(pipeline: Pipeline) -> bool:
-    """Whether any replica may take a core: emulated hardware needs no budget of them."""
-    kinds = catalogue(pipeline.hardware)
-    return any(kinds[name].cores > 0 for stage in pipeline.stages for name in stage.hardware)
-
-
 def pairs_to_profile(
     pipeline: Pipeline, known: Known, options: Options, machine: Machine, *, in_cluster: bool = False
 ) -> tuple[list[tuple[Stage, Hardware]], list[str]]:

@@ -31,9 +31,10 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.topics import create_topics, delete_topics, topics_of
-from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import Overheads
+from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.settings import surroundings
 
@@ -52,6 +53,12 @@ _STEP_S = 0.01
 _UP_S = 30.0
 _BUSY = 0.5
 """Utilization that a slot's dispatcher is planned for: bursts have to fit, too."""
+
+
+def needs_overheads(pipeline: Pipeline) -> bool:
+    """Whether any replica may take a core: emulated hardware needs no budget of them."""
+    kinds = catalogue(pipeline.hardware)
+    return any(kinds[name].cores > 0 for stage in pipeline.stages for name in stage.hardware)
 
 
 def overheads_file(machine: Machine) -> Path:
