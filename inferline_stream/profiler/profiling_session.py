@@ -103,24 +103,11 @@ class ProfilingSession:
         self._inputs = run.inputs
         nowhere: dict[str, list[str]] = {}
         for stage, kind in pairs:
-            inputs = run.inputs[stage.name]
             try:
-                if self._open_benches is None or is_measured_here(kind):
-                    if stage.name in self._built_there:
-                        raise NoPlace(
-                            f"stage {stage.name!r} on {kind.name!r}: it is measured here, where the stage cannot be "
-                            "built"
-                        )
-                    profile, note = await self._profile(stage, kind, inputs)
-                    store.save(profile, note=note)
-                else:
-                    profile, note, there = await self._profile_there(stage, kind, inputs)
-                    store.save(profile, note=note, there=there)
+                known.profiles[stage.name, kind.name] = await self._saved(stage, kind, run.inputs[stage.name], store)
             except NoPlace as error:
                 nowhere.setdefault(stage.name, []).append(str(error))
                 self._steps.note(f"{error}. Plans leave it out until it is profiled")
-                continue
-            known.profiles[stage.name, kind.name] = profile
         without = [why for stage, why in nowhere.items() if not any(of == stage for of, _ in known.profiles)]
         if without:
             raise StageFailed("\n".join(itertools.chain.from_iterable(without)))
@@ -195,6 +182,24 @@ class ProfilingSession:
 
     async def _runner(self, stage: str) -> RunsEvents:
         return self._built_there[stage] if stage in self._built_there else await self._worker(stage)
+
+    async def _saved(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput], store: ProfileStore) -> Profile:
+        """Time a stage on a kind, here or in the cluster, and write it down.
+
+        Raises:
+            NoPlace: the cluster has none for it, or the stage cannot be built here, where the kind is measured.
+        """
+        if self._open_benches is not None and not is_measured_here(kind):
+            profile, note, there = await self._profile_there(stage, kind, inputs)
+            store.save(profile, note=note, there=there)
+            return profile
+        if stage.name in self._built_there:
+            raise NoPlace(
+                f"stage {stage.name!r} on {kind.name!r}: it is measured here, where the stage cannot be built"
+            )
+        profile, note = await self._profile(stage, kind, inputs)
+        store.save(profile, note=note)
+        return profile
 
     async def _profile(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]) -> tuple[Profile, str]:
         """One stage on one kind of hardware, and why larger batches are missing, if so."""
