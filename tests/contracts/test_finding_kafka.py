@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from inferline_stream.testing import kafka_jars as jars
 from inferline_stream.testing import local_kafka
 from inferline_stream.testing.kafka import container_engine, find_apache_kafka
 from inferline_stream.testing.local_kafka import formatted_folder, free_ports
+
+DEADLINE_S = 60.0
 
 CONTRACT = """
 
@@ -31,18 +34,45 @@ from pathlib import Path
 from inferline_stream.testing import shared_kafka
 from inferline_stream.testing.kafka import KafkaAt
 
+folder = Path(sys.argv[1])
+running = folder / "running"
+wait_for_others = shared_kafka._wait_for_others
+
 @contextmanager
 def started():
     print("started", flush=True)
+    running.touch()
     yield KafkaAt("here:9092")
+    running.unlink()
     print("stopped", flush=True)
 
-shared_kafka.find_apache_kafka = started
-with shared_kafka.shared_kafka(Path(sys.argv[1])) as kafka:
+def waits(*locks):
+    print("waits", flush=True)
+    wait_for_others(*locks)
+
+shared_kafka.find_apache_kafka, shared_kafka._wait_for_others = started, waits
+with shared_kafka.shared_kafka(folder) as kafka:
     print(kafka.bootstrap_servers, flush=True)
     sys.stdin.read()
+    print("running" if running.exists() else "gone", flush=True)
 """
 """A process that uses a shared Kafka until its input ends."""
+
+
+@contextmanager
+def user(folder):
+    """A process that uses the Kafka of a folder; killed if it takes too long."""
+    command = [sys.executable, "-c", SHARING, str(folder)]
+    with ExitStack() as stack:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        late = threading.Timer(DEADLINE_S, process.kill)
+        late.start()
+        stack.callback(late.cancel)
+        yield stack.enter_context(process)
+
+
+def lines(process, count):
+    return [process.stdout.readline().strip() for _ in range(count)]
 
 
 def around(tmp_path, **found):
@@ -74,32 +104,26 @@ def test_a_kafka_that_is_given_comes_first(tmp_path, no_java):
 
 
 def test_processes_that_share_a_kafka_start_it_once_and_stop_it_when_the_last_has_left(tmp_path):
-    def user():
-        command = [sys.executable, "-c", SHARING, str(tmp_path)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    with user() as first:
-        assert [first.stdout.readline(), first.stdout.readline()] == ["started\n", "here:9092\n"]
-        with user() as second:
-            assert second.stdout.readline() == "here:9092\n"
+    with user(tmp_path) as first:
+        assert lines(first, 2) == ["started", "here:9092"]
+        with user(tmp_path) as second:
+            assert lines(second, 1) == ["here:9092"]
             first.stdin.close()
-            with pytest.raises(subprocess.TimeoutExpired):
-                first.wait(1.0)
+            assert lines(first, 2) == ["running", "waits"]
             second.stdin.close()
-            assert second.stdout.read() == ""
+            assert second.stdout.read() == "running\n"
         assert first.stdout.read() == "stopped\n"
     assert (first.returncode, second.returncode) == (0, 0)
-    with user() as another:
-        assert another.communicate(timeout=30)[0].split() == ["started", "here:9092", "stopped"]
+    with user(tmp_path) as another:
+        assert another.communicate()[0].split() == ["started", "here:9092", "running", "waits", "stopped"]
 
 
 def test_where_the_process_that_started_a_shared_kafka_is_killed_the_next_one_starts_another(tmp_path):
-    command = [sys.executable, "-c", SHARING, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
-        assert [first.stdout.readline(), first.stdout.readline()] == ["started\n", "here:9092\n"]
+    with user(tmp_path) as first:
+        assert lines(first, 2) == ["started", "here:9092"]
         first.kill()
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as another:
-        assert another.communicate(timeout=30)[0].split() == ["started", "here:9092", "stopped"]
+    with user(tmp_path) as another:
+        assert another.communicate()[0].split() == ["started", "here:9092", "running", "waits", "stopped"]
 
 
 def test_none_at_all_is_an_error_that_names_all_three(tmp_path, no_java):
@@ -123,10 +147,10 @@ def test_a_container_engine_counts_only_if_it_answers(tmp_path, status, answers)
                 assert connection.recv(1000).startswith(b"GET /_ping")
                 connection.sendall(f"HTTP/1.0 {status}\r\n\r\nOK".encode())
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         found = container_engine(around(tmp_path, container_engine=f"unix://{path}"))
-        thread.join(5)
+        thread.join(DEADLINE_S)
     assert found == (f"unix://{path}" if answers else None)
     assert container_engine(around(tmp_path)) is None
 
@@ -203,7 +227,9 @@ def test_without_apache_kafka_the_summary_says_so_and_ci_fails(tmp_path, ci, pro
         "CI": str(ci).lower(),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", processes, str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=2 * DEADLINE_S
+    )
     assert "Contract tests ran on the embedded broker alone" in done.stdout
     assert ("1 passed, 1 error" if ci else "1 passed, 1 skipped") in done.stdout
     assert done.returncode == (1 if ci else 0)
