@@ -21,6 +21,7 @@ from inferline_stream.profiler.bench_messages import (
     Answered,
     Assembler,
     BenchAnswer,
+    NotReady,
     Order,
     RunEvents,
     SampleInputs,
@@ -52,7 +53,11 @@ class BenchLink:
         """What each dispatcher said last of its replica."""
         self.stood: set[str] = set()
         """Replicas that were ready once."""
+        self.ends: dict[str, str] = {}
+        """Why the process of each dispatcher ended that has said nothing since."""
         self._heard_s: dict[str, float] = {}
+        self._open: dict[int, str] = {}
+        """Dispatchers of the orders that have no answer yet, by number."""
         self._answers: dict[int, BenchAnswer] = {}
         self._assemblers: dict[str, Assembler] = {}
         self._numbers = itertools.count(1)
@@ -68,7 +73,7 @@ class BenchLink:
         await self._send(dispatcher, SampleInputs(list(inputs)))
 
     async def ask(self, dispatcher: str, order: Order | RunEvents) -> BenchAnswer:
-        """Give an order and wait for its answer.
+        """Give an order and wait for its answer; `NotReady` where the dispatcher's process ends before.
 
         Args:
             dispatcher: which one.
@@ -80,9 +85,11 @@ class BenchLink:
         """
         number, loop = next(self._numbers), asyncio.get_running_loop()
         await self._send(dispatcher, msgspec.structs.replace(order, number=number))
+        self._open[number] = dispatcher
         await self.until(
             lambda: number in self._answers or loop.time() - self._heard_s[dispatcher] > SILENT_S, math.inf
         )
+        del self._open[number]
         if number not in self._answers:
             raise StageFailed(
                 f"dispatcher {dispatcher} in the cluster has been silent for {SILENT_S:g} s, as where its node is "
@@ -103,6 +110,7 @@ class BenchLink:
         if not (dispatcher := dispatcher_of(key)):
             return
         self._heard_s[dispatcher] = asyncio.get_running_loop().time()
+        self.ends.pop(dispatcher, None)
         data = self._assemblers.setdefault(dispatcher, Assembler()).add(key or b"", value or b"")
         if data is None:
             return
@@ -118,6 +126,15 @@ class BenchLink:
         else:
             self.standing[dispatcher] = message
             self.stood.add(message.replica)
+        self.touch()
+
+    def ended(self, dispatcher: str, why: str) -> None:
+        """Note that a dispatcher's process has ended: its orders are lost, and the next process has no replica yet."""
+        self.ends[dispatcher] = why
+        if dispatcher in self.standing:
+            self.standing[dispatcher] = Standing()
+        for number in (number for number, asked in self._open.items() if asked == dispatcher):
+            self._answers.setdefault(number, NotReady(f"its dispatcher ended: {why}"))
         self.touch()
 
     def touch(self) -> None:

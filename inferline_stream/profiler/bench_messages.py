@@ -63,7 +63,13 @@ class Standing(msgspec.Struct, frozen=True, tag=True):
 
 
 class NotReady(msgspec.Struct, frozen=True, tag=True):
-    """No replica could be given the order; it may be given again."""
+    """No replica could be given the order; it may be given again.
+
+    Args:
+        why: in words.
+    """
+
+    why: str = "no replica was ready for it"
 
 
 BenchAnswer = Times | Outcomes | Failure | NotReady

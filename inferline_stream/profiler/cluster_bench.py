@@ -69,7 +69,7 @@ DISPATCHER_START_S = 120.0
 """Of a dispatcher, which loads no model: mostly getting its image."""
 
 _TRIES = 3
-"""Of an order whose replica was lost with its connection."""
+"""Of an order whose replica or dispatcher was lost."""
 
 _EXIT_S = 5.0
 """From the end of a connection to the word that the replica has ended, in the slowest cluster."""
@@ -118,8 +118,6 @@ class ClusterBenches:
         """Benches by stage."""
         self._exits: dict[str, ReplicaExit] = {}
         """By replica; unexpected ones."""
-        self._dispatcher_ends: dict[str, str] = {}
-        """Why the last one of a stage that ended did, in words."""
 
     @asynccontextmanager
     async def bench(
@@ -214,17 +212,20 @@ class ClusterBenches:
         return standing()
 
     async def carried_out(self, bench: ClusterBench, order: Order | RunEvents) -> Times | Outcomes:
-        """Have an order carried out. It is given again where the replica was lost, which may be the cluster's fault.
+        """Have an order carried out.
+
+        It is given again where the replica or the dispatcher was lost, which may be the cluster's fault.
 
         Raises:
             WorkerFailed: it could not be done, or the replica has ended.
             StageFailed: the dispatcher is lost, or no replica became ready.
         """
-        why = ""
+        why, replica_lost = "", False
         for _ in range(_TRIES):
             replica = await self.ready(bench)
             found = await self._link.ask(bench.dispatcher, order)
             if isinstance(found, NotReady):
+                why = found.why
                 continue
             if not isinstance(found, Failure):
                 return found
@@ -232,12 +233,12 @@ class ClusterBenches:
                 raise WorkerFailed.of(found)
             await self._link.until(functools.partial(self._exits.__contains__, replica), _EXIT_S)
             exit_ = self._exits.get(replica)
-            if exit_ is not None and (exit_.exit_code > 0 or (why and exit_.exit_code == -signal.SIGKILL)):
+            if exit_ is not None and (exit_.exit_code > 0 or (replica_lost and exit_.exit_code == -signal.SIGKILL)):
                 raise exit_failure(exit_.exit_code, exit_.tail, Failure(exit_.reason))
-            why = "the connection to it broke" if exit_ is None else exit_.reason
+            why, replica_lost = "the connection to it broke" if exit_ is None else exit_.reason, True
         raise StageFailed(
-            f"stage {bench.stage.name!r} on {bench.kind.name!r}: {_TRIES} replicas in the cluster were lost: "
-            f"{why or 'none was ready for an order'}; see the logs of the stage's pods or actors"
+            f"stage {bench.stage.name!r} on {bench.kind.name!r}: an order was lost {_TRIES} times in the cluster: "
+            f"{why}; see the logs of the stage's pods or actors"
         )
 
     # The cluster
@@ -255,7 +256,7 @@ class ClusterBenches:
         if not await self._link.until(lambda: name in self._link.standing, DISPATCHER_START_S):
             own = [each for each in await self._actuator.dispatchers() if each.stage == stage.name]
             pending = next((each.pending for each in own if each.pending), "")
-            why = self._dispatcher_ends.get(stage.name) or pending
+            why = self._link.ends.get(name) or pending
             raise StageFailed(
                 f"stage {stage.name!r}: its dispatcher was not ready there within {DISPATCHER_START_S:g} s: "
                 f"{why or 'see its log; a ResourceQuota may leave no room for it'}"
@@ -266,6 +267,10 @@ class ClusterBenches:
         """Return why no replica was ready in time, with what can be done about it."""
         found = [each for each in await self._actuator.observe() if self._is_of(bench, each)]
         what = f"stage {bench.stage.name!r} on {bench.kind.name!r}: no replica was ready there within {limit_s:g} s"
+        if bench.dispatcher in self._link.ends:
+            return StageFailed(
+                f"{what}: its dispatcher ended and is not back: {self._link.ends[bench.dispatcher]}; see its log"
+            )
         if not found:
             return NoPlace(f"{what}: the cluster made none, as where a ResourceQuota leaves no room; raise it")
         pending, placed = found[-1].pending, found[-1].node
@@ -302,7 +307,7 @@ class ClusterBenches:
                 self._exits[exit_.replica] = exit_
                 self._link.touch()
             else:
-                self._dispatcher_ends[exit_.stage] = exit_.reason
+                self._link.ended(exit_.dispatcher, exit_.reason)
 
 
 @asynccontextmanager

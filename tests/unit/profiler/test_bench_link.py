@@ -10,7 +10,7 @@ from inferline_stream.errors import InferlineError, StageFailed
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
 from inferline_stream.profiler import bench_link
 from inferline_stream.profiler.bench_link import BenchLink
-from inferline_stream.profiler.bench_messages import Answered, FromBench, RunEvents, Standing, pieces
+from inferline_stream.profiler.bench_messages import Answered, FromBench, NotReady, RunEvents, Standing, pieces
 from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes
 
 DEADLINE_S = 30.0
@@ -57,6 +57,20 @@ async def test_an_order_that_kafka_refuses_fails_at_once() -> None:
     async with asyncio.timeout(DEADLINE_S):
         with pytest.raises(RecordRefused, match="refuses the record"):
             await link.ask("busy-0-ab12", RunEvents([b"x"]))
+
+
+async def test_an_order_may_be_given_again_once_the_process_that_has_it_has_ended() -> None:
+    link = link_of(kafka := Kafka())
+    said(link, Standing("one"))
+    asked = asyncio.create_task(link.ask("busy-0-ab12", RunEvents([b"x"])))
+    async with asyncio.timeout(DEADLINE_S):
+        while not kafka.records:
+            await asyncio.sleep(0)
+        link.ended("busy-0-ab12", "killed by SIGKILL")
+        assert await asked == NotReady("its dispatcher ended: killed by SIGKILL")
+    assert (link.standing, link.ends) == ({"busy-0-ab12": Standing()}, {"busy-0-ab12": "killed by SIGKILL"})
+    said(link, Standing("two"))
+    assert (link.standing, link.ends) == ({"busy-0-ab12": Standing("two")}, {})
 
 
 async def test_a_silent_dispatcher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,9 @@ class Cluster:
     """Whether a dispatcher says anything."""
     dies: str = ""
     """Why one that says nothing ends."""
+    orders_lost: int = 0
+    """So many orders end the dispatcher's process."""
+    standing: Standing = field(default_factory=Standing)
     received: list[SampleInputs | Order | RunEvents] = field(default_factory=list)
     assembler: Assembler = field(default_factory=Assembler)
 
@@ -85,29 +88,38 @@ class Cluster:
         timeout_s = 0.0 if self.goes else DEADLINE_S
         self.actuator = Actuator(drain_timeout_s=timeout_s, started=self.started, dispatching=self.dispatching)
         if self.goes:
-            self.actuator.gone = lambda: self.says(Standing())
+            self.actuator.gone = lambda: self.stands(Standing())
         self.dispatcher = ""
 
     def says(self, message: FromBench) -> None:
         for record in pieces(self.dispatcher, message):
             self.link.hear(*record)
 
+    def stands(self, standing: Standing) -> None:
+        self.standing = standing
+        self.says(standing)
+
     def dispatching(self, spec: DispatcherSpec) -> None:
         self.dispatcher = spec.dispatcher
         if self.speaks:
-            self.says(Standing())
+            self.says(self.standing)
         elif self.dies and spec.incarnation == 1:
             asyncio.get_running_loop().call_soon(self.actuator.crash, spec.dispatcher, 1, self.dies)
 
     def started(self, replica: ObservedReplica) -> None:
-        self.says(Standing(replica.replica, replica.hardware))
+        self.stands(Standing(replica.replica, replica.hardware))
 
     async def deliver(self, topic: str, value: bytes, *, key: bytes) -> None:
         assert dispatcher_of(key) == self.dispatcher
         if (data := self.assembler.add(key, value)) is None:
             return
         self.received.append(message := decode_to_bench(data))
-        if not isinstance(message, SampleInputs):
+        if isinstance(message, SampleInputs):
+            return
+        if self.orders_lost:
+            self.orders_lost -= 1
+            self.actuator.crash(self.dispatcher, 1, "out of memory")
+        else:
             self.says(Answered(message.number, self.answer(message)))
 
     @asynccontextmanager
@@ -189,6 +201,28 @@ async def test_a_dispatcher_that_is_not_ready_is_blamed_on_its_own_end_alone(
         with pytest.raises(StageFailed, match=f"stage 'second': its dispatcher was not ready there .*: {why}"):
             async with cluster.bench(benches, "second", "small"):
                 pass
+
+
+async def test_an_order_is_given_again_where_its_dispatcher_ended(tmp_path: Path) -> None:
+    cluster = Cluster(orders_lost=2)
+    async with cluster.benches(tmp_path) as benches, cluster.bench(benches, "first", "small") as bench:
+        assert await bench.ask(ProcessEvents([b"x"]), Outcomes) == Outcomes([])
+    assert len(cluster.received) == 3
+
+
+@pytest.mark.parametrize(
+    ("comes_back", "why"),
+    [
+        (True, "an order was lost 3 times in the cluster: its dispatcher ended: out of memory"),
+        (False, "no replica was ready there within 2 s: its dispatcher ended and is not back: out of memory"),
+    ],
+)
+async def test_a_dispatcher_that_ends_is_named_with_why(tmp_path: Path, comes_back: bool, why: str) -> None:
+    cluster = Cluster(orders_lost=3)
+    async with cluster.benches(tmp_path) as benches, cluster.bench(benches, "first", "small") as bench:
+        cluster.speaks = comes_back
+        with pytest.raises(StageFailed, match=f"stage 'first' on 'small': {why}"):
+            await bench.ask(ProcessEvents([b"x"]), Outcomes)
 
 
 async def test_inputs_are_sent_once_for_all_kinds_of_a_stage(tmp_path: Path) -> None:
