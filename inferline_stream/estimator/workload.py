@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,12 +52,6 @@ class Workload:
 
     def __len__(self) -> int:
         return int(self.entry_s.size)
-
-    def with_mean_hops(self) -> Workload:
-        """Return the same events where every hop takes the mean of them all."""
-        if not self.hop_extra_s.size:
-            return self
-        return replace(self, hop_s=self.hop_s + float(self.hop_extra_s.mean()), hop_extra_s=np.empty(0))
 
     def needs(self, stage: int) -> frozenset[int]:
         """Stages whose departures the simulation of this one reads."""

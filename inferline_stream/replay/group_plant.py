@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from inferline_stream.estimator.delay import Delay
 from inferline_stream.estimator.fixed_owner_server import BoundServer
 from inferline_stream.estimator.join_arrivals import Merger
-from inferline_stream.estimator.kernels import Floats, Ints, Tokens
+from inferline_stream.estimator.kernels import Floats, Tokens
 from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import Workload
@@ -31,7 +32,6 @@ class GroupPlant:
         measured: service times.
         stages: in the shape's order, each of one kind.
         partitions: of each stage's input topic.
-        slo_s: beyond it an event counts as late.
     """
 
     def __init__(
@@ -41,12 +41,10 @@ class GroupPlant:
         stages: Sequence[StageSetup],
         *,
         partitions: int,
-        slo_s: float,
     ) -> None:
         self.now_s = float("-inf")
-        self.ended: Ints = np.zeros(2, dtype=np.int64)
         self.latency_s: Floats = np.full(len(workload), np.nan)
-        self._workload, self._slo_s = workload, slo_s
+        self._workload = workload
         self._code = code = compiled()
         self._entered = 0
         self._groups = []
@@ -57,6 +55,11 @@ class GroupPlant:
                 _StageGroup(workload, s, station(measured, setup.name, one, partitions=partitions), code)
             )
         self._mergers = {s: Merger(workload, s, code) for s in range(len(stages)) if workload.shape.parents(s)}
+        self._hops = {
+            (hop, s): Delay(workload, hop, s, code)
+            for s in range(len(stages) if workload.hop_extra_s.size else 0)
+            for hop in ("hop in", "hop")
+        }
 
     def advance(self, until_s: float) -> None:
         """Let everything happen that happens before ``until_s``."""
@@ -66,16 +69,19 @@ class GroupPlant:
         gone: list[Tokens] = []
         skipped: dict[int, Tokens] = {}
         for s, group in enumerate(self._groups):
-            arrived = entered
             if s in self._mergers:
                 sources = self._mergers[s].feed.sources
                 given = [skipped[parent] if skips else gone[parent] for parent, skips in sources]
                 arrived, skipped[s] = self._mergers[s].take(given, until_s)
-            gone.append(group.advance(arrived, until_s))
+            else:
+                arrived = self._as_sent("hop in", s, entered, until_s)
+            gone.append(self._as_sent("hop", s, group.advance(arrived, until_s), until_s))
         for s in workload.shape.finals():
             self._code.record_latencies(gone[s], workload.entry_s, workload.hop_s, self.latency_s)
-            self.ended += gone[s].events.size, int((self.latency_s[gone[s].events] > self._slo_s).sum())
         self.now_s = until_s
+
+    def _as_sent(self, hop: str, s: int, tokens: Tokens, until_s: float) -> Tokens:
+        return self._hops[hop, s].take(tokens, until_s) if self._hops else tokens
 
     def add(self, s: int, kind: int) -> None:
         """A member that is ready now."""

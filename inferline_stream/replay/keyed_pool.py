@@ -98,7 +98,7 @@ class KeyedPool:
         gone = int(x.sent_count[s])
         queue = Queue(x.arrived[s], x.arrived_event[s], int(x.arrived_count[s]), 0, until_s, self._entry_s)
         out = Tokens(x.sent[s, gone:], x.sent_event[s, gone:])
-        self._plant_state.sent(s, int(self._serve(queue, self._service, self._account, self._state, out)))
+        x.sent_count[s] += self._serve(queue, self._service, self._account, self._state, out)
 
     def add(self, kind: int, now_s: float) -> None:
         """A replica that is ready now, with all its places free."""

@@ -60,13 +60,13 @@ def replay(
     Args:
         shape: the DAG.
         allocations: replicas to begin with, and the kinds and batch limits that every later one has.
-        measured: profiles, paths, overhead of a hop.
+        measured: profiles, paths, keys, times of a hop.
         trace: when events enter, from 0 on.
         scaler: the policy.
         catalogue: prices.
         slo_s: beyond it an event is a miss.
         conditions: delays.
-        seed: of the paths drawn.
+        seed: of every draw.
         slowdowns: changes of service times, for experiments.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
         partitions: of each stage's input topic, which replicas own as in an ordinary consumer group; None for one queue
@@ -77,7 +77,7 @@ def replay(
         progress: called every period with how much of the trace has passed: seconds of seconds.
     """
     conditions = conditions or Conditions()
-    workload = (workload or prepare(shape, measured, trace, seed=seed)).with_mean_hops()
+    workload = workload or prepare(shape, measured, trace, seed=seed)
     loop = _Loop(
         shape,
         allocations,
@@ -124,7 +124,7 @@ class _Loop:
         self._plant: Plant | GroupPlant = (
             Plant(workload, measured, setups, slo_s=slo_s)
             if partitions is None
-            else GroupPlant(workload, measured, setups, partitions=partitions, slo_s=slo_s)
+            else GroupPlant(workload, measured, setups, partitions=partitions)
         )
         for s, setup in enumerate(setups):
             profiles = [measured.profiles[setup.name, kind.hardware] for kind in setup.kinds]

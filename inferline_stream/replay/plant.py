@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import Floats, Ints
+from inferline_stream.estimator.kernels import Floats
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.replay.keyed_pool import KeyedPool
@@ -31,7 +31,7 @@ class Plant:
         workload: events and their paths.
         measured: service times of every kind.
         stages: in the shape's order.
-        slo_s: beyond it an event counts as late.
+        slo_s: of the order of the queues.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Plant:
         }
         self._pools = [keyed.get(s) or SharedPool(self._plant_state, s) for s in range(len(stages))]
         self._shared = [pool for pool in self._pools if isinstance(pool, SharedPool)]
-        # The compiled step takes stage after stage up to one that it only fills the queue of.
-        ends = sorted({*(s + 1 for s in keyed), len(stages)})
-        self._stretches = [((first, end), keyed.get(end - 1)) for first, end in zip([0, *ends], ends, strict=False)]
+        # The compiled step takes stage after stage up to one that it only fills the queue of, and goes on from there.
+        ends = [*sorted(keyed), len(stages)]
+        self._stretches = [((first, end), keyed.get(end)) for first, end in zip([-1, *ends], ends, strict=False)]
         self._advance = advance()
 
     def advance(self, until_s: float) -> None:
@@ -84,11 +84,6 @@ class Plant:
     def leave(self, s: int, kind: int) -> float:
         """A replica of this kind takes no further batch. Returns when it is done, and gone."""
         return self._pools[s].leave(kind, self.now_s)
-
-    @property
-    def ended(self) -> Ints:
-        """Events that have reached the sink, and those of them that were late."""
-        return self._plant_state.tables.ended
 
     @property
     def latency_s(self) -> Floats:

@@ -17,6 +17,7 @@ from inferline_stream.estimator.kernels import (
     Sources,
     Tokens,
     Varying,
+    delay,
     merge,
     record_latencies,
 )
@@ -25,10 +26,10 @@ from inferline_stream.estimator.shared_queue import SharedState, serve_choosing,
 from inferline_stream.replay.tables import Tables
 
 Advance = Callable[[Tables, tuple[int, int], float, float, float], None]
-"""(tables, (first, end), until_s, hop_s, slo_s): at the stages from ``first`` up to ``end``, that one excluded,
-everything that happens before ``until_s``, that instant excluded. A stage without replicas only receives."""
+"""(tables, (first, end), until_s, hop_s, slo_s): everything that happens before ``until_s``, that instant excluded, at
+the stages between ``first`` and ``end``, what ``first`` sends, and what ``end`` receives; either may be no stage."""
 
-_USED = ("merge", "serve_shared", "serve_choosing", "record_latencies")
+_USED = ("merge", "delay", "serve_shared", "serve_choosing", "record_latencies")
 
 
 @functools.cache
@@ -49,64 +50,82 @@ def advance() -> Advance:
 def _advance(x: Tables, stretch: tuple[int, int], until_s: float, hop_s: float, slo_s: float) -> None:
     """See `Advance`. Compiled with the Estimator's kernels in their compiled form."""
     stages, events = x.arrived.shape
+    differ = x.extra_s.size > 0
     sent_flat = x.sent.reshape(-1)
     sent_event_flat = x.sent_event.reshape(-1)
-    for s in range(stretch[0], stretch[1]):
-        n = x.arrived_count[s]
-        sources = x.source_count[s]
-        if sources == 0:
-            while n < events and x.entry_s[n] < until_s:
-                x.arrived[s, n] = x.entry_s[n]
-                x.arrived_event[s, n] = n
-                n += 1
-        elif x.whole[s]:
-            row = x.source_rows[s, 0]
-            while n < x.sent_count[row]:
-                x.arrived[s, n] = x.sent[row, n]
-                x.arrived_event[s, n] = x.sent_event[row, n]
-                n += 1
-        else:
-            begin = np.empty(sources, np.int64)
-            end = np.empty(sources, np.int64)
-            for k in range(sources):
-                row = x.source_rows[s, k]
-                begin[k] = row * events + x.taken[s, k]
-                end[k] = row * events + x.sent_count[row]
-            skipped = x.sent_count[stages + s]
-            arrived, skips = merge(
-                Sources(sent_flat, sent_event_flat, begin, end, until_s),
-                Joining(x.masks, x.admits[s, :sources], x.needed[s], x.visits[s], x.skips[s] > 0, x.seen[s], hop_s),
-                Tokens(x.arrived[s, n:], x.arrived_event[s, n:]),
-                Tokens(x.sent[stages + s, skipped:], x.sent_event[stages + s, skipped:]),
-            )
-            for k in range(sources):
-                x.taken[s, k] = begin[k] - x.source_rows[s, k] * events
-            n += arrived
-            x.sent_count[stages + s] += skips
-        x.arrived_count[s] = n
-        gone = x.sent_count[s]
-        kinds = x.kinds[s]
-        rows = x.rows[s]
-        last = gone
-        if x.marks[s, 1] > 0:
-            queue = Queue(x.arrived[s], x.arrived_event[s], n, 0, until_s, x.entry_s)
-            drawn = rows if x.varies[s] else 0
-            varying = Varying(
-                x.fixed_s[s, :drawn], x.per_unit_s[s, :drawn], x.factors[s, :drawn], x.units[s], x.largest[s]
-            )
-            lots = x.lots[s, : x.lots.shape[1] if x.varies[s] else 0]
-            service = Service(x.limits[s, :kinds], x.table[s, :rows], varying, lots, x.hold_s[s], hop_s, slo_s)
-            account = Account(x.batches[s, :rows], x.totals[s])
-            state = SharedState(x.marks[s], x.clock[s], x.ring_time[s], x.ring_start[s], x.ring_size[s], x.ring_kind[s])
-            out = Tokens(x.sent[s, gone:], x.sent_event[s, gone:])
-            if kinds > 1:
-                last += serve_choosing(queue, service, account, state, out)
+    for s in range(max(stretch[0], 0), min(stretch[1] + 1, stages)):
+        if s > stretch[0]:
+            n = x.arrived_count[s]
+            sources = x.source_count[s]
+            if sources == 0 and differ:
+                began = x.passed[0, s]
+                entered = began
+                while entered < events and x.entry_s[entered] < until_s:
+                    entered += 1
+                begun = Tokens(x.entry_s[began:entered].copy(), np.arange(began, entered).astype(np.int32))
+                way = Tokens(x.arrived[s, n:], x.arrived_event[s, n:])
+                n += delay(begun, x.hop_keys[0, s], x.extra_s, way, (began - n, until_s))[0]
+                x.passed[0, s] = entered
+            elif sources == 0:
+                while n < events and x.entry_s[n] < until_s:
+                    x.arrived[s, n] = x.entry_s[n]
+                    x.arrived_event[s, n] = n
+                    n += 1
+            elif x.whole[s]:
+                row = x.source_rows[s, 0]
+                while n < x.sent_count[row]:
+                    x.arrived[s, n] = x.sent[row, n]
+                    x.arrived_event[s, n] = x.sent_event[row, n]
+                    n += 1
             else:
-                last += serve_shared(queue, service, account, state, out)
-        x.sent_count[s] = last
+                begin = np.empty(sources, np.int64)
+                end = np.empty(sources, np.int64)
+                for k in range(sources):
+                    row = x.source_rows[s, k]
+                    begin[k] = row * events + x.taken[s, k]
+                    end[k] = row * events + x.sent_count[row]
+                skipped = x.sent_count[stages + s]
+                arrived, skips = merge(
+                    Sources(sent_flat, sent_event_flat, begin, end, until_s),
+                    Joining(x.masks, x.admits[s, :sources], x.needed[s], x.visits[s], x.skips[s] > 0, x.seen[s], hop_s),
+                    Tokens(x.arrived[s, n:], x.arrived_event[s, n:]),
+                    Tokens(x.sent[stages + s, skipped:], x.sent_event[stages + s, skipped:]),
+                )
+                for k in range(sources):
+                    x.taken[s, k] = begin[k] - x.source_rows[s, k] * events
+                n += arrived
+                x.sent_count[stages + s] += skips
+            x.arrived_count[s] = n
+            if s == stretch[1]:
+                break
+            if x.marks[s, 1] > 0:
+                kinds = x.kinds[s]
+                rows = x.rows[s]
+                gone = x.sent_count[s]
+                queue = Queue(x.arrived[s], x.arrived_event[s], n, 0, until_s, x.entry_s)
+                drawn = rows if x.varies[s] else 0
+                varying = Varying(
+                    x.fixed_s[s, :drawn], x.per_unit_s[s, :drawn], x.factors[s, :drawn], x.units[s], x.largest[s]
+                )
+                lots = x.lots[s, : x.lots.shape[1] if x.varies[s] else 0]
+                service = Service(x.limits[s, :kinds], x.table[s, :rows], varying, lots, x.hold_s[s], hop_s, slo_s)
+                account = Account(x.batches[s, :rows], x.totals[s])
+                state = SharedState(
+                    x.marks[s], x.clock[s], x.ring_time[s], x.ring_start[s], x.ring_size[s], x.ring_kind[s]
+                )
+                out = Tokens(x.sent[s, gone:], x.sent_event[s, gone:])
+                if kinds > 1:
+                    x.sent_count[s] += serve_choosing(queue, service, account, state, out)
+                else:
+                    x.sent_count[s] += serve_shared(queue, service, account, state, out)
+        went = x.passed[1, s]
+        x.passed[1, s] = x.sent_count[s]
+        sent = Tokens(x.sent[s, went : x.sent_count[s]], x.sent_event[s, went : x.sent_count[s]])
+        if differ:
+            row = 2 * stages + s
+            n = x.sent_count[row]
+            way = Tokens(x.sent[row, n:], x.sent_event[row, n:])
+            x.sent_count[row] += delay(sent, x.hop_keys[1, s], x.extra_s, way, (went - n, until_s))[0]
+            sent = Tokens(x.sent[row, n : x.sent_count[row]], x.sent_event[row, n : x.sent_count[row]])
         if x.final[s]:
-            record_latencies(Tokens(x.sent[s, gone:last], x.sent_event[s, gone:last]), x.entry_s, hop_s, x.latency_s)
-            x.ended[0] += last - gone
-            for i in range(gone, last):
-                if x.latency_s[x.sent_event[s, i]] > slo_s:
-                    x.ended[1] += 1
+            record_latencies(sent, x.entry_s, hop_s, x.latency_s)

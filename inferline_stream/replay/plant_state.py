@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import Tokens
-from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.replay.tables import Tables
 
 
@@ -18,22 +16,12 @@ class PlantState:
     Args:
         tables: of all stages.
         hop_s: see `estimator.workload.Workload`.
-        slo_s: beyond it an event counts as late.
+        slo_s: of the order of the queues.
     """
 
     tables: Tables
     hop_s: float
     slo_s: float
-
-    def sent(self, s: int, count: int) -> None:
-        """Count departures of a stage that stand behind those counted: where it is final, their events have ended."""
-        x = self.tables
-        gone = int(x.sent_count[s])
-        times, events = x.sent[s, gone : gone + count], x.sent_event[s, gone : gone + count]
-        x.sent_count[s] += count
-        if count and x.final[s]:
-            compiled().record_latencies(Tokens(times, events), x.entry_s, self.hop_s, x.latency_s)
-            x.ended[:] += count, int((x.latency_s[events] > self.slo_s).sum())
 
     def grow_rings(self) -> None:
         """Rings of twice the room, each from its beginning."""

@@ -75,7 +75,7 @@ class SharedPool:
             gone = int(x.sent_count[s])
             x.sent[s, gone : gone + size] = x.ring_time[s, place]
             x.sent_event[s, gone : gone + size] = x.arrived_event[s, first : first + size]
-            self.plant_state.sent(s, size)
+            x.sent_count[s] += size
         for array in (x.ring_time, x.ring_start, x.ring_size, x.ring_kind):
             array[s, places[gap:-1]] = array[s, places[gap + 1 :]]
         x.marks[s, _LENGTH] -= 1

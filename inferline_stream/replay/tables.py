@@ -75,13 +75,17 @@ class Tables(NamedTuple):
         entry_s: (events,) when each event enters.
         masks: (events,) its path.
         latency_s: (events,) of those that have reached the sink.
-        ended: (2,) events that have reached the sink, and those of them later than the SLO.
         arrived: (stages, events) when the records of a stage's queue were sent.
         arrived_event: whose they are.
         arrived_count: (stages,).
-        sent: (2 · stages, events) departures; below them the moments at which a join knew that it is skipped.
+        sent: (2 · stages, events) departures; below them the moments at which a join knew that it is skipped. Below
+            those, where hops differ, the departures at the times at which they count as sent: (3 · stages, events).
         sent_event: whose they are.
-        sent_count: (2 · stages,).
+        sent_count: by row of `sent`.
+        passed: (2, stages) where hops differ, records on their way into the stage or there; departures passed on. Those
+            that do not count as sent yet stand behind those counted.
+        hop_keys: (2, stages) of the draws of either hop.
+        extra_s: see `workload.Workload`.
         seen: (stages, events).
         source_rows: (stages, sources) rows of `sent` that feed the stage.
         source_count: (stages,) 0 for an entry stage.
@@ -105,13 +109,15 @@ class Tables(NamedTuple):
     entry_s: Floats
     masks: Masks
     latency_s: Floats
-    ended: Ints
     arrived: Floats
     arrived_event: Events
     arrived_count: Ints
     sent: Floats
     sent_event: Events
     sent_count: Ints
+    passed: Ints
+    hop_keys: Ints
+    extra_s: Floats
     seen: Flags
     source_rows: Ints
     source_count: Ints
@@ -153,6 +159,7 @@ def empty_tables(workload: Workload, stations: Sequence[Station], *, most_replic
         most_replicas: of one stage at once, those that still finish a batch included.
     """
     count, events = len(stations), len(workload)
+    sent_rows = (3 if workload.hop_extra_s.size else 2) * count
     most_kinds = max(x.limits.size for x in stations)
     most_sources = max([1, *(len(feed.sources) for feed in workload.feeds)])
     paths = len(workload.path_masks)
@@ -168,13 +175,15 @@ def empty_tables(workload: Workload, stations: Sequence[Station], *, most_replic
         entry_s=workload.entry_s,
         masks=workload.masks,
         latency_s=np.full(events, math.nan),
-        ended=np.zeros(2, np.int64),
         arrived=np.empty((count, events)),
         arrived_event=np.empty((count, events), np.int32),
         arrived_count=ints(),
-        sent=np.empty((2 * count, events)),
-        sent_event=np.empty((2 * count, events), np.int32),
-        sent_count=np.zeros(2 * count, np.int64),
+        sent=np.empty((sent_rows, events)),
+        sent_event=np.empty((sent_rows, events), np.int32),
+        sent_count=np.zeros(sent_rows, np.int64),
+        passed=np.zeros((2, count), np.int64),
+        hop_keys=np.array([[workload.key(hop, s) for s in range(count)] for hop in ("hop in", "hop")], np.int64),
+        extra_s=workload.hop_extra_s,
         seen=np.zeros((count, events), np.uint8),
         source_rows=ints(most_sources),
         source_count=ints(),
@@ -214,8 +223,9 @@ def empty_tables(workload: Workload, stations: Sequence[Station], *, most_replic
 def _fill_stage(tables: Tables, workload: Workload, s: int, serving: Station) -> None:
     feed = workload.feeds[s]
     count = len(workload.feeds)
+    as_sent = 2 * count if workload.hop_extra_s.size else 0
     for k, (source, skipped) in enumerate(feed.sources):
-        tables.source_rows[s, k] = source + count * skipped
+        tables.source_rows[s, k] = source + (count if skipped else as_sent)
     tables.source_count[s] = len(feed.sources)
     tables.admits[s, : len(feed.sources)] = feed.admits
     tables.needed[s], tables.visits[s] = feed.needed, feed.visits

@@ -13,7 +13,7 @@ from inferline_stream.pipeline.shape import independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.scalers import Fixed, Scheduled
-from tests.unit.estimator.random_pipelines import random_shape
+from tests.unit.estimator.random_pipelines import random_shape, random_spread_s
 from tests.unit.replay.test_loop import KINDS, ONE, SLO_S, one_stage, run
 
 
@@ -30,7 +30,8 @@ def test_members_with_a_partition_each_are_the_estimators_bound_replicas_bit_for
         times = tuple(ServiceTime(2**i, t) for i, t in enumerate(rng.uniform(0.01, 0.2, 4)))
         profiles[stage, "x"] = Profile(stage, "x", times)
         held[stage] = (Allocation("x", int(rng.choice([1, 2, 8])), members),)
-    measured = PipelineProfile(profiles, independent_paths(shape, conditional), float(rng.choice([0.0, 0.003])))
+    paths, hop_s = independent_paths(shape, conditional), float(rng.choice([0.0, 0.003]))
+    measured = PipelineProfile(profiles, paths, hop_s, hop_spread_s=random_spread_s(seed, 0.0))
     trace = Trace(np.cumsum(rng.gamma(0.25, 0.2, 300)))
     idle = Fixed()
     idle.period_s = 0.7

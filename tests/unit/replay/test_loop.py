@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.plan import Allocation, cost_per_hour
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES, Contention, PipelineProfile, Profile, ServiceTime
-from inferline_stream.pipeline.shape import Paths, Shape, independent_paths
+from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
 from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.loop import Slowdown, replay
 from inferline_stream.replay.policy_view import View
 from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
-from tests.unit.estimator.random_pipelines import random_keys, random_shape
+from tests.unit.estimator.random_pipelines import random_keys, random_shape, random_spread_s
 
 ONE = Shape(("a",), ())
+CHAIN = Shape(("a", "b"), (Arrow(0, 1),))
 KINDS = {"x": Hardware("x", 1.0), "y": Hardware("y", 2.0)}
 SLO_S = 0.5
 
@@ -76,7 +78,8 @@ def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
             for kind in kinds
         )
     paths, hop_s = independent_paths(shape, conditional), float(rng.choice([0.0, 0.003]))
-    measured = PipelineProfile(profiles, paths, hop_s, keys=random_keys(shape, seed))
+    keys, spread_s = random_keys(shape, seed), random_spread_s(seed, 0.0)
+    measured = PipelineProfile(profiles, paths, hop_s, keys=keys, hop_spread_s=spread_s)
     trace = Trace(np.cumsum(rng.gamma(0.25, 4 * rng.choice([0.01, 0.05]), 300)))
     idle = Fixed()
     idle.period_s = period_s
@@ -193,11 +196,16 @@ def test_any_number_of_replicas_serves_at_once(most):
     assert found.peak_replicas == most
 
 
-@pytest.mark.parametrize("partitions", [None, 1])
-def test_every_hop_takes_the_mean_of_those_measured_on_pools_and_in_consumer_groups(partitions):
-    spread_s = (-0.002, -0.001, -0.001, 0.0, 0.0, 0.001, 0.004, 0.006, 0.011, 0.02)
-    measured = replace(one_stage(0.1), hop_overhead_s=0.005, hop_spread_s=spread_s)
-    shares, extra_s = np.array(HOP_PROBABILITIES), np.array(spread_s)
-    mean_s = 0.005 + float(np.diff(shares) @ (extra_s[1:] + extra_s[:-1]) / 2) + (1 - shares[-1]) * spread_s[-1]
-    found = run(measured, {"a": (Allocation("x", 1, 1),)}, Trace(np.arange(1.0, 9.0)), partitions=partitions)
-    assert found.latency_s == pytest.approx(np.full(8, 0.1 + 2 * mean_s), rel=1e-3)
+@pytest.mark.parametrize("keys", [Keys(), Keys((("rare", 1e-9),), ("a", "b"))])
+def test_hops_are_the_same_however_replicas_come_and_go(keys):
+    """None ever waits: some replicas leave while they are busy, and what they have in hand goes its way, too."""
+    profiles = {(stage, "x"): Profile(stage, "x", (ServiceTime(1, 0.03),)) for stage in CHAIN.stages}
+    spread_s = tuple(np.linspace(-0.004, 0.4, len(HOP_PROBABILITIES)).tolist())
+    measured = PipelineProfile(profiles, Paths((1,), (1.0,)), 0.005, keys=keys, hop_spread_s=spread_s)
+    trace = Trace(np.arange(0.0, 40.0, 0.02))
+    steps = [(t, {"a": {"x": 40 + i % 7}, "b": {"x": 50 - i % 5}}) for i, t in enumerate(np.arange(0.51, 39.0, 0.17))]
+    held = {stage: (Allocation("x", 1, 44),) for stage in CHAIN.stages}
+    changing = run(measured, held, trace, Scheduled("by the clock", steps, period_s=0.17), shape=CHAIN)
+    expected = simulate(CHAIN, held, measured, trace, order_slo_s=SLO_S)
+    assert changing.changes > 100
+    assert changing.latency_s.tobytes() == expected.latency_s.tobytes()
