@@ -60,14 +60,14 @@ def _advance(x: Tables, stretch: tuple[int, int], until_s: float, hop_s: float, 
             if sources == 0 and differ:
                 began = x.passed[0, s]
                 entered = began
-                while entered < events and x.entry_s[entered] < until_s:
+                while entered < x.entering[s] and x.entry_s[entered] < until_s:
                     entered += 1
                 begun = Tokens(x.entry_s[began:entered].copy(), np.arange(began, entered).astype(np.int32))
                 way = Tokens(x.arrived[s, n:], x.arrived_event[s, n:])
                 n += delay(begun, x.hop_keys[0, s], x.extra_s, way, (began - n, until_s))[0]
                 x.passed[0, s] = entered
             elif sources == 0:
-                while n < events and x.entry_s[n] < until_s:
+                while n < x.entering[s] and x.entry_s[n] < until_s:
                     x.arrived[s, n] = x.entry_s[n]
                     x.arrived_event[s, n] = n
                     n += 1

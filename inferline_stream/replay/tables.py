@@ -88,7 +88,8 @@ class Tables(NamedTuple):
         extra_s: see `workload.Workload`.
         seen: (stages, events).
         source_rows: (stages, sources) rows of `sent` that feed the stage.
-        source_count: (stages,) 0 for an entry stage.
+        source_count: (stages,) 0 for an entry stage, and for one that no event visits.
+        entering: (stages,) events that enter the pipeline there.
         taken: (stages, sources) how far the stage has read each of them.
         admits: (stages, sources, masks).
         needed: (stages, masks).
@@ -121,6 +122,7 @@ class Tables(NamedTuple):
     seen: Flags
     source_rows: Ints
     source_count: Ints
+    entering: Ints
     taken: Ints
     admits: FlagTable
     needed: Flags
@@ -187,6 +189,7 @@ def empty_tables(workload: Workload, stations: Sequence[Station], *, most_replic
         seen=np.zeros((count, events), np.uint8),
         source_rows=ints(most_sources),
         source_count=ints(),
+        entering=ints(),
         taken=ints(most_sources),
         admits=np.zeros((count, most_sources, paths), np.uint8),
         needed=np.zeros((count, paths), np.uint8),
@@ -227,6 +230,7 @@ def _fill_stage(tables: Tables, workload: Workload, s: int, serving: Station) ->
     for k, (source, skipped) in enumerate(feed.sources):
         tables.source_rows[s, k] = source + (count if skipped else as_sent)
     tables.source_count[s] = len(feed.sources)
+    tables.entering[s] = 0 if workload.shape.parents(s) else len(workload)
     tables.admits[s, : len(feed.sources)] = feed.admits
     tables.needed[s], tables.visits[s] = feed.needed, feed.visits
     tables.whole[s], tables.skips[s], tables.final[s] = feed.whole, feed.skips, s in workload.shape.finals()

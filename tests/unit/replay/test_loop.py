@@ -20,7 +20,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
 from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.loop import Slowdown, replay
-from inferline_stream.replay.policy_view import View
+from inferline_stream.replay.policy_view import Glimpse, View
 from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
 from tests.unit.estimator.random_pipelines import random_keys, random_shape, random_spread_s
 
@@ -148,9 +148,10 @@ class Watching:
     name: str = "watching"
     period_s: float = 0.1
     views: list[tuple[float, float, int, int]] = field(default_factory=list)
+    stages: tuple[Glimpse, ...] = ()
 
     def decide(self, view: View) -> Wish | None:
-        stage = view.now[0]
+        stage, self.stages = view.now[0], view.now
         self.views.append((view.time_s, stage.time_s, stage.arrived, view.entered))
         return None
 
@@ -209,3 +210,16 @@ def test_hops_are_the_same_however_replicas_come_and_go(keys):
     expected = simulate(CHAIN, held, measured, trace, order_slo_s=SLO_S)
     assert changing.changes > 100
     assert changing.latency_s.tobytes() == expected.latency_s.tobytes()
+
+
+def test_a_stage_that_no_event_visits_gets_none():
+    """Of two final stages the slow one is never visited."""
+    shape = Shape(("a", "b", "c"), (Arrow(0, 1, conditional=True), Arrow(0, 2)))
+    profiles = {(stage, "x"): Profile(stage, "x", (ServiceTime(1, 0.1),)) for stage in shape.stages}
+    profiles["b", "x"] = Profile("b", "x", (ServiceTime(1, 5.0),))
+    measured = PipelineProfile(profiles, independent_paths(shape, {("a", "b"): 0.0}))
+    held = {stage: (Allocation("x", 1, 1),) for stage in shape.stages}
+    watching = Watching()
+    found = run(measured, held, Trace(np.arange(9.0)), watching, shape=shape)
+    assert found.latency_s == pytest.approx(0.2)
+    assert [glimpse.arrived for glimpse in watching.stages] == [8, 0, 8]
