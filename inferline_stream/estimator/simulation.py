@@ -12,7 +12,7 @@ from inferline_stream.errors import InvalidInput, UsageError
 from inferline_stream.estimator.evaluation import SLICE_EVENTS, StageStatistics, evaluate
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.estimator.quantile import quantile_s
-from inferline_stream.estimator.station import slots_of, station
+from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -59,6 +59,7 @@ def simulate(
     *,
     order_slo_s: float = 0.0,
     partitions: Mapping[str, int] | None = None,
+    slots: Mapping[str, int] | None = None,
     seed: int = 0,
     memory_bytes: float = math.inf,
 ) -> Simulation:
@@ -73,6 +74,7 @@ def simulate(
             arrival, infinity the order of entry.
         partitions: of each stage's input topic, where replicas own partitions as in a consumer group; None for one
             queue per stage, as in InferLine §3 and as replicas are run here.
+        slots: dispatchers as in `Plan`, though no more than replicas; by default as many as the trace needs.
         seed: of the paths, partitions and service times drawn. The same seed gives the same luck to every plan.
         memory_bytes: refuse what would need more than this.
 
@@ -87,7 +89,9 @@ def simulate(
             "use a part of the trace, or a machine with more memory"
         )
     _check(shape, allocations, partitions)
-    rates = visit_ratios(shape, measured.paths) if measured.overheads is not None and partitions is None else {}
+    if slots is None and measured.overheads is not None and partitions is None:
+        ratios = visit_ratios(shape, measured.paths)
+        slots = {name: measured.overheads.slots(trace.arrival_rate * ratios[name]) for name in shape.stages}
     stations = [
         station(
             measured,
@@ -95,7 +99,7 @@ def simulate(
             allocations[name],
             order_slo_s=order_slo_s,
             partitions=None if partitions is None else partitions[name],
-            slots=slots_of(measured, trace.arrival_rate * rates.get(name, 0.0), allocations[name]),
+            slots=max(1, min((slots or {}).get(name, 1), sum(a.replicas for a in allocations[name]))),
         )
         for name in shape.stages
     ]

@@ -191,12 +191,6 @@ def _by_level(measured: PipelineProfile, stage: str, held: Allocation, levels: i
     return [service_table(each, held.max_batch_size) for each in own]
 
 
-def slots_of(measured: PipelineProfile, rate: float, allocations: Sequence[Allocation]) -> int:
-    """Return how many slots a stage has that gets so many records a second: no more than replicas."""
-    slots = 1 if measured.overheads is None else measured.overheads.slots(rate)
-    return max(1, min(slots, sum(a.replicas for a in allocations)))
-
-
 def varying(tables: Sequence[ServiceTable], width: int, by_level: Sequence[ServiceTable] = ()) -> Varying:
     """Tables of several kinds, each filled up to ``width`` rows; those of all levels, where replicas run several."""
     rows = by_level or tables

@@ -75,7 +75,7 @@ def staffing(
 
     Args:
         shape: the DAG.
-        plan: hardware and batch limits that stay; stages of several kinds keep their mixture.
+        plan: hardware, batch limits and dispatchers that stay; stages of several kinds keep their mixture.
         measured: profiles and paths.
         sample: what was planned for.
         prices: dollars per hour by hardware kind.
@@ -193,6 +193,7 @@ class _Search:
             self._measured,
             sample,
             order_slo_s=self._plan.slo_s,
+            slots=self._plan.slots,
             seed=self._seed,
         )
         return found.quantile_s(self._objective)

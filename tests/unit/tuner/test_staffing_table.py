@@ -23,9 +23,9 @@ def made(given: Plan | None = None, trace: Trace = SAMPLE) -> Staffing:
     return staffing(SHAPE, given or plan(), measured(), trace, PRICES, multiples=MULTIPLES)
 
 
-def p99_s(multiple: float, replicas: dict[str, int]) -> float:
+def p99_s(multiple: float, replicas: dict[str, int], slots: dict[str, int]) -> float:
     held = {"a": (Allocation("x", 4, replicas["a"]),), "b": (Allocation("x", 1, replicas["b"]),)}
-    return simulate(SHAPE, held, measured(), SAMPLE.sped_up(multiple), order_slo_s=0.5).p99_s
+    return simulate(SHAPE, held, measured(), SAMPLE.sped_up(multiple), order_slo_s=0.5, slots=slots).p99_s
 
 
 def test_a_multiple_is_looked_up_at_the_next_one_and_beyond_the_last_in_proportion():
@@ -35,19 +35,20 @@ def test_a_multiple_is_looked_up_at_the_next_one_and_beyond_the_last_in_proporti
     assert table.needed("a", 3.0) == pytest.approx(270.0)
 
 
-def test_each_multiple_meets_the_slo_and_a_replica_less_of_any_stage_does_not():
-    table, each = made(), {"a": 100.0, "b": 50.0}
+@pytest.mark.parametrize("slots", [{}, {"a": 2, "b": 3}])
+def test_each_multiple_meets_the_slo_and_a_replica_less_of_any_stage_does_not(slots):
+    table, each = made(replace(plan(), slots=slots)), {"a": 100.0, "b": 50.0}
     for multiple in MULTIPLES:
         if multiple == 1.0:
             assert (table.needed("a", 1.0), table.needed("b", 1.0)) == (200.0, 150.0), "the plan"
             continue
         replicas = {name: round(table.needed(name, multiple) / each[name]) for name in each}
-        assert p99_s(multiple, replicas) <= 0.5
+        assert p99_s(multiple, replicas, slots) <= 0.5
         if multiple < 1:
             for name, count in replicas.items():
                 fewer = {**replicas, name: count - 1}
                 load = {"a": 100.0, "b": 50.0}[name] * multiple
-                assert fewer[name] * each[name] <= load or p99_s(multiple, fewer) > 0.5
+                assert fewer[name] * each[name] <= load or p99_s(multiple, fewer, slots) > 0.5
 
 
 def test_where_one_stage_costs_twenty_times_as_much_the_other_gets_the_replicas_that_meet_the_slo():
