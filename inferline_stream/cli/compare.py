@@ -48,8 +48,8 @@ def compare(
 
     Each begins with our plan and has its hardware and batch limits, start-up times and statistics; coarse-grained
     ones begin with units of their own. Rules of others scale ordinary consumer groups, and once more our pools with one
-    queue per stage. Where a stage runs several batches at once, they scale our pools only. The regret is the cost
-    above that of a schedule made in hindsight.
+    queue per dispatcher, each of which keeps a replica. Where a stage runs several batches at once, they scale our
+    pools only. The regret is the cost above that of a schedule made in hindsight.
     """
     from inferline_stream.calculus.envelope import compiled_kernel
     from inferline_stream.cli.output import Bar, console, print_json

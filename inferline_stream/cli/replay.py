@@ -65,6 +65,7 @@ def replay(
             catalogue=inputs.kinds,
             slo_s=inputs.plan.slo_s,
             conditions=conditions,
+            slots=inputs.plan.slots,
             seed=seed,
             observations=inputs.observations,
             progress=bar.show,

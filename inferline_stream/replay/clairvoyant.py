@@ -82,7 +82,7 @@ def _fit(basis: Basis, multiple: float) -> dict[str, dict[str, int]]:
         throughputs = {kind.hardware: kind.throughput for kind in stage.kinds}
         needed = supply_for(basis, stage, multiple)
         fit = more(stage, {k.hardware: k.planned for k in stage.kinds}, throughputs, needed, stock=basis.stock)
-        wanted[stage.name] = fewer(stage, fit.replicas, throughputs, needed)
+        wanted[stage.name] = fewer(stage, fit.replicas, throughputs, needed, stage.slots)
     return wanted
 
 

@@ -15,7 +15,7 @@ from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.clairvoyant import cheapest, work_bound
 from inferline_stream.replay.conditions import Conditions
-from inferline_stream.replay.contenders import FAMILIES, Contest, Family, Setting, ordinary
+from inferline_stream.replay.contenders import FAMILIES, Contest, Family, Setting, dispatched, ordinary
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Tuner
@@ -47,7 +47,7 @@ class Row:
         setting: ``default``, or the tuned values in words, `AS_DEFAULT` where those are the defaults.
         outcome: the replay.
         keeps_objective: whether the share of misses is within what the objective allows.
-        on_our_pool: whether stages have one queue each, as we run them, or replicas own partitions, as in ordinary
+        on_our_pool: whether dispatchers have one queue each, as we run them, or replicas own partitions, as in ordinary
             consumer groups.
         regret: cost over the clairvoyant's, less 1; None without one.
         regret_instant: the same over the instant clairvoyant's.
@@ -132,7 +132,8 @@ def compare(
     Our policies run with their defaults. Each rule of others runs with its defaults, and with the setting that is
     cheapest within the objective on another trace (or misses least, if none keeps it), out of its space and its
     defaults. Rules of others scale ordinary consumer groups of `PARTITIONS` partitions, and once more our pools, so
-    that rule and queues can be distinguished. Where a stage runs several batches at once, they scale our pools only.
+    that rule and queues can be distinguished: there, each dispatcher of a stage keeps a replica. Where a stage runs
+    several batches at once, they scale our pools only.
 
     Args:
         shape: the DAG.
@@ -267,6 +268,7 @@ class _Arena:
             catalogue=self._catalogue,
             slo_s=self._plan.slo_s,
             conditions=conditions or self.conditions,
+            slots=self._plan.slots,
             workload=workload,
             partitions=partitions,
         )
@@ -282,8 +284,7 @@ class _Arena:
     ) -> Outcome:
         """One rule with one setting."""
         allocations = family.allocations(contest) if family.allocations else self._plan.allocations
-        if not on_our_pool:
-            allocations = ordinary(allocations, self._measured)
+        allocations = dispatched(allocations, self._plan) if on_our_pool else ordinary(allocations, self._measured)
         partitions = None if on_our_pool else PARTITIONS
         scaler = Ruled(
             family.name,
@@ -292,6 +293,7 @@ class _Arena:
             replicas={name: replicas_of(held) for name, held in allocations.items()},
             hardware=contest.hardware(),
             most=contest.most_replicas(),
+            least=self._plan.slots if on_our_pool else None,
             partitions=partitions,
         )
         return self.run(scaler, allocations=allocations, on=on, partitions=partitions)

@@ -181,6 +181,15 @@ def ordinary(allocations: Allocations, measured: PipelineProfile) -> dict[str, t
     return found
 
 
+def dispatched(allocations: Allocations, plan: Plan) -> dict[str, tuple[Allocation, ...]]:
+    """The same for our pools: where it would be fewer, a replica for each of the plan's dispatchers."""
+    found = {}
+    for stage, (first, *others) in allocations.items():
+        missing = plan.slots.get(stage, 1) - first.replicas - sum(a.replicas for a in others)
+        found[stage] = (replace(first, replicas=first.replicas + max(missing, 0)), *others)
+    return found
+
+
 FAMILIES = (
     Family("keda", _keda, {"lag_per_batch": (0.5, 1.0, 2.0, 4.0), "down_window_s": (60.0, 300.0)}),
     Family(

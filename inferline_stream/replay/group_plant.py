@@ -83,11 +83,11 @@ class GroupPlant:
     def _as_sent(self, hop: str, s: int, tokens: Tokens, until_s: float) -> Tokens:
         return self._hops[hop, s].take(tokens, until_s) if self._hops else tokens
 
-    def add(self, s: int, kind: int) -> None:
+    def add(self, s: int, slot: int, kind: int) -> None:
         """A member that is ready now."""
         self._groups[s].add(self.now_s)
 
-    def leave(self, s: int, kind: int) -> float:
+    def leave(self, s: int, slot: int, kind: int) -> float:
         """The member that came last gives up its partitions. Returns when it has done what it has in hand."""
         return max(self._groups[s].server.leave(self.now_s), self.now_s)
 

@@ -39,20 +39,21 @@ class InHand(NamedTuple):
 
 
 class KeyedPool:
-    """One stage's replicas and queue.
+    """The replicas of one queue.
 
     Args:
         plant_state: what all pools share.
+        queue: its row of the tables.
         stage: position of the stage.
         workload: keys of the events, keys of the draws.
         serving: how a replica of each kind serves.
     """
 
-    def __init__(self, plant_state: PlantState, stage: int, workload: Workload, serving: Station) -> None:
+    def __init__(self, plant_state: PlantState, queue: int, stage: int, workload: Workload, serving: Station) -> None:
         x, s = plant_state.tables, stage
         rows, kinds = serving.table.size, serving.limits.size
         drawn, drawn_kinds = (rows, kinds) if serving.varies else (0, 0)
-        self._plant_state, self._stage = plant_state, stage
+        self._plant_state, self._queue = plant_state, queue
         self._serve = compiled().serve_keyed
         self._entry_s = workload.entry_s
         self._account = Account(x.batches[s, :rows], x.totals[s])
@@ -94,11 +95,11 @@ class KeyedPool:
         """Serve what has arrived up to that time, that instant excluded."""
         if not self._state.marks[_PLACES]:
             return
-        x, s = self._plant_state.tables, self._stage
-        gone = int(x.sent_count[s])
-        queue = Queue(x.arrived[s], x.arrived_event[s], int(x.arrived_count[s]), 0, until_s, self._entry_s)
-        out = Tokens(x.sent[s, gone:], x.sent_event[s, gone:])
-        x.sent_count[s] += self._serve(queue, self._service, self._account, self._state, out)
+        x, q = self._plant_state.tables, self._queue
+        gone = int(x.sent_count[q])
+        queue = Queue(x.arrived[q], x.arrived_event[q], int(x.arrived_count[q]), 0, until_s, self._entry_s)
+        out = Tokens(x.sent[q, gone:], x.sent_event[q, gone:])
+        x.sent_count[q] += self._serve(queue, self._service, self._account, self._state, out)
 
     def add(self, kind: int, now_s: float) -> None:
         """A replica that is ready now, with all its places free."""
@@ -135,12 +136,12 @@ class KeyedPool:
 
     def oldest_s(self) -> float:
         """When the oldest record that has not left was sent; there must be one."""
-        x, s = self._plant_state.tables, self._stage
-        arrived, gone = int(x.arrived_count[s]), int(x.sent_count[s])
-        self._left[x.sent_event[s, self._seen_left : gone]] = True
+        x, q = self._plant_state.tables, self._queue
+        arrived, gone = int(x.arrived_count[q]), int(x.sent_count[q])
+        self._left[x.sent_event[q, self._seen_left : gone]] = True
         self._seen_left = gone
-        self._oldest += int(self._left[x.arrived_event[s, self._oldest : arrived]].argmin())
-        return float(x.arrived[s, self._oldest])
+        self._oldest += int(self._left[x.arrived_event[q, self._oldest : arrived]].argmin())
+        return float(x.arrived[q, self._oldest])
 
     def _in_hand(self) -> InHand:
         marks, _, ring_time, ring_row, ring_size, _, members, _, _, crews = self._state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,7 @@ def replay(
     *,
     catalogue: Catalogue,
     slo_s: float,
+    slots: Mapping[str, int],
     conditions: Conditions | None = None,
     seed: int = 0,
     slowdowns: Sequence[Slowdown] = (),
@@ -65,12 +66,13 @@ def replay(
         scaler: the policy.
         catalogue: prices.
         slo_s: beyond it an event is a miss.
+        slots: of the stages that have several, as in `Plan`; members of consumer groups have none.
         conditions: delays.
         seed: of every draw.
         slowdowns: changes of service times, for experiments.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
         partitions: of each stage's input topic, which replicas own as in an ordinary consumer group; None for one queue
-            per stage.
+            per slot.
         observations: when a live policy was asked and what it had measured, on the trace's clock: the same is done
             here. By default the first decision is made one period after time 0, and arrivals are known at once. Costs
             count from time 0.
@@ -84,6 +86,7 @@ def replay(
         measured,
         workload,
         conditions,
+        slots=slots if partitions is None else {},
         slo_s=slo_s,
         partitions=partitions,
     )
@@ -100,6 +103,7 @@ class _Loop:
         workload: Workload,
         conditions: Conditions,
         *,
+        slots: Mapping[str, int],
         slo_s: float,
         partitions: int | None,
     ) -> None:
@@ -116,6 +120,7 @@ class _Loop:
                 name,
                 tuple(ReplicaKind(a.hardware, a.max_batch_size, a.concurrency) for a in allocations[name]),
                 hold_of(allocations[name]),
+                slots.get(name, 1),
             )
             for name in shape.stages
         ]
@@ -130,7 +135,7 @@ class _Loop:
             profiles = [measured.profiles[setup.name, kind.hardware] for kind in setup.kinds]
             start_up_s = [p.start_up_s if conditions.start_up_s is None else conditions.start_up_s for p in profiles]
             at_once = tuple(kind.concurrency for kind in setup.kinds)
-            crew = StageReplicas(self._plant, s, tuple(start_up_s), at_once)
+            crew = StageReplicas(self._plant, s, setup.slots, tuple(start_up_s), at_once)
             crew.begin({k: a.replicas for k, a in enumerate(allocations[setup.name])})
             self._crews.append(crew)
         self.peak = sum(crew.held for crew in self._crews)

@@ -21,7 +21,7 @@ from inferline_stream.replay.shared_pool import SharedPool
 from inferline_stream.replay.tables import Seen, StageSetup, empty_tables
 
 FIRST_ROOM = 255
-"""Replicas of a stage that there is room for at first."""
+"""Replicas of a queue that there is room for at first."""
 
 
 class Plant:
@@ -43,21 +43,24 @@ class Plant:
         slo_s: float,
     ) -> None:
         serving = [stage.station(measured, slo_s) for stage in stages]
-        tables = empty_tables(workload, serving, most_replicas=FIRST_ROOM)
+        tables = empty_tables(workload, serving, [stage.slots for stage in stages], most_replicas=FIRST_ROOM)
         self.now_s = float("-inf")
         self._steady = [not station.varies for station in serving]  # and at the profile's speed
         self._plant_state = PlantState(tables, workload.hop_s, slo_s)
         self._nominal = tuple(array.copy() for array in (tables.table, tables.fixed_s, tables.per_unit_s))
+        self._queues = queues = [range(*rows) for rows in tables.queues.tolist()]
         keyed = {
-            s: KeyedPool(self._plant_state, s, workload, serving[s])
+            s: [KeyedPool(self._plant_state, queue, s, workload, serving[s]) for queue in queues[s]]
             for s in range(len(stages))
             if workload.lanes(s).size or serving[s].levels > 1
         }
-        self._pools = [keyed.get(s) or SharedPool(self._plant_state, s) for s in range(len(stages))]
-        self._shared = [pool for pool in self._pools if isinstance(pool, SharedPool)]
-        # The compiled step takes stage after stage up to one that it only fills the queue of, and goes on from there.
+        self._pools: list[Sequence[KeyedPool | SharedPool]] = [
+            keyed.get(s) or [SharedPool(self._plant_state, queue) for queue in queues[s]] for s in range(len(stages))
+        ]
+        self._shared = [pool for pools in self._pools for pool in pools if isinstance(pool, SharedPool)]
+        # The compiled step takes stage after stage up to one that it only fills the queues of, and goes on from there.
         ends = [*sorted(keyed), len(stages)]
-        self._stretches = [((first, end), keyed.get(end)) for first, end in zip([-1, *ends], ends, strict=False)]
+        self._stretches = [((first, end), keyed.get(end, [])) for first, end in zip([-1, *ends], ends, strict=False)]
         self._advance = advance()
 
     def advance(self, until_s: float) -> None:
@@ -71,19 +74,19 @@ class Plant:
         plant_state = self._plant_state
         for stretch, keyed in self._stretches:
             self._advance(plant_state.tables, stretch, until_s, plant_state.hop_s, plant_state.slo_s)
-            if keyed is not None:
-                keyed.advance(until_s)
+            for each in keyed:
+                each.advance(until_s)
         for pool in self._shared:
             pool.remove_left(until_s)
         self.now_s = until_s
 
-    def add(self, s: int, kind: int) -> None:
+    def add(self, s: int, slot: int, kind: int) -> None:
         """A replica that is ready now."""
-        self._pools[s].add(kind, self.now_s)
+        self._pools[s][slot].add(kind, self.now_s)
 
-    def leave(self, s: int, kind: int) -> float:
+    def leave(self, s: int, slot: int, kind: int) -> float:
         """A replica of this kind takes no further batch. Returns when it is done, and gone."""
-        return self._pools[s].leave(kind, self.now_s)
+        return self._pools[s][slot].leave(kind, self.now_s)
 
     @property
     def latency_s(self) -> Floats:
@@ -93,8 +96,10 @@ class Plant:
     def seen(self, s: int) -> Seen:
         """What can be counted of a stage."""
         x = self._plant_state.tables
-        arrived, completed, busy_s = int(x.arrived_count[s]), int(x.sent_count[s]), float(x.totals[s, 0])
-        oldest_s = self._pools[s].oldest_s() if arrived > completed else None
+        first, end = self._queues[s].start, self._queues[s].stop  # what left them may not be put in order yet
+        completed = int(x.sent_count[s]) if end - first == 1 else int(x.sent_count[first:end].sum())
+        arrived, busy_s = int(x.arrived_count[s]), float(x.totals[s, 0])
+        oldest_s = self._oldest_s(s) if arrived > completed else None
         return Seen(arrived, completed, oldest_s, busy_s, busy_s if self._steady[s] else self._nominal_s(s))
 
     def slow(self, s: int, factor: float) -> None:
@@ -103,6 +108,14 @@ class Plant:
         tables = self._plant_state.tables
         for array, nominal in zip((tables.table, tables.fixed_s, tables.per_unit_s), self._nominal, strict=True):
             array[s] = nominal[s] * factor
+
+    def _oldest_s(self, s: int) -> float:
+        pools = self._pools[s]
+        if len(pools) == 1:
+            return pools[0].oldest_s()
+        x = self._plant_state.tables
+        queues = zip(self._queues[s], pools, strict=True)
+        return min(pool.oldest_s() for q, pool in queues if x.arrived_count[q] > x.sent_count[q])
 
     def _nominal_s(self, s: int) -> float:
         batches = self._plant_state.tables.batches[s]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -49,13 +50,17 @@ def advance() -> Advance:
 
 def _advance(x: Tables, stretch: tuple[int, int], until_s: float, hop_s: float, slo_s: float) -> None:
     """See `Advance`. Compiled with the Estimator's kernels in their compiled form."""
-    stages, events = x.arrived.shape
+    queues, events = x.arrived.shape
+    stages = x.source_count.size
     differ = x.extra_s.size > 0
     sent_flat = x.sent.reshape(-1)
     sent_event_flat = x.sent_event.reshape(-1)
     for s in range(max(stretch[0], 0), min(stretch[1] + 1, stages)):
-        if s > stretch[0]:
-            n = x.arrived_count[s]
+        first = x.queues[s, 0]
+        end = x.queues[s, 1]
+        if s > stretch[0]:  # what comes to the stage, and what its replicas do with it
+            before = x.arrived_count[s]
+            n = before
             sources = x.source_count[s]
             if sources == 0 and differ:
                 began = x.passed[0, s]
@@ -79,50 +84,74 @@ def _advance(x: Tables, stretch: tuple[int, int], until_s: float, hop_s: float, 
                     n += 1
             else:
                 begin = np.empty(sources, np.int64)
-                end = np.empty(sources, np.int64)
+                until = np.empty(sources, np.int64)
                 for k in range(sources):
                     row = x.source_rows[s, k]
                     begin[k] = row * events + x.taken[s, k]
-                    end[k] = row * events + x.sent_count[row]
-                skipped = x.sent_count[stages + s]
+                    until[k] = row * events + x.sent_count[row]
+                skip = queues + s
+                skipped = x.sent_count[skip]
                 arrived, skips = merge(
-                    Sources(sent_flat, sent_event_flat, begin, end, until_s),
+                    Sources(sent_flat, sent_event_flat, begin, until, until_s),
                     Joining(x.masks, x.admits[s, :sources], x.needed[s], x.visits[s], x.skips[s] > 0, x.seen[s], hop_s),
                     Tokens(x.arrived[s, n:], x.arrived_event[s, n:]),
-                    Tokens(x.sent[stages + s, skipped:], x.sent_event[stages + s, skipped:]),
+                    Tokens(x.sent[skip, skipped:], x.sent_event[skip, skipped:]),
                 )
                 for k in range(sources):
                     x.taken[s, k] = begin[k] - x.source_rows[s, k] * events
                 n += arrived
-                x.sent_count[stages + s] += skips
+                x.sent_count[skip] += skips
             x.arrived_count[s] = n
+            if first != s:  # several slots
+                for i in range(before, n):
+                    event = x.arrived_event[s, i]
+                    row = first + np.int64(x.slot_of[s, event])
+                    x.arrived[row, x.arrived_count[row]] = x.arrived[s, i]
+                    x.arrived_event[row, x.arrived_count[row]] = event
+                    x.arrived_count[row] += 1
             if s == stretch[1]:
                 break
-            if x.marks[s, 1] > 0:
-                kinds = x.kinds[s]
-                rows = x.rows[s]
-                gone = x.sent_count[s]
-                queue = Queue(x.arrived[s], x.arrived_event[s], n, 0, until_s, x.entry_s)
-                drawn = rows if x.varies[s] else 0
-                varying = Varying(
-                    x.fixed_s[s, :drawn], x.per_unit_s[s, :drawn], x.factors[s, :drawn], x.units[s], x.largest[s]
-                )
-                lots = x.lots[s, : x.lots.shape[1] if x.varies[s] else 0]
-                service = Service(x.limits[s, :kinds], x.table[s, :rows], varying, lots, x.hold_s[s], hop_s, slo_s)
-                account = Account(x.batches[s, :rows], x.totals[s])
+            kinds = x.kinds[s]
+            rows = x.rows[s]
+            drawn = rows if x.varies[s] else 0
+            varying = Varying(
+                x.fixed_s[s, :drawn], x.per_unit_s[s, :drawn], x.factors[s, :drawn], x.units[s], x.largest[s]
+            )
+            lots = x.lots[s, : x.lots.shape[1] if x.varies[s] else 0]
+            service = Service(x.limits[s, :kinds], x.table[s, :rows], varying, lots, x.hold_s[s], hop_s, slo_s)
+            account = Account(x.batches[s, :rows], x.totals[s])
+            for q in range(first, end):
+                if x.marks[q, 1] == 0:
+                    continue
+                gone = x.sent_count[q]
+                queue = Queue(x.arrived[q], x.arrived_event[q], x.arrived_count[q], 0, until_s, x.entry_s)
                 state = SharedState(
-                    x.marks[s], x.clock[s], x.ring_time[s], x.ring_start[s], x.ring_size[s], x.ring_kind[s]
+                    x.marks[q], x.clock[q], x.ring_time[q], x.ring_start[q], x.ring_size[q], x.ring_kind[q]
                 )
-                out = Tokens(x.sent[s, gone:], x.sent_event[s, gone:])
+                out = Tokens(x.sent[q, gone:], x.sent_event[q, gone:])
                 if kinds > 1:
-                    x.sent_count[s] += serve_choosing(queue, service, account, state, out)
+                    x.sent_count[q] += serve_choosing(queue, service, account, state, out)
                 else:
-                    x.sent_count[s] += serve_shared(queue, service, account, state, out)
+                    x.sent_count[q] += serve_shared(queue, service, account, state, out)
+        while first != s:  # of several slots what left first, of equal times the lower slot's
+            next_q = -1
+            next_s = math.inf
+            for q in range(first, end):
+                if x.passed[1, q] < x.sent_count[q] and x.sent[q, x.passed[1, q]] < next_s:
+                    next_q = q
+                    next_s = x.sent[q, x.passed[1, q]]
+            if next_q < 0:
+                break
+            x.sent[s, x.sent_count[s]] = next_s
+            x.sent_event[s, x.sent_count[s]] = x.sent_event[next_q, x.passed[1, next_q]]
+            x.passed[1, next_q] += 1
+            x.sent_count[s] += 1
+        # What it sends: at the final stage to the sink.
         went = x.passed[1, s]
         x.passed[1, s] = x.sent_count[s]
         sent = Tokens(x.sent[s, went : x.sent_count[s]], x.sent_event[s, went : x.sent_count[s]])
         if differ:
-            row = 2 * stages + s
+            row = queues + stages + s
             n = x.sent_count[row]
             way = Tokens(x.sent[row, n:], x.sent_event[row, n:])
             x.sent_count[row] += delay(sent, x.hop_keys[1, s], x.extra_s, way, (went - n, until_s))[0]

@@ -178,6 +178,7 @@ class Ruled:
         replicas: by stage, to begin with.
         hardware: by stage, what its replicas run on.
         most: by stage, replicas that are of use, where that has a limit.
+        least: by stage, replicas that it keeps, where those are more than one.
         partitions: of each stage's topic, where replicas own them; None for one queue.
     """
 
@@ -190,6 +191,7 @@ class Ruled:
         replicas: Mapping[str, int],
         hardware: Mapping[str, str],
         most: Mapping[str, int] | None = None,
+        least: Mapping[str, int] | None = None,
         partitions: int | None = None,
     ) -> None:
         self.name = name
@@ -198,7 +200,7 @@ class Ruled:
         self._memory = rule.begin(replicas)
         self._order = shape.stages
         self._hardware = hardware
-        self._most = most or {}
+        self._most, self._least = most or {}, least or {}
         self._partitions = partitions
         self._parents = {
             stage: tuple(shape.stages[shape.arrows[a].parent] for a in shape.parents(s))
@@ -212,7 +214,10 @@ class Ruled:
         self._before = view.now
         seen = PipelineSeen(view.time_s, stages, self._parents, tuple(view.arrivals_s.tolist()))
         self._memory, wanted = self._rule.step(self._memory, seen)
-        of_use = {name: min(count, self._most.get(name, count)) for name, count in wanted.items()}
+        of_use = {
+            name: max(min(count, self._most.get(name, count)), self._least.get(name, 0))
+            for name, count in wanted.items()
+        }
         changed = {name: count for name, count in of_use.items() if count != stages[name].replicas}
         if not changed:
             return None

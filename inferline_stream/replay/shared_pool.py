@@ -19,15 +19,15 @@ _HEAD, _LENGTH, _NEEDED = 0, 1, 3  # places in `marks`
 
 @dataclass(slots=True)
 class SharedPool:
-    """One stage's replicas, in the order in which they are free.
+    """The replicas of one queue, in the order in which they are free.
 
     Args:
         plant_state: what all pools share.
-        stage: position of the stage.
+        queue: its row of the tables.
     """
 
     plant_state: PlantState
-    stage: int
+    queue: int
     _leaving: list[tuple[float, int]] = field(default_factory=list)
     """Heap of (when it is done, kind)."""
 
@@ -38,24 +38,24 @@ class SharedPool:
 
     def add(self, kind: int, now_s: float) -> None:
         """A replica that is ready now: into the ring, behind those that have been free for longer."""
-        s = self.stage
-        if self.plant_state.tables.marks[s, _LENGTH] >= self.plant_state.tables.ring_time.shape[1] - 1:
+        q = self.queue
+        if self.plant_state.tables.marks[q, _LENGTH] >= self.plant_state.tables.ring_time.shape[1] - 1:
             self.plant_state.grow_rings()
         x, places = self.plant_state.tables, self._places()
-        behind = int(np.searchsorted(x.ring_time[s, places], now_s, side="right"))
-        x.marks[s, _LENGTH] += 1
+        behind = int(np.searchsorted(x.ring_time[q, places], now_s, side="right"))
+        x.marks[q, _LENGTH] += 1
         grown = self._places()
         for array in (x.ring_time, x.ring_start, x.ring_size, x.ring_kind):
-            array[s, grown[behind + 1 :]] = array[s, places[behind:]]
-        x.ring_time[s, grown[behind]], x.ring_kind[s, grown[behind]] = now_s, kind
-        x.ring_size[s, grown[behind]] = 0
+            array[q, grown[behind + 1 :]] = array[q, places[behind:]]
+        x.ring_time[q, grown[behind]], x.ring_kind[q, grown[behind]] = now_s, kind
+        x.ring_size[q, grown[behind]] = 0
 
     def leave(self, kind: int, now_s: float) -> float:
         """A replica of this kind leaves, in the order in which they finish. Returns when it is done."""
         x, places = self.plant_state.tables, self._places()
-        of_kind = places[x.ring_kind[self.stage, places] == kind]
+        of_kind = places[x.ring_kind[self.queue, places] == kind]
         before = sum(other == kind for _, other in self._leaving)
-        left_s = max(float(x.ring_time[self.stage, of_kind[before]]), now_s)
+        left_s = max(float(x.ring_time[self.queue, of_kind[before]]), now_s)
         heapq.heappush(self._leaving, (left_s, kind))
         return left_s
 
@@ -66,28 +66,28 @@ class SharedPool:
 
     def _remove_first(self, kind: int, now_s: float) -> None:
         """The replica of this kind that is or was free first leaves; it must be free now."""
-        s, x, places = self.stage, self.plant_state.tables, self._places()
-        gap = int(np.flatnonzero(x.ring_kind[s, places] == kind)[0])
+        q, x, places = self.queue, self.plant_state.tables, self._places()
+        gap = int(np.flatnonzero(x.ring_kind[q, places] == kind)[0])
         place = places[gap]
-        assert x.ring_time[s, place] <= now_s
-        first, size = int(x.ring_start[s, place]), int(x.ring_size[s, place])
+        assert x.ring_time[q, place] <= now_s
+        first, size = int(x.ring_start[q, place]), int(x.ring_size[q, place])
         if size:  # it finishes at this instant: its batch leaves with it
-            gone = int(x.sent_count[s])
-            x.sent[s, gone : gone + size] = x.ring_time[s, place]
-            x.sent_event[s, gone : gone + size] = x.arrived_event[s, first : first + size]
-            x.sent_count[s] += size
+            gone = int(x.sent_count[q])
+            x.sent[q, gone : gone + size] = x.ring_time[q, place]
+            x.sent_event[q, gone : gone + size] = x.arrived_event[q, first : first + size]
+            x.sent_count[q] += size
         for array in (x.ring_time, x.ring_start, x.ring_size, x.ring_kind):
-            array[s, places[gap:-1]] = array[s, places[gap + 1 :]]
-        x.marks[s, _LENGTH] -= 1
+            array[q, places[gap:-1]] = array[q, places[gap + 1 :]]
+        x.marks[q, _LENGTH] -= 1
 
     def oldest_s(self) -> float:
         """When the oldest record that has not left was sent; there must be one."""
-        x, s = self.plant_state.tables, self.stage
-        return float(x.arrived[s, x.marks[s, _NEEDED]])
+        x, q = self.plant_state.tables, self.queue
+        return float(x.arrived[q, x.marks[q, _NEEDED]])
 
     def _places(self) -> Ints:
         """Places of the ring that are in use, in order of time."""
-        x, s = self.plant_state.tables, self.stage
-        head, length = int(x.marks[s, _HEAD]), int(x.marks[s, _LENGTH])
+        x, q = self.plant_state.tables, self.queue
+        head, length = int(x.marks[q, _HEAD]), int(x.marks[q, _LENGTH])
         places: Ints = np.arange(head, head + length) & (x.ring_time.shape[1] - 1)
         return places

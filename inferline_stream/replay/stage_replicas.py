@@ -18,6 +18,7 @@ class Replica:
 
     Args:
         name: unique in the stage; order of names is order of preference.
+        slot: that it is dealt to.
         kind: position among the stage's kinds.
         asked_s: when it was asked for: it costs from then on.
         ready_s: when it is ready.
@@ -26,6 +27,7 @@ class Replica:
     """
 
     name: str
+    slot: int
     kind: int
     asked_s: float
     ready_s: float
@@ -35,17 +37,19 @@ class Replica:
 
 @dataclass(slots=True)
 class StageReplicas:
-    """One stage's replicas.
+    """One stage's replicas. Each is dealt to a slot when it is asked for, as in `actuators.replica_slots`.
 
     Args:
         plant: where they work.
         stage: position of the stage.
+        slots: of the stage.
         start_up_s: by kind.
         at_once: by kind, most batches that a replica has in hand.
     """
 
     plant: Plant | GroupPlant
     stage: int
+    slots: int
     start_up_s: tuple[float, ...]
     at_once: tuple[int, ...]
     present: dict[str, Replica] = field(default_factory=dict)
@@ -57,7 +61,14 @@ class StageReplicas:
     _coming: list[tuple[float, int, str]] = field(default_factory=list)
     """Heap of replicas that are starting: (when they are ready, order, name)."""
     _order: itertools.count[int] = field(default_factory=itertools.count)
+    _dealt: list[int] = field(init=False)
+    """Replicas of each slot that were asked for and are not gone, as far as was looked at."""
+    _leaving: list[tuple[float, int]] = field(default_factory=list)
+    """Heap of those that leave: (when they are gone, slot)."""
     _counted: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
+
+    def __post_init__(self) -> None:
+        self._dealt = [0] * self.slots
 
     @property
     def next_s(self) -> float:
@@ -83,8 +94,8 @@ class StageReplicas:
         """The replicas of the plan, ready before the first event."""
         for kind, count in wanted.items():
             for i in range(count):
-                replica = Replica(f"{kind}-{i}", kind, 0.0, 0.0, working=True)
-                self.plant.add(self.stage, kind)
+                replica = Replica(f"{kind}-{i}", self._deal(), kind, 0.0, 0.0, working=True)
+                self.plant.add(self.stage, replica.slot, kind)
                 self.present[replica.name] = replica
 
     def want(self, wanted: Mapping[int, int]) -> None:
@@ -95,7 +106,7 @@ class StageReplicas:
             held = [replica for replica in self.present.values() if replica.kind == kind]
             for _ in range(count - len(held)):
                 start_up_s = self.start_up_s[kind]
-                replica = Replica(f"{kind}-{next(self._order)}+", kind, now_s, now_s + start_up_s)
+                replica = Replica(f"{kind}-{next(self._order)}+", self._deal(), kind, now_s, now_s + start_up_s)
                 self.present[replica.name] = replica
                 heapq.heappush(self._coming, (replica.ready_s, next(self._order), replica.name))
                 changed = True
@@ -105,7 +116,9 @@ class StageReplicas:
                 self.gone.append(replica)
                 changed = True
                 # A start that was begun is paid for.
-                replica.left_s = self.plant.leave(self.stage, kind) if replica.working else replica.ready_s
+                leaves_s = self.plant.leave(self.stage, replica.slot, kind) if replica.working else replica.ready_s
+                replica.left_s = leaves_s
+                heapq.heappush(self._leaving, (leaves_s, replica.slot))
         self.changes += changed
         self._counted = None
 
@@ -117,4 +130,12 @@ class StageReplicas:
             _, _, name = heapq.heappop(self._coming)
             if name in self.present:
                 self.present[name].working = True
-                self.plant.add(self.stage, self.present[name].kind)
+                self.plant.add(self.stage, self.present[name].slot, self.present[name].kind)
+
+    def _deal(self) -> int:
+        """Return the slot of a new replica: the first of those with the fewest."""
+        while self._leaving and self._leaving[0][0] <= self.plant.now_s:
+            self._dealt[heapq.heappop(self._leaving)[1]] -= 1
+        slot = self._dealt.index(min(self._dealt))
+        self._dealt[slot] += 1
+        return slot

@@ -1,6 +1,8 @@
-"""The state of a pipeline under control: one table per quantity, one row per stage.
+"""The state of a pipeline under control: one table per quantity, one row per stage or queue.
 
-Rows of common tables, rather than arrays per stage, let one compiled call advance the whole pipeline.
+Rows of common tables, rather than arrays per stage, let one compiled call advance the whole pipeline. The queue of
+stage s is row s. Where a stage has several slots, its arrivals are dealt from there to a row of each slot, and what
+leaves these is put in order there.
 """
 
 from __future__ import annotations
@@ -37,15 +39,16 @@ class StageSetup:
     Args:
         name: the stage.
         kinds: kinds of replicas it may have.
-        hold_s: see `estimator.station.Station`.
+        hold_s: see `estimator.station.Station`, as are slots.
     """
 
     name: str
     kinds: tuple[ReplicaKind, ...]
     hold_s: float = 0.0
+    slots: int = 1
 
     def station(self, measured: PipelineProfile, slo_s: float) -> Station:
-        """Return how its replicas serve, with one of each kind."""
+        """Return how the replicas of each slot serve, with one of each kind."""
         one_each = [Allocation(k.hardware, k.max_batch_size, 1, self.hold_s, k.concurrency) for k in self.kinds]
         return station(measured, self.name, one_each, order_slo_s=slo_s)
 
@@ -75,15 +78,17 @@ class Tables(NamedTuple):
         entry_s: (events,) when each event enters.
         masks: (events,) its path.
         latency_s: (events,) of those that have reached the sink.
-        arrived: (stages, events) when the records of a stage's queue were sent.
+        arrived: (queues, events) when the records of a queue were sent.
         arrived_event: whose they are.
-        arrived_count: (stages,).
-        sent: (2 · stages, events) departures; below them the moments at which a join knew that it is skipped. Below
-            those, where hops differ, the departures at the times at which they count as sent: (3 · stages, events).
+        arrived_count: (queues,).
+        sent: (queues + stages, events) departures; below them the moments at which a join knew that it is skipped.
+            Below those, where hops differ, the departures at the times at which they count as sent, one row per stage.
         sent_event: whose they are.
         sent_count: by row of `sent`.
-        passed: (2, stages) where hops differ, records on their way into the stage or there; departures passed on. Those
+        passed: (2, queues) where hops differ, records on their way into the stage or there; departures passed on. Those
             that do not count as sent yet stand behind those counted.
+        queues: (stages, 2) first of the queues that replicas serve, and end: its own row, or those of its slots.
+        slot_of: (stages, events) see `workload.Workload.partition_of`; no columns if no stage has several slots.
         hop_keys: (2, stages) of the draws of either hop.
         extra_s: see `workload.Workload`.
         seen: (stages, events).
@@ -104,7 +109,7 @@ class Tables(NamedTuple):
         varies: (stages,) whether service times differ from S(b).
         fixed_s: (stages, rows) see `kernels.Varying`, as are those up to ``largest``; no rows if no stage varies.
         lots: (stages, events) see `kernels.Service`.
-        marks: see `shared_queue.SharedState`, as are clock and rings.
+        marks: by queue, see `shared_queue.SharedState`, as are clock and rings.
     """
 
     entry_s: Floats
@@ -117,6 +122,8 @@ class Tables(NamedTuple):
     sent_event: Events
     sent_count: Ints
     passed: Ints
+    queues: Ints
+    slot_of: Masks
     hop_keys: Ints
     extra_s: Floats
     seen: Flags
@@ -152,16 +159,22 @@ class Tables(NamedTuple):
     ring_kind: Ints
 
 
-def empty_tables(workload: Workload, stations: Sequence[Station], *, most_replicas: int) -> Tables:
+def empty_tables(
+    workload: Workload, stations: Sequence[Station], slots: Sequence[int], *, most_replicas: int
+) -> Tables:
     """The state before the first event: no replicas.
 
     Args:
         workload: events and their paths.
         stations: how each stage's replicas serve.
-        most_replicas: of one stage at once, those that still finish a batch included.
+        slots: of each stage.
+        most_replicas: of one queue at once, those that still finish a batch included.
     """
     count, events = len(stations), len(workload)
-    sent_rows = (3 if workload.hop_extra_s.size else 2) * count
+    own = np.array([n if n > 1 else 0 for n in slots], np.int64)  # queues of slots
+    ends = count + own.cumsum()
+    queues = count + int(own.sum())
+    sent_rows = queues + (2 if workload.hop_extra_s.size else 1) * count
     most_kinds = max(x.limits.size for x in stations)
     most_sources = max([1, *(len(feed.sources) for feed in workload.feeds)])
     paths = len(workload.path_masks)
@@ -170,20 +183,22 @@ def empty_tables(workload: Workload, stations: Sequence[Station], *, most_replic
     varies = any(x.varies for x in stations)
     drawn_rows, drawn_kinds, drawn_events = (rows, most_kinds, events) if varies else (0, 0, 0)
 
-    def ints(*shape: int) -> Ints:
-        return np.zeros((count, *shape), dtype=np.int64)
+    def ints(*shape: int, of: int = count) -> Ints:
+        return np.zeros((of, *shape), dtype=np.int64)
 
     tables = Tables(
         entry_s=workload.entry_s,
         masks=workload.masks,
         latency_s=np.full(events, math.nan),
-        arrived=np.empty((count, events)),
-        arrived_event=np.empty((count, events), np.int32),
-        arrived_count=ints(),
+        arrived=np.empty((queues, events)),
+        arrived_event=np.empty((queues, events), np.int32),
+        arrived_count=ints(of=queues),
         sent=np.empty((sent_rows, events)),
         sent_event=np.empty((sent_rows, events), np.int32),
         sent_count=np.zeros(sent_rows, np.int64),
-        passed=np.zeros((2, count), np.int64),
+        passed=np.zeros((2, queues), np.int64),
+        queues=np.stack([np.where(own, ends - own, np.arange(count)), np.where(own, ends, np.arange(count) + 1)], 1),
+        slot_of=np.zeros((count, events if own.any() else 0), np.uint16),
         hop_keys=np.array([[workload.key(hop, s) for s in range(count)] for hop in ("hop in", "hop")], np.int64),
         extra_s=workload.hop_extra_s,
         seen=np.zeros((count, events), np.uint8),
@@ -211,24 +226,27 @@ def empty_tables(workload: Workload, stations: Sequence[Station], *, most_replic
         lots=np.zeros((count, drawn_events), np.uint16),
         batches=ints(rows),
         totals=np.zeros((count, 2)),
-        marks=ints(6),
-        clock=np.full((count, 1), -math.inf),
-        ring_time=np.zeros((count, ring)),
-        ring_start=ints(ring),
-        ring_size=ints(ring),
-        ring_kind=ints(ring),
+        marks=ints(6, of=queues),
+        clock=np.full((queues, 1), -math.inf),
+        ring_time=np.zeros((queues, ring)),
+        ring_start=ints(ring, of=queues),
+        ring_size=ints(ring, of=queues),
+        ring_kind=ints(ring, of=queues),
     )
     for s, serving in enumerate(stations):
         _fill_stage(tables, workload, s, serving)
+        if own[s]:
+            tables.slot_of[s] = workload.partition_of(s, int(own[s]))
     return tables
 
 
 def _fill_stage(tables: Tables, workload: Workload, s: int, serving: Station) -> None:
     feed = workload.feeds[s]
     count = len(workload.feeds)
-    as_sent = 2 * count if workload.hop_extra_s.size else 0
+    below = tables.marks.shape[0]  # the queues
+    as_sent = below + count if workload.hop_extra_s.size else 0
     for k, (source, skipped) in enumerate(feed.sources):
-        tables.source_rows[s, k] = source + (count if skipped else as_sent)
+        tables.source_rows[s, k] = source + (below if skipped else as_sent)
     tables.source_count[s] = len(feed.sources)
     tables.entering[s] = 0 if workload.shape.parents(s) else len(workload)
     tables.admits[s, : len(feed.sources)] = feed.admits

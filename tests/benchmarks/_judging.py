@@ -91,6 +91,7 @@ def judge(seed: int, *, judging: bool) -> Judged | None:
             scaler,
             catalogue=p.catalogue,
             slo_s=p.slo_s,
+            slots=plan.slots,
             workload=workload,
         )
 

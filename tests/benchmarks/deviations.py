@@ -80,6 +80,7 @@ class Case:
             Tuner(policy, POLICIES[policy], state, SHAPE, kernel=compiled_kernel()),
             catalogue=CATALOGUE,
             slo_s=SLO_S,
+            slots=self.plan.slots,
             slowdowns=self.slowdowns,
             workload=self.workload,
         )

@@ -87,6 +87,7 @@ def measure(quick: bool) -> dict[str, float | int | str | None]:
             scaler,
             catalogue=CATALOGUE,
             slo_s=SLO_S,
+            slots=plan.slots,
         )
         ms = (1e3 * np.diff(scaler.spent_s)).tolist()
     steady = ms[5:]

@@ -74,7 +74,7 @@ def tuned(plan: Plan, sample: Trace, policy: str = "default") -> Tuner:
 
 
 def run(plan: Plan, trace: Trace, scaler: Tuner | Fixed) -> Outcome:
-    return replay(SHAPE, plan.allocations, MEASURED, trace, scaler, catalogue=CATALOGUE, slo_s=SLO_S)
+    return replay(SHAPE, plan.allocations, MEASURED, trace, scaler, catalogue=CATALOGUE, slo_s=SLO_S, slots=plan.slots)
 
 
 def spread(name: str, values: list[float]) -> Figures:

@@ -80,7 +80,7 @@ def test_in_replay_replicas_hardly_come_and_go_at_the_planned_rate(cv):
     """Ten minutes: nothing moves where arrivals are even; where they are random, not once in two minutes."""
     trace = gamma_trace(100.0, cv, 600.0, np.random.default_rng(5))
     scaler = Tuner("default", step, state(), SHAPE, kernel=compiled_kernel())
-    outcome = replay(SHAPE, plan().allocations, measured(), trace, scaler, catalogue=CATALOGUE, slo_s=0.5)
+    outcome = replay(SHAPE, plan().allocations, measured(), trace, scaler, catalogue=CATALOGUE, slo_s=0.5, slots={})
     moved = sum(s.action != "hold" for s in outcome.steps if s.time_s > 60.0)
     assert moved <= (0 if cv == 0.0 else 5)
 

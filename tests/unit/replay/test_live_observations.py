@@ -42,7 +42,9 @@ OBSERVATIONS = LiveObservations(
 def lived(scaler, observations: LiveObservations = OBSERVATIONS):
     """A replay of a stage's ten arrivals until 2.7 s."""
     trace = Trace(np.arange(10) * 0.3)
-    return replay(ONE, PLAN.allocations, MEASURED, trace, scaler, catalogue=KINDS, slo_s=0.5, observations=observations)
+    return replay(
+        ONE, PLAN.allocations, MEASURED, trace, scaler, catalogue=KINDS, slo_s=0.5, slots={}, observations=observations
+    )
 
 
 class Watching:

@@ -36,7 +36,7 @@ def one_stage(*times_s: float, start_up_s: float = 0.0) -> PipelineProfile:
     return PipelineProfile({("a", "x"): Profile("a", "x", times, start_up_s)}, Paths((0,), (1.0,)))
 
 
-def run(measured, held, trace, scaler=None, *, shape=ONE, **more):
+def run(measured, held, trace, scaler=None, *, shape=ONE, slots=None, **more):
     return replay(
         shape,
         held,
@@ -45,6 +45,7 @@ def run(measured, held, trace, scaler=None, *, shape=ONE, **more):
         scaler or Fixed(),
         catalogue=KINDS,
         slo_s=SLO_S,
+        slots=slots or {},
         **more,
     )
 
@@ -52,7 +53,13 @@ def run(measured, held, trace, scaler=None, *, shape=ONE, **more):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.7, 60.0]))
 def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
+    """Half of them on a grid of exact binary fractions, where nearly everything happens at the same instants."""
     rng = np.random.default_rng(seed)
+    grid_s = float(rng.choice([0.0, 1 / 64]))
+
+    def on_grid(times_s: np.ndarray) -> np.ndarray:
+        return np.ceil(times_s / grid_s) * grid_s if grid_s else times_s
+
     shape = random_shape(rng)
     while len(shape.finals()) > 1:
         shape = random_shape(rng)
@@ -65,11 +72,11 @@ def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
     for stage in shape.stages:
         kinds = ["x", "y"][: int(rng.integers(1, 3))]
         for kind in kinds:
-            times = tuple(ServiceTime(2**i, t, spread=0.4) for i, t in enumerate(rng.uniform(0.01, 0.2, 4)))
+            times = tuple(ServiceTime(2**i, t, spread=0.4) for i, t in enumerate(on_grid(rng.uniform(0.01, 0.2, 4))))
             slower = tuple(Contention(c, tuple(rng.uniform(1.0, c, 4).tolist())) for c in (2, 4))
             variation = variations[int(rng.integers(4))]
             profiles[stage, kind] = Profile(stage, kind, times, variation=variation, contention=slower)
-        hold_s = float(rng.choice([0.0, 0.02, 0.3]))
+        hold_s = float(on_grid(rng.choice([0.0, 0.02, 0.3])))
         held[stage] = tuple(
             Allocation(
                 *(kind, int(rng.choice([1, 2, 8])), int(rng.integers(1, 4)), hold_s),
@@ -77,14 +84,15 @@ def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
             )
             for kind in kinds
         )
-    paths, hop_s = independent_paths(shape, conditional), float(rng.choice([0.0, 0.003]))
-    keys, spread_s = random_keys(shape, seed), random_spread_s(seed, 0.0)
+    paths, hop_s = independent_paths(shape, conditional), float(on_grid(rng.choice([0.0, 0.003])))
+    keys, spread_s = random_keys(shape, seed), random_spread_s(seed, grid_s)
     measured = PipelineProfile(profiles, paths, hop_s, keys=keys, hop_spread_s=spread_s)
-    trace = Trace(np.cumsum(rng.gamma(0.25, 4 * rng.choice([0.01, 0.05]), 300)))
+    slots = {name: int(rng.integers(1, 1 + min(3, sum(a.replicas for a in held[name])))) for name in shape.stages}
+    trace = Trace(on_grid(np.cumsum(rng.gamma(0.25, 4 * rng.choice([0.01, 0.05]), 300))))
     idle = Fixed()
     idle.period_s = period_s
-    found = run(measured, held, trace, idle, shape=shape, seed=seed)
-    expected = simulate(shape, held, measured, trace, order_slo_s=SLO_S, seed=seed)
+    found = run(measured, held, trace, idle, shape=shape, seed=seed, slots=slots)
+    expected = simulate(shape, held, measured, trace, order_slo_s=SLO_S, slots=slots, seed=seed)
     assert found.latency_s.tobytes() == expected.latency_s.tobytes()
     assert found.cost == pytest.approx(cost_per_hour(held, KINDS) * float(trace.arrivals_s[-1]) / 3600)
 

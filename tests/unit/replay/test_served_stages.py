@@ -9,6 +9,7 @@ import pytest
 
 from inferline_stream.baselines.coarse import unit
 from inferline_stream.calculus.envelope import compiled_kernel
+from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import Contention, PipelineProfile
@@ -54,6 +55,21 @@ def test_every_policy_serves_it_and_rules_of_others_only_on_our_pools() -> None:
     ours, alone = found.row("default").outcome, found.row(NO_TUNER).outcome
     assert ours.miss_rate < alone.miss_rate / 2
     assert ours.changes > 0
+
+
+def test_every_policy_keeps_a_replica_for_each_dispatcher() -> None:
+    plan, measured = served(1)
+    held = {**plan.allocations, "b": (Allocation("x", 1, 3),)}
+    found = compared(replace(plan, allocations=held, slots={"b": 3}), measured)
+    alone = simulate(plans.SHAPE, held, measured, BURST, order_slo_s=plan.slo_s, slots={"b": 3}).latency_s
+    assert np.array_equal(found.row(NO_TUNER).outcome.latency_s, alone, equal_nan=True)
+    for row in found.rows:
+        asked = [sum(step.replicas["b"].values()) for step in row.outcome.steps if "b" in step.replicas]
+        reached = row.outcome.latency_s[~np.isnan(row.outcome.latency_s)]
+        assert np.isfinite(reached).all(), row.label
+        assert min(asked, default=3) >= 3 or not row.on_our_pool, row.label
+    least = {row.label: row.outcome.replica_hours["b", "x"] for row in found.rows}
+    assert least["cg-mean"] < 3 * found.row(NO_TUNER).outcome.duration_s / 3600 <= least["cg-mean on our pool"] + 1e-9
 
 
 def test_a_plan_with_one_batch_at_a_time_is_compared_on_consumer_groups_too() -> None:

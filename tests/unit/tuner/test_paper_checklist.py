@@ -98,6 +98,7 @@ def test_replaying_the_sample_that_was_planned_on_changes_nothing():
         Tuner("inferline", inferline_step, tuner, SHAPE),
         catalogue=CATALOGUE,
         slo_s=0.5,
+        slots={},
     )
     assert outcome.changes == 0
 

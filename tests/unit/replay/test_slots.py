@@ -1,0 +1,130 @@
+"""Stages with several dispatchers: replicas that come and go are dealt to their slots as in a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from inferline_stream.actuators.replica_slots import ReplicaSlots
+from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay.loop import Slowdown
+from inferline_stream.replay.policy_view import Glimpse, View
+from inferline_stream.replay.scalers import Scheduled, Wish
+from tests.unit.replay.test_keyed_pool import waiting
+from tests.unit.replay.test_loop import ONE, run
+
+
+def dealt(slots: int, replicas: int) -> tuple[ReplicaSlots, list[str]]:
+    """A stage as a supervisor begins with it, and the names of its replicas."""
+    pool, names = ReplicaSlots(), [f"r-{i}" for i in range(replicas)]
+    pool.deal(range(slots))
+    for name in names:
+        pool.add(name)
+    return pool, names
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_slot_serves_its_events_with_the_replicas_that_a_supervisor_would_deal_to_it(at_once, seed):
+    """Every replica that leaves has left before the next change; of each slot the same is replayed by itself."""
+    rng, slots, most = np.random.default_rng(seed), 3, 9
+    measured = waiting(0.02)
+    trace = Trace(np.cumsum(rng.exponential(0.008, 3000)))
+    changes = [(float(t), int(rng.integers(slots, most + 1))) for t in np.arange(1.0, 18.0, 0.75)]
+    held = {"a": (Allocation("x", 4, 4, concurrency=at_once),)}
+    plan = Scheduled("by the clock", [(t, {"a": {"x": count}}) for t, count in changes], period_s=0.25)
+    together = run(measured, held, trace, plan, slots={"a": slots}, seed=seed)
+    assert together.changes > 15
+
+    pool, names = dealt(slots, 4)
+    first, counts = [len(pool.of(slot)) for slot in range(slots)], []
+    for number, (time_s, count) in enumerate(changes):
+        while len(names) > count:
+            pool.remove(names.pop())
+        while len(names) < count:
+            names.append(f"later-{number}-{len(names)}")
+            pool.add(names[-1])
+        counts.append((time_s, [len(pool.of(slot)) for slot in range(slots)]))
+    slot_of = prepare(ONE, measured, trace, seed=seed).partition_of(0, slots)
+    for slot in range(slots):
+        own = slot_of == slot
+        steps = [(time_s, {"a": {"x": of_slots[slot]}}) for time_s, of_slots in counts]
+        alone = run(
+            measured,
+            {"a": (Allocation("x", 4, first[slot], concurrency=at_once),)},
+            Trace(trace.arrivals_s[own]),
+            Scheduled("by the clock", steps, period_s=0.25),
+        )
+        assert together.latency_s[own].tobytes() == alone.latency_s.tobytes()
+
+
+@pytest.mark.parametrize(("asked_s", "of_slots"), [(1.0, [3, 1]), (3.0, [2, 2])])
+def test_a_replica_that_leaves_counts_in_its_slot_until_it_is_gone(asked_s, of_slots):
+    """Of four that are busy until 2 s, the last one leaves at 0.5 s; another one comes while it is there, or later."""
+    trace = Trace(np.concatenate([np.zeros(20), np.full(60, 100.0)]))
+    steps = [(0.5, {"a": {"x": 3}}), (asked_s, {"a": {"x": 4}})]
+    plan = Scheduled("less and more", steps, period_s=0.5)
+    found = run(waiting(1.6), {"a": (Allocation("x", 1, 4),)}, trace, plan, slots={"a": 2})
+    slot_of = prepare(ONE, waiting(1.6), trace).partition_of(0, 2)
+    at_once = (trace.arrivals_s == 100.0) & (np.abs(found.latency_s - 2.0) < 1e-9)
+    assert [int((at_once & (slot_of == slot)).sum()) for slot in (0, 1)] == of_slots
+    pool, names = dealt(2, 4)
+    if asked_s > 2.0:
+        pool.remove(names[-1])
+    pool.add("new")
+    pool.remove(names[-1])
+    assert [len(pool.of(slot)) for slot in (0, 1)] == of_slots
+
+
+@dataclass
+class Watching:
+    name: str = "watching"
+    period_s: float = 0.5
+    seen: list[Glimpse] = field(default_factory=list)
+
+    def decide(self, view: View) -> Wish | None:
+        self.seen.append(view.now[0])
+        return None
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_policy_sees_all_slots_of_a_stage_as_one(at_once):
+    """Batches of one event; from 30 s on each takes twice as long."""
+    watching = Watching()
+    trace = Trace(np.sort(np.random.default_rng(5).uniform(0.0, 60.0, 60)))
+    held = {"a": (Allocation("x", 1, 3, concurrency=at_once),)}
+    slower = [Slowdown(30.0, "a", 2.0)]
+    found = run(waiting(1.6), held, trace, watching, slots={"a": 3}, slowdowns=slower)
+    gone_s = trace.arrivals_s + found.latency_s
+    batch_s = np.where(gone_s - 2.0 < 30.0, 2.0, 4.0)
+    began_s = gone_s - batch_s
+    assert len(watching.seen) > 100
+    for seen in watching.seen:
+        arrived, left = trace.arrivals_s < seen.time_s, gone_s < seen.time_s
+        waits = trace.arrivals_s[arrived & ~left]
+        assert (seen.arrived, seen.completed, seen.lag) == (arrived.sum(), left.sum(), waits.size)
+        assert seen.oldest_s == (waits[0] if waits.size else None)
+        assert (seen.ready, seen.places) == ((3,), 3 * at_once)
+        if at_once == 1:
+            begun = began_s < seen.time_s
+            assert seen.nominal_s == pytest.approx(2.0 * begun.sum())
+            assert seen.busy_s == pytest.approx(batch_s[begun].sum())
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_nothing_is_lost_however_replicas_of_two_kinds_come_and_go(at_once):
+    rng = np.random.default_rng(7)
+    measured = waiting(0.02, kinds="xy", start_up_s=0.35)
+    trace = Trace(np.cumsum(rng.exponential(0.02, 2000)))
+    steps = [
+        (t, {"a": {"x": int(rng.integers(0, 5)), "y": int(rng.integers(0, 9))}}) for t in np.arange(1.0, 38.0, 0.7)
+    ]
+    steps.append((38.5, {"a": {"x": 6, "y": 6}}))
+    held = {"a": tuple(Allocation(kind, 4, 1, 0.05, at_once) for kind in "xy")}
+    found = run(measured, held, trace, Scheduled("by the clock", steps, period_s=0.1), slots={"a": 2})
+    assert np.isfinite(found.latency_s).all()
+    assert found.latency_s.min() >= 0.02 * 1.25 - 1e-9
