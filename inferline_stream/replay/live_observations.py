@@ -71,6 +71,8 @@ def figures_of(seen: Observation) -> dict[str, float | None]:
 
 def with_figures(seen: Observation, figures: Figures) -> Observation:
     """The observation with these figures in place of its own."""
+    if not figures:
+        return seen
     stages = {}
     for name, stage in seen.stages.items():
         supply = {
