@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 
@@ -29,13 +29,24 @@ class ReplicaSlots:
         self.members: dict[str, SlottedReplica] = {}
         self._slots: tuple[int, ...] = ()
 
-    def add(self, replica: str) -> SlottedReplica:
-        """Give a new replica the smallest free number, and the slot that has the fewest."""
+    def add(self, replica: str, leaving: Container[str] = ()) -> SlottedReplica:
+        """Give a new replica the smallest free number, and the slot that has the fewest besides those that leave."""
         taken = {member.number for member in self.members.values()}
         member = SlottedReplica(replica, next(number for number in itertools.count() if number not in taken))
-        member.slot = min(self._slots, key=lambda slot: (len(self.of(slot)), slot), default=None)
+        member.slot = min(self._slots, key=lambda slot: (self._staying(slot, leaving), slot), default=None)
         self.members[replica] = member
         return member
+
+    def to_replace(self, leaving: Container[str]) -> str | None:
+        """Return a replica of the fullest slot where another slot will have none; None where each will have one."""
+        staying = {slot: self._staying(slot, leaving) for slot in self._slots}
+        if not staying or min(staying.values()) > 0 or max(staying.values()) < 2:
+            return None
+        fullest = max(staying, key=staying.__getitem__)
+        return [member.replica for member in self.of(fullest) if member.replica not in leaving][-1]
+
+    def _staying(self, slot: int, leaving: Container[str]) -> int:
+        return sum(member.replica not in leaving for member in self.of(slot))
 
     def remove(self, replica: str) -> None:
         """Forget a replica that has ended."""

@@ -111,6 +111,7 @@ class Supervisor(Generic[P]):
         if replicas > 0 and (stage, hardware) not in self._specs:
             raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
         self._places.scale(stage, hardware, replicas, retiring)
+        self._man_every_slot(stage)
 
     async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
         """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
@@ -253,7 +254,21 @@ class Supervisor(Generic[P]):
         if spec.isolation.forked:
             place.way = "fork" if child.forked else "alone"
         self._replicas[child] = place
-        self._attach(place.stage, self._pools[place.stage].add(place.replica))
+        self._attach(place.stage, self._pools[place.stage].add(place.replica, self._leaving(place.stage)))
+
+    def _man_every_slot(self, stage: str) -> None:
+        """Where retiring leaves a slot without a replica, start one there in place of one of a fuller slot."""
+        pool, known = self._pools[stage], {place.replica: place for place in self._places.all}
+        while (spared := known.get(pool.to_replace(self._leaving(stage)) or "")) is not None:
+            alike = [place for place in known.values() if (place.stage, place.hardware) == (stage, spared.hardware)]
+            staying, before = sum(not place.retiring for place in alike), len(pool.members)
+            self._places.scale(stage, spared.hardware, staying - 1, (spared.replica,))
+            self._places.scale(stage, spared.hardware, staying)
+            if len(pool.members) == before:  # it waits for a device
+                return
+
+    def _leaving(self, stage: str) -> set[str]:
+        return {place.replica for place in self._places.all if place.stage == stage and place.retiring}
 
     def _look_again(self) -> None:
         """Start replicas that wait for a device, if there is one: others than ours may have had it."""
