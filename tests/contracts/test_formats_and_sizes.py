@@ -129,7 +129,7 @@ async def test_what_a_compacted_topic_takes_only_with_a_key_becomes_a_dead_lette
         await director.caught_up()
         sink = await director.read(f"{prefix}out")
         (letter,) = await director.read(f"{prefix}in.dlq")
-    assert [record.key for record in sink] == [b"a", b"b", b"c"]
+    assert sorted(record.key for record in sink) == [b"a", b"b", b"c"]
     headers = dict(letter.headers)
     assert (letter.value, headers["__inferline.errors.type"]) == (b"1", b"NoKey")
     assert f"topic {prefix}out is compacted" in headers["__inferline.errors.message"].decode()
