@@ -25,7 +25,6 @@ from inferline_stream.actuators.children import NoDevice
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
 from inferline_stream.actuators.processes import Ended, FoundProcess, Heard, P, Processes, Remote
 from inferline_stream.actuators.replica_places import Place, Places
-from inferline_stream.actuators.replica_slots import ReplicaSlots, SlottedReplica
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.supervisor_messages import (
     Attach,
@@ -38,6 +37,7 @@ from inferline_stream.dataplane.supervisor_messages import (
 )
 from inferline_stream.errors import InvalidInput
 from inferline_stream.kafka.batch_mark import BatchId
+from inferline_stream.pipeline.replica_slots import ReplicaSlots, SlottedReplica
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Supervisor(Generic[P]):
         if replicas > 0 and (stage, hardware) not in self._specs:
             raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
         self._places.scale(stage, hardware, replicas, retiring)
-        self._man_every_slot(stage)
+        self._fill_slots(stage)
 
     async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
         """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
@@ -256,14 +256,15 @@ class Supervisor(Generic[P]):
         self._replicas[child] = place
         self._attach(place.stage, self._pools[place.stage].add(place.replica, self._leaving(place.stage)))
 
-    def _man_every_slot(self, stage: str) -> None:
+    def _fill_slots(self, stage: str) -> None:
         """Where retiring leaves a slot without a replica, start one there in place of one of a fuller slot."""
-        pool, known = self._pools[stage], {place.replica: place for place in self._places.all}
-        while (spared := known.get(pool.to_replace(self._leaving(stage)) or "")) is not None:
-            alike = [place for place in known.values() if (place.stage, place.hardware) == (stage, spared.hardware)]
-            staying, before = sum(not place.retiring for place in alike), len(pool.members)
-            self._places.scale(stage, spared.hardware, staying - 1, (spared.replica,))
-            self._places.scale(stage, spared.hardware, staying)
+        pool = self._pools[stage]
+        while (name := pool.to_move(self._leaving(stage))) is not None:
+            staying = [place for place in self._places.all if place.stage == stage and not place.retiring]
+            kind = next(place.hardware for place in staying if place.replica == name)
+            count, before = sum(place.hardware == kind for place in staying), len(pool.members)
+            self._places.scale(stage, kind, count - 1, (name,))
+            self._places.scale(stage, kind, count)
             if len(pool.members) == before:  # it waits for a device
                 return
 

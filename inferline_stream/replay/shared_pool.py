@@ -51,13 +51,14 @@ class SharedPool:
         x.ring_size[q, grown[behind]] = 0
 
     def leave(self, kind: int, now_s: float) -> float:
-        """A replica of this kind leaves, in the order in which they finish. Returns when it is done."""
+        """Have the replica of this kind leave that is free first and does not leave yet. Returns when it is done."""
         x, places = self.plant_state.tables, self._places()
-        of_kind = places[x.ring_kind[self.queue, places] == kind]
-        before = sum(other == kind for _, other in self._leaving)
-        left_s = max(float(x.ring_time[self.queue, of_kind[before]]), now_s)
-        heapq.heappush(self._leaving, (left_s, kind))
-        return left_s
+        free_s = np.maximum(x.ring_time[self.queue, places[x.ring_kind[self.queue, places] == kind]], now_s).tolist()
+        for left_s, other in self._leaving:
+            if other == kind:
+                free_s.remove(left_s)
+        heapq.heappush(self._leaving, (free_s[0], kind))
+        return float(free_s[0])
 
     def remove_left(self, now_s: float) -> None:
         """Remove the replicas that leave and are done now."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from inferline_stream.pipeline.replica_slots import ReplicaSlots
 from inferline_stream.replay.group_plant import GroupPlant
 from inferline_stream.replay.plant import Plant
 
@@ -37,7 +38,7 @@ class Replica:
 
 @dataclass(slots=True)
 class StageReplicas:
-    """One stage's replicas. Each is dealt to a slot when it is asked for, as in `actuators.replica_slots`.
+    """One stage's replicas, dealt to slots as a supervisor deals them.
 
     Args:
         plant: where they work.
@@ -61,14 +62,12 @@ class StageReplicas:
     _coming: list[tuple[float, int, str]] = field(default_factory=list)
     """Heap of replicas that are starting: (when they are ready, order, name)."""
     _order: itertools.count[int] = field(default_factory=itertools.count)
-    _dealt: list[int] = field(init=False)
-    """Replicas of each slot that were asked for and are not gone, as far as was looked at."""
-    _leaving: list[tuple[float, int]] = field(default_factory=list)
-    """Heap of those that leave: (when they are gone, slot)."""
+    _dealt: ReplicaSlots = field(default_factory=ReplicaSlots)
+    """Those present."""
     _counted: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
 
     def __post_init__(self) -> None:
-        self._dealt = [0] * self.slots
+        self._dealt.deal(range(self.slots))
 
     @property
     def next_s(self) -> float:
@@ -94,32 +93,24 @@ class StageReplicas:
         """The replicas of the plan, ready before the first event."""
         for kind, count in wanted.items():
             for i in range(count):
-                replica = Replica(f"{kind}-{i}", self._deal(), kind, 0.0, 0.0, working=True)
+                replica = self._new(f"{kind}-{i}", kind, 0.0, 0.0)
+                replica.working = True
                 self.plant.add(self.stage, replica.slot, kind)
-                self.present[replica.name] = replica
 
     def want(self, wanted: Mapping[int, int]) -> None:
         """Ask for exactly this many replicas of each kind, from now on."""
-        now_s = self.plant.now_s
-        changed = False
         for kind, count in wanted.items():
             held = [replica for replica in self.present.values() if replica.kind == kind]
+            self.changes += count != len(held)
             for _ in range(count - len(held)):
-                start_up_s = self.start_up_s[kind]
-                replica = Replica(f"{kind}-{next(self._order)}+", self._deal(), kind, now_s, now_s + start_up_s)
-                self.present[replica.name] = replica
-                heapq.heappush(self._coming, (replica.ready_s, next(self._order), replica.name))
-                changed = True
+                self._ask(kind)
             # Those not ready yet go first, then those that came last.
             for replica in sorted(held, key=lambda r: (not r.working, r.ready_s))[count:]:
-                del self.present[replica.name]
-                self.gone.append(replica)
-                changed = True
-                # A start that was begun is paid for.
-                leaves_s = self.plant.leave(self.stage, replica.slot, kind) if replica.working else replica.ready_s
-                replica.left_s = leaves_s
-                heapq.heappush(self._leaving, (leaves_s, replica.slot))
-        self.changes += changed
+                self._retire(replica)
+            while (name := self._dealt.to_move(())) is not None:
+                spared = self.present[name]
+                self._retire(spared)
+                self._ask(spared.kind)
         self._counted = None
 
     def happen(self) -> None:
@@ -132,10 +123,21 @@ class StageReplicas:
                 self.present[name].working = True
                 self.plant.add(self.stage, self.present[name].slot, self.present[name].kind)
 
-    def _deal(self) -> int:
-        """Return the slot of a new replica: the first of those with the fewest."""
-        while self._leaving and self._leaving[0][0] <= self.plant.now_s:
-            self._dealt[heapq.heappop(self._leaving)[1]] -= 1
-        slot = self._dealt.index(min(self._dealt))
-        self._dealt[slot] += 1
-        return slot
+    def _new(self, name: str, kind: int, asked_s: float, ready_s: float) -> Replica:
+        slot = self._dealt.add(name).slot
+        assert slot is not None
+        self.present[name] = replica = Replica(name, slot, kind, asked_s, ready_s)
+        return replica
+
+    def _ask(self, kind: int) -> None:
+        now_s = self.plant.now_s
+        replica = self._new(f"{kind}-{next(self._order)}+", kind, now_s, now_s + self.start_up_s[kind])
+        heapq.heappush(self._coming, (replica.ready_s, next(self._order), replica.name))
+
+    def _retire(self, replica: Replica) -> None:
+        del self.present[replica.name]
+        self._dealt.remove(replica.name)
+        self.gone.append(replica)
+        # A start that was begun is paid for.
+        leaves = replica.working
+        replica.left_s = self.plant.leave(self.stage, replica.slot, replica.kind) if leaves else replica.ready_s

@@ -235,19 +235,22 @@ async def test_replicas_are_dealt_evenly_to_the_slots(host: Host) -> None:
     assert await host.names() == before
 
 
-async def test_a_slot_whose_last_replica_retires_gets_one_in_place_of_one_of_a_fuller_slot(host: Host) -> None:
-    await host.dispatch(0, 1)
-    await host.scale(3)
-    await host.until(lambda: count(host.said("work-0-a"), "results") == 2, "the first slot has two")
-    await host.until(lambda: count(host.said("work-1-a"), "results") == 1, "the second has one")
+async def test_slots_whose_last_replicas_retire_get_others_in_place_of_those_of_a_fuller_slot(host: Host) -> None:
+    await host.dispatch(0, 1, 2)
+    await host.scale(7)
+    await host.until(lambda: count(host.said("work-0-a"), "results") == 3, "the first slot has three")
+    leaving = []
+    for name in ("work-1-a", "work-2-a"):
+        await host.until(lambda name=name: count(host.said(name), "results") == 2, f"{name} has two")
+        leaving += [line.split()[1] for line in host.said(name) if line.startswith("attached")]
     before = await host.names()
-    (only,) = [line.split()[1] for line in host.said("work-1-a") if line.startswith("attached")]
-    await host.supervisor.scale("work", "cpu-1", 2, (only,))
-    await host.until(lambda: count(host.said("work-1-a"), "results") == 2, "the second slot has another one")
-    for _ in range(2):
+    await host.supervisor.scale("work", "cpu-1", 3, leaving)
+    for name in ("work-1-a", "work-2-a"):
+        await host.until(lambda name=name: count(host.said(name), "results") == 3, f"{name} has another one")
+    for _ in range(6):
         assert (await host.next_exit()).expected
     after = await host.names()
-    assert len(after) == 2
+    assert len(after) == 3
     assert len(after.keys() & before.keys()) == 1
 
 

@@ -149,6 +149,16 @@ def test_a_replica_that_leaves_ends_its_batch_and_takes_no_other():
     assert found.replica_hours["a", "x"] == pytest.approx((9.0 + 1.0) / 3600)
 
 
+def test_a_replica_that_comes_and_leaves_idle_is_gone_at_once_while_another_one_finishes():
+    """Batches of 4 s. One leaves at 0.5 s in the middle of its batch; another comes at 1 s and leaves idle at 1.5 s."""
+    steps = [(time_s, {"a": {"x": count}}) for time_s, count in ((0.5, 0), (1.0, 1), (1.5, 0), (8.0, 1))]
+    plan = Scheduled("in and out", steps, period_s=0.5)
+    held, trace = {"a": (Allocation("x", 1, 1),)}, Trace(np.array([0.0, 9.0]))
+    found = run(one_stage(4.0), held, trace, plan, conditions=Conditions(start_up_s=0.0))
+    assert found.latency_s == pytest.approx([4.0, 4.0])
+    assert found.replica_hours["a", "x"] == pytest.approx((4.0 + 0.5 + 1.0) / 3600)
+
+
 @dataclass
 class Watching:
     """Notes what it is shown."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
 
-from inferline_stream.actuators.replica_slots import ReplicaSlots
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.replica_slots import ReplicaSlots
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.loop import Slowdown
-from inferline_stream.replay.policy_view import Glimpse, View
-from inferline_stream.replay.scalers import Scheduled, Wish
-from tests.unit.replay.test_keyed_pool import waiting
+from inferline_stream.replay.scalers import Scheduled
+from tests.unit.replay.test_keyed_pool import Watching, waiting
 from tests.unit.replay.test_loop import ONE, run
 
 
@@ -62,8 +59,8 @@ def test_each_slot_serves_its_events_with_the_replicas_that_a_supervisor_would_d
         assert together.latency_s[own].tobytes() == alone.latency_s.tobytes()
 
 
-@pytest.mark.parametrize(("asked_s", "of_slots"), [(1.0, [3, 1]), (3.0, [2, 2])])
-def test_a_replica_that_leaves_counts_in_its_slot_until_it_is_gone(asked_s, of_slots):
+@pytest.mark.parametrize("asked_s", [1.0, 3.0])
+def test_a_replica_that_leaves_does_not_count_in_its_slot(asked_s):
     """Of four that are busy until 2 s, the last one leaves at 0.5 s; another one comes while it is there, or later."""
     trace = Trace(np.concatenate([np.zeros(20), np.full(60, 100.0)]))
     steps = [(0.5, {"a": {"x": 3}}), (asked_s, {"a": {"x": 4}})]
@@ -71,24 +68,21 @@ def test_a_replica_that_leaves_counts_in_its_slot_until_it_is_gone(asked_s, of_s
     found = run(waiting(1.6), {"a": (Allocation("x", 1, 4),)}, trace, plan, slots={"a": 2})
     slot_of = prepare(ONE, waiting(1.6), trace).partition_of(0, 2)
     at_once = (trace.arrivals_s == 100.0) & (np.abs(found.latency_s - 2.0) < 1e-9)
-    assert [int((at_once & (slot_of == slot)).sum()) for slot in (0, 1)] == of_slots
-    pool, names = dealt(2, 4)
-    if asked_s > 2.0:
-        pool.remove(names[-1])
-    pool.add("new")
-    pool.remove(names[-1])
-    assert [len(pool.of(slot)) for slot in (0, 1)] == of_slots
+    assert [int((at_once & (slot_of == slot)).sum()) for slot in (0, 1)] == [2, 2]
 
 
-@dataclass
-class Watching:
-    name: str = "watching"
-    period_s: float = 0.5
-    seen: list[Glimpse] = field(default_factory=list)
-
-    def decide(self, view: View) -> Wish | None:
-        self.seen.append(view.now[0])
-        return None
+def test_a_slot_whose_last_replica_leaves_gets_one_in_place_of_one_of_a_fuller_slot():
+    """Slot 1 has the only one of kind y; once that leaves, the second of kind x in slot 0 leaves for another there."""
+    trace = Trace(np.arange(0.0, 20.0, 0.25))
+    steps = [(1.0, {"a": {"x": 2}}), (10.0, {"a": {"y": 0}})]
+    held = {"a": (Allocation("x", 1, 1), Allocation("y", 1, 1))}
+    measured = waiting(0.02, kinds="xy", start_up_s=2.0)
+    found = run(measured, held, trace, Scheduled("no y", steps, period_s=0.5), slots={"a": 2})
+    assert np.isfinite(found.latency_s).all()
+    late = found.latency_s > 0.3
+    assert late.any(), "it starts meanwhile"
+    assert (trace.arrivals_s[late] >= 10.0 - 0.25).all()
+    assert (trace.arrivals_s[late] <= 12.0).all()
 
 
 @pytest.mark.parametrize("at_once", [1, 2])

@@ -37,8 +37,8 @@ class ReplicaSlots:
         self.members[replica] = member
         return member
 
-    def to_replace(self, leaving: Container[str]) -> str | None:
-        """Return a replica of the fullest slot where another slot will have none; None where each will have one."""
+    def to_move(self, leaving: Container[str]) -> str | None:
+        """Return a replica that the fullest slot can spare for one that will have none; None where no slot needs it."""
         staying = {slot: self._staying(slot, leaving) for slot in self._slots}
         if not staying or min(staying.values()) > 0 or max(staying.values()) < 2:
             return None

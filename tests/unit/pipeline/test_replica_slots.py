@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.actuators.replica_slots import ReplicaSlots
+from inferline_stream.pipeline.replica_slots import ReplicaSlots
 
 steps = st.lists(
     st.one_of(
@@ -41,15 +41,15 @@ def test_every_replica_has_a_slot_and_slots_are_even_after_a_deal(taken: list[tu
     assert len({member.number for member in pool.members.values()}) == len(pool.members)
 
 
-def test_a_replica_of_the_fullest_slot_is_replaced_where_another_slot_will_have_none() -> None:
+def test_the_fullest_slot_spares_a_replica_for_one_that_will_have_none() -> None:
     pool = ReplicaSlots()
     pool.deal(range(3))
     for number in range(7):  # slots 0, 1, 2, 0, 1, 2, 0
         pool.add(f"r{number}")
-    assert pool.to_replace(()) is None
-    assert pool.to_replace({"r1"}) is None, "slot 1 keeps r4"
-    assert pool.to_replace({"r1", "r4"}) == "r6"
-    assert pool.to_replace({"r1", "r4", "r6"}) == "r3", "slot 0 is as full as slot 2"
+    assert pool.to_move(()) is None
+    assert pool.to_move({"r1"}) is None, "slot 1 keeps r4"
+    assert pool.to_move({"r1", "r4"}) == "r6"
+    assert pool.to_move({"r1", "r4", "r6"}) == "r3", "slot 0 is as full as slot 2"
     assert pool.add("r7", {"r1", "r4"}).slot == 1
-    assert pool.to_replace({"r1", "r4"}) is None
-    assert pool.to_replace({f"r{number}" for number in range(8) if number not in (0, 2)}) is None, "none can be spared"
+    assert pool.to_move({"r1", "r4"}) is None
+    assert pool.to_move({f"r{number}" for number in range(8) if number not in (0, 2)}) is None, "none can be spared"
