@@ -22,8 +22,6 @@ from inferline_stream.settings import KafkaSecurity, from_environment, kafka_sec
 
 logger = logging.getLogger(__name__)
 
-repair_aiokafka()
-
 _PLAIN = "PLAINTEXT://"
 
 STOP_TIMEOUT_S = 2.0
@@ -57,6 +55,7 @@ def client_options(bootstrap_servers: str) -> dict[str, Any]:
     Raises:
         UsageError: as `security_of`.
     """
+    repair_aiokafka()
     if not are_bounded():
         bound_batches(round(from_environment().decompressed_bytes))
     return {"bootstrap_servers": hosts(bootstrap_servers), **_secured(security_of(bootstrap_servers))}
@@ -212,6 +211,7 @@ async def closed(client: AiokafkaClient, within_s: float = STOP_TIMEOUT_S) -> No
 def cut_off(client: AiokafkaClient) -> None:
     """Close a client's connections as it is: what it has under way fails, and it sends nothing any more."""
     network = client.client if isinstance(client, AIOKafkaProducer) else client._client
+    network._get_conn = _no_connection  # a task that aiokafka waits for may try once more
     for task in (network._sync_task, *_background(client)):
         if task is not None:
             task.cancel()  # it would connect again
@@ -219,6 +219,10 @@ def cut_off(client: AiokafkaClient) -> None:
         connection.close()
     if isinstance(client, AIOKafkaProducer):
         _fail_what_is_left(client)
+
+
+async def _no_connection(*_: Any, **__: Any) -> None:
+    """In place of a connection: aiokafka takes it for a broker that is not ready."""
 
 
 def _fail_what_is_left(client: AIOKafkaProducer) -> None:

@@ -152,7 +152,10 @@ class RecordFollower:
                 self._halt(p, f"Kafka no longer has offset {offset}, but {begins[p]} and those after it")
             else:
                 self._next[p] = offset
-        self._assign()  # once: aiokafka fails where this is done again before it knows the coordinator
+        if self._group is not None:
+            # aiokafka fails where partitions are assigned again while it looks the coordinator up.
+            await self._client._coordinator.ensure_coordinator_known()
+        self._assign()
 
     async def _committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
         # The public `committed` leaves the metadata out.

@@ -26,13 +26,16 @@ _STABLE = 7
 
 _AGAIN_S = 0.02
 
-_PASSING = {0, UNSTABLE} | {
+COORDINATOR_AWAY = frozenset(
     error.errno for error in (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
-}
+)
+"""Codes of a coordinator, of groups or of transactions, that is not there, is loading, or is elsewhere."""
+
+_PASSING = COORDINATOR_AWAY | {0, UNSTABLE}
 
 
 class UndecidedOffsets(Exception):
-    """A transaction may still change a group's offsets, after longer than any takes: Kafka has lost its end."""
+    """A transaction may still change a group's offsets, and has not ended in the time that it was given."""
 
 
 class _StableOffsetFetch(Request[OffsetFetchRequest_v3]):  # type: ignore[misc]  # aiokafka has no types
@@ -58,7 +61,7 @@ class _StableOffsetFetch(Request[OffsetFetchRequest_v3]):  # type: ignore[misc] 
 
 
 async def stable_offsets(
-    coordinator: Any, topic: str, partitions: Sequence[int], patience_s: float = math.inf
+    coordinator: Any, topic: str, partitions: Sequence[int], patience_s: float
 ) -> dict[int, tuple[int, str]]:
     """Return offset and metadata that a group has committed; partitions without are missing.
 

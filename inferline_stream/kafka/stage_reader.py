@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -18,21 +17,26 @@ from aiokafka.errors import (
     CommitFailedError,
     ConsumerStoppedError,
     CorruptRecordException,
+    GroupAuthorizationFailedError,
     KafkaError,
     OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
 )
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.connection import client_options, closed, started
 from inferline_stream.kafka.fetched_batches import CORRUPT_FETCHES, RECORDS_AT_ONCE, CorruptBatch, corrupt_wait_s
-from inferline_stream.kafka.records import FetchedRecord, KafkaFailed
-from inferline_stream.kafka.stable_offsets import stable_offsets
+from inferline_stream.kafka.records import TRANSACTION_TIMEOUT_MS, FetchedRecord, KafkaFailed
+from inferline_stream.kafka.stable_offsets import UndecidedOffsets, stable_offsets
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState, topic_states
 
 logger = logging.getLogger(__name__)
 
 ONE_BROKER_WAIT_S = 0.5
 """Longest fetch wait where every partition lives on the broker of the assignments topic: a grant ends it anyway."""
+
+UNDECIDED_S = TRANSACTION_TIMEOUT_MS / 1000 + 15.0
+"""Longest that a transaction may leave offsets undecided: Kafka looks every ten seconds for those past their time."""
 
 CONTROL = -1
 """Stands for the assignments topic's partition, among those of the input topic."""
@@ -128,7 +132,11 @@ class StageReader:
         self._assign()
         self._adapt_wait()
         # Before the first grant. Offsets are not asked for: what the dispatcher before left open is ended after it.
-        await self._consumer._coordinator.ensure_coordinator_known()
+        try:
+            await self._consumer._coordinator.ensure_coordinator_known()
+        except KafkaError as error:
+            await self.stop()
+            raise self._refused(error) from error
 
     def _assign(self) -> None:
         """Assign every partition and pause those that are not held; what was fetched and not taken is fetched again."""
@@ -246,25 +254,28 @@ class StageReader:
                 self._consumer.pause(TopicPartition(self._topic, partition))
         self._adapt_wait()
 
-    async def committed(self, partitions: Iterable[int], patience_s: float = math.inf) -> dict[int, tuple[int, str]]:
+    async def committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
         """Return offset and metadata that the group has committed; partitions without are missing.
 
-        Args:
-            partitions: of the topic.
-            patience_s: longest wait for a transaction that may change them.
-
         Raises:
-            KafkaFailed: Kafka refuses to say.
-            UndecidedOffsets: a transaction has not ended in that time.
+            KafkaFailed: Kafka refuses to say, or a transaction leaves them undecided for longer than any may take.
         """
         # The public `committed` leaves the metadata out, and does not wait for a transaction that ends.
         try:
-            return await stable_offsets(self._consumer._coordinator, self._topic, list(partitions), patience_s)
-        except KafkaError as error:
+            return await stable_offsets(self._consumer._coordinator, self._topic, list(partitions), UNDECIDED_S)
+        except UndecidedOffsets:
             raise KafkaFailed(
-                f"the offsets of group {self._group} on {self._topic} cannot be read: {error!r}; the group needs the "
-                "right Describe, the topic Read"
-            ) from error
+                f"a transaction has left offsets of group {self._group} on {self._topic} undecided for "
+                f"{UNDECIDED_S:g} s: Kafka may have lost its end. `kafka-transactions.sh find-hanging` names it, and "
+                "`abort` ends it"
+            ) from None
+        except KafkaError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: KafkaError) -> KafkaFailed:
+        rights = isinstance(error, (GroupAuthorizationFailedError, TopicAuthorizationFailedError))
+        remedy = "; the group needs the rights Describe and Read, the topic Read" if rights else ""
+        return KafkaFailed(f"the offsets of group {self._group} on {self._topic} cannot be read: {error!r}{remedy}")
 
     async def commit(self, offsets: Mapping[int, tuple[int, str]]) -> None:
         """Commit to the group; tries again for as long as the error is one that may pass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, MessageSizeTooLargeError, ProducerFenced
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.connection import client_options, closed, cut_off, started
 from inferline_stream.kafka.record_size import record_bytes
 from inferline_stream.kafka.records import (
@@ -64,7 +66,7 @@ class StageSender:
         """Connect as a new producer: what the one before had under way is void. Reads no file, so a seal allows it.
 
         Args:
-            timeout_s: longest wait for the connection.
+            timeout_s: longest wait for the connection, and again for the end of what was left undecided.
             partitions: of each topic that transactions write.
             group: whose offsets they hold.
 
@@ -75,10 +77,16 @@ class StageSender:
         await self.stop()
         self._producer = self._new_producer()
         await self.start(timeout_s)
-        with _translated("a transaction"):
-            await self._producer.end_hanging(
-                [TopicPartition(topic, number) for topic, count in partitions.items() for number in range(count)], group
-            )
+        every = [TopicPartition(topic, number) for topic, count in partitions.items() for number in range(count)]
+        try:
+            with _translated("a transaction"):
+                async with asyncio.timeout(timeout_s):
+                    await self._producer.end_hanging(every, group)
+        except TimeoutError:
+            raise Unreachable(
+                f"no transaction over {', '.join(sorted(partitions))} could be ended within {timeout_s:g} s; see that "
+                "these topics are there and have leaders"
+            ) from None
 
     def void(self) -> None:
         """Send nothing any more until `start_again`, in transactions: they are void."""

@@ -5,6 +5,9 @@ no leader just then (`KRaftMetadataCache.getPartitionLeaderEndpoint` gives none,
 for a deleted topic), as while a cluster of one broker starts after a crash. The transaction counts as ended, and its
 records and offsets stay undecided for ever: readers of committed records stop there. The next transaction of the same
 producer id writes markers again, for all that is undecided of that id.
+
+That is also the danger: where the next transaction is aborted, what had been committed is lost. It happens to a session
+that outlives the crash, and where this repair is itself interrupted in its few milliseconds. Only Kafka can close that.
 """
 
 from __future__ import annotations
@@ -22,11 +25,10 @@ from aiokafka.protocol.api import Request
 from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 
 from inferline_stream.broker.request_struct import request_struct
+from inferline_stream.kafka.stable_offsets import COORDINATOR_AWAY
 
 _DESCRIBE_TRANSACTIONS = 65
-_COMMITTED = {"PrepareCommit": True, "CompleteCommit": True, "PrepareAbort": False, "CompleteAbort": False}
-_PASSING = {14, 15, 16}
-"""Codes of a coordinator that is loading, is not there, or is elsewhere."""
+_IS_COMMIT = {"PrepareCommit": True, "CompleteCommit": True, "PrepareAbort": False, "CompleteAbort": False}
 _AGAIN_S = 0.02
 _POLL_S = 0.001
 
@@ -59,7 +61,7 @@ _DescribeTransactionsRequest = request_struct(
 """Format: https://kafka.apache.org/protocol.html#The_Messages_DescribeTransactions."""
 
 
-class _DescribeTransaction(Request[_DescribeTransactionsRequest]):  # type: ignore[misc]  # aiokafka has no types
+class _Describe(Request[_DescribeTransactionsRequest]):  # type: ignore[misc]  # aiokafka has no types
     API_KEY = _DESCRIBE_TRANSACTIONS
 
     def __init__(self, transactional_id: str) -> None:
@@ -74,19 +76,19 @@ class _DescribeTransaction(Request[_DescribeTransactionsRequest]):  # type: igno
         return self.build(_DescribeTransactionsRequest)
 
 
-class _LastOutcome(BaseHandler):  # type: ignore[misc]  # aiokafka has no types
-    """How the last transaction of the producer's id ended: `committed` is None where that is not known."""
+class _OutcomeHandler(BaseHandler):  # type: ignore[misc]  # aiokafka has no types
+    """Asks how the last transaction of the producer's id ended: `committed` is None where that is not known."""
 
     committed: bool | None = None
 
     def create_request(self) -> Any:
-        return _DescribeTransaction(self._sender._txn_manager.transactional_id)
+        return _Describe(self._sender._txn_manager.transactional_id)
 
     def handle_response(self, response: Any) -> float | None:
         (state,) = response.to_object()["transaction_states"]
-        if state["error_code"] in _PASSING:
+        if state["error_code"] in COORDINATOR_AWAY:
             return self.handle_error()
-        self.committed = _COMMITTED.get(state["state"])
+        self.committed = _IS_COMMIT.get(state["state"])
         return None
 
     def handle_error(self) -> float:
@@ -97,16 +99,16 @@ class _LastOutcome(BaseHandler):  # type: ignore[misc]  # aiokafka has no types
 class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka has no types
     """aiokafka's producer; needs a transactional id."""
 
-    last_committed: bool | None = None
+    _last_committed: bool | None = None
     """Whether the last transaction of this id was committed, as of the start; None where that is not known."""
 
     async def start(self) -> None:
         """Connect, look how the last transaction ended, and fence the producer that held the id."""
         await self.client.bootstrap()
-        outcome = _LastOutcome(self._sender)
-        with contextlib.suppress(IncompatibleBrokerVersion):  # the embedded broker, where nothing hangs
+        outcome = _OutcomeHandler(self._sender)
+        with contextlib.suppress(IncompatibleBrokerVersion):  # e.g. the embedded broker, where nothing hangs
             await self._done(outcome)
-        self.last_committed = outcome.committed
+        self._last_committed = outcome.committed
         await self._sender.start()
 
     async def end_hanging(self, partitions: Iterable[TopicPartition], group: str) -> None:
@@ -119,7 +121,7 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka
         Raises:
             KafkaError: a successor has taken the id, or Kafka refuses.
         """
-        if self.last_committed is None:
+        if self._last_committed is None:
             return
         await self.begin_transaction()
         for partition in partitions:
@@ -127,7 +129,7 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka
         while self._txn_manager.partitions_to_add():  # noqa: ASYNC110  aiokafka's task brings it about
             await asyncio.sleep(_POLL_S)
         await self._done(AddOffsetsToTxnHandler(self._sender, group))
-        await (self.commit_transaction() if self.last_committed else self.abort_transaction())
+        await (self.commit_transaction() if self._last_committed else self.abort_transaction())
 
     async def _done(self, handler: BaseHandler) -> None:
         """Ask the transaction coordinator, wherever it is, until it has answered."""

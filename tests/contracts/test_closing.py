@@ -93,6 +93,11 @@ async def test_a_request_on_a_connection_that_is_closed_already_is_lost_like_the
 
 
 async def test_a_producer_without_a_leader_and_without_a_broker_asks_a_few_times_a_second(monkeypatch) -> None:
+    with EmbeddedKafka() as server:
+        await create_topics(server.bootstrap_servers, [topic := WantedTopic(secrets.token_hex(4), 1, "a test's")])
+        producer = AIOKafkaProducer(**client_options(server.bootstrap_servers))
+        await producer.start()
+        await producer.partitions_for(topic.name)
     asked = 0
     update = AIOKafkaClient._metadata_update
 
@@ -102,16 +107,10 @@ async def test_a_producer_without_a_leader_and_without_a_broker_asks_a_few_times
         return await update(*given)
 
     monkeypatch.setattr(AIOKafkaClient, "_metadata_update", counted)
-    with EmbeddedKafka() as server:
-        await create_topics(server.bootstrap_servers, [topic := WantedTopic(secrets.token_hex(4), 1, "a test's")])
-        producer = AIOKafkaProducer(**client_options(server.bootstrap_servers))
-        await producer.start()
-        await producer.partitions_for(topic.name)
     for leaders in producer.client.cluster._partitions.values():
         for partition, known in leaders.items():
             leaders[partition] = known._replace(leader=-1)
     await producer.send(topic.name, b"x", partition=0)
-    asked = 0
     await asyncio.sleep(1.0)
     assert 2 <= asked <= 2 + 1.0 / AGAIN_S
     await closed(producer, within_s=0.1)

@@ -226,6 +226,25 @@ async def test_a_sender_that_takes_a_transactional_id_fences_the_one_before(plac
     assert values((await read(reader, 1))[0]) == [b"3"]
 
 
+async def test_a_sender_that_is_void_sends_nothing_until_it_starts_again(place):
+    sender = await place.sender(name := f"{place.group}.one")
+    await sender.begin()
+    await sender.send({(place.topic, 0): messages(1)})
+    sender.void()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await sender.commit(None, place.group)
+    fencing = await place.sender(name)
+    await fencing.begin()
+    await in_one_go(fencing, place, 2)
+    await sender.start_again(10.0, {place.topic: 1}, place.group)
+    await sender.begin()
+    await in_one_go(sender, place, 3)
+    reader = await place.reader()
+    reader.hold({0: 0})
+    assert values((await read(reader, 2))[0]) == [b"2", b"3"]
+
+
 async def test_a_record_that_kafka_refuses_is_an_error_with_its_reason(place):
     small = Place(place.servers, place._stack)
     await small.create(max_message_bytes="1000")

@@ -1,6 +1,5 @@
 """Transactions whose end Kafka has lost, on an Apache Kafka that lets them be made: see `transactional_producer`."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,7 +9,10 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import TxnOffsetCommitRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
+from inferline_stream.kafka import stage_reader
+from inferline_stream.kafka.records import KafkaFailed
 from inferline_stream.kafka.stable_offsets import UndecidedOffsets, stable_offsets
+from inferline_stream.kafka.stage_sender import StageSender
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.local_kafka import LocalKafka
 from tests.contracts.pooled import PASSING
@@ -37,12 +39,12 @@ async def hang(director: Director, *, committed: bool | None) -> None:
         ) as reader,
         AIOKafkaProducer(bootstrap_servers=director.bootstrap_servers, transactional_id=name) as producer,
     ):
-        offsets = await stable_offsets(reader._coordinator, topic, [0])
+        offsets = await stable_offsets(reader._coordinator, topic, [0], 20.0)
         if committed is not None:
             await producer.begin_transaction()
             await producer.send_offsets_to_transaction({TopicPartition(topic, 0): offsets[0]}, group)
             await (producer.commit_transaction() if committed else producer.abort_transaction())
-            await stable_offsets(reader._coordinator, topic, [0])  # its marker is written
+            await stable_offsets(reader._coordinator, topic, [0], 20.0)  # its marker is written
         manager = producer._txn_manager
         result = DefaultRecordBatchBuilder(2, 0, True, manager.producer_id, manager.producer_epoch, 0, 1_000_000)
         result.append(0, None, b"key", b"by whom it was sent", [(EVENT_ID, b"finished before")])
@@ -54,7 +56,7 @@ async def hang(director: Director, *, committed: bool | None) -> None:
         ):
             await producer.client.send(producer.client.get_random_node(), request)
         with pytest.raises(UndecidedOffsets):
-            await stable_offsets(reader._coordinator, topic, [0], patience_s=0.2)
+            await stable_offsets(reader._coordinator, topic, [0], 0.2)
 
 
 @pytest.mark.parametrize("committed", [True, False])
@@ -70,15 +72,19 @@ async def test_what_kafka_left_undecided_ends_as_its_transaction_did_and_the_sta
     assert results == Counter(["finished before", *ids[DONE:]] if committed else ids)
 
 
-async def test_where_nobody_knows_how_a_transaction_was_to_end_the_stage_says_what_it_waits_for(gullible_kafka):
-    async with Director(
-        gullible_kafka.bootstrap_servers, PASSING, partitions={"work": 1}, delivery="exactly_once"
-    ) as director:
+async def test_where_nobody_knows_how_a_transaction_was_to_end_the_reader_names_what_ends_it(
+    gullible_kafka, monkeypatch
+):
+    monkeypatch.setattr(stage_reader, "UNDECIDED_S", 0.3)
+    where = gullible_kafka.bootstrap_servers
+    async with Director(where, PASSING, partitions={"work": 1}, delivery="exactly_once") as director:
         await hang(director, committed=None)
-        starting = asyncio.create_task(director.start())
-        await director.until(
-            lambda: director.reports and "`kafka-transactions.sh find-hanging`" in director.report("work").reason,
-            "the reason is reported",
-        )
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        names, of = director.names, director.routes["work"]
+        sender = StageSender(where, "sender", names.transactional_id("work-0"))
+        await sender.start_again(10.0, {of.sink_topic: 1}, of.group)
+        await sender.stop()
+        reader = stage_reader.StageReader(where, of.input_topic, of.group, names.assignments, fetch_wait_s=0.02)
+        await reader.start(10.0)
+        with pytest.raises(KafkaFailed, match="find-hanging` names it, and `abort` ends it"):
+            await reader.committed([0])
+        await reader.stop()

@@ -278,10 +278,10 @@ async def test_a_reader_of_stable_offsets_waits_for_the_transaction_that_may_cha
     ) as consumer:
 
         async def stable():
-            return await stable_offsets(consumer._coordinator, topic, [0, 1])
+            return await stable_offsets(consumer._coordinator, topic, [0, 1], 20.0)
 
         assert await stable() == {0: (3, "three")}, "it shows at once, and partition 1 has none"
-        assert await stable_offsets(consumer._coordinator, topic, []) == {}
+        assert await stable_offsets(consumer._coordinator, topic, [], 20.0) == {}
         for end, kept in ((producer.abort_transaction, (3, "three")), (producer.commit_transaction, (5, "five"))):
             await producer.begin_transaction()
             await producer.send_offsets_to_transaction({partition: OffsetAndMetadata(5, "five")}, group)

@@ -32,7 +32,6 @@ from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.committed_offsets import surely_committed
 from inferline_stream.kafka.fetched_batches import bound_batches
 from inferline_stream.kafka.records import Fenced, KafkaFailed
-from inferline_stream.kafka.stable_offsets import UndecidedOffsets
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import ReportSender, StageSender
 from inferline_stream.kafka.topic_state import recreated
@@ -43,8 +42,6 @@ from inferline_stream.settings import Settings
 logger = logging.getLogger(__name__)
 
 FETCH_WAIT_S = 0.2
-UNDECIDED_S = 5.0
-"""A transaction that leaves a slot's offsets undecided for so long is said to hang: dispatchers end theirs sooner."""
 _STRAGGLERS_EVERY_S = 1.0
 
 
@@ -103,8 +100,6 @@ class Dispatcher:
         self._partitions: dict[str, int] = {}
         self._rules = RecordRules({})
         self._session: SlotSession | None = None
-        self._waits = ""
-        """For what no session can begin."""
         self._filled_s = time.monotonic()
 
     def leave(self, why: str) -> None:
@@ -296,7 +291,7 @@ class Dispatcher:
             # sooner, since it fences the dispatcher that serves.
             timeout_s, group = self._settings.connect_timeout_s, self._routes.group
             await self._sender.start_again(timeout_s, self._partitions, group)
-        committed = await self._committed(numbers)
+        committed = dict(await surely_committed(self._reader.committed, numbers))
         emitter = Emitter(
             self._routes,
             self._partitions,
@@ -321,22 +316,6 @@ class Dispatcher:
             session.suspects.learn(self._grant.sample)
         await session.begin(numbers, committed)
         return session
-
-    async def _committed(self, numbers: range) -> dict[int, tuple[int, str]]:
-        """What the group has committed for good."""
-        ask = functools.partial(self._reader.committed, patience_s=UNDECIDED_S)
-        while True:
-            try:
-                committed = dict(await surely_committed(ask, numbers))
-            except UndecidedOffsets:
-                self._waits = (
-                    f"Kafka lost the end of a transaction with offsets of group {self._routes.group}: "
-                    "`kafka-transactions.sh find-hanging` names it, `abort` ends it"
-                )
-                logger.warning("dispatcher %s: %s", self._spec.dispatcher, self._waits)
-            else:
-                self._waits = ""
-                return committed
 
     async def _watch(self, slots: int) -> bool:
         """Wait until the slot is another's (True) or the lease has expired (False)."""
@@ -401,7 +380,7 @@ class Dispatcher:
         report.replicas = self._feeder.statuses()
         session = self._session
         if report.phase not in ("gone", "failed"):
-            trouble = self._waits if session is None else session.trouble() or self._feeder.trouble
+            trouble = "" if session is None else session.trouble() or self._feeder.trouble
             report.reason = trouble or self._pool.tight
         if session is not None:
             report.held = {number: p.completion.watermark for number, p in session.partitions.items()}

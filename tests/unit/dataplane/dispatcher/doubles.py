@@ -66,7 +66,7 @@ class Reader:
     async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
         return dict.fromkeys(partitions, 0)
 
-    async def committed(self, partitions: Iterable[int], patience_s: float = 0.0) -> dict[int, Entry]:
+    async def committed(self, partitions: Iterable[int]) -> dict[int, Entry]:
         return {number: self.entries[number] for number in partitions if number in self.entries}
 
     async def commit(self, offsets: Mapping[int, Entry]) -> None:

@@ -44,7 +44,7 @@ class Log(Reader):
     async def look_for_grants(self) -> None:
         pass
 
-    async def committed(self, partitions: Iterable[int], patience_s: float = 0.0) -> dict[int, Entry]:
+    async def committed(self, partitions: Iterable[int]) -> dict[int, Entry]:
         await self.may_look.wait()
         return await super().committed(partitions)
 
