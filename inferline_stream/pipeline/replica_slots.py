@@ -37,7 +37,7 @@ class ReplicaSlots:
         self.members[replica] = member
         return member
 
-    def to_move(self, leaving: Container[str]) -> str | None:
+    def to_spare(self, leaving: Container[str]) -> str | None:
         """Return a replica that the fullest slot can spare for one that will have none; None where no slot needs it."""
         staying = {slot: self._staying(slot, leaving) for slot in self._slots}
         if not staying or min(staying.values()) > 0 or max(staying.values()) < 2:

@@ -107,7 +107,7 @@ class StageReplicas:
             # Those not ready yet go first, then those that came last.
             for replica in sorted(held, key=lambda r: (not r.working, r.ready_s))[count:]:
                 self._retire(replica)
-            while (name := self._dealt.to_move(())) is not None:
+            while (name := self._dealt.to_spare(())) is not None:
                 spared = self.present[name]
                 self._retire(spared)
                 self._ask(spared.kind)

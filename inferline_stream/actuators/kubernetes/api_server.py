@@ -110,7 +110,9 @@ def translated() -> Iterator[None]:
     except ApiError as error:
         why = error.status.message or "it gives no reason"
         raise _refusal(error.status.code or 0, why) from error
-    except httpx2.HTTPStatusError as error:  # not in Kubernetes' words: what it has not, or a proxy before it
+    except (
+        httpx2.HTTPStatusError
+    ) as error:  # not in Kubernetes' words: a path that it does not have, or a proxy before it
         text = f"{error.response.status_code} {error.response.reason_phrase}: {error.request.url.path}"
         raise _refusal(error.response.status_code, text) from error
     except (httpx2.HTTPError, OSError) as error:

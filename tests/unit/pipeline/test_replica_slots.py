@@ -46,10 +46,10 @@ def test_the_fullest_slot_spares_a_replica_for_one_that_will_have_none() -> None
     pool.deal(range(3))
     for number in range(7):  # slots 0, 1, 2, 0, 1, 2, 0
         pool.add(f"r{number}")
-    assert pool.to_move(()) is None
-    assert pool.to_move({"r1"}) is None, "slot 1 keeps r4"
-    assert pool.to_move({"r1", "r4"}) == "r6"
-    assert pool.to_move({"r1", "r4", "r6"}) == "r3", "slot 0 is as full as slot 2"
+    assert pool.to_spare(()) is None
+    assert pool.to_spare({"r1"}) is None, "slot 1 keeps r4"
+    assert pool.to_spare({"r1", "r4"}) == "r6"
+    assert pool.to_spare({"r1", "r4", "r6"}) == "r3", "slot 0 is as full as slot 2"
     assert pool.add("r7", {"r1", "r4"}).slot == 1
-    assert pool.to_move({"r1", "r4"}) is None
-    assert pool.to_move({f"r{number}" for number in range(8) if number not in (0, 2)}) is None, "none can be spared"
+    assert pool.to_spare({"r1", "r4"}) is None
+    assert pool.to_spare({f"r{number}" for number in range(8) if number not in (0, 2)}) is None, "none can be spared"
