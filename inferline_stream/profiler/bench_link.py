@@ -84,12 +84,14 @@ class BenchLink:
             InferlineError: Kafka refuses the order, or does not answer.
         """
         number, loop = next(self._numbers), asyncio.get_running_loop()
-        await self._send(dispatcher, msgspec.structs.replace(order, number=number))
         self._open[number] = dispatcher
-        await self.until(
-            lambda: number in self._answers or loop.time() - self._heard_s[dispatcher] > SILENT_S, math.inf
-        )
-        del self._open[number]
+        try:
+            await self._send(dispatcher, msgspec.structs.replace(order, number=number))
+            await self.until(
+                lambda: number in self._answers or loop.time() - self._heard_s[dispatcher] > SILENT_S, math.inf
+            )
+        finally:
+            del self._open[number]
         if number not in self._answers:
             raise StageFailed(
                 f"dispatcher {dispatcher} in the cluster has been silent for {SILENT_S:g} s, as where its node is "
@@ -122,7 +124,8 @@ class BenchLink:
                 "of this command's release"
             ) from None
         if isinstance(message, Answered):
-            self._answers[message.number] = message.answer
+            if message.number in self._open:  # else it is known to be lost
+                self._answers.setdefault(message.number, message.answer)
         else:
             self.standing[dispatcher] = message
             self.stood.add(message.replica)
@@ -133,8 +136,9 @@ class BenchLink:
         self.ends[dispatcher] = why
         if dispatcher in self.standing:
             self.standing[dispatcher] = Standing()
-        for number in (number for number, asked in self._open.items() if asked == dispatcher):
-            self._answers.setdefault(number, NotReady(f"its dispatcher ended: {why}"))
+        for number, asked in self._open.items():
+            if asked == dispatcher:
+                self._answers.setdefault(number, NotReady(f"its dispatcher ended: {why}"))
         self.touch()
 
     def touch(self) -> None:

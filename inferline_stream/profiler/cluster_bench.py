@@ -237,7 +237,7 @@ class ClusterBenches:
                 raise exit_failure(exit_.exit_code, exit_.tail, Failure(exit_.reason))
             why, replica_lost = "the connection to it broke" if exit_ is None else exit_.reason, True
         raise StageFailed(
-            f"stage {bench.stage.name!r} on {bench.kind.name!r}: an order was lost {_TRIES} times in the cluster: "
+            f"stage {bench.stage.name!r} on {bench.kind.name!r}: an order was not carried out in {_TRIES} tries: "
             f"{why}; see the logs of the stage's pods or actors"
         )
 

@@ -104,7 +104,9 @@ class ProfilingSession:
         nowhere: dict[str, list[str]] = {}
         for stage, kind in pairs:
             try:
-                known.profiles[stage.name, kind.name] = await self._saved(stage, kind, run.inputs[stage.name], store)
+                known.profiles[stage.name, kind.name] = await self._timed_and_saved(
+                    stage, kind, run.inputs[stage.name], store
+                )
             except NoPlace as error:
                 nowhere.setdefault(stage.name, []).append(str(error))
                 self._steps.note(f"{error}. Plans leave it out until it is profiled")
@@ -183,7 +185,9 @@ class ProfilingSession:
     async def _runner(self, stage: str) -> RunsEvents:
         return self._built_there[stage] if stage in self._built_there else await self._worker(stage)
 
-    async def _saved(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput], store: ProfileStore) -> Profile:
+    async def _timed_and_saved(
+        self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput], store: ProfileStore
+    ) -> Profile:
         """Time a stage on a kind, here or in the cluster, and write it down.
 
         Raises:

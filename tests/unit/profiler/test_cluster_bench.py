@@ -213,7 +213,7 @@ async def test_an_order_is_given_again_where_its_dispatcher_ended(tmp_path: Path
 @pytest.mark.parametrize(
     ("comes_back", "why"),
     [
-        (True, "an order was lost 3 times in the cluster: its dispatcher ended: out of memory"),
+        (True, "an order was not carried out in 3 tries: its dispatcher ended: out of memory"),
         (False, "no replica was ready there within 2 s: its dispatcher ended and is not back: out of memory"),
     ],
 )
