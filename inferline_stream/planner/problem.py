@@ -41,7 +41,7 @@ class Problem:
         max_batch_sizes: by stage, largest batch limit to consider; stages left out may use all profiled.
         objective: share of events that must meet the target.
         seed: the estimator's seed.
-        order_slo_s: SLO of the order of the queues, see `estimator.simulate`; None is the target.
+        order_slo_s: SLO by which queues are ordered, see `estimator.simulate`; None is the target.
         cores: most that all replicas together may have.
 
     Raises:
@@ -74,7 +74,7 @@ class Problem:
 
     @property
     def queue_slo_s(self) -> float:
-        """SLO of the order of the queues."""
+        """SLO by which queues are ordered."""
         return self.target_s if self.order_slo_s is None else self.order_slo_s
 
 

@@ -79,8 +79,8 @@ class Comparison:
         rows: all of them.
         work_bound: dollars below which no policy could have served the trace.
         tuned: the settings that tuning found.
-        without_groups: the stage that keeps rules of others off ordinary consumer groups, because it runs several
-            batches at once, and a member of such a group one; None if no stage does, or no such rule was asked for.
+        without_groups: a stage that runs several batches at once. A member of an ordinary consumer group runs one, so
+            rules of others are not tried there. None if there is no such stage, or no such rule was asked for.
     """
 
     rows: tuple[Row, ...]

@@ -55,11 +55,11 @@ class GroupPlant:
                 _StageGroup(workload, s, station(measured, setup.name, one, partitions=partitions), code)
             )
         self._mergers = {s: Merger(workload, s, code) for s in range(len(stages)) if workload.shape.parents(s)}
-        self._hops = {
-            (hop, s): Delay(workload, hop, s, code)
-            for s in range(len(stages) if workload.hop_extra_s.size else 0)
-            for hop in ("hop in", "hop")
-        }
+        self._hops: dict[tuple[str, int], Delay] = {}
+        if workload.hop_extra_s.size:
+            entries = set(range(len(stages))) - self._mergers.keys()
+            ways = [*(("hop in", s) for s in entries), *(("hop", s) for s in range(len(stages)))]
+            self._hops = {(hop, s): Delay(workload, hop, s, code) for hop, s in ways}
 
     def advance(self, until_s: float) -> None:
         """Let everything happen that happens before ``until_s``."""

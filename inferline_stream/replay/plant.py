@@ -31,7 +31,7 @@ class Plant:
         workload: events and their paths.
         measured: service times of every kind.
         stages: in the shape's order.
-        slo_s: of the order of the queues.
+        slo_s: by which queues are ordered, see `estimator.simulate`.
     """
 
     def __init__(

@@ -58,19 +58,20 @@ def _advance(x: Tables, stretch: tuple[int, int], until_s: float, hop_s: float, 
     for s in range(max(stretch[0], 0), min(stretch[1] + 1, stages)):
         first = x.queues[s, 0]
         end = x.queues[s, 1]
-        if s > stretch[0]:  # what comes to the stage, and what its replicas do with it
+        if s > stretch[0]:
+            # Arrivals: events that enter, what the only parent sends, or what a join makes of its parents'.
             before = x.arrived_count[s]
             n = before
             sources = x.source_count[s]
             if sources == 0 and differ:
-                began = x.passed[0, s]
-                entered = began
+                known = x.entered[s]
+                entered = known
                 while entered < x.entering[s] and x.entry_s[entered] < until_s:
                     entered += 1
-                begun = Tokens(x.entry_s[began:entered].copy(), np.arange(began, entered).astype(np.int32))
-                way = Tokens(x.arrived[s, n:], x.arrived_event[s, n:])
-                n += delay(begun, x.hop_keys[0, s], x.extra_s, way, (began - n, until_s))[0]
-                x.passed[0, s] = entered
+                entering = Tokens(x.entry_s[known:entered].copy(), np.arange(known, entered).astype(np.int32))
+                on_the_way = Tokens(x.arrived[s, n:], x.arrived_event[s, n:])
+                n += delay(entering, x.hop_keys[0, s], x.extra_s, on_the_way, (known - n, until_s))[0]
+                x.entered[s] = entered
             elif sources == 0:
                 while n < x.entering[s] and x.entry_s[n] < until_s:
                     x.arrived[s, n] = x.entry_s[n]
@@ -84,15 +85,15 @@ def _advance(x: Tables, stretch: tuple[int, int], until_s: float, hop_s: float, 
                     n += 1
             else:
                 begin = np.empty(sources, np.int64)
-                until = np.empty(sources, np.int64)
+                ends = np.empty(sources, np.int64)
                 for k in range(sources):
                     row = x.source_rows[s, k]
                     begin[k] = row * events + x.taken[s, k]
-                    until[k] = row * events + x.sent_count[row]
+                    ends[k] = row * events + x.sent_count[row]
                 skip = queues + s
                 skipped = x.sent_count[skip]
                 arrived, skips = merge(
-                    Sources(sent_flat, sent_event_flat, begin, until, until_s),
+                    Sources(sent_flat, sent_event_flat, begin, ends, until_s),
                     Joining(x.masks, x.admits[s, :sources], x.needed[s], x.visits[s], x.skips[s] > 0, x.seen[s], hop_s),
                     Tokens(x.arrived[s, n:], x.arrived_event[s, n:]),
                     Tokens(x.sent[skip, skipped:], x.sent_event[skip, skipped:]),
@@ -102,7 +103,7 @@ def _advance(x: Tables, stretch: tuple[int, int], until_s: float, hop_s: float, 
                 n += arrived
                 x.sent_count[skip] += skips
             x.arrived_count[s] = n
-            if first != s:  # several slots
+            if first != s:  # each goes to its slot's queue
                 for i in range(before, n):
                     event = x.arrived_event[s, i]
                     row = first + np.int64(x.slot_of[s, event])
@@ -111,6 +112,7 @@ def _advance(x: Tables, stretch: tuple[int, int], until_s: float, hop_s: float, 
                     x.arrived_count[row] += 1
             if s == stretch[1]:
                 break
+            # Service.
             kinds = x.kinds[s]
             rows = x.rows[s]
             drawn = rows if x.varies[s] else 0
@@ -137,24 +139,24 @@ def _advance(x: Tables, stretch: tuple[int, int], until_s: float, hop_s: float, 
             next_q = -1
             next_s = math.inf
             for q in range(first, end):
-                if x.passed[1, q] < x.sent_count[q] and x.sent[q, x.passed[1, q]] < next_s:
+                if x.passed_on[q] < x.sent_count[q] and x.sent[q, x.passed_on[q]] < next_s:
                     next_q = q
-                    next_s = x.sent[q, x.passed[1, q]]
+                    next_s = x.sent[q, x.passed_on[q]]
             if next_q < 0:
                 break
             x.sent[s, x.sent_count[s]] = next_s
-            x.sent_event[s, x.sent_count[s]] = x.sent_event[next_q, x.passed[1, next_q]]
-            x.passed[1, next_q] += 1
+            x.sent_event[s, x.sent_count[s]] = x.sent_event[next_q, x.passed_on[next_q]]
+            x.passed_on[next_q] += 1
             x.sent_count[s] += 1
-        # What it sends: at the final stage to the sink.
-        went = x.passed[1, s]
-        x.passed[1, s] = x.sent_count[s]
-        sent = Tokens(x.sent[s, went : x.sent_count[s]], x.sent_event[s, went : x.sent_count[s]])
+        # Departures since the last step, as they count as sent; the final stage's have reached the sink.
+        before = x.passed_on[s]
+        x.passed_on[s] = x.sent_count[s]
+        sent = Tokens(x.sent[s, before : x.sent_count[s]], x.sent_event[s, before : x.sent_count[s]])
         if differ:
             row = queues + stages + s
             n = x.sent_count[row]
-            way = Tokens(x.sent[row, n:], x.sent_event[row, n:])
-            x.sent_count[row] += delay(sent, x.hop_keys[1, s], x.extra_s, way, (went - n, until_s))[0]
+            on_the_way = Tokens(x.sent[row, n:], x.sent_event[row, n:])
+            x.sent_count[row] += delay(sent, x.hop_keys[1, s], x.extra_s, on_the_way, (before - n, until_s))[0]
             sent = Tokens(x.sent[row, n : x.sent_count[row]], x.sent_event[row, n : x.sent_count[row]])
         if x.final[s]:
             record_latencies(sent, x.entry_s, hop_s, x.latency_s)

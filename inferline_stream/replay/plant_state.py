@@ -16,7 +16,7 @@ class PlantState:
     Args:
         tables: of all stages.
         hop_s: see `estimator.workload.Workload`.
-        slo_s: of the order of the queues.
+        slo_s: by which queues are ordered, see `estimator.simulate`.
     """
 
     tables: Tables

@@ -51,7 +51,10 @@ class SharedPool:
         x.ring_size[q, grown[behind]] = 0
 
     def leave(self, kind: int, now_s: float) -> float:
-        """Have the replica of this kind leave that is free first and does not leave yet. Returns when it is done."""
+        """Have the replica of this kind leave that is free first and does not leave yet. Returns when it is done.
+
+        Until then, events may still wait for it where another kind is slower.
+        """
         x, places = self.plant_state.tables, self._places()
         free_s = np.maximum(x.ring_time[self.queue, places[x.ring_kind[self.queue, places] == kind]], now_s).tolist()
         for left_s, other in self._leaving:

@@ -85,8 +85,9 @@ class Tables(NamedTuple):
             Below those, where hops differ, the departures at the times at which they count as sent, one row per stage.
         sent_event: whose they are.
         sent_count: by row of `sent`.
-        passed: (2, queues) where hops differ, records on their way into the stage or there; departures passed on. Those
-            that do not count as sent yet stand behind those counted.
+        entered: (stages,) where hops differ, events that have entered there. Those on their way stand in `arrived`
+            behind those counted, and so do departures in the last rows of `sent`.
+        passed_on: (queues,) departures passed on: of a slot's queue to its stage's row, of a stage to where it sends.
         queues: (stages, 2) first of the queues that replicas serve, and end: its own row, or those of its slots.
         slot_of: (stages, events) see `workload.Workload.partition_of`; no columns if no stage has several slots.
         hop_keys: (2, stages) of the draws of either hop.
@@ -121,7 +122,8 @@ class Tables(NamedTuple):
     sent: Floats
     sent_event: Events
     sent_count: Ints
-    passed: Ints
+    entered: Ints
+    passed_on: Ints
     queues: Ints
     slot_of: Masks
     hop_keys: Ints
@@ -196,7 +198,8 @@ def empty_tables(
         sent=np.empty((sent_rows, events)),
         sent_event=np.empty((sent_rows, events), np.int32),
         sent_count=np.zeros(sent_rows, np.int64),
-        passed=np.zeros((2, queues), np.int64),
+        entered=ints(),
+        passed_on=np.zeros(queues, np.int64),
         queues=np.stack([np.where(own, ends - own, np.arange(count)), np.where(own, ends, np.arange(count) + 1)], 1),
         slot_of=np.zeros((count, events if own.any() else 0), np.uint16),
         hop_keys=np.array([[workload.key(hop, s) for s in range(count)] for hop in ("hop in", "hop")], np.int64),
