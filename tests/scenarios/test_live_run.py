@@ -44,10 +44,11 @@ async def test_an_advisory_run_decides_without_acting(swing, embedded_broker: Ka
     assert report.lost == 0
 
 
+@pytest.mark.parametrize("policy", ["default", "inferline"])
 async def test_a_record_replays_to_the_decisions_of_its_run(
-    swing, embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: str, swing, embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 3), (90, 3), (160, 3)], policy=POLICIES["default"])
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 3), (90, 3), (160, 3)], policy=POLICIES[policy])
     # An interpreter that starts would take cores from the replicas at work, which no replay knows: they are forked.
     for stage in run.pipeline.stages:
         monkeypatch.setattr(stage, "isolation", Isolation(forked=True))
@@ -56,14 +57,15 @@ async def test_a_record_replays_to_the_decisions_of_its_run(
         await run_to_report(run, NoDisplay(), asyncio.Event())
     record, events = read_record(tmp_path / "run"), read_events(tmp_path / "run")
     live = [(d.time_s - events.began_s, d.replicas) for d in record.decisions if d.action == "scale_up"]
-    reported = CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--output", "json"])
+    reported = CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--policy", policy, "--output", "json"])
     assert reported.exit_code == 0, reported.output + repr(reported.exception)
     replayed = [step for step in json.loads(reported.stdout)["steps"] if step["action"] == "scale_up"]
-    # A busy machine makes replicas slower than a replay takes them for: later ones may differ by what has queued up.
     assert len(live) >= 2
-    assert abs(len(replayed) - len(live)) <= 1
-    assert [step["replicas"] for step in replayed[:2]] == [replicas for _, replicas in live[:2]]
-    assert [step["time_s"] for step in replayed[:2]] == pytest.approx([time_s for time_s, _ in live[:2]], abs=0.3)
+    if policy == "default":  # also looks at what has queued up, which on a busy machine is more than in a replay
+        assert abs(len(replayed) - len(live)) <= 1
+        live, replayed = live[:2], replayed[:2]
+    assert [step["replicas"] for step in replayed] == [replicas for _, replicas in live]
+    assert [step["time_s"] for step in replayed] == pytest.approx([time_s for time_s, _ in live], abs=0.1)
 
 
 async def test_a_person_holds_a_stage_at_a_number_and_pauses_decisions(swing, embedded_broker: KafkaServer) -> None:
