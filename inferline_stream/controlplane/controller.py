@@ -207,7 +207,7 @@ class Controller:
         return self._failed.count
 
     async def _every(self, period_s: float, step: Callable[[], Awaitable[None]]) -> None:
-        """Repeat a step for good, whatever it raises: that is logged, and counted unless something does not answer."""
+        """Repeat a step until another controller leads. Errors are logged, and counted if something did answer."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         due_s, reported_s = loop.time(), float("-inf")
         while task is None or not task.cancelling():  # a client may have swallowed that

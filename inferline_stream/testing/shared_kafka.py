@@ -39,7 +39,7 @@ def shared_kafka(folder: Path) -> Iterator[KafkaServer]:
 
 
 def _wait_for_others(starter: IO[str], lock: Path, users: IO[str]) -> None:
-    """Let nobody else come, and return when all that came have gone."""
+    """Let no other process join, and return when all that joined have left."""
     with _locked(lock):
         fcntl.lockf(starter, fcntl.LOCK_UN)
     fcntl.lockf(users, fcntl.LOCK_EX)

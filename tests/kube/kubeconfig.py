@@ -13,7 +13,7 @@ def kubeconfig(cluster: Mapping[str, str], namespace: str, user: Mapping[str, st
     Args:
         cluster: where the server is, and how it is verified.
         namespace: of everything that is asked.
-        user: what says who asks; lightkube wants one even where nobody asks who it is.
+        user: credentials; lightkube wants some even where nobody asks for them.
     """
     return {
         "apiVersion": "v1",
