@@ -138,6 +138,7 @@ def _quantile_s(inputs: ReplanInputs, trace: Trace) -> float:
         inputs.measured,
         trace,
         order_slo_s=inputs.slo_s,
+        slots=plan.slots,
     )
     return found.quantile_s(inputs.objective)
 

@@ -14,6 +14,7 @@ from inferline_stream.pipeline.plan import cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.provision import provision
 from inferline_stream.tuner.decision import Reason
 
@@ -80,6 +81,20 @@ def test_traffic_beyond_the_plan_calls_for_another_that_meets_the_slo_on_it() ->
     assert proposal.plan is not None
     found = simulate(SHAPE, proposal.plan.allocations, given.measured, proposal.trace, order_slo_s=0.3)
     assert found.p99_s <= 0.3
+
+
+def test_the_plan_in_force_is_judged_with_the_dispatchers_that_it_has() -> None:
+    given = inputs(60, 60)
+    plan = given.plan
+    staffed = {stage: tuple(replace(a, replicas=8) for a in held) for stage, held in plan.allocations.items()}
+    eight = replace(given, plan=replace(plan, allocations=staffed, slots=dict.fromkeys(SHAPE.stages, 8)))
+    trace = recorded(given.ticks, SOURCE_PARTITIONS)
+    expected, other = (
+        simulate(SHAPE, staffed, given.measured, trace, order_slo_s=0.3, slots=slots).p99_s
+        for slots in (eight.plan.slots, {})
+    )
+    assert format_duration(expected) != format_duration(other)
+    assert f"has a P99 of {format_duration(expected)}," in replan(eight).detail
 
 
 def test_far_less_traffic_calls_for_a_cheaper_plan() -> None:
