@@ -18,7 +18,7 @@ from inferline_stream.kafka.controller_client import LeadershipLost, OffsetReade
 from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.archive import EventTimes, RunRecord, write_record
 from inferline_stream.runs.report import RunReport, run_report
-from inferline_stream.runs.run import Run, RunDisplay
+from inferline_stream.runs.run import FeedReport, Run, RunDisplay
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class LiveRun:
                 feed.start()
                 self.watcher.step("replaying")
             self.started_s = time.time()
-            ending = [asyncio.create_task(stop.wait())]
+            ending: list[asyncio.Task[object]] = [asyncio.create_task(stop.wait())]
             if feed is not None:
                 ending.append(asyncio.create_task(feed.finished()))
             showing = asyncio.create_task(self.follow(stop))
@@ -144,11 +144,16 @@ class LiveRun:
                     showing.result()
                 if feed is not None:
                     feed.stop()
-                    self.lateness_p99_s = (await feed.finished()).lateness_p99_s
+                    self._fed(await feed.finished())
             finally:
                 for task in (*ending, showing):
                     task.cancel()
                 await asyncio.gather(*ending, showing, return_exceptions=True)
+
+    def _fed(self, fed: FeedReport) -> None:
+        self.lateness_p99_s = fed.lateness_p99_s
+        if fed.last_error:
+            self.watcher.note(f"{fed.sent - fed.acknowledged} of {fed.sent} events are not in Kafka: {fed.last_error}")
 
     async def drain(self) -> dict[str, int]:
         """Wait until everything that was in the source topic has gone through, then let every replica leave.

@@ -23,6 +23,26 @@ from inferline_stream.settings import Settings
 from inferline_stream.tuner.policy import POLICIES, Policy
 
 
+class FeedReport(Protocol):
+    """What a feed came to."""
+
+    @property
+    def lateness_p99_s(self) -> float:
+        """How late events were sent."""
+
+    @property
+    def sent(self) -> int:
+        """Events handed to Kafka's client."""
+
+    @property
+    def acknowledged(self) -> int:
+        """Events that are in Kafka."""
+
+    @property
+    def last_error(self) -> str:
+        """Why the last of the others is not; empty where all are."""
+
+
 class SourceFeed(Protocol):
     """Whatever writes events into the source topic for the length of a run."""
 
@@ -35,8 +55,8 @@ class SourceFeed(Protocol):
     def stop(self) -> None:
         """Write nothing more."""
 
-    async def finished(self) -> Any:
-        """Wait for its end; what it returns has a ``lateness_p99_s``."""
+    async def finished(self) -> FeedReport:
+        """Wait for its end."""
 
 
 FeedTo = Callable[[str, str], AbstractAsyncContextManager[SourceFeed]]
