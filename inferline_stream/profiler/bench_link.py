@@ -27,6 +27,7 @@ from inferline_stream.profiler.bench_messages import (
     SampleInputs,
     Standing,
     ToBench,
+    Unreadable,
     decode_from_bench,
     dispatcher_of,
     pieces,
@@ -107,7 +108,7 @@ class BenchLink:
         """Take in a record of the answers' topic.
 
         Raises:
-            StageFailed: it is of another release.
+            StageFailed: it is of another release, or says that this side is.
         """
         if not (dispatcher := dispatcher_of(key)):
             return
@@ -123,6 +124,11 @@ class BenchLink:
                 f"dispatcher {dispatcher} speaks another release's language ({error}); have the cluster use an image "
                 "of this command's release"
             ) from None
+        if isinstance(message, Unreadable):
+            raise StageFailed(
+                f"dispatcher {dispatcher} cannot read what this command sent it: {message.why}; have the cluster use "
+                "an image of this command's release"
+            )
         if isinstance(message, Answered):
             if message.number in self._open:  # else it is known to be lost
                 self._answers.setdefault(message.number, message.answer)

@@ -82,8 +82,18 @@ class Answered(msgspec.Struct, frozen=True, tag=True):
     answer: BenchAnswer
 
 
+class Unreadable(msgspec.Struct, frozen=True, tag=True):
+    """Dispatcher to profiler: what came is no message of its release.
+
+    Args:
+        why: in words, with what was read.
+    """
+
+    why: str
+
+
 ToBench = SampleInputs | Order | RunEvents
-FromBench = Standing | Answered
+FromBench = Standing | Answered | Unreadable
 
 _encode = msgspec.msgpack.Encoder().encode
 decode_to_bench = msgspec.msgpack.Decoder(ToBench).decode

@@ -36,6 +36,7 @@ from inferline_stream.profiler.bench_messages import (
     RunEvents,
     SampleInputs,
     Standing,
+    Unreadable,
     decode_to_bench,
     dispatcher_of,
     pieces,
@@ -51,6 +52,8 @@ _STANDING_S = 0.5
 
 _LOOK_S = 0.05
 _READ_S = 0.2
+_SHOWN_BYTES = 16
+"""Of a message that cannot be read: its kind, and nothing of an event."""
 
 
 class RemoteBench:
@@ -135,14 +138,17 @@ class RemoteBench:
         """Take orders as they come; one that was given to a process before this one only if none has come since."""
         records = await orders.read_to(await orders.end())
         while True:
-            if (order := self._newest_order(records)) is not None:
+            order = self._newest_order(records)
+            if isinstance(order, Unreadable):
+                await self._say(producer, order)
+            elif order is not None:
                 answer = await self._carried_out(order)
                 await self._say(producer, self._standing)  # first: the next order follows from it
                 await self._say(producer, Answered(order.number, answer))
             records = await orders.read(_READ_S)
 
-    def _newest_order(self, records: Sequence[Followed]) -> Order | RunEvents | None:
-        """Take in records; return the last order that one of them completes, if any does."""
+    def _newest_order(self, records: Sequence[Followed]) -> Order | RunEvents | Unreadable | None:
+        """Take in records; return the last order that one of them completes, if any does, or what cannot be read."""
         order: Order | RunEvents | None = None
         for record in records:
             if dispatcher_of(record.key) != self._spec.dispatcher:
@@ -151,9 +157,10 @@ class RemoteBench:
                 continue
             try:
                 message = decode_to_bench(data)
-            except msgspec.MsgspecError as error:  # it would be read again after each restart
-                logger.error("an order of the profiler cannot be read: %s; use one release for both", error)
-                continue
+            except msgspec.MsgspecError as error:
+                why = f"{error} in {len(data)} bytes that begin with {data[:_SHOWN_BYTES]!r}"
+                logger.error("what the profiler sent cannot be read: %s; use one release for both", why)
+                return Unreadable(why)  # an order after it may be about inputs that it held
             if isinstance(message, SampleInputs):
                 self._inputs = message.inputs
             else:

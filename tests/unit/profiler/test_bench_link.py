@@ -10,7 +10,15 @@ from inferline_stream.errors import InferlineError, StageFailed
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
 from inferline_stream.profiler import bench_link
 from inferline_stream.profiler.bench_link import BenchLink
-from inferline_stream.profiler.bench_messages import Answered, FromBench, NotReady, RunEvents, Standing, pieces
+from inferline_stream.profiler.bench_messages import (
+    Answered,
+    FromBench,
+    NotReady,
+    RunEvents,
+    Standing,
+    Unreadable,
+    pieces,
+)
 from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes
 
 DEADLINE_S = 30.0
@@ -87,6 +95,22 @@ async def test_a_message_of_another_release_is_an_error_that_says_so() -> None:
     data = msgspec.msgpack.encode({"type": "Sitting"})
     with pytest.raises(StageFailed, match="use an image of this command's release"):
         link.hear(f"busy-0-ab12/name/{len(data)}/{len(data)}".encode(), data)
+
+
+async def test_an_order_that_its_dispatcher_cannot_read_ends_the_wait_for_it() -> None:
+    link = link_of(kafka := Kafka())
+    said(link, Standing("one"))
+
+    async def follow() -> None:
+        while not kafka.records:
+            await asyncio.sleep(0)
+        said(link, Unreadable("Invalid value 'Orders'"))
+
+    async with asyncio.timeout(DEADLINE_S), link.beside(follow()):
+        with pytest.raises(
+            StageFailed, match=r"busy-0-ab12 cannot read .*: Invalid value 'Orders'; .* an image of this"
+        ):
+            await link.ask("busy-0-ab12", RunEvents([b"x"]))
 
 
 async def test_what_waits_fails_of_the_work_beside_it() -> None:

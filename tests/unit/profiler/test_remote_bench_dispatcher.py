@@ -4,14 +4,28 @@ import asyncio
 import socket
 from pathlib import Path
 
+import msgspec
+import pytest
+
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.profiler.bench_messages import Answered, Assembler, Standing, decode_from_bench
+from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.profiler.bench_messages import (
+    Answered,
+    Assembler,
+    RunEvents,
+    Standing,
+    ToBench,
+    Unreadable,
+    decode_from_bench,
+    pieces,
+)
 from inferline_stream.profiler.remote_bench_dispatcher import RemoteBench
 from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes
 
 TOPOLOGY = Path(__file__).parent / "odd_stages" / "topology.py"
+DEADLINE_S = 30.0
 SPEC = DispatcherSpec("busy-0-ab12", 0, routes_of(load_topology(TOPOLOGY), "busy"), "")
 
 
@@ -34,3 +48,54 @@ async def test_pieces_of_two_messages_of_a_dispatcher_do_not_mix() -> None:
         await asyncio.gather(*(bench._say(kafka, message) for message in said))  # type: ignore[arg-type]
     found = [whole for record in kafka.records if (whole := assembler.add(*record)) is not None]
     assert [decode_from_bench(whole) for whole in found] == list(said)
+
+
+def sent(*messages: ToBench) -> list[Followed]:
+    records = [record for message in messages for record in pieces(SPEC.dispatcher, message)]
+    return [Followed(0, offset, 0, key, value, ()) for offset, (key, value) in enumerate(records)]
+
+
+class Orders:
+    """A topic that has these records, and gets no more."""
+
+    def __init__(self, records: list[Followed]) -> None:
+        self.records = records
+        self.read_all = asyncio.Event()
+
+    async def end(self) -> dict[int, int]:
+        return {0: len(self.records)}
+
+    async def read_to(self, end: dict[int, int]) -> list[Followed]:
+        return self.records[: end[0]]
+
+    async def read(self, timeout_s: float) -> list[Followed]:
+        self.read_all.set()
+        await asyncio.sleep(timeout_s)
+        return []
+
+
+class Renamed(msgspec.Struct, tag="Orders"):
+    """An order of a release that calls it otherwise."""
+
+
+class Lacking(msgspec.Struct, tag="Order"):
+    """An order of a release without what this one needs of it."""
+
+
+@pytest.mark.parametrize(("message", "why"), [(Renamed(), "Orders"), (Lacking(), "measure")])
+async def test_the_profiler_hears_what_cannot_be_read_and_nothing_after_it_is_carried_out(
+    message: msgspec.Struct, why: str
+) -> None:
+    orders = Orders(sent(message, RunEvents([b"x"], 2)))  # type: ignore[arg-type]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        bench, kafka = RemoteBench(SPEC, ours, lambda: None), Kafka()
+        following = asyncio.create_task(bench._follow(orders, kafka))  # type: ignore[arg-type]
+        async with asyncio.timeout(DEADLINE_S):
+            await orders.read_all.wait()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    said = [decode_from_bench(value) for _, value in kafka.records]
+    assert [type(each) for each in said] == [Unreadable]
+    assert why in said[0].why
+    assert "bytes that begin with b'\\x" in said[0].why
