@@ -346,7 +346,7 @@ class Supervisor(Generic[P]):
         """Deal a stage's replicas to the slots that it has now."""
         slots = self._posts.slots(stage)
         if slots:  # one that stops, and has no successor, keeps its replicas to its end
-            for member in self._pools[stage].deal(slots):
+            for member in self._pools[stage].deal(slots, self._leaving(stage)):
                 self._attach(stage, member)
 
     def _signal(self, place: Place, number: signal.Signals) -> None:

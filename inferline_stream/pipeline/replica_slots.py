@@ -56,20 +56,26 @@ class ReplicaSlots:
         """Return the members of a slot, lowest numbers first."""
         return sorted((m for m in self.members.values() if m.slot == slot), key=lambda m: m.number)
 
-    def deal(self, slots: Iterable[int]) -> list[SlottedReplica]:
-        """Deal the replicas to these slots; return those whose slot has changed."""
+    def deal(self, slots: Iterable[int], leaving: Container[str] = ()) -> list[SlottedReplica]:
+        """Deal the replicas to these slots, those that stay evenly; return those whose slot has changed.
+
+        One that leaves keeps its slot while there is such a one.
+        """
         self._slots = tuple(sorted(set(slots)))
         if not self._slots:
             return []
-        size, larger = divmod(len(self.members), len(self._slots))
+        by_number = sorted(self.members.values(), key=lambda m: m.number)
+        staying = [member for member in by_number if member.replica not in leaving]
+        size, larger = divmod(len(staying), len(self._slots))
         room = dict.fromkeys(self._slots, size)
         moved = []
-        for member in sorted(self.members.values(), key=lambda m: m.number):
+        for member in staying:
             if member.slot in room and (room[member.slot] > 0 or (room[member.slot] == 0 and larger > 0)):
                 larger -= room[member.slot] == 0
                 room[member.slot] -= 1
             else:
                 moved.append(member)
+        moved += [member for member in by_number if member.replica in leaving and member.slot not in room]
         for member in moved:
             member.slot = max(self._slots, key=lambda slot: (room[slot], -slot))
             room[member.slot] -= 1

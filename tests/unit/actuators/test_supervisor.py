@@ -235,6 +235,19 @@ async def test_replicas_are_dealt_evenly_to_the_slots(host: Host) -> None:
     assert await host.names() == before
 
 
+async def test_slots_are_dealt_replicas_that_stay_whatever_leaves_meanwhile(host: Host) -> None:
+    (busy := host.topology.with_name("wait.py")).touch()
+    await host.dispatch(0)
+    await host.scale(4)
+    await host.until(lambda: count(host.said("work-0-a"), "ready") == 4, "four have a batch in hand")
+    attached = [line.split()[1] for line in host.said("work-0-a") if line.startswith("attached")]
+    await host.supervisor.scale("work", "cpu-1", 2, attached[2:])
+    await host.dispatch(0, 1)
+    await host.until(lambda: count(host.said("work-1-a"), "attached") > 0, "the second slot has one")
+    assert [line.split()[1] for line in host.said("work-1-a") if line.startswith("attached")] == [attached[1]]
+    busy.unlink()
+
+
 async def test_slots_whose_last_replicas_retire_get_others_in_place_of_those_of_a_fuller_slot(host: Host) -> None:
     await host.dispatch(0, 1, 2)
     await host.scale(7)

@@ -41,6 +41,16 @@ def test_every_replica_has_a_slot_and_slots_are_even_after_a_deal(taken: list[tu
     assert len({member.number for member in pool.members.values()}) == len(pool.members)
 
 
+def test_replicas_that_stay_are_dealt_evenly_whatever_leaves() -> None:
+    pool = ReplicaSlots()
+    pool.deal([0])
+    for number in range(4):
+        pool.add(f"r{number}")
+    assert [member.replica for member in pool.deal(range(2), {"r2", "r3"})] == ["r1"]
+    assert [[member.replica for member in pool.of(slot)] for slot in range(2)] == [["r0", "r2", "r3"], ["r1"]]
+    assert [member.replica for member in pool.deal([1], {"r2", "r3"})] == ["r0", "r2", "r3"], "their slot is no more"
+
+
 def test_the_fullest_slot_spares_a_replica_for_one_that_will_have_none() -> None:
     pool = ReplicaSlots()
     pool.deal(range(3))
