@@ -55,7 +55,9 @@ class BenchLink:
         self.stood: set[str] = set()
         """Replicas that were ready once."""
         self.ends: dict[str, str] = {}
-        """Why the process of each dispatcher ended that has said nothing since."""
+        """Why the process of each dispatcher ended whose next one has said nothing yet."""
+        self._incarnations: dict[str, int] = {}
+        """Of the process of each dispatcher that lives, or is to come."""
         self._heard_s: dict[str, float] = {}
         self._open: dict[int, str] = {}
         """Dispatchers of the orders that have no answer yet, by number."""
@@ -113,7 +115,6 @@ class BenchLink:
         if not (dispatcher := dispatcher_of(key)):
             return
         self._heard_s[dispatcher] = asyncio.get_running_loop().time()
-        self.ends.pop(dispatcher, None)
         data = self._assemblers.setdefault(dispatcher, Assembler()).add(key or b"", value or b"")
         if data is None:
             return
@@ -132,16 +133,20 @@ class BenchLink:
         if isinstance(message, Answered):
             if message.number in self._open:  # else it is known to be lost
                 self._answers.setdefault(message.number, message.answer)
-        else:
+        elif message.incarnation >= self._incarnations.get(dispatcher, 0):  # else a dead process has said it
+            self._incarnations[dispatcher] = message.incarnation
+            self.ends.pop(dispatcher, None)
             self.standing[dispatcher] = message
             self.stood.add(message.replica)
         self.touch()
 
-    def ended(self, dispatcher: str, why: str) -> None:
+    def ended(self, dispatcher: str, incarnation: int, why: str) -> None:
         """Note that a dispatcher's process has ended: its orders are lost, and the next process has no replica yet."""
-        self.ends[dispatcher] = why
-        if dispatcher in self.standing:
-            self.standing[dispatcher] = Standing()
+        if incarnation >= self._incarnations.get(dispatcher, 0):  # else the next one is heard already
+            self._incarnations[dispatcher] = incarnation + 1
+            self.ends[dispatcher] = why
+            if dispatcher in self.standing:
+                self.standing[dispatcher] = Standing(incarnation=incarnation + 1)
         for number, asked in self._open.items():
             if asked == dispatcher:
                 self._answers.setdefault(number, NotReady(f"its dispatcher ended: {why}"))

@@ -56,10 +56,12 @@ class Standing(msgspec.Struct, frozen=True, tag=True):
     Args:
         replica: that is ready; empty for none.
         hardware: the kind that it is on.
+        incarnation: of the dispatcher: one that is started again counts on.
     """
 
     replica: str = ""
     hardware: str = ""
+    incarnation: int = 1
 
 
 class NotReady(msgspec.Struct, frozen=True, tag=True):

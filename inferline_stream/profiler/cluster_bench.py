@@ -307,7 +307,7 @@ class ClusterBenches:
                 self._exits[exit_.replica] = exit_
                 self._link.touch()
             else:
-                self._link.ended(exit_.dispatcher, exit_.reason)
+                self._link.ended(exit_.dispatcher, exit_.incarnation, exit_.reason)
 
 
 @asynccontextmanager

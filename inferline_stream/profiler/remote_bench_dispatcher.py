@@ -70,7 +70,8 @@ class RemoteBench:
         self._supervisor = SupervisorChannel(channel, self._attach, self._hear)
         self._seal_it = seal_it
         self._names = spec.routes.names
-        self._attached = Standing()
+        self._nothing = Standing(incarnation=spec.incarnation)
+        self._attached = self._nothing
         self._bench: Bench | None = None
         self._ready = False
         self._building: asyncio.Task[None] | None = None
@@ -105,7 +106,7 @@ class RemoteBench:
 
     def _attach(self, message: Attach, sock: socket.socket) -> None:
         self._drop()
-        self._attached = Standing(message.replica, message.hardware)
+        self._attached = Standing(message.replica, message.hardware, self._spec.incarnation)
         self._bench = Bench(sock, remote=True)
         self._building = asyncio.create_task(self._built(self._bench))
 
@@ -132,7 +133,7 @@ class RemoteBench:
     def _drop(self) -> None:
         if self._bench is not None:
             self._bench.close()
-        self._attached, self._bench, self._ready = Standing(), None, False
+        self._attached, self._bench, self._ready = self._nothing, None, False
 
     async def _follow(self, orders: TopicFollower, producer: RecordProducer) -> None:
         """Take orders as they come; one that was given to a process before this one only if none has come since."""
@@ -170,7 +171,7 @@ class RemoteBench:
     @property
     def _standing(self) -> Standing:
         """The replica that an order would be carried out with."""
-        return self._attached if self._ready and self._bench is not None and self._bench.alive else Standing()
+        return self._attached if self._ready and self._bench is not None and self._bench.alive else self._nothing
 
     async def _carried_out(self, order: Order | RunEvents) -> BenchAnswer:
         if self._bench is None or not self._standing.replica:
@@ -188,7 +189,7 @@ class RemoteBench:
         return EventOutcome(found.value, sorted(taken))
 
     async def _stand(self, producer: RecordProducer) -> None:
-        said, said_s, loop = Standing(), float("-inf"), asyncio.get_running_loop()
+        said, said_s, loop = self._nothing, float("-inf"), asyncio.get_running_loop()
         while True:
             standing = self._standing
             if standing != said or loop.time() - said_s >= _STANDING_S:

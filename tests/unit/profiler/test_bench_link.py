@@ -74,11 +74,29 @@ async def test_an_order_may_be_given_again_once_the_process_that_has_it_has_ende
     async with asyncio.timeout(DEADLINE_S):
         while not kafka.records:
             await asyncio.sleep(0)
-        link.ended("busy-0-ab12", "killed by SIGKILL")
+        link.ended("busy-0-ab12", 1, "killed by SIGKILL")
         assert await asked == NotReady("its dispatcher ended: killed by SIGKILL")
-    assert (link.standing, link.ends) == ({"busy-0-ab12": Standing()}, {"busy-0-ab12": "killed by SIGKILL"})
-    said(link, Standing("two"))
-    assert (link.standing, link.ends) == ({"busy-0-ab12": Standing("two")}, {})
+
+
+async def test_what_a_dead_process_left_in_kafka_is_not_taken_for_the_next_ones() -> None:
+    link = link_of(Kafka())
+    said(link, Standing("one"))
+    link.ended("busy-0-ab12", 1, "killed by SIGKILL")
+    ended = ({"busy-0-ab12": Standing(incarnation=2)}, {"busy-0-ab12": "killed by SIGKILL"})
+    assert (link.standing, link.ends) == ended
+    for left in (Standing("one"), Answered(7, NotReady())):
+        said(link, left)
+        assert (link.standing, link.ends) == ended
+    said(link, again := Standing("two", incarnation=2))
+    assert (link.standing, link.ends) == ({"busy-0-ab12": again}, {})
+
+
+async def test_an_end_that_is_noted_after_the_next_process_was_heard_is_not_that_ones() -> None:
+    link = link_of(Kafka())
+    said(link, Standing("one"))
+    said(link, again := Standing("two", incarnation=2))
+    link.ended("busy-0-ab12", 1, "killed by SIGKILL")
+    assert (link.standing, link.ends) == ({"busy-0-ab12": again}, {})
 
 
 async def test_a_silent_dispatcher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 
 from inferline_stream.actuators.actuator import ObservedReplica
@@ -89,20 +90,20 @@ class Cluster:
         self.actuator = Actuator(drain_timeout_s=timeout_s, started=self.started, dispatching=self.dispatching)
         if self.goes:
             self.actuator.gone = lambda: self.stands(Standing())
-        self.dispatcher = ""
+        self.dispatcher, self.incarnation = "", 0
 
     def says(self, message: FromBench) -> None:
         for record in pieces(self.dispatcher, message):
             self.link.hear(*record)
 
     def stands(self, standing: Standing) -> None:
-        self.standing = standing
-        self.says(standing)
+        self.standing = msgspec.structs.replace(standing, incarnation=self.incarnation)
+        self.says(self.standing)
 
     def dispatching(self, spec: DispatcherSpec) -> None:
-        self.dispatcher = spec.dispatcher
+        self.dispatcher, self.incarnation = spec.dispatcher, spec.incarnation
         if self.speaks:
-            self.says(self.standing)
+            self.stands(self.standing)
         elif self.dies and spec.incarnation == 1:
             asyncio.get_running_loop().call_soon(self.actuator.crash, spec.dispatcher, 1, self.dies)
 

@@ -55,6 +55,20 @@ def sent(*messages: ToBench) -> list[Followed]:
     return [Followed(0, offset, 0, key, value, ()) for offset, (key, value) in enumerate(records)]
 
 
+async def test_what_stands_is_said_with_the_process_that_says_it() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        again = msgspec.structs.replace(SPEC, incarnation=3)
+        bench, kafka = RemoteBench(again, ours, lambda: None), Kafka()
+        standing = asyncio.create_task(bench._stand(kafka))  # type: ignore[arg-type]
+        async with asyncio.timeout(DEADLINE_S):
+            while not kafka.records:
+                await asyncio.sleep(0.01)
+        standing.cancel()
+        await asyncio.gather(standing, return_exceptions=True)
+    assert decode_from_bench(kafka.records[0][1]) == Standing(incarnation=3)
+
+
 class Orders:
     """A topic that has these records, and gets no more."""
 
