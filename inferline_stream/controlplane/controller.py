@@ -214,6 +214,7 @@ class Controller:
             try:
                 await step()
                 reported_s = float("-inf")
+                self._failed.worked(step, loop.time())
             except LeadershipLost:
                 raise
             except Unreachable as error:
@@ -222,7 +223,7 @@ class Controller:
                     reported_s = loop.time()
                 await asyncio.sleep(0.1)
             except Exception as error:
-                self._failed.add(error, loop.time())
+                self._failed.add(step, error, loop.time())
                 await asyncio.sleep(0.5)
             due_s = max(due_s + period_s, loop.time() - period_s)
             await asyncio.sleep(max(0.0, due_s - loop.time()))
@@ -300,8 +301,9 @@ class Controller:
         self._timer_s = asyncio.get_running_loop().time()
         try:
             await self.decider.step()
+            self._failed.worked(self._tune, self._timer_s)
         except Exception as error:  # what a step raises must not end the app
-            self._failed.add(error, self._timer_s)
+            self._failed.add(self._tune, error, self._timer_s)
 
     async def _host(self) -> None:
         """Run the Faust app beside the loop, which goes on without it."""

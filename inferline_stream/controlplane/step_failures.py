@@ -9,6 +9,9 @@ from inferline_stream.errors import InferlineError
 
 logger = logging.getLogger(__name__)
 
+OVER_S = 10.0
+"""An error is over once its step has worked for so long: one that comes and goes would fill the log with its ends."""
+
 AGAIN_S = 60.0
 """How often an error that lasts is logged, with how often it has come since."""
 
@@ -18,23 +21,27 @@ _KNOWN = 50
 
 @dataclass(slots=True)
 class _Repeated:
+    step: object
     logged_s: float
     since: int = 0
+    worked_s: float | None = None
+    """Since when its step has worked again."""
 
 
 class StepFailures:
-    """Counts errors, and logs each once and then now and then."""
+    """Counts errors, and logs each once, then now and then, and its end."""
 
     def __init__(self) -> None:
         self.count = 0
         """All that were raised."""
         self._known: dict[str, _Repeated] = {}
 
-    def add(self, error: Exception, now_s: float) -> None:
+    def add(self, step: object, error: Exception, now_s: float) -> None:
         """Count an error. A new one is logged, with its traceback unless it is of a kind that says what to do.
 
         Args:
-            error: what a step raised.
+            step: any value that stands for the step.
+            error: what it raised.
             now_s: on any clock.
         """
         self.count += 1
@@ -43,11 +50,12 @@ class StepFailures:
         if known is None:
             traceback = None if isinstance(error, InferlineError) else error
             logger.error("a step of the control loop failed: %s", what, exc_info=traceback)
-            self._known[what] = _Repeated(now_s)
+            self._known[what] = _Repeated(step, now_s)
             if len(self._known) > _KNOWN:
                 del self._known[next(iter(self._known))]
             return
         self._known[what] = self._known.pop(what)
+        known.step, known.worked_s = step, None
         known.since += 1
         if now_s - known.logged_s >= AGAIN_S:
             logger.error(
@@ -56,4 +64,15 @@ class StepFailures:
                 now_s - known.logged_s,
                 what,
             )
-            self._known[what] = _Repeated(now_s)
+            self._known[what] = _Repeated(step, now_s)
+
+    def worked(self, step: object, now_s: float) -> None:
+        """Note that a step has raised nothing, and log which of its errors are over."""
+        for what, known in list(self._known.items()):
+            if known.step != step:
+                continue
+            if known.worked_s is None:
+                known.worked_s = now_s
+            elif now_s - known.worked_s >= OVER_S:
+                del self._known[what]
+                logger.info("a step of the control loop has worked for %.0f s after: %s", now_s - known.worked_s, what)

@@ -281,6 +281,30 @@ def test_a_step_that_fails_is_counted_and_the_others_go_on(caplog: pytest.LogCap
     assert "a step of the control loop failed" in caplog.text
 
 
+def test_the_end_of_a_step_s_failures_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    left = iter(range(20))
+
+    def fails(state: Any, seen: Any) -> Any:
+        if next(left, None) is not None:
+            raise ZeroDivisionError("a mistake of ours")
+        return POLICIES["default"](state, seen)
+
+    world = World(steady(10.0), fails)
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(40.0)
+            assert world.controller.failures == 20
+
+    run(story())
+    said = [record.message for record in caplog.records if "a mistake of ours" in record.message]
+    assert said == [
+        "a step of the control loop failed: ZeroDivisionError: a mistake of ours",
+        "a step of the control loop has worked for 10 s after: ZeroDivisionError: a mistake of ours",
+    ]
+
+
 def test_people_s_pause_holds_decisions_and_what_they_scale_to_applies() -> None:
     world = World(lambda time_s: 60.0 if time_s > 20.0 else 10.0)
 
