@@ -255,18 +255,6 @@ class Supervisor(Generic[P]):
         self._replicas[child] = place
         self._attach(place.stage, self._pools[place.stage].add(place.replica, self._leaving(place.stage)))
 
-    def _fill_slots(self, stage: str) -> None:
-        """Where a slot has no replica, and none that starts could fill it, start one in place of a fuller slot's."""
-        pool = self._pools[stage]
-        while (name := pool.to_spare(self._leaving(stage))) is not None:
-            staying = [place for place in self._places.all if place.stage == stage and not place.retiring]
-            kind = next((place.hardware for place in staying if place.replica == name), None)
-            if kind is None or any(place.replica not in pool.members for place in staying):
-                return
-            count = sum(place.hardware == kind for place in staying)
-            self._places.scale(stage, kind, count - 1, (name,))
-            self._places.scale(stage, kind, count)
-
     def _leaving(self, stage: str) -> set[str]:
         return {place.replica for place in self._places.all if place.stage == stage and place.retiring}
 
@@ -386,7 +374,5 @@ class Supervisor(Generic[P]):
         self._attached.pop(child.name, None)
         why = self._replaced.pop(child.name, "")
         self._places.ended(place, code, why or reason, tail, at_once=bool(why))
-        if place.retiring:  # not sooner: what retires and what starts may be asked for kind by kind
-            self._fill_slots(place.stage)
         if child.devices:
             self._look_again()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -28,6 +28,19 @@ class ReplicaSlots:
     def __init__(self) -> None:
         self.members: dict[str, SlottedReplica] = {}
         self._slots: tuple[int, ...] = ()
+
+    @classmethod
+    def of_dealt(cls, slots: Iterable[int], replicas: Mapping[str, int]) -> ReplicaSlots:
+        """Return replicas that are dealt to these slots already, in the order of their numbers.
+
+        Args:
+            slots: of the stage.
+            replicas: name → slot.
+        """
+        found = cls()
+        found._slots = tuple(slots)
+        found.members = {name: SlottedReplica(name, at, slot) for at, (name, slot) in enumerate(replicas.items())}
+        return found
 
     def add(self, replica: str, leaving: Container[str] = ()) -> SlottedReplica:
         """Give a new replica the smallest free number, and the slot that has the fewest besides those that leave."""

@@ -14,6 +14,7 @@ from inferline_stream.controlplane.apply.rolling_update import StageReplica, nex
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.replica_counts import within_cores
 from inferline_stream.pipeline.hardware import share_gpus
+from inferline_stream.pipeline.replica_slots import ReplicaSlots
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class Fleet:
     """Stages with a replica that runs older code."""
     _asked: dict[tuple[str, str], int] = field(default_factory=dict)
     """Replicas that the actuator was asked for last, by stage and hardware kind."""
+    _spare: dict[str, str] = field(default_factory=dict)
+    """By stage, a replica to replace because one of its slots has none."""
     _retired: set[str] = field(default_factory=set)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -95,9 +98,11 @@ class Fleet:
         wanted = self._of_stage(stage)
         kinds = {*wanted, *(r.hardware for r in own)}
         throughputs = {kind: self.view.planned_throughput(stage, kind) for kind in kinds}
+        slots = self.view.reports.slots(stage)
+        self._look_for_spare(stage, [r.replica for r in own], slots)
         change = next_change(
             wanted,
-            [self._member(r) for r in own],
+            [self._member(r, slots.get(r.replica)) for r in own],
             throughputs,
             room=self.room,
             rivals={kind: self._rivals(kind) for kind in kinds},
@@ -129,14 +134,37 @@ class Fleet:
             wanted[fastest] += standby
         return wanted
 
-    def _member(self, r: ObservedReplica) -> StageReplica:
+    def _look_for_spare(self, stage: str, own: Sequence[str], at: Mapping[str, int]) -> None:
+        """Where a slot has no replica, and none that starts could fill it, choose one of a fuller slot to replace.
+
+        Args:
+            stage: the stage.
+            own: its replicas that stay, oldest first.
+            at: slot of each that is attached to a dispatcher.
+        """
+        if self._spare.get(stage) in own:
+            return
+        self._spare.pop(stage, None)
+        slots = min(self.view.plan.slots.get(stage, 1), self.view.partitions[stage])
+        now_s = asyncio.get_running_loop().time()
+        if slots == 1 or not all(at.get(replica) in range(slots) for replica in own):
+            return
+        if not self.view.reports.attached(stage, slots, now_s):
+            return
+        dealt = ReplicaSlots.of_dealt(range(slots), {replica: at[replica] for replica in own})
+        if (spare := dealt.to_spare(())) is not None:
+            logger.info("stage %s: replica %s is replaced, because a slot has none", stage, spare)
+            self._spare[stage] = spare
+
+    def _member(self, r: ObservedReplica, slot: int | None) -> StageReplica:
         return StageReplica(
             r.replica,
             r.hardware,
             r.started_s,
             ready=r.state == "running" and self.view.reports.is_ready(r.replica),
-            fresh=r.state == "waiting" or r.started_s >= self.newest_code_s,
+            fresh=r.state == "waiting" or (r.started_s >= self.newest_code_s and r.replica != self._spare.get(r.stage)),
             waiting=r.state == "waiting",
+            slot=slot,
         )
 
     def _room(self, observed: Sequence[ObservedReplica]) -> dict[str, int]:

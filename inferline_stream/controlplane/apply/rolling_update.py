@@ -7,6 +7,7 @@ no place for both does the old one stop first.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class StageReplica:
         ready: whether it works, or could.
         fresh: whether it runs the newest code.
         waiting: whether it has died and waits for its restart.
+        slot: whose dispatcher it serves; None while that is not known.
     """
 
     replica: str
@@ -32,6 +34,7 @@ class StageReplica:
     ready: bool = True
     fresh: bool = True
     waiting: bool = False
+    slot: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ def next_change(
     surplus = [m for m in members if m not in fresh]
     for kind, count in wanted.items():
         own = [m for m in fresh if m.hardware == kind]
-        surplus += _order(own)[: max(0, len(own) - count)]
+        there = [m for m in members if m not in surplus]
+        surplus += _order(own, there)[: max(0, len(own) - count)]
     staying = [m for m in fresh if m not in surplus]
     missing = {kind: count - sum(m.hardware == kind for m in staying) for kind, count in wanted.items()}
     at_once = sum(missing.values())
@@ -91,15 +95,28 @@ def next_change(
         if start > free == 0:
             leaving += _make_room((rivals or {}).get(kind, (kind,)), surplus, members, freeing)
     needed = sum(count * throughputs[kind] for kind, count in wanted.items())
-    leaving += _made_up_for([m for m in surplus if m.replica not in leaving], staying, needed, throughputs)
+    there = [m for m in members if m.replica not in leaving]
+    left = _order([m for m in there if m in surplus], there)
+    leaving += _made_up_for(left, staying, needed, throughputs)
     kinds = dict.fromkeys([*wanted, *(m.hardware for m in members)])
     held = {kind: sum(m.hardware == kind and m.replica not in leaving for m in members) for kind in kinds}
     return Change(tuple(leaving), {kind: held[kind] + started.get(kind, 0) for kind in kinds})
 
 
-def _order(members: Sequence[StageReplica]) -> list[StageReplica]:
-    """Who leaves first: places without a process, then the youngest, which get the least work."""
-    return sorted(members, key=lambda m: (not m.waiting, -m.started_s))
+def _order(members: Sequence[StageReplica], there: Sequence[StageReplica]) -> list[StageReplica]:
+    """Who leaves first: places without a process, then the youngest, which get the least work.
+
+    A slot's last one stays while another slot has two.
+    """
+    left, staying, ordered = list(members), list(there), []
+    while left:
+        held = Counter(m.slot for m in staying if m.slot is not None)
+        last = {slot for slot, count in held.items() if count == 1 < max(held.values())}
+        first = min(left, key=lambda m: (not m.waiting, m.slot in last, -m.started_s))
+        left.remove(first)
+        staying.remove(first)
+        ordered.append(first)
+    return ordered
 
 
 def _made_up_for(

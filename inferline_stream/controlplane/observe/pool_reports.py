@@ -221,6 +221,20 @@ class PoolReports:
             if name == stage:
                 yield from pool.values()
 
+    def slots(self, stage: str) -> dict[str, int]:
+        """Slot of each replica of a stage, as last reported."""
+        return {name: slot for (of, slot), pool in self._pools.items() if of == stage for name in pool}
+
+    def attached(self, stage: str, slots: int, now_s: float) -> bool:
+        """Whether a dispatcher of each of so many slots has served for so long that its replicas are attached to it."""
+        serve = {
+            known.newest.slot
+            for known in self._of(stage)
+            if known.newest.phase == "serving" and not known.ended
+            if known.serving_s is not None and now_s - known.serving_s >= _REATTACH_S
+        }
+        return serve.issuperset(range(slots))
+
     def names(self) -> Set[str]:
         """Replicas of all stages, as last reported."""
         return {name for pool in self._pools.values() for name in pool}

@@ -248,25 +248,6 @@ async def test_slots_are_dealt_replicas_that_stay_whatever_leaves_meanwhile(host
     busy.unlink()
 
 
-async def test_slots_whose_last_replicas_retire_get_others_in_place_of_those_of_a_fuller_slot(host: Host) -> None:
-    await host.dispatch(0, 1, 2)
-    await host.scale(7)
-    await host.until(lambda: count(host.said("work-0-a"), "results") == 3, "the first slot has three")
-    leaving = []
-    for name in ("work-1-a", "work-2-a"):
-        await host.until(lambda name=name: count(host.said(name), "results") == 2, f"{name} has two")
-        leaving += [line.split()[1] for line in host.said(name) if line.startswith("attached")]
-    before = await host.names()
-    await host.supervisor.scale("work", "cpu-1", 3, leaving)
-    for name in ("work-1-a", "work-2-a"):
-        await host.until(lambda name=name: count(host.said(name), "results") == 3, f"{name} has another one")
-    for _ in range(6):
-        assert (await host.next_exit()).expected
-    after = await host.names()
-    assert len(after) == 3
-    assert len(after.keys() & before.keys()) == 1
-
-
 async def test_a_constructor_that_holds_the_interpreter_is_only_late(host: Host) -> None:
     (host.topology.parent / "slow.py").touch()
     await host.dispatch(0)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
@@ -132,6 +134,70 @@ async def test_what_was_known_of_replicas_that_are_gone_is_forgotten() -> None:
         held.actuator.finish(replica.replica)
         held._asked.clear()
     assert len(held.started_s) <= 1
+
+
+def of_two_slots(wanted: dict[str, int]) -> Fleet:
+    held = fleet(wanted)
+    held.view.plan = replace(held.view.plan, slots={"a": 2})
+    return held
+
+
+def attached(held: Fleet, number: int, *slots: list[ObservedReplica], at_s: float = 0.0) -> None:
+    """Each slot's dispatcher has these, all READY, in its report of that number."""
+    for slot, replicas in enumerate(slots):
+        ready = [ReplicaStatus(r.replica, r.hardware, "ready") for r in replicas]
+        held.view.reports.add(PoolReport(f"d{slot}", 1, "a", slot, "serving", number, replicas=ready), at_s)
+
+
+async def test_no_slot_loses_its_last_replica_while_another_has_two() -> None:
+    held = of_two_slots({"cpu": 4})
+    await held.reconcile()
+    first, second, third, youngest = await held.actuator.observe()
+    attached(held, 1, [first, second, third], [youngest])
+    await held.want({("a", "cpu"): 3})
+    assert [r.replica for r in await held.actuator.observe() if r.state == "retiring"] == [third.replica]
+
+
+async def test_a_slot_without_a_replica_gets_one_before_one_of_a_fuller_slot_leaves() -> None:
+    held = of_two_slots({"cpu": 2, "gpu": 1})
+    await held.reconcile()
+    there_first = await held.actuator.observe()
+    one, two = (r for r in there_first if r.hardware == "cpu")
+    (gpu,) = (r for r in there_first if r.hardware == "gpu")
+    attached(held, 1, [one, two], [gpu])
+    await held.want({("a", "cpu"): 2})
+    await held.reconcile()
+    assert await there(held) == {"cpu": 3}, "one starts as soon as it is known that the last one leaves"
+    held.actuator.finish(gpu.replica)
+    attached(held, 2, [one, two], [])
+    await held.reconcile()
+    assert await there(held) == {"cpu": 3}, "while the new one starts"
+    *_, new = await held.actuator.observe()
+    attached(held, 3, [one, two], [new])
+    await held.reconcile()
+    assert [r.replica for r in await held.actuator.observe() if r.state == "retiring"] == [two.replica]
+    held.actuator.finish(two.replica)
+    attached(held, 4, [one], [new])
+    await held.reconcile()
+    assert await held.actuator.observe() == (one, new)
+
+
+async def test_a_slot_that_a_starting_replica_may_fill_is_left_to_it() -> None:
+    held = of_two_slots({"cpu": 3})
+    await held.reconcile()
+    one, two, _ = await held.actuator.observe()
+    attached(held, 1, [one, two], [])
+    await held.reconcile()
+    assert await there(held) == {"cpu": 3}
+
+
+async def test_a_slot_whose_dispatcher_has_just_begun_to_serve_may_get_its_replicas_yet() -> None:
+    held = of_two_slots({"cpu": 2})
+    await held.reconcile()
+    now_s = asyncio.get_running_loop().time()
+    attached(held, 1, list(await held.actuator.observe()), [], at_s=now_s)
+    await held.reconcile()
+    assert await there(held) == {"cpu": 2}
 
 
 def on_one_gpu(wanted: dict[str, int]) -> Fleet:

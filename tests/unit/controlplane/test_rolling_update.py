@@ -26,6 +26,30 @@ def test_a_place_that_waits_for_its_restart_leaves_before_those_that_work() -> N
     assert next_change({"cpu": 2}, held, SPEED).leaving == ("dead",)
 
 
+def in_slots(*slots: int, **more: object) -> list[StageReplica]:
+    return [replace(m, slot=slot) for m, slot in zip(members(len(slots), **more), slots, strict=True)]
+
+
+def test_the_last_of_a_slot_stays_while_another_slot_has_two() -> None:
+    assert next_change({"cpu": 3}, in_slots(0, 0, 0, 1), SPEED).leaving == ("cpu2",)
+    assert next_change({"cpu": 2}, in_slots(0, 0, 1, 1), SPEED).leaving == ("cpu3", "cpu1")
+    assert next_change({"cpu": 1}, in_slots(0, 1), SPEED).leaving == ("cpu1",)
+    other = [*in_slots(0, 0), replace(members(1, "gpu")[0], slot=1)]
+    assert next_change({"cpu": 2}, other, SPEED).leaving == ("gpu0",), "no other one is too many"
+
+
+def test_a_place_that_waits_for_its_restart_leaves_before_the_last_of_a_slot() -> None:
+    dead = StageReplica("dead", "cpu", -5.0, ready=False, waiting=True)
+    assert next_change({"cpu": 3}, [*in_slots(0, 0, 1), dead], SPEED).leaving == ("dead",)
+
+
+def test_older_code_leaves_the_slot_first_that_a_newer_replica_serves() -> None:
+    held = [*in_slots(0, 1, fresh=False), StageReplica("new", "cpu", 9.0, slot=1)]
+    assert next_change({"cpu": 2}, held, SPEED).leaving == ("cpu1",)
+    held = [*in_slots(0, 1, fresh=False), StageReplica("new", "cpu", 9.0, slot=0)]
+    assert next_change({"cpu": 2}, held, SPEED).leaving == ("cpu0",)
+
+
 def test_the_first_step_of_a_replacement_adds_one_and_takes_none_away() -> None:
     change = next_change({"cpu": 3}, members(3, fresh=False), SPEED)
     assert change == type(change)((), {"cpu": 4})
