@@ -1,0 +1,40 @@
+"""What `replay` takes of a finished run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from inferline_stream.cli.main import app
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.trace import levels_trace
+from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.runs.archive import EventTimes, write_record
+from tests.unit.runs.test_archive import PLAN, RECORD
+
+
+def test_a_run_is_replayed_with_the_dispatchers_of_its_plan(tmp_path: Path) -> None:
+    held = {"read": (Allocation("cpu", 4, 2),), "judge": (Allocation("cpu", 1, 4),)}
+    plan = replace(PLAN, allocations=held, slots={"judge": 4})
+    stored = msgspec.structs.replace(RECORD.plans[0], plan=msgspec.Raw(plan_to_bytes(plan)))
+    trace = levels_trace([(120.0, 20.0)], 1.0, np.random.default_rng(1))
+    trace = trace.window(float(trace.arrivals_s[0]), np.inf)
+    nothing = np.empty(0)
+    write_record(
+        tmp_path / "run",
+        msgspec.structs.replace(RECORD, plans=[stored]),
+        EventTimes(trace.arrivals_s, nothing, nothing, nothing, 0.0),
+    )
+    done = CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--policy", "none", "--output", "json"])
+    assert done.exit_code == 0, done.output
+    expected = {
+        slots: simulate(RECORD.shape, held, RECORD.measured, trace, order_slo_s=plan.slo_s, slots={"judge": slots})
+        for slots in (1, 3, 4)
+    }
+    assert len({found.p99_s for found in expected.values()}) == 3
+    assert json.loads(done.output)["p99_s"] == pytest.approx(expected[4].p99_s)
