@@ -56,6 +56,9 @@ def abi() -> int:
 def restrict(grants: Iterable[PathGrant], ports: Collection[int], listens: Collection[int] = ()) -> int:
     """Bind this thread, and all that it will start, to these paths and TCP ports. Paths that do not exist are skipped.
 
+    Files of ``/proc`` stay open for as long as this process lives: a rule is about an inode, and the kernel makes a new
+    one for a file of /proc that it has forgotten for lack of memory.
+
     Args:
         grants: what may be opened.
         ports: that may be connected to.
@@ -106,4 +109,5 @@ def _allow(ruleset: int, grant: PathGrant, handled: int) -> None:
         if wanted & handled:
             kernel_calls.call("landlock_add_rule", ruleset, _BENEATH, struct.pack("<Qi", wanted & handled, file), 0)
     finally:
-        os.close(file)
+        if not grant.path.startswith("/proc/"):
+            os.close(file)
