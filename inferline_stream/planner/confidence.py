@@ -75,7 +75,7 @@ def p99_confidence(
     # Stretches without arrivals count as drawn stretches that add nothing.
     late, events = drawn @ above, drawn @ sizes
     within = late <= (1 - p) * events[:, None] + 1e-9
-    quantiles = levels[np.where(within.any(axis=1), within.argmax(axis=1), levels.size - 1)]
+    quantiles = levels[within.argmax(axis=1)]  # the first that few enough exceed: none exceeds the last
     low, high = np.quantile(quantiles, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high), confidence)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -260,13 +261,13 @@ class ParetoSearch:
     def _menu(self, stage: int, upstream: dict[int, Departures]) -> list[Option]:
         kept: list[Option] = []
         best, price_of_best, above, idle = math.inf, 0.0, -math.inf, 0
-        idle_of: dict[tuple[str, ...], int] = {}
+        idle_of: defaultdict[tuple[str, ...], int] = defaultdict(int)
         best_of: dict[tuple[str, ...], float] = {}
         for dearest in (max(self._least[stage], 1e-9) * 2.0**i for i in range(1, DEAREST.bit_length())):
             before = best
             listed = stage_options(self.bounds, stage, dearest, thinned=True, mixed=self._mixed)
             for (price, kinds), alike in itertools.groupby(listed, key=self._price_and_kinds):
-                if price <= above or idle_of.get(kinds, 0) >= IDLE:
+                if price <= above or idle_of[kinds] >= IDLE:
                     continue
                 late_s, options = self._best_limits(stage, list(alike), upstream)
                 if late_s < best * BETTER or (late_s <= best * NEAR and price <= price_of_best * DEARER):
@@ -276,7 +277,7 @@ class ParetoSearch:
                 best_of_kinds = best_of.get(kinds, math.inf)
                 # Too few replicas to be in time at all say nothing of more.
                 helped = late_s < best_of_kinds * BETTER or math.isinf(best_of_kinds)
-                idle_of[kinds] = 0 if helped else idle_of.get(kinds, 0) + 1
+                idle_of[kinds] = 0 if helped else idle_of[kinds] + 1
                 best_of[kinds] = min(late_s, best_of_kinds)
             above = dearest
             idle = idle + 1 if kept and best > before * BETTER else 0
