@@ -98,11 +98,14 @@ def test_the_least_price_of_a_stage_is_that_of_the_cheapest_mixture_faster_than_
     assert bounds.least_stage_price(0, rate) == pytest.approx(min(np.dot(held, costs) for held in enough))
 
 
+@pytest.mark.parametrize("window_s", [2.0, 2.5])
 @pytest.mark.parametrize(("allowed", "late"), [(9, 3), (2, 3), (1, 2), (0, 1)])
-def test_of_five_at_once_a_server_finishes_two_in_time_and_counts_what_it_misses_up_to_one_too_many(allowed, late):
+def test_of_five_at_once_a_server_finishes_two_in_time_and_counts_what_it_misses_up_to_one_too_many(
+    allowed, late, window_s
+):
     entry_s = np.zeros(5)
-    assert missed(entry_s, 2.5, 1.0, allowed) == late
-    assert missed_between(entry_s, entry_s + 2.5, 1.0, allowed) == late
+    assert missed(entry_s, window_s, 1.0, allowed) == late
+    assert missed_between(entry_s, entry_s + window_s, 1.0, allowed) == late
 
 
 def test_a_stage_has_what_the_others_and_the_hops_leave_of_the_slo():

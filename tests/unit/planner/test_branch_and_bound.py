@@ -1,12 +1,15 @@
 """The proof on problems made so that one reason to give up a beginning, taken too far, loses the cheapest plan."""
 
+import math
+
 import numpy as np
 import pytest
 
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import Arrow
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.branch_and_bound import prove
+from inferline_stream.planner.branch_and_bound import LEAST_COUNTED, _Tree, prove
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem, cost_of
 from tests.unit.planner.problems import least_cost, plain_problem
@@ -67,3 +70,25 @@ def test_what_one_beginning_has_seen_of_a_stage_is_not_held_against_another():
     catalogue = _cheap_and_fast() | {"fast": Hardware("fast", 1.5)}
     problem = plain_problem(times_s, np.arange(5.0), 0.1, catalogue, arrows=arrows)
     _is_cheapest(problem, 4.5, most=1)
+
+
+@pytest.mark.parametrize(("kind", "windows_s"), [("slow", (1.26, 1.36)), ("fast", (1.56, 1.66))])
+def test_a_stage_has_what_the_departures_above_it_and_the_fastest_rest_leave_of_the_slo(kind, windows_s):
+    """Ten events come at once and all leave a together: of 2 s, hops of 10 ms and what is spent elsewhere are gone."""
+    times_s = {"a": {"slow": 0.4, "fast": 0.1}, "b": {"fast": 0.2}, "c": {"fast": 0.3}}
+    catalogue = {"slow": Hardware("slow", 1.0), "fast": Hardware("fast", 2.0)}
+    problem = plain_problem(times_s, np.zeros(10), 2.0, catalogue, hop_s=0.01)
+    tree = _Tree(Evaluator(problem), None, take=lambda _: None, effort=math.inf)
+    (served,) = tree._served(0, (Allocation(kind, 1, 10),), ({},))
+    assert tree._rates(1, ({0: served},)) == pytest.approx([10 / window_s for window_s in windows_s], rel=0.011)
+
+
+@pytest.mark.parametrize("simulations", [1, 2, 3])
+def test_once_more_than_its_effort_is_used_up_a_proof_begins_no_simulation(simulations):
+    """Of each kind two replicas seem enough and are not: the last of five events waits for two others."""
+    kinds = {name: Hardware(name, 1.0 + place / 10) for place, name in enumerate("wxyz")}
+    problem = plain_problem({"a": dict.fromkeys(kinds, 1.0)}, np.zeros(5), 2.6, kinds)
+    evaluator = Evaluator(problem)
+    proof = prove(evaluator, None, effort=(simulations - 1) * LEAST_COUNTED)
+    assert (proof.best, proof.proven, proof.stopped) == (None, False, False)
+    assert evaluator.simulated_events == 5 * simulations

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.planner.evaluator import Evaluator
-from inferline_stream.planner.mixture_search import mixed_in
+from inferline_stream.planner.mixture_search import _cheapest, mixed_in
 from inferline_stream.planner.plan_explanation import explain
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
 from inferline_stream.planner.provision import provision
@@ -83,3 +84,12 @@ def test_replicas_that_hardly_cost_anything_are_left_as_they_are():
     before = evaluator.evaluations
     assert not list(mixed_in(evaluator, many))
     assert evaluator.evaluations == before
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_of_candidates_by_cost_the_first_that_meets_the_target_is_found_if_the_last_one_does(count):
+    every = [((Allocation("slow", 1, n),),) for n in range(count)]
+    for first in range(count + 1):
+        meeting = every[first:]
+        evaluator = SimpleNamespace(feasible=lambda candidate, meeting=meeting: candidate in meeting)
+        assert _cheapest(evaluator, every) == (meeting[0] if meeting else None)

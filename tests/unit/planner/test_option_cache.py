@@ -40,3 +40,4 @@ def test_of_mixtures_only_the_same_one_is_known():
     cache.add(both, "found", 3)
     assert both in cache
     assert (replace(HELD, max_batch_size=16), both[1]) not in cache
+    assert (replace(HELD, max_batch_size=16),) not in cache
