@@ -1,6 +1,7 @@
 """The Kubernetes actuator against an API server that fails, forgets, loses nodes and has no places left."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -138,6 +139,41 @@ async def test_a_refusal_that_passes_is_an_outage_and_another_names_what_to_chan
         api.refuse = lambda request: None
         await actuator.scale("a", "cpu-1", 1)
         assert len(api.pods()) == 1
+
+
+async def test_an_api_server_that_wants_a_pause_is_asked_for_nothing_meanwhile_and_nobody_waits() -> None:
+    def busy(request: web.Request) -> web.Response | None:
+        if request.method == "GET":
+            return None
+        response = refused(429, "TooManyRequests", "too many requests")
+        response.headers["Retry-After"] = "1"
+        return response
+
+    async with KubeApi() as api, acting(api) as actuator:
+        api.refuse = busy
+        began_s = asyncio.get_running_loop().time()
+        with pytest.raises(Unreachable, match="too many requests"):
+            await actuator.scale("a", "cpu-1", 1)
+        asked, api.refuse = len(api.requests), lambda request: None
+        for stage in ("a", "b"):
+            with pytest.raises(Unreachable, match="wants not to be asked"):
+                await actuator.scale(stage, "cpu-1", 1)
+        assert len(api.requests) == asked
+        async with asyncio.timeout(DEADLINE_S):
+            while not api.pods():
+                await asyncio.sleep(0.05)
+                with contextlib.suppress(Unreachable):
+                    await actuator.scale("a", "cpu-1", 1)
+        assert asyncio.get_running_loop().time() - began_s >= 1.0
+
+
+async def test_a_drain_asks_although_the_api_server_wanted_a_pause() -> None:
+    async with KubeApi() as api, acting(api) as actuator:
+        await actuator.scale("a", "cpu-1", 1)
+        actuator._pause_until_s = float("inf")
+        async with asyncio.timeout(DEADLINE_S):
+            await actuator.drain(0.0)
+        assert api.pods() == []
 
 
 async def test_a_deployment_that_may_not_be_made_without_pods_is_not_made_with_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,7 +24,13 @@ from inferline_stream.actuators.actuator import (
     surplus,
 )
 from inferline_stream.actuators.kubernetes import object_names
-from inferline_stream.actuators.kubernetes.api_server import delete, passing, plain, translated
+from inferline_stream.actuators.kubernetes.api_server import (
+    delete,
+    passing,
+    plain,
+    translated,
+    wanted_pause_s,
+)
 from inferline_stream.actuators.kubernetes.deployments import Deployments
 from inferline_stream.actuators.kubernetes.manifests import Cluster, resources
 from inferline_stream.actuators.kubernetes.object_names import COMPONENT_LABEL, DISPATCHER, MANAGED_BY, PIPELINE_LABEL
@@ -33,7 +39,7 @@ from inferline_stream.actuators.kubernetes.pods import DispatcherPod, Pods, disp
 from inferline_stream.actuators.kubernetes.postings import Postings
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec, ReplicaSpec
-from inferline_stream.errors import InferlineError
+from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
@@ -101,6 +107,8 @@ class KubernetesActuator:
         self._changed = asyncio.Condition()
         self._listed = asyncio.Event()
         self._asked: dict[tuple[str, str], int] = {}
+        self._pause_until_s = float("-inf")
+        """Until when the API server wants not to be asked for anything."""
         self._replacing: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._one_at_a_time = asyncio.Lock()
@@ -131,7 +139,7 @@ class KubernetesActuator:
             raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
         await self._listed.wait()
         async with self._one_at_a_time:
-            with translated():
+            with self._asking():
                 if known:
                     await self._deployments.apply_replicas(stage, hardware)
                 elif not await self._deployments.exists(name):
@@ -164,13 +172,13 @@ class KubernetesActuator:
         self._wanted[stage] = {spec.dispatcher: spec for spec in dispatchers}
         if dispatchers:
             async with self._one_at_a_time:
-                with translated():
+                with self._asking():
                     await self._deployments.apply_dispatchers(stage, len(dispatchers))
             await self._post()
         else:  # their hosts drain them; the postings are taken back once the pods are gone
             name = self._deployments.of_dispatchers(stage)
             async with self._one_at_a_time:
-                with translated():
+                with self._asking():
                     if await self._deployments.exists(name):
                         await self._deployments.scale(name, 0)
 
@@ -250,7 +258,7 @@ class KubernetesActuator:
         """Let older pods end before newer ones are made where no node has a place for both."""
         for stage, hardware in sorted(self._pods.stuck(now_s, PATIENCE_S)):
             async with self._one_at_a_time:
-                with translated():
+                with self._asking():
                     if await self._deployments.stop_first(stage, hardware):
                         logger.warning(
                             "stage %s: no node has a place for a newer replica on %s beside the older ones: from now "
@@ -266,6 +274,7 @@ class KubernetesActuator:
     async def drain(self, deadline_s: float) -> None:
         """Stop every dispatcher, retire every replica and wait until all are gone; force them after the deadline."""
         await self._listed.wait()
+        self._pause_until_s = float("-inf")  # it is asked once, and nobody asks again
         until_s = asyncio.get_running_loop().time() + deadline_s
         staffed = {pod.stage for pod in self._dispatcher_pods.values()}
         for stage in sorted({*self._deployments.stages, *self._wanted, *staffed}):
@@ -320,6 +329,24 @@ class KubernetesActuator:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """As `translated`; nothing is asked while the API server wants a pause, and nobody waits for its end.
+
+        Raises:
+            Unreachable: it wants a pause now, or answers that it does.
+        """
+        loop = asyncio.get_running_loop()
+        if (left_s := self._pause_until_s - loop.time()) > 0:
+            raise Unreachable(f"the Kubernetes API server wants not to be asked for {left_s:.1f} s; it is tried then")
+        try:
+            with translated():
+                yield
+        except Unreachable as error:
+            if isinstance(error.__cause__, Exception):
+                self._pause_until_s = loop.time() + wanted_pause_s(error.__cause__)
+            raise
 
     # Pods
 

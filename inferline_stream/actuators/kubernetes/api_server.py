@@ -21,7 +21,7 @@ from inferline_stream.actuators.kubernetes.object_names import FIELD_MANAGER
 from inferline_stream.errors import InferlineError, Unreachable, UsageError
 
 _LONGEST_PAUSE_S = 30.0
-"""Longer than any API server asks for; without a bound, a proxy before it could hold a watch for hours."""
+"""Longer than any API server asks for; without a bound, a proxy before it could stop watch and scaling for hours."""
 
 
 async def apply(client: AsyncClient, wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
