@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+_R = TypeVar("_R")
+
+
+def leaving_order(candidates: Sequence[_R], slot_of: Callable[[_R], int | None], there: Iterable[_R]) -> list[_R]:
+    """Return who leaves first, and so on: in the order given, but no slot's last one while another slot has two.
+
+    Args:
+        candidates: replicas of a stage, in the order that is best otherwise.
+        slot_of: the slot of one; None while that is not known.
+        there: all replicas of the stage that stay without this, the candidates included.
+    """
+    left, ordered, held = list(candidates), [], Counter(map(slot_of, there))
+    del held[None]
+    while left:
+        spares = max(held.values(), default=0) > 1
+        first = next((each for each in left if not spares or held[slot_of(each)] != 1), left[0])
+        left.remove(first)
+        ordered.append(first)
+        held[slot_of(first)] -= 1
+    return ordered
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from inferline_stream.pipeline.replica_slots import ReplicaSlots
+from inferline_stream.pipeline.replica_slots import ReplicaSlots, leaving_order
 from inferline_stream.replay.group_plant import GroupPlant
 from inferline_stream.replay.plant import Plant
 
@@ -38,7 +38,7 @@ class Replica:
 
 @dataclass(slots=True)
 class StageReplicas:
-    """One stage's replicas, dealt to slots as a supervisor deals them.
+    """One stage's replicas, dealt to slots as in a run: none is left empty while another one has two.
 
     Args:
         plant: where they work.
@@ -64,6 +64,8 @@ class StageReplicas:
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _dealt: ReplicaSlots = field(default_factory=ReplicaSlots)
     """Those present."""
+    _spared: dict[str, str] = field(default_factory=dict)
+    """Replicas that leave a fuller slot once their successors, by which they stand here, are ready in an empty one."""
     _counted: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
 
     def __post_init__(self) -> None:
@@ -100,17 +102,17 @@ class StageReplicas:
     def want(self, wanted: Mapping[int, int]) -> None:
         """Ask for exactly this many replicas of each kind, from now on."""
         for kind, count in wanted.items():
-            held = [replica for replica in self.present.values() if replica.kind == kind]
+            staying = [replica for replica in self.present.values() if replica.name not in self._spared.values()]
+            held = [replica for replica in staying if replica.kind == kind]
             self.changes += count != len(held)
             for _ in range(count - len(held)):
                 self._ask(kind)
             # Those not ready yet go first, then those that came last.
-            for replica in sorted(held, key=lambda r: (not r.working, r.ready_s))[count:]:
+            last_first = sorted(held, key=lambda r: (not r.working, r.ready_s))[::-1]
+            for replica in leaving_order(last_first, lambda r: r.slot, staying)[: max(0, len(held) - count)]:
                 self._retire(replica)
-            while (name := self._dealt.to_spare(())) is not None:
-                spared = self.present[name]
-                self._retire(spared)
-                self._ask(spared.kind)
+        while (name := self._dealt.to_spare(self._spared.values())) is not None:
+            self._spared[self._ask(self.present[name].kind)] = name
         self._counted = None
 
     def happen(self) -> None:
@@ -122,17 +124,19 @@ class StageReplicas:
             if name in self.present:
                 self.present[name].working = True
                 self.plant.add(self.stage, self.present[name].slot, self.present[name].kind)
+                self._retire_spared(name)
 
     def _new(self, name: str, kind: int, asked_s: float, ready_s: float) -> Replica:
-        slot = self._dealt.add(name).slot
+        slot = self._dealt.add(name, self._spared.values()).slot
         assert slot is not None
         self.present[name] = replica = Replica(name, slot, kind, asked_s, ready_s)
         return replica
 
-    def _ask(self, kind: int) -> None:
+    def _ask(self, kind: int) -> str:
         now_s = self.plant.now_s
         replica = self._new(f"{kind}-{next(self._order)}+", kind, now_s, now_s + self.start_up_s[kind])
         heapq.heappush(self._coming, (replica.ready_s, next(self._order), replica.name))
+        return replica.name
 
     def _retire(self, replica: Replica) -> None:
         del self.present[replica.name]
@@ -141,3 +145,8 @@ class StageReplicas:
         # A start that was begun is paid for.
         leaves = replica.working
         replica.left_s = self.plant.leave(self.stage, replica.slot, replica.kind) if leaves else replica.ready_s
+        self._retire_spared(replica.name)
+
+    def _retire_spared(self, successor: str) -> None:
+        if (name := self._spared.pop(successor, None)) is not None:
+            self._retire(self.present[name])

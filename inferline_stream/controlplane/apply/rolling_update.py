@@ -7,9 +7,10 @@ no place for both does the old one stop first.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from inferline_stream.pipeline.replica_slots import leaving_order
 
 _EPSILON = 1e-9
 
@@ -108,15 +109,8 @@ def _order(members: Sequence[StageReplica], there: Sequence[StageReplica]) -> li
 
     A slot's last one stays while another slot has two.
     """
-    left, staying, ordered = list(members), list(there), []
-    while left:
-        held = Counter(m.slot for m in staying if m.slot is not None)
-        last = {slot for slot, count in held.items() if count == 1 < max(held.values())}
-        first = min(left, key=lambda m: (not m.waiting, m.slot in last, -m.started_s))
-        left.remove(first)
-        staying.remove(first)
-        ordered.append(first)
-    return ordered
+    by_age = sorted(members, key=lambda m: (not m.waiting, -m.started_s))
+    return leaving_order(by_age, lambda m: m.slot, there)
 
 
 def _made_up_for(

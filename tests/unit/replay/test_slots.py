@@ -72,7 +72,7 @@ def test_a_replica_that_leaves_does_not_count_in_its_slot(asked_s):
 
 
 def test_a_slot_whose_last_replica_leaves_gets_one_in_place_of_one_of_a_fuller_slot():
-    """Slot 1 has the only one of kind y; once that leaves, the second of kind x in slot 0 leaves for another there."""
+    """Slot 1 has the only one of kind y; once that leaves, another of kind x starts there before one leaves slot 0."""
     trace = Trace(np.arange(0.0, 20.0, 0.25))
     steps = [(1.0, {"a": {"x": 2}}), (10.0, {"a": {"y": 0}})]
     held = {"a": (Allocation("x", 1, 1), Allocation("y", 1, 1))}
@@ -83,6 +83,19 @@ def test_a_slot_whose_last_replica_leaves_gets_one_in_place_of_one_of_a_fuller_s
     assert late.any(), "it starts meanwhile"
     assert (trace.arrivals_s[late] >= 10.0 - 0.25).all()
     assert (trace.arrivals_s[late] <= 12.0).all()
+    of_x_s = found.replica_hours["a", "x"] * 3600
+    assert of_x_s == pytest.approx(found.duration_s + (12.0 - 1.0) + (found.duration_s - 10.0), abs=0.1)
+
+
+def test_a_slot_keeps_its_last_replica_while_another_one_has_two():
+    """The youngest of three of kind x is alone in slot 1, once the one of kind y has left."""
+    trace = Trace(np.arange(0.0, 20.0, 0.25))
+    steps = [(1.0, {"a": {"x": 3}}), (4.0, {"a": {"y": 0}}), (10.0, {"a": {"x": 2}})]
+    held = {"a": (Allocation("x", 1, 1), Allocation("y", 1, 1))}
+    measured = waiting(0.02, kinds="xy", start_up_s=2.0)
+    found = run(measured, held, trace, Scheduled("less", steps, period_s=0.5), slots={"a": 2})
+    assert found.latency_s.max() < 0.3
+    assert found.replica_hours["a", "x"] * 3600 == pytest.approx(2 * found.duration_s - 1.0 + 10.0 - 1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
