@@ -91,6 +91,7 @@ class LocalKafka:
         self._log: IO[bytes] | None = None
         self._classpath = ""
         self._formatted = Path()
+        self._classes = Path()
         self.folder = Path()
         self.port = 0
         self.ports: dict[str, int] = {}
@@ -112,8 +113,11 @@ class LocalKafka:
 
     def start(self) -> None:
         """Start on the same port and data as before, if there was a before; returns once the broker answers."""
+        self._start(f"-XX:SharedArchiveFile={self._classes}")  # where it is of no use, Java reads the jars
+
+    def _start(self, classes: str) -> None:
         self._process = subprocess.Popen(
-            self._java("kafka.Kafka", str(self.folder / "server.properties"), heap=self._heap),
+            self._java("kafka.Kafka", str(self.folder / "server.properties"), heap=self._heap, options=(classes,)),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -158,6 +162,7 @@ class LocalKafka:
             jars = kafka_jars(where.cache, where.kafka_version)
             self._classpath = f"{jars}/*"
             self._formatted = formatted_folder(jars)
+            self._classes = classes_archive(jars)
             self.folder = Path(
                 undo.enter_context(tempfile.TemporaryDirectory(prefix="kafka-", ignore_cleanup_errors=True))
             )
@@ -166,6 +171,8 @@ class LocalKafka:
             self.ports = dict(zip(self._listeners, ports, strict=True))
             self._write_properties(controller_port)
             self._format()
+            if not self._classes.exists():
+                self._keep_classes()
             self.start()
             self._resources = undo.pop_all()
         return self
@@ -204,7 +211,7 @@ class LocalKafka:
             if self._watchdog.stdin is not None:
                 self._watchdog.stdin.close()
 
-    def _java(self, main: str, *arguments: str, heap: str) -> list[str]:
+    def _java(self, main: str, *arguments: str, heap: str, options: Sequence[str] = ()) -> list[str]:
         logging_level = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
         # A broker that lives for a minute: the optimising compiler would take most of a core for as long.
         # Checking the bytecode of jars whose digests Maven has checked would take a sixth of its start.
@@ -212,7 +219,7 @@ class LocalKafka:
             *("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
             *("-XX:+UnlockDiagnosticVMOptions", "-XX:-BytecodeVerificationRemote"),
         )
-        return ["java", f"-Xmx{heap}", *frugal, logging_level, "-cp", self._classpath, main, *arguments]
+        return ["java", f"-Xmx{heap}", *frugal, *options, logging_level, "-cp", self._classpath, main, *arguments]
 
     def _write_properties(self, controller_port: int) -> None:
         further = "".join(f",{name}://{HOST}:{port}" for name, port in self.ports.items())
@@ -252,10 +259,29 @@ class LocalKafka:
         ):
             shutil.copytree(data, Path(workshop) / "data").rename(self._formatted)
 
+    def _keep_classes(self) -> None:
+        """Let a broker that ends at once write down the classes that Java has read: a third of each later start."""
+        with (
+            contextlib.suppress(OSError),  # the cache is not ours to write to
+            tempfile.TemporaryDirectory(prefix=".classes-", dir=self._classes.parent) as workshop,
+        ):
+            written = Path(workshop) / "classes.jsa"
+            self._start(f"-XX:ArchiveClassesAtExit={written}")
+            broker = self._running()
+            self.stop()
+            if broker.returncode != -signal.SIGKILL:  # else it is not all there
+                written.replace(self._classes)
+
 
 def formatted_folder(jars: Path) -> Path:
     """Where an empty data folder is kept: beside the jars of its version, by the cluster's id, which it holds."""
     return jars.with_name(f"{jars.name}-formatted-{CLUSTER_ID}")
+
+
+def classes_archive(jars: Path) -> Path:
+    """Where the archive of the broker's classes is kept: beside the jars of its version, by the Java that wrote it."""
+    java = Path(shutil.which("java") or "java").resolve()
+    return jars.with_name(f"{jars.name}-classes-{java.stat().st_mtime_ns:x}.jsa")
 
 
 def free_ports(count: int) -> list[int]:

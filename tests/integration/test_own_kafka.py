@@ -10,6 +10,10 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from inferline_stream.settings import surroundings
+from inferline_stream.testing.kafka_jars import kafka_jars
+from inferline_stream.testing.local_kafka import classes_archive
+
 HOLD_A_KAFKA = """
 from inferline_stream.testing.local_kafka import LocalKafka
 with LocalKafka() as kafka:
@@ -41,6 +45,12 @@ async def test_it_is_killed_suspended_and_restarted_on_the_same_address_with_the
         consumer.assign([TopicPartition("topic", 0)])
         values = [(await asyncio.wait_for(consumer.getone(), 30)).value for _ in range(4)]
     assert values == [b"before", b"after SIGKILL", b"while suspended", b"after SIGTERM"]
+
+
+def test_it_starts_with_the_classes_that_an_earlier_one_kept(own_apache_kafka):
+    kafka, where = own_apache_kafka, surroundings()
+    kept = classes_archive(kafka_jars(where.cache, where.kafka_version))
+    assert str(kept) in Path(f"/proc/{kafka.pid}/maps").read_text()
 
 
 @pytest.mark.usefixtures("own_apache_kafka")  # says whether one can be started here
