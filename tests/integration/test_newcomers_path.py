@@ -1,5 +1,6 @@
 """A newcomer's path: install, init, edit two lines, check, profile, plan, run with the page open, a burst, the alert,
-explain, report. One script walks it; what it saw stays in tests/artifacts/newcomer, and the tests read that.
+explain, report. One script walks it by the tutorial's commands, each with what else the newcomer looks at; what it saw
+stays in tests/artifacts/newcomer, and the tests read that.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from inferline_stream.testing.local_kafka import free_ports
 from tests.integration._monitoring import Notice, monitoring
 
 ROOT = Path(__file__).parents[2]
+TUTORIAL = ROOT / "docs/tutorial/first-pipeline.md"
 ARTIFACTS = ROOT / "tests/artifacts/newcomer"
 CHROMIUM = shutil.which("chromium")
 TOKEN = "a newcomer's token"
@@ -75,27 +77,37 @@ def compiled_already(packages: Path) -> None:
         shutil.copystat(compiled.parents[1] / source, there.parents[1] / source)
 
 
+def commands_of_the_tutorial() -> dict[str, list[str]]:
+    """Their arguments by verb."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", TUTORIAL.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line.split() for line in "".join(blocks).splitlines()]
+    commands = {verb: arguments for program, verb, *arguments in lines if program == "inferline-stream"}
+    assert len(commands) == len(lines), "the walk takes commands of inferline-stream, each verb once"
+    return commands
+
+
 class Newcomer:
-    """Runs commands in a folder, and keeps what they print."""
+    """Runs the tutorial's commands in a folder, and keeps what they print."""
 
     def __init__(self, command: Path, home: Path) -> None:
         self.command, self.home = command, home
+        self.ahead = commands_of_the_tutorial()
         self.environment = {**os.environ, "COLUMNS": "110", "INFERLINE_UI_TOKEN": TOKEN}
 
-    def does(self, step: str, *arguments: str) -> None:
+    def does(self, verb: str, *more: str) -> None:
+        arguments = [verb, *self.ahead.pop(verb), *more]
         done = subprocess.run(
             [self.command, *arguments],
             cwd=self.home, env=self.environment, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
-        (ARTIFACTS / f"{step}.txt").write_text(f"$ inferline-stream {' '.join(arguments)}\n{done.stdout}{done.stderr}")
-        assert done.returncode == 0, f"{step}: {done.stdout}{done.stderr}"
+        (ARTIFACTS / f"{verb}.txt").write_text(f"$ inferline-stream {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+        assert done.returncode == 0, f"{verb}: {done.stdout}{done.stderr}"
 
     @contextmanager
-    def runs(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    def runs(self, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+        command = [self.command, "run", *self.ahead.pop("run"), *more]
         with (ARTIFACTS / "run.txt").open("wb") as log:
-            process = subprocess.Popen(
-                [self.command, "run", *arguments], cwd=self.home, env=self.environment, stdout=log, stderr=log
-            )
+            process = subprocess.Popen(command, cwd=self.home, env=self.environment, stdout=log, stderr=log)
             try:
                 yield process
             finally:
@@ -150,22 +162,21 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ARTIFACTS.mkdir(parents=True)
     folder = tmp_path_factory.mktemp("newcomer")
     newcomer = Newcomer(installed(folder), folder)
-    newcomer.does("init", "init", "shop")
-    newcomer.home = shop = folder / "shop"
-    edited(shop / "topology.py")
-    newcomer.does("check", "check", "topology.py")
-    newcomer.does("profile", "profile", "topology.py", "--plot", str(ARTIFACTS / "profile.png"))
-    newcomer.does("plan", "plan", "topology.py", "--curve", "--plot", str(ARTIFACTS / "curve.png"))
-    newcomer.does("rules", "rules", "topology.py", "--faster", "60", "--save", "rules.yml")
+    newcomer.does("init")
+    edited(folder / "reviews/topology.py")
+    newcomer.does("check")
+    newcomer.does("profile", "--plot", str(ARTIFACTS / "profile.png"))
+    newcomer.does("plan", "--plot", str(ARTIFACTS / "curve.png"))
+    newcomer.does("rules", "--faster", "60")
     live = levels_trace(LEVELS, 1.0, np.random.default_rng(5)).arrivals_s
-    (shop / "live.csv").write_text("arrival_s\n" + "".join(f"{arrival_s:.4f}\n" for arrival_s in live))
+    (folder / "reviews/live.csv").write_text("arrival_s\n" + "".join(f"{arrival_s:.4f}\n" for arrival_s in live))
     page_port, metrics_port = free_ports(2)
     ports = ("--ui-port", str(page_port), "--metrics-port", str(metrics_port))
     complaints: list[str] = []
     with (
         sync_playwright() as playwright,
-        monitoring(folder, shop / "rules.yml", metrics_port) as heard,
-        newcomer.runs("topology.py", "--arrivals", "live.csv", *ports) as process,
+        monitoring(folder, folder / "rules.yml", metrics_port) as heard,
+        newcomer.runs("--duration", "5m", *ports) as process,  # until the newcomer has seen enough
     ):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -175,16 +186,17 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         while process.poll() is None and not heard.query(f"inferline_arrivals_total > {BURST_OVER}"):
             assert time.monotonic() < deadline_s, "the burst was not over within 60 s"
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)  # the newcomer has seen enough
+        process.send_signal(signal.SIGINT)
         assert process.wait(120) == 0, (ARTIFACTS / "run.txt").read_text()
-        newcomer.does("explain", "explain", "topology.py")
-        newcomer.does("report", "report", "topology.py", "--save", str(ARTIFACTS / "report.html"))
+        newcomer.does("explain")
+        newcomer.does("report", "--save", str(ARTIFACTS / "report.html"))
         tab.set_viewport_size({"width": 1000, "height": 900})
         tab.goto((ARTIFACTS / "report.html").as_uri())
         (ARTIFACTS / "report.txt").write_text(tab.inner_text("body"))
         tab.screenshot(path=ARTIFACTS / "report.png", full_page=True)
         browser.close()
     assert complaints == []
+    assert newcomer.ahead == {}, "the tutorial's commands that were left out"
     return ARTIFACTS
 
 
