@@ -92,3 +92,14 @@ def test_once_more_than_its_effort_is_used_up_a_proof_begins_no_simulation(simul
     proof = prove(evaluator, None, effort=(simulations - 1) * LEAST_COUNTED)
     assert (proof.best, proof.proven, proof.stopped) == (None, False, False)
     assert evaluator.simulated_events == 5 * simulations
+
+
+def test_below_an_option_whose_departures_were_seen_nothing_is_searched_again():
+    """Two replicas of b seem enough and are not. Both are simulated once, for x; of y, as fast as x, a alone is."""
+    catalogue = {"x": Hardware("x", 1.0), "y": Hardware("y", 1.5)}
+    problem = plain_problem({"a": {"x": 0.001, "y": 0.001}, "b": {"x": 1.0}}, np.zeros(5), 2.625, catalogue)
+    evaluator = Evaluator(problem)
+    proof = prove(evaluator, None)
+    assert proof.best == ((Allocation("x", 1, 1),), (Allocation("x", 1, 3),))
+    by_stage, whole = 5 * (2 + 2), 5 * 2
+    assert evaluator.simulated_events == by_stage + whole
