@@ -70,6 +70,13 @@ def test_a_limit_that_a_batch_reached_says_nothing_of_a_larger_one():
         assert evaluator.evaluations == asked
 
 
+def test_asking_for_latencies_is_an_evaluation():
+    problem = plain_problem({"a": {"x": 0.5}}, np.arange(3.0), 1.0, {"x": Hardware("x", 1.0)})
+    evaluator = Evaluator(problem)
+    assert evaluator.quantile_s(((Allocation("x", 1, 1),),)) == 0.5
+    assert (evaluator.evaluations, evaluator.simulated_events) == (1, 3)
+
+
 @pytest.mark.parametrize(("stage", "busy_s", "count"), [(0, 0.5, 1), (0, 2.5, 4), (1, 2.5, 4), (0, 1.5, 2)])
 def test_beyond_the_first_power_of_two_at_which_nothing_waits_more_replicas_change_nothing(stage, busy_s, count):
     """An event comes every second on one trace, every ten on the other: ⌈2.5⌉ replicas are busy at once."""

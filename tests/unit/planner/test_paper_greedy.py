@@ -219,6 +219,19 @@ def test_stages_that_share_a_scarce_kind_grow_beside_one_that_cannot():
     assert [option[0].replicas for option in found] == [1, 2, 2, 1, 1]
 
 
+def test_after_sixteen_replicas_in_vain_it_is_asked_whether_any_number_would_do():
+    problem = plain_problem({"a": {"fast": 0.1}}, np.arange(10.0), 1.0, prices())
+    asked = []
+
+    def feasible(candidate):
+        asked.append(candidate[0][0].replicas)
+        return False
+
+    search = Search(problem, Evaluator(problem).bounds, feasible, lambda *_: 50, lambda *_: None)
+    assert initialise(search) is None
+    assert asked == [*range(1, 18), 50]
+
+
 @pytest.mark.parametrize(("least", "most"), [(2, 2), (6, 6), (20, 50), (51, 60)])
 def test_cheaper_hardware_is_tried_from_one_replica_up_and_given_up_once_none_will_do(least, most):
     problem = plain_problem({"a": {"fast": 0.1, "slow": 0.1}}, np.arange(10.0), 1.0, prices())

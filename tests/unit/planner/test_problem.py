@@ -113,3 +113,12 @@ def test_in_the_place_of_replicas_come_as_few_as_serve_the_rate_and_as_many_as_c
     found = in_place_of(bounds, 0, (part,), part=part, fewer=fewer, one=one)
     assert [option[0] for option in found] == [replace(one, replicas=count) for count in counts]
     assert [option[1:] for option in found] == [(replace(part, replicas=3 - fewer),)] * len(counts)
+
+
+def test_of_a_kind_that_costs_nothing_a_few_more_than_serve_the_rate_are_tried():
+    """24.75 of 25 events a second have to be in time: beside two that serve 10 each, one more has to."""
+    problem = mixed_problem()
+    problem = replace(problem, catalogue={**problem.catalogue, "small": Hardware("small", 0.0)})
+    part, one = Allocation("slow", 1, 3), Allocation("small", 1, 1)
+    found = in_place_of(Evaluator(problem).bounds, 0, (part,), part=part, fewer=1, one=one)
+    assert [option[0].replicas for option in found] == [1, 2, 3, 4, 5]

@@ -12,13 +12,14 @@ from inferline_stream.errors import Infeasible, InvalidInput
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.planner import search as coarse_to_fine
 from inferline_stream.planner.branch_and_bound import prove
 from inferline_stream.planner.evaluator import Evaluator, Stopped
 from inferline_stream.planner.local_search import with_largest_limits
 from inferline_stream.planner.pareto_search import ParetoSearch
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
-from inferline_stream.planner.provision import MARGIN, _Journal, provision, search
-from inferline_stream.planner.search import busiest, levels
+from inferline_stream.planner.provision import MARGIN, _dearer, _Journal, provision, search
+from inferline_stream.planner.search import busiest, levels, lowered, refine
 from inferline_stream.planner.stage_options import stage_options
 from tests.unit.planner.problems import SIZES, least_cost, meets, p99_s, plain_problem, prices, random_problem
 
@@ -295,6 +296,39 @@ def test_levels_grow_from_the_busiest_piece_to_the_whole_trace():
     assert busiest(trace, sizes[0]).arrival_rate == pytest.approx(400, rel=0.05)
 
 
+@pytest.mark.parametrize("events", [9, 10])
+def test_a_trace_that_is_no_longer_than_the_piece_asked_for_is_its_busiest(events):
+    trace = Trace(np.arange(5.0, 14.0))
+    assert busiest(trace, events) is trace
+
+
+@pytest.mark.parametrize(("effort", "descents"), [(10_000, 8), (0, 1)])
+def test_once_the_effort_is_used_up_only_the_cheapest_candidate_has_been_taken_down_in_cost(
+    monkeypatch, effort, descents
+):
+    """Forty events at once: 1 to 8 replicas are all in time, and a descent reports a step at least."""
+    monkeypatch.setattr(coarse_to_fine, "EFFORT", effort)
+    problem = plain_problem({"a": {"x": 0.125}}, np.zeros(40), 5.0, {"x": Hardware("x", 1.0)})
+    phases = []
+    found = refine(
+        Evaluator(problem), (), mixed=False, stop=lambda: False, report=lambda phase, _: phases.append(phase)
+    )
+    assert list(found) == [((Allocation("x", 1, 1),),)]
+    assert set(phases) == {"searching", "descending"}
+    assert phases.count("descending") >= descents
+    assert (phases.count("descending") == 1) == (effort == 0)
+
+
+def test_a_candidate_is_lowered_by_predictions_on_the_shortest_piece(monkeypatch):
+    """Nothing is cheaper than one replica: the whole trace is simulated once, to have its departures."""
+    monkeypatch.setattr(coarse_to_fine, "COARSE_EVENTS", 4)
+    problem = plain_problem({"a": {"x": 0.125}}, np.arange(20.0), 5.0, {"x": Hardware("x", 1.0)})
+    assert [len(level.traces[0]) for level in levels(problem)] == [4, 20]
+    whole, least = Evaluator(problem), ((Allocation("x", 1, 1),),)
+    assert list(lowered(whole, least, mixed=False, stop=lambda: False)) == [least]
+    assert whole.simulated_events == 20
+
+
 def test_a_long_trace_is_planned_coarse_to_fine_and_verified_on_all_of_it():
     problem = random_problem(2, stages=2, rate=400, duration_s=300, slack=4.0)
     outcome = search(problem)
@@ -387,3 +421,5 @@ def test_of_plans_of_equal_cost_the_first_that_was_found_is_kept():
         journal.take(candidate)
         kept.append(journal.best)
     assert kept == [first, first, cheaper, cheaper]
+    assert not _dearer(problem, first, [alike])
+    assert _dearer(problem, first, [alike, cheaper])

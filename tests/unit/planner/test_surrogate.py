@@ -105,3 +105,30 @@ def test_holding_batches_is_tried_down_to_a_single_replica():
     evaluator, base = Evaluator(problem), ((Allocation("x", 1, 2),),)
     offered = [choice.option[0] for choice in Surrogate(evaluator, evaluator.bounds, base, mixed=False).choices(0, 2.0)]
     assert any(part.replicas == 1 and part.hold_s for part in offered)
+
+
+def rare_bursts(bursts):
+    """Bursts of three, of which two replicas make one late, and single events: of 150 in all one may be late."""
+    arrivals_s = np.concatenate([np.repeat(np.arange(bursts) * 10.0, 3), 1000.0 + np.arange(150 - 3 * bursts) * 10.0])
+    return plain_problem({"a": {"x": 1.0}}, arrivals_s, 1.9, {"x": Hardware("x", 1.0)})
+
+
+@pytest.mark.parametrize(("bursts", "offered"), [(4, True), (5, False)])
+def test_what_makes_more_than_three_times_the_allowance_and_one_late_is_not_proposed(bursts, offered):
+    problem = rare_bursts(bursts)
+    evaluator = Evaluator(problem)
+    surrogate = Surrogate(evaluator, evaluator.bounds, ((Allocation("x", 1, 3),),), mixed=False)
+    assert surrogate.allowed == 1
+    found = {p.candidate[0][0].replicas: p.late for p in surrogate.proposals(math.inf, math.inf)}
+    assert found.get(2) == (bursts if offered else None)
+
+
+def test_dearer_options_are_proposed_up_to_six_times_the_least_price_of_a_stage():
+    """A replica of each stage is enough; more of them are as good as one, and so proposed."""
+    times_s = {stage: {"x": 0.125} for stage in "ab"}
+    problem = plain_problem(times_s, np.arange(20.0), 1.0, {"x": Hardware("x", 1.0)})
+    evaluator = Evaluator(problem)
+    base = ((Allocation("x", 1, 1),),) * 2
+    surrogate = Surrogate(evaluator, evaluator.bounds, base, mixed=False)
+    found = {tuple(part.replicas for (part,) in p.candidate) for p in surrogate.proposals(math.inf, math.inf)}
+    assert {counts for counts in found if 1 in counts} == {(1, n) for n in range(2, 7)} | {(n, 1) for n in range(2, 7)}
