@@ -96,7 +96,7 @@ def batch_limits(problem: Problem, stage: str, hardware: str) -> tuple[int, ...]
     """Batch limits worth considering: profiled sizes that raise throughput, up to the stage's own limit."""
     limit = problem.max_batch_sizes.get(stage, math.inf)
     useful = problem.measured.profiles[stage, hardware].useful_batch_sizes
-    return tuple(size for size in useful if size <= limit) or useful[:1]
+    return tuple(size for size in useful if size <= limit)
 
 
 def replica_forms(problem: Problem, stage: str, hardware: str) -> tuple[Allocation, ...]:
@@ -212,22 +212,14 @@ def slots(problem: Problem) -> tuple[int, ...]:
     return tuple(found)
 
 
-def fastest_path_s(problem: Problem, batch_one: bool = True) -> float:
-    """T_s on the fastest hardware, hops included; infinite stock of it assumed.
-
-    Args:
-        problem: the problem.
-        batch_one: service times of batch 1, as in the paper; otherwise the least of any batch size.
-    """
-    return rest_s(problem, [fastest_s(problem, stage, batch_one) for stage in problem.shape.stages])
+def fastest_path_s(problem: Problem) -> float:
+    """T_s on the fastest hardware, hops included; infinite stock of it assumed."""
+    return rest_s(problem, [fastest_s(problem, stage) for stage in problem.shape.stages])
 
 
-def fastest_s(problem: Problem, stage: str, batch_one: bool = True) -> float:
-    """Least service time of a stage on any of its hardware kinds."""
-    profiles = [problem.measured.profiles[stage, kind] for kind in hardware_kinds(problem, stage)]
-    if batch_one:
-        return min(profile.service_time_s(1) for profile in profiles)
-    return min(entry.mean_s for profile in profiles for entry in profile.service_times)
+def fastest_s(problem: Problem, stage: str) -> float:
+    """Least service time of a batch of 1 on any of a stage's hardware kinds."""
+    return min(problem.measured.profiles[stage, kind].service_time_s(1) for kind in hardware_kinds(problem, stage))
 
 
 def rest_s(problem: Problem, service_time_s: Sequence[float]) -> float:
