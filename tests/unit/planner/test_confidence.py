@@ -33,7 +33,7 @@ def test_a_single_block_is_the_trace_itself_and_its_quantile_certain(p):
     assert (found.low_s, found.high_s) == (quantile_s(latency, p),) * 2
 
 
-def test_of_more_latencies_than_are_told_apart_those_near_the_quantile_are():
+def test_of_more_latencies_than_are_kept_apart_those_near_the_quantile_are():
     """Of 100,000 the slowest 8,000 are looked at, one in eight of them."""
     found = _interval(np.arange(100_000.0), blocks=1)
     assert found.low_s == found.high_s == pytest.approx(quantile_s(np.arange(100_000.0), 0.99), abs=8)
