@@ -26,6 +26,7 @@ from inferline_stream.kafka.event_loop import Loop
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.printable import log_to_stderr_plainly
+from inferline_stream.settings import SETTINGS_VARIABLES, given
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +136,7 @@ def _confinement(options: argparse.Namespace, needs: Needs) -> Confinement:
         reads=tuple(str(path.absolute()) for path in needs.reads),
         writes=tuple(str(path.absolute()) for path in needs.writes),
         ports=needs.ports,
+        environment=tuple(given(SETTINGS_VARIABLES)),
         seal="imports" if needs.late else "strict",
         memory_mb=needs.memory_mb,
         file_mb=_ANY_SIZE_MB,

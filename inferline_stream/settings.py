@@ -111,6 +111,10 @@ class Settings:
         return max(self.start_timeout_s, self.gpu_start_timeout_s) if gpu else self.start_timeout_s
 
 
+SETTINGS_VARIABLES = tuple(f"INFERLINE_{name.upper()}" for name in Settings.__dataclass_fields__)
+"""Every variable that `from_environment` reads."""
+
+
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """Settings with `INFERLINE_<NAME>` applied, as ``INFERLINE_TUNER_STEP_S=50ms``; a bare number is seconds or bytes.
 
@@ -119,8 +123,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """
     source = os.environ if environment is None else environment
     found: dict[str, float] = {}
-    for name in Settings.__dataclass_fields__:
-        variable = f"INFERLINE_{name.upper()}"
+    for name, variable in zip(Settings.__dataclass_fields__, SETTINGS_VARIABLES, strict=True):
         if variable in source:
             try:
                 found[name] = _number(source[variable], name)
@@ -163,8 +166,7 @@ def check_variables(flags: Iterable[str], environment: Mapping[str, str] | None 
         UsageError: a variable that begins with ``INFERLINE_`` and means nothing, with the nearest that does.
     """
     source = os.environ if environment is None else environment
-    settings = (f"INFERLINE_{name.upper()}" for name in Settings.__dataclass_fields__)
-    known = {*flags, *settings, *KAFKA_VARIABLES, *DISPATCHER_KAFKA_VARIABLES, CACHE}
+    known = {*flags, *SETTINGS_VARIABLES, *KAFKA_VARIABLES, *DISPATCHER_KAFKA_VARIABLES, CACHE}
     for variable in sorted(source):
         if variable.startswith("INFERLINE_") and variable not in known:
             near = difflib.get_close_matches(variable, known, 1)

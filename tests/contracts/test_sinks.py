@@ -44,6 +44,13 @@ async def test_what_cannot_be_or_would_show_a_secret_is_refused_before_anything_
     assert said in error.decode()
 
 
+async def test_a_setting_reaches_the_sealed_process_which_refuses_what_is_no_duration(tmp_path):
+    sink = await jsonl("127.0.0.1:9", "t", tmp_path / "out.jsonl", check_s="often")
+    _, error = await sink.process.communicate()
+    assert sink.process.returncode == 2
+    assert "INFERLINE_TOPIC_CHECK_S='often' is not a number of seconds" in error.decode()
+
+
 async def test_sinks_and_sources_whose_kafka_is_gone_end_in_order(receiver, tmp_path):
     with EmbeddedKafka() as kafka:
         where = kafka.bootstrap_servers
@@ -175,14 +182,14 @@ async def test_a_sink_reads_partitions_that_its_topic_is_given_and_leaves_out_wh
     assert (counts["written"], counts["unreadable"]) == (3, 1)
 
 
-async def jsonl(bootstrap_servers: str, topic: str, path: Path, *more: str) -> Command:
+async def jsonl(bootstrap_servers: str, topic: str, path: Path, *more: str, check_s: str = "0.3") -> Command:
     module = "inferline_stream.connectors.sinks.jsonl"
     where = ("--bootstrap-servers", bootstrap_servers, "--topic", topic, "--path", str(path))
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module, *where, *more,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "INFERLINE_TOPIC_CHECK_S": "0.3"},
+        env={**os.environ, "INFERLINE_TOPIC_CHECK_S": check_s},
     )  # fmt: skip
     return Command(process)
 
