@@ -82,9 +82,9 @@ def broker() -> Iterator[str]:
 
 @contextmanager
 def under_way(folder: Path, servers: str) -> Iterator[None]:
-    """The starter topology, running with its sample replayed again and again, until it can be looked at."""
+    """The starter topology, running with a fifth of its sample replayed again and again, until it can be looked at."""
     arrivals = folder / "long.csv"
-    times = (folder / "arrivals.csv").read_text().split()[1:]
+    times = (folder / "arrivals.csv").read_text().split()[1::5]
     arrivals.write_text("arrival_s\n" + "".join(f"{60 * n + float(t):.4f}\n" for n in range(10) for t in times))
     command = ["inferline-stream", "run", ".", "--bootstrap-servers", servers, "--replay", "--arrivals", arrivals.name]
     with (folder / "run.log").open("w") as log:
