@@ -1,11 +1,16 @@
 """Where refinement starts, on problems small enough to try everything."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import Profile, ServiceTime
+from inferline_stream.planner import pareto_search
 from inferline_stream.planner.evaluator import Evaluator
-from inferline_stream.planner.pareto_search import ParetoSearch
+from inferline_stream.planner.pareto_search import ParetoSearch, plentiful
 from inferline_stream.planner.problem import cost_of, in_stock
 from inferline_stream.planner.spread import Spread
 from tests.unit.planner.problems import least_cost, meets, plain_problem
@@ -39,6 +44,38 @@ def test_after_three_counts_that_are_no_earlier_no_more_replicas_are_looked_at()
     assert evaluator.simulated_events == 4 + 2
 
 
+@pytest.mark.parametrize(("events", "target_s", "held"), [(8, 0.5, False), (9, 0.6, True)])
+def test_holds_are_tried_where_the_stage_alone_takes_more_than_its_share_of_the_slo(
+    monkeypatch, events, target_s, held
+):
+    """Eight events at once take 0.5 s in two batches, all of the SLO; a ninth takes 125 ms more."""
+    times = (ServiceTime(1, 0.125), ServiceTime(4, 0.25))
+    arrivals_s = np.append(np.zeros(events), 100.0)
+    problem = plain_problem({"a": {"x": 0.125}}, arrivals_s, target_s, {"x": Hardware("x", 1.0, stock=1)})
+    measured = replace(problem.measured, profiles={("a", "x"): Profile("a", "x", times)})
+    evaluator = Evaluator(replace(problem, measured=measured))
+    tried = []
+    station = evaluator.station
+    monkeypatch.setattr(evaluator, "station", lambda stage, option: tried.append(option) or station(stage, option))
+    ParetoSearch(evaluator, evaluator.bounds).candidates()
+    assert any(part.hold_s for (part,) in tried) == held
+
+
+def test_of_many_parts_the_cheapest_of_each_stretch_of_lateness_is_kept(monkeypatch):
+    """Four are kept: the earliest is late by 1 s, the target is 2 s, and a stretch a third of what is between."""
+    monkeypatch.setattr(pareto_search, "WIDTH", 8)
+    monkeypatch.setattr(pareto_search, "LEAST_WIDTH", 4)
+    problem = plain_problem({s: {"x": 0.125} for s in "ab"}, np.zeros(1), 2.0, {"x": Hardware("x", 1.0)})
+    evaluator = Evaluator(problem)
+    search = ParetoSearch(evaluator, evaluator.bounds)
+    parts = [
+        pareto_search._Part((), float(price), {}, np.zeros(1), late_s)
+        for price, late_s in enumerate((2.0, 1.9, 1.7, 1.6, 1.45, 1.3, 1.1, 1.0))
+    ]
+    assert [part.late_s for part in search._front(parts)] == [2.0, 1.7, 1.45, 1.1]
+    assert search._front(parts[:4]) == parts[:4]
+
+
 def three_stages():
     """Events that never wait; each stage may take 1 or 2 $/h, and half as long on the dearer."""
     times_s = {stage: {"x": 0.125, "y": 0.25} for stage in "abc"}
@@ -61,3 +98,22 @@ def test_neither_what_is_found_nor_the_work_depends_on_how_many_are_simulated_at
         candidates = ParetoSearch(evaluator, evaluator.bounds).candidates()
         found.append((candidates, evaluator.simulated_events))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("fast_s", "stock", "kind", "count"),
+    [
+        (0.05, {}, "fast", 10),
+        (0.05, {"fast": 1}, "fast", 1),
+        (0.08, {"fast": 1}, "slow", 12),
+        (0.08, {"fast": 1, "slow": 1}, "fast", 1),
+        (0.125, {"fast": 2, "slow": 1}, "fast", 2),
+    ],
+)
+def test_plenty_is_of_the_fastest_kind_that_serves_half_as_much_again_else_of_what_serves_most(
+    fast_s, stock, kind, count
+):
+    """Ten events have to be served within a second; plenty is for forty of them, and eight replicas more."""
+    catalogue = {name: Hardware(name, 1.0, stock=stock.get(name)) for name in ("slow", "fast")}
+    problem = plain_problem({"a": {"slow": 0.1, "fast": fast_s}}, np.zeros(10), 1.0, catalogue)
+    assert plentiful(Evaluator(problem), 0) == (Allocation(kind, 1, count),)

@@ -319,6 +319,23 @@ def test_once_the_effort_is_used_up_only_the_cheapest_candidate_has_been_taken_d
     assert (phases.count("descending") == 1) == (effort == 0)
 
 
+def test_each_longer_piece_begins_with_what_was_found_on_the_one_before_the_cheapest_first(monkeypatch):
+    monkeypatch.setattr(coarse_to_fine, "COARSE_EVENTS", 4)
+    problem = plain_problem({"a": {"x": 0.125}}, np.arange(400.0), 5.0, {"x": Hardware("x", 1.0)})
+    coarse, *found = (((Allocation("x", 1, count),),) for count in (1, 5, 4, 3))
+    for on_middle, given in ((found, found[:0:-1]), ([], [coarse])):
+        asked = {}
+
+        def deeper(here, _fronts, candidates, on_middle=on_middle, asked=asked, **_):
+            asked[len(here.problem.traces[0])] = list(candidates)
+            return iter(on_middle if len(asked) == 1 else [coarse])
+
+        monkeypatch.setattr(coarse_to_fine, "_deeper", deeper)
+        refined = refine(Evaluator(problem), (), mixed=False, stop=lambda: False, report=lambda *_: None)
+        assert list(refined) == [coarse]
+        assert asked == {40: [coarse], 400: given}
+
+
 def test_a_candidate_is_lowered_by_predictions_on_the_shortest_piece(monkeypatch):
     """Nothing is cheaper than one replica: the whole trace is simulated once, to have its departures."""
     monkeypatch.setattr(coarse_to_fine, "COARSE_EVENTS", 4)
