@@ -176,13 +176,17 @@ async def writable(servers: str, topics: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "delivery"),
-    [("SCRAM-SHA-512", "at_least_once"), ("PLAIN", "exactly_once"), (MTLS, "at_least_once")],
+    ("mechanisms", "delivery"),
+    [
+        ({"alice": "PLAIN", "bob": "SCRAM-SHA-512", "carol": "SCRAM-SHA-256"}, "exactly_once"),
+        (dict.fromkeys(USERS, MTLS), "at_least_once"),
+    ],
+    ids=["passwords", "certificates"],
 )
 async def test_a_pipeline_runs_over_tls_with_the_rights_that_topics_prints_for_each_role(
-    secured, starter, mechanism, delivery, monkeypatch
+    secured, starter, mechanisms, delivery, monkeypatch
 ):
-    pipeline, prefix, servers = load_topology(starter), f"{mechanism[:5].lower()}.", secured.servers(mechanism)
+    pipeline, prefix, servers = load_topology(starter), f"{delivery}.", secured.servers(mechanisms["alice"])
     await create_topics(secured.kafka.bootstrap_servers, topics_of(pipeline, prefix), replication=1)
     grant(
         secured.kafka.bootstrap_servers, starter, prefix, {"controller": "alice", "dispatcher": "bob"},
@@ -191,12 +195,12 @@ async def test_a_pipeline_runs_over_tls_with_the_rights_that_topics_prints_for_e
     grant(secured.kafka.bootstrap_servers, starter, prefix, {"viewer": "carol", "operator": "carol"})
     of_dispatchers = {
         name.replace("INFERLINE_", "INFERLINE_DISPATCHER_"): value
-        for name, value in secured.environment(mechanism, user="bob").items()
+        for name, value in secured.environment(mechanisms["bob"], user="bob").items()
     }
     done = await asyncio.to_thread(
         run, starter, "--bootstrap-servers", servers, "--prefix", prefix, "--no-create-topics",
         "--replay", "--duration", "3s", "--delivery", delivery,
-        environment={**secured.environment(mechanism, user="alice"), **of_dispatchers},
+        environment={**secured.environment(mechanisms["alice"], user="alice"), **of_dispatchers},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -207,7 +211,7 @@ async def test_a_pipeline_runs_over_tls_with_the_rights_that_topics_prints_for_e
     assert SECRET not in written
 
     def become(user: str) -> None:
-        for name, value in secured.environment(mechanism, user=user).items():
+        for name, value in secured.environment(mechanisms[user], user=user).items():
             monkeypatch.setenv(name, value)
 
     names = Names(pipeline.name, prefix)
