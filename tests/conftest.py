@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ settings.load_profile("repeatable")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tests start hundreds of processes: each would compile the package again.
+# Tests start hundreds of processes: each would compile the package again, and each that runs tests all of those.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 TESTS = Path(__file__).parent
 ELSEWHERE = pytest.StashKey[dict[str, int]]()

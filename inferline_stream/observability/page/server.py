@@ -45,6 +45,9 @@ UPDATE_S = 0.4
 WRONG_TOKEN_S = 0.5
 """Pause before a wrong token is answered."""
 
+_LOOK_S = 0.05
+"""How often the server looks whether it is to close: a run's end waits for that."""
+
 _LONGEST_COMMAND_BYTES = 1000
 
 MOST_VIEWERS = 32
@@ -86,7 +89,7 @@ class PageServer:
         self._server.daemon_threads = True
         self.port: int = self._server.server_port
         self.url = f"http://{host}:{self.port}/"
-        self._thread = Thread(target=self._server.serve_forever, name="page", daemon=True)
+        self._thread = Thread(target=self._server.serve_forever, args=(_LOOK_S,), name="page", daemon=True)
         self._thread.start()
         self._history = Thread(target=keep, args=(state, samples, self._closing), name="page history", daemon=True)
         self._history.start()
