@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,19 +241,9 @@ class Bounds:
         """Mean of the times of batches of one size that events in time have, over S(b): the least that is likely."""
         if profile.variation is None:
             return 1.0
-        table = service_table(profile, size)
-        times_s = np.outer(table.fixed_s[size] + table.per_unit_s[size] * table.units, table.factors[size]).ravel()
-        shares = np.full(table.units.size, 1 / table.units.size)
-        if table.largest:
-            shares = np.diff((np.arange(table.units.size + 1) / table.units.size) ** size)
-        weights = np.repeat(shares / table.factors.shape[1], table.factors.shape[1])
-        order = np.argsort(times_s)
-        times_s, weights = times_s[order] / table.mean_s[size], weights[order]
-        kept = np.minimum(weights, np.maximum(0.0, self.problem.objective - (np.cumsum(weights) - weights)))
-        deviation = math.sqrt(float((weights * (times_s - 1) ** 2).sum()))
-        mean = float((kept * times_s).sum() / kept.sum())
+        least, mean, deviation = _drawn_in_time(profile, size, self.problem.objective)
         error = LUCK * deviation / math.sqrt(max(1.0, allowed / size))
-        return max(float(times_s[0]), mean - min(error, error**2))
+        return max(least, mean - min(error, error**2))
 
     def fewest_replicas(
         self, stage: int, hardware: str, max_batch_size: int | None = None, concurrency: int | None = None
@@ -303,6 +293,27 @@ class Bounds:
             one = self.most_rate(stage, (self._largest(name, kind),))
             offers.append((self.problem.catalogue[kind].price_per_hour, one, replica_cap(self.problem, name, kind)))
         return _least_cover(offers, self.required_rate[stage] if rate is None else rate)
+
+
+@lru_cache(maxsize=4096)
+def _drawn_in_time(profile: Profile, size: int, objective: float) -> tuple[float, float, float]:
+    """Of the times of batches of one size over S(b): the least, the mean of the share that is in time, the deviation.
+
+    Every piece of a trace has bounds of its own, of the same profiles.
+    """
+    table = service_table(profile, size)
+    units, counts = np.unique(table.units, return_counts=True)
+    shares = counts / table.units.size
+    if table.largest:
+        shares = np.diff(np.cumsum([0.0, *shares]) ** size)
+    factors, counts = np.unique(table.factors[size], return_counts=True)
+    times = np.outer(table.fixed_s[size] + table.per_unit_s[size] * units, factors).ravel() / table.mean_s[size]
+    weights = np.outer(shares, counts / table.factors.shape[1]).ravel()
+    order = np.argsort(times)
+    times, weights = times[order], weights[order]
+    kept = np.minimum(weights, np.maximum(0.0, objective - (np.cumsum(weights) - weights)))
+    deviation = math.sqrt(float((weights * (times - 1) ** 2).sum()))
+    return float(times[0]), float((kept * times).sum() / kept.sum()), deviation
 
 
 def slowest_rate_between(
@@ -427,6 +438,7 @@ def service_rate(problem: Problem, stage: int, option: Option) -> float:
     )
 
 
+@lru_cache(maxsize=4096)
 def _best_throughput(profile: Profile, limit: int, concurrency: int) -> float:
     levels = [c for c in profile.concurrencies if c < concurrency] + [concurrency]
     return max(c * size / profile.service_time_s(size, c) for size in _sizes(profile, limit) for c in levels)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
+from inferline_stream.pipeline.profile import Profile
 from inferline_stream.planner.problem import Problem, batch_limits
 
 SHARES = (0.25, 0.5, 0.7, 0.9)
@@ -41,11 +43,18 @@ def holds(
         return []
     profile, hop_s = problem.measured.profiles[name, hardware], problem.measured.hop_overhead_s
     found: dict[tuple[int, float], None] = {}
-    for limit in batch_limits(problem, name, hardware):
-        longest_s = min(within_s - profile.service_time_s(limit), FILLS * (limit - 1) / rate)
-        if longest_s > 0 and profile.throughput(limit) >= GAIN * profile.throughput(1):
+    for limit, full_s in _full_batches(profile, batch_limits(problem, name, hardware)):
+        longest_s = min(within_s - full_s, FILLS * (limit - 1) / rate)
+        if longest_s > 0:
             found |= {(limit, float(f"{hop_s + rounded_down(share * longest_s):.4g}")): None for share in shares}
     return list(found)
+
+
+@lru_cache(maxsize=4096)
+def _full_batches(profile: Profile, limits: tuple[int, ...]) -> list[tuple[int, float]]:
+    """Limits at which a full batch gains enough, and how long it takes."""
+    gaining = (limit for limit in limits if profile.throughput(limit) >= GAIN * profile.throughput(1))
+    return [(limit, profile.service_time_s(limit)) for limit in gaining]
 
 
 def rounded_down(seconds: float) -> float:

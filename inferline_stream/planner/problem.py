@@ -6,11 +6,12 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from inferline_stream.errors import InvalidInput
 from inferline_stream.pipeline.hardware import Catalogue, share_gpus
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
 
@@ -94,9 +95,12 @@ def hardware_kinds(problem: Problem, stage: str) -> tuple[str, ...]:
 
 def batch_limits(problem: Problem, stage: str, hardware: str) -> tuple[int, ...]:
     """Batch limits worth considering: profiled sizes that raise throughput, up to the stage's own limit."""
-    limit = problem.max_batch_sizes.get(stage, math.inf)
-    useful = problem.measured.profiles[stage, hardware].useful_batch_sizes
-    return tuple(size for size in useful if size <= limit)
+    return _limits(problem.measured.profiles[stage, hardware], problem.max_batch_sizes.get(stage, math.inf))
+
+
+@lru_cache(maxsize=4096)
+def _limits(profile: Profile, largest: float) -> tuple[int, ...]:
+    return tuple(size for size in profile.useful_batch_sizes if size <= largest)
 
 
 def replica_forms(problem: Problem, stage: str, hardware: str) -> tuple[Allocation, ...]:
@@ -105,13 +109,17 @@ def replica_forms(problem: Problem, stage: str, hardware: str) -> tuple[Allocati
     A form has a batch limit of `batch_limits` and a profiled concurrency, and serves more events per second than every
     form with no more of both.
     """
-    profile = problem.measured.profiles[stage, hardware]
+    return _forms(problem.measured.profiles[stage, hardware], problem.max_batch_sizes.get(stage, math.inf))
+
+
+@lru_cache(maxsize=4096)
+def _forms(profile: Profile, largest: float) -> tuple[Allocation, ...]:
     found: dict[tuple[int, int], float] = {}
-    for limit, concurrency in itertools.product(batch_limits(problem, stage, hardware), profile.concurrencies):
+    for limit, concurrency in itertools.product(_limits(profile, largest), profile.concurrencies):
         throughput = profile.throughput(limit, concurrency)
         if all(throughput > known for (b, c), known in found.items() if b <= limit and c <= concurrency):
             found[limit, concurrency] = throughput
-    return tuple(Allocation(hardware, limit, 1, concurrency=concurrency) for limit, concurrency in found)
+    return tuple(Allocation(profile.hardware, limit, 1, concurrency=concurrency) for limit, concurrency in found)
 
 
 def replica_cap(problem: Problem, stage: str, hardware: str) -> float:
