@@ -27,6 +27,8 @@ from inferline_stream.estimator.workload import Workload
 
 SLICE_EVENTS = 1 << 14
 
+Serving = Server | KeyedServer | SlottedServer | BoundServer
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Departures:
@@ -152,10 +154,25 @@ def evaluate(
     )
 
 
+def arrivals_at(workload: Workload, stage: int, upstream: Mapping[int, Departures], *, code: Any = None) -> Departures:
+    """What is sent to a stage, whatever serves it, given the departures of (at least) ``workload.needs(stage)``."""
+    code = code or compiled()
+    if not workload.shape.parents(stage):
+        entered = Tokens(workload.entry_s, np.arange(len(workload), dtype=np.int32))
+        if workload.hop_extra_s.size:
+            entered = Delay(workload, "hop in", stage, code).take(entered, math.inf)
+        return Departures(*entered)
+    merger = Merger(workload, stage, code)
+    sources = [(upstream[source], skips) for source, skips in merger.feed.sources]
+    tokens = [gone.skipped if skips else Tokens(gone.times_s, gone.events) for gone, skips in sources]
+    arrived, skipped = merger.take(tokens, math.inf)
+    return Departures(*arrived, skipped)
+
+
 def simulate_stage(
     workload: Workload,
     stage: int,
-    upstream: Mapping[int, Departures],
+    arrivals: Departures,
     station: Station,
     *,
     late_s: float = math.inf,
@@ -165,36 +182,45 @@ def simulate_stage(
     report: Callable[[int, int], None] = lambda arrived, largest: None,
     code: Any = None,
 ) -> Departures | None:
-    """Departures of one stage, given those of the stages before it.
+    """Departures of one stage.
 
     Args:
         workload: events and their paths.
         stage: position in the shape.
-        upstream: departures of (at least) ``workload.needs(stage)``.
+        arrivals: see `arrivals_at`.
         station: what serves the stage.
         late_s: age at its departure, and what is left of its way, beyond which an event is late.
         rest_s: by mask, time still to go after this stage, as `fastest_rest_s` gives it; none by default.
         allowed: give up (None) once more events than this, of those that visit the stage and reach the sink, are late.
-        slice_events: changes nothing but speed.
+        slice_events: arrivals after which it is looked whether to give up; changes nothing but speed.
         report: called when the simulation ends, or is given up, with how many events have come to the stage, and how
             many the largest batch until then had.
         code: the kernels; the compiled ones by default.
     """
     code = code or compiled()
-    run = _Run(workload, {stage: station}, [stage], kept=upstream, keep=[stage], code=code)
+    server = _serving(workload, stage, station, code)
+    delay = Delay(workload, "hop", stage, code) if workload.hop_extra_s.size else None
     late = _Late(workload, late_s, code=code)
-    awaited = _reaches_sink(workload) & workload.feeds[stage].visits
-    left_s = np.where(awaited, 0.0 if rest_s is None else rest_s, -math.inf)
-    late.watch(stage, left_s, settles=True)
+    late.watch(stage, np.where(workload.awaited(stage), 0.0 if rest_s is None else rest_s, -math.inf), settles=True)
+    times_s, events = arrivals.times_s, arrivals.events
+    parts: list[Tokens] = []
     count = 0
-    for first in range(0, len(workload), slice_events):
-        run.advance(first, min(first + slice_events, len(workload)))
+    for first in range(0, max(times_s.size, 1), slice_events):
+        end = first + slice_events
+        known_s = float(times_s[end]) + workload.hop_s if end < times_s.size else math.inf
+        server.receive(Tokens(times_s[first:end], events[first:end]))
+        gone = server.advance(known_s)
+        if delay is not None:
+            gone = delay.take(gone, known_s)
         if allowed is not None:
-            count += late.count(stage, run.gone[stage], run.known[stage])
+            count += late.count(stage, gone, known_s)
             if count > allowed:
                 break
-    report(run.servers[stage].arrivals, run.largest_batch(stage))
-    return None if allowed is not None and count > allowed else run.departures()[stage]
+        parts.append(_copy(gone) if known_s < math.inf else gone)
+    report(server.arrivals, _largest_batch(server, station))
+    if allowed is not None and count > allowed:
+        return None
+    return Departures(*(parts[0] if len(parts) == 1 else _concatenated(parts)), arrivals.skipped)
 
 
 def latencies_s(workload: Workload, departures: Departures, *, code: Any = None) -> kernels.Floats:
@@ -229,7 +255,7 @@ class _Run:
         self.workload = workload
         self.gone: dict[int, Tokens] = {}
         self.known: dict[int, float] = {}
-        self.servers: dict[int, Server | KeyedServer | SlottedServer | BoundServer] = {}
+        self.servers: dict[int, Serving] = {}
         self._simulated = simulated
         self._stations = stations
         self._kept = kept
@@ -242,7 +268,7 @@ class _Run:
         self._code = code
         self._window = (-math.inf, -math.inf)
         for s in simulated:
-            self.servers[s] = _serving(workload, s, stations[s])(workload, s, stations[s], code)
+            self.servers[s] = _serving(workload, s, stations[s], code)
 
     def advance(self, first: int, end: int) -> None:
         """Let the events of one slice enter, and every stage go as far as its arrivals are known."""
@@ -301,15 +327,6 @@ class _Run:
         """Of the stages simulated."""
         return {s: self._statistics(s) for s in self._simulated}
 
-    def largest_batch(self, s: int) -> int:
-        """Events in the largest batch that a stage has begun; 0 without any."""
-        sizes = np.flatnonzero(self._batches(s))
-        return int(sizes[-1]) if sizes.size else 0
-
-    def _batches(self, s: int) -> kernels.Ints:
-        batches: kernels.Ints = self.servers[s].account.batches.reshape(-1, self._stations[s].width).sum(axis=0)
-        return batches
-
     def _statistics(self, s: int) -> StageStatistics:
         server, station = self.servers[s], self._stations[s]
         n = server.arrivals
@@ -317,21 +334,33 @@ class _Run:
         span_s = self._ends.get(s, 0.0) - float(self.workload.entry_s[0]) if n else 0.0
         return StageStatistics(
             arrivals=n,
-            batches=self._batches(s),
+            batches=_batches(server, station),
             wait_s=max(0.0, (self._waits[s] - served_s) / n - self.workload.hop_s) if n else math.nan,
             service_time_s=served_s / n if n else math.nan,
             utilization=busy_s / (span_s * int(station.at_once.sum())) if n else 0.0,
         )
 
 
-def _serving(
-    workload: Workload, stage: int, station: Station
-) -> type[Server] | type[KeyedServer] | type[SlottedServer] | type[BoundServer]:
+def _batches(server: Serving, station: Station) -> kernels.Ints:
+    """Batches by size, over all kinds of replicas."""
+    batches: kernels.Ints = server.account.batches.reshape(-1, station.width).sum(axis=0)
+    return batches
+
+
+def _largest_batch(server: Serving, station: Station) -> int:
+    """Events in the largest batch that has begun; 0 without any."""
+    sizes = np.flatnonzero(_batches(server, station))
+    return int(sizes[-1]) if sizes.size else 0
+
+
+def _serving(workload: Workload, stage: int, station: Station, code: Any) -> Serving:
     if station.owners is not None:
-        return BoundServer
+        return BoundServer(workload, stage, station, code)
     if station.slots > 1:
-        return SlottedServer
-    return KeyedServer if workload.lanes(stage).size or station.levels > 1 else Server
+        return SlottedServer(workload, stage, station, code)
+    if workload.lanes(stage).size or station.levels > 1:
+        return KeyedServer(workload, stage, station, code)
+    return Server(workload, stage, station, code)
 
 
 class _Kept(Mapping[int, Departures]):
@@ -359,18 +388,13 @@ def _copy(tokens: Tokens) -> Tokens:
 
 
 def _joined(parts: Sequence[tuple[Tokens, Tokens]]) -> Departures:
-    def joined(which: int) -> Tokens:
-        if not parts:
-            return NONE
-        return Tokens(np.concatenate([p[which].times for p in parts]), np.concatenate([p[which].events for p in parts]))
-
-    return Departures(*joined(0), skipped=joined(1))
+    return Departures(*_concatenated([gone for gone, _ in parts]), skipped=_concatenated([skips for _, skips in parts]))
 
 
-def _reaches_sink(workload: Workload) -> kernels.Flags:
-    """By mask, whether a final stage is visited."""
-    reaches: kernels.Flags = np.max([workload.feeds[s].visits for s in workload.shape.finals()], axis=0)
-    return reaches
+def _concatenated(parts: Sequence[Tokens]) -> Tokens:
+    if not parts:
+        return NONE
+    return Tokens(np.concatenate([p.times for p in parts]), np.concatenate([p.events for p in parts]))
 
 
 class _Late:
@@ -433,16 +457,13 @@ def fastest_rest_s(workload: Workload, fastest_s: Mapping[int, float]) -> kernel
     """
     shape, hop_s = workload.shape, workload.hop_s
     rest_s = np.full((len(shape.stages), len(workload.path_masks)), -math.inf)
-    for m, mask in enumerate(workload.path_masks):
-        for s in reversed(range(len(shape.stages))):
-            if not workload.feeds[s].visits[m]:
-                continue
-            arrows = shape.children(s)
-            if not arrows:
-                rest_s[s, m] = hop_s
-            for a in arrows:
-                child = shape.arrows[a].child
-                if mask >> a & 1 and rest_s[child, m] > -math.inf:
-                    rest = (hop_s + fastest_s.get(child, 0.0) + rest_s[child, m]) * (1 - 1e-12)
-                    rest_s[s, m] = max(rest_s[s, m], rest)
+    for s in reversed(range(len(shape.stages))):
+        arrows = shape.children(s)
+        if not arrows:
+            rest_s[s] = hop_s
+        for a in arrows:
+            child = shape.arrows[a].child
+            rest = (hop_s + fastest_s.get(child, 0.0) + rest_s[child]) * (1 - 1e-12)
+            np.maximum(rest_s[s], rest, out=rest_s[s], where=workload.takes(a))
+        rest_s[s, workload.feeds[s].visits == 0] = -math.inf
     return rest_s

@@ -45,7 +45,7 @@ class ServiceTable:
         return float(((self.fixed_s + self.per_unit_s * self.units[0]) * self.factors[:, 0])[1:].min())
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def service_table(profile: Profile, max_batch_size: int) -> ServiceTable:
     """Lay out a profile for batches up to a limit. A search asks for the same ones again and again: they are kept.
 

@@ -204,7 +204,9 @@ def varying(tables: Sequence[ServiceTable], width: int, by_level: Sequence[Servi
 
 
 def _padded(rows: Sequence[Floats], width: int) -> Floats:
-    """One kind's rows after another's, each filled up with NaN."""
+    """One kind's rows after another's, each filled up with NaN; those of one kind as they are, which stations share."""
+    if len(rows) == 1:
+        return rows[0]
     padded = np.full((len(rows), width, *rows[0].shape[1:]), math.nan)
     for kind, own in enumerate(rows):
         padded[kind, : own.shape[0]] = own

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inferline_stream.estimator import kernels
 from inferline_stream.estimator.feeds import Feed, feeds
@@ -49,6 +50,8 @@ class Workload:
     hop_extra_s: kernels.Floats = field(default_factory=lambda: np.empty(0))
     _partitions: dict[tuple[int, int], kernels.Masks] = field(default_factory=dict, repr=False)
     _lots: dict[int, kernels.Masks] = field(default_factory=dict, repr=False)
+    _taken: dict[int, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
+    _awaited: dict[int, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return int(self.entry_s.size)
@@ -56,6 +59,19 @@ class Workload:
     def needs(self, stage: int) -> frozenset[int]:
         """Stages whose departures the simulation of this one reads."""
         return frozenset(source for source, _ in self.feeds[stage].sources)
+
+    def takes(self, arrow: int) -> NDArray[np.bool_]:
+        """By mask, whether an arrow is taken."""
+        if arrow not in self._taken:
+            self._taken[arrow] = np.array([mask >> arrow & 1 for mask in self.path_masks], dtype=np.bool_)
+        return self._taken[arrow]
+
+    def awaited(self, stage: int) -> NDArray[np.bool_]:
+        """By mask, whether an event visits a stage and reaches the sink."""
+        if stage not in self._awaited:
+            visits = np.array([self.feeds[s].visits for s in (stage, *self.shape.finals())], dtype=np.bool_)
+            self._awaited[stage] = visits[0] & visits[1:].any(axis=0)
+        return self._awaited[stage]
 
     def partition_of(self, stage: int, partitions: int, *, code: Any = None) -> kernels.Masks:
         """Partition of every event in a stage's input topic, uint16 (events,), drawn once and kept.

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.estimator.evaluation import Departures, fastest_rest_s, simulate_stage
+from inferline_stream.estimator.evaluation import Departures, arrivals_at, fastest_rest_s, simulate_stage
 from inferline_stream.planner.bounds import slowest_rate_between
 from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator, Stopped
 from inferline_stream.planner.problem import COST_EPSILON, Candidate, Option, cost_of, in_stock, is_scarce, price_of
@@ -116,6 +116,7 @@ class _Tree:
         bounds = self._evaluator.bounds
         least = [bounds.least_stage_price(stage + i, rate) for i, rate in enumerate(rates)]
         rest = sum(least[1:])
+        arrivals: list[Departures] = []
         seen: set[tuple[bytes, str | None]] = set()
         for option in self._options(stage, least[0], rates[0], spent + rest):
             price = price_of(self._problem, option)
@@ -125,7 +126,10 @@ class _Tree:
                 self.reached = price + rest
             if not in_stock(self._problem, (*chosen, option)):
                 continue
-            served = self._served(stage, option, upstream)
+            arrivals = arrivals or [
+                arrivals_at(w, stage, u) for w, u in zip(self._evaluator.workloads, upstream, strict=True)
+            ]
+            served = self._served(stage, option, arrivals)
             if served is None:
                 continue
             mark = hashlib.sha256(b"".join(d.times_s.tobytes() + d.events.tobytes() for d in served)).digest()
@@ -155,7 +159,7 @@ class _Tree:
                     yield option
             below, above = above, above * _PORTION
 
-    def _served(self, stage: int, option: Option, upstream: Upstream) -> tuple[Departures, ...] | None:
+    def _served(self, stage: int, option: Option, arrivals: Sequence[Departures]) -> tuple[Departures, ...] | None:
         """Departures per trace; None when too many events are doomed."""
         evaluator = self._evaluator
         evaluator.check()
@@ -166,7 +170,7 @@ class _Tree:
             departures = simulate_stage(
                 workload,
                 stage,
-                upstream[i],
+                arrivals[i],
                 evaluator.station(stage, option),
                 late_s=self._problem.target_s,
                 rest_s=self._rest_s[i][stage],

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import SLICE_EVENTS as ESTIMATOR_SLICE
-from inferline_stream.estimator.evaluation import Departures, evaluate, simulate_stage
+from inferline_stream.estimator.evaluation import Departures, arrivals_at, evaluate, simulate_stage
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import Workload, prepare
@@ -159,9 +159,10 @@ class Evaluator:
         upstream = self._kept(trace, candidate)
         if not needed <= set(upstream):
             upstream = evaluate(workload, self.stations(candidate), keep=needed, latencies=False).departures
+        arrivals = arrivals_at(workload, stage, upstream)
         before: Departures | None = None
         for count in (1 << i for i in range(32)):
-            departures = simulate_stage(workload, stage, upstream, self.station(stage, (Allocation(kind, 1, count),)))
+            departures = simulate_stage(workload, stage, arrivals, self.station(stage, (Allocation(kind, 1, count),)))
             assert departures is not None
             self.count(departures.events.size)
             if count >= len(workload) or (before and np.array_equal(before.times_s, departures.times_s)):

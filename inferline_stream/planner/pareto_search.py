@@ -15,11 +15,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.estimator.evaluation import Departures, evaluate, fastest_rest_s, simulate_stage
+from inferline_stream.estimator.evaluation import Departures, arrivals_at, evaluate, fastest_rest_s, simulate_stage
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator
 from inferline_stream.planner.holds import holds
@@ -162,10 +163,25 @@ class ParetoSearch:
             # What is decided makes the part late already: no option makes it earlier than one that is cheaper.
             return earliest > offer.part.late_s * (1 + _SAME)
 
+        needs = sorted(self._workload.needs(stage))
+
+        @cache
+        def arrivals(before: tuple[Departures, ...]) -> Departures:
+            return arrivals_at(self._workload, stage, dict(zip(needs, before, strict=True)))
+
+        @cache  # parts often differ only where this stage is not fed from
+        def gone(before: tuple[Departures, ...], option: Option) -> tuple[Departures | None, int]:
+            return self._served(stage, option, arrivals(before), allowed)[:2]
+
+        def joined(offer: _Offer) -> _Served:
+            return self._joined(
+                offer, stage, allowed, *gone(tuple(offer.part.departures[s] for s in needs), offer.option)
+            )
+
         menu = self._menus[stage]
         offered = (_Offer(price, parts[i], menu[o]) for price, i, o in sorted(offers) if price < dearest)
         left = (offer for offer in offered if worth(offer) and self._left(offer.part.chosen, offer.option))
-        for offer, served in self._ahead(left, lambda x: self._joined(x, stage, allowed)):
+        for offer, served in self._ahead(left, joined):
             if not worth(offer):  # since what was simulated beside it
                 continue
             self.evaluator.count(served.events)
@@ -179,10 +195,9 @@ class ParetoSearch:
         while batch := list(itertools.islice(waiting, spread.width)):
             yield from zip(batch, spread.map(serve, batch), strict=True)
 
-    def _joined(self, offer: _Offer, stage: int, allowed: int) -> _Served:
+    def _joined(self, offer: _Offer, stage: int, allowed: int, gone: Departures | None, events: int) -> _Served:
         """A part with one option more; nothing where too many events are late."""
         part = offer.part
-        gone, events, _ = self._served(stage, offer.option, part.departures, allowed)
         if gone is None:
             return _Served(None, events)
         least_s = self._with(part.least_s, stage, gone)
@@ -214,7 +229,7 @@ class ParetoSearch:
         return True
 
     def _served(
-        self, stage: int, option: Option, upstream: dict[int, Departures], allowed: int
+        self, stage: int, option: Option, arrivals: Departures, allowed: int
     ) -> tuple[Departures | None, int, int]:
         """Departures, or None where too many events are late; events simulated; and the largest batch."""
         self.evaluator.check()
@@ -227,7 +242,7 @@ class ParetoSearch:
         gone = simulate_stage(
             self._workload,
             stage,
-            upstream,
+            arrivals,
             self.evaluator.station(stage, option),
             late_s=self._problem.target_s,
             rest_s=self._rest_s[stage],
@@ -256,9 +271,11 @@ class ParetoSearch:
         plenty = [plentiful(self.evaluator, stage) for stage in stages]
         stations = self.evaluator.stations(tuple(plenty))
         upstream = dict(evaluate(self._workload, stations, keep=stages, latencies=False).departures)
-        return list(self.evaluator.spread.map(lambda stage: self._menu(stage, upstream), stages))
+        return list(
+            self.evaluator.spread.map(lambda s: self._menu(s, arrivals_at(self._workload, s, upstream)), stages)
+        )
 
-    def _menu(self, stage: int, upstream: dict[int, Departures]) -> list[Option]:
+    def _menu(self, stage: int, arrivals: Departures) -> list[Option]:
         kept: list[Option] = []
         best, price_of_best, above, idle = math.inf, 0.0, -math.inf, 0
         idle_of: defaultdict[tuple[str, ...], int] = defaultdict(int)
@@ -269,7 +286,7 @@ class ParetoSearch:
             for (price, kinds), alike in itertools.groupby(listed, key=self._price_and_kinds):
                 if price <= above or idle_of[kinds] >= IDLE:
                     continue
-                late_s, options = self._best_limits(stage, list(alike), upstream)
+                late_s, options = self._best_limits(stage, list(alike), arrivals)
                 if late_s < best * BETTER or (late_s <= best * NEAR and price <= price_of_best * DEARER):
                     kept += options
                 if late_s < best * BETTER:
@@ -288,31 +305,27 @@ class ParetoSearch:
     def _price_and_kinds(self, option: Option) -> tuple[float, tuple[str, ...]]:
         return price_of(self._problem, option), tuple(a.hardware for a in option)
 
-    def _best_limits(
-        self, stage: int, options: Sequence[Option], upstream: dict[int, Departures]
-    ) -> tuple[float, list[Option]]:
+    def _best_limits(self, stage: int, options: Sequence[Option], arrivals: Departures) -> tuple[float, list[Option]]:
         """Of options that differ in their batch limits the earliest and, if hardly later, the one with the largest.
 
         Where all of them are later than the stage's share of the target, batches that are held are tried, too.
         """
-        found = self._in_time(stage, options, upstream)
+        found = self._in_time(stage, options, arrivals)
         late_s = min((late for late, _ in found), default=math.inf)
         if late_s > self._share_s(stage):
-            found += self._in_time(stage, self._held(stage, options), upstream)
+            found += self._in_time(stage, self._held(stage, options), arrivals)
         late_s, earliest = min(found, key=lambda f: f[0], default=(math.inf, ()))
         largest = next((option for late, option in found if late <= late_s * LIKE), earliest)
         return late_s, list(dict.fromkeys((largest, earliest))) if found else []
 
-    def _in_time(
-        self, stage: int, options: Sequence[Option], upstream: dict[int, Departures]
-    ) -> list[tuple[float, Option]]:
+    def _in_time(self, stage: int, options: Sequence[Option], arrivals: Departures) -> list[tuple[float, Option]]:
         """How late each option is, those left out with which the stage alone makes far too many events late."""
         allowed = self.evaluator.bounds.allowed[0]
         known = np.full(len(self._workload), -np.inf)
         alike: OptionCache[float | None] = OptionCache()
         for option in options:
             if option not in alike:
-                gone, events, largest = self._served(stage, option, upstream, CROWDED * allowed)
+                gone, events, largest = self._served(stage, option, arrivals, CROWDED * allowed)
                 self.evaluator.count(events)
                 late_s = None if gone is None else self._late_s(self._with(known, stage, gone), allowed)
                 alike.add(option, late_s, largest)

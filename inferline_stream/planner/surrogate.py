@@ -12,17 +12,18 @@ quantile, and some of the others for their number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.estimator.evaluation import Departures, evaluate, latencies_s, simulate_stage
+from inferline_stream.estimator.evaluation import Departures, arrivals_at, evaluate, latencies_s, simulate_stage
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator
 from inferline_stream.planner.holds import holds
+from inferline_stream.planner.late_by_pair import late_by_pair
 from inferline_stream.planner.option_cache import OptionCache
 from inferline_stream.planner.problem import (
     Candidate,
@@ -52,6 +53,9 @@ NEAR = 1.05
 FAR = 6
 """Dearer options are proposed up to this many times a stage's least possible price, or to half of an even share of the
 whole cost: a second saved in a stage that costs little may be worth much further down."""
+
+TOGETHER = 4096
+"""Pairs of changes whose late events are predicted at once: by cost, so that most are never looked at."""
 
 BEST_HOLDS = 2
 """Of the holds of one kind, how many are tried with fewer replicas."""
@@ -109,6 +113,7 @@ class Surrogate:
         self._evaluator.count(evaluation.simulated_events)
         self.base = base
         self._departures: Mapping[int, Departures] = evaluation.departures
+        self._arrivals: dict[int, Departures] = {}
         if self._sample is None:
             (final,) = self._workload.shape.finals()
             self._choose_sample(latencies_s(self._workload, self._departures[final]))
@@ -124,7 +129,7 @@ class Surrogate:
         step = max(1, rest.size // OTHERS)
         others = rest[::step]
         self._sample = np.concatenate([order[:slowest], others])
-        self._weights = np.concatenate([np.ones(min(slowest, known.size)), np.full(others.size, float(step))])
+        self._weights = np.concatenate([np.ones(min(slowest, known.size), np.int64), np.full(others.size, step)])
 
     def _trace_paths(self) -> None:
         """Per sampled event: arrival at and time in each stage, and the longest paths through and past each."""
@@ -136,6 +141,7 @@ class Surrogate:
         ]
         self._entry_s = self._workload.entry_s[self._sample]
         self._arrival_s: list[Times] = []
+        self._visits: list[NDArray[np.bool_]] = []
         spent: list[Times] = []
         for stage in range(len(shape.stages)):
             completion = self._sampled(self._departures[stage])
@@ -146,6 +152,7 @@ class Surrogate:
                 finished = self._arrival_s[parent] + spent[parent]
                 np.maximum(arrival, np.where(taken[a], finished + hop_s, -np.inf), out=arrival)
             visits = ~np.isnan(completion)
+            self._visits.append(visits)
             self._arrival_s.append(np.where(visits, arrival, -np.inf))
             spent.append(np.where(visits, completion - arrival, 0.0))
         self._spent_s = spent
@@ -198,10 +205,12 @@ class Surrogate:
                 nonlocal largest
                 largest = largest_batch
 
+            if stage not in self._arrivals:
+                self._arrivals[stage] = arrivals_at(self._workload, stage, self._departures)
             departures = simulate_stage(
                 self._workload,
                 stage,
-                self._departures,
+                self._arrivals[stage],
                 self._evaluator.station(stage, option),
                 late_s=self._target_s,
                 allowed=CROWDED * self.allowed + 1,
@@ -216,18 +225,18 @@ class Surrogate:
         completion = self._completion_s(stage, option)
         if completion is None:
             return None
-        change = np.nan_to_num(
-            completion - self._arrival_s[stage] - self._spent_s[stage], nan=0.0, posinf=0.0, neginf=0.0
-        )
+        change = np.where(self._visits[stage], completion - self._arrival_s[stage] - self._spent_s[stage], 0.0)
         return np.maximum(self._past_s[stage], self._through_s[stage] + change) - self._latency_s
 
     def _late(self, latency_s: Times) -> float:
         return float(self._weights[latency_s > self._target_s].sum())
 
     def _quantile_s(self, latency_s: Times) -> float:
-        order = np.argsort(-latency_s)
-        place = int(np.searchsorted(np.cumsum(self._weights[order]), self.allowed, side="right"))
-        return float(latency_s[order[min(place, order.size - 1)]])
+        most = min(self.allowed + 1, latency_s.size)  # as no weight is below 1
+        slowest = np.argpartition(latency_s, latency_s.size - most)[-most:]
+        slowest = slowest[np.argsort(-latency_s[slowest])]
+        place = int(np.searchsorted(np.cumsum(self._weights[slowest]), self.allowed, side="right"))
+        return float(latency_s[slowest[min(place, most - 1)]])
 
     def choices(self, stage: int, dearest: float) -> list[Choice]:
         """Options of a stage that no cheaper one beats, cheapest first."""
@@ -300,10 +309,10 @@ class Surrogate:
     def _keeps_up(self, stage: int, option: Option) -> bool:
         return service_rate(self._evaluator.problem, stage, option) > self._bounds.required_rate[stage]
 
-    def proposals(self, below: float, target_late: float) -> list[Proposal]:
+    def proposals(self, below: float, target_late: float) -> Iterator[Proposal]:
         """Candidates that change one stage or two, cost less than ``below`` and are predicted to be good enough.
 
-        Returns:
+        Yields:
             Cheapest first; of equal cost those with fewer late events first.
         """
         problem, base = self._evaluator.problem, self.base
@@ -313,44 +322,51 @@ class Surrogate:
         least, share = self._bounds.least_stage_price, cost / (2 * len(base))
         dearest = [max(p, min(p + max(saving, 0.0), max(FAR * least(s), share))) for s, p in enumerate(prices)]
         menus = list(self._evaluator.spread.map(lambda s: self.choices(s, dearest[s]), range(len(base))))
-        found = [*self._singles(menus, prices, below - cost, target_late)]
-        found += self._pairs(menus, prices, below - cost, target_late)
-        unique = {p.candidate: p for p in found if p.candidate != base}
-        return sorted(unique.values(), key=lambda p: (p.cost, p.late))
+        offers = [(stage, choice) for stage, choices in enumerate(menus) for choice in choices]
+        seen = {base}
+        for cost_then, late, changed in self._cheapest(offers, prices, below - cost, target_late):
+            candidate = base
+            for offer in changed:
+                stage, choice = offers[offer]
+                candidate = replaced(candidate, stage, choice.option)
+            if candidate not in seen:
+                seen.add(candidate)
+                yield Proposal(cost_then, late, candidate)
 
-    def _singles(
-        self, menus: list[list[Choice]], prices: list[float], room: float, target_late: float
-    ) -> Iterator[Proposal]:
+    def _cheapest(
+        self, offers: Sequence[tuple[int, Choice]], prices: Sequence[float], room: float, target_late: float
+    ) -> Iterator[tuple[float, float, tuple[int, ...]]]:
+        """One offer or two, by cost and late events, with both; looked at only as far as they are asked for."""
+        if not offers:
+            return
         cost = cost_of(self._evaluator.problem, self.base)
-        for stage, choices in enumerate(menus):
-            for choice in choices:
-                if choice.price - prices[stage] < room:
-                    late = self._late(self._latency_s + choice.effect_s)
-                    if late <= target_late:
-                        changed = replaced(self.base, stage, choice.option)
-                        yield Proposal(cost + choice.price - prices[stage], late, changed)
-
-    def _pairs(
-        self, menus: list[list[Choice]], prices: list[float], room: float, target_late: float
-    ) -> Iterator[Proposal]:
-        cost = cost_of(self._evaluator.problem, self.base)
-        for stage, choices in enumerate(menus):
-            for down in choices:
-                saved = prices[stage] - down.price
-                if saved + room <= 0:
-                    continue
-                spare_s = self._target_s - self._latency_s - down.effect_s
-                for other, others in enumerate(menus):
-                    if other == stage:
-                        continue
-                    for up in others:
-                        dearer = up.price - prices[other]
-                        if dearer < 0 or dearer - saved >= room:
-                            continue
-                        late = float(self._weights[up.effect_s > spare_s].sum())
-                        if late <= target_late:
-                            changed = replaced(replaced(self.base, stage, down.option), other, up.option)
-                            yield Proposal(cost + dearer - saved, late, changed)
+        stages = np.array([stage for stage, _ in offers])
+        price = np.array([choice.price for _, choice in offers])
+        before = np.array(prices)[stages]
+        effects_s = np.stack([choice.effect_s for _, choice in offers])
+        alone = np.flatnonzero(price - before < room)
+        late_alone = np.array([self._late(self._latency_s + effect_s) for effect_s in effects_s])
+        saved, dearer = before - price, price - before
+        down, up = np.nonzero(
+            (saved + room > 0)[:, None] & (dearer >= 0) & (dearer - saved[:, None] < room) & (stages[:, None] != stages)
+        )
+        costs = np.concatenate([cost + price[alone] - before[alone], cost + dearer[up] - saved[down]])
+        pairs = np.stack([np.concatenate([alone, down]), np.concatenate([alone, up])])
+        order = np.argsort(costs, kind="stable")
+        costs, pairs = costs[order], pairs[:, order]
+        ends = np.flatnonzero(np.diff(costs, append=math.inf))  # of equal cost all are looked at together
+        spare_s = self._target_s - self._latency_s
+        first = 0
+        while first < costs.size:
+            end = int(ends[min(int(np.searchsorted(ends, first + TOGETHER)), ends.size - 1)]) + 1
+            one, other = pairs[:, first:end]
+            late = late_by_pair(effects_s, spare_s, self._weights, (one, other), target_late)
+            late = np.where(one == other, late_alone[one], late)
+            good = np.flatnonzero(late <= target_late)
+            for i in good[np.lexsort((late[good], costs[first + good]))]:
+                both = (int(one[i]),) if one[i] == other[i] else (int(one[i]), int(other[i]))
+                yield float(costs[first + i]), float(late[i]), both
+            first = end
 
 
 def nearby(bounds: Bounds, stage: int, option: Option) -> list[Option]:

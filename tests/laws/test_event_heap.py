@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from inferline_stream.estimator.evaluation import Departures, evaluate, latencies_s, simulate_stage
+from inferline_stream.estimator.evaluation import Departures, arrivals_at, evaluate, latencies_s, simulate_stage
 from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.numba_kernels import interpreted
 from inferline_stream.estimator.station import Station, station
@@ -111,8 +111,8 @@ def test_events_of_a_key_that_overtook_each_other_before_wait_as_the_event_heap_
 def stage_by_stage(pipeline: RandomPipeline) -> dict[int, Departures]:
     gone: dict[int, Departures] = {}
     for stage, serving in enumerate(pipeline.stations):
-        upstream = {s: gone[s] for s in pipeline.workload.needs(stage)}
-        departures = simulate_stage(pipeline.workload, stage, upstream, serving, slice_events=17)
+        arrivals = arrivals_at(pipeline.workload, stage, {s: gone[s] for s in pipeline.workload.needs(stage)})
+        departures = simulate_stage(pipeline.workload, stage, arrivals, serving, slice_events=17)
         assert departures is not None
         gone[stage] = departures
     return gone

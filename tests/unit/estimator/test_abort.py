@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.estimator.evaluation import (
+    arrivals_at,
     count_late,
     evaluate,
     fastest_rest_s,
@@ -59,8 +60,9 @@ def test_a_hopeless_plan_is_given_up_after_a_small_part_of_the_trace() -> None:
     assert found.aborted
     assert found.simulated_events < len(workload) // 20
     asked = {"late_s": 0.5, "slice_events": 1000, "report": lambda arrived, largest: served.append(arrived)}
-    assert simulate_stage(workload, 0, {}, overloaded[0], allowed=allowed, **asked) is None
-    assert simulate_stage(workload, 0, {}, overloaded[0], allowed=len(workload), **asked) is not None
+    arrivals = arrivals_at(workload, 0, {})
+    assert simulate_stage(workload, 0, arrivals, overloaded[0], allowed=allowed, **asked) is None
+    assert simulate_stage(workload, 0, arrivals, overloaded[0], allowed=len(workload), **asked) is not None
     assert served == [found.simulated_events, len(workload)]
 
 
@@ -84,13 +86,14 @@ def test_one_stage_gives_up_once_more_events_are_late_than_allowed() -> None:
     profile = measured(ONE, {"a": {1: 0.02}}, hop_s=0.001)
     workload = prepare(ONE, profile, gamma_trace(40, 1.0, 100, np.random.default_rng(0)))
     serving = station(profile, "a", allocated())
-    whole = simulate_stage(workload, 0, {}, serving)
+    arrivals = arrivals_at(workload, 0, {})
+    whole = simulate_stage(workload, 0, arrivals, serving)
     assert whole is not None
     late_s = 0.1
     late = int((whole.times_s - workload.entry_s[whole.events] > late_s).sum())
     assert late > 10
-    assert simulate_stage(workload, 0, {}, serving, late_s=late_s, allowed=late - 1) is None
-    assert simulate_stage(workload, 0, {}, serving, late_s=late_s, allowed=late) is not None
+    assert simulate_stage(workload, 0, arrivals, serving, late_s=late_s, allowed=late - 1) is None
+    assert simulate_stage(workload, 0, arrivals, serving, late_s=late_s, allowed=late) is not None
     assert count_late(workload, whole, late_s + workload.hop_s) == pytest.approx(late, abs=1)
 
 
@@ -100,7 +103,8 @@ def test_events_that_skip_a_stage_are_never_late_there() -> None:
     workload = prepare(DIAMOND, profile, gamma_trace(20, 1.0, 60, np.random.default_rng(0)))
     serving = station(profile, "c", allocated())
     entered = evaluate(workload, [serving] * 4, keep=[0], latencies=False).departures
-    at_c = simulate_stage(workload, 2, entered, serving)
+    arrivals = arrivals_at(workload, 2, entered)
+    at_c = simulate_stage(workload, 2, arrivals, serving)
     assert at_c is not None
     assert at_c.events.size == int((workload.masks == 0).sum())
     ages_s = at_c.times_s - workload.entry_s[at_c.events]
@@ -109,8 +113,8 @@ def test_events_that_skip_a_stage_are_never_late_there() -> None:
     assert late > 5
     for slice_events in (7, 100_000):
         asked = {"late_s": late_s, "slice_events": slice_events}
-        assert simulate_stage(workload, 2, entered, serving, allowed=late, **asked) is not None
-        assert simulate_stage(workload, 2, entered, serving, allowed=late - 1, **asked) is None
+        assert simulate_stage(workload, 2, arrivals, serving, allowed=late, **asked) is not None
+        assert simulate_stage(workload, 2, arrivals, serving, allowed=late - 1, **asked) is None
 
 
 def test_at_one_stage_an_event_is_late_once_its_age_and_the_rest_of_its_own_way_are_too_long() -> None:
@@ -119,7 +123,8 @@ def test_at_one_stage_an_event_is_late_once_its_age_and_the_rest_of_its_own_way_
     workload = prepare(DIAMOND, profile, gamma_trace(30, 1.0, 60, np.random.default_rng(0)))
     serving = station(profile, "a", allocated())
     rest_s = np.array([0.5, 0.1])
-    at_a = simulate_stage(workload, 0, {}, serving)
+    arrivals = arrivals_at(workload, 0, {})
+    at_a = simulate_stage(workload, 0, arrivals, serving)
     assert at_a is not None
     whole_s = at_a.times_s - workload.entry_s[at_a.events] + rest_s[workload.masks[at_a.events]]
     for late_s in (0.15, 0.53):
@@ -127,5 +132,5 @@ def test_at_one_stage_an_event_is_late_once_its_age_and_the_rest_of_its_own_way_
         assert late > 5
         for slice_events in (7, 100_000):
             asked = {"late_s": late_s, "rest_s": rest_s, "slice_events": slice_events}
-            assert simulate_stage(workload, 0, {}, serving, allowed=late, **asked) is not None
-            assert simulate_stage(workload, 0, {}, serving, allowed=late - 1, **asked) is None
+            assert simulate_stage(workload, 0, arrivals, serving, allowed=late, **asked) is not None
+            assert simulate_stage(workload, 0, arrivals, serving, allowed=late - 1, **asked) is None

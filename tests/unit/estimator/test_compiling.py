@@ -37,7 +37,7 @@ def test_after_compiling_nothing_is_compiled_any_more() -> None:
 from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.warmup import compile_kernels
 from tests.unit.estimator.random_pipelines import random_pipeline
-from inferline_stream.estimator.evaluation import evaluate, simulate_stage, count_late, latencies_s
+from inferline_stream.estimator.evaluation import arrivals_at, evaluate, simulate_stage, count_late, latencies_s
 compile_kernels()
 before = {name: len(kernel.signatures) for name, kernel in vars(compiled()).items()}
 for seed in range(30):
@@ -45,7 +45,8 @@ for seed in range(30):
     stages = range(len(p.stations))
     e = evaluate(p.workload, p.stations, slo_s=0.1, allowed=10**9, keep=stages, slice_events=9)
     for s in stages:
-        simulate_stage(p.workload, s, e.departures, p.stations[s], late_s=1.0, allowed=10**9)
+        arrivals = arrivals_at(p.workload, s, e.departures)
+        simulate_stage(p.workload, s, arrivals, p.stations[s], late_s=1.0, allowed=10**9)
     count_late(p.workload, e.departures[0], 1.0)
     latencies_s(p.workload, e.departures[0])
     evaluate(p.workload, p.stations, kept={0: e.departures[0]})

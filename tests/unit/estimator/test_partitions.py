@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.errors import InvalidInput
-from inferline_stream.estimator.evaluation import Departures, evaluate, simulate_stage
+from inferline_stream.estimator.evaluation import Departures, arrivals_at, evaluate, simulate_stage
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
@@ -72,7 +72,9 @@ def served_out_of_order(partitions: int, *, apart: bool) -> list[int]:
     workloads = (prepare(CHAIN, profile, trace(0.0, 0.1, 0.2, 0.3), seed=seed) for seed in range(1000))
     workload = next(w for w in workloads if (np.unique(w.partition_of(1, partitions)).size == 4) == apart)
     gone_a = Departures(np.array([1.0, 1.2, 1.3, 5.1]), np.array([0, 2, 3, 1], dtype=np.int32))
-    gone_b = simulate_stage(workload, 1, {0: gone_a}, station(profile, "b", allocated(), partitions=partitions))
+    gone_b = simulate_stage(
+        workload, 1, arrivals_at(workload, 1, {0: gone_a}), station(profile, "b", allocated(), partitions=partitions)
+    )
     assert gone_b is not None
     assert close(gone_b.times_s, [4.0, 7.0, 10.0, 13.0])
     return gone_b.events.tolist()
@@ -96,7 +98,9 @@ def test_a_record_that_stood_behind_a_later_one_counts_for_itself_once_that_one_
 
     workload = next(w for w in workloads if apart(w.partition_of(1, 2)))
     gone_a = Departures(np.array([1.0, 2.0, 2.5, 5.0]), np.array([12, 10, 2, 5], dtype=np.int32))
-    gone_b = simulate_stage(workload, 1, {0: gone_a}, station(profile, "b", allocated(), partitions=2))
+    gone_b = simulate_stage(
+        workload, 1, arrivals_at(workload, 1, {0: gone_a}), station(profile, "b", allocated(), partitions=2)
+    )
     assert gone_b is not None
     assert gone_b.events.tolist() == [12, 10, 2, 5]
 

@@ -74,7 +74,7 @@ def test_what_is_proposed_costs_what_it_says_and_less_than_asked_cheapest_first_
     base = ((Allocation("middle", 4, 3),),) * 3
     surrogate = Surrogate(evaluator, evaluator.bounds, base, mixed=False)
     below = cost_of(problem, base)
-    found = surrogate.proposals(below, math.inf)
+    found = list(surrogate.proposals(below, math.inf))
     assert [p.cost for p in found] == pytest.approx([cost_of(problem, p.candidate) for p in found])
     assert all(p.cost < below for p in found)
     assert [(p.cost, p.late) for p in found] == sorted((p.cost, p.late) for p in found)
