@@ -70,6 +70,15 @@ class Trace:
         return Trace(self.arrivals_s / factor)
 
 
+def busiest(trace: Trace, events: int) -> Trace:
+    """The piece with the given number of events that takes the least time; the whole trace if it has no more."""
+    if len(trace) <= events:
+        return trace
+    times = trace.arrivals_s
+    first = int(np.argmin(times[events - 1 :] - times[: times.size - events + 1]))
+    return Trace(times[first : first + events] - times[first])
+
+
 def simulation_bytes(events: int, stages: int) -> int:
     """Memory that simulating so many events takes, about: entry, latency and path of each, and its partition and fate.
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.trace import busiest
 from inferline_stream.planner.bounds import Bounds
 from inferline_stream.planner.problem import Candidate, Option, Problem, replaced, replica_cap, slots
 from inferline_stream.planner.spread import ALONE, Spread
@@ -29,6 +30,19 @@ SLICE_EVENTS = 1 << 13
 """Events after which a simulation of a short piece looks whether it is lost."""
 
 _BYTES_PER_DEPARTURE = 12
+
+GLANCED_EVENTS = 100_000
+"""Events of a trace, at least, where it pays to look at a piece of it first."""
+
+GLANCED_SHARE = 10
+"""One event in so many is in the piece."""
+
+TELLING = 0.25
+"""Share of the allowed late events that the base has to have, or a piece says nothing."""
+
+DOUBT = 4.0
+"""Standard errors by which a piece may be off. A candidate is not simulated on the whole if by the piece more events
+are late than are allowed: what the base has on both says how many there go with how many here."""
 
 
 _Departed = Mapping[int, Departures]
@@ -82,6 +96,10 @@ class Evaluator:
         self._counting = threading.Lock()
         self._stop = stop
         self._ahead: dict[Candidate, _Verdict] = {}
+        self._piece: Evaluator | None = None
+        self._looked: tuple[Evaluator, Sequence[int]] | None = None
+        self._glances: dict[Candidate, _Verdict] = {}
+        self._uncounted = 0
         self._late: dict[Candidate, tuple[int, ...] | None] = {}
         # By candidate without one stage's limit: the largest batch there, and the candidate as it was simulated.
         self._unreached: dict[Hashable, tuple[int, Candidate]] = {}
@@ -111,24 +129,79 @@ class Evaluator:
                 self._late[candidate] = self._simulated(candidate) if self.bounds.possible(candidate) else None
         return self._late[candidate]
 
+    def shown_feasible(self, candidate: Candidate) -> bool:
+        """Whether it meets the target on every trace; False, too, where a piece of a long one speaks against it."""
+        if candidate not in self._late and self._alike(candidate) == candidate and self.bounds.possible(candidate):
+            self.check()
+            glance = self._glance(candidate)
+            if glance is not None:
+                self.count(glance.simulated_events + self._uncounted)
+                self._uncounted = 0
+                if glance.late is None:
+                    return False
+        return self.feasible(candidate)
+
     def ahead(self, candidates: Iterable[Candidate]) -> Iterable[Candidate]:
-        """Give the candidates one by one, several of them simulated at once.
+        """Give the candidates one by one for `shown_feasible`, several of them simulated at once.
 
         As many as the spread is wide and as departures fit in `KEPT_BYTES`. Verdicts that are not asked for before
         the base changes count for nothing: neither they nor the work done depend on the width.
         """
         waiting = iter(candidates)
         while batch := list(itertools.islice(waiting, self.width)):
-            self.together(batch)
+            self.together(batch, glance=True)
             yield from batch
 
-    def together(self, candidates: Sequence[Candidate]) -> None:
-        """Simulate candidates at once whose verdicts are about to be asked for; see `ahead`."""
+    def together(self, candidates: Sequence[Candidate], *, glance: bool = False) -> None:
+        """Simulate candidates at once whose verdicts are about to be asked for; others in advance are forgotten.
+
+        Args:
+            candidates: those that `feasible` is asked for next.
+            glance: it is `shown_feasible` that is asked.
+        """
+        self._ahead = {c: verdict for c, verdict in self._ahead.items() if c in candidates}
         new = [c for c in candidates if c not in self._late and c not in self._ahead and self._alike(c) == c]
         if len(new) > 1 and self.width > 1:
             self.check()
             new = [c for c in new if self.bounds.possible(c)]
+            if glance and self._look() is not None:
+                seen = self.spread.map(self._glance, new)
+                new = [c for c, verdict in zip(new, seen, strict=True) if verdict is None or verdict.late is not None]
             self._ahead |= zip(new, self.spread.map(self._verdict, new), strict=True)
+
+    def _glance(self, candidate: Candidate) -> _Verdict | None:
+        """What a piece of the traces says: late events, or None for too many to go on; None where nothing is known."""
+        look = self._look()
+        if candidate not in self._glances and look is not None:
+            piece, limits = look
+            self._glances[candidate] = piece._verdict(candidate, limits, keep=False)
+        return self._glances.get(candidate)
+
+    def _look(self) -> tuple[Evaluator, Sequence[int]] | None:
+        """A piece of the traces, and how many late events there go with those that are allowed on the whole.
+
+        As with the base. None without one, on short traces, and where the base says nothing.
+        """
+        if self._base is None or self._looked is not None or min(map(len, self.problem.traces)) < GLANCED_EVENTS:
+            return self._looked
+        base, _ = self._base
+        late = self.late(base)
+        if self._piece is None:
+            pieces = tuple(busiest(trace, len(trace) // GLANCED_SHARE) for trace in self.problem.traces)
+            self._piece = Evaluator(replace(self.problem, traces=pieces))
+        piece, everything = self._piece, [len(workload) for workload in self._piece.workloads]
+        found = piece._verdict(base, everything)
+        piece._base = (base, [{**kept, **new} for kept, new in found.departures])
+        self._uncounted += found.simulated_events
+        limits = []
+        for allowed, here, there, most in zip(
+            self.bounds.allowed, late or (), found.late or (), everything, strict=True
+        ):
+            # Of a base that has few late events nothing follows for candidates that have many.
+            wanted = allowed * there / here if here > allowed * TELLING else math.inf
+            limits.append(int(min(wanted + DOUBT * math.sqrt(wanted), most)))
+        self._looked = piece, limits
+        return self._looked
 
     def accept(self, candidate: Candidate) -> None:
         """Make the candidate the base that others are compared with."""
@@ -136,9 +209,10 @@ class Evaluator:
             return
         if self._last is None or self._last[0] not in (candidate, self._alike(candidate)):
             self._last = None
-            self._simulated(candidate)
-        self._base = None
-        self._ahead = {}
+            late = self._simulated(candidate)
+            self._late.setdefault(candidate, late)  # with its departures kept, nothing of it is simulated again
+        self._base, self._looked = None, None
+        self._ahead, self._glances = {}, {}
         if self._last is not None:
             self._base = (candidate, [{**kept, **new} for kept, new in self._last[1]])
 
@@ -235,8 +309,9 @@ class Evaluator:
             self._last = (candidate, verdict.departures)
         return verdict.late
 
-    def _verdict(self, candidate: Candidate) -> _Verdict:
-        """Simulate, and change nothing: several may run at once."""
+    def _verdict(self, candidate: Candidate, allowed: Sequence[int] | None = None, *, keep: bool = True) -> _Verdict:
+        """Simulate, and change nothing: several may run at once. Without ``allowed`` as many are as the bounds say."""
+        allowed = self.bounds.allowed if allowed is None else allowed
         stages = frozenset(range(len(candidate)))
         departures: list[tuple[_Departed, _Departed]] = []
         late: list[int] = []
@@ -248,16 +323,16 @@ class Evaluator:
                 workload,
                 self.stations(candidate),
                 kept=kept,
-                keep=stages - frozenset(kept) if self._keeps else (),
+                keep=stages - frozenset(kept) if self._keeps and keep else (),
                 slo_s=self.problem.target_s,
-                allowed=self.bounds.allowed[i],
+                allowed=allowed[i],
                 latencies=False,
                 slice_events=min(max(SLICE_EVENTS, len(workload) // 32), ESTIMATOR_SLICE),
             )
             events += evaluation.simulated_events
             for stage, statistics in evaluation.statistics.items():
                 largest[stage] = max(largest.get(stage, 0), statistics.largest_batch)
-            if evaluation.aborted or evaluation.late > self.bounds.allowed[i]:
+            if evaluation.aborted or evaluation.late > allowed[i]:
                 break
             late.append(evaluation.late)
             departures.append((kept, evaluation.departures))

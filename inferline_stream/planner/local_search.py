@@ -100,7 +100,7 @@ def with_largest_limits(evaluator: Evaluator, candidate: Candidate) -> Candidate
                 for limit in reversed(batch_limits(problem, name, part.hardware))
                 if limit > part.max_batch_size
             ]
-            found = next((c for c in evaluator.ahead(larger) if evaluator.feasible(c)), None)
+            found = next((c for c in evaluator.ahead(larger) if evaluator.shown_feasible(c)), None)
             if found is not None:
                 candidate = found
                 evaluator.accept(candidate)
@@ -120,4 +120,4 @@ def _first_feasible(
 ) -> Candidate | None:
     proposed = (p.candidate for p in surrogate.proposals(below, target_late))
     tried = islice((c for c in proposed if in_stock(evaluator.problem, c)), tries)
-    return next((c for c in evaluator.ahead(tried) if evaluator.feasible(c)), None)
+    return next((c for c in evaluator.ahead(tried) if evaluator.shown_feasible(c)), None)

@@ -26,8 +26,8 @@ from inferline_stream.planner.problem import (
 )
 from inferline_stream.planner.stage_options import in_place_of
 
-EFFORT = 30_000_000
-"""Events simulated, once per stage, before no more is tried: half a second on long traces."""
+EFFORT = 12_000_000
+"""Events simulated, once per stage, before no more is tried: a fraction of a second on long traces."""
 
 WORTH = 0.02
 """Replicas that cost less than this share of the plan are not worth a search."""
@@ -64,7 +64,7 @@ def _several_at_once(evaluator: Evaluator, candidate: Candidate) -> Iterator[lis
     below = cost_of(problem, candidate) - COST_EPSILON
     while batch := list(itertools.islice(every, evaluator.width)):
         cheaper = ([c for c in changed if cost_of(problem, c) < below] for changed in batch)
-        evaluator.together([changed[-1] for changed in cheaper if changed])
+        evaluator.together([changed[-1] for changed in cheaper if changed], glance=True)
         yield from batch
 
 
@@ -98,7 +98,7 @@ def _cheapest(evaluator: Evaluator, candidates: Sequence[Candidate]) -> Candidat
     low, high = 0, len(candidates) - 1
     middle = high
     while low <= high:
-        if evaluator.feasible(candidates[middle]):
+        if evaluator.shown_feasible(candidates[middle]):
             found, high = candidates[middle], middle - 1
         elif found is None:
             return None

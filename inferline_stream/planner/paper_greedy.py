@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from inferline_stream.pipeline.plan import Allocation
@@ -49,6 +49,7 @@ class Search:
         most_busy: of a candidate, a stage and a kind: more replicas than this can never be busy at once with
             batch 1, or than there can be.
         report: called with the phase, and with the candidate once one is feasible.
+        together: given candidates whose verdicts may be asked for next, so that they are simulated at once.
     """
 
     problem: Problem
@@ -56,6 +57,7 @@ class Search:
     feasible: Feasible
     most_busy: Callable[[Candidate, int, str], int]
     report: Callable[[str, Candidate | None], None]
+    together: Callable[[Sequence[Candidate]], None] = lambda _: None
 
 
 def plan_inferline(search: Search) -> Candidate | None:
@@ -218,6 +220,7 @@ def _cheapest_action(search: Search, candidate: Candidate) -> Candidate | None:
         cost, place, changed, stage = heapq.heappop(waiting)
         if cost >= now - COST_EPSILON:
             return None
+        search.together([c for c in (changed, *(entry[2] for entry in waiting[:1])) if c is not None])
         if changed is None:
             downgraded = downgrade(search, candidate, stage)
             if downgraded is not None:
@@ -249,11 +252,11 @@ def downgrade(search: Search, candidate: Candidate, stage: int) -> Candidate | N
     if local is None:
         return None
     while True:
-        removed = with_replica_removed(problem, local, stage)
+        removed, doubled = (change(problem, local, stage) for change in (with_replica_removed, with_batch_doubled))
+        search.together([c for c in (removed, doubled) if c is not None])
         if removed is not None and search.feasible(removed):
             local = removed
             continue
-        doubled = with_batch_doubled(problem, local, stage)
         if doubled is None or not search.feasible(doubled):
             break
         local = doubled
@@ -280,6 +283,8 @@ def _first_feasible(search: Search, candidate: Candidate, stage: int, kind: str)
     for count in range(1, most + 1):
         if count == MANY_COUNTS + 1 and not search.feasible(with_count(most)):
             return None
+        if count % 2:
+            search.together([c for c in (with_count(count), with_count(count + 1)) if in_stock(problem, c)])
         if in_stock(problem, larger := with_count(count)) and search.feasible(larger):
             return larger
     return None

@@ -12,7 +12,7 @@ from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import KeyBound, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
-from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.trace import Trace, busiest
 from inferline_stream.planner.branch_and_bound import prove
 from inferline_stream.planner.evaluator import Evaluator, Stopped
 from inferline_stream.planner.infeasible import does_not_fit, infeasible
@@ -32,7 +32,7 @@ from inferline_stream.planner.problem import (
     is_scarce,
     slots,
 )
-from inferline_stream.planner.search import busiest, lowered, refine
+from inferline_stream.planner.search import lowered, refine
 from inferline_stream.planner.spread import ALONE, Spread
 from inferline_stream.planner.stage_options import combined
 
@@ -224,6 +224,7 @@ def search(
             if found is not None:
                 if algorithm != "inferline":
                     if mixed:
+                        found = with_largest_limits(evaluator, found)
                         found = journal.take_all(mixed_in(evaluator, found)) or found
                     journal.best = _settled(whole, evaluator, journal.best, found)
                 if evaluator is whole or not _dearer(problem, found, papers):
@@ -266,26 +267,28 @@ def _papers(whole: Evaluator, journal: _Journal, *, short: bool, stop: Callable[
         return list(_paper(whole, journal))
     problem = whole.problem
     piece = replace(problem, traces=tuple(busiest(trace, PAPER_EVENTS) for trace in problem.traces))
-    on_piece = Evaluator(piece, stop)
+    on_piece = Evaluator(piece, stop, spread=whole.spread)
     journal.watch(on_piece)
-    asked = Search(piece, on_piece.bounds, on_piece.feasible, on_piece.most_busy, journal.report)
-    found = plan_inferline(asked)
-    if found is None or not whole.feasible(found):
-        return []
-    journal.take(found)
-    return [found]
+    for found in _paper(on_piece, journal, whole=False):
+        if whole.feasible(found):
+            journal.take(found)
+            return [found]
+    return []
 
 
-def _paper(evaluator: Evaluator, journal: _Journal) -> Iterator[Candidate]:
-    """The paper's plan; every feasible candidate on the way is the best so far."""
+def _paper(evaluator: Evaluator, journal: _Journal, *, whole: bool = True) -> Iterator[Candidate]:
+    """The paper's plan; on the whole traces every feasible candidate on the way is the best so far."""
 
     def report(phase: str, candidate: Candidate | None) -> None:
         if candidate is not None:
             evaluator.accept(candidate)
-            journal.take(candidate)
+            if whole:
+                journal.take(candidate)
         journal.report(phase, candidate)
 
-    asked = Search(evaluator.problem, evaluator.bounds, evaluator.feasible, evaluator.most_busy, report)
+    asked = Search(
+        evaluator.problem, evaluator.bounds, evaluator.feasible, evaluator.most_busy, report, evaluator.together
+    )
     planned = plan_inferline(asked)
     if planned is not None:
         yield planned

@@ -12,9 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.trace import busiest
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.local_search import descend, repair
 from inferline_stream.planner.lowest_latency import lowest_latency
@@ -59,15 +57,6 @@ def levels(problem: Problem) -> list[Problem]:
         events = max(events // LEVEL_RATIO, COARSE_EVENTS)
         sizes.insert(0, events)
     return [*(replace(problem, traces=tuple(busiest(t, n) for t in problem.traces)) for n in sizes), problem]
-
-
-def busiest(trace: Trace, events: int) -> Trace:
-    """The piece with the given number of events that takes the least time; the whole trace if it has no more."""
-    if len(trace) <= events:
-        return trace
-    times = trace.arrivals_s
-    first = int(np.argmin(times[events - 1 :] - times[: times.size - events + 1]))
-    return Trace(times[first : first + events] - times[first])
 
 
 def refine(

@@ -91,5 +91,5 @@ def test_of_candidates_by_cost_the_first_that_meets_the_target_is_found_if_the_l
     every = [((Allocation("slow", 1, n),),) for n in range(count)]
     for first in range(count + 1):
         meeting = every[first:]
-        evaluator = SimpleNamespace(feasible=lambda candidate, meeting=meeting: candidate in meeting)
+        evaluator = SimpleNamespace(shown_feasible=lambda candidate, meeting=meeting: candidate in meeting)
         assert _cheapest(evaluator, every) == (meeting[0] if meeting else None)

@@ -11,7 +11,7 @@ import pytest
 from inferline_stream.errors import Infeasible, InvalidInput
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.pipeline.trace import Trace, busiest, gamma_trace, levels_trace
 from inferline_stream.planner import search as coarse_to_fine
 from inferline_stream.planner.branch_and_bound import prove
 from inferline_stream.planner.evaluator import Evaluator, Stopped
@@ -19,7 +19,7 @@ from inferline_stream.planner.local_search import with_largest_limits
 from inferline_stream.planner.pareto_search import ParetoSearch
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
 from inferline_stream.planner.provision import MARGIN, _dearer, _Journal, provision, search
-from inferline_stream.planner.search import busiest, levels, lowered, refine
+from inferline_stream.planner.search import levels, lowered, refine
 from inferline_stream.planner.stage_options import stage_options
 from tests.unit.planner.problems import SIZES, least_cost, meets, p99_s, plain_problem, prices, random_problem
 
