@@ -10,6 +10,7 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.planner.bounds import Bounds
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.key_bounds import without_order
 from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
@@ -99,3 +100,15 @@ def test_a_replica_that_is_no_faster_than_what_does_not_suffice_for_a_key_is_rul
     assert at_rate.most_rate(0, (Allocation("x", 1, 1),)) == at_rate.key_rate[0] == rate
     assert at_rate.fewest_replicas(0, "x") is None
     assert one_key(0.999 / rate, np.zeros(1), 3.0).fewest_replicas(0, "x") == 1
+
+
+def test_of_many_keys_the_eight_busiest_are_looked_at():
+    """One event of each comes alone, and of the ninth five at once: it would take five times the rate."""
+    problem = plain_problem(
+        {"s0": {"x": 0.125}}, np.append(np.arange(8.0) * 10, np.full(5, 80.0)), 1.0, {"x": Hardware("x", 1.0)}
+    )
+    keys = Keys(tuple((f"key {n}", 0.1) for n in range(9)), ("s0",))
+    problem = replace(problem, measured=replace(problem.measured, keys=keys))
+    numbers = np.append(np.arange(1, 9), np.full(5, 9)).astype(np.uint16)
+    bounds = Bounds(problem, [np.zeros(13, np.uint8)], [numbers])
+    assert bounds.key_rate == pytest.approx((1.0,), rel=0.011)

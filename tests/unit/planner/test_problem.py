@@ -10,8 +10,8 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Overheads
 from inferline_stream.planner.evaluator import Evaluator
-from inferline_stream.planner.problem import is_scarce, price_of, replica_cap, slots
-from inferline_stream.planner.stage_options import in_place_of, stage_options
+from inferline_stream.planner.problem import in_machine, is_scarce, price_of, replica_cap, slots
+from inferline_stream.planner.stage_options import in_place_of, mixtures, stage_options
 from tests.unit.planner.problems import chain, plain_problem
 
 
@@ -55,6 +55,23 @@ def test_the_least_of_stock_cores_gpus_partitions_and_the_server_s_limit_bounds_
 )
 def test_a_kind_is_scarce_where_one_stage_may_take_it_from_another(kind, limits, scarce):
     assert is_scarce(alone(Hardware("x", 1.0, **kind), **limits), "x") == scarce
+
+
+@pytest.mark.parametrize(
+    ("halves", "wholes", "others", "fits"),
+    [(4, 0, 0, True), (5, 0, 0, False), (2, 1, 0, True), (3, 1, 0, False), (0, 2, 1, True), (0, 2, 2, False)],
+)
+def test_kinds_on_one_model_share_its_gpus_and_all_kinds_the_cores(halves, wholes, others, fits):
+    """Two GPUs of one model, and 4 cores: a replica with a whole GPU takes 1.5 of them, one without any takes 1."""
+    catalogue = {
+        "half": Hardware("half", 1.0, cores=0.0, gpus=0.5, gpu_model="T4", gpu_stock=2.0),
+        "whole": Hardware("whole", 1.0, cores=1.5, gpus=1.0, gpu_model="T4", gpu_stock=2.0),
+        "other": Hardware("other", 1.0, cores=1.0),
+    }
+    problem = plain_problem({"a": dict.fromkeys(catalogue, 0.01)}, np.arange(10.0), 1.0, catalogue, cores=4.0)
+    held = (("half", halves), ("whole", wholes), ("other", others))
+    candidate = tuple((Allocation(kind, 1, count),) for kind, count in held if count)
+    assert in_machine(problem, candidate) == fits
 
 
 def test_an_option_costs_what_its_replicas_do():
@@ -102,7 +119,8 @@ def mixed_problem():
 def test_kinds_are_mixed_only_where_that_is_asked_for():
     bounds = Evaluator(mixed_problem()).bounds
     assert {len(option) for option in stage_options(bounds, 0, 6.0)} == {1}
-    assert {len(option) for option in stage_options(bounds, 0, 6.0, mixed=True)} == {1, 2}
+    mixed = [option for option in stage_options(bounds, 0, 6.0, mixed=True) if len(option) > 1]
+    assert mixed == [(Allocation("small", 1, 4), Allocation("slow", 1, count)) for count in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize(("fewer", "counts"), [(0, [1, 2]), (1, [1, 2]), (2, [2, 3, 4])])
@@ -122,3 +140,15 @@ def test_of_a_kind_that_costs_nothing_a_few_more_than_serve_the_rate_are_tried()
     part, one = Allocation("slow", 1, 3), Allocation("small", 1, 1)
     found = in_place_of(Evaluator(problem).bounds, 0, (part,), part=part, fewer=1, one=one)
     assert [option[0].replicas for option in found] == [1, 2, 3, 4, 5]
+
+
+def test_mixtures_have_one_or_two_beside_all_or_up_to_four_counts_in_place_of_one_or_two():
+    """In place of one of 1 $/h 1 to 15 of 1/16 $/h cost less, in place of two 2 to 31, of which fewer do not serve."""
+    problem = mixed_problem()
+    problem = replace(problem, catalogue={**problem.catalogue, "small": Hardware("small", 0.0625)})
+    found = mixtures(Evaluator(problem).bounds, 0, (Allocation("slow", 1, 3),))
+    counts = [(small.replicas, slow.replicas) for small, slow in found]
+    beside, for_one, for_two = {(1, 3), (2, 3)}, {(n, 2) for n in (1, 5, 10, 15)}, {(n, 1) for n in (2, 11, 21, 31)}
+    assert set(counts) == beside | for_one | for_two
+    prices = [price_of(problem, option) for option in found]
+    assert prices == sorted(prices)

@@ -132,3 +132,24 @@ def test_dearer_options_are_proposed_up_to_six_times_the_least_price_of_a_stage(
     surrogate = Surrogate(evaluator, evaluator.bounds, base, mixed=False)
     found = {tuple(part.replicas for (part,) in p.candidate) for p in surrogate.proposals(math.inf, math.inf)}
     assert {counts for counts in found if 1 in counts} == {(1, n) for n in range(2, 7)} | {(n, 1) for n in range(2, 7)}
+
+
+def test_pairs_are_proposed_as_far_as_what_the_one_saves_pays_for_the_other():
+    """Seven replicas of 1 $/h, of which a needs one: what is proposed has less, five of b at most."""
+    times_s = {stage: {"x": 0.125} for stage in "ab"}
+    problem = plain_problem(times_s, np.arange(20.0), 1.0, {"x": Hardware("x", 1.0)})
+    evaluator = Evaluator(problem)
+    base = ((Allocation("x", 1, 6),), (Allocation("x", 1, 1),))
+    surrogate = Surrogate(evaluator, evaluator.bounds, base, mixed=False)
+    found = {tuple(part.replicas for (part,) in p.candidate) for p in surrogate.proposals(7.0, math.inf)}
+    assert found == {(a, b) for a in range(1, 6) for b in range(1, 6) if a + b < 7}
+
+
+def test_what_an_option_alone_makes_of_the_latency_is_that_of_a_simulation_where_nothing_waits():
+    times_s = {"a": {"slow": 0.25, "fast": 0.125}}
+    problem = plain_problem(
+        times_s, np.arange(20.0), 1.0, {"slow": Hardware("slow", 1.0), "fast": Hardware("fast", 2.0)}
+    )
+    evaluator = Evaluator(problem)
+    surrogate = Surrogate(evaluator, evaluator.bounds, ((Allocation("fast", 1, 1),),), mixed=False)
+    assert [surrogate._alone_s(0, (Allocation(kind, 1, 1),)) for kind in ("slow", "fast")] == [0.25, 0.125]
