@@ -34,7 +34,7 @@ def run(topology: Path, *options: str, timeout_s: float = 180.0) -> subprocess.C
 
 
 def test_the_report_is_one_json_object_and_everything_for_people_goes_elsewhere(minimal: Path) -> None:
-    done = run(minimal, "--output", "json", "--duration", "8s", "--speed-up", "2")
+    done = run(minimal, "--output", "json", "--duration", "4s", "--speed-up", "2")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["lost"], report["duplicated"]) == (0, 0)

@@ -13,6 +13,7 @@ from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.observation import Limits
 from tests.scenarios.test_cli_status import SWING, call
 
@@ -38,8 +39,10 @@ async def poison(run: Run, names: Names) -> None:
             await write_once(run.bootstrap_servers, Written(getattr(names, topic), key, value))
 
 
-async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(swing, kafka, tmp_path: Path) -> None:
-    run: Run = swing(kafka.bootstrap_servers, levels=[(20, 3)])
+async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(
+    swing, apache_kafka: KafkaServer, tmp_path: Path
+) -> None:
+    run: Run = swing(apache_kafka.bootstrap_servers, levels=[(20, 3)])
     names = Names("swing", run.records.prefix)
     await create_topics(
         run.bootstrap_servers, topics_of(load_topology(run.topology), run.records.prefix), replication=1
