@@ -205,6 +205,16 @@ def highest_rate(p: Pipeline) -> float:
     return 0.5 * MOST_REPLICAS / work_s
 
 
+def drawn(family: str, rate: float, judged_s: float, rng: Seeded) -> tuple[Traffic, Trace, Trace]:
+    """Traffic of a family at a base rate, a sample of it to plan on, and the rest of so many seconds."""
+    whole_s = judged_s / (1 - SHARE_PLANNED_ON)
+    traffic = FAMILIES[family](whole_s, rng)
+    times, multiples = (np.array(x) for x in zip(*traffic.points, strict=True))
+    whole = warped(lambda t: rate * np.interp(t, times, multiples), traffic.cv, whole_s, rng)
+    sample_s = SHARE_PLANNED_ON * whole_s
+    return traffic, whole.window(0.0, sample_s), whole.window(sample_s, whole_s)
+
+
 def case(seed: int, *, judging: bool) -> Case:
     """The run of a seed: its family goes by the seed, everything else is drawn."""
     rng = np.random.default_rng([seed, *(b"judging" if judging else b"tuning")])
@@ -215,18 +225,15 @@ def case(seed: int, *, judging: bool) -> Case:
         np.exp(rng.uniform(np.log(max(1.0, highest_rate(through) / 100)), np.log(min(2000.0, highest_rate(through)))))
     )
     length_s = float(np.clip(MOST_EVENTS / rate, 300.0, 900.0))
-    drawn = FAMILIES[family](length_s / (1 - SHARE_PLANNED_ON), rng)
-    times, multiples = (np.array(x) for x in zip(*drawn.points, strict=True))
-    whole_s = length_s / (1 - SHARE_PLANNED_ON)
-    whole = warped(lambda t: rate * np.interp(t, times, multiples), drawn.cv, whole_s, rng)
+    traffic, sample, trace = drawn(family, rate, length_s, rng)
     profiles = {key: replace(p, start_up_s=start_up_s) for key, p in through.measured.profiles.items()}
-    how = f"{rate:.0f}/s start-up {start_up_s:g} s rise {drawn.rise_s:g} s CV {drawn.cv:g}"
+    how = f"{rate:.0f}/s start-up {start_up_s:g} s rise {traffic.rise_s:g} s CV {traffic.cv:g}"
     return Case(
         f"{family}-{seed} {through.name} {how}",
         family,
         replace(through, measured=replace(through.measured, profiles=profiles)),
-        whole.window(0.0, SHARE_PLANNED_ON * whole_s),
-        whole.window(SHARE_PLANNED_ON * whole_s, whole_s),
+        sample,
+        trace,
         start_up_s,
-        drawn.rise_s,
+        traffic.rise_s,
     )

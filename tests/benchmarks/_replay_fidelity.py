@@ -1,7 +1,7 @@
-"""A live run on Apache Kafka with the default policy, and its replay: the same decisions, the same misses.
+"""A live run on Apache Kafka with the default policy, and its replay: the same decisions, the same misses and cost.
 
-Traffic steps up, climbs and falls. Afterwards `inferline-stream replay` is given the folder that the run has left;
-which branches its events took and which keys they had is not in there: they are drawn.
+Afterwards `inferline-stream replay` is given the folder that the run has left; which branches its events took and
+which keys they had is not in there: they are drawn.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ import numpy as np
 
 from inferline_stream.dataplane.sample_files import read_events as read_sample
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.pipeline.shape import shape_of
-from inferline_stream.pipeline.trace import gamma_trace, levels_trace
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.archive import read_events, read_record
@@ -32,7 +35,7 @@ from tests.benchmarks._pipelines import write
 from tests.support.emulated_runs import plan_by_hand, trace_feed
 
 LEVELS = ((25.0, 8.0), (60.0, 8.0), (80.0, 4.0), (100.0, 8.0), (40.0, 6.0))
-"""Events per second, and for how many seconds."""
+"""Of traffic that steps up, climbs and falls: events per second, and for how many seconds."""
 
 LIMITS = {"parse": 1, "classify": 2, "translate": 1}
 """Batch limits: at 166, 125 and 40 events per second and replica all stages have to grow, and no core is short."""
@@ -53,6 +56,9 @@ class Pair:
     replayed: Asked
     live_miss_rate: float
     replayed_miss_rate: float
+    live_cost: float
+    """From the first event to the last one, in dollars."""
+    replayed_cost: float
     elsewhere_cores: float
     """That others took meanwhile."""
 
@@ -67,12 +73,38 @@ class Pair:
         return [abs(self.live[what] - self.replayed[what]) for what in self.live.keys() & self.replayed.keys()]
 
 
-async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
-    """One run and its replay."""
+Planner = Callable[[Pipeline, PipelineProfile, Trace], Plan]
+"""A plan for a pipeline as profiled, and a sample."""
+
+
+def stepping(name: str) -> tuple[Trace, Trace]:
+    """Sample and traffic of `LEVELS`, drawn by name."""
+    rng = np.random.default_rng([23, *name.encode()])
+    return gamma_trace(LEVELS[0][0], 1.0, 60.0, rng), levels_trace(list(LEVELS), 1.0, rng)
+
+
+def one_of_each(pipeline: Pipeline, measured: PipelineProfile, sample: Trace) -> Plan:
+    """A replica of each stage."""
+    replicas = dict.fromkeys((stage.name for stage in pipeline.stages), 1)
+    return plan_by_hand(pipeline, measured, sample, replicas, max_batch_sizes=LIMITS)
+
+
+async def pair(
+    bootstrap_servers: str, folder: Path, name: str, traffic: tuple[Trace, Trace], planner: Planner = one_of_each
+) -> Pair:
+    """One run and its replay.
+
+    Args:
+        bootstrap_servers: of an Apache Kafka.
+        folder: for everything that it leaves.
+        name: of the pipeline.
+        traffic: the sample that is planned for, and what comes.
+        planner: makes the plan.
+    """
+    sample, trace = traffic
     # A process that starts again takes a core for half a second: on a small machine it is that of replicas at work.
     written = write("conditional", folder, "300ms", name, forked=True)
     pipeline = load_topology(written.topology)
-    shape = shape_of(pipeline)
     measured = await profile_pipeline(
         pipeline,
         written.topology,
@@ -80,9 +112,7 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
         bootstrap_servers=bootstrap_servers,
         options=Options(broker=bootstrap_servers, sample_s=0.5),
     )
-    rng = np.random.default_rng([23, *name.encode()])
-    sample = gamma_trace(LEVELS[0][0], 1.0, 60.0, rng)
-    plan = plan_by_hand(pipeline, measured, sample, dict.fromkeys(shape.stages, 1), max_batch_sizes=LIMITS)
+    plan = planner(pipeline, measured, sample)
     run = Run(
         pipeline=pipeline,
         topology=written.topology,
@@ -91,7 +121,7 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
         measured=measured,
         log_folder=folder / name / "logs",
         records=RecordOptions(prefix=f"{name}-"),
-        feed=trace_feed(levels_trace(list(LEVELS), 1.0, rng), written.events, folder / name, "key"),
+        feed=trace_feed(trace, written.events, folder / name, "key"),
         policy=POLICIES["default"],
         replans=False,
         sample=sample,
@@ -101,7 +131,10 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
     async with open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
         elsewhere = Elsewhere()
+        loading_s, cost = time.time(), under_way.controller.view.cost
         await under_way.fed(asyncio.Event())
+        loading_s = under_way.started_s - loading_s
+        cost = under_way.controller.view.cost - cost - plan.cost_per_hour * loading_s / 3600
         others = elsewhere.cores()
         report = await under_way.report(await under_way.drain())
     record, events = read_record(folder / name / "run"), read_events(folder / name / "run")
@@ -110,7 +143,7 @@ async def pair(bootstrap_servers: str, folder: Path, name: str) -> Pair:
     replayed = await _replayed(folder / name / "run")
     steps = [(step["time_s"], step["replicas"]) for step in replayed["steps"] if step["action"] in SCALES]
     miss_rate = late / (events.latency_s.size + report.lost)
-    return Pair(_asked(live), _asked(steps), miss_rate, replayed["miss_rate"], others)
+    return Pair(_asked(live), _asked(steps), miss_rate, replayed["miss_rate"], cost, replayed["cost"], others)
 
 
 async def _replayed(run: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ from tests.benchmarks import _moderation
 from tests.benchmarks._live import append_time_sink, passed
 from tests.benchmarks._machine import Elsewhere
 from tests.benchmarks._pipelines import taken, write
-from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair
+from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair, stepping
 from tests.benchmarks._sources import Source, source_of
 from tests.support.emulated_runs import Script, plan_by_hand, trace_feed
 
@@ -283,7 +283,8 @@ async def _replayed(bootstrap_servers: str, folder: Path, runs: int) -> Figures:
     for k in range(runs):
         tried: list[Pair] = []
         while len(tried) < ATTEMPTS and not any(p.elsewhere_cores <= QUIET_CORES for p in tried):
-            tried.append(await pair(bootstrap_servers, folder, f"scaled{k}{len(tried)}"))
+            name = f"scaled{k}{len(tried)}"
+            tried.append(await pair(bootstrap_servers, folder, name, stepping(name)))
         pairs.append(min(tried, key=lambda p: p.elsewhere_cores))
     apart = [s for p in pairs for s in p.apart_s]
     return {
