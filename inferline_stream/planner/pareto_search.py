@@ -233,12 +233,7 @@ class ParetoSearch:
     ) -> tuple[Departures | None, int, int]:
         """Departures, or None where too many events are late; events simulated; and the largest batch."""
         self.evaluator.check()
-        largest = 0
-
-        def note(_arrived: int, largest_batch: int) -> None:
-            nonlocal largest
-            largest = largest_batch
-
+        reported: list[int] = []
         gone = simulate_stage(
             self._workload,
             stage,
@@ -248,8 +243,9 @@ class ParetoSearch:
             rest_s=self._rest_s[stage],
             allowed=allowed,
             slice_events=SLICE_EVENTS,
-            report=note,
+            report=lambda _arrived, largest: reported.append(largest),
         )
+        (largest,) = reported
         return gone, len(self._workload) if gone is None else gone.events.size, largest
 
     def _with(self, least_s: Times, stage: int, gone: Departures) -> Times:

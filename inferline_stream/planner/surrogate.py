@@ -199,12 +199,7 @@ class Surrogate:
         above = tuple(self.base[a] for a in sorted(self._evaluator.above[stage] - {stage}))
         known = self._completions.setdefault((stage, above), OptionCache())
         if option not in known:
-            largest = 0
-
-            def note(_arrived: int, largest_batch: int) -> None:
-                nonlocal largest
-                largest = largest_batch
-
+            reported: list[int] = []
             if stage not in self._arrivals:
                 self._arrivals[stage] = arrivals_at(self._workload, stage, self._departures)
             departures = simulate_stage(
@@ -215,8 +210,9 @@ class Surrogate:
                 late_s=self._target_s,
                 allowed=CROWDED * self.allowed + 1,
                 slice_events=SLICE_EVENTS,
-                report=note,
+                report=lambda _arrived, largest: reported.append(largest),
             )
+            (largest,) = reported
             self._evaluator.count(self._departures[stage].events.size)
             known.add(option, None if departures is None else self._sampled(departures), largest)
         return known[option]
