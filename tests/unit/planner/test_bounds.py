@@ -108,6 +108,14 @@ def test_of_five_at_once_a_server_finishes_two_in_time_and_counts_what_it_misses
     assert missed_between(entry_s, entry_s + window_s, 1.0, allowed) == late
 
 
+@pytest.mark.parametrize("at_once", [2, 4, 8])
+def test_the_rate_that_is_required_lies_in_the_hundred_and_twenty_eighth_of_a_doubling_below_what_suffices(at_once):
+    """Seven halvings of the ratio of two: six would leave more than a hundredth."""
+    problem = plain_problem({"a": {"x": 0.01}}, np.zeros(at_once), 1.0, {"x": Hardware("x", 1.0)})
+    (found,) = Evaluator(problem).bounds.required_rate
+    assert at_once * 2 ** (-1 / 127) < found < at_once
+
+
 def test_a_stage_has_what_the_others_and_the_hops_leave_of_the_slo():
     times_s = {"a": {"x": 0.1}, "b": {"x": 0.2}, "c": {"x": 0.3}}
     problem = plain_problem(times_s, np.zeros(1), 1.0, {"x": Hardware("x", 1.0)}, hop_s=0.01)

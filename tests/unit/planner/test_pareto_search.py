@@ -120,3 +120,13 @@ def test_plenty_is_of_the_fastest_kind_that_serves_half_as_much_again_else_of_wh
     catalogue = {name: Hardware(name, 1.0, stock=stock.get(name)) for name in ("slow", "fast")}
     problem = plain_problem({"a": {"slow": 0.1, "fast": fast_s}}, np.zeros(10), 1.0, catalogue)
     assert plentiful(Evaluator(problem), 0) == (Allocation(kind, 1, count),)
+
+
+@pytest.mark.parametrize(("price", "looked_at"), [(6.0, True), (12.0, False)])
+def test_after_two_doublings_of_the_price_without_a_gain_nothing_dearer_is_looked_at(price, looked_at):
+    """Up to 2 $/h is where a kind of 1 $/h is, up to 4 and 8 $/h nothing, or a faster kind."""
+    catalogue = {"x": Hardware("x", 1.0), "fast": Hardware("fast", price)}
+    problem = plain_problem({"a": {"x": 0.125, "fast": 0.0625}}, np.zeros(1), 5.0, catalogue)
+    evaluator = Evaluator(problem)
+    found = ParetoSearch(evaluator, evaluator.bounds).candidates()
+    assert (((Allocation("fast", 1, 1),),) in found) == looked_at

@@ -72,6 +72,7 @@ def test_replicas_that_are_slower_count_for_what_they_do_and_need_no_room_beyond
     assert found.needed == pytest.approx(50.0 / 0.5)
     assert found.reason is Reason.THROUGHPUT_FELL
     assert found.detail == "25/s per replica on x, profiled at 50/s"
+    assert demand("b", traffic=2, throughput=25.0).needed == pytest.approx(2 * 50.0 / 0.5)
     at_half = demand("a", throughput=80.0)
     assert at_half.needed == pytest.approx(min(needed("a", 1.0), 100.0 / 0.5))
 
@@ -80,6 +81,7 @@ def test_replicas_that_are_slower_count_for_what_they_do_and_need_no_room_beyond
 def test_a_tenth_of_a_replicas_speed_is_within_what_is_measured(throughput, counted):
     found = demand("a", traffic=2, throughput=throughput)
     assert found.throughputs == {"x": counted}
+    assert found.needed == pytest.approx(needed("a", 2.0))
     assert (found.reason is Reason.THROUGHPUT_FELL) == (counted < 100.0)
 
 

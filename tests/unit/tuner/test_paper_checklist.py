@@ -62,12 +62,13 @@ def test_replicas_that_are_pending_are_not_asked_for_twice():
     assert inferline_step(tuner, seen(0.1, exceeding, ready=(2, 3), pending=(1, 2)))[1] is None
 
 
-def test_nothing_is_taken_away_within_fifteen_seconds_of_a_change():
-    tuner, _ = inferline_step(state(), seen(0.0, (290, 590, 12000)))
+@pytest.mark.parametrize("began_s", [0.0, 1000.0])
+def test_nothing_is_taken_away_within_fifteen_seconds_of_a_change(began_s):
+    tuner, _ = inferline_step(state(), seen(began_s, (290, 590, 12000)))
     for time_s in np.arange(0.1, 14.9, 0.1):
-        tuner, decision = inferline_step(tuner, seen(float(time_s), CALM, peak_rate=50.0))
+        tuner, decision = inferline_step(tuner, seen(began_s + float(time_s), CALM, peak_rate=50.0))
         assert decision is None
-    _, decision = inferline_step(tuner, seen(15.0, CALM, peak_rate=50.0))
+    _, decision = inferline_step(tuner, seen(began_s + 15.0, CALM, peak_rate=50.0))
     assert decision.action is Action.SCALE_DOWN
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.tuner.decision import Action, Decision, Reason
+from inferline_stream.tuner.demand import demands
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.plan_basis import Kind, StageBasis
-from inferline_stream.tuner.policy import POLICIES, initial_state, step
+from inferline_stream.tuner.policy import POLICIES, _changed, initial_state, step
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.tuner_state import TunerState
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen, state
@@ -226,6 +227,13 @@ def test_one_stage_up_and_another_down_is_a_step_up():
     assert (decision.action, decision.replicas) == (Action.SCALE_UP, {"a": {"x": 1}, "b": {"x": 5}})
     _, (lower,) = decisions(state(PLAIN), observed(0.0, (300, 600, 6000), limits={"a": Limits(0, 1)}))
     assert lower.action is Action.SCALE_DOWN
+
+
+def test_as_many_replicas_of_another_kind_are_no_step_up():
+    tuner, observation = state(PLAIN), seen(0.0)
+    exchanged = {**tuner.wanted, "a": {"x": 1, "y": 1}}
+    _, decision = _changed(tuner, observation, exchanged, (), demands(tuner, observation)[1])
+    assert decision.action is Action.SCALE_DOWN
 
 
 def two_kinds(**stock: int) -> TunerState:
