@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from inferline_stream.estimator.evaluation import arrivals_at
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import Arrow
@@ -78,8 +79,10 @@ def test_a_stage_has_what_the_departures_above_it_and_the_fastest_rest_leave_of_
     times_s = {"a": {"slow": 0.4, "fast": 0.1}, "b": {"fast": 0.2}, "c": {"fast": 0.3}}
     catalogue = {"slow": Hardware("slow", 1.0), "fast": Hardware("fast", 2.0)}
     problem = plain_problem(times_s, np.zeros(10), 2.0, catalogue, hop_s=0.01)
-    tree = _Tree(Evaluator(problem), None, take=lambda _: None, effort=math.inf)
-    (served,) = tree._served(0, (Allocation(kind, 1, 10),), ({},))
+    evaluator = Evaluator(problem)
+    tree = _Tree(evaluator, None, take=lambda _: None, effort=math.inf)
+    entered = arrivals_at(evaluator.workloads[0], 0, {})
+    (served,) = tree._served(0, (Allocation(kind, 1, 10),), [entered])
     assert tree._rates(1, ({0: served},)) == pytest.approx([10 / window_s for window_s in windows_s], rel=0.011)
 
 
