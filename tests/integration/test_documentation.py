@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import swing
+from tests.support.forked_command import forked_command
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -34,6 +36,8 @@ BRIEFLY_COMPARED = re.compile(r"^\| ([^|]+) \| ([^|]+) \| \$([\d.]+)/h \| ([\d.]
 """The same in README.md, without the intervals."""
 TUTORIAL = ROOT / "docs/tutorial/first-pipeline.md"
 """`test_newcomers_path` walks by its commands."""
+SHELL = re.compile(r"[|&;<>$`\\*?#~\n]")
+"""What a shell would take for more than words of one command."""
 DEADLINE_S = 300
 KAFKA = "127.0.0.1:9092"
 """As pages write it; the pages' pipeline is then under way on an embedded broker, whose address takes its place."""
@@ -60,13 +64,23 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "200"}
 
 
-def run(command: str, folder: Path, deadline_s: float = DEADLINE_S) -> str:
-    ran = subprocess.run(
-        ["bash", "-eu", "-c", command],
-        cwd=folder, env=environment(), capture_output=True, text=True, timeout=deadline_s, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"
-    return ran.stdout
+def run(commands: str, folder: Path) -> None:
+    """Run lines as a shell does. Calls of our command are forked: starting it takes longer than most of them."""
+    settings = environment()
+    whole = re.search(r"\\$|^cd ", commands, re.MULTILINE)  # a line that another one needs
+    for line in [commands] if whole else commands.splitlines():
+        program, *arguments = [line] if SHELL.search(line) else shlex.split(line)
+        if program == "export":
+            settings |= dict(argument.split("=", 1) for argument in arguments)
+            continue
+        if program == "inferline-stream":
+            ran = forked_command(*arguments, folder=folder, environment=settings, timeout_s=DEADLINE_S)
+        else:
+            ran = subprocess.run(
+                ["bash", "-eu", "-c", line],
+                cwd=folder, env=settings, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+            )  # fmt: skip
+        assert ran.returncode == 0, f"{line}\n{ran.stdout}\n{ran.stderr}"
 
 
 @contextmanager
