@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -37,8 +36,8 @@ from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import from_environment
 from inferline_stream.testing.local_kafka import HOST, LocalKafka
+from tests.support.forked_command import forked_command
 
-COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
 SECRET = "open sesame"  # with a space: a reader that splits a line at spaces fails
 OPERATIONS = {
     "Create": AclOperation.CREATE,
@@ -151,14 +150,14 @@ def grant(bootstrap_servers: str, topology: Path, prefix: str, users: Mapping[st
 
 
 def run(topology: Path, *options: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, "run", str(topology), "--no-ui", "--metrics-port", "0", "--output", "json", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    arguments = ["run", str(topology), "--no-ui", "--metrics-port", "0", "--output", "json", *options]
+    return forked_command(*arguments, environment={**os.environ, **environment})
 
 
 @pytest.fixture(scope="module")
 def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("starter")
-    subprocess.run([*COMMAND, "init", str(folder)], check=True, capture_output=True, timeout=60)
+    forked_command("init", str(folder)).check_returncode()
     return folder / "topology.py"
 
 

@@ -2,8 +2,6 @@
 
 import json
 import secrets
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,13 +10,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InvalidInput
 from inferline_stream.kafka.topics import create_topics, durability, ready_topics, topics_of, verify_topics
-
-COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
+from tests.support.forked_command import forked_command
 
 
 @pytest.fixture
 def starter(tmp_path: Path) -> Path:
-    subprocess.run([*COMMAND, "init", str(tmp_path)], check=True, capture_output=True, timeout=60)
+    forked_command("init", str(tmp_path)).check_returncode()
     return tmp_path / "topology.py"
 
 
@@ -83,9 +80,7 @@ def test_a_write_has_as_many_copies_as_one_broker_may_be_missing_from(brokers, c
 
 def test_the_verb_compares_and_ends_with_3_where_the_pipeline_could_not_run(embedded_broker, starter):
     where = ["--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", f"{secrets.token_hex(4)}."]
-    done = subprocess.run(
-        [*COMMAND, "topics", str(starter), *where, "--output", "json"], capture_output=True, text=True, timeout=60
-    )
+    done = forked_command("topics", str(starter), *where, "--output", "json")
     assert done.returncode == 3
     document = json.loads(done.stdout)
     assert len(document["differences"]) == len(document["topics"])
@@ -95,17 +90,10 @@ def test_the_verb_compares_and_ends_with_3_where_the_pipeline_could_not_run(embe
 def test_a_run_that_must_not_create_topics_names_those_that_are_missing_and_creates_none(embedded_broker, starter):
     prefix = f"{secrets.token_hex(4)}."
     where = ["--bootstrap-servers", embedded_broker.bootstrap_servers, "--prefix", prefix]
-    done = subprocess.run(
-        [*COMMAND, "run", str(starter), *where, "--no-create-topics", "--no-ui", "--metrics-port", "0"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = forked_command("run", str(starter), *where, "--no-create-topics", "--no-ui", "--metrics-port", "0")
     assert done.returncode == 3, done.stderr
     assert f"error: topic {prefix}" in done.stderr
-    listed = subprocess.run(
-        [*COMMAND, "topics", str(starter), *where, "--output", "json"], capture_output=True, text=True, timeout=60
-    )
+    listed = forked_command("topics", str(starter), *where, "--output", "json")
     document = json.loads(listed.stdout)
     assert len(document["differences"]) == len(document["topics"])
 
