@@ -1,4 +1,4 @@
-"""`inferline-stream run` as users start it: a process, the embedded broker, emulated hardware."""
+"""`inferline-stream run` as users call it: a process, the embedded broker, emulated hardware."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forked_command import forked_command
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()", "run"]
 FEW_PORTS = ["--no-ui", "--metrics-port", "0"]
@@ -28,9 +30,7 @@ def minimal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(topology: Path, *options: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, str(topology), *FEW_PORTS, *options], capture_output=True, text=True, timeout=timeout_s, check=False
-    )
+    return forked_command("run", str(topology), *FEW_PORTS, *options, timeout_s=timeout_s)
 
 
 def test_the_report_is_one_json_object_and_everything_for_people_goes_elsewhere(minimal: Path) -> None:
