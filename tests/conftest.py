@@ -42,6 +42,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(len(os.sched_getaffinity(0)) + 1, 8)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m "not slow"``, read no file of the slow rooms: that alone takes seconds of each process."""
+    room = collection_path.relative_to(TESTS).parts[0] if TESTS in collection_path.parents else ""
+    return True if config.option.markexpr == "not slow" and room in SLOW else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m looks at marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark and order rooms; leave out what needs what this machine has not, which the summary says.
