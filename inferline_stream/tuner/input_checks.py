@@ -54,6 +54,7 @@ def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Dou
         state,
         changed_s=seen.time_s,
         insured_until_s=state.insured_until_s + step_s,
+        patience=replace(state.patience, counted_s=state.patience.counted_s + step_s, moved={}),
         fits_since_s={},
         below_since_s={},
         blind_until_s=seen.time_s + HISTORY_S,

@@ -11,7 +11,8 @@ from inferline_stream.tuner.demand import Demand, demands
 from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubts, on_this_clock
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.paper_policy import inferline_step
-from inferline_stream.tuner.plan_basis import StageBasis
+from inferline_stream.tuner.patience import Patience
+from inferline_stream.tuner.plan_basis import Replicas, StageBasis
 from inferline_stream.tuner.replica_fit import fewer, more, within
 from inferline_stream.tuner.tuner_state import TunerState, initial_state
 
@@ -124,7 +125,8 @@ def _changed(
     else:
         reason, detail = needed[leading].reason, needed[leading].detail
     fits = {name: since_s for name, since_s in state.fits_since_s.items() if name not in changed}
-    state = replace(state, wanted=wanted, changed_s=seen.time_s, fits_since_s=fits)
+    patience = _patience(state, wanted)
+    state = replace(state, wanted=wanted, changed_s=seen.time_s, patience=patience, fits_since_s=fits)
     return state, Decision(wanted, action, reason, f"stage {leading!r}: {detail}")
 
 
@@ -133,6 +135,7 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
     basis, knobs, now_s = state.basis, state.basis.knobs, seen.time_s
     fits_since_s: dict[str, float] = {}
     wanted = dict(state.wanted)
+    wait_s = state.patience.wait_s(now_s, knobs.down_after_s)
     calm = now_s >= state.blind_until_s and seen.watched_s >= HISTORY_S
     for stage in basis.stages:
         name = stage.name
@@ -147,7 +150,7 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
         if after == held:
             continue
         fits_since_s[name] = state.fits_since_s.get(name, now_s)
-        if calm and now_s - fits_since_s[name] >= knobs.down_after_s:
+        if calm and now_s - fits_since_s[name] >= wait_s:
             wanted[name] = after
     if fits_since_s != state.fits_since_s:
         state = replace(state, fits_since_s=fits_since_s)
@@ -155,8 +158,17 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
         return state, None
     names = [name for name in wanted if wanted[name] != state.wanted[name]]
     detail = "; ".join(f"stage {name!r} needs {needed[name].needed:.1f}/s" for name in names)
+    if wait_s > knobs.down_after_s:
+        detail += f", for {wait_s:.0f} s rather than {knobs.down_after_s:.0f} s: replicas came and went"
     decision = Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail)
-    return replace(state, wanted=wanted, changed_s=now_s), decision
+    patience = _patience(state, wanted)
+    return replace(state, wanted=wanted, changed_s=now_s, patience=patience), decision
+
+
+def _patience(state: TunerState, wanted: Replicas) -> Patience:
+    """What is learned from a decision that is made now."""
+    assert state.time_s is not None
+    return state.patience.after(state.wanted, wanted, state.time_s, calm=state.time_s >= state.insured_until_s)
 
 
 def _stuck(needed: Mapping[str, Demand]) -> tuple[Doubt, ...]:

@@ -10,6 +10,7 @@ from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.patience import Patience
 from inferline_stream.tuner.plan_basis import Basis, Replicas, basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
@@ -24,6 +25,7 @@ class TunerState:
         wanted: replicas asked for last, by stage and hardware kind; kinds without any are listed with 0.
         time_s: time of the last observation; None before the first.
         changed_s: time of the last change of any stage (of the first observation if none).
+        patience: how long stages wait before they give replicas back.
         fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
         below_since_s: by stage, since when it has needed less than plan and insurance give, without a break.
         insured_until_s: until then more is held than the plan, see `PolicySettings.insurance`.
@@ -35,6 +37,7 @@ class TunerState:
     wanted: Replicas
     time_s: float | None = None
     changed_s: float = -math.inf
+    patience: Patience = field(default_factory=Patience)
     fits_since_s: Mapping[str, float] = field(default_factory=dict)
     below_since_s: Mapping[str, float] = field(default_factory=dict)
     insured_until_s: float = -math.inf

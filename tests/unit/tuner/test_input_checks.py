@@ -9,6 +9,7 @@ import pytest
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.input_checks import doubts, on_this_clock
 from inferline_stream.tuner.observation import StageObservation, Supply
+from inferline_stream.tuner.patience import Patience
 from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.tuner_state import TunerState, initial_state, staffed
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen, state
@@ -64,6 +65,7 @@ def moved(step_s: float) -> TunerState:
         time_s=100.0,
         changed_s=90.0,
         insured_until_s=130.0,
+        patience=Patience(7.0, 80.0, {"a": (True, 90.0)}),
         fits_since_s={"a": 95.0},
         below_since_s={"b": 96.0},
     )
@@ -78,6 +80,7 @@ def test_a_step_forward_of_up_to_five_seconds_keeps_what_was_seen_before(step_s)
     after = moved(step_s)
     assert (after.changed_s, after.insured_until_s, after.blind_until_s) == (90.0, 130.0, -float("inf"))
     assert (after.fits_since_s, after.below_since_s) == ({"a": 95.0}, {"b": 96.0})
+    assert after.patience == Patience(7.0, 80.0, {"a": (True, 90.0)})
 
 
 @pytest.mark.parametrize("step_s", [-0.1, 5.1, -1e6, 4000.0])
@@ -87,6 +90,7 @@ def test_after_a_leap_times_begin_again_and_insurance_lasts_as_long_as_it_would_
     assert after.insured_until_s == pytest.approx(130.0 + step_s)
     assert after.blind_until_s == pytest.approx(160.0 + step_s)
     assert (after.fits_since_s, after.below_since_s) == ({}, {})
+    assert after.patience == Patience(7.0, 80.0 + step_s)
 
 
 def test_the_first_step_begins_the_clock():
