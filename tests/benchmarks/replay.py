@@ -24,7 +24,7 @@ from inferline_stream.replay.clairvoyant import cheapest
 from inferline_stream.replay.compare import Comparison, compare
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
-from inferline_stream.replay.scalers import Fixed, Tuner
+from inferline_stream.replay.scalers import Fixed, Scheduled, Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
 from tests.benchmarks._judging import families, reversals
@@ -53,6 +53,13 @@ LEVEL_S = 30.0
 HINDSIGHT = 3
 """Seeds for which a schedule in hindsight is looked for: it differs little from one to the next."""
 
+BIN_S = 15.0
+CALM_S, RAMP_S = 600.0, 60.0
+"""How long traffic stays calm, and when the ramp begins that has little of it before."""
+
+ASKED_AFTER_S = (0.0, 1.0, 2.0, 3.0, 4.0)
+"""How long after a ramp begins its replicas are asked for."""
+
 WINDOWS = {
     "worldcup_rise": ("1998-06-30 17:15:00", 45),
     "worldcup_match": ("1998-06-30 19:00:00", 45),
@@ -73,7 +80,7 @@ def tuned(plan: Plan, sample: Trace, policy: str = "default") -> Tuner:
     return Tuner(policy, POLICIES[policy], state, SHAPE, kernel=compiled_kernel())
 
 
-def run(plan: Plan, trace: Trace, scaler: Tuner | Fixed) -> Outcome:
+def run(plan: Plan, trace: Trace, scaler: Tuner | Fixed | Scheduled) -> Outcome:
     return replay(SHAPE, plan.allocations, MEASURED, trace, scaler, catalogue=CATALOGUE, slo_s=SLO_S, slots=plan.slots)
 
 
@@ -119,7 +126,7 @@ def experiment(name: str, workload: Callable[[np.random.Generator], tuple[Trace,
         _, trace = workload(np.random.default_rng([seed, *name.encode()]))
         for policy, bins in worst.items():
             outcome = run(plan, trace, Fixed() if policy == "no tuner" else tuned(plan, sample, policy))
-            bins.append(outcome.worst_miss_rate(15.0))
+            bins.append(outcome.worst_miss_rate(BIN_S))
             cost[policy].append(outcome.cost_per_hour)
             if policy == "default":
                 back_s.append(longest_above(outcome, 0.01))
@@ -131,6 +138,26 @@ def experiment(name: str, workload: Callable[[np.random.Generator], tuple[Trace,
         figures[f"{name}_worst_{label}"] = round(statistics.mean(worst[policy]), 5)
         figures[f"{name}_cost_per_hour_{label}"] = round(statistics.mean(cost[policy]), 2)
     return figures
+
+
+def unforeseen(seeds: int) -> Figures:
+    """What calm traffic misses on the plan's replicas alone, and a ramp if twice as many are asked for after it began.
+
+    Of the ramp, bins of 15 s count from its beginning on.
+    """
+    calm: list[float] = []
+    late: dict[float, list[float]] = {after_s: [] for after_s in ASKED_AFTER_S}
+    for seed in range(seeds):
+        _, plan = steady(seed)
+        rng = np.random.default_rng([seed, *b"unforeseen"])
+        calm.append(run(plan, gamma_trace(BASE_RATE, 1.0, CALM_S, rng), Fixed()).worst_miss_rate(BIN_S))
+        _, trace = ramp(30.0, rng)
+        twice = {stage: {a.hardware: 2 * a.replicas for a in held} for stage, held in plan.allocations.items()}
+        for after_s, worst in late.items():
+            outcome = run(plan, trace.window(0.0, 120.0), Scheduled("asked", [(RAMP_S + after_s, twice)]))
+            worst.append(float(np.nanmax(outcome.miss_rates(BIN_S)[round(RAMP_S / BIN_S) :])))
+    asked = {f"ramp_30_asked_after_{s:g}_s_worst": round(statistics.mean(worst), 4) for s, worst in late.items()}
+    return {"calm_worst_no_tuner": round(statistics.mean(calm), 4), **asked}
 
 
 def longest_above(outcome: Outcome, share: float) -> float:
@@ -289,8 +316,9 @@ def measure(quick: bool) -> Figures:
         **spike(seeds),
         **experiment("ramp_60", lambda rng: ramp(60.0, rng), seeds),
         **experiment("ramp_30", lambda rng: ramp(30.0, rng), seeds),
-        **experiment("ramp_30_after_calm", lambda rng: ramp(30.0, rng, calm_s=600.0), seeds),
+        **experiment("ramp_30_after_calm", lambda rng: ramp(30.0, rng, calm_s=CALM_S), seeds),
         **({} if quick else experiment("ramp_10", lambda rng: ramp(10.0, rng), seeds)),
+        **unforeseen(seeds),
         **experiment("burst", burst, seeds),
         **contest(quick),
         **({} if quick else days()),
