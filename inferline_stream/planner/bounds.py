@@ -440,10 +440,10 @@ def service_rate(problem: Problem, stage: int, option: Option) -> float:
 
 @lru_cache(maxsize=4096)
 def _best_throughput(profile: Profile, limit: int, concurrency: int) -> float:
-    levels = [c for c in profile.concurrencies if c < concurrency] + [concurrency]
+    levels = {c for c in (*profile.concurrencies, concurrency) if c <= concurrency}
     return max(c * size / profile.service_time_s(size, c) for size in _sizes(profile, limit) for c in levels)
 
 
-def _sizes(profile: Profile, limit: int) -> list[int]:
+def _sizes(profile: Profile, limit: int) -> set[int]:
     """Where the most can be: the profiled batch sizes up to a limit. Between them S(b) is linear, b/S(b) monotone."""
-    return [size for size in profile.batch_sizes if size < limit] + [limit]
+    return {size for size in (*profile.batch_sizes, limit) if size <= limit}
