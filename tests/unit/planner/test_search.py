@@ -109,6 +109,13 @@ def test_a_margin_that_would_cost_more_than_the_paper_s_plan_is_given_up():
     assert cost <= _plan(problem, algorithm="inferline").cost_per_hour + 1e-9
 
 
+def test_a_margin_that_takes_a_replica_more_than_the_paper_s_plan_is_given_up():
+    """Of eight events at once a replica serves the last after 1 s, the SLO, and two after 0.5 s."""
+    problem = plain_problem({"a": {"x": 0.125}}, np.zeros(8), 1.0, {"x": Hardware("x", 1.0)})
+    found = search(problem, margin=0.5)
+    assert (found.candidate, found.p99_s) == (((Allocation("x", 1, 1),),), 1.0)
+
+
 def test_an_earlier_plan_that_meets_the_slo_is_taken_whatever_its_margin():
     problem = random_problem(6, slack=3.0)
     earlier = _plan(problem, margin=0.0)
