@@ -228,11 +228,11 @@ class Surrogate:
         return float(self._weights[latency_s > self._target_s].sum())
 
     def _quantile_s(self, latency_s: Times) -> float:
-        most = min(self.allowed + 1, latency_s.size)  # as no weight is below 1
+        most = self.allowed + 1  # fewer than are sampled, and no weight is below 1
         slowest = np.argpartition(latency_s, latency_s.size - most)[-most:]
         slowest = slowest[np.argsort(-latency_s[slowest])]
         place = int(np.searchsorted(np.cumsum(self._weights[slowest]), self.allowed, side="right"))
-        return float(latency_s[slowest[min(place, most - 1)]])
+        return float(latency_s[slowest[place]])
 
     def choices(self, stage: int, dearest: float) -> list[Choice]:
         """Options of a stage that no cheaper one beats, cheapest first."""
