@@ -12,13 +12,14 @@ from inferline_stream.errors import Infeasible, InvalidInput
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace, busiest, gamma_trace, levels_trace
+from inferline_stream.planner import provision as provisioning
 from inferline_stream.planner import search as coarse_to_fine
 from inferline_stream.planner.branch_and_bound import prove
 from inferline_stream.planner.evaluator import Evaluator, Stopped
 from inferline_stream.planner.local_search import with_largest_limits
 from inferline_stream.planner.pareto_search import ParetoSearch
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
-from inferline_stream.planner.provision import MARGIN, _dearer, _Journal, provision, search
+from inferline_stream.planner.provision import MARGIN, _dearer, _Journal, _papers, provision, search
 from inferline_stream.planner.search import levels, lowered, refine
 from inferline_stream.planner.stage_options import stage_options
 from tests.unit.planner.problems import SIZES, least_cost, meets, p99_s, plain_problem, prices, random_problem
@@ -114,6 +115,19 @@ def test_a_margin_that_takes_a_replica_more_than_the_paper_s_plan_is_given_up():
     problem = plain_problem({"a": {"x": 0.125}}, np.zeros(8), 1.0, {"x": Hardware("x", 1.0)})
     found = search(problem, margin=0.5)
     assert (found.candidate, found.p99_s) == (((Allocation("x", 1, 1),),), 1.0)
+
+
+@pytest.mark.parametrize(("apart_s", "met"), [(0.5, True), (0.25, False)])
+def test_on_long_traces_the_paper_s_plan_for_the_busiest_piece_counts_if_it_meets_the_slo_on_the_whole(
+    monkeypatch, apart_s, met
+):
+    """A replica serves four events at once in 0.5 s, all of the SLO; four more wait for them if they come sooner."""
+    monkeypatch.setattr(provisioning, "PAPER_EVENTS", 4)
+    arrivals_s = np.repeat([0.0, apart_s], 4)
+    problem = plain_problem({"a": {"x": 0.125}}, arrivals_s, 0.5, {"x": Hardware("x", 1.0)})
+    journal, one = _Journal(problem, None), ((Allocation("x", 1, 1),),)
+    assert _papers(Evaluator(problem), journal, short=False, stop=lambda: False) == [one] * met
+    assert journal.best == (one if met else None)
 
 
 def test_an_earlier_plan_that_meets_the_slo_is_taken_whatever_its_margin():

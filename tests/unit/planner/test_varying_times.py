@@ -17,7 +17,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
-from inferline_stream.planner.bounds import Bounds
+from inferline_stream.planner.bounds import Bounds, _drawn_in_time
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
@@ -121,3 +121,14 @@ def test_times_whose_mean_just_meets_the_slo_are_said_to_differ_too_much() -> No
     rare = PipelineProfile({("a", "x"): profile}, Paths((0,), (1.0,)))
     with pytest.raises(Infeasible, match="service times of stage 'a' differ too much from one event to the next"):
         provision(SHAPE, rare, Trace(np.arange(300.0) * 64), 0.25, {"x": Hardware("x", 1.0, stock=2)})
+
+
+def test_of_times_that_are_drawn_those_count_that_the_share_in_time_has() -> None:
+    """Of 256 events 250 take one unit, and 6 take 60: of the 99 % in time, 1.3 % are among the long ones."""
+    profile = Profile("a", "x", (ServiceTime(1, 0.25),), variation=Variation(((1.0, 250), (60.0, 6))))
+    short, long = 250 / 256, 6 / 256
+    mean = short + 60 * long
+    least, in_time, deviation = _drawn_in_time(profile, 1, 0.99)
+    assert least == pytest.approx(1 / mean)
+    assert in_time == pytest.approx((short + 60 * (0.99 - short)) / 0.99 / mean)
+    assert deviation == pytest.approx(math.sqrt(short * (1 / mean - 1) ** 2 + long * (60 / mean - 1) ** 2))
