@@ -112,3 +112,9 @@ def test_a_lone_event_waits_for_the_whole_hold():
 )
 def test_a_hold_is_rounded_down_to_few_first_digits(seconds, rounded_s):
     assert rounded_down(seconds) == pytest.approx(rounded_s)
+
+
+def test_no_batch_is_held_for_more_than_twice_the_time_in_which_it_fills():
+    """At 100 events a second one, three and seven more come in 10, 30 and 70 ms."""
+    tried = holds(chain(0.8), 0, "x", rate=100.0, within_s=10.0, shares=(1.0,))
+    assert tried == [(2, 0.02), (4, 0.06), (8, 0.12)]
