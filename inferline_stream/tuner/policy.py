@@ -125,7 +125,7 @@ def _changed(
     else:
         reason, detail = needed[leading].reason, needed[leading].detail
     fits = {name: since_s for name, since_s in state.fits_since_s.items() if name not in changed}
-    patience = _patience(state, wanted)
+    patience = _patience(state, wanted, seen.time_s)
     state = replace(state, wanted=wanted, changed_s=seen.time_s, patience=patience, fits_since_s=fits)
     return state, Decision(wanted, action, reason, f"stage {leading!r}: {detail}")
 
@@ -161,14 +161,13 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
     if wait_s > knobs.down_after_s:
         detail += f", for {wait_s:.0f} s rather than {knobs.down_after_s:.0f} s: replicas came and went"
     decision = Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail)
-    patience = _patience(state, wanted)
+    patience = _patience(state, wanted, now_s)
     return replace(state, wanted=wanted, changed_s=now_s, patience=patience), decision
 
 
-def _patience(state: TunerState, wanted: Replicas) -> Patience:
+def _patience(state: TunerState, wanted: Replicas, now_s: float) -> Patience:
     """What is learned from a decision that is made now."""
-    assert state.time_s is not None
-    return state.patience.after(state.wanted, wanted, state.time_s, calm=state.time_s >= state.insured_until_s)
+    return state.patience.after(state.wanted, wanted, now_s, calm=now_s >= state.insured_until_s)
 
 
 def _stuck(needed: Mapping[str, Demand]) -> tuple[Doubt, ...]:
