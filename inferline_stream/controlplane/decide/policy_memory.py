@@ -52,7 +52,7 @@ class PolicyMemory:
     def again(self, held: Mapping[str, Mapping[str, int]]) -> None:
         """Begin again from the plan in force and these replicas.
 
-        What was remembered of loads is no longer true; what people have seen is.
+        What was remembered of loads is no longer true; how noisy traffic is, and what people have seen, is.
         """
         view, before = self.view, self._stepped
         state = initial_state(
@@ -66,6 +66,7 @@ class PolicyMemory:
         if before is not None:
             state = replace(
                 state,
+                patience=before.patience,
                 insured_until_s=before.insured_until_s,
                 reported=before.reported,
             )

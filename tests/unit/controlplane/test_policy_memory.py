@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from inferline_stream.controlplane.decide.policy_memory import PolicyMemory
+from inferline_stream.settings import Settings
+from inferline_stream.tuner.patience import Patience
+from tests.unit.controlplane.test_fleet import fleet
+from tests.unit.tuner.plans import seen
+
+
+def test_a_new_plan_leaves_what_was_learned_of_the_noise_in_traffic_and_forgets_its_loads() -> None:
+    patience = Patience(7.0, 5.0, {"a": (True, 5.0)})
+
+    def learns(state: Any, _: Any) -> Any:
+        return replace(state, patience=patience, fits_since_s={"a": 5.0}), None
+
+    memory = PolicyMemory(learns, fleet({"cpu": 1}).view, Settings(), {"a": {"cpu": 1}})
+    memory.step(seen(5.0, ()))
+    memory.again({"a": {"cpu": 1}})
+    assert (memory.state.patience, memory.state.fits_since_s) == (patience, {})
