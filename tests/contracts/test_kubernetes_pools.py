@@ -219,7 +219,9 @@ async def test_replicas_whose_node_is_lost_or_emptied_cost_nothing(
             await more(of.director, "work", 200)
         await finished(of, ids)
         assert "is ready after" in of.kubelet.log(emptied)
-        assert of.director.total("work", "batches_lost") <= 1, "the one that was emptied had time for its batch"
+        # Batches that are late on a busy machine count as lost, too: what is said of this replica decides.
+        said = of.kubelet.log(of.dispatcher).splitlines()
+        assert [line for line in said if emptied in line and "in hand" in line] == [], "it had time for its batch"
         await of.api.discard_lost_nodes()
         await of.director.until(lambda: len(of.director.exits) == 2, "the lost node's pod is forgotten", 120.0)
         exits = {exit_.replica: exit_.reason for exit_ in of.director.exits}
