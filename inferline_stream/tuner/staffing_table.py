@@ -18,7 +18,7 @@ from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
-from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.trace import Trace, busiest
 from inferline_stream.tuner.forecast import surges
 
 MULTIPLES = (
@@ -98,15 +98,6 @@ def staffing(
     }
     leaps = surges(np.bincount(sample.arrivals_s.astype(np.int64)).tolist())
     return Staffing(tuple(multiples), supply, stretch.arrival_rate, leaps)
-
-
-def busiest(trace: Trace, events: int) -> Trace:
-    """That many consecutive arrivals, where they come fastest."""
-    if len(trace) <= events:
-        return trace
-    times = trace.arrivals_s
-    first = int((times[events - 1 :] - times[: len(times) - events + 1]).argmin())
-    return Trace(times[first : first + events] - times[first])
 
 
 class _Search:

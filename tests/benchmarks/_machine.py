@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
+
+QUIET_CORES = 0.15
+"""Others that take more than this of the machine disturb a measurement."""
+
+ATTEMPTS = 3
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _GUEST, _IDLE = 8, (3, 4)
@@ -28,6 +35,30 @@ class Elsewhere:
     def waited(self) -> float:
         """Share of the time in which something that could have run waited for a core; NaN where Linux does not say."""
         return (_waited_us() - self._waited_us) / 1e6 / (time.monotonic() - self._began_s)
+
+
+class Measured(Protocol):
+    """What was measured beside others."""
+
+    @property
+    def elsewhere_cores(self) -> float:
+        """Cores that others took meanwhile."""
+
+
+_M = TypeVar("_M", bound=Measured)
+
+
+async def quietest(measure: Callable[[int], Awaitable[_M]], attempts: int = ATTEMPTS) -> _M:
+    """Measure again while others take cores, a few times at most; returns the quietest.
+
+    Args:
+        measure: given the number of the attempt, from 0.
+        attempts: most of them.
+    """
+    found: list[_M] = []
+    while len(found) < attempts and not any(f.elsewhere_cores <= QUIET_CORES for f in found):
+        found.append(await measure(len(found)))
+    return min(found, key=lambda f: f.elsewhere_cores)
 
 
 def _busy_ticks() -> int:

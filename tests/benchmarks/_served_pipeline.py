@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,8 @@ from inferline_stream.runs.run import NoDisplay, RecordOptions, Run
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink
-from tests.benchmarks._machine import Elsewhere
-from tests.benchmarks.fidelity import QUIET_CORES, Found, compared
+from tests.benchmarks._machine import ATTEMPTS, Elsewhere, quietest
+from tests.benchmarks.fidelity import Found, compared
 from tests.support.emulated_runs import Script, trace_feed
 
 Figures = dict[str, float | int | str | None]
@@ -36,7 +37,17 @@ RATE = 40.0
 LEVELS = ((RATE, 10.0), (2.5 * RATE, 20.0), (0.3 * RATE, 75.0))
 """Events per second, and for how many seconds: as planned, more than the plan and its insurance carry, few."""
 
-ATTEMPTS = 3
+
+class Beside(NamedTuple):
+    """What was measured, and the share of the time in which something waited for a core."""
+
+    found: Found
+    waited: float
+
+    @property
+    def elsewhere_cores(self) -> float:
+        """Cores that others took meanwhile."""
+        return self.found.elsewhere_cores
 
 
 async def measure(folder: Path, quick: bool) -> Figures:
@@ -82,12 +93,13 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
 
     # A broker's first minute is spent on compiling itself.
     await compared(run("warm-up", gamma_trace(RATE, 1.0, 4.0 if quick else 10.0, rng)), lambda event: {})
-    tried: list[tuple[Found, float]] = []
-    while len(tried) < (1 if quick else ATTEMPTS) and not any(f.elsewhere_cores <= QUIET_CORES for f, _ in tried):
-        held = run(f"held{len(tried)}", gamma_trace(RATE, 1.0, 15.0 if quick else 60.0, rng))
+
+    async def measured_beside(attempt: int) -> Beside:
+        held = run(f"held{attempt}", gamma_trace(RATE, 1.0, 15.0 if quick else 60.0, rng))
         elsewhere = Elsewhere()
-        tried.append((await compared(held, lambda event: {}), elsewhere.waited()))
-    found, waited = min(tried, key=lambda each: each[0].elsewhere_cores)
+        return Beside(await compared(held, lambda event: {}), elsewhere.waited())
+
+    found, waited = await quietest(measured_beside, 1 if quick else ATTEMPTS)
     estimated_s, measured_s = found.p99_s
     figures: Figures = {
         "pipeline_plan": _words(plan),

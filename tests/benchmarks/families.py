@@ -26,6 +26,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.provision import provision
 from inferline_stream.testing.kafka import find_apache_kafka
 from tests.benchmarks._families import FAMILIES, drawn
+from tests.benchmarks._machine import QUIET_CORES, quietest
 from tests.benchmarks._replay_fidelity import LIMITS, Pair, pair, stepping
 
 Figures = dict[str, float | int | str | None]
@@ -40,10 +41,6 @@ RATE = 100.0
 """Base rate in events per second: stages have replicas to give back, and four times as many fit a small machine."""
 
 JUDGED_S, QUICK_S = 180.0, 30.0
-QUIET_CORES = 0.15
-"""Others that take more than this of the machine disturb a measurement."""
-
-ATTEMPTS = 3
 
 
 def measure(quick: bool) -> Figures:
@@ -85,11 +82,8 @@ async def _quietest(bootstrap_servers: str, folder: Path, family: str, judged_s:
     rng = np.random.default_rng([list(FAMILIES).index(family), *b"judging"])
     _, sample, trace = drawn(family, RATE, judged_s, rng)
     trace = Trace(trace.arrivals_s - trace.arrivals_s[0])
-    tried: list[Pair] = []
-    while len(tried) < ATTEMPTS and not any(p.elsewhere_cores <= QUIET_CORES for p in tried):
-        name = f"{family.replace('_', '')}{len(tried)}"
-        tried.append(await pair(bootstrap_servers, folder, name, (sample, trace), _planned))
-    return min(tried, key=lambda p: p.elsewhere_cores)
+    name = family.replace("_", "")
+    return await quietest(lambda k: pair(bootstrap_servers, folder, f"{name}{k}", (sample, trace), _planned))
 
 
 def _planned(pipeline: Pipeline, measured: PipelineProfile, sample: Trace) -> Plan:

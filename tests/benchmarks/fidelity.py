@@ -29,6 +29,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.decision import Reason
 from tests.benchmarks import _moderation
 from tests.benchmarks._live import append_time_sink, passed
-from tests.benchmarks._machine import Elsewhere
+from tests.benchmarks._machine import QUIET_CORES, Elsewhere, quietest
 from tests.benchmarks._pipelines import taken, write
 from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair, stepping
 from tests.benchmarks._sources import Source, source_of
@@ -72,10 +73,6 @@ from tests.support.emulated_runs import Script, plan_by_hand, trace_feed
 
 Figures = dict[str, float | int | str | None]
 
-QUIET_CORES = 0.15
-"""Others that take more than this of the machine disturb a measurement."""
-
-ATTEMPTS = 3
 WARM_UP_EVENTS = 600
 
 
@@ -188,6 +185,11 @@ class Found:
         return estimated_s / measured_s - 1
 
     @property
+    def median_error(self) -> float:
+        """The same of the median."""
+        return quantile_s(self.estimated_s, 0.5) / quantile_s(self.measured_s, 0.5) - 1
+
+    @property
     def by_means_error(self) -> float:
         """The same with means in place of distributions."""
         return quantile_s(self.by_means_s, 0.99) / self.p99_s[1] - 1
@@ -232,6 +234,7 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
         estimated_s, measured_s = plan.p99_s
         figures |= {
             f"{name}_p99_error": round(plan.error, 3),
+            f"{name}_p50_error": round(plan.median_error, 3),
             f"{name}_estimated_ms": round(estimated_s * 1e3, 1),
             f"{name}_measured_ms": round(measured_s * 1e3, 1),
             f"{name}_slo_ms": round(plan.plan.slo_s * 1e3),
@@ -279,13 +282,12 @@ def first_commands(folder: Path, runs: int, seconds: float) -> Figures:
 
 async def _replayed(bootstrap_servers: str, folder: Path, runs: int) -> Figures:
     """Runs with the default policy beside their replays: each the quietest of a few."""
-    pairs: list[Pair] = []
-    for k in range(runs):
-        tried: list[Pair] = []
-        while len(tried) < ATTEMPTS and not any(p.elsewhere_cores <= QUIET_CORES for p in tried):
-            name = f"scaled{k}{len(tried)}"
-            tried.append(await pair(bootstrap_servers, folder, name, stepping(name)))
-        pairs.append(min(tried, key=lambda p: p.elsewhere_cores))
+
+    async def run(k: int, attempt: int) -> Pair:
+        name = f"scaled{k}{attempt}"
+        return await pair(bootstrap_servers, folder, name, stepping(name))
+
+    pairs = [await quietest(partial(run, k)) for k in range(runs)]
     apart = [s for p in pairs for s in p.apart_s]
     return {
         "replay_decisions": sum(len(p.live) for p in pairs),
@@ -300,11 +302,8 @@ async def _replayed(bootstrap_servers: str, folder: Path, runs: int) -> Figures:
 
 async def _tried(case: Case, name: str, bootstrap_servers: str, folder: Path, quick: bool) -> Found:
     """The quietest of a few measurements, the first that is quiet enough."""
-    found: list[Found] = []
-    while len(found) < ATTEMPTS and not any(f.elsewhere_cores <= QUIET_CORES for f in found):
-        events = 2_600 if quick else 5_000
-        found.append(await _once(case, f"{name}{len(found)}", bootstrap_servers, folder, events))
-    return min(found, key=lambda f: f.elsewhere_cores)
+    events = 2_600 if quick else 5_000
+    return await quietest(lambda attempt: _once(case, f"{name}{attempt}", bootstrap_servers, folder, events))
 
 
 async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, events: int) -> Found:

@@ -24,7 +24,7 @@ class StageReplica:
         hardware: the kind that it runs on.
         started_s: when it was started.
         ready: whether it works, or could.
-        fresh: whether it runs the newest code.
+        fresh: whether it may stay: it runs the newest code, and its successor is wanted in no empty slot.
         waiting: whether it has died and waits for its restart.
         slot: whose dispatcher it serves; None while that is not known.
     """

@@ -19,11 +19,11 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
-from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.trace import Trace, busiest
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.provision import provision
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.staffing_table import MOST_EVENTS, busiest
+from inferline_stream.tuner.staffing_table import MOST_EVENTS
 
 FEWEST_EVENTS = 500
 """A plan for fewer arrivals would be a plan for noise."""

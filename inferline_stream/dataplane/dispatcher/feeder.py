@@ -301,18 +301,16 @@ class Feeder:
         took_s = max(0.0, now_s - handed.began_s)
         self._report.busy_s += took_s / self._pool.concurrency(replica.hardware)
         busy_s = believed_s(frame.busy_s)
-        # As profiles have it: a replica that is stopped for its share of a core does not see what that adds to its
-        # batches. The network of one on another host is counted by itself.
-        served_s: float | None = took_s
-        if member.status.node:
-            served_s = busy_s
-            if busy_s is not None:
-                self._report.remote_batches += 1
-                self._report.network_s += max(0.0, took_s - busy_s)
+        if member.status.node and busy_s is not None:
+            self._report.remote_batches += 1
+            self._report.network_s += max(0.0, took_s - busy_s)
         calls = believed_calls(frame, handed.batch_size)
         if frame.too_large > 0:  # before the batch counts as one after which larger ones may be tried
             self._pool.too_large(replica.hardware, frame.too_large, now_s)
         self._pool.finish(replica, calls, now_s, frame.batch)
+        # As profiles have it: a replica that is stopped for its share of a core does not see what that adds to its
+        # batches. The network of one on another host is counted by itself.
+        served_s = busy_s if member.status.node else took_s
         if len(calls) == 1 and served_s is not None:
             calls = [Call(calls[0].batch_size, max(calls[0].service_s, served_s))]
         count_calls(self._report, replica.hardware, calls, handed.beside)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferline_stream.errors import InvalidFile
-from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace, trace_from_csv
+from inferline_stream.pipeline.trace import Trace, busiest, gamma_trace, levels_trace, trace_from_csv
 
 TIMES = st.lists(st.floats(0, 1000, allow_nan=False), max_size=50).map(lambda times: Trace(np.sort(times)))
 
@@ -164,3 +164,16 @@ def test_a_bad_file_is_reported_with_its_line(text: str, said: str) -> None:
     with pytest.raises(InvalidFile) as raised:
         trace_from_csv(text, "a.csv")
     assert said in str(raised.value)
+
+
+def test_the_busiest_stretch_is_as_many_arrivals_as_come_fastest():
+    times = np.concatenate([np.arange(0.0, 10.0, 1.0), np.arange(10.0, 11.0, 0.1), np.arange(11.0, 20.0, 1.0)])
+    stretch = busiest(Trace(times), 10)
+    assert len(stretch) == 10
+    assert stretch.arrivals_s.tolist() == pytest.approx(np.arange(0.0, 0.95, 0.1).tolist())
+
+
+@pytest.mark.parametrize("events", [9, 10])
+def test_a_trace_that_is_no_longer_than_the_piece_asked_for_is_its_busiest(events):
+    trace = Trace(np.arange(5.0, 14.0))
+    assert busiest(trace, events) is trace

@@ -317,12 +317,6 @@ def test_levels_grow_from_the_busiest_piece_to_the_whole_trace():
     assert busiest(trace, sizes[0]).arrival_rate == pytest.approx(400, rel=0.05)
 
 
-@pytest.mark.parametrize("events", [9, 10])
-def test_a_trace_that_is_no_longer_than_the_piece_asked_for_is_its_busiest(events):
-    trace = Trace(np.arange(5.0, 14.0))
-    assert busiest(trace, events) is trace
-
-
 @pytest.mark.parametrize(("effort", "descents"), [(10_000, 8), (0, 1)])
 def test_once_the_effort_is_used_up_only_the_cheapest_candidate_has_been_taken_down_in_cost(
     monkeypatch, effort, descents

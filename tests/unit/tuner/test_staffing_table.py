@@ -11,7 +11,7 @@ import pytest
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.tuner.staffing_table import Staffing, busiest, staffing
+from inferline_stream.tuner.staffing_table import Staffing, staffing
 from tests.unit.tuner.plans import SHAPE, measured, plan
 
 SAMPLE = gamma_trace(100.0, 1.0, 60.0, np.random.default_rng(5))
@@ -85,14 +85,6 @@ def test_a_plan_that_does_not_meet_its_slo_is_staffed_in_proportion():
     table = made(replace(plan(), slo_s=0.01))
     assert (table.needed("a", 2.0), table.needed("b", 2.0)) == (400.0, 300.0)
     assert (table.needed("a", 1.5), table.needed("b", 1.5)) == (300.0, 250.0)
-
-
-def test_the_busiest_stretch_is_as_many_arrivals_as_come_fastest():
-    times = np.concatenate([np.arange(0.0, 10.0, 1.0), np.arange(10.0, 11.0, 0.1), np.arange(11.0, 20.0, 1.0)])
-    stretch = busiest(Trace(times), 10)
-    assert len(stretch) == 10
-    assert stretch.arrivals_s.tolist() == pytest.approx(np.arange(0.0, 0.95, 0.1).tolist())
-    assert busiest(Trace(times), 100).arrivals_s.tolist() == times.tolist()
 
 
 def test_it_knows_the_rate_of_its_stretch_and_whether_the_sample_leaps():
