@@ -20,7 +20,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import CoordinationType
 from aiokafka.errors import IncompatibleBrokerVersion
-from aiokafka.producer.sender import AddOffsetsToTxnHandler, BaseHandler
+from aiokafka.producer.sender import AddOffsetsToTxnHandler, BaseHandler, InitPIDHandler
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 
@@ -28,7 +28,12 @@ from inferline_stream.broker.request_struct import request_struct
 from inferline_stream.kafka.stable_offsets import COORDINATOR_AWAY
 
 _DESCRIBE_TRANSACTIONS = 65
-_IS_COMMIT = {"PrepareCommit": True, "CompleteCommit": True, "PrepareAbort": False, "CompleteAbort": False}
+_OUTCOMES = {
+    "PrepareCommit": True, "CompleteCommit": True,
+    "PrepareAbort": False, "CompleteAbort": False, "PrepareEpochFence": False,
+    "Ongoing": None,
+}  # fmt: skip
+"""Whether a transaction in this state was committed. `Empty`, once an id has a new epoch, says nothing of the last."""
 _AGAIN_S = 0.02
 _POLL_S = 0.001
 
@@ -88,7 +93,7 @@ class _OutcomeHandler(BaseHandler):  # type: ignore[misc]  # aiokafka has no typ
         (state,) = response.to_object()["transaction_states"]
         if state["error_code"] in COORDINATOR_AWAY:
             return self.handle_error()
-        self.committed = _IS_COMMIT.get(state["state"])
+        self.committed = _OUTCOMES.get(state["state"], self.committed)
         return None
 
     def handle_error(self) -> float:
@@ -103,11 +108,17 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka
     """Whether the last transaction of this id was committed, as of the start; None where that is not known."""
 
     async def start(self) -> None:
-        """Connect, look how the last transaction ended, and fence the producer that held the id."""
+        """Connect, fence the producer that held the id, and learn how the last transaction ended.
+
+        Kafka refuses a new epoch while a transaction is under way, and aborts it. So it is asked again after a refusal:
+        it knows the outcome until it gives the epoch.
+        """
         await self.client.bootstrap()
         outcome = _OutcomeHandler(self._sender)
-        with contextlib.suppress(IncompatibleBrokerVersion):  # e.g. the embedded broker, where nothing hangs
-            await self._done(outcome)
+        while not self._txn_manager.has_pid():
+            with contextlib.suppress(IncompatibleBrokerVersion):  # e.g. the embedded broker, where nothing hangs
+                await self._done(outcome)
+            await InitPIDHandler(self._sender).do(await self._coordinator())
         self._last_committed = outcome.committed
         await self._sender.start()
 
@@ -133,6 +144,9 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka
 
     async def _done(self, handler: BaseHandler) -> None:
         """Ask the transaction coordinator, wherever it is, until it has answered."""
-        name = self._txn_manager.transactional_id
-        while not await handler.do(await self._sender._find_coordinator(CoordinationType.TRANSACTION, name)):
+        while not await handler.do(await self._coordinator()):
             pass
+
+    async def _coordinator(self) -> int:
+        name = self._txn_manager.transactional_id
+        return await self._sender._find_coordinator(CoordinationType.TRANSACTION, name)  # type: ignore[no-any-return]

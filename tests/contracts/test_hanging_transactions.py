@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -29,8 +30,11 @@ def gullible_kafka() -> Iterator[LocalKafka]:
         yield server
 
 
-async def hang(director: Director, *, committed: bool | None) -> None:
-    """Leave what a dispatcher sent undecided, after a transaction of its id that was committed or aborted, or none."""
+Last = Literal["commit", "abort", "under way", "none"]
+
+
+async def hang(director: Director, last: Last) -> None:
+    """Leave what a dispatcher sent undecided, after a transaction of its id that ended so, or has not ended."""
     topic, name = director.routes["work"].input_topic, director.names.transactional_id("work-0")
     group = director.routes["work"].group
     async with (
@@ -40,11 +44,14 @@ async def hang(director: Director, *, committed: bool | None) -> None:
         AIOKafkaProducer(bootstrap_servers=director.bootstrap_servers, transactional_id=name) as producer,
     ):
         offsets = await stable_offsets(reader._coordinator, topic, [0], 20.0)
-        if committed is not None:
+        if last != "none":
             await producer.begin_transaction()
             await producer.send_offsets_to_transaction({TopicPartition(topic, 0): offsets[0]}, group)
-            await (producer.commit_transaction() if committed else producer.abort_transaction())
+            await (producer.commit_transaction() if last == "commit" else producer.abort_transaction())
             await stable_offsets(reader._coordinator, topic, [0], 20.0)  # its marker is written
+        if last == "under way":
+            await producer.begin_transaction()
+            await producer.send_and_wait(director.names.dead_letters(topic), b"what its end reaches")
         manager = producer._txn_manager
         result = DefaultRecordBatchBuilder(2, 0, True, manager.producer_id, manager.producer_epoch, 0, 1_000_000)
         result.append(0, None, b"key", b"by whom it was sent", [(EVENT_ID, b"finished before")])
@@ -59,17 +66,17 @@ async def hang(director: Director, *, committed: bool | None) -> None:
             await stable_offsets(reader._coordinator, topic, [0], 0.2)
 
 
-@pytest.mark.parametrize("committed", [True, False])
-async def test_what_kafka_left_undecided_ends_as_its_transaction_did_and_the_stage_goes_on(gullible_kafka, committed):
+@pytest.mark.parametrize("last", ["commit", "abort", "under way"])
+async def test_what_kafka_left_undecided_ends_as_its_transaction_did_and_the_stage_goes_on(gullible_kafka, last):
     async with Director(
         gullible_kafka.bootstrap_servers, PASSING, partitions={"work": 1}, delivery="exactly_once"
     ) as director:
         ids = await director.put([b"x"] * 10)
-        await hang(director, committed=committed)
+        await hang(director, last)
         await director.start()
         await director.caught_up()
         results = Counter(map(event_id, await director.results()))
-    assert results == Counter(["finished before", *ids[DONE:]] if committed else ids)
+    assert results == Counter(["finished before", *ids[DONE:]] if last == "commit" else ids)
 
 
 async def test_where_nobody_knows_how_a_transaction_was_to_end_the_reader_names_what_ends_it(
@@ -78,7 +85,7 @@ async def test_where_nobody_knows_how_a_transaction_was_to_end_the_reader_names_
     monkeypatch.setattr(stage_reader, "UNDECIDED_S", 0.3)
     where = gullible_kafka.bootstrap_servers
     async with Director(where, PASSING, partitions={"work": 1}, delivery="exactly_once") as director:
-        await hang(director, committed=None)
+        await hang(director, "none")
         names, of = director.names, director.routes["work"]
         sender = StageSender(where, "sender", names.transactional_id("work-0"))
         await sender.start_again(10.0, {of.sink_topic: 1}, of.group)
