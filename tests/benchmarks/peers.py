@@ -144,7 +144,8 @@ async def _live(
     folder.mkdir()
     trace = traffic(duration_s, np.random.default_rng(3))
     run = emulated_run(ground.folder, bootstrap_servers, folder, levels=[(1.0, 1.0)], plan=ground.plan)
-    run = replace(run, measured=ground.measured, feed=trace_feed(trace, ground.folder / "events.jsonl", folder))
+    feed = trace_feed(trace, ground.folder / "events.jsonl", folder)
+    run = replace(run, measured=ground.measured, feed=feed, sample=ground.sample)
     if name in OURS:
         report = await run_to_report(replace(run, policy=POLICIES[name]), NoDisplay(), asyncio.Event())
     else:
