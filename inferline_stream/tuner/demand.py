@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.forecast import rising_rate, surged
+from inferline_stream.tuner.forecast import BELIEVED, rising_rate, surged
 from inferline_stream.tuner.observation import Observation, StageObservation
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
 from inferline_stream.tuner.tuner_state import TunerState
@@ -59,11 +60,11 @@ class Demand:
 def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str, Demand]]:
     """By stage, in topological order; and the state that remembers since when stages need less than the plan."""
     basis, knobs = state.basis, state.basis.knobs
-    traffic = traffic_of(basis, seen)
+    traffic = traffic_of(basis, seen, leaps=_leaps(state, seen))
     state = _insured(state, seen, traffic)
     insured = seen.time_s < state.insured_until_s
     floor = basis.floor if insured else basis.supply
-    memory_s = knobs.plan_memory_s if insured else min(knobs.calm_memory_s, knobs.plan_memory_s)
+    memory_s = knobs.plan_memory_s if insured else _calm_memory_s(basis, seen)
     found: dict[str, Demand] = {}
     below_since_s: dict[str, float] = {}
     for stage in basis.stages:
@@ -98,34 +99,59 @@ def _insured(state: TunerState, seen: Observation, traffic: TrafficMultiple) -> 
     if leaps:
         until_s = max(until_s, now_s + knobs.plan_memory_s)
     if begins or traffic.outgrown:
-        until_s = max(until_s, now_s + min(knobs.calm_memory_s, knobs.plan_memory_s))
+        until_s = max(until_s, now_s + _calm_memory_s(state.basis, seen))
     return state if until_s == state.insured_until_s else replace(state, insured_until_s=until_s)
 
 
-def traffic_of(basis: Basis, seen: Observation) -> TrafficMultiple:
+def _calm_memory_s(basis: Basis, seen: Observation) -> float:
+    """How long replicas of the plan are kept that calm traffic does not need, and the reserve after it was outgrown."""
+    knobs = basis.knobs
+    again_s = knobs.calm_start_ups * _longest_start_up_s(basis, seen)
+    return min(max(knobs.calm_memory_s, again_s), knobs.plan_memory_s)
+
+
+def _leaps(state: TunerState, seen: Observation) -> bool:
+    """Whether traffic has leapt lately: nothing else is insured after for longer than calm traffic's memory."""
+    return state.insured_until_s - seen.time_s > _calm_memory_s(state.basis, seen)
+
+
+def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> TrafficMultiple:
     """The larger of what the envelope shows and what the rate is rising to.
 
     A forecast is of a rate: it is held against that of the stretch of the sample which the table was made from, since
     the sample's mean is lower than the traffic that its plan carries.
+
+    Args:
+        basis: what is planned.
+        seen: the pipeline now.
+        leaps: whether traffic has leapt lately: what rises may fall as fast.
     """
     multiple, detail = burst_multiple(basis, seen)
     outgrown = multiple > 1
     planned_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.arrival_rate
     knobs = basis.knobs
-    lead_s = knobs.reaction_s + max(_start_up_s(kind, stage, seen) for stage in basis.stages for kind in stage.kinds)
+    lead_s = knobs.reaction_s + _longest_start_up_s(basis, seen)
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
     seen_rate = multiple * planned_rate
-    rate = rising_rate(
-        recent, lead_s, confidence=knobs.forecast_confidence, limit=knobs.forecast_limit, above=seen_rate
+    rising = functools.partial(
+        rising_rate,
+        recent,
+        lead_s,
+        limit=knobs.forecast_limit,
+        above=seen_rate,
+        believed=BELIEVED if leaps else math.inf,
     )
+    rate = rising(confidence=knobs.forecast_confidence)
     if seen_rate < rate <= planned_rate:
-        rate = rising_rate(
-            recent, lead_s, confidence=knobs.inner_confidence, limit=knobs.forecast_limit, above=seen_rate
-        )
+        rate = rising(confidence=knobs.inner_confidence)
     if planned_rate > 0 and rate > seen_rate:
         expected = f"{rate:.1f}/s expected within {lead_s:.1f} s, planned for {planned_rate:.1f}/s"
         return TrafficMultiple(rate / planned_rate, Reason.RATE_RISING, expected, outgrown)
     return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown)
+
+
+def _longest_start_up_s(basis: Basis, seen: Observation) -> float:
+    return max(_start_up_s(kind, stage, seen) for stage in basis.stages for kind in stage.kinds)
 
 
 def _start_up_s(kind: Kind, stage: StageBasis, seen: Observation) -> float:
@@ -196,8 +222,10 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
     backlog = sum([lag for p, lag in enumerate(there.partition_lags) if p not in stuck])
     if backlog > basis.backlog_bound[stage.name]:
         arriving = seen.arrival_rate * (visits if visits is not None else stage.visit_ratio)
-        if arriving + backlog / knobs.drain_s > needed:
-            needed, reason = arriving + backlog / knobs.drain_s, Reason.BACKLOG
+        # In less time than a replica takes to start, it would cost more to start than it works.
+        drain_s = max([knobs.drain_s, *(_start_up_s(kind, stage, seen) for kind in stage.kinds)])
+        if arriving + backlog / drain_s > needed:
+            needed, reason = arriving + backlog / drain_s, Reason.BACKLOG
             detail = f"{backlog} records wait, the oldest for {there.oldest_lag_s:.2f} s, and {arriving:.1f}/s arrive"
     return Demand(needed, throughputs, reason, detail, stuck)
 

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 SPANS = (1, 2, 3, 5, 8, 12, 20, 30)
 """Seconds that a level or a line is fitted to: short ones see jumps at once, long ones slow ramps through noise."""
 
+BELIEVED = 3.0
+"""Times as long as it was seen that a level or a line is believed where traffic leaps. Otherwise a burst of seconds
+would let replicas start that are only ready when it is over. What drifts goes on."""
+
 _CHANCES = {span: 2 * math.log(SPANS[-1] / span) for span in SPANS}
 """What the square of the standard errors grows by at each span, see `rising_rate`."""
 
@@ -30,7 +34,15 @@ SURGE_SURE = 5.0
 a rise at CV 1, and 4, 7 and none at CV 4. With 3.5 it would be 8, 5 and none, and 40, 40 and 12."""
 
 
-def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limit: float, above: float = 0.0) -> float:
+def rising_rate(
+    recent: Sequence[int],
+    lead_s: float,
+    *,
+    confidence: float,
+    limit: float,
+    above: float = 0.0,
+    believed: float = math.inf,
+) -> float:
     """A rate that arrivals will very likely reach within ``lead_s``, per second; ``above`` if none is larger.
 
     For each span the mean rate and the line of least squares through the seconds' counts are each lowered by some
@@ -46,6 +58,7 @@ def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limi
         confidence: standard errors to subtract at the longest span.
         limit: most that the prediction may exceed the rate of the last seconds of its span by.
         above: rates up to this one are of no interest.
+        believed: a span is left out where the lead is more than so many times as long.
     """
     if len(recent) < 2 or not math.isfinite(confidence):
         return above
@@ -60,6 +73,8 @@ def rising_rate(recent: Sequence[int], lead_s: float, *, confidence: float, limi
     for span in SPANS:
         if span > len(recent):
             break
+        if span * believed < lead_s:
+            continue
         total = totals[span - 1]
         if total < LEAST_EVENTS:
             continue

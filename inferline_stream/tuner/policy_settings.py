@@ -32,7 +32,8 @@ class PolicySettings:
     """Relative change of a visit ratio or throughput that is acted on: smaller ones are within what is measured."""
 
     drain_s: float = 5.0
-    """Time within which a backlog has to be gone once the replicas for it are there."""
+    """Time within which a backlog has to be gone once the replicas for it are there, where they do not take longer to
+    start: then it may take as long as they do."""
 
     stuck_s: float = 5.0
     """A partition whose committed offset has stood still for this long, with records waiting, is stuck."""
@@ -53,6 +54,10 @@ class PolicySettings:
     """The same for traffic that has not leapt for `plan_memory_s`: what it will need is seen in time. Also how long
     more than the plan is held from the beginning, and after arrivals beyond the plan: until the envelope, whose longest
     window is as long, shows what the traffic is."""
+
+    calm_start_ups: float = 2.0
+    """`calm_memory_s` in start-up times, at least: where replicas take 90 s to start, one that was given back too soon
+    is missing for 90 s."""
 
     insurance: tuple[tuple[float, float], ...] = ((1.75, 0.25), (2.5, 0.05))
     """What is held beyond the plan while traffic may leap, as replicas take time to start: (multiple of the planned

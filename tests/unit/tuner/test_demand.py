@@ -26,11 +26,17 @@ def needed(stage: str, multiple: float) -> float:
 
 
 def demand(
-    stage: str, *, traffic: int = 1, arrival_rate: float = 100.0, throughput: float | None = None, **there: Any
+    stage: str,
+    *,
+    traffic: int = 1,
+    arrival_rate: float = 100.0,
+    throughput: float | None = None,
+    start_up_s: float | None = None,
+    **there: Any,
 ) -> Demand:
     """What a stage needs at a multiple of the planned traffic where this is seen of it."""
     observed = seen(0.0, tuple(traffic * count for count in AT_PLAN), peak_rate=arrival_rate)
-    supply = {"x": replace(observed.stages[stage].supply["x"], throughput=throughput)}
+    supply = {"x": replace(observed.stages[stage].supply["x"], throughput=throughput, start_up_s=start_up_s)}
     stages = {**observed.stages, stage: replace(observed.stages[stage], supply=supply, **there)}
     return demands(state(PLAIN), replace(observed, stages=stages))[1][stage]
 
@@ -103,6 +109,13 @@ def test_a_backlog_is_drained_within_five_seconds_beside_what_arrives():
     assert found.detail == f"{lag} records wait, the oldest for 7.00 s, and 50.0/s arrive"
     by_visits = demand("b", partition_lags=(lag,), partition_idle_s=(0.0,), visit_ratio=0.52)
     assert by_visits.needed == pytest.approx(100.0 * 0.52 + lag / 5.0)
+
+
+def test_a_backlog_may_take_as_long_as_a_replica_takes_to_start():
+    lag = math.ceil(state(PLAIN).basis.backlog_bound["b"]) + 4000
+    for start_up_s, drain_s in ((4.0, 5.0), (20.0, 20.0)):
+        found = demand("b", partition_lags=(lag,), partition_idle_s=(0.0,), start_up_s=start_up_s)
+        assert found.needed == pytest.approx(50.0 + lag / drain_s)
 
 
 def test_a_backlog_that_the_samples_traffic_leaves_too_or_that_supply_drains_asks_for_nothing():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.demand import traffic_of
+from inferline_stream.tuner.demand import demands, traffic_of
 from inferline_stream.tuner.forecast import SPANS, index_of_dispersion, rising_rate, surged
 from inferline_stream.tuner.observation import Supply
 from tests.unit.tuner.plans import seen, state
@@ -33,13 +33,34 @@ def test_a_line_of_two_standard_errors_is_not_drawn_on_for_three_times_as_long_a
     assert expected(90.0) < RISING[-1]
 
 
-def by_regression(counts: list[int], lead_s: float, confidence: float, limit: float) -> float:
+def test_what_was_seen_for_less_than_a_third_of_the_lead_is_not_believed_to_last():
+    def level(seconds: int, lead_s: float) -> float:
+        return rising_rate([200] * seconds, lead_s, confidence=1.0, limit=1.5, believed=3.0)
+
+    assert level(30, 90.0) > 195
+    assert level(30, 90.1) == 0.0
+    assert level(20, 60.0) > 190
+    assert level(20, 60.1) == 0.0
+
+
+def test_a_rise_is_believed_for_as_long_as_replicas_take_to_start_where_traffic_drifts_and_not_where_it_leaps():
+    slow = {"x": Supply(2, start_up_s=90.0)}
+    rising = seen(60.0, (100, 300, 3000), recent=tuple(100 + 10 * second for second in range(30)), watched_s=60.0)
+    rising = replace(rising, stages={**rising.stages, "b": replace(rising.stages["b"], supply=slow)})
+    assert traffic_of(state().basis, rising).reason is Reason.RATE_RISING
+    assert traffic_of(state().basis, rising, leaps=True).reason is Reason.ENVELOPE_EXCEEDED
+    for insured_until_s, believed in ((60.0 + 2 * 90.0, True), (60.1 + 2 * 90.0, False)):
+        _, needed = demands(replace(state(), insured_until_s=insured_until_s), rising)
+        assert (needed["a"].reason is Reason.RATE_RISING) is believed
+
+
+def by_regression(counts: list[int], lead_s: float, confidence: float, limit: float, believed: float) -> float:
     """The largest lower bound of means and lines, by numpy's least squares."""
     dispersion = max(1.0, float(np.mean(np.diff(counts) ** 2)) / 2 / float(np.mean(counts)))
     found = [0.0]
     for span in SPANS:
         last = np.array(counts[-span:], dtype=float)
-        if span > len(counts) or last.sum() < 100:
+        if span > len(counts) or last.sum() < 100 or believed * span < lead_s:
             continue
         chances = 2 * math.log(30 / span)
         variance = max(last.mean(), 1.0) * dispersion
@@ -66,11 +87,12 @@ def test_it_is_the_largest_of_what_means_and_lines_surely_reach(seed):
     rates = np.maximum(level + slope * np.maximum(np.arange(seconds) - seconds + rng.integers(1, 31), 0), 1.0)
     counts = rng.poisson(rates).tolist()
     lead_s, confidence = float(rng.choice([1.0, 6.0, 45.0])), float(rng.choice([0.5, 1.0, 2.0]))
-    found = rising_rate(counts, lead_s, confidence=confidence, limit=1.5)
+    believed = float(rng.choice([3.0, math.inf]))
+    found = rising_rate(counts, lead_s, confidence=confidence, limit=1.5, believed=believed)
     if sum(counts) < 100:
         assert found == 0.0
     else:
-        assert found == pytest.approx(by_regression(counts, lead_s, confidence, 1.5))
+        assert found == pytest.approx(by_regression(counts, lead_s, confidence, 1.5, believed))
 
 
 def test_what_is_not_above_what_is_asked_about_is_of_no_interest():

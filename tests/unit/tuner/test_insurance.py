@@ -123,7 +123,22 @@ def test_insurance_is_a_number_of_replicas_whatever_they_do_just_now():
     assert needed["a"].throughputs == {"x": 50.0}
 
 
-@pytest.mark.parametrize("knobs", [{"plan_memory_s": 0.0}, {"calm_memory_s": 0.0}])
+def test_where_replicas_start_slowly_calm_traffic_keeps_the_plan_for_twice_that_long():
+    begun = after(tuner(), starting(calm(0.0), 40.0))
+    assert begun.insured_until_s == 80.0
+    held = wanted(begun, *[starting(calm(time_s), 40.0) for time_s in (79.9, 80.0)])
+    assert held == [(300.0, Reason.INSURANCE), (20.0, Reason.ENVELOPE_EXCEEDED)]
+    assert after(tuner(), starting(calm(0.0), 29.0)).insured_until_s == 60.0
+    assert after(tuner(), starting(calm(0.0), 400.0)).insured_until_s == 600.0  # no longer than traffic that leaps
+
+
+def starting(observed: Observation, start_up_s: float) -> Observation:
+    """With replicas of stage `b` that have taken so long to start."""
+    slow = {"x": replace(observed.stages["b"].supply["x"], start_up_s=start_up_s)}
+    return replace(observed, stages={**observed.stages, "b": replace(observed.stages["b"], supply=slow)})
+
+
+@pytest.mark.parametrize("knobs", [{"plan_memory_s": 0.0}, {"calm_memory_s": 0.0, "calm_start_ups": 0.0}])
 def test_without_memory_nothing_is_kept(knobs):
     begun = state(replace(KNOBS, **knobs))
     assert after(begun, calm(5.0)).insured_until_s == 5.0
