@@ -38,8 +38,12 @@ async def test_traffic_beyond_the_plan_adds_nothing_while_others_take_the_cores_
         assert await until(asked_in_vain, 30.0), reasons()
         assert reasons()[0] == ("hold", "oversubscribed")
         assert not await added()
-        assert under_way.controller.state is not None
-        assert under_way.controller.state.oversubscribed
+
+        async def shown() -> bool:
+            state = under_way.controller.state  # made twice a second
+            return state is not None and bool(state.oversubscribed)
+
+        assert await until(shown, 5.0)
         view.core_use.crowded = ""
         assert await until(added, 30.0), reasons()
         assert reasons().count(("hold", "oversubscribed")) == 2
