@@ -1,4 +1,4 @@
-"""Two methods of aiokafka's that are wrong where a broker goes away, replaced for every client of this process."""
+"""Three methods of aiokafka's that are wrong where a broker goes away, replaced for every client of this process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
 AGAIN_S = 0.1
@@ -14,12 +15,14 @@ AGAIN_S = 0.1
 
 _send = AIOKafkaConnection.send
 _update = AIOKafkaClient._metadata_update
+_close = Fetcher.close
 
 
 def repair_aiokafka() -> None:
     """Replace them; more than once does no harm."""
     AIOKafkaConnection.send = _send_or_lose
     AIOKafkaClient._metadata_update = _update_or_wait
+    Fetcher.close = _close_whole
 
 
 def _send_or_lose(self: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
@@ -39,3 +42,14 @@ async def _update_or_wait(self: AIOKafkaClient, cluster: Any, topics: Any) -> bo
     if not updated:
         await asyncio.sleep(AGAIN_S)
     return updated
+
+
+async def _close_whole(self: Fetcher) -> None:
+    """aiokafka lets out that a waiting fetch of its own was cancelled: a stop ends there, with connections open."""
+    self._fetch_task.cancel()
+    await asyncio.gather(self._fetch_task, return_exceptions=True)
+    for task in self._pending_tasks:
+        task.cancel()
+    await asyncio.gather(*self._pending_tasks, return_exceptions=True)
+    self._pending_tasks.clear()
+    await _close(self)

@@ -114,3 +114,15 @@ async def test_a_producer_without_a_leader_and_without_a_broker_asks_a_few_times
     await asyncio.sleep(1.0)
     assert 2 <= asked <= 2 + 1.0 / AGAIN_S
     await closed(producer, within_s=0.1)
+
+
+async def test_a_fetch_that_waits_for_its_next_try_does_not_keep_a_consumer_from_stopping(
+    embedded_broker: KafkaServer,
+) -> None:
+    consumer = AIOKafkaConsumer(**client_options(embedded_broker.bootstrap_servers))
+    await consumer.start()
+    consumer._fetcher._pending_tasks.add(waiting := asyncio.create_task(asyncio.sleep(60)))
+    await asyncio.sleep(0)
+    await consumer.stop()
+    assert waiting.cancelled()
+    assert not any(connections(consumer))
