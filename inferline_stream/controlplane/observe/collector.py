@@ -91,7 +91,9 @@ class Collector:
         context, everything = self.context, self._samples % _TOPICS_EVERY == 0
         self._samples += 1
         ends = await self.offsets.ends(self._topics if everything else {context.source: self.source_partitions})
-        now_s = self.answered_s = asyncio.get_running_loop().time()
+        # Both clocks at once: a replay of these ticks finds each arrival in the windows that the policy saw it in.
+        now_s, now_ms = asyncio.get_running_loop().time(), time.time() * 1e3
+        self.answered_s = now_s
         counts: Sequence[int] = ends[context.source]
         if self.stamps is not None:
             counts = self.stamps.counts
@@ -100,7 +102,7 @@ class Collector:
             await self._fill_gap(now_s, counts)
         else:
             self.view.arrivals(now_s, counts)
-        self.ticks.sampled(time.time() * 1e3, counts)
+        self.ticks.sampled(now_ms, counts)
         if everything:
             for stage, history in self.view.offsets.items():
                 history.reached(now_s, ends[context.topic(stage)])
