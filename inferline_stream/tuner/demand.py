@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.forecast import BELIEVED, rising_rate, surged
+from inferline_stream.tuner.forecast import rising_rate, surged
 from inferline_stream.tuner.observation import Observation, StageObservation
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
 from inferline_stream.tuner.tuner_state import TunerState
@@ -60,11 +60,15 @@ class Demand:
 def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str, Demand]]:
     """By stage, in topological order; and the state that remembers since when stages need less than the plan."""
     basis, knobs = state.basis, state.basis.knobs
-    traffic = traffic_of(basis, seen, leaps=_leaps(state, seen))
-    state = _insured(state, seen, traffic)
+    again_s = knobs.calm_start_ups * _longest_start_up_s(basis, seen)
+    calm_memory_s = min(max(knobs.calm_memory_s, again_s), knobs.plan_memory_s)
+    # Nothing but a leap is insured after for longer than that.
+    leaps = state.insured_until_s - seen.time_s > calm_memory_s
+    traffic = traffic_of(basis, seen, believed=knobs.forecast_belief if leaps else math.inf)
+    state = _insured(state, seen, traffic, calm_memory_s)
     insured = seen.time_s < state.insured_until_s
     floor = basis.floor if insured else basis.supply
-    memory_s = knobs.plan_memory_s if insured else _calm_memory_s(basis, seen)
+    memory_s = knobs.plan_memory_s if insured else calm_memory_s
     found: dict[str, Demand] = {}
     below_since_s: dict[str, float] = {}
     for stage in basis.stages:
@@ -86,7 +90,7 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     return state, found
 
 
-def _insured(state: TunerState, seen: Observation, traffic: TrafficMultiple) -> TunerState:
+def _insured(state: TunerState, seen: Observation, traffic: TrafficMultiple, calm_memory_s: float) -> TunerState:
     """The state that knows until when to insure: for long after a leap, for a while after the plan was not enough.
 
     What the sample did counts as just before, and a beginning as a time when the plan may not be enough. Only arrivals
@@ -99,23 +103,11 @@ def _insured(state: TunerState, seen: Observation, traffic: TrafficMultiple) -> 
     if leaps:
         until_s = max(until_s, now_s + knobs.plan_memory_s)
     if begins or traffic.outgrown:
-        until_s = max(until_s, now_s + _calm_memory_s(state.basis, seen))
+        until_s = max(until_s, now_s + calm_memory_s)
     return state if until_s == state.insured_until_s else replace(state, insured_until_s=until_s)
 
 
-def _calm_memory_s(basis: Basis, seen: Observation) -> float:
-    """How long replicas of the plan are kept that calm traffic does not need, and the reserve after it was outgrown."""
-    knobs = basis.knobs
-    again_s = knobs.calm_start_ups * _longest_start_up_s(basis, seen)
-    return min(max(knobs.calm_memory_s, again_s), knobs.plan_memory_s)
-
-
-def _leaps(state: TunerState, seen: Observation) -> bool:
-    """Whether traffic has leapt lately: nothing else is insured after for longer than calm traffic's memory."""
-    return state.insured_until_s - seen.time_s > _calm_memory_s(state.basis, seen)
-
-
-def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> TrafficMultiple:
+def traffic_of(basis: Basis, seen: Observation, *, believed: float = math.inf) -> TrafficMultiple:
     """The larger of what the envelope shows and what the rate is rising to.
 
     A forecast is of a rate: it is held against that of the stretch of the sample which the table was made from, since
@@ -124,7 +116,7 @@ def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> Traff
     Args:
         basis: what is planned.
         seen: the pipeline now.
-        leaps: whether traffic has leapt lately: what rises may fall as fast.
+        believed: see `rising_rate`.
     """
     multiple, detail = burst_multiple(basis, seen)
     outgrown = multiple > 1
@@ -134,12 +126,7 @@ def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> Traff
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
     seen_rate = multiple * planned_rate
     rising = functools.partial(
-        rising_rate,
-        recent,
-        lead_s,
-        limit=knobs.forecast_limit,
-        above=seen_rate,
-        believed=BELIEVED if leaps else math.inf,
+        rising_rate, recent, lead_s, limit=knobs.forecast_limit, above=seen_rate, believed=believed
     )
     rate = rising(confidence=knobs.forecast_confidence)
     if seen_rate < rate <= planned_rate:

@@ -10,10 +10,6 @@ from collections.abc import Sequence
 SPANS = (1, 2, 3, 5, 8, 12, 20, 30)
 """Seconds that a level or a line is fitted to: short ones see jumps at once, long ones slow ramps through noise."""
 
-BELIEVED = 3.0
-"""Times as long as it was seen that a level or a line is believed where traffic leaps. Otherwise a burst of seconds
-would let replicas start that are only ready when it is over. What drifts goes on."""
-
 _CHANCES = {span: 2 * math.log(SPANS[-1] / span) for span in SPANS}
 """What the square of the standard errors grows by at each span, see `rising_rate`."""
 

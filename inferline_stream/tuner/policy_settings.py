@@ -25,6 +25,10 @@ class PolicySettings:
     forecast_limit: float = 1.5
     """Most that a forecast may exceed the rate seen by: no ramp is believed to go on for ever."""
 
+    forecast_belief: float = 3.0
+    """Where traffic leaps, a level or a trend is believed for so many times as long as it was seen: else a burst of
+    seconds starts replicas that are ready only when it is over. What drifts goes on. Infinite believes everything."""
+
     reaction_s: float = 1.0
     """Time from deciding to working beyond the start-up time: reports, attaching, the batch in flight."""
 

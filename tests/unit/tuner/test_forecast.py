@@ -48,7 +48,7 @@ def test_a_rise_is_believed_for_as_long_as_replicas_take_to_start_where_traffic_
     rising = seen(60.0, (100, 300, 3000), recent=tuple(100 + 10 * second for second in range(30)), watched_s=60.0)
     rising = replace(rising, stages={**rising.stages, "b": replace(rising.stages["b"], supply=slow)})
     assert traffic_of(state().basis, rising).reason is Reason.RATE_RISING
-    assert traffic_of(state().basis, rising, leaps=True).reason is Reason.ENVELOPE_EXCEEDED
+    assert traffic_of(state().basis, rising, believed=3.0).reason is Reason.ENVELOPE_EXCEEDED
     for insured_until_s, believed in ((60.0 + 2 * 90.0, True), (60.1 + 2 * 90.0, False)):
         _, needed = demands(replace(state(), insured_until_s=insured_until_s), rising)
         assert (needed["a"].reason is Reason.RATE_RISING) is believed
