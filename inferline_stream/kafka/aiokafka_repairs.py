@@ -45,7 +45,7 @@ async def _update_or_wait(self: AIOKafkaClient, cluster: Any, topics: Any) -> bo
 
 
 async def _close_whole(self: Fetcher) -> None:
-    """aiokafka lets out that a waiting fetch of its own was cancelled: a stop ends there, with connections open."""
+    """aiokafka's raises CancelledError where a fetch waits for its next try, and the stop leaves connections open."""
     self._fetch_task.cancel()
     await asyncio.gather(self._fetch_task, return_exceptions=True)
     for task in self._pending_tasks:

@@ -33,7 +33,8 @@ _OUTCOMES = {
     "PrepareAbort": False, "CompleteAbort": False, "PrepareEpochFence": False,
     "Ongoing": None,
 }  # fmt: skip
-"""Whether a transaction in this state was committed. `Empty`, once an id has a new epoch, says nothing of the last."""
+"""Whether a transaction in this state was committed; None where that is open. `Empty`, the state of an id with a new
+epoch, says nothing of its last transaction."""
 _AGAIN_S = 0.02
 _POLL_S = 0.001
 
@@ -110,8 +111,8 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka
     async def start(self) -> None:
         """Connect, fence the producer that held the id, and learn how the last transaction ended.
 
-        Kafka refuses a new epoch while a transaction is under way, and aborts it. So it is asked again after a refusal:
-        it knows the outcome until it gives the epoch.
+        Kafka refuses a new epoch while a transaction is under way, and aborts that. It knows the outcome until it gives
+        the epoch, so it is asked again after each refusal.
         """
         await self.client.bootstrap()
         outcome = _OutcomeHandler(self._sender)

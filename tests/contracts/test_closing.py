@@ -121,6 +121,7 @@ async def test_a_fetch_that_waits_for_its_next_try_does_not_keep_a_consumer_from
 ) -> None:
     consumer = AIOKafkaConsumer(**client_options(embedded_broker.bootstrap_servers))
     await consumer.start()
+    await asyncio.sleep(0)  # its task begins by clearing what is pending
     consumer._fetcher._pending_tasks.add(waiting := asyncio.create_task(asyncio.sleep(60)))
     await asyncio.sleep(0)
     await consumer.stop()

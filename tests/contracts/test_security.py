@@ -159,7 +159,9 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("starter")
     forked_command("init", str(folder)).check_returncode()
     topology = folder / "topology.py"
-    topology.write_text(topology.read_text().replace('slo="250ms"', 'slo="2s"'))  # hops are slow on a busy machine
+    before, slo, after = topology.read_text().partition('slo="250ms"')
+    assert slo
+    topology.write_text(f'{before}slo="2s"{after}')  # rights are looked at here, and hops are slow on a busy machine
     return topology
 
 
