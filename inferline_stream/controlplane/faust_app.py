@@ -29,6 +29,11 @@ TakeRecord = Callable[[int, int, "bytes | None"], None]
 """(partition, offset, value)"""
 
 
+class _App(faust.App):
+    def _on_rebalance_when_stopped(self) -> None:
+        """Nothing: the consumer's thread stops it. Faust calls it closed before that, and its connections stay open."""
+
+
 class ControlApp:
     """Runs from entering to leaving. Each term has an app id, and so a consumer group, of its own.
 
@@ -56,7 +61,7 @@ class ControlApp:
         tune_every_s: float,
     ) -> None:
         self._bootstrap_servers, self._group = bootstrap_servers, f"{names.control_groups}{term}"
-        self._app = app = faust.App(
+        self._app = app = _App(
             self._group,
             broker=[f"kafka://{server.strip()}" for server in hosts(bootstrap_servers).split(",")],
             broker_credentials=_credentials(bootstrap_servers),

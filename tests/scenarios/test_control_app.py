@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 from pathlib import Path
+from typing import Any
 
+import faust
+import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 
 from inferline_stream.controlplane.faust_app import ControlApp
 from inferline_stream.controlplane.polling import until
@@ -74,6 +79,49 @@ async def test_agents_bring_each_record_with_its_offset_and_the_timer_ticks(
     assert reports == [(0, number, b"%d" % number) for number in range(3)]
     assert arrivals == [(0, 0, b"x")]
     assert await groups(servers, names) == []
+
+
+async def test_an_app_that_is_stopped_while_its_consumer_joins_leaves_no_connection_open(
+    embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, servers = Names(f"p{secrets.token_hex(4)}"), embedded_broker.bootstrap_servers
+    topics = [WantedTopic(names.stage_stats, 1, "reports"), WantedTopic(names.arrivals, 1, "arrivals")]
+    await create_topics(servers, topics, replication=1)
+    joined, has_partitions = asyncio.Event(), threading.Event()
+    assigned, thread_stops = faust.App._on_partitions_assigned, AIOKafkaConsumerThread.on_thread_stop
+
+    async def once_it_stops(app: faust.App, *partitions: Any) -> None:
+        joined.set()
+        while not app.should_stop:
+            await asyncio.sleep(0.01)
+        await assigned(app, *partitions)
+        has_partitions.set()
+
+    async def after_that(thread: AIOKafkaConsumerThread) -> None:
+        while not has_partitions.is_set():
+            await asyncio.sleep(0.01)
+        await thread_stops(thread)
+
+    monkeypatch.setattr(faust.App, "_on_partitions_assigned", once_it_stops)
+    monkeypatch.setattr(AIOKafkaConsumerThread, "on_thread_stop", after_that)
+    app = ControlApp(
+        servers, names, 1, folder=tmp_path, report=ignored, arrivals=ignored, tune=nothing, tune_every_s=0.1
+    )
+    entering = asyncio.create_task(app.__aenter__())  # ends once there are partitions
+    async with asyncio.timeout(20):
+        await joined.wait()
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+    connections = app._app.consumer._thread._consumer._client._conns.values()
+    assert connections
+    assert not any(connection.connected() for connection in connections)
+
+
+def ignored(partition: int, offset: int, value: bytes | None) -> None: ...
+
+
+async def nothing() -> None: ...
 
 
 async def test_a_run_hears_by_its_agents_and_goes_on_by_itself_where_there_are_none(
