@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import (
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -39,6 +40,9 @@ from inferline_stream.testing.local_kafka import HOST, LocalKafka
 from tests.support.forked_command import forked_command
 
 SECRET = "open sesame"  # with a space: a reader that splits a line at spaces fails
+EVERY_RIGHT = AclBindingFilter(
+    ResourceType.ANY, None, ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY
+)
 OPERATIONS = {
     "Create": AclOperation.CREATE,
     "Delete": AclOperation.DELETE,
@@ -147,6 +151,10 @@ def grant(bootstrap_servers: str, topology: Path, prefix: str, users: Mapping[st
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     for granted in admin.create_acls(list(dict.fromkeys(wanted))).values():
         granted.result(30)
+    deadline_s = time.monotonic() + 30
+    while not set(wanted) <= set(admin.describe_acls(EVERY_RIGHT).result(30)):  # a broker follows its controller late
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def run(topology: Path, *options: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.controlplane.log.control_records import (
@@ -71,6 +71,33 @@ class ArrivalLog:
         elif time_ms - newest[0] >= _IDLE_MS:
             self._waiting.append(now)
         self._last = now
+
+    def came(
+        self,
+        arrivals: Iterable[tuple[float, int]],
+        ends: Sequence[int],
+        *,
+        since_s: float,
+        until_s: float,
+        sample_s: float,
+    ) -> None:
+        """Arrivals that are known one by one, as the samples that would have shown them.
+
+        Args:
+            arrivals: when each came, in seconds since the epoch, ascending, and its partition.
+            ends: end offsets before them.
+            since_s: time of the sample before them.
+            until_s: time of the next one.
+            sample_s: time between samples.
+        """
+        grown, sampled_s = list(ends), since_s
+        for time_s, partition in arrivals:
+            if time_s >= sampled_s + sample_s:
+                self.sampled((sampled_s + sample_s) * 1e3, grown)
+                self.sampled(time_s * 1e3, grown)
+                sampled_s = time_s
+            grown[partition] += 1
+        self.sampled(min(sampled_s + sample_s, until_s) * 1e3, grown)
 
     def take(self) -> Written | None:
         """What has been collected, as one record; None if nothing has."""

@@ -125,12 +125,8 @@ class Collector:
         growth, shift_s = self.view.growth, now_s - time.time()
         since_s = (growth.newest_s or now_s) - shift_s
         came = await arrivals_between(self.context, growth.ends, ends, since_s, now_s - shift_s)
-        grown, sampled_s = list(growth.ends), since_s
-        for time_s, partition in came:
-            if time_s >= sampled_s + self.context.settings.arrivals_sample_s:
-                self.ticks.sampled(time_s * 1e3, grown)
-                sampled_s = time_s
-            grown[partition] += 1
+        sample_s = self.context.settings.arrivals_sample_s
+        self.ticks.came(came, growth.ends, since_s=since_s, until_s=now_s - shift_s, sample_s=sample_s)
         growth.skip(now_s, ends)
         self.view.arrived(np.array([time_s for time_s, _ in came]) + shift_s)
         gap_s = now_s - shift_s - since_s

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from inferline_stream.controlplane.log.control_records import (
     merged,
 )
 from inferline_stream.controlplane.log.record_writers import ArrivalLog, DecisionLog, flat, nested
+from inferline_stream.controlplane.observe.observation_log import ObservationLog
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import Names
 
@@ -44,6 +46,20 @@ def test_a_log_that_stands_still_is_reported_once_a_second() -> None:
     for tick in range(126):
         ticks.sampled(tick * 20.0, [5])
     assert decode_ticks(ticks.take().value).times_ms == [1000.0, 2000.0]
+
+
+def test_a_replay_sees_each_arrival_of_a_gap_when_it_came() -> None:
+    ticks, observed = ArrivalLog(NAMES, "posts"), ObservationLog()
+    ticks.sampled(1_000.0, [5, 0])
+    ticks.asked(1.01, {})
+    came = [(1.3, 0), *[(1.9, 1)] * 100, (1.905, 0), (2.495, 1)]
+    ticks.came(came, [5, 0], since_s=1.0, until_s=2.5, sample_s=0.02)
+    ticks.sampled(2_500.0, [7, 101])
+    ticks.sampled(2_520.0, [8, 101])
+    observed.take(decode_ticks(ticks.take().value))
+    arrivals_s, known_s = observed.observations(0.0, 1.01).arrivals()
+    assert np.abs(arrivals_s - [*(at_s for at_s, _ in came), 2.51]).max() < 0.02
+    assert (known_s >= arrivals_s).all()
 
 
 def test_when_the_policy_was_asked_is_reported_with_the_next_tick_and_its_figures_once_they_have_moved() -> None:
