@@ -16,7 +16,7 @@ def works(values: list[bytes]) -> list[bytes]:
 
 def dies(values: list[bytes]) -> list[bytes]:
     """Ends where a batch is large, as the system ends a process that has no memory left."""
-    time.sleep(SERVICE_S)
+    time.sleep(5 * SERVICE_S)  # a busy machine adds less: larger batches pay
     if len(values) > 16:
         os.kill(os.getpid(), 9)
     return values
