@@ -67,7 +67,7 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     traffic = traffic_of(basis, seen, believed=knobs.forecast_belief if leaps else math.inf)
     state = _insured(state, seen, traffic, calm_memory_s)
     insured = seen.time_s < state.insured_until_s
-    floor = basis.floor if insured else basis.supply
+    floor = _floor(basis, seen, traffic) if insured else basis.supply
     memory_s = knobs.plan_memory_s if insured else calm_memory_s
     found: dict[str, Demand] = {}
     below_since_s: dict[str, float] = {}
@@ -88,6 +88,18 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     if below_since_s != state.below_since_s:
         state = replace(state, below_since_s=below_since_s)
     return state, found
+
+
+def _floor(basis: Basis, seen: Observation, traffic: TrafficMultiple) -> Mapping[str, float]:
+    """Supply by stage that is held while traffic may leap: for as much of a leap as comes before a replica is ready."""
+    table = basis.staffing
+    if table is None or not table.surges:
+        return basis.floor  # the sample does not show how fast a leap is
+    share = table.leap_share(basis.knobs.reaction_s + _longest_start_up_s(basis, seen))
+    multiple = traffic.multiple + share
+    if share > basis.knobs.sudden_share or multiple >= 1:
+        return basis.floor
+    return {s.name: min(basis.floor[s.name], supply_for(basis, s, multiple)) for s in basis.stages}
 
 
 def _insured(state: TunerState, seen: Observation, traffic: TrafficMultiple, calm_memory_s: float) -> TunerState:

@@ -7,6 +7,8 @@ import math
 import operator
 from collections.abc import Sequence
 
+import numpy as np
+
 SPANS = (1, 2, 3, 5, 8, 12, 20, 30)
 """Seconds that a level or a line is fitted to: short ones see jumps at once, long ones slow ramps through noise."""
 
@@ -21,6 +23,9 @@ LEAST_EVENTS = 100
 
 SURGE_SPAN_S = 10
 """Two spans of this length, one after the other, are compared: about as long as a new replica takes to be of use."""
+
+LONGEST_RISE_S = 120
+"""A leap takes less: what rises for longer is followed."""
 
 SURGE_SHARE = 0.1
 """A rise by less than this is no surge, however sure it is: the room that a plan leaves absorbs it."""
@@ -115,6 +120,20 @@ def surges(seconds: Sequence[int]) -> bool:
         seconds: arrivals in each of its seconds.
     """
     return any(surged(seconds[end - 2 * SURGE_SPAN_S : end]) for end in range(2 * SURGE_SPAN_S, len(seconds) + 1))
+
+
+def rises(seconds: Sequence[int]) -> tuple[float, ...]:
+    """The largest rise of a trace's rate within 0, 1, …, `LONGEST_RISE_S` seconds, in events per second.
+
+    Args:
+        seconds: arrivals in each of its seconds.
+    """
+    counts = np.asarray(seconds, dtype=np.float64)
+    largest = [0.0]
+    for within_s in range(1, LONGEST_RISE_S + 1):
+        rise = float(np.max(counts[within_s:] - counts[:-within_s], initial=0.0))
+        largest.append(max(rise, largest[-1]))
+    return tuple(largest)
 
 
 def index_of_dispersion(recent: Sequence[int]) -> float:

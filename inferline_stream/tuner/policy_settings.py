@@ -68,6 +68,11 @@ class PolicySettings:
     rate that every stage shall be able to carry, largest share of the plan's cost that this may add), one layer after
     another. The second one is for stages whose replicas cost next to nothing. Empty for none."""
 
+    sudden_share: float = 2 / 3
+    """Where at most this share of a leap comes before a replica is ready, less is held: what carries the traffic and
+    that share of the plan's. Where more comes, little would be saved, and leaps are not all alike: the whole plan is
+    held, and what is insured beyond it. 0 holds it always."""
+
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)

@@ -19,7 +19,7 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace, busiest
-from inferline_stream.tuner.forecast import surges
+from inferline_stream.tuner.forecast import rises, surges
 
 MULTIPLES = (
     *(0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
@@ -41,12 +41,14 @@ class Staffing:
             never falling.
         arrival_rate: of the stretch of the sample that was simulated, events per second: multiple 1.
         surges: whether the sample's rate leaps (`tuner.forecast.surges`).
+        rises: of the sample's rate (`tuner.forecast.rises`).
     """
 
     multiples: tuple[float, ...]
     supply: Mapping[str, tuple[float, ...]]
     arrival_rate: float
     surges: bool = True
+    rises: tuple[float, ...] = ()
 
     def needed(self, stage: str, multiple: float) -> float:
         """Supply for a multiple of the traffic; beyond the table in proportion."""
@@ -55,6 +57,11 @@ class Staffing:
         if multiple > last:
             return row[-1] * multiple / last
         return row[bisect.bisect_left(self.multiples, multiple * (1 - 1e-9))]
+
+    def leap_share(self, within_s: float) -> float:
+        """Share of the sample's largest rise that comes within that time; rises are seen a second late."""
+        seconds = math.ceil(within_s) + 1
+        return self.rises[seconds] / self.rises[-1] if seconds < len(self.rises) and self.rises[-1] else 1.0
 
 
 def staffing(
@@ -96,8 +103,8 @@ def staffing(
         name: tuple(found[multiple][name] * throughput for multiple in multiples)
         for name, throughput in search.throughput.items()
     }
-    leaps = surges(np.bincount(sample.arrivals_s.astype(np.int64)).tolist())
-    return Staffing(tuple(multiples), supply, stretch.arrival_rate, leaps)
+    seconds = np.bincount(sample.arrivals_s.astype(np.int64)).tolist()
+    return Staffing(tuple(multiples), supply, stretch.arrival_rate, surges(seconds), rises(seconds))
 
 
 class _Search:

@@ -132,6 +132,28 @@ def test_where_replicas_start_slowly_calm_traffic_keeps_the_plan_for_twice_that_
     assert after(tuner(), starting(calm(0.0), 400.0)).insured_until_s == 600.0  # no longer than traffic that leaps
 
 
+SLOW_LEAP = (0.0, 5.0, 10.0, 20.0, 36.0, 100.0)
+"""Rises within so many seconds. A replica takes two to start and one to work, and a rise is seen a second late."""
+
+
+def leaping(rises: tuple[float, ...] = SLOW_LEAP, *, surges: bool = True, **settings: float) -> TunerState:
+    begun = tuner()
+    supply = {"a": (20.0, 100.0, 200.0), "b": (15.0, 75.0, 150.0)}
+    table = Staffing((0.1, 0.5, 1.0), supply, 100.0, surges, rises)
+    return replace(begun, basis=replace(begun.basis, staffing=table, knobs=replace(KNOBS, **settings)))
+
+
+def test_of_a_slow_leap_as_much_is_held_as_comes_before_a_replica_is_ready():
+    everything, half = [(300.0, Reason.INSURANCE)], [(100.0, Reason.INSURANCE)]
+    assert wanted(leaping(), calm(0.0)) == half  # .36 of the plan's traffic beside a tenth of it
+    assert wanted(leaping(), calm(0.0, (200, 400, 4000))) == everything
+    assert wanted(leaping(), starting(calm(0.0), 3.0)) == everything
+    assert wanted(leaping(sudden_share=0.3), calm(0.0)) == everything
+    assert wanted(leaping((*SLOW_LEAP[:4], 70.0, 100.0)), calm(0.0)) == everything
+    assert wanted(leaping((0.0,) * 6), calm(0.0)) == everything
+    assert wanted(leaping(surges=False), calm(0.0)) == everything, "a calm sample does not show how fast leaps are"
+
+
 def starting(observed: Observation, start_up_s: float) -> Observation:
     """With replicas of stage `b` that have taken so long to start."""
     slow = {"x": replace(observed.stages["b"].supply["x"], start_up_s=start_up_s)}

@@ -10,7 +10,7 @@ import pytest
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.demand import traffic_of
-from inferline_stream.tuner.forecast import surged, surges
+from inferline_stream.tuner.forecast import LONGEST_RISE_S, rises, surged, surges
 from inferline_stream.tuner.policy import step
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
@@ -44,6 +44,15 @@ def test_stationary_hours_hardly_surge(cv, most):
 def test_a_handful_of_events_or_of_seconds_shows_none():
     assert not surged([1] * 10 + [5] * 10)
     assert not surged([100] * 5 + [500] * 10)
+
+
+def test_the_largest_rise_is_found_within_each_time():
+    ramp_and_step = [0] * 10 + list(range(0, 100, 10)) + [100] * 10 + [0] * 10 + [30] * 5
+    found = rises(ramp_and_step)
+    assert found[:6] == (0, 30, 30, 30, 40, 50)
+    assert found[10] == found[-1] == 100
+    assert len(found) == LONGEST_RISE_S + 1
+    assert rises([7]) == rises([9, 8, 7, 1]) == rises([]) == (0.0,) * len(found)
 
 
 def totals(*, leaps: bool, minutes: float) -> tuple[int, list[Action]]:
