@@ -31,7 +31,7 @@ TakeRecord = Callable[[int, int, "bytes | None"], None]
 
 class _App(faust.App):
     def _on_rebalance_when_stopped(self) -> None:
-        """Nothing: the consumer's thread stops it. Faust calls it closed before that, and its connections stay open."""
+        """Leave the consumer to its own thread: marked as closed here, as Faust does, it would keep its connections."""
 
 
 class ControlApp:

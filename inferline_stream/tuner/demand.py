@@ -60,14 +60,14 @@ class Demand:
 def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str, Demand]]:
     """By stage, in topological order; and the state that remembers since when stages need less than the plan."""
     basis, knobs = state.basis, state.basis.knobs
-    again_s = knobs.calm_start_ups * _longest_start_up_s(basis, seen)
-    calm_memory_s = min(max(knobs.calm_memory_s, again_s), knobs.plan_memory_s)
+    start_up_s = _longest_start_up_s(basis, seen)
+    calm_memory_s = min(max(knobs.calm_memory_s, knobs.calm_start_ups * start_up_s), knobs.plan_memory_s)
     # Nothing but a leap is insured after for longer than that.
     leaps = state.insured_until_s - seen.time_s > calm_memory_s
     traffic = traffic_of(basis, seen, believed=knobs.forecast_belief if leaps else math.inf)
     state = _insured(state, seen, traffic, calm_memory_s)
     insured = seen.time_s < state.insured_until_s
-    floor = _floor(basis, seen, traffic) if insured else basis.supply
+    floor = _floor(basis, traffic, start_up_s) if insured else basis.supply
     memory_s = knobs.plan_memory_s if insured else calm_memory_s
     found: dict[str, Demand] = {}
     below_since_s: dict[str, float] = {}
@@ -90,12 +90,12 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     return state, found
 
 
-def _floor(basis: Basis, seen: Observation, traffic: TrafficMultiple) -> Mapping[str, float]:
+def _floor(basis: Basis, traffic: TrafficMultiple, start_up_s: float) -> Mapping[str, float]:
     """Supply by stage that is held while traffic may leap: for as much of a leap as comes before a replica is ready."""
     table = basis.staffing
     if table is None or not table.surges:
         return basis.floor  # the sample does not show how fast a leap is
-    share = table.leap_share(basis.knobs.reaction_s + _longest_start_up_s(basis, seen))
+    share = table.leap_share(basis.knobs.reaction_s + start_up_s)
     multiple = traffic.multiple + share
     if share > basis.knobs.sudden_share or multiple >= 1:
         return basis.floor

@@ -69,9 +69,9 @@ class PolicySettings:
     another. The second one is for stages whose replicas cost next to nothing. Empty for none."""
 
     sudden_share: float = 2 / 3
-    """Where at most this share of a leap comes before a replica is ready, less is held: what carries the traffic and
-    that share of the plan's. Where more comes, little would be saved, and leaps are not all alike: the whole plan is
-    held, and what is insured beyond it. 0 holds it always."""
+    """Largest share of the sample's largest rise that may come before a replica is ready for less than the plan to be
+    held for leaps: what carries the traffic and that share of the plan's. Beyond it little would be saved, and leaps
+    are not all alike. 0 always holds the plan and what is insured beyond it."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
