@@ -122,8 +122,8 @@ def _insured(state: TunerState, seen: Observation, traffic: TrafficMultiple, cal
 def traffic_of(basis: Basis, seen: Observation, *, believed: float = math.inf) -> TrafficMultiple:
     """The larger of what the envelope shows and what the rate is rising to.
 
-    A forecast is of a rate: it is held against that of the stretch of the sample which the table was made from, since
-    the sample's mean is lower than the traffic that its plan carries.
+    A forecast is of a rate: it is held against the highest that the sample kept up, which its plan carries. Held
+    against the mean of a sample that leaps, a leap like the sample's would ask for several times the plan.
 
     Args:
         basis: what is planned.
@@ -132,7 +132,7 @@ def traffic_of(basis: Basis, seen: Observation, *, believed: float = math.inf) -
     """
     multiple, detail = burst_multiple(basis, seen)
     outgrown = multiple > 1
-    planned_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.arrival_rate
+    planned_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
     knobs = basis.knobs
     lead_s = knobs.reaction_s + _longest_start_up_s(basis, seen)
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()

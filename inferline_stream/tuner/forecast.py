@@ -12,6 +12,9 @@ import numpy as np
 SPANS = (1, 2, 3, 5, 8, 12, 20, 30)
 """Seconds that a level or a line is fitted to: short ones see jumps at once, long ones slow ramps through noise."""
 
+SHORTEST_TREND = 3
+"""Seconds below which no line is fitted."""
+
 _CHANCES = {span: 2 * math.log(SPANS[-1] / span) for span in SPANS}
 """What the square of the standard errors grows by at each span, see `rising_rate`."""
 
@@ -20,6 +23,10 @@ _SQUARES = {span: span * (span * span - 1) / 12 for span in SPANS}
 
 LEAST_EVENTS = 100
 """Arrivals within a span below which it shows no rate to within a tenth."""
+
+LEVEL_SURE = 3.0
+"""Standard errors that the busiest stretch of a sample may be above its rate by chance: in ten minutes of steady
+traffic there are hundreds of stretches."""
 
 SURGE_SPAN_S = 10
 """Two spans of this length, one after the other, are compared: about as long as a new replica takes to be of use."""
@@ -84,7 +91,7 @@ def rising_rate(
         sure = math.sqrt(confidence * confidence + _CHANCES[span])
         if mean > best:
             best = max(best, mean - sure * math.sqrt(variance / span))
-        if span < 3:
+        if span < SHORTEST_TREND:
             continue
         sure = math.sqrt(further * further + _CHANCES[span])
         squares = _SQUARES[span]
@@ -134,6 +141,27 @@ def rises(seconds: Sequence[int]) -> tuple[float, ...]:
         rise = float(np.max(counts[within_s:] - counts[:-within_s], initial=0.0))
         largest.append(max(rise, largest[-1]))
     return tuple(largest)
+
+
+def highest_rate(seconds: Sequence[int], *, least_share: float = 0.0) -> float:
+    """The highest rate that a trace surely kept up for as long as a trend is fitted to, per second.
+
+    Of each span's busiest stretch, some standard errors are subtracted: of steady traffic some stretch is always busier
+    than its mean.
+
+    Args:
+        seconds: arrivals in each of its seconds.
+        least_share: of the arrivals; a stretch with fewer does not count.
+    """
+    spread = LEVEL_SURE * math.sqrt(index_of_dispersion(seconds))
+    totals = np.cumsum([0, *seconds])
+    highest = 0.0
+    for span in SPANS:
+        if SHORTEST_TREND <= span <= len(seconds):
+            most = int(np.max(totals[span:] - totals[:-span]))
+            if most >= least_share * totals[-1]:
+                highest = max(highest, (most - spread * math.sqrt(most)) / span)
+    return highest
 
 
 def index_of_dispersion(recent: Sequence[int]) -> float:

@@ -19,7 +19,7 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace, busiest
-from inferline_stream.tuner.forecast import rises, surges
+from inferline_stream.tuner.forecast import highest_rate, rises, surges
 
 MULTIPLES = (
     *(0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
@@ -39,14 +39,15 @@ class Staffing:
         multiples: ascending.
         supply: by stage, events per second that the replicas found give at full batches, one per multiple,
             never falling.
-        arrival_rate: of the stretch of the sample that was simulated, events per second: multiple 1.
+        carried_rate: events per second that the plan carries: the mean of the stretch that was simulated or, if that is
+            more, the highest rate that the sample kept up for more events than may be late (`forecast.highest_rate`).
         surges: whether the sample's rate leaps (`tuner.forecast.surges`).
         rises: of the sample's rate (`tuner.forecast.rises`).
     """
 
     multiples: tuple[float, ...]
     supply: Mapping[str, tuple[float, ...]]
-    arrival_rate: float
+    carried_rate: float
     surges: bool = True
     rises: tuple[float, ...] = ()
 
@@ -104,7 +105,8 @@ def staffing(
         for name, throughput in search.throughput.items()
     }
     seconds = np.bincount(sample.arrivals_s.astype(np.int64)).tolist()
-    return Staffing(tuple(multiples), supply, stretch.arrival_rate, surges(seconds), rises(seconds))
+    carried_rate = max(stretch.arrival_rate, highest_rate(seconds, least_share=1 - objective))
+    return Staffing(tuple(multiples), supply, carried_rate, surges(seconds), rises(seconds))
 
 
 class _Search:

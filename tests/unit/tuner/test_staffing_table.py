@@ -87,8 +87,10 @@ def test_a_plan_that_does_not_meet_its_slo_is_staffed_in_proportion():
     assert (table.needed("a", 1.5), table.needed("b", 1.5)) == (300.0, 250.0)
 
 
-def test_it_knows_the_rate_of_its_stretch_and_whether_the_sample_leaps():
-    steps = np.concatenate([SAMPLE.arrivals_s, 60.0 + SAMPLE.arrivals_s / 2])
+def test_it_knows_the_rate_that_the_plan_carries_and_whether_the_sample_leaps():
+    """A minute at 100/s, then one at 200/s: their mean is 133/s, what is carried some 200/s."""
+    leaping = Trace(np.concatenate([SAMPLE.arrivals_s, 60.0 + SAMPLE.arrivals_s / 2]))
     assert not made().surges
-    assert made().arrival_rate == SAMPLE.arrival_rate
-    assert made(trace=Trace(steps)).surges
+    assert made().carried_rate == SAMPLE.arrival_rate
+    assert made(trace=leaping).surges
+    assert 185 < made(trace=leaping).carried_rate < 205

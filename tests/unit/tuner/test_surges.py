@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.demand import traffic_of
-from inferline_stream.tuner.forecast import LONGEST_RISE_S, rises, surged, surges
+from inferline_stream.tuner.forecast import LONGEST_RISE_S, highest_rate, rises, surged, surges
 from inferline_stream.tuner.policy import step
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
@@ -53,6 +54,28 @@ def test_the_largest_rise_is_found_within_each_time():
     assert found[10] == found[-1] == 100
     assert len(found) == LONGEST_RISE_S + 1
     assert rises([7]) == rises([9, 8, 7, 1]) == rises([]) == (0.0,) * len(found)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_highest_rate_is_that_of_a_spike_that_lasts_and_not_that_of_chance(seed):
+    spike = np.repeat([100.0, 400.0, 100.0], [120, 30, 120])
+    assert 370 < highest_rate(seconds(spike, seed)) < 400
+    assert 95 < highest_rate(seconds(np.full(600, 100.0), seed)) < 103
+    bursty = gamma_trace(100.0, 4.0, 600.0, np.random.default_rng(seed))
+    assert 95 < highest_rate(np.bincount(bursty.arrivals_s.astype(int)).tolist()) < 105
+
+
+def test_a_stretch_with_fewer_events_than_may_be_late_is_not_carried():
+    """Of 10,400 events, 5 s at 200/s are not quite a tenth: where so many may be late, 8 s about them set the rate."""
+    spike = [100] * 50 + [200] * 5 + [100] * 44
+    assert highest_rate(spike, least_share=0.09) == highest_rate(spike) > 160
+    assert 100 < highest_rate(spike, least_share=0.1) < 160
+
+
+def test_one_second_or_a_few_are_no_rate_that_was_kept_up():
+    assert highest_rate([100] * 50 + [1000] + [100] * 50) < 105
+    assert highest_rate([]) == highest_rate([900, 900]) == 0.0
+    assert highest_rate([900, 900, 900]) == pytest.approx(900 - math.sqrt(900 * 3))  # 3 √2,700 of 2,700 within 3 s
 
 
 def totals(*, leaps: bool, minutes: float) -> tuple[int, list[Action]]:
@@ -98,8 +121,8 @@ def test_arrivals_beyond_the_plan_are_insured_after_and_a_forecast_is_not():
     assert insured_s((400, 800, 8000), (100,) * 30) == PolicySettings().calm_memory_s
 
 
-def test_a_forecast_is_held_against_the_stretch_that_the_table_was_made_from():
-    """Not against the mean of a sample whose busiest stretch came twice as fast: the plan carries that, too."""
+def test_a_forecast_is_held_against_the_rate_that_the_plan_carries():
+    """Not against the mean of a sample that came twice as fast for a while."""
     table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, 200.0, surges=False)
     basis = replace(state().basis, staffing=table)
     assert traffic_of(basis, seen(60.0, recent=(150,) * 30, watched_s=60.0)).multiple < 1
