@@ -122,8 +122,8 @@ def _insured(state: TunerState, seen: Observation, traffic: TrafficMultiple, cal
 def traffic_of(basis: Basis, seen: Observation, *, believed: float = math.inf) -> TrafficMultiple:
     """The larger of what the envelope shows and what the rate is rising to.
 
-    A forecast is of a rate: it is held against the highest that the sample kept up, which its plan carries. Held
-    against the mean of a sample that leaps, a leap like the sample's would ask for several times the plan.
+    A forecast is of a rate. It is compared with the highest that the sample kept up, which the plan carries: compared
+    with the mean of a sample that leaps, a leap like the sample's would ask for several times the plan.
 
     Args:
         basis: what is planned.
@@ -132,20 +132,20 @@ def traffic_of(basis: Basis, seen: Observation, *, believed: float = math.inf) -
     """
     multiple, detail = burst_multiple(basis, seen)
     outgrown = multiple > 1
-    planned_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
+    carried_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
     knobs = basis.knobs
     lead_s = knobs.reaction_s + _longest_start_up_s(basis, seen)
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
-    seen_rate = multiple * planned_rate
+    seen_rate = multiple * carried_rate
     rising = functools.partial(
         rising_rate, recent, lead_s, limit=knobs.forecast_limit, above=seen_rate, believed=believed
     )
     rate = rising(confidence=knobs.forecast_confidence)
-    if seen_rate < rate <= planned_rate:
+    if seen_rate < rate <= carried_rate:
         rate = rising(confidence=knobs.inner_confidence)
-    if planned_rate > 0 and rate > seen_rate:
-        expected = f"{rate:.1f}/s expected within {lead_s:.1f} s, planned for {planned_rate:.1f}/s"
-        return TrafficMultiple(rate / planned_rate, Reason.RATE_RISING, expected, outgrown)
+    if carried_rate > 0 and rate > seen_rate:
+        expected = f"{rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
+        return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, expected, outgrown)
     return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown)
 
 

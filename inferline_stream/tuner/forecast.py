@@ -25,8 +25,8 @@ LEAST_EVENTS = 100
 """Arrivals within a span below which it shows no rate to within a tenth."""
 
 LEVEL_SURE = 3.0
-"""Standard errors that the busiest stretch of a sample may be above its rate by chance: in ten minutes of steady
-traffic there are hundreds of stretches."""
+"""Standard errors by which the busiest stretch of a sample may exceed its rate by chance: ten minutes of steady traffic
+have hundreds of stretches."""
 
 SURGE_SPAN_S = 10
 """Two spans of this length, one after the other, are compared: about as long as a new replica takes to be of use."""
@@ -143,15 +143,18 @@ def rises(seconds: Sequence[int]) -> tuple[float, ...]:
     return tuple(largest)
 
 
-def highest_rate(seconds: Sequence[int], *, least_share: float = 0.0) -> float:
+def highest_rate(seconds: Sequence[int], *, least_share: float) -> float:
     """The highest rate that a trace surely kept up for as long as a trend is fitted to, per second.
 
-    Of each span's busiest stretch, some standard errors are subtracted: of steady traffic some stretch is always busier
-    than its mean.
+    For each span, the busiest stretch is lowered by some standard errors: even in steady traffic, some stretch is
+    busier than the mean.
 
     Args:
         seconds: arrivals in each of its seconds.
         least_share: of the arrivals; a stretch with fewer does not count.
+
+    Returns:
+        The rate; 0 where no stretch counts.
     """
     spread = LEVEL_SURE * math.sqrt(index_of_dispersion(seconds))
     totals = np.cumsum([0, *seconds])
@@ -167,7 +170,7 @@ def highest_rate(seconds: Sequence[int], *, least_share: float = 0.0) -> float:
 def index_of_dispersion(recent: Sequence[int]) -> float:
     """Variance over mean of the counts of a second, from differences of neighbours; at least 1, as Poisson."""
     total = sum(recent)
-    if total == 0:
+    if total == 0 or len(recent) < 2:
         return 1.0
     differences = sum([(b - a) * (b - a) for a, b in itertools.pairwise(recent)])
     return max(1.0, differences / (2 * (len(recent) - 1)) / (total / len(recent)))

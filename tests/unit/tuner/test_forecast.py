@@ -110,7 +110,7 @@ def test_dispersion_is_of_neighbours_and_at_least_that_of_a_poisson_stream():
     assert index_of_dispersion([0, 0, 0]) == 1.0
     assert index_of_dispersion([100, 101, 102]) == 1.0
     assert index_of_dispersion([100, 0, 100, 0]) == pytest.approx(3 * 100**2 / (2 * 3) / 50)
-    assert index_of_dispersion([1, 0]) == 1.0
+    assert index_of_dispersion([1, 0]) == index_of_dispersion([7]) == 1.0
 
 
 def test_a_rise_from_one_ten_seconds_to_the_next_is_a_surge_from_five_standard_errors_and_a_tenth_on():
@@ -134,7 +134,7 @@ def test_the_lead_is_the_longest_start_up_time_as_measured_lately_and_the_time_t
     for now, lead_s in ((observed, 3.0), (replace(observed, stages=stages), 10.0)):
         rate = rising_rate(rising, lead_s, confidence=1.0, limit=1.5)
         found = traffic_of(state().basis, now)
-        assert found.detail == f"{rate:.1f}/s expected within {lead_s} s, planned for 100.0/s"
+        assert found.detail == f"{rate:.1f}/s expected within {lead_s} s, the plan carries 100.0/s"
         assert found.multiple == pytest.approx(rate / 100.0)
         assert found.reason is Reason.RATE_RISING
         assert not found.outgrown
