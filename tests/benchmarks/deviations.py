@@ -2,7 +2,8 @@
 
 On the reference pipeline, as `replay`: the mean over seeds of the worst bin of 15 s on ramps and rising bursts, when
 every event comes to need NMT, and when ResNet-152 slows down; misses and dollars per hour on Big Spike, and on a
-night of the World Cup, whose traffic leaps nowhere.
+night of the World Cup, whose traffic leaps nowhere. Without ``--quick`` also a calm day of it, for the rule that is for
+such days: forecasts within the plan have to be surer.
 """
 
 from __future__ import annotations
@@ -23,9 +24,20 @@ from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing, staffing
+from tests.benchmarks._judging import reversals
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, big_spike, burst, ramp, world_cup
-from tests.benchmarks.replay import MEASURED, PRICES, WINDOWS, planned, quarters, steady
+from tests.benchmarks.replay import (
+    CALM_DAY,
+    DAY_BEFORE,
+    MEASURED,
+    PRICES,
+    WINDOWS,
+    planned,
+    quarters,
+    requests_of,
+    steady,
+)
 
 Figures = dict[str, float | int | str | None]
 
@@ -132,4 +144,15 @@ def measure(quick: bool) -> Figures:
             figures[f"{off}_{name}_worst"] = round(worst, 4)
             figures[f"{off}_{name}_cost_per_hour"] = round(statistics.mean(o.cost_per_hour for o in outcomes), 2)
             figures[f"{off}_{name}_miss_rate"] = round(statistics.mean(o.miss_rate for o in outcomes), 5)
+    return figures if quick else figures | calm_day()
+
+
+def calm_day() -> Figures:
+    """Cost and reversals of a day."""
+    figures: Figures = {}
+    day = case(*requests_of("day", DAY_BEFORE, CALM_DAY))
+    for off in ("default", "surer_within"):
+        outcome = day.without(off)
+        figures[f"{off}_day_cost_per_hour"] = round(outcome.cost_per_hour, 2)
+        figures[f"{off}_day_reversals"] = reversals(outcome)
     return figures

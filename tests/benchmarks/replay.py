@@ -66,7 +66,7 @@ WINDOWS = {
     "worldcup_night": ("1998-06-30 22:30:00", 45),
 }
 
-CALM_DAY, MATCH_DAY = "1998-06-05", "1998-06-10"
+DAY_BEFORE, CALM_DAY, MATCH_DAY = "1998-06-04", "1998-06-05", "1998-06-10"
 SAMPLE_MINUTES, DAY_MINUTES = 180, 24 * 60
 
 
@@ -281,14 +281,19 @@ def days() -> Figures:
     """
     calm = world_cup_requests(f"{CALM_DAY} 00:00:00", DAY_MINUTES)
     share = calm / world_cup_requests(f"{MATCH_DAY} 00:00:00", DAY_MINUTES)
-    return {**day("day", "1998-06-04", CALM_DAY), **day("match_day", "1998-06-09", MATCH_DAY, share)}
+    return {**day("day", DAY_BEFORE, CALM_DAY), **day("match_day", "1998-06-09", MATCH_DAY, share)}
+
+
+def requests_of(name: str, before: str, judged: str, share: float = 1.0) -> tuple[Trace, Trace]:
+    """The busiest three hours of the day before, and a day, both at that share of their requests."""
+    rng = np.random.default_rng([0, *name.encode()])
+    sample = world_cup(world_cup_busiest(before, SAMPLE_MINUTES), SAMPLE_MINUTES, rng, share=share)
+    return sample, world_cup(f"{judged} 00:00:00", DAY_MINUTES, rng, share=share)
 
 
 def day(name: str, before: str, judged: str, share: float = 1.0) -> Figures:
-    """A day at that share of its requests, our policy and hindsight."""
-    rng = np.random.default_rng([0, *name.encode()])
-    sample = world_cup(world_cup_busiest(before, SAMPLE_MINUTES), SAMPLE_MINUTES, rng, share=share)
-    trace = world_cup(f"{judged} 00:00:00", DAY_MINUTES, rng, share=share)
+    """Our policy and hindsight on such a day."""
+    sample, trace = requests_of(name, before, judged, share)
     plan = planned(sample)
     scaler = tuned(plan, sample)
     ours = run(plan, trace, scaler)
