@@ -85,6 +85,43 @@ def _assigned(key: str, value: bytes) -> Grant | LeaderHeartbeat:
     return control
 
 
+async def silence(follower: TopicFollower, records: list[Followed], log: AssignmentLog, pipeline: str) -> None:
+    """Wait until the leader has left in order, or has been silent for `TAKE_OVER_AFTER_S` in which Kafka answered.
+
+    Args:
+        follower: of the assignments topic.
+        records: what was read from it; what comes meanwhile is added.
+        log: what they say.
+        pipeline: name, for people.
+    """
+    if log.heartbeat_age_s == float("inf"):
+        return
+    if log.heartbeat_age_s <= TAKE_OVER_AFTER_S:
+        logger.warning(
+            "controller %s leads %s: standing by until it falls silent (`deploy` brings newer code into its replicas)",
+            log.heartbeat.controller if log.heartbeat else "of a newer release", pipeline,
+        )  # fmt: skip
+    loop = asyncio.get_running_loop()
+    heard_s = loop.time() - min(max(0.0, log.heartbeat_age_s), TAKE_OVER_AFTER_S - LISTEN_S)
+    patience_s = TAKE_OVER_AFTER_S
+    while loop.time() - heard_s <= patience_s:
+        asked_s = loop.time()
+        try:
+            new = await follower.read(0.2)
+            await follower.end()
+        except Unreachable:
+            await asyncio.sleep(0.2)
+            heard_s, patience_s = loop.time(), AFTER_OUTAGE_S
+            continue
+        records += new
+        if heartbeats := [record for record in new if record.key == LEADER_KEY.encode()]:
+            heard_s, patience_s = loop.time(), TAKE_OVER_AFTER_S
+            if not heartbeats[-1].value:  # it left in order
+                return
+        elif loop.time() - asked_s > SLOW_S:
+            heard_s, patience_s = loop.time(), AFTER_OUTAGE_S  # where Kafka is silent, so is a leader that lives
+
+
 class Leadership:
     """Leads from entering to leaving. Entering waits for as long as another controller leads.
 
@@ -119,7 +156,7 @@ class Leadership:
     async def __aenter__(self) -> Self:
         async with TopicFollower(self._bootstrap_servers, self._names.assignments) as follower:
             records = await follower.read_to(await follower.end())
-            await self._wait_for_silence(follower, records)
+            await silence(follower, records, read_log(records, time.time(), self._decoder), self._names.pipeline)
             await self._producer.__aenter__()  # from here on nobody else writes
             try:
                 records += await follower.read_to(await follower.end())
@@ -132,36 +169,6 @@ class Leadership:
                 raise
         logger.info("controller %s leads %s in term %d", self.controller, self._names.pipeline, self.term)
         return self
-
-    async def _wait_for_silence(self, follower: TopicFollower, records: list[Followed]) -> None:
-        log = read_log(records, time.time(), self._decoder)
-        if log.heartbeat_age_s == float("inf"):
-            return
-        if log.heartbeat_age_s <= TAKE_OVER_AFTER_S:
-            logger.warning(
-                "controller %s leads %s: standing by until it falls silent "
-                "(`deploy` brings newer code into its replicas)",
-                log.heartbeat.controller if log.heartbeat else "of a newer release", self._names.pipeline,
-            )  # fmt: skip
-        loop = asyncio.get_running_loop()
-        heard_s = loop.time() - min(max(0.0, log.heartbeat_age_s), TAKE_OVER_AFTER_S - LISTEN_S)
-        patience_s = TAKE_OVER_AFTER_S
-        while loop.time() - heard_s <= patience_s:
-            asked_s = loop.time()
-            try:
-                new = await follower.read(0.2)
-                await follower.end()
-            except Unreachable:
-                await asyncio.sleep(0.2)
-                heard_s, patience_s = loop.time(), AFTER_OUTAGE_S
-                continue
-            records += new
-            if heartbeats := [record for record in new if record.key == LEADER_KEY.encode()]:
-                heard_s, patience_s = loop.time(), TAKE_OVER_AFTER_S
-                if not heartbeats[-1].value:  # it left in order
-                    return
-            elif loop.time() - asked_s > SLOW_S:
-                heard_s, patience_s = loop.time(), AFTER_OUTAGE_S  # where Kafka is silent, so is a leader that lives
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

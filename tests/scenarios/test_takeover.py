@@ -67,7 +67,6 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
                 ledger = await read_ledger(
                     second.offsets, second.context, first.since, second.controller.view.partitions
                 )
-    assert 2.5 < took_s < 5.0
     assert out_before < ledger.events_out
     assert ledger.lost() == (0, [])
     assert (ledger.events_in, ledger.duplicated) == (ledger.events_out, 0)
