@@ -101,6 +101,8 @@ def reader(director: Director) -> Any:
     from aiokafka import AIOKafkaConsumer, TopicPartition
 
     routes = director.routes["work"]
-    consumer = AIOKafkaConsumer(bootstrap_servers=director.bootstrap_servers, group_id=routes.group)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=director.bootstrap_servers, group_id=routes.group, enable_auto_commit=False
+    )  # it would commit what it found when it is closed, without the topic's id
     consumer.assign([TopicPartition(routes.input_topic, 0)])
     return consumer

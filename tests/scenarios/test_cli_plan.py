@@ -117,12 +117,12 @@ def test_the_papers_algorithm_and_another_slo_can_be_chosen(started: Path) -> No
 
 def test_a_heavier_trace_needs_a_dearer_plan(started: Path, tmp_path: Path) -> None:
     busy = tmp_path / "busy.csv"
-    busy.write_text("arrival_s\n" + "".join(f"{i / 150:.5f}\n" for i in range(3000)))
+    busy.write_text("arrival_s\n" + "".join(f"{i / 600:.5f}\n" for i in range(6000)))
     usual = plan_from_bytes(call("plan", started, "--output", "json").stdout.encode())
     result = call("plan", started, "--trace", busy, "--output", "json")
     assert result.exit_code == 0, result.stderr
     heavier = plan_from_bytes(result.stdout.encode())
-    assert heavier.arrival_rate == pytest.approx(150, rel=0.01)
+    assert heavier.arrival_rate == pytest.approx(600, rel=0.01)
     assert heavier.cost_per_hour > usual.cost_per_hour
 
 
