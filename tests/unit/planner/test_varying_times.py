@@ -125,7 +125,8 @@ def test_times_whose_mean_just_meets_the_slo_are_said_to_differ_too_much() -> No
 
 def test_of_times_that_are_drawn_those_count_that_the_share_in_time_has() -> None:
     """Of 256 events 250 take one unit, and 6 take 60: of the 99 % in time, 1.3 % are among the long ones."""
-    profile = Profile("a", "x", (ServiceTime(1, 0.25),), variation=Variation(((1.0, 250), (60.0, 6))))
+    # No other test has this profile: what was found for one is kept.
+    profile = Profile("a", "x", (ServiceTime(1, 0.5),), variation=Variation(((1.0, 250), (60.0, 6))))
     short, long = 250 / 256, 6 / 256
     mean = short + 60 * long
     least, in_time, deviation = _drawn_in_time(profile, 1, 0.99)
