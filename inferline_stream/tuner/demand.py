@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.forecast import rising_rate, surged
+from inferline_stream.tuner.forecast import ABSORBED, rising_rate, surged
 from inferline_stream.tuner.observation import Observation, StageObservation
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
 from inferline_stream.tuner.tuner_state import TunerState
@@ -29,7 +29,8 @@ class TrafficMultiple:
         multiple: of the sample's traffic, forecast included.
         reason: what the multiple was seen in.
         detail: in words.
-        outgrown: whether what arrived, without any forecast, was beyond the plan.
+        outgrown: whether what arrived, without any forecast, was beyond the plan and the room that it leaves. Now and
+            then the busiest windows of steady traffic exceed those of its sample.
     """
 
     multiple: float
@@ -64,7 +65,7 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     calm_memory_s = min(max(knobs.calm_memory_s, knobs.calm_start_ups * start_up_s), knobs.plan_memory_s)
     # Nothing but a leap is insured after for longer than that.
     leaps = state.insured_until_s - seen.time_s > calm_memory_s
-    traffic = traffic_of(basis, seen, believed=knobs.forecast_belief if leaps else math.inf)
+    traffic = traffic_of(basis, seen, leaps=leaps)
     state = _insured(state, seen, traffic, calm_memory_s)
     insured = seen.time_s < state.insured_until_s
     floor = _floor(basis, traffic, start_up_s) if insured else basis.supply
@@ -95,7 +96,7 @@ def _floor(basis: Basis, traffic: TrafficMultiple, start_up_s: float) -> Mapping
     table = basis.staffing
     if table is None or not table.surges:
         return basis.floor  # the sample does not show how fast a leap is
-    share = table.leap_share(basis.knobs.reaction_s + start_up_s)
+    share = table.leap_share(start_up_s)
     multiple = traffic.multiple + share
     if share > basis.knobs.sudden_share or multiple >= 1:
         return basis.floor
@@ -119,7 +120,7 @@ def _insured(state: TunerState, seen: Observation, traffic: TrafficMultiple, cal
     return state if until_s == state.insured_until_s else replace(state, insured_until_s=until_s)
 
 
-def traffic_of(basis: Basis, seen: Observation, *, believed: float = math.inf) -> TrafficMultiple:
+def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> TrafficMultiple:
     """The larger of what the envelope shows and what the rate is rising to.
 
     A forecast is of a rate. It is compared with the highest that the sample kept up, which the plan carries: compared
@@ -128,18 +129,17 @@ def traffic_of(basis: Basis, seen: Observation, *, believed: float = math.inf) -
     Args:
         basis: what is planned.
         seen: the pipeline now.
-        believed: see `rising_rate`.
+        leaps: whether it lately did: then a forecast may go further, and has to be seen for longer.
     """
     multiple, detail = burst_multiple(basis, seen)
-    outgrown = multiple > 1
+    outgrown = multiple > 1 + ABSORBED
     carried_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
     knobs = basis.knobs
     lead_s = knobs.reaction_s + _longest_start_up_s(basis, seen)
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
     seen_rate = multiple * carried_rate
-    rising = functools.partial(
-        rising_rate, recent, lead_s, limit=knobs.forecast_limit, above=seen_rate, believed=believed
-    )
+    limit, believed = (knobs.leap_limit, knobs.leap_belief) if leaps else (knobs.forecast_limit, math.inf)
+    rising = functools.partial(rising_rate, recent, lead_s, limit=limit, above=seen_rate, believed=believed)
     rate = rising(confidence=knobs.forecast_confidence)
     if seen_rate < rate <= carried_rate:
         rate = rising(confidence=knobs.inner_confidence)

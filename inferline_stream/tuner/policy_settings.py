@@ -25,7 +25,11 @@ class PolicySettings:
     forecast_limit: float = 1.5
     """Most that a forecast may exceed the rate seen by: no ramp is believed to go on for ever."""
 
-    forecast_belief: float = 3.0
+    leap_limit: float = 2.0
+    """The same where traffic leaps: a leap goes further than a drift. At 1.5 replicas are asked for too late as a spike
+    rises for a minute; at 3 those that come too late anyway cost 2 % more."""
+
+    leap_belief: float = 3.0
     """Where traffic leaps, a level or a trend is believed for so many times as long as it was seen: else a burst of
     seconds starts replicas that are ready only when it is over. What drifts goes on. Infinite believes everything."""
 

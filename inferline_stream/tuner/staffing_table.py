@@ -60,8 +60,8 @@ class Staffing:
         return row[bisect.bisect_left(self.multiples, multiple * (1 - 1e-9))]
 
     def leap_share(self, within_s: float) -> float:
-        """Share of the sample's largest rise that comes within that time; rises are seen a second late."""
-        seconds = math.ceil(within_s) + 1
+        """Share of the sample's largest rise that comes within that time."""
+        seconds = math.ceil(within_s)
         return self.rises[seconds] / self.rises[-1] if seconds < len(self.rises) and self.rises[-1] else 1.0
 
 

@@ -19,6 +19,9 @@ RISING = [100 + second // 2 for second in range(30)]
 errors."""
 
 
+START_20_S = {"x": Supply(2, start_up_s=20.0)}
+
+
 def expected(lead_s: float) -> float:
     return rising_rate(RISING, lead_s, confidence=1.0, limit=1.5)
 
@@ -48,10 +51,21 @@ def test_a_rise_is_believed_for_as_long_as_replicas_take_to_start_where_traffic_
     rising = seen(60.0, (100, 300, 3000), recent=tuple(100 + 10 * second for second in range(30)), watched_s=60.0)
     rising = replace(rising, stages={**rising.stages, "b": replace(rising.stages["b"], supply=slow)})
     assert traffic_of(state().basis, rising).reason is Reason.RATE_RISING
-    assert traffic_of(state().basis, rising, believed=3.0).reason is Reason.ENVELOPE_EXCEEDED
+    assert traffic_of(state().basis, rising, leaps=True).reason is Reason.ENVELOPE_EXCEEDED
     for insured_until_s, believed in ((60.0 + 2 * 90.0, True), (60.1 + 2 * 90.0, False)):
         _, needed = demands(replace(state(), insured_until_s=insured_until_s), rising)
         assert (needed["a"].reason is Reason.RATE_RISING) is believed
+
+
+def test_where_traffic_leaps_a_forecast_may_be_twice_the_rate_seen():
+    """From 100 to 1,000/s within 30 s: the line is sure, and reaches 1,075/s before a replica of 2 s is ready."""
+    steep = seen(60.0, (100, 300, 3000), recent=tuple(100 + 30 * second for second in range(30)), watched_s=60.0)
+    of_drift, of_leap = (traffic_of(state().basis, steep, leaps=leaps).multiple * 100 for leaps in (False, True))
+    assert 1050 < of_drift == pytest.approx(of_leap), "nothing is limited that is so near"
+    slow = replace(steep, stages={**steep.stages, "b": replace(steep.stages["b"], supply=START_20_S)})
+    of_drift, of_leap = (traffic_of(state().basis, slow, leaps=leaps).multiple * 100 for leaps in (False, True))
+    assert 1.4 * 985 < of_drift < 1.5 * 985, "985/s is where the line ends"
+    assert 1.5 * 985 < of_leap < 985 + 21 * 30
 
 
 def by_regression(counts: list[int], lead_s: float, confidence: float, limit: float, believed: float) -> float:
