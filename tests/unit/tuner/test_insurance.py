@@ -86,7 +86,7 @@ def test_a_leap_that_was_watched_whole_is_insured_after_for_long():
 def test_arrivals_beyond_the_plan_and_its_room_are_insured_after_for_a_minute_and_fewer_are_not():
     begun = after(tuner(), calm(0.0))
     assert after(begun, calm(100.0, (331, 600, 6000))).insured_until_s == 160.0
-    assert after(begun, calm(100.0, (329, 600, 6000))).insured_until_s == 60.0
+    assert after(begun, calm(100.0, (330, 600, 6000))).insured_until_s == 60.0
     assert after(begun, calm(100.0, AT_PLAN)).insured_until_s == 60.0
     assert after(after(begun, leap(100.0, 30.0)), calm(110.0, (331, 600, 6000))).insured_until_s == 700.0
 
