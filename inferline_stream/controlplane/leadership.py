@@ -31,6 +31,9 @@ HEARTBEAT_S = 1.0
 TAKE_OVER_AFTER_S = 3.0
 """A leader that has written nothing for this long, while Kafka answered, is taken over from."""
 
+LOOK_EVERY_S = 0.2
+"""How often a controller that waits looks whether another one still leads."""
+
 LISTEN_S = 1.5
 """Longer than between two heartbeats: however old the last one is, another is waited for. Kafka may have been away."""
 
@@ -85,7 +88,7 @@ def _assigned(key: str, value: bytes) -> Grant | LeaderHeartbeat:
     return control
 
 
-async def silence(follower: TopicFollower, records: list[Followed], log: AssignmentLog, pipeline: str) -> None:
+async def until_silent(follower: TopicFollower, records: list[Followed], log: AssignmentLog, pipeline: str) -> None:
     """Wait until the leader has left in order, or has been silent for `TAKE_OVER_AFTER_S` in which Kafka answered.
 
     Args:
@@ -107,10 +110,10 @@ async def silence(follower: TopicFollower, records: list[Followed], log: Assignm
     while loop.time() - heard_s <= patience_s:
         asked_s = loop.time()
         try:
-            new = await follower.read(0.2)
+            new = await follower.read(LOOK_EVERY_S)
             await follower.end()
         except Unreachable:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(LOOK_EVERY_S)
             heard_s, patience_s = loop.time(), AFTER_OUTAGE_S
             continue
         records += new
@@ -156,7 +159,7 @@ class Leadership:
     async def __aenter__(self) -> Self:
         async with TopicFollower(self._bootstrap_servers, self._names.assignments) as follower:
             records = await follower.read_to(await follower.end())
-            await silence(follower, records, read_log(records, time.time(), self._decoder), self._names.pipeline)
+            await until_silent(follower, records, read_log(records, time.time(), self._decoder), self._names.pipeline)
             await self._producer.__aenter__()  # from here on nobody else writes
             try:
                 records += await follower.read_to(await follower.end())

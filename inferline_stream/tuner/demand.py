@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.forecast import ABSORBED, rising_rate, surged
+from inferline_stream.tuner.forecast import ABSORBED_SHARE, rising_rate, surged
 from inferline_stream.tuner.observation import Observation, StageObservation
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
 from inferline_stream.tuner.tuner_state import TunerState
@@ -92,7 +92,7 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
 
 
 def _floor(basis: Basis, traffic: TrafficMultiple, start_up_s: float) -> Mapping[str, float]:
-    """Supply by stage that is held while traffic may leap: for as much of a leap as comes before a replica is ready."""
+    """Supply by stage that is held while traffic may leap: for as much of a leap as comes while a replica starts."""
     table = basis.staffing
     if table is None or not table.surges:
         return basis.floor  # the sample does not show how fast a leap is
@@ -129,10 +129,10 @@ def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> Traff
     Args:
         basis: what is planned.
         seen: the pipeline now.
-        leaps: whether it lately did: then a forecast may go further, and has to be seen for longer.
+        leaps: whether traffic has leapt lately: a forecast may go further then, and has to rest on more seconds.
     """
     multiple, detail = burst_multiple(basis, seen)
-    outgrown = multiple > 1 + ABSORBED
+    outgrown = multiple > 1 + ABSORBED_SHARE
     carried_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
     knobs = basis.knobs
     lead_s = knobs.reaction_s + _longest_start_up_s(basis, seen)

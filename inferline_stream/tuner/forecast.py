@@ -34,9 +34,9 @@ SURGE_SPAN_S = 10
 LONGEST_RISE_S = 120
 """A leap takes less: what rises for longer is followed."""
 
-ABSORBED = 0.1
-"""What the room that a plan leaves absorbs, as a share: a rise by less is no surge, however sure it is, and a plan that
-is exceeded by less has not been outgrown."""
+ABSORBED_SHARE = 0.1
+"""What the room that a plan leaves absorbs: a rise by less is no surge, however sure it is, and a plan that is exceeded
+by less has not been outgrown."""
 
 SURGE_SURE = 5.0
 """Standard errors by which a rise must exceed nothing. Of 40 stationary hours each at 45, 150 and 1000/s, none has such
@@ -116,7 +116,7 @@ def surged(recent: Sequence[int]) -> bool:
         return False
     after, before = sum(recent[-SURGE_SPAN_S:]), sum(recent[-2 * SURGE_SPAN_S : -SURGE_SPAN_S])
     rise = after - before
-    if before < LEAST_EVENTS or rise < ABSORBED * before:
+    if before < LEAST_EVENTS or rise < ABSORBED_SHARE * before:
         return False
     return rise > SURGE_SURE * math.sqrt((after + before) * index_of_dispersion(recent[-2 * SURGE_SPAN_S :]))
 

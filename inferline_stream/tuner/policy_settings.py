@@ -26,8 +26,8 @@ class PolicySettings:
     """Most that a forecast may exceed the rate seen by: no ramp is believed to go on for ever."""
 
     leap_limit: float = 2.0
-    """The same where traffic leaps: a leap goes further than a drift. At 1.5 replicas are asked for too late as a spike
-    rises for a minute; at 3 those that come too late anyway cost 2 % more."""
+    """The same where traffic leaps, because leaps go further. With 1.5, replicas for a spike that rises for a minute are
+    asked for too late. With 3, traffic that no replica can start in time for costs 2 % more."""
 
     leap_belief: float = 3.0
     """Where traffic leaps, a level or a trend is believed for so many times as long as it was seen: else a burst of
@@ -73,8 +73,8 @@ class PolicySettings:
     another. The second one is for stages whose replicas cost next to nothing. Empty for none."""
 
     sudden_share: float = 2 / 3
-    """Largest share of the sample's largest rise that may come before a replica is ready for less than the plan to be
-    held for leaps: what carries the traffic and that share of the plan's. Beyond it little would be saved, and leaps
+    """Largest share of the sample's largest rise that may come while a replica starts for less than the plan to be held
+    for leaps: what carries the traffic and that share of the plan's. Beyond it little would be saved, and leaps
     are not all alike. 0 always holds the plan and what is insured beyond it."""
 
     def __post_init__(self) -> None:

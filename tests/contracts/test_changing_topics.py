@@ -101,8 +101,9 @@ def reader(director: Director) -> Any:
     from aiokafka import AIOKafkaConsumer, TopicPartition
 
     routes = director.routes["work"]
+    # By itself it would commit its position when it is closed, without the topic's id.
     consumer = AIOKafkaConsumer(
         bootstrap_servers=director.bootstrap_servers, group_id=routes.group, enable_auto_commit=False
-    )  # it would commit what it found when it is closed, without the topic's id
+    )
     consumer.assign([TopicPartition(routes.input_topic, 0)])
     return consumer

@@ -11,17 +11,18 @@ from inferline_stream.controlplane.leadership import (
     AFTER_OUTAGE_S,
     LEADER_KEY,
     LISTEN_S,
+    LOOK_EVERY_S,
     TAKE_OVER_AFTER_S,
     AssignmentLog,
-    silence,
+    until_silent,
 )
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import Followed
 
 from . import virtual_time
 
-LOOK_S = 0.2
-"""A standby looks at its watch so often; an outage is seen as late."""
+LOOK_S = LOOK_EVERY_S + 1e-6
+"""A standby may notice so late that its time has come."""
 
 
 class Topic:
@@ -55,7 +56,8 @@ def waited_s(topic: Topic, heartbeat_age_s: float) -> tuple[float, int]:
 
     async def wait() -> None:
         log = AssignmentLog((), None, heartbeat_age_s)
-        await silence(topic, records, log, "p")  # type: ignore[arg-type]
+        async with asyncio.timeout(600):
+            await until_silent(topic, records, log, "p")  # type: ignore[arg-type]
         took.append(asyncio.get_running_loop().time())
 
     took: list[float] = []
@@ -69,7 +71,7 @@ def test_a_pipeline_that_nobody_has_led_is_led_at_once() -> None:
 
 def test_a_leader_that_dies_is_followed_three_seconds_after_its_last_word() -> None:
     took_s, heard = waited_s(Topic({second + 0.6: b"alive" for second in range(20)}), 0.4)
-    assert 19.6 + TAKE_OVER_AFTER_S < took_s <= 19.6 + TAKE_OVER_AFTER_S + LOOK_S + 1e-6
+    assert 19.6 + TAKE_OVER_AFTER_S < took_s <= 19.6 + TAKE_OVER_AFTER_S + LOOK_S
     assert heard == 20
 
 
@@ -77,7 +79,7 @@ def test_a_leader_that_dies_is_followed_three_seconds_after_its_last_word() -> N
 def test_however_old_the_last_word_is_another_is_waited_for(age_s: float) -> None:
     took_s, _ = waited_s(Topic({}), age_s)
     least_s = LISTEN_S if age_s > 0 else TAKE_OVER_AFTER_S  # a clock that is ahead makes nothing old
-    assert least_s < took_s <= least_s + LOOK_S + 1e-6
+    assert least_s < took_s <= least_s + LOOK_S
 
 
 def test_one_that_leaves_in_order_is_followed_at_once() -> None:
@@ -88,14 +90,19 @@ def test_one_that_leaves_in_order_is_followed_at_once() -> None:
 def test_while_kafka_is_away_nobody_is_silent_and_then_a_leader_may_settle_first() -> None:
     took_s, _ = waited_s(Topic({}, away=(1.0, 60.0)), 0.5)
     assert 60.0 + AFTER_OUTAGE_S - LOOK_S < took_s <= 60.0 + AFTER_OUTAGE_S + 2 * LOOK_S
+
+
+def test_a_leader_that_is_heard_after_an_outage_is_waited_for_as_any_other() -> None:
     took_s, _ = waited_s(Topic({62.0: b"alive"}, away=(1.0, 60.0)), 0.5)
-    assert 62.0 + TAKE_OVER_AFTER_S < took_s <= 62.0 + TAKE_OVER_AFTER_S + LOOK_S + 1e-6
+    assert 62.0 + TAKE_OVER_AFTER_S < took_s <= 62.0 + TAKE_OVER_AFTER_S + LOOK_S
 
 
-def test_a_kafka_that_answers_slowly_is_as_one_that_was_away() -> None:
+def test_a_kafka_that_takes_half_a_second_to_answer_is_not_away() -> None:
     took_s, _ = waited_s(Topic({}, answer_s=0.5), 0.5)
     assert took_s <= TAKE_OVER_AFTER_S + 0.5 + LOOK_S
 
+
+def test_a_kafka_that_does_not_answer_for_seconds_is_as_one_that_was_away() -> None:
     class Stalling(Topic):
         async def end(self) -> Mapping[int, int]:
             self._answer_s = 2.5 if 1.0 < asyncio.get_running_loop().time() < 2.0 else 0.0

@@ -19,9 +19,6 @@ RISING = [100 + second // 2 for second in range(30)]
 errors."""
 
 
-START_20_S = {"x": Supply(2, start_up_s=20.0)}
-
-
 def expected(lead_s: float) -> float:
     return rising_rate(RISING, lead_s, confidence=1.0, limit=1.5)
 
@@ -62,7 +59,8 @@ def test_where_traffic_leaps_a_forecast_may_be_twice_the_rate_seen():
     steep = seen(60.0, (100, 300, 3000), recent=tuple(100 + 30 * second for second in range(30)), watched_s=60.0)
     of_drift, of_leap = (traffic_of(state().basis, steep, leaps=leaps).multiple * 100 for leaps in (False, True))
     assert 1050 < of_drift == pytest.approx(of_leap), "nothing is limited that is so near"
-    slow = replace(steep, stages={**steep.stages, "b": replace(steep.stages["b"], supply=START_20_S)})
+    slower = {"x": Supply(2, start_up_s=20.0)}
+    slow = replace(steep, stages={**steep.stages, "b": replace(steep.stages["b"], supply=slower)})
     of_drift, of_leap = (traffic_of(state().basis, slow, leaps=leaps).multiple * 100 for leaps in (False, True))
     assert 1.4 * 985 < of_drift < 1.5 * 985, "985/s is where the line ends"
     assert 1.5 * 985 < of_leap < 985 + 21 * 30

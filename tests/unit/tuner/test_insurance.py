@@ -144,7 +144,7 @@ def leaping(rises: tuple[float, ...] = SLOW_LEAP, *, surges: bool = True, **sett
     return replace(begun, basis=replace(begun.basis, staffing=table, knobs=replace(KNOBS, **settings)))
 
 
-def test_of_a_slow_leap_as_much_is_held_as_comes_before_a_replica_is_ready():
+def test_of_a_slow_leap_as_much_is_held_as_comes_while_a_replica_starts():
     everything, half = [(300.0, Reason.INSURANCE)], [(100.0, Reason.INSURANCE)]
     assert wanted(leaping(), calm(0.0)) == half  # .36 of the plan's traffic beside a tenth of it
     assert wanted(leaping(), calm(0.0, (200, 400, 4000))) == everything
