@@ -26,8 +26,8 @@ class PolicySettings:
     """Most that a forecast may exceed the rate seen by: no ramp is believed to go on for ever."""
 
     leap_limit: float = 2.0
-    """The same where traffic leaps, because leaps go further. With 1.5, replicas for a spike that rises for a minute are
-    asked for too late. With 3, traffic that no replica can start in time for costs 2 % more."""
+    """The same where traffic leaps, because leaps go further. With 1.5, replicas for a spike that rises for a minute
+    are asked for too late. With 3, traffic that no replica can start in time for costs 2 % more."""
 
     leap_belief: float = 3.0
     """Where traffic leaps, a level or a trend is believed for so many times as long as it was seen: else a burst of
