@@ -63,13 +63,14 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     basis, knobs = state.basis, state.basis.knobs
     start_up_s = _longest_start_up_s(basis, seen)
     calm_memory_s = min(max(knobs.calm_memory_s, knobs.calm_start_ups * start_up_s), knobs.plan_memory_s)
-    # Nothing but a leap is insured after for longer than that.
-    leaps = state.insured_until_s - seen.time_s > calm_memory_s
-    traffic = traffic_of(basis, seen, leaps=leaps)
+    traffic = traffic_of(basis, seen, leaps=_leapt(state, seen, calm_memory_s))
     state = _insured(state, seen, traffic, calm_memory_s)
-    insured = seen.time_s < state.insured_until_s
-    floor = _floor(basis, traffic, start_up_s) if insured else basis.supply
-    memory_s = knobs.plan_memory_s if insured else calm_memory_s
+    if _leapt(state, seen, calm_memory_s):
+        floor, memory_s = _floor(basis, traffic, start_up_s), knobs.plan_memory_s
+    elif seen.time_s < state.insured_until_s:
+        floor, memory_s = basis.calm_floor, knobs.plan_memory_s
+    else:
+        floor, memory_s = basis.supply, calm_memory_s
     found: dict[str, Demand] = {}
     below_since_s: dict[str, float] = {}
     for stage in basis.stages:
@@ -91,15 +92,17 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     return state, found
 
 
+def _leapt(state: TunerState, seen: Observation, calm_memory_s: float) -> bool:
+    """Whether traffic has leapt lately: nothing else is insured after for longer than in calm traffic."""
+    return state.insured_until_s - seen.time_s > calm_memory_s
+
+
 def _floor(basis: Basis, traffic: TrafficMultiple, start_up_s: float) -> Mapping[str, float]:
-    """Supply by stage that is held while traffic may leap: for as much of a leap as comes while a replica starts."""
-    table = basis.staffing
-    if table is None or not table.surges:
-        return basis.floor  # the sample does not show how fast a leap is
-    share = table.leap_share(start_up_s)
-    multiple = traffic.multiple + share
-    if share > basis.knobs.sudden_share or multiple >= 1:
-        return basis.floor
+    """Supply by stage that is held while traffic may leap: for as much of a leap as comes before it is answered."""
+    table, knobs = basis.staffing, basis.knobs
+    if table is None or not table.surges or table.leap_share(start_up_s) > knobs.sudden_share:
+        return basis.floor  # the sample does not show how fast a leap is, or that it is sudden
+    multiple = traffic.multiple + table.leap_share(knobs.unanswered_share * start_up_s)
     return {s.name: min(basis.floor[s.name], supply_for(basis, s, multiple)) for s in basis.stages}
 
 

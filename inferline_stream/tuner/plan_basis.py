@@ -100,7 +100,9 @@ class Basis:
     start_up_s: float = field(init=False)
     """Longest start-up time of any kind, as profiled."""
     floor: Mapping[str, float] = field(init=False)
-    """Supply by stage of the plan and of what is insured beyond it."""
+    """Supply by stage of the plan and of what is insured beyond it while traffic leaps."""
+    calm_floor: Mapping[str, float] = field(init=False)
+    """The same while traffic has not leapt."""
     supply: Mapping[str, float] = field(init=False)
     """Supply by stage of the plan alone."""
     leaps: bool = field(init=False)
@@ -119,9 +121,10 @@ class Basis:
         # What follows the longest window is left out: a plan may be all but full within the busiest minute.
         curve = replace(curve_of_envelope(list(zip(self.windows_s, self.counts, strict=True))), window_s=math.inf)
         object.__setattr__(self, "backlog_bound", {s.name: _backlog_bound(s, curve) for s in self.stages})
-        object.__setattr__(self, "floor", insured(self.stages, self.arrival_rate, self.knobs.insurance))
-        object.__setattr__(self, "supply", insured(self.stages, self.arrival_rate, ()))
         object.__setattr__(self, "leaps", self.staffing is not None and self.staffing.surges)
+        object.__setattr__(self, "floor", insured(self.stages, self.arrival_rate, self.knobs.insurance))
+        object.__setattr__(self, "calm_floor", insured(self.stages, self.arrival_rate, self.knobs.calm_insurance))
+        object.__setattr__(self, "supply", insured(self.stages, self.arrival_rate, ()))
 
     def planned(self) -> dict[str, dict[str, int]]:
         """The plan's replicas."""

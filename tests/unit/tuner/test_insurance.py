@@ -17,7 +17,8 @@ from tests.unit.tuner.plans import seen, state
 
 LOW = (30, 60, 600)
 AT_PLAN = (300, 600, 6000)
-KNOBS = PolicySettings(insurance=((2.5, 0.25),), plan_memory_s=600.0, calm_memory_s=60.0)
+LAYERS = ((2.5, 0.25),)
+KNOBS = PolicySettings(insurance=LAYERS, calm_insurance=LAYERS, plan_memory_s=600.0, calm_memory_s=60.0)
 
 
 def stage(name: str, *, planned: int, price: float, visits: float = 1.0, **options: int) -> StageBasis:
@@ -144,12 +145,36 @@ def leaping(rises: tuple[float, ...] = SLOW_LEAP, *, surges: bool = True, **sett
     return replace(begun, basis=replace(begun.basis, staffing=table, knobs=replace(KNOBS, **settings)))
 
 
-def test_of_a_slow_leap_as_much_is_held_as_comes_while_a_replica_starts():
-    everything, half = [(300.0, Reason.INSURANCE)], [(100.0, Reason.INSURANCE)]
-    assert wanted(leaping(), calm(0.0)) == half  # .36 of the plan's traffic beside a tenth of it
-    assert wanted(leaping(), calm(0.0, (200, 400, 4000))) == everything
-    assert wanted(leaping(), starting(calm(0.0), 2.1)) == [(200.0, Reason.INSURANCE)]
-    assert wanted(leaping(), starting(calm(0.0), 3.1)) == everything, "seven tenths of it are more than two thirds"
+@pytest.mark.parametrize(("insurance", "calm_insurance", "calmly"), [(LAYERS, (), 200.0), ((), LAYERS, 300.0)])
+def test_traffic_that_has_not_leapt_is_insured_for_itself(insurance, calm_insurance, calmly):
+    """Of $5/h a replica, 100/s more at `a`, costs 20 %."""
+    knobs = replace(KNOBS, insurance=insurance, calm_insurance=calm_insurance)
+
+    def held(surges: bool, *observations: Observation) -> list[float]:
+        begun = tuner(surges=surges)
+        begun = replace(begun, basis=replace(begun.basis, knobs=knobs))
+        return [needed for needed, _ in wanted(begun, *observations)]
+
+    leapt = 500.0 - calmly
+    assert held(False, calm(0.0), calm(59.9)) == [calmly, calmly]
+    assert held(False, leap(100.0, 30.0), calm(101.0), calm(639.9))[1:] == [leapt, leapt]
+    assert held(True, calm(0.0), calm(539.9)) == [leapt, leapt]
+    beyond = calm(100.0, (331, 600, 6000))
+    assert held(False, calm(0.0), calm(70.0), beyond, calm(110.0)) == [calmly, 20.0, 400.0, calmly]
+
+
+def test_of_a_slow_leap_as_much_is_held_as_comes_within_half_the_start_up_time():
+    """A tenth of the plan's traffic comes in any case."""
+    everything, half, whole = [[(supply, Reason.INSURANCE)] for supply in (300.0, 100.0, 200.0)]
+    assert wanted(leaping(), calm(0.0)) == half, "a tenth of the plan's comes within a second"
+    assert wanted(leaping(unanswered_share=1.0), calm(0.0)) == half, "and .36 within two"
+    assert wanted(leaping(), calm(0.0, (130, 260, 2600))) == whole, "13/30 and a tenth are more than a half"
+    beyond = wanted(leaping(unanswered_share=1.0), calm(0.0, (225, 450, 4500)))
+    assert beyond == [(222.0, Reason.INSURANCE)], "3/4 and .36 are more than the plan"
+    assert wanted(leaping(unanswered_share=1.0), starting(calm(0.0), 2.1)) == half
+    assert wanted(leaping(unanswered_share=1.0), starting(calm(0.0), 2.2)) == whole, "a straight line between seconds"
+    assert wanted(leaping(), starting(calm(0.0), 2.9)) == half
+    assert wanted(leaping(), starting(calm(0.0), 3.7)) == everything, "67 of 100 are more than two thirds"
     assert wanted(leaping(sudden_share=0.3), calm(0.0)) == everything
     assert wanted(leaping((0.0, 10.0, 70.0, 100.0)), calm(0.0)) == everything
     assert wanted(leaping((0.0,) * 6), calm(0.0)) == everything

@@ -74,6 +74,24 @@ def test_where_one_stage_costs_twenty_times_as_much_the_other_gets_the_replicas_
     )
 
 
+@pytest.mark.parametrize(
+    ("multiple", "late_share", "enough"),
+    [
+        (1.2, 0.018, True),
+        (1.2, 0.022, False),
+        (1.21, 0.018, False),
+        (1.21, 0.008, True),
+    ],
+)
+def test_twice_as_many_events_may_be_late_where_only_the_busiest_moments_are(multiple, late_share, enough):
+    """With so many late, the plan's replicas are enough or not."""
+    held = plan().allocations
+    found = simulate(SHAPE, held, measured(), SAMPLE.sped_up(multiple), order_slo_s=0.5, slots={})
+    given = replace(plan(), slo_s=found.quantile_s(1 - late_share))
+    table = staffing(SHAPE, given, measured(), SAMPLE, PRICES, multiples=(1.0, multiple))
+    assert ((table.needed("a", multiple), table.needed("b", multiple)) == (200.0, 150.0)) is enough
+
+
 def test_no_stage_needs_less_for_more_traffic():
     table = made()
     assert set(table.supply) == {"a", "b"}

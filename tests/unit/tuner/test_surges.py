@@ -17,6 +17,8 @@ from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
 from tests.unit.tuner.plans import seen, state
 
+LAYERS = ((2.5, 0.25),)
+
 
 def seconds(rates: np.ndarray, seed: int) -> list[int]:
     return np.random.default_rng(seed).poisson(rates).tolist()
@@ -84,7 +86,7 @@ def test_one_second_or_two_are_no_rate_that_was_kept_up():
 def totals(*, leaps: bool, minutes: float) -> tuple[int, list[Action]]:
     """Replicas after so many minutes at the planned rate, and what was done."""
     table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, 100.0, leaps)
-    tuner = state(PolicySettings(insurance=((2.5, 0.25),)))
+    tuner = state(PolicySettings(insurance=LAYERS, calm_insurance=LAYERS))
     tuner = replace(tuner, basis=replace(tuner.basis, staffing=table))
     done = []
     for tick in range(round(minutes * 120)):
@@ -107,7 +109,7 @@ def test_traffic_that_does_not_leap_is_insured_for_a_beginning_of_a_minute():
 def insured_s(envelope: tuple[int, int, int], recent: tuple[int, ...]) -> float:
     """For how long more than the plan is held after traffic like this at the end of the calm beginning."""
     table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, 100.0, surges=False)
-    tuner = state(PolicySettings(insurance=((2.5, 0.25),)))
+    tuner = state(PolicySettings(insurance=LAYERS, calm_insurance=LAYERS))
     tuner = replace(tuner, basis=replace(tuner.basis, staffing=table))
     for tick in range(2 * round(tuner.basis.knobs.calm_memory_s)):
         tuner, _ = step(tuner, seen(tick / 2, recent=(100,) * 30, watched_s=tick / 2))
