@@ -75,7 +75,7 @@ class PolicySettings:
     calm_insurance: tuple[tuple[float, float], ...] = ((1.4, 0.2), (2.5, 0.05))
     """The same while it has not leapt: for the beginning, and after arrivals beyond the plan. As much as for
     leaps costs 2 % more. Of a ramp to 1.7 times the rate within 30 s that begins meanwhile, the worst 15 s would miss
-    1.5 % rather than 1.8 %."""
+    1.5 % rather than 1.7 %."""
 
     sudden_share: float = 2 / 3
     """Largest share of the sample's largest rise that may come while a replica starts for only a part of a leap to be
