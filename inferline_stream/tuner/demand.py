@@ -93,15 +93,19 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
 
 
 def _leapt(state: TunerState, seen: Observation, calm_memory_s: float) -> bool:
-    """Whether traffic has leapt lately: nothing else is insured after for longer than in calm traffic."""
+    """Whether traffic has leapt lately: nothing else is insured after for longer than ``calm_memory_s``.
+
+    So the last ``calm_memory_s`` of a leap's insurance pass as calm, and where replicas take half of `plan_memory_s` to
+    start, all of it.
+    """
     return state.insured_until_s - seen.time_s > calm_memory_s
 
 
 def _floor(basis: Basis, traffic: TrafficMultiple, start_up_s: float) -> Mapping[str, float]:
-    """Supply by stage that is held while traffic may leap: for as much of a leap as comes before it is answered."""
+    """Supply by stage that is held after a leap: for as much of another one as comes before it is answered."""
     table, knobs = basis.staffing, basis.knobs
     if table is None or not table.surges or table.leap_share(start_up_s) > knobs.sudden_share:
-        return basis.floor  # the sample does not show how fast a leap is, or that it is sudden
+        return basis.floor  # the sample does not show how fast a leap is, or shows that it is sudden
     multiple = traffic.multiple + table.leap_share(knobs.unanswered_share * start_up_s)
     return {s.name: min(basis.floor[s.name], supply_for(basis, s, multiple)) for s in basis.stages}
 

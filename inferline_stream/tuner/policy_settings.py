@@ -83,9 +83,9 @@ class PolicySettings:
     insured beyond it."""
 
     unanswered_share: float = 0.5
-    """That part: what carries the traffic and, of the plan's, the share of a leap that comes within so many start-up
-    times. Replicas that forecasts ask for carry the rest, and the room that the plan leaves. With 1.0, spikes cost 8 %
-    more, and no more of their runs keep the objective."""
+    """Share of the start-up time for which a leap that is not sudden is held in reserve: supply for the present traffic
+    and what comes of a leap meanwhile. Replicas that forecasts ask for carry the rest, and the room that the plan
+    leaves. With 1.0, spikes cost 8 % more, and no more of them keep the objective."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:

@@ -27,10 +27,10 @@ MULTIPLES = (
 )
 """Of the sample's traffic: in steps of 5 % where a replica more or less is a large step."""
 
-BRIEF = 1.2
-"""Multiples beyond 1 and up to this one are of steady traffic's busiest moments rather than of growth: about twice as
-many events may be late there (the square of the objective). Elsewhere fewer are late than may be. Steady traffic costs
-4 % less for it, where a stage has few replicas up to a quarter, and keeps its objective."""
+BRIEF_MULTIPLE = 1.2
+"""Multiples beyond 1 and up to this one are reached by steady traffic, for seconds at a time: about twice as many
+events may be late there (the square of the objective), as at other times fewer are late than may be. Steady traffic
+costs 4 % less for it, and keeps its objective."""
 
 MOST_EVENTS = 40_000
 """Events of the sample that are simulated, its busiest stretch: enough for 400 of them to be the slowest percent."""
@@ -107,8 +107,8 @@ def staffing(
         found[multiple] = now = search.below(stretch, multiple, now, objective=objective)
     now = search.planned
     for multiple in sorted(m for m in multiples if m >= 1):
-        within = objective**2 if multiple <= BRIEF else objective
-        found[multiple] = now = now if multiple == 1 else search.above(stretch, multiple, now, objective=within)
+        share = objective**2 if multiple <= BRIEF_MULTIPLE else objective
+        found[multiple] = now = now if multiple == 1 else search.above(stretch, multiple, now, objective=share)
     supply = {
         name: tuple(found[multiple][name] * throughput for multiple in multiples)
         for name, throughput in search.throughput.items()

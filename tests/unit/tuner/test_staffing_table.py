@@ -84,7 +84,7 @@ def test_where_one_stage_costs_twenty_times_as_much_the_other_gets_the_replicas_
     ],
 )
 def test_twice_as_many_events_may_be_late_where_only_the_busiest_moments_are(multiple, late_share, enough):
-    """With so many late, the plan's replicas are enough or not."""
+    """Whether the plan's replicas are enough where that share of the events is late with them."""
     held = plan().allocations
     found = simulate(SHAPE, held, measured(), SAMPLE.sped_up(multiple), order_slo_s=0.5, slots={})
     given = replace(plan(), slo_s=found.quantile_s(1 - late_share))
