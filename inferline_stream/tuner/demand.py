@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.forecast import ABSORBED_SHARE, rising_rate, surged
+from inferline_stream.tuner.forecast import (
+    ABSORBED_SHARE,
+    SURGE_SPAN_S,
+    fallen_to,
+    rises,
+    rising_rate,
+    share_within,
+    surged,
+)
 from inferline_stream.tuner.observation import Observation, StageObservation
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
+from inferline_stream.tuner.traffic import PEAK_SPAN_S
 from inferline_stream.tuner.tuner_state import TunerState
 
 BUSY = 0.5
@@ -60,17 +70,18 @@ class Demand:
 
 def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str, Demand]]:
     """By stage, in topological order; and the state that remembers since when stages need less than the plan."""
-    basis, knobs = state.basis, state.basis.knobs
-    start_up_s = _longest_start_up_s(basis, seen)
-    calm_memory_s = min(max(knobs.calm_memory_s, knobs.calm_start_ups * start_up_s), knobs.plan_memory_s)
-    traffic = traffic_of(basis, seen, leaps=_leapt(state, seen, calm_memory_s))
-    state = _insured(state, seen, traffic, calm_memory_s)
-    if _leapt(state, seen, calm_memory_s):
-        floor, memory_s = _floor(basis, traffic, start_up_s), knobs.plan_memory_s
-    elif seen.time_s < state.insured_until_s:
-        floor, memory_s = basis.calm_floor, knobs.plan_memory_s
+    basis = state.basis
+    state = _with_leaps(state, seen)
+    traffic = traffic_of(basis, seen, leaps=_leapt(state, seen))
+    # Not where a forecast exceeds the plan: the replicas that it asks for answer it, and it is often wrong about noise.
+    if traffic.outgrown or state.outgrown_s == -math.inf:
+        state = replace(state, outgrown_s=seen.time_s)
+    if _leapt(state, seen):
+        floor, memory_s = _floor(state, seen, traffic), basis.knobs.plan_memory_s
+    elif calm(state, seen):
+        floor, memory_s = basis.supply, _calm_memory_s(basis, seen)
     else:
-        floor, memory_s = basis.supply, calm_memory_s
+        floor, memory_s = basis.floor, basis.knobs.plan_memory_s
     found: dict[str, Demand] = {}
     below_since_s: dict[str, float] = {}
     for stage in basis.stages:
@@ -92,39 +103,47 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     return state, found
 
 
-def _leapt(state: TunerState, seen: Observation, calm_memory_s: float) -> bool:
-    """Whether traffic has leapt lately: nothing else is insured after for longer than ``calm_memory_s``.
-
-    So the last ``calm_memory_s`` of a leap's insurance pass as calm, and where replicas take half of `plan_memory_s` to
-    start, all of it.
-    """
-    return state.insured_until_s - seen.time_s > calm_memory_s
+def calm(state: TunerState, seen: Observation) -> bool:
+    """Whether traffic has neither leapt nor outgrown the plan lately, so that nothing is held in reserve."""
+    return not _leapt(state, seen) and seen.time_s - state.outgrown_s >= _calm_memory_s(state.basis, seen)
 
 
-def _floor(basis: Basis, traffic: TrafficMultiple, start_up_s: float) -> Mapping[str, float]:
+def _leapt(state: TunerState, seen: Observation) -> bool:
+    return seen.time_s - state.leapt_s < state.basis.knobs.plan_memory_s
+
+
+def _calm_memory_s(basis: Basis, seen: Observation) -> float:
+    knobs = basis.knobs
+    return min(max(knobs.calm_memory_s, knobs.calm_start_ups * _longest_start_up_s(basis, seen)), knobs.plan_memory_s)
+
+
+def _with_leaps(state: TunerState, seen: Observation) -> TunerState:
+    """The state that knows when traffic last leapt and how fast. What the sample did counts as just before."""
+    if state.outgrown_s == -math.inf and state.basis.leaps:
+        state = replace(state, leapt_s=seen.time_s)
+    if seen.watched_s >= len(seen.recent) and surged(seen.recent):
+        state = replace(state, leapt_s=seen.time_s, rises=_larger(state.rises, rises(seen.recent)))
+    return state
+
+
+def _larger(some: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(max(a, b) for a, b in itertools.zip_longest(some, others, fillvalue=0.0))
+
+
+def _floor(state: TunerState, seen: Observation, traffic: TrafficMultiple) -> Mapping[str, float]:
     """Supply by stage that is held after a leap: for as much of another one as comes before it is answered."""
-    table, knobs = basis.staffing, basis.knobs
-    if table is None or not table.surges or table.leap_share(start_up_s) > knobs.sudden_share:
-        return basis.floor  # the sample does not show how fast a leap is, or shows that it is sudden
-    multiple = traffic.multiple + table.leap_share(knobs.unanswered_share * start_up_s)
+    basis, knobs = state.basis, state.basis.knobs
+    start_up_s = _longest_start_up_s(basis, seen)
+    known = state.rises if basis.staffing is None else _larger(basis.staffing.rises, state.rises)
+    if share_within(known, start_up_s) > knobs.sudden_share:
+        return basis.floor
+    multiple = traffic.multiple + share_within(known, knobs.unanswered_share * start_up_s)
     return {s.name: min(basis.floor[s.name], supply_for(basis, s, multiple)) for s in basis.stages}
 
 
-def _insured(state: TunerState, seen: Observation, traffic: TrafficMultiple, calm_memory_s: float) -> TunerState:
-    """The state that knows until when to insure: for long after a leap, for a while after the plan was not enough.
-
-    What the sample did counts as just before, and a beginning as a time when the plan may not be enough. Only arrivals
-    show that it was not: a forecast is answered by the replicas that it asks for, and is often wrong about noise.
-    """
-    knobs, now_s = state.basis.knobs, seen.time_s
-    begins = state.insured_until_s == -math.inf
-    leaps = (begins and state.basis.leaps) or (seen.watched_s >= len(seen.recent) and surged(seen.recent))
-    until_s = state.insured_until_s
-    if leaps:
-        until_s = max(until_s, now_s + knobs.plan_memory_s)
-    if begins or traffic.outgrown:
-        until_s = max(until_s, now_s + calm_memory_s)
-    return state if until_s == state.insured_until_s else replace(state, insured_until_s=until_s)
+def left_of_peak(seen: Observation) -> float:
+    """The share of its recent peak that the rate has surely fallen to; 1 where that is not sure."""
+    return fallen_to(seen.recent) if seen.watched_s >= len(seen.recent) else 1.0
 
 
 def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> TrafficMultiple:
@@ -144,6 +163,9 @@ def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> Traff
     knobs = basis.knobs
     lead_s = knobs.reaction_s + _longest_start_up_s(basis, seen)
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
+    if knobs.fallen_wait_s < knobs.down_after_s and (share := left_of_peak(seen)) < 1:
+        multiple, recent = multiple * share, recent[-SURGE_SPAN_S:]
+        detail += f", and traffic has fallen to {share:.0%} of its peak since"
     seen_rate = multiple * carried_rate
     limit, believed = (knobs.leap_limit, knobs.leap_belief) if leaps else (knobs.forecast_limit, math.inf)
     rising = functools.partial(rising_rate, recent, lead_s, limit=limit, above=seen_rate, believed=believed)
@@ -172,12 +194,15 @@ def burst_multiple(basis: Basis, seen: Observation) -> tuple[float, str]:
 
     An event may wait for the slack D that the SLO leaves it. A window w with q arrivals therefore needs no
     more than the rate q/(w + D): the horizontal distance of network calculus turned around. The paper compares q/w and
-    answers to the largest of them all, which a short burst makes far too large.
+    answers to the largest of them all, which a short burst makes far too large. Windows longer than `PEAK_SPAN_S`, in
+    which the others are looked for, show only what is over.
     """
     slack_s = basis.knobs.burst_slack_share * basis.slo_s
     live = 0.0
     where = 0
     for i, window_s in enumerate(basis.windows_s):
+        if window_s > PEAK_SPAN_S:
+            break
         rate = seen.envelope[i] / (window_s + slack_s)
         if rate > live:
             live, where = rate, i

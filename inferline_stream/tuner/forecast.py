@@ -1,4 +1,4 @@
-"""Where the arrival rate will be once a replica asked for now is ready, and whether it is one that leaps."""
+"""Where the arrival rate will be once a replica asked for now is ready, and whether it has leapt or fallen."""
 
 from __future__ import annotations
 
@@ -38,9 +38,12 @@ ABSORBED_SHARE = 0.1
 """What the room that a plan leaves absorbs: a rise by less is no surge, however sure it is, and a plan that is exceeded
 by less has not been outgrown."""
 
+BUSIEST = 5
+"""Seconds that a peak and what is left of it are read off."""
+
 SURGE_SURE = 5.0
-"""Standard errors by which a rise must exceed nothing. Of 40 stationary hours each at 45, 150 and 1000/s, none has such
-a rise at CV 1, and 4, 7 and none at CV 4. With 3.5 it would be 8, 5 and none, and 40, 40 and 12."""
+"""Standard errors by which a rise or a fall must exceed nothing. Of 40 stationary hours each at 45, 150 and 1000/s,
+none has such a rise at CV 1, and 4, 7 and none at CV 4. With 3.5 it would be 8, 5 and none, and 40, 40 and 12."""
 
 
 def rising_rate(
@@ -115,10 +118,36 @@ def surged(recent: Sequence[int]) -> bool:
     if len(recent) < 2 * SURGE_SPAN_S:
         return False
     after, before = sum(recent[-SURGE_SPAN_S:]), sum(recent[-2 * SURGE_SPAN_S : -SURGE_SPAN_S])
-    rise = after - before
-    if before < LEAST_EVENTS or rise < ABSORBED_SHARE * before:
-        return False
-    return rise > SURGE_SURE * math.sqrt((after + before) * index_of_dispersion(recent[-2 * SURGE_SPAN_S :]))
+    return before >= LEAST_EVENTS and _surely_more(after, before, recent[-2 * SURGE_SPAN_S :])
+
+
+def fallen_to(recent: Sequence[int]) -> float:
+    """The share of its recent peak that the rate has surely fallen to; 1 where that is not sure.
+
+    The last ten seconds are compared with the busiest ten before them. What the rate has fallen to is read off its
+    busiest `BUSIEST` seconds: traffic keeps its short bursts when its rate falls.
+
+    Args:
+        recent: arrivals in each of the last seconds, oldest first.
+    """
+    if len(recent) < 2 * SURGE_SPAN_S:
+        return 1.0
+    totals = [0, *itertools.accumulate(recent)]
+
+    def most(span: int, since: int, until: int) -> int:
+        return max(totals[end] - totals[end - span] for end in range(since + span, until + 1))
+
+    end = len(recent)
+    after, before = totals[end] - totals[end - SURGE_SPAN_S], most(SURGE_SPAN_S, 0, end - SURGE_SPAN_S)
+    if before < LEAST_EVENTS or not _surely_more(before, after, recent):
+        return 1.0
+    return most(BUSIEST, end - SURGE_SPAN_S, end) / most(BUSIEST, 0, end)
+
+
+def _surely_more(more: int, less: int, recent: Sequence[int]) -> bool:
+    """Whether arrivals within a span exceed those within another by more than a plan's room, and by no chance."""
+    spread = math.sqrt((more + less) * index_of_dispersion(recent))
+    return more - less >= ABSORBED_SHARE * less and more - less > SURGE_SURE * spread
 
 
 def surges(seconds: Sequence[int]) -> bool:
@@ -142,6 +171,20 @@ def rises(seconds: Sequence[int]) -> tuple[float, ...]:
         rise = float(np.max(counts[within_s:] - counts[:-within_s], initial=0.0))
         largest.append(max(rise, largest[-1]))
     return tuple(largest)
+
+
+def share_within(rises: Sequence[float], within_s: float) -> float:
+    """Share of the largest rise that comes within that time; 1 where nothing is known of it.
+
+    Args:
+        rises: see `rises`.
+        within_s: seconds.
+    """
+    whole = int(within_s)
+    if whole >= len(rises) - 1 or not rises[-1]:
+        return 1.0
+    before, after = rises[whole : whole + 2]
+    return (before + (within_s - whole) * (after - before)) / rises[-1]
 
 
 def highest_rate(seconds: Sequence[int], *, least_share: float) -> float:

@@ -53,7 +53,8 @@ def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Dou
     moved = replace(
         state,
         changed_s=seen.time_s,
-        insured_until_s=state.insured_until_s + step_s,
+        leapt_s=state.leapt_s + step_s,
+        outgrown_s=state.outgrown_s + step_s,
         patience=replace(state.patience, counted_s=state.patience.counted_s + step_s, moved={}),
         fits_since_s={},
         below_since_s={},

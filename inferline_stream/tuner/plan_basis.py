@@ -100,9 +100,7 @@ class Basis:
     start_up_s: float = field(init=False)
     """Longest start-up time of any kind, as profiled."""
     floor: Mapping[str, float] = field(init=False)
-    """Supply by stage of the plan and of what is insured beyond it while traffic leaps."""
-    calm_floor: Mapping[str, float] = field(init=False)
-    """The same while traffic has not leapt."""
+    """Supply by stage of the plan and of what is insured beyond it."""
     supply: Mapping[str, float] = field(init=False)
     """Supply by stage of the plan alone."""
     leaps: bool = field(init=False)
@@ -123,7 +121,6 @@ class Basis:
         object.__setattr__(self, "backlog_bound", {s.name: _backlog_bound(s, curve) for s in self.stages})
         object.__setattr__(self, "leaps", self.staffing is not None and self.staffing.surges)
         object.__setattr__(self, "floor", insured(self.stages, self.arrival_rate, self.knobs.insurance))
-        object.__setattr__(self, "calm_floor", insured(self.stages, self.arrival_rate, self.knobs.calm_insurance))
         object.__setattr__(self, "supply", insured(self.stages, self.arrival_rate, ()))
 
     def planned(self) -> dict[str, dict[str, int]]:

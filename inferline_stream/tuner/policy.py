@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from inferline_stream.tuner.decision import Action, Decision, Reason
-from inferline_stream.tuner.demand import Demand, demands
+from inferline_stream.tuner.demand import Demand, calm, demands, left_of_peak
 from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubts, on_this_clock
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.paper_policy import inferline_step
@@ -125,7 +125,7 @@ def _changed(
     else:
         reason, detail = needed[leading].reason, needed[leading].detail
     fits = {name: since_s for name, since_s in state.fits_since_s.items() if name not in changed}
-    patience = _patience(state, wanted, seen.time_s)
+    patience = _patience(state, seen, wanted)
     state = replace(state, wanted=wanted, changed_s=seen.time_s, patience=patience, fits_since_s=fits)
     return state, Decision(wanted, action, reason, f"stage {leading!r}: {detail}")
 
@@ -135,8 +135,8 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
     basis, knobs, now_s = state.basis, state.basis.knobs, seen.time_s
     fits_since_s: dict[str, float] = {}
     wanted = dict(state.wanted)
-    wait_s = state.patience.wait_s(now_s, knobs.down_after_s)
-    calm = now_s >= state.blind_until_s and seen.watched_s >= HISTORY_S
+    wait_s = state.patience.wait_s(now_s, _shortest_wait_s(state, seen))
+    watched = now_s >= state.blind_until_s and seen.watched_s >= HISTORY_S
     for stage in basis.stages:
         name = stage.name
         demand, held = needed[name], state.wanted[name]
@@ -150,7 +150,7 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
         if after == held:
             continue
         fits_since_s[name] = state.fits_since_s.get(name, now_s)
-        if calm and now_s - fits_since_s[name] >= wait_s:
+        if watched and now_s - fits_since_s[name] >= wait_s:
             wanted[name] = after
     if fits_since_s != state.fits_since_s:
         state = replace(state, fits_since_s=fits_since_s)
@@ -161,13 +161,19 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
     if wait_s > knobs.down_after_s:
         detail += f", for {wait_s:.0f} s rather than {knobs.down_after_s:.0f} s: replicas came and went"
     decision = Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail)
-    patience = _patience(state, wanted, now_s)
+    patience = _patience(state, seen, wanted)
     return replace(state, wanted=wanted, changed_s=now_s, patience=patience), decision
 
 
-def _patience(state: TunerState, wanted: Replicas, now_s: float) -> Patience:
+def _shortest_wait_s(state: TunerState, seen: Observation) -> float:
+    """How long a stage waits before it gives replicas back, where they do not come and go."""
+    knobs = state.basis.knobs
+    return min(knobs.down_after_s, knobs.fallen_wait_s) if left_of_peak(seen) < 1 else knobs.down_after_s
+
+
+def _patience(state: TunerState, seen: Observation, wanted: Replicas) -> Patience:
     """What is learned from a decision that is made now."""
-    return state.patience.after(state.wanted, wanted, now_s, calm=now_s >= state.insured_until_s)
+    return state.patience.after(state.wanted, wanted, seen.time_s, calm=calm(state, seen))
 
 
 def _stuck(needed: Mapping[str, Demand]) -> tuple[Doubt, ...]:

@@ -64,14 +64,6 @@ class Staffing:
             return row[-1] * multiple / last
         return row[bisect.bisect_left(self.multiples, multiple * (1 - 1e-9))]
 
-    def leap_share(self, within_s: float) -> float:
-        """Share of the sample's largest rise that comes within that time."""
-        whole = int(within_s)
-        if whole >= len(self.rises) - 1 or not self.rises[-1]:
-            return 1.0
-        before, after = self.rises[whole : whole + 2]
-        return (before + (within_s - whole) * (after - before)) / self.rises[-1]
-
 
 def staffing(
     shape: Shape,

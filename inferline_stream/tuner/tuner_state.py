@@ -28,7 +28,9 @@ class TunerState:
         patience: how long stages wait before they give replicas back.
         fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
         below_since_s: by stage, since when it has needed less than plan and insurance give, without a break.
-        insured_until_s: until then more is held than the plan, see `PolicySettings.insurance`.
+        leapt_s: when traffic last leapt, in the sample or live: see `PolicySettings.plan_memory_s`.
+        outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.calm_memory_s`.
+        rises: the largest that were seen when traffic leapt live (`tuner.forecast.rises`); empty before it has.
         reported: conditions that were reported, and when each was last seen.
         blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
     """
@@ -40,7 +42,9 @@ class TunerState:
     patience: Patience = field(default_factory=Patience)
     fits_since_s: Mapping[str, float] = field(default_factory=dict)
     below_since_s: Mapping[str, float] = field(default_factory=dict)
-    insured_until_s: float = -math.inf
+    leapt_s: float = -math.inf
+    outgrown_s: float = -math.inf
+    rises: tuple[float, ...] = ()
     reported: Mapping[tuple[Reason, str], float] = field(default_factory=dict)
     blind_until_s: float = -math.inf
 
@@ -54,8 +58,7 @@ def staffed(state: TunerState, staffing: Staffing) -> TunerState:
     """The state that decides by this table from now on; it was made for the plan in force."""
     state = replace(state, basis=replace(state.basis, staffing=staffing))
     if staffing.surges and state.time_s is not None:
-        until_s = max(state.insured_until_s, state.time_s + state.basis.knobs.plan_memory_s)
-        state = replace(state, insured_until_s=until_s)
+        state = replace(state, leapt_s=state.time_s)
     return state
 
 

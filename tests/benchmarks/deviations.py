@@ -51,9 +51,10 @@ OFF = MappingProxyType(
         "shifts": PolicySettings(shift=float("inf")),
         "backlog": PolicySettings(drain_s=float("inf")),
         "plan_memory": PolicySettings(plan_memory_s=0.0),
-        "insurance": PolicySettings(insurance=(), calm_insurance=()),
+        "insurance": PolicySettings(insurance=()),
         "calm": PolicySettings(calm_memory_s=PolicySettings().plan_memory_s),
         "patience": PolicySettings(down_after_s=0.0),
+        "fallen": PolicySettings(fallen_wait_s=float("inf")),
         "inferline": PolicySettings(),
     }
 )

@@ -67,7 +67,9 @@ class PolicyMemory:
             state = replace(
                 state,
                 patience=before.patience,
-                insured_until_s=before.insured_until_s,
+                leapt_s=before.leapt_s,
+                outgrown_s=before.outgrown_s,
+                rises=before.rises,
                 reported=before.reported,
             )
         self.state = state

@@ -62,6 +62,8 @@ def test_the_window_that_holds_most_for_its_length_says_how_much_traffic_there_i
         found = demands(tuner, seen(0.0, envelope))[1]["a"]
         assert found.needed == pytest.approx(needed("a", multiple))
     assert found.detail == "3150 arrivals within 5 s, planned for 600"
+    longest = demands(tuner, seen(0.0, (300, 600, 60_000)))[1]["a"]
+    assert longest.needed == pytest.approx(needed("a", 1.0)), "the minute's window shows only what is over"
 
 
 @pytest.mark.parametrize(("visits", "multiple"), [(0.75, 1.5), (0.56, 1.12), (0.54, 1.0), (0.46, 1.0), (0.25, 0.5)])

@@ -49,8 +49,9 @@ def test_a_rise_is_believed_for_as_long_as_replicas_take_to_start_where_traffic_
     rising = replace(rising, stages={**rising.stages, "b": replace(rising.stages["b"], supply=slow)})
     assert traffic_of(state().basis, rising).reason is Reason.RATE_RISING
     assert traffic_of(state().basis, rising, leaps=True).reason is Reason.ENVELOPE_EXCEEDED
-    for insured_until_s, believed in ((60.0 + 2 * 90.0, True), (60.1 + 2 * 90.0, False)):
-        _, needed = demands(replace(state(), insured_until_s=insured_until_s), rising)
+    rising = replace(rising, time_s=3000.0, watched_s=20.0)
+    for leapt_s, believed in ((1200.0, True), (1200.1, False)):
+        _, needed = demands(replace(state(), outgrown_s=0.0, leapt_s=leapt_s), rising)
         assert (needed["a"].reason is Reason.RATE_RISING) is believed
 
 

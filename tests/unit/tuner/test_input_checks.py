@@ -64,7 +64,8 @@ def moved(step_s: float) -> TunerState:
         state(),
         time_s=100.0,
         changed_s=90.0,
-        insured_until_s=130.0,
+        leapt_s=70.0,
+        outgrown_s=60.0,
         patience=Patience(7.0, 80.0, {"a": (True, 90.0)}),
         fits_since_s={"a": 95.0},
         below_since_s={"b": 96.0},
@@ -78,7 +79,7 @@ def moved(step_s: float) -> TunerState:
 @pytest.mark.parametrize("step_s", [0.0, 0.1, 5.0])
 def test_a_step_forward_of_up_to_five_seconds_keeps_what_was_seen_before(step_s):
     after = moved(step_s)
-    assert (after.changed_s, after.insured_until_s, after.blind_until_s) == (90.0, 130.0, -float("inf"))
+    assert (after.changed_s, after.leapt_s, after.outgrown_s, after.blind_until_s) == (90.0, 70.0, 60.0, -float("inf"))
     assert (after.fits_since_s, after.below_since_s) == ({"a": 95.0}, {"b": 96.0})
     assert after.patience == Patience(7.0, 80.0, {"a": (True, 90.0)})
 
@@ -87,7 +88,8 @@ def test_a_step_forward_of_up_to_five_seconds_keeps_what_was_seen_before(step_s)
 def test_after_a_leap_times_begin_again_and_insurance_lasts_as_long_as_it_would_have(step_s):
     after = moved(step_s)
     assert after.changed_s == 100.0 + step_s
-    assert after.insured_until_s == pytest.approx(130.0 + step_s)
+    assert after.leapt_s == pytest.approx(70.0 + step_s)
+    assert after.outgrown_s == pytest.approx(60.0 + step_s)
     assert after.blind_until_s == pytest.approx(160.0 + step_s)
     assert (after.fits_since_s, after.below_since_s) == ({}, {})
     assert after.patience == Patience(7.0, 80.0 + step_s)
@@ -99,14 +101,13 @@ def test_the_first_step_begins_the_clock():
 
 
 def test_a_table_that_comes_later_insures_from_then_on_where_its_sample_leaps():
-    def until(*, surges: bool, time_s: float | None, before_s: float = 0.0) -> float:
-        begun = replace(state(), time_s=time_s, insured_until_s=before_s)
-        return staffed(begun, Staffing((1.0,), {"a": (1.0,), "b": (1.0,)}, 1.0, surges)).insured_until_s
+    def leapt_s(*, surges: bool, time_s: float | None) -> float:
+        begun = replace(state(), time_s=time_s, leapt_s=20.0)
+        return staffed(begun, Staffing((1.0,), {"a": (1.0,), "b": (1.0,)}, 1.0, surges)).leapt_s
 
-    assert until(surges=True, time_s=50.0) == 1850.0
-    assert until(surges=True, time_s=50.0, before_s=5000.0) == 5000.0
-    assert until(surges=False, time_s=50.0) == 0.0
-    assert until(surges=True, time_s=None) == 0.0
+    assert leapt_s(surges=True, time_s=50.0) == 50.0
+    assert leapt_s(surges=False, time_s=50.0) == 20.0
+    assert leapt_s(surges=True, time_s=None) == 20.0
 
 
 def test_replicas_held_at_a_restart_count_where_the_plan_has_their_kind():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,8 @@ from tests.unit.tuner.plans import seen, state
 LOW = (30, 60, 600)
 AT_PLAN = (300, 600, 6000)
 LAYERS = ((2.5, 0.25),)
-KNOBS = PolicySettings(insurance=LAYERS, calm_insurance=LAYERS, plan_memory_s=600.0, calm_memory_s=60.0)
+NEVER = -math.inf
+KNOBS = PolicySettings(insurance=LAYERS, plan_memory_s=600.0, calm_memory_s=60.0)
 
 
 def stage(name: str, *, planned: int, price: float, visits: float = 1.0, **options: int) -> StageBasis:
@@ -72,24 +74,28 @@ def leap(time_s: float, watched_s: float) -> Observation:
     return seen(time_s, LOW, recent=(20,) * 20 + (90,) * 10, watched_s=watched_s)
 
 
+def since(tuner: TunerState) -> tuple[float, float]:
+    return tuner.leapt_s, tuner.outgrown_s
+
+
 def test_a_beginning_is_insured_for_a_minute_or_for_long_where_the_sample_leaps():
-    assert after(tuner(), calm(5.0)).insured_until_s == 65.0
-    assert after(tuner(surges=True), calm(5.0)).insured_until_s == 605.0
-    assert after(tuner(), calm(5.0), calm(30.0)).insured_until_s == 65.0
+    assert since(after(tuner(), calm(5.0))) == (NEVER, 5.0)
+    assert since(after(tuner(surges=True), calm(5.0))) == (5.0, 5.0)
+    assert since(after(tuner(), calm(5.0), calm(30.0))) == (NEVER, 5.0)
 
 
 def test_a_leap_that_was_watched_whole_is_insured_after_for_long():
     begun = after(tuner(), calm(0.0))
-    assert after(begun, leap(100.0, 30.0)).insured_until_s == 700.0
-    assert after(begun, leap(100.0, 29.0)).insured_until_s == 60.0
+    assert since(after(begun, leap(100.0, 30.0))) == (100.0, 0.0)
+    assert since(after(begun, leap(100.0, 29.0))) == (NEVER, 0.0)
 
 
 def test_arrivals_beyond_the_plan_and_its_room_are_insured_after_for_a_minute_and_fewer_are_not():
     begun = after(tuner(), calm(0.0))
-    assert after(begun, calm(100.0, (331, 600, 6000))).insured_until_s == 160.0
-    assert after(begun, calm(100.0, (330, 600, 6000))).insured_until_s == 60.0
-    assert after(begun, calm(100.0, AT_PLAN)).insured_until_s == 60.0
-    assert after(after(begun, leap(100.0, 30.0)), calm(110.0, (331, 600, 6000))).insured_until_s == 700.0
+    assert since(after(begun, calm(100.0, (331, 600, 6000)))) == (NEVER, 100.0)
+    assert since(after(begun, calm(100.0, (330, 600, 6000)))) == (NEVER, 0.0)
+    assert since(after(begun, calm(100.0, AT_PLAN))) == (NEVER, 0.0)
+    assert since(after(begun, leap(100.0, 30.0), calm(110.0, (331, 600, 6000)))) == (100.0, 110.0)
 
 
 def wanted(begun: TunerState, *observations: Observation) -> list[tuple[float, Reason]]:
@@ -127,11 +133,12 @@ def test_insurance_is_a_number_of_replicas_whatever_they_do_just_now():
 
 def test_where_replicas_start_slowly_calm_traffic_keeps_the_plan_for_twice_that_long():
     begun = after(tuner(), starting(calm(0.0), 40.0))
-    assert begun.insured_until_s == 80.0
     held = wanted(begun, *[starting(calm(time_s), 40.0) for time_s in (79.9, 80.0)])
     assert held == [(300.0, Reason.INSURANCE), (20.0, Reason.ENVELOPE_EXCEEDED)]
-    assert after(tuner(), starting(calm(0.0), 29.0)).insured_until_s == 60.0
-    assert after(tuner(), starting(calm(0.0), 400.0)).insured_until_s == 600.0  # no longer than traffic that leaps
+    held = wanted(begun, *[starting(calm(time_s), 29.0) for time_s in (59.9, 60.0)])
+    assert held == [(300.0, Reason.INSURANCE), (20.0, Reason.ENVELOPE_EXCEEDED)]
+    held = wanted(begun, *[starting(calm(time_s), 400.0) for time_s in (599.9, 600.0)])
+    assert held[-1] == (20.0, Reason.ENVELOPE_EXCEEDED), "no longer than traffic that leaps"
 
 
 SLOW_LEAP = (0.0, 10.0, 36.0, 60.0, 70.0, 100.0)
@@ -143,24 +150,6 @@ def leaping(rises: tuple[float, ...] = SLOW_LEAP, *, surges: bool = True, **sett
     supply = {"a": (20.0, 100.0, 200.0), "b": (15.0, 75.0, 150.0)}
     table = Staffing((0.1, 0.5, 1.0), supply, 100.0, surges, rises)
     return replace(begun, basis=replace(begun.basis, staffing=table, knobs=replace(KNOBS, **settings)))
-
-
-@pytest.mark.parametrize(("insurance", "calm_insurance", "calmly"), [(LAYERS, (), 200.0), ((), LAYERS, 300.0)])
-def test_traffic_that_has_not_leapt_is_insured_for_itself(insurance, calm_insurance, calmly):
-    """Of $5/h a replica, 100/s more at `a`, costs 20 %."""
-    knobs = replace(KNOBS, insurance=insurance, calm_insurance=calm_insurance)
-
-    def held(surges: bool, *observations: Observation) -> list[float]:
-        begun = tuner(surges=surges)
-        begun = replace(begun, basis=replace(begun.basis, knobs=knobs))
-        return [needed for needed, _ in wanted(begun, *observations)]
-
-    leapt = 500.0 - calmly
-    assert held(False, calm(0.0), calm(59.9)) == [calmly, calmly]
-    assert held(False, leap(100.0, 30.0), calm(101.0), calm(639.9))[1:] == [leapt, leapt]
-    assert held(True, calm(0.0), calm(539.9)) == [leapt, leapt]
-    beyond = calm(100.0, (331, 600, 6000))
-    assert held(False, calm(0.0), calm(70.0), beyond, calm(110.0)) == [calmly, 20.0, 400.0, calmly]
 
 
 def test_of_a_slow_leap_as_much_is_held_as_comes_within_half_the_start_up_time():
@@ -178,7 +167,26 @@ def test_of_a_slow_leap_as_much_is_held_as_comes_within_half_the_start_up_time()
     assert wanted(leaping(sudden_share=0.3), calm(0.0)) == everything
     assert wanted(leaping((0.0, 10.0, 70.0, 100.0)), calm(0.0)) == everything
     assert wanted(leaping((0.0,) * 6), calm(0.0)) == everything
-    assert wanted(leaping(surges=False), calm(0.0)) == everything, "a calm sample does not show how fast leaps are"
+
+
+def test_how_fast_traffic_leaps_is_learned_where_the_sample_does_not_leap():
+    def held(*recent: int) -> list[tuple[float, Reason]]:
+        begun = after(leaping((), surges=False), calm(0.0))
+        return wanted(after(begun, seen(200.0, LOW, recent=recent, watched_s=200.0)), calm(210.0))
+
+    everything, half = [[(supply, Reason.INSURANCE)] for supply in (300.0, 100.0)]
+    at_once, by_and_by = [20] * 20 + [90] * 10, [20] * 10 + list(range(22, 102, 4))
+    assert held(*at_once) == everything
+    assert held(*by_and_by) == half, "4 of 78 come within a second"
+    begun = after(leaping(surges=False), calm(0.0), seen(200.0, LOW, recent=tuple(at_once), watched_s=200.0))
+    assert wanted(begun, calm(210.0)) == everything, "70 of 100 within two"
+
+
+def test_what_was_learned_of_leaps_is_the_most_of_them_all():
+    leaps = [[20] * 20 + [90] * 10, [20] * 10 + list(range(22, 102, 4))]
+    seen_both = after(tuner(), *[seen(200.0 + i, LOW, recent=tuple(r), watched_s=200.0) for i, r in enumerate(leaps)])
+    assert seen_both.rises[:3] == (0, 70, 70)
+    assert seen_both.rises[-1] == 78
 
 
 def starting(observed: Observation, start_up_s: float) -> Observation:
@@ -190,5 +198,4 @@ def starting(observed: Observation, start_up_s: float) -> Observation:
 @pytest.mark.parametrize("knobs", [{"plan_memory_s": 0.0}, {"calm_memory_s": 0.0, "calm_start_ups": 0.0}])
 def test_without_memory_nothing_is_kept(knobs):
     begun = state(replace(KNOBS, **knobs))
-    assert after(begun, calm(5.0)).insured_until_s == 5.0
     assert wanted(begun, calm(5.0))[0][1] is Reason.ENVELOPE_EXCEEDED

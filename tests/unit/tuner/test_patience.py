@@ -108,10 +108,10 @@ def test_the_policy_waits_longer_after_reversals_and_says_so():
     assert detail.endswith(" s rather than 30 s: replicas came and went")
 
 
-@pytest.mark.parametrize(("insured_until_s", "counted"), [(0.0, 2.0), (1e6, 0.0)])
-def test_reversals_count_while_nothing_is_insured(insured_until_s, counted):
+@pytest.mark.parametrize(("outgrown_s", "counted"), [(40.0, 2.0), (40.1, 0.0)])
+def test_reversals_count_while_nothing_is_insured(outgrown_s, counted):
     """Both stages grow again soon after both gave replicas back; their records wait, and no more of them arrive."""
-    tuner = replace(state(PLAIN), insured_until_s=insured_until_s)
+    tuner = replace(state(replace(PLAIN, plan_memory_s=60.0)), outgrown_s=outgrown_s)
     moved = {"a": (False, 90.0), "b": (False, 90.0)}
     now = at(100.0, LOW)
     stages = {name: replace(s, partition_lags=(9000,), partition_idle_s=(0.0,)) for name, s in now.stages.items()}

@@ -13,6 +13,7 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.demand import demands
 from inferline_stream.tuner.observation import Limits, Observation
+from inferline_stream.tuner.patience import Patience
 from inferline_stream.tuner.plan_basis import Kind, StageBasis
 from inferline_stream.tuner.policy import POLICIES, _changed, initial_state, step
 from inferline_stream.tuner.policy_settings import PolicySettings
@@ -167,13 +168,13 @@ def test_dispatchers_get_their_replicas_back_once_people_allow_it():
 
 def observed(time_s: float, envelope: tuple[int, int, int] = LOW, **more: Any) -> Observation:
     there = {key: more.pop(key) for key in ("age_s", "partition_lags", "partition_idle_s") if key in more}
-    now = seen(time_s, envelope, peak_rate=20.0, recent=(20,) * 30, **more)
+    now = seen(time_s, envelope, peak_rate=20.0, **{"recent": (20,) * 30, **more})
     return replace(now, stages={**now.stages, "b": replace(now.stages["b"], **there)})
 
 
-def raised() -> TunerState:
+def raised(**settings: float) -> TunerState:
     """The state that has asked for twice the plan's traffic."""
-    tuner, decision = step(state(PLAIN), observed(0.0, TWICE))
+    tuner, decision = step(state(replace(PLAIN, **settings)), observed(0.0, TWICE))
     assert decision is not None
     return tuner
 
@@ -281,6 +282,20 @@ def test_replicas_are_given_back_once_the_load_has_fitted_fewer_for_half_a_minut
     assert down_at(raised(), *seconds(1, 60)) == [31.0]
     interrupted = [*seconds(1, 20), observed(21.0, TWICE), *seconds(22, 70)]
     assert down_at(raised(), *interrupted) == [52.0]
+
+
+FALLEN = (200,) * 20 + (60,) * 10
+
+
+def test_once_traffic_has_surely_fallen_replicas_are_given_back_after_ten_seconds():
+    """Bursts of what it was are still in the envelope."""
+    fallen = seconds(1, 60, envelope=TWICE, recent=FALLEN)
+    assert down_at(raised(), *fallen) == [11.0]
+    assert down_at(raised(), *seconds(1, 60, envelope=TWICE, recent=(200,) * 30)) == []
+    assert down_at(raised(fallen_wait_s=30.0), *fallen) == []
+    assert down_at(raised(), *[replace(o, watched_s=60.0, recent=FALLEN * 3) for o in fallen]) == []
+    noisy = replace(raised(), patience=Patience(7.0, 0.0))
+    assert down_at(noisy, *fallen) == [pytest.approx(41.0, abs=0.5)], "four times as long where they come and go"
 
 
 def test_a_stage_that_grows_does_not_make_another_wait_again():

@@ -11,7 +11,7 @@ import pytest
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.demand import traffic_of
-from inferline_stream.tuner.forecast import LONGEST_RISE_S, highest_rate, rises, surged, surges
+from inferline_stream.tuner.forecast import LONGEST_RISE_S, fallen_to, highest_rate, rises, share_within, surged, surges
 from inferline_stream.tuner.policy import step
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
@@ -47,6 +47,37 @@ def test_stationary_hours_hardly_surge(cv, most):
 def test_a_handful_of_events_or_of_seconds_shows_none():
     assert not surged([1] * 10 + [5] * 10)
     assert not surged([100] * 5 + [500] * 10)
+
+
+def test_what_traffic_has_surely_fallen_to_is_read_off_its_busiest_five_seconds():
+    peak, low = [100] * 20, [40] * 10
+    assert fallen_to(peak + low) == 0.4
+    assert fallen_to(peak + [70] * 5 + low) == 0.4, "what lies between counts for neither"
+    assert fallen_to(peak + [40] * 5 + [60] * 5) == 0.6, "as busy as its last seconds"
+    assert fallen_to([40] * 10 + peak[:10] + low) == 0.4, "a peak that rose before"
+    assert fallen_to(low + peak) == fallen_to(peak + [100] * 10) == 1.0
+    assert fallen_to(peak + [40] * 5) == 1.0, "of ten seconds five are busy: 200 of 1,700 fewer, and chance is 206"
+
+
+def test_a_fall_by_chance_or_by_less_than_a_plan_leaves_as_room_is_none():
+    assert fallen_to([100] * 20 + [85] * 10) == 1.0, "150 fewer, and chance makes 5 · √1850 = 215 of them"
+    assert fallen_to([1000] * 20 + [950] * 10) == 1.0, "500 fewer, and chance makes 5 · √19500 = 698 of them"
+    assert fallen_to([10_000] * 20 + [9_200] * 10) == 1.0
+    assert fallen_to([10_000] * 20 + [9_000] * 10) == 0.9
+    assert fallen_to([9] * 20 + [0] * 10) == 1.0, "a handful"
+    assert fallen_to([100] * 5 + [0] * 10) == fallen_to([]) == 1.0
+
+
+@pytest.mark.parametrize("cv", [1.0, 4.0])
+def test_bursts_about_one_rate_never_fall_surely(cv):
+    trace = gamma_trace(150.0, cv, 600.0, np.random.default_rng(2))
+    counts = np.bincount(trace.arrivals_s.astype(int)).tolist()
+    assert {fallen_to(counts[end - 30 : end]) for end in range(30, len(counts))} == {1.0}
+
+
+def test_the_share_of_a_rise_within_a_time_lies_on_a_line_between_seconds():
+    assert [share_within((0.0, 10.0, 30.0, 40.0), s) for s in (0.0, 0.5, 1.5, 2.9)] == [0.0, 0.125, 0.5, 0.975]
+    assert share_within((0.0, 10.0, 30.0, 40.0), 3.0) == share_within((), 0.0) == share_within((0.0, 0.0), 0.0) == 1.0
 
 
 def test_the_largest_rise_is_found_within_each_time():
@@ -86,7 +117,7 @@ def test_one_second_or_two_are_no_rate_that_was_kept_up():
 def totals(*, leaps: bool, minutes: float) -> tuple[int, list[Action]]:
     """Replicas after so many minutes at the planned rate, and what was done."""
     table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, 100.0, leaps)
-    tuner = state(PolicySettings(insurance=LAYERS, calm_insurance=LAYERS))
+    tuner = state(PolicySettings(insurance=LAYERS))
     tuner = replace(tuner, basis=replace(tuner.basis, staffing=table))
     done = []
     for tick in range(round(minutes * 120)):
@@ -109,7 +140,7 @@ def test_traffic_that_does_not_leap_is_insured_for_a_beginning_of_a_minute():
 def insured_s(envelope: tuple[int, int, int], recent: tuple[int, ...]) -> float:
     """For how long more than the plan is held after traffic like this at the end of the calm beginning."""
     table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, 100.0, surges=False)
-    tuner = state(PolicySettings(insurance=LAYERS, calm_insurance=LAYERS))
+    tuner = state(PolicySettings(insurance=LAYERS))
     tuner = replace(tuner, basis=replace(tuner.basis, staffing=table))
     for tick in range(2 * round(tuner.basis.knobs.calm_memory_s)):
         tuner, _ = step(tuner, seen(tick / 2, recent=(100,) * 30, watched_s=tick / 2))
@@ -117,7 +148,7 @@ def insured_s(envelope: tuple[int, int, int], recent: tuple[int, ...]) -> float:
     tuner, decision = step(tuner, seen(now_s, envelope, recent=recent, watched_s=now_s))
     assert decision is not None
     assert decision.action is Action.SCALE_UP
-    return max(tuner.insured_until_s - now_s, 0.0)
+    return max(tuner.outgrown_s + tuner.basis.knobs.calm_memory_s - now_s, 0.0)
 
 
 def test_arrivals_beyond_the_plan_are_insured_after_and_a_forecast_is_not():
@@ -137,7 +168,7 @@ def test_a_forecast_is_held_against_the_rate_that_the_plan_carries():
 def test_a_rise_within_the_plan_has_to_be_surer_than_one_beyond_it():
     """To 114/s, or 106/s if it has to be surer: more than a plan for 100/s; about the 110/s seen in one for 200/s."""
     rising = tuple(100 + max(0, second - 24) * 5 for second in range(30))
-    busy = (100, 300, 7950)
+    busy = (100, 693, 6000)
 
     def reason(planned_rate: float) -> Reason:
         table = Staffing((1.0, 4.0), {"a": (200.0, 800.0), "b": (150.0, 600.0)}, planned_rate, surges=False)
