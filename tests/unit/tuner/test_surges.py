@@ -55,6 +55,7 @@ def test_what_traffic_has_surely_fallen_to_is_read_off_its_busiest_five_seconds(
     assert fallen_to(peak + [70] * 5 + low) == 0.4, "what lies between counts for neither"
     assert fallen_to(peak + [40] * 5 + [60] * 5) == 0.6, "as busy as its last seconds"
     assert fallen_to([40] * 10 + peak[:10] + low) == 0.4, "a peak that rose before"
+    assert fallen_to([100] * 5 + [40] * 25) == 0.4, "a peak in the first seconds that are known"
     assert fallen_to(low + peak) == fallen_to(peak + [100] * 10) == 1.0
     assert fallen_to(peak + [40] * 5) == 1.0, "of ten seconds five are busy: 200 of 1,700 fewer, and chance is 206"
 
