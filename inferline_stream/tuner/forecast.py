@@ -135,7 +135,8 @@ def fallen_to(recent: Sequence[int]) -> float:
     totals = [0, *itertools.accumulate(recent)]
 
     def most(span: int, since: int, until: int) -> int:
-        return max(totals[end] - totals[end - span] for end in range(since + span, until + 1))
+        largest: int = max(map(operator.sub, totals[since + span : until + 1], totals[since : until + 1 - span]))
+        return largest
 
     end = len(recent)
     after, before = totals[end] - totals[end - SURGE_SPAN_S], most(SURGE_SPAN_S, 0, end - SURGE_SPAN_S)
@@ -146,8 +147,9 @@ def fallen_to(recent: Sequence[int]) -> float:
 
 def _surely_more(more: int, less: int, recent: Sequence[int]) -> bool:
     """Whether arrivals within a span exceed those within another by more than a plan's room, and by no chance."""
-    spread = math.sqrt((more + less) * index_of_dispersion(recent))
-    return more - less >= ABSORBED_SHARE * less and more - less > SURGE_SURE * spread
+    if more - less < ABSORBED_SHARE * less:
+        return False
+    return more - less > SURGE_SURE * math.sqrt((more + less) * index_of_dispersion(recent))
 
 
 def surges(seconds: Sequence[int]) -> bool:
