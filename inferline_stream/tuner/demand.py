@@ -20,6 +20,7 @@ from inferline_stream.tuner.forecast import (
 )
 from inferline_stream.tuner.observation import Observation, StageObservation
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
+from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.traffic import PEAK_SPAN_S
 from inferline_stream.tuner.tuner_state import TunerState
 
@@ -76,12 +77,13 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     # Not where a forecast exceeds the plan: the replicas that it asks for answer it, and it is often wrong about noise.
     if traffic.outgrown or state.outgrown_s == -math.inf:
         state = replace(state, outgrown_s=seen.time_s)
+    calm_memory_s = _calm_memory_s(basis, seen)
     if _leapt(state, seen):
         floor, memory_s = _floor(state, seen, traffic), basis.knobs.plan_memory_s
-    elif calm(state, seen):
-        floor, memory_s = basis.supply, _calm_memory_s(basis, seen)
-    else:
+    elif _outgrown(state, seen, calm_memory_s):
         floor, memory_s = basis.floor, basis.knobs.plan_memory_s
+    else:
+        floor, memory_s = basis.supply, calm_memory_s
     found: dict[str, Demand] = {}
     below_since_s: dict[str, float] = {}
     for stage in basis.stages:
@@ -105,11 +107,15 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
 
 def calm(state: TunerState, seen: Observation) -> bool:
     """Whether traffic has neither leapt nor outgrown the plan lately, so that nothing is held in reserve."""
-    return not _leapt(state, seen) and seen.time_s - state.outgrown_s >= _calm_memory_s(state.basis, seen)
+    return not _leapt(state, seen) and not _outgrown(state, seen, _calm_memory_s(state.basis, seen))
 
 
 def _leapt(state: TunerState, seen: Observation) -> bool:
     return seen.time_s - state.leapt_s < state.basis.knobs.plan_memory_s
+
+
+def _outgrown(state: TunerState, seen: Observation, calm_memory_s: float) -> bool:
+    return seen.time_s - state.outgrown_s < calm_memory_s
 
 
 def _calm_memory_s(basis: Basis, seen: Observation) -> float:
@@ -141,9 +147,10 @@ def _floor(state: TunerState, seen: Observation, traffic: TrafficMultiple) -> Ma
     return {s.name: min(basis.floor[s.name], supply_for(basis, s, multiple)) for s in basis.stages}
 
 
-def left_of_peak(seen: Observation) -> float:
-    """The share of its recent peak that the rate has surely fallen to; 1 where that is not sure."""
-    return fallen_to(seen.recent) if seen.watched_s >= len(seen.recent) else 1.0
+def left_of_peak(knobs: PolicySettings, seen: Observation) -> float:
+    """The share of its recent peak that the rate has surely fallen to; 1 where that is not sure or not looked for."""
+    looked_for = knobs.fallen_wait_s < knobs.down_after_s and seen.watched_s >= len(seen.recent)
+    return fallen_to(seen.recent) if looked_for else 1.0
 
 
 def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> TrafficMultiple:
@@ -163,7 +170,7 @@ def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> Traff
     knobs = basis.knobs
     lead_s = knobs.reaction_s + _longest_start_up_s(basis, seen)
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
-    if knobs.fallen_wait_s < knobs.down_after_s and (share := left_of_peak(seen)) < 1:
+    if (share := left_of_peak(knobs, seen)) < 1:
         multiple, recent = multiple * share, recent[-SURGE_SPAN_S:]
         detail += f", and traffic has fallen to {share:.0%} of its peak since"
     seen_rate = multiple * carried_rate

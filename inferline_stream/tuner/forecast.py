@@ -38,7 +38,7 @@ ABSORBED_SHARE = 0.1
 """What the room that a plan leaves absorbs: a rise by less is no surge, however sure it is, and a plan that is exceeded
 by less has not been outgrown."""
 
-BUSIEST = 5
+BUSIEST_SPAN_S = 5
 """Seconds that a peak and what is left of it are read off."""
 
 SURGE_SURE = 5.0
@@ -125,7 +125,7 @@ def fallen_to(recent: Sequence[int]) -> float:
     """The share of its recent peak that the rate has surely fallen to; 1 where that is not sure.
 
     The last ten seconds are compared with the busiest ten before them. What the rate has fallen to is read off its
-    busiest `BUSIEST` seconds: traffic keeps its short bursts when its rate falls.
+    busiest `BUSIEST_SPAN_S` seconds: traffic keeps its short bursts when its rate falls.
 
     Args:
         recent: arrivals in each of the last seconds, oldest first.
@@ -142,7 +142,7 @@ def fallen_to(recent: Sequence[int]) -> float:
     after, before = totals[end] - totals[end - SURGE_SPAN_S], most(SURGE_SPAN_S, 0, end - SURGE_SPAN_S)
     if before < LEAST_EVENTS or not _surely_more(before, after, recent):
         return 1.0
-    return most(BUSIEST, end - SURGE_SPAN_S, end) / most(BUSIEST, 0, end)
+    return most(BUSIEST_SPAN_S, end - SURGE_SPAN_S, end) / most(BUSIEST_SPAN_S, 0, end)
 
 
 def _surely_more(more: int, less: int, recent: Sequence[int]) -> bool:

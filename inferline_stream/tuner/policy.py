@@ -13,6 +13,7 @@ from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.paper_policy import inferline_step
 from inferline_stream.tuner.patience import Patience
 from inferline_stream.tuner.plan_basis import Replicas, StageBasis
+from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.replica_fit import fewer, more, within
 from inferline_stream.tuner.tuner_state import TunerState, initial_state
 
@@ -133,10 +134,7 @@ def _changed(
 def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand]) -> tuple[TunerState, Decision | None]:
     """Give back what each stage's load has fitted without for long enough."""
     basis, knobs, now_s = state.basis, state.basis.knobs, seen.time_s
-    fits_since_s: dict[str, float] = {}
-    wanted = dict(state.wanted)
-    wait_s = state.patience.wait_s(now_s, _shortest_wait_s(state, seen))
-    watched = now_s >= state.blind_until_s and seen.watched_s >= HISTORY_S
+    fitting: dict[str, Mapping[str, int]] = {}
     for stage in basis.stages:
         name = stage.name
         demand, held = needed[name], state.wanted[name]
@@ -147,16 +145,18 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
         after = fewer(stage, held, demand.throughputs, enough, limits.minimum)
         if sum(after.values()) < (least := _fewest(stage, limits, after)):
             after = fewer(stage, held, demand.throughputs, enough, least)
-        if after == held:
-            continue
-        fits_since_s[name] = state.fits_since_s.get(name, now_s)
-        if watched and now_s - fits_since_s[name] >= wait_s:
-            wanted[name] = after
+        if after != held:
+            fitting[name] = after
+    fits_since_s = {name: state.fits_since_s.get(name, now_s) for name in fitting}
     if fits_since_s != state.fits_since_s:
         state = replace(state, fits_since_s=fits_since_s)
-    if wanted == state.wanted:
+    if not fitting or now_s < state.blind_until_s or seen.watched_s < HISTORY_S:
         return state, None
-    names = [name for name in wanted if wanted[name] != state.wanted[name]]
+    wait_s = state.patience.wait_s(now_s, _shortest_wait_s(knobs, seen))
+    names = [name for name, since_s in fits_since_s.items() if now_s - since_s >= wait_s]
+    if not names:
+        return state, None
+    wanted = {**state.wanted, **{name: fitting[name] for name in names}}
     detail = "; ".join(f"stage {name!r} needs {needed[name].needed:.1f}/s" for name in names)
     if wait_s > knobs.down_after_s:
         detail += f", for {wait_s:.0f} s rather than {knobs.down_after_s:.0f} s: replicas came and went"
@@ -165,10 +165,9 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
     return replace(state, wanted=wanted, changed_s=now_s, patience=patience), decision
 
 
-def _shortest_wait_s(state: TunerState, seen: Observation) -> float:
+def _shortest_wait_s(knobs: PolicySettings, seen: Observation) -> float:
     """How long a stage waits before it gives replicas back, where they do not come and go."""
-    knobs = state.basis.knobs
-    return min(knobs.down_after_s, knobs.fallen_wait_s) if left_of_peak(seen) < 1 else knobs.down_after_s
+    return knobs.fallen_wait_s if left_of_peak(knobs, seen) < 1 else knobs.down_after_s
 
 
 def _patience(state: TunerState, seen: Observation, wanted: Replicas) -> Patience:

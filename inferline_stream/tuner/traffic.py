@@ -19,8 +19,9 @@ PEAK_SPAN_S = 30.0
 class Traffic:
     """Envelope of what came lately, rate of the last 5 s, and the largest such rate of the last 30 s.
 
-    A window up to 30 s long is looked for within the last 30 s, a longer one within the last minute. Were all
-    looked for within a minute, replicas would be held twice as long after each burst, for no fewer misses.
+    A window up to 30 s long is looked for within the last 30 s. Were it looked for within a minute, replicas would be
+    held twice as long after each burst, for no fewer misses. A longer one, which only the paper's Tuner compares, is
+    looked for within the last minute.
 
     Args:
         windows_s: windows of the envelope, ascending, those of `TunerState.windows_s`.
