@@ -43,7 +43,8 @@ BUSIEST_SPAN_S = 5
 
 SURGE_SURE = 5.0
 """Standard errors by which a rise or a fall must exceed nothing. Of 40 stationary hours each at 45, 150 and 1000/s,
-none has such a rise at CV 1, and 4, 7 and none at CV 4. With 3.5 it would be 8, 5 and none, and 40, 40 and 12."""
+none has such a rise at CV 1, and 4, 7 and none at CV 4. With 3.5 it would be 8, 5 and none, and 40, 40 and 12. None has
+such a fall at CV 1, and 6, 5 and 3 at CV 4."""
 
 
 def rising_rate(

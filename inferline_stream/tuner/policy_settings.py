@@ -48,8 +48,8 @@ class PolicySettings:
 
     down_after_s: float = 30.0
     """How long a stage must have needed fewer replicas without a break before it loses them. Traffic that comes in
-    levels comes back: half as long saves 2 % and loses twice as many events on the Big Spike, a minute costs 2 % more
-    and saves none."""
+    levels comes back: half as long saves 1 % and loses nearly three times as many events on the Big Spike, a minute
+    costs 1 % more and saves few."""
 
     fallen_wait_s: float = 10.0
     """The same once the rate has surely fallen (`tuner.forecast.fallen_to`): noise does not bring it back. With
