@@ -71,17 +71,18 @@ class Demand:
 
 def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str, Demand]]:
     """By stage, in topological order; and the state that remembers since when stages need less than the plan."""
-    basis = state.basis
+    basis, knobs = state.basis, state.basis.knobs
     state = _with_leaps(state, seen)
-    traffic = traffic_of(basis, seen, leaps=_leapt(state, seen))
+    leap = _leap(state, seen)
+    traffic = traffic_of(basis, seen, leaps=leap is not None, sudden=leap is not None and leap.sudden)
     # Not where a forecast exceeds the plan: the replicas that it asks for answer it, and it is often wrong about noise.
     if traffic.outgrown or state.outgrown_s == -math.inf:
         state = replace(state, outgrown_s=seen.time_s)
     calm_memory_s = _calm_memory_s(basis, seen)
-    if _leapt(state, seen):
-        floor, memory_s = _floor(state, seen, traffic), basis.knobs.plan_memory_s
+    if leap is not None:
+        floor, memory_s = _floor(basis, traffic, leap), knobs.plan_memory_s
     elif _outgrown(state, seen, calm_memory_s):
-        floor, memory_s = basis.floor, basis.knobs.plan_memory_s
+        floor, memory_s = basis.floor, knobs.plan_memory_s
     else:
         floor, memory_s = basis.supply, calm_memory_s
     found: dict[str, Demand] = {}
@@ -136,14 +137,39 @@ def _larger(some: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, 
     return tuple(max(a, b) for a, b in itertools.zip_longest(some, others, fillvalue=0.0))
 
 
-def _floor(state: TunerState, seen: Observation, traffic: TrafficMultiple) -> Mapping[str, float]:
+@dataclass(frozen=True, slots=True)
+class _Leap:
+    """What is known of leaps, where traffic has leapt lately.
+
+    Args:
+        unanswered: share of the largest rise that comes before replicas that are asked for at once help
+            (`PolicySettings.unanswered_share`).
+        followed: whether only that is held in reserve, as replicas that are asked for meanwhile carry the rest.
+        sudden: whether it is as good as over by then: a trend shows only what has been.
+    """
+
+    unanswered: float
+    followed: bool
+    sudden: bool
+
+
+def _leap(state: TunerState, seen: Observation) -> _Leap | None:
+    """None where traffic has not leapt lately. Of leaps of which nothing is known, all is held, and trends go on."""
+    if not _leapt(state, seen):
+        return None
+    staffing, knobs = state.basis.staffing, state.basis.knobs
+    known = state.rises if staffing is None else _larger(staffing.rises, state.rises)
+    start_up_s = _longest_start_up_s(state.basis, seen)
+    unanswered = share_within(known, knobs.unanswered_share * start_up_s)
+    followed = share_within(known, start_up_s) <= knobs.sudden_share
+    return _Leap(unanswered, followed, any(known) and unanswered > knobs.sudden_share)
+
+
+def _floor(basis: Basis, traffic: TrafficMultiple, leap: _Leap) -> Mapping[str, float]:
     """Supply by stage that is held after a leap: for as much of another one as comes before it is answered."""
-    basis, knobs = state.basis, state.basis.knobs
-    start_up_s = _longest_start_up_s(basis, seen)
-    known = state.rises if basis.staffing is None else _larger(basis.staffing.rises, state.rises)
-    if share_within(known, start_up_s) > knobs.sudden_share:
+    if not leap.followed:
         return basis.floor
-    multiple = traffic.multiple + share_within(known, knobs.unanswered_share * start_up_s)
+    multiple = traffic.multiple + leap.unanswered
     return {s.name: min(basis.floor[s.name], supply_for(basis, s, multiple)) for s in basis.stages}
 
 
@@ -153,7 +179,7 @@ def left_of_peak(knobs: PolicySettings, seen: Observation) -> float:
     return fallen_to(seen.recent) if looked_for else 1.0
 
 
-def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> TrafficMultiple:
+def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False, sudden: bool = False) -> TrafficMultiple:
     """The larger of what the envelope shows and what the rate is rising to.
 
     A forecast is of a rate. It is compared with the highest that the sample kept up, which the plan carries: compared
@@ -163,6 +189,8 @@ def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> Traff
         basis: what is planned.
         seen: the pipeline now.
         leaps: whether traffic has leapt lately: a forecast may go further then, and has to rest on more seconds.
+        sudden: whether leaps are over at once: a forecast goes no further than the line has come then, until traffic
+            has outgrown the plan.
     """
     multiple, detail = burst_multiple(basis, seen)
     outgrown = multiple > 1 + ABSORBED_SHARE
@@ -175,6 +203,8 @@ def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False) -> Traff
         detail += f", and traffic has fallen to {share:.0%} of its peak since"
     seen_rate = multiple * carried_rate
     limit, believed = (knobs.leap_limit, knobs.leap_belief) if leaps else (knobs.forecast_limit, math.inf)
+    if sudden and not outgrown:
+        limit = 1.0
     rising = functools.partial(rising_rate, recent, lead_s, limit=limit, above=seen_rate, believed=believed)
     rate = rising(confidence=knobs.forecast_confidence)
     if seen_rate < rate <= carried_rate:

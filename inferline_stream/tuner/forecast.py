@@ -38,6 +38,10 @@ ABSORBED_SHARE = 0.1
 """What the room that a plan leaves absorbs: a rise by less is no surge, however sure it is, and a plan that is exceeded
 by less has not been outgrown."""
 
+RISE_SURE = 3.0
+"""Standard errors of Poisson counts that a rise from one second to a later one must exceed: else a slow leap seems to
+come at once, because the noise between neighbouring seconds is nearly as large as all of it."""
+
 BUSIEST_SPAN_S = 5
 """Seconds that a peak and what is left of it are read off."""
 
@@ -163,7 +167,7 @@ def surges(seconds: Sequence[int]) -> bool:
 
 
 def rises(seconds: Sequence[int]) -> tuple[float, ...]:
-    """The largest rise of a trace's rate within 0, 1, …, `LONGEST_RISE_S` seconds, in events per second.
+    """The largest rise of a trace's rate within 0, 1, …, `LONGEST_RISE_S` seconds that is no chance, in events/s.
 
     Args:
         seconds: arrivals in each of its seconds.
@@ -171,8 +175,10 @@ def rises(seconds: Sequence[int]) -> tuple[float, ...]:
     counts = np.asarray(seconds, dtype=np.float64)
     largest = [0.0]
     for within_s in range(1, LONGEST_RISE_S + 1):
-        rise = float(np.max(counts[within_s:] - counts[:-within_s], initial=0.0))
-        largest.append(max(rise, largest[-1]))
+        before, after = counts[:-within_s], counts[within_s:]
+        rise = after - before
+        most = float(np.max(rise, where=rise > RISE_SURE * np.sqrt(before + after), initial=0.0))
+        largest.append(max(most, largest[-1]))
     return tuple(largest)
 
 

@@ -79,7 +79,8 @@ class PolicySettings:
     sudden_share: float = 2 / 3
     """Largest share of the largest rise, of the sample or a leap since, that may come while a replica starts for only a
     part of a leap to be held in reserve. Beyond it little would be saved, and leaps are not all alike. 0 always holds
-    the plan and what is insured beyond it."""
+    the plan and what is insured beyond it. Where more than that comes within `unanswered_share` of the start-up time, a
+    trend is taken for a leap that is over."""
 
     unanswered_share: float = 0.5
     """Share of the start-up time for which a leap that is not sudden is held in reserve: supply for the present traffic

@@ -65,6 +65,10 @@ def test_where_traffic_leaps_a_forecast_may_be_twice_the_rate_seen():
     of_drift, of_leap = (traffic_of(state().basis, slow, leaps=leaps).multiple * 100 for leaps in (False, True))
     assert 1.4 * 985 < of_drift < 1.5 * 985, "985/s is where the line ends"
     assert 1.5 * 985 < of_leap < 985 + 21 * 30
+    assert 0.9 * 985 < traffic_of(state().basis, slow, leaps=True, sudden=True).multiple * 100 < 985
+    outgrown = [replace(slow, envelope=(count, 600, 6000)) for count in (331, 329)]
+    further, no_further = (traffic_of(state().basis, now, leaps=True, sudden=True).multiple * 100 for now in outgrown)
+    assert (further, no_further < 985) == (of_leap, True), "331 of 300 are more than a tenth beyond the plan"
 
 
 def by_regression(counts: list[int], lead_s: float, confidence: float, limit: float, believed: float) -> float:

@@ -172,14 +172,26 @@ def test_of_a_slow_leap_as_much_is_held_as_comes_within_half_the_start_up_time()
 def test_how_fast_traffic_leaps_is_learned_where_the_sample_does_not_leap():
     def held(*recent: int) -> list[tuple[float, Reason]]:
         begun = after(leaping((), surges=False), calm(0.0))
-        return wanted(after(begun, seen(200.0, LOW, recent=recent, watched_s=200.0)), calm(210.0))
+        begun = after(begun, seen(200.0, LOW, recent=recent, watched_s=200.0))
+        return wanted(begun, starting(calm(210.0), 8.0))
 
     everything, half = [[(supply, Reason.INSURANCE)] for supply in (300.0, 100.0)]
-    at_once, by_and_by = [20] * 20 + [90] * 10, [20] * 10 + list(range(22, 102, 4))
+    at_once, by_and_by = [200] * 20 + [900] * 10, [200] * 10 + list(range(220, 1020, 40))
     assert held(*at_once) == everything
-    assert held(*by_and_by) == half, "4 of 78 come within a second"
+    assert held(*by_and_by) == half, "160 of 780 come within four seconds"
     begun = after(leaping(surges=False), calm(0.0), seen(200.0, LOW, recent=tuple(at_once), watched_s=200.0))
-    assert wanted(begun, calm(210.0)) == everything, "70 of 100 within two"
+    assert wanted(begun, calm(210.0)) == everything, "700 of 700 within one"
+
+
+def test_where_leaps_are_over_before_replicas_help_a_trend_leads_nowhere_unless_nothing_is_known_of_them():
+    def expected(*rises: float) -> float:
+        climbing = seen(60.0, recent=tuple(100 + 30 * second for second in range(30)), watched_s=29.0)
+        _, needed = demands(replace(leaping(rises), time_s=60.0), starting(climbing, 6.0))
+        return needed["a"].needed
+
+    sudden = expected(0.0, 80.0, 90.0, 100.0)
+    assert 0.9 * 985 * 2 < sudden < 985 * 2, "985/s is where the line ends; at 100/s, 200/s are needed"
+    assert sudden + 2 * 6 * 30 < expected(0.0, 10.0, 20.0, 60.0, 80.0, 90.0, 100.0) == expected(0.0, 0.0) == expected()
 
 
 def test_what_was_learned_of_leaps_is_the_most_of_them_all():

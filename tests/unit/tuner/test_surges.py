@@ -90,6 +90,13 @@ def test_the_largest_rise_is_found_within_each_time():
     assert rises([7]) == rises([9, 8, 7, 1]) == rises([]) == (0.0,) * len(found)
 
 
+def test_a_rise_that_may_be_chance_is_none():
+    """Of 100 and 150 arrivals the difference spreads by √250: three times that are 47.4, of 100 and 147 47.1."""
+    assert rises([100, 150])[1] == 50
+    assert rises([100, 147])[1] == 0
+    assert rises([100, 147, 160])[:3] == (0, 0, 60)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_highest_rate_is_that_of_a_spike_that_lasts_and_not_that_of_chance(seed):
     spike = np.repeat([100.0, 400.0, 100.0], [120, 30, 120])
