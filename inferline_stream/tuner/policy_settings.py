@@ -27,7 +27,7 @@ class PolicySettings:
 
     leap_limit: float = 2.0
     """The same where traffic leaps, because leaps go further. With 1.5, replicas for a spike that rises for a minute
-    are asked for too late. With 3, traffic that no replica can start in time for costs 2 % more."""
+    are asked for too late. With 3, traffic that no replica can start in time for costs 0.6 % more."""
 
     leap_belief: float = 3.0
     """Where traffic leaps, a level or a trend is believed for so many times as long as it was seen: else a burst of
