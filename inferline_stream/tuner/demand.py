@@ -51,6 +51,22 @@ class TrafficMultiple:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaps:
+    """What is known of leaps, where traffic has leapt lately.
+
+    Args:
+        unanswered: share of the largest rise that comes before replicas that are asked for at once help
+            (`PolicySettings.unanswered_share`).
+        followed: whether only that share is held in reserve: replicas that are asked for meanwhile carry the rest.
+        sudden: whether a leap is as good as over by then, so that a trend shows only what has been.
+    """
+
+    unanswered: float
+    followed: bool
+    sudden: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """What one stage needs.
 
@@ -73,14 +89,14 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     """By stage, in topological order; and the state that remembers since when stages need less than the plan."""
     basis, knobs = state.basis, state.basis.knobs
     state = _with_leaps(state, seen)
-    leap = _leap(state, seen)
-    traffic = traffic_of(basis, seen, leaps=leap is not None, sudden=leap is not None and leap.sudden)
+    leaps = _leaps(state, seen)
+    traffic = traffic_of(basis, seen, leaps)
     # Not where a forecast exceeds the plan: the replicas that it asks for answer it, and it is often wrong about noise.
     if traffic.outgrown or state.outgrown_s == -math.inf:
         state = replace(state, outgrown_s=seen.time_s)
     calm_memory_s = _calm_memory_s(basis, seen)
-    if leap is not None:
-        floor, memory_s = _floor(basis, traffic, leap), knobs.plan_memory_s
+    if leaps is not None:
+        floor, memory_s = _floor(basis, traffic, leaps), knobs.plan_memory_s
     elif _outgrown(state, seen, calm_memory_s):
         floor, memory_s = basis.floor, knobs.plan_memory_s
     else:
@@ -137,23 +153,7 @@ def _larger(some: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, 
     return tuple(max(a, b) for a, b in itertools.zip_longest(some, others, fillvalue=0.0))
 
 
-@dataclass(frozen=True, slots=True)
-class _Leap:
-    """What is known of leaps, where traffic has leapt lately.
-
-    Args:
-        unanswered: share of the largest rise that comes before replicas that are asked for at once help
-            (`PolicySettings.unanswered_share`).
-        followed: whether only that is held in reserve, as replicas that are asked for meanwhile carry the rest.
-        sudden: whether it is as good as over by then: a trend shows only what has been.
-    """
-
-    unanswered: float
-    followed: bool
-    sudden: bool
-
-
-def _leap(state: TunerState, seen: Observation) -> _Leap | None:
+def _leaps(state: TunerState, seen: Observation) -> Leaps | None:
     """None where traffic has not leapt lately. Of leaps of which nothing is known, all is held, and trends go on."""
     if not _leapt(state, seen):
         return None
@@ -162,14 +162,14 @@ def _leap(state: TunerState, seen: Observation) -> _Leap | None:
     start_up_s = _longest_start_up_s(state.basis, seen)
     unanswered = share_within(known, knobs.unanswered_share * start_up_s)
     followed = share_within(known, start_up_s) <= knobs.sudden_share
-    return _Leap(unanswered, followed, any(known) and unanswered > knobs.sudden_share)
+    return Leaps(unanswered, followed, any(known) and unanswered > knobs.sudden_share)
 
 
-def _floor(basis: Basis, traffic: TrafficMultiple, leap: _Leap) -> Mapping[str, float]:
+def _floor(basis: Basis, traffic: TrafficMultiple, leaps: Leaps) -> Mapping[str, float]:
     """Supply by stage that is held after a leap: for as much of another one as comes before it is answered."""
-    if not leap.followed:
+    if not leaps.followed:
         return basis.floor
-    multiple = traffic.multiple + leap.unanswered
+    multiple = traffic.multiple + leaps.unanswered
     return {s.name: min(basis.floor[s.name], supply_for(basis, s, multiple)) for s in basis.stages}
 
 
@@ -179,7 +179,7 @@ def left_of_peak(knobs: PolicySettings, seen: Observation) -> float:
     return fallen_to(seen.recent) if looked_for else 1.0
 
 
-def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False, sudden: bool = False) -> TrafficMultiple:
+def traffic_of(basis: Basis, seen: Observation, leaps: Leaps | None = None) -> TrafficMultiple:
     """The larger of what the envelope shows and what the rate is rising to.
 
     A forecast is of a rate. It is compared with the highest that the sample kept up, which the plan carries: compared
@@ -188,9 +188,8 @@ def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False, sudden: 
     Args:
         basis: what is planned.
         seen: the pipeline now.
-        leaps: whether traffic has leapt lately: a forecast may go further then, and has to rest on more seconds.
-        sudden: whether leaps are over at once: a forecast goes no further than the line has come then, until traffic
-            has outgrown the plan.
+        leaps: where traffic has leapt lately, a forecast may go further, and has to rest on more seconds. Where leaps
+            are sudden, it stops at the present end of its line, until traffic has outgrown the plan.
     """
     multiple, detail = burst_multiple(basis, seen)
     outgrown = multiple > 1 + ABSORBED_SHARE
@@ -202,9 +201,9 @@ def traffic_of(basis: Basis, seen: Observation, *, leaps: bool = False, sudden: 
         multiple, recent = multiple * share, recent[-SURGE_SPAN_S:]
         detail += f", and traffic has fallen to {share:.0%} of its peak since"
     seen_rate = multiple * carried_rate
-    limit, believed = (knobs.leap_limit, knobs.leap_belief) if leaps else (knobs.forecast_limit, math.inf)
-    if sudden and not outgrown:
-        limit = 1.0
+    limit, believed = knobs.forecast_limit, math.inf
+    if leaps is not None:
+        limit, believed = 1.0 if leaps.sudden and not outgrown else knobs.leap_limit, knobs.leap_belief
     rising = functools.partial(rising_rate, recent, lead_s, limit=limit, above=seen_rate, believed=believed)
     rate = rising(confidence=knobs.forecast_confidence)
     if seen_rate < rate <= carried_rate:

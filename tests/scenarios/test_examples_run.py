@@ -1,4 +1,8 @@
-"""The examples as a newcomer runs them, each from a folder of their own, with the installed command; both at once."""
+"""The examples as a newcomer runs them, each from a folder of their own, with the installed command; both at once.
+
+Only the SLO of the one with real models is another: as slow as they are beside other tests, no plan may meet half a
+second.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     for name in ("minimal", "moderation"):
         shutil.copytree(EXAMPLES / name, folder / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-    # Its models are really measured: as slow as they are beside other tests, no plan may meet half a second.
     topology = folder / "moderation" / "topology.py"
     example = topology.read_text()
     assert example.count('slo="500ms"') == 1

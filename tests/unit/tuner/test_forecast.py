@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.demand import demands, traffic_of
+from inferline_stream.tuner.demand import Leaps, demands, traffic_of
 from inferline_stream.tuner.forecast import SPANS, index_of_dispersion, rising_rate, surged
 from inferline_stream.tuner.observation import Supply
 from tests.unit.tuner.plans import seen, state
@@ -17,6 +17,9 @@ from tests.unit.tuner.plans import seen, state
 RISING = [100 + second // 2 for second in range(30)]
 """Half an event per second more each second. Poisson counts of 107/s know a slope over 30 s to .218: 2.3 standard
 errors."""
+
+
+SLOW, SUDDEN = Leaps(0.2, followed=True, sudden=False), Leaps(1.0, followed=False, sudden=True)
 
 
 def expected(lead_s: float) -> float:
@@ -48,7 +51,7 @@ def test_a_rise_is_believed_for_as_long_as_replicas_take_to_start_where_traffic_
     rising = seen(60.0, (100, 300, 3000), recent=tuple(100 + 10 * second for second in range(30)), watched_s=60.0)
     rising = replace(rising, stages={**rising.stages, "b": replace(rising.stages["b"], supply=slow)})
     assert traffic_of(state().basis, rising).reason is Reason.RATE_RISING
-    assert traffic_of(state().basis, rising, leaps=True).reason is Reason.ENVELOPE_EXCEEDED
+    assert traffic_of(state().basis, rising, SLOW).reason is Reason.ENVELOPE_EXCEEDED
     rising = replace(rising, time_s=3000.0, watched_s=20.0)
     for leapt_s, believed in ((1200.0, True), (1200.1, False)):
         _, needed = demands(replace(state(), outgrown_s=0.0, leapt_s=leapt_s), rising)
@@ -58,16 +61,16 @@ def test_a_rise_is_believed_for_as_long_as_replicas_take_to_start_where_traffic_
 def test_where_traffic_leaps_a_forecast_may_be_twice_the_rate_seen():
     """From 100 to 1,000/s within 30 s: the line is sure, and reaches 1,075/s before a replica of 2 s is ready."""
     steep = seen(60.0, (100, 300, 3000), recent=tuple(100 + 30 * second for second in range(30)), watched_s=60.0)
-    of_drift, of_leap = (traffic_of(state().basis, steep, leaps=leaps).multiple * 100 for leaps in (False, True))
+    of_drift, of_leap = (traffic_of(state().basis, steep, leaps).multiple * 100 for leaps in (None, SLOW))
     assert 1050 < of_drift == pytest.approx(of_leap), "nothing is limited that is so near"
     slower = {"x": Supply(2, start_up_s=20.0)}
     slow = replace(steep, stages={**steep.stages, "b": replace(steep.stages["b"], supply=slower)})
-    of_drift, of_leap = (traffic_of(state().basis, slow, leaps=leaps).multiple * 100 for leaps in (False, True))
+    of_drift, of_leap = (traffic_of(state().basis, slow, leaps).multiple * 100 for leaps in (None, SLOW))
     assert 1.4 * 985 < of_drift < 1.5 * 985, "985/s is where the line ends"
     assert 1.5 * 985 < of_leap < 985 + 21 * 30
-    assert 0.9 * 985 < traffic_of(state().basis, slow, leaps=True, sudden=True).multiple * 100 < 985
+    assert 0.9 * 985 < traffic_of(state().basis, slow, SUDDEN).multiple * 100 < 985
     outgrown = [replace(slow, envelope=(count, 600, 6000)) for count in (331, 329)]
-    further, no_further = (traffic_of(state().basis, now, leaps=True, sudden=True).multiple * 100 for now in outgrown)
+    further, no_further = (traffic_of(state().basis, now, SUDDEN).multiple * 100 for now in outgrown)
     assert (further, no_further < 985) == (of_leap, True), "331 of 300 are more than a tenth beyond the plan"
 
 
