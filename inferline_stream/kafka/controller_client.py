@@ -307,7 +307,7 @@ class TopicFollower:
         return {tp.partition: offset for tp, offset in ends.items()}
 
     async def until(self, end: Mapping[int, int], stalled_s: float = 10.0) -> AsyncIterator[Followed]:
-        """Every record before these offsets.
+        """Every record before these offsets, and those that came along with the last of them.
 
         Raises:
             Unreachable: nothing came for ``stalled_s`` although there is more.
