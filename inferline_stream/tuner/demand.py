@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -42,12 +41,14 @@ class TrafficMultiple:
         detail: in words.
         outgrown: whether what arrived, without any forecast, was beyond the plan and the room that it leaves. Now and
             then the busiest windows of steady traffic exceed those of its sample.
+        fallen: whether the rate has surely fallen from its recent peak.
     """
 
     multiple: float
     reason: Reason
     detail: str
     outgrown: bool
+    fallen: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Demand:
         reason: what asks for the most.
         detail: in words.
         stuck: partitions whose offset stands still although the stage could work on them.
+        fallen: whether traffic has surely fallen (`PolicySettings.fallen_wait_s`).
     """
 
     needed: float
@@ -83,18 +85,20 @@ class Demand:
     reason: Reason
     detail: str
     stuck: tuple[int, ...] = ()
+    fallen: bool = False
 
 
 def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str, Demand]]:
     """By stage, in topological order; and the state that remembers since when stages need less than the plan."""
     basis, knobs = state.basis, state.basis.knobs
     state = _with_leaps(state, seen)
-    leaps = _leaps(state, seen)
+    start_up_s = _longest_start_up_s(basis, seen)
+    leaps = _leaps(state, seen, start_up_s)
     traffic = traffic_of(basis, seen, leaps)
     # Not where a forecast exceeds the plan: the replicas that it asks for answer it, and it is often wrong about noise.
     if traffic.outgrown or state.outgrown_s == -math.inf:
         state = replace(state, outgrown_s=seen.time_s)
-    calm_memory_s = _calm_memory_s(basis, seen)
+    calm_memory_s = _calm_memory_s(knobs, start_up_s)
     if leaps is not None:
         floor, memory_s = _floor(basis, traffic, leaps), knobs.plan_memory_s
     elif _outgrown(state, seen, calm_memory_s):
@@ -115,7 +119,7 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
                 found[stage.name] = demand
                 continue
             detail = f"the plan's supply is kept for {memory_s / 60:.0f} min after its last use"
-            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, detail, demand.stuck)
+            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, detail, demand.stuck, demand.fallen)
         found[stage.name] = demand
     if below_since_s != state.below_since_s:
         state = replace(state, below_since_s=below_since_s)
@@ -124,7 +128,8 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
 
 def calm(state: TunerState, seen: Observation) -> bool:
     """Whether traffic has neither leapt nor outgrown the plan lately, so that nothing is held in reserve."""
-    return not _leapt(state, seen) and not _outgrown(state, seen, _calm_memory_s(state.basis, seen))
+    calm_memory_s = _calm_memory_s(state.basis.knobs, _longest_start_up_s(state.basis, seen))
+    return not _leapt(state, seen) and not _outgrown(state, seen, calm_memory_s)
 
 
 def _leapt(state: TunerState, seen: Observation) -> bool:
@@ -135,9 +140,8 @@ def _outgrown(state: TunerState, seen: Observation, calm_memory_s: float) -> boo
     return seen.time_s - state.outgrown_s < calm_memory_s
 
 
-def _calm_memory_s(basis: Basis, seen: Observation) -> float:
-    knobs = basis.knobs
-    return min(max(knobs.calm_memory_s, knobs.calm_start_ups * _longest_start_up_s(basis, seen)), knobs.plan_memory_s)
+def _calm_memory_s(knobs: PolicySettings, start_up_s: float) -> float:
+    return min(max(knobs.calm_memory_s, knobs.calm_start_ups * start_up_s), knobs.plan_memory_s)
 
 
 def _with_leaps(state: TunerState, seen: Observation) -> TunerState:
@@ -153,13 +157,12 @@ def _larger(some: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, 
     return tuple(max(a, b) for a, b in itertools.zip_longest(some, others, fillvalue=0.0))
 
 
-def _leaps(state: TunerState, seen: Observation) -> Leaps | None:
+def _leaps(state: TunerState, seen: Observation, start_up_s: float) -> Leaps | None:
     """None where traffic has not leapt lately. Of leaps of which nothing is known, all is held, and trends go on."""
     if not _leapt(state, seen):
         return None
     staffing, knobs = state.basis.staffing, state.basis.knobs
     known = state.rises if staffing is None else _larger(staffing.rises, state.rises)
-    start_up_s = _longest_start_up_s(state.basis, seen)
     unanswered = share_within(known, knobs.unanswered_share * start_up_s)
     followed = share_within(known, start_up_s) <= knobs.sudden_share
     return Leaps(unanswered, followed, any(known) and unanswered > knobs.sudden_share)
@@ -171,12 +174,6 @@ def _floor(basis: Basis, traffic: TrafficMultiple, leaps: Leaps) -> Mapping[str,
         return basis.floor
     multiple = traffic.multiple + leaps.unanswered
     return {s.name: min(basis.floor[s.name], supply_for(basis, s, multiple)) for s in basis.stages}
-
-
-def left_of_peak(knobs: PolicySettings, seen: Observation) -> float:
-    """The share of its recent peak that the rate has surely fallen to; 1 where that is not sure or not looked for."""
-    looked_for = knobs.fallen_wait_s < knobs.down_after_s and seen.watched_s >= len(seen.recent)
-    return fallen_to(seen.recent) if looked_for else 1.0
 
 
 def traffic_of(basis: Basis, seen: Observation, leaps: Leaps | None = None) -> TrafficMultiple:
@@ -197,21 +194,29 @@ def traffic_of(basis: Basis, seen: Observation, leaps: Leaps | None = None) -> T
     knobs = basis.knobs
     lead_s = knobs.reaction_s + _longest_start_up_s(basis, seen)
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
-    if (share := left_of_peak(knobs, seen)) < 1:
+    looked_for = knobs.fallen_wait_s < knobs.down_after_s and seen.watched_s >= len(seen.recent)
+    share = fallen_to(seen.recent) if looked_for else 1.0
+    if share < 1:
         multiple, recent = multiple * share, recent[-SURGE_SPAN_S:]
         detail += f", and traffic has fallen to {share:.0%} of its peak since"
     seen_rate = multiple * carried_rate
     limit, believed = knobs.forecast_limit, math.inf
     if leaps is not None:
         limit, believed = 1.0 if leaps.sudden and not outgrown else knobs.leap_limit, knobs.leap_belief
-    rising = functools.partial(rising_rate, recent, lead_s, limit=limit, above=seen_rate, believed=believed)
-    rate = rising(confidence=knobs.forecast_confidence)
-    if seen_rate < rate <= carried_rate:
-        rate = rising(confidence=knobs.inner_confidence)
+    rate = rising_rate(
+        recent,
+        lead_s,
+        confidence=knobs.forecast_confidence,
+        limit=limit,
+        above=seen_rate,
+        believed=believed,
+        carried=carried_rate,
+        inner_confidence=knobs.inner_confidence,
+    )
     if carried_rate > 0 and rate > seen_rate:
         expected = f"{rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
-        return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, expected, outgrown)
-    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown)
+        return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, expected, outgrown, share < 1)
+    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown, share < 1)
 
 
 def _longest_start_up_s(basis: Basis, seen: Observation) -> float:
@@ -265,7 +270,7 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
     throughputs = {kind.hardware: kind.throughput for kind in stage.kinds}
     reason, detail, multiple = traffic.reason, traffic.detail, traffic.multiple
     if there is None:
-        return Demand(supply_for(basis, stage, multiple), throughputs, reason, detail)
+        return Demand(supply_for(basis, stage, multiple), throughputs, reason, detail, fallen=traffic.fallen)
     visits = there.visit_ratio
     if visits is not None and stage.visit_ratio > 0 and abs(visits / stage.visit_ratio - 1) > knobs.shift:
         multiple *= visits / stage.visit_ratio
@@ -294,7 +299,7 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
         if arriving + backlog / drain_s > needed:
             needed, reason = arriving + backlog / drain_s, Reason.BACKLOG
             detail = f"{backlog} records wait, the oldest for {there.oldest_lag_s:.2f} s, and {arriving:.1f}/s arrive"
-    return Demand(needed, throughputs, reason, detail, stuck)
+    return Demand(needed, throughputs, reason, detail, stuck, traffic.fallen)
 
 
 def _stuck(there: StageObservation, stuck_s: float) -> tuple[int, ...]:

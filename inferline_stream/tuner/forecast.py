@@ -59,6 +59,8 @@ def rising_rate(
     limit: float,
     above: float = 0.0,
     believed: float = math.inf,
+    carried: float = 0.0,
+    inner_confidence: float = math.inf,
 ) -> float:
     """A rate that arrivals will very likely reach within ``lead_s``, per second; ``above`` if none is larger.
 
@@ -76,6 +78,8 @@ def rising_rate(
         limit: most that the prediction may exceed the rate of the last seconds of its span by.
         above: rates up to this one are of no interest.
         believed: a span is left out where the lead is more than so many times as long.
+        carried: up to this rate, ``inner_confidence`` counts in place of ``confidence``.
+        inner_confidence: not below it.
     """
     if len(recent) < 2 or not math.isfinite(confidence):
         return above
@@ -84,8 +88,8 @@ def rising_rate(
     if totals[-1] < LEAST_EVENTS:
         return above
     moments = list(itertools.accumulate(map(operator.mul, newest_first, range(len(recent)))))
-    dispersion = index_of_dispersion(recent)
-    further = confidence * max(lead_s / SPANS[-1], 1.0)
+    dispersion = 0.0  # until a rate is of interest: mostly none is
+    extent = max(lead_s / SPANS[-1], 1.0)
     best = above
     for span in SPANS:
         if span > len(recent):
@@ -95,22 +99,29 @@ def rising_rate(
         total = totals[span - 1]
         if total < LEAST_EVENTS:
             continue
-        mean = total / span
-        variance = max(mean, 1.0) * dispersion
-        sure = math.sqrt(confidence * confidence + _CHANCES[span])
+        mean, chances = total / span, _CHANCES[span]
         if mean > best:
-            best = max(best, mean - sure * math.sqrt(variance / span))
+            dispersion = dispersion or index_of_dispersion(recent)
+            error = math.sqrt(max(mean, 1.0) * dispersion / span)
+            rate = mean - math.sqrt(confidence * confidence + chances) * error
+            if rate <= carried:
+                rate = mean - math.sqrt(inner_confidence * inner_confidence + chances) * error
+            best = max(best, rate)
         if span < SHORTEST_TREND:
             continue
-        sure = math.sqrt(further * further + _CHANCES[span])
         squares = _SQUARES[span]
         slope = (mean * span * (span - 1) / 2 - moments[span - 1]) / squares
         if slope <= 0:
             continue
         ahead_s = span / 2 + lead_s
-        rate = min(mean + slope * ahead_s, (mean + slope * span / 2) * limit)
-        if rate > best:
-            best = max(best, rate - sure * math.sqrt(variance * (1 / span + ahead_s * ahead_s / squares)))
+        reached = min(mean + slope * ahead_s, (mean + slope * span / 2) * limit)
+        if reached > best:
+            dispersion = dispersion or index_of_dispersion(recent)
+            error = math.sqrt(max(mean, 1.0) * dispersion * (1 / span + ahead_s * ahead_s / squares))
+            rate = reached - math.sqrt((confidence * extent) ** 2 + chances) * error
+            if rate <= carried:
+                rate = reached - math.sqrt((inner_confidence * extent) ** 2 + chances) * error
+            best = max(best, rate)
     return best
 
 

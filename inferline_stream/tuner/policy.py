@@ -7,13 +7,12 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from inferline_stream.tuner.decision import Action, Decision, Reason
-from inferline_stream.tuner.demand import Demand, calm, demands, left_of_peak
+from inferline_stream.tuner.demand import Demand, calm, demands
 from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubts, on_this_clock
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.paper_policy import inferline_step
 from inferline_stream.tuner.patience import Patience
 from inferline_stream.tuner.plan_basis import Replicas, StageBasis
-from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.replica_fit import fewer, more, within
 from inferline_stream.tuner.tuner_state import TunerState, initial_state
 
@@ -152,7 +151,8 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
         state = replace(state, fits_since_s=fits_since_s)
     if not fitting or now_s < state.blind_until_s or seen.watched_s < HISTORY_S:
         return state, None
-    wait_s = state.patience.wait_s(now_s, _shortest_wait_s(knobs, seen))
+    fallen = any(demand.fallen for demand in needed.values())
+    wait_s = state.patience.wait_s(now_s, knobs.fallen_wait_s if fallen else knobs.down_after_s)
     names = [name for name, since_s in fits_since_s.items() if now_s - since_s >= wait_s]
     if not names:
         return state, None
@@ -163,11 +163,6 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
     decision = Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail)
     patience = _patience(state, seen, wanted)
     return replace(state, wanted=wanted, changed_s=now_s, patience=patience), decision
-
-
-def _shortest_wait_s(knobs: PolicySettings, seen: Observation) -> float:
-    """How long a stage waits before it gives replicas back, where they do not come and go."""
-    return knobs.fallen_wait_s if left_of_peak(knobs, seen) < 1 else knobs.down_after_s
 
 
 def _patience(state: TunerState, seen: Observation, wanted: Replicas) -> Patience:
