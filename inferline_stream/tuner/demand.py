@@ -11,6 +11,7 @@ from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.forecast import (
     ABSORBED_SHARE,
     SURGE_SPAN_S,
+    climbing_rate,
     fallen_to,
     rises,
     rising_rate,
@@ -186,7 +187,8 @@ def traffic_of(basis: Basis, seen: Observation, leaps: Leaps | None = None) -> T
         basis: what is planned.
         seen: the pipeline now.
         leaps: where traffic has leapt lately, a forecast may go further, and has to rest on more seconds. Where leaps
-            are sudden, it stops at the present end of its line, until traffic has outgrown the plan.
+            are sudden, it stops at the present end of its line, until traffic has outgrown the plan. Where they are
+            followed, a climb from a level counts, too.
     """
     multiple, detail = burst_multiple(basis, seen)
     outgrown = multiple > 1 + ABSORBED_SHARE
@@ -213,6 +215,8 @@ def traffic_of(basis: Basis, seen: Observation, leaps: Leaps | None = None) -> T
         carried=carried_rate,
         inner_confidence=knobs.inner_confidence,
     )
+    if leaps is not None and leaps.followed:
+        rate = climbing_rate(recent, lead_s, limit=knobs.climb_limit, above=rate)
     if carried_rate > 0 and rate > seen_rate:
         expected = f"{rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
         return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, expected, outgrown, share < 1)

@@ -21,6 +21,9 @@ _CHANCES = {span: 2 * math.log(SPANS[-1] / span) for span in SPANS}
 _SQUARES = {span: span * (span * span - 1) / 12 for span in SPANS}
 """Σ (t − mean t)² over the seconds of each span."""
 
+_STEPS = {span: span * (4 * span * span - 1) / 12 for span in SPANS}
+"""Σ t² over the middles of the seconds of each span, from its beginning."""
+
 LEAST_EVENTS = 100
 """Arrivals within a span below which it shows no rate to within a tenth."""
 
@@ -38,9 +41,12 @@ ABSORBED_SHARE = 0.1
 """What the room that a plan leaves absorbs: a rise by less is no surge, however sure it is, and a plan that is exceeded
 by less has not been outgrown."""
 
-RISE_SURE = 3.0
-"""Standard errors of Poisson counts that a rise from one second to a later one must exceed: else a slow leap seems to
-come at once, because the noise between neighbouring seconds is nearly as large as all of it."""
+RISE_SURE = 2.0
+"""Standard errors of Poisson counts by which a rise from one second to a later one is lowered: else a slow leap seems
+to come at once, because the noise between neighbouring seconds is nearly as large as all of it."""
+
+CLIMB_SURE = 3.0
+"""The same for how fast a climb grows: when it began is picked so that it explains most."""
 
 BUSIEST_SPAN_S = 5
 """Seconds that a peak and what is left of it are read off."""
@@ -125,6 +131,39 @@ def rising_rate(
     return best
 
 
+def climbing_rate(recent: Sequence[int], lead_s: float, *, limit: float, above: float = 0.0) -> float:
+    """A rate that a climb from a level will surely reach within ``lead_s``, per second; ``above`` if none is larger.
+
+    A line through the last seconds has to find its own level. A climb begins at the one before it, the mean of ten
+    seconds, and is seen sooner. When it began, the least squares say; what rises for longer than that may be is left to
+    lines. Its growth is lowered by standard errors of counts that spread as those before: its own steps are no noise.
+
+    Args:
+        recent: arrivals in each of the last seconds, oldest first.
+        lead_s: how far ahead.
+        limit: most that the prediction may exceed the rate now by.
+        above: rates up to this one are of no interest.
+    """
+    spans = [span for span in SPANS if span + SURGE_SPAN_S <= len(recent)]
+    explained = [max(_climbed(recent, span), 0.0) ** 2 / _STEPS[span] for span in spans]
+    if not any(explained) or (began := spans[explained.index(max(explained))]) == spans[-1]:
+        return above
+    earlier, steps = recent[-began - SURGE_SPAN_S : -began], _STEPS[began]
+    level = sum(earlier) / SURGE_SPAN_S
+    if level * SURGE_SPAN_S < LEAST_EVENTS:
+        return above
+    spread = sum(recent[-began:]) / began / steps + level / SURGE_SPAN_S * (began * began / 2 / steps) ** 2
+    sure = CLIMB_SURE * max(lead_s / SPANS[-1], 1.0)
+    growth = _climbed(recent, began) / steps - sure * math.sqrt(index_of_dispersion(earlier) * spread)
+    return max(above, min(level + growth * (began + lead_s), (level + growth * began) * limit)) if growth > 0 else above
+
+
+def _climbed(recent: Sequence[int], span: int) -> float:
+    """Σ t · (arrivals beyond the level before) over the seconds of a span, t seconds after it began."""
+    level = sum(recent[-span - SURGE_SPAN_S : -span]) / SURGE_SPAN_S
+    return sum([(second + 0.5) * (count - level) for second, count in enumerate(recent[-span:])])
+
+
 def surged(recent: Sequence[int]) -> bool:
     """Whether the rate has just risen faster than replicas could follow.
 
@@ -178,7 +217,7 @@ def surges(seconds: Sequence[int]) -> bool:
 
 
 def rises(seconds: Sequence[int]) -> tuple[float, ...]:
-    """The largest rise of a trace's rate within 0, 1, …, `LONGEST_RISE_S` seconds that is no chance, in events/s.
+    """By how much a trace's rate surely rose within 0, 1, …, `LONGEST_RISE_S` seconds where it rose most, in events/s.
 
     Args:
         seconds: arrivals in each of its seconds.
@@ -187,8 +226,7 @@ def rises(seconds: Sequence[int]) -> tuple[float, ...]:
     largest = [0.0]
     for within_s in range(1, LONGEST_RISE_S + 1):
         before, after = counts[:-within_s], counts[within_s:]
-        rise = after - before
-        most = float(np.max(rise, where=rise > RISE_SURE * np.sqrt(before + after), initial=0.0))
+        most = float(np.max(after - before - RISE_SURE * np.sqrt(before + after), initial=0.0))
         largest.append(max(most, largest[-1]))
     return tuple(largest)
 

@@ -45,7 +45,7 @@ OFF = MappingProxyType(
     {
         "default": PolicySettings(),
         "burst_slack": PolicySettings(burst_slack_share=0.0),
-        "forecast": PolicySettings(forecast_confidence=float("inf")),
+        "forecast": PolicySettings(forecast_confidence=float("inf"), climb_limit=0.0),
         "surer_within": PolicySettings(inner_confidence=PolicySettings().forecast_confidence),
         "staffing_table": PolicySettings(),
         "shifts": PolicySettings(shift=float("inf")),

@@ -10,8 +10,9 @@ import pytest
 
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import Leaps, demands, traffic_of
-from inferline_stream.tuner.forecast import SPANS, index_of_dispersion, rising_rate, surged
+from inferline_stream.tuner.forecast import CLIMB_SURE, SPANS, climbing_rate, index_of_dispersion, rising_rate, surged
 from inferline_stream.tuner.observation import Supply
+from inferline_stream.tuner.policy_settings import PolicySettings
 from tests.unit.tuner.plans import seen, state
 
 RISING = [100 + second // 2 for second in range(30)]
@@ -113,6 +114,68 @@ def test_it_is_the_largest_of_what_means_and_lines_surely_reach(seed):
         assert found == 0.0
     else:
         assert found == pytest.approx(by_regression(counts, lead_s, confidence, 1.5, believed))
+
+
+def test_up_to_the_rate_that_is_carried_the_inner_confidence_counts():
+    for recent, believed in ((RISING, math.inf), ([107] * 30, 3.0)):
+        loose, strict = (rising_rate(recent, 5.0, confidence=c, limit=1.5, believed=believed) for c in (1.0, 2.0))
+        for carried, found in ((loose - 0.1, loose), (loose, strict)):
+            rate = rising_rate(
+                recent, 5.0, confidence=1.0, limit=1.5, believed=believed, carried=carried, inner_confidence=2.0
+            )
+            assert rate == found < 120
+
+
+CLIMBING = [1000] * 27 + [1100, 1300, 1500]
+"""Since three seconds 200 events per second more each second."""
+
+
+def climb(sure: float) -> float:
+    """Its growth, lowered by so many standard errors: 1,300/s now and 1,000/s before, over Σ t² = .5² + 1.5² + 2.5²."""
+    return 200 - sure * math.sqrt(1300 / 8.75 + 100 * (4.5 / 8.75) ** 2)
+
+
+def test_a_climb_from_a_level_is_seen_sooner_than_a_line_through_the_same_seconds():
+    assert climbing_rate(CLIMBING, 6.0, limit=4.0) == pytest.approx(1000 + climb(CLIMB_SURE) * (3 + 6))
+    steep = [400] * 27 + [505, 715, 925]
+    line, climbing = rising_rate(steep, 6.0, confidence=1.0, limit=4.0), climbing_rate(steep, 6.0, limit=4.0)
+    assert line < 0.85 * climbing < 0.85 * (400 + 210 * (3 + 6))
+    assert climbing_rate(CLIMBING, 6.0, limit=1.2) == pytest.approx(1.2 * (1000 + climb(CLIMB_SURE) * 3))
+    assert climbing_rate(CLIMBING, 6.0, limit=4.0, above=5000.0) == 5000.0
+    surer = climbing_rate(CLIMBING, 45.0, limit=9.0)
+    assert surer == pytest.approx(1000 + climb(1.5 * CLIMB_SURE) * (3 + 45)), "as for lines"
+
+
+@pytest.mark.parametrize("began", [1, 2, 3, 5, 8, 12])
+def test_a_climb_goes_on_from_when_it_began(began):
+    climbing = [10**12] * (30 - began) + [10**12 + 10**10 * second + 5 * 10**9 for second in range(began)]
+    assert climbing_rate(climbing, 6.0, limit=4.0) == pytest.approx(1e12 + 1e10 * (began + 6), rel=1e-4)
+
+
+def test_noise_before_a_climb_makes_it_less_sure_and_its_own_steps_do_not():
+    noisy = [900, 1100] * 13 + [1000, 1100, 1300, 1500]
+    assert climbing_rate(noisy, 6.0, limit=4.0) < 0.8 * climbing_rate(CLIMBING, 6.0, limit=4.0)
+    assert index_of_dispersion(CLIMBING[-3:]) > 10
+
+
+def test_what_was_rising_before_or_is_a_handful_or_within_the_noise_is_no_climb():
+    assert climbing_rate([1000 + 50 * second for second in range(30)], 6.0, limit=4.0) == 0.0
+    assert climbing_rate([9] * 27 + [50, 90, 130], 6.0, limit=4.0) == 0.0
+    assert climbing_rate([10] * 27 + [50, 90, 130], 6.0, limit=4.0) > 100.0
+    assert climbing_rate(CLIMBING[-10:], 6.0, limit=4.0) == 0.0, "nothing is known of the level"
+    assert climbing_rate([1000] * 27 + [1015, 1045, 1075], 6.0, limit=4.0) == 0.0, "30/s each second, and chance is 38"
+    assert climbing_rate([1000] * 30, 6.0, limit=4.0) == climbing_rate([], 6.0, limit=4.0) == 0.0
+
+
+def test_climbs_count_where_leaps_are_followed():
+    basis = state(replace(PolicySettings(), forecast_confidence=math.inf)).basis
+    climbing = seen(60.0, recent=tuple(CLIMBING), watched_s=60.0)
+    lead_s = 1.0 + max(kind.start_up_s for stage in basis.stages for kind in stage.kinds)
+    found = traffic_of(basis, climbing, SLOW)
+    assert found.multiple * 100 == pytest.approx(climbing_rate(CLIMBING, lead_s, limit=4.0))
+    assert found.reason is Reason.RATE_RISING
+    for leaps in (None, SUDDEN, replace(SLOW, followed=False)):
+        assert traffic_of(basis, climbing, leaps).reason is Reason.ENVELOPE_EXCEEDED
 
 
 def test_what_is_not_above_what_is_asked_about_is_of_no_interest():

@@ -82,19 +82,21 @@ def test_the_share_of_a_rise_within_a_time_lies_on_a_line_between_seconds():
 
 
 def test_the_largest_rise_is_found_within_each_time():
-    ramp_and_step = [0] * 10 + list(range(0, 100, 10)) + [100] * 10 + [0] * 10 + [30] * 5
+    """Lowered by two standard errors: 2 · √0 + 1,000 = 63.2, and so on."""
+    ramp_and_step = [0] * 10 + list(range(0, 10_000, 1000)) + [10_000] * 10 + [0] * 10 + [3000] * 5
     found = rises(ramp_and_step)
-    assert found[:6] == (0, 30, 30, 30, 40, 50)
-    assert found[10] == found[-1] == 100
+    step, ramp = 3000 - 2 * math.sqrt(3000), [1000 * n - 2 * math.sqrt(1000 * n) for n in range(11)]
+    assert found[:6] == pytest.approx((0, step, step, step, ramp[4], ramp[5]))
+    assert found[10] == found[-1] == pytest.approx(ramp[10])
     assert len(found) == LONGEST_RISE_S + 1
     assert rises([7]) == rises([9, 8, 7, 1]) == rises([]) == (0.0,) * len(found)
 
 
 def test_a_rise_that_may_be_chance_is_none():
-    """Of 100 and 150 arrivals the difference spreads by √250: three times that are 47.4, of 100 and 147 47.1."""
-    assert rises([100, 150])[1] == 50
-    assert rises([100, 147])[1] == 0
-    assert rises([100, 147, 160])[:3] == (0, 0, 60)
+    """Of 100 and 140 arrivals the difference spreads by √240: twice that is 31, of 100 and 130 30.3."""
+    assert rises([100, 140])[1] == pytest.approx(40 - 2 * math.sqrt(240))
+    assert rises([100, 130])[1] == 0
+    assert rises([100, 130, 160])[:3] == pytest.approx((0, 0, 60 - 2 * math.sqrt(260)))
 
 
 @pytest.mark.parametrize("seed", range(5))
