@@ -57,8 +57,8 @@ class PolicySettings:
 
     fallen_wait_s: float = 10.0
     """The same once the rate has surely fallen (`tuner.forecast.fallen_to`): noise does not bring it back. With
-    `down_after_s` or more, no fall is looked for. Five seconds save another 0.3 %, and the Big Spike misses 0.21 % in
-    place of 0.20 %."""
+    `down_after_s` or more, no fall is looked for. Five seconds save another 0.3 %, and the Big Spike misses a little
+    more."""
 
     down_margin: float = 0.0
     """Supply kept above the need when scaling down, as a share of it."""
