@@ -144,18 +144,21 @@ def climbing_rate(recent: Sequence[int], lead_s: float, *, limit: float, above: 
         limit: most that the prediction may exceed the rate now by.
         above: rates up to this one are of no interest.
     """
-    spans = [span for span in SPANS if span + SURGE_SPAN_S <= len(recent)]
-    explained = [max(_climbed(recent, span), 0.0) ** 2 / _STEPS[span] for span in spans]
-    if not any(explained) or (began := spans[explained.index(max(explained))]) == spans[-1]:
+    climbed = {span: max(_climbed(recent, span), 0.0) for span in SPANS if span + SURGE_SPAN_S <= len(recent)}
+    began = max(climbed, key=lambda span: climbed[span] ** 2 / _STEPS[span], default=0)
+    if not began or not climbed[began] or began == max(climbed):
         return above
     earlier, steps = recent[-began - SURGE_SPAN_S : -began], _STEPS[began]
-    level = sum(earlier) / SURGE_SPAN_S
-    if level * SURGE_SPAN_S < LEAST_EVENTS:
+    before = sum(earlier)
+    if before < LEAST_EVENTS:
         return above
-    spread = sum(recent[-began:]) / began / steps + level / SURGE_SPAN_S * (began * began / 2 / steps) ** 2
+    level, times = before / SURGE_SPAN_S, began * began / 2  # Σ t, as steps are Σ t²
+    spread = sum(recent[-began:]) / began / steps + level / SURGE_SPAN_S * (times / steps) ** 2
     sure = CLIMB_SURE * max(lead_s / SPANS[-1], 1.0)
-    growth = _climbed(recent, began) / steps - sure * math.sqrt(index_of_dispersion(earlier) * spread)
-    return max(above, min(level + growth * (began + lead_s), (level + growth * began) * limit)) if growth > 0 else above
+    growth = climbed[began] / steps - sure * math.sqrt(index_of_dispersion(earlier) * spread)
+    if growth <= 0:
+        return above
+    return max(above, min(level + growth * (began + lead_s), (level + growth * began) * limit))
 
 
 def _climbed(recent: Sequence[int], span: int) -> float:

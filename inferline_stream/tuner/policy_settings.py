@@ -16,7 +16,7 @@ class PolicySettings:
 
     forecast_confidence: float = 1.0
     """Standard errors by which a rate or trend over the longest span must be exceeded before it counts; shorter spans
-    need more, see `tuner.forecast`. Infinite turns forecasting off."""
+    need more, see `tuner.forecast`. Infinite turns this off; of forecasts, climbs are left then (`climb_limit`)."""
 
     inner_confidence: float = 2.0
     """The same for rates that the plan carries: what such a forecast may cost by being late is known to end there. At

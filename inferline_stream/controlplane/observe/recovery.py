@@ -168,7 +168,7 @@ async def arrivals_between(
     start = dict(enumerate(known))
     async with context.kafka.follow(context.source, start, partitions=len(known)) as follower:
         records = await follower.read_to(dict(enumerate(ends)))
-    # Events that enter meanwhile are read, too; what goes on from these offsets counts them.
+    # Events that enter meanwhile are read, too. The next sample, which goes on from these offsets, counts them.
     return sorted(
         (min(max(r.time_ms / 1e3, since_s), now_s), r.partition) for r in records if r.offset < ends[r.partition]
     )

@@ -181,7 +181,7 @@ def test_how_fast_traffic_leaps_is_learned_where_the_sample_does_not_leap():
     assert held(*at_once) == everything
     assert held(*by_and_by) == half, "a fifth comes within four seconds, less two standard errors"
     begun = after(leaping(surges=False), calm(0.0), seen(200.0, LOW, recent=tuple(at_once), watched_s=200.0))
-    assert wanted(begun, calm(210.0)) == everything, "700 of 700 within one"
+    assert wanted(begun, calm(210.0)) == everything, "all of it comes within one"
 
 
 def test_where_leaps_are_over_before_replicas_help_a_trend_leads_nowhere_unless_nothing_is_known_of_them():

@@ -82,7 +82,7 @@ def test_the_share_of_a_rise_within_a_time_lies_on_a_line_between_seconds():
 
 
 def test_the_largest_rise_is_found_within_each_time():
-    """Lowered by two standard errors: 2 · √0 + 1,000 = 63.2, and so on."""
+    """Each is lowered by two standard errors: from 0 to 1,000 arrivals by 2 · √1,000 = 63, and so on."""
     ramp_and_step = [0] * 10 + list(range(0, 10_000, 1000)) + [10_000] * 10 + [0] * 10 + [3000] * 5
     found = rises(ramp_and_step)
     step, ramp = 3000 - 2 * math.sqrt(3000), [1000 * n - 2 * math.sqrt(1000 * n) for n in range(11)]
