@@ -287,7 +287,7 @@ def _counts_at(times: Times, ends: Counts, windows: Times) -> Counts:
     last = times[ends]
     start = np.minimum(np.searchsorted(times[: int(ends.max()) + 1], last - windows, side="right"), ends)
     # last − w was rounded: move to where the difference itself is below w.
-    while (longer := (start > 0) & (last - times[start - 1] < windows)).any():
+    while (longer := (start > 0) & (last - times[np.maximum(start - 1, 0)] < windows)).any():
         start -= longer
     while (shorter := last - times[start] >= windows).any():
         start += shorter
