@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.forecast import (
     ABSORBED_SHARE,
+    LONGEST_RISE_S,
     SURGE_SPAN_S,
     climbing_rate,
     fallen_to,
@@ -61,11 +62,13 @@ class Leaps:
             (`PolicySettings.unanswered_share`).
         followed: whether only that share is held in reserve: replicas that are asked for meanwhile carry the rest.
         sudden: whether a leap is as good as over by then, so that a trend shows only what has been.
+        rises: by how much the rate rose (`tuner.forecast.rises`); empty if nothing is known of it.
     """
 
     unanswered: float
     followed: bool
     sudden: bool
+    rises: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +149,24 @@ def _calm_memory_s(knobs: PolicySettings, start_up_s: float) -> float:
 
 
 def _with_leaps(state: TunerState, seen: Observation) -> TunerState:
-    """The state that knows when traffic last leapt and how fast. What the sample did counts as just before."""
+    """The state that knows when traffic last leapt and how fast. What the sample did counts as just before.
+
+    How fast is learned once a leap is over: before, what has come of it would pass for all of it.
+    """
     if state.outgrown_s == -math.inf and state.basis.leaps:
         state = replace(state, leapt_s=seen.time_s)
-    if seen.watched_s >= len(seen.recent) and surged(seen.recent):
-        state = replace(state, leapt_s=seen.time_s, rises=_larger(state.rises, rises(seen.recent)))
-    return state
+    if seen.watched_s < len(seen.recent):
+        return replace(state, leap=()) if state.leap else state
+    leaping = surged(seen.recent)
+    if leaping:
+        state = replace(state, leapt_s=seen.time_s)
+    if not state.leap:
+        return replace(state, leap=seen.recent, leap_counted_s=seen.time_s) if leaping else state
+    since_s = int(seen.time_s - state.leap_counted_s)
+    if since_s:
+        leap = (*state.leap, *seen.recent[-since_s:])[-LONGEST_RISE_S - 2 * SURGE_SPAN_S :]
+        state = replace(state, leap=leap, leap_counted_s=state.leap_counted_s + since_s)
+    return state if leaping else replace(state, leap=(), rises=_larger(state.rises, rises(state.leap)))
 
 
 def _larger(some: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, ...]:
@@ -166,7 +181,7 @@ def _leaps(state: TunerState, seen: Observation, start_up_s: float) -> Leaps | N
     known = state.rises if staffing is None else _larger(staffing.rises, state.rises)
     unanswered = share_within(known, knobs.unanswered_share * start_up_s)
     followed = share_within(known, start_up_s) <= knobs.sudden_share
-    return Leaps(unanswered, followed, any(known) and unanswered > knobs.sudden_share)
+    return Leaps(unanswered, followed, any(known) and unanswered > knobs.sudden_share, known)
 
 
 def _floor(basis: Basis, traffic: TrafficMultiple, leaps: Leaps) -> Mapping[str, float]:
@@ -216,7 +231,7 @@ def traffic_of(basis: Basis, seen: Observation, leaps: Leaps | None = None) -> T
         inner_confidence=knobs.inner_confidence,
     )
     if leaps is not None and leaps.followed:
-        rate = climbing_rate(recent, lead_s, limit=knobs.climb_limit, above=rate)
+        rate = climbing_rate(recent, lead_s, limit=knobs.climb_limit, above=rate, known=leaps.rises)
     if carried_rate > 0 and rate > seen_rate:
         expected = f"{rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
         return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, expected, outgrown, share < 1)

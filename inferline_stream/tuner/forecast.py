@@ -131,18 +131,22 @@ def rising_rate(
     return best
 
 
-def climbing_rate(recent: Sequence[int], lead_s: float, *, limit: float, above: float = 0.0) -> float:
+def climbing_rate(
+    recent: Sequence[int], lead_s: float, *, limit: float, above: float = 0.0, known: Sequence[float] = ()
+) -> float:
     """A rate that a climb from a level will surely reach within ``lead_s``, per second; ``above`` if none is larger.
 
     A line through the last seconds has to find its own level. A climb begins at the one before it, the mean of ten
     seconds, and is seen sooner. When it began, the least squares say; what rises for longer than that may be is left to
     lines. Its growth is lowered by standard errors of counts that spread as those before: its own steps are no noise.
+    Once it is sure that there is any, as much of it is believed as there has been before.
 
     Args:
         recent: arrivals in each of the last seconds, oldest first.
         lead_s: how far ahead.
         limit: most that the prediction may exceed the rate now by.
         above: rates up to this one are of no interest.
+        known: by how much the rate has risen before, see `rises`.
     """
     climbed = {span: max(_climbed(recent, span), 0.0) for span in SPANS if span + SURGE_SPAN_S <= len(recent)}
     began = max(climbed, key=lambda span: climbed[span] ** 2 / _STEPS[span], default=0)
@@ -155,9 +159,13 @@ def climbing_rate(recent: Sequence[int], lead_s: float, *, limit: float, above: 
     level, times = before / SURGE_SPAN_S, began * began / 2  # Σ t, as steps are Σ t²
     spread = sum(recent[-began:]) / began / steps + level / SURGE_SPAN_S * (times / steps) ** 2
     sure = CLIMB_SURE * max(lead_s / SPANS[-1], 1.0)
-    growth = climbed[began] / steps - sure * math.sqrt(index_of_dispersion(earlier) * spread)
+    found = climbed[began] / steps
+    growth = found - sure * math.sqrt(index_of_dispersion(earlier) * spread)
     if growth <= 0:
         return above
+    if known:
+        within_s = min(int(began + lead_s), len(known) - 1)
+        growth = max(growth, min(found, known[within_s] / within_s))
     return max(above, min(level + growth * (began + lead_s), (level + growth * began) * limit))
 
 

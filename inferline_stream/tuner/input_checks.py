@@ -54,6 +54,7 @@ def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Dou
         state,
         changed_s=seen.time_s,
         leapt_s=state.leapt_s + step_s,
+        leap=(),
         outgrown_s=state.outgrown_s + step_s,
         patience=replace(state.patience, counted_s=state.patience.counted_s + step_s, moved={}),
         fits_since_s={},

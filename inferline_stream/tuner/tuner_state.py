@@ -31,6 +31,8 @@ class TunerState:
         leapt_s: when traffic last leapt, in the sample or live: see `PolicySettings.plan_memory_s`.
         outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.calm_memory_s`.
         rises: the largest that were seen when traffic leapt live (`tuner.forecast.rises`); empty before it has.
+        leap: arrivals in each second of a leap that goes on, from half a minute before it was seen; empty if none does.
+        leap_counted_s: until when they were counted.
         reported: conditions that were reported, and when each was last seen.
         blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
     """
@@ -45,6 +47,8 @@ class TunerState:
     leapt_s: float = -math.inf
     outgrown_s: float = -math.inf
     rises: tuple[float, ...] = ()
+    leap: tuple[int, ...] = ()
+    leap_counted_s: float = -math.inf
     reported: Mapping[tuple[Reason, str], float] = field(default_factory=dict)
     blind_until_s: float = -math.inf
 

@@ -110,13 +110,18 @@ def judge(seed: int, *, judging: bool) -> Judged | None:
 def largest_fleet(plan: Plan, kinds: Catalogue, below_per_hour: float) -> Allocations | None:
     """The largest of `MULTIPLES` of the plan's replicas that costs less than so many dollars per hour."""
     for multiple in MULTIPLES:
-        fleet = {
-            stage: tuple(replace(a, replicas=math.ceil(multiple * a.replicas)) for a in held)
-            for stage, held in plan.allocations.items()
-        }
+        fleet = times_the_plan(plan, multiple)
         if cost_per_hour(fleet, kinds) < below_per_hour:
             return fleet
     return None
+
+
+def times_the_plan(plan: Plan, multiple: float) -> Allocations:
+    """So many times the plan's replicas, rounded up."""
+    return {
+        stage: tuple(replace(a, replicas=math.ceil(multiple * a.replicas)) for a in held)
+        for stage, held in plan.allocations.items()
+    }
 
 
 def reversals(outcome: Outcome) -> int:

@@ -14,6 +14,7 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace, tr
 TRACES = Path(__file__).parent / "traces"
 BASE_RATE, PEAK_RATE = 150.0, 250.0
 SAMPLE_S = 600.0
+LEAP_AT_S, LEAP_RISE_S = 300.0, 60.0
 
 Seeded = np.random.Generator
 
@@ -32,6 +33,13 @@ def ramp(over_s: float, rng: Seeded, calm_s: float = 60.0) -> tuple[Trace, Trace
     rates = [BASE_RATE, BASE_RATE, PEAK_RATE, PEAK_RATE, BASE_RATE, BASE_RATE]
     sample = gamma_trace(BASE_RATE, 1.0, SAMPLE_S, rng)
     return sample, warped(lambda t: np.interp(t, corners_s, rates), 1.0, float(corners_s[-1]), rng)
+
+
+def leap(top: float, rng: Seeded) -> Trace:
+    """150 events per second, and so many times as much after five minutes, for a minute and a minute each way; CV 1."""
+    corners_s = np.cumsum([0.0, LEAP_AT_S, LEAP_RISE_S, 60.0, LEAP_RISE_S, 120.0])
+    rates = BASE_RATE * np.array([1.0, 1.0, top, top, 1.0, 1.0])
+    return warped(lambda t: np.interp(t, corners_s, rates), 1.0, float(corners_s[-1]), rng)
 
 
 def burst(rng: Seeded) -> tuple[Trace, Trace]:

@@ -12,11 +12,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import numpy as np
 
 from inferline_stream.calculus.envelope import compiled_kernel
-from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.plan import Allocations, Plan
 from inferline_stream.pipeline.shape import visit_ratios
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.provision import provision
@@ -27,14 +28,17 @@ from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Scheduled, Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
-from tests.benchmarks._judging import families, reversals
+from tests.benchmarks._judging import OBJECTIVE, families, reversals, times_the_plan
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import (
     BASE_RATE,
+    LEAP_AT_S,
+    LEAP_RISE_S,
     SAMPLE_S,
     azure,
     big_spike,
     burst,
+    leap,
     ramp,
     world_cup,
     world_cup_busiest,
@@ -59,6 +63,9 @@ CALM_S, RAMP_S = 600.0, 60.0
 
 ASKED_AFTER_S = (0.0, 1.0, 2.0, 3.0, 4.0)
 """How long after a ramp begins its replicas are asked for."""
+
+LEAPS_TO = (2.0, 4.0, 8.0)
+"""Multiples of the rate before a leap. Replicas start within half of the time that it rises for."""
 
 WINDOWS = {
     "worldcup_rise": ("1998-06-30 17:15:00", 45),
@@ -152,12 +159,42 @@ def unforeseen(seeds: int) -> Figures:
         rng = np.random.default_rng([seed, *b"unforeseen"])
         calm.append(run(plan, gamma_trace(BASE_RATE, 1.0, CALM_S, rng), Fixed()).worst_miss_rate(BIN_S))
         _, trace = ramp(30.0, rng)
-        twice = {stage: {a.hardware: 2 * a.replicas for a in held} for stage, held in plan.allocations.items()}
+        twice = _replicas(times_the_plan(plan, 2.0))
         for after_s, worst in late.items():
             outcome = run(plan, trace.window(0.0, 120.0), Scheduled("asked", [(RAMP_S + after_s, twice)]))
             worst.append(float(np.nanmax(outcome.miss_rates(BIN_S)[round(RAMP_S / BIN_S) :])))
     asked = {f"ramp_30_asked_after_{s:g}_s_worst": round(statistics.mean(worst), 4) for s, worst in late.items()}
     return {"calm_worst_no_tuner": round(statistics.mean(calm), 4), **asked}
+
+
+def leap_reserves(seeds: int) -> Figures:
+    """The least multiple of the plan with which a leap after calm traffic keeps the objective.
+
+    Replicas for all of it are asked for when it begins, sooner than anybody sees it, and begin to work half-way up.
+    Until it begins, nothing tells its traffic from calm traffic.
+    """
+    profiles = {key: replace(p, start_up_s=LEAP_RISE_S / 2) for key, p in MEASURED.profiles.items()}
+    slow = replace(MEASURED, profiles=profiles)
+
+    def misses(plan: Plan, trace: Trace, multiple: float, asked: float) -> float:
+        scaler = Scheduled("asked", [(LEAP_AT_S, _replicas(times_the_plan(plan, asked)))])
+        held = times_the_plan(plan, multiple)
+        return replay(SHAPE, held, slow, trace, scaler, catalogue=CATALOGUE, slo_s=SLO_S, slots=plan.slots).miss_rate
+
+    figures: Figures = {}
+    for top in LEAPS_TO:
+        least = []
+        for seed in range(seeds):
+            _, plan = steady(seed)
+            trace = leap(top, np.random.default_rng([seed, *b"leap"]))
+            multiples = (tenths / 10 for tenths in range(10, math.ceil(10 * top) + 1))
+            least.append(next(m for m in multiples if misses(plan, trace, m, 1.2 * top) <= 1 - OBJECTIVE))
+        figures[f"leap_to_{top:g}_reserve"] = round(statistics.mean(least), 2)
+    return figures
+
+
+def _replicas(allocations: Allocations) -> dict[str, dict[str, int]]:
+    return {stage: {a.hardware: a.replicas for a in held} for stage, held in allocations.items()}
 
 
 def longest_above(outcome: Outcome, share: float) -> float:
@@ -324,6 +361,7 @@ def measure(quick: bool) -> Figures:
         **experiment("ramp_30_after_calm", lambda rng: ramp(30.0, rng, calm_s=CALM_S), seeds),
         **({} if quick else experiment("ramp_10", lambda rng: ramp(10.0, rng), seeds)),
         **unforeseen(seeds),
+        **leap_reserves(seeds),
         **experiment("burst", burst, seeds),
         **contest(quick),
         **({} if quick else days()),

@@ -158,6 +158,23 @@ def test_noise_before_a_climb_makes_it_less_sure_and_its_own_steps_do_not():
     assert index_of_dispersion(CLIMBING[-3:]) > 10
 
 
+def test_a_climb_is_believed_as_far_as_rates_have_risen_before():
+    """200/s each second, surely 156/s each second."""
+
+    def growth(*known: float, lead_s: float = 2.0) -> float:
+        return (climbing_rate(CLIMBING, lead_s, limit=9.0, known=known) - 1000) / (3 + lead_s)
+
+    assert growth() == growth(0.0, 0.0, 0.0) == pytest.approx(climb(CLIMB_SURE))
+    assert growth(*[100.0 * second for second in range(9)]) == growth()
+    assert growth(*[180.0 * second for second in range(9)]) == pytest.approx(180.0)
+    assert growth(*[300.0 * second for second in range(9)]) == pytest.approx(200.0)
+    assert growth(0.0, 0.0, 0.0, 0.0, 0.0, 900.0, 9000.0) == pytest.approx(180.0), "within five seconds"
+    assert growth(0.0, 0.0, 540.0) == pytest.approx(200.0), "more is not known"
+    assert growth(0.0, 0.0, 0.0, 540.0, lead_s=9.0) == pytest.approx(180.0)
+    within_noise = [1000] * 27 + [1015, 1045, 1075]
+    assert climbing_rate(within_noise, 6.0, limit=4.0, known=(0.0, 900.0)) == 0.0, "that it climbs has to be sure"
+
+
 def test_what_was_rising_before_or_is_a_handful_or_within_the_noise_is_no_climb():
     assert climbing_rate([1000 + 50 * second for second in range(30)], 6.0, limit=4.0) == 0.0
     assert climbing_rate([9] * 27 + [50, 90, 130], 6.0, limit=4.0) == 0.0
@@ -176,6 +193,9 @@ def test_climbs_count_where_leaps_are_followed():
     assert found.reason is Reason.RATE_RISING
     for leaps in (None, SUDDEN, replace(SLOW, followed=False)):
         assert traffic_of(basis, climbing, leaps).reason is Reason.ENVELOPE_EXCEEDED
+    higher = traffic_of(basis, climbing, replace(SLOW, rises=(0.0, 190.0)))
+    assert higher.multiple * 100 == pytest.approx(climbing_rate(CLIMBING, lead_s, limit=4.0, known=(0.0, 190.0)))
+    assert higher.multiple > found.multiple
 
 
 def test_what_is_not_above_what_is_asked_about_is_of_no_interest():

@@ -66,6 +66,7 @@ def moved(step_s: float) -> TunerState:
         changed_s=90.0,
         leapt_s=70.0,
         outgrown_s=60.0,
+        leap=(7, 9),
         patience=Patience(7.0, 80.0, {"a": (True, 90.0)}),
         fits_since_s={"a": 95.0},
         below_since_s={"b": 96.0},
@@ -82,6 +83,7 @@ def test_a_step_forward_of_up_to_five_seconds_keeps_what_was_seen_before(step_s)
     assert (after.changed_s, after.leapt_s, after.outgrown_s, after.blind_until_s) == (90.0, 70.0, 60.0, -float("inf"))
     assert (after.fits_since_s, after.below_since_s) == ({"a": 95.0}, {"b": 96.0})
     assert after.patience == Patience(7.0, 80.0, {"a": (True, 90.0)})
+    assert after.leap == (7, 9)
 
 
 @pytest.mark.parametrize("step_s", [-0.1, 5.1, -1e6, 4000.0])
@@ -93,6 +95,7 @@ def test_after_a_leap_times_begin_again_and_insurance_lasts_as_long_as_it_would_
     assert after.blind_until_s == pytest.approx(160.0 + step_s)
     assert (after.fits_since_s, after.below_since_s) == ({}, {})
     assert after.patience == Patience(7.0, 80.0 + step_s)
+    assert not after.leap, "its seconds are not those that follow"
 
 
 def test_the_first_step_begins_the_clock():

@@ -170,18 +170,46 @@ def test_of_a_slow_leap_as_much_is_held_as_comes_within_half_the_start_up_time()
     assert wanted(leaping((0.0,) * 6), calm(0.0)) == everything
 
 
+AT_ONCE = [200] * 60 + [900] * 40
+BY_AND_BY = [200] * 60 + list(range(220, 1020, 20)) + [1000] * 40
+
+
+def watched(begun: TunerState, counts: list[int], *, every_s: int = 1, until_s: int = 0) -> TunerState:
+    """After a leap whose seconds were watched from 200 s on."""
+    for end in range(30, until_s or len(counts), every_s):
+        time_s = 200.0 + end
+        begun = after(begun, seen(time_s, LOW, recent=tuple(counts[end - 30 : end]), watched_s=time_s))
+    return begun
+
+
 def test_how_fast_traffic_leaps_is_learned_where_the_sample_does_not_leap():
-    def held(*recent: int) -> list[tuple[float, Reason]]:
-        begun = after(leaping((), surges=False), calm(0.0))
-        begun = after(begun, seen(200.0, LOW, recent=recent, watched_s=200.0))
-        return wanted(begun, starting(calm(210.0), 8.0))
+    def held(counts: list[int], start_up_s: float) -> list[tuple[float, Reason]]:
+        begun = watched(after(leaping((), surges=False), calm(0.0)), counts)
+        assert not begun.leap, "it is over"
+        return wanted(begun, starting(calm(350.0), start_up_s))
 
     everything, half = [[(supply, Reason.INSURANCE)] for supply in (300.0, 100.0)]
-    at_once, by_and_by = [200] * 20 + [900] * 10, [200] * 10 + list(range(220, 1020, 40))
-    assert held(*at_once) == everything
-    assert held(*by_and_by) == half, "a fifth comes within four seconds, less two standard errors"
-    begun = after(leaping(surges=False), calm(0.0), seen(200.0, LOW, recent=tuple(at_once), watched_s=200.0))
-    assert wanted(begun, calm(210.0)) == everything, "all of it comes within one"
+    assert held(AT_ONCE, 8.0) == everything
+    assert held(BY_AND_BY, 16.0) == half, "of 40 s, a fifth comes within eight, less two standard errors"
+    begun = watched(after(leaping(surges=False), calm(0.0)), AT_ONCE)
+    assert wanted(begun, calm(350.0)) == everything, "all of it comes within one"
+
+
+@pytest.mark.parametrize("every_s", [1, 3])
+def test_how_fast_is_learned_once_a_leap_is_over_from_all_of_its_seconds(every_s):
+    begun = after(leaping((), surges=False), calm(0.0))
+    under_way = watched(begun, BY_AND_BY, every_s=every_s, until_s=90)
+    assert under_way.leap
+    assert not under_way.rises, "of what has come of it, most would have come within no time"
+    assert watched(begun, BY_AND_BY, every_s=every_s).rises[:41] == pytest.approx(rises(BY_AND_BY)[:41])
+    blind = seen(300.0, LOW, recent=tuple(BY_AND_BY[60:90]), watched_s=29.0)
+    assert not after(under_way, blind).leap
+
+
+def test_a_leap_is_counted_no_further_back_than_a_rise_may_take():
+    slowly = [int(200 * 1.02**second) for second in range(230)]
+    under_way = watched(after(leaping((), surges=False), calm(0.0)), slowly)
+    assert under_way.leap == tuple(slowly[229 - 140 : 229])
 
 
 def test_where_leaps_are_over_before_replicas_help_a_trend_leads_nowhere_unless_nothing_is_known_of_them():
@@ -196,11 +224,11 @@ def test_where_leaps_are_over_before_replicas_help_a_trend_leads_nowhere_unless_
 
 
 def test_what_was_learned_of_leaps_is_the_most_of_them_all():
-    leaps = [[20] * 20 + [90] * 10, [20] * 10 + list(range(22, 102, 4))]
-    seen_both = after(tuner(), *[seen(200.0 + i, LOW, recent=tuple(r), watched_s=200.0) for i, r in enumerate(leaps)])
-    at_once, by_and_by = rises(leaps[0]), rises(leaps[1])
+    higher = [2 * count for count in BY_AND_BY]
+    seen_both = watched(watched(after(tuner(), calm(0.0)), AT_ONCE), higher)
+    at_once, by_and_by = rises(AT_ONCE), rises(higher)
     assert seen_both.rises[:3] == at_once[:3] > by_and_by[:3]
-    assert seen_both.rises[-1] == by_and_by[-1] > at_once[-1]
+    assert seen_both.rises[40] == by_and_by[40] > at_once[40]
 
 
 def starting(observed: Observation, start_up_s: float) -> Observation:
