@@ -14,6 +14,7 @@ from inferline_stream.cli.options import (
     Output,
     PathInImage,
     Prefix,
+    Reserve,
     RunningServers,
     Secret,
     Stock,
@@ -37,6 +38,7 @@ def deploy(
     secret: Secret = "",
     delivery: Delivery = "at_least_once",
     stock: Stock = None,
+    reserve: Reserve = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False,
     save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None,
     output: Output = "table",
@@ -69,12 +71,15 @@ def deploy(
             secret,
             tuple(stock or ()),
             delivery,
+            reserve,
         )
         install(wanted, dry_run=dry_run, save=save, as_json=output == "json")
-    elif any((image, path, namespace, secret, service_account, stock, dry_run, save, delivery != "at_least_once")):
+    elif reserve is not None or any(
+        (image, path, namespace, secret, service_account, stock, dry_run, save, delivery != "at_least_once")
+    ):
         raise UsageError(
-            "--image, --path, --namespace, --service-account, --secret, --stock, --delivery, --dry-run and --save are "
-            "for --target kubernetes"
+            "--image, --path, --namespace, --service-account, --secret, --stock, --reserve, --delivery, --dry-run and "
+            "--save are for --target kubernetes"
         )
     else:
         _newer_code(topology, bootstrap_servers, prefix, output)

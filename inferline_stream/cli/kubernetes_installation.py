@@ -48,6 +48,7 @@ class DeployOptions:
     secret: str
     stock: tuple[str, ...]
     delivery: Delivery
+    reserve: float | None
 
 
 def install(wanted: DeployOptions, *, dry_run: bool, save: Path | None, as_json: bool = False) -> None:
@@ -116,6 +117,7 @@ def _rendered(wanted: DeployOptions, what: Declared, namespace: str) -> tuple[In
         stock={name: most for name, most in held.items() if name in named},
         prefix=wanted.prefix,
         delivery=wanted.delivery,
+        reserve=wanted.reserve,
     )
     return of, manifests(of)
 

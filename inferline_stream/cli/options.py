@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,6 +44,24 @@ Oversubscribe = Annotated[
 Stock = Annotated[
     list[str] | None,
     typer.Option(metavar="KIND=REPLICAS", help="this pipeline's share of a hardware kind; may be repeated"),
+]
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value:g} is no number of times")
+    return value
+
+
+Reserve = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        callback=_finite,
+        metavar="MULTIPLE",
+        help="always hold replicas for so many times the planned traffic; without it, as many as leaps of the sample "
+        "and since ask for",
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="of generated traffic and of the random branches of simulated events")]
 Plot = Annotated[Path | None, typer.Option("--plot", help="also draw it into this file, .svg or .png")]

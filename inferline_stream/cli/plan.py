@@ -16,6 +16,7 @@ from inferline_stream.cli.options import (
     Oversubscribe,
     PathInImage,
     Prefix,
+    Reserve,
     Secret,
     Seed,
     Servers,
@@ -40,6 +41,7 @@ def plan(
             "given several times, the plan meets the SLO on each"
         ),
     ] = None,
+    reserve: Reserve = None,
     curve: Annotated[bool, typer.Option("--curve", help="also plan for tighter and looser SLOs")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="also draw the curve of --curve into this .png or .svg file")
@@ -91,6 +93,8 @@ def plan(
     from inferline_stream.planner.plan_document import plan_to_bytes
     from inferline_stream.planner.plan_explanation import CurvePoint, cost_curve, explain
     from inferline_stream.profiler.profiling_options import Options
+    from inferline_stream.tuner.plan_basis import basis_of
+    from inferline_stream.tuner.reserve import reserve_of
 
     platform = Platform(on, image, path, namespace, secret, service_account)
     platform.check(bootstrap_servers)
@@ -115,6 +119,7 @@ def plan(
     if not elsewhere:
         what = replace(what, pipeline=with_devices(what.pipeline, devices(), absent=False))
     search: dict[str, Any] = {"algorithm": algorithm, "seed": seed, "traces": traces}
+    search["reserve"] = reserve
     search["oversubscribe"] = oversubscribe or elsewhere  # a cluster finds places by itself
     found = planned(what, measured, seconds=seconds, **search)
     if rehearse:
@@ -139,6 +144,7 @@ def plan(
         objective=pipeline.objective,
         seed=seed,
     )
+    reserved = reserve_of(basis_of(found, measured, kinds, objective=pipeline.objective))
     if save is not None:
         save.write_bytes(plan_to_bytes(found))
     if plot is not None:
@@ -148,12 +154,14 @@ def plan(
     doubt = "" if elsewhere else not_credible(found, what, measured, traces)
     if output == "json":
         curves = curve_document(points) if points else msgspec.UNSET
-        document = plan_to_bytes(found, explanation=explanation_document(why), curve=curves, not_credible=doubt)
+        document = plan_to_bytes(
+            found, explanation=explanation_document(why, reserved), curve=curves, not_credible=doubt
+        )
         typer.echo(document.decode(), nl=False)
         return
     people = console()
     people.print(plan_table(found, pipeline, doubt))
-    show_why(people, found, why)
+    show_why(people, found, why, reserved)
     if points:
         show_curve(people, points, found)
 

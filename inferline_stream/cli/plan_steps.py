@@ -256,6 +256,7 @@ def planned(
     known: Sequence[Plan] = (),
     oversubscribe: bool = False,
     stop: Callable[[], bool] | None = None,
+    reserve: float | None = None,
 ) -> Plan:
     """The cheapest plan for the sample that meets an SLO of so many seconds; its cost so far is shown on the way.
 
@@ -271,6 +272,7 @@ def planned(
         known: earlier plans, so that a looser SLO never costs more.
         oversubscribe: whether replicas may have more cores than this machine has for them.
         stop: asked before every simulation, where no Ctrl-C reaches the search.
+        reserve: see `pipeline.plan.Plan`.
 
     Raises:
         Infeasible: there is none, or none that fits on this machine.
@@ -294,7 +296,7 @@ def planned(
             bar.show(0, None, f"{cost}{progress.evaluations} plans simulated, {progress.phase} (Ctrl-C takes the best)")
 
         with ThreadPoolExecutor(threads := len(os.sched_getaffinity(0))) as pool:
-            return provision(
+            found = provision(
                 shape_of(pipeline),
                 measured,
                 traces,
@@ -312,6 +314,7 @@ def planned(
                 spread=Spread(pool.map, threads),
                 stop=stop,
             )
+    return replace(found, reserve=reserve)
 
 
 def cores_for_replicas(what: Declared, measured: PipelineProfile, traces: Sequence[Trace] = ()) -> float:

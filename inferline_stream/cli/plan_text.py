@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.plan import Plan, replicas_of
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.plan_explanation import CurvePoint, Explanation
+from inferline_stream.tuner.reserve import Reserve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,8 +19,8 @@ CURVE_FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 _BAR = 40
 
 
-def show_why(people: Console, plan: Plan, why: Explanation) -> None:
-    """Why each stage has what it has, what its next-cheaper choice would break, and the slack."""
+def show_why(people: Console, plan: Plan, why: Explanation, reserve: Reserve) -> None:
+    """Why each stage has what it has, what its next-cheaper choice would break, the slack, and the reserve."""
     interval = f"{format_duration(why.p99.low_s)} to {format_duration(why.p99.high_s)}"
     people.print(f"Held by {why.binding}.")
     people.print(
@@ -32,8 +33,26 @@ def show_why(people: Console, plan: Plan, why: Explanation) -> None:
         for other in stage.next_cheaper:
             saved = f", ${-other.cost_change_per_hour:.4g}/h less" if other.p99_s is not None else ""
             people.print(f"  {stage.stage}: {other.reason}{saved}")
+    people.print(_in_reserve(plan, reserve))
     if plan.lower_bound_per_hour > 0:
         people.print(_proof(plan))
+
+
+def _in_reserve(plan: Plan, reserve: Reserve) -> str:
+    planned = {stage: replicas_of(allocations) for stage, allocations in plan.allocations.items()}
+    if reserve.always:
+        held = ", ".join(f"{count} of {stage}" for stage, count in reserve.replicas.items())
+        return (
+            f"Reserve: for {plan.reserve:g} times the planned traffic about {held} are always held: "
+            f"${reserve.cost_per_hour:.4f}/h."
+        )
+    more = {stage: count - planned[stage] for stage, count in reserve.replicas.items() if count > planned[stage]}
+    beyond = ", with " + ", ".join(f"{count} more of {stage}" for stage, count in more.items()) if more else ""
+    return (
+        f"Reserve: after a leap of traffic, and at first, the plan's replicas stay{beyond}: "
+        f"${reserve.cost_per_hour:.4f}/h. At most they carry {reserve.multiple:.2g} times the planned rate. "
+        "Another one: --reserve."
+    )
 
 
 def _proof(plan: Plan) -> str:
@@ -65,9 +84,15 @@ def show_curve(people: Console, points: Sequence[CurvePoint], chosen: Plan) -> N
     people.print(table)
 
 
-def explanation_document(why: Explanation) -> dict[str, Any]:
+def explanation_document(why: Explanation, reserve: Reserve) -> dict[str, Any]:
     """The explanation for JSON."""
     return {
+        "reserve": {
+            "always": reserve.always,
+            "replicas": dict(reserve.replicas),
+            "cost_per_hour": reserve.cost_per_hour,
+            "multiple": reserve.multiple,
+        },
         "binding": why.binding,
         "slack_s": why.slack_s,
         "p99_low_s": why.p99.low_s,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.options import Output, Plot, Seed
+from inferline_stream.cli.options import Output, Plot, Reserve, Seed
 from inferline_stream.cli.replay_steps import (
     Arrivals,
     PlanFile,
@@ -33,6 +33,7 @@ def replay(
     trace: Arrivals = None,
     policy: Annotated[str, typer.Option(help="default, inferline, or none")] = "default",
     plan: PlanFile = None,
+    reserve: Reserve = None,
     start_up: StartUp = None,
     save: Annotated[Path | None, typer.Option(help="write every step to this file, .jsonl or .csv")] = None,
     plot: Plot = None,
@@ -40,6 +41,8 @@ def replay(
     output: Output = "table",
 ) -> None:
     """Run the production policy on a trace in simulated time: cost, misses, and every step with its reason."""
+    from dataclasses import replace
+
     from inferline_stream.cli.output import Bar, console, print_json
     from inferline_stream.errors import UsageError
     from inferline_stream.replay.loop import replay as replayed
@@ -53,7 +56,11 @@ def replay(
         raise UsageError(f"--save {save}: steps are written as .jsonl or .csv")
     conditions = conditions_of(start_up)
     check_plot(plot)
+    if reserve is not None and policy != "default":
+        raise UsageError(f"--reserve is held by the default policy, not by {policy}: leave one of them out")
     inputs = replay_inputs(what, trace, plan, seed)
+    if reserve is not None:
+        inputs = replace(inputs, plan=replace(inputs.plan, reserve=reserve))
     with Bar("replaying") as bar:
         scaler: Scaler = Fixed("none") if policy == "none" else _tuner(policy, inputs)
         outcome = replayed(

@@ -17,6 +17,7 @@ from inferline_stream.cli.options import (
     Oversubscribe,
     PathInImage,
     Prefix,
+    Reserve,
     Secret,
     Seed,
     Servers,
@@ -48,6 +49,7 @@ def run(
     policy: Annotated[
         Literal["default", "inferline"], typer.Option(help="scaling: ours, or the paper's Tuner to the letter")
     ] = "default",
+    reserve: Reserve = None,
     delivery: Delivery = "at_least_once",
     tracing: Annotated[
         str,
@@ -123,6 +125,7 @@ def run(
             advisory=advisory,
             algorithm=algorithm,
             policy=policy,
+            reserve=reserve,
             records=RecordOptions(
                 prefix=prefix, create_topics=create_topics, start=start, delivery=delivery, tracing=tracing
             ),

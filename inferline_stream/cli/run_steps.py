@@ -85,6 +85,7 @@ class RunOptions:
     advisory: bool
     algorithm: Algorithm
     policy: Literal["default", "inferline"]
+    reserve: float | None
     records: RecordOptions
     endpoints: Endpoints
     seed: int
@@ -158,6 +159,10 @@ def _check(wanted: RunOptions) -> None:
         raise UsageError("--arrivals is what is replayed, and --no-replay replays nothing: leave one of them out")
     if wanted.gate and wanted.platform.hand_over:
         raise UsageError("--gate judges a run that has ended, and --hand-over leaves it at work: leave one of them out")
+    if wanted.reserve is not None and wanted.policy != "default":
+        raise UsageError(
+            "--reserve is held by the default policy, and the paper's Tuner knows none: leave one of them out"
+        )
     _seconds(wanted.duration)
     check_start(wanted.records.start)
     if wanted.records.tracing:
@@ -233,6 +238,7 @@ async def _run(
             what,
             seconds=what.pipeline.slo_s,
             algorithm=wanted.algorithm,
+            reserve=wanted.reserve,
             seed=wanted.seed,
             oversubscribe=unbounded,
             stop=stopping.stop.is_set,

@@ -212,7 +212,8 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
         TICKET,
         "The SLO is at risk before any lag exists",
         "Traffic is beyond what the plan was made for, and the replicas that would carry it are not ready, not "
-        "available or may not be asked for; or the plan in force is predicted to miss the SLO.",
+        "available or may not be asked for; or the plan in force is predicted to miss the SLO. While they start, "
+        "nothing helps: if traffic leaps like this again, hold more with `run --reserve`.",
     )
     yield Alert(
         "InferlinePlanInfeasible",

@@ -117,6 +117,8 @@ class Plan:
             those is cheaper.
         slots: by stage, dispatchers, each with a queue of its own; stages that are missing have one.
         key_bound: by stage, the most frequent key, where one replica of some hardware kind could not serve it.
+        reserve: multiple of the sample's traffic for which replicas are always held while the policy scales; None for
+            what leaps of the sample and since ask for.
     """
 
     pipeline: str
@@ -132,3 +134,4 @@ class Plan:
     lower_bound_per_hour: float = 0.0
     slots: Mapping[str, int] = field(default_factory=dict)
     key_bound: Mapping[str, KeyBound] = field(default_factory=dict)
+    reserve: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -91,6 +92,8 @@ def _check(plan: Plan, where: str) -> None:
         missing = sorted(set(plan.allocations) - set(getattr(plan, field)))
         if missing:
             problems.append(f"{where}: {field} lacks stage {', '.join(missing)}; run `inferline-stream plan` again")
+    if plan.reserve is not None and not 0 <= plan.reserve < math.inf:
+        problems.append(f"{where}: reserve {plan.reserve} must be 0 or more times the planned traffic")
     if not plan.slo_s > 0:
         problems.append(f"{where}: SLO {plan.slo_s} s must be above 0")
     if [window for window, _ in plan.envelope] != sorted({window for window, _ in plan.envelope}):

@@ -103,7 +103,9 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     if traffic.outgrown or state.outgrown_s == -math.inf:
         state = replace(state, outgrown_s=seen.time_s)
     calm_memory_s = _calm_memory_s(knobs, start_up_s)
-    if leaps is not None:
+    if basis.reserve is not None:
+        floor, memory_s = supplies(basis, basis.reserve), math.inf
+    elif leaps is not None:
         floor, memory_s = _floor(basis, traffic, leaps), knobs.plan_memory_s
     elif _outgrown(state, seen, calm_memory_s):
         floor, memory_s = basis.floor, knobs.plan_memory_s
@@ -123,6 +125,8 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
                 found[stage.name] = demand
                 continue
             detail = f"the plan's supply is kept for {memory_s / 60:.0f} min after its last use"
+            if basis.reserve is not None:
+                detail = f"replicas for {basis.reserve:g} times the planned traffic are always held"
             demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, detail, demand.stuck, demand.fallen)
         found[stage.name] = demand
     if below_since_s != state.below_since_s:
@@ -178,7 +182,8 @@ def _leaps(state: TunerState, seen: Observation, start_up_s: float) -> Leaps | N
     if not _leapt(state, seen):
         return None
     staffing, knobs = state.basis.staffing, state.basis.knobs
-    known = state.rises if staffing is None else _larger(staffing.rises, state.rises)
+    # What a sample that does not leap rises by is noise.
+    known = state.rises if staffing is None or not staffing.surges else _larger(staffing.rises, state.rises)
     unanswered = share_within(known, knobs.unanswered_share * start_up_s)
     followed = share_within(known, start_up_s) <= knobs.sudden_share
     return Leaps(unanswered, followed, any(known) and unanswered > knobs.sudden_share, known)
@@ -188,8 +193,13 @@ def _floor(basis: Basis, traffic: TrafficMultiple, leaps: Leaps) -> Mapping[str,
     """Supply by stage that is held after a leap: for as much of another one as comes before it is answered."""
     if not leaps.followed:
         return basis.floor
-    multiple = traffic.multiple + leaps.unanswered
-    return {s.name: min(basis.floor[s.name], supply_for(basis, s, multiple)) for s in basis.stages}
+    part = supplies(basis, traffic.multiple + leaps.unanswered)
+    return {name: min(supply, part[name]) for name, supply in basis.floor.items()}
+
+
+def supplies(basis: Basis, multiple: float) -> Mapping[str, float]:
+    """Supply by stage for a multiple of the sample's traffic."""
+    return {stage.name: supply_for(basis, stage, multiple) for stage in basis.stages}
 
 
 def traffic_of(basis: Basis, seen: Observation, leaps: Leaps | None = None) -> TrafficMultiple:
@@ -203,7 +213,7 @@ def traffic_of(basis: Basis, seen: Observation, leaps: Leaps | None = None) -> T
         seen: the pipeline now.
         leaps: where traffic has leapt lately, a forecast may go further, and has to rest on more seconds. Where leaps
             are sudden, it stops at the present end of its line, until traffic has outgrown the plan. Where they are
-            followed, a climb from a level counts, too.
+            followed, a climb from a level counts, too, and where people hold a reserve: they expect leaps.
     """
     multiple, detail = burst_multiple(basis, seen)
     outgrown = multiple > 1 + ABSORBED_SHARE
@@ -230,8 +240,9 @@ def traffic_of(basis: Basis, seen: Observation, leaps: Leaps | None = None) -> T
         carried=carried_rate,
         inner_confidence=knobs.inner_confidence,
     )
-    if leaps is not None and leaps.followed:
-        rate = climbing_rate(recent, lead_s, limit=knobs.climb_limit, above=rate, known=leaps.rises)
+    if basis.reserve is not None or (leaps is not None and leaps.followed):
+        known = () if leaps is None else leaps.rises
+        rate = climbing_rate(recent, lead_s, limit=knobs.climb_limit, above=rate, known=known)
     if carried_rate > 0 and rate > seen_rate:
         expected = f"{rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
         return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, expected, outgrown, share < 1)

@@ -86,6 +86,7 @@ class Basis:
         stock: most replicas by hardware kind, over all stages; a kind missing here has no limit.
         staffing: what multiples of the sample's traffic need; None falls back on square-root staffing.
         knobs: of the default policy.
+        reserve: see `pipeline.plan.Plan`.
     """
 
     slo_s: float
@@ -97,6 +98,7 @@ class Basis:
     stock: Mapping[str, int] = field(default_factory=dict)
     staffing: Staffing | None = None
     knobs: PolicySettings = field(default_factory=PolicySettings)
+    reserve: float | None = None
     start_up_s: float = field(init=False)
     """Longest start-up time of any kind, as profiled."""
     floor: Mapping[str, float] = field(init=False)
@@ -240,4 +242,5 @@ def basis_of(
         stock={name: stock for name in used if (stock := catalogue[name].stock) is not None},
         staffing=staffing,
         knobs=knobs or PolicySettings(),
+        reserve=plan.reserve,
     )

@@ -20,7 +20,7 @@ class PolicySettings:
 
     inner_confidence: float = 2.0
     """The same for rates that the plan carries: what such a forecast may cost by being late is known to end there. At
-    1.0 a calm day of web traffic costs 5 % more and has 44 reversals in place of 19."""
+    1.0 a calm day of web traffic costs 5 % more and has 43 reversals in place of 19."""
 
     forecast_limit: float = 1.5
     """Most that a forecast may exceed the rate seen by: no ramp is believed to go on for ever."""

@@ -64,6 +64,7 @@ OURS = Installation(
     bootstrap_servers="kafka-0.kafka:9092,kafka-1.kafka:9093",
     profiles={"paths.json": "{}", "kubernetes/language.cpu-1.json": "{}"},
     stock={"t4": 4},
+    reserve=1.5,
 )
 OLDEST, NEWEST = "1.25", kubernetes_validate.latest_version()
 OPERATOR = json.loads((Path(__file__).parent / "schemas/prometheus-operator.json").read_text())
@@ -147,6 +148,17 @@ def test_the_monitor_finds_the_service_and_the_service_the_controllers() -> None
     ports = {p["name"]: p["containerPort"] for p in pod["spec"]["containers"][0]["ports"]}
     arguments = pod["spec"]["containers"][0]["args"]
     assert str(ports["metrics"]) == arguments[arguments.index("--metrics-port") + 1]
+
+
+def test_controllers_hold_the_reserve_that_was_asked_for() -> None:
+    def arguments(of: Installation) -> list[str]:
+        (controller,) = [m for m in manifests(of) if m["kind"] == "Deployment"]
+        found: list[str] = controller["spec"]["template"]["spec"]["containers"][0]["args"]
+        return found
+
+    asked = arguments(OURS)
+    assert asked[asked.index("--reserve") + 1] == "1.5"
+    assert "--reserve" not in arguments(_in("ml"))
 
 
 def test_one_node_at_a_time_is_emptied_and_two_controllers_prefer_two_nodes() -> None:

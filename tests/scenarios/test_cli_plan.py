@@ -108,6 +108,27 @@ def test_a_plan_for_machines_meets_the_slo_and_is_the_one_saved(started: Path, t
     assert call("plan", started, "--output", "json").stdout == result.stdout
 
 
+def test_a_reserve_is_part_of_the_plan_with_what_it_costs_and_replay_holds_it(started: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    result = call("plan", started, "--reserve", "4", "--save", file)
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stdout.split())
+    assert re.search(r"Reserve: for 4 times the planned traffic about \d of parse, \d of study, \d of rate are", said)
+    assert "the plan's replicas stay" in " ".join(call("plan", started).stdout.split())
+    held = plan_from_bytes(file.read_bytes())
+    assert held.reserve == 4.0
+    document = json.loads(call("plan", started, "--reserve", "4", "--output", "json").stdout)
+    reserve = document["explanation"]["reserve"]
+    assert reserve["always"]
+    assert reserve["cost_per_hour"] > held.cost_per_hour
+    assert reserve["replicas"]["study"] > sum(a.replicas for a in held.allocations["study"])
+    costs = {
+        given: json.loads(call("replay", started, *given, "--output", "json").stdout)["cost"]
+        for given in ((), ("--plan", file), ("--reserve", "4"), ("--plan", file, "--reserve", "0"))
+    }
+    assert costs["--plan", file] == costs["--reserve", "4"] > costs[()] >= costs["--plan", file, "--reserve", "0"]
+
+
 def test_the_papers_algorithm_and_another_slo_can_be_chosen(started: Path) -> None:
     result = call("plan", started, "--algorithm", "inferline", "--slo", "400ms", "--output", "json")
     assert result.exit_code == 0, result.stderr

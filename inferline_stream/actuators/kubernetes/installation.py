@@ -63,6 +63,7 @@ class Installation:
         stock: the pipeline's share of hardware kinds.
         prefix: before the name of every topic.
         delivery: how results get into the sink.
+        reserve: see `pipeline.plan.Plan`.
     """
 
     target: Target
@@ -74,6 +75,7 @@ class Installation:
     stock: Mapping[str, int] = field(default_factory=dict)
     prefix: str = ""
     delivery: str = "at_least_once"
+    reserve: float | None = None
 
     @property
     def name(self) -> str:
@@ -178,6 +180,7 @@ def _controller(of: Installation) -> dict[str, Any]:
             *(("--secret", of.cluster.secret) if of.cluster.secret else ()),
             *(part for kind, most in sorted(of.stock.items()) for part in ("--stock", f"{kind}={most}")),
             *(("--prefix", of.prefix) if of.prefix else ()),
+            *(("--reserve", f"{of.reserve:g}") if of.reserve is not None else ()),
             *(("--delivery", of.delivery) if of.delivery != "at_least_once" else ()),
         ],
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],

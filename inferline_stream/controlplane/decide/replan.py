@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -111,6 +111,7 @@ def replan(inputs: ReplanInputs) -> ReplanResult:
         )
     except Infeasible as error:
         return ReplanResult(Reason.PLAN_INFEASIBLE, str(error))
+    plan = replace(plan, reserve=before.reserve)
     numbers = (
         f"{len(stretch)} arrivals at {stretch.arrival_rate:.1f}/s: the plan in force costs ${cost:.4f}/h and has a P99 "
         f"of {format_duration(p99_s)}, the cheapest ${plan.cost_per_hour:.4f}/h and "

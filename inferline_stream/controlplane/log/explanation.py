@@ -25,7 +25,7 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.BACKLOG: "queued records would have missed the SLO",
         Reason.VISIT_RATIO_SHIFTED: "more events took the branch to a stage than planned",
         Reason.THROUGHPUT_FELL: "replicas of a stage were slower than profiled",
-        Reason.INSURANCE: "what was planned for, and a little beyond where that is cheap, is kept at hand",
+        Reason.INSURANCE: "replicas that are held in reserve were missing",
         Reason.LOAD_FELL: "the load fitted fewer replicas",
         Reason.LIMIT_CHANGED: "people or the cluster set other limits",
         Reason.DISPATCHERS_NEED_REPLICAS: "each dispatcher of a stage needs a replica",
@@ -98,6 +98,8 @@ def _of_plan(stored: StoredPlan, plan: Plan, before: Plan | None) -> Iterator[st
         f"    SLO {format_duration(plan.slo_s)}, predicted P99 {format_duration(plan.predicted_p99_s)}, "
         f"${plan.cost_per_hour:.4f}/h, made for {plan.arrival_rate:.1f} events/s"
     )
+    if plan.reserve is not None:
+        yield f"    replicas for {plan.reserve:g} times that traffic are always held (--reserve)"
     for stage, held in plan.allocations.items():
         now = _held(plan, stage)
         was = None if before is None else _held(before, stage)

@@ -102,6 +102,14 @@ def test_a_key_that_binds_a_stage_is_reported_with_its_remedy() -> None:
     assert "cpu-1 20; Stage(ordered=False) lifts that" in said
 
 
+def test_a_reserve_that_people_ask_for_is_reported() -> None:
+    plan = replace(plan_from_bytes(bytes(STORY.plans[0].plan)), reserve=1.5)
+    raw = msgspec.Raw(plan_to_bytes(plan))
+    stored = [msgspec.structs.replace(STORY.plans[0], plan=raw), STORY.plans[1]]
+    said = "\n".join(sentences(PlanHistory("p", stored, (), Overrides()), 5))
+    assert said.count("replicas for 1.5 times that traffic are always held (--reserve)") == 1
+
+
 def test_several_dispatchers_of_a_stage_are_reported_with_what_it_holds() -> None:
     plan = replace(plan_from_bytes(bytes(STORY.plans[0].plan)), slots={"a": 2})
     raw = msgspec.Raw(plan_to_bytes(plan))

@@ -83,6 +83,13 @@ def test_traffic_beyond_the_plan_calls_for_another_that_meets_the_slo_on_it() ->
     assert found.p99_s <= 0.3
 
 
+def test_another_plan_holds_the_reserve_that_the_one_in_force_held() -> None:
+    given = inputs(180, 40)
+    proposal = replan(replace(given, plan=replace(given.plan, reserve=1.5)))
+    assert proposal.plan is not None
+    assert proposal.plan.reserve == 1.5
+
+
 def test_the_plan_in_force_is_judged_with_the_dispatchers_that_it_has() -> None:
     given = inputs(60, 60)
     plan = given.plan

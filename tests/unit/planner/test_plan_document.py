@@ -30,6 +30,8 @@ PLAN = Plan(
 
 
 def test_a_plan_read_back_is_the_plan_that_was_written():
+    held = dataclasses.replace(PLAN, reserve=1.5)
+    assert plan_from_bytes(plan_to_bytes(held)) == held != PLAN
     assert plan_from_bytes(plan_to_bytes(PLAN)) == PLAN
     assert plan_from_bytes(msgspec.json.encode(plan_to_dict(PLAN))) == PLAN
 
@@ -72,6 +74,7 @@ def test_bytes_that_are_no_json_are_refused():
         ("utilization", {"parse": 0.7}, "utilization lacks stage score"),
         ("envelope", ((0.2, 3), (0.1, 2)), "must ascend"),
         ("slo_s", -1.0, "must be above 0"),
+        ("reserve", -0.5, "reserve -0.5 must be 0 or more times"),
     ],
 )
 def test_a_plan_that_contradicts_itself_is_refused(field, value, message):

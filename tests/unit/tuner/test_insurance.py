@@ -213,14 +213,17 @@ def test_a_leap_is_counted_no_further_back_than_a_rise_may_take():
 
 
 def test_where_leaps_are_over_before_replicas_help_a_trend_leads_nowhere_unless_nothing_is_known_of_them():
-    def expected(*rises: float) -> float:
+    def expected(*rises: float, surges: bool = True) -> float:
         climbing = seen(60.0, recent=tuple(100 + 30 * second for second in range(30)), watched_s=29.0)
-        _, needed = demands(replace(leaping(rises), time_s=60.0), starting(climbing, 6.0))
+        begun = replace(leaping(rises, surges=surges), time_s=60.0, leapt_s=50.0, outgrown_s=0.0)
+        _, needed = demands(begun, starting(climbing, 6.0))
         return needed["a"].needed
 
     sudden = expected(0.0, 80.0, 90.0, 100.0)
     assert 0.9 * 985 * 2 < sudden < 985 * 2, "985/s is where the line ends; at 100/s, 200/s are needed"
     assert sudden + 2 * 6 * 30 < expected(0.0, 10.0, 20.0, 40.0, 80.0, 90.0, 100.0) == expected(0.0, 0.0) == expected()
+    noise = expected(0.0, 80.0, 90.0, 100.0, surges=False)
+    assert noise == expected(), "the rises of a sample that does not leap are noise"
 
 
 def test_what_was_learned_of_leaps_is_the_most_of_them_all():
