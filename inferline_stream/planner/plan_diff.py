@@ -40,6 +40,8 @@ class PlanDifference:
         slo_change_s: the second plan's SLO less the first's.
         p99_change_s: the second plan's predicted P99 less the first's.
         arrival_rate_change: the second plan's λ less the first's, per second.
+        reserve_before: the first plan's, see `pipeline.plan.Plan`.
+        reserve_after: the second plan's.
     """
 
     stages: tuple[StageDifference, ...]
@@ -47,11 +49,13 @@ class PlanDifference:
     slo_change_s: float
     p99_change_s: float
     arrival_rate_change: float
+    reserve_before: float | None = None
+    reserve_after: float | None = None
 
     @property
     def unchanged(self) -> bool:
         """Whether a pipeline running the first plan would have nothing to do for the second."""
-        return all(stage.unchanged for stage in self.stages)
+        return self.reserve_before == self.reserve_after and all(stage.unchanged for stage in self.stages)
 
 
 def difference(before: Plan, after: Plan, catalogue: Catalogue) -> PlanDifference:
@@ -71,6 +75,8 @@ def difference(before: Plan, after: Plan, catalogue: Catalogue) -> PlanDifferenc
         slo_change_s=after.slo_s - before.slo_s,
         p99_change_s=after.predicted_p99_s - before.predicted_p99_s,
         arrival_rate_change=after.arrival_rate - before.arrival_rate,
+        reserve_before=before.reserve,
+        reserve_after=after.reserve,
     )
 
 

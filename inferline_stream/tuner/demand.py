@@ -124,9 +124,11 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
             if demand.needed < stage.supply and seen.time_s - since_s >= memory_s:
                 found[stage.name] = demand
                 continue
-            detail = f"the plan's supply is kept for {memory_s / 60:.0f} min after its last use"
-            if basis.reserve is not None:
-                detail = f"replicas for {basis.reserve:g} times the planned traffic are always held"
+            detail = (
+                f"the plan's supply is kept for {memory_s / 60:.0f} min after its last use"
+                if basis.reserve is None
+                else f"replicas for {basis.reserve:g} times the planned traffic are always held"
+            )
             demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, detail, demand.stuck, demand.fallen)
         found[stage.name] = demand
     if below_since_s != state.below_since_s:

@@ -106,6 +106,13 @@ def test_a_difference_names_each_stage_s_change_and_adds_up_to_the_cost_of_all()
     assert not found.unchanged
 
 
+def test_another_reserve_is_a_difference():
+    held = dataclasses.replace(PLAN, reserve=2.0)
+    found = difference(PLAN, held, catalogue())
+    assert (found.unchanged, found.reserve_before, found.reserve_after) == (False, None, 2.0)
+    assert difference(held, held, catalogue()).unchanged
+
+
 def test_another_hold_is_a_difference_and_has_its_words():
     eager = {"parse": PLAN.allocations["parse"], "score": (Allocation("t4", 16, 1), Allocation("cpu-4", 8, 3))}
     found = difference(PLAN, dataclasses.replace(PLAN, allocations=eager), catalogue())
