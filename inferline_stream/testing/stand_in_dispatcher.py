@@ -38,9 +38,9 @@ class StandIn:
         self._busy: set[str] = set()
         self._retiring: set[str] = set()
         self._numbers: dict[str, int] = {}
-        self._say(f"started {spec.dispatcher} {spec.incarnation}")
         signal.signal(signal.SIGUSR1, lambda *_: self._replace())
         signal.signal(signal.SIGUSR2, lambda *_: os._exit(EXIT_FENCED))
+        self._say(f"started {spec.dispatcher} {spec.incarnation}")  # who reads it may send a signal at once
         channel.send(encode_attachment(Serving()))
 
     def run(self) -> int:
