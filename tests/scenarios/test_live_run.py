@@ -61,9 +61,9 @@ async def test_a_record_replays_to_the_decisions_of_its_run(
     assert reported.exit_code == 0, reported.output + repr(reported.exception)
     replayed = [step for step in json.loads(reported.stdout)["steps"] if step["action"] == "scale_up"]
     assert len(live) >= 2
-    # On a busy machine a run sees more queue up, or a burst once it samples again, and may decide once more for it.
-    assert abs(len(replayed) - len(live)) <= 1
-    live, replayed = live[:2], replayed[:2]
+    if policy == "default":  # also looks at what has queued up, which on a busy machine is more than in a replay
+        assert abs(len(replayed) - len(live)) <= 1
+        live, replayed = live[:2], replayed[:2]
     assert [step["replicas"] for step in replayed] == [replicas for _, replicas in live]
     assert [step["time_s"] for step in replayed] == pytest.approx([time_s for time_s, _ in live], abs=0.1)
 
