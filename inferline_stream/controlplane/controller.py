@@ -22,7 +22,7 @@ from inferline_stream.controlplane.apply.slot_keeper import TELL_AGAIN_S, SlotKe
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
-from inferline_stream.controlplane.log.control_records import decode_override
+from inferline_stream.controlplane.log.control_records import ArrivalTicks, decode_override
 from inferline_stream.controlplane.log.record_writers import ArrivalLog
 from inferline_stream.controlplane.observe.collector import LAGS_S, Collector
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
@@ -227,6 +227,10 @@ class Controller:
                 await asyncio.sleep(0.5)
             due_s = max(due_s + period_s, loop.time() - period_s)
             await asyncio.sleep(max(0.0, due_s - loop.time()))
+
+    def unwritten_ticks(self) -> ArrivalTicks | None:
+        """At its end: what the arrivals topic lacks, because the next sample would have brought it there."""
+        return self._ticks.rest()
 
     # -- what comes in -------------------------------------------------------------------------------
 

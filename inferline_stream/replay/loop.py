@@ -75,7 +75,7 @@ def replay(
             per slot.
         observations: when a live policy was asked and what it had measured, on the trace's clock: the same is done
             here. By default the first decision is made one period after time 0, and arrivals are known at once. Costs
-            count from time 0.
+            count from time 0 until the last event enters.
         progress: called every period with how much of the trace has passed: seconds of seconds.
     """
     conditions = conditions or Conditions()
@@ -147,7 +147,9 @@ class _Loop:
         observations: LiveObservations | None,
         progress: Callable[[float, float], None] | None,
     ) -> tuple[Step, ...]:
-        """Decide, step by step, until the last event has entered; then let the queues run empty."""
+        """Decide, step by step, until the last event has entered or the live policy was asked no more; then let the
+        queues run empty.
+        """
         entry_s, delay_s, period_s = self._workload.entry_s, self._conditions.statistics_delay_s, scaler.period_s
         looks_back = round(delay_s / period_s) if delay_s >= period_s else 0
         sight = Sight(self._plant, self._crews, looks_back)
@@ -156,7 +158,7 @@ class _Loop:
         if observations is None:
             asked_s = period_s * np.arange(1, math.ceil(self._end_s / period_s) + 1)
         else:
-            asked_s = observations.asked_s[observations.asked_s <= self._end_s]
+            asked_s = observations.asked_s  # also after the last event: it became known later than it entered
         seen_s, known_s = (
             observations.arrivals() if observations is not None and observations.ticks_s.size else (entry_s, entry_s)
         )
@@ -166,7 +168,7 @@ class _Loop:
         given = 0
         for now_s in asked_s.tolist():
             if progress is not None:
-                progress(now_s - asked_s[0], self._end_s - asked_s[0])
+                progress(now_s - asked_s[0], asked_s[-1] - asked_s[0])
             while pending and pending[0].time_s < now_s:
                 self._advance(max(pending[0].time_s, self._plant.now_s))
                 self._plant.slow(self._shape.stages.index(pending[0].stage), pending[0].factor)

@@ -259,6 +259,8 @@ class LiveRun:
         if decider.began_s is None:
             return None
         log = await read_observation_log(self.context, decider.began_s)
+        if (rest := self.controller.unwritten_ticks()) is not None:
+            log.take(rest)
         return log.observations(
             origin_s,
             decider.began_s,

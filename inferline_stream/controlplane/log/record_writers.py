@@ -100,8 +100,13 @@ class ArrivalLog:
         self.sampled(min(sampled_s + sample_s, until_s) * 1e3, grown)
 
     def take(self) -> Written | None:
-        """What has been collected, as one record; None if nothing has."""
-        if not self._waiting or self._written is None:
+        """What has been collected, as one record; None if no sample has."""
+        record = self.rest() if self._waiting else None
+        return None if record is None else Written(self._topic, self._source, encode(record))
+
+    def rest(self) -> ArrivalTicks | None:
+        """What has been collected, steps of the policy since the last sample among it; None before the first sample."""
+        if self._written is None:
             return None
         ticks, self._waiting = self._waiting, []
         asked, self._asked = self._asked, []
@@ -109,8 +114,9 @@ class ArrivalLog:
         record = ArrivalTicks(
             [t for t, _ in ticks], [e for _, e in ticks], self._written[1], self._written[0], asked, new
         )
-        self._written = ticks[-1]
-        return Written(self._topic, self._source, encode(record))
+        if ticks:
+            self._written = ticks[-1]
+        return record
 
 
 def _close(figure: float | None, before: float | None) -> bool:

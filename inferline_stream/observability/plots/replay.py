@@ -76,7 +76,8 @@ def _arrivals(axes: Axes, outcome: Outcome, plan: Plan, scale: float) -> None:
 
 
 def _replicas(axes: Axes, outcome: Outcome, plan: Plan, scale: float) -> None:
-    times = [0.0, *(max(0.0, step.time_s) for step in outcome.steps), outcome.duration_s]
+    times = [0.0, *(max(0.0, step.time_s) for step in outcome.steps)]
+    times.append(max(outcome.duration_s, times[-1]))
     for stage, look in zip(plan.allocations, line_styles(), strict=False):
         held = [replicas_of(plan.allocations[stage])]
         for step in outcome.steps:

@@ -62,6 +62,25 @@ def test_a_replay_sees_each_arrival_of_a_gap_when_it_came() -> None:
     assert (known_s >= arrivals_s).all()
 
 
+def test_steps_after_the_last_tick_are_left_for_the_end_of_a_run() -> None:
+    ticks, observed = ArrivalLog(NAMES, "posts"), ObservationLog()
+    assert ticks.rest() is None
+    ticks.sampled(1_000.0, [5])
+    ticks.sampled(1_020.0, [9])
+    ticks.asked(1.01, {"a": 2.0})
+    observed.take(decode_ticks(ticks.take().value))
+    ticks.asked(1.11, {"a": 3.0})
+    assert ticks.take() is None
+    observed.take(ticks.rest())
+    found = observed.observations(0.0, 1.01)
+    assert found.asked_s.tolist() == [1.01, 1.11]
+    assert found.figures.tolist() == [2.0, 3.0]
+    assert found.ticks_s.tolist() == [1.0, 1.02]
+    assert not ticks.rest().asked_ms, "once"
+    ticks.sampled(1_200.0, [10])
+    assert decode_ticks(ticks.take().value).previous == [9]
+
+
 def test_when_the_policy_was_asked_is_reported_with_the_next_tick_and_its_figures_once_they_have_moved() -> None:
     ticks = ArrivalLog(NAMES, "posts")
     ticks.sampled(0.0, [5])

@@ -63,9 +63,9 @@ def test_a_policy_is_asked_when_the_live_one_was_and_given_what_had_been_sampled
     watching = Watching()
     lived(watching)
     times, arrivals, watched, _ = zip(*watching.views, strict=True)
-    assert times == (-0.5, 0.33, 0.47, 1.0)  # 2.9 is after the last event
-    assert list(arrivals) == [[], [-1.0], [], pytest.approx([0.3, 0.3 + 0.2 / 3, 0.3 + 0.4 / 3])]
-    assert watched == pytest.approx((4.0, 4.83, 4.97, 5.5))
+    assert times == (-0.5, 0.33, 0.47, 1.0, 2.9)  # the last one after the last event, which it sees
+    assert list(arrivals) == [[], [-1.0], [], pytest.approx([0.3, 0.3 + 0.2 / 3, 0.3 + 0.4 / 3]), [0.5]]
+    assert watched == pytest.approx((4.0, 4.83, 4.97, 5.5, 7.4))
 
 
 def test_a_policy_is_given_figures_when_the_live_one_was_and_the_newest_of_each_holds():
@@ -73,19 +73,34 @@ def test_a_policy_is_given_figures_when_the_live_one_was_and_the_newest_of_each_
     lived(watching)
     figures = [view[3] for view in watching.views]
     began, both = {"a x start_up_s": 0.25}, {"a x start_up_s": 0.25, "a x throughput": 80.0}
-    assert figures == [began, began, both, {"a x start_up_s": None, "a x throughput": 80.0}]
+    none = {"a x start_up_s": None, "a x throughput": 80.0}
+    assert figures == [began, began, both, none, none]
 
 
 def test_without_samples_arrivals_are_known_at_once():
     watching = Watching()
     lived(watching, replace(OBSERVATIONS, ticks_s=np.empty(0), grown=np.empty(0, np.int64)))
-    assert [len(view[1]) for view in watching.views] == [0, 2, 0, 2]
+    assert [len(view[1]) for view in watching.views] == [0, 2, 0, 2, 6]
 
 
 def test_costs_count_from_time_0_whenever_the_policy_was_first_asked():
     found = lived(Scheduled("early", [(-0.5, {"a": {"x": 2}})], 0.1))
     assert found.replica_hours["a", "x"] * 3600 == pytest.approx(2 * 2.7)
     assert found.steps[0].time_s == -0.5
+
+
+def test_what_became_known_only_after_the_last_event_had_entered_is_decided_on_and_costs_nothing():
+    """The feed of a busy machine catches up at its end: the last burst is sampled when nothing more enters."""
+    late = replace(OBSERVATIONS, ticks_s=np.array([-1.0, 2.6, 2.8]), grown=np.array([0, 1, 10]))
+
+    class Answering(Watching):
+        def decide(self, view) -> Wish | None:
+            super().decide(view)
+            return Wish({"a": {"x": 9}}) if len(view.arrivals_s) == 10 else None
+
+    found = lived(Answering(), late)
+    assert [(step.time_s, step.replicas) for step in found.steps] == [(2.9, {"a": {"x": 9}})]
+    assert found.replica_hours["a", "x"] * 3600 == pytest.approx(2.7)
 
 
 @given(st.lists(st.tuples(st.floats(0.001, 0.5), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
@@ -124,6 +139,7 @@ def test_the_policy_sees_the_figures_that_it_is_given():
     assert [(supply.start_up_s, supply.throughput) for supply in seen] == [(0.25, None)] * 2 + [
         (0.25, 80.0),
         (None, 80.0),
+        (None, 80.0),
     ]
 
 
@@ -136,4 +152,4 @@ def test_a_table_of_staffing_is_decided_by_from_when_on_it_was_there():
 
     table = Staffing((1.0,), {"a": (1.0,)}, 1.0)
     lived(Tuner("later", step, initial_state(PLAN, MEASURED, KINDS), ONE, later=(0.4, table)))
-    assert tables == [None, None, table, table]
+    assert tables == [None, None, table, table, table]
