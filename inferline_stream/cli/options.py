@@ -49,7 +49,7 @@ Stock = Annotated[
 
 def _finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value:g} is no number of times")
+        raise typer.BadParameter(f"{value:g} is no multiple of traffic; give a number such as 2")
     return value
 
 

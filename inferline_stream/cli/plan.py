@@ -118,8 +118,7 @@ def plan(
     )
     if not elsewhere:
         what = replace(what, pipeline=with_devices(what.pipeline, devices(), absent=False))
-    search: dict[str, Any] = {"algorithm": algorithm, "seed": seed, "traces": traces}
-    search["reserve"] = reserve
+    search: dict[str, Any] = {"algorithm": algorithm, "seed": seed, "traces": traces, "reserve": reserve}
     search["oversubscribe"] = oversubscribe or elsewhere  # a cluster finds places by itself
     found = planned(what, measured, seconds=seconds, **search)
     if rehearse:

@@ -34,6 +34,7 @@ def reserve_of(basis: Basis) -> Reserve:
     for stage in basis.stages:
         # A stage of several hardware kinds keeps their mixture.
         held = math.ceil(supply[stage.name] / stage.supply * stage.planned - 1e-9) if stage.supply else 0
+        held = max(held, stage.slots if stage.planned else 0)  # a dispatcher keeps one
         replicas[stage.name] = held
         if stage.planned:
             cost += held / stage.planned * sum(kind.planned * kind.price_per_hour for kind in stage.kinds)

@@ -22,11 +22,12 @@ from inferline_stream.errors import Infeasible
 from inferline_stream.replay.compare import compare
 from tests.benchmarks._families import FAMILIES, case
 from tests.benchmarks._judging import OBJECTIVE, RULES
-from tests.benchmarks.swing import SYSTEMS
+from tests.benchmarks.swing import SYSTEMS as OTHERS
 
 Figures = dict[str, float | int | str | None]
 
 SEEDS, QUICK_SEEDS = range(240), range(8)
+SYSTEMS = {**OTHERS, "inferline": "the paper's own Tuner"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def table(ran: list[Ran]) -> str:
             these = [r for r in ran if (r.system, r.family) == (system, family)]
             cells.append(f"{statistics.mean(r.cost for r in these):.2f}, {sum(r.kept for r in these)}")
         beats = sum(r.beats_ours for r in ran if r.system == system)
-        name = SYSTEMS.get(policy, "the paper's own Tuner") + (", on our pool" if pool else "")
+        name = SYSTEMS[policy] + (", on our pool" if pool else "")
         lines.append(f"| {name} | {' | '.join(cells)} | {beats if policy != 'default' else ''} |")
     counts = [str(sum((r.system, r.family) == ("default", f) for r in ran)) for f in families]
     lines.append(f"| runs | {' | '.join(counts)} | |")

@@ -181,6 +181,14 @@ def leap_reserves(seeds: int) -> Figures:
     profiles = {key: replace(p, start_up_s=LEAP_RISE_S / 2) for key, p in MEASURED.profiles.items()}
     slow = replace(MEASURED, profiles=profiles)
 
+    def least_multiple(plan: Plan, trace: Trace, top: float) -> float:
+        wanted = [(LEAP_AT_S, _replicas(times_the_plan(plan, 1.2 * top)))]
+        for tenths in range(10, math.ceil(10 * top) + 1):
+            held = replace(plan, allocations=times_the_plan(plan, tenths / 10))
+            if run(held, trace, Scheduled("asked", wanted), slow).miss_rate <= 1 - OBJECTIVE:
+                return tenths / 10
+        raise ValueError(f"a leap to {top:g} times the rate misses more than allowed with as many times the plan")
+
     def misses(held: Plan, trace: Trace, sample: Trace) -> float:
         return run(held, trace, tuned(held, sample, measured=slow), slow).miss_rate
 
@@ -190,14 +198,9 @@ def leap_reserves(seeds: int) -> Figures:
         for seed in range(seeds):
             sample, plan = steady(seed)
             trace = leap(top, np.random.default_rng([seed, *b"leap"]))
-            wanted = [(LEAP_AT_S, _replicas(times_the_plan(plan, 1.2 * top)))]
-            for tenths in range(10, math.ceil(10 * top) + 1):
-                held = replace(plan, allocations=times_the_plan(plan, tenths / 10))
-                if run(held, trace, Scheduled("asked", wanted), slow).miss_rate <= 1 - OBJECTIVE:
-                    break
-            least.append(tenths / 10)
+            least.append(least_multiple(plan, trace, top))
             missed.append(misses(plan, trace, sample))
-            reserved.append(misses(replace(plan, reserve=SEEN_LATE * tenths / 10), trace, sample))
+            reserved.append(misses(replace(plan, reserve=SEEN_LATE * least[-1]), trace, sample))
         figures[f"leap_to_{top:g}_reserve"] = round(statistics.mean(least), 2)
         figures[f"leap_to_{top:g}_missed"] = round(statistics.mean(missed), 4)
         figures[f"leap_to_{top:g}_missed_reserved"] = round(statistics.mean(reserved), 4)

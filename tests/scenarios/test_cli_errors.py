@@ -57,7 +57,7 @@ TABLE = [
     Bad("arrivals that are not replayed", "run reviews --no-replay --arrivals reviews/arrivals.csv", 2, "leave one of them out"),
     Bad("an exporter that is none", "run reviews --tracing otpl", 2, "--tracing 'otpl': installed are"),
     Bad("a reserve that is held by nobody", "run reviews --reserve 2 --policy inferline", 2, "held by the default policy"),
-    Bad("a reserve without end", "plan reviews --reserve inf", 2, "inf is no number of times"),
+    Bad("a reserve without end", "plan reviews --reserve inf", 2, "inf is no multiple of traffic; give a number such as 2"),
     Bad("a reserve below nothing", "run reviews --reserve -1", 2, "greater than or equal to 0"),
     Bad("a reserve in a replay of none", "replay reviews --reserve 2 --policy none", 2, "held by the default policy, not by none"),
     Bad("a reserve for what runs already", f"deploy reviews --reserve 2 --bootstrap-servers {NOBODY}", 2, "are for --target kubernetes"),

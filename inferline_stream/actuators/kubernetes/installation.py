@@ -180,7 +180,7 @@ def _controller(of: Installation) -> dict[str, Any]:
             *(("--secret", of.cluster.secret) if of.cluster.secret else ()),
             *(part for kind, most in sorted(of.stock.items()) for part in ("--stock", f"{kind}={most}")),
             *(("--prefix", of.prefix) if of.prefix else ()),
-            *(("--reserve", f"{of.reserve:g}") if of.reserve is not None else ()),
+            *(("--reserve", str(of.reserve)) if of.reserve is not None else ()),
             *(("--delivery", of.delivery) if of.delivery != "at_least_once" else ()),
         ],
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],

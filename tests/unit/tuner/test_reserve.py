@@ -65,7 +65,7 @@ def test_without_one_it_is_the_plan_and_what_is_insured_beyond_it():
 
 @pytest.mark.parametrize(
     ("reserve", "replicas", "multiple"),
-    [(0.0, {"a": 0, "b": 0}, 0.0), (1.0, {"a": 2, "b": 3}, 2.0), (4.0, {"a": 6, "b": 8}, 6.0)],
+    [(0.0, {"a": 1, "b": 1}, 1.0), (1.0, {"a": 2, "b": 3}, 2.0), (4.0, {"a": 6, "b": 8}, 6.0)],
 )
 def test_one_that_is_asked_for_grows_with_the_traffic_and_its_room_with_the_root_of_it(reserve, replicas, multiple):
     """At four times the traffic 400 + √4 · 100 of 100/s each at `a`, and 200 + √4 · 100 of 50/s at `b`."""
