@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 DEADLINE_S = 60.0
@@ -23,3 +24,9 @@ async def command(*line: str, **given: Any) -> AsyncIterator[asyncio.subprocess.
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def lines_of(path: Path, count: int) -> None:
+    """Wait until a file that another process writes holds so many whole lines."""
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        await asyncio.sleep(0.05)

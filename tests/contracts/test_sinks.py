@@ -17,7 +17,7 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from inferline_stream.kafka.record_follower import RecordFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.contracts.commands import DEADLINE_S
+from tests.contracts.commands import DEADLINE_S, lines_of
 from tests.contracts.sink_process import Command, numbered, running, send, topic_on, until
 from tests.contracts.webhook_receiver import Receiver
 
@@ -192,8 +192,3 @@ async def jsonl(bootstrap_servers: str, topic: str, path: Path, *more: str, chec
         env={**os.environ, "INFERLINE_TOPIC_CHECK_S": check_s},
     )  # fmt: skip
     return Command(process)
-
-
-async def lines_of(path: Path, count: int) -> None:
-    while not path.exists() or len(path.read_bytes().splitlines()) < count:
-        await asyncio.sleep(0.05)

@@ -88,7 +88,7 @@ async def test_what_is_left_of_a_container_is_removed_when_its_process_has_ended
     launch.close()
     reported = tmp_path / "arguments"
     async with asyncio.timeout(10):
-        while not reported.exists():
+        while not reported.exists() or not reported.read_text().endswith("\n"):
             await asyncio.sleep(0.01)
     assert reported.read_text() == f"rm --force {name}\n"
 
