@@ -6,6 +6,7 @@ import pytest
 from aiokafka.errors import RebalanceInProgressError, UnknownMemberIdError
 
 from inferline_stream.broker.membership import Member, Membership, State
+from tests.support.virtual_time import in_virtual_time
 
 
 def member(name="", protocols=("range",), session_timeout_s=30.0, rebalance_timeout_s=30.0):
@@ -24,10 +25,13 @@ async def soon(task):
         return await task
 
 
+@in_virtual_time
 async def test_the_first_member_of_an_empty_group_waits_for_others_if_it_has_to():
-    group = Membership(rebalance_delay_s=0.2)
-    joining = [asyncio.create_task(group.join(member(), "consumer")) for _ in range(3)]
-    joined = [await soon(one) for one in joining]
+    group = Membership(rebalance_delay_s=3.0)
+    joining = [asyncio.create_task(group.join(member(), "consumer")) for _ in range(2)]
+    await asyncio.sleep(2.9)
+    joining.append(asyncio.create_task(group.join(member(), "consumer")))
+    joined = [await one for one in joining]
     assert [one.generation for one in joined] == [1, 1, 1]
     (leader,) = [one for one in joined if one.members]
     assert len(leader.members) == 3
@@ -70,24 +74,30 @@ async def test_a_member_that_asks_again_is_answered_again_without_a_rebalance(gr
     assert group.generation == 1
 
 
-async def test_a_member_that_does_not_join_again_in_time_is_left_behind(group):
-    first = await group.join(member(rebalance_timeout_s=0.1), "consumer")
+@in_virtual_time
+async def test_a_member_that_does_not_join_again_in_time_is_left_behind():
+    group = Membership(rebalance_delay_s=0.0)
+    first = await group.join(member(rebalance_timeout_s=10.0), "consumer")
     await group.sync(first.member_id, 1, {})
-    second = await soon(asyncio.create_task(group.join(member(rebalance_timeout_s=0.1), "consumer")))
+    second = await group.join(member(rebalance_timeout_s=10.0), "consumer")
     assert [name for name, _ in second.members] == [second.member_id]
     with pytest.raises(UnknownMemberIdError):
         group.heartbeat(first.member_id, 1)
 
 
-async def test_a_silent_member_is_removed_and_one_that_speaks_or_waits_for_us_is_not(group):
-    silent = await group.join(member(session_timeout_s=0.15, rebalance_timeout_s=5), "consumer")
+@in_virtual_time
+async def test_a_silent_member_is_removed_and_one_that_speaks_or_waits_for_us_is_not():
+    group = Membership(rebalance_delay_s=0.0)
+    silent = await group.join(member(session_timeout_s=15.0, rebalance_timeout_s=60.0), "consumer")
     await group.sync(silent.member_id, 1, {})
-    waiting = asyncio.create_task(group.join(member(session_timeout_s=0.05, rebalance_timeout_s=5), "consumer"))
-    joined = await soon(waiting)  # longer than its own session, for the silent one had to be given up first
+    # Longer than its own session, for the silent one has to be given up first.
+    joined = await group.join(member(session_timeout_s=5.0, rebalance_timeout_s=60.0), "consumer")
     assert [name for name, _ in joined.members] == [joined.member_id]
     for _ in range(4):
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(4.9)
         group.heartbeat(joined.member_id, joined.generation)
+    await asyncio.sleep(4.9)
+    assert group.members.keys() == {joined.member_id}
     await asyncio.sleep(0.2)
     assert group.members == {}
     assert group.state is State.EMPTY

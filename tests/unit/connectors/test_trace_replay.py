@@ -9,6 +9,7 @@ from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec, _Outbox, due_times, pace
 from inferline_stream.dataplane.sample_files import keyed
 from inferline_stream.errors import InvalidFile, InvalidInput, UsageError
+from tests.support import virtual_time
 
 
 def spec(path, **fields):
@@ -52,19 +53,24 @@ def test_an_event_without_the_key_field_is_refused(event):
         keyed(event, "user")
 
 
-async def test_no_event_leaves_early_and_lateness_is_what_the_clock_says():
+def test_no_event_leaves_early_and_lateness_is_what_the_clock_says():
     due_s = np.cumsum(np.random.default_rng(7).exponential(0.002, 150))
     offered: list[float] = []
     lateness_s: list[float] = []
-    before = time.monotonic()
-    await pace(due_s, lambda i: offered.append(time.monotonic()), lateness_s)
-    early = np.array(offered) - before - due_s
-    assert (early >= 0).all()
-    # The replay's own start lies at most one offer after `before`, and each offer a moment after its clock was read.
-    np.testing.assert_allclose(early, lateness_s, atol=0.02)
+
+    def takes_a_while(number: int) -> None:
+        offered.append(time.monotonic())
+        time.sleep(0.001)
+
+    virtual_time.run(pace(due_s, takes_a_while, lateness_s))
+    late = np.array(offered) - due_s
+    assert (late > -1e-9).all()
+    assert 0.001 < late.max() < 0.02, "some wait for others"
+    assert np.median(late) < 1e-9, "and most do not"
+    np.testing.assert_allclose(late, lateness_s, atol=1e-9)
 
 
-async def test_events_that_are_overdue_leave_at_once_and_none_is_left_out():
+def test_events_that_are_overdue_leave_at_once_and_none_is_left_out():
     numbers: list[int] = []
 
     def stalls_once(number: int) -> None:
@@ -73,11 +79,9 @@ async def test_events_that_are_overdue_leave_at_once_and_none_is_left_out():
             time.sleep(0.5)  # this process was held up
 
     lateness_s: list[float] = []
-    await pace(np.array([0.0, 0.02, 0.04, 1.2]), stalls_once, lateness_s)
+    virtual_time.run(pace(np.array([0.0, 0.02, 0.04, 1.2]), stalls_once, lateness_s))
     assert numbers == [0, 1, 2, 3]
-    assert lateness_s[1] >= 0.48
-    assert lateness_s[2] >= 0.46
-    assert lateness_s[3] < 0.4  # the delay is not passed on; a busy machine has its own
+    assert lateness_s == pytest.approx([0.0, 0.48, 0.46, 0.0]), "the delay is not passed on"
 
 
 class StuckProducer:
@@ -92,23 +96,25 @@ class StuckProducer:
         self.sent.append((value, timestamp_ms))
 
 
-async def test_a_stuck_kafka_delays_no_event_and_timestamps_tell_when_each_was_created():
+def test_a_stuck_kafka_delays_no_event_and_timestamps_tell_when_each_was_created():
     producer = StuckProducer()
-    outbox = _Outbox(producer, "t", [(b"a", None), (b"b", None)])
-    forwarding = asyncio.create_task(outbox.forward())
-    lateness_s: list[float] = []
-    before_ms = int(time.time() * 1e3)
-    await pace(np.array([0.0, 0.05, 0.10]), outbox.offer, lateness_s)
-    assert len(lateness_s) == 3
-    assert producer.sent == []
-    await asyncio.sleep(0.1)
-    producer.let.set()
-    await outbox.emptied()
-    forwarding.cancel()
+
+    async def replayed():
+        outbox = _Outbox(producer, "t", [(b"a", None), (b"b", None)])
+        forwarding = asyncio.create_task(outbox.forward())
+        lateness_s: list[float] = []
+        await pace(np.array([0.0, 0.05, 0.10]), outbox.offer, lateness_s)
+        assert lateness_s == pytest.approx([0.0, 0.0, 0.0])
+        assert producer.sent == []
+        await asyncio.sleep(0.1)
+        producer.let.set()
+        await outbox.emptied()
+        forwarding.cancel()
+
+    virtual_time.run(replayed())
     assert [value for value, _ in producer.sent] == [b"a", b"b", b"a"]
-    created_ms = np.array([timestamp_ms for _, timestamp_ms in producer.sent]) - before_ms
-    # Created when the trace said (plus lateness), long before the client took them; the clock is cut to milliseconds.
-    np.testing.assert_allclose(created_ms, (np.array([0.0, 0.05, 0.10]) + lateness_s) * 1e3, atol=3)
+    created_ms = np.array([timestamp_ms for _, timestamp_ms in producer.sent]) - virtual_time.EPOCH_S * 1e3
+    np.testing.assert_allclose(created_ms, [0, 50, 100], atol=1)  # cut to milliseconds
 
 
 async def test_a_replay_whose_process_has_ended_by_the_time_it_is_killed_ends_in_order(tmp_path, monkeypatch):

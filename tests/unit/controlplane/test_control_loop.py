@@ -31,8 +31,8 @@ from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.policy import POLICIES, Policy
 from tests.support.fake_actuator import FakeActuator
+from tests.support.virtual_time import EPOCH_S, run
 from tests.unit.controlplane.memory_kafka import MemoryKafka
-from tests.unit.controlplane.virtual_time import EPOCH_S, run
 
 SHAPE = Shape(("a",), ())
 SERVICE_S = 0.1

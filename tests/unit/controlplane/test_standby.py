@@ -18,8 +18,7 @@ from inferline_stream.controlplane.leadership import (
 )
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import Followed
-
-from . import virtual_time
+from tests.support import virtual_time
 
 LOOK_S = LOOK_EVERY_S + 1e-6
 """A standby may notice so late that its time has come."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 from unittest.mock import patch
 
@@ -31,7 +32,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Its `time`, and while `run` runs `time.time` and `time.monotonic`, are virtual."""
+    """Its `time`, and while `run` runs that of module `time`, are virtual."""
 
     def __init__(self) -> None:
         self._clock = _Selector()
@@ -39,6 +40,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._clock.now_s
+
+    def sleep(self, duration_s: float) -> None:
+        """Let time pass that nothing else can use, as where this process is held up."""
+        self._clock.now_s += duration_s
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -48,7 +53,17 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         with (
             patch.object(time, "time", lambda: EPOCH_S + loop.time()),
             patch.object(time, "monotonic", loop.time),
+            patch.object(time, "sleep", loop.sleep),
         ):
             loop.run_until_complete(work)
     finally:
         loop.close()
+
+
+def in_virtual_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Make of a test that awaits one that runs to the end in virtual time."""
+
+    def tested() -> None:
+        run(test())
+
+    return functools.update_wrapper(tested, test, updated=())
