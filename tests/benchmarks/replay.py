@@ -65,6 +65,9 @@ CALM_S, RAMP_S = 600.0, 60.0
 ASKED_AFTER_S = (0.0, 1.0, 2.0, 3.0, 4.0)
 """How long after a ramp begins its replicas are asked for."""
 
+STATIONARY = ((10.0, 1.0), (45.0, 1.0), (150.0, 1.0), (150.0, 4.0))
+"""Rates and CVs of gaps of stationary traffic."""
+
 LEAPS_TO = (2.0, 4.0, 8.0)
 """Multiples of the rate before a leap. Replicas start within half of the time that it rises for."""
 
@@ -169,6 +172,26 @@ def unforeseen(seeds: int) -> Figures:
             worst.append(float(np.nanmax(outcome.miss_rates(BIN_S)[round(RAMP_S / BIN_S) :])))
     asked = {f"ramp_30_asked_after_{s:g}_s_worst": round(statistics.mean(worst), 4) for s, worst in late.items()}
     return {"calm_worst_no_tuner": round(statistics.mean(calm), 4), **asked}
+
+
+def stationary(seeds: int) -> Figures:
+    """What an hour of the planned traffic costs in multiples of the plan and misses, and what the plan alone misses."""
+    figures: Figures = {}
+    for rate, cv in STATIONARY:
+        multiples, missed, alone = [], [], []
+        for seed in range(seeds):
+            rng = np.random.default_rng([seed, *b"stationary"])
+            sample, hour = gamma_trace(rate, cv, SAMPLE_S, rng), gamma_trace(rate, cv, 3600.0, rng)
+            plan = planned(sample)
+            ours, fixed = run(plan, hour, tuned(plan, sample)), run(plan, hour, Fixed())
+            multiples.append(ours.cost / fixed.cost)
+            missed.append(ours.miss_rate)
+            alone.append(fixed.miss_rate)
+        name = f"stationary_{rate:g}_cv_{cv:g}"
+        figures[f"{name}_times_plan"] = round(statistics.mean(multiples), 3)
+        figures[f"{name}_missed"] = round(statistics.mean(missed), 5)
+        figures[f"{name}_missed_no_tuner"] = round(statistics.mean(alone), 5)
+    return figures
 
 
 def leap_reserves(seeds: int) -> Figures:
@@ -375,6 +398,7 @@ def measure(quick: bool) -> Figures:
         **experiment("ramp_30_after_calm", lambda rng: ramp(30.0, rng, calm_s=CALM_S), seeds),
         **({} if quick else experiment("ramp_10", lambda rng: ramp(10.0, rng), seeds)),
         **unforeseen(seeds),
+        **stationary(seeds),
         **leap_reserves(seeds),
         **experiment("burst", burst, seeds),
         **contest(quick),

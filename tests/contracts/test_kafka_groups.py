@@ -134,7 +134,7 @@ async def test_a_listener_learns_what_is_revoked_and_what_is_assigned(clients):
     assert reported[3][1] == partitions_of(consumer)
 
 
-async def join(clients, group, member_id="", session_ms=6000, protocol="range"):
+async def join(clients, group, member_id="", session_ms=60_000, protocol="range"):
     """Join a group by hand; brokers may want a new member to ask twice."""
     answer = await clients.send(
         JoinGroupRequest(group, session_ms, 60_000, member_id, None, "consumer", [(protocol, b"m")])
