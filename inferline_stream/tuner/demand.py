@@ -242,7 +242,7 @@ def traffic_of(basis: Basis, seen: Observation, leaps: Leaps | None = None) -> T
         carried=carried_rate,
         inner_confidence=knobs.inner_confidence,
     )
-    if basis.reserve is not None or (leaps is not None and leaps.followed):
+    if basis.reserve or (leaps is not None and leaps.followed):
         known = () if leaps is None else leaps.rises
         rate = climbing_rate(recent, lead_s, limit=knobs.climb_limit, above=rate, known=known)
     if carried_rate > 0 and rate > seen_rate:

@@ -50,10 +50,10 @@ def test_a_decision_for_it_says_so():
     assert wanted["a"].detail == "replicas for 1.5 times the planned traffic are always held"
 
 
-def test_who_holds_one_expects_leaps_so_that_climbs_count_before_there_was_any():
+def test_who_holds_more_than_none_expects_leaps_so_that_climbs_count_before_there_was_any():
     climbing = seen(60.0, recent=(1000,) * 27 + (1100, 1300, 1500), watched_s=60.0)
     expected = [traffic_of(tuner(reserve).basis, climbing).multiple for reserve in (None, 0.0, 2.0)]
-    assert expected[0] < 1 < expected[1] == expected[2]
+    assert expected[0] == expected[1] < 1 < expected[2]
 
 
 def test_without_one_it_is_the_plan_and_what_is_insured_beyond_it():
