@@ -26,7 +26,7 @@ async def command(*line: str, **given: Any) -> AsyncIterator[asyncio.subprocess.
             await process.wait()
 
 
-async def lines_of(path: Path, count: int) -> None:
+async def until_lines(path: Path, count: int) -> None:
     """Wait until a file that another process writes holds so many whole lines."""
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         await asyncio.sleep(0.05)

@@ -21,7 +21,7 @@ from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.errors import InvalidInput, Unreachable
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.contracts.commands import lines_of
+from tests.contracts.commands import until_lines
 
 DEADLINE_S = 30.0
 
@@ -222,7 +222,7 @@ async def test_the_sinks_command_counts_and_ends_on_sigterm(kafka, topic, tmp_pa
         "--topic", topic, "--path", str(path), stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     async with asyncio.timeout(DEADLINE_S):
-        await lines_of(path, 5)
+        await until_lines(path, 5)
         os.kill(process.pid, signal.SIGTERM)
         output, _ = await process.communicate()
     assert process.returncode == 0
@@ -250,7 +250,7 @@ async def test_a_full_disk_holds_the_sink_up_and_nothing_is_lost_or_torn(kafka, 
         "--topic", topic, "--path", str(path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     async with asyncio.timeout(DEADLINE_S):
-        await lines_of(path, 3)
+        await until_lines(path, 3)
         worker = isolated_part_of(process.pid)
         _, hard = resource.prlimit(worker, resource.RLIMIT_FSIZE)
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
@@ -259,7 +259,7 @@ async def test_a_full_disk_holds_the_sink_up_and_nothing_is_lost_or_torn(kafka, 
             pass
         assert len(path.read_bytes().splitlines()) == 3
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (hard, hard))
-        await lines_of(path, 9)
+        await until_lines(path, 9)
         os.kill(process.pid, signal.SIGTERM)
         output, _ = await process.communicate()
     assert json.loads(output) == {

@@ -20,7 +20,7 @@ import inferline_stream
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kafka import KafkaServer
-from tests.contracts.commands import command, lines_of
+from tests.contracts.commands import command, until_lines
 from tests.contracts.test_isolation import NOBODY, interpreter_for_nobody
 from tests.contracts.test_sources import isolated_part_of, said, topic_on
 
@@ -74,7 +74,7 @@ async def test_sources_and_sinks_of_another_user_than_root_are_sealed_as_well(
         port = (await said(http, r"http://127\.0\.0\.1:(\d+)/events"))[1]
         async with session.post(f"http://127.0.0.1:{port}/events", json={"n": 5}) as answer:
             assert answer.status == 202
-        await lines_of(out, 6)
+        await until_lines(out, 6)
         for process in (files, http, sink):
             status = dict(
                 line.split(":\t") for line in Path(f"/proc/{isolated_part_of(process)}/status").read_text().splitlines()

@@ -17,7 +17,7 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from inferline_stream.kafka.record_follower import RecordFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.contracts.commands import DEADLINE_S, lines_of
+from tests.contracts.commands import DEADLINE_S, until_lines
 from tests.contracts.sink_process import Command, numbered, running, send, topic_on, until
 from tests.contracts.webhook_receiver import Receiver
 
@@ -97,7 +97,7 @@ async def test_a_sink_that_retention_has_passed_halts_that_partition_and_goes_on
     async with asyncio.timeout(DEADLINE_S):
         await write(range(5), 0)
         first = await sink()
-        await lines_of(path, 5)
+        await until_lines(path, 5)
         assert (await first.stopped())["halted"] == {}
         await write(range(5, 9), 0)
         await write(range(20, 23), 1)
@@ -106,13 +106,13 @@ async def test_a_sink_that_retention_has_passed_halts_that_partition_and_goes_on
         await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=7)})
         await admin.close()
         halted = await sink()
-        await lines_of(path, 8)
+        await until_lines(path, 8)
         counts = await halted.stopped(1)
         assert counts["written"] == 3, "the other partition is served"
         assert counts["halted"] == {"0": "Kafka no longer has offset 5, but 7 and those after it"}
         assert b"say --start earliest or latest" in await halted.errors()
         again = await sink("--start", "earliest")
-        await lines_of(path, 10)
+        await until_lines(path, 10)
         assert (await again.stopped())["halted"] == {}
     ids = [json.loads(line)["event_id"] for line in path.read_text().splitlines()]
     assert sorted(ids) == sorted(f"e{n}" for n in (0, 1, 2, 3, 4, 7, 8, 20, 21, 22))
@@ -148,13 +148,13 @@ async def test_a_sink_takes_the_events_of_a_topic_that_was_created_again_for_new
     async with asyncio.timeout(DEADLINE_S):
         await write(3)
         sink = await jsonl(kafka.bootstrap_servers, topic, path)
-        await lines_of(path, 3)
+        await until_lines(path, 3)
         await sink.stopped()
         await clients.recreate(topic, 1)
         await producer.client.force_metadata_update()
         await write(4)
         sink = await jsonl(kafka.bootstrap_servers, topic, path, "--start", "earliest")
-        await lines_of(path, 7)
+        await until_lines(path, 7)
         counts = await sink.stopped()
     assert (counts["written"], counts["duplicates"]) == (4, 0)
     assert len({json.loads(line)["event_id"] for line in path.read_text().splitlines()}) == 7
@@ -171,13 +171,13 @@ async def test_a_sink_reads_partitions_that_its_topic_is_given_and_leaves_out_wh
     async with asyncio.timeout(DEADLINE_S):
         sink = await jsonl(kafka.bootstrap_servers, topic, path)
         await producer.send_and_wait(topic, b"1", partition=0)
-        await lines_of(path, 1)
+        await until_lines(path, 1)
         await (await producer.send_batch(bomb, topic, partition=0))
         await clients.grow(topic, 2)
         await producer.client.force_metadata_update()
         await producer.send_and_wait(topic, b"2", partition=1)
         await producer.send_and_wait(topic, b"3", partition=0)
-        await lines_of(path, 3)
+        await until_lines(path, 3)
         counts = await sink.stopped()
     assert (counts["written"], counts["unreadable"]) == (3, 1)
 
