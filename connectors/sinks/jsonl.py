@@ -13,7 +13,8 @@ read back from the file at the start) and dropped. A line that was torn by a cra
 at the start; its record was not committed, so it comes again. Each event is in the file exactly once.
 
 While the file takes nothing (the disk is full), nothing is committed: the sink says so once, cuts off what was torn,
-and tries the same records again each second.
+and tries the same records again each second. A value that is no JSON goes to ``--dead-letters``; without one the sink
+ends.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import msgspec
 
 from inferline_stream.connectors import confinement
 from inferline_stream.connectors.sinks import topic_sink
-from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id
+from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id, no_json
 from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.record_follower import Record
 
@@ -73,29 +74,30 @@ class JsonlFile:
             self._file.close()
             raise
 
-    def append(self, records: Iterable[Record], topic: str) -> None:
-        """Write the records whose events are new, and fsync.
+    def append(self, records: Iterable[Record], topic: str) -> list[Refusal]:
+        """Write the records whose events are new, and fsync; return those that no line can hold.
 
         Raises:
             OSError: not all could be written; the file is as it was before, and it may be tried again.
         """
         lines: dict[str, bytes] = {}
-        duplicates = undecodable = 0
+        refusals: list[Refusal] = []
+        duplicates = 0
         for record in records:
-            known = event_id(record, topic)
+            known, value = event_id(record, topic), b"null" if record.value is None else record.value
             if known in self._seen or known in lines:
                 duplicates += 1
-            elif (line := _encoded(known, record)) is None:
-                undecodable += 1
+            elif reason := no_json(value):
+                refusals.append(Refusal(record, reason))
             else:
-                lines[known] = line
+                lines[known] = _line(known, record.timestamp_ms, value)
         if lines:
             with self._writing:
                 self._write(b"".join(lines.values()))
         self._seen.update(lines)
         self.counts.written += len(lines)
         self.counts.duplicates += duplicates
-        self.counts.undecodable += undecodable
+        return refusals
 
     def _write(self, data: bytes) -> None:
         file, written = self._file.fileno(), 0  # not the buffer above it: that keeps what could not be written
@@ -114,15 +116,10 @@ class JsonlFile:
             self._file.close()
 
 
-def _encoded(known: str, record: Record) -> bytes | None:
-    value = b"null" if record.value is None else record.value
-    try:
-        msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+def _line(known: str, timestamp_ms: int, value: bytes) -> bytes:
     # JSON may hold line breaks between its tokens, never inside a string: without them it means the same.
     raw = msgspec.Raw(value.replace(b"\r", b" ").replace(b"\n", b" "))
-    return msgspec.json.encode(_Line(known, record.timestamp_ms, raw)) + b"\n"
+    return msgspec.json.encode(_Line(known, timestamp_ms, raw)) + b"\n"
 
 
 def _seen(file: BinaryIO, path: Path) -> tuple[set[str], int]:
@@ -152,10 +149,9 @@ class _Store:
 
     async def store(self, records: Sequence[Record]) -> list[Refusal]:
         try:
-            await asyncio.to_thread(self._file.append, records, self._topic)
+            return await asyncio.to_thread(self._file.append, records, self._topic)
         except OSError as error:
             raise Away(error.strerror or str(error)) from None
-        return []
 
 
 class JsonlSink(TopicSink):
@@ -166,6 +162,7 @@ class JsonlSink(TopicSink):
         topic: the topic as Kafka knows it; it must exist.
         path: the file.
         group: consumer group that holds how far the file has come; one group per file.
+        dead_letters: topic for events that are no JSON; without one, such an event ends the sink.
         start: where to begin; see `RecordFollower`.
 
     Raises:
@@ -173,7 +170,16 @@ class JsonlSink(TopicSink):
         InvalidFile: the file is none of this sink's.
     """
 
-    def __init__(self, bootstrap_servers: str, *, topic: str, path: Path, group: str, start: str = "committed") -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        *,
+        topic: str,
+        path: Path,
+        group: str,
+        dead_letters: str = "",
+        start: str = "committed",
+    ) -> None:
         self._file = JsonlFile(path)
         super().__init__(
             bootstrap_servers,
@@ -181,6 +187,7 @@ class JsonlSink(TopicSink):
             store=_Store(self._file, topic),
             what=str(path),
             group=group,
+            dead_letters=dead_letters,
             again_at_most_s=_AGAIN_S,
             start=start,
         )
@@ -216,7 +223,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     async def work(seal: confinement.Seal) -> None:
         sink = JsonlSink(
-            options.bootstrap_servers, topic=options.topic, path=options.path, group=group, start=options.start
+            options.bootstrap_servers,
+            topic=options.topic,
+            path=options.path,
+            group=group,
+            dead_letters=options.dead_letters,
+            start=options.start,
         )
         await topic_sink.run(sink, seal)
 

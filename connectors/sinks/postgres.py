@@ -29,11 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
-import msgspec
-
 from inferline_stream.connectors import confinement
 from inferline_stream.connectors.sinks import topic_sink
-from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id
+from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id, no_json
 from inferline_stream.dataplane.headers import LATEST_MS
 from inferline_stream.errors import InvalidInput, Unreachable
 from inferline_stream.kafka.record_follower import Record
@@ -110,6 +108,8 @@ class Table:
         """Upsert all of them in one transaction; see `Store.store`."""
         import asyncpg
 
+        # Also a check or NOT NULL of the table's owner, and an id that is too long for an index.
+        refused = asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError
         rows: dict[str, Row] = {}
         sources: dict[str, Record] = {}
         refusals = []
@@ -123,11 +123,11 @@ class Table:
         try:
             try:
                 await self._upsert(connection, list(rows.values()))
-            except asyncpg.DataError:  # one of them is to blame: find it
+            except refused:  # one of them is to blame: find it
                 for known, row in list(rows.items()):
                     try:
                         await self._upsert(connection, [row])
-                    except asyncpg.DataError as error:
+                    except refused as error:
                         del rows[known]
                         refusals.append(Refusal(sources[known], str(error)))
         except asyncpg.InsufficientPrivilegeError as error:
@@ -214,10 +214,8 @@ def _row(known: str, record: Record) -> Row:
 
 
 def _refused(record: Record, known: str) -> str:
-    try:
-        msgspec.json.decode(b"null" if record.value is None else record.value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return f"its value is no JSON ({error})"
+    if reason := no_json(b"null" if record.value is None else record.value):
+        return reason
     if not 0 <= record.timestamp_ms <= LATEST_MS:
         return f"its timestamp, {record.timestamp_ms} ms, is no time"
     return "its id holds a NUL character" if "\0" in known else ""

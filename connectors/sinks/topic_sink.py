@@ -28,6 +28,8 @@ _GATHER_S = 0.2  # an fsync or a transaction takes milliseconds: at most five a 
 _AGAIN_S = 1.0
 _AGAIN_AT_MOST_S = 30.0
 _LEAVE_S = 5.0
+_SHALLOW = 200
+"""Levels of nesting that any reader of JSON has room for."""
 
 
 class SinkCounts(msgspec.Struct):
@@ -37,8 +39,6 @@ class SinkCounts(msgspec.Struct):
     """Events written by this process."""
     duplicates: int = 0
     """Records dropped because their event is there already."""
-    undecodable: int = 0
-    """Records dropped because their value is no JSON."""
     unreadable: int = 0
     """Batches of records that cannot be unpacked; with `--dead-letters`, their places are among the dead letters."""
     halted: dict[int, str] = {}
@@ -79,6 +79,19 @@ class Store(Protocol):
         Raises:
             Away: not all could be stored yet; all of them will come again.
         """
+
+
+def no_json(value: bytes) -> str:
+    """Return why a value is not stored as JSON; empty if it is JSON that can be read again."""
+    try:
+        msgspec.json.decode(value)
+        if value.count(b"[") + value.count(b"{") > _SHALLOW:  # a reader may have less stack left than we have here
+            msgspec.json.decode(b"[" * _SHALLOW + value + b"]" * _SHALLOW)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return f"its value is no JSON ({error})"
+    except RecursionError:
+        return "its value is no JSON that can be read again (it is nested too deep)"
+    return ""
 
 
 def event_id(record: Record, topic: str) -> str:

@@ -229,7 +229,6 @@ async def test_the_sinks_command_counts_and_ends_on_sigterm(kafka, topic, tmp_pa
     assert json.loads(output) == {
         "written": 5,
         "duplicates": 0,
-        "undecodable": 0,
         "unreadable": 0,
         "halted": {},
         "refused": 0,
@@ -265,7 +264,6 @@ async def test_a_full_disk_holds_the_sink_up_and_nothing_is_lost_or_torn(kafka, 
     assert json.loads(output) == {
         "written": 9,
         "duplicates": 0,
-        "undecodable": 0,
         "unreadable": 0,
         "halted": {},
         "refused": 0,

@@ -83,7 +83,8 @@ async def test_a_table_holds_every_event_once_through_an_outage_of_the_database_
 async def test_values_that_a_table_can_never_take_are_dead_letters(embedded_broker, postgres, password):
     where = embedded_broker.bootstrap_servers
     topic = await topic_on(where, partitions=1)
-    events = [("a", b"1"), ("b", b"no json"), ("c", b'"\\u0000"'), ("d", b"null")]
+    unindexable = "".join(f"{n:x}" for n in range(3000))
+    events = [("a", b"1"), ("b", b"no json"), ("c", b'"\\u0000"'), (unindexable, b"2"), ("d", b"null")]
     await send(where, topic, events)
     table = f"public.letters_{uuid.uuid4().hex[:8]}"
     async with running(
@@ -93,11 +94,11 @@ async def test_values_that_a_table_can_never_take_are_dead_letters(embedded_brok
         assert await until_rows(postgres, table, 2) == {"a": 1, "d": None}
         async with RecordFollower(where, f"{topic}.dlq", None) as letters:
             found = []
-            while len(found) < 2:
+            while len(found) < 3:
                 found += await letters.batch(1.0)
-        assert [letter.value for letter in found] == [b"no json", b'"\\u0000"']
+        assert [letter.value for letter in found] == [b"no json", b'"\\u0000"', b"2"]
         counts = await sink.stopped()
-    assert (counts["written"], counts["refused"]) == (2, 2)
+    assert (counts["written"], counts["refused"]) == (2, 3)
 
 
 async def test_a_password_that_is_wrong_is_said_at_once(embedded_broker, postgres, tmp_path):

@@ -137,6 +137,27 @@ async def test_a_group_whose_coordinator_knows_nothing_for_a_moment_goes_on_wher
         assert await follower.positions() == {0: 3}
 
 
+async def test_what_no_line_can_hold_is_a_dead_letter_and_without_one_ends_the_sink(embedded_broker, tmp_path):
+    where = embedded_broker.bootstrap_servers
+    topic, path = await topic_on(where, 1), tmp_path / "out.jsonl"
+    packed, deep = b"\x81\xa1n\x01", b"[" * 1000 + b"]" * 1000
+    await send(where, topic, [("a", b"1"), ("b", packed), ("c", deep), ("d", b"4")])
+    async with running("sinks.jsonl", where, topic, "--path", str(path)) as ending:
+        _, error = await ending.process.communicate()
+    assert ending.process.returncode == 1
+    assert "refuses event 'b': its value is no JSON" in error.decode()
+    assert "give --dead-letters" in error.decode()
+    sink = await jsonl(where, topic, path, "--dead-letters", f"{topic}.dlq")
+    async with asyncio.timeout(DEADLINE_S), RecordFollower(where, f"{topic}.dlq", None) as follower:
+        letters = []
+        while len(letters) < 2:
+            letters += await follower.batch(0.5)
+        counts = await sink.stopped()
+    assert [(letter.headers[EVENT_ID], letter.value) for letter in letters] == [(b"b", packed), (b"c", deep)]
+    assert (counts["written"], counts["duplicates"], counts["refused"]) == (0, 2, 2)
+    assert [json.loads(line)["event_id"] for line in path.read_text().splitlines()] == ["a", "d"]
+
+
 async def test_a_sink_takes_the_events_of_a_topic_that_was_created_again_for_new_ones(kafka, clients, tmp_path):
     topic, path = await clients.topic(), tmp_path / "out.jsonl"
     producer = await clients.producer()

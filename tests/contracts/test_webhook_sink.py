@@ -42,7 +42,6 @@ async def test_a_webhook_gets_every_event_with_its_id_and_the_token_that_no_comm
             assert await sink.stopped() == {
                 "written": 20,
                 "duplicates": 0,
-                "undecodable": 0,
                 "unreadable": 0,
                 "halted": {},
                 "refused": 0,

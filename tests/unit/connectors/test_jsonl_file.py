@@ -57,12 +57,13 @@ def test_a_line_torn_by_a_crash_is_cut_off_and_its_event_written_again(path):
     assert [line["event_id"] for line in lines(path)] == ["e1", "e2"]
 
 
-@pytest.mark.parametrize("value", [b"{", b"\xff", b""])
-def test_a_value_that_is_no_json_is_counted_and_left_out(path, value):
+@pytest.mark.parametrize("value", [b"{", b"\xff", b"", b"\x81\xa1a\x01", b"1],[2", b"[" * 1000 + b"]" * 1000])
+def test_a_value_that_is_no_json_is_refused_and_does_not_hold_up_the_next(path, value):
     file = JsonlFile(path)
-    file.append([record(0, value), record(1)], "t")
+    (refusal,) = file.append([record(0, value), record(1)], "t")
     file.close()
-    assert file.counts.undecodable == 1
+    assert refusal.record == record(0, value)
+    assert "JSON" in refusal.reason
     assert [line["event_id"] for line in lines(path)] == ["t/0/1"]
 
 
@@ -91,12 +92,20 @@ def test_what_was_appended_has_been_synced_before_append_returns(path, monkeypat
     file.close()
 
 
-def test_a_value_that_is_nested_without_end_is_left_out_and_the_next_is_written(path):
+def test_a_file_that_takes_a_deep_value_can_be_opened_again_where_less_stack_is_left(path):
     file = JsonlFile(path)
-    file.append([record(0, b"[" * 100_000), record(1, b"5")], "t")
+    refused = file.append([record(depth, b"[" * depth + b"]" * depth) for depth in range(700, 1100)], "t")
     file.close()
-    assert [line["value"] for line in lines(path)] == [5]
-    assert file.counts.undecodable == 1
+    written = path.read_bytes().count(b"\n")
+    assert written + len(refused) == 400
+
+    def opened_below(frames):
+        if frames:
+            opened_below(frames - 1)
+        else:
+            JsonlFile(path).close()
+
+    opened_below(100)
 
 
 def test_postgres_refuses_what_no_row_can_hold():
