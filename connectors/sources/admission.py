@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _KEY = re.compile(r"[!-~]{1,200}")
+_SENDER = 16
+"""Hexadecimal digits of a token's digest: enough to tell tokens apart."""
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
 
 
@@ -38,13 +40,13 @@ class BearerTokens:
     def __init__(self, tokens: Iterable[str]) -> None:
         self._digests = [hashlib.sha256(token.encode()).digest() for token in tokens]
 
-    def refusal(self, authorization: str) -> Refused | None:
-        """What to answer to a request with this ``Authorization`` header; None to let it in."""
+    def sender(self, authorization: str) -> str | Refused:
+        """Return a digest of the token in this ``Authorization`` header, or what to answer to one that may not send."""
         scheme, _, token = authorization.partition(" ")
         given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
         known = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them, whichever fits
         if scheme.lower() == "bearer" and any(known):
-            return None
+            return given.hex()[:_SENDER]
         return Refused(401, "send Authorization: Bearer with one of the tokens of --token-file")
 
 
@@ -75,13 +77,18 @@ class Bucket:
         return True
 
 
-def event_id_of(idempotency_key: str | None) -> str | Refused:
-    """The event's id: what the client says, so that it may send it again, or a new one."""
+def event_id_of(idempotency_key: str | None, sender: str) -> str | Refused:
+    """Return the event's id: what the client says, so that it may send it again, or a new one.
+
+    Args:
+        idempotency_key: of the request.
+        sender: digest of its token, so that a key means nothing to those who have another; empty where there are none.
+    """
     if idempotency_key is None:
         return uuid.uuid4().hex
     if not _KEY.fullmatch(idempotency_key):
         return Refused(400, "Idempotency-Key must be 1 to 200 printable ASCII characters without spaces")
-    return idempotency_key
+    return f"{sender}/{idempotency_key}" if sender else idempotency_key
 
 
 def wait_s_of(prefer: str, longest_s: float) -> float:

@@ -180,13 +180,9 @@ class Ingest:
 
     async def _take(self, request: web.Request) -> web.Response:
         arrived_ms = time.time_ns() // 1_000_000
-        refusal = self._refusal(request)
-        if refusal is None:
-            event_id = event_id_of(request.headers.get("Idempotency-Key"))
-            refusal = event_id if isinstance(event_id, Refused) else None
-        if refusal is not None:
-            return self._refused(refusal)
-        assert isinstance(event_id, str)
+        event_id = self._event_id(request)
+        if isinstance(event_id, Refused):
+            return self._refused(event_id)
         self._pending += 1
         try:
             body = await _body(request, self._limits)
@@ -207,12 +203,14 @@ class Ingest:
         finally:
             self._pending -= 1
 
-    def _refusal(self, request: web.Request) -> Refused | None:
-        """Before the body is read: who it is, and whether there is room."""
+    def _event_id(self, request: web.Request) -> str | Refused:
+        """Before the body is read: who it is, whether there is room, and what the event is known by."""
+        sender = ""
         if self._tokens is not None:
-            refusal = self._tokens.refusal(request.headers.get("Authorization", ""))
-            if refusal is not None:
-                return refusal
+            known = self._tokens.sender(request.headers.get("Authorization", ""))
+            if isinstance(known, Refused):
+                return known
+            sender = known
         elif request.headers.get("Host", "").rpartition(":")[0] not in _OWN_NAMES:
             # A page of another site could otherwise send through a name of its own that resolves to this machine.
             return Refused(421, "without --token-file events are taken only by this machine's own name")
@@ -226,7 +224,7 @@ class Ingest:
             return Refused(429, f"the pipeline is {self.behind} events behind", _AGAIN_AFTER_S)
         if self._bucket is not None and not self._bucket.take(time.monotonic()):
             return Refused(429, f"more than {self._limits.rate:g} events a second", _AGAIN_AFTER_S)
-        return None
+        return event_id_of(request.headers.get("Idempotency-Key"), sender)
 
     async def _send(self, event_id: str, body: bytes, arrived_ms: int) -> Refused | None:
         """Send an event; returns once Kafka has it, or with what to answer instead."""

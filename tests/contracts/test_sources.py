@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from tests.contracts.commands import DEADLINE_S, command
 
 SEALABLE = not unsupported(Isolation())
 TOKEN = "a-token-of-this-test-alone"
+SENDER = hashlib.sha256(TOKEN.encode()).hexdigest()[:16]
 
 
 async def topic_on(bootstrap_servers: str, partitions: int = 2, **settings: str) -> str:
@@ -128,13 +130,13 @@ async def test_a_post_is_a_record_by_the_id_that_its_answer_tells(kafka, tmp_pat
     async with http(where, topic, tmp_path, "--key-field", "user") as (process, client):
         status, answer = await client.post({"user": "u1", "n": 1})
         assert status == 202
-        assert await client.post({"user": "u2"}, Idempotency_Key="mine/1") == (202, {"event_id": "mine/1"})
+        assert await client.post({"user": "u2"}, Idempotency_Key="mine/1") == (202, {"event_id": f"{SENDER}/mine/1"})
         counts = await stopped(process)
     assert counts == {"accepted": 2, "answered": 0, "refused": 0, "held_off": 0}
     records = await records_of(where, topic, 2)
     assert {r.headers[EVENT_ID].decode(): (r.key, r.value) for r in records} == {
         answer["event_id"]: (b"u1", b'{"user": "u1", "n": 1}'),
-        "mine/1": (b"u2", b'{"user": "u2"}'),
+        f"{SENDER}/mine/1": (b"u2", b'{"user": "u2"}'),
     }
 
 
@@ -215,10 +217,10 @@ async def test_a_client_that_waits_gets_the_result_and_one_that_waits_in_vain_th
         await records_of(where, topic, 1)
         producer = AIOKafkaProducer(bootstrap_servers=where)
         await producer.start()
-        await producer.send_and_wait(sink, b'{"verdict": true}', headers=[(EVENT_ID, b"a")])
+        await producer.send_and_wait(sink, b'{"verdict": true}', headers=[(EVENT_ID, f"{SENDER}/a".encode())])
         await producer.stop()
-        assert await waiting == (200, {"event_id": "a", "result": {"verdict": True}})
-        assert await client.post({}, Idempotency_Key="b", Prefer="wait=1") == (202, {"event_id": "b"})
+        assert await waiting == (200, {"event_id": f"{SENDER}/a", "result": {"verdict": True}})
+        assert await client.post({}, Idempotency_Key="b", Prefer="wait=1") == (202, {"event_id": f"{SENDER}/b"})
         assert (await stopped(process))["answered"] == 1
 
 
@@ -253,7 +255,7 @@ async def test_what_was_accepted_outlives_an_outage_and_what_was_not_is_said_to_
         await asyncio.gather(*sending)
         await stopped(process)
     assert accepted == {f"e{n}" for n in range(tried)}
-    assert set(ids(await records_of(where, topic, tried))) == accepted
+    assert set(ids(await records_of(where, topic, tried))) == {f"{SENDER}/{key}" for key in accepted}
 
 
 @pytest.mark.parametrize(

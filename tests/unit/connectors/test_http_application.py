@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
+import aiohttp
 from aiohttp import web
 
-from inferline_stream.connectors.sources.http_application import Ingest, IngestLimits
+from inferline_stream.connectors.sources.admission import BearerTokens
+from inferline_stream.connectors.sources.http_application import AwaitedResults, Ingest, IngestLimits
+from inferline_stream.kafka.record_follower import Record
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.pipeline.names import EVENT_ID
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for_and_frees_its_place():
@@ -32,3 +38,59 @@ async def test_a_body_that_does_not_come_is_not_waited_for_and_frees_its_place()
     finally:
         await runner.cleanup()
     assert (ingest.counts.refused, ingest.counts.accepted) == (2, 0)
+
+
+class Pipeline:
+    """Stands for Kafka and the pipeline: what it is given comes out as results, once it is let."""
+
+    def __init__(self) -> None:
+        self.ids: list[bytes] = []
+        self.let = asyncio.Event()
+
+    async def deliver(self, topic, value, *, key, timestamp_ms, headers) -> None:
+        self.ids.append(dict(headers)[EVENT_ID])
+
+    async def batch(self, wait_s: float) -> list[Record]:
+        await self.let.wait()
+        self.let.clear()
+        return [Record(0, 0, 0, None, b'"a result"', {EVENT_ID: self.ids[0]})]
+
+
+@contextlib.asynccontextmanager
+async def taking(pipeline: Pipeline, *tokens: str) -> AsyncIterator[str]:
+    results = AwaitedResults(pipeline)
+    ingest = Ingest(pipeline, "posts", BearerTokens(tokens), IngestLimits(), results=results)
+    ingest.open = True
+    runner = web.AppRunner(ingest.application(), lingering_time=0.0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    following = asyncio.create_task(results.follow())
+    try:
+        yield "http://{}:{}/events".format(*runner.addresses[0])
+    finally:
+        following.cancel()
+        await runner.cleanup()
+
+
+async def posted(url: str, token: str, prefer: str) -> tuple[int, dict]:
+    headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": "order/1", "Prefer": prefer}
+    async with aiohttp.request("POST", url, json={}, headers=headers) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_a_key_of_one_token_is_no_key_of_another_which_gets_no_result_of_it():
+    pipeline = Pipeline()
+    async with asyncio.timeout(30), taking(pipeline, "alice" * 4, "bob" * 6) as url:
+        alice = asyncio.create_task(posted(url, "alice" * 4, "wait=20"))
+        while not pipeline.ids:
+            await asyncio.sleep(0.01)
+        bob = asyncio.create_task(posted(url, "bob" * 6, "wait=1"))
+        while len(pipeline.ids) < 2:
+            await asyncio.sleep(0.01)
+        pipeline.let.set()
+        assert (await alice)[1].get("result") == "a result"
+        assert (await bob)[0] == 202
+        assert (await posted(url, "alice" * 4, ""))[0] == 202
+    first, others, again = pipeline.ids
+    assert first == again, "what is sent again is the same event"
+    assert first != others
