@@ -12,6 +12,9 @@ disk but not yet committed when the process died is read again, recognised by it
 read back from the file at the start) and dropped. A line that was torn by a crash is cut off
 at the start; its record was not committed, so it comes again. Each event is in the file exactly once.
 
+One process at a time has the file. Another waits for its end, and goes on with what that one has written and committed,
+so that a restart may begin the new process before it ends the old one.
+
 While the file takes nothing (the disk is full), nothing is committed: the sink says so once, cuts off what was torn,
 and tries the same records again each second. A value that is no JSON goes to ``--dead-letters``; without one the sink
 ends.
@@ -21,6 +24,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
+import logging
 import os
 import sys
 import threading
@@ -36,6 +41,8 @@ from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCoun
 from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.record_follower import Record
 
+logger = logging.getLogger(__name__)
+
 _AGAIN_S = 1.0
 
 
@@ -50,7 +57,7 @@ class _LineId(msgspec.Struct):
 
 
 class JsonlFile:
-    """The file and the ids of the events in it; append-only.
+    """The file and the ids of the events in it; append-only, and only once it was taken.
 
     Memory grows with the ids, about 100 bytes per event.
 
@@ -58,21 +65,34 @@ class JsonlFile:
         path: opened for appending, created if missing.
 
     Raises:
-        InvalidFile: it cannot be opened, or a line in it is none of ours; names the line.
+        InvalidFile: it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.counts = SinkCounts()
+        self._path = path
         self._writing = threading.Lock()
+        self._seen: set[str] = set()
+        self._size_bytes = 0
         try:
             self._file = path.open("a+b")
         except OSError as error:
             raise InvalidFile(f"{path}: cannot be opened ({error.strerror}); give another path") from None
+
+    def take(self) -> bool:
+        """Lock the file until it is closed, and read what is in it; return False while another has it.
+
+        Raises:
+            InvalidFile: it cannot be locked, or a line in it is none of ours; names the line.
+        """
         try:
-            self._seen, self._size_bytes = _seen(self._file, path)
-        except InvalidFile:
-            self._file.close()
-            raise
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise InvalidFile(f"{self._path}: cannot be locked ({error.strerror}); give another path") from None
+        self._seen, self._size_bytes = _seen(self._file, self._path)
+        return True
 
     def append(self, records: Iterable[Record], topic: str) -> list[Refusal]:
         """Write the records whose events are new, and fsync; return those that no line can hold.
@@ -180,7 +200,7 @@ class JsonlSink(TopicSink):
         dead_letters: str = "",
         start: str = "committed",
     ) -> None:
-        self._file = JsonlFile(path)
+        self._file, self._path = JsonlFile(path), path
         super().__init__(
             bootstrap_servers,
             topic=topic,
@@ -193,8 +213,14 @@ class JsonlSink(TopicSink):
         )
 
     async def connect(self) -> None:
-        """Connect to Kafka, and move nothing yet."""
+        """Wait until no other sink has the file, then connect to Kafka, and move nothing yet."""
+        waiting = False
         try:
+            while not self._file.take():
+                if not waiting:
+                    logger.warning("%s: another sink has this file; waiting for its end", self._path)
+                waiting = True
+                await asyncio.sleep(_AGAIN_S)
             await super().connect()
         except BaseException:
             self._file.close()

@@ -330,14 +330,14 @@ async def run(sink: TopicSink, seal: Seal) -> None:
     """
     stop = stopping()
     try:
-        await sink.connect()
-        seal()
-        sink.start()
-        waiting, failing = asyncio.create_task(stop.wait()), asyncio.create_task(sink.failed())
-        await asyncio.wait((waiting, failing), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        failing.cancel()
-        await asyncio.gather(waiting, failing, return_exceptions=True)
+        connecting = asyncio.create_task(sink.connect())
+        if await done_in_time(connecting, stop, 0.0):
+            connecting.result()
+            seal()
+            sink.start()
+            failing = asyncio.create_task(sink.failed())
+            await done_in_time(failing, stop, 0.0)
+            await asyncio.gather(failing, return_exceptions=True)
     finally:
         await sink.aclose()
     tell(sink.counts)

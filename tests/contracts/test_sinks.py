@@ -158,6 +158,32 @@ async def test_what_no_line_can_hold_is_a_dead_letter_and_without_one_ends_the_s
     assert [json.loads(line)["event_id"] for line in path.read_text().splitlines()] == ["a", "d"]
 
 
+async def test_a_sink_that_starts_before_the_last_one_of_its_file_ends_waits_and_writes_nothing_twice(
+    embedded_broker, tmp_path
+):
+    where = embedded_broker.bootstrap_servers
+    topic, path = await topic_on(where), tmp_path / "out.jsonl"
+    await send(where, topic, numbered(range(20)))
+    to = ("sinks.jsonl", where, topic, "--path", str(path))
+    async with running(*to) as first:
+        await until_lines(path, 20)
+        async with running(*to) as second, running(*to) as needless:
+            for waiting in (second, needless):
+                while b"another sink has this file" not in await waiting.process.stderr.readline():
+                    pass
+            await send(where, topic, numbered(range(20, 40)))
+            await until_lines(path, 40)
+            assert (await needless.stopped())["written"] == 0
+            assert (await first.stopped())["written"] == 40
+            await send(where, topic, numbered(range(40, 60)))
+            await until_lines(path, 60)
+            counts = await second.stopped()
+    assert (counts["written"], counts["duplicates"]) == (20, 0)
+    assert sorted(json.loads(line)["event_id"] for line in path.read_text().splitlines()) == sorted(
+        f"e{n}" for n in range(60)
+    )
+
+
 async def test_a_sink_takes_the_events_of_a_topic_that_was_created_again_for_new_ones(kafka, clients, tmp_path):
     topic, path = await clients.topic(), tmp_path / "out.jsonl"
     producer = await clients.producer()

@@ -19,13 +19,23 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def taken(path):
+    file = JsonlFile(path)
+    try:
+        assert file.take()
+    except InvalidFile:
+        file.close()
+        raise
+    return file
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "out.jsonl"
 
 
 def test_a_line_holds_event_id_time_and_value(path):
-    file = JsonlFile(path)
+    file = taken(path)
     file.append([record(3, b'{"a":\n [1, "x\\ny"]}', "posts/0/17"), record(4, b"5")], "verdicts")
     file.close()
     assert lines(path) == [
@@ -35,10 +45,10 @@ def test_a_line_holds_event_id_time_and_value(path):
 
 
 def test_an_event_is_written_once_even_by_a_later_process(path):
-    first = JsonlFile(path)
+    first = taken(path)
     first.append([record(0, event_id="e1"), record(1, event_id="e1"), record(2, event_id="e2")], "t")
     first.close()
-    second = JsonlFile(path)
+    second = taken(path)
     second.append([record(2, event_id="e2"), record(3, event_id="e3")], "t")
     second.close()
     assert [line["event_id"] for line in lines(path)] == ["e1", "e2", "e3"]
@@ -47,11 +57,11 @@ def test_an_event_is_written_once_even_by_a_later_process(path):
 
 
 def test_a_line_torn_by_a_crash_is_cut_off_and_its_event_written_again(path):
-    first = JsonlFile(path)
+    first = taken(path)
     first.append([record(0, event_id="e1"), record(1, event_id="e2")], "t")
     first.close()
     path.write_bytes(path.read_bytes()[:-5])
-    second = JsonlFile(path)
+    second = taken(path)
     second.append([record(1, event_id="e2")], "t")
     second.close()
     assert [line["event_id"] for line in lines(path)] == ["e1", "e2"]
@@ -59,7 +69,7 @@ def test_a_line_torn_by_a_crash_is_cut_off_and_its_event_written_again(path):
 
 @pytest.mark.parametrize("value", [b"{", b"\xff", b"", b"\x81\xa1a\x01", b"1],[2", b"[" * 1000 + b"]" * 1000])
 def test_a_value_that_is_no_json_is_refused_and_does_not_hold_up_the_next(path, value):
-    file = JsonlFile(path)
+    file = taken(path)
     (refusal,) = file.append([record(0, value), record(1)], "t")
     file.close()
     assert refusal.record == record(0, value)
@@ -68,7 +78,7 @@ def test_a_value_that_is_no_json_is_refused_and_does_not_hold_up_the_next(path, 
 
 
 def test_a_record_without_a_value_is_a_null(path):
-    file = JsonlFile(path)
+    file = taken(path)
     file.append([record(0, None)], "t")
     file.close()
     assert lines(path)[0]["value"] is None
@@ -77,14 +87,14 @@ def test_a_record_without_a_value_is_a_null(path):
 def test_a_file_that_somebody_else_wrote_is_refused_and_left_alone(path):
     path.write_text('{"event_id": "a"}\nhello\n')
     with pytest.raises(InvalidFile, match=r"out\.jsonl:2"):
-        JsonlFile(path)
+        taken(path)
     assert path.read_text() == '{"event_id": "a"}\nhello\n'
 
 
 def test_what_was_appended_has_been_synced_before_append_returns(path, monkeypatch):
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
-    file = JsonlFile(path)
+    file = taken(path)
     file.append([record(0), record(1)], "t")
     assert synced == [path.stat().st_size]
     file.append([record(1)], "t")
@@ -93,7 +103,7 @@ def test_what_was_appended_has_been_synced_before_append_returns(path, monkeypat
 
 
 def test_a_file_that_takes_a_deep_value_can_be_opened_again_where_less_stack_is_left(path):
-    file = JsonlFile(path)
+    file = taken(path)
     refused = file.append([record(depth, b"[" * depth + b"]" * depth) for depth in range(700, 1100)], "t")
     file.close()
     written = path.read_bytes().count(b"\n")
@@ -103,9 +113,21 @@ def test_a_file_that_takes_a_deep_value_can_be_opened_again_where_less_stack_is_
         if frames:
             opened_below(frames - 1)
         else:
-            JsonlFile(path).close()
+            taken(path).close()
 
     opened_below(100)
+
+
+def test_a_file_is_one_sinks_at_a_time_and_the_next_knows_what_the_last_one_wrote(path):
+    first, second = taken(path), JsonlFile(path)
+    assert not second.take()
+    first.append([record(0, event_id="e1")], "t")
+    assert not second.take()
+    first.close()
+    assert second.take()
+    second.append([record(0, event_id="e1"), record(1, event_id="e2")], "t")
+    second.close()
+    assert [line["event_id"] for line in lines(path)] == ["e1", "e2"]
 
 
 def test_postgres_refuses_what_no_row_can_hold():
