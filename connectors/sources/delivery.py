@@ -41,6 +41,7 @@ class SourceEvent:
         key: the record's key.
         headers: of the record, the id's excepted.
         timestamp_ms: of the record; None for when it is sent.
+        refusal: why it cannot be sent; empty where it can.
     """
 
     id: bytes
@@ -48,6 +49,7 @@ class SourceEvent:
     key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
     timestamp_ms: int | None = None
+    refusal: str = ""
 
 
 class Delivery:
@@ -99,6 +101,8 @@ class Delivery:
             waiting = again
 
     async def _send(self, event: SourceEvent) -> None:
+        if event.refusal:
+            raise RecordRefused(event.refusal)
         headers = ((EVENT_ID, event.id), *event.headers)
         await self._producer.deliver(
             self._topic, event.value, key=event.key, timestamp_ms=event.timestamp_ms, headers=headers

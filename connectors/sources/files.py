@@ -4,9 +4,11 @@
         --topic posts --path inbox/ --follow
 
 A line of JSONL is an event, byte for byte; a row of CSV is one object, its names from the first row, its values texts
-unless ``--numbers`` names their column. A row of another length than the first is sent as a list: the pipeline
-makes a dead letter of it. With ``--follow`` it waits for lines to be finished and for files to come, in the order
-of their names; without, it ends at the end.
+unless ``--numbers`` names their column. A row of another length than the first is sent as a list, and one that is no
+CSV or no UTF-8 as a list of its text: the pipeline makes a dead letter of it. A line of more than 16 MiB is an event
+that Kafka will never take; see ``--skip-refused``. A file of a folder that cannot be read, such as a broken archive,
+is named and holds up no other; the exit status is 3 then. With ``--follow`` it waits for lines to be finished and for
+files to come, in the order of their names; without, it ends at the end.
 
 **Once.** An event's id is ``<file name>:<byte where it begins>``, the same however often it is read. Where each file
 has been read to is noted in ``--state``, after Kafka has acknowledged; after a crash the last second is sent again, by
@@ -31,6 +33,8 @@ import logging
 import os
 import sys
 import time
+import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +61,34 @@ _NOTE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class FileEvent:
-    """One event of a file: where it begins, where the next one does, and its JSON."""
+    """One event of a file: where it begins, where the next one does, its value, and why it cannot be sent, if so."""
 
     begin: int
     end: int
     value: bytes
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _FileLine:
+    """A line of a file, at most `_LONGEST_LINE` of it; its size; and whether it is there to its end."""
+
+    text: bytes
+    size: int
+    ended: bool
+
+    @property
+    def refusal(self) -> str:
+        return f"its line has more than {_LONGEST_LINE >> 20} MiB" if self.size > len(self.text) else ""
+
+
+def _line(file: IO[bytes]) -> _FileLine:
+    part = text = file.readline(_LONGEST_LINE)
+    size = len(text)
+    while len(part) == _LONGEST_LINE and not part.endswith(b"\n"):
+        part = file.readline(_LONGEST_LINE)
+        size += len(part)
+    return _FileLine(text, size, part.endswith(b"\n"))
 
 
 def lines_of(file: IO[bytes], begin: int, *, whole: bool) -> Iterator[FileEvent]:
@@ -71,25 +98,19 @@ def lines_of(file: IO[bytes], begin: int, *, whole: bool) -> Iterator[FileEvent]
         file: opened, seekable.
         begin: the first byte.
         whole: whether nothing more is to come, so that a last line may lack its end.
-
-    Raises:
-        InvalidFile: a line without an end.
     """
     file.seek(begin)
-    while line := file.readline(_LONGEST_LINE):
-        if not line.endswith(b"\n"):
-            if len(line) == _LONGEST_LINE:
-                raise InvalidFile(f"{file.name}: more than {_LONGEST_LINE >> 20} MiB from byte {begin} in one line")
-            if not whole:
-                return
-        end = begin + len(line)
-        if line.strip():
-            yield FileEvent(begin, end, line.strip())
+    while (line := _line(file)).size and (line.ended or whole):
+        end = begin + line.size
+        if line.text.strip():
+            yield FileEvent(begin, end, line.text.strip(), line.refusal)
         begin = end
 
 
 def rows_of(file: IO[bytes], begin: int, *, whole: bool, numbers: frozenset[str] = frozenset()) -> Iterator[FileEvent]:
     """Rows of CSV from a byte on, as objects; the names come from the first row.
+
+    A row that is no strict CSV is its first line alone, as a list of that text, and the next line begins another row.
 
     Args:
         file: opened, seekable.
@@ -98,39 +119,60 @@ def rows_of(file: IO[bytes], begin: int, *, whole: bool, numbers: frozenset[str]
         numbers: names of columns that hold numbers.
 
     Raises:
-        InvalidFile: text that is no UTF-8 or no CSV.
+        InvalidFile: the first row is no CSV.
     """
+    csv.field_size_limit(_LONGEST_LINE)  # of the whole process; by default it is 128 KiB
     file.seek(0)
-    at, ended = 0, False
+    taken: list[_FileLine] = []  # of the row that is being read
+    again: deque[_FileLine] = deque()  # to be read before the file goes on
+    ended = False
 
     def texts() -> Iterator[str]:
-        nonlocal at, ended
-        while line := file.readline(_LONGEST_LINE):
-            if not line.endswith(b"\n") and not whole:
-                break
-            at += len(line)
-            yield line.decode("utf-8-sig" if at == len(line) else "utf-8")
+        nonlocal ended
+        while (line := again.popleft() if again else _line(file)).size and (line.ended or whole):
+            taken.append(line)
+            if line.refusal:
+                raise csv.Error(line.refusal)
+            yield line.text.decode("utf-8", "surrogateescape")
         ended = True
 
     try:
-        names = next(csv.reader(texts(), strict=True), None)
-        if names is None or (ended and not whole):
-            return
-        if begin > at:
-            file.seek(begin)
-            at = begin
-        rows = csv.reader(texts(), strict=True)
-        first = at
-        for row in rows:
-            if row:
-                yield FileEvent(first, at, _row(names, row, numbers))
-            first = at
-    except UnicodeDecodeError as error:
-        raise InvalidFile(f"{file.name}: is no UTF-8 text near byte {at} ({error.reason})") from None
-    except csv.Error as error:
+        names = next(csv.reader((text.removeprefix("\ufeff") for text in texts()), strict=True), None)
+        "".join(names or ()).encode()
+    except (csv.Error, UnicodeEncodeError) as error:
         if ended and not whole:
             return  # within quotes: the rest of the row is still to come
-        raise InvalidFile(f"{file.name}: is no CSV near byte {at} ({error})") from None
+        raise InvalidFile(f"{file.name}: its first row is no CSV of UTF-8 text ({error}); repair it") from None
+    if names is None or (ended and not whole):
+        return
+    if begin > (first := sum(line.size for line in taken)):
+        file.seek(first := begin)
+    rows = csv.reader(texts(), strict=True)
+    while True:
+        taken.clear()
+        try:
+            row = next(rows, None)
+            value = _row(names, row, numbers) if row else b""
+        except csv.Error:
+            if ended and not whole:
+                return
+            again.extendleft(reversed(taken[1:]))
+            del taken[1:]
+            value, rows = _raw(taken), csv.reader(texts(), strict=True)
+        except UnicodeEncodeError:
+            value = _raw(taken)
+        if not taken:
+            return
+        end = first + sum(line.size for line in taken)
+        if value:
+            yield FileEvent(first, end, value, taken[0].refusal)
+        first = end
+
+
+def _raw(lines: Sequence[_FileLine]) -> bytes:
+    """A row that cannot be taken apart, as a list of its text."""
+    text = b"".join(line.text for line in lines).decode("utf-8", "backslashreplace")
+    return msgspec.json.encode([text.rstrip("\r\n")])
 
 
 def _row(names: list[str], row: list[str], numbers: frozenset[str]) -> bytes:
@@ -217,7 +259,8 @@ class Files:
                 offset = place.offset
                 for one in self._events(file, name, offset, whole=whole):
                     identity = f"{place.known}:{one.begin}".encode()
-                    events.append(SourceEvent(identity, one.value, key_of(one.value, self._key_field)))
+                    key = key_of(one.value, self._key_field)
+                    events.append(SourceEvent(identity, one.value, key, refusal=one.refusal))
                     offset = one.end
                     if len(events) == _AT_ONCE:
                         break
@@ -225,15 +268,15 @@ class Files:
                     place = msgspec.structs.replace(place, offset=offset) if packed else place.at(offset, file)
         except FileNotFoundError:
             return [], place  # it was moved away; what it held has been sent as far as we came
-        except (OSError, EOFError) as error:
-            if isinstance(error, EOFError) and not whole:
-                return events, msgspec.structs.replace(place, offset=offset)  # it is still being compressed
+        except (OSError, EOFError, zlib.error) as error:
+            if events or (isinstance(error, EOFError) and not whole):  # it may still be being compressed
+                return events, msgspec.structs.replace(place, offset=offset, mark="")
             if isinstance(error, PermissionError) and place.offset:
                 raise InvalidFile(
                     f"{path}: is another file than at the start, which the sealed process may not open; start it "
                     f"again, or give its folder as --path and its name as --pattern"
                 ) from None
-            raise InvalidFile(f"{path}: cannot be read ({error})") from None
+            raise InvalidFile(f"{path}: cannot be read ({error}); repair it or take it away") from None
         return events, place
 
     def _renamed(self) -> list[FilePosition]:
@@ -260,9 +303,10 @@ class Files:
         """Send what is new; until the end, or until stopped.
 
         Raises:
-            InvalidFile: a file cannot be read.
+            InvalidFile: a file cannot be read; where it is one of a folder, the others have been.
             Unreachable: stopped while Kafka was away.
         """
+        unreadable: dict[str, InvalidFile] = {}
         while not stop.is_set():
             sent = 0
             names = await asyncio.to_thread(self.names)
@@ -272,13 +316,23 @@ class Files:
             others = [place.file for place in self._state.places.values() if place.origin and place.file not in names]
             for name in (*others, *names):
                 place = self._state.places.get(name, FilePosition(name))
-                sent += await self._send(place, delivery, stop, follow=follow)
+                try:
+                    sent += await self._send(place, delivery, stop, follow=follow)
+                    unreadable.pop(name, None)
+                except InvalidFile as error:
+                    if not self._path.is_dir():
+                        raise
+                    if name not in unreadable:
+                        logger.error("%s; the other files go on", error)
+                    unreadable[name] = error
             if not follow:
-                return
+                break
             if not sent:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_AGAIN_S):
                         await stop.wait()
+        if unreadable:
+            raise next(iter(unreadable.values()))
 
     async def _send(self, place: FilePosition, delivery: Delivery, stop: asyncio.Event, *, follow: bool) -> int:
         """Send what is new in one file."""

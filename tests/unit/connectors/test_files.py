@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inferline_stream.connectors.sources import files
 from inferline_stream.connectors.sources.file_positions import FilePosition, FilePositions
 from inferline_stream.connectors.sources.files import Files, lines_of, rows_of
 from inferline_stream.errors import InvalidFile, Unreachable
@@ -54,12 +55,50 @@ def test_rows_are_objects_of_texts_and_of_numbers_where_that_is_said(tmp_path):
     ]
 
 
-def test_a_row_whose_quotes_are_open_waits_where_more_is_to_come_and_is_an_error_where_not(tmp_path):
+def test_a_row_whose_quotes_are_open_waits_where_more_is_to_come_and_is_its_text_where_not(tmp_path):
     file = tmp_path / "a.csv"
-    file.write_text('a,b\n1,2\n3,"open\n')
-    assert everything(file, whole=False) == [("a.csv:4", {"a": "1", "b": "2"})]
-    with pytest.raises(InvalidFile, match="no CSV"):
-        everything(file)
+    file.write_text('a,b\n1,2\n3,"open\n4,5\n')
+    first = ("a.csv:4", {"a": "1", "b": "2"})
+    assert everything(file, whole=False) == [first]
+    assert everything(file) == [first, ("a.csv:8", ['3,"open']), ("a.csv:16", {"a": "4", "b": "5"})]
+
+
+def test_a_row_that_is_no_csv_is_its_text_and_holds_up_no_other(tmp_path):
+    file = tmp_path / "a.csv"
+    large = "x" * 200_000
+    file.write_bytes(b'a,b\n1,"2"3\n4,%b\n5,caf\xe9\n"6\n",\xff\n7,8\r9\n10,11\n' % large.encode())
+    assert [value for _, value in everything(file)] == [
+        ['1,"2"3'],
+        {"a": "4", "b": large},
+        ["5,caf\\xe9"],
+        ['"6\n",\\xff'],
+        ["7,8\r9"],
+        {"a": "10", "b": "11"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_line_that_is_too_long_is_an_event_that_cannot_be_sent_and_holds_up_no_other(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(files, "_LONGEST_LINE", 64)
+    file = tmp_path / name
+    file.write_bytes(b'"x"\n1\n' + b"2" * 1000 + b"\n3\n")
+    events, place = files_of(file).read(name, FilePosition(name), whole=True)
+    assert [event.refusal[:8] for event in events[-3:]] == ["", "its line", ""]
+    assert [event.id.decode() for event in events[-3:]] == [f"{name}:4", f"{name}:6", f"{name}:1007"]
+    assert place.offset == file.stat().st_size
+
+
+async def test_a_file_that_cannot_be_read_is_named_and_holds_up_no_other(tmp_path, caplog):
+    folder, taken = tmp_path / "in", Taken()
+    folder.mkdir()
+    packed = gzip.compress(b"1\n2\n" + bytes(range(256)) * 100)
+    (folder / "a.jsonl.gz").write_bytes(packed[:20] + b"\xff" * 20 + packed[40:])
+    (folder / "b.csv").write_bytes(b"\xff,b\n1,2\n")
+    (folder / "c.jsonl").write_text("3\n")
+    with pytest.raises(InvalidFile, match=r"a\.jsonl\.gz: cannot be read"):
+        await look(folder, taken)
+    assert "b.csv: its first row is no CSV of UTF-8 text" in caplog.text
+    assert taken.new()[-1] == ("c.jsonl:0", 3)
 
 
 def test_a_gzipped_file_is_read_as_what_it_holds(tmp_path):
@@ -217,6 +256,16 @@ def test_rows_read_from_any_row_on_are_those_that_follow_it(rows, data):
     at = data.draw(st.integers(0, len(found)))
     begin = found[at - 1].end if at else 0
     assert list(rows_of(file, begin, whole=True)) == found[at:]
+
+
+@given(st.lists(st.sampled_from([b"a", b",", b'"', b"\n", b"\r", b"\xff", b"\xc3\xa9"])).map(b"".join), st.data())
+def test_whatever_a_csv_file_holds_is_read_to_its_end_and_from_any_row_on(content, data):
+    file = io.BytesIO(b"x,y\n" + content)
+    file.name = "memory"
+    found = list(rows_of(file, 0, whole=True))
+    assert b"".join(file.getvalue()[one.begin : one.end] for one in found).split() == content.split()
+    at = data.draw(st.integers(0, len(found)))
+    assert list(rows_of(file, found[at - 1].end if at else 0, whole=True)) == found[at:]
 
 
 @given(st.binary(max_size=60), st.data())
