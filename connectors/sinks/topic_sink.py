@@ -219,6 +219,7 @@ class TopicSink:
 
     async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
+        await self._commit()  # where it begins: before its first record, the next start would begin elsewhere
         while not self._stop.is_set():
             until = loop.time() + _GATHER_S
             records = []

@@ -24,7 +24,7 @@ from inferline_stream.connectors.sources import delivery
 from inferline_stream.connectors.sources.delivery import Delivery, SourceEvent
 from inferline_stream.isolation.confinement import ports_of
 from inferline_stream.kafka.fetched_batches import SkippedBatch
-from inferline_stream.kafka.record_follower import Record, RecordFollower
+from inferline_stream.kafka.record_follower import STARTS, Record, RecordFollower
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.pipeline.names import EVENT_ID, HEADER_PREFIX
 from inferline_stream.settings import from_environment
@@ -48,6 +48,7 @@ async def follow(follower: RecordFollower, delivery: Delivery, stop: asyncio.Eve
         Unreachable: stopped while Kafka was away, or it cannot be read any more.
         RecordRefused: a record that Kafka will never take.
     """
+    await follower.commit()  # where it begins
     while not stop.is_set():
         records = await follower.batch(_WAIT_S)
         if records:
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--from-bootstrap-servers", metavar="HOST:PORT", help="its Kafka, if it is another")
     parser.add_argument("--keep-timestamps", action="store_true", help="of the records; latency counts from them")
     parser.add_argument("--group", help="consumer group (default: <from-topic>-to-<topic>)")
+    parser.add_argument("--start", choices=STARTS, default="committed", help="where to begin, as sinks have it")
     options = parser.parse_args(given)
     source = options.from_bootstrap_servers or options.bootstrap_servers
     if (options.from_topic, source) == (options.topic, options.bootstrap_servers):
@@ -87,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stop, timeout_s = confinement.stopping(), from_environment().connect_timeout_s
         group = options.group or f"{options.from_topic}-to-{options.topic}"
         async with (
-            RecordFollower(source, options.from_topic, group, connect_timeout_s=timeout_s) as follower,
+            RecordFollower(
+                source, options.from_topic, group, connect_timeout_s=timeout_s, start=options.start
+            ) as follower,
             RecordProducer(options.bootstrap_servers, options.topic, connect_timeout_s=timeout_s) as producer,
         ):
             await producer.partitions(options.topic)

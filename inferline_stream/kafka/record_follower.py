@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError
+from aiokafka.protocol.commit import OffsetCommitRequest
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.committed_offsets import surely_committed
@@ -25,6 +26,10 @@ from inferline_stream.settings import from_environment
 logger = logging.getLogger(__name__)
 
 _COMMIT_AGAIN_S = 0.5
+_OFFSETS_KEPT_MS = 10 * 365 * 86_400_000
+"""How long Kafka keeps what is committed. Unless a commit says so, it forgets the offsets of a group without members
+after `offsets.retention.minutes`, a week by default, and a follower that had nothing to read began at the beginning."""
+
 _CREATED_WITHIN_S = 2.0
 """How long a topic that has just been created may be unknown: brokers learn of it one after another."""
 
@@ -153,6 +158,7 @@ class RecordFollower:
             else:
                 self._next[p] = offset
         if self._group is not None:
+            _keep_offsets(self._client._coordinator)
             # aiokafka fails where partitions are assigned again while it looks the coordinator up.
             await self._client._coordinator.ensure_coordinator_known()
         self._assign()
@@ -270,7 +276,7 @@ class RecordFollower:
             self._tp(p): (o, encode_metadata(Committed(o, topic_id=state.id, partitions=state.partitions)))
             for p, o in self._next.items()
         }
-        while True:
+        while offsets:
             try:
                 await self._client.commit(offsets)
             except KafkaError as error:
@@ -295,3 +301,15 @@ class RecordFollower:
         except KafkaError as error:
             raise Unreachable(f"topic {self._topic!r}: cannot be read ({error})") from error
         return {partition.partition: offset for partition, offset in found.items()}
+
+
+def _keep_offsets(coordinator: Any) -> None:
+    """Let a consumer's commits say how long they are kept: aiokafka has no option for it."""
+    send = coordinator._send_req
+
+    async def kept(request: Any) -> Any:
+        if isinstance(request, OffsetCommitRequest):
+            request._retention_time = _OFFSETS_KEPT_MS
+        return await send(request)
+
+    coordinator._send_req = kept

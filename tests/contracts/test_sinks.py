@@ -13,7 +13,9 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.protocol.commit import OffsetCommitRequest
 
+from inferline_stream.connectors.sinks.topic_sink import SinkCounts, TopicSink
 from inferline_stream.kafka.record_follower import RecordFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
@@ -135,6 +137,51 @@ async def test_a_group_whose_coordinator_knows_nothing_for_a_moment_goes_on_wher
     monkeypatch.setattr(GroupCoordinator, "fetch_committed_offsets", forgetful)
     async with RecordFollower(where, topic, f"{topic}-sink") as follower:
         assert await follower.positions() == {0: 3}
+
+
+async def test_kafka_keeps_what_a_follower_commits_for_years_also_where_nothing_comes_for_weeks(
+    embedded_broker, monkeypatch
+):
+    where = embedded_broker.bootstrap_servers
+    topic, ask, kept_ms = await topic_on(where), GroupCoordinator._send_req, []
+
+    async def noted(self, request):
+        if isinstance(request, OffsetCommitRequest):
+            kept_ms.append(request._retention_time)
+        return await ask(self, request)
+
+    monkeypatch.setattr(GroupCoordinator, "_send_req", noted)
+    async with RecordFollower(where, topic, f"{topic}-sink") as follower:
+        await follower.commit()
+    assert kept_ms == [10 * 365 * 24 * 3600 * 1000]
+
+
+class Memory:
+    """A store that remembers what it was given."""
+
+    def __init__(self):
+        self.counts = SinkCounts()
+        self.values = []
+
+    async def store(self, records):
+        self.values += [record.value for record in records]
+        return []
+
+
+async def test_a_sink_that_was_stopped_before_its_first_record_begins_where_it_had_begun(embedded_broker):
+    where, store = embedded_broker.bootstrap_servers, Memory()
+    topic = await topic_on(where)
+
+    def sink(start: str) -> TopicSink:
+        return TopicSink(where, topic=topic, store=store, what="memory", group=f"{topic}-sink", start=start)
+
+    await send(where, topic, numbered(range(5)))
+    async with sink("latest"):
+        pass
+    await send(where, topic, numbered(range(5, 8)))
+    async with sink("committed") as again:
+        await again.caught_up()
+    assert sorted(store.values) == [value for _, value in numbered(range(5, 8))]
 
 
 async def test_what_no_line_can_hold_is_a_dead_letter_and_without_one_ends_the_sink(embedded_broker, tmp_path):
