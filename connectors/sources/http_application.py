@@ -13,11 +13,11 @@ import msgspec
 from aiohttp import web
 
 from inferline_stream.connectors.sources.admission import BearerTokens, Bucket, Refused, event_id_of, wait_s_of
-from inferline_stream.connectors.sources.connections import Connections
 from inferline_stream.connectors.sources.delivery import key_of
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.record_follower import RecordFollower
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
+from inferline_stream.observability.connections import Connections
 from inferline_stream.pipeline.names import EVENT_ID
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from inferline_stream.connectors.sources.connections import Connections
+from inferline_stream.observability.connections import Connections
 
 _SWEEP_S = 0.5
 _AGAIN_S = 0.1

@@ -6,17 +6,17 @@ with it. docs/reference/metrics.md lists them and counts the series.
 
 from __future__ import annotations
 
+import gzip
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from threading import Thread
-from wsgiref.simple_server import WSGIServer
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -24,11 +24,12 @@ from prometheus_client.core import (
     InfoMetricFamily,
     Metric,
 )
+from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
 from inferline_stream.errors import UsageError
-from inferline_stream.observability.allowed_hosts import is_ours
 from inferline_stream.observability.buckets import bucket_label
+from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer, limits
 from inferline_stream.observability.pipeline_state import IsolationState, PipelineState, StageState
 
 
@@ -68,7 +69,7 @@ class MetricsServer:
     """A running `/metrics` endpoint."""
 
     port: int
-    _server: WSGIServer
+    _server: LimitedServer
     _thread: Thread
 
     def close(self) -> None:
@@ -92,25 +93,29 @@ def serve_metrics(state: Callable[[], PipelineState | None], port: int, host: st
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StateCollector(state))
     try:
-        server, thread = start_http_server(port, host, registry)
+        server = LimitedServer(host, port, _handler(registry), limits(request_s=20.0))
     except OSError as error:
         raise UsageError(
             f"metrics cannot listen on {host}:{port} ({error.strerror}); choose another --metrics-port, 0 for any"
         ) from None
-    application = server.get_app()
-    assert application is not None, "it was started with one"
-    server.set_app(_own_hosts_only(application, host))
+    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     return MetricsServer(server.server_port, server, thread)
 
 
-def _own_hosts_only(application: WSGIApplication, host: str) -> WSGIApplication:
-    def guarded(request: WSGIEnvironment, answer: StartResponse) -> Iterable[bytes]:
-        if is_ours(request.get("HTTP_HOST", ""), host):
-            return application(request, answer)
-        answer("421 Misdirected Request", [("Content-Type", "text/plain")])
-        return [b"ask for the metrics by their own address, or by the name given to --metrics-host\n"]
+def _handler(registry: CollectorRegistry) -> type[LimitedHandler]:
+    class MetricsHandler(LimitedHandler):
+        other_host = "ask for the metrics by their own address, or by the name given to --metrics-host"
 
-    return guarded
+        def do_GET(self) -> None:
+            encoded, kind = choose_encoder(self.headers.get("Accept", ""))
+            body = encoded(registry)
+            if gzip_accepted(self.headers.get("Accept-Encoding", "")):
+                self.answer(HTTPStatus.OK, kind, gzip.compress(body), Content_Encoding="gzip")
+            else:
+                self.answer(HTTPStatus.OK, kind, body)
+
+    return MetricsHandler
 
 
 @cache

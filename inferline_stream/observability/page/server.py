@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from functools import cache
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from threading import BoundedSemaphore, Event, Thread
 
 import msgspec
 
 from inferline_stream.errors import InferlineError, UsageError
-from inferline_stream.observability.allowed_hosts import is_ours
+from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer, limits
 from inferline_stream.observability.page.control import PageControl, read_command
 from inferline_stream.observability.page.history import EVERY_S, KEPT_S, Sample, keep
 from inferline_stream.observability.page.snapshot import Arrows, snapshot
@@ -79,14 +79,14 @@ class PageServer:
     ) -> None:
         self._closing = Event()
         samples: deque[Sample] = deque(maxlen=int(KEPT_S / EVERY_S))
-        handler = _handler(state, arrows, samples=samples, control=control, closing=self._closing, host=host)
+        handler = _handler(state, arrows, samples=samples, control=control, closing=self._closing)
         try:
-            self._server = ThreadingHTTPServer((host, port), handler)
+            # A stream ends with its viewer; how many there are is limited.
+            self._server = LimitedServer(host, port, handler, limits(request_s=math.inf))
         except OSError as error:
             raise UsageError(
                 f"the page cannot listen on {host}:{port} ({error.strerror}); choose another --ui-port, 0 for any"
             ) from None
-        self._server.daemon_threads = True
         self.port: int = self._server.server_port
         self.url = f"http://{host}:{self.port}/"
         self._thread = Thread(target=self._server.serve_forever, args=(_LOOK_S,), name="page", daemon=True)
@@ -134,63 +134,46 @@ def _handler(
     samples: deque[Sample],
     control: PageControl | None,
     closing: Event,
-    host: str,
-) -> type[BaseHTTPRequestHandler]:
+) -> type[LimitedHandler]:
     viewers = BoundedSemaphore(MOST_VIEWERS)
 
-    class Handler(BaseHTTPRequestHandler):
+    class PageHandler(LimitedHandler):
         protocol_version = "HTTP/1.1"
-        timeout = 10
+        other_host = "ask for this page by its own address"
+        fixed_headers = _HEADERS
 
         def do_GET(self) -> None:
-            if not self._is_ours():
-                return
             if self.path == "/events":
                 self._stream()
             elif self.path == "/history":
                 known = msgspec.json.encode({"samples": list(samples), "writable": control is not None})
-                self._answer(HTTPStatus.OK, "application/json", known)
+                self.answer(HTTPStatus.OK, "application/json", known)
             elif self.path in _FILES:
                 name, kind = _FILES[self.path]
-                self._answer(HTTPStatus.OK, kind, _file(name))
+                self.answer(HTTPStatus.OK, kind, _file(name))
             else:
-                self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page\n")
+                self.answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page\n")
 
         def do_POST(self) -> None:
-            if not self._is_ours():
-                return
             self.close_connection = True  # what of the body has not been read must not become the next request
             length = self.headers.get("Content-Length", "")
             newest = state()
             if control is None:
-                self._answer(HTTPStatus.NOT_IMPLEMENTED, "text/plain", b"read-only: run with --ui-token\n")
+                self.answer(HTTPStatus.NOT_IMPLEMENTED, "text/plain", b"read-only: run with --ui-token\n")
             elif self.path != "/control":
-                self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page\n")
+                self.answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page\n")
             elif not control.allows(self.headers.get("Authorization", "")):
                 closing.wait(WRONG_TOKEN_S)
-                self._answer(HTTPStatus.UNAUTHORIZED, "text/plain", b"this is not the token of --ui-token\n")
+                self.answer(HTTPStatus.UNAUTHORIZED, "text/plain", b"this is not the token of --ui-token\n")
             elif not length.isdecimal() or int(length) > _LONGEST_COMMAND_BYTES or newest is None:
-                self._answer(HTTPStatus.BAD_REQUEST, "text/plain", b"no command\n")
+                self.answer(HTTPStatus.BAD_REQUEST, "text/plain", b"no command\n")
             else:
                 stages = frozenset(stage.name for stage in newest.stages)
-                self._answer(*_obeyed(control, self.rfile.read(int(length)), stages))
-
-        def _is_ours(self) -> bool:
-            ours = is_ours(self.headers.get("Host", ""), host)
-            if not ours:
-                self._answer(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"ask for this page by its own address\n")
-            return ours
-
-        def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            for header, value in {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(body))}.items():
-                self.send_header(header, value)
-            self.end_headers()
-            self.wfile.write(body)
+                self.answer(*_obeyed(control, self.rfile.read(int(length)), stages))
 
         def _stream(self) -> None:
             if not viewers.acquire(blocking=False):
-                self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"too many viewers\n")
+                self.answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"too many viewers\n")
                 return
             self.close_connection = True
             try:
@@ -212,7 +195,4 @@ def _handler(
             finally:
                 viewers.release()
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing: a line per request would drown the decisions."""
-
-    return Handler
+    return PageHandler
