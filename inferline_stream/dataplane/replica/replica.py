@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import io
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, TextIO, cast
 
 from inferline_stream.dataplane.frames import (
     Batch,
@@ -94,8 +95,9 @@ def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
         channel: to the supervisor; None for a replica that is served over standard input and output.
         code: of the stage, if the process was forked from one that has loaded it.
     """
-    log_to_stderr_plainly()
     streams = StandardStreams() if channel is None else None
+    sys.stdout, sys.stderr = _log_stream(sys.stdout), _log_stream(sys.stderr)
+    log_to_stderr_plainly()
     line = channel.recv(MAX_DATAGRAM_BYTES) if channel is not None else streams.read_line() if streams else b""
     if not line.strip():
         sys.stderr.write("a replica is started with its ReplicaSpec as JSON, and none came\n")
@@ -112,6 +114,21 @@ def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
         with contextlib.suppress(OSError):  # its end is seen in time
             channel.send(BUILT)
     return _Server(stage, ready, channel, streams).run()
+
+
+class _LossyFile(io.FileIO):
+    """Drops what its file does not take: a log on a full disk, or at its limit of size, must fail no event."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+def _log_stream(of: TextIO) -> TextIO:
+    file = io.BufferedWriter(_LossyFile(of.fileno(), "wb", closefd=False))
+    return io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", line_buffering=bool(of.line_buffering))
 
 
 def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage, Enforced]:

@@ -49,7 +49,7 @@ class Dispatcher:
 class ReplicaProcess:
     """A replica, started as the supervisor starts one."""
 
-    def __init__(self, topology: Path, stage: str, hardware: Hardware, isolation: Isolation) -> None:
+    def __init__(self, topology: Path, stage: str, hardware: Hardware, isolation: Isolation, log: int) -> None:
         self.dispatchers: list[Dispatcher] = []
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         confinement = confined(isolation, topology, hardware) if isolation.sandboxed else None
@@ -57,7 +57,7 @@ class ReplicaProcess:
             [*bootstrap.command(MODULE, confinement=confinement), str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=subprocess.STDOUT,
             env=bootstrap.environment(1, confinement, os.environ),
         )
@@ -85,12 +85,14 @@ def replica(
     stage: str = "work",
     hardware: Hardware = CORE,
     isolation: Isolation = NONE,
+    *,
+    log: int = subprocess.PIPE,
 ) -> Iterator[ReplicaProcess]:
     """Run a replica of a topology's stage."""
     folder.chmod(0o755)
     topology = folder / "topology.py"
     topology.write_text(code)
-    running = ReplicaProcess(topology, stage, hardware, isolation)
+    running = ReplicaProcess(topology, stage, hardware, isolation, log)
     try:
         yield running
     finally:

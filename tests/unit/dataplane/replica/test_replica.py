@@ -10,7 +10,7 @@ from inferline_stream.dataplane.replica.replica import LEAVE
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
-from tests.unit.dataplane.replica.replica_process import replica
+from tests.unit.dataplane.replica.replica_process import DEADLINE_S, replica
 
 TOPOLOGY = """
 import ctypes, os, time
@@ -32,6 +32,8 @@ class Work:
             raise MemoryError
         if 16 in numbers:
             print("the stage prints", flush=True)
+        if 17 in numbers:
+            print("x" * 100_000)
         return [number + 1 for number in numbers]
 
 def rest(numbers: list[int]) -> list[int]:
@@ -85,6 +87,18 @@ def test_a_batch_comes_back_as_an_outcome_per_event_in_order(tmp_path: Path, iso
         code, said = running.wait()
     assert code == 0
     assert "the stage prints" in said
+
+
+def test_a_log_on_a_full_disk_fails_no_event_and_no_replica(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full, replica(tmp_path, PLAIN, log=full.fileno()) as running:
+        dispatcher = running.attach()
+        dispatcher.receive()
+        dispatcher.send(Batch(1, 1, [b"16", b"17"]))
+        results = dispatcher.receive()
+        assert isinstance(results, Results)
+        assert [type(outcome) for outcome in results.outcomes] == [Done, Done]
+        dispatcher.send(Leave())
+        assert running.process.wait(DEADLINE_S) == 0
 
 
 @pytest.mark.parametrize(
