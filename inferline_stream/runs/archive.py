@@ -7,6 +7,7 @@ A folder: ``run.json`` for people and programs, ``events.npz`` for the arrays; `
 from __future__ import annotations
 
 import datetime
+import shutil
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from inferline_stream.controlplane.log.control_records import StoredPlan
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
+from inferline_stream.controlplane.observe.observation_log import write_observations
 from inferline_stream.errors import InvalidFile, UsageError
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
@@ -25,6 +27,7 @@ from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.report import RunReport
 
 RECORD_VERSION = 1
@@ -130,6 +133,20 @@ def write_record(folder: Path, record: RunRecord, events: EventTimes) -> None:
     with (folder / ARRAYS).open("wb") as file:
         np.savez_compressed(file, **arrays)
     (folder / DOCUMENT).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+
+def written_down(folder: Path, record: RunRecord, events: EventTimes, observations: LiveObservations | None) -> str:
+    """Write down a run and, if it has them, its observations; return what became of that, in words."""
+    try:
+        write_record(folder, record, events)
+        if observations is not None:
+            write_observations(folder, observations)
+    except FileExistsError:
+        raise
+    except OSError as error:  # the run went well, and its report is still to come
+        shutil.rmtree(folder, ignore_errors=True)  # half of it would be taken for the newest run
+        return f"not written down in {folder} ({error.strerror}); `report` and `replay` have nothing of this run"
+    return f"written down in {folder}; `inferline-stream report` shows it"
 
 
 def read_record(folder: Path) -> RunRecord:

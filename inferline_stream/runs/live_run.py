@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, read_ledger
-from inferline_stream.controlplane.observe.observation_log import read_observation_log, write_observations
+from inferline_stream.controlplane.observe.observation_log import read_observation_log
 from inferline_stream.controlplane.pipeline_context import PipelineContext, drained, lags
 from inferline_stream.controlplane.polling import until
 from inferline_stream.errors import StageFailed
 from inferline_stream.kafka.controller_client import LeadershipLost, OffsetReader
 from inferline_stream.replay.live_observations import LiveObservations
-from inferline_stream.runs.archive import EventTimes, RunRecord, write_record
+from inferline_stream.runs.archive import EventTimes, RunRecord, written_down
 from inferline_stream.runs.report import RunReport, run_report
 from inferline_stream.runs.run import FeedReport, Run, RunDisplay
 
@@ -226,11 +226,9 @@ class LiveRun:
         )
         if self.run.run_folder is not None:
             events = EventTimes.of(ledger, self.run.sample, self.started_s - _BEFORE_S, ended_s)
-            write_record(self.run.run_folder, self._record(report), events)
             # Observations without every event would be replayed on other traffic than the policy saw.
-            if not ledger.began and (observations := await self._observations(events.began_s)) is not None:
-                write_observations(self.run.run_folder, observations)
-            self.watcher.note(f"written down in {self.run.run_folder}; `inferline-stream report` shows it")
+            observations = None if ledger.began else await self._observations(events.began_s)
+            self.watcher.note(written_down(self.run.run_folder, self._record(report), events, observations))
         return report
 
     def _record(self, report: RunReport) -> RunRecord:

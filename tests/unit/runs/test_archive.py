@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import numpy as np
@@ -27,6 +30,7 @@ from inferline_stream.runs.archive import (
     read_events,
     read_record,
     write_record,
+    written_down,
 )
 from inferline_stream.runs.report import RunReport
 
@@ -85,6 +89,18 @@ def test_what_is_written_down_is_read_back(tmp_path: Path) -> None:
     assert read == written
     for name in EventTimes.__slots__:
         np.testing.assert_array_equal(getattr(read_events(folder), name), getattr(events, name))
+
+
+def test_a_run_that_finds_the_disk_full_says_so_and_leaves_no_half_of_a_record(tmp_path: Path, monkeypatch) -> None:
+    def full(file: IO[bytes], **arrays: object) -> None:
+        file.write(b"PK")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder, events = tmp_path / "runs" / "one", EventTimes.of(ledger_of_two(), None)
+    monkeypatch.setattr(np, "savez_compressed", full)
+    assert "not written down" in (said := written_down(folder, RECORD, events, None))
+    assert "No space left on device" in said
+    assert not folder.exists()
 
 
 def test_a_replay_of_a_run_takes_the_start_up_times_that_its_replicas_had() -> None:
