@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -122,11 +123,13 @@ class JsonlFile:
     def _write(self, data: bytes) -> None:
         file, written = self._file.fileno(), 0  # not the buffer above it: that keeps what could not be written
         try:
+            os.ftruncate(file, self._size_bytes)  # some file systems need room to cut off what was torn before
             while written < len(data):
                 written += os.write(file, data[written:])
             os.fsync(file)
         except OSError:
-            os.ftruncate(file, self._size_bytes)
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, self._size_bytes)
             raise
         self._size_bytes += len(data)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import IO
@@ -10,6 +12,8 @@ from typing import IO
 import msgspec
 
 from inferline_stream.errors import InvalidFile
+
+logger = logging.getLogger(__name__)
 
 _MARKED = 1024
 
@@ -84,6 +88,8 @@ class FilePositions:
                 raise InvalidFile(f"{path}:{number}: is no state of this source; give another --state") from None
             self.places[place.file] = place
         self._file: IO[bytes] | None = None
+        self._noted = dict(self.places)
+        self._size_bytes = 0
 
     def shorten(self) -> None:
         """Write it again, a line per file; before it is opened.
@@ -104,20 +110,32 @@ class FilePositions:
     def open(self) -> None:
         """Make ready to note."""
         self._file = self._path.open("ab", buffering=0)
+        self._size_bytes = self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
-        """All that was noted is on disk already."""
+        """Write what the disk did not take before, if it takes it now."""
         if self._file is not None:
+            self._write()
             self._file.close()
 
     def note(self, place: FilePosition) -> None:
-        """Keep a place, on disk once this returns.
+        """Keep a place, on disk once this returns; while the disk takes none, a restart begins at older ones."""
+        self.places[place.file] = place
+        self._write()
 
-        Raises:
-            OSError: the disk does not take it; an older place holds.
-        """
+    def _write(self) -> None:
         assert self._file is not None
-        if self.places.get(place.file) != place:
-            self._file.write(msgspec.json.encode(place) + b"\n")
+        new = {name: place for name, place in self.places.items() if self._noted.get(name) != place}
+        lines = b"".join(msgspec.json.encode(place) + b"\n" for place in new.values())
+        if not lines:
+            return
+        try:
+            os.ftruncate(self._file.fileno(), self._size_bytes)  # of what it took in part before
+            if self._file.write(lines) < len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
-            self.places[place.file] = place
+        except OSError as error:
+            logger.warning("%s: %s; after a restart, events since then are sent again", self._path, error.strerror)
+            return
+        self._size_bytes += len(lines)
+        self._noted |= new

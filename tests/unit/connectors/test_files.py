@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import io
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -235,6 +237,35 @@ def test_a_state_tells_what_was_noted_last_and_a_torn_line_counts_for_nothing(tm
     again.shorten()
     assert path.read_bytes().count(b"\n") == 2
     assert FilePositions(path).places == again.places
+
+
+async def test_a_full_disk_stops_no_file_repeats_no_line_and_leaves_a_state_that_can_be_read(
+    tmp_path, monkeypatch, caplog
+):
+    folder, taken, path = tmp_path / "in", Taken(), tmp_path / "state"
+    folder.mkdir()
+    file = folder / "a.jsonl"
+    file.write_text("1\n")
+    state = FilePositions(path)
+    state.open()
+    reading = files_of(folder, state)
+    with monkeypatch.context() as disk:
+
+        def full(number: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        disk.setattr(os, "fsync", full)
+        for more in ("2\n", "3\n"):
+            await reading.send(taken, asyncio.Event(), follow=False)
+            with file.open("a") as writer:
+                writer.write(more)
+    assert [value for _, value in taken.new()] == [1, 2]
+    assert "state: No space left on device" in caplog.text
+    await reading.send(taken, asyncio.Event(), follow=False)
+    state.close()
+    assert [value for _, value in taken.new()] == [3]
+    assert FilePositions(path).places["a.jsonl"].offset == 6
+    assert path.read_bytes().count(b"\n") == 1
 
 
 def test_somebody_elses_file_is_no_state(tmp_path):

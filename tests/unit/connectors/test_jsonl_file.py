@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -116,6 +117,29 @@ def test_a_file_that_takes_a_deep_value_can_be_opened_again_where_less_stack_is_
             taken(path).close()
 
     opened_below(100)
+
+
+def test_what_a_full_disk_took_in_part_is_cut_off_also_where_that_needs_room_first(path, monkeypatch):
+    file, write, cut = taken(path), os.write, os.ftruncate
+    file.append([record(0)], "t")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def torn(number, data):
+        write(number, data[:7])
+        monkeypatch.setattr(os, "ftruncate", full)
+        full()
+
+    monkeypatch.setattr(os, "write", torn)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            file.append([record(1)], "t")
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "ftruncate", cut)
+    file.append([record(1)], "t")
+    file.close()
+    assert [line["event_id"] for line in lines(path)] == ["t/0/0", "t/0/1"]
 
 
 def test_a_file_is_one_sinks_at_a_time_and_the_next_knows_what_the_last_one_wrote(path):
