@@ -13,8 +13,11 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import KafkaStorageError
 from aiokafka.protocol.commit import OffsetCommitRequest
 
+from inferline_stream.broker.groups import Group
+from inferline_stream.broker.server import EmbeddedBroker
 from inferline_stream.connectors.sinks.topic_sink import SinkCounts, TopicSink
 from inferline_stream.kafka.record_follower import RecordFollower
 from inferline_stream.pipeline.names import EVENT_ID
@@ -182,6 +185,28 @@ async def test_a_sink_that_was_stopped_before_its_first_record_begins_where_it_h
     async with sink("committed") as again:
         await again.caught_up()
     assert sorted(store.values) == [value for _, value in numbered(range(5, 8))]
+
+
+async def test_a_sink_goes_on_once_a_broker_whose_disk_is_full_takes_its_commits_again(monkeypatch):
+    commit, refused = Group.commit, []
+
+    def refuse(self, partition, committed):
+        refused.append(partition)
+        raise KafkaStorageError
+
+    async with asyncio.timeout(DEADLINE_S), EmbeddedBroker() as broker:
+        where, store = broker.bootstrap_servers, Memory()
+        topic = await topic_on(where)
+        async with TopicSink(where, topic=topic, store=store, what="memory", group="storing") as sink:
+            await sink.caught_up()
+            monkeypatch.setattr(Group, "commit", refuse)
+            await send(where, topic, numbered(range(5)))
+            await until(lambda: len(refused) > 4, "the broker refuses commits")
+            monkeypatch.setattr(Group, "commit", commit)
+            await sink.caught_up()
+        async with RecordFollower(where, topic, "storing") as again:
+            assert await again.positions() == await again.ends()
+    assert sorted(store.values) == [value for _, value in numbered(range(5))]
 
 
 async def test_what_no_line_can_hold_is_a_dead_letter_and_without_one_ends_the_sink(embedded_broker, tmp_path):
