@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import logging
 import os
@@ -63,7 +64,7 @@ def _mark(file: IO[bytes], offset: int) -> str:
 
 
 class FilePositions:
-    """Where every file has been read to, noted in a file that only grows while it is used.
+    """Where every file has been read to, noted in a file that only grows while it is used, by one source at a time.
 
     Args:
         path: of the state; may be missing.
@@ -75,6 +76,13 @@ class FilePositions:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.places: dict[str, FilePosition] = {}
+        self._noted: dict[str, FilePosition] = {}
+        self._file: IO[bytes] | None = None
+        self._size_bytes = 0
+        self._read()
+
+    def _read(self) -> None:
+        path, places, size_bytes = self._path, dict[str, FilePosition](), 0
         try:
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         except OSError as error:
@@ -86,17 +94,18 @@ class FilePositions:
                 place = msgspec.json.decode(line, type=FilePosition)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 raise InvalidFile(f"{path}:{number}: is no state of this source; give another --state") from None
-            self.places[place.file] = place
-        self._file: IO[bytes] | None = None
-        self._noted = dict(self.places)
-        self._size_bytes = 0
+            places[place.file] = place
+            size_bytes += len(line)
+        self.places, self._noted, self._size_bytes = places, dict(places), size_bytes
 
     def shorten(self) -> None:
-        """Write it again, a line per file; before it is opened.
+        """Write it again, a line per file, unless a source has it; before it is opened.
 
         Raises:
             InvalidFile: it cannot be written.
         """
+        if not self.open():
+            return
         beside = self._path.with_name(f"{self._path.name}.new")
         try:
             with beside.open("wb") as file:
@@ -106,11 +115,29 @@ class FilePositions:
             os.replace(beside, self._path)
         except OSError as error:
             raise InvalidFile(f"{self._path}: cannot be written ({error.strerror}); give another --state") from None
+        finally:
+            self.close()
 
-    def open(self) -> None:
-        """Make ready to note."""
-        self._file = self._path.open("ab", buffering=0)
-        self._size_bytes = self._file.seek(0, os.SEEK_END)
+    def open(self) -> bool:
+        """Lock the state until it is closed, read it again, and make ready to note; return False while another has it.
+
+        Raises:
+            InvalidFile: it cannot be opened or locked, or is none of ours.
+        """
+        try:
+            file = self._path.open("ab", buffering=0)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        except OSError as error:
+            raise InvalidFile(f"{self._path}: cannot be written ({error.strerror}); give another --state") from None
+        if not os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+            file.close()  # another has written it again meanwhile
+            return False
+        self._file = file
+        self._read()
+        return True
 
     def close(self) -> None:
         """Write what the disk did not take before, if it takes it now."""

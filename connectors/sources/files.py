@@ -12,7 +12,7 @@ files to come, in the order of their names; without, it ends at the end.
 
 **Once.** An event's id is ``<file name>:<byte where it begins>``, the same however often it is read. Where each file
 has been read to is noted in ``--state``, after Kafka has acknowledged; after a crash the last second is sent again, by
-the same ids, which joins and sinks know.
+the same ids, which joins and sinks know. Another source with the same state waits for the end of the first one.
 
 **Rotation.** Files only grow. One that holds something else than what was read from it, since it was rewritten, cut
 off or replaced, is another one: a warning says so, and it is read from its beginning, as ``<file name>~1:…``. A file
@@ -44,7 +44,7 @@ import msgspec
 
 from inferline_stream.connectors import confinement
 from inferline_stream.connectors.sources import delivery
-from inferline_stream.connectors.sources.delivery import Delivery, SourceEvent, key_of
+from inferline_stream.connectors.sources.delivery import Delivery, SourceCounts, SourceEvent, key_of
 from inferline_stream.connectors.sources.file_positions import FilePosition, FilePositions
 from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.record_producer import RecordProducer
@@ -386,7 +386,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             key_field=options.key_field,
         )
         files.names()  # whether they can be read is said before anything is sent
-        state.open()
+        waiting = False
+        while not state.open():
+            if not waiting:
+                logger.warning("%s: another source has this state; waiting for its end", state_file)
+            waiting = True
+            if stop.is_set():
+                return confinement.tell(SourceCounts())
+            await asyncio.sleep(_LOOK_AGAIN_S)
         timeout_s = from_environment().connect_timeout_s
         producing = RecordProducer(options.bootstrap_servers, options.topic, connect_timeout_s=timeout_s)
         with contextlib.closing(state):

@@ -268,6 +268,24 @@ async def test_a_full_disk_stops_no_file_repeats_no_line_and_leaves_a_state_that
     assert path.read_bytes().count(b"\n") == 1
 
 
+def test_a_state_is_one_sources_at_a_time_and_the_next_goes_on_where_the_last_one_was(tmp_path):
+    path = tmp_path / "state"
+    first, second = FilePositions(path), FilePositions(path)
+    assert first.open()
+    first.note(FilePosition("a", 1))
+    assert not second.open()
+    second.shorten()
+    first.note(FilePosition("a", 2))
+    first.close()
+    with path.open("ab") as file:
+        file.write(b'{"file":"a","offs')  # what it was killed at
+    assert second.open()
+    assert second.places == {"a": FilePosition("a", 2)}
+    second.note(FilePosition("a", 3))
+    second.close()
+    assert FilePositions(path).places == {"a": FilePosition("a", 3)}
+
+
 def test_somebody_elses_file_is_no_state(tmp_path):
     (tmp_path / "state").write_text("hello\n")
     with pytest.raises(InvalidFile, match="no state of this source"):
