@@ -8,8 +8,9 @@ answer that was lost on the way, lets an event come again, and the receiver know
 partition are posted in their order, those of several partitions at once.
 
 An answer of 2xx means that the receiver has it. Where it does not answer in time, or with 408, 425, 429 or 5xx, the
-event is tried again for as long as it takes, not before ``Retry-After``. Any other answer is a refusal
-for good: the event goes to the topic ``--dead-letters``; without one the sink ends and nothing is lost.
+event is tried again for as long as it takes, not before ``Retry-After``. With 401 the sink ends: the token is wrong,
+and no event is to blame. Any other answer is a refusal for good: the event goes to the topic ``--dead-letters``;
+without one the sink ends and nothing is lost.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ import aiohttp
 from inferline_stream.connectors import confinement
 from inferline_stream.connectors.sinks import topic_sink
 from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id
+from inferline_stream.errors import InvalidInput
 from inferline_stream.kafka.event_loop import Loop
 from inferline_stream.kafka.loop_resolver import LoopResolver
 from inferline_stream.kafka.record_follower import Record
 
+_WRONG_TOKEN = 401
 _TRY_AGAIN = frozenset((408, 425, 429))
 _REMEMBERED = 100_000
 _SHOWN = 200
@@ -117,6 +120,8 @@ class Webhook:
                 if 200 <= answer.status < 300:
                     return ""
                 said = (await answer.content.read(_SHOWN)).decode(errors="replace").strip()
+                if answer.status == _WRONG_TOKEN:
+                    raise InvalidInput(f"{self._url}: HTTP status 401 ({said}); check --token-file, and start again")
                 if answer.status >= 500 or answer.status in _TRY_AGAIN:
                     raise Away(f"HTTP status {answer.status}", _after_s(answer.headers.get("Retry-After", "")))
                 return f"HTTP status {answer.status}" + (f": {said}" if said else "")

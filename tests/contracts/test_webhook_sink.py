@@ -114,6 +114,22 @@ async def test_a_sink_that_has_to_end_leaves_a_silent_receiver_and_what_that_has
             assert (await sink.stopped())["written"] == 20
 
 
+async def test_a_token_that_the_receiver_does_not_take_any_more_makes_no_event_a_dead_letter(embedded_broker, receiver):
+    where = embedded_broker.bootstrap_servers
+    topic = await topic_on(where, partitions=1)
+    await send(where, topic, numbered(range(3)))
+    receiver.answers = [web.Response(status=401, text="expired")]
+    async with receiver.up():
+        options = ("--url", receiver.url, "--dead-letters", f"{topic}.dlq")
+        async with running("sinks.webhook", where, topic, *options) as sink:
+            _, said = await sink.process.communicate()
+            assert sink.process.returncode == 3
+            assert b"HTTP status 401 (expired); check --token-file" in said
+        async with running("sinks.webhook", where, topic, *options) as sink:
+            await until(lambda: receiver.keys[-1:] == ["e2"], "all are posted")
+            assert (await sink.stopped())["refused"] == 0
+
+
 async def test_what_a_webhook_refuses_for_good_is_a_dead_letter_and_without_one_ends_the_sink(
     embedded_broker, receiver
 ):
