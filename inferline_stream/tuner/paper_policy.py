@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from inferline_stream.tuner.decision import Action, Decision, Reason
+from inferline_stream.tuner.mixture import following, leaving
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.plan_basis import Basis, StageBasis
 from inferline_stream.tuner.tuner_state import TunerState
@@ -76,16 +77,10 @@ def _total(held: Mapping[str, int]) -> int:
 
 
 def _moved(stage: StageBasis, held: Mapping[str, int], replicas: int) -> dict[str, int]:
-    """The replicas held, brought to a total: added to the first kind, taken from the last that has any.
-
-    The paper's plans have one kind per stage, so that this is no choice of its own.
-    """
+    """The replicas held, brought to a total by the plan's mixture. The paper's plans have one kind per stage."""
     now = {kind.hardware: held.get(kind.hardware, 0) for kind in stage.kinds}
-    change = replicas - sum(now.values())
-    if change > 0:
-        now[stage.kinds[0].hardware] += change
-    for kind in reversed(stage.kinds):
-        taken = min(max(-change, 0), now[kind.hardware])
-        now[kind.hardware] -= taken
-        change += taken
+    while (total := sum(now.values())) < replicas:
+        now[following(stage.mixture, now, now)] += 1
+    for _ in range(total - replicas):
+        now[leaving(stage.mixture, now, [kind for kind, count in now.items() if count])] -= 1
     return now

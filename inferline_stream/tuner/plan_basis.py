@@ -66,10 +66,14 @@ class StageBasis:
     """k⁰, replicas planned over all kinds."""
     supply: float = field(init=False)
     """Σ k⁰·µ, events per second that the planned replicas give."""
+    mixture: Mapping[str, int] = field(init=False)
+    """Planned replicas by hardware kind; one of each where none is planned."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "planned", sum(kind.planned for kind in self.kinds))
         object.__setattr__(self, "supply", sum(kind.planned * kind.throughput for kind in self.kinds))
+        mixture = {kind.hardware: kind.planned if self.planned else 1 for kind in self.kinds}
+        object.__setattr__(self, "mixture", mixture)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.plan_basis import Kind, StageBasis
+from inferline_stream.tuner.mixture import following, leaving, mixture
+from inferline_stream.tuner.plan_basis import StageBasis
 
 _ROUNDING = 1e-9
 
@@ -39,9 +40,7 @@ def more(
     stock: Mapping[str, int],
     maximum: int | None = None,
 ) -> Fit:
-    """The replicas held and as few dollars more as give the supply needed.
-
-    Each time the kind is added that would close the gap for the least money.
+    """The replicas held and as few more, in the plan's mixture, as give the supply needed.
 
     Args:
         stage: the kinds it may run on.
@@ -52,38 +51,39 @@ def more(
         maximum: most replicas in all.
     """
     now = {kind.hardware: held.get(kind.hardware, 0) for kind in stage.kinds}
+    enough = _enough(stage, throughputs, needed)
     left = dict(stock)
     short: Reason | None = None
-    while (given := supply(now, throughputs)) < needed * (1 - _ROUNDING):
+    while supply(now, throughputs) < enough:
         if maximum is not None and sum(now.values()) >= maximum:
             short = Reason.LIMIT_CHANGED
             break
         if stage.most_replicas is not None and sum(now.values()) >= stage.most_replicas:
             short = Reason.SERVER_LIMIT
             break
-        kinds = [kind for kind in stage.kinds if left.get(kind.hardware, 1) > 0 and throughputs[kind.hardware] > 0]
+        kinds = [kind for kind in now if left.get(kind, 1) > 0 and throughputs[kind] > 0]
         if not kinds:
             short = Reason.STOCK_EXHAUSTED
             break
-        gap = needed - given
-        chosen = min(kinds, key=lambda k: (k.price_per_hour * math.ceil(gap / throughputs[k.hardware]), -k.throughput))
-        now[chosen.hardware] += 1
-        if chosen.hardware in left:
-            left[chosen.hardware] -= 1
+        chosen = following(stage.mixture, now, kinds)
+        now[chosen] += 1
+        if chosen in left:
+            left[chosen] -= 1
     return Fit(now, short)
 
 
 def fewer(
     stage: StageBasis, held: Mapping[str, int], throughputs: Mapping[str, float], needed: float, minimum: int = 1
 ) -> dict[str, int]:
-    """The replicas held less those without which the rest still give the supply needed, dearest first."""
+    """The replicas held less those, by the plan's mixture, without which the rest still give the supply needed."""
     now = {kind.hardware: held.get(kind.hardware, 0) for kind in stage.kinds}
-    for kind in _dearest_first(stage, throughputs):
-        while now[kind.hardware] > 0 and sum(now.values()) > minimum:
-            now[kind.hardware] -= 1
-            if supply(now, throughputs) < needed * (1 - _ROUNDING):
-                now[kind.hardware] += 1
-                break
+    enough = _enough(stage, throughputs, needed)
+    while sum(now.values()) > minimum:
+        kind = _first_to_go(stage, now, throughputs)
+        after = {**now, kind: now[kind] - 1}
+        if supply(after, throughputs) < enough:
+            break
+        now = after
     return now
 
 
@@ -96,7 +96,7 @@ def within(
     maximum: int | None,
     stock: Mapping[str, int],
 ) -> dict[str, int]:
-    """The replicas held, brought between the limits that people set: the cheapest are added, the dearest taken away.
+    """The replicas held, brought between the limits that people set, by the plan's mixture.
 
     Args:
         stage: the kinds it may run on.
@@ -107,22 +107,29 @@ def within(
         stock: replicas by kind that can still be added.
     """
     now, left = dict(held), dict(stock)
-    dearest = _dearest_first(stage, throughputs)
-    for kind in reversed(dearest):
-        room = left.get(kind.hardware, minimum)
-        now[kind.hardware] += max(min(minimum - sum(now.values()), room), 0)
-    for kind in dearest:
-        surplus = max(sum(now.values()) - maximum, 0) if maximum is not None else 0
-        now[kind.hardware] -= min(surplus, now[kind.hardware])
+    while sum(now.values()) < minimum and (kinds := [kind for kind in now if left.get(kind, 1) > 0]):
+        chosen = following(stage.mixture, now, [kind for kind in kinds if throughputs[kind] > 0] or kinds)
+        now[chosen] += 1
+        if chosen in left:
+            left[chosen] -= 1
+    while maximum is not None and sum(now.values()) > maximum:
+        now[_first_to_go(stage, now, throughputs)] -= 1
     return now
 
 
-def _dearest_first(stage: StageBasis, throughputs: Mapping[str, float]) -> Sequence[Kind]:
-    """Kinds by what an event costs on them, the dearest first."""
-    if len(stage.kinds) == 1:
-        return stage.kinds
-    cost = {
-        k.hardware: k.price_per_hour / throughputs[k.hardware] if throughputs[k.hardware] else math.inf
-        for k in stage.kinds
-    }
-    return sorted(stage.kinds, key=lambda kind: cost[kind.hardware], reverse=True)
+def _enough(stage: StageBasis, throughputs: Mapping[str, float], needed: float) -> float:
+    """Supply that the plan's mixture gives with as many replicas as the need takes, each of the mixture's mean.
+
+    So the tables of staffing are counted: their figures are numbers of replicas of the mean.
+    """
+    planned = {kind: count for kind, count in stage.mixture.items() if count and throughputs[kind] > 0}
+    if len(planned) > 1:
+        mean = supply(planned, throughputs) / sum(planned.values())
+        needed = supply(mixture(planned, math.ceil(needed / mean * (1 - _ROUNDING))), throughputs)
+    return needed * (1 - _ROUNDING)
+
+
+def _first_to_go(stage: StageBasis, held: Mapping[str, int], throughputs: Mapping[str, float]) -> str:
+    """The kind that goes first: one that does nothing just now, else by the plan's mixture."""
+    kinds = [kind for kind, count in held.items() if count]
+    return leaving(stage.mixture, held, [kind for kind in kinds if not throughputs[kind]] or kinds)

@@ -20,6 +20,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace, busiest
 from inferline_stream.tuner.forecast import highest_rate, rises, surges
+from inferline_stream.tuner.mixture import mixture
 
 MULTIPLES = (
     *(0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
@@ -201,8 +202,5 @@ class _Search:
     def _mixed(self, name: str, replicas: int) -> tuple[Allocation, ...]:
         """That many replicas in the plan's mixture of kinds."""
         held = self._plan.allocations[name]
-        shares = [replicas * a.replicas / self.planned[name] for a in held]
-        counts = [math.floor(share) for share in shares]
-        for i in sorted(range(len(held)), key=lambda i: counts[i] - shares[i])[: replicas - sum(counts)]:
-            counts[i] += 1
-        return tuple(replace(a, replicas=n) for a, n in zip(held, counts, strict=True))
+        counts = mixture({a.hardware: a.replicas for a in held}, replicas)
+        return tuple(replace(a, replicas=counts[a.hardware]) for a in held)
