@@ -222,7 +222,9 @@ def search(
                 elif proof.stopped:  # not infeasible: nobody knows yet
                     raise Stopped
             if found is not None:
-                if algorithm != "inferline":
+                if algorithm == "inferline":
+                    journal.end_with(found)
+                else:
                     if mixed:
                         found = with_largest_limits(evaluator, found)
                         found = journal.take_all(mixed_in(evaluator, found)) or found
@@ -352,6 +354,11 @@ class _Journal:
         for last in candidates:
             self.take(last)
         return last
+
+    def end_with(self, candidate: Candidate) -> None:
+        """Prefer the one that a search ended with to others of its cost: the paper's doubles batches at no cost."""
+        if self.best is None or cost_of(self._problem, candidate) <= cost_of(self._problem, self.best) + COST_EPSILON:
+            self.best = candidate
 
     def report(self, phase: str, _candidate: Candidate | None) -> None:
         if self._progress is not None:

@@ -23,6 +23,7 @@ from inferline_stream.planner.paper_greedy import (
     with_replica_removed,
 )
 from inferline_stream.planner.problem import arrival_rates, cost_of, fastest_path_s, in_stock, replaced
+from inferline_stream.planner.provision import search
 from tests.unit.planner.problems import meets, p99_s, plain_problem, prices, random_problem
 
 SEEDS = range(8)
@@ -135,10 +136,17 @@ def test_at_exit_no_single_action_is_feasible_and_cheaper(seed, partitions):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_the_plan_is_what_a_literal_reading_ends_with_and_not_another_of_its_cost(seed):
+    problem = random_problem(seed, slack=4.0)
+    found = search(problem, algorithm="inferline").candidate
+    assert found == _literal_minimise(problem, _literal_initialise(problem))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_accepted_costs_never_rise_and_a_batch_doubles_only_at_equal_cost(seed):
     problem, log = random_problem(seed, slack=4.0), []
-    search = _search(problem, log)
-    minimise_cost(search, initialise(search))
+    asked = _search(problem, log)
+    minimise_cost(asked, initialise(asked))
     for (_, before), (_, after) in itertools.pairwise(log):
         assert cost_of(problem, after) <= cost_of(problem, before) + 1e-12
         if abs(cost_of(problem, after) - cost_of(problem, before)) < 1e-12 and after != before:
