@@ -365,10 +365,12 @@ def check_memory(events: int, stages: int) -> None:
 
 def plan_table(plan: Plan, pipeline: Pipeline, warning: str = "") -> Table:
     """The plan for people: stage, hardware, limits, replicas, utilization, $/h; the whole below, and a warning."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     kinds = catalogue(pipeline.hardware)
-    table = Table(title=f"Plan for {plan.pipeline}", min_width=60)
+    # Without lines between the columns, all of them fit on 80 characters.
+    table = Table(title=f"Plan for {plan.pipeline}", min_width=60, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("stage")
     table.add_column("hardware")
     holds = any(hold_of(allocations) for allocations in plan.allocations.values())

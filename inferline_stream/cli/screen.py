@@ -8,8 +8,9 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -23,8 +24,12 @@ logger = logging.getLogger(__name__)
 _LINE_EVERY_S = 5.0
 """Without a terminal, how often a line tells how the run goes."""
 
-_FIGURES = ("records/s", "queued", "wait", "batch", "service", "utilization", "dispatcher", "lag")
+_COUNTS = ("hardware", "replicas", "records/s", "queued", "wait", "lag")
+_FIGURES = ("batch", "service", "utilization", "dispatcher", "isolation")
 """Columns of a stage's pool. Batch is the mean over the limit; utilization is the replicas'."""
+
+_ANY_WIDTH = 1000
+"""Columns of a console on which any table fits."""
 
 _ACTION_STYLE = {"scale_up": "bold yellow", "scale_down": "bold green", "hold": "dim"}
 
@@ -87,7 +92,7 @@ class Screen:
     def now(self, state: PipelineState) -> None:
         """The newest picture."""
         if self._console.is_terminal:
-            self._show(Group(headline(state, self._elapsed_s()), stages_table(state)))
+            self._show(Group(headline(state, self._elapsed_s()), StagesTable(state)))
         elif self._line_is_due():
             if logs_as_json():
                 logger.info("state", extra=_as_fields(state))
@@ -150,27 +155,44 @@ def _as_fields(state: PipelineState) -> dict[str, object]:
     }
 
 
-def stages_table(state: PipelineState) -> Table:
-    """A row for each stage and hardware kind."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("stage", min_width=12)
-    table.add_column("hardware")
-    for name in ("replicas", *_FIGURES):
-        table.add_column(name, justify="right")
-    table.add_column("isolation")
-    for stage in state.stages:
-        for row, kind in enumerate(stage.replicas):
-            replicas = f"{kind.ready}/{kind.wanted}" if kind.ready != kind.wanted else str(kind.ready)
-            figures = _figures(stage) if row == 0 else ("",) * len(_FIGURES)
-            held = isolation_words(stage.isolation) if row == 0 else ""
-            table.add_row(stage.name if row == 0 else "", kind.hardware, replicas, *figures, held)
-    troubles = [f"{stage.name}: {stage.trouble}" for stage in state.stages if stage.trouble]
-    lines = [Text(trouble, style="bold yellow") for trouble in troubles]
-    lines += [Text(f"{stage.name}: {nodes_words(stage)}", style="dim") for stage in state.stages if stage.nodes]
-    if lines:
-        table.caption = Text("\n").join(lines)
-        table.caption_justify = "left"
-    return table
+class StagesTable:
+    """A row for each stage and hardware kind. Where the console is too narrow for it, figures follow in a second table.
+
+    Rich would cut headings and numbers off.
+    """
+
+    def __init__(self, state: PipelineState) -> None:
+        self._state = state
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield one table or two, and below them what is wrong and where replicas are."""
+        whole = self._table(_COUNTS + _FIGURES)
+        if Measurement.get(console, options.update(max_width=_ANY_WIDTH), whole).minimum <= options.max_width:
+            yield whole
+        else:
+            yield from (self._table(_COUNTS), self._table(_FIGURES))
+        for stage in self._state.stages:
+            if stage.trouble:
+                yield Text(f"{stage.name}: {stage.trouble}", style="bold yellow")
+        for stage in self._state.stages:
+            if stage.nodes:
+                yield Text(f"{stage.name}: {nodes_words(stage)}", style="dim")
+
+    def _table(self, columns: tuple[str, ...]) -> Table:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("stage", min_width=12, overflow="fold")
+        for name in columns:
+            words = name in ("hardware", "isolation")
+            table.add_column(name, justify="left" if words else "right", no_wrap=name != "isolation", overflow="fold")
+        for stage in self._state.stages:
+            shown = _figures(stage)
+            for row, kind in enumerate(stage.replicas):
+                replicas = f"{kind.ready}/{kind.wanted}" if kind.ready != kind.wanted else str(kind.ready)
+                own = {"hardware": kind.hardware, "replicas": replicas}
+                if row == 0 or "hardware" in columns:
+                    cells = own | shown if row == 0 else own
+                    table.add_row(stage.name if row == 0 else "", *(cells.get(name, "") for name in columns))
+        return table
 
 
 def nodes_words(stage: StageState) -> str:
@@ -195,17 +217,19 @@ def isolation_words(held: IsolationState | None) -> str:
     return f"[bold yellow]{words}: {'; '.join(held.missing)}[/]" if held.missing else words
 
 
-def _figures(stage: StageState) -> tuple[str, ...]:
-    return (
-        f"{stage.arrival_rate:.1f}",
-        str(stage.queued),
-        _duration(stage.wait_s),
-        _batch(stage),
-        _duration(stage.service_time_s),
-        _share(stage.utilization),
-        _share(stage.dispatcher_utilization),
-        str(stage.lag_records),
-    )
+def _figures(stage: StageState) -> dict[str, str]:
+    """Of a stage, by column."""
+    return {
+        "records/s": f"{stage.arrival_rate:.1f}",
+        "queued": str(stage.queued),
+        "wait": _duration(stage.wait_s),
+        "lag": str(stage.lag_records),
+        "batch": _batch(stage),
+        "service": _duration(stage.service_time_s),
+        "utilization": _share(stage.utilization),
+        "dispatcher": _share(stage.dispatcher_utilization),
+        "isolation": isolation_words(stage.isolation),
+    }
 
 
 def _batch(stage: StageState) -> str:

@@ -72,12 +72,12 @@ def status_tables(state: PipelineState) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from inferline_stream.cli.screen import headline, stages_table
+    from inferline_stream.cli.screen import StagesTable, headline
 
     newest = state.decisions[: -1 - _DECISIONS_SHOWN : -1]
     decisions = [Text("\nlast decisions", style="bold"), *(_decision(made, state.time_s) for made in newest)]
     return Group(
-        controller_line(state), headline(state), Text(), stages_table(state), Text(), envelope_table(state),
+        controller_line(state), headline(state), Text(), StagesTable(state), Text(), envelope_table(state),
         *(decisions if newest else ()),
     )  # fmt: skip
 
