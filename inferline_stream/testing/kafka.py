@@ -1,6 +1,7 @@
 """A Kafka for tests: one that is there, one in a container, one on local Java, or the embedded broker.
 
-`find_apache_kafka()` tries, in this order, `KAFKA_BOOTSTRAP_SERVERS`, a container engine, and Java with Maven:
+`find_apache_kafka()` tries, in this order, `KAFKA_BOOTSTRAP_SERVERS`, a container engine (with the extra `testing`),
+and Java with Maven:
 
     with find_apache_kafka() as kafka:
         producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
@@ -11,6 +12,7 @@ Tests that stop and restart a broker start a `LocalKafka` of their own.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -24,6 +26,8 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.settings import Surroundings, surroundings
 from inferline_stream.testing.kafka_jars import why_no_java
 from inferline_stream.testing.local_kafka import HOST, TEST_SETTINGS, LocalKafka, free_ports, wait_until_answering
+
+logger = logging.getLogger(__name__)
 
 
 class KafkaServer(Protocol):
@@ -78,19 +82,26 @@ def find_apache_kafka(where: Surroundings | None = None, *, rebalance_delay_s: f
     Raises:
         Unreachable: none of the three is possible; says what each lacks.
     """
-    where = where or surroundings()
     with ExitStack() as stack:
-        if where.kafka_bootstrap_servers:
-            yield KafkaAt(where.kafka_bootstrap_servers)
-        elif engine := container_engine(where):
-            yield stack.enter_context(_kafka_in_a_container(engine, where.kafka_version, rebalance_delay_s))
-        elif (lack := why_no_java(where.cache, where.kafka_version)) is None:
-            yield stack.enter_context(LocalKafka(rebalance_delay_s=rebalance_delay_s))
-        else:
-            raise Unreachable(
-                "no Apache Kafka: KAFKA_BOOTSTRAP_SERVERS is not set, no Docker or podman engine answers, "
-                f"and {lack}; make one of the three possible"
-            )
+        yield _first_possible(stack, where or surroundings(), rebalance_delay_s)
+
+
+def _first_possible(stack: ExitStack, where: Surroundings, rebalance_delay_s: float) -> KafkaServer:
+    if where.kafka_bootstrap_servers:
+        return KafkaAt(where.kafka_bootstrap_servers)
+    no_container = "no Docker or podman engine answers"
+    if engine := container_engine(where):
+        try:
+            return stack.enter_context(_kafka_in_a_container(engine, where.kafka_version, rebalance_delay_s))
+        except Unreachable as error:
+            no_container = str(error)
+            logger.warning("no Apache Kafka in a container: %s", no_container)
+    if (lack := why_no_java(where.cache, where.kafka_version)) is None:
+        return stack.enter_context(LocalKafka(rebalance_delay_s=rebalance_delay_s))
+    raise Unreachable(
+        f"no Apache Kafka: KAFKA_BOOTSTRAP_SERVERS is not set, {no_container}, and {lack}; "
+        "make one of the three possible"
+    )
 
 
 def container_engine(where: Surroundings) -> str | None:
@@ -100,9 +111,7 @@ def container_engine(where: Surroundings) -> str | None:
         if address.startswith("unix://") and _unix_engine_answers(address.removeprefix("unix://")):
             return address
         if address.startswith("tcp://"):
-            return (
-                address  # somebody set DOCKER_HOST: an engine that does not answer is an error, not a reason to go on
-            )
+            return address  # of DOCKER_HOST; whether it answers shows when it is used
     return None
 
 
@@ -119,7 +128,14 @@ def _unix_engine_answers(path: str) -> bool:
 
 @contextmanager
 def _kafka_in_a_container(engine: str, version: str, rebalance_delay_s: float) -> Iterator[KafkaServer]:
-    from testcontainers.core.container import DockerContainer
+    try:
+        from testcontainers.core.config import testcontainers_config
+        from testcontainers.core.container import DockerContainer
+    except ImportError as error:
+        raise Unreachable(
+            f"the engine at {engine} is not used without the package testcontainers ({error}): "
+            "pip install 'inferline-stream[testing]'"
+        ) from error
 
     (port,) = free_ports(1)
     settings = {
@@ -133,9 +149,16 @@ def _kafka_in_a_container(engine: str, version: str, rebalance_delay_s: float) -
         "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
     }
-    container = DockerContainer(f"apache/kafka:{version}", docker_client_kw={"base_url": engine})
-    for name, value in settings.items():
-        container.with_env("KAFKA_" + name.upper().replace(".", "_"), value)
-    with container.with_bind_ports(9092, port):
+    image = f"apache/kafka:{version}"
+    # Its helper, which removes what a killed process leaves, is one more image to pull, and looks for its own engine.
+    testcontainers_config.ryuk_disabled = True
+    with ExitStack() as stack:
+        try:
+            container = DockerContainer(image, docker_client_kw={"environment": {**os.environ, "DOCKER_HOST": engine}})
+            for name, value in settings.items():
+                container.with_env("KAFKA_" + name.upper().replace(".", "_"), value)
+            stack.enter_context(container.with_bind_ports(9092, port))
+        except Exception as error:  # of testcontainers, docker, requests or the socket: in any case, no Kafka
+            raise Unreachable(f"the engine at {engine} does not run {image} ({error})") from error
         wait_until_answering(HOST, port, None, 90.0, None)
         yield KafkaAt(f"{HOST}:{port}")

@@ -1,22 +1,27 @@
 """Which Kafka tests get: one that is given, one in a container, one on local Java; or none, and a word about it."""
 
+import json
 import os
+import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
 
 import pytest
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.settings import KAFKA_VERSION, Surroundings, surroundings
+from inferline_stream.testing import kafka, local_kafka
 from inferline_stream.testing import kafka_jars as jars
-from inferline_stream.testing import local_kafka
-from inferline_stream.testing.kafka import container_engine, find_apache_kafka
+from inferline_stream.testing.kafka import KafkaAt, container_engine, find_apache_kafka
 from inferline_stream.testing.local_kafka import formatted_folder, free_ports
 
 DEADLINE_S = 60.0
@@ -153,6 +158,148 @@ def test_a_container_engine_counts_only_if_it_answers(tmp_path, status, answers)
         thread.join(DEADLINE_S)
     assert found == (f"unix://{path}" if answers else None)
     assert container_engine(around(tmp_path)) is None
+
+
+class Engine:
+    """A container engine's API on a socket, as far as running one container asks for it.
+
+    Args:
+        path: of the socket.
+        runs: whether it has the image and runs containers: a broker's answer to ApiVersions comes from the port bound.
+    """
+
+    def __init__(self, path, *, runs):
+        self.path, self.runs = path, runs
+        self.asked, self.environment, self.image = [], {}, None
+        self._brokers = ExitStack()
+
+    def __enter__(self):
+        engine = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def address_string(self):
+                return "a unix socket"
+
+            def log_message(self, *_):
+                pass
+
+            def answer(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                status, document = engine.answer(self.command, self.path, json.loads(body or b"{}"))
+                sent = b"" if document is None else json.dumps(document).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(sent)))
+                self.end_headers()
+                self.wfile.write(sent)
+
+            do_GET = do_POST = do_DELETE = answer
+
+        self._server = ThreadingUnixServer(str(self.path), Handler)
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+        self._brokers.close()
+
+    def answer(self, verb, path, body):
+        what = re.sub(r"^/v[0-9.]+", "", path.split("?")[0])
+        self.asked.append((verb, what))
+        match verb, what:
+            case "GET", "/_ping":
+                return 200, None
+            case "GET", "/version":
+                return 200, {"ApiVersion": "1.44", "MinAPIVersion": "1.24"}
+            case "GET", "/networks":
+                return 200, []
+            case "GET", image if image.startswith("/images/"):
+                return (200, {"Id": "i"}) if self.runs else (404, {"message": "no such image"})
+            case "POST", "/containers/create" if self.runs:
+                self.image = body["Image"]
+                self.environment = dict(pair.split("=", 1) for pair in body["Env"])
+                ((bound,),) = body["HostConfig"]["PortBindings"].values()
+                self._listen(int(bound["HostPort"]))
+                return 201, {"Id": "kafka-1", "Warnings": []}
+            case "POST", "/containers/create":
+                return 404, {"message": "no such image"}
+            case "GET", "/containers/kafka-1/json":
+                return 200, {"Id": "kafka-1", "Name": "/kafka", "Image": "i", "Config": {"Tty": False}, "State": {}}
+            case ("POST", "/containers/kafka-1/start") | ("DELETE", "/containers/kafka-1"):
+                return 204, None
+        return 500, {"message": "pulling image: no route to the registry"}
+
+    def _listen(self, port):
+        listener = self._brokers.enter_context(socket.create_server(("127.0.0.1", port)))
+
+        def serve():
+            with suppress(OSError):
+                while True:
+                    with listener.accept()[0] as client:
+                        client.sendall(struct.pack(">i", 4) + client.recv(100)[8:12])  # the correlation id
+
+        threading.Thread(target=serve, daemon=True).start()
+
+
+class ThreadingUnixServer(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
+
+
+@pytest.fixture
+def java_is_there(monkeypatch):
+    """Local Kafka is possible; its address is given and nothing starts."""
+
+    @contextmanager
+    def local(**_):
+        yield KafkaAt("local:9092")
+
+    monkeypatch.setattr(kafka, "why_no_java", lambda *_: None)
+    monkeypatch.setattr(kafka, "LocalKafka", local)
+
+
+def test_an_engine_runs_kafka_s_image_on_the_port_that_is_advertised_and_removes_it(tmp_path, no_java):
+    with Engine(tmp_path / "engine.sock", runs=True) as engine:
+        where = surroundings({"DOCKER_HOST": f"unix://{engine.path}", "HOME": str(tmp_path), "KAFKA_VERSION": "4.1.1"})
+        with find_apache_kafka(where, rebalance_delay_s=1.5) as found:
+            assert ("DELETE", "/containers/kafka-1") not in engine.asked
+        assert engine.image == "apache/kafka:4.1.1"
+        assert engine.environment["KAFKA_ADVERTISED_LISTENERS"] == f"PLAINTEXT://{found.bootstrap_servers}"
+        assert engine.environment["KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS"] == "1500"
+        assert engine.asked[-1] == ("DELETE", "/containers/kafka-1")
+
+
+def test_an_image_that_cannot_be_pulled_is_reported_and_local_java_is_next(tmp_path, java_is_there, caplog):
+    with Engine(tmp_path / "engine.sock", runs=False) as engine:
+        where = around(tmp_path, container_engine=f"unix://{engine.path}")
+        with find_apache_kafka(where) as found:
+            assert found.bootstrap_servers == "local:9092"
+        assert ("POST", "/images/create") in engine.asked
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"apache/kafka:{KAFKA_VERSION}" in said
+    assert "no route to the registry" in said
+
+
+def test_without_java_an_image_that_cannot_be_pulled_is_in_the_error(tmp_path, no_java):
+    with (
+        Engine(tmp_path / "engine.sock", runs=False) as engine,
+        pytest.raises(Unreachable, match=r"KAFKA_BOOTSTRAP_SERVERS.*no route to the registry.*no Java"),
+        find_apache_kafka(around(tmp_path, container_engine=f"unix://{engine.path}")),
+    ):
+        pass
+
+
+def test_an_engine_without_the_package_testcontainers_is_reported_and_local_java_is_next(
+    tmp_path, java_is_there, caplog, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "testcontainers.core.container", None)
+    with Engine(tmp_path / "engine.sock", runs=True) as engine:
+        with find_apache_kafka(around(tmp_path, container_engine=f"unix://{engine.path}")) as found:
+            assert found.bootstrap_servers == "local:9092"
+        assert engine.asked == [("GET", "/_ping")]
+    assert "pip install 'inferline-stream[testing]'" in caplog.text
 
 
 @pytest.mark.parametrize(
