@@ -13,11 +13,12 @@ from inferline_stream.errors import Infeasible
 from inferline_stream.observability.plots.canvas import INK, drawing, line_styles
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
-from inferline_stream.pipeline.shape import Arrow, Paths, Shape
+from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.provision import provision
+from tests.benchmarks import _published_profiles as published
 from tests.benchmarks import _reference as reference
-from tests.benchmarks._reference import CATALOGUE, GPU
+from tests.benchmarks._reference import CATALOGUE, FREE, GPU
 
 ALEXNET_RATE = 180.0
 """Inferred: the paper's plans serve 150 a second on one GPU within 150 ms, which takes about this much."""
@@ -25,6 +26,12 @@ ALEXNET_RATE = 180.0
 PAPER_IMAGE: dict[float, float] = {100: 1.03, 150: 1.23, 200: 1.93, 250: 2.07, 300: 2.20}
 PAPER_IMAGE_BURSTY: dict[float, float] = {100: 2.00, 150: 2.00, 200: 2.90, 250: 2.27, 300: 3.23}
 """Image Processing, SLO 150 ms, CV 1 and 4: dollars per hour by rate, read off the paper's figures."""
+
+CASCADE_SHARE = 0.3
+"""Assumed: the share of events of which TF Cascade's first model is unsure. The paper does not say."""
+
+CASCADE_SLO_S = 0.5
+"""Assumed, too: five times the first model's time for a single event."""
 
 SYSTEMS = ("inferline", "default", "cg-mean", "cg-peak")
 NAMES = {
@@ -44,12 +51,32 @@ class Subject:
     measured: PipelineProfile
 
 
-def image() -> Subject:
-    """Preprocess on CPUs, then AlexNet on GPUs."""
+def image(*, as_published: bool = False) -> Subject:
+    """Preprocess on CPUs, then AlexNet on GPUs: as fast as the paper's plans need it, or as the published profile."""
     profiles = {key: profile for key, profile in reference.profile().profiles.items() if key[0] == "preprocess"}
-    profiles["alexnet", GPU] = Profile("alexnet", GPU, (ServiceTime(1, 1 / ALEXNET_RATE),), reference.START_UP_S)
+    inferred = Profile("alexnet", GPU, (ServiceTime(1, 1 / ALEXNET_RATE),), reference.START_UP_S)
+    measured = published.profile("alexnet", "alexnet", GPU, reference.START_UP_S)
+    profiles["alexnet", GPU] = measured if as_published else inferred
     shape = Shape(("preprocess", "alexnet"), (Arrow(0, 1),))
     return Subject("Image Processing", shape, PipelineProfile(profiles, Paths((1,), (1.0,))))
+
+
+def tf_cascade() -> Subject:
+    """TensorFlow's ResNet for all events, Inception-v3 for those that it is unsure of (an assumed share)."""
+    shape = Shape(("resnet", "inception", "reply"), (Arrow(0, 1, conditional=True), Arrow(0, 2), Arrow(1, 2)))
+    models = {"resnet": "tf-resnet", "inception": "tf-inception"}
+    profiles = {
+        (stage, GPU): published.profile(stage, model, GPU, reference.START_UP_S) for stage, model in models.items()
+    }
+    profiles["reply", FREE] = reference.profile().profiles["reply", FREE]
+    paths = independent_paths(shape, {("resnet", "inception"): CASCADE_SHARE})
+    return Subject("TF Cascade", shape, PipelineProfile(profiles, paths))
+
+
+def off_published() -> float:
+    """By how much the throughputs read off the paper's figure differ from the published ones, at most: ResNet-152."""
+    drawn = reference.profile().profiles["resnet152", GPU]
+    return max(abs(drawn.throughput(b) / rate - 1) for b, rate in published.THROUGHPUTS["resnet152"].items())
 
 
 def reference_pipeline() -> Subject:

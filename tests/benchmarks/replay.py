@@ -26,7 +26,7 @@ from inferline_stream.replay.clairvoyant import cheapest
 from inferline_stream.replay.compare import Comparison, compare
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
-from inferline_stream.replay.scalers import Fixed, Scheduled, Tuner
+from inferline_stream.replay.scalers import Fixed, Scaler, Scheduled, Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
 from tests.benchmarks._judging import OBJECTIVE, families, reversals, times_the_plan
@@ -94,7 +94,7 @@ def tuned(plan: Plan, sample: Trace, policy: str = "default", measured: Pipeline
     return Tuner(policy, POLICIES[policy], state, SHAPE, kernel=compiled_kernel())
 
 
-def run(plan: Plan, trace: Trace, scaler: Tuner | Fixed | Scheduled, measured: PipelineProfile = MEASURED) -> Outcome:
+def run(plan: Plan, trace: Trace, scaler: Scaler, measured: PipelineProfile = MEASURED) -> Outcome:
     return replay(SHAPE, plan.allocations, measured, trace, scaler, catalogue=CATALOGUE, slo_s=SLO_S, slots=plan.slots)
 
 
