@@ -17,7 +17,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
-from aiokafka.record.util import calc_crc32c, decode_varint_py
+from aiokafka.record.util import calc_crc32c, decode_varint
 
 from inferline_stream.broker.decompression import LIMIT_BYTES, Decompressor, TooLarge, Undecodable
 from inferline_stream.kafka.batch_mark import BatchWatch
@@ -30,7 +30,7 @@ EXPANDED_AT_ONCE_BYTES = 4 * 1024 * 1024
 What is left of a fetch then is fetched again."""
 
 HEADERS_AT_MOST = 1 << 19
-"""Headers of a batch's records: a tiny one costs dozens of times its bytes in memory, and this many up to 100 MB."""
+"""Headers of a batch's records that are read: a tiny one costs dozens of times its bytes in memory, and this many up to 100 MB."""
 
 CORRUPT_FETCHES = 8
 """After so many corrupt fetches in a row, what the broker has stored is corrupt, and not what came over the network."""
@@ -44,12 +44,12 @@ _HEAD = struct.Struct(">qiibIhiqqqhii")
 """Base offset, length, leader epoch, magic, CRC, attributes, last offset delta, first and greatest timestamp, producer
 id, producer epoch, base sequence, number of records: the head of a batch of format 2."""
 
-_BEFORE_LENGTH_BYTES, _MAGIC_AT, _CHECKED_FROM, _ATTRIBUTES_AT = 12, 16, 21, 21
+_BEFORE_LENGTH_BYTES, _MAGIC_AT, _CHECKED_FROM, _ATTRIBUTES_AT, _COUNT_AT = 12, 16, 21, 21, 57
 _CODEC, _TRANSACTIONAL, _CONTROL = 0x07, 0x10, 0x20
 
 
 class _TooManyHeaders(Exception):
-    """A batch's records have more than `HEADERS_AT_MOST`."""
+    """The records of a batch that were taken, and the next one, have more than `HEADERS_AT_MOST`."""
 
 
 class SkippedBatch(bytes):
@@ -146,7 +146,8 @@ class Unpacker:
             why = f"expands to more than {most} bytes (decompressed_bytes)"
             yield batch.note("BatchTooLarge", why)
         except _TooManyHeaders:
-            yield batch.note("BatchTooLarge", f"has more than {HEADERS_AT_MOST} headers")
+            why = f"has more than {HEADERS_AT_MOST} headers: the records that exceed them, and those behind, are not read"
+            yield batch.note("BatchTooLarge", why)
         except (Undecodable, CorruptRecordException, ValueError, LookupError, OverflowError, struct.error) as error:
             # Its checksum is right: it would look the same whenever it is fetched.
             yield batch.note("BatchUnreadable", f"cannot be read: {error or type(error).__name__}")
@@ -165,17 +166,19 @@ class FetchedBatch:
         data: the batch, head included, of format 2.
         unpacker: of the process.
         place: whose batch it is.
+        wanted: offset of the first record that is of use.
     """
 
     __slots__ = (
-        "_attributes", "_data", "_first_ms", "_records", "_unpacker", "base_offset", "checksum",
+        "_attributes", "_data", "_first_ms", "_records", "_unpacker", "_wanted", "base_offset", "checksum",
         "next_offset", "place", "producer_id",
     )  # fmt: skip
 
-    def __init__(self, data: bytes, unpacker: Unpacker, place: TopicPartition) -> None:
+    def __init__(self, data: bytes, unpacker: Unpacker, place: TopicPartition, wanted: int = 0) -> None:
         head = _HEAD.unpack_from(data)
         self._data = data
         self._unpacker = unpacker
+        self._wanted = wanted
         self.place = place
         self.checksum: int = head[4]
         self._attributes, self._first_ms = head[5], head[7]
@@ -218,43 +221,74 @@ class FetchedBatch:
         return next(self._records)
 
     def unpacked(self, expand: Any) -> Iterator[Any]:
-        """Return aiokafka's iterator over the records."""
+        """Return an iterator over the records: aiokafka's own, unless so many bytes may hold too many headers."""
         data, codec = self._data, self._attributes & _CODEC
         if codec:
             head = bytearray(data[: _HEAD.size])
             struct.pack_into(">h", head, _ATTRIBUTES_AT, self._attributes & ~_CODEC)
             data = bytes(head) + expand(codec, data[_HEAD.size :])
-        if len(data) > HEADERS_AT_MOST * _HEADER_BYTES and _headers_of(data) > HEADERS_AT_MOST:
-            raise _TooManyHeaders
-        return iter(DefaultRecordBatch(data))
+        if len(data) <= HEADERS_AT_MOST * _HEADER_BYTES:
+            return iter(DefaultRecordBatch(data))
+        return _counted(_from(data, self._wanted - self.base_offset))
 
     def note(self, kind: str, why: str) -> _Note:
         """Return the record that stands for the batch, or for what is left of it."""
         return _Note(self.next_offset - 1, self._first_ms, SkippedBatch.of(self, kind, why))
 
 
-def _headers_of(data: bytes) -> int:
-    """Return how many headers the records of a batch have, or say that they have, up to where they are unreadable.
+def _counted(data: bytes) -> Iterator[Any]:
+    """Yield the records of a batch, and count each one's headers before they are made.
 
-    Counting ends at `HEADERS_AT_MOST`.
+    Records are counted as they are taken: a million of them in one turn of the event loop would take seconds.
+
+    Raises:
+        _TooManyHeaders: once there are more than `HEADERS_AT_MOST`.
     """
-    count, at = 0, _HEAD.size
-    try:
-        while at < len(data) and count <= HEADERS_AT_MOST:
-            size, begin = decode_varint_py(data, at)
-            if size < 0:
-                return count
-            _, inside = decode_varint_py(data, begin + 1)  # the timestamp, after the attributes
-            _, inside = decode_varint_py(data, inside)  # the offset
+    records = iter(DefaultRecordBatch(data))
+    headers, at = 0, _HEAD.size
+    while True:
+        try:
+            size, begin = decode_varint(data, at)
+            _, inside = decode_varint(data, begin + 1)  # the timestamp, after the attributes
+            _, inside = decode_varint(data, inside)  # the offset
             for _ in ("key", "value"):
-                length, inside = decode_varint_py(data, inside)
+                length, inside = decode_varint(data, inside)
                 inside += max(0, length)
-            headers, _ = decode_varint_py(data, inside)
-            count += max(0, headers)
-            at = begin + size
+            headers += max(0, decode_varint(data, inside)[0])
+            at = begin + max(0, size)
+        except (IndexError, ValueError):
+            pass  # aiokafka's parser finds the mistake, or the end
+        if headers > HEADERS_AT_MOST:
+            raise _TooManyHeaders
+        record = next(records, None)
+        if record is None:
+            return
+        yield record
+
+
+def _from(data: bytes, skipped: int) -> bytes:
+    """Return a batch without so many of its first records, which were taken before.
+
+    aiokafka would parse them all again, in one turn of the event loop. One from which compaction has removed records
+    is returned whole: their number is not that of the offsets.
+    """
+    last, *_, count = _HEAD.unpack_from(data)[6:]
+    if not 0 < skipped < count or count != last + 1:
+        return data
+    at = _HEAD.size
+    try:
+        for _ in range(skipped):
+            size = data[at]
+            if size & 0x81:  # of several bytes, or negative
+                size, at = decode_varint(data, at)
+                at += max(0, size)
+            else:
+                at += 1 + (size >> 1)
     except (IndexError, ValueError):
-        pass  # aiokafka's parser finds the mistake
-    return count
+        return data  # aiokafka's parser finds the mistake
+    head = bytearray(data[: _HEAD.size])
+    struct.pack_into(">i", head, _COUNT_AT, count - skipped)
+    return bytes(head) + data[at:]
 
 
 class FetchedBatches:
@@ -271,7 +305,7 @@ class FetchedBatches:
         self._at = 0
         self._is_begun = False
         self._last: FetchedBatch | None = None
-        self.place = TopicPartition("", -1)
+        self.place, self.wanted = TopicPartition("", -1), 0
 
     def size_in_bytes(self) -> int:
         """Return the size of what was fetched."""
@@ -294,7 +328,7 @@ class FetchedBatches:
             return LegacyRecordBatch(batch, batch[_MAGIC_AT])  # brokers convert it to format 2 when it is produced
         if len(batch) < _HEAD.size:
             raise CorruptRecordException(f"a batch of {len(batch)} bytes")
-        self._last = FetchedBatch(batch, self._unpacker, self.place)
+        self._last = FetchedBatch(batch, self._unpacker, self.place, self.wanted)
         return self._last
 
     def go_on(self) -> None:
@@ -312,11 +346,11 @@ class FetchedBatches:
 
 
 class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
-    """aiokafka's, which tells its batches where they come from."""
+    """aiokafka's, which tells its batches where they come from, and from where on they are wanted."""
 
-    def __init__(self, tp: TopicPartition, records: FetchedBatches, *rest: Any) -> None:
-        records.place = tp
-        super().__init__(tp, records, *rest)
+    def __init__(self, tp: TopicPartition, records: FetchedBatches, aborted: Any, offset: int, *rest: Any) -> None:
+        records.place, records.wanted = tp, offset
+        super().__init__(tp, records, aborted, offset, *rest)
 
     def __iter__(self) -> Iterator[Any]:
         """Be asked for `RECORDS_AT_ONCE`, perhaps out of the middle of a batch."""

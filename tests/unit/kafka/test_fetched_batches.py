@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -13,16 +14,18 @@ from aiokafka import TopicPartition
 from aiokafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.record.util import calc_crc32c, encode_varint
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c, decode_varint, encode_varint
 
 from inferline_stream.broker.decompression import Decompressor, TooLarge, Undecodable
 from inferline_stream.kafka import fetched_batches
 from inferline_stream.kafka.batch_mark import BatchId, BatchWatch, mark_file, marked_in
 from inferline_stream.kafka.fetched_batches import FetchedBatches, SkippedBatch, Unpacker
+from tests.benchmarks._hostile_records import HostileRecord, encoded
 
 CODECS = {"gzip": (1, gzip_encode), "snappy": (2, snappy_encode), "lz4": (3, lz4_encode), "zstd": (4, zstd_encode)}
 LIMIT_BYTES = 1 << 20
+EMPTY = HostileRecord(None, None, [], 0)
 
 
 def batch(base_offset: int, values: list[bytes], codec: int = 0, key: bytes | None = b"k") -> bytes:
@@ -224,14 +227,66 @@ def zigzag(number: int) -> bytes:
     return bytes(buffer)
 
 
-async def test_a_batch_with_more_tiny_headers_than_fit_in_memory_is_one_note_and_its_neighbours_come(monkeypatch):
+async def test_what_exceeds_the_headers_that_fit_in_memory_is_one_note_and_what_is_before_and_behind_comes(monkeypatch):
     monkeypatch.setattr(fetched_batches, "HEADERS_AT_MOST", 1000)
-    good, bad = batch_with_headers([500, 500], bytes(2000)), batch_with_headers([1, 1000])
+    good, bad = batch_with_headers([500, 500], bytes(2000)), batch_with_headers([1, 1000, 1])
     assert [(r.value, len(r.headers)) for r in await records_of(good)] == [(bytes(2000), 500)] * 2
-    (note,) = await records_of(bad)
-    assert (note.value.kind, note.offset) == ("BatchTooLarge", 1)
-    assert note.value.reason.endswith("has more than 1000 headers")
-    assert [r.value for r in await records_of(bad + batch(2, [b"after"]))] == [b"", b"after"]
+    first, note, after = await records_of(bad + batch(3, [b"after"]))
+    assert (first.value, after.value) == (b"x", b"after")
+    assert (note.value.kind, note.offset) == ("BatchTooLarge", 2)
+    assert "offsets 0 to 2" in note.value.reason
+    assert "has more than 1000 headers" in note.value.reason
+
+
+class CountedParser:
+    """aiokafka's parser of a batch, which counts the records that it has parsed."""
+
+    parsed = 0
+
+    def __init__(self, data: bytes) -> None:
+        self._records = iter(DefaultRecordBatch(data))
+
+    def __iter__(self) -> Iterator[Any]:
+        for record in self._records:
+            CountedParser.parsed += 1
+            yield record
+
+
+@pytest.fixture
+def varints(monkeypatch) -> Iterator[list[int]]:
+    """Counts numbers that are decoded outside of aiokafka's parser."""
+    decoded = [0]
+
+    def decode(data: bytes, at: int) -> tuple[int, int]:
+        decoded[0] += 1
+        return decode_varint(data, at)
+
+    monkeypatch.setattr(fetched_batches, "decode_varint", decode, raising=False)
+    monkeypatch.setattr(fetched_batches, "decode_varint_py", decode, raising=False)
+    return decoded
+
+
+async def test_of_a_million_empty_records_no_more_is_looked_at_than_is_taken_at_once(varints):
+    taken = fetched(encoded([EMPTY] * 200_000, 4), Unpacker(16 << 20))
+    assert [record.offset for record in itertools.islice(taken, 1000)] == list(range(1000))
+    assert varints[0] < 10 * 1000
+    assert sum(1 for _ in taken) == 199_000
+
+
+async def test_what_a_later_fetch_finds_of_a_large_batch_that_was_taken_before_is_not_parsed_again(monkeypatch):
+    monkeypatch.setattr(fetched_batches, "DefaultRecordBatch", CountedParser)
+    monkeypatch.setattr(CountedParser, "parsed", 0)
+    data = encoded([EMPTY] * 200_000, 4)
+    found = list(fetched(data, Unpacker(16 << 20), 199_990))
+    assert [record.offset for record in found] == list(range(199_990, 200_000))
+    assert CountedParser.parsed == 10
+
+
+async def test_of_a_large_batch_from_which_records_were_removed_those_that_are_left_come_by_their_offsets(monkeypatch):
+    monkeypatch.setattr(fetched_batches, "HEADERS_AT_MOST", 10)
+    data = bytearray(batch(5, [b"%d" % number * 10 for number in range(4)]))
+    struct.pack_into(">i", data, 23, 6)  # compaction keeps the offsets' range
+    assert [r.offset for r in await records_of(sealed(data), offset=7)] == [7, 8]
 
 
 async def test_a_large_batch_that_breaks_off_is_unreadable_and_not_counted_for_ever(monkeypatch):
