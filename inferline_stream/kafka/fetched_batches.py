@@ -30,7 +30,7 @@ EXPANDED_AT_ONCE_BYTES = 4 * 1024 * 1024
 What is left of a fetch then is fetched again."""
 
 HEADERS_AT_MOST = 1 << 19
-"""Headers of a batch's records that are read: a tiny one costs dozens of times its bytes in memory, and this many up to 100 MB."""
+"""Headers of a batch that are read: a tiny one costs dozens of times its bytes in memory, and so many up to 100 MB."""
 
 CORRUPT_FETCHES = 8
 """After so many corrupt fetches in a row, what the broker has stored is corrupt, and not what came over the network."""
@@ -146,7 +146,7 @@ class Unpacker:
             why = f"expands to more than {most} bytes (decompressed_bytes)"
             yield batch.note("BatchTooLarge", why)
         except _TooManyHeaders:
-            why = f"has more than {HEADERS_AT_MOST} headers: the records that exceed them, and those behind, are not read"
+            why = f"has more than {HEADERS_AT_MOST} headers: what exceeds them is not read"
             yield batch.note("BatchTooLarge", why)
         except (Undecodable, CorruptRecordException, ValueError, LookupError, OverflowError, struct.error) as error:
             # Its checksum is right: it would look the same whenever it is fetched.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, MessageSizeTooLargeError, ProducerFenced
@@ -26,6 +26,8 @@ from inferline_stream.kafka.transactional_producer import TransactionalProducer
 
 logger = logging.getLogger(__name__)
 
+_PLAIN, _ZSTD = 0, 4
+
 
 class StageSender:
     """Sends results with acks=all and idempotence; within transactions where it has a transactional id.
@@ -34,14 +36,23 @@ class StageSender:
         bootstrap_servers: of the cluster.
         client_id: names the producer in Kafka's logs.
         transactional_id: for exactly-once; used by one process only, and never again.
+        packed: topics that are compressed: those of records that say much the same of each event.
     """
 
     limits: Mapping[str, int]
     """`max.message.bytes` by topic, where it is known: it limits batches, even where each record would fit alone."""
 
-    def __init__(self, bootstrap_servers: str, client_id: str, transactional_id: str | None = None) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        client_id: str,
+        transactional_id: str | None = None,
+        *,
+        packed: Collection[str] = (),
+    ) -> None:
         self.limits = {}
         self._where = bootstrap_servers
+        self._packed = packed
         self._options = {
             **client_options(bootstrap_servers),
             "client_id": client_id,
@@ -111,23 +122,28 @@ class StageSender:
         acknowledged = []
         with _translated("a record"):
             for (topic, partition), messages in outgoing.items():
-                for batch in self._batches(messages, self.limits.get(topic, PRODUCE_BATCH_BYTES)):
+                codec = _ZSTD if topic in self._packed and len(messages) > 1 else _PLAIN
+                for batch in self._batches(messages, self.limits.get(topic, PRODUCE_BATCH_BYTES), codec):
                     acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
             for acknowledgement in acknowledged:
                 await acknowledgement
 
-    def _batches(self, messages: Sequence[Message], limit_bytes: int) -> Iterator[BatchBuilder]:
-        batch = self._producer.create_batch()
+    def _batches(self, messages: Sequence[Message], limit_bytes: int, codec: int) -> Iterator[BatchBuilder]:
+        batch = self._new_batch(codec)
         small = limit_bytes < PRODUCE_BATCH_BYTES
         for key, value, headers, timestamp_ms in messages:
             full = small and batch.record_count() and batch.size() + record_bytes(key, value, headers) > limit_bytes
             if full or batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
                 batch.close()
                 yield batch
-                batch = self._producer.create_batch()
+                batch = self._new_batch(codec)
                 batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
         batch.close()
         yield batch
+
+    def _new_batch(self, codec: int) -> BatchBuilder:
+        """Return an empty batch; aiokafka's own way knows one codec for all topics."""
+        return BatchBuilder(PRODUCE_BATCH_BYTES, codec, is_transactional=self.transactional)
 
     async def begin(self) -> None:
         """Begin a transaction."""

@@ -7,10 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.fetch import FetchRequest
 
 from inferline_stream.broker.server import EmbeddedBroker
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import wait_for_kafka
+from inferline_stream.kafka.record_size import record_bytes
 from inferline_stream.kafka.records import Fenced, KafkaFailed, Message
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import StageSender
@@ -41,8 +45,8 @@ class Place:
         await reader.start(20)
         return reader
 
-    async def sender(self, transactional_id: str | None = None) -> StageSender:
-        sender = StageSender(self.servers, "a-test", transactional_id)
+    async def sender(self, transactional_id: str | None = None, packed: tuple[str, ...] = ()) -> StageSender:
+        sender = StageSender(self.servers, "a-test", transactional_id, packed=packed)
         self._stack.push_async_callback(sender.stop)
         await sender.start(20)
         return sender
@@ -107,6 +111,41 @@ async def test_records_arrive_as_they_were_sent_in_the_order_of_their_partition(
     assert (last.key, last.value, list(last.headers)) == (None, None, [])
     assert abs(last.timestamp / 1000 - time.time()) < 30
     assert values(grants) == [b"7", b"9"]
+
+
+@pytest.mark.parametrize("transactional", [False, True])
+async def test_many_records_that_say_the_same_take_little_space_in_a_packed_topic(place, transactional):
+    topic = place.topic
+    sender = await place.sender(f"{topic}.tx" if transactional else None, packed=(topic,))
+    same = [("errors", b"ValueError: why this one failed, and much more of that")]
+    sent = [Message(b"k%d" % n, None, same, 1_700_000_000_000 + n) for n in range(1000)]
+    if transactional:
+        await sender.start_again(20, {topic: 3}, place.group)
+        await sender.begin()
+    await sender.send({(topic, 0): sent})
+    if transactional:
+        await sender.commit({}, "")
+    plain_bytes = sum(record_bytes(message.key, None, message.headers) for message in sent)
+    assert await stored_bytes(place) < plain_bytes / 20
+    reader = await place.reader()
+    reader.hold({0: 0})
+    found = (await read(reader, 1000))[0]
+    assert [(r.key, list(r.headers), r.timestamp) for r in found] == [(m.key, same, m.timestamp_ms) for m in sent]
+
+
+async def stored_bytes(place: Place) -> int:
+    """Size of what partition 0 holds, as Kafka gives it to a client."""
+    client = AIOKafkaClient(bootstrap_servers=place.servers)
+    await client.bootstrap()
+    try:
+        async with asyncio.timeout(15):
+            await client._wait_on_metadata(place.topic)
+            leader = client.cluster.leader_for_partition(TopicPartition(place.topic, 0))
+            asked = FetchRequest(60_000, 1, 1 << 24, 0, [(place.topic, [(0, 0, 1 << 24)])])
+            ((_, ((*_, records),)),) = (await client.send(leader, asked)).topics
+            return len(records)
+    finally:
+        await client.close()
 
 
 async def test_a_reader_has_caught_up_once_it_has_read_every_grant_that_there_was(place):

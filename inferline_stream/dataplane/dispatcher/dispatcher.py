@@ -82,7 +82,8 @@ class Dispatcher:
         )
         exactly_once = spec.delivery == "exactly_once"
         transactional_id = names.transactional_id(f"{routes.stage}-{spec.slot}") if exactly_once else None
-        self._sender = StageSender(servers, f"inferline-{spec.dispatcher}", transactional_id)
+        packed = (names.completed, names.dead_letters(routes.input_topic))
+        self._sender = StageSender(servers, f"inferline-{spec.dispatcher}", transactional_id, packed=packed)
         self._reports = ReportSender(servers, spec.dispatcher, settings.lease_s)
         send = functools.partial(self._reports.send, names.stage_stats)
         self._reporter = Reporter(report, send, self._lease, settings.heartbeat_s, self._fill)
