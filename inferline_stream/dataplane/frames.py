@@ -3,13 +3,15 @@
 Every frame names the epoch, the dispatcher session that it belongs to, so that a result of an earlier session is
 recognised and dropped. A frame of another format is refused. Fields that a newer release has added at a frame's end
 are ignored by an older one, and have their defaults where they are missing.
+
+A replica's frame is anybody's: its texts are cut, and a dispatcher holds a long one only as the answer to a batch.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
 
 import msgspec
 
@@ -21,6 +23,20 @@ FORMAT = 1
 
 MAX_FRAME_BYTES = 1 << 30
 """A longer frame is refused: its length field is damaged."""
+
+SHORT_BYTES = 64 * 1024
+"""A frame of a replica that is longer can only be the `Results` of a batch."""
+
+_FAILED_BYTES = 32 * 1024
+"""More than a `Failed` and its calls have, whose texts are cut."""
+
+_LARGEST_BATCH = 1 << 17
+"""Events: more than a dispatcher holds at once."""
+
+_TYPE_CHARS, _MESSAGE_CHARS, _TRACEBACK_CHARS, _WHERE_CHARS, _REASON_CHARS = 200, 1000, 4000, 500, 2000
+
+_ISOLATION_BYTES = 4 * 1024
+"""Each report has one for every replica."""
 
 _HEADER = struct.Struct("<BxxxI")
 HEADER_BYTES = _HEADER.size
@@ -40,6 +56,8 @@ class Batch(msgspec.Struct, frozen=True, array_like=True, tag=1):
     batch: int
     """Number within the epoch, from 1."""
     inputs: list[StageInput]
+    result_bytes: int = MAX_FRAME_BYTES
+    """Largest result that is taken."""
 
 
 class Leave(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -53,6 +71,10 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=3):
     start_up_s: float
     """From the process's first instruction to being ready."""
     isolation: Enforced | None
+
+    def __post_init__(self) -> None:
+        if self.isolation is not None and len(msgspec.json.encode(self.isolation)) > _ISOLATION_BYTES:
+            raise ValueError(f"what restricts a replica takes no more than {_ISOLATION_BYTES} bytes to say")
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", tag=0, gc=False):
@@ -71,6 +93,13 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", tag
     traceback: str
     where: str = ""
     """``file:line in function`` of the user's own innermost frame."""
+
+    def __post_init__(self) -> None:
+        _cut(self, "type", _TYPE_CHARS)
+        _cut(self, "message", _MESSAGE_CHARS)
+        if len(self.traceback) > _TRACEBACK_CHARS:
+            msgspec.structs.force_setattr(self, "traceback", self.traceback[-_TRACEBACK_CHARS:])
+        _cut(self, "where", _WHERE_CHARS)
 
     @property
     def summary(self) -> str:
@@ -91,8 +120,8 @@ class Results(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
     epoch: int
     batch: int
-    outcomes: list[Done | Failed]
-    calls: list[Call]
+    outcomes: Annotated[list[Done | Failed], msgspec.Meta(max_length=_LARGEST_BATCH)]
+    calls: Annotated[list[Call], msgspec.Meta(max_length=2 * _LARGEST_BATCH)]
     busy_s: float
     """From having the batch to having every result encoded."""
     too_large: int = 0
@@ -110,6 +139,9 @@ class Broken(msgspec.Struct, frozen=True, array_like=True, tag=5):
     device: bool = False
     """Whether that was the memory of its device, on one event: whatever else holds the memory is to blame."""
 
+    def __post_init__(self) -> None:
+        _cut(self, "reason", _REASON_CHARS)
+
 
 class Returned(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """Replica to dispatcher: the server that it asks has not taken a batch, through no fault of its events."""
@@ -120,6 +152,9 @@ class Returned(msgspec.Struct, frozen=True, array_like=True, tag=6):
     wait_s: float = 0.0
     """How long the server says to wait."""
 
+    def __post_init__(self) -> None:
+        _cut(self, "reason", _REASON_CHARS)
+
 
 ToReplica = Batch | Leave
 ToDispatcher = Ready | Results | Broken | Returned
@@ -127,6 +162,23 @@ ToDispatcher = Ready | Results | Broken | Returned
 _encoder = msgspec.msgpack.Encoder()
 _decode_to_replica = msgspec.msgpack.Decoder(ToReplica).decode
 _decode_to_dispatcher = msgspec.msgpack.Decoder(ToDispatcher).decode
+
+
+def answer_bytes(events: int, result_bytes: int) -> int:
+    """Return the longest frame that the results of a batch may make.
+
+    Args:
+        events: of the batch.
+        result_bytes: largest result that is taken.
+    """
+    return SHORT_BYTES + events * (result_bytes + _FAILED_BYTES)
+
+
+def _cut(frame: Failed | Broken | Returned, name: str, chars: int) -> None:
+    """Keep the beginning of a text, which may be of any length: letters, reports and datagrams hold it."""
+    text: str = getattr(frame, name)
+    if len(text) > chars:
+        msgspec.structs.force_setattr(frame, name, text[:chars])
 
 
 def encode_frame(frame: ToReplica | ToDispatcher) -> bytearray:
@@ -137,42 +189,67 @@ def encode_frame(frame: ToReplica | ToDispatcher) -> bytearray:
     return data
 
 
+Answerable = Callable[[int, int], int | None]
+"""Gives the longest frame that may answer a batch, by epoch and number; None for a batch that nobody waits for."""
+
+
 class FrameBuffer:
     """Takes bytes as they come and gives whole frames.
 
     Args:
         decode: of the bodies; see `to_replica` and `to_dispatcher`.
+        answerable: asked about long frames before they are whole; without it, all are taken.
     """
 
-    def __init__(self, decode: Any) -> None:
+    def __init__(self, decode: Any, answerable: Answerable | None = None) -> None:
         self._decode = decode
+        self._answerable = answerable
         self._data = bytearray()
+        self._unwanted_bytes = 0
+        """That are still to come of a frame that nobody waits for."""
 
     def feed(self, data: bytes | memoryview) -> Iterator[Any]:
         """Yield every frame that is whole now.
 
         Raises:
-            FrameError: the bytes are no frames of this format.
+            FrameError: the bytes are no frames of this format, or a frame is longer than it may be.
         """
         self._data += data
         at, size = 0, len(self._data)
+        if self._unwanted_bytes:
+            at = min(self._unwanted_bytes, size)
+            self._unwanted_bytes -= at
         try:
             while size - at >= HEADER_BYTES:
                 version, length = _HEADER.unpack_from(self._data, at)
                 if version != FORMAT or length > MAX_FRAME_BYTES:
                     raise FrameError(f"a frame has format {version} and {length} bytes; this release reads {FORMAT}")
                 end = at + HEADER_BYTES + length
+                if length > SHORT_BYTES and self._answerable is not None:
+                    if size - at < HEADER_BYTES + _ABOUT_BYTES:
+                        break
+                    if not self._is_wanted(at + HEADER_BYTES, length, self._answerable):
+                        at, self._unwanted_bytes = min(end, size), max(0, end - size)
+                        continue
                 if end > size:
                     break
                 with memoryview(self._data) as whole:
                     try:
                         frame = self._decode(whole[at + HEADER_BYTES : end])
                     except msgspec.MsgspecError as error:
-                        raise FrameError(f"a frame cannot be read: {error}") from None
+                        raise FrameError(f"a frame cannot be read: {str(error)[:_MESSAGE_CHARS]}") from None
                 at = end
                 yield frame
         finally:
             del self._data[:at]
+
+    def _is_wanted(self, at: int, length: int, answerable: Answerable) -> bool:
+        """Whether a long frame answers a batch that somebody waits for."""
+        epoch, batch = _answered(bytes(self._data[at : at + _ABOUT_BYTES]))
+        most_bytes = answerable(epoch, batch)
+        if most_bytes is not None and length > most_bytes:
+            raise FrameError(f"a frame about batch {batch} has {length} bytes; {most_bytes} are taken")
+        return most_bytes is not None
 
 
 def to_replica() -> FrameBuffer:
@@ -180,6 +257,32 @@ def to_replica() -> FrameBuffer:
     return FrameBuffer(_decode_to_replica)
 
 
-def to_dispatcher() -> FrameBuffer:
+def to_dispatcher(answerable: Answerable | None = None) -> FrameBuffer:
     """A buffer for what a dispatcher receives."""
-    return FrameBuffer(_decode_to_dispatcher)
+    return FrameBuffer(_decode_to_dispatcher, answerable)
+
+
+_ABOUT_BYTES = 24
+"""More than the beginning of a frame takes up to the number of its batch, in MessagePack."""
+
+_INTEGER_BYTES = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
+
+
+def _answered(begins: bytes) -> tuple[int, int]:
+    """Return epoch and number of the batch that `Results` are about, from the beginning of their body.
+
+    Raises:
+        FrameError: it is another frame, or none.
+    """
+    at = {0xDC: 3, 0xDD: 5}.get(begins[0], 1)
+    if begins[at] != Results.__struct_config__.tag:
+        raise FrameError(f"a frame other than results has more than {SHORT_BYTES} bytes")
+    numbers = []
+    at += 1
+    for _ in range(2):
+        size = _INTEGER_BYTES.get(begins[at], 0)
+        if not size and begins[at] > 0x7F:
+            raise FrameError("results are about no batch")
+        numbers.append(int.from_bytes(begins[at + 1 : at + 1 + size]) if size else begins[at])
+        at += 1 + size
+    return numbers[0], numbers[1]

@@ -129,6 +129,8 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     def follow(self, edges: int | None) -> Follow:
         """What follows from a result that takes these edges (a bit each), or from having no result."""
         found = self._follows.get(edges)
+        if found is None and edges is not None and edges >> len(self.children):
+            return self.follow(edges & ((1 << len(self.children)) - 1))  # a replica may claim any number
         if found is None:
             taken = None if edges is None else [c for bit, c in enumerate(self.children) if edges >> bit & 1]
             found = self._follows[edges] = follow(self.shape, self.stage, taken)

@@ -55,7 +55,7 @@ class Emitter:
         if routes.sink_max_bytes is not None:
             self._limits[routes.sink_topic] = min(self._limit(routes.sink_topic), routes.sink_max_bytes)
         joining = record_bytes(None, None, join_headers([], routes.stage, routes.stages)) - record_bytes(None, None, ())
-        self._result_limit = (
+        self.result_bytes = (
             min(
                 self._limit(self._topics[child]) - (joining if child in routes.joins else 0)
                 for child in routes.children
@@ -63,6 +63,7 @@ class Emitter:
             if routes.children
             else self._limit(routes.sink_topic)
         )
+        """Largest result that can be sent on."""
         self._sticky = 0
         self._outgoing: dict[tuple[str, int], list[Message]] = {}
 
@@ -88,10 +89,10 @@ class Emitter:
                 self._fail(event, Failed("NoKey", why, ""))
                 return
             # An event's size is counted generously, so that most results need no exact count.
-            if len(value) + event.size_bytes > self._result_limit:
+            if len(value) + event.size_bytes > self.result_bytes:
                 size_bytes = record_bytes(event.key, value, event.headers)
-                if size_bytes > self._result_limit:
-                    why = f"the result has {size_bytes} bytes with its headers, {self._result_limit} are taken"
+                if size_bytes > self.result_bytes:
+                    why = f"the result has {size_bytes} bytes with its headers, {self.result_bytes} are taken"
                     self._fail(event, Failed("Oversize", why, ""))
                     return
             self._forward(event, value, outcome.edges)  # type: ignore[union-attr]
@@ -247,8 +248,8 @@ def error_headers(stage: str, record: object, failed: Failed) -> Iterable[Header
     texts = {
         "stage": stage,
         "type": failed.type,
-        "message": failed.message[:1000],
-        "traceback": failed.traceback[-4000:],
+        "message": failed.message,
+        "traceback": failed.traceback,
         "topic": getattr(record, "topic", ""),
         "partition": str(getattr(record, "partition", "")),
         "offset": str(getattr(record, "offset", "")),

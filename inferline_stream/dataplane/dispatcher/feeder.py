@@ -22,7 +22,17 @@ from inferline_stream.dataplane.dispatcher.suspects import LostBatch, Probe
 from inferline_stream.dataplane.dispatcher.tracing import BatchSpans
 from inferline_stream.dataplane.dispatcher.untaken_batches import UntakenBatches
 from inferline_stream.dataplane.dispatcher.wake_timer import WakeTimer
-from inferline_stream.dataplane.frames import Batch, Broken, Call, Failed, Leave, Ready, Results, Returned
+from inferline_stream.dataplane.frames import (
+    Batch,
+    Broken,
+    Call,
+    Failed,
+    Leave,
+    Ready,
+    Results,
+    Returned,
+    answer_bytes,
+)
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 
 logger = logging.getLogger(__name__)
@@ -93,6 +103,8 @@ class Feeder:
         """Whether a replica may be kept for suspects."""
         self._server_trouble = ""
         """Why a server last took no batch, in words; empty where every server has taken every batch."""
+        self._result_bytes = 0
+        """Largest result that is taken, of the last session."""
         self.session: SlotSession | None = None
         self.hold_s = 0.0
 
@@ -109,7 +121,10 @@ class Feeder:
         self._ended(name, "it was attached again")  # what it had in hand would be waited for for ever
         replica = self._pool.attach(name, hardware, number)
         connection = ReplicaConnection(
-            sock, lambda frame: self._heard(name, frame), lambda why: self._closed(name, why)
+            sock,
+            lambda frame: self._heard(name, frame),
+            lambda why: self._closed(name, why),
+            lambda epoch, batch: self._answer_bytes(name, epoch, batch),
         )
         self._members[name] = _Member(replica, connection, ReplicaStatus(name, hardware, "starting", node=node))
         self._changed()
@@ -162,6 +177,7 @@ class Feeder:
                 if session is None or hand.epoch != session.epoch:
                     hand.events = ()
         if session is not None:
+            self._result_bytes = session.result_bytes
             self.kick()
 
     def _leave(self, name: str) -> None:
@@ -227,7 +243,7 @@ class Feeder:
             if not event.replayed:
                 waited_ms += min(max(0.0, now_ms - event.arrived_ms), 1e3 * MAX_COUNTED_S)
         self._report.wait_s += waited_ms / 1e3
-        member.connection.send(Batch(session.epoch, batch, payloads))
+        member.connection.send(Batch(session.epoch, batch, payloads, session.result_bytes))
 
     def _wake_at_release(self, now_s: float) -> None:
         """Look again when the first replica is released whose server took no batch."""
@@ -263,6 +279,14 @@ class Feeder:
                 self._timer.wake_at(again_s)
 
     # Results
+
+    def _answer_bytes(self, name: str, epoch: int, batch: int) -> int | None:
+        """Return the longest frame that a replica may answer a batch with; None where it has no such batch in hand."""
+        member = self._members.get(name)
+        hand = None if member is None else member.hands.get(batch)
+        if member is None or hand is None or hand.epoch != epoch:
+            return None
+        return answer_bytes(member.replica.hands[batch].batch_size, self._result_bytes)
 
     def _heard(self, name: str, frame: Ready | Results | Broken | Returned) -> None:
         member = self._members.get(name)

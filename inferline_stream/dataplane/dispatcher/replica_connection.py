@@ -6,7 +6,14 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from inferline_stream.dataplane.frames import FrameError, ToDispatcher, ToReplica, encode_frame, to_dispatcher
+from inferline_stream.dataplane.frames import (
+    Answerable,
+    FrameError,
+    ToDispatcher,
+    ToReplica,
+    encode_frame,
+    to_dispatcher,
+)
 
 _RECEIVE_BYTES = 256 * 1024
 
@@ -18,16 +25,21 @@ class ReplicaConnection:
         sock: a connected stream socket; this closes it.
         heard: called with each frame.
         closed: called once, after the replica has closed its end or broken the format, unless `close` came first.
+        answerable: see `FrameBuffer`.
     """
 
     def __init__(
-        self, sock: socket.socket, heard: Callable[[ToDispatcher], None], closed: Callable[[str], None]
+        self,
+        sock: socket.socket,
+        heard: Callable[[ToDispatcher], None],
+        closed: Callable[[str], None],
+        answerable: Answerable | None = None,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._heard = heard
         self._closed = closed
-        self._frames = to_dispatcher()
+        self._frames = to_dispatcher(answerable)
         self._unsent = bytearray()
         self._loop = asyncio.get_running_loop()
         self._is_open = True

@@ -112,6 +112,7 @@ class SlotSession:
         self._bounds_s = latency_bounds_s(routes.slo_s)
         self._slo_us = routes.slo_s * 1e6
         self.epoch = time.time_ns()
+        self.result_bytes = emitter.result_bytes
         self.queue = StageQueue(round(self._slo_us), keys_in_order=routes.keys_in_order)
         self.suspects = Suspects()
         self.partitions: dict[int, Partition] = {}

@@ -28,16 +28,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
+import msgspec
+
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
+    Done,
+    Failed,
     FrameError,
     Leave,
     Ready,
     Results,
     Returned,
     StageInput,
-    ToDispatcher,
+    answer_bytes,
     encode_frame,
     to_replica,
 )
@@ -234,7 +238,7 @@ class _Server:
         self._disconnect()
         self._link, self._frames = link, to_replica()
         self._watch(link)
-        self._send(self._ready)
+        self._send(encode_frame(self._ready))
 
     def _disconnect(self) -> None:
         if self._link is not None:
@@ -270,13 +274,13 @@ class _Server:
             settled = self._stage.process(batch.inputs)
         except (StageFailed, ServerUnavailable) as error:
             return self._unsettled(batch, error)
-        self._send(_results(batch, cast("Settled", settled), began_s))
+        self._send(_answer(batch, cast("Settled", settled), began_s))
         return None
 
     async def _run_awaited(self, batch: Batch, began_s: float) -> None:
         try:
             settled = await cast("Awaitable[Settled]", self._stage.process(batch.inputs))
-            self._send(_results(batch, settled, began_s))
+            self._send(_answer(batch, settled, began_s))
         except (StageFailed, ServerUnavailable) as error:
             code = self._unsettled(batch, error)
             if code is not None:
@@ -288,27 +292,39 @@ class _Server:
     def _unsettled(self, batch: Batch, error: StageFailed | ServerUnavailable) -> int | None:
         """Say why a batch has no results; returns the exit code where the process ends of it."""
         if isinstance(error, ServerUnavailable):
-            self._send(Returned(batch.epoch, batch.batch, str(error), error.wait_s))
+            self._send(encode_frame(Returned(batch.epoch, batch.batch, str(error), error.wait_s)))
             return None
         _last_words(error)
         memory, device = isinstance(error, OutOfMemory), isinstance(error, DeviceOutOfMemory)
-        self._send(Broken(batch.epoch, batch.batch, str(error), memory, device))
+        self._send(encode_frame(Broken(batch.epoch, batch.batch, str(error), memory, device)))
         return EXIT_STAGE_FAILED
 
-    def _send(self, frame: ToDispatcher) -> None:
+    def _send(self, frame: bytearray) -> None:
         """Send a frame; a dispatcher that is gone does not get it, and the next one asks again."""
         if self._link is None:
             return
         try:
-            self._link.sendall(encode_frame(frame))
+            self._link.sendall(frame)
         except OSError as error:
             logger.info("the dispatcher is gone: %s", error)
             self._disconnect()
 
 
-def _results(batch: Batch, settled: Settled, began_s: float) -> Results:
+def _answer(batch: Batch, settled: Settled, began_s: float) -> bytearray:
+    """Return the frame of a batch's results. One that is too long for the dispatcher leaves out what no topic takes."""
     outcomes, calls, too_large = settled
-    return Results(batch.epoch, batch.batch, outcomes, calls, time.perf_counter() - began_s, too_large)
+    results = Results(batch.epoch, batch.batch, outcomes, calls, time.perf_counter() - began_s, too_large)
+    frame = encode_frame(results)
+    if len(frame) <= answer_bytes(len(outcomes), batch.result_bytes):
+        return frame
+    taken = [_taken(outcome, batch.result_bytes) for outcome in outcomes]
+    return encode_frame(msgspec.structs.replace(results, outcomes=taken))
+
+
+def _taken(outcome: Done | Failed, most_bytes: int) -> Done | Failed:
+    if isinstance(outcome, Failed) or len(outcome.value) <= most_bytes:
+        return outcome
+    return Failed("Oversize", f"the result has {len(outcome.value)} bytes, {most_bytes} are taken", "")
 
 
 def _last_words(error: Exception) -> None:

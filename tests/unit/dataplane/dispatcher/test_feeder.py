@@ -13,7 +13,7 @@ import pytest
 
 from inferline_stream.dataplane.dispatcher.feeder import Feeder
 from inferline_stream.dataplane.dispatcher.pool import Pool
-from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Leave, Ready, Results
+from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Leave, Ready, Results, encode_frame
 from inferline_stream.dataplane.reports import decode_report, encode_report
 from tests.unit.dataplane.dispatcher.doubles import Replica, Slot, until
 
@@ -253,13 +253,29 @@ def garbled(replica: Replica, batch: Batch) -> None:
     replica._sock.sendall(b"no frame at all")
 
 
-@pytest.mark.parametrize("fails", [miscounted, garbled])
+def endless(replica: Replica, batch: Batch) -> None:
+    answer = bytearray(encode_frame(Results(batch.epoch, batch.batch, [], [], 0.1))) + bytes(64)
+    answer[4:8] = (40 << 20).to_bytes(4, "little")  # of which no more comes
+    replica._sock.sendall(answer)
+
+
+@pytest.mark.parametrize("fails", [miscounted, garbled, endless])
 async def test_a_replica_that_answers_nonsense_is_replaced_since_its_process_lives_on(fails):
     async with fed() as pool:
         replica = await pool.attached()
         pool.slot.fetched(b"x", b"y")
         fails(replica, await replica.batch())
         await until(lambda: pool.replaced == [replica.name], "it is replaced")
+
+
+async def test_a_long_answer_of_an_earlier_session_is_passed_over_and_the_next_batch_comes():
+    async with fed() as pool:
+        replica = await pool.attached()
+        replica.say(Results(1, 1, [Done(bytes(100_000), 0)], [Call(1, 0.1)], 0.1))
+        pool.slot.fetched(b"x")
+        replica.answer(await replica.batch())
+        await until(lambda: pool.slot.offset() == 1, "it is committed")
+        assert pool.phases() == {replica.name: "ready"}
 
 
 async def test_a_replica_that_is_retired_while_it_loads_can_still_say_that_it_is_ready_and_read_that_it_leaves():

@@ -118,6 +118,28 @@ def test_a_stage_that_breaks_its_contract_ends_its_replica(
         assert running.wait()[0] == 70
 
 
+REPEATING = """
+from inferline_stream import Pipeline, Stage, Topic
+
+def repeat(numbers: list[int]) -> list[str]:
+    return ["x" * number for number in numbers]
+
+stage = Stage("work", repeat, hardware=["cpu-1"])
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
+"""
+
+
+def test_a_result_that_would_make_the_answer_too_long_fails_and_the_others_come(tmp_path: Path) -> None:
+    with replica(tmp_path, REPEATING) as running:
+        dispatcher = running.attach()
+        assert isinstance(dispatcher.receive(), Ready)
+        dispatcher.send(Batch(7, 1, [b"1", b"2000000", b"2"], result_bytes=1000))
+        results = dispatcher.receive()
+        assert isinstance(results, Results)
+    oversize = Failed("Oversize", "the result has 2000002 bytes, 1000 are taken", "")
+    assert results.outcomes == [Done(b'"x"', 0), oversize, Done(b'"xx"', 0)]
+
+
 def test_a_new_dispatcher_finds_the_same_process(tmp_path: Path) -> None:
     with replica(tmp_path, PLAIN) as running:
         first = running.attach()
