@@ -6,12 +6,25 @@ import asyncio
 import socket
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from inferline_stream.actuators.relay import Relay
-from inferline_stream.dataplane.frames import Batch, Done, Ready, Results, ToDispatcher, encode_frame, to_dispatcher
+from inferline_stream.dataplane.frames import (
+    FORMAT,
+    Batch,
+    Broken,
+    Done,
+    Ready,
+    Results,
+    ToDispatcher,
+    encode_frame,
+    to_dispatcher,
+)
 from inferline_stream.dataplane.process_specs import ReplicaSpec, encode_spec
 from inferline_stream.pipeline.hardware import Hardware
 
@@ -93,3 +106,50 @@ async def test_one_dispatcher_after_another_finds_the_same_replica_and_it_leaves
             relay.leave()
             assert await asyncio.to_thread(process.wait, DEADLINE_S) == 0
     assert "the stage prints" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_frame_of_40_mb_is_never_held_whole_whether_its_dispatcher_reads_or_not(reads: bool) -> None:
+    ours, replica = socket.socketpair()
+    replica.setblocking(False)
+    relay = Relay(ours, b"")
+    dispatcher, loop, taken = Dispatcher(relay), asyncio.get_running_loop(), 0
+    ready = bytes(encode_frame(Ready("r-1", 0.1, None)))
+    await loop.sock_sendall(replica, ready)
+    assert isinstance(await dispatcher.receive(), Ready)
+    frame = bytes([FORMAT, 0, 0, 0]) + (40 << 20).to_bytes(4, "little") + bytes(40 << 20)
+    tracemalloc.start()
+    sending = asyncio.create_task(loop.sock_sendall(replica, frame))
+    async with asyncio.timeout(DEADLINE_S):
+        while reads and taken < len(frame):
+            taken += len(await loop.sock_recv(dispatcher.socket, 1 << 18))
+        if not reads:
+            await asyncio.sleep(0.2)  # by then everything that anybody takes is taken
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sending.done() == reads
+    assert peak_bytes < 4 << 20
+    sending.cancel()
+    second = Dispatcher(relay)  # it is served although the first one has not read
+    assert isinstance(await second.receive(), Ready)
+    relay.close()
+    await asyncio.sleep(0)
+    for end in (replica, dispatcher.socket, second.socket):
+        end.close()
+
+
+async def test_a_dispatcher_that_comes_in_the_middle_of_a_frame_gets_the_next_one_first() -> None:
+    ours, replica = socket.socketpair()
+    replica.setblocking(False)
+    relay, loop = Relay(ours, b""), asyncio.get_running_loop()
+    first, old, new = Dispatcher(relay), Broken(1, 1, "x" * 2000), Broken(2, 1, "of today")
+    await loop.sock_sendall(replica, encode_frame(Ready("r-1", 0.1, None)) + encode_frame(old)[:999])
+    assert isinstance(await first.receive(), Ready)
+    second = Dispatcher(relay)
+    assert isinstance(await second.receive(), Ready)
+    await loop.sock_sendall(replica, encode_frame(old)[999:] + encode_frame(new))
+    assert await second.receive() == new
+    relay.close()
+    await asyncio.sleep(0)
+    for end in (replica, first.socket, second.socket):
+        end.close()
