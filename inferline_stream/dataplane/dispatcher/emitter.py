@@ -22,6 +22,9 @@ from inferline_stream.pipeline.names import ERRORS_PREFIX, HEADER_PREFIX, PARENT
 
 _HASHES_REMEMBERED = 65_536
 
+_OURS_BYTES = 8 * 1024
+"""More than the value of any header that we write, tracebacks aside."""
+
 
 class Emitter:
     """Collects the records that outcomes cause, by topic and partition.
@@ -240,7 +243,9 @@ class Emitter:
 
 
 def _ours(headers: Iterable[Header]) -> list[Header]:
-    return [header for header in headers if header[0].startswith(HEADER_PREFIX)]
+    """Return our own headers, each once; a long one was none of ours."""
+    ours = [h for h in headers if h[0].startswith(HEADER_PREFIX) and len(h[1] or b"") <= _OURS_BYTES]
+    return list({header[0]: header for header in ours}.values())
 
 
 def error_headers(stage: str, record: object, failed: Failed) -> Iterable[Header]:

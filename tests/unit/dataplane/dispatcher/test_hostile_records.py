@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher import intake
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
+from inferline_stream.dataplane.dispatcher.outcomes import Skipped
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed
@@ -168,6 +169,40 @@ def test_a_letter_and_a_marker_of_a_record_with_too_large_headers_and_key_come_t
     for (topic, _), (message,) in outgoing.items():
         assert dict(message.headers)[EVENT_ID] == b"e"
         assert record_bytes(message.key, message.value, message.headers) <= limits.get(topic, LIMIT_BYTES)
+
+
+HUGE = b"9" * 1_048_300
+MANY = [(REPLAY, b"1")] * 45_000
+
+
+@pytest.mark.parametrize("stage", ["ask", "left", "both"])
+@pytest.mark.parametrize(
+    "headers",
+    [[(name, HUGE), (REPLAY, b"1")] for name in (ENTRY_TIME, REPLAY, VERSION, PARENT, SKIPPED, DEAD)] + [MANY],
+)
+@pytest.mark.parametrize("outcome", [FAILED, Done(b"1", 1), Skipped()])
+def test_whatever_headers_of_ours_a_record_claims_to_have_topics_take_what_follows_from_it(stage, headers, outcome):
+    given = record(b"", *headers, (EVENT_ID, b"e"))
+    taken = Taken(stage)(given)
+    for event, ended in [*taken.ended, *((event, outcome) for event in taken.ready)]:
+        for messages in sent(stage, event, ended).values():
+            for message in messages:
+                assert record_bytes(message.key, message.value, message.headers) <= LIMIT_BYTES
+
+
+def test_a_letter_is_taken_however_long_the_texts_of_a_replica_are():
+    failed = Failed("N" * 2_000_000, "m" * 2_000_000, "t" * 2_000_000, "w" * 2_000_000)
+    (event,) = Taken("ask")(record(b"1")).ready
+    for messages in sent("ask", event, failed).values():
+        for message in messages:
+            assert record_bytes(message.key, message.value, message.headers) < 10_000
+
+
+def test_what_follows_from_edges_that_no_stage_has_is_known_once():
+    routes = routes_of(pipeline(), "ask")
+    edges = taking("ask", "left")
+    assert {id(routes.follow(edges | claimed << 2)) for claimed in (0, 1, 77, 2**61)} == {id(routes.follow(edges))}
+    assert routes.follow(-4 | edges) is routes.follow(edges)
 
 
 def test_a_result_leaves_room_for_what_a_join_needs_to_know():
