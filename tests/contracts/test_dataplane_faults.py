@@ -6,6 +6,7 @@ of offsets, and of dispatchers that die, is the broker's as well.
 
 import asyncio
 import contextlib
+import resource
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -101,6 +102,27 @@ async def test_a_replica_that_crashes_on_every_batch_costs_no_event_and_the_repo
         await director.caught_up(30.0)
         assert Counter(map(event_id, await director.results())) == Counter(ids)
         assert await director.letters("work") == []
+
+
+async def test_a_dispatcher_without_free_descriptors_says_so_serves_on_and_recovers(embedded_broker):
+    async with Director(
+        embedded_broker.bootstrap_servers, PASSING, partitions={"work": 1}, samples=SAMPLES
+    ) as director:
+        await director.start()
+        dispatcher = await director.pid(director.dispatcher("work"))
+        soft, hard = resource.prlimit(dispatcher, resource.RLIMIT_NOFILE)
+        resource.prlimit(dispatcher, resource.RLIMIT_NOFILE, (3, hard))  # what is open stays so
+        await director.scale("work", 2, wait=False)
+        await director.until(lambda: len(deaths(director)) == 3, "its new replicas cannot be attached")
+        ids = await director.put([b"%d" % number for number in range(20)])
+        await director.caught_up()
+        resource.prlimit(dispatcher, resource.RLIMIT_NOFILE, (soft, hard))
+        await director.until(lambda: len(director.ready("work")) == 2, "the second replica is ready")
+        results, died = await director.results(), director.exits
+    assert Counter(map(event_id, results)) == Counter(ids)
+    assert {exit_.reason for exit_ in died} == {"its connection did not arrive: too many files are open"}
+    waits_s = [exit_.restart_in_s for exit_ in died if isinstance(exit_, ReplicaExit)]
+    assert waits_s == sorted(waits_s), "each next one is started later"
 
 
 async def test_a_batch_that_hangs_runs_elsewhere_and_an_event_that_always_hangs_becomes_a_dead_letter(embedded_broker):
