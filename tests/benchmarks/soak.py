@@ -2,7 +2,9 @@
 
 A branch and a join on emulated hardware. Growth is what a process had more in the last quarter of its time than in the
 second: of the controller, of the supervisor, the worst of all dispatchers, and the worst of all replicas that lived for
-at least half of the run. Tasks of replicas are counted by the stages themselves.
+at least half of the run. Tasks of replicas are counted by the stages themselves. `descriptors` and `groups` are counted
+before the first change, when every connection is made, and after the last event, with as many replicas: a run ends with
+what it began with.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.run import NoDisplay
 from inferline_stream.testing.kafka import find_apache_kafka
 from tests.support.emulated_runs import emulated_run
-from tests.support.soak import CONTROLLER, SUPERVISOR, Growth, ProcessSample, growth, soak
+from tests.support.soak import CONTROLLER, SUPERVISOR, Counts, Growth, ProcessSample, counts, growth, soak
 
 SOAKED = Path(__file__).parents[1] / "scenarios" / "soaked"
 RATE = 175.0
@@ -41,6 +43,7 @@ def measure(quick: bool) -> Figures:
 async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figures:
     """The figures of a run with so many seconds of traffic; replicas write to the folder."""
     changes_s = np.arange(CHANGE_S / 2, seconds - 5.0, CHANGE_S)
+    changes_s = changes_s[: len(changes_s) // 2 * 2]  # it ends with the fewer ones, as it begins
     run = emulated_run(
         SOAKED,
         bootstrap_servers,
@@ -54,8 +57,11 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figure
     )
     async with open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
+        counting = asyncio.create_task(_after(CHANGE_S / 2 - 2.0, under_way))
         async with soak(under_way) as looks:
             await under_way.fed(asyncio.Event())
+        began = await counting
+        ended = await _settled(under_way, began)
         report = await under_way.report(await under_way.drain())
         tasks = await _tasks(under_way)
     grown = {name: found for name, seen in looks.items() if (found := growth(seen)) and _lived(seen, seconds)}
@@ -74,6 +80,13 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figure
         "supervisor_descriptors_growth": supervisor.descriptors,
         "dispatcher_memory_growth_mb": max((g.memory_mb for g in dispatchers), default=None),
         "dispatcher_descriptors_growth": max((g.descriptors for g in dispatchers), default=None),
+        "descriptors_began": began.descriptors,
+        "descriptors_ended": ended.descriptors,
+        "groups_began": len(began.groups),
+        "groups_ended": len(ended.groups),
+        "groups_of_the_beginning": len(ended.groups & began.groups),
+        "memory_warm_mb": sum(found.warm_mb for found in (own, supervisor, *dispatchers)),
+        "memory_ended_mb": sum(found.warm_mb + found.memory_mb for found in (own, supervisor, *dispatchers)),
         "controller_mb": looks[CONTROLLER][-1].memory_mb,
         "dispatcher_mb_max": max((looks[name][-1].memory_mb for name in slots), default=None),
         "replica_mb_max": max(looks[name][-1].memory_mb for name in looks.keys() - {CONTROLLER, SUPERVISOR, *slots}),
@@ -85,6 +98,21 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figure
         "exits": len(report.exits),
         "failures": under_way.controller.failures,
     }
+
+
+async def _after(seconds: float, under_way: LiveRun) -> Counts:
+    await asyncio.sleep(seconds)
+    return await counts(under_way)
+
+
+async def _settled(under_way: LiveRun, began: Counts) -> Counts:
+    """Count again, once replicas that are to go are gone; they may take some seconds."""
+    for _ in range(20):
+        ended = await counts(under_way)
+        if ended.descriptors <= began.descriptors:
+            break
+        await asyncio.sleep(0.5)
+    return ended
 
 
 def _lived(looks: list[ProcessSample], seconds: float) -> bool:

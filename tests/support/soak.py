@@ -15,6 +15,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiokafka.admin import AIOKafkaAdminClient
+
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.runs.live_run import LiveRun
 
@@ -36,9 +38,21 @@ class ProcessSample:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """What a run holds at one moment, replicas aside, whose number changes."""
+
+    descriptors: int
+    """Of the controller, the supervisor and every dispatcher."""
+    groups: frozenset[str]
+    """Consumer groups of its Kafka."""
+
+
+@dataclass(frozen=True, slots=True)
 class Growth:
     """What a process had more at the end than in the second quarter of its time, when it was warm."""
 
+    warm_mb: float
+    """Its memory then."""
     memory_mb: float
     descriptors: float
     tasks: float | None
@@ -57,6 +71,21 @@ async def soak(under_way: LiveRun) -> AsyncIterator[dict[str, list[ProcessSample
             await looking
 
 
+async def counts(under_way: LiveRun) -> Counts:
+    """Count what a run holds now."""
+    actuator = under_way.controller.actuator
+    assert isinstance(actuator, LocalActuator)
+    pids = [os.getpid(), actuator.supervisor_pid, *(each.pid for each in await actuator.dispatchers())]
+    admin = AIOKafkaAdminClient(bootstrap_servers=under_way.run.bootstrap_servers)
+    descriptors = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)
+    await admin.start()
+    try:
+        groups = await admin.list_consumer_groups()
+    finally:
+        await admin.close()
+    return Counts(descriptors, frozenset(name for name, *_ in groups))
+
+
 def growth(looks: list[ProcessSample]) -> Growth | None:
     """From the second quarter to the last one, medians of each; None where there are too few looks to tell."""
     quarter = len(looks) // 4
@@ -69,6 +98,7 @@ def growth(looks: list[ProcessSample]) -> Growth | None:
 
     known = all(look.tasks is not None for look in looks)
     return Growth(
+        warm_mb=statistics.median(look.memory_mb for look in warm),
         memory_mb=more(lambda look: look.memory_mb),
         descriptors=more(lambda look: look.descriptors),
         tasks=more(lambda look: look.tasks or 0) if known else None,
