@@ -36,6 +36,8 @@ class Attack(msgspec.Struct, frozen=True):
         hostile: number of hostile records, a multiple of 10, beside those of `bombs`.
         bombs: small batches that are large once they are decompressed, and as many batches with header names that
             are no UTF-8, among the others.
+        empty: records of one batch of empty ones, the first of all.
+        unserved: events on which the first stage always says that its server is away, after that batch.
         seed: of hostile records.
     """
 
@@ -46,6 +48,8 @@ class Attack(msgspec.Struct, frozen=True):
     warm: int
     hostile: int
     bombs: int
+    empty: int
+    unserved: int
     seed: int
 
 
@@ -88,6 +92,11 @@ class HostileProducer:
 
     async def everything(self) -> None:
         """Send the hostile records, and good events after each batch of them."""
+        if self._attack.empty:
+            batch = await asyncio.to_thread(self._records.empty, self._attack.empty)
+            await self._hostile(batch, self._attack.empty)
+        for _ in range(self._attack.unserved):
+            await self._hostile(self._records.unserved(), 1)
         batches = self._attack.hostile // _BATCH
         bomb_every = max(1, batches // max(1, self._attack.bombs))
         for number in range(batches):

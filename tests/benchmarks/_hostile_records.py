@@ -91,6 +91,15 @@ class HostileRecords:
         named = [replace(record, headers=[*record.headers, (b"\xff\xfe", b"")]) for record in records]
         return encoded(named, int(self._rng.integers(len(CODECS))))
 
+    def empty(self, size: int) -> bytes:
+        """Return a batch of so many empty records, each of which takes less than a byte of it."""
+        return encoded([HostileRecord(None, None, [], round(time.time() * 1e3))] * size, CODECS.index(zstd_encode))
+
+    def unserved(self) -> bytes:
+        """Return a batch of one event on which the first stage always says, at length, that its server is away."""
+        value = msgspec.json.encode({"number": 1, "mark": "hostile", "fail": "parse unserved"})
+        return encoded([HostileRecord(None, value, [], round(time.time() * 1e3))], 0)
+
     def bomb(self, number: int) -> bytes:
         """Return a batch of one record that is small as long as nobody decompresses it: value, key or header."""
         codec = 1 + number % (len(CODECS) - 1)
@@ -188,7 +197,7 @@ class HostileRecords:
 
     def _value(self) -> bytes | None:
         order = {"number": int(self._rng.integers(0, 99)), "mark": "hostile"}
-        failing = {**order, "fail": self._one(("parse", "condition", "check", "decide"))}
+        failing = {**order, "fail": self._one(("parse", "condition", "check", "decide", "parse at length"))}
         large = int(self._rng.integers(1, LIMIT_BYTES)) if self._rng.random() < 0.05 else 1000
         return self._one(
             (

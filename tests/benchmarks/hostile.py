@@ -2,8 +2,9 @@
 
 A pipeline with a condition and a join (emulated hardware) on the embedded broker and then on Apache Kafka. A producer
 with nothing but write access to its source topic sends what `_hostile_records` draws: headers, keys, values,
-timestamps, codecs and sizes. Meanwhile records that nobody can decode go into each topic of the control plane, and
-what people, the controller and the dispatchers write there after them must count all the same.
+timestamps, codecs and sizes, events on which a stage raises at length, and a batch of empty records. Meanwhile records
+that nobody can decode go into each topic of the control plane, and what people, the controller and the dispatchers
+write there after them must count all the same.
 
 `good_lost`: good events that are not in the sink topic. `processes_ended`: dispatchers, replicas, the supervisor and
 control loops that did not live through it. `memory_growth_mb`: what one of them, replicas excepted, has more in the
@@ -57,6 +58,9 @@ HONOURED_S = 5.0
 STALLED_S = 20.0
 """No good event for so long: none is to come any more."""
 
+UNSERVED = 0
+"""Two or more of these stop a stage for good as it is now. Four are to pass once returned events take turns."""
+
 _CONTROL_BURST = 12
 
 Figures = dict[str, float | int | str | None]
@@ -66,8 +70,16 @@ def measure(quick: bool) -> Figures:
     figures: list[Figures] = []
     for server in (EmbeddedKafka, find_apache_kafka):
         with server() as kafka, tempfile.TemporaryDirectory() as folder:
-            records, bombs = (1000, 8) if quick else (5200, 24)
-            attacking = attacked(kafka.bootstrap_servers, Path(folder), hostile=records, bombs=bombs, seed=len(figures))
+            records, bombs, empty = (1000, 8, 50_000) if quick else (5200, 24, 150_000)
+            attacking = attacked(
+                kafka.bootstrap_servers,
+                Path(folder),
+                hostile=records,
+                bombs=bombs,
+                empty=empty,
+                unserved=UNSERVED,
+                seed=len(figures),
+            )
             figures.append(asyncio.run(attacking))
     embedded, apache = figures
     found: Figures = {}
@@ -79,7 +91,9 @@ def measure(quick: bool) -> Figures:
     return found
 
 
-async def attacked(bootstrap_servers: str, folder: Path, *, hostile: int, bombs: int, seed: int) -> Figures:
+async def attacked(
+    bootstrap_servers: str, folder: Path, *, hostile: int, bombs: int, empty: int, unserved: int, seed: int
+) -> Figures:
     """Attack one run; returns its figures.
 
     Args:
@@ -87,6 +101,8 @@ async def attacked(bootstrap_servers: str, folder: Path, *, hostile: int, bombs:
         folder: for what replicas write.
         hostile: see `Attack`.
         bombs: see `Attack`.
+        empty: see `Attack`.
+        unserved: see `Attack`.
         seed: of every hostile record.
     """
     run = emulated_run(
@@ -102,7 +118,7 @@ async def attacked(bootstrap_servers: str, folder: Path, *, hostile: int, bombs:
         await under_way.ready()
         names, source = under_way.context.names, under_way.context.source
         mark = secrets.token_hex(8)
-        attack = Attack(bootstrap_servers, source, names.control, mark, WARM, hostile, bombs, seed)
+        attack = Attack(bootstrap_servers, source, names.control, mark, WARM, hostile, bombs, empty, unserved, seed)
         producer = await LineProcess.start("tests.benchmarks._hostile_producer", line=msgspec.json.encode(attack))
         await producer.says(b"warm", 30.0)
         arrived: Counter[int] = Counter()

@@ -14,7 +14,9 @@ PEAK_MB = 160
 
 async def test_hostile_records_cost_no_good_event_no_process_and_no_memory(kafka: KafkaServer, tmp_path: Path) -> None:
     async with asyncio.timeout(240):
-        figures = await attacked(kafka.bootstrap_servers, tmp_path, hostile=300, bombs=4, seed=19)
+        figures = await attacked(
+            kafka.bootstrap_servers, tmp_path, hostile=300, bombs=4, empty=2_000, unserved=0, seed=19
+        )
     assert figures["good_lost"] == 0
     assert figures["good_repeated"] == 0  # no process ended, so nothing had to be computed again
     assert figures["processes_ended"] == 0

@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from inferline_stream import Pipeline, Sample, Stage, Topic
+from inferline_stream import Pipeline, Sample, ServerUnavailable, Stage, Topic
 
 
 class Order(Struct):
@@ -22,6 +22,10 @@ def refuse(orders: list[Order], place: str) -> None:
     for order in orders:
         if order.fail == place:
             raise ValueError(f"{place} cannot take order {order.number}")
+        if order.fail == f"{place} at length":
+            raise type("Long" * 500_000, (ValueError,), {})("text" * 500_000)
+        if order.fail == f"{place} unserved":
+            raise ServerUnavailable("text" * 300_000)
 
 
 def parse(orders: list[Order]) -> list[Order]:

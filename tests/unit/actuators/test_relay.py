@@ -142,7 +142,7 @@ async def test_a_dispatcher_that_comes_in_the_middle_of_a_frame_gets_the_next_on
     ours, replica = socket.socketpair()
     replica.setblocking(False)
     relay, loop = Relay(ours, b""), asyncio.get_running_loop()
-    first, old, new = Dispatcher(relay), Broken(1, 1, "x" * 2000), Broken(2, 1, "of today")
+    first, old, new = Dispatcher(relay), Broken(1, 1, "x" * 1000), Broken(2, 1, "of today")
     await loop.sock_sendall(replica, encode_frame(Ready("r-1", 0.1, None)) + encode_frame(old)[:999])
     assert isinstance(await first.receive(), Ready)
     second = Dispatcher(relay)

@@ -63,7 +63,7 @@ def test_texts_of_a_replica_are_cut_wherever_it_sends_them() -> None:
         200, 1000, 4000, 500,
     ]  # fmt: skip
     assert failed.traceback.endswith("end"), "where it was raised stands at its end"
-    assert (len(broken.reason), len(returned.reason)) == (2000, 2000)
+    assert (len(broken.reason), len(returned.reason)) == (1000, 1000)
 
 
 def test_a_replica_itself_sends_no_longer_texts() -> None:
