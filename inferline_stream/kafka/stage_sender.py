@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 _PLAIN, _ZSTD = 0, 4
 
+_FEW = 8
+"""Fewer records are not compressed: that would cost more time than it saves space."""
+
 
 class StageSender:
     """Sends results with acks=all and idempotence; within transactions where it has a transactional id.
@@ -122,7 +125,7 @@ class StageSender:
         acknowledged = []
         with _translated("a record"):
             for (topic, partition), messages in outgoing.items():
-                codec = _ZSTD if topic in self._packed and len(messages) > 1 else _PLAIN
+                codec = _ZSTD if topic in self._packed and len(messages) >= _FEW else _PLAIN
                 for batch in self._batches(messages, self.limits.get(topic, PRODUCE_BATCH_BYTES), codec):
                     acknowledged.append(await self._producer.send_batch(batch, topic, partition=partition))
             for acknowledgement in acknowledged:
