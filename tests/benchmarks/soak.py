@@ -57,7 +57,7 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figure
     )
     async with open_run(run, NoDisplay()) as under_way:
         await under_way.ready()
-        counting = asyncio.create_task(_after(CHANGE_S / 2 - 2.0, under_way))
+        counting = asyncio.create_task(_begun(under_way))
         async with soak(under_way) as looks:
             await under_way.fed(asyncio.Event())
         began = await counting
@@ -100,9 +100,15 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figure
     }
 
 
-async def _after(seconds: float, under_way: LiveRun) -> Counts:
-    await asyncio.sleep(seconds)
-    return await counts(under_way)
+async def _begun(under_way: LiveRun) -> Counts:
+    """Count shortly before the first change, once the controller has committed for the first time."""
+    await asyncio.sleep(CHANGE_S / 2 - 2.0)
+    of_controllers = under_way.context.names.control_groups
+    while True:
+        found = await counts(under_way)
+        if any(name.startswith(of_controllers) for name in found.groups):
+            return found
+        await asyncio.sleep(0.5)
 
 
 async def _settled(under_way: LiveRun, began: Counts) -> Counts:
