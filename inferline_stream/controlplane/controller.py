@@ -324,8 +324,12 @@ class Controller:
 
     async def _tidy(self) -> None:
         """Delete the consumer groups of ended terms."""
-        groups = self.context.names.control_groups
-        await self.context.kafka.delete_groups(groups, keep=f"{groups}{self.leadership.term}")
+
+        def ended(group: str) -> bool:
+            term = self.context.names.control_term(group)
+            return term is not None and term < self.leadership.term
+
+        await self.context.kafka.delete_groups(ended)
 
     async def _keep(self, arrivals: RecordProducer) -> None:
         """Write down ticks, plans and decisions."""

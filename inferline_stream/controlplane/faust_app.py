@@ -112,7 +112,7 @@ class ControlApp:
             logger.warning("the Faust app did not stop in time; its group ends with its session")
         with contextlib.suppress(InferlineError, TimeoutError):  # else the next term does it
             async with asyncio.timeout(2.0):
-                await delete_groups(self._bootstrap_servers, self._group)
+                await delete_groups(self._bootstrap_servers, lambda group: group == self._group)
 
 
 def _credentials(bootstrap_servers: str) -> Any:

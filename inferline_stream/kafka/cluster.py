@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,9 +40,9 @@ class KafkaCluster:
         """Return a producer of records outside transactions."""
         return RecordProducer(self.bootstrap_servers)
 
-    async def delete_groups(self, beginning: str, keep: str = "") -> None:
-        """Delete consumer groups whose name begins so; see `controller_client.delete_groups`."""
-        await delete_groups(self.bootstrap_servers, beginning, keep)
+    async def delete_groups(self, chosen: Callable[[str], bool]) -> None:
+        """Delete the consumer groups whose names are chosen; see `controller_client.delete_groups`."""
+        await delete_groups(self.bootstrap_servers, chosen)
 
     async def fence(self, transactional_id: str) -> None:
         """End what a producer of this id was about to commit; see `controller_client.fence`."""

@@ -190,8 +190,8 @@ async def write_once(bootstrap_servers: str, record: Written, timeout_s: float =
         await closed(producer)
 
 
-async def delete_groups(bootstrap_servers: str, beginning: str, keep: str = "") -> None:
-    """Delete consumer groups whose name begins so, but for the one to keep; those that still have members stay.
+async def delete_groups(bootstrap_servers: str, chosen: Callable[[str], bool]) -> None:
+    """Delete the consumer groups whose names are chosen; those that still have members stay.
 
     Raises:
         Unreachable: Kafka does not answer.
@@ -202,7 +202,7 @@ async def delete_groups(bootstrap_servers: str, beginning: str, keep: str = "") 
             await admin.start()
             groups = [name for name, *_ in await admin.list_consumer_groups()]
             for group in groups:
-                if group.startswith(beginning) and group != keep:
+                if chosen(group):
                     await admin._send_request(DeleteGroupsRequest([group]), await admin.find_coordinator(group))
     finally:
         await closed(admin, within_s=1.0)

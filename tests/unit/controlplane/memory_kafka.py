@@ -31,8 +31,8 @@ class MemoryKafka:
         self.topics: defaultdict[str, list[Followed]] = defaultdict(list)
         self.away = False
         """Whether it gives no answer."""
-        self.deleted: list[str] = []
-        """Beginnings of the groups that were deleted."""
+        self.groups: list[str] = []
+        """Consumer groups without members."""
 
     def answer(self) -> None:
         """Raise unless it answers."""
@@ -59,9 +59,9 @@ class MemoryKafka:
     def producer(self) -> Any:
         return self
 
-    async def delete_groups(self, beginning: str, keep: str = "") -> None:
+    async def delete_groups(self, chosen: Callable[[str], bool]) -> None:
         self.answer()
-        self.deleted.append(beginning)
+        self.groups = [group for group in self.groups if not chosen(group)]
 
     async def fence(self, transactional_id: str) -> None:
         self.answer()

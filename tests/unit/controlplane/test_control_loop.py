@@ -364,11 +364,28 @@ def test_a_retired_pipeline_leaves_no_replica_and_no_dispatcher() -> None:
 
 def test_groups_of_ended_terms_are_deleted_now_and_then() -> None:
     world = World(steady(10.0))
+    world.controller.leadership.term = 12
 
     async def story() -> None:
         async with world():
-            await asyncio.sleep(130.0)
-        assert set(world.kafka.deleted) == {world.names.control_groups}
-        assert len(world.kafka.deleted) == 3
+            await asyncio.sleep(1.0)
+            world.kafka.groups = ["p.control.1", "p.control.11"]
+            await asyncio.sleep(60.0)
+            assert world.kafka.groups == []
+
+    run(story())
+
+
+def test_only_groups_of_ended_terms_are_deleted() -> None:
+    world = World(steady(10.0))
+    world.controller.leadership.term = 12
+    others = ["p.control.12", "p.control.120", "p.control", "p.control.", "p.control.tower", "p.control.1.a", "p.a"]
+    others += ["p-control-tower", "p.control.1x", "p.control.-1", "p.control.\u0661", "xp.control.1"]
+    world.kafka.groups = [*others, "p.control.3"]
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(1.0)
+        assert world.kafka.groups == others
 
     run(story())
