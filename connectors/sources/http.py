@@ -66,7 +66,7 @@ async def _look_behind(ingest: Ingest, offsets: OffsetReader, group: str, topic:
         with contextlib.suppress(Unreachable):  # what Kafka does not tell does not change
             ends = (await offsets.ends({topic: partitions}))[topic]
             done = await offsets.committed(group, topic, partitions)
-            ingest.behind = sum(max(0, end - max(0, at)) for end, at in zip(ends, done, strict=True))
+            ingest.behind = sum(at.unfinished(end) for end, at in zip(ends, done, strict=True))
         await asyncio.sleep(LOOK_AGAIN_S)
 
 
@@ -188,7 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--most-body-bytes", type=_at_least(1), default=1 << 20, help="of one event (default 1 MiB)")
     parser.add_argument("--most-pending", type=_at_least(1), default=1000, help="events at once (default 1000)")
     parser.add_argument("--rate", type=_at_least(0), default=0, help="events per second (default: any)")
-    parser.add_argument("--most-behind", type=_at_least(0), default=0, help="events of --group's lag (default: any)")
+    parser.add_argument(
+        "--most-behind", type=_at_least(0), default=0, help="events that --group has unfinished (default: any)"
+    )
     parser.add_argument("--group", help="of the pipeline's first stage: <pipeline>.<stage>")
     options = parser.parse_args(given)
     if options.token_file is None and not ipaddress.ip_address(options.listen[0]).is_loopback:

@@ -72,20 +72,18 @@ async def drained(
     inner = {context.topic(stage): n for stage, n in partitions.items() if stage not in context.entries}
     ends = {context.source: tuple(source_end), **(await offsets.ends(inner) if inner else {})}
     return all(
-        max(0, done) >= end
+        max(0, done.offset) >= end
         for stage in partitions
         for done, end in zip(committed[stage], ends[context.topic(stage)], strict=True)
     )
 
 
 async def lags(offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int]) -> dict[str, int]:
-    """Records not committed, by consumer group."""
+    """Records that are not finished, by consumer group."""
     left = {}
     for stage, n in partitions.items():
         topic = context.topic(stage)
         committed = await offsets.committed(context.names.group(stage), topic, n)
         ends = (await offsets.ends({topic: n}))[topic]
-        left[context.names.group(stage)] = sum(
-            max(0, end - max(0, done)) for done, end in zip(committed, ends, strict=True)
-        )
+        left[context.names.group(stage)] = sum(done.unfinished(end) for done, end in zip(committed, ends, strict=True))
     return left

@@ -27,6 +27,7 @@ from aiokafka.protocol.admin import DeleteGroupsRequest
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.kafka.connection import client_options, closed, closed_on_failure, started, unreachable
 from inferline_stream.kafka.fetched_batches import RECORDS_AT_ONCE
+from inferline_stream.kafka.offset_metadata import Committed, decode_metadata
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, topic_states
 
 _REQUEST_TIMEOUT_MS = 5_000
@@ -431,8 +432,8 @@ class OffsetReader:
             found = await ask(wanted)
         return {topic: tuple(found[TopicPartition(topic, p)] for p in range(n)) for topic, n in partitions.items()}
 
-    async def committed(self, group: str, topic: str, partitions: int) -> tuple[int, ...]:
-        """The group's committed offset of each partition, -1 where it has none.
+    async def committed(self, group: str, topic: str, partitions: int) -> tuple[Committed, ...]:
+        """What the group has committed of each partition; offset -1 where it has nothing.
 
         Raises:
             Unreachable: no answer in time.
@@ -451,8 +452,8 @@ class OffsetReader:
                     if not error.retriable or time.monotonic() > give_up_s:
                         raise
                     await asyncio.sleep(0.1)
-        known = {tp.partition: at.offset for tp, at in found.items()}
-        return tuple(known.get(p, -1) for p in range(partitions))
+        known = {tp.partition: decode_metadata(at.offset, at.metadata or "") for tp, at in found.items()}
+        return tuple(known.get(p, Committed(-1)) for p in range(partitions))
 
 
 class _translated:

@@ -42,6 +42,11 @@ class Committed:
     topic_id: str = ""
     partitions: int = 0
 
+    def unfinished(self, end: int) -> int:
+        """Return how many offsets below the end of the partition are not complete: all, if none was committed."""
+        above = sum(max(0, min(last, end) - first) for first, last in self.runs)
+        return max(0, end - max(0, self.offset) - above)
+
 
 def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTES) -> str:
     """Return the metadata of a commit; empty where the offset says everything.

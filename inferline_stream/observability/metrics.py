@@ -267,8 +267,8 @@ _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...]
     ("batch_fill_ratio", "Mean batch size over the limit, recent.", lambda s: s.batch_fill),
     ("max_batch_size", "Batch limit in force.", lambda s: s.max_batch_size),
     ("hold_seconds", "Longest time that a free replica waits for a fuller batch.", lambda s: s.hold_s),
-    ("lag_records", "Records not yet committed.", lambda s: s.lag_records),
-    ("lag_seconds", "Age of the oldest record not yet committed.", lambda s: s.lag_s),
+    ("lag_records", "Records that are not finished.", lambda s: s.lag_records),
+    ("lag_seconds", "Age of the oldest record that is not finished.", lambda s: s.lag_s),
     (
         "uncommitted_ratio",
         "Share of what an inner topic keeps that is not committed.",
@@ -349,7 +349,7 @@ def _stage_families(state: PipelineState) -> Iterator[Metric]:
         "inferline_replicas", "Replicas by what they are.", labels=[*labels, "hardware", "state"]
     )
     lags = GaugeMetricFamily(
-        "inferline_partition_lag_records", "Records not yet committed.", None, [*labels, "partition"]
+        "inferline_partition_lag_records", "Records that are not finished.", None, [*labels, "partition"]
     )
     rates = GaugeMetricFamily(
         "inferline_partition_arrival_rate_per_second", "Records per second.", None, [*labels, "partition"]

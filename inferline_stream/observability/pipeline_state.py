@@ -76,9 +76,9 @@ class StageState:
     service_time_s: float | None
     mean_batch_size: float | None
     partition_lags: tuple[int, ...]
-    """Records not yet committed, by partition."""
+    """Records that are not finished, by partition."""
     lag_s: float
-    """Age of the oldest record not yet committed."""
+    """Age of the oldest record that is not finished."""
     uncommitted_share: float | None = None
     """Of an inner topic: share of the records that Kafka keeps that are not committed, in its fullest partition."""
     start_up_s: float | None = None
@@ -148,7 +148,7 @@ class StageState:
 
     @property
     def lag_records(self) -> int:
-        """Records not yet committed, over all partitions."""
+        """Records that are not finished, over all partitions."""
         return sum(self.partition_lags)
 
 
@@ -184,7 +184,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     envelope: list[int] = []
     """Most arrivals in each window, shortest first."""
     lags: dict[str, int] = {}
-    """Records not committed, by stage."""
+    """Records that were not finished, by stage."""
     ready: dict[str, int] = {}
     """Replicas ready, by stage."""
     version: int = WIRE_VERSION

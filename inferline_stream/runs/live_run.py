@@ -159,7 +159,7 @@ class LiveRun:
         """Wait until everything that was in the source topic has gone through, then let every replica leave.
 
         Returns:
-            Records left uncommitted, by consumer group.
+            Records left unfinished, by consumer group.
         """
         self.controller.decider.held = True  # falling traffic at the end is no reason to scale
         self.watcher.step("draining")

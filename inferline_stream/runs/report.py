@@ -53,7 +53,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     replicas_most: dict[str, int]
     """Most replicas ready at once, by stage."""
     lag: dict[str, int]
-    """Records left uncommitted in each stage's topic, by consumer group."""
+    """Records left unfinished in each stage's topic, by consumer group."""
     exits: list[str]
     """Replicas that ended unexpectedly."""
     lost_ids: list[str]

@@ -33,10 +33,10 @@ class StageObservation:
         age_s: age of the newest report of any of its replicas, on the clock of `Observation.time_s`;
             None if there never was one.
         visit_ratio: recent visits per event; None where too few events were seen to know.
-        partition_lags: records not yet committed, by partition; empty if unknown.
+        partition_lags: records that are not finished, by partition; empty if unknown.
         partition_idle_s: by partition, how long its committed offset has stood still while it had lag;
             0 where it moves or has no lag. Empty if unknown.
-        oldest_lag_s: age of the oldest record not yet committed, from its entry into the stage's topic.
+        oldest_lag_s: age of the oldest record that is not finished, from its entry into the stage's topic.
         utilization: share of time in which ready replicas were busy, over the last seconds; None if unknown.
     """
 
@@ -50,7 +50,7 @@ class StageObservation:
 
     @property
     def lag(self) -> int:
-        """Records not yet committed, over all partitions."""
+        """Records that are not finished, over all partitions."""
         return sum(self.partition_lags)
 
 

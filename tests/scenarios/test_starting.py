@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
+from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run, run_to_report
 from inferline_stream.runs.run import NoDisplay, Run
@@ -53,7 +54,7 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
 
             assert await until(reported, 20.0)
             topic = halted.context.source
-            assert await halted.offsets.committed(group, topic, 8) == (-1,) * 8
+            assert await halted.offsets.committed(group, topic, 8) == (Committed(-1),) * 8
             await halted.controller.retire(halted.running_stages(), 10.0)
         again = await run_to_report(
             replace(run, records=replace(run.records, start=since)), NoDisplay(), asyncio.Event()

@@ -288,7 +288,7 @@ async def _committed(offsets: OffsetReader, context: PipelineContext, partitions
         await offsets.committed(context.names.group(stage), context.source, partitions[stage])
         for stage in sorted(context.entries)
     ]
-    return tuple(max(0, min(column)) for column in zip(*committed, strict=True))
+    return tuple(max(0, min(each.offset for each in column)) for column in zip(*committed, strict=True))
 
 
 def _kept(name: bytes) -> bytes:

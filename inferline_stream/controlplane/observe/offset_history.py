@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from inferline_stream.kafka.offset_metadata import Committed
+
 
 class LogGrowth:
     """Turns samples of a topic's end offsets into arrival times.
@@ -84,7 +86,7 @@ class OffsetHistory:
     def __init__(self, partitions: int, span_s: float = 120.0) -> None:
         self._span_s = span_s
         self._samples: list[deque[tuple[float, int]]] = [deque() for _ in range(partitions)]
-        self._committed: list[int] = [-1] * partitions
+        self._committed = [Committed(-1)] * partitions
         self._moved_s: list[float] = [0.0] * partitions
         self._begins: Sequence[int] | None = None
         self.sampled_s: float | None = None
@@ -100,21 +102,22 @@ class OffsetHistory:
             while len(samples) > 2 and samples[1][0] < time_s - self._span_s:
                 samples.popleft()
 
-    def committed(self, time_s: float, offsets: Sequence[int]) -> None:
-        """The group's committed offsets at that time; -1 for none, not believed where there was one before."""
-        for p, offset in enumerate(offsets):
-            if offset < 0 <= self._committed[p]:
+    def committed(self, time_s: float, offsets: Sequence[Committed]) -> None:
+        """What the group has committed at that time; offset -1 is not believed where there was another one before."""
+        for p, now in enumerate(offsets):
+            before = self._committed[p]
+            if now.offset < 0 <= before.offset:
                 continue
-            if offset != self._committed[p] or not self._lag(p):
+            if now.offset != before.offset or not self._lag(p):
                 self._moved_s[p] = time_s
-            self._committed[p] = offset
+            self._committed[p] = now
         self.sampled_s = time_s
 
     def grow(self, partitions: int) -> None:
         """The topic has so many partitions now."""
         more = partitions - len(self._samples)
         self._samples += [deque() for _ in range(more)]
-        self._committed += [-1] * more
+        self._committed += [Committed(-1)] * more
         self._moved_s += [self.sampled_s or 0.0] * more
         self._begins = None
 
@@ -126,12 +129,11 @@ class OffsetHistory:
         """Share of the records kept in a partition that are not committed, in the fullest one; None if not measured."""
         if self._begins is None:
             return None
-        kept = [max(1, end - begin) for end, begin in zip(self.ends, self._begins, strict=True)]
-        return max(lag / count for lag, count in zip(self.lags(), kept, strict=True))
+        kept = zip(self.ends, self._begins, self._committed, strict=True)
+        return max(max(0, end - max(0, done.offset)) / max(1, end - begin) for end, begin, done in kept)
 
     def _lag(self, p: int) -> int:
-        end = self._samples[p][-1][1] if self._samples[p] else 0
-        return max(0, end - max(0, self._committed[p]))
+        return self._committed[p].unfinished(self._samples[p][-1][1] if self._samples[p] else 0)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -139,7 +141,7 @@ class OffsetHistory:
         return tuple(samples[-1][1] if samples else 0 for samples in self._samples)
 
     def lags(self) -> tuple[int, ...]:
-        """Records not committed, by partition."""
+        """Records that are not finished, by partition."""
         return tuple(self._lag(p) for p in range(len(self._samples)))
 
     def idle_s(self, now_s: float) -> tuple[float, ...]:
@@ -147,11 +149,11 @@ class OffsetHistory:
         return tuple(max(0.0, now_s - self._moved_s[p]) if self._lag(p) else 0.0 for p in range(len(self._samples)))
 
     def oldest_s(self, now_s: float) -> float:
-        """Age of the oldest record not yet committed, over all partitions, to a sample's resolution; 0 without lag."""
+        """Age of the oldest unfinished record, over all partitions, to a sample's resolution; 0 without lag."""
         oldest = 0.0
         for p, samples in enumerate(self._samples):
             if self._lag(p):
-                first = bisect.bisect_right(samples, self._committed[p], key=lambda sample: sample[1])
+                first = bisect.bisect_right(samples, self._committed[p].offset, key=lambda sample: sample[1])
                 oldest = max(oldest, now_s - samples[min(first, len(samples) - 1)][0])
         return oldest
 

@@ -53,7 +53,7 @@ function tiles(state) {
   const pending = sum(state.stages.map((s) => replicasOf(s, PENDING)));
   tile("replicas", `${ready} of ${wanted}`, [pending ? `${pending} starting` : ready < wanted ? "waiting for hardware" : "all that are wanted", `${state.stages.length} stage${state.stages.length === 1 ? "" : "s"}`], ready < wanted ? "warn" : "");
   const lag = sum(state.stages.map((s) => sum(s.lags))), age = Math.max(0, ...state.stages.map((s) => s.lag_s));
-  tile("lag", `${number(lag)}`, ["records not committed", lag ? `oldest ${seconds(age)}` : ""], age > state.slo_s ? "warn" : "");
+  tile("lag", `${number(lag)}`, ["records not finished", lag ? `oldest ${seconds(age)}` : ""], age > state.slo_s ? "warn" : "");
   const coarse = state.coarse_peak_per_hour;
   tile("cost", `${dollars(state.cost_per_hour)}/h`, [`${dollars(state.cost)} so far`, coarse ? `CG-Peak ${dollars(coarse)}/h` : `plan ${dollars(state.plan_cost_per_hour)}/h`]);
 }

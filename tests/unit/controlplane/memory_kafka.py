@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import Followed, Written
+from inferline_stream.kafka.offset_metadata import Committed
 
 _POLL_S = 0.01
 
@@ -93,9 +94,9 @@ class MemoryKafka:
         self.answer()
         return {topic: (0,) * count for topic, count in partitions.items()}
 
-    async def committed(self, group: str, topic: str, partitions: int) -> tuple[int, ...]:
+    async def committed(self, group: str, topic: str, partitions: int) -> tuple[Committed, ...]:
         self.answer()
-        return self._spread(self._done())
+        return tuple(map(Committed, self._spread(self._done())))
 
     def _spread(self, events: int) -> tuple[int, ...]:
         return tuple((events + self._partitions - 1 - p) // self._partitions for p in range(self._partitions))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferline_stream.controlplane.observe.offset_history import LogGrowth, OffsetHistory
+from inferline_stream.kafka.offset_metadata import Committed
 
 
 def test_growth_between_two_samples_is_spread_evenly_over_the_time_between_them() -> None:
@@ -63,20 +64,44 @@ def test_every_record_is_one_arrival_within_its_tick(ticks: list[tuple[float, li
     assert growth.total == total
 
 
+def at(*offsets: int) -> list[Committed]:
+    return [Committed(offset) for offset in offsets]
+
+
 def test_lag_counts_from_zero_where_nothing_was_committed() -> None:
     history = OffsetHistory(2)
     history.reached(0.0, (4, 6))
-    history.committed(0.0, (-1, 5))
+    history.committed(0.0, at(-1, 5))
     assert history.lags() == (4, 1)
+
+
+def test_what_is_finished_above_the_committed_offset_is_no_lag() -> None:
+    history = OffsetHistory(1)
+    history.reached(0.0, (100,))
+    history.committed(0.0, [Committed(5, ((6, 60), (70, 120)))])
+    assert history.lags() == (11,)
+    history.reached(10.0, (150,))
+    history.committed(10.0, [Committed(5, ((6, 150),))])
+    assert history.lags() == (1,)
+    assert history.idle_s(10.0) == (10.0,), "the event at offset 5 is stuck all the same"
+    assert history.oldest_s(10.0) == 10.0
+
+
+def test_the_share_that_is_not_committed_counts_what_is_finished_above_it() -> None:
+    history = OffsetHistory(1)
+    history.reached(0.0, (100,))
+    history.begin((0,))
+    history.committed(0.0, [Committed(40, ((41, 100),))])
+    assert history.uncommitted_share() == pytest.approx(0.6), "the oldest records are deleted first"
 
 
 def test_offsets_that_seem_to_be_gone_make_no_backlog() -> None:
     history = OffsetHistory(2)
     history.reached(0.0, (400, 6))
-    history.committed(0.0, (390, 5))
-    history.committed(0.5, (-1, 6))
+    history.committed(0.0, at(390, 5))
+    history.committed(0.5, at(-1, 6))
     assert history.lags() == (10, 0)
-    history.committed(1.0, (395, 6))
+    history.committed(1.0, at(395, 6))
     assert history.lags() == (5, 0)
 
 
@@ -84,20 +109,20 @@ def test_the_oldest_record_is_as_old_as_the_sample_that_first_saw_it() -> None:
     history = OffsetHistory(2)
     for tick in range(10):
         history.reached(tick * 0.1, (tick * 2, 0))
-    history.committed(0.9, (7, 0))
+    history.committed(0.9, at(7, 0))
     # Offset 7 is the eighth record: the log first held 8 of them at tick 4.
     assert history.oldest_s(1.0) == pytest.approx(1.0 - 0.4)
-    history.committed(1.0, (18, 0))
+    history.committed(1.0, at(18, 0))
     assert history.oldest_s(5.0) == 0.0
 
 
 def test_a_partition_is_idle_only_while_it_has_lag() -> None:
     history = OffsetHistory(2)
     history.reached(0.0, (5, 5))
-    history.committed(0.0, (5, 3))
-    history.committed(4.0, (5, 3))
+    history.committed(0.0, at(5, 3))
+    history.committed(4.0, at(5, 3))
     assert history.idle_s(6.0) == (0.0, 6.0)
-    history.committed(6.0, (5, 4))
+    history.committed(6.0, at(5, 4))
     assert history.idle_s(6.5) == (0.0, 0.5)
 
 
@@ -113,21 +138,21 @@ def test_rates_are_of_the_last_seconds_and_samples_do_not_pile_up_while_nothing_
 def test_the_share_that_is_not_committed_is_that_of_the_fullest_partition() -> None:
     history = OffsetHistory(2)
     history.reached(0.0, (100, 50))
-    history.committed(0.0, (40, 45))
+    history.committed(0.0, at(40, 45))
     assert history.uncommitted_share() is None, "where the log begins is not known"
     history.begin((20, 40))
     assert history.uncommitted_share() == pytest.approx(60 / 80)
     history.begin((100, 50))
-    history.committed(1.0, (100, 50))
+    history.committed(1.0, at(100, 50))
     assert history.uncommitted_share() == 0.0
 
 
 def test_a_partition_that_is_added_has_a_history_of_its_own() -> None:
     history = OffsetHistory(1)
     history.reached(0.0, (10,))
-    history.committed(0.0, (10,))
+    history.committed(0.0, at(10))
     history.grow(3)
     history.reached(1.0, (10, 4, 0))
-    history.committed(1.0, (10, 1, -1))
+    history.committed(1.0, at(10, 1, -1))
     assert history.lags() == (0, 3, 0)
     assert history.ends == (10, 4, 0)
