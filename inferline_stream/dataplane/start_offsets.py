@@ -13,9 +13,16 @@ from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.committed_offsets import surely_committed
 from inferline_stream.kafka.group_offsets import Entry, GroupOffsets
-from inferline_stream.kafka.offset_metadata import Committed, decode_metadata, known_partitions
+from inferline_stream.kafka.offset_metadata import (
+    Committed,
+    decode_metadata,
+    finished_by_all,
+    finished_by_any,
+    known_partitions,
+)
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.pipeline.version import Structure
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +34,16 @@ async def commit_start_offsets(
     start: str = "committed",
     *,
     timeout_s: float = 10.0,
-    known: Collection[str] = (),
+    before: Structure | None = None,
 ) -> None:
     """Commit where each stage's group starts, once before any replica is granted a partition.
 
     Entry stages start where ``start`` says; the other stages at the beginning of their topics. A partition that has a
     committed offset keeps it unless ``start`` is a place of its own: then entry stages are moved. One that has none
     although its stage has worked before stays without: its replica halts it, where going on anywhere would lose events
-    or repeat them without a word. Where entry stages are moved, joins forget which events were finished before: those
-    come again.
+    or repeat them without a word. An entry stage that is new in a pipeline that has worked before starts where the
+    entry stages of before stand: an event is finished that all of them have finished. Where entry stages are moved,
+    joins forget which events were finished before: those come again.
 
     Args:
         bootstrap_servers: of the cluster.
@@ -43,14 +51,21 @@ async def commit_start_offsets(
         prefix: of its names.
         start: ``committed`` (where there is no offset, the end), ``earliest``, ``latest``, or an ISO time.
         timeout_s: longest wait for Kafka.
-        known: stages that have worked before. Partitions that their topics were given since begin at their beginning.
+        before: the pipeline when it last worked. Partitions that the topics of its stages were given since begin at
+            their beginning.
 
     Raises:
-        UsageError: a start that is none of these.
+        UsageError: a start that is none of these, or where a new entry stage starts is not known.
         Unreachable: Kafka does not answer in time.
     """
     time_ms = _start_time_ms(start)
     names = Names(pipeline.name, prefix)
+    known = frozenset[str]() if before is None else has_read(before, pipeline)
+    entries = {stage.name for stage in pipeline.stages if not stage.after}
+    left: Mapping[int, Committed] = {}
+    if before is not None and start == "committed" and not entries <= known:
+        same_source = before.source[0] == pipeline.source.name
+        left = await _left(bootstrap_servers, names, before, timeout_s) if same_source else {}
 
     async def commit(stage: Stage) -> None:
         topic, name = input_topic(pipeline, names, stage.name), names.group(stage.name)
@@ -73,12 +88,54 @@ async def commit_start_offsets(
             elif stage.after:
                 begins = await group.begins()
                 await group.commit({p: Committed(begin) for p, begin in begins.items() if p not in committed})
+            elif start == "committed" and before is not None:
+                own = await _own(group, committed)
+                await group.commit(_joined(stage.name, topic, group.partitions, left, own))
             else:
                 offsets = await _entry_offsets(group, start, time_ms, committed)
                 wanted = {p: Committed(at) for p, at in offsets.items()}
                 await group.commit(wanted if start != "committed" else {**wanted, **added})
 
     await asyncio.gather(*map(commit, pipeline.stages))  # a leader that is busy for long is taken for dead
+
+
+def has_read(before: Structure, pipeline: Pipeline) -> frozenset[str]:
+    """Return the stages of a pipeline that read the topic already that they read now."""
+    first = before.entries if before.source[0] == pipeline.source.name else ()
+    inner = before.edges.keys() - set(before.entries)
+    return frozenset(stage.name for stage in pipeline.stages if stage.name in (inner if stage.after else first))
+
+
+async def _left(servers: str, names: Names, before: Structure, timeout_s: float) -> dict[int, Committed]:
+    """Return what all entry stages of before have finished, of the partitions that each of them knows."""
+    known = []
+    for stage in before.entries:
+        async with GroupOffsets(servers, names.group(stage), names.topic(before.source[0]), timeout_s) as group:
+            known.append(await _own(group, await surely_committed(group.committed, group.partitions)))
+    partitions = set.intersection(*(set(own) for own in known))
+    return {p: finished_by_all([own[p] for own in known]) for p in partitions}
+
+
+def _joined(
+    stage: str, topic: str, partitions: Collection[int], left: Mapping[int, Committed], own: Mapping[int, Committed]
+) -> dict[int, Committed]:
+    """Return where a new entry stage begins: where those of before stand, or further on where it has been there itself.
+
+    It has, if it was renamed and named back, or if a controller died before it had written the new structure down.
+    """
+    if missing := set(partitions) - left.keys() - own.keys():
+        raise UsageError(
+            f"Stage {stage!r} has not read topic {topic} before, and where the first stages of before stand is not "
+            f"known of partitions {','.join(map(str, sorted(missing)))}: say with --start earliest, latest or a time "
+            "where to begin"
+        )
+    return {p: finished_by_any([each[p] for each in (left, own) if p in each]) for p in partitions}
+
+
+async def _own(group: GroupOffsets, committed: Mapping[int, Entry]) -> dict[int, Committed]:
+    """Return where a group stands in its topic as it is, partitions included that the topic has been given since."""
+    valid = {p: entry for p, entry in committed.items() if not group.is_of_another_topic(entry)}
+    return _added(valid, await group.begins()) | {p: decode_metadata(*entry) for p, entry in valid.items()}
 
 
 def _added(committed: Mapping[int, Entry], begins: Mapping[int, int]) -> dict[int, Committed]:

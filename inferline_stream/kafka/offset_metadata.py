@@ -48,6 +48,41 @@ class Committed:
         return max(0, end - max(0, self.offset) - above)
 
 
+def finished_by_all(groups: Sequence[Committed]) -> Committed:
+    """Return what each of these groups of one partition has finished. Beyond offsets, it keeps nothing of theirs."""
+    complete = _complete(groups[0])
+    for group in groups[1:]:
+        complete = _common(complete, _complete(group))
+    return _of_complete(complete)
+
+
+def finished_by_any(groups: Iterable[Committed]) -> Committed:
+    """Return what at least one of these groups of one partition has finished. Beyond offsets, it keeps nothing."""
+    return _of_complete(merged(sorted(run for group in groups for run in _complete(group)), 0))
+
+
+def _complete(committed: Committed) -> tuple[Run, ...]:
+    return ((0, committed.offset), *committed.runs) if committed.offset > 0 else committed.runs
+
+
+def _of_complete(complete: tuple[Run, ...]) -> Committed:
+    return Committed(complete[0][1], complete[1:]) if complete and not complete[0][0] else Committed(0, complete)
+
+
+def _common(some: Sequence[Run], others: Sequence[Run]) -> tuple[Run, ...]:
+    """Return the offsets that are in both, each of them ascending and apart."""
+    found, i, j = [], 0, 0
+    while i < len(some) and j < len(others):
+        first, end = max(some[i][0], others[j][0]), min(some[i][1], others[j][1])
+        if first < end:
+            found.append((first, end))
+        if some[i][1] < others[j][1]:
+            i += 1
+        else:
+            j += 1
+    return tuple(found)
+
+
 def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTES) -> str:
     """Return the metadata of a commit; empty where the offset says everything.
 

@@ -37,6 +37,11 @@ class Structure:
     ordered: tuple[str, ...] = ()
 
     @property
+    def entries(self) -> tuple[str, ...]:
+        """The stages that read the source topic."""
+        return tuple(stage for stage, parents in self.edges.items() if not parents)
+
+    @property
     def version(self) -> str:
         """Eight digits that differ where anything of it does."""
         canonical = json.dumps(asdict(self), sort_keys=True).encode()

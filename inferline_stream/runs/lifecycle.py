@@ -10,7 +10,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,7 +31,8 @@ from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered, recover
 from inferline_stream.controlplane.pipeline_context import PipelineContext, lags
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
-from inferline_stream.dataplane.start_offsets import commit_start_offsets
+from inferline_stream.dataplane.grants import Grant
+from inferline_stream.dataplane.start_offsets import commit_start_offsets, has_read
 from inferline_stream.errors import InferlineError, UsageError
 from inferline_stream.isolation import limits
 from inferline_stream.kafka.cluster import KafkaCluster
@@ -40,7 +41,7 @@ from inferline_stream.kafka.topics import ready_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.shape import shape_of
-from inferline_stream.pipeline.version import DRAIN_FIRST, Structure, incompatibilities, structure_of
+from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
 from inferline_stream.runs.http_endpoints import served
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.report import RunReport
@@ -90,10 +91,9 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
                 core_use = CoreUse(len(machine), partial(taken_s, machine))
         await _led(leadership, actuator.know(run.replica_specs))
         found = await recover(run.bootstrap_servers, names, context.decoder)
+        await _refuse_other_structure(run, found, leadership.log.grants, offsets, context)
         since = await _begun(run, found, context, offsets, partitions)
         await leadership.heartbeat()
-        structure = structure_of(pipeline)
-        await _refuse_other_structure(found, structure, offsets, context, partitions)
         faust_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-faust-")))
         plan, wanted = _going_on(run, found)
         controller = Controller(
@@ -106,7 +106,7 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
             run.dispatcher_spec,
             on_decision=watcher.decided,
             wanted=wanted,
-            structure=structure,
+            structure=structure_of(pipeline),
             standby={stage.name: stage.standby for stage in pipeline.stages},
             max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages} if run.replans else None,
             sample=run.sample if run.policy is POLICIES["default"] else None,
@@ -257,37 +257,53 @@ async def _begun(
 ) -> LedgerBegin:
     """Commit where groups start that do not know it; returns where the run begins."""
     before = None if found.plan is None else found.plan.structure
-    known: set[str] = set()
-    if before is not None:
-        same_source = before.source[0] == run.pipeline.source.name
-        known = {stage for stage in before.edges if same_source or stage not in context.entries}
     taken_over = found.wanted is not None and run.records.start == "committed"
     if not taken_over:  # only a leader may: the offsets of a running pipeline are its dispatchers'
+        if before is not None and context.delivery == "exactly_once" and not context.entries <= set(before.entries):
+            await _settle(before.entries, found, context)
         await commit_start_offsets(
-            run.bootstrap_servers, run.pipeline, run.records.prefix, run.records.start, known=known
+            run.bootstrap_servers, run.pipeline, run.records.prefix, run.records.start, before=before
         )
     since = await ledger_begin(offsets, context, partitions)
     # What a leader that fell silent has left is live traffic, and late by our doing.
     return replace(since, live=since.source) if taken_over else since
 
 
+async def _settle(stages: Collection[str], found: Recovered, context: PipelineContext) -> None:
+    """End what the first stages of before may have left open: new ones begin where their groups stand."""
+    plan = found.its_plan()
+    for stage in stages:
+        for slot in range(plan.slots.get(stage, 1) if plan is not None else 0):
+            await context.kafka.fence(context.names.transactional_id(f"{stage}-{slot}"))
+
+
 async def _refuse_other_structure(
-    found: Recovered, wanted: Structure, offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int]
+    run: Run, found: Recovered, grants: Collection[Grant], offsets: OffsetReader, context: PipelineContext
 ) -> None:
     """What is under way between stages was made for the stages as they were.
 
     Raises:
-        UsageError: the stages were others, and their topics hold records that were not processed.
+        UsageError: the stages were others, and their topics hold records that were not processed; or a stage is new,
+            and grants are left: dispatchers of the stages before it may still be at work.
     """
     before = None if found.plan is None else found.plan.structure
-    if before is None or before == wanted:
+    if before is None or not (reasons := incompatibilities(before, structure_of(run.pipeline))):
         return
-    inner = {stage: n for stage, n in partitions.items() if stage not in context.entries}
-    left = {group: count for group, count in (await lags(offsets, context, inner)).items() if count}
-    reasons = incompatibilities(before, wanted)
-    if left and reasons:
+    changed = "; ".join(reasons)
+    new = {stage.name for stage in run.pipeline.stages} - has_read(before, run.pipeline)
+    if new and grants and run.records.start == "committed":
+        raise UsageError(
+            f"{changed}. The run before did not end in order, and its dispatchers may still be at work, so that it is "
+            f"not known where {', '.join(sorted(new))} would begin. Run the pipeline as it was. Then {DRAIN_FIRST}. "
+            "Or say with --start where to begin"
+        )
+    old = replace(context, entries=frozenset(before.entries))
+    topics = {stage: old.topic(stage) for stage in before.edges if stage not in old.entries}
+    there = await offsets.existing(topics.values())
+    inner = {stage: there[topic] for stage, topic in topics.items() if topic in there}
+    if left := {group: count for group, count in (await lags(offsets, old, inner)).items() if count}:
         under_way = ", ".join(f"{count} in {group}" for group, count in left.items())
-        raise UsageError(f"{'; '.join(reasons)}. Records are under way: {under_way}. {DRAIN_FIRST.capitalize()}")
+        raise UsageError(f"{changed}. Records are under way: {under_way}. {DRAIN_FIRST.capitalize()}")
 
 
 def _faust_app(run: Run, names: Names, term: int, folder: Path) -> Host:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
+from inferline_stream.pipeline.version import structure_of
 from tests.contracts.pooled import PASSING
 from tests.support.director import Director, event_id
 
@@ -46,7 +47,9 @@ async def test_partitions_added_while_nothing_ran_begin_at_their_beginning(kafka
     await clients.grow(source, 4)
     async with pool(kafka, partitions={"work": 4}, prefix=prefix, start=None) as director:
         ids += await director.put([b"%d" % n for n in range(50)], [b"k%d" % n for n in range(50)])
-        await commit_start_offsets(kafka.bootstrap_servers, director.pipeline, prefix, known={"work"})
+        await commit_start_offsets(
+            kafka.bootstrap_servers, director.pipeline, prefix, before=structure_of(director.pipeline)
+        )
         await director.start()
         await director.caught_up()
         results = await director.results()

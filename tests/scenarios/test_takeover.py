@@ -17,7 +17,7 @@ from inferline_stream.controlplane.polling import until
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.controller_client import Written, write_once
-from inferline_stream.kafka.topics import create_topics, topics_of
+from inferline_stream.kafka.topics import WantedTopic, create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import plan_to_bytes
@@ -94,8 +94,9 @@ async def test_a_leader_with_an_unsettled_transaction_goes_on_in_a_new_term(
     assert (report.lost, report.duplicated) == (0, 0)
 
 
+@pytest.mark.parametrize("stage", ["check", "gone"])
 async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_once_there_are_none(
-    swing, embedded_broker: KafkaServer
+    swing, embedded_broker: KafkaServer, stage: str
 ) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 1)])
     names, servers = Names(run.pipeline.name, run.records.prefix), run.bootstrap_servers
@@ -103,19 +104,20 @@ async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_o
     other = replace(now, edges={**now.edges, "gone": {"parse": False}}, formats={**now.formats, "gone": "json"})
     plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(run.plan))))
     stored = StoredPlan("another", 1, time.time(), "initial", "", plan, 1, other)
-    await create_topics(servers, topics_of(run.pipeline, run.records.prefix), replication=1)
+    topics = topics_of(run.pipeline, run.records.prefix)
+    await create_topics(servers, [*topics, WantedTopic(names.stage_topic("gone"), 8, "input")], replication=1)
     await commit_start_offsets(servers, run.pipeline, run.records.prefix)
     await write_once(servers, Written(names.decisions, "plan", encode(stored)))
-    under_way = Written(names.stage_topic("check"), "key", b"1", 3)
+    under_way = Written(names.stage_topic(stage), "key", b"1", 3)
     await write_once(servers, under_way)
     with pytest.raises(UsageError) as refused:
         async with asyncio.timeout(30), open_run(run, NoDisplay()):
             pass
     assert "stage gone is gone" in str(refused.value)
-    assert f"1 in {names.group('check')}" in str(refused.value)
+    assert f"1 in {names.group(stage)}" in str(refused.value)
     assert "end the running pipeline first" in str(refused.value).lower()
     async with AIOKafkaConsumer(
-        bootstrap_servers=servers, group_id=names.group("check"), enable_auto_commit=False
+        bootstrap_servers=servers, group_id=names.group(stage), enable_auto_commit=False
     ) as consumer:
         partition = TopicPartition(under_way.topic, under_way.partition)
         consumer.assign([partition])

@@ -57,7 +57,7 @@ class EndOffsets:
             first = [
                 max(at, end - max(0, end - at) * self.verified // left) for at, end in zip(first, ends, strict=True)
             ]
-        return LedgerBegin(tuple(first), mark.sink, mark.completed, since.live)
+        return LedgerBegin(tuple(first), mark.sink, mark.completed, since.live, since.finished)
 
 
 def _between(first: Sequence[int], ends: Sequence[int]) -> int:

@@ -5,15 +5,19 @@ Of a long run these are the newest events (`end_offsets`), so that memory and ti
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.headers import REASON, number, read_headers
 from inferline_stream.kafka.controller_client import Followed, OffsetReader
+from inferline_stream.kafka.offset_metadata import Committed, Run, finished_by_all
 from inferline_stream.pipeline.names import event_id_prefix
 
 _MOST = 255
@@ -34,6 +38,8 @@ class EventLedger:
             for as all others, but their times say nothing of the run. By default every event is live.
         began: first offset of each source partition of the run, where that lies before ``first``. Sink records of
             events from before ``first`` are counted as ``earlier``.
+        finished: of each source partition, what had been finished above its first offset when the run began: the run
+            does not answer for it.
     """
 
     source: str
@@ -41,6 +47,7 @@ class EventLedger:
     ends: Sequence[int]
     live: Sequence[int] = ()
     began: Sequence[int] = ()
+    finished: Sequence[tuple[Run, ...]] = ()
     latencies_s: array[float] = field(default_factory=lambda: array("f"))
     """Of the first sink record of each event."""
     entries_s: array[float] = field(default_factory=lambda: array("d"))
@@ -75,6 +82,8 @@ class EventLedger:
 
     def entered(self, record: Followed) -> None:
         """A record of the source topic."""
+        if self.finished and _within(self.finished[record.partition], record.offset):
+            return
         live = not self.live or record.offset >= self.live[record.partition]
         if live:
             self.arrivals_s.append(record.time_ms / 1e3)
@@ -160,15 +169,18 @@ class EventLedger:
     @property
     def earlier_in(self) -> int:
         """Events of the run that are not looked up, by the growth of the source topic."""
-        return sum(first - began for began, first in zip(self.began, self.first, strict=False))
+        return sum(run.unfinished(first) for run, first in zip(self._of_run, self.first, strict=False))
 
     @property
     def earlier_backlog(self) -> int:
         """Those of them that were there before the run."""
-        return sum(
-            max(0, min(first, live) - began)
-            for began, first, live in zip(self.began, self.first, self.live, strict=False)
-        )
+        ends = zip(self._of_run, self.first, self.live, strict=False)
+        return sum(run.unfinished(min(first, live)) for run, first, live in ends)
+
+    @property
+    def _of_run(self) -> Iterator[Committed]:
+        """Where the run began in each source partition."""
+        return map(Committed, self.began, self.finished or itertools.repeat(()))
 
     @property
     def events_in(self) -> int:
@@ -214,6 +226,8 @@ class LedgerBegin:
     completed: tuple[int, ...]
     live: tuple[int, ...]
     """Of the source: what is before was there already."""
+    finished: tuple[tuple[Run, ...], ...] = ()
+    """Of the source: what was finished above its offset."""
 
 
 Begin = Callable[[LedgerBegin, Sequence[int]], LedgerBegin]
@@ -229,7 +243,13 @@ async def ledger_begin(offsets: OffsetReader, context: PipelineContext, partitio
         context.names.completed: await offsets.partitions(context.names.completed),
     }
     ends = await offsets.ends(topics)
-    return LedgerBegin(first, ends[context.sink], ends[context.names.completed], ends[context.source])
+    return LedgerBegin(
+        tuple(each.offset for each in first),
+        ends[context.sink],
+        ends[context.names.completed],
+        ends[context.source],
+        tuple(each.runs for each in first),
+    )
 
 
 async def read_ledger(
@@ -263,11 +283,11 @@ async def read_ledger(
         }
     )
     if to_committed:
-        ends[context.source] = await _committed(offsets, context, partitions)
+        ends[context.source] = tuple(each.offset for each in await _committed(offsets, context, partitions))
     start = since if begin is None else begin(since, ends[context.source])
     began = () if start is since else since.source
     prefix = event_id_prefix(context.source, await offsets.topic_id(context.source))
-    ledger = EventLedger(prefix, start.source, ends[context.source], since.live, began)
+    ledger = EventLedger(prefix, start.source, ends[context.source], since.live, began, since.finished)
     ledger.earlier_out = sum(start.sink) - sum(since.sink)
     ledger.earlier_ended = sum(start.completed) - sum(since.completed)
     for topic, first, take in (
@@ -282,13 +302,20 @@ async def read_ledger(
     return ledger
 
 
-async def _committed(offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int]) -> tuple[int, ...]:
-    """How far every entry stage has come in the source topic."""
+async def _committed(
+    offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int]
+) -> tuple[Committed, ...]:
+    """What every entry stage has finished of the source topic."""
     committed = [
         await offsets.committed(context.names.group(stage), context.source, partitions[stage])
         for stage in sorted(context.entries)
     ]
-    return tuple(max(0, min(each.offset for each in column)) for column in zip(*committed, strict=True))
+    return tuple(map(finished_by_all, zip(*committed, strict=True)))
+
+
+def _within(runs: Sequence[Run], offset: int) -> bool:
+    at = bisect.bisect_right(runs, offset, key=itemgetter(0))
+    return at > 0 and offset < runs[at - 1][1]
 
 
 def _kept(name: bytes) -> bytes:

@@ -37,6 +37,18 @@ def test_an_event_is_lost_that_neither_reached_the_sink_nor_ended() -> None:
     assert ledger.reasons == Counter({"skipped": 1})
 
 
+def test_a_run_does_not_answer_for_what_was_finished_above_its_first_offset() -> None:
+    ledger = EventLedger("posts", (10,), (16,), finished=(((11, 13), (15, 16)),))
+    for offset in range(10, 16):
+        ledger.entered(source(0, offset, b"own" if offset == 15 else None))
+    for offset in (10, 13):
+        ledger.out(sink(b"posts/0/%d" % offset))
+    assert ledger.lost() == (1, ["posts/0/14"])
+    assert (ledger.events_in, ledger.events_out) == (3, 2)
+    later = EventLedger("posts", (20,), (21,), live=(12,), began=(10,), finished=ledger.finished)
+    assert (later.earlier_in, later.earlier_backlog) == (7, 1)
+
+
 def test_a_second_sink_record_is_a_duplicate_and_its_latency_does_not_count() -> None:
     ledger = EventLedger("posts", (0,), (1,))
     ledger.entered(source(0, 0))

@@ -1,0 +1,86 @@
+"""Where a first stage begins that is new or renamed; on Apache Kafka and on the embedded broker alike."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from inferline_stream.dataplane.start_offsets import commit_start_offsets
+from inferline_stream.errors import UsageError
+from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.group_offsets import GroupOffsets
+from inferline_stream.kafka.offset_metadata import Committed
+from inferline_stream.kafka.topics import create_topics, topics_of
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
+from inferline_stream.pipeline.version import Structure, structure_of
+
+
+def through(events: list[bytes]) -> list[bytes]:
+    return events
+
+
+def pipeline(*entries: str) -> Pipeline:
+    stages = [Stage(name, through, hardware=["cpu-1"]) for name in entries]
+    return Pipeline("p", slo="1s", source=Topic("in", codec="raw", partitions=2), sink=Topic("out"), stages=stages)
+
+
+def before(*entries: str, source: str = "in") -> Structure:
+    return replace(structure_of(pipeline(*entries)), source=(source, "raw"))
+
+
+@pytest.fixture
+async def stood(kafka, clients):
+    """Commits where groups stand in the source, then where the first stages begin that are given."""
+    names = Names("p", f"{secrets.token_hex(4)}.")
+    await create_topics(kafka.bootstrap_servers, topics_of(pipeline("any"), names.prefix), replication=1)
+    producer = await clients.producer()
+    for partition in (0, 1):
+        for _ in range(20):
+            await producer.send(names.topic("in"), b"x", partition=partition)
+    await producer.flush()
+
+    async def begin(
+        at: dict[str, Sequence[Committed]], entries: Sequence[str], structure: Structure
+    ) -> dict[str, list[Any]]:
+        for stage, offsets in at.items():
+            async with GroupOffsets(kafka.bootstrap_servers, names.group(stage), names.topic("in"), 10.0) as group:
+                await group.commit(dict(enumerate(offsets)))
+        await commit_start_offsets(kafka.bootstrap_servers, pipeline(*entries), names.prefix, before=structure)
+        async with OffsetReader(kafka.bootstrap_servers) as offsets:
+            found = {s: await offsets.committed(names.group(s), names.topic("in"), 2) for s in entries}
+        return {stage: [(each.offset, each.runs) for each in of] for stage, of in found.items()}
+
+    return begin
+
+
+async def test_a_renamed_stage_begins_where_its_predecessor_stood_and_repeats_nothing_that_is_finished(stood):
+    at = {"old": [Committed(5, ((7, 9),), owner="old-0"), Committed(20)]}
+    assert await stood(at, ["new"], before("old")) == {"new": [(5, ((7, 9),)), (20, ())]}
+
+
+async def test_a_stage_beside_others_begins_where_the_last_of_them_stands(stood):
+    at = {"a": [Committed(5, ((7, 9),)), Committed(20)], "b": [Committed(8), Committed(3, ((4, 12),))]}
+    found = await stood(at, ["a", "b", "new"], before("a", "b"))
+    assert found["new"] == [(5, ((7, 8),)), (3, ((4, 12),))]
+    assert found["a"] == [(5, ((7, 9),)), (20, ())], "the others stay"
+
+
+async def test_a_stage_that_is_named_back_does_not_begin_where_it_once_stood(stood):
+    at = {"back": [Committed(2), Committed(2)], "now": [Committed(12), Committed(20)]}
+    assert await stood(at, ["back"], before("now")) == {"back": [(12, ()), (20, ())]}
+
+
+async def test_a_stage_that_has_worked_before_its_structure_was_written_down_does_not_begin_again(stood):
+    at = {"old": [Committed(5), Committed(6)], "new": [Committed(9, ((11, 13),)), Committed(6)]}
+    assert await stood(at, ["new"], before("old")) == {"new": [(9, ((11, 13),)), (6, ())]}
+
+
+@pytest.mark.parametrize("structure", [before("old"), before("old", source="elsewhere")])
+async def test_a_stage_is_refused_where_nobody_knows_where_it_begins(stood, structure):
+    with pytest.raises(UsageError, match=r"'new' has not read topic .*in before.*partitions 0,1: say with --start"):
+        await stood({}, ["new"], structure)
