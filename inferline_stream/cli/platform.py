@@ -13,7 +13,7 @@ from typing import Any
 from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.cli.options import On
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE
-from inferline_stream.errors import UsageError
+from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.kafka.controller_client import LeadershipLost
 from inferline_stream.pipeline.names import Names
@@ -94,8 +94,8 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
     ) as pods:
         try:
             yield pods
-        except LeadershipLost:
-            raise  # another controller has the pods now
+        except (LeadershipLost, Unreachable):
+            raise  # another controller has the pods now, or may have them
         except BaseException:
             if not platform.hand_over:
                 await pods.aclose()

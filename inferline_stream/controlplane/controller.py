@@ -21,7 +21,7 @@ from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.apply.slot_keeper import TELL_AGAIN_S, SlotKeeper, SpecOf
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
-from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
+from inferline_stream.controlplane.leadership import HEARTBEAT_S, TAKE_OVER_AFTER_S, Leadership
 from inferline_stream.controlplane.log.control_records import ArrivalTicks, decode_override
 from inferline_stream.controlplane.log.record_writers import ArrivalLog
 from inferline_stream.controlplane.observe.collector import LAGS_S, Collector
@@ -33,6 +33,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.controlplane.step_failures import StepFailures
+from inferline_stream.dataplane.dispatcher.lease import Lease
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import LeadershipLost, TopicFollower
@@ -117,14 +118,17 @@ class Controller:
     _troubles: dict[str, str] = field(default_factory=dict)
     """What each dispatcher last said is wrong."""
     _failed: StepFailures = field(default_factory=StepFailures)
+    _lease: Lease = field(default_factory=lambda: Lease(TAKE_OVER_AFTER_S))
+    """Runs out when another controller may lead."""
+    _acts: bool = True
     _timer_s: float = float("-inf")
 
     def __post_init__(self) -> None:
         if not self.wanted:
             self.wanted.update(replicas_of_plan(self.view.plan.allocations))
-        self.fleet = Fleet(self.actuator, self.view, self.wanted, self.standby, self.cores)
+        self.fleet = Fleet(self.actuator, self.view, self.wanted, self.standby, self.cores, leads=self._leads)
         self.slots = SlotKeeper(
-            self.context, self.view, self.leadership, self.actuator, self.dispatcher, self._outdated
+            self.context, self.view, self.leadership, self.actuator, self.dispatcher, self._outdated, self._leads
         )
         self._ticks = ArrivalLog(self.context.names, self.context.source)
         self.decider = Decider(
@@ -150,6 +154,7 @@ class Controller:
         """
         context, settings = self.context, self.context.settings
         self.decider.follow_people()
+        await self._heartbeat()
         await self.fleet.reconcile()
         self.decider.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", "")
         kafka, names = context.kafka, context.names
@@ -189,7 +194,7 @@ class Controller:
                     (0.0, lambda: self.slots.step(collector.answered_s)),
                     (0.0, self.fleet.step),
                     (0.0, lambda: self._obey(control)),
-                    (HEARTBEAT_S, self.leadership.heartbeat),
+                    (HEARTBEAT_S, self._heartbeat),
                     (settings.tuner_step_s, self._tune),
                     (_ROOM_S, self._room),
                     (_STATE_S, self._look),
@@ -231,6 +236,24 @@ class Controller:
     def unwritten_ticks(self) -> ArrivalTicks | None:
         """At its end: what the arrivals topic lacks, because the next sample would have brought it there."""
         return self._ticks.rest()
+
+    async def _heartbeat(self) -> None:
+        """Write that this controller leads; errors as in `Leadership.write`."""
+        sent_s = self._lease.now_s()
+        await self.leadership.heartbeat()
+        self._lease.renew(sent_s)
+
+    def _leads(self) -> bool:
+        """Whether Kafka has acknowledged a heartbeat lately; else another controller may lead, and nothing is done."""
+        acts, self._acts = self._acts, self._lease.valid()
+        if acts and not self._acts:
+            logger.warning(
+                "Kafka has acknowledged no heartbeat for %g s, so another controller may lead: replicas and "
+                "dispatchers are left alone until it does", TAKE_OVER_AFTER_S,
+            )  # fmt: skip
+        elif self._acts and not acts:
+            logger.warning("Kafka has acknowledged a heartbeat: this controller leads still, and goes on")
+        return self._acts
 
     # -- what comes in -------------------------------------------------------------------------------
 
@@ -378,7 +401,7 @@ class Controller:
         await self.fleet.retire(stages)
         left_s = deadline_s - (time.monotonic() - began_s)
         gone = await until(lambda: self.fleet.gone(stages), left_s, 0.02)
-        if not gone and set(stages) >= set(self.view.shape.stages):
+        if not gone and set(stages) >= set(self.view.shape.stages) and self._leads():
             await self.actuator.drain(0.0)
 
 

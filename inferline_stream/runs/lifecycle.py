@@ -93,7 +93,6 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
         found = await recover(run.bootstrap_servers, names, context.decoder)
         await _refuse_other_structure(run, found, leadership.log.grants, offsets, context)
         since = await _begun(run, found, context, offsets, partitions)
-        await leadership.heartbeat()
         faust_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-faust-")))
         plan, wanted = _going_on(run, found)
         controller = Controller(

@@ -53,6 +53,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         with (
             patch.object(time, "time", lambda: EPOCH_S + loop.time()),
             patch.object(time, "monotonic", loop.time),
+            patch.object(time, "clock_gettime", lambda clock: loop.time()),
             patch.object(time, "sleep", loop.sleep),
         ):
             loop.run_until_complete(work)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, Way
@@ -35,6 +35,7 @@ class Fleet:
         standby: replicas beyond those, by stage. They are attached to the dispatcher like all others; since it gives
             work to the lowest numbers first, as many are idle.
         cores: most that all replicas that should work may have together. While one replaces another, both have theirs.
+        leads: whether this controller is sure to lead; while it is not, nothing is asked of the actuator.
     """
 
     actuator: Actuator
@@ -42,6 +43,7 @@ class Fleet:
     wanted: dict[tuple[str, str], int]
     standby: Mapping[str, int] = field(default_factory=dict)
     cores: float = math.inf
+    leads: Callable[[], bool] = lambda: True
     newest_code_s: float = float("-inf")
     """Replicas started before this time run older code. On the event loop's clock."""
     started_s: dict[str, float] = field(default_factory=dict)
@@ -88,6 +90,8 @@ class Fleet:
     async def reconcile(self) -> None:
         """Take the next step of every stage towards what is wanted."""
         async with self._one_at_a_time:
+            if not self.leads():
+                return
             observed = await self.observe()
             for stage in self.view.shape.stages:
                 freeing = {r.hardware for r in observed if r.state == "retiring"}

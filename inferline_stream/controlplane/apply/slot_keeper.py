@@ -51,6 +51,7 @@ class SlotKeeper:
         actuator: runs dispatchers.
         spec: of a new dispatcher.
         outdated: whether to replace a dispatcher because newer code was given.
+        leads: whether this controller is sure to lead; while it is not, nothing is asked of the actuator.
     """
 
     context: PipelineContext
@@ -59,6 +60,7 @@ class SlotKeeper:
     actuator: Actuator
     spec: SpecOf
     outdated: Callable[[ObservedDispatcher], bool] = lambda dispatcher: False
+    leads: Callable[[], bool] = lambda: True
     table: SlotTable = field(init=False)
     silence: Silence = field(init=False)
     _phases: dict[str, tuple[DispatcherPhase, int]] = field(default_factory=dict)
@@ -135,6 +137,8 @@ class SlotKeeper:
         self.silence.advance(now_s, answered=now_s - answered_s < _ANSWERED_S)
         self._ended = {d: at for d, at in self._ended.items() if now_s - at < _REMEMBERED_S or d in self.table.holders}
         self._unclean &= self._ended.keys()
+        if not self.leads():
+            return
         if self.leadership.renewals != self._renewals:
             self._renewals, self._settled, self._written_s = self.leadership.renewals, 0, self.silence.clock_s
             self.table = slots.recovered(self.leadership.term, self.leadership.log.grants, self.table)

@@ -376,6 +376,63 @@ def test_groups_of_ended_terms_are_deleted_now_and_then() -> None:
     run(story())
 
 
+def test_a_leader_of_which_no_heartbeat_is_acknowledged_leaves_its_successors_replicas_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(steady(10.0))
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(10.0)
+            before = await world.replicas()
+            world.kafka.away = True
+            await asyncio.sleep(3.1)
+            await world.actuator.scale("a", "cpu", before + 3)  # as a controller does that Kafka answers
+            asked = len(world.actuator.asked)
+            await asyncio.sleep(60.0)
+            await world.controller.fleet.want({("a", "cpu"): 1})
+            await world.controller.retire(["a"], 5.0)
+            assert (await world.replicas(), world.actuator.asked[asked:]) == (before + 3, [])
+            assert sum("another controller may lead" in record.message for record in caplog.records) == 1
+
+    run(story())
+
+
+def test_a_leader_goes_on_once_a_heartbeat_is_acknowledged_again() -> None:
+    world = World(steady(10.0))
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(10.0)
+            before = await world.replicas()
+            world.kafka.away = True
+            await asyncio.sleep(10.0)
+            await world.actuator.scale("a", "cpu", before + 3)
+            world.kafka.away = False
+            await asyncio.sleep(2.0)
+            assert await world.replicas() == before
+
+    run(story())
+
+
+def test_a_leader_that_has_lost_ends_without_having_acted() -> None:
+    world = World(steady(10.0))
+
+    async def story() -> None:
+        async with world() as leading:
+            await asyncio.sleep(10.0)
+            world.kafka.away = True
+            await asyncio.sleep(3.1)
+            await world.actuator.scale("a", "cpu", 7)
+            await asyncio.sleep(10.0)
+            world.lost_lead, world.kafka.away = True, False
+            with pytest.raises(ExceptionGroup):
+                await leading
+            assert await world.replicas() == 7
+
+    run(story())
+
+
 def test_only_groups_of_ended_terms_are_deleted() -> None:
     world = World(steady(10.0))
     world.controller.leadership.term = 12

@@ -55,6 +55,7 @@ class Week:
         self.controller = Controller(
             context, view, self.actuator, leadership, POLICIES["default"], found, spec, standby={}
         )
+        self.controller.fleet.leads = lambda: True
         self.time_s, self.number, self.dispatcher, self.dispatchers = 0.0, 0, "a-0-0x", 0
 
     def report(self, *replicas: str) -> None:
