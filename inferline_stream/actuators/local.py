@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 _SUPERVISOR_MODULE = "inferline_stream.actuators.supervisor_process"
 _SOCKET = "supervisor.sock"
 _REAP_S = 1.0
+_ANSWER_S = 30.0
+"""A supervisor answers within so long, and what it is asked to wait for: starting many processes takes seconds."""
+
 _LOST = "the supervisor has ended, and every process with it"
 
 
@@ -158,7 +161,12 @@ class LocalActuator:
         wait_s: float | None = _REAP_S  # it may live on, for another controller
         if self._writer is not None:
             with contextlib.suppress(ConnectionError):
-                await self._ask(self._writer, calls.Close())
+                try:
+                    await self._ask(self._writer, calls.Close())
+                except RuntimeError as error:
+                    logger.error("%s: it is killed, and its children with it", error)
+                    if self._process is not None:
+                        self._process.kill()
                 wait_s = None
         if self._reading is not None:
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -183,9 +191,16 @@ class LocalActuator:
     async def _ask(self, writer: asyncio.StreamWriter, call: calls.Call) -> Any:
         number = next(self._numbers)
         answered = self._asked[number] = asyncio.get_running_loop().create_future()
+        limit_s = _ANSWER_S + (call.deadline_s if isinstance(call, calls.Drain) else 0.0) + 2 * self._hello.kill_after_s
         try:
             writer.write(calls.encode_line(calls.Request(number, call)))
-            return await answered
+            async with asyncio.timeout(limit_s):
+                return await answered
+        except TimeoutError:
+            raise RuntimeError(
+                f"the supervisor (process {self.supervisor_pid}) has not answered {type(call).__name__} for "
+                f"{limit_s:g} s; see {self._log_folder / 'supervisor.log'}"
+            ) from None
         finally:
             self._asked.pop(number, None)
 
@@ -244,7 +259,14 @@ class LocalActuator:
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         with contextlib.suppress(ConnectionError):
             writer.write(calls.encode_line(self._hello))
-            line = await reader.readline()
+            try:
+                async with asyncio.timeout(_ANSWER_S):
+                    line = await reader.readline()
+            except TimeoutError:
+                writer.close()
+                raise RuntimeError(
+                    f"the supervisor has not answered for {_ANSWER_S:g} s; see {self._log_folder / 'supervisor.log'}"
+                ) from None
             reply = calls.decode_from_supervisor(line) if line else calls.Reply(0, error="it has ended")
             if isinstance(reply, calls.Reply) and not reply.error:
                 self.supervisor_pid = reply.result
@@ -264,7 +286,10 @@ class LocalActuator:
             again = [msgspec.structs.replace(s, incarnation=self._incarnations[s.dispatcher]) for s in specs]
             lost.append(calls.Dispatch(stage, again))
         for call in lost:
-            await self._ask(writer, call)
+            try:
+                await self._ask(writer, call)
+            except (ValueError, RuntimeError) as error:
+                logger.error("what the last supervisor was asked for is not taken by this one: %s", error)
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         began_s = asyncio.get_running_loop().time()

@@ -316,9 +316,19 @@ class Supervisor(Generic[P]):
                 return
 
     def _hand_over(self, dispatcher: P, replica: P | Remote, hardware: str, member: SlottedReplica) -> None:
-        self._attached[member.replica] = dispatcher
         attach = Attach(member.replica, hardware, member.number, replica.node)
-        self._children.attach(dispatcher, replica, attach)
+        try:
+            self._children.attach(dispatcher, replica, attach)
+        except OSError as error:  # no descriptor is left, say; one that is started again is attached again
+            logger.error(
+                "replica %s cannot be attached to its dispatcher, and is started again: %s", attach.replica, error
+            )
+            if (remote := self._remote.get(member.replica)) is not None:
+                remote.replace(f"it could not be attached: {error}")
+            else:
+                next(child for child in self._replicas if child.name == member.replica).signal(signal.SIGKILL)
+            return
+        self._attached[member.replica] = dispatcher
 
     def _leave(self, place: Place) -> None:
         """Have a replica finish its batch and end: by its dispatcher, which may have sent it one, or by itself."""

@@ -132,6 +132,9 @@ class _Process:
             reply = calls.Reply(request.number, await self._call(request.call))
         except ValueError as error:
             reply = calls.Reply(request.number, error=str(error))
+        except Exception as error:  # the controller waits for an answer
+            logger.exception("%s failed", type(request.call).__name__)
+            reply = calls.Reply(request.number, error=f"the supervisor failed: {error!r}; see its supervisor.log")
         with contextlib.suppress(ConnectionError):
             writer.write(calls.encode_line(reply))
             await writer.drain()

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from inferline_stream.actuators import local as local_actuator
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
@@ -118,6 +119,35 @@ async def test_replicas_of_one_core_get_different_cores_while_there_are_enough(
         await local.scale("telling", "kind", len(machine) + 1)
         oversubscribed = await written(tmp_path, (await local.observe())[-1].replica)
         assert oversubscribed["cores"] == sorted(machine)
+
+
+async def test_a_supervisor_that_does_not_answer_is_reported_and_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with doubles(tmp_path, "patient", monkeypatch=monkeypatch) as local:
+        await local.scale("patient", "kind", 1)
+        (replica,) = await local.observe()
+        with monkeypatch.context() as impatient:
+            impatient.setattr(local_actuator, "_ANSWER_S", 0.1)
+            os.kill(local.supervisor_pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(RuntimeError, match=r"has not answered Observe for .*supervisor\.log"):
+                    await local.observe()
+            finally:
+                os.kill(local.supervisor_pid, signal.SIGCONT)
+        assert [seen.replica for seen in await local.observe()] == [replica.replica]
+
+
+async def test_a_supervisor_that_does_not_answer_is_killed_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with doubles(tmp_path, "patient", monkeypatch=monkeypatch) as local:
+        await local.scale("patient", "kind", 1)
+        (replica,) = await local.observe()
+        supervisor = local.supervisor_pid
+        monkeypatch.setattr(local_actuator, "_ANSWER_S", 0.1)
+        os.kill(supervisor, signal.SIGSTOP)
+    await until(lambda: not any(map(alive, (supervisor, replica.pid))), "neither lives")
 
 
 async def test_a_failing_replica_is_explained_by_its_last_words(

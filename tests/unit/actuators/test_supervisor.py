@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +103,24 @@ async def host(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[
 
 def count(said: list[str], what: str) -> int:
     return sum(line.startswith(what) for line in said)
+
+
+async def test_a_replica_that_no_descriptor_is_left_for_is_started_again_and_attached(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach, failed = Children.attach, list[str]()
+
+    def at_its_limit(children: Children, *of: Any) -> None:
+        if not failed:
+            failed.append(of[1].name)
+            raise OSError(errno.EMFILE, "Too many open files")
+        attach(children, *of)
+
+    monkeypatch.setattr(Children, "attach", at_its_limit)
+    await host.dispatch(0)
+    await host.scale(1)
+    await host.until(lambda: count(host.said("work-0-a"), "results") == 1, "a replica has answered")
+    assert failed[0] not in await host.names()
 
 
 async def test_replicas_are_attached_by_number_as_they_start(host: Host) -> None:

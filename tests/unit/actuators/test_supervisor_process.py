@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
-from inferline_stream.actuators.supervisor_calls import Dispatch, Hello
+import pytest
+
+from inferline_stream.actuators.supervisor_calls import Dispatch, Hello, Observe, Reply, Request, decode_from_supervisor
 from inferline_stream.actuators.supervisor_process import _Process
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from tests.unit.dataplane.dispatcher.doubles import routes
@@ -17,3 +21,31 @@ async def test_a_supervisor_that_ends_starts_nothing_that_a_controller_still_ask
         await process._call(Dispatch("work", [DispatcherSpec("work-0-a", 0, routes(), "127.0.0.1:9")]))
         assert await process.supervisor.dispatchers() == ()
         await process.over.wait()
+
+
+class _Writer:
+    """Keeps the lines that the controller would read."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+
+    def write(self, line: bytes) -> None:
+        self.lines.append(line)
+
+    async def drain(self) -> None:
+        return None
+
+
+async def test_an_order_that_fails_in_any_way_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_descriptor() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    process, writer = _Process(Hello("", str(tmp_path), 1.0, 1.0, 1.0)), _Writer()
+    controller: Any = writer
+    async with process.supervisor:
+        monkeypatch.setattr(process.supervisor, "observe", no_descriptor)
+        await process._answer(Request(7, Observe()), controller)
+    (reply,) = map(decode_from_supervisor, writer.lines)
+    assert isinstance(reply, Reply)
+    assert reply.number == 7
+    assert "Too many open files" in reply.error
