@@ -24,7 +24,7 @@ from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanCloc
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, TAKE_OVER_AFTER_S, Leadership
 from inferline_stream.controlplane.log.control_records import ArrivalTicks, decode_override
 from inferline_stream.controlplane.log.record_writers import ArrivalLog
-from inferline_stream.controlplane.observe.collector import LAGS_S, Collector
+from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, Collector
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
 from inferline_stream.controlplane.observe.record_timestamps import SourceTimestamps
@@ -189,6 +189,7 @@ class Controller:
                     (settings.arrivals_sample_s, collector.sample),
                     (0.0, collector.stamped if collector.stamps is not None else _never),
                     (LAGS_S, collector.lags),
+                    (LETTERS_S, collector.letters),
                     (0.0, lambda: collector.hear(reports)),
                     (0.0, self._mourn),
                     (0.0, lambda: self.slots.step(collector.answered_s)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower, delete_groups, fence
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.topics import retentions
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,10 @@ class KafkaCluster:
     async def delete_groups(self, chosen: Callable[[str], bool]) -> None:
         """Delete the consumer groups whose names are chosen; see `controller_client.delete_groups`."""
         await delete_groups(self.bootstrap_servers, chosen)
+
+    async def retentions(self, topics: Iterable[str]) -> dict[str, float]:
+        """Return for how many seconds topics keep a record; see `topics.retentions`."""
+        return await retentions(self.bootstrap_servers, topics)
 
     async def fence(self, transactional_id: str) -> None:
         """End what a producer of this id was about to commit; see `controller_client.fence`."""

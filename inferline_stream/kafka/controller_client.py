@@ -422,6 +422,19 @@ class OffsetReader:
         """
         return await self._offsets(self._consumer.beginning_offsets, partitions)
 
+    async def oldest_s(self, partitions: Mapping[str, int]) -> dict[str, float]:
+        """Timestamp of the first record that each topic still has, seconds since the epoch; empty topics are left out.
+
+        Raises:
+            Unreachable: no answer in time.
+        """
+        with _translated(self._where):
+            found = await self._consumer.offsets_for_times(
+                {TopicPartition(topic, p): 0 for topic, n in partitions.items() for p in range(n)}
+            )
+        times = [(tp.topic, at.timestamp / 1e3) for tp, at in found.items() if at is not None]
+        return {topic: min(s for of, s in times if of == topic) for topic, _ in times}
+
     async def _offsets(
         self,
         ask: Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]],

@@ -231,6 +231,18 @@ async def record_rules(bootstrap_servers: str, topics: Iterable[str], timeout_s:
     )
 
 
+async def retentions(bootstrap_servers: str, topics: Iterable[str], timeout_s: float = 10.0) -> dict[str, float]:
+    """Return for how many seconds topics keep a record, of those that do not keep it for ever.
+
+    Raises:
+        Unreachable: Kafka does not answer in time.
+    """
+    async with _Admin(bootstrap_servers, timeout_s) as admin:
+        settings = await _settings(admin.client, list(topics))
+    kept_ms = {topic: int(found.get("retention.ms", "-1")) for topic, found in settings.items()}
+    return {topic: ms / 1e3 for topic, ms in kept_ms.items() if ms > 0}
+
+
 async def ready_topics(
     bootstrap_servers: str, wanted: Iterable[WantedTopic], *, create: bool, replication: int = REPLICATION
 ) -> list[str]:

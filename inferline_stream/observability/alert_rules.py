@@ -370,6 +370,15 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
         "Each is a missed event. The records hold the error in their headers; fix the cause, then replay them.",
     )
     yield Alert(
+        "InferlineDeadLettersExpire",
+        f"inferline_stage_dead_letter_age_ratio{{{match}}} > 0.8",
+        "0s",
+        TICKET,
+        "Stage {{ $labels.stage }}: its oldest dead letter has spent {{ $value | humanizePercentage }} of its time",
+        "Kafka deletes letters once they are older than their topic's retention. See with `inferline-stream dlq ls` "
+        "which were not sent again, and send them, or raise retention.ms.",
+    )
+    yield Alert(
         "InferlineScalingIneffective",
         f"inferline_stage_lag_seconds{{{match}}} > on (pipeline) group_left inferline_slo_seconds{{{match}}} "
         f"and on (pipeline, stage) ({ready} >= {wanted}) "

@@ -274,6 +274,11 @@ _STAGE_GAUGES: tuple[tuple[str, str, Callable[[StageState], float | None]], ...]
         "Share of what an inner topic keeps that is not committed.",
         lambda s: s.uncommitted_share,
     ),
+    (
+        "dead_letter_age_ratio",
+        "Age of the oldest dead letter over the time that its topic keeps it.",
+        lambda s: s.letter_age_share,
+    ),
     ("start_up_seconds", "Learned time from asking for a replica to its READY.", lambda s: s.start_up_s),
     ("partitions", "Partitions of the stage's input topic.", lambda s: len(s.partition_lags)),
     (

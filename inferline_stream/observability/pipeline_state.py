@@ -81,6 +81,8 @@ class StageState:
     """Age of the oldest record that is not finished."""
     uncommitted_share: float | None = None
     """Of an inner topic: share of the records that Kafka keeps that are not committed, in its fullest partition."""
+    letter_age_share: float | None = None
+    """Age of the oldest dead letter, as a share of the time that its topic keeps it; 0 without one."""
     start_up_s: float | None = None
     start_ups_s: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """By hardware kind and by how the replica came to run: its node had the image, pulled it, or had to be made."""

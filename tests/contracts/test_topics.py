@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InvalidInput
-from inferline_stream.kafka.topics import create_topics, durability, ready_topics, topics_of, verify_topics
+from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.topics import create_topics, durability, ready_topics, retentions, topics_of, verify_topics
 from tests.support.forked_command import forked_command
 
 
@@ -17,6 +19,16 @@ from tests.support.forked_command import forked_command
 def starter(tmp_path: Path) -> Path:
     forked_command("init", str(tmp_path)).check_returncode()
     return tmp_path / "topology.py"
+
+
+async def test_a_topics_oldest_record_and_how_long_it_is_kept_are_known(kafka, clients):
+    hour, forever = await clients.topic(2, retention_ms="3600000"), await clients.topic(1, retention_ms="-1")
+    producer, now_ms = await clients.producer(), round(time.time() * 1e3)
+    for partition, age_ms in ((0, 5_000), (1, 60_000), (1, 1_000)):
+        await producer.send_and_wait(hour, b"x", partition=partition, timestamp_ms=now_ms - age_ms)
+    assert await retentions(kafka.bootstrap_servers, [hour, forever]) == {hour: 3600.0}
+    async with OffsetReader(kafka.bootstrap_servers) as offsets:
+        assert await offsets.oldest_s({hour: 2, forever: 1}) == {hour: (now_ms - 60_000) / 1e3}
 
 
 async def test_each_difference_is_named_and_what_cannot_be_run_on_is_distinguished(kafka, starter):

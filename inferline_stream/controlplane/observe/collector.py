@@ -20,10 +20,14 @@ from inferline_stream.controlplane.observe.recovery import arrivals_between
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.reports import PoolReport, decode_report
 from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
+from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+LETTERS_S = 600.0
+"""How often the age of the oldest dead letters is looked at: topics keep them for days."""
 
 LAGS_S = 0.25
 """How often committed offsets are read: one small request per stage."""
@@ -160,6 +164,15 @@ class Collector:
             if stage not in context.entries:
                 history.begin((await self.offsets.begins({topic: view.partitions[stage]}))[topic])
         self._topics |= {topic: max(count, found.get(topic, 0)) for topic, count in self._topics.items()}
+
+    async def letters(self) -> None:
+        """Find out how old the oldest dead letter of each stage is, as a share of the time that its topic keeps it."""
+        topics = {stage: Names.dead_letters(self.context.topic(stage)) for stage in self.view.offsets}
+        there = await self.offsets.existing(set(topics.values()))
+        kept_s, died_s = await self.context.kafka.retentions(there), await self.offsets.oldest_s(there)
+        now_s = time.time()
+        shares = {topic: max(0.0, now_s - died_s[topic]) / kept_s[topic] for topic in died_s.keys() & kept_s.keys()}
+        self.view.letter_age_shares = {stage: shares.get(topic, 0.0) for stage, topic in topics.items()}
 
     def report_by_agent(self, partition: int, offset: int, value: bytes | None) -> None:
         """A record of the stage-stats topic that the Faust app's agent brings."""

@@ -87,6 +87,8 @@ class PipelineView:
     coarse_peak_per_hour: float | None = None
     """What InferLine's CG-Peak would cost for the sample that the plan was made for."""
     core_use: CoreUse = field(default_factory=CoreUse)
+    letter_age_shares: Mapping[str, float] = field(default_factory=dict)
+    """By stage, see `StageState.letter_age_share`."""
     reports: PoolReports = field(init=False)
     offsets: dict[str, OffsetHistory] = field(init=False)
     traffic: Traffic = field(init=False)
@@ -399,6 +401,7 @@ class PipelineView:
             partition_lags=offsets.lags(),
             lag_s=offsets.oldest_s(now_s),
             uncommitted_share=offsets.uncommitted_share(),
+            letter_age_share=self.letter_age_shares.get(stage),
             start_up_s=max(start_ups, default=None),
             start_ups_s={
                 (kind, way): seconds

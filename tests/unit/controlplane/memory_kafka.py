@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from inferline_stream.errors import Unreachable
@@ -64,6 +64,10 @@ class MemoryKafka:
         self.answer()
         self.groups = [group for group in self.groups if not chosen(group)]
 
+    async def retentions(self, topics: Iterable[str]) -> dict[str, float]:
+        self.answer()
+        return dict.fromkeys(topics, 7 * 24 * 3600.0)
+
     async def fence(self, transactional_id: str) -> None:
         self.answer()
 
@@ -93,6 +97,10 @@ class MemoryKafka:
     async def begins(self, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         self.answer()
         return {topic: (0,) * count for topic, count in partitions.items()}
+
+    async def oldest_s(self, partitions: Mapping[str, int]) -> dict[str, float]:
+        self.answer()
+        return {topic: self.topics[topic][0].time_ms / 1e3 for topic in partitions if self.topics[topic]}
 
     async def committed(self, group: str, topic: str, partitions: int) -> tuple[Committed, ...]:
         self.answer()

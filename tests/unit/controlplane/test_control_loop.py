@@ -22,7 +22,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.grants import Grant, grant_key
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus, encode_report
-from inferline_stream.kafka.controller_client import LeadershipLost
+from inferline_stream.kafka.controller_client import Followed, LeadershipLost
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
@@ -429,6 +429,23 @@ def test_a_leader_that_has_lost_ends_without_having_acted() -> None:
             with pytest.raises(ExceptionGroup):
                 await leading
             assert await world.replicas() == 7
+
+    run(story())
+
+
+@pytest.mark.parametrize(("days", "share"), [((), 0.0), ((3.5, 1.0), 0.5)])
+def test_the_age_of_the_oldest_dead_letter_is_a_share_of_what_its_topic_keeps(
+    days: Sequence[float], share: float
+) -> None:
+    world = World(steady(10.0))
+    died_ms = [int((EPOCH_S - day * 24 * 3600) * 1e3) for day in days]
+    world.kafka.topics["posts.dlq"] += [Followed(0, n, ms, None, b"", ()) for n, ms in enumerate(died_ms)]
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(2.0)
+            assert world.controller.state is not None
+            assert world.controller.state.stages[0].letter_age_share == pytest.approx(share, abs=1e-3)
 
     run(story())
 

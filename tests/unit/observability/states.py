@@ -46,6 +46,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
                 partition_lags=tuple(range(partitions)),
                 lag_s=0.5,
                 uncommitted_share=0.25,
+                letter_age_share=0.5,
                 start_up_s=1.5,
                 start_ups_s={("cpu-1", way): 1.5 for way in ("fork", "alone")},
                 partition_rates=tuple(10.0 + p for p in range(partitions)),

@@ -62,6 +62,7 @@ def healthy(slo_s: float) -> dict[str, str]:
         series(f"inferline_stage_{name}", **stage): f"0{flat}"
         for name in (
             "stuck_partitions", "lag_seconds", "clock_lead_seconds", "uncommitted_ratio",
+            "dead_letter_age_ratio",
             "halted_partitions", "in_trouble", "dispatcher_utilization_ratio", "restarts_total", "dead_lettered_total",
         )
     }  # fmt: skip
@@ -119,6 +120,7 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         "InferlineClockLead": {series("inferline_stage_clock_lead_seconds", **stage): f"86400{flat}"},
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+1x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"0+1x{MINUTES}"},
+        "InferlineDeadLettersExpire": {series("inferline_stage_dead_letter_age_ratio", **stage): f"0.85{flat}"},
         "InferlineScalingIneffective": {series("inferline_stage_lag_seconds", **stage): f"0+{slo_s}x{MINUTES}"},
     }
     return cases[alert]
@@ -152,6 +154,7 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
         "InferlineClockLead": {series("inferline_stage_clock_lead_seconds", **stage): f"86400x{half} 0x{half}"},
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+0.2x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"5{flat}"},
+        "InferlineDeadLettersExpire": {series("inferline_stage_dead_letter_age_ratio", **stage): f"0.79{flat}"},
         "InferlineScalingIneffective": {lag: f"{slo_s * MINUTES}-{slo_s / 2}x{MINUTES}"},
         "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1x{half} 0x{half}"},
     }
