@@ -54,6 +54,9 @@ _HOST_AGAIN_S = 30.0
 _TIDY_S = 60.0
 """How often consumer groups of ended terms are looked for: a dead controller stays a member of its own for a while."""
 
+_APART_S = 86_400.0
+"""Records whose timestamps are further from this clock than this have none that says when they were written."""
+
 _STATE_S = 0.5
 _EXITS_KEPT = 300
 _ROOM_S = 2.0
@@ -304,7 +307,9 @@ class Controller:
     async def _obey(self, control: TopicFollower) -> None:
         records = await control.read(1.0)
         for entry in self.context.decoder.decoded_by_key(records, decode_override):
-            self.decider.set_by_people(entry.key, entry.value)
+            late_s = time.time() - entry.record.time_ms / 1e3  # mostly, how far two clocks are apart
+            override = entry.value.heard(late_s) if entry.value is not None and abs(late_s) < _APART_S else entry.value
+            self.decider.set_by_people(entry.key, override)
 
     # -- what goes out -------------------------------------------------------------------------------
 

@@ -35,7 +35,8 @@ LOOK_EVERY_S = 0.2
 """How often a controller that waits looks whether another one still leads."""
 
 LISTEN_S = 1.5
-"""Longer than between two heartbeats: however old the last one is, another is waited for. Kafka may have been away."""
+"""Longer than between two heartbeats: where the last one is old, or from the future, another is waited for. Kafka may
+have been away, and clocks differ."""
 
 AFTER_OUTAGE_S = 10.0
 """The same once Kafka was away: a leader that lives must settle the transaction that it was writing first."""
@@ -105,8 +106,8 @@ async def until_silent(follower: TopicFollower, records: list[Followed], log: As
             log.heartbeat.controller if log.heartbeat else "of a newer release", pipeline,
         )  # fmt: skip
     loop = asyncio.get_running_loop()
-    heard_s = loop.time() - min(max(0.0, log.heartbeat_age_s), TAKE_OVER_AFTER_S - LISTEN_S)
-    patience_s = TAKE_OVER_AFTER_S
+    # The age of its last word is that of another host's clock: a leader may act for as long after it.
+    heard_s, patience_s = loop.time(), TAKE_OVER_AFTER_S
     while loop.time() - heard_s <= patience_s:
         asked_s = loop.time()
         try:
@@ -243,4 +244,19 @@ async def leads(bootstrap_servers: str, names: Names) -> bool:
     """
     async with TopicFollower(bootstrap_servers, names.assignments) as follower:
         records = await follower.read_to(await follower.end())
-    return read_log(records, time.time(), RecordDecoder()).heartbeat_age_s <= TAKE_OVER_AFTER_S
+        return await is_led(follower, read_log(records, time.time(), RecordDecoder()).heartbeat_age_s)
+
+
+async def is_led(follower: TopicFollower, heartbeat_age_s: float) -> bool:
+    """Whether some controller leads: its last heartbeat is new, or another one comes.
+
+    Args:
+        follower: of the assignments topic, from its end.
+        heartbeat_age_s: of the last one, by two hosts' clocks; infinite if there is none.
+    """
+    loop = asyncio.get_running_loop()
+    listen_s = loop.time() + (LISTEN_S if heartbeat_age_s < float("inf") else 0.0)
+    led = 0.0 <= heartbeat_age_s <= TAKE_OVER_AFTER_S
+    while not led and loop.time() < listen_s:
+        led = any(r.key == LEADER_KEY.encode() and r.value for r in await follower.read(LOOK_EVERY_S))
+    return led

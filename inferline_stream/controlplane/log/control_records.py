@@ -94,6 +94,14 @@ class Override(msgspec.Struct, frozen=True):
         if self.until_s is not None:
             _check_time(self.until_s)
 
+    def heard(self, late_s: float) -> Override:
+        """Return it by the clock of the one who has just heard of it, whose time is so much later than its writer's."""
+        return msgspec.structs.replace(
+            self,
+            value=self.value + late_s if self.kind == "code" and self.value is not None else self.value,
+            until_s=None if self.until_s is None else self.until_s + late_s,
+        )
+
     @property
     def key(self) -> str:
         """The override that this one replaces."""

@@ -142,8 +142,10 @@ async def recover_arrivals(
     ticks = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
     if not ticks:
         return np.empty(0)
-    times = [growth.sample(time_s + shift_s, ends) for time_s, ends in ticks]
-    last_s, known = ticks[-1]
+    # None is of the future: another controller's clock may have been ahead of this one.
+    ahead_s = max(0.0, ticks[-1][0] - began_s)
+    times = [growth.sample(time_s - ahead_s + shift_s, ends) for time_s, ends in ticks]
+    last_s, known = ticks[-1][0] - ahead_s, ticks[-1][1]
     ends = (await offsets.ends({context.source: partitions}))[context.source]
     now_s = time.time()
     gap = np.array([time_s for time_s, _ in await arrivals_between(context, known, ends, last_s, now_s)])

@@ -40,10 +40,10 @@ class MemoryKafka:
         if self.away:
             raise Unreachable(f"Kafka at {self.bootstrap_servers} does not answer")
 
-    def append(self, topic: str, value: bytes | None, key: bytes | None = None) -> None:
-        """Write a record."""
+    def append(self, topic: str, value: bytes | None, key: bytes | None = None, *, time_s: float | None = None) -> None:
+        """Write a record, now by default."""
         log = self.topics[topic]
-        log.append(Followed(0, len(log), int(time.time() * 1e3), key, value, (), topic))
+        log.append(Followed(0, len(log), int((time_s or time.time()) * 1e3), key, value, (), topic))
 
     def values(self, topic: str) -> list[bytes]:
         """What a topic holds."""

@@ -325,15 +325,35 @@ def test_people_s_pause_holds_decisions_and_what_they_scale_to_applies() -> None
     run(story())
 
 
-def test_newer_code_comes_into_every_replica_one_after_another() -> None:
+@pytest.mark.parametrize("apart_s", [-3600.0, 3600.0])
+def test_what_people_set_for_a_while_lasts_as_long_whatever_their_clock_says(apart_s: float) -> None:
+    world = World(steady(10.0))
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(10.0)
+            now_s = time.time() + apart_s
+            held = Override("scale", "a", 7, until_s=now_s + 20.0, who="anna")
+            world.kafka.append(world.names.control, encode(held), held.key.encode(), time_s=now_s)
+            await world.until(lambda: world.wanted == 7, 2.0)
+            await asyncio.sleep(15.0)
+            assert world.wanted == 7
+            assert world.controller.decider.overrides.limits(time.time() + 10.0) == {}
+
+    run(story())
+
+
+@pytest.mark.parametrize("apart_s", [-3600.0, 0.0, 3600.0])
+def test_newer_code_comes_into_every_replica_one_after_another(apart_s: float) -> None:
     world = World(steady(10.0))
 
     async def story() -> None:
         async with world():
             await asyncio.sleep(10.0)
             before = {r.replica for r in await world.actuator.observe()}
-            override = Override("code", value=time.time(), who="anna")
-            world.kafka.append(world.names.control, encode(override), override.key.encode())
+            now_s = time.time() + apart_s  # by the clock of who gives it
+            override = Override("code", value=now_s, who="anna")
+            world.kafka.append(world.names.control, encode(override), override.key.encode(), time_s=now_s)
             fewest = 2
             for _ in range(200):
                 await asyncio.sleep(TICK_S)

@@ -10,10 +10,10 @@ import pytest
 from inferline_stream.controlplane.leadership import (
     AFTER_OUTAGE_S,
     LEADER_KEY,
-    LISTEN_S,
     LOOK_EVERY_S,
     TAKE_OVER_AFTER_S,
     AssignmentLog,
+    is_led,
     until_silent,
 )
 from inferline_stream.errors import Unreachable
@@ -76,9 +76,32 @@ def test_a_leader_that_dies_is_followed_three_seconds_after_its_last_word() -> N
 
 @pytest.mark.parametrize("age_s", [TAKE_OVER_AFTER_S, 60.0, -5.0])
 def test_however_old_the_last_word_is_another_is_waited_for(age_s: float) -> None:
-    took_s, _ = waited_s(Topic({}), age_s)
-    least_s = LISTEN_S if age_s > 0 else TAKE_OVER_AFTER_S  # a clock that is ahead makes nothing old
-    assert least_s < took_s <= least_s + LOOK_S
+    took_s, _ = waited_s(Topic({}), age_s)  # by a clock that may be ahead or behind
+    assert TAKE_OVER_AFTER_S < took_s <= TAKE_OVER_AFTER_S + LOOK_S
+
+
+@pytest.mark.parametrize(
+    ("age_s", "written", "led"),
+    [
+        (1.0, {}, True),
+        (3600.0, {0.9: b"alive"}, True),
+        (-3600.0, {0.9: b"alive"}, True),
+        (3600.0, {}, False),
+        (-3600.0, {}, False),
+        (3600.0, {0.9: None}, False),
+        (float("inf"), {}, False),
+    ],
+)
+def test_whether_a_pipeline_is_led_is_heard_where_clocks_do_not_say(
+    age_s: float, written: Mapping[float, bytes | None], led: bool
+) -> None:
+    found: list[bool] = []
+
+    async def look() -> None:
+        found.append(await is_led(Topic(written), age_s))  # type: ignore[arg-type]
+
+    virtual_time.run(look())
+    assert found == [led]
 
 
 def test_one_that_leaves_in_order_is_followed_at_once() -> None:
