@@ -89,6 +89,27 @@ async def test_a_topic_that_was_created_again_halts_until_someone_says_where_to_
     assert Counter(map(event_id, results)) == Counter([*old, *new])
 
 
+async def test_a_partition_whose_log_has_become_shorter_than_what_was_committed_halts(kafka):
+    """As after the election of a leader that lacked records: what is written there next was never processed."""
+    async with pool(kafka, partitions={"work": 1}) as director:
+        ids, prefix = await director.put([b"x"] * 5), director.prefix
+        await director.start()
+        await director.caught_up()
+        (end, metadata) = (await committed(director))[0]
+    async with pool(kafka, partitions={"work": 1}, prefix=prefix, start=None) as director:
+        await commit(director, (end + 3, metadata))
+        await director.start()
+        await director.until(lambda: set(director.report("work").halted) == {0}, "the partition is halted")
+        assert f"no longer has offset {end + 3}" in director.report("work").halted[0]
+        ids += await director.put([b"y"] * 2)
+    async with pool(kafka, partitions={"work": 1}, prefix=prefix, start=None) as director:
+        await commit(director, (end, ""))  # as `--start` with a time does
+        await director.start()
+        await director.caught_up()
+        results = await director.results()
+    assert Counter(map(event_id, results)) == Counter(ids)
+
+
 async def committed(director: Director) -> dict[int, tuple[int, str]]:
     async with reader(director) as consumer:
         found = await consumer._coordinator.fetch_committed_offsets(consumer.assignment())
