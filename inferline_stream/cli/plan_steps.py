@@ -323,6 +323,16 @@ def cores_for_replicas(what: Declared, measured: PipelineProfile, traces: Sequen
     return replica_cores(cores_here(), shape_of(what.pipeline), measured, rate)
 
 
+def short_of_cores(plan: Plan, what: Declared, measured: PipelineProfile, traces: Sequence[Trace] = ()) -> str:
+    """How many cores more a plan's replicas take than this machine has for them, in words; empty if they fit."""
+    kinds = catalogue(what.pipeline.hardware)
+    needed = sum(a.replicas * kinds[a.hardware].cores for options in plan.allocations.values() for a in options)
+    there = cores_for_replicas(what, measured, traces)
+    return (
+        f"replicas take {needed:.2f} cores, and this machine has {there:.2f} for them" if needed > there + 1e-9 else ""
+    )
+
+
 def not_credible(plan: Plan, what: Declared, measured: PipelineProfile, traces: Sequence[Trace] = ()) -> str:
     """Why nobody should believe the plan's P99 on this machine, in words; empty if somebody may.
 
@@ -334,9 +344,8 @@ def not_credible(plan: Plan, what: Declared, measured: PipelineProfile, traces: 
     """
     kinds = catalogue(what.pipeline.hardware)
     held = [(a.replicas, kinds[a.hardware]) for options in plan.allocations.values() for a in options]
-    needed, there = sum(count * kind.cores for count, kind in held), cores_for_replicas(what, measured, traces)
-    if needed > there + 1e-9:
-        return f"the P99 is not credible: replicas take {needed:.2f} cores, and this machine has {there:.2f} for them"
+    if short := short_of_cores(plan, what, measured, traces):
+        return f"the P99 is not credible: {short}"
     gone = sorted({kind.name for count, kind in held if count and kind.gpus and not _is_here(kind)})
     if gone:
         return f"the P99 is not credible: this machine has no device that is {' or '.join(gone)}"

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from inferline_stream.cli.plan_steps import Declared, cores_for_replicas
+from inferline_stream.cli.plan_steps import Declared, cores_for_replicas, short_of_cores
 from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.pipeline.hardware import catalogue
@@ -49,8 +49,8 @@ async def rehearsed(
 ) -> tuple[PipelineProfile, Plan]:
     """Have ten seconds of the sample go through the plan's replicas; correct profiles and plan where those are slower.
 
-    Nothing is done where every profile that the plan rests on has passed before, for emulated hardware, and for a
-    pipeline without a sample in files.
+    Nothing is done where every profile that the plan rests on has passed before, for emulated hardware, for a pipeline
+    without a sample in files, and where the plan takes more cores than there are.
 
     Args:
         what: the pipeline.
@@ -67,7 +67,7 @@ async def rehearsed(
     for plans_left in reversed(range(MOST_PLANS + 1)):
         used = {(stage, a.hardware) for stage, held in plan.allocations.items() for a in held}
         real = {key for key in used if not kinds[key[1]].emulated}
-        if what.pipeline.sample is None or real <= store.load().rehearsed:
+        if what.pipeline.sample is None or real <= store.load().rehearsed or short_of_cores(plan, what, measured):
             break
         again.begins()
         async with EmbeddedBrokerProcess() as broker:

@@ -245,7 +245,7 @@ async def _run(
         )
         try:
             plan = await asyncio.to_thread(search, measured=measured)
-            if not unbounded:
+            if not elsewhere:
                 again = RehearsalOptions(search, screen.note, wanted.speed_up, lambda: screen.step("rehearsing"))
                 measured, plan = await rehearsed(what, measured, plan, again, limits)
         except Stopped:  # nothing runs yet

@@ -7,17 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from inferline_stream.cli import rehearsal_steps
+from inferline_stream.cli.main import app
 from inferline_stream.cli.plan_steps import Declared
 from inferline_stream.controlplane.observe.live_profile import scaled
 from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PROBABILITIES, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.profile_store import Known, ProfileStore
+from inferline_stream.runs.rehearsal import Rehearsed
+from inferline_stream.runs.run import Run
 from inferline_stream.settings import Settings
 from tests.support.emulated_runs import plan_by_hand
 
@@ -97,3 +102,36 @@ async def test_a_rehearsal_while_others_take_the_cores_changes_nothing(
     again = rehearsal_steps.RehearsalOptions(lambda measured: first, notes.append)
     assert await rehearsal_steps.rehearsed(declared, wrong, first, again, Settings()) == (wrong, first)
     assert [note.partition(",")[0] for note in notes] == ["rehearsal: it says nothing"]
+
+
+def kept_profile(declared: Declared) -> PipelineProfile:
+    """A profile of the stage, and paths, as `profile` keeps them."""
+    times = (ServiceTime(1, 0.0205, (0.0205,) * len(PROBABILITIES)),)
+    paths = independent_paths(shape_of(declared.pipeline), {})
+    profile = PipelineProfile({("work", "cpu-1"): Profile("work", "cpu-1", times)}, paths)
+    store = ProfileStore(declared.pipeline, declared.file.parent, declared.events, this_machine())
+    store.save(profile.profiles["work", "cpu-1"], note="kept")
+    store.save_paths(Known(paths=paths))
+    return profile
+
+
+async def test_a_plan_that_takes_more_cores_than_there_are_is_not_rehearsed(declared: Declared) -> None:
+    measured = kept_profile(declared)
+    plan = plan_by_hand(declared.pipeline, measured, declared.trace, {"work": 1000})
+    notes: list[str] = []
+    again = rehearsal_steps.RehearsalOptions(lambda measured: plan, notes.append)
+    assert await rehearsal_steps.rehearsed(declared, measured, plan, again, Settings()) == (measured, plan)
+    assert notes == []
+
+
+def test_a_run_that_is_allowed_to_oversubscribe_rehearses_a_plan_that_fits(
+    declared: Declared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def rehearse(run: Run) -> Rehearsed:
+        raise UsageError(f"rehearsed with {run.cores:.1f} cores")
+
+    monkeypatch.setattr(rehearsal_steps, "rehearse", rehearse)
+    kept_profile(declared)
+    done = CliRunner().invoke(app, ["run", str(declared.file), "--oversubscribe", "--no-ui", "--metrics-port", "0"])
+    assert "rehearsed with " in done.output, done.output
+    assert done.exit_code == UsageError.exit_code
