@@ -65,7 +65,7 @@ def replay(
         scaler: Scaler = Fixed("none") if policy == "none" else _tuner(policy, inputs)
         outcome = replayed(
             inputs.shape,
-            inputs.plan.allocations,
+            inputs.plan.allocations if policy == "none" else inputs.begun,
             inputs.measured,
             inputs.trace,
             scaler,
@@ -104,6 +104,7 @@ def _tuner(policy: str, inputs: ReplayInputs) -> Tuner:
         inputs.kinds,
         objective=inputs.objective,
         shortest_window_s=shortest_window_s(settings()),
+        held=inputs.held,
     )
     later, staffed_s = None, -math.inf if inputs.observations is None else inputs.observations.staffed_s
     if policy == "default" and not math.isnan(staffed_s):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +11,13 @@ import typer
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.hardware import Catalogue
-    from inferline_stream.pipeline.plan import Plan
+    from inferline_stream.pipeline.plan import Allocations, Plan
     from inferline_stream.pipeline.profile import PipelineProfile
     from inferline_stream.pipeline.shape import Shape
     from inferline_stream.pipeline.trace import Trace
     from inferline_stream.replay.conditions import Conditions
     from inferline_stream.replay.live_observations import LiveObservations
+    from inferline_stream.runs.archive import RunRecord
 
 RunOrTopology = Annotated[
     Path, typer.Argument(help="the topology, or the folder of a finished run: its plan, profiles and arrivals")
@@ -43,6 +45,16 @@ class ReplayInputs:
     objective: float
     observations: LiveObservations | None = None
     """Of the run's own policy."""
+    held: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Replicas that the run's traffic found, by stage and hardware kind, where they were not the plan's."""
+
+    @property
+    def begun(self) -> Allocations:
+        """The plan's allocations with the replicas that traffic finds."""
+        return {
+            stage: tuple(replace(a, replicas=self.held.get(stage, {}).get(a.hardware, a.replicas)) for a in kinds)
+            for stage, kinds in self.plan.allocations.items()
+        }
 
 
 def replay_inputs(what: Path, trace: Path | None, plan: Path | None, seed: int) -> ReplayInputs:
@@ -65,6 +77,7 @@ def replay_inputs(what: Path, trace: Path | None, plan: Path | None, seed: int) 
         arrivals = Trace(events.arrivals_s) if trace is None else read_arrivals(trace)
         if not len(arrivals):
             raise UsageError(f"{what}: no event came in this run; give --trace")
+        observations = read_observations(what) if trace is None else None
         return ReplayInputs(
             record.report.pipeline,
             record.shape,
@@ -74,7 +87,8 @@ def replay_inputs(what: Path, trace: Path | None, plan: Path | None, seed: int) 
             arrivals,
             record.kinds,
             record.objective,
-            read_observations(what) if trace is None else None,
+            observations,
+            {} if observations is None else _held(record, events.began_s + float(observations.asked_s[0])),
         )
     declaration = declared(what)
     pipeline = declaration.pipeline
@@ -94,6 +108,12 @@ def replay_inputs(what: Path, trace: Path | None, plan: Path | None, seed: int) 
         catalogue(pipeline.hardware),
         pipeline.objective,
     )
+
+
+def _held(record: RunRecord, asked_s: float) -> Mapping[str, Mapping[str, int]]:
+    """Replicas by what was decided before traffic, on what was known to come; empty where nothing was."""
+    before = [d.replicas for d in record.decisions if d.applied and d.action != "hold" and d.time_s < asked_s]
+    return before[-1] if before else {}
 
 
 def conditions_of(start_up: str | None) -> Conditions:

@@ -46,6 +46,7 @@ from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.controlplane.log.page_commands import page_control
 from inferline_stream.dataplane.dispatcher.tracing import check_exporter
+from inferline_stream.dataplane.sample_files import read_arrivals
 from inferline_stream.dataplane.start_offsets import check_start
 from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
 from inferline_stream.kafka.connection import refused
@@ -200,6 +201,8 @@ async def _run(
     wanted: RunOptions, what: Declared, people: Console, screen: Screen, stopping: _Stopping
 ) -> RunReport | None:
     limits = settings()
+    replayed = _replayed(wanted, what)
+    arrivals = None if replayed is None else read_arrivals(replayed).sped_up(wanted.speed_up)
     stopping.watch()
     async with AsyncExitStack() as stack:
         servers = wanted.bootstrap_servers
@@ -261,7 +264,8 @@ async def _run(
             supervisor_folder=_supervisor_folder(wanted, what) if wanted.bootstrap_servers else None,
             run_folder=new_run(what.file.parent, what.pipeline.name, time.time()),
             records=wanted.records,
-            feed=_feed(wanted, what),
+            feed=None if replayed is None else _feed(wanted, what, replayed),
+            arrivals=arrivals,
             replication=REPLICATION if wanted.bootstrap_servers else 1,
             policy=POLICIES[wanted.policy],
             advisory=wanted.advisory,
@@ -304,21 +308,27 @@ def _supervisor_folder(wanted: RunOptions, what: Declared) -> Path:
     return folder
 
 
-def _feed(wanted: RunOptions, what: Declared) -> FeedTo | None:
-    """The replay of the sample, unless events come from elsewhere."""
+def _replayed(wanted: RunOptions, what: Declared) -> Path | None:
+    """The arrivals that are replayed, absolute; None where events come from elsewhere."""
     embedded = wanted.bootstrap_servers is None
     if not (embedded if wanted.replay is None else wanted.replay) and wanted.arrivals is None:
         return None
     sample = what.pipeline.sample
     assert sample is not None, "a declared pipeline has a sample"
-    arrivals = wanted.arrivals or what.file.parent / (sample.replay or sample.arrivals)
+    return (wanted.arrivals or what.file.parent / (sample.replay or sample.arrivals)).resolve()
+
+
+def _feed(wanted: RunOptions, what: Declared, arrivals: Path) -> FeedTo:
+    """The replay of these arrivals, with the sample's events."""
+    sample = what.pipeline.sample
+    assert sample is not None, "a declared pipeline has a sample"
 
     @asynccontextmanager
     async def feed(bootstrap_servers: str, topic: str) -> AsyncIterator[TraceReplay]:
         spec = ReplaySpec(
             bootstrap_servers=bootstrap_servers,
             topic=topic,
-            arrivals=str(arrivals.resolve()),
+            arrivals=str(arrivals),
             events=str((what.file.parent / sample.events).resolve()),
             speed_up=wanted.speed_up,
             key_field=sample.key,

@@ -123,6 +123,9 @@ async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = No
                 watcher.note,
             )
         )
+        if found.wanted is None:  # nothing runs yet
+            controller.decider.awaits_feed = run.feed is not None
+            await controller.decider.foresee(run.arrivals, await lags(offsets, context, partitions))
         watcher.step("starting replicas")
         control = asyncio.create_task(controller.run())
         stack.push_async_callback(_ended, control)

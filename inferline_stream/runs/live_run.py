@@ -132,6 +132,7 @@ class LiveRun:
                 feed = await stack.enter_async_context(self.run.feed(self.run.bootstrap_servers, self.context.source))
                 await feed.ready()
                 feed.start()
+                self.controller.decider.awaits_feed = False
                 self.watcher.step("replaying")
             self.started_s = time.time()
             ending: list[asyncio.Task[object]] = [asyncio.create_task(stop.wait())]

@@ -163,6 +163,7 @@ class Run:
         supervisor_folder: private folder, of a short path, where the next controller on this host finds the supervisor
             if this one dies; None: no other finds it.
         feed: writes the source topic; None if somebody else does.
+        arrivals: that the feed brings, from its beginning; None where nobody knows them.
         replication: copies of each topic that has to be created.
         policy: the Tuner's step.
         advisory: decide without acting.
@@ -189,6 +190,7 @@ class Run:
     supervisor_folder: Path | None = None
     records: RecordOptions = RecordOptions()
     feed: FeedTo | None = None
+    arrivals: Trace | None = None
     replication: int = REPLICATION
     policy: Policy = POLICIES["default"]
     advisory: bool = False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from inferline_stream.pipeline.trace import Trace
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.demand import Demand, calm, demands
 from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubts, on_this_clock
@@ -14,9 +16,10 @@ from inferline_stream.tuner.paper_policy import inferline_step
 from inferline_stream.tuner.patience import Patience
 from inferline_stream.tuner.plan_basis import Replicas, StageBasis
 from inferline_stream.tuner.replica_fit import fewer, more, within
+from inferline_stream.tuner.traffic import RATE_WINDOW_S, Traffic
 from inferline_stream.tuner.tuner_state import TunerState, initial_state
 
-__all__ = ["POLICIES", "Policy", "TunerState", "inferline_step", "initial_state", "step"]
+__all__ = ["POLICIES", "Policy", "TunerState", "foreseen", "inferline_step", "initial_state", "step"]
 
 Policy = Callable[[TunerState, Observation], tuple[TunerState, Decision | None]]
 
@@ -59,6 +62,42 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
     if lowered is not None:
         return state, lowered
     return _hold(state, troubles)
+
+
+def foreseen(policy: Policy, state: TunerState, seen: Observation, arrivals: Trace | None) -> Decision | None:
+    """What a policy would ask for while its first new replica starts, asked for at once.
+
+    Until a rate has been seen, and a replica for it has started, a pipeline has only what it began with. What is known
+    of that time is looked at before it begins, second by second, as the policy will see it.
+
+    Args:
+        policy: its step.
+        state: to begin with.
+        seen: the pipeline before its first replica is ready, with the records that wait.
+        arrivals: that are known to come, from the beginning on; None where nobody knows any.
+
+    Returns:
+        The last decision that asks for more; None if there is none.
+    """
+    traffic, last = Traffic(state.windows_s), None
+    known_s = RATE_WINDOW_S + state.basis.knobs.reaction_s + state.basis.start_up_s
+    for second in range(1, math.ceil(known_s) + 1):
+        if arrivals is not None:
+            traffic.add(arrivals.window(second - 1, second).arrivals_s + (second - 1))
+        then = replace(
+            seen,
+            time_s=float(second),
+            envelope=traffic.envelope(second),
+            arrival_rate=traffic.arrival_rate(second),
+            peak_rate=traffic.peak_rate(second),
+            recent=traffic.recent(second),
+            watched_s=float(second),
+            arrivals_age_s=0.0,
+        )
+        state, decision = policy(state, then)
+        if decision is not None and decision.action is Action.SCALE_UP:
+            last = decision
+    return last
 
 
 def _raised(

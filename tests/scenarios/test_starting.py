@@ -6,13 +6,21 @@ import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
+import pytest
+
+from inferline_stream.controlplane.log.record_writers import flat
 from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
 from inferline_stream.kafka.offset_metadata import Committed
+from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.topics import ready_topics, topics_of
 from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.lifecycle import open_run, run_to_report
 from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
+from inferline_stream.tuner.policy import POLICIES
 
 
 async def wait_at_the_source(run: Run, events: int) -> None:
@@ -32,6 +40,31 @@ async def test_a_backlog_is_worked_off_and_distinguished_from_live_traffic(swing
     assert (second.backlog, second.lost, second.duplicated) == (50, 0, 0)
     assert second.events_in == second.events_out == first.events_in + 50
     assert second.backlog_done_s is not None
+
+
+@pytest.mark.parametrize(("known", "waiting", "reason"), [(120.0, 0, "rate_rising"), (None, 1000, "backlog")])
+async def test_the_first_replicas_are_those_for_what_is_known_to_come(
+    known: float | None, waiting: int, reason: str, swing, embedded_broker: KafkaServer
+) -> None:
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(1, 1)], policy=POLICIES["default"], faust=False)
+    run = replace(run, records=replace(run.records, start="earliest"))
+    topics = topics_of(run.pipeline, run.records.prefix)
+    await ready_topics(run.bootstrap_servers, topics, create=True, replication=1)
+    async with RecordProducer(run.bootstrap_servers) as producer:
+        source = Names(run.pipeline.name, run.records.prefix).topic(run.pipeline.source.name)
+        for number in range(waiting):
+            await producer.send(source, b'{"number": %d}' % number, key=str(number).encode())
+        await producer.flush()
+    arrivals = None if known is None else gamma_trace(known, 1.0, 30.0, np.random.default_rng(1))
+    async with asyncio.timeout(60), open_run(replace(run, arrivals=arrivals), NoDisplay()) as starting:
+        (decision,) = starting.controller.decider.decisions
+        assert (decision.action, decision.reason) == ("scale_up", reason)
+        assert sum(decision.replicas["parse"].values()) > 1
+        assert starting.controller.wanted == flat(decision.replicas)
+        assert starting.controller.state is None, "no replica has been looked at yet"
+        await starting.ready()
+        assert [(d.action, d.reason) for d in starting.controller.decider.decisions] == [("scale_up", reason)]
+        await starting.controller.retire(starting.running_stages(), 10.0)
 
 
 async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_people_say_where_to_go_on(

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -31,7 +31,8 @@ from inferline_stream.pipeline.version import Structure
 from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.replay.live_observations import Figures, figures_of
 from inferline_stream.tuner.decision import Action, Decision, Reason
-from inferline_stream.tuner.policy import Policy
+from inferline_stream.tuner.observation import Observation
+from inferline_stream.tuner.policy import Policy, foreseen
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class Decider:
     """Most replicas of a hardware kind that there are places for now."""
     held: bool = False
     """Decisions are held because the run ends."""
+    awaits_feed: bool = False
+    """The run's feed has not begun: that nothing comes is no history of its traffic."""
     plan_feasible: bool = True
     """False while the newest planning run found no plan that meets the SLO."""
     overrides: Overrides = field(init=False)
@@ -87,7 +90,8 @@ class Decider:
     decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
     """The newest decisions of this term, as written down."""
     began_s: float | None = None
-    """When the policy was first asked, in seconds since the epoch; and how long arrivals had been watched by then."""
+    """When the policy was first asked, a feed not awaited, in seconds since the epoch; and how long arrivals had been
+    watched by then."""
     watched_s: float = 0.0
     _decides_from_s: float | None = None
     _was_paused: bool = False
@@ -171,17 +175,42 @@ class Decider:
             detail = crowded or "replicas have the cores again that they were planned with"
             replicas = nested(self.fleet.wanted)
             self._decided(Decision(replicas, Action.HOLD, Reason.OVERSUBSCRIBED, detail), now_s)
-        # No replica is added to cores that are not there.
-        carried = stock_of_cores(self.fleet.wanted, self.view.catalogue, 0.0 if crowded else self.cores)
-        carried = within(carried, stock_of_gpus(self.fleet.wanted, self.view.catalogue), self.view.catalogue)
-        stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
-        seen = self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
-        if self.began_s is None:
+        if self.awaits_feed:
+            self.view.growth.watched_since_s = loop_s
+        seen = self._seen(loop_s, now_s)
+        if self.began_s is None and not self.awaits_feed:
             self.began_s, self.watched_s = now_s, seen.watched_s
         self.asked(now_s, figures_of(seen))
         decision = self.memory.step(seen)
         if decision is not None:
             await self._apply(decision, seen.envelope)
+
+    def _seen(self, loop_s: float, now_s: float) -> Observation:
+        """What the policy sees, with the replicas that there are places for."""
+        # No replica is added to cores that are not there.
+        carried = stock_of_cores(self.fleet.wanted, self.view.catalogue, 0.0 if self._crowded else self.cores)
+        carried = within(carried, stock_of_gpus(self.fleet.wanted, self.view.catalogue), self.view.catalogue)
+        stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
+        return self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
+
+    async def foresee(self, arrivals: Trace | None, waiting: Mapping[str, int]) -> None:
+        """Decide before the first replica starts, on what is known to come: a feed's arrivals, records that wait.
+
+        Args:
+            arrivals: from the feed's beginning; None where nobody knows them.
+            waiting: records not committed, by consumer group.
+        """
+        if self.paused:
+            return
+        seen = self._seen(asyncio.get_running_loop().time(), time.time())
+        stages = {
+            name: replace(stage, partition_lags=(waiting[self.context.names.group(name)],))
+            for name, stage in seen.stages.items()
+        }
+        decision = foreseen(self.policy, self.memory.state, replace(seen, stages=stages), arrivals)
+        if decision is not None:
+            await self._apply(decision)
+            self.memory.again(nested(self.fleet.wanted))
 
     @property
     def paused(self) -> bool:
@@ -200,7 +229,7 @@ class Decider:
             self._decides_from_s = now_s
         return True
 
-    async def _apply(self, decision: Decision, envelope: Sequence[int]) -> None:
+    async def _apply(self, decision: Decision, envelope: Sequence[int] = ()) -> None:
         time_s = time.time()
         if self._applies(decision):
             await self.fleet.want(flat(decision.replicas))

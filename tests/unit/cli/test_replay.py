@@ -10,10 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from inferline_stream.cli.main import app
+from inferline_stream.controlplane.observe.observation_log import write_observations
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.archive import EventTimes, write_record
 from tests.unit.runs.test_archive import PLAN, RECORD
 
@@ -38,3 +40,20 @@ def test_a_run_is_replayed_with_the_dispatchers_of_its_plan(tmp_path: Path) -> N
     }
     assert len({found.p99_s for found in expected.values()}) == 3
     assert json.loads(done.output)["p99_s"] == pytest.approx(expected[4].p99_s)
+
+
+def test_a_run_is_replayed_from_the_replicas_that_its_traffic_found(tmp_path: Path) -> None:
+    trace = levels_trace([(4.0, 12.0)], 1.0, np.random.default_rng(1))
+    began_s = RECORD.decisions[0].time_s + 2.0
+    nothing = np.empty(0)
+    write_record(tmp_path / "run", RECORD, EventTimes(trace.arrivals_s, nothing, nothing, nothing, began_s))
+    whole = nothing.astype(np.int64)
+    asked_s = np.arange(0.1, trace.duration_s, 0.1)
+    write_observations(
+        tmp_path / "run", LiveObservations(asked_s, nothing, whole, nothing, whole, nothing, np.array([], np.str_))
+    )
+    done = CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--policy", "inferline", "--output", "json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert found["steps"] == []
+    assert found["cost_per_hour"] == pytest.approx(0.1 * (2 + 2)), "two of `read` by a decision, two of `judge` by plan"

@@ -28,6 +28,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
+from inferline_stream.pipeline.trace import Trace
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.policy import POLICIES, Policy
 from tests.support.fake_actuator import FakeActuator
@@ -246,6 +247,55 @@ def test_while_kafka_is_away_nothing_changes_and_afterwards_the_loop_goes_on(cap
         run(story())
     said = [r.message for r in caplog.records if "does not answer" in r.message]
     assert 0 < len(said) < 100, "said now and then, and not at every step"
+
+
+def test_replicas_for_what_is_known_to_come_are_there_when_it_comes() -> None:
+    feed_s = 5.0
+    world = World(lambda time_s: 40.0 if time_s > feed_s else 0.0)
+    waited: list[float] = []
+
+    async def story() -> None:
+        controller = world.controller
+        await controller.decider.foresee(Trace([n / 40.0 for n in range(2400)]), {world.names.group("a"): 0})
+        async with world():
+            await world.until(lambda: world.view.reports.ready("a", "cpu") >= 4, feed_s)
+            while _now() < 2 * feed_s:
+                await asyncio.sleep(TICK_S)
+                waited.append((world.arrived - world.done) / 40.0)
+        assert world.decisions()[0] == ("scale_up", "rate_rising")
+
+    run(story())
+    assert max(waited) < world.view.plan.slo_s
+
+
+def test_the_time_before_a_feed_is_no_history_that_its_beginning_rises_from() -> None:
+    feed_s = 10.0
+    asked: dict[bool, int] = {}
+    for awaited in (True, False):
+        world = World(lambda time_s: 30.0 if time_s > feed_s else 0.0)
+        world.controller.decider.awaits_feed = awaited
+
+        async def story(world: World = world, awaited: bool = awaited) -> None:
+            async with world():
+                await asyncio.sleep(feed_s)
+                world.controller.decider.awaits_feed = False
+                await asyncio.sleep(feed_s)
+                asked[awaited] = world.wanted
+
+        run(story())
+    assert 3 <= asked[True] < asked[False], asked
+
+
+def test_no_replica_is_given_back_before_the_feed_begins_however_long_the_start_takes() -> None:
+    world = World(steady(0.0))
+    world.controller.decider.awaits_feed = True
+
+    async def story() -> None:
+        async with world():
+            await asyncio.sleep(150.0)
+            assert world.wanted == 2
+
+    run(story())
 
 
 def test_another_leader_ends_the_loop() -> None:

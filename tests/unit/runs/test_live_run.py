@@ -72,7 +72,7 @@ async def test_events_that_kafka_refused_are_reported_with_the_reason(
     given: dict[str, Any] = {
         "run": SimpleNamespace(feed=feed, bootstrap_servers="kafka:9092", duration_s=None),
         "context": SimpleNamespace(source="in"),
-        "controller": SimpleNamespace(state=None),
+        "controller": SimpleNamespace(state=None, decider=SimpleNamespace()),
         "control": control,
     }
     under_way = LiveRun(offsets=cast("Any", None), since=cast("Any", None), watcher=(display := Display()), **given)
