@@ -20,7 +20,7 @@ from inferline_stream.profiler.missing_profiles import pairs_to_profile
 from inferline_stream.profiler.profile_store import Known, ProfileStore
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.profiler.profiling_progress import Progress, Steps
-from inferline_stream.profiler.profiling_session import OpenBenches, ProfilingSession
+from inferline_stream.profiler.profiling_session import OpenBenches, ProfilingSession, disturbance
 from inferline_stream.profiler.worker_messages import (
     Answer,
     EventOutcome,
@@ -172,3 +172,16 @@ async def test_what_was_measured_is_kept_where_another_stage_has_no_place_at_all
     pipeline = load_topology(tmp_path / "topology.py")
     store = ProfileStore(pipeline, tmp_path, EVENTS, MACHINE, tmp_path / "profiles", platform="kubernetes")
     assert store.load().profiles.keys() == {("both", "emulated-cpu")}
+
+
+@pytest.mark.parametrize(
+    ("cores", "waited_share", "said"),
+    # Of shares as measured on two cores, alone and beside the tests of several people.
+    [(0.25, 0.16, ""), (0.1, 0.19, ""), (0.5, 0.40, "40%"), (0.25, 0.51, "51%"), (1.0, 0.05, ""), (1.0, 0.3, "30%")],
+)
+def test_a_measurement_that_others_disturbed_is_said_and_one_that_the_neighbour_explains_is_not(
+    cores: float, waited_share: float, said: str
+) -> None:
+    why = disturbance(Hardware("share", 0.1, cores=cores), waited_share)
+    assert bool(why) == bool(said)
+    assert said in why
