@@ -34,18 +34,20 @@ class Instruction(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ArgumentCondition:
-    """What must hold of one argument: ``argument & mask == value``.
+    """What must hold of one argument: ``argument & mask == value``, or that it differs.
 
     Args:
         argument: position, from 0.
         value: what the masked argument must be.
         mask: bits that count. The upper half counts only if the mask has bits there: of an argument that the kernel
             takes as an ``int``, it drops the upper half too.
+        differs: whether it must not be the value; of a mask without upper bits.
     """
 
     argument: int
     value: int
     mask: int = _LOW
+    differs: bool = False
 
 
 Alternatives = tuple[tuple[ArgumentCondition, ...], ...]
@@ -116,10 +118,11 @@ def compiled(
 def _block(alternatives: Alternatives, denied: int) -> list[Instruction]:
     block: list[Instruction] = []
     for conditions in alternatives:
-        tests = [test for condition in conditions for test in _tests(condition)]
-        for at, test in enumerate(tests):
+        tests = [(test, condition.differs) for condition in conditions for test in _tests(condition)]
+        for at, (test, differs) in enumerate(tests):
             # A test that fails goes on with the next alternative, behind this one's verdict.
-            block.append(test if test.code != _EQUAL else test._replace(false=len(tests) - at))
+            beyond = {"true" if differs else "false": len(tests) - at}
+            block.append(test if test.code != _EQUAL else test._replace(**beyond))
         block.append(Instruction(_RETURN, 0, 0, ALLOW))
     if all(alternatives):
         block.append(Instruction(_RETURN, 0, 0, denied))

@@ -1,4 +1,4 @@
-"""Thirty-four ways out of a process that a stage could try, each tried for real against something made for it.
+"""Thirty-five ways out of a process that a stage could try, each tried for real against something made for it.
 
 ``python -m inferline_stream.isolation.escape_attempts`` seals itself as standard input says, tries them all, and
 reports. None of them harms anything where it succeeds.
@@ -6,8 +6,10 @@ reports. None of them harms anything where it succeeds.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import mmap
@@ -37,6 +39,7 @@ _HERE = -100
 _PASSWORD = re.compile(rb"inferline-secret-[0-9a-f]{32}")
 _PIPE_BYTES = 65536
 _NEW_USER = 0x10000000
+_FIOSETOWN = 0x8901
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +77,36 @@ class Before:
 
     Args:
         udp: a socket to send datagrams with; None where none could be made.
+        owned: whether another process is the one that the kernel signals for a file of ours.
         regions: address and size of the process's own memory.
     """
 
     udp: socket.socket | None
+    owned: bool
     regions: tuple[tuple[int, int], ...]
 
 
-def prepare() -> Before:
+def prepare(to: Targets) -> Before:
     """Open and find out what a sealed process could use."""
     try:
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     except OSError:
         udp = None
+    owned, pair = False, socket.socketpair()
+    for own in (
+        lambda: fcntl.fcntl(pair[0], fcntl.F_SETOWN, to.process),
+        lambda: fcntl.ioctl(pair[1], _FIOSETOWN, struct.pack("<i", to.process)),
+    ):
+        with contextlib.suppress(OSError):
+            own()
+            owned = True  # the rest, to have a signal sent, needs no further permission
     regions = []
     with open("/proc/self/maps", encoding="ascii") as maps:
         for span, rights, _, _, inode, *name in map(str.split, maps):
             first, last = (int(end, 16) for end in span.split("-"))
             if rights.startswith("rw") and inode == "0" and name != ["[vvar]"]:
                 regions.append((first, last - first))
-    return Before(udp, tuple(regions))
+    return Before(udp, owned, tuple(regions))
 
 
 def _read(path: str) -> None:
@@ -142,6 +155,11 @@ def _datagram_of_before(to: Targets, before: Before) -> None:
     if before.udp is None:
         raise PermissionError(errno.EPERM, "no such socket could be made")
     before.udp.sendto(b"x", ("127.0.0.1", to.udp))
+
+
+def _signal_for_a_file(to: Targets, before: Before) -> None:
+    if not before.owned:
+        raise PermissionError(errno.EPERM, "no other process can be named")
 
 
 def _connect_inherited(to: Targets) -> None:
@@ -268,6 +286,7 @@ ATTEMPTS: Mapping[str, Callable[[Targets], object]] = {
 
 PREPARED: Mapping[str, Callable[[Targets, Before], object]] = {
     "send a datagram by a socket opened before": _datagram_of_before,
+    "have the kernel signal another process": _signal_for_a_file,
     "find Kafka's password": _credentials,
 }
 """Those that begin before the seal."""
@@ -306,11 +325,12 @@ def attempt(name: str, targets: Targets, before: Before) -> Attempt:
 def main() -> None:
     """Seal, try, tell."""
     given = json.loads(sys.stdin.readline())
-    before = prepare()
+    targets = Targets(**given["targets"])
+    before = prepare(targets)
     began_s = time.perf_counter()
     held = seal(decoded(given["confinement"]))
     seal_ms = (time.perf_counter() - began_s) * 1e3
-    found = [asdict(attempt(name, Targets(**given["targets"]), before)) for name in (*ATTEMPTS, *PREPARED)]
+    found = [asdict(attempt(name, targets, before)) for name in (*ATTEMPTS, *PREPARED)]
     sys.stdout.write(json.dumps({"seal_ms": seal_ms, "held": asdict(held), "attempts": found}) + "\n")
     sys.stdout.flush()
     os._exit(0)

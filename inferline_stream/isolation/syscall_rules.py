@@ -28,6 +28,16 @@ _READ_ONLY = 0o2000000 | 0o740000 | 0o4000 | 0o400 | 0o1000000
 """Flags of open that neither write nor create: CLOEXEC, DIRECTORY, LARGEFILE, NOFOLLOW (and DIRECT; the machines
 number these four differently), NONBLOCK, NOCTTY, NOATIME."""
 
+_FCNTL = (1, 2, 3, 4, 1030)
+"""GETFD, SETFD, GETFL, SETFL, DUPFD_CLOEXEC."""
+
+_STARTING_FCNTL = (0, 5, 6, 7, 36, 37, 38, 1032)
+"""Besides: DUPFD, locks of either kind, GETPIPE_SZ. None that names who is signalled for a file (SETOWN, SETSIG,
+SETLEASE, NOTIFY): the kernel would send the signal, to any process of the user and after the seal too."""
+
+_SIGNALLING_IOCTLS = (0x8901, 0x8902)
+"""FIOSETOWN and SIOCSPGRP do what SETOWN does, on sockets."""
+
 _LOOPS = (
     "select pselect6 epoll_pwait2 eventfd2 time setitimer times setsockopt getpeername shutdown "
     "getuid geteuid getgid getegid getppid"
@@ -44,6 +54,10 @@ ERRNOS: Mapping[str, int] = MappingProxyType(
 
 def _any_of(argument: int, values: Sequence[int], mask: int = 0xFFFFFFFF) -> Alternatives:
     return tuple((ArgumentCondition(argument, value, mask),) for value in values)
+
+
+def _none_of(argument: int, values: Sequence[int]) -> Alternatives:
+    return (tuple(ArgumentCondition(argument, value, differs=True) for value in values),)
 
 
 def _plain(names: str) -> dict[str, Alternatives]:
@@ -92,7 +106,7 @@ def sealed(
             "getsockopt getsockname recvfrom recvmsg uname getrandom sysinfo"
         ),
         "newfstatat": ((ArgumentCondition(3, _EMPTY_PATH, _EMPTY_PATH),),),
-        "fcntl": _any_of(1, (1, 2, 3, 4, 1030)),  # GETFD SETFD GETFL SETFL DUPFD_CLOEXEC
+        "fcntl": _any_of(1, _FCNTL),
         "ioctl": _any_of(1, (0x5401, 0x541B, 0x5421, 0x5450, 0x5451)),  # TCGETS FIONREAD FIONBIO FIONCLEX FIOCLEX
         "mmap": ALWAYS if jit else _NOT_EXECUTABLE,
         "mprotect": ALWAYS if jit else _NOT_EXECUTABLE,
@@ -166,8 +180,8 @@ def launching(
         ),
         "prlimit64": ((ArgumentCondition(0, 0),),),
         "landlock_create_ruleset": ((ArgumentCondition(2, 1),),),  # asks for the version
-        "ioctl": ALWAYS,
-        "fcntl": ALWAYS,
+        "ioctl": _none_of(1, _SIGNALLING_IOCTLS),
+        "fcntl": _any_of(1, _FCNTL + _STARTING_FCNTL),
     }
     if network:  # names are looked up over UDP
         calls["socket"] = (*_sockets(_STREAM, (0, _TCP)), *_sockets(_DGRAM, (0, _UDP)))

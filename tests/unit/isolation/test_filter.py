@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -126,6 +127,23 @@ def test_what_no_profile_may_have_no_profile_has(on: Architecture, imports: bool
 
 
 @pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
+@pytest.mark.parametrize("forks", [False, True])
+def test_a_starting_process_names_nobody_whom_the_kernel_signals_for_a_file(on: Architecture, forks: bool) -> None:
+    program = syscall_rules.program(syscall_rules.launching(ME, forks=forks, network=True, helpers=True), on)
+
+    def answer(name: str, command: int) -> int | None:
+        return bpf.verdict(program, on.audit, on.numbers[name], (3, command, ME))
+
+    # fcntl(2): F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY; socket(7): FIOSETOWN, SIOCSPGRP.
+    refusing = [("fcntl", number) for number in (8, 10, 15, 1024, 1026)] + [("ioctl", 0x8901), ("ioctl", 0x8902)]
+    assert {answer(*each) for each in refusing} == {refused(errno.EPERM)}
+    # F_DUPFD, F_SETFL, F_SETLK, F_OFD_SETLKW, F_DUPFD_CLOEXEC; TCGETS, TIOCGWINSZ, FIONREAD, a driver's.
+    useful = [("fcntl", number) for number in (0, 4, 6, 38, 1030)]
+    useful += [("ioctl", number) for number in (0x5401, 0x5413, 0x541B, 0xC00846D6, 0x8900, 0x8903)]
+    assert {answer(*each) for each in useful} == {ALLOW}
+
+
+@pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
 def test_a_connector_may_cut_its_file_or_accept_at_its_port_and_nothing_else_besides(on: Architecture) -> None:
     def allowed(calls: bpf.Calls) -> set[str]:
         return {name for _, name, _, found in verdicts(calls, on) if found == ALLOW}
@@ -187,6 +205,8 @@ def test_a_name_means_the_number_of_its_machine() -> None:
 
 conditions = st.builds(
     ArgumentCondition, st.integers(0, 5), st.integers(0, ALL_BITS), st.sampled_from([0xFFFFFFFF, ALL_BITS, 6, 1 << 40])
+) | st.builds(
+    ArgumentCondition, st.integers(0, 5), st.sampled_from(INTERESTING), st.sampled_from([0xFFFFFFFF, 6]), st.just(True)
 )
 
 
@@ -195,8 +215,10 @@ conditions = st.builds(
     st.lists(st.sampled_from(INTERESTING), min_size=6, max_size=6),
 )
 def test_a_compiled_rule_is_any_of_all_of_its_conditions(alternatives: bpf.Alternatives, arguments: list[int]) -> None:
-    wanted = any(all(arguments[c.argument] & c.mask == c.value & c.mask for c in each) for each in alternatives)
-    alike = tuple(tuple(ArgumentCondition(c.argument, c.value & c.mask, c.mask) for c in each) for each in alternatives)
+    wanted = any(
+        all((arguments[c.argument] & c.mask == c.value & c.mask) != c.differs for c in each) for each in alternatives
+    )
+    alike = tuple(tuple(replace(c, value=c.value & c.mask) for c in each) for each in alternatives)
     program = bpf.compiled({"read": alike}, X86_64, errnos={})
     assert (bpf.verdict(program, X86_64.audit, 0, arguments) == ALLOW) == wanted
 

@@ -79,7 +79,7 @@ def run(folder: Path, code: str, isolation: Isolation) -> dict[str, Any]:
 async def test_a_sealed_process_has_no_way_out(ports: tuple[int, ...]) -> None:
     found = await probe(Isolation(ports=ports))
     assert [attempt for attempt in found.attempts if not attempt.blocked] == []
-    assert (len(found.attempts), found.held.missing) == (34, ())
+    assert (len(found.attempts), found.held.missing) == (35, ())
     assert found.held.sealed
 
 
