@@ -290,6 +290,15 @@ DISPATCHER_KAFKA_VARIABLES = tuple(_DISPATCHER_KAFKA + name.removeprefix(_KAFKA)
 """Every variable that `dispatcher_environment` puts in the place of those."""
 
 
+def dispatcher_keys(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return where a dispatcher's `KAFKA_VARIABLES` come from: variables of the controller's, by what they become.
+
+    Empty where dispatchers are the controller's own Kafka user.
+    """
+    found = given(DISPATCHER_KAFKA_VARIABLES, environment)
+    return {_KAFKA + name.removeprefix(_DISPATCHER_KAFKA): name for name, value in found.items() if value}
+
+
 def dispatcher_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of the supervisor, whose dispatchers may be another Kafka user than the controller.
 
@@ -300,12 +309,12 @@ def dispatcher_environment(environment: Mapping[str, str] | None = None) -> dict
         UsageError: a property that is unknown, missing or impossible, or a file that cannot be read.
     """
     source = dict(os.environ if environment is None else environment)
-    given = {name: source.pop(name) for name in DISPATCHER_KAFKA_VARIABLES if name in source}
-    if not any(given.values()):
-        return source
-    for name in KAFKA_VARIABLES:
+    own = {name: source[key] for name, key in dispatcher_keys(source).items()}
+    for name in (*(KAFKA_VARIABLES if own else ()), *DISPATCHER_KAFKA_VARIABLES):
         source.pop(name, None)
-    source |= {_KAFKA + name.removeprefix(_DISPATCHER_KAFKA): value for name, value in given.items()}
+    if not own:
+        return source
+    source |= own
     try:
         kafka_security(source)
     except UsageError as error:

@@ -80,7 +80,7 @@ Secret = Annotated[
     str,
     typer.Option(
         help="a Secret whose keys become the environment of dispatchers, and of controllers in the cluster, "
-        "such as Kafka's password"
+        "such as Kafka's password; with INFERLINE_DISPATCHER_KAFKA_* in it and here, dispatchers get these alone"
     ),
 ]
 ServiceAccount = Annotated[str, typer.Option(help="of the pods, which are given no token of it")]

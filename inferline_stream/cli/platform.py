@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.cli.options import On
@@ -20,7 +20,10 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.profiler.cluster_bench import MakeActuator
 from inferline_stream.profiler.remote_bench_dispatcher import MODULE
 from inferline_stream.runs.run import Run
-from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, given
+from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, dispatcher_keys, given
+
+if TYPE_CHECKING:
+    from inferline_stream.actuators.kubernetes.manifests import Cluster
 
 _PROFILING_DRAIN_S = 5.0
 """Of what runs for the profiler alone: nothing is lost with it."""
@@ -116,17 +119,9 @@ async def _on_kubernetes(
 ) -> AsyncIterator[Actuator]:
     door = kubernetes_door()
     from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
-    from inferline_stream.actuators.kubernetes.manifests import Cluster
 
     async with door.cluster_client() as client:
-        cluster = Cluster(
-            platform.namespace or client.namespace,
-            platform.image,
-            platform.path,
-            platform.service_account,
-            platform.secret,
-            dispatcher_confinement(bootstrap_servers, tracing).ports,
-        )
+        cluster = _cluster(platform, platform.namespace or client.namespace, bootstrap_servers, tracing)
         async with KubernetesActuator(
             names,
             bootstrap_servers,
@@ -136,6 +131,17 @@ async def _on_kubernetes(
             dispatcher_module=dispatcher_module,
         ) as pods:
             yield pods
+
+
+def _cluster(platform: Platform, namespace: str, bootstrap_servers: str, tracing: str) -> Cluster:
+    """Return what the pipeline's pods are made of; dispatchers of a Kafka user of their own get that one's alone."""
+    from inferline_stream.actuators.kubernetes.manifests import Cluster
+
+    keys = dispatcher_keys()
+    if keys and tracing:
+        keys |= {name: name for name in dispatcher_environment() if name.startswith("OTEL_")}
+    ports = dispatcher_confinement(bootstrap_servers, tracing).ports
+    return Cluster(namespace, platform.image, platform.path, platform.service_account, platform.secret, ports, keys)
 
 
 def profiling_cluster(platform: Platform, bootstrap_servers: str | None) -> MakeActuator | None:

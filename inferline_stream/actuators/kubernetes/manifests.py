@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -78,6 +78,8 @@ class Cluster:
         secret: name of a Secret whose keys become environment variables of dispatchers, such as Kafka's password;
             empty for none.
         kafka_ports: TCP ports that dispatchers may reach: Kafka's, and where spans go.
+        dispatcher_keys: of the Secret, by the variables that they become in dispatchers, which then are given no other
+            key of it; empty for all keys under their own names.
     """
 
     namespace: str
@@ -86,6 +88,7 @@ class Cluster:
     service_account: str = "default"
     secret: str = ""
     kafka_ports: tuple[int, ...] = (9092,)
+    dispatcher_keys: Mapping[str, str] = field(default_factory=dict)
 
 
 def resources(hardware: Hardware, isolation: Isolation) -> dict[str, Any]:
@@ -204,7 +207,9 @@ def dispatchers(
     given = msgspec.json.encode(host).decode()
     container = _container(DISPATCHER, cluster, given, {"requests": wanted, "limits": limits})
     container["ports"] = [{"name": "replicas", "containerPort": DISPATCHER_PORT}]
-    if cluster.secret:
+    if cluster.secret and cluster.dispatcher_keys:
+        container["env"] += [_secret_variable(cluster.secret, *each) for each in cluster.dispatcher_keys.items()]
+    elif cluster.secret:
         container["envFrom"] = [{"secretRef": {"name": cluster.secret}}]
     own = labels(pipeline, stage, DISPATCHER)
     pod = _pod(
@@ -221,6 +226,11 @@ def dispatchers(
     preferred = [{"weight": 100, "podAffinityTerm": apart}]
     pod["affinity"] = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
     return _deployment(dispatchers_name(pipeline, stage), own, pod, cluster)
+
+
+def _secret_variable(secret: str, name: str, key: str) -> dict[str, Any]:
+    """One that keeps its name, such as those of spans, need not come from there."""
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": name == key}}}
 
 
 def service(pipeline: str, stage: str, cluster: Cluster) -> dict[str, Any]:
