@@ -40,6 +40,7 @@ from inferline_stream.dataplane.supervisor_messages import (
 )
 from inferline_stream.isolation.confinement import confined, dispatcher_confinement
 from inferline_stream.isolation.containers import RUNTIMES
+from inferline_stream.isolation.enforced import unsealed
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.kafka.batch_mark import BatchId, mark_file, marked_in
 from inferline_stream.pipeline.hardware import Hardware
@@ -69,6 +70,12 @@ class Child:
     """The batch that a dispatcher was taking in when it ended."""
     relay: Relay | None = None
     """Of a replica in a container."""
+    held: socket.socket | None = None
+    """Of a replica that is not sealed yet: its end of a pair with its dispatcher."""
+    sealed: bool = False
+    """Whether it may have a connection: the kernel shows its seal, or it has none to show."""
+    fault: str = ""
+    """Why it was killed."""
     cores: float = 0.0
     pinned: frozenset[int] = frozenset()
     hardware: Hardware | None = None
@@ -131,12 +138,42 @@ class Child:
             self.send(encode_attachment(attach), replica.fileno())
 
     def connect(self, dispatcher: socket.socket) -> None:
-        """Hand a replica its end of a socket pair to a dispatcher, which is its only one from now on."""
+        """Hand a replica its end of a socket pair to a dispatcher, which is its only one from now on.
+
+        One that seals itself gets it after that: no event is in reach of code that is not sealed.
+        """
         if self.relay is not None:
             self.relay.connect(dispatcher)
             return
+        if not self.sealed:
+            self.drop_held()
+            self.held = dispatcher
+            return
         with dispatcher:
             self.send(b'{"type":"attach"}', dispatcher.fileno())
+
+    def built(self) -> None:
+        """It says that it is built and sealed: look, then let it have its connection."""
+        self.launch.ready()
+        try:
+            lack = unsealed(self.pid, self.launch.confinement, forked=self.forked)
+        except OSError as error:
+            logger.warning("the seal of %s cannot be looked at from outside: %s", self.name, error)
+            lack = ""
+        if lack:
+            self.fault = f"its stage's code did not seal it, although it says so: {lack}"
+            self.signal(signal.SIGKILL)
+            return
+        self.sealed = True
+        if self.held is not None:
+            held, self.held = self.held, None
+            self.connect(held)
+
+    def drop_held(self) -> None:
+        """Close the connection that it was to have."""
+        if self.held is not None:
+            self.held.close()
+            self.held = None
 
     def leave(self) -> None:
         """Have a replica end once it has no batch in hand."""
@@ -219,6 +256,7 @@ class Children:
                 ),
             )
         child.cores, child.pinned, child.hardware, child.devices = cores, pinned, spec.hardware, devices
+        child.sealed = not spec.isolation.sandboxed
         if child.channel is not None:
             asyncio.get_running_loop().add_reader(child.channel, self._hear_replica, child)
         return child
@@ -380,7 +418,7 @@ class Children:
         except OSError:
             data = b""
         if data == BUILT:
-            child.launch.ready()
+            child.built()
         asyncio.get_running_loop().remove_reader(child.channel)  # it ends, or has said all
 
     def _reap(self, child: Child) -> None:
@@ -395,6 +433,7 @@ class Children:
             child.channel.close()
         if child.relay is not None:
             child.relay.close()
+        child.drop_held()
         if child.mark is not None:
             child.died_at = marked_in(child.mark)
             os.close(child.mark)
@@ -402,7 +441,7 @@ class Children:
         child.launch.close()
         tail = "" if code == 0 else child.log.tail()
         self._logs.ended(child.log, child.stage, code)
-        self._ended(child, code, _reason(code, tail, overran, child.log.path), tail)
+        self._ended(child, code, child.fault or _reason(code, tail, overran, child.log.path), tail)
 
 
 def _reason(code: int, tail: str, overran: str, log: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -11,12 +12,16 @@ from dataclasses import dataclass
 
 from inferline_stream.isolation import kernel_calls, landlock, limits, syscall_rules
 from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.pipeline.isolation import Isolation
 
 _LIMITS = {"memory_bytes": resource.RLIMIT_DATA, "file_bytes": resource.RLIMIT_FSIZE, "files": resource.RLIMIT_NOFILE}
 
 
 _GVISORS_BUILD = "#1 SMP Sun Jan 10 15:06:54 PST 2016"
 """What gVisor's kernel has called itself in every release so far (google/gvisor, pkg/sentry/syscalls/linux)."""
+
+_LOOKS = 10
+"""At the threads of a process that starts others meanwhile."""
 
 _KATAS_SHARE = "kataShared"
 """Where the host's files come from in a guest of Kata Containers (kata-containers, mountGuestTag)."""
@@ -101,6 +106,49 @@ def look_again(before: Enforced, system_calls: int) -> Enforced:
     return dataclasses.replace(
         before, missing=(*before.missing, "system calls: the seal does not hold"), degraded=False
     )
+
+
+def unsealed(process: int, confinement: Confinement, *, forked: bool = False) -> str:
+    """Return what a child that says it is sealed lacks by the kernel's own account, in words; empty if nothing.
+
+    The seal is made by a process that has run its stage's code by then, which may have left it out.
+
+    Args:
+        process: a child of this process, or of its fork server.
+        confinement: of it.
+        forked: whether a fork server made it, which has a filter of its own.
+
+    Raises:
+        OSError: the process cannot be looked at.
+    """
+    isolation = confinement.isolation
+    if not isolation.sandboxed or syscall_rules.machine() is None:
+        return ""
+    inherited = int(kernel_calls.status("Seccomp_filters") or 0)
+    started = inherited + int(forked) + int(not confinement.gpu)
+    wanted = started + int(isolation.seal != "off" and not confinement.gpu)
+    checked: set[str] = set()
+    for _ in range(_LOOKS):
+        # A thread that has been looked at and found sealed starts none that is not.
+        threads = set(os.listdir(f"/proc/{process}/task"))
+        if threads <= checked:
+            return ""
+        for thread in threads - checked:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended: the next look tells
+                if lack := _lack(f"{process}/task/{thread}", started, wanted, isolation):
+                    return lack
+                checked.add(thread)
+    return "its threads come and go faster than they can be looked at"
+
+
+def _lack(process: str, started: int, wanted: int, isolation: Isolation) -> str:
+    if kernel_calls.status("NoNewPrivs", process) != "1":
+        return "it may gain privileges"
+    found = int(kernel_calls.status("Seccomp_filters", process) or wanted)  # gVisor counts none
+    # Where not even the first one could be installed, before any code of the stage, the stage accepts that.
+    if found >= wanted or (found < started and isolation.on_unsupported == "degrade"):
+        return ""
+    return f"it has {found} of {wanted} filters of system calls"
 
 
 def under(level: str, build: str, mounts: str) -> bool:

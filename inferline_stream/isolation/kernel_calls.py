@@ -81,12 +81,18 @@ def install_filter(program: Sequence[bpf.Instruction], *, listen: bool = False) 
     )
 
 
-def status(key: str) -> str | None:
-    """One line of ``/proc/self/status``; None where it cannot be read."""
+def status(key: str, process: str = "self") -> str | None:
+    """One line of ``/proc/PROCESS/status``; None where there is none, or this process's own cannot be read.
+
+    Raises:
+        OSError: another process's cannot be read.
+    """
     try:
-        with open("/proc/self/status", encoding="utf-8") as file:
+        with open(f"/proc/{process}/status", encoding="utf-8") as file:
             return next((line.split(":", 1)[1].strip() for line in file if line.startswith(f"{key}:")), None)
     except OSError:
+        if process != "self":
+            raise
         return None
 
 
