@@ -142,9 +142,10 @@ def unsealed(process: int, confinement: Confinement, *, forked: bool = False) ->
 
 
 def _lack(process: str, started: int, wanted: int, isolation: Isolation) -> str:
-    if kernel_calls.status("NoNewPrivs", process) != "1":
+    # gVisor shows neither.
+    if kernel_calls.status("NoNewPrivs", process) == "0":
         return "it may gain privileges"
-    found = int(kernel_calls.status("Seccomp_filters", process) or wanted)  # gVisor counts none
+    found = int(kernel_calls.status("Seccomp_filters", process) or wanted)
     # Where not even the first one could be installed, before any code of the stage, the stage accepts that.
     if found >= wanted or (found < started and isolation.on_unsupported == "degrade"):
         return ""

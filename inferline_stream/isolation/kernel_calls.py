@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import struct
 from collections.abc import Sequence
@@ -17,7 +18,11 @@ _CAPABILITY_VERSION = 0x20080522
 _SECCOMP_FILTER = 1
 _TSYNC, _NEW_LISTENER, _TSYNC_ESRCH = 1, 8, 16
 
+_DESCRIBED_BYTES = 16
+_PRIVATE, _ANONYMOUS, _FIXED_NEW = 0x2, 0x20, 0x100000
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
 
 
 def prctl(option: int, *arguments: int) -> int:
@@ -70,15 +75,48 @@ def install_filter(program: Sequence[bpf.Instruction], *, listen: bool = False) 
         OSError: the kernel refused; with ESRCH, a thread has a filter of its own already.
     """
     code = ctypes.create_string_buffer(bpf.encoded(program))
-    described = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(program), ctypes.addressof(code)))
-    flags = _TSYNC | _TSYNC_ESRCH | (_NEW_LISTENER if listen else 0)
+    described = ctypes.create_string_buffer(_described(len(program), ctypes.addressof(code)))
+    return _install(ctypes.addressof(described), _TSYNC | _TSYNC_ESRCH | (_NEW_LISTENER if listen else 0))
+
+
+def fix_filter(program: Sequence[bpf.Instruction]) -> bool:
+    """Lay a filter down for `install_fixed_filter`, where nothing in this process can change it any more.
+
+    Returns whether that is so: the kernel knows how from Linux 6.10 (`mseal`).
+    """
+    at = syscall_rules.FIXED_FILTER_AT
+    data = _described(len(program), at + _DESCRIBED_BYTES) + bpf.encoded(program)
+    size = ctypes.c_size_t(len(data))
+    try:
+        made = _LIBC.mmap(ctypes.c_void_p(at), size, mmap.PROT_WRITE, _PRIVATE | _ANONYMOUS | _FIXED_NEW, -1, 0)
+        _checked(-1 if made != at else 0)
+        ctypes.memmove(at, data, len(data))
+        _checked(_LIBC.mprotect(ctypes.c_void_p(at), size, mmap.PROT_READ))
+        call("mseal", at, -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE, 0)
+    except OSError:
+        return False
+    return True
+
+
+def install_fixed_filter() -> None:
+    """Put every thread of this process under the filter that `fix_filter` has laid down.
+
+    Raises:
+        OSError: as `install_filter`; with EFAULT, there is none.
+    """
+    _install(syscall_rules.FIXED_FILTER_AT, _TSYNC | _TSYNC_ESRCH)
+
+
+def _described(instructions: int, at: int) -> bytes:
+    """struct sock_fprog."""
+    return struct.pack("<HxxxxxxQ", instructions, at)
+
+
+def _install(described: int, flags: int) -> int:
     on = syscall_rules.machine()
     assert on is not None, "only a known machine has a program"
-    return _checked(
-        _LIBC.syscall(
-            ctypes.c_long(on.numbers["seccomp"]), ctypes.c_long(_SECCOMP_FILTER), ctypes.c_long(flags), described
-        )
-    )
+    given = (ctypes.c_long(_SECCOMP_FILTER), ctypes.c_long(flags), ctypes.c_void_p(described))
+    return _checked(_LIBC.syscall(ctypes.c_long(on.numbers["seccomp"]), *given))
 
 
 def status(key: str, process: str = "self") -> str | None:

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 
 from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation import audit, enforced, kernel_calls, landlock, limits, paths, syscall_rules
+from inferline_stream.isolation.bpf import Calls
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.pipeline.isolation import Isolation
@@ -64,6 +65,8 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
     processes = [landlock.PathGrant("/proc")] if forks else []
     landlock.restrict((*paths.grants(confinement), *processes), confinement.ports, confinement.listens)
     if not confinement.gpu:
+        # What a fork server forks has another seal, with its own process's number in it.
+        sealing = isolation.seal != "off" and not forks
         calls = syscall_rules.launching(
             os.getpid(),
             network=confinement.network,
@@ -72,6 +75,7 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
             signals=landlock.abi() >= landlock.SCOPE_ABI,
             serves=bool(confinement.listens),
             forks=forks,
+            fixed=sealing and kernel_calls.fix_filter(syscall_rules.program(_sealed_calls(confinement), on)),
         )
         with _supported(isolation):
             kernel_calls.install_filter(syscall_rules.program(calls, on))
@@ -119,21 +123,31 @@ def seal(confinement: Confinement, *, keep: Collection[int] = ()) -> Enforced:
         return _accepted(isolation, before)
     if confinement.topology:
         _have_at_hand(os.path.dirname(confinement.topology))
-    calls = syscall_rules.sealed(
+    calls = _sealed_calls(confinement)
+    with _supported(isolation):
+        kernel_calls.prctl(kernel_calls.SET_NO_NEW_PRIVS, 1)
+        kernel_calls.prctl(kernel_calls.SET_DUMPABLE, 0)  # no core dump, and others of its user may not read its memory
+        try:
+            kernel_calls.install_fixed_filter()
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            kernel_calls.install_filter(syscall_rules.program(calls, on))
+    return _accepted(isolation, enforced.look_again(before, syscall_rules.reachable(calls, on)))
+
+
+def _sealed_calls(confinement: Confinement) -> Calls:
+    isolation = confinement.isolation
+    return syscall_rules.sealed(
         os.getpid(),
         network=confinement.network,
         imports=isolation.seal == "imports",
         jit=isolation.jit,
         helpers=bool(isolation.helpers),
-        signals=before.landlock >= landlock.SCOPE_ABI,
+        signals=landlock.abi() >= landlock.SCOPE_ABI,
         writes=bool(isolation.writes),
         serves=bool(confinement.listens),
     )
-    with _supported(isolation):
-        kernel_calls.prctl(kernel_calls.SET_NO_NEW_PRIVS, 1)
-        kernel_calls.prctl(kernel_calls.SET_DUMPABLE, 0)  # no core dump, and others of its user may not read its memory
-        kernel_calls.install_filter(syscall_rules.program(calls, on))
-    return _accepted(isolation, enforced.look_again(before, syscall_rules.reachable(calls, on)))
 
 
 def _close_sockets(confinement: Confinement, keep: Collection[int]) -> None:

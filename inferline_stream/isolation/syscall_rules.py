@@ -38,6 +38,13 @@ SETLEASE, NOTIFY): the kernel would send the signal, to any process of the user 
 _SIGNALLING_IOCTLS = (0x8901, 0x8902)
 """FIOSETOWN and SIOCSPGRP do what SETOWN does, on sockets."""
 
+FIXED_FILTER_AT = 0x1E_A100_0000
+"""Where a process has the filter of its seal, from before its first import. Nothing else is mapped there, on machines
+with the smallest address spaces too."""
+
+_SECCOMP_FILTER, _ALL_THREADS = 1, 17
+_SET_SECCOMP = 22  # the same by prctl
+
 _LOOPS = (
     "select pselect6 epoll_pwait2 eventfd2 time setitimer times setsockopt getpeername shutdown "
     "getuid geteuid getgid getegid getppid"
@@ -152,6 +159,7 @@ def launching(
     signals: bool = False,
     serves: bool = False,
     forks: bool = False,
+    fixed: bool = False,
 ) -> Calls:
     """What a process may do from before its first import to the seal. Files and TCP ports are Landlock's to judge.
 
@@ -163,6 +171,8 @@ def launching(
         signals: whether it may signal its helpers.
         serves: whether it may listen; at which ports is Landlock's to judge.
         forks: whether it is a parent that forks replicas, hands them their files and tells how they ended.
+        fixed: whether the only filter that it may put itself under is the one at `FIXED_FILTER_AT`: another one that
+            allows everything would look the same from outside.
     """
     calls = {
         **sealed(process, network=network, imports=True, jit=jit, helpers=helpers, signals=signals, serves=serves),
@@ -176,13 +186,17 @@ def launching(
             "sched_get_priority_max sched_get_priority_min getpriority "
             "rt_sigtimedwait rt_sigpending getitimer timer_create timer_settime timer_gettime timer_delete "
             "timerfd_create timerfd_settime getrlimit getresuid getresgid getgroups getpgrp getpgid getsid capget "
-            "seccomp prctl"
+            "seccomp"
         ),
+        "prctl": _none_of(0, (_SET_SECCOMP,)),
         "prlimit64": ((ArgumentCondition(0, 0),),),
         "landlock_create_ruleset": ((ArgumentCondition(2, 1),),),  # asks for the version
         "ioctl": _none_of(1, _SIGNALLING_IOCTLS),
         "fcntl": _any_of(1, _FCNTL + _STARTING_FCNTL),
     }
+    if fixed:
+        at = ArgumentCondition(2, FIXED_FILTER_AT, _WIDE)
+        calls["seccomp"] = ((ArgumentCondition(0, _SECCOMP_FILTER), ArgumentCondition(1, _ALL_THREADS), at),)
     if network:  # names are looked up over UDP
         calls["socket"] = (*_sockets(_STREAM, (0, _TCP)), *_sockets(_DGRAM, (0, _UDP)))
         calls["sendmmsg"] = ((ArgumentCondition(3, 0, _FASTOPEN),),)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +19,8 @@ from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.isolation.confinement import Confinement
+from inferline_stream.isolation.enforced import unsealed
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
@@ -26,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 DEADLINE_S = 30.0
 TOPOLOGY = """
-import ctypes, threading, time
+import contextlib, ctypes, threading, time
 from inferline_stream import Pipeline, Stage, Topic
 from inferline_stream.dataplane.replica import replica
 from inferline_stream.isolation import bpf, kernel_calls, syscall_rules
@@ -53,12 +58,19 @@ NOTHING = """
 def hostile(confinement):
     pass
 """
-MAIN_THREAD_ALONE = """
+ANOTHER_FILTER = """
 def hostile(confinement):
-    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
-    kernel_calls._TSYNC = kernel_calls._TSYNC_ESRCH = 0
-    program = syscall_rules.program(syscall_rules.sealed(0, imports=True), syscall_rules.machine())
-    kernel_calls.install_filter(program)
+    everything = (bpf.Instruction(6, 0, 0, bpf.ALLOW),)
+    with contextlib.suppress(OSError):
+        kernel_calls.install_filter(everything)
+    code = ctypes.create_string_buffer(bpf.encoded(everything))
+    with contextlib.suppress(OSError):
+        kernel_calls.prctl(22, 2, ctypes.addressof(ctypes.create_string_buffer(
+            kernel_calls._described(1, ctypes.addressof(code)))))
+    at, size = ctypes.c_void_p(syscall_rules.FIXED_FILTER_AT), ctypes.c_size_t(4096)
+    ctypes.CDLL(None).munmap(at, size)
+    if not ctypes.CDLL(None).mprotect(at, size, 3):
+        ctypes.memmove(syscall_rules.FIXED_FILTER_AT, bytes(4096), 4096)
 """
 
 
@@ -68,6 +80,11 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
     children = partial(Children, tmp_path / "logs", dispatcher_module="inferline_stream.testing.stand_in_dispatcher")
     async with Supervisor(children, drain_timeout_s=10.0, kill_after_s=0.5) as made:
         yield made
+
+
+def can_fix_filters() -> bool:
+    """Whether this kernel is Linux 6.10 or later."""
+    return tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 10)
 
 
 async def run(supervisor: Supervisor, folder: Path, hostile: str, isolation: Isolation) -> ReplicaExit:
@@ -86,7 +103,16 @@ async def run(supervisor: Supervisor, folder: Path, hostile: str, isolation: Iso
     return gone
 
 
-@pytest.mark.parametrize("hostile", [NOTHING, MAIN_THREAD_ALONE], ids=["left out", "one thread alone"])
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        NOTHING,
+        pytest.param(
+            ANOTHER_FILTER, marks=pytest.mark.skipif(not can_fix_filters(), reason="this kernel has no mseal")
+        ),
+    ],
+    ids=["left out", "another filter"],
+)
 async def test_a_replica_whose_code_leaves_out_its_seal_gets_no_event_and_is_ended(
     supervisor: Supervisor, tmp_path: Path, hostile: str
 ) -> None:
@@ -95,3 +121,37 @@ async def test_a_replica_whose_code_leaves_out_its_seal_gets_no_event_and_is_end
     said = (tmp_path / "logs" / "work-0-a.log").read_text()
     assert "attached" in said
     assert "ready" not in said
+
+
+def test_a_process_of_which_one_thread_alone_is_sealed_is_not_sealed() -> None:
+    """As on a kernel that lets a process choose its filter: it gives its main thread two."""
+    code = """if True:
+        import sys, threading
+        from inferline_stream.isolation import bpf, kernel_calls
+        def add():
+            kernel_calls._install(described, 0)
+            kernel_calls._install(described, 0)
+        everything = (bpf.Instruction(6, 0, 0, bpf.ALLOW),)
+        code = kernel_calls.ctypes.create_string_buffer(bpf.encoded(everything))
+        kept = kernel_calls.ctypes.create_string_buffer(kernel_calls._described(1, kernel_calls.ctypes.addressof(code)))
+        described = kernel_calls.ctypes.addressof(kept)
+        kernel_calls.prctl(kernel_calls.SET_NO_NEW_PRIVS, 1)
+        other = threading.Thread(target=lambda: [sys.stdin.readline(), add(), print(flush=True), sys.stdin.readline()])
+        other.start()
+        add()
+        print(flush=True)
+        other.join()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert unsealed(process.pid, Confinement(Isolation(), "")) == "it has 0 of 2 filters of system calls"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        assert unsealed(process.pid, Confinement(Isolation(), "")) == ""
+        process.stdin.write("\n")
+        process.stdin.flush()
