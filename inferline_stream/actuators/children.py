@@ -1,24 +1,24 @@
-"""The supervisor's child processes: how they are started, watched by pidfd, and what is kept for each until it ends."""
+"""How the supervisor starts its child processes, watches them by pidfd, and reports their ends."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from inferline_stream.actuators.affinity import cores_for
-from inferline_stream.actuators.child_logs import ChildLog, ChildLogs
-from inferline_stream.actuators.core_times import cpu_s, waited_s
+from inferline_stream.actuators.child import Child
+from inferline_stream.actuators.child_logs import ChildLogs
 from inferline_stream.actuators.devices import Device, devices_for, used_by_others
-from inferline_stream.actuators.fork_servers import Forked, ForkServers
+from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.processes import FoundProcess, Remote
 from inferline_stream.actuators.relay import Relay
@@ -29,157 +29,27 @@ from inferline_stream.dataplane.process_specs import (
     ReplicaSpec,
     encode_spec,
 )
-from inferline_stream.dataplane.replica.replica import BUILT, LEAVE
+from inferline_stream.dataplane.replica.replica import BUILT
 from inferline_stream.dataplane.supervisor_messages import (
     MAX_DATAGRAM_BYTES,
     Attach,
     FromDispatcher,
-    FromSupervisor,
     decode_from_dispatcher,
-    encode_attachment,
 )
 from inferline_stream.isolation.confinement import confined, dispatcher_confinement
 from inferline_stream.isolation.containers import RUNTIMES
-from inferline_stream.isolation.enforced import unsealed
 from inferline_stream.isolation.launch import Launch
-from inferline_stream.kafka.batch_mark import BatchId, mark_file, marked_in
+from inferline_stream.kafka.batch_mark import mark_file, marked_in
 from inferline_stream.pipeline.hardware import Hardware
 
 logger = logging.getLogger(__name__)
 
+_NOT_STARTED = 127
+"""Exit code of a child that could not be started."""
+
 
 class NoDevice(Exception):
     """Every device of the kind is taken."""
-
-
-@dataclass(slots=True, eq=False)
-class Child:
-    """A replica's or dispatcher's process, and what belongs to it."""
-
-    name: str
-    stage: str
-    process: subprocess.Popen[bytes] | Forked
-    pidfd: int
-    launch: Launch
-    log: ChildLog
-    channel: socket.socket | None = None
-    """To the process, SOCK_SEQPACKET; a replica in a container has none."""
-    mark: int | None = None
-    """Of a dispatcher: where it notes what it takes in."""
-    died_at: BatchId | None = None
-    """The batch that a dispatcher was taking in when it ended."""
-    relay: Relay | None = None
-    """Of a replica in a container."""
-    held: socket.socket | None = None
-    """Of a replica that is not sealed yet: its end of a pair with its dispatcher."""
-    sealed: bool = False
-    """Whether it may have a connection: the kernel shows its seal, or it has none to show."""
-    fault: str = ""
-    """Why it was killed."""
-    cores: float = 0.0
-    pinned: frozenset[int] = frozenset()
-    hardware: Hardware | None = None
-    devices: tuple[str, ...] = ()
-
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        return self.process.pid
-
-    @property
-    def pending(self) -> str:
-        """Empty: it runs."""
-        return ""
-
-    @property
-    def node(self) -> str:
-        """Empty: it runs on this host."""
-        return ""
-
-    @property
-    def forked(self) -> bool:
-        """Whether it was forked by a fork server."""
-        return isinstance(self.process, Forked)
-
-    @property
-    def ran_s(self) -> float:
-        """Its CPU time so far, native threads included."""
-        return cpu_s(self.process.pid)
-
-    @property
-    def waited_s(self) -> float:
-        """Time that it could have run and had no core, stops for its share of one left out."""
-        return max(0.0, waited_s(self.process.pid) - self.launch.stopped_s)
-
-    def signal(self, number: signal.Signals) -> None:
-        """Signal it; never another process that was given the same number."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
-
-    def send(self, data: bytes, *files: int) -> None:
-        """Send a datagram over its channel; a child that has stopped reading is killed."""
-        if self.channel is None:
-            return
-        try:
-            socket.send_fds(self.channel, [data], files)
-        except BlockingIOError:
-            logger.warning("%s does not read its channel: killed", self.name)
-            self.signal(signal.SIGKILL)
-        except OSError:
-            pass  # it has ended, which its pidfd says
-
-    def tell(self, message: FromSupervisor) -> None:
-        """Send a dispatcher a message that hands over nothing."""
-        self.send(encode_attachment(message))
-
-    def take(self, attach: Attach, replica: socket.socket) -> None:
-        """Hand a dispatcher its end of a socket pair to a replica; this closes our copy."""
-        with replica:
-            self.send(encode_attachment(attach), replica.fileno())
-
-    def connect(self, dispatcher: socket.socket) -> None:
-        """Hand a replica its end of a socket pair to a dispatcher, which is its only one from now on.
-
-        One that seals itself gets it after that: no event is in reach of code that is not sealed.
-        """
-        if self.relay is not None:
-            self.relay.connect(dispatcher)
-            return
-        if not self.sealed:
-            self.drop_held()
-            self.held = dispatcher
-            return
-        with dispatcher:
-            self.send(b'{"type":"attach"}', dispatcher.fileno())
-
-    def built(self) -> None:
-        """It says that it is built and sealed: look, then let it have its connection."""
-        self.launch.ready()
-        try:
-            lack = unsealed(self.pid, self.launch.confinement, forked=self.forked)
-        except OSError as error:
-            logger.warning("the seal of %s cannot be looked at from outside: %s", self.name, error)
-            lack = ""
-        if lack:
-            self.fault = f"its stage's code did not seal it, although it says so: {lack}"
-            self.signal(signal.SIGKILL)
-            return
-        self.sealed = True
-        if self.held is not None:
-            held, self.held = self.held, None
-            self.connect(held)
-
-    def drop_held(self) -> None:
-        """Close the connection that it was to have."""
-        if self.held is not None:
-            self.held.close()
-            self.held = None
-
-    def leave(self) -> None:
-        """Have a replica end once it has no batch in hand."""
-        self.send(LEAVE)
-        if self.relay is not None:
-            self.relay.leave()
 
 
 class Children:
@@ -251,14 +121,14 @@ class Children:
                 spec.stage,
                 launch,
                 encode_spec(spec),
-                lambda channel, log: (
-                    None if self._single else self._fork_servers.fork_replica(spec, launch, channel, log, pinned)
+                lambda channel, log, begun: (
+                    not self._single
+                    and self._fork_servers.fork_replica(spec, launch, channel, log, pinned, begun=begun)
                 ),
+                hear=self._hear_replica,
             )
         child.cores, child.pinned, child.hardware, child.devices = cores, pinned, spec.hardware, devices
         child.sealed = not spec.isolation.sandboxed
-        if child.channel is not None:
-            asyncio.get_running_loop().add_reader(child.channel, self._hear_replica, child)
         return child
 
     def start_dispatcher(self, spec: DispatcherSpec) -> Child:
@@ -270,17 +140,15 @@ class Children:
         confinement = dispatcher_confinement(spec.bootstrap_servers, spec.tracing)
         launch = Launch(self._modules[1], confinement, cores=1, devices=())
         forks = self._modules[1] == DISPATCHER_MODULE and not self._single
-        child = self._started(
+        return self._started(
             spec.dispatcher,
             spec.routes.stage,
             launch,
             encode_spec(spec),
-            lambda channel, log: self._fork_servers.fork_dispatcher(launch, channel, log) if forks else None,
+            lambda channel, log, begun: forks and self._fork_servers.fork_dispatcher(launch, channel, log, begun),
+            hear=self._hear_dispatcher,
             mark=mark_file(),
         )
-        assert child.channel is not None
-        asyncio.get_running_loop().add_reader(child.channel, self._hear_dispatcher, child)
-        return child
 
     async def room(self, specs: Iterable[ReplicaSpec]) -> Mapping[str, int]:
         """Return nothing: a replica that finds no device waits for one, and says so."""
@@ -298,7 +166,9 @@ class Children:
         self._logs.close()
         for child in list(self.all):
             child.signal(signal.SIGKILL)
-            self._reap(child)
+            if child.process is not None:
+                select.select([child.pidfd], [], [])  # it has ended: no process outlives SIGKILL
+            self._gone(child, -signal.SIGKILL)
         self._fork_servers.close()
 
     def _started(
@@ -307,35 +177,62 @@ class Children:
         stage: str,
         launch: Launch,
         spec: bytes,
-        fork: Callable[[int, IO[bytes]], Forked | None],
+        fork: Callable[[int, IO[bytes], Begun], bool],
         *,
+        hear: Callable[[Child], None],
         mark: int | None = None,
     ) -> Child:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
+        child = Child(name, stage, launch, self._logs.of(name), channel=ours, mark=mark)
         try:
-            log = self._logs.of(name)
-            with log.path.open("ab") as file:
-                process = fork(theirs.fileno(), file) or subprocess.Popen(
-                    [*launch.command, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env=launch.environment,
-                    pass_fds=(*launch.files, theirs.fileno()),
-                    start_new_session=True,  # Ctrl-C in the terminal is for the run, which drains its children
-                )
-            child = self._watched(Child(name, stage, process, -1, launch, log, ours, mark))
+            with child.log.path.open("ab") as file:
+                asked = fork(theirs.fileno(), file, partial(self._forked, child, theirs, hear))
+            if not asked:
+                self._begin(child, theirs, hear)
         except OSError:
             launch.close()
             ours.close()
+            theirs.close()
             if mark is not None:
                 os.close(mark)
             raise
-        finally:
-            theirs.close()
+        self.all.append(child)
         child.send(spec, *(() if mark is None else (mark,)))
         return child
+
+    def _forked(
+        self, child: Child, theirs: socket.socket, hear: Callable[[Child], None], forked: Forked | None
+    ) -> None:
+        """A fork server has made its process, or it has to start by itself."""
+        child.process = forked
+        if forked is not None:
+            child.pidfd = forked.pidfd
+        if child not in self.all:  # closed meanwhile: the fork servers end what they have forked
+            theirs.close()
+            return
+        try:
+            self._begin(child, theirs, hear)
+        except OSError as error:
+            theirs.close()
+            self._gone(child, _NOT_STARTED, f"could not be started: {error}")
+
+    def _begin(self, child: Child, theirs: socket.socket, hear: Callable[[Child], None]) -> None:
+        if child.process is None:
+            with child.log.path.open("ab") as file:
+                child.process = subprocess.Popen(
+                    [*child.launch.command, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=child.launch.environment,
+                    pass_fds=(*child.launch.files, theirs.fileno()),
+                    start_new_session=True,  # Ctrl-C in the terminal is for the run, which drains its children
+                )
+        theirs.close()
+        self._watch(child)
+        assert child.channel is not None
+        asyncio.get_running_loop().add_reader(child.channel, hear, child)
 
     def _hear_dispatcher(self, child: Child) -> None:
         """Take one message of a dispatcher's."""
@@ -364,32 +261,27 @@ class Children:
                     env=launch.environment,
                     start_new_session=True,
                 )
-            return self._watched(
-                Child(
-                    spec.replica,
-                    spec.stage,
-                    process,
-                    -1,
-                    launch,
-                    log,
-                    relay=Relay(ours, encode_spec(spec)),
-                )
-            )
+            child = Child(spec.replica, spec.stage, launch, log, process, relay=Relay(ours, encode_spec(spec)))
+            self._watch(child)
         except OSError:
             launch.close()
             ours.close()
             raise
         finally:
             theirs.close()
-
-    def _watched(self, child: Child) -> Child:
-        child.pidfd = os.pidfd_open(child.process.pid)
-        child.launch.started(child.process.pid)
         self.all.append(child)
+        return child
+
+    def _watch(self, child: Child) -> None:
+        assert child.process is not None
+        if child.pidfd < 0:
+            child.pidfd = os.pidfd_open(child.process.pid)
+        child.launch.started(child.process.pid)
         self._logs.started(child.log)
         asyncio.get_running_loop().add_reader(child.pidfd, self._reap, child)
         logger.info("%s started, process %d", child.name, child.process.pid)
-        return child
+        if child.due is not None:
+            child.signal(child.due)
 
     def _devices_for(self, hardware: Hardware) -> tuple[str, ...]:
         if not hardware.gpus:
@@ -423,11 +315,21 @@ class Children:
 
     def _reap(self, child: Child) -> None:
         """Take the exit code of a child that has ended, and report it."""
+        asyncio.get_running_loop().remove_reader(child.pidfd)
+        if isinstance(child.process, Forked):
+            child.process.when_reaped(partial(self._gone, child))
+        elif child.process is not None:
+            self._gone(child, child.process.wait())
+
+    def _gone(self, child: Child, code: int, why: str = "") -> None:
+        """Let go of what belongs to a child that has ended, or was never started, and report it."""
         self.all.remove(child)
         loop = asyncio.get_running_loop()
-        loop.remove_reader(child.pidfd)
-        code = child.process.wait()
-        os.close(child.pidfd)
+        if child.process is not None:
+            loop.remove_reader(child.pidfd)
+            os.close(child.pidfd)
+            if isinstance(child.process, subprocess.Popen):
+                child.process.wait()
         if child.channel is not None:
             loop.remove_reader(child.channel)
             child.channel.close()
@@ -441,7 +343,7 @@ class Children:
         child.launch.close()
         tail = "" if code == 0 else child.log.tail()
         self._logs.ended(child.log, child.stage, code)
-        self._ended(child, code, child.fault or _reason(code, tail, overran, child.log.path), tail)
+        self._ended(child, code, child.fault or why or _reason(code, tail, overran, child.log.path), tail)
 
 
 def _reason(code: int, tail: str, overran: str, log: Path) -> str:

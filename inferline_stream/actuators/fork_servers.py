@@ -12,15 +12,17 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Collection
-from typing import IO, Any
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import IO
 
 import msgspec
 
 import inferline_stream
 from inferline_stream.dataplane.fork_server import DISPATCHERS, MAX_DATAGRAM_BYTES
 from inferline_stream.dataplane.process_specs import ReplicaSpec, encode_spec
-from inferline_stream.isolation import limits
+from inferline_stream.isolation import kernel_calls, limits
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.launch import Launch
 
@@ -31,17 +33,30 @@ FORK_SERVER_MODULE = "inferline_stream.dataplane.fork_server"
 _ANSWER_S = 2.0
 """A fork server does nothing but fork; one that takes longer is given up."""
 
+_LONGEST_REASON = 500
+
 
 class Forked:
-    """A process that a fork server forked: what `subprocess.Popen` is for one that was started."""
+    """A process that a fork server forked: what `subprocess.Popen` is for one that was started.
 
-    def __init__(self, server: _ForkServer, pid: int) -> None:
+    Args:
+        server: that forked it.
+        pid: of the process.
+        pidfd: of the same; whoever takes the process closes it.
+    """
+
+    def __init__(self, server: _ForkServer, pid: int, pidfd: int) -> None:
         self._server = server
         self.pid = pid
+        self.pidfd = pidfd
 
-    def wait(self) -> int:
-        """Return its exit code, once it has ended; negative for a signal."""
-        return self._server.code_of(self.pid)
+    def when_reaped(self, ended: Callable[[int], None]) -> None:
+        """Call with its exit code, negative for a signal: it has ended. That is soon, whatever its fork server does."""
+        self._server.when_reaped(self.pid, ended)
+
+
+Begun = Callable[[Forked | None], None]
+"""Takes a process, once it was forked; None where it has to start by itself."""
 
 
 class ForkServers:
@@ -56,9 +71,9 @@ class ForkServers:
         self._replaced: list[_ForkServer] = []
 
     def fork_replica(
-        self, spec: ReplicaSpec, launch: Launch, channel: int, log: IO[bytes], cores: Collection[int]
-    ) -> Forked | None:
-        """Fork a replica; None where its stage does not ask for that, or its fork server is not ready.
+        self, spec: ReplicaSpec, launch: Launch, channel: int, log: IO[bytes], cores: Collection[int], *, begun: Begun
+    ) -> bool:
+        """Ask for a replica; False where its stage does not ask for that, or its fork server is not ready.
 
         Replicas on a GPU are never forked: a driver's state does not survive one.
 
@@ -68,17 +83,18 @@ class ForkServers:
             channel: its end of the channel to the supervisor.
             log: takes what it prints.
             cores: the only ones that it may run on; empty for all.
+            begun: called once, soon, if this returns True.
         """
         isolation = spec.isolation
         if not (isolation.level == "sandbox" and isolation.forked) or launch.confinement.gpu:
-            return None
+            return False
         kind = encode_spec(msgspec.structs.replace(spec, replica=""))
-        return self._fork((spec.stage, spec.hardware.name), kind, launch, [channel, log.fileno()], cores)
+        return self._fork((spec.stage, spec.hardware.name), kind, launch, [channel, log.fileno()], cores, begun=begun)
 
-    def fork_dispatcher(self, launch: Launch, channel: int, log: IO[bytes]) -> Forked | None:
-        """Fork a dispatcher; None while the fork server is not ready."""
+    def fork_dispatcher(self, launch: Launch, channel: int, log: IO[bytes], begun: Begun) -> bool:
+        """Ask for a dispatcher; False while the fork server is not ready."""
         files = [channel, log.fileno(), *launch.files]
-        return self._fork(("", launch.confinement.encoded()), DISPATCHERS, launch, files, ())
+        return self._fork(("", launch.confinement.encoded()), DISPATCHERS, launch, files, (), begun=begun)
 
     def refused(self, stage: str, hardware: str) -> bool:
         """Return whether a stage's fork server has failed, so that its replicas start by themselves."""
@@ -98,8 +114,15 @@ class ForkServers:
         self._replaced.clear()
 
     def _fork(
-        self, key: tuple[str, str], kind: bytes, launch: Launch, files: list[int], cores: Collection[int]
-    ) -> Forked | None:
+        self,
+        key: tuple[str, str],
+        kind: bytes,
+        launch: Launch,
+        files: list[int],
+        cores: Collection[int],
+        *,
+        begun: Begun,
+    ) -> bool:
         for idle in [server for server in self._replaced if not server.children]:
             self._replaced.remove(idle)
             idle.close()
@@ -110,8 +133,8 @@ class ForkServers:
             server = None
         if server is None:
             self._servers[key] = _ForkServer(key[0] or "dispatchers", kind, launch.confinement)
-            return None
-        return server.fork(launch, files, cores) if server.ready else None
+            return False
+        return server.ready and server.fork(launch, files, cores, begun)
 
 
 def _installed_release() -> tuple[int, int]:
@@ -120,16 +143,39 @@ def _installed_release() -> tuple[int, int]:
     return found.st_ino, found.st_mtime_ns
 
 
+class _Message(msgspec.Struct, frozen=True):
+    """Of a fork server; empty once it is ready."""
+
+    pid: int | None = None
+    ended: int | None = None
+    code: int = 0
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    launch: Launch
+    begun: Begun
+    limit: asyncio.TimerHandle
+
+
 class _ForkServer:
+    """It has run its stage's code, and is not believed: a process is taken for its child by the kernel's word, and
+    nothing waits for it."""
+
     def __init__(self, name: str, kind: bytes, confinement: Confinement) -> None:
         self.ready = self.broken = False
         self.kind = kind
         self.release = _installed_release()
         self.children: set[int] = set()
+        """Those whose ends it has not reported."""
         self._name = name
+        self._requests: deque[_Request] = deque()
         self._codes: dict[int, int] = {}
+        self._waiting: dict[int, tuple[Callable[[int], None], asyncio.TimerHandle]] = {}
+        self._loop = asyncio.get_running_loop()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._channel.settimeout(_ANSWER_S)
+        self._channel.setblocking(False)
         self._launch = Launch(
             FORK_SERVER_MODULE, confinement, cores=max(1.0, confinement.cores), forks=True, devices=()
         )
@@ -144,11 +190,12 @@ class _ForkServer:
         )
         theirs.close()
         self._launch.started(self._process.pid)
-        asyncio.get_running_loop().add_reader(self._channel, self._heard)
+        self._loop.add_reader(self._channel, self._heard)
         with contextlib.suppress(OSError):  # it has ended already, which is noticed at its channel
             self._channel.send(kind)
 
-    def fork(self, launch: Launch, files: list[int], cores: Collection[int]) -> Forked | None:
+    def fork(self, launch: Launch, files: list[int], cores: Collection[int], begun: Begun) -> bool:
+        """Ask for a process; return whether `begun` will be called."""
         request = {
             "cores": sorted(cores),
             "confinement": self._launch.confinement.encoded(),
@@ -156,61 +203,114 @@ class _ForkServer:
         }
         try:
             socket.send_fds(self._channel, [json.dumps(request).encode()], files)
-            while (pid := self._hear().get("pid")) is None:
-                pass
         except OSError as error:
             self._give_up(str(error))
-            return None
-        self.children.add(pid)
-        limits.join_groups(launch.confinement, pid)
-        return Forked(self, pid)
+            return False
+        limit = self._loop.call_later(_ANSWER_S, self._give_up, f"it did not answer within {_ANSWER_S:g} s")
+        self._requests.append(_Request(launch, begun, limit))
+        return True
 
-    def code_of(self, pid: int) -> int:
-        self.children.discard(pid)
-        try:
-            while pid not in self._codes:
-                self._hear()
-        except OSError:  # the fork server is gone, and its children have nobody who could report their codes
-            return -signal.SIGKILL
-        return self._codes.pop(pid)
+    def when_reaped(self, pid: int, ended: Callable[[int], None]) -> None:
+        """See `Forked.when_reaped`."""
+        if pid in self._codes or pid not in self.children:
+            ended(self._codes.pop(pid, -signal.SIGKILL))
+            return
+        # Without its word nobody knows the code: what it has not reported counts as killed.
+        limit = self._loop.call_later(_ANSWER_S, self._reaped, pid, -signal.SIGKILL)
+        self._waiting[pid] = ended, limit
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._channel)
+        self._loop.remove_reader(self._channel)
         self._channel.close()
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        try:
-            self._process.wait(_ANSWER_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        for _, limit in self._waiting.values():
+            limit.cancel()
+        while self._requests:
+            self._refuse(self._requests.popleft())
+        self._process.kill()
+        self._process.wait()
         self._launch.close()
 
     def _heard(self) -> None:
-        if not select.select([self._channel], [], [], 0)[0]:
-            return  # the answer was taken already
+        """Take its next message. One that answers nothing is its last."""
         try:
-            self._hear()
-        except OSError as error:
-            self._give_up(str(error))
-
-    def _hear(self) -> dict[str, Any]:
-        """Take the next message, and remember what it says."""
-        data = self._channel.recv(MAX_DATAGRAM_BYTES)
-        if not data:
-            raise ConnectionError("it has ended")
-        message: dict[str, Any] = json.loads(data)
-        if "ended" in message:
-            self._codes[message["ended"]] = message["code"]
-        elif "refused" in message:
-            raise ConnectionError(message["refused"])
-        elif not message:
-            self.ready = True
+            data = self._channel.recv(MAX_DATAGRAM_BYTES)
+            message = msgspec.json.decode(data, type=_Message) if data else None
+        except BlockingIOError:
+            return
+        except (OSError, msgspec.MsgspecError) as error:
+            self._part(str(error))
+            return
+        if message is None:
+            self._part("it has ended")
+        elif message.refused:
+            self._part(message.refused[:_LONGEST_REASON])
+        elif message.ended in self.children:
+            self._reaped(message.ended, message.code)
+        elif message.pid is not None and (self._requests or self.broken):
+            self._answered(message.pid)
+        elif message == _Message() and not self.ready:
+            self.ready = not self.broken
             logger.info("%s: processes are forked from now on", self._name)
-        return message
+        else:
+            self._part("it said what nobody had asked for")
+
+    def _answered(self, pid: int) -> None:
+        """Take the answer to the oldest request."""
+        pidfd = _child_of(self._process.pid, pid)
+        if not self._requests:  # too late: another process has its channel by now
+            if pidfd is not None:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os.close(pidfd)
+            return
+        if pidfd is None:
+            self._part(f"process {pid} is none of its children")
+            return
+        request = self._requests.popleft()
+        request.limit.cancel()
+        self.children.add(pid)
+        limits.join_groups(request.launch.confinement, pid)
+        request.begun(Forked(self, pid, pidfd))
+
+    def _reaped(self, pid: int, code: int) -> None:
+        self.children.discard(pid)
+        if pid not in self._waiting:
+            self._codes[pid] = code
+            return
+        ended, limit = self._waiting.pop(pid)
+        limit.cancel()
+        ended(code)
 
     def _give_up(self, why: str) -> None:
         """From now on processes start by themselves."""
+        if not self.broken:
+            logger.warning("%s: processes start by themselves, not by a fork: %s", self._name, why)
         self.ready, self.broken = False, True
-        asyncio.get_running_loop().remove_reader(self._channel)
-        logger.warning("%s: processes start by themselves, not by a fork: %s", self._name, why)
+        while self._requests:
+            self._refuse(self._requests.popleft())
+
+    def _refuse(self, request: _Request) -> None:
+        request.limit.cancel()
+        request.begun(None)
+
+    def _part(self, why: str) -> None:
+        """Hear it no more."""
+        self._loop.remove_reader(self._channel)
+        self._give_up(why)
+        for pid in [*self.children]:
+            self.children.discard(pid)
+            if pid in self._waiting:
+                self._reaped(pid, -signal.SIGKILL)
+
+
+def _child_of(parent: int, pid: int) -> int | None:
+    """Return a descriptor of a process that lives and is a child of another one; None for any other number."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (OSError, OverflowError):
+        return None
+    with contextlib.suppress(OSError):
+        # While it lives its number is nobody else's, so this was said of the process that was opened.
+        if kernel_calls.status("PPid", str(pid)) == str(parent) and not select.select([pidfd], [], [], 0)[0]:
+            return pidfd
+    os.close(pidfd)
+    return None

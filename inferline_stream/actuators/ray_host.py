@@ -23,7 +23,8 @@ import msgspec
 import ray
 from ray.exceptions import RayError
 
-from inferline_stream.actuators.children import Child, Children, NoDevice
+from inferline_stream.actuators.child import Child
+from inferline_stream.actuators.children import Children, NoDevice
 from inferline_stream.actuators.relay import frames
 from inferline_stream.dataplane.process_specs import decode_dispatcher_spec, decode_replica_spec
 from inferline_stream.dataplane.supervisor_messages import Attach, FromDispatcher, Replace, ReplicaLost, Serving, Stop

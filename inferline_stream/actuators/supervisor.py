@@ -125,6 +125,7 @@ class Supervisor(Generic[P]):
         use = {}
         for child, place in self._replicas.items():
             place.pid, place.pending, place.node = child.pid, child.pending, child.node
+            place.way = place.way and ("fork" if child.forked else "alone")
             use[child.name] = child.ran_s, child.waited_s
         return tuple(
             replace(seen, ran_s=use[seen.replica][0], waited_s=use[seen.replica][1]) if seen.replica in use else seen

@@ -10,7 +10,7 @@ import socket
 import time
 from pathlib import Path
 
-from inferline_stream.actuators.fork_servers import ForkServers
+from inferline_stream.actuators.fork_servers import Forked, ForkServers
 from inferline_stream.dataplane.frames import Ready, to_dispatcher
 from inferline_stream.dataplane.process_specs import ReplicaSpec, encode_spec
 from inferline_stream.isolation.confinement import Confinement
@@ -64,10 +64,12 @@ async def _forked(servers: ForkServers, spec: ReplicaSpec, confinement: Confinem
         nowhere = stack.enter_context(open(os.devnull, "wb"))  # noqa: ASYNC230  no file of a disk
         ours, theirs = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         here, there = map(stack.enter_context, socket.socketpair())
-        forked = servers.fork_replica(spec, launch, theirs.fileno(), nowhere, ())
-        if forked is None:
+        begun: asyncio.Future[Forked | None] = asyncio.get_running_loop().create_future()
+        if not servers.fork_replica(spec, launch, theirs.fileno(), nowhere, (), begun=begun.set_result):
             return False
-        stack.callback(_kill, forked.pid)
+        if (forked := await asyncio.shield(begun)) is None:
+            return False
+        stack.callback(_kill, forked.pidfd)
         launch.started(forked.pid)
         theirs.close()
         ours.send(encode_spec(spec))
@@ -86,6 +88,7 @@ async def _is_ready(replica: socket.socket) -> bool:
     return False
 
 
-def _kill(pid: int) -> None:
+def _kill(pidfd: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it may have ended, and its fork server has waited for it
-        os.kill(pid, signal.SIGKILL)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)

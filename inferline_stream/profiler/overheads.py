@@ -19,7 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from inferline_stream.actuators.children import Child, Children
+from inferline_stream.actuators.child import Child
+from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.core_times import cpu_s
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.grants import Grant, encode_control, grant_key

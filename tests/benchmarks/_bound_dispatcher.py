@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 from inferline_stream.actuators import children
-from inferline_stream.actuators.children import Child
+from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.dispatcher import dispatcher, process, session
 from inferline_stream.dataplane.dispatcher.event import Event

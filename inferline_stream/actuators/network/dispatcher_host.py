@@ -19,7 +19,8 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from inferline_stream.actuators.children import Child, Children
+from inferline_stream.actuators.child import Child
+from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.network.credentials import dispatcher_context
 from inferline_stream.actuators.network.host_link import (
     SHUTDOWN_S,

@@ -1,0 +1,160 @@
+"""Fork servers have run their stage's code: what that makes them say harms nobody, and holds nothing up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
+from inferline_stream.actuators.children import Children
+from inferline_stream.actuators.supervisor import Supervisor
+from inferline_stream.dataplane.process_specs import ReplicaSpec
+from inferline_stream.isolation.seal import unsupported
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.isolation import Isolation
+
+pytestmark = pytest.mark.skipif(
+    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
+)
+
+DEADLINE_S = 30.0
+TOPOLOGY = """
+import json, os, socket, sys, time
+from inferline_stream import Pipeline, Stage, Topic
+
+def work(numbers: list[int]) -> list[int]:
+    return numbers
+
+stage = Stage("work", work, hardware=["cpu-1"])
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
+server = sys.modules["__main__"]
+
+def serve(channel, live):
+    while socket.recv_fds(channel, 65536, 3)[0]:
+        answer(channel)
+    return 0
+
+if server.__spec__.name == "inferline_stream.dataplane.fork_server":
+"""
+ANOTHERS = """
+    answer = lambda channel: channel.send(json.dumps({{"pid": {victim}}}).encode())
+    server._serve = serve
+"""
+NOTES = """
+    def answer(channel):
+        while True:
+            channel.send(b"{{}}")
+            time.sleep(0.05)
+    server._serve = serve
+"""
+NOTHING = """
+    answer = lambda channel: None
+    server._serve = serve
+"""
+NONSENSE = """
+    answer = lambda channel: channel.send(b'{{"pid": "me"}}')
+    server._serve = serve
+"""
+NO_ENDS = """
+    server._report_ends = lambda channel: None
+"""
+
+
+@pytest.fixture
+def victim() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
+    tmp_path.chmod(0o755)
+    async with Supervisor(partial(Children, tmp_path / "logs"), drain_timeout_s=5.0, kill_after_s=0.5) as made:
+        yield made
+
+
+async def started(supervisor: Supervisor, folder: Path, hostile: str) -> None:
+    """Start one replica, and wait for the fork server that its stage's code has taken over."""
+    (folder / "topology.py").write_text(TOPOLOGY + hostile)
+    kind = Hardware("cpu-1", 0.1, cores=0)
+    isolation = Isolation(forked=True, seal="imports")
+    await supervisor.know(
+        {("work", "cpu-1"): ReplicaSpec("", "work", str(folder / "topology.py"), kind, isolation=isolation)}
+    )
+    await supervisor.scale("work", "cpu-1", 1)
+    servers = supervisor._children._fork_servers
+    await until(lambda: servers.ready("work", "cpu-1"), "the fork server is ready")
+
+
+async def until(holds: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not holds():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not in {DEADLINE_S} s: {what}") from None
+
+
+async def second(supervisor: Supervisor) -> ObservedReplica:
+    """The second replica, once it has a process."""
+    async with asyncio.timeout(DEADLINE_S):
+        while (found := (await supervisor.observe())[1]).pid is None:
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def test_a_fork_server_that_names_another_process_can_have_nobody_signalled(
+    supervisor: Supervisor, tmp_path: Path, victim: subprocess.Popen[bytes]
+) -> None:
+    await started(supervisor, tmp_path, ANOTHERS.format(victim=victim.pid))
+    await supervisor.scale("work", "cpu-1", 2)
+    replica = await second(supervisor)
+    assert replica.pid != victim.pid
+    assert replica.way == "alone"
+    await supervisor.aclose()
+    assert victim.poll() is None
+
+
+@pytest.mark.parametrize("hostile", [NOTHING, NOTES, NONSENSE], ids=["nothing", "notes", "nonsense"])
+async def test_nobody_waits_for_a_fork_server_that_does_not_answer(
+    supervisor: Supervisor, tmp_path: Path, hostile: str
+) -> None:
+    await started(supervisor, tmp_path, hostile.format())
+    await supervisor.scale("work", "cpu-1", 2)
+    assert (await supervisor.observe())[1].pid is None, "the supervisor goes on before the answer"
+    assert (await second(supervisor)).way == "alone"
+
+
+async def test_the_end_of_a_forked_replica_is_known_even_if_its_fork_server_keeps_it_to_itself(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    await started(supervisor, tmp_path, NO_ENDS)
+    await supervisor.scale("work", "cpu-1", 2)
+    replica = await second(supervisor)
+    assert replica.way == "fork"
+    assert replica.pid is not None
+    os.kill(replica.pid, signal.SIGKILL)
+    async with asyncio.timeout(DEADLINE_S):
+        gone = await supervisor.next_exit()
+    assert isinstance(gone, ReplicaExit)
+    assert (gone.replica, gone.exit_code) == (replica.replica, -signal.SIGKILL)
+
+
+async def test_a_replica_that_leaves_before_it_is_forked_leaves(supervisor: Supervisor, tmp_path: Path) -> None:
+    await started(supervisor, tmp_path, "    pass\n")
+    await supervisor.scale("work", "cpu-1", 2)
+    await supervisor.scale("work", "cpu-1", 1)
+    async with asyncio.timeout(DEADLINE_S):
+        gone = await supervisor.next_exit()
+    assert isinstance(gone, ReplicaExit)
+    assert (gone.exit_code, gone.expected) == (0, True)
