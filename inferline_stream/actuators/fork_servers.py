@@ -42,7 +42,7 @@ class Forked:
     Args:
         server: that forked it.
         pid: of the process.
-        pidfd: of the same; whoever takes the process closes it.
+        pidfd: of the same; closed by the one that takes the process.
     """
 
     def __init__(self, server: _ForkServer, pid: int, pidfd: int) -> None:

@@ -134,7 +134,7 @@ def unsealed(process: int, confinement: Confinement, *, forked: bool = False) ->
         if threads <= checked:
             return ""
         for thread in threads - checked:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended: the next look tells
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended, as the next look shows
                 if lack := _lack(f"{process}/task/{thread}", started, wanted, isolation):
                     return lack
                 checked.add(thread)
