@@ -40,8 +40,8 @@ def check(*, output: Output = "table") -> None:
 def probe(
     *,
     level: Annotated[
-        Literal["none", "launch", "imports", "strict"] | None,
-        typer.Option(help="no isolation, before the seal, or either seal; all of them by default"),
+        Literal["none", "launch", "imports", "strict", "gpu"] | None,
+        typer.Option(help="no isolation, before the seal, either seal, or as on a GPU; all of them by default"),
     ] = None,
     output: Output = "table",
 ) -> None:
@@ -56,8 +56,11 @@ def probe(
         "launch": Isolation(seal="off"),
         "imports": Isolation(seal="imports"),
         "strict": Isolation(),
+        "gpu": Isolation(),
     }
-    found = {one: asyncio.run(probes.probe(isolations[one])) for one in ([level] if level else isolations)}
+    found = {
+        one: asyncio.run(probes.probe(isolations[one], gpu=one == "gpu")) for one in ([level] if level else isolations)
+    }
     if output == "json":
         typer.echo(json.dumps({level: {"blocked": one.blocked, **asdict(one)} for level, one in found.items()}))
     else:

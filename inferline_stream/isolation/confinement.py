@@ -40,6 +40,7 @@ class Confinement:
         kafka_files: what connecting to Kafka takes: certificates, keys and properties.
         cores: of the hardware kind, for the limit where control groups are delegated; 0 for none.
         gpu: whether it needs a GPU's devices.
+        minors: numbers of the GPUs that are its own, N of ``/dev/nvidiaN``; None where that is not known, for all.
         listens: TCP ports that it may be reached at; 0 for whichever is free. A stage has none.
         scratch: folder of its own for temporary files; empty for none.
         audit: where to say that calls are looked at rather than refused, see `isolation.audit`; -1 otherwise.
@@ -51,6 +52,7 @@ class Confinement:
     kafka_files: tuple[str, ...] = ()
     cores: float = 0.0
     gpu: bool = False
+    minors: tuple[int, ...] | None = None
     listens: tuple[int, ...] = ()
     scratch: str = ""
     audit: int = -1

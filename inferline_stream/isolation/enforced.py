@@ -73,15 +73,19 @@ def look(confinement: Confinement) -> Enforced:
     on = syscall_rules.machine()
     calls = None
     if on is not None and kernel_calls.status("Seccomp") == "2":
-        launching = syscall_rules.launching(
-            os.getpid(), network=confinement.network, jit=isolation.jit, helpers=bool(isolation.helpers)
+        options = {"network": confinement.network, "helpers": bool(isolation.helpers)}
+        starting = (
+            syscall_rules.beside_driver(os.getpid(), on, **options)
+            if confinement.gpu
+            else syscall_rules.launching(os.getpid(), jit=isolation.jit, **options)
         )
-        calls = syscall_rules.reachable(launching, on)
-    elif confinement.gpu:
-        accepted.append("system calls: what a GPU's driver needs is not known yet, so all may be made")
+        calls = syscall_rules.reachable(starting, on)
+        if confinement.gpu:
+            refused = len(on.numbers) - calls
+            accepted.append(f"system calls: what a GPU's driver needs is not known, so all but {refused} may be made")
     else:
         missing.append("system calls: all may be made")
-    if isolation.seal != "off" and not confinement.gpu and on is None:
+    if isolation.seal != "off" and on is None:
         missing.append("system calls: no seal on this machine")
     if lack := limits.unbounded_memory_here(isolation):
         accepted.append(lack)  # what a process allocates for itself is limited all the same
@@ -97,12 +101,18 @@ def look(confinement: Confinement) -> Enforced:
     )
 
 
-def look_again(before: Enforced, system_calls: int) -> Enforced:
-    """What holds after the seal: nothing more can be opened to find out."""
+def look_again(before: Enforced, system_calls: int, *, few: bool = True) -> Enforced:
+    """What holds after the seal: nothing more can be opened to find out.
+
+    Args:
+        before: what held before it.
+        system_calls: how many can be reached.
+        few: whether these are those of moving records.
+    """
     try:
         os.getsid(0)  # harmless, allowed to a starting process, and never to a sealed one
     except PermissionError:
-        return dataclasses.replace(before, system_calls=system_calls, sealed=True)
+        return dataclasses.replace(before, system_calls=system_calls, sealed=few)
     return dataclasses.replace(
         before, missing=(*before.missing, "system calls: the seal does not hold"), degraded=False
     )
@@ -125,8 +135,8 @@ def unsealed(process: int, confinement: Confinement, *, forked: bool = False) ->
     if not isolation.sandboxed or syscall_rules.machine() is None:
         return ""
     inherited = int(kernel_calls.status("Seccomp_filters") or 0)
-    started = inherited + int(forked) + int(not confinement.gpu)
-    wanted = started + int(isolation.seal != "off" and not confinement.gpu)
+    started = inherited + int(forked) + 1
+    wanted = started + int(isolation.seal != "off")
     checked: set[str] = set()
     for _ in range(_LOOKS):
         # A thread that has been looked at and found sealed starts none that is not.

@@ -1,4 +1,4 @@
-"""Thirty-five ways out of a process that a stage could try, each tried for real against something made for it.
+"""Thirty-six ways out of a process that a stage could try, each tried for real against something made for it.
 
 ``python -m inferline_stream.isolation.escape_attempts`` seals itself as standard input says, tries them all, and
 reports. None of them harms anything where it succeeds.
@@ -253,6 +253,7 @@ ATTEMPTS: Mapping[str, Callable[[Targets], object]] = {
     "read a secret of the host": lambda to: _read("/etc/shadow"),
     "read another stage's code": lambda to: _read(to.code),
     "read who is connected to whom on this host": lambda to: _read("/proc/self/net/tcp"),
+    "read it as one of its threads": lambda to: _read("/proc/thread-self/net/tcp"),
     "connect an inherited socket": _connect_inherited,
     "read a secret of another stage": lambda to: _read(to.secret),
     "read another process's environment": lambda to: _read(f"/proc/{to.process}/environ"),
@@ -316,7 +317,8 @@ def attempt(name: str, targets: Targets, before: Before) -> Attempt:
             ATTEMPTS[name](targets)
     except OSError as error:
         number = error.errno or 0
-        return Attempt(name, number in _BLOCKED, errno.errorcode.get(number, str(error)))
+        blocked = number in _BLOCKED or (number == errno.ENOENT and name.startswith("connect"))
+        return Attempt(name, blocked, errno.errorcode.get(number, str(error)))
     except Exception as error:
         return Attempt(name, blocked=False, answer=f"{type(error).__name__}: {error}")
     return Attempt(name, blocked=False, answer="succeeded")

@@ -37,12 +37,14 @@ class PathGrant:
         write: whether it may be changed.
         names: whether only the names in it may be listed.
         device: whether it is a device that may be controlled.
+        refill: whether files in it may be written beside being read, and none made.
     """
 
     path: str
     write: bool = False
     names: bool = False
     device: bool = False
+    refill: bool = False
 
 
 def abi() -> int:
@@ -104,6 +106,8 @@ def _allow(ruleset: int, grant: PathGrant, handled: int) -> None:
             wanted |= _WRITE_FILE | _TRUNCATE | _CHANGES | _REFER
         if grant.device:
             wanted |= _IOCTL_DEV
+        if grant.refill:
+            wanted |= _WRITE_FILE | _TRUNCATE
         if not folder:
             wanted &= _READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
         if wanted & handled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,9 @@ _SYSTEM = (
 )
 _GPU_READS = (
     "/proc/driver/nvidia",
+    "/proc/driver/nvidia-uvm",
     "/proc/devices",
+    "/proc/sys/vm/mmap_min_addr",
     "/sys/bus/pci",
     "/sys/devices",
     "/sys/module/nvidia",
@@ -38,7 +41,7 @@ _CUDA = ("/usr/local/nvidia", "/opt/nvidia", "/opt/cuda", "/run/nvidia-persisten
 """Where libraries lie beside the usual folders: of the driver in containers, of distributions. `/usr/local/cuda-12.4`
 and its like are looked for, and folders of LD_LIBRARY_PATH are taken as they are given."""
 _SHM = "/dev/shm"  # noqa: S108  the one of the system
-_GPU_DEVICES = ("nvidia", "dri", "kfd")
+_GPU_NODE = re.compile(r"nvidia(\d+)")
 _CODE = (".py", ".so")
 _DEEPEST = 8
 _NOT_ITS_OWN = ("net", "task", "root", "cwd", "map_files")
@@ -67,12 +70,22 @@ def grants(confinement: Confinement) -> Iterator[PathGrant]:
     if confinement.gpu or isolation.shm_mb is not None:
         yield PathGrant(_SHM, write=True)
     if confinement.gpu:
-        libraries = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if os.path.isabs(path)]
-        for path in (*_GPU_READS, *_CUDA, *glob.glob("/usr/local/cuda*"), *libraries):
-            yield PathGrant(path)
-        for name in os.listdir("/dev"):
-            if name.startswith(_GPU_DEVICES):
-                yield PathGrant(f"/dev/{name}", write=True, device=True)
+        yield from _gpu(confinement.minors)
+
+
+def _gpu(minors: tuple[int, ...] | None) -> Iterator[PathGrant]:
+    """What CUDA opens: its libraries, what the kernel says about the driver, and the nodes of these devices."""
+    libraries = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if os.path.isabs(path)]
+    for path in (*_GPU_READS, *_CUDA, *glob.glob("/usr/local/cuda*"), *libraries):
+        yield PathGrant(path)
+    # CUDA names its threads by the C library, which opens their `comm` to read and to write, and ends where it cannot.
+    # A rule knows folders and no patterns, so the process may read all files of its threads, `net` included.
+    yield PathGrant("/proc/self/task", refill=True)
+    for name in os.listdir("/dev"):
+        node = _GPU_NODE.fullmatch(name)
+        # Those without a number belong to no GPU: nvidiactl, nvidia-uvm, nvidia-caps.
+        if name.startswith("nvidia") and (node is None or minors is None or int(node[1]) in minors):
+            yield PathGrant(f"/dev/{name}", write=True, device=True)
 
 
 def _own_process() -> Iterator[str]:

@@ -51,8 +51,12 @@ class Probed:
         return sum(found.blocked for found in self.attempts)
 
 
-async def probe(isolation: Isolation) -> Probed:
+async def probe(isolation: Isolation, *, gpu: bool = False) -> Probed:
     """Try every way out under an isolation.
+
+    Args:
+        isolation: the level.
+        gpu: whether as a replica on a GPU is confined.
 
     Raises:
         InvalidInput: this machine cannot isolate so, or the process ended early.
@@ -60,7 +64,8 @@ async def probe(isolation: Isolation) -> Probed:
     password = f"inferline-secret-{secrets.token_hex(16)}"
     async with _targets(password) as (targets, topology):
         with _password(password):
-            launch = Launch("inferline_stream.isolation.escape_attempts", Confinement(isolation, topology), cores=1)
+            confinement = Confinement(isolation, topology, gpu=gpu)
+            launch = Launch("inferline_stream.isolation.escape_attempts", confinement, cores=1)
         process = await asyncio.create_subprocess_exec(
             *launch.command,
             stdin=asyncio.subprocess.PIPE,

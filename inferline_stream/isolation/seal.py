@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 
 from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation import audit, enforced, kernel_calls, landlock, limits, paths, syscall_rules
-from inferline_stream.isolation.bpf import Calls
+from inferline_stream.isolation.bpf import Architecture, Calls
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.pipeline.isolation import Isolation
@@ -64,9 +64,12 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
     # A fork finds what it needs in a folder of /proc that is not there yet; others' secrets stay closed even so.
     processes = [landlock.PathGrant("/proc")] if forks else []
     landlock.restrict((*paths.grants(confinement), *processes), confinement.ports, confinement.listens)
-    if not confinement.gpu:
-        # What a fork server forks has another seal, with its own process's number in it.
-        sealing = isolation.seal != "off" and not forks
+    # What a fork server forks has another seal, with its own process's number in it.
+    sealing = isolation.seal != "off" and not forks
+    fixed = sealing and kernel_calls.fix_filter(syscall_rules.program(_sealed_calls(confinement, on), on))
+    if confinement.gpu:
+        calls = _beside_driver(confinement, on, fixed=fixed)
+    else:
         calls = syscall_rules.launching(
             os.getpid(),
             network=confinement.network,
@@ -75,10 +78,10 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
             signals=landlock.abi() >= landlock.SCOPE_ABI,
             serves=bool(confinement.listens),
             forks=forks,
-            fixed=sealing and kernel_calls.fix_filter(syscall_rules.program(_sealed_calls(confinement), on)),
+            fixed=fixed,
         )
-        with _supported(isolation):
-            kernel_calls.install_filter(syscall_rules.program(calls, on))
+    with _supported(isolation):
+        kernel_calls.install_filter(syscall_rules.program(calls, on))
 
 
 def confine_fork(confinement: Confinement) -> None:
@@ -119,11 +122,11 @@ def seal(confinement: Confinement, *, keep: Collection[int] = ()) -> Enforced:
     before = enforced.look(confinement)
     if isolation.sandboxed and not confinement.kafka_ports:
         _close_sockets(confinement, keep)
-    if not isolation.sandboxed or isolation.seal == "off" or on is None or confinement.gpu:
+    if not isolation.sandboxed or isolation.seal == "off" or on is None:
         return _accepted(isolation, before)
     if confinement.topology:
         _have_at_hand(os.path.dirname(confinement.topology))
-    calls = _sealed_calls(confinement)
+    calls = _sealed_calls(confinement, on)
     with _supported(isolation):
         kernel_calls.prctl(kernel_calls.SET_NO_NEW_PRIVS, 1)
         kernel_calls.prctl(kernel_calls.SET_DUMPABLE, 0)  # no core dump, and others of its user may not read its memory
@@ -133,10 +136,14 @@ def seal(confinement: Confinement, *, keep: Collection[int] = ()) -> Enforced:
             if error.errno != errno.EFAULT:
                 raise
             kernel_calls.install_filter(syscall_rules.program(calls, on))
-    return _accepted(isolation, enforced.look_again(before, syscall_rules.reachable(calls, on)))
+    return _accepted(
+        isolation, enforced.look_again(before, syscall_rules.reachable(calls, on), few=not confinement.gpu)
+    )
 
 
-def _sealed_calls(confinement: Confinement) -> Calls:
+def _sealed_calls(confinement: Confinement, on: Architecture) -> Calls:
+    if confinement.gpu:
+        return _beside_driver(confinement, on, sealed=True)
     isolation = confinement.isolation
     return syscall_rules.sealed(
         os.getpid(),
@@ -148,6 +155,11 @@ def _sealed_calls(confinement: Confinement) -> Calls:
         writes=bool(isolation.writes),
         serves=bool(confinement.listens),
     )
+
+
+def _beside_driver(confinement: Confinement, on: Architecture, *, sealed: bool = False, fixed: bool = False) -> Calls:
+    network, helpers = confinement.network, bool(confinement.isolation.helpers)
+    return syscall_rules.beside_driver(os.getpid(), on, network=network, helpers=helpers, sealed=sealed, fixed=fixed)
 
 
 def _close_sockets(confinement: Confinement, keep: Collection[int]) -> None:

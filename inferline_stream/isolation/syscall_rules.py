@@ -38,12 +38,28 @@ SETLEASE, NOTIFY): the kernel would send the signal, to any process of the user 
 _SIGNALLING_IOCTLS = (0x8901, 0x8902)
 """FIOSETOWN and SIOCSPGRP do what SETOWN does, on sockets."""
 
-FIXED_FILTER_AT = 0x1E_A100_0000
-"""Where a process has the filter of its seal, from before its first import. Nothing else is mapped there, on machines
-with the smallest address spaces too."""
+FIXED_FILTER_AT = 0x20_0000
+"""Where a process has the filter of its seal, from before its first import. It lies below all programs, and out of the
+ranges that drivers of GPUs reserve."""
 
 _SECCOMP_FILTER, _ALL_THREADS = 1, 17
 _SET_SECCOMP = 22  # the same by prctl
+
+_SIGNALLING_FCNTL = (8, 10, 15, 1024, 1026)
+
+_NO_DRIVERS = (
+    "ptrace process_vm_readv process_vm_writev process_madvise pidfd_open pidfd_getfd pidfd_send_signal kcmp "
+    "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register keyctl add_key request_key "
+    "mount umount2 pivot_root chroot move_mount fsopen fsconfig fsmount fspick open_tree open_tree_attr mount_setattr "
+    "unshare setns kexec_load kexec_file_load init_module finit_module delete_module create_module reboot "
+    "swapon swapoff acct quotactl quotactl_fd nfsservctl lookup_dcookie name_to_handle_at open_by_handle_at "
+    "fanotify_init fanotify_mark syslog personality iopl ioperm modify_ldt mknod mknodat uselib vhangup "
+    "settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname "
+    "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset "
+    "execve execveat fork vfork clone3 kill tkill rt_sigqueueinfo rt_tgsigqueueinfo mq_notify "
+    "connect bind listen accept accept4 sendmmsg"
+)
+"""What CUDA does not need to start or to compute, as far as is known without its sources, and an attacker would."""
 
 _LOOPS = (
     "select pselect6 epoll_pwait2 eventfd2 time setitimer times setsockopt getpeername shutdown "
@@ -121,10 +137,7 @@ def sealed(
         "tgkill": ((ArgumentCondition(0, process),),),
         "prctl": _any_of(0, (15, 16)),  # a thread's name
         "prlimit64": ((ArgumentCondition(0, 0), ArgumentCondition(2, 0, _WIDE)),),
-        # A pair of datagram sockets could be turned to another process's socket by its path.
-        "socketpair": tuple(
-            (ArgumentCondition(0, _UNIX), ArgumentCondition(1, kind, _KIND)) for kind in (_STREAM, _SEQPACKET)
-        ),
+        "socketpair": _pairs(),
         "sendto": ((ArgumentCondition(3, 0, _FASTOPEN), ArgumentCondition(4, 0, _WIDE)),),
         "sendmsg": ((ArgumentCondition(2, 0, _FASTOPEN),),),
     }
@@ -207,6 +220,53 @@ def launching(
     return MappingProxyType(calls)
 
 
+def beside_driver(
+    process: int,
+    on: bpf.Architecture,
+    *,
+    network: bool = False,
+    helpers: bool = False,
+    sealed: bool = False,
+    fixed: bool = False,
+) -> Calls:
+    """What a process on a GPU may do: all but what is known to be of no use to its driver.
+
+    A Unix socket may be made, and connected with nothing: a driver looks for the daemon of MPS by one.
+
+    Args:
+        process: the process's own id.
+        on: the machine.
+        network: whether it may make TCP sockets and connect them; then it makes no others.
+        helpers: whether it may fork.
+        sealed: whether it is sealed, and looks no names up any more.
+        fixed: see `launching`.
+    """
+    starting = launching(process, network=network, helpers=helpers, fixed=fixed)
+    calls = {
+        **dict.fromkeys(on.numbers.keys() - set(_NO_DRIVERS.split()), ALWAYS),
+        **{name: starting[name] for name in ("clone", "tgkill", "prctl", "prlimit64", "seccomp", "socketpair")},
+        "kill": ((ArgumentCondition(0, process),),),
+        "ioctl": _none_of(1, _SIGNALLING_IOCTLS),
+        "fcntl": _none_of(1, _SIGNALLING_FCNTL),
+        "sendto": starting["sendto"],
+        "sendmsg": starting["sendmsg"],
+        "socket": starting["socket"] if network else _pairs(),
+    }
+    if network:
+        calls |= {name: starting[name] for name in ("connect", "sendmmsg")}
+    if network and sealed:
+        calls["socket"] = _sockets(_STREAM, (0, _TCP))
+        del calls["sendmmsg"]
+    if sealed:
+        del calls["getsid"]  # by which a process finds out that it is sealed
+    return MappingProxyType(calls)
+
+
+def _pairs() -> Alternatives:
+    # A pair of datagram sockets could be turned to another process's socket by its path.
+    return tuple((ArgumentCondition(0, _UNIX), ArgumentCondition(1, kind, _KIND)) for kind in (_STREAM, _SEQPACKET))
+
+
 def _forking() -> Calls:
     """Forking into the same seal; never another program."""
     return {
@@ -222,7 +282,9 @@ def machine() -> bpf.Architecture | None:
 
 def program(calls: Calls, on: bpf.Architecture, otherwise: int | None = None) -> tuple[bpf.Instruction, ...]:
     """The filter for a set of calls."""
-    return bpf.compiled(calls, on, errnos=ERRNOS, otherwise=otherwise)
+    # As if no daemon listened: a driver does without, and one that may not ask for it might not.
+    errnos = {**ERRNOS, "connect": errno.ENOENT} if otherwise is None else ERRNOS
+    return bpf.compiled(calls, on, errnos=errnos, otherwise=otherwise)
 
 
 def reachable(calls: Calls, on: bpf.Architecture) -> int:

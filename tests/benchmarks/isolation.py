@@ -68,6 +68,7 @@ def measure(quick: bool) -> Figures:
         ("imports", Isolation(seal="imports")),
     ):
         figures[f"probes_blocked_{name}"] = asyncio.run(probe(isolation)).blocked
+    figures["probes_blocked_gpu"] = asyncio.run(probe(_SEALED, gpu=True)).blocked
     figures |= _reachable(probed[0])
     figures["seal_ms"] = statistics.median(found.seal_ms for found in probed)
     with tempfile.TemporaryDirectory() as folder:

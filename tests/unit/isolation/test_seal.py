@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import platform
 import ssl
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,61 +22,18 @@ from inferline_stream.isolation.probes import probe
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from tests.support.confined_code import run
 
 pytestmark = pytest.mark.skipif(
     bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
 )
-
-PRELUDE = """
-import errno, json, os, socket, sys, threading
-from inferline_stream.isolation.confinement import decoded
-from inferline_stream.isolation.seal import seal
-
-outcome = {}
-
-
-def tried(name, attempt):
-    try:
-        attempt()
-        outcome[name] = "done"
-    except OSError as error:
-        outcome[name] = errno.errorcode[error.errno]
-    except Exception as error:
-        outcome[name] = type(error).__name__
-
-
-CONFINEMENT = decoded(os.environ["CONFINEMENT"])
-"""
-
-
-def run(folder: Path, code: str, isolation: Isolation) -> dict[str, Any]:
-    """Run code in a process with this isolation; what came of it."""
-    (folder / "topology.py").touch()
-    confinement = confined(isolation, folder / "topology.py", Hardware("cpu-1", 0.0), "127.0.0.1:9092")
-    (folder / "inside.py").write_text(
-        PRELUDE + textwrap.dedent(code) + "\nprint(json.dumps(outcome), flush=True)\nos._exit(0)"
-    )
-    folder.chmod(0o755)
-    environment = bootstrap.environment(1, confinement, os.environ)
-    with subprocess.Popen(
-        bootstrap.command("inside", confinement=confinement),
-        env={**environment, "PYTHONPATH": str(folder), "CONFINEMENT": confinement.encoded()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        output, said = process.communicate(timeout=60)
-    limits.leave_groups(process.pid)
-    assert process.returncode == 0, said
-    found: dict[str, Any] = json.loads(output)
-    return found
 
 
 @pytest.mark.parametrize("ports", [(), (9,)], ids=["no network", "a port"])
 async def test_a_sealed_process_has_no_way_out(ports: tuple[int, ...]) -> None:
     found = await probe(Isolation(ports=ports))
     assert [attempt for attempt in found.attempts if not attempt.blocked] == []
-    assert (len(found.attempts), found.held.missing) == (35, ())
+    assert (len(found.attempts), found.held.missing) == (36, ())
     assert found.held.sealed
 
 
