@@ -38,6 +38,7 @@ from inferline_stream.dataplane.supervisor_messages import (
 )
 from inferline_stream.isolation.confinement import confined, dispatcher_confinement
 from inferline_stream.isolation.containers import RUNTIMES
+from inferline_stream.isolation.driver import UvmNode
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.kafka.batch_mark import mark_file, marked_in
 from inferline_stream.pipeline.hardware import Hardware
@@ -88,6 +89,7 @@ class Children:
         self._modules = (replica_module, dispatcher_module)
         self._single = single
         self._fork_servers = ForkServers()
+        self._uvm = UvmNode()
         self._machine = os.sched_getaffinity(0)
 
     async def found(self) -> Sequence[FoundProcess[Child]]:
@@ -102,6 +104,8 @@ class Children:
             InvalidInput: its isolation needs what this machine does not have.
             OSError: the process could not be started.
         """
+        if spec.hardware.gpus and spec.isolation.level == "sandbox" and (lack := self._uvm.lack()):
+            raise NoDevice(lack)
         devices = () if self._placed else self._devices_for(spec.hardware)
         cores = spec.hardware.cores
         taken = [(other.cores, other.pinned) for other in self.all]

@@ -31,6 +31,9 @@ _THREADS = (
     "TF_NUM_INTEROP_THREADS",
 )
 
+_CACHES = {"CUDA_CACHE_PATH": "cuda", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+"""Where a process on a GPU keeps what it compiles. By default that is in the home folder, where it may not write."""
+
 EXIT_UNSUPPORTED = 3
 
 
@@ -73,6 +76,8 @@ def environment(
 
         given = visible(source, confinement)
         given |= {"TMPDIR": confinement.scratch} if confinement.scratch else {}
+        if confinement.gpu and confinement.scratch:
+            given = {name: os.path.join(confinement.scratch, folder) for name, folder in _CACHES.items()} | given
         given |= {"UV_USE_IO_URING": "0", "JOBLIB_MULTIPROCESSING": "1" if confinement.isolation.helpers else "0"}
     # onnxruntime would otherwise look for a host to report to when it is first imported.
     quiet = {"ORT_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}

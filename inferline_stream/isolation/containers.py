@@ -16,7 +16,6 @@ ENGINES = ("podman", "docker")
 RUNTIMES: Mapping[str, str] = {"container": "", "gvisor": "runsc", "kata": "kata"}
 """The engine's runtime for each level that is a container; empty for its default."""
 
-_WITHOUT_GPUS = ("gvisor", "kata")
 _CDI = ("/etc/cdi", "/var/run/cdi")
 
 _OPEN_FILES, _PROCESSES = 1024, 1024
@@ -93,15 +92,22 @@ def _gpus(engine: str, confinement: Confinement, devices: Sequence[str]) -> list
     Podman has them from a specification of the Container Device Interface, which NVIDIA's toolkit writes; Docker asks
     the toolkit.
     """
-    level = confinement.isolation.level
-    if confinement.gpu and level in _WITHOUT_GPUS:
+    level, podman = confinement.isolation.level, os.path.basename(engine) == "podman"
+    if confinement.gpu and level == "kata":
         raise InvalidInput(
-            f'isolation {level!r} has no way to a GPU of this machine: write isolation="container" or "sandbox", or '
-            "name kinds without one"
+            'isolation "kata" has no way to a GPU of this machine: write isolation="container", "gvisor" or "sandbox", '
+            "or name kinds without one"
+        )
+    if level == "gvisor" and (slices := [uuid for uuid in devices if uuid.startswith("MIG-")]):
+        raise InvalidInput(
+            f'isolation "gvisor" takes whole GPUs alone, and {slices[0]} is a slice: write isolation="container" or '
+            '"sandbox", or name a kind with a whole GPU'
         )
     if not devices:
         return []
-    if os.path.basename(engine) != "podman":
+    # gVisor hands a driver's calls through only if it is asked to; Docker's daemon is configured so, see the guide.
+    asked = ["--runtime-flag=nvproxy"] if level == "gvisor" and podman else []
+    if not podman:
         return ["--gpus", f'"device={",".join(devices)}"']
     specified = "".join(_text(file) for folder in _CDI for file in sorted(Path(folder).glob("*")))
     unknown = [uuid for uuid in devices if uuid not in specified]
@@ -110,7 +116,7 @@ def _gpus(engine: str, confinement: Confinement, devices: Sequence[str]) -> list
             f"podman knows no device nvidia.com/gpu={unknown[0]}: run `nvidia-ctk cdi generate "
             f"--device-name-strategy=uuid --output={_CDI[0]}/nvidia.yaml`, and again after each change of the driver"
         )
-    return [f"--device=nvidia.com/gpu={uuid}" for uuid in devices]
+    return [*asked, *(f"--device=nvidia.com/gpu={uuid}" for uuid in devices)]
 
 
 def _text(file: Path) -> str:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from inferline_stream.isolation import bootstrap, limits
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.containers import RUNTIMES, Container
+from inferline_stream.isolation.driver import minors_of
 from inferline_stream.isolation.name_service import NameService
 
 
@@ -57,7 +58,7 @@ class Launch:
         within = None
         arguments = []
         if confinement.isolation.sandboxed:
-            if confinement.isolation.scratch:
+            if confinement.isolation.scratch or confinement.gpu:  # for what CUDA compiles
                 self._scratch = tempfile.mkdtemp(prefix="inferline-")
             within = replace(confinement, scratch=self._scratch)
         if within is not None and within.isolation.level in RUNTIMES and within.audit < 0:
@@ -67,6 +68,8 @@ class Launch:
             # Nothing is inherited: hosts are looked up before the seal, and the end of standard input says the rest.
             self._container, self.command, self.environment, self.files = made, made.command, made.environment, ()
             return
+        if within is not None and within.gpu and devices is not None:
+            within = replace(within, minors=minors_of(devices))
         if within is not None and within.kafka_ports:  # a process that may connect to nothing needs no addresses
             self._names = NameService()
             self.files = (*files, self._names.theirs.fileno())

@@ -98,7 +98,7 @@ def resources(hardware: Hardware, isolation: Isolation) -> dict[str, Any]:
     is then judged, and not its host.
     """
     cpu = f"{max(10, round(hardware.cores * 1000))}m"
-    limits = {"ephemeral-storage": f"{2 * LIFE_MIB + _scratch_mib(isolation)}Mi"}
+    limits = {"ephemeral-storage": f"{2 * LIFE_MIB + _scratch_mib(hardware, isolation)}Mi"}
     if not hardware.emulated:
         limits["cpu"] = cpu
     if isolation.memory_mb is not None:
@@ -110,9 +110,9 @@ def resources(hardware: Hardware, isolation: Isolation) -> dict[str, Any]:
     return {"requests": {"cpu": cpu, **limits}, "limits": limits}
 
 
-def _scratch_mib(isolation: Isolation) -> int:
+def _scratch_mib(hardware: Hardware, isolation: Isolation) -> int:
     """Of files that a replica may write: none is longer than `file_mb`, and few are needed."""
-    return isolation.file_mb if isolation.scratch or isolation.writes else LIFE_MIB
+    return isolation.file_mb if isolation.scratch or isolation.writes or hardware.gpus else LIFE_MIB
 
 
 def replicas(
@@ -138,7 +138,15 @@ def replicas(
     spec = msgspec.structs.replace(spec, replica="", topology=cluster.topology or spec.topology)
     host = ReplicaHostSpec(spec, dispatcher, LIFE_FOLDER, CREDENTIAL_FOLDER)
     container = _container(REPLICA, cluster, msgspec.json.encode(host).decode(), resources(hardware, isolation))
-    pod = _pod(pipeline, spec.stage, REPLICA, container, cluster, grace_s=grace_s, scratch_mib=_scratch_mib(isolation))
+    pod = _pod(
+        pipeline,
+        spec.stage,
+        REPLICA,
+        container,
+        cluster,
+        grace_s=grace_s,
+        scratch_mib=_scratch_mib(hardware, isolation),
+    )
     for name, path, volume in _declared_volumes(isolation):
         pod["volumes"].append({"name": name, **volume})
         container["volumeMounts"].append(

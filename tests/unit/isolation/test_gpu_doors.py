@@ -111,10 +111,19 @@ def test_docker_gives_a_container_its_devices_by_nvidias_toolkit(monkeypatch: py
     assert made[made.index("--gpus") + 1] == f'"device={GPU},GPU-2"'
 
 
-@pytest.mark.parametrize("level", ["gvisor", "kata"])
-def test_a_gpu_is_refused_where_no_way_leads_to_it(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidInput, match=f"isolation '{level}' has no way to a GPU"):
-        command("podman", monkeypatch, level, GPU)
+def test_a_gpu_is_refused_where_no_way_leads_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match='isolation "kata" has no way to a GPU'):
+        command("podman", monkeypatch, "kata", GPU)
+
+
+def test_gvisor_is_given_whole_gpus_and_asked_to_hand_the_drivers_calls_through(
+    specification: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = command("podman", monkeypatch, "gvisor", GPU)
+    assert {"--runtime=runsc", "--runtime-flag=nvproxy", f"--device=nvidia.com/gpu={GPU}"} <= set(made)
+    assert "--runtime-flag=nvproxy" not in command("podman", monkeypatch, "container", GPU)
+    with pytest.raises(InvalidInput, match="takes whole GPUs alone, and MIG-1 is a slice"):
+        command("podman", monkeypatch, "gvisor", "MIG-1")
 
 
 def test_a_container_without_a_gpu_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
