@@ -158,8 +158,15 @@ def _sealed_calls(confinement: Confinement, on: Architecture) -> Calls:
 
 
 def _beside_driver(confinement: Confinement, on: Architecture, *, sealed: bool = False, fixed: bool = False) -> Calls:
-    network, helpers = confinement.network, bool(confinement.isolation.helpers)
-    return syscall_rules.beside_driver(os.getpid(), on, network=network, helpers=helpers, sealed=sealed, fixed=fixed)
+    return syscall_rules.beside_driver(
+        os.getpid(),
+        on,
+        network=confinement.network,
+        helpers=bool(confinement.isolation.helpers),
+        signals=landlock.abi() >= landlock.SCOPE_ABI,
+        sealed=sealed,
+        fixed=fixed,
+    )
 
 
 def _close_sockets(confinement: Confinement, keep: Collection[int]) -> None:

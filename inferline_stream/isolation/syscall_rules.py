@@ -226,6 +226,7 @@ def beside_driver(
     *,
     network: bool = False,
     helpers: bool = False,
+    signals: bool = False,
     sealed: bool = False,
     fixed: bool = False,
 ) -> Calls:
@@ -238,14 +239,15 @@ def beside_driver(
         on: the machine.
         network: whether it may make TCP sockets and connect them; then it makes no others.
         helpers: whether it may fork.
+        signals: whether it may signal its helpers.
         sealed: whether it is sealed, and looks no names up any more.
         fixed: see `launching`.
     """
-    starting = launching(process, network=network, helpers=helpers, fixed=fixed)
+    starting = launching(process, network=network, helpers=helpers, signals=signals, fixed=fixed)
     calls = {
         **dict.fromkeys(on.numbers.keys() - set(_NO_DRIVERS.split()), ALWAYS),
         **{name: starting[name] for name in ("clone", "tgkill", "prctl", "prlimit64", "seccomp", "socketpair")},
-        "kill": ((ArgumentCondition(0, process),),),
+        "kill": starting.get("kill", ((ArgumentCondition(0, process),),)),
         "ioctl": _none_of(1, _SIGNALLING_IOCTLS),
         "fcntl": _none_of(1, _SIGNALLING_FCNTL),
         "sendto": starting["sendto"],

@@ -15,6 +15,7 @@ import pytest
 
 from inferline_stream.actuators.actuator import ReplicaExit
 from inferline_stream.actuators.children import Children
+from inferline_stream.actuators.devices import Device
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
@@ -87,16 +88,21 @@ def can_fix_filters() -> bool:
     return tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 10)
 
 
-async def run(supervisor: Supervisor, folder: Path, hostile: str, isolation: Isolation) -> ReplicaExit:
-    """Serve a stage by a stand-in for its dispatcher, until a replica ends."""
+async def start(supervisor: Supervisor, folder: Path, hostile: str, hardware: Hardware) -> None:
+    """Serve a stage by a stand-in for its dispatcher."""
     file = folder / "topology.py"
     file.write_text(TOPOLOGY)
     routes = routes_of(load_topology(file), "work")
-    file.write_text(TOPOLOGY + hostile + CLAIM)
+    file.write_text(TOPOLOGY + hostile)
     await supervisor.dispatch("work", [DispatcherSpec("work-0-a", 0, routes, "127.0.0.1:9")])
-    spec = ReplicaSpec("", "work", str(file), Hardware("cpu-1", 0.1, cores=0), isolation=isolation)
-    await supervisor.know({("work", "cpu-1"): spec})
-    await supervisor.scale("work", "cpu-1", 1)
+    spec = ReplicaSpec("", "work", str(file), hardware, isolation=Isolation(memory_mb=2000))
+    await supervisor.know({("work", hardware.name): spec})
+    await supervisor.scale("work", hardware.name, 1)
+
+
+async def run(supervisor: Supervisor, folder: Path, hostile: str) -> ReplicaExit:
+    """Serve a hostile stage until a replica ends."""
+    await start(supervisor, folder, hostile + CLAIM, Hardware("cpu-1", 0.1, cores=0))
     async with asyncio.timeout(DEADLINE_S):
         gone = await supervisor.next_exit()
     assert isinstance(gone, ReplicaExit)
@@ -116,11 +122,23 @@ async def run(supervisor: Supervisor, folder: Path, hostile: str, isolation: Iso
 async def test_a_replica_whose_code_leaves_out_its_seal_gets_no_event_and_is_ended(
     supervisor: Supervisor, tmp_path: Path, hostile: str
 ) -> None:
-    gone = await run(supervisor, tmp_path, hostile, Isolation(memory_mb=2000))
+    gone = await run(supervisor, tmp_path, hostile)
     assert "did not seal it, although it says so: it has" in gone.reason
     said = (tmp_path / "logs" / "work-0-a.log").read_text()
     assert "attached" in said
     assert "ready" not in said
+
+
+async def test_a_replica_that_is_confined_for_a_gpu_shows_its_seal_and_gets_events(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    """On a stand-in for a device: the stage uses none."""
+    supervisor._children._given = (Device("GPU-1", "Tesla T4"),)
+    await start(supervisor, tmp_path, "", Hardware("t4", 0.5, cores=0, gpus=1, gpu_model="Tesla T4"))
+    log = tmp_path / "logs" / "work-0-a.log"
+    async with asyncio.timeout(DEADLINE_S):
+        while "results" not in log.read_text():
+            await asyncio.sleep(0.02)
 
 
 def test_a_process_of_which_one_thread_alone_is_sealed_is_not_sealed() -> None:
