@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -18,7 +17,7 @@ from inferline_stream.actuators.affinity import cores_for
 from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.child_logs import ChildLogs
 from inferline_stream.actuators.devices import Device, devices_for, used_by_others
-from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers
+from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers, has_ended
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.processes import FoundProcess, Remote
 from inferline_stream.actuators.relay import Relay
@@ -171,7 +170,7 @@ class Children:
         for child in list(self.all):
             child.signal(signal.SIGKILL)
             if child.process is not None:
-                select.select([child.pidfd], [], [])  # it has ended: no process outlives SIGKILL
+                has_ended(child.pidfd, None)  # no process outlives SIGKILL
             self._gone(child, -signal.SIGKILL)
         self._fork_servers.close()
 
@@ -329,11 +328,11 @@ class Children:
         """Let go of what belongs to a child that has ended, or was never started, and report it."""
         self.all.remove(child)
         loop = asyncio.get_running_loop()
-        if child.process is not None:
+        if child.pidfd >= 0:
             loop.remove_reader(child.pidfd)
             os.close(child.pidfd)
-            if isinstance(child.process, subprocess.Popen):
-                child.process.wait()
+        if isinstance(child.process, subprocess.Popen):
+            child.process.wait()
         if child.channel is not None:
             loop.remove_reader(child.channel)
             child.channel.close()
@@ -352,7 +351,10 @@ class Children:
 
 def _reason(code: int, tail: str, overran: str, log: Path) -> str:
     if code < 0:
-        killed = f"killed by {signal.Signals(-code).name}"
+        try:
+            killed = f"killed by {signal.Signals(-code).name}"
+        except ValueError:  # a real-time signal, or what a fork server makes up
+            killed = f"killed by signal {-code}"
         return f"{killed}: {overran}" if overran else killed
     if code == 0:
         return "ended by itself"

@@ -216,7 +216,7 @@ class _ForkServer:
             ended(self._codes.pop(pid, -signal.SIGKILL))
             return
         # Without its word nobody knows the code: what it has not reported counts as killed.
-        limit = self._loop.call_later(_ANSWER_S, self._reaped, pid, -signal.SIGKILL)
+        limit = self._loop.call_later(_ANSWER_S, self._overdue, pid)
         self._waiting[pid] = ended, limit
 
     def close(self) -> None:
@@ -259,6 +259,7 @@ class _ForkServer:
         pidfd = _child_of(self._process.pid, pid)
         if not self._requests:  # too late: another process has its channel by now
             if pidfd is not None:
+                self.children.add(pid)
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 os.close(pidfd)
             return
@@ -268,6 +269,7 @@ class _ForkServer:
         request = self._requests.popleft()
         request.limit.cancel()
         self.children.add(pid)
+        self._codes.pop(pid, None)  # of an earlier process with that number
         limits.join_groups(request.launch.confinement, pid)
         request.begun(Forked(self, pid, pidfd))
 
@@ -279,6 +281,11 @@ class _ForkServer:
         ended, limit = self._waiting.pop(pid)
         limit.cancel()
         ended(code)
+
+    def _overdue(self, pid: int) -> None:
+        """A process has ended, and nobody has said how."""
+        ended, _ = self._waiting.pop(pid)
+        ended(-signal.SIGKILL)
 
     def _give_up(self, why: str) -> None:
         """From now on processes start by themselves."""
@@ -296,10 +303,10 @@ class _ForkServer:
         """Hear it no more."""
         self._loop.remove_reader(self._channel)
         self._give_up(why)
-        for pid in [*self.children]:
-            self.children.discard(pid)
-            if pid in self._waiting:
-                self._reaped(pid, -signal.SIGKILL)
+        self.children.clear()
+        for pid in [*self._waiting]:
+            self._waiting[pid][1].cancel()
+            self._overdue(pid)
 
 
 def _child_of(parent: int, pid: int) -> int | None:
@@ -310,7 +317,14 @@ def _child_of(parent: int, pid: int) -> int | None:
         return None
     with contextlib.suppress(OSError):
         # While it lives its number is nobody else's, so this was said of the process that was opened.
-        if kernel_calls.status("PPid", str(pid)) == str(parent) and not select.select([pidfd], [], [], 0)[0]:
+        if kernel_calls.status("PPid", str(pid)) == str(parent) and not has_ended(pidfd):
             return pidfd
     os.close(pidfd)
     return None
+
+
+def has_ended(pidfd: int, within_ms: int | None = 0) -> bool:
+    """Return whether a process has ended; waits for that so long, for ever if None."""
+    waiting = select.poll()
+    waiting.register(pidfd, select.POLLIN)
+    return bool(waiting.poll(within_ms))

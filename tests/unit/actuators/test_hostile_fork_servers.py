@@ -67,6 +67,9 @@ NONSENSE = """
 NO_ENDS = """
     server._report_ends = lambda channel: None
 """
+IMPOSSIBLE_CODES = """
+    server.os.waitstatus_to_exitcode = lambda status: -4711
+"""
 
 
 @pytest.fixture
@@ -135,10 +138,13 @@ async def test_nobody_waits_for_a_fork_server_that_does_not_answer(
     assert (await second(supervisor)).way == "alone"
 
 
-async def test_the_end_of_a_forked_replica_is_known_even_if_its_fork_server_keeps_it_to_itself(
-    supervisor: Supervisor, tmp_path: Path
+@pytest.mark.parametrize(
+    ("hostile", "code"), [(NO_ENDS, -signal.SIGKILL), (IMPOSSIBLE_CODES, -4711)], ids=["kept", "lied"]
+)
+async def test_the_end_of_a_forked_replica_is_known_whatever_its_fork_server_says_of_it(
+    supervisor: Supervisor, tmp_path: Path, hostile: str, code: int
 ) -> None:
-    await started(supervisor, tmp_path, NO_ENDS)
+    await started(supervisor, tmp_path, hostile)
     await supervisor.scale("work", "cpu-1", 2)
     replica = await second(supervisor)
     assert replica.way == "fork"
@@ -147,7 +153,7 @@ async def test_the_end_of_a_forked_replica_is_known_even_if_its_fork_server_keep
     async with asyncio.timeout(DEADLINE_S):
         gone = await supervisor.next_exit()
     assert isinstance(gone, ReplicaExit)
-    assert (gone.replica, gone.exit_code) == (replica.replica, -signal.SIGKILL)
+    assert (gone.replica, gone.exit_code) == (replica.replica, code)
 
 
 async def test_a_replica_that_leaves_before_it_is_forked_leaves(supervisor: Supervisor, tmp_path: Path) -> None:
