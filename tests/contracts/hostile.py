@@ -17,7 +17,7 @@ def fill(folder):
 
 
 def flood(_):
-    while True:
+    for _ in range(64):  # twice what its log may hold, whether or not printing into a full one fails
         print("x" * 65536, flush=True)
 
 
