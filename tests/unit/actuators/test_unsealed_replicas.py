@@ -100,6 +100,15 @@ async def start(supervisor: Supervisor, folder: Path, hostile: str, hardware: Ha
     await supervisor.scale("work", hardware.name, 1)
 
 
+async def said(folder: Path, what: str) -> str:
+    """What the stand-in for a dispatcher has printed, once this is part of it."""
+    log = folder / "logs" / "work-0-a.log"
+    async with asyncio.timeout(DEADLINE_S):
+        while not log.exists() or what not in log.read_text():
+            await asyncio.sleep(0.02)
+    return log.read_text()
+
+
 async def run(supervisor: Supervisor, folder: Path, hostile: str) -> ReplicaExit:
     """Serve a hostile stage until a replica ends."""
     await start(supervisor, folder, hostile + CLAIM, Hardware("cpu-1", 0.1, cores=0))
@@ -124,9 +133,7 @@ async def test_a_replica_whose_code_leaves_out_its_seal_gets_no_event_and_is_end
 ) -> None:
     gone = await run(supervisor, tmp_path, hostile)
     assert "did not seal it, although it says so: it has" in gone.reason
-    said = (tmp_path / "logs" / "work-0-a.log").read_text()
-    assert "attached" in said
-    assert "ready" not in said
+    assert "ready" not in await said(tmp_path, "attached")
 
 
 async def test_a_replica_that_is_confined_for_a_gpu_shows_its_seal_and_gets_events(
@@ -135,10 +142,7 @@ async def test_a_replica_that_is_confined_for_a_gpu_shows_its_seal_and_gets_even
     """On a stand-in for a device: the stage uses none."""
     supervisor._children._given = (Device("GPU-1", "Tesla T4"),)
     await start(supervisor, tmp_path, "", Hardware("t4", 0.5, cores=0, gpus=1, gpu_model="Tesla T4"))
-    log = tmp_path / "logs" / "work-0-a.log"
-    async with asyncio.timeout(DEADLINE_S):
-        while "results" not in log.read_text():
-            await asyncio.sleep(0.02)
+    await said(tmp_path, "results")
 
 
 def test_a_process_of_which_one_thread_alone_is_sealed_is_not_sealed() -> None:
