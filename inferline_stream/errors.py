@@ -80,16 +80,19 @@ class GateFailed(InferlineError):
 class ServerUnavailable(InferlineError):
     """What a stage asks does not answer, or is busy: its batch goes back into the queue and runs again later.
 
-    A stage may raise it. No event is blamed for it, however often it is raised; while it is, the stage is held.
+    A stage may raise it, and is held meanwhile. An event that is not taken alone is blamed after several times, if the
+    same replica processes a sample each time.
 
     Args:
         message: what is unavailable, and why.
         wait_s: how long to wait before the next batch; the pauses grow of themselves up to a second.
+        busy: whether what is asked is away or busy, whatever the event: none is blamed then.
     """
 
-    def __init__(self, message: str, wait_s: float = 0.0) -> None:
+    def __init__(self, message: str, wait_s: float = 0.0, *, busy: bool = False) -> None:
         super().__init__(message)
         self.wait_s = wait_s
+        self.busy = busy
 
 
 class StageFailed(InferlineError):

@@ -68,6 +68,10 @@ class Remote(Protocol):
     name: str
     hardware: str
     node: str
+    gpu: bool
+    """Whether it loads its stage on a GPU."""
+    again: bool
+    """Whether it was connected with a dispatcher before."""
 
     def connect(self, dispatcher: socket.socket) -> None:
         """Carry the replica's frames to and from this socket."""

@@ -93,6 +93,8 @@ class Supervisor(Generic[P]):
         self._serving: dict[tuple[str, int], P] = {}
         self._attached: dict[str, P] = {}
         """Replica → the dispatcher that it is attached to."""
+        self._handed_over: set[str] = set()
+        """Replicas that have been attached before."""
         self._replaced: dict[str, str] = {}
         """Replica → why its dispatcher wants another one."""
         self._remote: dict[str, Remote] = {}
@@ -225,6 +227,7 @@ class Supervisor(Generic[P]):
             self._posts.adopt(post)
             return
         place = Place(spec.stage, spec.hardware.name, spec.replica, running=True, started_s=started_s)
+        self._handed_over.add(spec.replica)
         self._replicas[process] = place
         self._places.all.append(place)
         member = self._pools[spec.stage].add(spec.replica)
@@ -307,17 +310,22 @@ class Supervisor(Generic[P]):
         if dispatcher is None or self._attached.get(member.replica) is dispatcher:
             return
         if (remote := self._remote.get(member.replica)) is not None:
-            self._hand_over(dispatcher, remote, remote.hardware, member)
+            self._hand_over(dispatcher, remote, member, remote.hardware, gpu=remote.gpu, again=remote.again)
             return
         for child, place in self._replicas.items():
             if child.name == member.replica:
-                self._hand_over(dispatcher, child, place.hardware, member)
+                spec = self._specs.get((stage, place.hardware))
+                gpu, again = spec is not None and spec.hardware.gpus > 0, child.name in self._handed_over
+                self._handed_over.add(child.name)
+                self._hand_over(dispatcher, child, member, place.hardware, gpu=gpu, again=again)
                 if place.retiring:
                     self._leave(place)
                 return
 
-    def _hand_over(self, dispatcher: P, replica: P | Remote, hardware: str, member: SlottedReplica) -> None:
-        attach = Attach(member.replica, hardware, member.number, replica.node)
+    def _hand_over(
+        self, dispatcher: P, replica: P | Remote, member: SlottedReplica, hardware: str, *, gpu: bool, again: bool
+    ) -> None:
+        attach = Attach(member.replica, hardware, member.number, replica.node, gpu, again)
         try:
             self._children.attach(dispatcher, replica, attach)
         except OSError as error:  # no descriptor is left, say; one that is started again is attached again
@@ -382,6 +390,7 @@ class Supervisor(Generic[P]):
 
     def _replica_ended(self, child: P, place: Place, code: int, reason: str, tail: str) -> None:
         self._pools[place.stage].remove(child.name)
+        self._handed_over.discard(child.name)
         self._attached.pop(child.name, None)
         why = self._replaced.pop(child.name, "")
         self._places.ended(place, code, why or reason, tail, at_once=bool(why))

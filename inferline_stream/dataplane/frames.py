@@ -144,13 +144,15 @@ class Broken(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 class Returned(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """Replica to dispatcher: the server that it asks has not taken a batch, through no fault of its events."""
+    """Replica to dispatcher: the server that it asks has not taken a batch."""
 
     epoch: int
     batch: int
     reason: str
     wait_s: float = 0.0
     """How long the server says to wait."""
+    busy: bool = False
+    """Whether the server is away or busy, so that it would not have taken any other batch either."""
 
     def __post_init__(self) -> None:
         _cut(self, "reason", _REASON_CHARS)

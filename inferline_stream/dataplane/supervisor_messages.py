@@ -18,6 +18,10 @@ class Attach(msgspec.Struct, frozen=True, tag="attach"):
     """Its position in the pool; work goes to the lowest numbers first, so that those with the highest are idle."""
     node: str = ""
     """That it is on, in a cluster."""
+    gpu: bool = False
+    """Whether it loads its stage on a GPU, which may take longer."""
+    again: bool = False
+    """Whether it was attached before: it may have a batch in hand, and says `frames.Ready` after that."""
 
 
 class Retire(msgspec.Struct, frozen=True, tag="retire"):

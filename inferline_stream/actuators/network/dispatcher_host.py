@@ -72,6 +72,7 @@ class _Remote:
 
     def __init__(self, hello: HostHello, link: HostLink) -> None:
         self.name, self.hardware, self.node, self.link = hello.replica, hello.hardware, hello.node, link
+        self.gpu, self.again = hello.gpu, hello.again
 
     def connect(self, dispatcher: socket.socket) -> None:
         """Carry the replica's frames."""

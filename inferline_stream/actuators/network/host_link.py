@@ -40,6 +40,10 @@ class HostHello(msgspec.Struct, frozen=True, tag="hello"):
     hardware: str
     node: str = ""
     version: int = WIRE_VERSION
+    gpu: bool = False
+    """Whether it loads its stage on a GPU."""
+    again: bool = False
+    """Whether it was connected with a dispatcher before."""
 
 
 class Offer(msgspec.Struct, frozen=True, tag="offer"):

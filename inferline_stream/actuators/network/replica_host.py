@@ -115,7 +115,7 @@ class ReplicaHost:
         self._children = Children(self._life / "logs", self._ended, placed=True, replica_module=replica_module)
         self._child: Child | None = None
         self._link: HostLink | None = None
-        self._leaving = False
+        self._attached = self._leaving = False
         self._why = ""
         self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -225,7 +225,8 @@ class ReplicaHost:
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
             try:
-                link.send(HostHello(self._spec.replica, self._spec.hardware.name, host_node()))
+                kind, again = self._spec.hardware, self._attached
+                link.send(HostHello(self._spec.replica, kind.name, host_node(), gpu=kind.gpus > 0, again=again))
                 return link, offered, await offered.offer
             except BaseException:
                 link.close()
@@ -235,6 +236,7 @@ class ReplicaHost:
         assert self._child is not None
         ours, theirs = socket.socketpair()
         self._child.connect(theirs)
+        self._attached = True
         link.on_first((self._life / "ready").touch)
         self._link = link
         link.send(Take())

@@ -157,7 +157,15 @@ class Dispatcher:
     # Supervisor
 
     def _attach(self, message: Attach, sock: socket.socket) -> None:
-        self._feeder.attach(sock, message.replica, message.hardware, message.number, message.node)
+        self._feeder.attach(
+            sock,
+            message.replica,
+            message.hardware,
+            message.number,
+            message.node,
+            start_limit_s=self._settings.start_limit_s(gpu=message.gpu),
+            again=message.again,
+        )
 
     def _hear(self, message: Retire | ReplicaLost | Stop | None) -> None:
         """Do what the supervisor asks; None is its end."""

@@ -35,11 +35,9 @@ class Event(msgspec.Struct, gc=False, eq=False):
     """Replicas that died, hung or broke their contract while they had it in hand alone."""
     cuts: int = 0
     """How often the way to the replica that had it in hand broke."""
-    not_taken: int = 0
-    """How often a server did not take a batch that held it."""
-    singled_out: int = 0
-    """Those of them between which it took others."""
-    singled_out_after: int = -1
-    """Batches that the pool had finished at the last of these."""
+    waits: int = 0
+    """How often it has waited aside, because a server did not take it."""
+    refusals: int = 0
+    """How often a server has not taken it alone."""
     late: bool = False
     """Whether a batch that held it has passed its deadline."""

@@ -5,28 +5,31 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
 from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.hand import Hand
+from inferline_stream.dataplane.dispatcher.lost_batches import follow, judge, put_back
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
 from inferline_stream.dataplane.dispatcher.replica_claims import believed_calls, believed_s
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
+from inferline_stream.dataplane.dispatcher.replica_trust import Happening, ReplicaStanding, ReplicaTrust
 from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, count_calls
 from inferline_stream.dataplane.dispatcher.session import SlotSession
-from inferline_stream.dataplane.dispatcher.suspects import LostBatch, Probe
+from inferline_stream.dataplane.dispatcher.suspects import Probe
 from inferline_stream.dataplane.dispatcher.tracing import BatchSpans
-from inferline_stream.dataplane.dispatcher.untaken_batches import UntakenBatches
 from inferline_stream.dataplane.dispatcher.wake_timer import WakeTimer
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
     Call,
-    Failed,
+    Done,
     Leave,
     Ready,
     Results,
@@ -43,20 +46,6 @@ _CUTS = 3
 ends whole nodes, or the processes around its replica, looks the same, and must not do so for ever."""
 
 _WAY_BROKE = "the way to it broke"
-
-
-@dataclass(slots=True, eq=False)
-class Hand:
-    """A batch that a replica has in hand."""
-
-    epoch: int
-    batch: int
-    events: Sequence[Event]
-    """Empty for a probe, and once the events are no longer this replica's: its late result is dropped."""
-    alone: bool = False
-    probe: bool = False
-    span: Any = None
-    """OpenTelemetry's, which only `tracing` imports."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +87,10 @@ class Feeder:
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._timer = WakeTimer(self._loop, self._wake)
-        self._untaken = UntakenBatches(self._loop, lambda: self.session, self.kick)
+        self._trust = ReplicaTrust()
+        self._doubtful = DoubtfulBatches(self._loop, lambda: self.session, self.kick)
+        self._doubted: set[str] = set()
+        """Replicas that get nothing but a sample."""
         self._quarantine = False
         """Whether a replica may be kept for suspects."""
         self._server_trouble = ""
@@ -116,10 +108,32 @@ class Feeder:
 
     # The pool
 
-    def attach(self, sock: socket.socket, name: str, hardware: str, number: int, node: str = "") -> None:
-        """Take a replica into the pool; it gets work once it says that it is ready."""
+    def attach(
+        self,
+        sock: socket.socket,
+        name: str,
+        hardware: str,
+        number: int,
+        node: str = "",
+        *,
+        start_limit_s: float = math.inf,
+        again: bool = False,
+    ) -> None:
+        """Take a replica into the pool; it gets work once it says that it is ready.
+
+        Args:
+            sock: the connection to it.
+            name: of the replica.
+            hardware: its kind.
+            number: its position in the pool.
+            node: that it is on.
+            start_limit_s: longest until it is ready.
+            again: whether it was attached before, so that it may have another dispatcher's batch in hand first.
+        """
         self._ended(name, "it was attached again")  # what it had in hand would be waited for for ever
         replica = self._pool.attach(name, hardware, number)
+        limit_s = max(start_limit_s, self._pool.longest_s(hardware)) if again else start_limit_s
+        self._trust.attached(name, limit_s, self._loop.time())
         connection = ReplicaConnection(
             sock,
             lambda frame: self._heard(name, frame),
@@ -127,6 +141,7 @@ class Feeder:
             lambda epoch, batch: self._answer_bytes(name, epoch, batch),
         )
         self._members[name] = _Member(replica, connection, ReplicaStatus(name, hardware, "starting", node=node))
+        self._set_timer(self._loop.time())
         self._changed()
 
     def retire(self, name: str) -> None:
@@ -154,6 +169,7 @@ class Feeder:
             if not any(event.cuts > _CUTS for event in hand.events):
                 self._spare(member, number, _WAY_BROKE)
         self._end(member, _WAY_BROKE, beside=in_hand - len(member.hands))
+        self._trust.forget(name)
 
     def close(self) -> None:
         """Close every connection; replicas wait for the next dispatcher."""
@@ -183,6 +199,9 @@ class Feeder:
     def _leave(self, name: str) -> None:
         member = self._members.pop(name)
         self._pool.detach(name)
+        self._doubted.discard(name)
+        self._doubtful.spare(name)
+        self._trust.forget(name)
         # The replica closes the connection. One that still loads its stage could not read the frame after our end of it
         # were closed: it says first that it is ready, and that would fail.
         member.connection.send(Leave())
@@ -196,7 +215,9 @@ class Feeder:
         if session is None or not session.open():
             return
         now_s = self._loop.time()
-        self._pool.fresh_after_s = session.suspects.blocked_until_s
+        if self._doubted:
+            self._test_doubted(session, now_s)
+        self._pool.fresh_after_s = session.suspects.suspicion.blocked_until_s
         if self._quarantine or len(session.suspects):
             self._feed_quarantine(session, now_s)
         pool, queue = self._pool, session.queue
@@ -224,6 +245,7 @@ class Feeder:
         *,
         alone: bool = False,
         sample: Probe | None = None,
+        test: bool = False,
     ) -> None:
         session, member = self.session, self._members[replica.replica]
         assert session is not None
@@ -234,7 +256,7 @@ class Feeder:
             else self._spans.begin(events, replica.replica, replica.hardware)
         )
         batch = next(self._numbers)
-        member.hands[batch] = Hand(session.epoch, batch, events, alone, sample is not None, span)
+        member.hands[batch] = Hand(session.epoch, batch, events, alone, sample is not None and not test, test, span)
         self._pool.begin(replica, len(payloads), now_s, batch)
         session.handed(events)
         now_ms = time.time() * 1e3
@@ -260,7 +282,7 @@ class Feeder:
         if not self._quarantine:
             pool.lift_quarantine()
             return
-        replica = pool.quarantine(passed_first=bool(suspects.reason))
+        replica = pool.quarantine(passed_first=bool(suspects.suspicion.reason))
         if replica is None:
             return
         if replica.held_until_s > now_s:
@@ -277,6 +299,29 @@ class Feeder:
             again_s = suspects.again_s(replica.passed, now_s)
             if again_s > now_s:
                 self._timer.wake_at(again_s)
+
+    def _test_doubted(self, session: SlotSession, now_s: float) -> None:
+        """Run a sample on replicas whose last batches had no success."""
+        for name in list(self._doubted):
+            replica, sample = self._members[name].replica, session.suspects.sample
+            if self._trust.standing(name) is not ReplicaStanding.DOUBTED:
+                continue
+            if sample is None:
+                self._happens(name, Happening.NO_SAMPLE)
+            elif replica.held_until_s > now_s:
+                self._timer.wake_at(replica.held_until_s)
+            elif self._pool.has_room(replica):
+                self._happens(name, Happening.SAMPLE_HANDED)
+                self._hand(replica, (), now_s, sample=Probe(sample), test=True)
+
+    def _happens(self, name: str, what: Happening) -> None:
+        """Have a replica's standing follow what it does, and do what that asks for."""
+        action = self._trust.happens(name, what)
+        doubted = self._trust.standing(name) in (ReplicaStanding.DOUBTED, ReplicaStanding.TESTED)
+        self._pool.doubt(self._members[name].replica, doubted)
+        (self._doubted.add if doubted else self._doubted.discard)(name)
+        if action is not None:
+            self._doubtful.act(name, action)
 
     # Results
 
@@ -298,6 +343,7 @@ class Feeder:
         elif type(frame) is Returned:
             self._returned(member, frame, now_s)
         elif type(frame) is Ready:
+            self._happens(name, Happening.READY)
             self._pool.ready(name, now_s)
             member.status.phase = "leaving" if member.replica.leaving else "ready"
             member.status.start_up_s = believed_s(frame.start_up_s) or 0.0
@@ -319,7 +365,7 @@ class Feeder:
             self._give_up(member, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
             return
         del member.hands[frame.batch]
-        self._untaken.finished += 1
+        success = any(type(outcome) is Done for outcome in frame.outcomes)
         replica = member.replica
         handed = replica.hands[frame.batch]
         took_s = max(0.0, now_s - handed.began_s)
@@ -331,7 +377,8 @@ class Feeder:
         calls = believed_calls(frame, handed.batch_size)
         if frame.too_large > 0:  # before the batch counts as one after which larger ones may be tried
             self._pool.too_large(replica.hardware, frame.too_large, now_s)
-        self._pool.finish(replica, calls, now_s, frame.batch)
+        was_fresh = not replica.passed
+        self._pool.finish(replica, calls, now_s, frame.batch, success=success)
         # As profiles have it: a replica that is stopped for its share of a core does not see what that adds to its
         # batches. The network of one on another host is counted by itself.
         served_s = busy_s if member.status.node else took_s
@@ -340,19 +387,28 @@ class Feeder:
         count_calls(self._report, replica.hardware, calls, handed.beside)
         if hand.span is not None and self._spans is not None:
             self._spans.end(hand.span, frame.outcomes)
-        if session is not None and hand.epoch == session.epoch:
-            if hand.probe:
-                session.suspects.probe_passed()
-            elif hand.events:
-                session.returned(hand.events)
-                if not hand.alone or session.suspects.passed(hand.events[0]):
-                    session.suspects.learn(hand.events[0].payload)
-                    session.finished(hand.events, frame.outcomes)
+        current = session if session is not None and hand.epoch == session.epoch else None
+        if (hand.probe or hand.test) and not success:
+            self._failed_sample(member, current)
+            return
+        if hand.probe and current is not None:
+            current.suspects.probe_passed()
+        elif hand.test and was_fresh and current is not None:
+            current.suspects.suspicion.lift()
+        if current is not None and hand.events:
+            current.returned(hand.events)
+            if not success:
+                self._doubtful.keep(replica.replica, hand, frame.outcomes)
+            elif not hand.alone or current.suspects.passed(hand.events[0]):
+                done = next(at for at, outcome in enumerate(frame.outcomes) if type(outcome) is Done)
+                current.suspects.processed(hand.events[done].payload)
+                current.finished(hand.events, frame.outcomes)
+        self._happens(replica.replica, Happening.SUCCESS if success else Happening.NO_SUCCESS)
         if replica.leaving and not member.hands:
             self._leave(replica.replica)
 
     def _returned(self, member: _Member, frame: Returned, now_s: float) -> None:
-        """Take back a batch that the replica's server did not take: neither its events nor the replica are at fault."""
+        """Take back a batch that the replica's server did not take: whose fault it is, a sample says."""
         hand, session, replica = member.hands.get(frame.batch), self.session, member.replica
         if hand is None or hand.epoch != frame.epoch:
             return
@@ -362,14 +418,12 @@ class Feeder:
         before = self.trouble
         self._pool.give_back(replica, frame.batch, now_s, frame.wait_s)
         if session is not None and hand.epoch == session.epoch:
-            if hand.alone:
-                session.returned(hand.events)
-                session.suspects.not_taken(now_s)
-            elif hand.probe:
-                self._put_back(hand, session)
-            else:
-                session.returned(hand.events)
-                self._untaken.put_aside(hand.events, session)
+            if hand.probe:
+                session.suspects.interrupted()
+            session.returned(hand.events)
+            self._doubtful.keep(replica.replica, hand, frame)
+        if not hand.probe:
+            self._happens(replica.replica, Happening.SAMPLE_NOT_TAKEN if hand.test else Happening.NO_SUCCESS)
         self._server_trouble = f"stage {self._report.stage}: {frame.reason}; its events wait"
         if self.trouble != before:
             logger.warning("%s", self._server_trouble)
@@ -387,13 +441,24 @@ class Feeder:
         else:
             self._ended(name, "its connection ended")
 
-    def _put_back(self, hand: Hand, session: SlotSession) -> None:
-        """Return a batch to where it came from, because its loss is no fault of its events."""
-        session.returned(hand.events)
-        if hand.alone or hand.probe:
-            session.suspects.interrupted()
-        elif hand.events:
-            session.queue.put_back(hand.events)
+    def _failed_sample(self, member: _Member, session: SlotSession | None) -> None:
+        """Replace a replica that fails on what the stage is known to process; what else it has in hand runs again."""
+        why = "it fails on an event that the stage is known to process"
+        for number in reversed(list(member.hands)):
+            self._spare(member, number, why)
+        if session is not None:
+            self._lose_kept(session, member.replica, why)
+        self._give_up(member, why)
+
+    def _lose_kept(self, session: SlotSession, replica: PooledReplica, why: str) -> None:
+        """Judge batches on which a replica raised that fails on a sample, or ends on it, as lost with it."""
+        kept, now_s = self._doubtful.lost(replica.replica), self._loop.time()
+        for hand in kept:
+            session.handed(hand.events)
+        if kept:
+            judge(kept, session, self._report, passed=replica.passed, why=why, now_s=now_s, together=len(kept) > 1)
+        else:
+            session.suspects.probe_failed(now_s, "failed")
 
     def _spare(self, member: _Member, number: int, why: str) -> None:
         """Take a batch from a replica that ends, through no fault of the batch's events; of several, the last first."""
@@ -402,11 +467,12 @@ class Feeder:
             self._spans.broke(hand.span, why)
         if session is not None and hand.epoch == session.epoch:
             self._report.batches_lost += bool(hand.events or hand.probe)
-            self._put_back(hand, session)
+            put_back(hand, session)
 
     def _give_up(self, member: _Member, why: str) -> None:
         self._replace(member.replica.replica, why)
         self._end(member, why)
+        self._trust.forget(member.replica.replica)
 
     def _ended(self, name: str, why: str) -> None:
         member = self._members.get(name)
@@ -423,7 +489,9 @@ class Feeder:
             memory: whether memory ran out.
             device: whether it was its device's memory.
         """
-        replica = member.replica
+        replica, now_s = member.replica, self._loop.time()
+        self._trust.happens(replica.replica, Happening.ENDED, now_s, why)
+        self._doubted.discard(replica.replica)
         self._members.pop(replica.replica, None)
         member.connection.close()
         self._pool.detach(replica.replica)
@@ -436,70 +504,34 @@ class Feeder:
         if hands:
             events = sum(len(hand.events) for hand in hands)
             logger.warning("replica %s: %s, with %d events in hand", replica.replica, why, events)
+        if session is not None and any(hand.test for hand in hands):
+            self._lose_kept(session, replica, why)
+        self._doubtful.spare(replica.replica)
         if session is not None:
             lost = [hand for hand in hands if hand.epoch == session.epoch and (hand.events or hand.probe)]
             if lost:
                 self._report.batches_lost += len(lost)
-                self._judge(session, lost, replica, why, together=together, memory=memory, device=device)
+                judge(
+                    lost,
+                    session,
+                    self._report,
+                    passed=replica.passed,
+                    why=why,
+                    now_s=now_s,
+                    together=together,
+                    memory=memory,
+                    device=device,
+                )
         self._changed()
+        self._set_timer(now_s)
         self.kick()
-
-    def _judge(
-        self,
-        session: SlotSession,
-        lost: Sequence[Hand],
-        replica: PooledReplica,
-        why: str,
-        *,
-        together: bool,
-        memory: bool,
-        device: bool,
-    ) -> None:
-        """Find out what becomes of batches. Of several that were in hand together, nobody knows which is to blame."""
-        now_s, suspects = self._loop.time(), session.suspects
-        if together:
-            batches = []
-            for hand in lost:
-                if hand.alone or hand.probe:
-                    self._put_back(hand, session)  # beside a batch of an earlier session: that proves nothing
-                else:
-                    session.returned(hand.events)
-                    batches.append(hand.events)
-            suspects.suspect(batches, passed=replica.passed, now_s=now_s)
-            self._follow(session, LostBatch())
-            return
-        hand = lost[0]
-        if hand.probe:
-            suspects.probe_killed(now_s)
-            self._follow(session, LostBatch())
-            return
-        events, alone = hand.events, hand.alone
-        session.returned(events)
-        if device and len(events) == 1:
-            suspects.no_memory(events[0], alone=alone, now_s=now_s)
-            logger.error("stage %s: %s", self._report.stage, suspects.trouble)
-            return
-        self._follow(
-            session,
-            suspects.lost(events, alone=alone, memory=memory, passed=replica.passed, now_s=now_s, cause=why),
-        )
-
-    def _follow(self, session: SlotSession, lost: LostBatch) -> None:
-        for events in reversed(lost.again):
-            session.queue.put_back(events, lost.limit)
-        for event, reason in lost.condemned:
-            logger.error("an event of %s/%d is condemned: %s", self._report.stage, event.partition, reason)
-            session.finished((event,), (Failed("Poison", reason, ""),))
-        if session.suspects.reason:
-            logger.error("stage %s: %s", self._report.stage, session.suspects.reason)
-            self._changed()
 
     # Time
 
     def _set_timer(self, now_s: float) -> None:
-        deadline_s = self._pool.next_deadline_s
-        if deadline_s is not None:
-            self._timer.wake_at(max(deadline_s, now_s))
+        for deadline_s in (self._pool.next_deadline_s, self._trust.next_s):
+            if deadline_s is not None:
+                self._timer.wake_at(max(deadline_s, now_s))
 
     def _wake(self) -> None:
         now_s = self._loop.time()
@@ -507,6 +539,12 @@ class Feeder:
             member = self._members.get(replica.replica)  # another batch of its may have ended it just now
             if member is not None:
                 self._overdue(member, batch, hard=hard)
+        for name, why in self._trust.overdue(now_s):
+            logger.warning("replica %s is replaced: %s", name, why)
+            if (member := self._members.get(name)) is not None:
+                self._give_up(member, why)
+            else:
+                self._replace(name, why)
         self.kick()
         self._set_timer(now_s)
 
@@ -526,7 +564,7 @@ class Feeder:
         events, hand.events = hand.events, ()
         session.returned(events)
         self._report.batches_lost += 1
-        self._follow(session, session.suspects.late(events))
+        follow(session.suspects.late(events), session, self._report)
 
     def check_stragglers(self) -> None:
         """Have replicas replaced that stay far behind their kind."""

@@ -53,7 +53,7 @@ class Pool:
         self.next_deadline_s: float | None = None
         """When to call `overdue`, and then `choose`, at the latest. May be early."""
         self.fresh_after_s = 0.0
-        """Until then replicas that have finished no batch get none: `Suspects.blocked_until_s`."""
+        """Until then replicas that have finished no batch get none: `Suspicion.blocked_until_s`."""
         self._batch_deadline_s = max(batch_deadline_s, least_deadline_s)
         self._least_deadline_s = least_deadline_s
         self._kinds: dict[str, HardwareKind] = {}
@@ -182,9 +182,25 @@ class Pool:
             self._place(replica)
             self._compare()
 
+    def doubt(self, replica: PooledReplica, doubted: bool) -> None:
+        """Give a replica no events, or events again."""
+        if replica.doubted != doubted:
+            replica.doubted = doubted
+            replica.quarantined = replica.quarantined and not doubted
+            self._place(replica)
+
+    def has_room(self, replica: PooledReplica) -> bool:
+        """Return whether a replica may have one more batch in hand."""
+        return replica.ready and len(replica.hands) < self._kinds[replica.hardware].concurrency
+
+    def longest_s(self, hardware: str) -> float:
+        """Return the longest time until a batch of a hardware kind passes its hard deadline."""
+        kind = self._kinds.get(hardware)
+        return DEADLINE_FACTOR * self._allowed_s(kind.service_s(kind.largest) if kind is not None else 0.0)
+
     def _place(self, replica: PooledReplica) -> None:
         """Put a replica among those that may get another batch, or take it out."""
-        most = 1 if replica.gave_back else self._kinds[replica.hardware].concurrency
+        most = 0 if replica.doubted else 1 if replica.gave_back else self._kinds[replica.hardware].concurrency
         stays = replica.ready and not replica.leaving and self.replicas.get(replica.replica) is replica
         entry = (replica.number, replica.replica)
         at = bisect.bisect_left(self._free, entry)
@@ -295,7 +311,9 @@ class Pool:
             replica.gave_back += 1
         self._place(replica)
 
-    def finish(self, replica: PooledReplica, calls: Sequence[Call], now_s: float, batch: int = 0) -> None:
+    def finish(
+        self, replica: PooledReplica, calls: Sequence[Call], now_s: float, batch: int = 0, *, success: bool = True
+    ) -> None:
         """Note that a replica has answered a batch, in time or late.
 
         Args:
@@ -303,13 +321,14 @@ class Pool:
             calls: what it took, as `replica_claims.believed_calls` has it.
             now_s: the present.
             batch: number of the batch.
+            success: whether one of its events has a result.
         """
         hand = replica.hands.pop(batch, None)
         if hand is None:
             return
         kind = self._kinds[replica.hardware]
         kind.widen(now_s)
-        replica.passed = True
+        replica.passed = replica.passed or success
         replica.gave_back, replica.held_until_s = 0, -math.inf
         replica.batches += 1
         self._place(replica)

@@ -40,7 +40,9 @@ class PooledReplica:
     gave_back: int = 0
     """How often in a row it has given batches back. It gets one at a time until it finishes one."""
     passed: bool = False
-    """Whether it has finished a batch since it was attached."""
+    """Whether it has finished a batch with a success since it was attached."""
+    doubted: bool = False
+    """Whether it gets nothing but samples; see `replica_trust`. Set by `Pool.doubt`."""
     quarantined: bool = False
     """Whether it runs suspects only. May be set from outside."""
     leaving: bool = False

@@ -1,6 +1,7 @@
 """Which event of a lost batch is to blame, found by running the suspects one by one.
 
-A batch is lost when its replica dies, hangs to its hard deadline, breaks the contract or runs out of memory.
+A batch is lost when its replica dies, hangs to its hard deadline, breaks the contract, runs out of memory, or fails on
+a sample after it has failed on the whole batch. `replica_trust` says which replicas are tested, and holds the back-off.
 
 | what was lost                        | then                                                              |
 |--------------------------------------|-------------------------------------------------------------------|
@@ -24,13 +25,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.replica_trust import MAX_BACK_OFF_S, MIN_BACK_OFF_S, Suspicion
 from inferline_stream.dataplane.frames import StageInput
 
 KILLS = 2
 """Replicas that an event must kill alone to be condemned; one where another event of its lost batch was."""
-
-MIN_BACK_OFF_S, MAX_BACK_OFF_S = 0.1, 30.0
-"""First and longest time for which a replica that has passed nothing runs no suspect, while replicas are suspected."""
 
 NOT_TAKEN_S = 2.0
 """How long a suspect waits that its server did not take: longer than a replica is held, so the queue has a turn."""
@@ -81,28 +80,27 @@ class Suspects:
     """
 
     def __init__(self) -> None:
-        self.blocked_until_s = 0.0
-        """Until then `next` gives nothing to a replica that has passed nothing. Such a replica should get no other
-        batch either, so that a broken device ends few of them."""
-        self.reason = ""
-        """Why replicas are under suspicion themselves; empty where they are not."""
-        self._sample: StageInput | None = None
+        self.suspicion = Suspicion()
+        self.sample: StageInput | None = None
+        """An event that the stage is known to process, if there is one."""
         self._suspects: list[_Suspect] = []
         self._running: _Suspect | None = None
         self._probing = False
         self._fresh = False
         """Whether what runs now is the first thing that its replica runs."""
-        self._level = 0
-        """Back-offs in a row."""
         self._yielded = True
 
     def __len__(self) -> int:
         return len(self._suspects)
 
     def learn(self, sample: StageInput | None) -> None:
-        """Remember an event that a replica has processed, as the sample for the next probes."""
-        if sample is not None:
-            self._sample = sample
+        """Take an event of a profile as the sample, until a replica has processed another one here."""
+        if self.sample is None:
+            self.sample = sample
+
+    def processed(self, sample: StageInput) -> None:
+        """Take an event on which a replica has just succeeded as the sample."""
+        self.sample = sample
 
     def lost(
         self, events: Sequence[Event], *, alone: bool, memory: bool, passed: bool, now_s: float, cause: str = ""
@@ -136,8 +134,8 @@ class Suspects:
             self._suspects.remove(suspect)
             case.convicted = True
             return LostBatch(condemned=[(event, _verdict(event.kills, cause))])
-        if not passed and (event.kills >= KILLS or self._sample is None or self._suspicious(now_s)):
-            unknown = "" if self._sample is not None else ", and no event is known that the stage processes"
+        if not passed and (event.kills >= KILLS or self.sample is None or self.suspicion.holds(now_s)):
+            unknown = "" if self.sample is not None else ", and no event is known that the stage processes"
             self._back_off(now_s, f"replicas end before they finish anything{unknown}")
         return LostBatch()
 
@@ -151,7 +149,7 @@ class Suspects:
         """
         for events in batches:
             self._add_case(events)
-        if self._suspicious(now_s) and not passed:
+        if self.suspicion.holds(now_s) and not passed:
             self._back_off(now_s, "replicas end before they finish anything")
 
     def no_memory(self, event: Event, *, alone: bool, now_s: float) -> None:
@@ -184,14 +182,14 @@ class Suspects:
         """
         waits = (suspect.until_s for suspect in self._suspects if suspect.until_s > now_s)
         due_s = 0.0 if self._due(now_s) else min(waits, default=0.0)
-        return due_s if replica_passed else max(due_s, self.blocked_until_s)
+        return due_s if replica_passed else max(due_s, self.suspicion.blocked_until_s)
 
     @property
     def trouble(self) -> str:
         """What is wrong, in words; empty if nothing is."""
         denied = sum(suspect.denied > 0 for suspect in self._suspects)
-        if not denied or self.reason:
-            return self.reason
+        if not denied or self.suspicion.reason:
+            return self.suspicion.reason
         return f"no device has memory for {denied} of its events, even one by one: they are tried again and again"
 
     def late(self, events: Sequence[Event]) -> LostBatch:
@@ -220,29 +218,35 @@ class Suspects:
         if not due or self._running is not None or self._probing:
             return None
         if not replica_passed:
-            if now_s < self.blocked_until_s:
+            if now_s < self.suspicion.blocked_until_s:
                 return None
             if yields and not self._yielded:
                 self._yielded = True
                 return None
         first = due[0]
         self._fresh = not replica_passed
-        if self._fresh and self._sample is not None:
-            if self._level or first.event.kills or first.case.convicted:
+        if self._fresh and self.sample is not None:
+            if self.suspicion.level or first.event.kills or first.case.convicted:
                 self._probing = True
-                return Probe(self._sample)
+                return Probe(self.sample)
         elif self._fresh:
             first = self._least_suspected(due)
         self._running = first
         return first.event
 
-    def passed(self, event: Event) -> bool:
-        """Note that what `next` gave has its result; return whether the event was a suspect, so that it counts."""
+    def passed(self, event: Event, *, success: bool = True) -> bool:
+        """Note that what `next` gave has its outcome; return whether the event was a suspect, so that it counts.
+
+        Args:
+            event: what it gave.
+            success: whether the event is one that the stage can process, too.
+        """
         suspect, self._running = self._running, None
         if suspect is None or suspect.event is not event or suspect.dropped:
             return False
         self._suspects.remove(suspect)
-        self._sample = event.payload
+        if success:
+            self.sample = event.payload
         if self._fresh:
             self._trust()
         return True
@@ -252,14 +256,14 @@ class Suspects:
         self._probing = False
         self._trust()
 
-    def probe_killed(self, now_s: float) -> str:
-        """Note that a replica ended on the sample; return the reason for report and alert."""
+    def probe_failed(self, now_s: float, how: str = "ended") -> str:
+        """Note how a replica failed on the sample; return the reason for report and alert."""
         self._probing = False
         for suspect in self._suspects:
             suspect.event.kills = 0
             suspect.case.convicted = False
-        self._back_off(now_s, "a replica ended on an event that the stage is known to process")
-        return self.reason
+        self._back_off(now_s, f"a replica {how} on an event that the stage is known to process")
+        return self.suspicion.reason
 
     def interrupted(self) -> None:
         """Note that what `next` gave came to no end, for no reason of its own: it runs again."""
@@ -291,21 +295,13 @@ class Suspects:
         free = [s for s in due if s.event.key is None or firsts.setdefault(s.event.key, s) is s]
         return min(free, key=lambda suspect: suspect.event.kills)
 
-    def _suspicious(self, now_s: float) -> bool:
-        """Whether replicas are under suspicion; not for ever, since what passes the queue's events is not seen here."""
-        if self._level and now_s > self.blocked_until_s + 2 * MAX_BACK_OFF_S:
-            self._trust()
-        return self._level > 0
-
     def _trust(self) -> None:
-        self._level, self.blocked_until_s, self.reason, self._yielded = 0, 0.0, "", True
+        self.suspicion.lift()
+        self._yielded = True
 
     def _back_off(self, now_s: float, why: str) -> None:
-        wait_s = min(MAX_BACK_OFF_S, MIN_BACK_OFF_S * 2**self._level)
-        self._level = min(self._level + 1, 16)
-        self.blocked_until_s = now_s + wait_s
+        self.suspicion.back_off(now_s, why)
         self._yielded = False
-        self.reason = f"{why}: the replica, its device or its host may be at fault; next attempt in {wait_s:g} s"
 
 
 def _verdict(kills: int, cause: str) -> str:

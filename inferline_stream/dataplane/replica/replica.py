@@ -292,7 +292,7 @@ class _Server:
     def _unsettled(self, batch: Batch, error: StageFailed | ServerUnavailable) -> int | None:
         """Say why a batch has no results; returns the exit code where the process ends of it."""
         if isinstance(error, ServerUnavailable):
-            self._send(encode_frame(Returned(batch.epoch, batch.batch, str(error), error.wait_s)))
+            self._send(encode_frame(Returned(batch.epoch, batch.batch, str(error), error.wait_s, error.busy)))
             return None
         _last_words(error)
         memory, device = isinstance(error, OutOfMemory), isinstance(error, DeviceOutOfMemory)

@@ -4,7 +4,8 @@
 |-----------------------------------------------------------|-----------------------------------------------------|
 | the connection breaks; 500, 502, 504; a response that is  | again at once, as often as `retries` says, then     |
 | cut off, or is none of the protocol                       | `ServerUnavailable`                                 |
-| no connection, a time-out, 429, 503, any other status     | `ServerUnavailable`, with the server's Retry-After  |
+| no response in time                                       | `ServerUnavailable`                                 |
+| no connection, 429, 503, any other status                 | the same, busy, with the server's Retry-After       |
 | 401 or 403, and the token's file has another token now    | again at once, with that one                        |
 | 400, 413, 415, 422 while the server says that it is ready | the events' fault: the batch is halved              |
 | a response that is too long                               | the events' fault, likewise                         |
@@ -137,7 +138,7 @@ class ServedModel:
             except TimeoutError as error:
                 raise self._unavailable(f"gives no answer within its timeout of {self._server.timeout}") from error
             except aiohttp.ClientConnectorError as error:
-                raise self._unavailable(f"cannot be reached: {_why(error)}") from error
+                raise self._unavailable(f"cannot be reached: {_why(error)}", busy=True) from error
             except (aiohttp.ClientError, OSError) as error:
                 if not left:
                     raise self._unavailable(f"{type(error).__name__}: {error}") from error
@@ -164,7 +165,7 @@ class ServedModel:
             raise EventRefused(f"{self._url} {said}")
         remedy = f"; {_REMEDIES[status]}" if status in _REMEDIES else ""
         unread = self._unread if status in _TOKENS_FAULT else ""
-        raise self._unavailable(said + remedy + unread, _retry_after_s(response))
+        raise self._unavailable(said + remedy + unread, _retry_after_s(response), busy=True)
 
     async def _posted(self, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
         """Send one request. Redirects are not followed: they would take the token, and the events, elsewhere."""
@@ -218,11 +219,11 @@ class ServedModel:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
-    def _unavailable(self, why: str, wait_s: float = 0.0) -> InferlineError:
+    def _unavailable(self, why: str, wait_s: float = 0.0, *, busy: bool = False) -> InferlineError:
         ended = "" if self._process is None else self._process.ended()
         if ended:
             return ServerEnded(ended)
-        return ServerUnavailable(f"server {self._url} {why}", wait_s)
+        return ServerUnavailable(f"server {self._url} {why}", wait_s, busy=busy)
 
 
 class _Addresses(AbstractResolver):

@@ -26,6 +26,7 @@ from inferline_stream.dataplane.frames import (
     Leave,
     Ready,
     Results,
+    Returned,
     ToDispatcher,
     ToReplica,
     encode_frame,
@@ -144,7 +145,7 @@ FILLED: tuple[Any, ...] = (
         node="n-1",
     ),
     Posting("p-a-dispatcher-5f", DispatcherSpec("a-0-5f", 0, ROUTES, "kafka:9092"), 2),
-    Attach("a-cpu-1-0", "cpu-1", 1, "n-2"),
+    Attach("a-cpu-1-0", "cpu-1", 1, "n-2", True, True),
     Retire("a-cpu-1-0"),
     ReplicaLost("a-cpu-1-0"),
     Stop(),
@@ -173,6 +174,7 @@ FRAMES: tuple[ToReplica | ToDispatcher, ...] = (
         0.03,
     ),
     Broken(7, 3, "why", memory=True),
+    Returned(7, 3, "why", 0.5, True),
 )
 
 

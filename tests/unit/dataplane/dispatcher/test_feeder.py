@@ -289,7 +289,7 @@ async def test_a_replica_that_is_retired_while_it_loads_can_still_say_that_it_is
 
 async def test_the_queue_is_served_once_fresh_replicas_may_be_even_if_nothing_else_happens():
     async with fed() as pool:
-        pool.slot.session.suspects.blocked_until_s = asyncio.get_running_loop().time() + 0.1
+        pool.slot.session.suspects.suspicion.blocked_until_s = asyncio.get_running_loop().time() + 0.1
         replica = await pool.attached()
         pool.slot.fetched(b"x")
         assert replica.idle()
@@ -304,7 +304,7 @@ async def test_a_suspect_that_is_due_waits_for_the_block_of_fresh_replicas_and_f
         suspects, now_s = pool.slot.session.suspects, asyncio.get_running_loop().time()
         suspects.no_memory(huge, alone=False, now_s=now_s + 3600.0)
         suspects.suspect([[due]], passed=True, now_s=now_s)
-        suspects.blocked_until_s = now_s + 0.2
+        suspects.suspicion.blocked_until_s = now_s + 0.2
         replica = await pool.attached()
         assert replica.idle()
         assert (await replica.batch()).inputs == [b"due"]

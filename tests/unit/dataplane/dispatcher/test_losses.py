@@ -82,7 +82,7 @@ class Simulation:
         return any(hand.events for hand in self.hands.values())
 
     def blocked_s(self):
-        blocked_s = self.suspects.blocked_until_s
+        blocked_s = self.suspects.suspicion.blocked_until_s
         return blocked_s if blocked_s > self.now_s else None
 
     # What happens outside
@@ -123,10 +123,10 @@ class Simulation:
 
     def kick(self):
         pool, queue, suspects = self.pool, self.queue, self.suspects
-        pool.fresh_after_s = suspects.blocked_until_s
+        pool.fresh_after_s = suspects.suspicion.blocked_until_s
         if not len(suspects):
             pool.lift_quarantine()
-        elif replica := pool.quarantine(passed_first=bool(suspects.reason)):
+        elif replica := pool.quarantine(passed_first=bool(suspects.suspicion.reason)):
             task = suspects.next(replica.passed, self.now_s, yields=pool.single and queue.eligible > 0)
             if task is None:
                 pool.lift_quarantine()
@@ -164,7 +164,7 @@ class Simulation:
         elif hand.events:
             if hand.task is not None:
                 assert self.suspects.passed(hand.task)
-            self.suspects.learn(b"ok")
+            self.suspects.processed(b"ok")
             self.outcomes += hand.events
             self.queue.release(hand.events)
 
@@ -177,7 +177,7 @@ class Simulation:
         self.pool.detach(replica.replica)
         self.start(replica.replica, replica.number)
         if isinstance(hand.task, Probe):
-            self.suspects.probe_killed(self.now_s)
+            self.suspects.probe_failed(self.now_s)
         elif hand.events:
             self.follow(
                 self.suspects.lost(

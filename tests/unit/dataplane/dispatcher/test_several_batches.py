@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
-from inferline_stream.dataplane.dispatcher import feeder, untaken_batches
+from inferline_stream.dataplane.dispatcher import feeder
 from inferline_stream.dataplane.frames import Batch, Broken, Leave, Returned
 from tests.unit.dataplane.dispatcher.doubles import Replica, until
 from tests.unit.dataplane.dispatcher.test_feeder import KIND, Fed, fed
@@ -204,29 +202,6 @@ async def test_a_replica_whose_server_takes_nothing_gets_one_batch_at_a_time_unt
         for batch in rest:
             replica.answer(batch)
         await until(lambda: pool.slot.offset() == 4, "all are committed")
-
-
-async def test_an_event_that_a_server_always_fails_on_holds_up_no_other_and_is_never_given_up(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr(untaken_batches, "LONG_ASIDE_S", (0.05, 0.1))
-    async with asyncio.timeout(20.0), fed(limit=4) as pool:
-        replica = await pool.attached()
-        pool.slot.fetched(b"bad", *[b"%d" % number for number in range(9)])
-        alone = others = 0
-        while alone < 3:
-            batch = await replica.batch()
-            if b"bad" in batch.inputs:
-                alone += batch.inputs == [b"bad"]
-                refused(replica, batch)
-            else:
-                others += len(batch.inputs)
-                replica.answer(batch)
-            pool.slot.fetched(b"more", first=pool.slot.session.partitions[0].completion.position)
-        assert others >= 9, "those of its batch, and those behind it"
-        while not pool.slot.offset():
-            replica.answer(await replica.batch())
-        assert pool.slot.report.dead_lettered == 0
 
 
 async def test_a_suspect_that_a_server_does_not_take_is_no_more_suspect_for_it():

@@ -53,16 +53,16 @@ class Trial:
     def step(self):
         task = self.suspects.next(self.passed, self.now_s)
         if task is None:
-            self.waits_s.append(self.suspects.blocked_until_s - self.now_s)
-            self.reasons.append(self.suspects.reason)
-            self.now_s = self.suspects.blocked_until_s
+            self.waits_s.append(self.suspects.suspicion.blocked_until_s - self.now_s)
+            self.reasons.append(self.suspects.suspicion.reason)
+            self.now_s = self.suspects.suspicion.blocked_until_s
             return
         self.runs += 1
         dies = self.runs in self.outside
         if isinstance(task, Probe):
             if dies:
                 self.passed, self.starts = False, self.starts + 1
-                self.suspects.probe_killed(self.now_s)
+                self.suspects.probe_failed(self.now_s)
             else:
                 self.passed = True
                 self.suspects.probe_passed()
@@ -136,7 +136,7 @@ def test_a_broken_device_condemns_nothing_and_is_tried_again_ever_more_rarely():
     assert all(later == pytest.approx(min(30.0, 2 * wait)) for wait, later in pairwise(trial.waits_s))
     assert trial.waits_s[-1] == 30.0
     assert "its device or its host may be at fault" in trial.reasons[0]
-    assert trial.suspects.reason == ""
+    assert trial.suspects.suspicion.reason == ""
 
 
 def test_a_replica_that_has_passed_is_not_asked_to_wait_or_to_run_a_sample():
@@ -147,9 +147,9 @@ def test_a_replica_that_has_passed_is_not_asked_to_wait_or_to_run_a_sample():
 
 def test_a_batch_that_ends_a_fresh_replica_under_suspicion_prolongs_the_wait():
     trial = Trial(2, [0], outside={2}, most_runs=2)
-    before_s = trial.suspects.blocked_until_s
+    before_s = trial.suspects.suspicion.blocked_until_s
     trial.suspects.lost([event(5), event(6)], alone=False, memory=False, passed=False, now_s=before_s)
-    assert trial.suspects.blocked_until_s == pytest.approx(before_s + 0.2)
+    assert trial.suspects.suspicion.blocked_until_s == pytest.approx(before_s + 0.2)
 
 
 def test_kills_from_before_a_sample_ended_a_replica_count_no_more():
@@ -160,21 +160,21 @@ def test_kills_from_before_a_sample_ended_a_replica_count_no_more():
 
 def test_suspicion_ends_after_a_minute_without_another_loss():
     trial = Trial(2, [0], outside={2}, most_runs=2)
-    later_s = trial.suspects.blocked_until_s + 61
+    later_s = trial.suspects.suspicion.blocked_until_s + 61
     trial.suspects.lost([event(5), event(6)], alone=False, memory=False, passed=False, now_s=later_s)
-    assert (trial.suspects.blocked_until_s, trial.suspects.reason) == (0.0, "")
+    assert (trial.suspects.suspicion.blocked_until_s, trial.suspects.suspicion.reason) == (0.0, "")
 
 
 def test_an_only_replica_under_suspicion_runs_the_queue_and_a_sample_by_turns():
     trial = Trial(2, [0], outside={2}, most_runs=2)
-    suspects, now_s = trial.suspects, trial.suspects.blocked_until_s
+    suspects, now_s = trial.suspects, trial.suspects.suspicion.blocked_until_s
     turns = []
     for _ in range(4):
         task = suspects.next(False, now_s, yields=True)
         turns.append(type(task).__name__)
         if task is not None:
-            suspects.probe_killed(now_s)
-            now_s = suspects.blocked_until_s
+            suspects.probe_failed(now_s)
+            now_s = suspects.suspicion.blocked_until_s
     assert turns == ["NoneType", "Probe", "NoneType", "Probe"]
 
 
@@ -185,19 +185,19 @@ def test_without_a_sample_nothing_is_condemned_for_ever():
     trial = Trial(3, range(3), sample=None, most_runs=60)
     assert trial.condemned == []
     assert trial.waits_s[-1] == 30.0
-    assert "no event is known" in trial.suspects.reason
+    assert "no event is known" in trial.suspects.suspicion.reason
 
 
 def test_without_a_sample_other_suspects_run_first_and_the_first_that_passes_is_the_sample():
     trial = Trial(3, [0], sample=None)
     assert trial.ran[:2] == [0, 1]
     assert (trial.cleared, trial.condemned) == ([1, 2], [0])
-    assert (trial.waits_s, trial.suspects.reason) == ([pytest.approx(0.1)], "")
+    assert (trial.waits_s, trial.suspects.suspicion.reason) == ([pytest.approx(0.1)], "")
 
 
 def test_an_event_that_passes_on_a_fresh_replica_ends_the_suspicion():
     trial = Trial(2, [0], sample=None)
-    assert (trial.cleared, trial.condemned, trial.suspects.reason) == ([1], [0], "")
+    assert (trial.cleared, trial.condemned, trial.suspects.suspicion.reason) == ([1], [0], "")
 
 
 def test_without_a_sample_no_event_overtakes_one_of_its_key():
@@ -303,9 +303,9 @@ def test_one_that_waits_for_memory_holds_up_none_that_is_due_once_fresh_replicas
         suspects.next(True, 60.0 * (attempt < 8))
     assert suspects.again_s(True, 0.0) == 30.0
     suspects.lost([due], alone=False, memory=False, passed=False, now_s=0.0)
-    assert 0.0 < suspects.blocked_until_s < 1.0
+    assert 0.0 < suspects.suspicion.blocked_until_s < 1.0
     assert suspects.next(False, 0.0) is None
-    assert suspects.again_s(False, 0.0) == suspects.blocked_until_s
+    assert suspects.again_s(False, 0.0) == suspects.suspicion.blocked_until_s
     assert suspects.next(False, suspects.again_s(False, 0.0)) is due
 
 
@@ -314,7 +314,7 @@ def test_a_replica_that_has_passed_waits_for_no_block_but_for_the_first_that_wai
     first, second = event(0), event(1)
     suspects.no_memory(first, alone=False, now_s=0.0)
     suspects.no_memory(second, alone=False, now_s=0.1)
-    suspects.blocked_until_s = 9.0
+    suspects.suspicion.blocked_until_s = 9.0
     assert suspects.again_s(True, 0.15) == pytest.approx(0.2)
     assert suspects.again_s(False, 0.15) == 9.0
     assert suspects.next(True, suspects.again_s(True, 0.15)) is first
