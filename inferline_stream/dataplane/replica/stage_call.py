@@ -49,6 +49,10 @@ class DeviceOutOfMemory(OutOfMemory):
     """A replica's device has no memory for a batch."""
 
 
+class DeviceBroken(StageFailed):
+    """A replica's device takes no call of this process any more."""
+
+
 _OUT_OF_MEMORY = (
     "out of memory",  # PyTorch, CUDA, ROCm, CuPy, XLA, TensorRT
     "out_of_memory",
@@ -60,12 +64,41 @@ _OUT_OF_MEMORY = (
 )
 
 
+_BROKEN = (
+    "device-side assert",
+    "illegal memory access",
+    "misaligned address",
+    "illegal instruction",
+    "invalid program counter",
+    "launch failure",  # "unspecified launch failure"
+    "launch_failed",
+    "uncorrectable ecc",
+    "ecc_uncorrectable",
+    "cuda error: unspecified",
+    "cublas_status_execution_failed",
+)
+"""After these every later call of the process fails, too: its CUDA context is lost."""
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error says that memory ran out, on the host or on a device, in the words of any framework."""
     if error is None or isinstance(error, MemoryError):
         return error is not None
     said = f"{type(error).__name__}: {error}".lower()
     return any(words in said for words in _OUT_OF_MEMORY)
+
+
+def is_device_broken(error: BaseException) -> bool:
+    """Whether a GPU takes no more calls of this process after an error: by asking it, else by the error's words."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except Exception:
+            return True
+        return False
+    said = str(error).lower()
+    return any(words in said for words in _BROKEN)
 
 
 class StageCall:
@@ -108,36 +141,41 @@ class StageCall:
 
         Raises:
             DeviceOutOfMemory: in place of what a framework raises where its device has no memory.
+            DeviceBroken: likewise, where no later call would succeed.
         """
         if self._emulated_s:
             began_s = time.perf_counter()
             results = self._call(values)
             _sleep_until(began_s + self._emulated(values))
             return results
-        with self._device_memory(len(values)):
+        with self._on_device(len(values)):
             results = self._call(values)
             _await_devices()
         return results
 
     @contextlib.contextmanager
-    def _device_memory(self, batch_size: int) -> Iterator[None]:
-        """Release what an earlier batch has left of a full device; say where it has no memory for this one."""
+    def _on_device(self, batch_size: int) -> Iterator[None]:
+        """Release what an earlier batch has left of a full device; say where it lacks memory for this one, or broke."""
         if self._release:
             self._release = False
             _release_devices()
         try:
             yield
         except Exception as error:
-            if not self._on_gpu or isinstance(error, MemoryError) or not is_out_of_memory(error):
+            if not self._on_gpu or isinstance(error, MemoryError):
+                raise
+            last = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]
+            if is_device_broken(error):
+                raise DeviceBroken(f"the device takes no more calls: {last}") from error
+            if not is_out_of_memory(error):
                 raise
             self._release = True
-            last = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]
             raise DeviceOutOfMemory(f"a batch of {batch_size} is too large for this device: {last}") from error
 
     async def awaited(self, values: list[Any]) -> Any:
         """Return the results of a stage that is asynchronous. An error that it raises is passed on."""
         began_s = time.perf_counter()
-        with self._device_memory(len(values)):
+        with self._on_device(len(values)):
             results = await self._call(values)
         if self._emulated_s:
             await asyncio.sleep(max(0.0, began_s + self._emulated(values) - time.perf_counter()))

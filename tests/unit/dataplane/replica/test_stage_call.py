@@ -184,6 +184,56 @@ def test_an_event_that_is_too_large_for_its_device_alone_is_not_one_that_the_sta
     assert isinstance(failed, Failed), "without a device there is none to be too small"
 
 
+BROKEN = (
+    "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported",
+    "CUDA error: an illegal memory access was encountered",
+    "CUDA error: misaligned address",
+    "CUDA failure 719: unspecified launch failure ; GPU=0 ; hostname=h ; expr=cudaStreamSynchronize(stream)",
+    "cudaErrorECCUncorrectable: uncorrectable ECC error encountered",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`",
+)
+"""What PyTorch, onnxruntime's CUDA provider, CuPy and cuBLAS raise."""
+
+
+@pytest.mark.parametrize("words", BROKEN)
+def test_a_replica_whose_device_takes_no_more_calls_ends_and_blames_no_event(words: str) -> None:
+    calls = 0
+
+    def stage(values: list[int]) -> list[int]:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError(words)
+
+    with pytest.raises(StageFailed, match=r"the device takes no more calls: RuntimeError: CUDA|cudaError"):
+        run_batch(StageCall(stage, Hardware("t4", 0.5, gpus=1)), settle, range(16))
+    assert calls == 1
+    outcomes, *_ = run_batch(StageCall(stage, CORE), settle, [1])
+    assert isinstance(outcomes[0], Failed), "words of an event end no replica without a device"
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_where_torch_has_a_device_that_is_asked_whether_it_takes_calls(
+    monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    def synchronize() -> None:
+        if lost:
+            raise RuntimeError("whatever it says")
+
+    cuda = SimpleNamespace(is_initialized=lambda: True, synchronize=synchronize)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+
+    def stage(values: list[int]) -> list[int]:
+        raise ValueError("an event says: device-side assert triggered")
+
+    call = StageCall(stage, Hardware("t4", 0.5, gpus=1))
+    if lost:
+        with pytest.raises(StageFailed, match="takes no more calls"):
+            run_batch(call, settle, [1])
+    else:
+        (outcome,), *_ = run_batch(call, settle, [1])
+        assert isinstance(outcome, Failed)
+
+
 def test_what_a_framework_keeps_of_a_device_is_given_back_before_a_smaller_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
