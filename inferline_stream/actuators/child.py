@@ -39,7 +39,9 @@ class Child:
     mark: int | None = None
     """Of a dispatcher: where it notes what it takes in."""
     died_at: BatchId | None = None
-    """The batch that a dispatcher was taking in when it ended."""
+    """The batch that has ended a dispatcher as it took it in."""
+    ran_at_kill_s: float = 0.0
+    """Its CPU time when it was killed by us."""
     relay: Relay | None = None
     """Of a replica in a container."""
     held: socket.socket | None = None
@@ -90,6 +92,8 @@ class Child:
         if self.process is None:
             self.due = number if self.due is not signal.SIGKILL else self.due
             return
+        if number == signal.SIGKILL:
+            self.ran_at_kill_s = self.ran_s
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from inferline_stream.actuators.affinity import cores_for
+from inferline_stream.actuators.batch_deaths import is_batchs_doing
 from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.child_logs import ChildLogs
 from inferline_stream.actuators.devices import Device, devices_for, used_by_others
@@ -39,7 +40,7 @@ from inferline_stream.isolation.confinement import confined, dispatcher_confinem
 from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.isolation.driver import UvmNode
 from inferline_stream.isolation.launch import Launch
-from inferline_stream.kafka.batch_mark import mark_file, marked_in
+from inferline_stream.kafka.batch_mark import mark_file, marked_in, ran_before_s
 from inferline_stream.pipeline.hardware import Hardware
 
 logger = logging.getLogger(__name__)
@@ -340,7 +341,9 @@ class Children:
             child.relay.close()
         child.drop_held()
         if child.mark is not None:
-            child.died_at = marked_in(child.mark)
+            busy_s = child.ran_at_kill_s - ran_before_s(child.mark)
+            if is_batchs_doing(code, overran=bool(child.launch.overran), busy_s=busy_s):
+                child.died_at = marked_in(child.mark)
             os.close(child.mark)
         overran = child.launch.overran
         child.launch.close()

@@ -50,7 +50,7 @@ class ManagedProcess(Protocol):
 
     @property
     def died_at(self) -> BatchId | None:
-        """The batch that a dispatcher was taking in when it ended."""
+        """The batch that has ended a dispatcher as it took it in."""
 
     def signal(self, number: signal.Signals, /) -> None:
         """Signal it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import time
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -16,8 +17,8 @@ import msgspec
 if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
-_MARK = struct.Struct("<qIiB")
-"""Base offset, checksum, partition, and whether they count: written last."""
+_MARK = struct.Struct("<dqIiB")
+"""CPU time of the process so far, base offset, checksum, partition, and whether they count: written last."""
 _COUNTS_AT = _MARK.size - 1
 
 
@@ -42,8 +43,14 @@ def marked_in(file: int) -> BatchId | None:
     data = os.pread(file, _MARK.size, 0)  # not mapped: its other owner could shorten it under us
     if len(data) < _MARK.size:
         return None
-    base_offset, checksum, partition, counts = _MARK.unpack(data)
+    _, base_offset, checksum, partition, counts = _MARK.unpack(data)
     return BatchId(partition, base_offset, checksum) if counts else None
+
+
+def ran_before_s(file: int) -> float:
+    """Return the CPU time, in seconds, that the process had taken when it set its mark."""
+    data = os.pread(file, _MARK.size, 0)
+    return float(_MARK.unpack(data)[0]) if len(data) >= _MARK.size else 0.0
 
 
 class MarkedBatch(Protocol):
@@ -104,7 +111,8 @@ class BatchWatch:
 
     def _set(self, batch: MarkedBatch) -> None:
         self.rests()
-        _MARK.pack_into(self._mark, 0, batch.base_offset, batch.checksum, batch.place.partition, 1)
+        ran_s = time.process_time()
+        _MARK.pack_into(self._mark, 0, ran_s, batch.base_offset, batch.checksum, batch.place.partition, 1)
 
 
 def _id_of(batch: MarkedBatch) -> BatchId:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import runpy
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,8 @@ from inferline_stream.kafka import fetched_batches
 
 UNPACKED = b"ends it when it is unpacked"
 TAKEN_IN = b"ends it when it is taken in"
+STANDS_STILL = b"stands still until "
+"""With seconds since the epoch behind it: as if the host were frozen until then."""
 
 _size_bytes = intake._size_bytes
 
@@ -30,9 +34,12 @@ def crashing_parser(data: bytes) -> Iterator[Any]:
 
 
 def crashing_size(key: bytes | None, value: bytes, headers: Any) -> int:
-    """Return a record's size, or crash."""
+    """Return a record's size, or crash, or stand still."""
     if value == TAKEN_IN:
         ctypes.string_at(0)
+    if value.startswith(STANDS_STILL):
+        sys.stderr.write("stands still\n")
+        time.sleep(max(0.0, float(value.removeprefix(STANDS_STILL)) - time.time()))
     return _size_bytes(key, value, headers)
 
 

@@ -1,5 +1,6 @@
 """Batches that nobody should unpack, through a pool, on Apache Kafka and on the embedded broker alike."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from aiokafka import AIOKafkaProducer
 
 from inferline_stream.dataplane.dead_letters import send_again
 from inferline_stream.kafka.fetched_batches import RECORDS_AT_ONCE
-from inferline_stream.testing.crashing_dispatcher import TAKEN_IN, UNPACKED
+from inferline_stream.testing.crashing_dispatcher import STANDS_STILL, TAKEN_IN, UNPACKED
 from tests.contracts.pooled import PASSING
 from tests.support.director import Director, event_id
 
@@ -94,3 +95,30 @@ async def test_a_batch_that_ends_two_dispatchers_is_skipped_by_the_third(kafka, 
     assert f"the batch of offsets {first} to {first + neighbours}," in headers["message"]
     assert exits == ["killed by SIGKILL", "killed by SIGSEGV", "killed by SIGSEGV"]
     assert Counter(each for each in found if each in ids) == Counter(ids)
+
+
+async def test_a_batch_is_not_blamed_for_dispatchers_that_are_killed_while_their_host_stands_still(embedded_broker):
+    async with Director(
+        embedded_broker.bootstrap_servers,
+        PASSING,
+        partitions={"work": 1},
+        settings={"lease_s": 1.0},
+        dispatcher_module="inferline_stream.testing.crashing_dispatcher",
+    ) as director:
+        await director.start()
+        dispatcher = director.dispatcher("work")
+        until_s = time.time() + 6.0
+        await send_batch(director, "gzip", [b"innocent"] * 99 + [STANDS_STILL + b"%f" % until_s])
+
+        def stood_still() -> int:
+            return (director.logs / f"{dispatcher}.log").read_text().count("stands still")
+
+        await director.until(lambda: stood_still() == 1, "it takes the batch in")
+        await director.kill(dispatcher)  # as the kernel does for lack of memory, of whatever process
+        await director.until(lambda: stood_still() == 2, "the next one does")
+        await director.supervisor.replace_dispatcher(dispatcher)  # as the controller does for its silence
+        await director.caught_up(30.0)
+        assert stood_still() > 2
+        assert await director.letters("work") == []
+        assert len(await director.results()) == 100
+        assert ["SIGKILL" in each.reason for each in director.exits] == [True, True]

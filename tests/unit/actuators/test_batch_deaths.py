@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from inferline_stream.actuators.batch_deaths import REMEMBERED, BatchDeaths
+import signal
+
+import pytest
+
+from inferline_stream.actuators.batch_deaths import HOG_S, REMEMBERED, BatchDeaths, is_batchs_doing
+from inferline_stream.dataplane.process_specs import EXIT_FAILED, EXIT_FENCED
 from inferline_stream.kafka.batch_mark import BatchId
 
 ONE, OTHER_OFFSET = BatchId(0, 7, 1), BatchId(0, 9, 1)
@@ -14,6 +19,26 @@ def after(*batches: BatchId) -> tuple[BatchId, ...]:
     for batch in batches:
         deaths.died_at("work", batch)
     return deaths.deadly("work")
+
+
+@pytest.mark.parametrize(
+    ("code", "overran", "busy_s", "blamed"),
+    [
+        (-signal.SIGSEGV, False, 0.0, True),
+        (-signal.SIGBUS, False, 0.0, True),
+        (-signal.SIGABRT, False, 0.0, True),
+        (EXIT_FAILED, False, 0.0, True),
+        (-signal.SIGKILL, True, 0.0, True),
+        (-signal.SIGKILL, False, HOG_S, True),
+        (-signal.SIGKILL, False, HOG_S - 0.1, False),
+        (-signal.SIGKILL, False, 0.0, False),
+        (-signal.SIGTERM, False, HOG_S, False),
+        (EXIT_FENCED, False, 0.0, False),
+        (5, False, 0.0, False),
+    ],
+)
+def test_a_batch_is_blamed_for_crashes_and_for_the_time_that_it_takes_and_not_for_kills(code, overran, busy_s, blamed):
+    assert is_batchs_doing(code, overran=overran, busy_s=busy_s) is blamed
 
 
 def test_a_batch_is_skipped_after_two_deaths_in_a_row():
