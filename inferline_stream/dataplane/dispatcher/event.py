@@ -16,12 +16,15 @@ class Event(msgspec.Struct, gc=False, eq=False):
     """Of its record; of every part, for a join, in order of arrival."""
     event_id: bytes
     entry_us: int
-    """When it entered the pipeline, µs since the epoch."""
+    """When it entered the pipeline, µs since the epoch. What waits is judged by the fields below: on the dispatcher's
+    monotonic clock, by the age that it had when it was taken in, so that no step of the clock holds or hurries it."""
+    entered_us: int
+    """When it entered the pipeline, in µs."""
     arrived_ms: int
-    """When it, or its last part, entered the stage's topic, ms since the epoch: by its writer's clock, never later than
-    when it was taken in nor earlier than the record before it."""
+    """When it, or its last part, entered the stage's topic, in ms: by its writer's clock, never later than when it was
+    taken in nor earlier than the record before it."""
     taken_ms: int
-    """When the dispatcher took it, or its last part, in, ms since the epoch."""
+    """When the dispatcher took it, or its last part, in, in ms."""
     key: bytes | None
     headers: list[Header]
     """What its successors carry."""

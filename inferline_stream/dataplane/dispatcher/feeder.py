@@ -227,7 +227,7 @@ class Feeder:
                 self._wake_at_release(now_s)
                 break
             limit = pool.limit(replica.hardware)
-            if self.hold_s and (left_s := queue.due_ms(limit, self.hold_s * 1e3) / 1e3 - time.time()) > 0:
+            if self.hold_s and (left_s := queue.due_ms(limit, self.hold_s * 1e3) / 1e3 - time.monotonic()) > 0:
                 self._timer.wake_at(now_s + left_s)
                 break
             events = session.take(limit)
@@ -259,7 +259,7 @@ class Feeder:
         member.hands[batch] = Hand(session.epoch, batch, events, alone, sample is not None and not test, test, span)
         self._pool.begin(replica, len(payloads), now_s, batch)
         session.handed(events)
-        now_ms = time.time() * 1e3
+        now_ms = time.monotonic() * 1e3
         waited_ms = 0.0
         for event in events:
             if not event.replayed:

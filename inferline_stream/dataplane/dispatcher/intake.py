@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 RECORD_OVERHEAD_BYTES = 600
 """What a record costs in memory beyond key, value and headers; above what Kafka adds to it, too."""
 
+STEP_MS = 50
+"""A larger change of the wall clock is a step. Smaller ones hold or hurry an event by no more than that."""
+
 Ending = Failed | Skipped | Dead | Requeued
 
 
@@ -34,7 +37,7 @@ class Intake:
         routes: of the stage.
         ready: takes an event that waits for the stage.
         ended: takes an event that ends, or goes on, without it.
-        clock_s: monotonic seconds, for the age of parts that wait.
+        clock_s: monotonic seconds, for the age of what waits.
         wall_s: seconds since the epoch.
         topic_id: of the incarnation of the input topic that is read.
     """
@@ -57,6 +60,7 @@ class Intake:
         self._is_entry, self._is_join = routes.is_entry, routes.is_join
         self._ids_from = event_id_prefix(routes.input_topic, topic_id).encode()
         self._lead = ClockLead(routes.input_topic)
+        self._ahead_ms = 0
         self.duplicates = 0
 
     def take_in(self, partition: Partition, record: FetchedRecord) -> None:
@@ -136,7 +140,7 @@ class Intake:
     def _event(self, partition: Partition, record: FetchedRecord, found: ReadHeaders) -> Event:
         routes = self._routes
         event_id = found.event_id or self._place(record)
-        entry_us, arrived_ms, taken_ms = self._times(partition, record, found)
+        entry_us, entered_us, arrived_ms, taken_ms = self._times(partition, record, found)
         version = routes.version if self._is_entry else found.version
         value, key, headers = record.value or b"", record.key, event_headers(found, event_id, entry_us, version)
         return Event(
@@ -144,6 +148,7 @@ class Intake:
             (record.offset,),
             event_id,
             entry_us,
+            entered_us,
             arrived_ms,
             taken_ms,
             key,
@@ -154,11 +159,11 @@ class Intake:
             found.replay > 0,
         )
 
-    def _times(self, partition: Partition, record: FetchedRecord, found: ReadHeaders) -> tuple[int, int, int]:
-        """Return when a record's event entered the pipeline, in µs, and when it arrived and is taken in, in ms.
+    def _times(self, partition: Partition, record: FetchedRecord, found: ReadHeaders) -> tuple[int, int, int, int]:
+        """Return `entry_us`, `entered_us`, `arrived_ms` and `taken_ms` of a record's event.
 
-        Its writer says when the first two were. Nothing enters or arrives after it is taken in, and Kafka appends in
-        the order of arrival, so neither a clock that is ahead nor one wrong time among right ones counts.
+        Its writer says when it entered and arrived. Nothing does after it is taken in, and Kafka appends in the order
+        of arrival, so neither a clock that is ahead nor one wrong time among right ones counts.
         """
         now_s = self._wall_s()
         taken_ms = int(now_s * 1000)
@@ -174,23 +179,38 @@ class Intake:
         newest_ms = max(stamp_ms, entry_us // 1000)
         if newest_ms > taken_ms:
             self._lead.note(partition.number, (newest_ms - taken_ms) / 1e3, now_s)
-        arrived_ms = partition.arrived_ms = max(partition.arrived_ms, min(stamp_ms, taken_ms))
-        return min(entry_us, int(now_s * 1e6)), arrived_ms, taken_ms
+        # The clock may have been set back since the newest record was taken in.
+        arrived_ms = partition.arrived_ms = max(min(partition.arrived_ms, taken_ms), min(stamp_ms, taken_ms))
+        entry_us, ahead_ms = min(entry_us, int(now_s * 1e6)), self._clock_ahead_ms(now_s)
+        return entry_us, entry_us + 1000 * ahead_ms, arrived_ms + ahead_ms, taken_ms + ahead_ms
+
+    def _clock_ahead_ms(self, now_s: float) -> int:
+        """Return how far the monotonic clock is ahead of the wall clock; the same until that one is stepped.
+
+        Events of one clock keep their order to the microsecond that way.
+        """
+        ahead_ms = round((self._clock_s() - now_s) * 1e3)
+        if abs(ahead_ms - self._ahead_ms) > STEP_MS:
+            self._ahead_ms = ahead_ms
+        return self._ahead_ms
 
     def _place(self, record: FetchedRecord) -> bytes:
         return b"%s/%d/%d" % (self._ids_from, record.partition, record.offset)
 
     def _unread(self, partition: Partition, record: FetchedRecord) -> Event:
         """An event of which nothing is known but its place."""
-        event_id, now_ms = self._place(record), int(self._wall_s() * 1000)
+        event_id, now_s = self._place(record), self._wall_s()
+        now_ms = int(now_s * 1000)
+        clock_ms = now_ms + self._clock_ahead_ms(now_s)
         nothing = read_headers(())
         return Event(
             partition.number,
             (record.offset,),
             event_id,
             now_ms * 1000,
-            now_ms,
-            now_ms,
+            clock_ms * 1000,
+            clock_ms,
+            clock_ms,
             record.key,
             event_headers(nothing, event_id, now_ms * 1000, self._routes.version),
             b"",
@@ -241,14 +261,15 @@ class Intake:
     def _joined(self, partition: Partition, parts: Gathered) -> Event:
         first, last = parts.records[0], parts.records[-1]
         found = read_headers(first.headers)
-        entry_us, _, _ = self._times(partition, first, found)
-        _, arrived_ms, taken_ms = self._times(partition, last, found)
+        entry_us, entered_us, _, _ = self._times(partition, first, found)
+        _, _, arrived_ms, taken_ms = self._times(partition, last, found)
         headers = event_headers(found, parts.event_id, entry_us, found.version)
         return Event(
             partition.number,
             tuple(record.offset for record in parts.records),
             parts.event_id,
             entry_us,
+            entered_us,
             arrived_ms,
             taken_ms,
             first.key,

@@ -40,7 +40,7 @@ class Partition:
         self.join = join
         self.halted = ""
         self.arrived_ms = 0
-        """When the newest record read from it arrived, ms since the epoch."""
+        """When the newest record read from it arrived, ms since the epoch; never after the last was taken in."""
         self._committed: Entry | None = None
         self._entry: Entry = (0, "")
         self._version = -1

@@ -131,8 +131,8 @@ class StageQueue:
     def add(self, event: Event) -> None:
         """Add an event that was read."""
         rank = event.taken_ms * 1000 - self._slo_us
-        if event.entry_us > rank:  # noqa: PLR1730  a call of max takes longer
-            rank = event.entry_us
+        if event.entered_us > rank:  # noqa: PLR1730  a call of max takes longer
+            rank = event.entered_us
         self._sequence = sequence = self._sequence + 1
         size, partition = event.size_bytes, event.partition
         self.size_bytes += size
@@ -214,7 +214,7 @@ class StageQueue:
             self._length += 1
             self.size_bytes += event.size_bytes
             self._bytes[event.partition] += event.size_bytes
-            rank = max(event.entry_us, event.taken_ms * 1000 - self._slo_us)
+            rank = max(event.entered_us, event.taken_ms * 1000 - self._slo_us)
             if event.key is None or not self._keyed:
                 self.eligible += 1
                 heapq.heappush(self._heap, (rank, self._front, event))

@@ -328,8 +328,8 @@ class SlotSession:
         """Take the next batch from the queue; events that are past the SLO may end here instead."""
         batch = self.queue.take(limit)
         if self._routes.on_expired != "process":
-            oldest_us = time.time() * 1e6 - self._slo_us
-            late = [event for event in batch if event.entry_us < oldest_us and not event.replayed]
+            oldest_us = time.monotonic() * 1e6 - self._slo_us
+            late = [event for event in batch if event.entered_us < oldest_us and not event.replayed]
             if late:
                 self.queue.release(late)
                 for event in late:
@@ -405,7 +405,7 @@ class SlotSession:
         """Count end-to-end latencies, once Kafka has the results."""
         if not self._routes.is_final:
             return
-        now_us = time.time() * 1e6
+        now_us = time.monotonic() * 1e6
         # Where a header holds the entry time, it may be of any age and says nothing of when the event came here.
         live_since_us = self._live_since_us if self._routes.entry_time_header is None else 0.0
         for event, outcome in finished:
@@ -414,8 +414,7 @@ class SlotSession:
             if event.entry_us < live_since_us:
                 self._report.backlog += 1
             else:
-                # The clock may have been set back since the event was taken in.
-                count_latency(self._report, self._bounds_s, max(0.0, (now_us - event.entry_us) / 1e6))
+                count_latency(self._report, self._bounds_s, max(0.0, (now_us - event.entered_us) / 1e6))
 
     async def _transact(self) -> None:
         """Send what is finished and commit what is complete in one transaction after the other, for ever."""

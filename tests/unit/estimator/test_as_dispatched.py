@@ -98,7 +98,7 @@ class VirtualDispatcher:
 
 
 def _event(number: int, sent_ms: int, key: bytes | None = None) -> Event:
-    return Event(0, (number,), number.to_bytes(4), sent_ms * 1000, sent_ms, sent_ms, key, [], b"", 1, ())
+    return Event(0, (number,), number.to_bytes(4), 0, sent_ms * 1000, sent_ms, sent_ms, key, [], b"", 1, ())
 
 
 def arrivals_ms(seed: int, events: int = 400) -> list[int]:

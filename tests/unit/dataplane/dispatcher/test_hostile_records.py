@@ -246,6 +246,22 @@ def test_one_wrong_time_among_right_ones_makes_no_record_older_than_the_one_befo
     assert [event.arrived_ms - NOW_MS for event in taken.ready] == [-50, -50, 0, 0]
 
 
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_step_of_the_wall_clock_changes_neither_how_long_an_event_waits_nor_its_turn(step_s):
+    taken, queue = Taken("ask"), StageQueue(1_000_000, keys_in_order=False)
+    for number in range(6):
+        if number == 3:
+            taken.set_back_s = -step_s
+        taken.now_s = NOW_S + number / 10 - taken.set_back_s
+        taken(stamped(round(taken.now_s * 1000) - 20, offset=number))
+        queue.add(taken.ready[-1])
+    assert [event.arrived_ms - NOW_MS for event in taken.ready[:3]] == [-20, 80, 180]
+    waited_ms = [event.taken_ms - event.arrived_ms for event in taken.ready]
+    assert waited_ms == ([20, 20, 20, 0, 20, 20] if step_s < 0 else [20] * 6), "of the first one after it less is known"
+    assert queue.due_ms(limit=8, hold_ms=50.0) == NOW_MS - 20 + 50
+    assert [event.offsets[0] for event in queue.take(6)] == list(range(6))
+
+
 @pytest.mark.parametrize("wrong_ms", [DAY_MS, -DAY_MS])
 def test_a_partition_a_day_ahead_or_behind_and_a_busy_one_get_their_turns_beside_each_other(wrong_ms):
     queue = StageQueue(1_000_000, keys_in_order=False)

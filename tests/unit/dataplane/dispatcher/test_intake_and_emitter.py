@@ -84,11 +84,13 @@ class Taken:
         self.ready: list[Event] = []
         self.ended: list[tuple[Event, Any]] = []
         self.now_s = NOW_S
+        self.set_back_s = 0.0
+        """How far the wall clock was set back since the start."""
         self.intake = Intake(
             self.routes,
             self.ready.append,
             lambda event, outcome: self.ended.append((event, outcome)),
-            lambda: 0.0,
+            lambda: self.now_s + self.set_back_s,
             wall_s=lambda: self.now_s,
         )
 

@@ -16,7 +16,8 @@ def event(name=0, *, entry_ms=0, arrived_ms=0, taken_ms=0, key=None, partition=0
         partition=partition,
         offsets=(name,),
         event_id=b"%d" % name,
-        entry_us=entry_ms * 1000,
+        entry_us=0,
+        entered_us=entry_ms * 1000,
         arrived_ms=arrived_ms,
         taken_ms=taken_ms,
         key=key,
@@ -152,7 +153,7 @@ class QueueMachine(RuleBasedStateMachine):
         """Of an event's lane, were it eligible."""
         lane = self.lane(each)
         behind = [other for other in self.waiting if self.lane(other) == lane] if lane is not None else [each]
-        return min(max(other.entry_us, other.taken_ms * 1000 - SLO_US) for other in behind)
+        return min(max(other.entered_us, other.taken_ms * 1000 - SLO_US) for other in behind)
 
     def eligible(self):
         return [each for each in self.waiting if self.lane(each) not in self.busy]

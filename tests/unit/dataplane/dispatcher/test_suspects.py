@@ -15,6 +15,7 @@ def event(name, key=None, partition=0):
         offsets=(name,),
         event_id=b"%d" % name,
         entry_us=0,
+        entered_us=0,
         arrived_ms=0,
         taken_ms=0,
         key=key,
