@@ -31,8 +31,8 @@ from inferline_stream.dataplane.frames import Done, Failed, Returned
 REFUSALS = 6
 """How often a server may take a sample, and not an event alone, before the event is at fault."""
 
-ASIDE_S = (0.5, 8.0)
-"""First and longest wait of an event in between: together 15 s, so that a blip of the server blames nothing."""
+ASIDE_S = (0.1, 1.6)
+"""First and longest wait of an event in between: together 3 s, since it holds up its key."""
 
 UNKNOWN_ASIDE_S = (0.1, 30.0)
 """The same where nobody knows whether the server takes anything: others have their turn meanwhile."""
