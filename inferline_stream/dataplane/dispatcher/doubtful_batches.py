@@ -6,7 +6,7 @@
 |----------------------------------------|--------------------------------|---------------------------------------------|
 | the replica can process events         | dead letters                   | several: again, in halves. One: it waits   |
 |                                        |                                | aside, and at `REFUSALS` is a dead letter  |
-| the same, and the server is busy       | dead letters                   | again                                      |
+| the same, and the server was busy      | dead letters                   | they wait aside, so that others have turns |
 | the server takes no sample either      | kept until it does             | again                                      |
 | the replica fails on, or by, a sample  | lost with it: see `suspects`   | again                                      |
 | no sample is known                     | dead letters                   | they wait aside, longer each time          |
@@ -74,14 +74,13 @@ class DoubtfulBatches:
                     self._kept[replica].insert(0, each)
                 else:
                     self._finish(session, each.hand, each.said)
-            elif action is TrustAction.SPARE or (action is TrustAction.BELIEVE and each.said.busy):
+            elif action is TrustAction.SPARE:
                 self._put_back(session, each)
-            elif action is TrustAction.BELIEVE:
+            elif action is TrustAction.BELIEVE and not each.said.busy:
                 self._refused(session, each.hand, each.said.reason)
-            elif each.hand.alone:
-                session.suspects.not_taken(self._loop.time())
             else:
-                self._wait_aside(session, each.hand.events, UNKNOWN_ASIDE_S)
+                within_s = UNKNOWN_ASIDE_S if action is TrustAction.GUESS else ASIDE_S
+                self._wait_aside(session, each.hand, within_s)
 
     def lost(self, replica: str) -> list[Hand]:
         """Return the batches on which the stage raised in a replica that is at fault; the others run again."""
@@ -126,17 +125,18 @@ class DoubtfulBatches:
         if event.refusals >= REFUSALS:
             reason = f"not taken {event.refusals} times, while the same replica's server took others: {why}"
             self._finish(session, hand, [Failed("Unserved", reason, "")])
-        elif hand.alone:
-            session.suspects.not_taken(self._loop.time())
         else:
-            self._wait_aside(session, events, ASIDE_S)
+            self._wait_aside(session, hand, ASIDE_S)
 
     def _finish(self, session: SlotSession, hand: Hand, outcomes: Sequence[Done | Failed]) -> None:
         if not hand.alone or session.suspects.passed(hand.events[0], success=False):
             session.finished(hand.events, outcomes)
 
-    def _wait_aside(self, session: SlotSession, events: Sequence[Event], within_s: tuple[float, float]) -> None:
-        least_s, most_s = within_s
+    def _wait_aside(self, session: SlotSession, hand: Hand, within_s: tuple[float, float]) -> None:
+        if hand.alone:
+            session.suspects.not_taken(self._loop.time())
+            return
+        events, (least_s, most_s) = hand.events, within_s
         for event in events:
             event.waits += 1
         before = max(event.waits for event in events) - 1

@@ -104,7 +104,8 @@ class Feeder:
     def trouble(self) -> str:
         """Why replicas get no batches although they are ready, in words; empty where they do."""
         gave_back = [member.replica.gave_back for member in self._members.values() if member.replica.ready]
-        return self._server_trouble if gave_back and all(gave_back) else ""
+        # A first batch may be one that the server never takes; the next one is a sample.
+        return self._server_trouble if gave_back and min(gave_back) > 1 else ""
 
     # The pool
 
