@@ -24,7 +24,9 @@ from dataclasses import dataclass
 
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.hand import Hand
-from inferline_stream.dataplane.dispatcher.replica_trust import TrustAction
+from inferline_stream.dataplane.dispatcher.pool import Pool
+from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
+from inferline_stream.dataplane.dispatcher.replica_trust import Happening, ReplicaStanding, ReplicaTrust, TrustAction
 from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.frames import Done, Failed, Returned
 
@@ -38,6 +40,9 @@ UNKNOWN_ASIDE_S = (0.1, 30.0)
 """The same where nobody knows whether the server takes anything: others have their turn meanwhile."""
 
 
+_NO_EVENTS = (ReplicaStanding.DOUBTED, ReplicaStanding.TESTED)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _DoubtfulBatch:
     hand: Hand
@@ -45,17 +50,26 @@ class _DoubtfulBatch:
 
 
 class DoubtfulBatches:
-    """Keeps batches by replica. Those of an earlier session are worth nothing.
+    """Keeps batches by replica, and has replicas tested. Batches of an earlier session are worth nothing.
 
     Args:
+        pool: gives doubted replicas no events.
+        trust: says which those are.
         loop: waits.
         served: returns the session whose events are handed out now.
         kick: called once events have been put back that waited aside.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, served: Callable[[], SlotSession | None], kick: Callable[[], None]
+        self,
+        pool: Pool,
+        trust: ReplicaTrust,
+        loop: asyncio.AbstractEventLoop,
+        served: Callable[[], SlotSession | None],
+        kick: Callable[[], None],
     ) -> None:
+        self._pool = pool
+        self._trust = trust
         self._loop = loop
         self._served = served
         self._kick = kick
@@ -66,8 +80,22 @@ class DoubtfulBatches:
         if hand.events:
             self._kept[replica].append(_DoubtfulBatch(hand, said))
 
-    def act(self, replica: str, action: TrustAction) -> None:
-        """Do what `replica_trust` finds right with what is kept of a replica."""
+    def happens(self, replica: PooledReplica, what: Happening) -> None:
+        """Have a replica's standing follow what it does, and do what that asks for."""
+        action = self._trust.happens(replica.replica, what)
+        self._pool.doubt(replica, self._trust.standing(replica.replica) in _NO_EVENTS)
+        if action is not None:
+            self._act(replica.replica, action)
+
+    def to_test(self, *, sample: bool) -> list[PooledReplica]:
+        """Return the replicas to run the sample on; where none is known, they are believed as far as possible."""
+        doubted = ReplicaStanding.DOUBTED
+        due = [each for each in self._pool.doubted() if self._trust.standing(each.replica) is doubted]
+        for replica in [] if sample else due:
+            self.happens(replica, Happening.NO_SAMPLE)
+        return due if sample else []
+
+    def _act(self, replica: str, action: TrustAction) -> None:
         for session, each in self._taken(replica, latest_first=action is TrustAction.SPARE):
             if not isinstance(each.said, Returned):
                 if action is TrustAction.SPARE:

@@ -9,18 +9,17 @@ import math
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.hand import Hand
+from inferline_stream.dataplane.dispatcher.hand import Hand, PoolMember
 from inferline_stream.dataplane.dispatcher.lost_batches import follow, judge, put_back
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
 from inferline_stream.dataplane.dispatcher.replica_claims import believed_calls, believed_s
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
-from inferline_stream.dataplane.dispatcher.replica_trust import Happening, ReplicaStanding, ReplicaTrust
-from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, count_calls
+from inferline_stream.dataplane.dispatcher.replica_trust import Happening, ReplicaTrust
+from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, count_batch
 from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.dispatcher.suspects import Probe
 from inferline_stream.dataplane.dispatcher.tracing import BatchSpans
@@ -28,7 +27,6 @@ from inferline_stream.dataplane.dispatcher.wake_timer import WakeTimer
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
-    Call,
     Done,
     Leave,
     Ready,
@@ -46,16 +44,6 @@ _CUTS = 3
 ends whole nodes, or the processes around its replica, looks the same, and must not do so for ever."""
 
 _WAY_BROKE = "the way to it broke"
-
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    """A replica, its connection, and by number the batches that it has in hand."""
-
-    replica: PooledReplica
-    connection: ReplicaConnection
-    status: ReplicaStatus
-    hands: dict[int, Hand] = field(default_factory=dict)
 
 
 class Feeder:
@@ -83,14 +71,12 @@ class Feeder:
         self._changed = changed
         self._replace = replace
         self._spans = spans
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, PoolMember] = {}
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._timer = WakeTimer(self._loop, self._wake)
         self._trust = ReplicaTrust()
-        self._doubtful = DoubtfulBatches(self._loop, lambda: self.session, self.kick)
-        self._doubted: set[str] = set()
-        """Replicas that get nothing but a sample."""
+        self._doubtful = DoubtfulBatches(pool, self._trust, self._loop, lambda: self.session, self.kick)
         self._quarantine = False
         """Whether a replica may be kept for suspects."""
         self._server_trouble = ""
@@ -141,7 +127,7 @@ class Feeder:
             lambda why: self._closed(name, why),
             lambda epoch, batch: self._answer_bytes(name, epoch, batch),
         )
-        self._members[name] = _Member(replica, connection, ReplicaStatus(name, hardware, "starting", node=node))
+        self._members[name] = PoolMember(replica, connection, ReplicaStatus(name, hardware, "starting", node=node))
         self._set_timer(self._loop.time())
         self._changed()
 
@@ -200,7 +186,6 @@ class Feeder:
     def _leave(self, name: str) -> None:
         member = self._members.pop(name)
         self._pool.detach(name)
-        self._doubted.discard(name)
         self._doubtful.spare(name)
         self._trust.forget(name)
         # The replica closes the connection. One that still loads its stage could not read the frame after our end of it
@@ -216,8 +201,7 @@ class Feeder:
         if session is None or not session.open():
             return
         now_s = self._loop.time()
-        if self._doubted:
-            self._test_doubted(session, now_s)
+        self._test_doubted(session, now_s)
         self._pool.fresh_after_s = session.suspects.suspicion.blocked_until_s
         if self._quarantine or len(session.suspects):
             self._feed_quarantine(session, now_s)
@@ -303,26 +287,13 @@ class Feeder:
 
     def _test_doubted(self, session: SlotSession, now_s: float) -> None:
         """Run a sample on replicas whose last batches had no success."""
-        for name in list(self._doubted):
-            replica, sample = self._members[name].replica, session.suspects.sample
-            if self._trust.standing(name) is not ReplicaStanding.DOUBTED:
-                continue
-            if sample is None:
-                self._happens(name, Happening.NO_SAMPLE)
-            elif replica.held_until_s > now_s:
+        sample = session.suspects.sample
+        for replica in self._doubtful.to_test(sample=sample is not None):
+            if replica.held_until_s > now_s:
                 self._timer.wake_at(replica.held_until_s)
-            elif self._pool.has_room(replica):
-                self._happens(name, Happening.SAMPLE_HANDED)
+            elif sample is not None and self._pool.has_room(replica):
+                self._doubtful.happens(replica, Happening.SAMPLE_HANDED)
                 self._hand(replica, (), now_s, sample=Probe(sample), test=True)
-
-    def _happens(self, name: str, what: Happening) -> None:
-        """Have a replica's standing follow what it does, and do what that asks for."""
-        action = self._trust.happens(name, what)
-        doubted = self._trust.standing(name) in (ReplicaStanding.DOUBTED, ReplicaStanding.TESTED)
-        self._pool.doubt(self._members[name].replica, doubted)
-        (self._doubted.add if doubted else self._doubted.discard)(name)
-        if action is not None:
-            self._doubtful.act(name, action)
 
     # Results
 
@@ -344,7 +315,7 @@ class Feeder:
         elif type(frame) is Returned:
             self._returned(member, frame, now_s)
         elif type(frame) is Ready:
-            self._happens(name, Happening.READY)
+            self._doubtful.happens(member.replica, Happening.READY)
             self._pool.ready(name, now_s)
             member.status.phase = "leaving" if member.replica.leaving else "ready"
             member.status.start_up_s = believed_s(frame.start_up_s) or 0.0
@@ -358,7 +329,7 @@ class Feeder:
             return
         self.kick()
 
-    def _results(self, member: _Member, frame: Results, now_s: float) -> None:
+    def _results(self, member: PoolMember, frame: Results, now_s: float) -> None:
         hand, session = member.hands.get(frame.batch), self.session
         if hand is None or hand.epoch != frame.epoch:
             return  # of another dispatcher's time
@@ -371,21 +342,14 @@ class Feeder:
         handed = replica.hands[frame.batch]
         took_s = max(0.0, now_s - handed.began_s)
         self._report.busy_s += took_s / self._pool.concurrency(replica.hardware)
-        busy_s = believed_s(frame.busy_s)
-        if member.status.node and busy_s is not None:
-            self._report.remote_batches += 1
-            self._report.network_s += max(0.0, took_s - busy_s)
         calls = believed_calls(frame, handed.batch_size)
         if frame.too_large > 0:  # before the batch counts as one after which larger ones may be tried
             self._pool.too_large(replica.hardware, frame.too_large, now_s)
         was_fresh = not replica.passed
         self._pool.finish(replica, calls, now_s, frame.batch, success=success)
-        # As profiles have it: a replica that is stopped for its share of a core does not see what that adds to its
-        # batches. The network of one on another host is counted by itself.
-        served_s = busy_s if member.status.node else took_s
-        if len(calls) == 1 and served_s is not None:
-            calls = [Call(calls[0].batch_size, max(calls[0].service_s, served_s))]
-        count_calls(self._report, replica.hardware, calls, handed.beside)
+        busy_s = believed_s(frame.busy_s)
+        remote = bool(member.status.node)
+        count_batch(self._report, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=handed.beside)
         if hand.span is not None and self._spans is not None:
             self._spans.end(hand.span, frame.outcomes)
         current = session if session is not None and hand.epoch == session.epoch else None
@@ -404,11 +368,11 @@ class Feeder:
                 done = next(at for at, outcome in enumerate(frame.outcomes) if type(outcome) is Done)
                 current.suspects.processed(hand.events[done].payload)
                 current.finished(hand.events, frame.outcomes)
-        self._happens(replica.replica, Happening.SUCCESS if success else Happening.NO_SUCCESS)
+        self._doubtful.happens(replica, Happening.SUCCESS if success else Happening.NO_SUCCESS)
         if replica.leaving and not member.hands:
             self._leave(replica.replica)
 
-    def _returned(self, member: _Member, frame: Returned, now_s: float) -> None:
+    def _returned(self, member: PoolMember, frame: Returned, now_s: float) -> None:
         """Take back a batch that the replica's server did not take: whose fault it is, a sample says."""
         hand, session, replica = member.hands.get(frame.batch), self.session, member.replica
         if hand is None or hand.epoch != frame.epoch:
@@ -424,7 +388,7 @@ class Feeder:
             session.returned(hand.events)
             self._doubtful.keep(replica.replica, hand, frame)
         if not hand.probe:
-            self._happens(replica.replica, Happening.SAMPLE_NOT_TAKEN if hand.test else Happening.NO_SUCCESS)
+            self._doubtful.happens(replica, Happening.SAMPLE_NOT_TAKEN if hand.test else Happening.NO_SUCCESS)
         self._server_trouble = f"stage {self._report.stage}: {frame.reason}; its events wait"
         if self.trouble != before:
             logger.warning("%s", self._server_trouble)
@@ -442,7 +406,7 @@ class Feeder:
         else:
             self._ended(name, "its connection ended")
 
-    def _failed_sample(self, member: _Member, session: SlotSession | None) -> None:
+    def _failed_sample(self, member: PoolMember, session: SlotSession | None) -> None:
         """Replace a replica that fails on what the stage is known to process; what else it has in hand runs again."""
         why = "it fails on an event that the stage is known to process"
         for number in reversed(list(member.hands)):
@@ -461,7 +425,7 @@ class Feeder:
         else:
             session.suspects.probe_failed(now_s, "failed")
 
-    def _spare(self, member: _Member, number: int, why: str) -> None:
+    def _spare(self, member: PoolMember, number: int, why: str) -> None:
         """Take a batch from a replica that ends, through no fault of the batch's events; of several, the last first."""
         hand, session = member.hands.pop(number), self.session
         if hand.span is not None and self._spans is not None:
@@ -470,7 +434,7 @@ class Feeder:
             self._report.batches_lost += bool(hand.events or hand.probe)
             put_back(hand, session)
 
-    def _give_up(self, member: _Member, why: str) -> None:
+    def _give_up(self, member: PoolMember, why: str) -> None:
         self._replace(member.replica.replica, why)
         self._end(member, why)
         self._trust.forget(member.replica.replica)
@@ -480,7 +444,9 @@ class Feeder:
         if member is not None:
             self._end(member, why)
 
-    def _end(self, member: _Member, why: str, *, beside: int = 0, memory: bool = False, device: bool = False) -> None:
+    def _end(
+        self, member: PoolMember, why: str, *, beside: int = 0, memory: bool = False, device: bool = False
+    ) -> None:
         """A replica is gone, or is given up; what it had in hand must run again.
 
         Args:
@@ -492,7 +458,6 @@ class Feeder:
         """
         replica, now_s = member.replica, self._loop.time()
         self._trust.happens(replica.replica, Happening.ENDED, now_s, why)
-        self._doubted.discard(replica.replica)
         self._members.pop(replica.replica, None)
         member.connection.close()
         self._pool.detach(replica.replica)
@@ -549,7 +514,7 @@ class Feeder:
         self.kick()
         self._set_timer(now_s)
 
-    def _overdue(self, member: _Member, batch: int, *, hard: bool) -> None:
+    def _overdue(self, member: PoolMember, batch: int, *, hard: bool) -> None:
         replica, hand, session = member.replica, member.hands.get(batch), self.session
         if hand is None:
             return

@@ -18,6 +18,37 @@ A producer whose clock says 1970 must not fill the sums, and nobody can read a r
 """
 
 
+def count_batch(
+    report: PoolReport,
+    hardware: str,
+    calls: Sequence[Call],
+    took_s: float,
+    busy_s: float | None,
+    *,
+    remote: bool,
+    in_hand: int = 1,
+) -> None:
+    """Add a batch that a replica has finished.
+
+    Args:
+        report: is added to.
+        hardware: kind of the replica.
+        calls: of the stage.
+        took_s: from handing it over to its results.
+        busy_s: what the replica says; None where that cannot be.
+        remote: whether the replica is on another host: what the network takes is counted by itself.
+        in_hand: batches that the replica had in hand when it began.
+    """
+    if remote and busy_s is not None:
+        report.remote_batches += 1
+        report.network_s += max(0.0, took_s - busy_s)
+    # As profiles have it: a replica that is stopped for its share of a core does not see what that adds to its batches.
+    served_s = busy_s if remote else took_s
+    if len(calls) == 1 and served_s is not None:
+        calls = [Call(calls[0].batch_size, max(calls[0].service_s, served_s))]
+    count_calls(report, hardware, calls, in_hand)
+
+
 def count_calls(report: PoolReport, hardware: str, calls: Sequence[Call], in_hand: int = 1) -> None:
     """Add calls of the stage on one hardware kind, begun with so many batches in hand."""
     sizes = report.batch_stats.setdefault(hardware, {})
