@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import bisect
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ _MARK = "i1"
 """What metadata of this format, version 1, begins with; anything else is another tool's."""
 
 _LARGEST_OFFSET = (1 << 63) - 1
+
+_SECOND_FIELD_BYTES = 4
+"""What a bitmap before run lengths has to save to be worth it."""
 
 Run = tuple[int, int]
 """Consecutive offsets: first, and one past the last."""
@@ -98,7 +102,7 @@ def encode_metadata(committed: Committed, limit_bytes: int = METADATA_LIMIT_BYTE
     if committed.partitions:
         fields.append(f"c={committed.partitions}")
     if committed.runs:
-        room = limit_bytes - len(";".join(fields).encode()) - len(";r=")
+        room = limit_bytes - len(";".join(fields).encode()) - len(";b=;r=")
         fields.append(_encode_runs(committed.offset, committed.runs, room))
     return ";".join(fields) if len(fields) > 1 else ""
 
@@ -111,10 +115,8 @@ def decode_metadata(offset: int, metadata: str) -> Committed:
     found = dict(field.split("=", 1) for field in fields if "=" in field)
     try:
         forget_below, partitions = int(found.get("n", "0")), int(found.get("c", "0"))
-        if "b" in found:
-            runs = _from_bitmap(offset, _unarmoured(found["b"]))
-        else:
-            runs = _from_lengths(offset, _unarmoured(found.get("r", "")))
+        runs = _from_bitmap(offset, _unarmoured(found.get("b", "")))
+        runs += _from_lengths(runs[-1][1] if runs else offset, _unarmoured(found.get("r", "")))
     except ValueError:
         return Committed(offset)
     if not 0 <= forget_below <= _LARGEST_OFFSET or (runs and runs[-1][1] > _LARGEST_OFFSET):
@@ -145,17 +147,38 @@ def merged(runs: Iterable[Run], above: int) -> tuple[Run, ...]:
 
 
 def _encode_runs(offset: int, runs: Sequence[Run], room: int) -> str:
-    """The shorter of run lengths and bitmap; where neither fits, the run lengths of as many runs as do."""
-    lengths = _armoured(_lengths(offset, runs))
-    if runs[-1][1] - offset <= 6 * min(room, len(lengths)):
-        bitmap = _armoured(_bitmap(offset, runs))
-        if len(bitmap) < len(lengths):
-            return f"b={bitmap}"
-    if len(lengths) > room:
-        sizes = range(len(runs) + 1)
-        fitting = bisect.bisect_right(sizes, room, key=lambda count: len(_armoured(_lengths(offset, runs[:count]))))
-        lengths = _armoured(_lengths(offset, runs[: fitting - 1]))
-    return f"r={lengths}"
+    """A bitmap of the first runs and the run lengths of the others, as many of each as make it short.
+
+    Where that does not fit, as many runs as do, from the first on.
+    """
+    encoded = _shortest(offset, runs)
+    if len(encoded) > room + len("b=;r="):
+        sizes = range(len(runs))
+        most = room + len("b=;r=")
+        fitting = bisect.bisect_right(sizes, most, key=lambda count: len(_shortest(offset, runs[:count])))
+        encoded = _shortest(offset, runs[: fitting - 1])
+    return encoded
+
+
+def _shortest(offset: int, runs: Sequence[Run]) -> str:
+    rest, before = 0, [offset, *(end for _, end in runs)]
+    for at, (first, end) in enumerate(runs):
+        rest += _length_bytes(first - before[at]) + _length_bytes(end - first)
+    shortest, split = rest, 0
+    for at, (first, end) in enumerate(runs):
+        rest -= _length_bytes(first - before[at]) + _length_bytes(end - first)
+        size = (end - offset + 7) // 8 + rest + (_SECOND_FIELD_BYTES if rest else 0)
+        if size < shortest:
+            shortest, split = size, at + 1
+    fields = [f"b={_armoured(_bitmap(offset, runs[:split]))}"] if split else []
+    if split < len(runs) or not runs:
+        fields.append(f"r={_armoured(_lengths(before[split], runs[split:]))}")
+    return ";".join(fields)
+
+
+def _length_bytes(number: int) -> int:
+    """Size of a LEB128 number."""
+    return max(1, (number.bit_length() + 6) // 7)
 
 
 def _lengths(offset: int, runs: Sequence[Run]) -> bytes:
@@ -195,17 +218,8 @@ def _bitmap(offset: int, runs: Sequence[Run]) -> bytes:
 
 
 def _from_bitmap(offset: int, encoded: bytes) -> tuple[Run, ...]:
-    bits = int.from_bytes(encoded, "little")
-    runs = []
-    position = offset
-    while bits:
-        gap = (bits & -bits).bit_length() - 1
-        bits >>= gap
-        length = (~bits & bits + 1).bit_length() - 1
-        bits >>= length
-        runs.append((position + gap, position + gap + length))
-        position += gap + length
-    return tuple(runs)
+    bits = f"{int.from_bytes(encoded, 'little'):b}"[::-1]
+    return tuple((offset + run.start(), offset + run.end()) for run in re.finditer("1+", bits))
 
 
 def _armoured(data: bytes) -> str:
