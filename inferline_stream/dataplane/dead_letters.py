@@ -27,6 +27,7 @@ from inferline_stream.kafka.topics import record_rules
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, Names
+from inferline_stream.pipeline.shape import topological
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.version import format_between
 
@@ -280,7 +281,11 @@ async def _send(sender: StageSender, letters: Sequence[Letter], pipeline: Pipeli
         note = Message(letter.key, None, [(SENT_AGAIN, place)], round(time.time() * 1000))
         outgoing.setdefault((letter.topic, letter.partition), []).append(note)
     await sender.begin()
-    await sender.send(outgoing)
+    # A part is in a join only after what its others come from is there: else the join could give it up without them.
+    inputs = [input_topic(pipeline, names, stage.name) for stage in topological(pipeline.stages)]
+    for topic in dict.fromkeys([*inputs, *(topic for topic, _ in outgoing)]):
+        if records := {place: messages for place, messages in outgoing.items() if place[0] == topic}:
+            await sender.send(records)
     await sender.commit({}, "")
 
 

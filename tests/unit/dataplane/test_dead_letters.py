@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,7 +51,7 @@ class Sender:
         pass
 
     async def send(self, outgoing: Any) -> None:
-        self.outgoing = outgoing
+        self.outgoing |= outgoing
 
     async def commit(self, offsets: Any, group: str) -> None:
         pass
@@ -113,6 +114,12 @@ def test_only_a_note_of_ours_says_that_a_letter_was_sent_again() -> None:
     found = letters_of(died(offset=3), *forgeries)
     assert [letter.offset for letter in found] == [3, 4, 5, 6, 7]
     assert all(letter.sent_again_ms is None for letter in found)
+
+
+def test_what_a_part_of_a_join_waits_for_is_sent_before_the_part() -> None:
+    (letter,) = letters_of(died())
+    join, branch = (replace(letter, topic=f"p.{s}.dlq", input_topic=f"p.{s}") for s in ("both", "left"))
+    assert list(replayed(join, branch)) == [("p.left", 2), ("p.both", 2), ("p.both.dlq", 0), ("p.left.dlq", 0)]
 
 
 def test_two_letters_of_one_record_are_sent_once_and_those_that_do_not_say_each() -> None:
