@@ -78,14 +78,16 @@ class Settings:
     )
     join_age_s: float = _knob(
         600.0,
-        "Longest that a part of a join waits for the rest; then the event becomes a dead letter. Event ids that are "
-        "finished are remembered for as long, as far as `join_bytes` holds them, and a part that comes again is "
-        "dropped.",
+        "How long a part of a join waits for the rest at least; then the event becomes a dead letter, once every stage "
+        "before the join has finished what the rest could come from. Event ids that are finished are remembered for "
+        "as long, as far as `join_bytes` holds them: a part that comes again is dropped, and one that comes after its "
+        "event was given up becomes a dead letter, too.",
     )
     join_bytes: float = _knob(
         256.0 * 1024 * 1024,
         "Parts of joins that a dispatcher holds, and ids of finished events that it remembers. Beyond it the oldest "
-        "ids are forgotten, down to a quarter of it, and then the oldest events become dead letters.",
+        "ids are forgotten, down to a quarter of it, and then of the newest parts only their places in Kafka are kept "
+        "(600 bytes an event): they are read again when the event is complete.",
     )
     decompressed_bytes: float = _knob(
         16.0 * 1024 * 1024,

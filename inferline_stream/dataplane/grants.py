@@ -57,6 +57,9 @@ class Grant(msgspec.Struct, frozen=True, tag="grant"):
     """Most batches that a replica of each hardware kind has in hand; 1 where it is missing."""
     contention: dict[str, dict[int, dict[int, float]]] = {}
     """By hardware kind, batches in hand and batch size, how many times as long as alone a batch takes."""
+    settled: dict[int, tuple[int, int]] = {}
+    """Of a join's input, by partition: an event with its first part below the first offset gets no other part at or
+    above the second, because every stage before the join has finished what it could come from."""
     version: int = WIRE_VERSION
 
     def __post_init__(self) -> None:

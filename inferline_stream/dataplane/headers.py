@@ -21,6 +21,10 @@ REASON = HEADER_PREFIX + "reason"
 REPLAY = HEADER_PREFIX + "replay"
 """A dead letter sent again: how often so far. It travels on, so that no join takes the event for a duplicate."""
 
+MOVED = HEADER_PREFIX + "moved"
+"""On a part of a join that was appended again: where its partition's reader stood, so that no later reader takes it for
+a part of an event that was finished because the offset which it had before is complete."""
+
 SENT_AGAIN = HEADER_PREFIX + "sent_again"
 """On a note beside the dead letters: partition and offset of a letter that was sent again."""
 
@@ -29,6 +33,8 @@ EVENT_ID_BYTES = 256
 
 MOST_REPLAYS = 9_999
 """Largest replay count that is believed."""
+
+_LARGEST_OFFSET = (1 << 63) - 1
 
 LATEST_MS = 253_402_300_799_000
 """End of the year 9999. A later time is none: dates and floats would have to hold it."""
@@ -46,6 +52,7 @@ class ReadHeaders(NamedTuple):
     """What a record's headers say. `own` are the user's: every name of ours is taken out of them.
 
     `dead` is how the event died upstream, 0 where it lives; `replay` counts how often it was sent again after that.
+    `moved` grows each time that a part is appended again.
     """
 
     event_id: bytes | None
@@ -56,6 +63,7 @@ class ReadHeaders(NamedTuple):
     dead: int
     replay: int
     own: list[Header]
+    moved: int = 0
 
 
 def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeaders:
@@ -68,7 +76,7 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeade
     """
     event_id = entry_us = version = parent = None
     skipped: tuple[str, ...] = ()
-    dead = replay = 0
+    dead = replay = moved = 0
     own: list[Header] = []
     for header in headers:
         name, value = header
@@ -89,11 +97,13 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeade
             parent = (value or b"").decode("utf-8", "replace")
         elif name == SKIPPED:
             skipped = tuple((value or b"").decode("utf-8", "replace").split(","))
+        elif name == MOVED:
+            moved = number(value, _LARGEST_OFFSET) or 0
         elif name == DEAD:
             dead = LETTERED if value == b"2" else DROPPED
     if entry and not replay:
         entry_us = None
-    return ReadHeaders(event_id, entry_us, version, parent, skipped, dead, replay, own)
+    return ReadHeaders(event_id, entry_us, version, parent, skipped, dead, replay, own, moved)
 
 
 def number(value: bytes | None, most: int) -> int | None:

@@ -96,7 +96,9 @@ class PoolReport(msgspec.Struct):
     join_events: int = 0
     """Events whose parts wait for the rest now."""
     join_bytes: int = 0
-    """Size of those parts."""
+    """Size of those parts in memory."""
+    join_overdue: bool = False
+    """Whether some have waited for longer than `join_age_s`: the dispatcher needs `Grant.settled` to give them up."""
     latency_buckets: list[int] = []
     """Final stage only: events per bucket of end-to-end latency (not cumulative), the last one unbounded."""
     latency_sum_s: float = 0.0

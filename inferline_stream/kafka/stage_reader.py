@@ -26,6 +26,7 @@ from aiokafka.errors import (
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.connection import client_options, closed, started
 from inferline_stream.kafka.fetched_batches import CORRUPT_FETCHES, RECORDS_AT_ONCE, CorruptBatch, corrupt_wait_s
+from inferline_stream.kafka.record_lookup import RecordLookup
 from inferline_stream.kafka.records import TRANSACTION_TIMEOUT_MS, FetchedRecord, KafkaFailed
 from inferline_stream.kafka.stable_offsets import UndecidedOffsets, stable_offsets
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState, topic_states
@@ -105,6 +106,7 @@ class StageReader:
             max_partition_fetch_bytes=partition_bytes,
             metadata_max_age_ms=60_000,
         )
+        self._lookup = RecordLookup(bootstrap_servers, topic, partition_bytes)
         self.topic = UNKNOWN_TOPIC
         """The topic as it was when the connection was made, with the partitions that `grow` has added."""
 
@@ -163,7 +165,7 @@ class StageReader:
 
     async def stop(self) -> None:
         """Close the connections."""
-        await closed(self._consumer)
+        await asyncio.gather(closed(self._consumer), self._lookup.stop())
 
     async def look_for_grants(self) -> None:
         """Find out where the assignments topic ends now; `caught_up` is about that end."""
@@ -235,6 +237,14 @@ class StageReader:
         """Go back to where the last fetch ended: aiokafka drops what it took of other partitions with a corrupt one."""
         for tp, position in self._taken.items():
             self._consumer.seek(tp, position)
+
+    async def read_again(self, partition: int, offsets: Collection[int]) -> Mapping[int, FetchedRecord]:
+        """Return records that were read before.
+
+        Raises:
+            RecordsGone: Kafka no longer has one of them.
+        """
+        return await self._lookup.read(partition, offsets)
 
     def hold(self, positions: Mapping[int, int]) -> None:
         """Read these partitions too, from these offsets."""

@@ -70,6 +70,8 @@ class SlotKeeper:
     _unclean: set[str] = field(default_factory=set)
     """Those of them that may have left a transaction open."""
     _retired: set[str] = field(default_factory=set)
+    _settled_parts: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
+    """What the grants of each join say is settled."""
     _asked: dict[str, Mapping[str, int]] = field(default_factory=dict)
     _renewals: int = 0
     _settled: int = 0
@@ -213,6 +215,9 @@ class SlotKeeper:
     def wanted(self) -> dict[str, StageSlots]:
         """Return what the grants of each stage should say now."""
         view, found = self.view, {}
+        for stage, settling in view.settling.items():
+            if view.reports.join_overdue(stage):  # a grant for each round would be one a second
+                self._settled_parts[stage] = settling.settled
         for stage, partitions in view.partitions.items():
             kinds = sorted({kind for name, kind in view.measured.profiles if name == stage}
                            | {a.hardware for a in view.plan.allocations[stage]})  # fmt: skip
@@ -229,6 +234,7 @@ class SlotKeeper:
                     for k, p in profiles.items()
                     if p.contention
                 },
+                settled=self._settled_parts.get(stage, {}),
             )
         return found
 

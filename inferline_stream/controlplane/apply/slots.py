@@ -29,7 +29,7 @@ class StageSlots:
         hold_s: longest time that a free replica waits for a fuller batch.
         service_s: profiled service time by hardware kind and batch size.
         sample: an event that the stage is known to process.
-        concurrency: see `Grant`, as is contention.
+        concurrency: see `Grant`, as are contention and settled.
     """
 
     slots: int = 1
@@ -39,6 +39,7 @@ class StageSlots:
     sample: StageInput | None = None
     concurrency: Mapping[str, int] = field(default_factory=dict)
     contention: Mapping[str, Mapping[int, Mapping[int, float]]] = field(default_factory=dict)
+    settled: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,7 @@ class _Step:
                 {kind: dict(times) for kind, times in wanted.service_s.items()}, wanted.sample,
                 concurrency=dict(wanted.concurrency),
                 contention={k: {n: dict(f) for n, f in of.items()} for k, of in wanted.contention.items()},
+                settled=dict(wanted.settled),
             )  # fmt: skip
             if now is None or grant != msgspec.structs.replace(now, term=self.term, number=0):
                 self._write(grant)

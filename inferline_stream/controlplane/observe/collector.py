@@ -94,6 +94,7 @@ class Collector:
         """Read end offsets: of the source topic each time, of all topics now and then."""
         context, everything = self.context, self._samples % _TOPICS_EVERY == 0
         self._samples += 1
+        asked_s = asyncio.get_running_loop().time()
         ends = await self.offsets.ends(self._topics if everything else {context.source: self.source_partitions})
         # Both clocks at once: a replay of these ticks finds each arrival in the windows that the policy saw it in.
         now_s, now_ms = asyncio.get_running_loop().time(), time.time() * 1e3
@@ -110,6 +111,9 @@ class Collector:
         if everything:
             for stage, history in self.view.offsets.items():
                 history.reached(now_s, ends[context.topic(stage)])
+            by_stage = {stage: ends[context.topic(stage)] for stage in self.view.offsets}
+            for settling in self.view.settling.values():
+                settling.ends(asked_s, now_s, by_stage)
             self.end_offsets.look(ends[context.source], ends[context.sink], ends[context.names.completed])
             out = self._since_start(context.sink, ends)
             if context.delivery == "exactly_once":  # the log also holds each transaction's end
@@ -148,6 +152,8 @@ class Collector:
                 self.context.names.group(stage), self.context.topic(stage), self.view.partitions[stage]
             )
             history.committed(asyncio.get_running_loop().time(), committed)
+            for settling in self.view.settling.values():
+                settling.committed(asyncio.get_running_loop().time(), stage, [found.offset for found in committed])
         if (now_s := asyncio.get_running_loop().time()) >= self._look_s:
             self._look_s = now_s + self.context.settings.topic_check_s
             await self._look_at_topics()

@@ -15,6 +15,7 @@ from inferline_stream.controlplane.log.control_records import StoredPlan
 from inferline_stream.controlplane.observe.latencies import Latencies
 from inferline_stream.controlplane.observe.offset_history import LogGrowth, OffsetHistory
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S, PoolReports, StageFigures
+from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.controlplane.replica_counts import Replicas, cores_held, cost_per_hour, replicas_of_plan
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.observability.pipeline_state import (
@@ -91,6 +92,8 @@ class PipelineView:
     """By stage, see `StageState.letter_age_share`."""
     reports: PoolReports = field(init=False)
     offsets: dict[str, OffsetHistory] = field(init=False)
+    settling: dict[str, SettledParts] = field(init=False)
+    """Of each join."""
     traffic: Traffic = field(init=False)
     latencies: Latencies = field(init=False)
     _declared: Catalogue = field(init=False)
@@ -103,6 +106,8 @@ class PipelineView:
     def __post_init__(self) -> None:
         self.reports = PoolReports(self.shape, self.measured)
         self.offsets = {stage: OffsetHistory(self.partitions[stage]) for stage in self.shape.stages}
+        joins = [self.shape.stages[at] for at in self.shape.joins()]
+        self.settling = {join: SettledParts(join, self.shape.upstream([join])[:-1]) for join in joins}
         self.traffic = Traffic(self.windows_s)
         self._declared = self.catalogue
         final, slo_s = self.shape.stages[self.shape.finals()[0]], self.plan.slo_s

@@ -225,6 +225,10 @@ class PoolReports:
         """Slot of each replica of a stage, as last reported."""
         return {name: slot for (of, slot), pool in self._pools.items() if of == stage for name in pool}
 
+    def join_overdue(self, stage: str) -> bool:
+        """Whether parts have waited in a join for so long that it would give them up."""
+        return any(known.newest.join_overdue and not known.ended for known in self._of(stage))
+
     def attached(self, stage: str, slots: int, now_s: float) -> bool:
         """Whether a dispatcher of each of so many slots has served for so long that its replicas are attached to it."""
         serve = {

@@ -23,6 +23,9 @@ CROWDED_BYTES, CLEAR_BYTES = METADATA_LIMIT_BYTES // 2, METADATA_LIMIT_BYTES // 
 """Possible size of the runs at which a partition is paused, and at which it goes on. The rest of the limit is room
 for what is fetched before the pause takes effect."""
 
+RUNS_LEFT = 128
+"""Runs that are left where the parts between the others move: they take an eighth of the metadata."""
+
 _HEAD_BYTES = 256
 """Room that is left for the mark and the fields before the runs."""
 
@@ -37,6 +40,8 @@ class Completion:
     def __init__(self, committed: Committed) -> None:
         self._open: deque[int] = deque()
         self._done: set[int] = set()
+        self._segments = 0
+        """Consecutive offsets among those: at least as many as the runs that they make."""
         self._ahead = deque(committed.runs)
         """Runs of the owner before that end above the position."""
         self._skipped = committed.offset
@@ -93,10 +98,13 @@ class Completion:
     def complete(self, offset: int) -> None:
         """Note that the event of this offset needs nothing more."""
         pending, done = self._open, self._done
+        self._segments += 1 - (offset - 1 in done) - (offset + 1 in done)
         done.add(offset)
         self.version += 1
         while pending and pending[0] in done:
-            done.discard(pending.popleft())
+            first = pending.popleft()
+            done.discard(first)
+            self._segments -= first + 1 not in done
 
     def runs(self) -> tuple[Run, ...]:
         """Return the complete offsets above the watermark, where there are any.
@@ -127,18 +135,21 @@ class Completion:
         """Return what to commit now."""
         return Committed(self.watermark, self.runs(), owner, self.forget_below, topic_id, partitions)
 
-    def most_bytes(self, more: int = 0) -> int:
+    def most_bytes(self, more: int = 0, *, waiting: int = 0) -> int:
         """Return a size that the runs never exceed, whichever of the offsets read become complete.
 
-        Each run follows an incomplete offset, so k of them make at most k runs: 2 k numbers that add up to the span. As
-        a bitmap they take a bit for each offset of the span.
+        Each run follows an incomplete offset, so k of them make at most k runs: 2 k numbers that add up to the span.
+        Nor are there more than the runs that there are, and one for each offset that becomes complete. As a bitmap
+        they take a bit for each offset of the span.
 
         Args:
             more: consecutive offsets that would be read, too.
+            waiting: of the offsets that are not complete, those that do not become so.
         """
         end = max(self._position + more, self._ahead[-1][1] if self._ahead else 0)
         span = end - self.watermark
-        numbers = 2 * (self.open_count + more + len(self._ahead))
+        runs = min(self.open_count, self._segments + self.open_count - waiting)
+        numbers = 2 * (runs + more + len(self._ahead))
         lengths = numbers
         while (span := span >> 7) and lengths < 3 * METADATA_LIMIT_BYTES:
             lengths += min(numbers, span)
@@ -159,6 +170,26 @@ class Completion:
         """
         self._crowded = self.most_bytes() > (CLEAR_BYTES if self._crowded else CROWDED_BYTES)
         return self._crowded
+
+    def has_room(self, waiting: int) -> bool:
+        """Return whether half of a commit can hold all that becomes complete while so many offsets do not."""
+        return self.most_bytes(waiting=waiting) <= CROWDED_BYTES
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the runs that there are take so much of a commit that it is time to make fewer of them."""
+        return self.most_bytes(waiting=self.open_count) > CLEAR_BYTES
+
+    def between_runs(self) -> list[int]:
+        """Return the offsets that are not complete in all but the `RUNS_LEFT` longest rows of such offsets."""
+        rows: list[list[int]] = [[]]
+        for offset in self._open:
+            if offset not in self._done:
+                rows[-1].append(offset)
+            elif rows[-1]:
+                rows.append([])
+        rows.sort(key=len)
+        return [offset for row in rows[:-RUNS_LEFT] for offset in row]
 
     def fits(self, limit_bytes: int = METADATA_LIMIT_BYTES, *, owner: str = "") -> bool:
         """Return whether a commit now says everything. Cheap unless it is close."""

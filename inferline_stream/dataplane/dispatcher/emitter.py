@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.outcomes import Dead, Expired, Outcome, Requeued, Skipped
+from inferline_stream.dataplane.dispatcher.outcomes import Dead, Expired, Late, Outcome, Requeued, Skipped
 from inferline_stream.dataplane.frames import Done, Failed
-from inferline_stream.dataplane.headers import DROPPED, LETTERED, REASON, join_headers, letter_headers
+from inferline_stream.dataplane.headers import DROPPED, LETTERED, MOVED, REASON, join_headers, letter_headers
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
@@ -84,7 +84,7 @@ class Emitter:
         """Collect what one outcome causes."""
         report = self._report
         kind = type(outcome)
-        report.events += kind is not Requeued
+        report.events += kind is not Requeued and kind is not Late
         if kind is Done:
             value = outcome.value  # type: ignore[union-attr]
             if self._needs_key and event.key is None:
@@ -113,9 +113,13 @@ class Emitter:
                 self._letters(event, event.records, Failed("Expired", "the event was past its SLO", ""))
             self._complete(event, "expired")
             self._pass_by(event, dead=LETTERED if outcome.to_dead_letters else DROPPED)
+        elif isinstance(outcome, Late):
+            self._letters(event, event.records, Failed("IncompleteJoin", "it came after its event was given up", ""))
         elif isinstance(outcome, Requeued):
             for record in event.records:
-                headers, topic = list(record.headers), self._routes.input_topic
+                headers = [header for header in record.headers if header[0] != MOVED]
+                headers.append((MOVED, b"%d" % outcome.moved))
+                topic = self._routes.input_topic
                 self._put(topic, record.partition, record.key, record.value, headers, timestamp_ms=record.timestamp)
 
     def _fail(self, event: Event, failed: Failed) -> None:

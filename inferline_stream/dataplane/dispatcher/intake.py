@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from inferline_stream.dataplane.dispatcher.clock_lead import ClockLead
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
-from inferline_stream.dataplane.dispatcher.outcomes import Dead, Requeued, Skipped
+from inferline_stream.dataplane.dispatcher.outcomes import Dead, Ending, Late, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import LATEST_MS, ReadHeaders, event_headers, read_headers, timestamp_us
@@ -24,10 +24,11 @@ logger = logging.getLogger(__name__)
 RECORD_OVERHEAD_BYTES = 600
 """What a record costs in memory beyond key, value and headers; above what Kafka adds to it, too."""
 
+MOVED_BYTES = 4 * 1024 * 1024
+"""Parts of a join that are moved to the end of their partition at once."""
+
 STEP_MS = 50
 """A larger change of the wall clock is a step. Smaller ones hold or hurry an event by no more than that."""
-
-Ending = Failed | Skipped | Dead | Requeued
 
 
 class Intake:
@@ -106,25 +107,37 @@ class Intake:
 
     def give_up(self, partition: Partition, parts: Gathered, why: str) -> None:
         """Make a dead letter of a join's event that cannot be completed."""
-        missing = [p for p in self._routes.parents if p not in parts.results and p not in parts.skipped]
-        error = Failed("IncompleteJoin", f"{why}; nothing came from {', '.join(missing)}", "")
-        self._ended(self._joined(partition, parts), error)
-        self._follow(partition, parts)
+        assert partition.join is not None
+        missing = ", ".join(partition.join.missing(parts))
+        self._go_on(partition, parts, Failed("IncompleteJoin", f"{why}; nothing came from {missing}", ""))
+
+    def release(self, partition: Partition) -> bool:
+        """Let those of a join's events go on that are complete; return whether there were any."""
+        join, any_went = partition.join, False
+        assert join is not None
+        while (parts := join.take(self._clock_s(), partition.has_room)) is not None:
+            any_went = True
+            self._go_on(partition, parts, None)
+        return any_went
 
     def move_to_end(self, partition: Partition) -> None:
-        """Have the parts that hold up a join's partition appended at its end again, so that its offset can advance.
+        """Have the parts that wait between complete offsets appended at the partition's end again, next to each other.
 
-        Where keys keep their order that would change it: there the event is given up.
+        The offsets that they had are then complete, so that a commit says with fewer runs what is.
         """
         assert partition.join is not None
-        offset = partition.completion.watermark
-        if self._routes.stage not in self._routes.ordered:
-            parts = partition.join.withdraw(offset)
-            if parts is not None:
-                self._ended(self._joined(partition, parts), Requeued())
-        elif (parts := partition.join.waiting_at(offset)) is not None:
-            partition.join.give_up(parts, self._clock_s())
-            self.give_up(partition, parts, "so many later events are complete that a commit cannot hold them all")
+        moved = Requeued(partition.completion.position)
+        for parts in partition.join.withdraw(partition.completion.between_runs(), MOVED_BYTES):
+            partition.moving += len(parts.records)
+            self._go_on(partition, parts, moved)
+
+    def read_again(self, partition: Partition, events: int, found: Mapping[int, FetchedRecord]) -> None:
+        """Let so many events go on whose parts were read again."""
+        for _ in range(events):
+            parts, ending = partition.unread.popleft()
+            partition.unread_bytes -= parts.size_bytes
+            parts.records = [found[record] if isinstance(record, int) else record for record in parts.records]
+            self._leave_join(partition, parts, ending)
 
     def _is_foreign(self, found: ReadHeaders) -> bool:
         """Whether another topology wrote the record; who sends one again has decided that it is still of use."""
@@ -135,7 +148,14 @@ class Intake:
         if partition.join is not None:
             found = read_headers(record.headers)
             if found.event_id is not None:
-                partition.join.finished(found.event_id, self._clock_s(), found.replay)
+                partition.join.recall(
+                    found.event_id,
+                    now_s=self._clock_s(),
+                    parent=found.parent,
+                    skipped=found.skipped,
+                    replay=found.replay,
+                    moved=found.moved,
+                )
 
     def _event(self, partition: Partition, record: FetchedRecord, found: ReadHeaders) -> Event:
         routes = self._routes
@@ -223,50 +243,56 @@ class Intake:
         if found.event_id is None:
             self._ended(self._event(partition, record, found), Failed("NoEventId", "the record names no event", ""))
             return
-        parts = partition.join.add(
+        arrival = partition.join.add(
             found.event_id,
             record=record,
             now_s=self._clock_s(),
             size_bytes=_size_bytes(record.key, record.value or b"", record.headers),
             parent=found.parent,
-            result=record.value or b"",
             skipped=found.skipped,
             dead=found.dead,
             replay=found.replay,
+            moved=found.moved,
             key=record.key,
         )
-        if parts is Arrival.DUPLICATE:
+        if arrival is Arrival.DUPLICATE:
             self.duplicates += 1
             partition.completion.complete(record.offset)
-        elif isinstance(parts, Gathered):
-            self._complete(partition, parts)
-            self._follow(partition, parts)
+        elif arrival is Arrival.LATE:
+            self._ended(self._event(partition, record, found), Late())
+        else:
+            self.release(partition)
 
-    def _follow(self, partition: Partition, parts: Gathered) -> None:
-        """Let those go on that were complete and waited for their turn after this one."""
-        assert partition.join is not None
-        following: Gathered | None = parts
-        while following is not None and (following := partition.join.follow(following, self._clock_s())) is not None:
-            self._complete(partition, following)
+    def _go_on(self, partition: Partition, parts: Gathered, ending: Ending | None) -> None:
+        """Let a join's event go on, behind those before it whose parts have to be read again."""
+        if partition.unread or parts.unread():
+            partition.unread.append((parts, ending))
+            partition.unread_bytes += parts.size_bytes
+        else:
+            self._leave_join(partition, parts, ending)
 
-    def _complete(self, partition: Partition, parts: Gathered) -> None:
+    def _leave_join(self, partition: Partition, parts: Gathered, ending: Ending | None) -> None:
         event = self._joined(partition, parts)
-        if parts.dead:
+        if ending is not None:
+            self._ended(event, ending)
+        elif parts.dead:
             self._ended(event, Dead(parts.dead))
-        elif not parts.results:
+        elif not event.payload:
             self._ended(event, Skipped())
         else:
             self._ready(event)
 
     def _joined(self, partition: Partition, parts: Gathered) -> Event:
-        first, last = parts.records[0], parts.records[-1]
+        records = tuple(record for record in parts.records if not isinstance(record, int))
+        first, last = records[0], records[-1]
         found = read_headers(first.headers)
         entry_us, entered_us, _, _ = self._times(partition, first, found)
         _, _, arrived_ms, taken_ms = self._times(partition, last, found)
         headers = event_headers(found, parts.event_id, entry_us, found.version)
+        results = {p: r.value or b"" for p, r in zip(parts.given, records, strict=True) if p is not None}
         return Event(
             partition.number,
-            tuple(record.offset for record in parts.records),
+            tuple(record.offset for record in records),
             parts.event_id,
             entry_us,
             entered_us,
@@ -274,9 +300,9 @@ class Intake:
             taken_ms,
             first.key,
             headers,
-            parts.results,
-            parts.size_bytes,
-            tuple(parts.records),
+            results,
+            sum(_size_bytes(record.key, record.value or b"", record.headers) for record in records),
+            records,
             parts.replay > 0,
         )
 

@@ -1,11 +1,12 @@
 """Gathering the parents' results of one event. The join's input topic is its changelog, so this state is rebuilt by
-reading it again from the committed offset.
+reading it again from the committed offset, and what does not fit into memory is read again from there.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -19,48 +20,76 @@ FINISHED_SHARE = 0.25
 """Of a join's bytes, what finished ids may have however many parts wait: late parts of events that were given up are
 recognised also while the state is full."""
 
+PLACES_BYTES = 600
+"""What a waiting event costs in memory where only the offsets of its parts are kept."""
 
-@dataclass(slots=True)
+
+_LARGEST_OFFSET = (1 << 63) - 1
+
+
+@dataclass(slots=True, eq=False)
 class Gathered:
     """What has arrived for one event of a join.
 
     Args:
         event_id: the event.
         first_s: when its first part arrived.
-        results: by parent; parents that were skipped are missing.
-        skipped: parents that the event did not visit.
+        answered: parents that have given a result or were skipped, a bit each.
         dead: how it died upstream, 0 where it did not; nothing runs then.
-        records: the parts as they were read, in order of arrival; their offsets are complete once the event is.
-        size_bytes: sum over the parts.
+        records: its parts in order of arrival, as they were read, or the offset of one that has to be read again.
+            Their offsets are complete once the event is.
+        given: by part, the parent whose result it is.
+        size_bytes: what it takes in memory.
         replay: how often the event had been sent again after it died.
         key: of its records, where its turn among events of that key counts.
-        complete: all its parts are there, and it waits for its turn.
     """
 
     event_id: bytes
     first_s: float
-    results: dict[str, bytes] = field(default_factory=dict)
-    skipped: set[str] = field(default_factory=set)
+    answered: int = 0
     dead: int = 0
-    records: list[FetchedRecord] = field(default_factory=list)
+    records: list[FetchedRecord | int] = field(default_factory=list)
+    given: list[str | None] = field(default_factory=list)
     size_bytes: int = 0
     replay: int = 0
     key: bytes | None = None
-    complete: bool = False
+
+    @property
+    def offsets(self) -> list[int]:
+        """Of its parts, in order of arrival."""
+        return [record if type(record) is int else record.offset for record in self.records]  # type: ignore[union-attr]
+
+    @property
+    def first(self) -> int:
+        """Offset of its first part: the lowest."""
+        record = self.records[0]
+        return record if type(record) is int else record.offset  # type: ignore[union-attr]
+
+    def unread(self) -> list[int]:
+        """Return the offsets of parts that have to be read again."""
+        return [record for record in self.records if type(record) is int]
 
 
 class Finished(NamedTuple):
-    """An event that needs nothing more: since when, and which replay of it that was."""
+    """An event that needs nothing more: since when, which replay of it that was, and which parents had answered.
+
+    One that an earlier owner finished is known by parts whose offsets are complete. They may be so because they were
+    moved: a part that was moved after all of those is no part of an event that was finished then.
+    """
 
     at_s: float
     replay: int
+    answered: int
+    moved: int
 
 
 class Arrival(Enum):
-    """What became of a part that did not complete its event."""
+    """What a part is to its event."""
 
     WAITING = "waiting"
     DUPLICATE = "duplicate"
+    LATE = "late"
+    """Its event was given up without it."""
 
 
 class Join:
@@ -80,17 +109,27 @@ class Join:
         remember_s: float = 600.0,
         ordered: bool = False,
     ) -> None:
-        self._parents = frozenset(parents)
+        self._parents = {parent: 1 << at for at, parent in enumerate(parents)}
+        self._all = (1 << len(parents)) - 1
         self._remember_s = remember_s
         self._waiting: OrderedDict[bytes, Gathered] = OrderedDict()
+        """In the order of their first parts."""
+        self._whole: dict[bytes, Gathered] = {}
+        """Those of them that hold parts."""
+        self._ready: list[tuple[int, Gathered]] = []
+        """Those that are complete and whose turn it is: a heap, by the offset of the first part."""
         self._finished: OrderedDict[bytes, Finished] = OrderedDict()
         self._ordered = ordered
         self._turns: dict[bytes, deque[Gathered]] = {}
         self._since_s: dict[bytes, float] = {}
+        self.settled = 0
+        """What waits with its first part below this offset can get no other part any more."""
         self.size_bytes = 0
-        """Of the parts that wait."""
+        """Of the events that wait."""
         self.finished_bytes = 0
         """Of the finished event ids that are remembered."""
+        self.parts = 0
+        """Parts of the events that wait."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -103,135 +142,167 @@ class Join:
         now_s: float,
         size_bytes: int = 0,
         parent: str | None = None,
-        result: bytes = b"",
         skipped: Sequence[str] = (),
         dead: int = 0,
         replay: int = 0,
+        moved: int = 0,
         key: bytes | None = None,
-    ) -> Gathered | Arrival:
-        """Take in one part: a parent's result, parents that were skipped, or both.
+    ) -> Arrival:
+        """Take in one part: a parent's result, parents that were skipped, or both. `take` gives complete events.
 
         An event that was finished is gathered again from the parts of a later replay.
-
-        Returns:
-            The event with all its parts, once, and once it is its turn: `follow` gives those that waited for it.
-            `Arrival.DUPLICATE` where the part says nothing new.
         """
+        bits, name = self._bits(parent, skipped)
         finished = self._finished.get(event_id)
         if finished is not None:
-            if replay <= finished.replay:
-                return Arrival.DUPLICATE
+            if (replay, moved) <= (finished.replay, finished.moved):
+                return Arrival.LATE if bits & ~finished.answered else Arrival.DUPLICATE
             del self._finished[event_id]
             self.finished_bytes -= FINISHED_BYTES + len(event_id)
         event = self._waiting.get(event_id)
+        if event is not None:
+            event.dead = max(event.dead, dead)
+            event.replay = max(event.replay, replay)
+        if not bits & ~(event.answered if event is not None else 0):
+            return Arrival.DUPLICATE
         if event is None:
-            event = self._waiting[event_id] = Gathered(event_id, self._since_s.pop(event_id, now_s))
+            event = Gathered(event_id, self._since_s.pop(event_id, now_s), dead=dead, replay=replay)
+            self._waiting[event_id] = event
             if self._ordered and key is not None:
                 event.key = key
                 self._turns.setdefault(key, deque()).append(event)
-        answered = len(event.results) + len(event.skipped)
-        if parent is not None and parent in self._parents and parent not in event.skipped:
-            event.results.setdefault(parent, result)
-        event.skipped.update(name for name in skipped if name in self._parents and name not in event.results)
-        event.dead = max(event.dead, dead)
-        event.replay = max(event.replay, replay)
-        now_answered = len(event.results) + len(event.skipped)
-        if now_answered == answered:
-            if not event.records:
-                del self._waiting[event_id]
-                self._leave(event)
-            return Arrival.DUPLICATE
         event.records.append(record)
+        event.given.append(name if name is not None and self._parents[name] & ~event.answered else None)
+        event.answered |= bits
         event.size_bytes += size_bytes
         self.size_bytes += size_bytes
-        if now_answered < len(self._parents):
-            return Arrival.WAITING
-        if event.key is not None and self._turns[event.key][0] is not event:
-            event.complete = True
-            return Arrival.WAITING
+        self.parts += 1
+        self._whole[event_id] = event
+        if self._is_complete(event) and (event.key is None or self._turns[event.key][0] is event):
+            heapq.heappush(self._ready, (event.first, event))
+        return Arrival.WAITING
+
+    def take(self, now_s: float, may: Callable[[Gathered], bool]) -> Gathered | None:
+        """Take out the first event that is complete and whose turn it is, if it may go on now; it is finished."""
+        if not self._ready or not may(self._ready[0][1]):
+            return None
+        _, event = heapq.heappop(self._ready)
         self._finish(event, now_s)
         return event
 
-    def follow(self, event: Gathered, now_s: float) -> Gathered | None:
-        """The next event of the key of one that was finished, if it is complete; call again with that one."""
-        turns = self._turns.get(event.key) if event.key is not None else None
-        if not turns or not turns[0].complete:
-            return None
-        following = turns[0]
-        self._finish(following, now_s)
-        return following
+    @property
+    def holds(self) -> bool:
+        """Whether an event is complete that `take` was not allowed to give."""
+        return bool(self._ready)
 
-    def finished(self, event_id: bytes, now_s: float, replay: int = 0) -> None:
-        """Remember an event that was finished by an earlier owner."""
-        known = self._finished.get(event_id)
-        self._remember(event_id, Finished(now_s, max(replay, known.replay if known else 0)))
+    def recall(
+        self,
+        event_id: bytes,
+        *,
+        now_s: float,
+        parent: str | None = None,
+        skipped: Sequence[str] = (),
+        replay: int = 0,
+        moved: int = 0,
+    ) -> None:
+        """Take in a part whose offset is complete: its event was finished by an earlier owner, unless it waits."""
+        if event_id in self._waiting:  # the part came twice, or was moved
+            return
+        bits, _ = self._bits(parent, skipped)
+        known = self._finished.get(event_id, Finished(now_s, 0, 0, 0))
+        if replay == known.replay:
+            self._remember(event_id, Finished(now_s, replay, bits | known.answered, max(moved, known.moved)))
+        elif replay > known.replay:
+            self._remember(event_id, Finished(now_s, replay, bits, moved))
+
+    def missing(self, event: Gathered) -> list[str]:
+        """Return the parents that have not answered."""
+        return [name for name, bit in self._parents.items() if not event.answered & bit]
 
     def waiting_at(self, offset: int) -> Gathered | None:
         """Return the waiting event that has a part at this offset."""
+        return next((event for event in self._waiting.values() if offset in event.offsets), None)
+
+    def withdraw(self, offsets: Collection[int], most_bytes: float) -> list[Gathered]:
+        """Forget events that lack a part and have one at these offsets, as if none of their parts had come.
+
+        Their parts must be appended again. Their age goes on from the first part.
+        """
+        wanted = frozenset(offsets)
+        found: list[Gathered] = []
         for event in self._waiting.values():
-            if any(record.offset == offset for record in event.records):
+            if not self._is_complete(event) and not wanted.isdisjoint(event.offsets):
+                found.append(event)
+                most_bytes -= event.size_bytes
+                if most_bytes <= 0:
+                    break
+        for event in found:
+            self._take_out(event)
+            self._since_s[event.event_id] = event.first_s
+        return found
+
+    def is_overdue(self, age_s: float, now_s: float) -> bool:
+        """Return whether the first event has waited for longer than this."""
+        first = next(iter(self._waiting.values()), None)
+        return first is not None and first.first_s < now_s - age_s
+
+    def overdue(self, age_s: float, now_s: float) -> Gathered | None:
+        """Give up on an event whose first part has waited for so long, and that can get no other; it is finished."""
+        for event in self._waiting.values():
+            if event.first >= self.settled:
+                return None
+            if event.first_s < now_s - age_s and not self._is_complete(event):
+                self._finish(event, now_s)
                 return event
         return None
 
-    def withdraw(self, offset: int) -> Gathered | None:
-        """Forget the waiting event that has a part at this offset, as if none of its parts had come; None if none has.
+    def fit(self, limit_bytes: float) -> None:
+        """Keep to a limit: of events that do not fit, only the offsets of their parts are kept, of the newest first.
 
-        Its parts must be appended again. Its age goes on from its first part.
-        """
-        event = self.waiting_at(offset)
-        if event is not None:
-            del self._waiting[event.event_id]
-            self._leave(event)
-            self.size_bytes -= event.size_bytes
-            self._since_s[event.event_id] = event.first_s
-        return event
-
-    def give_up(self, event: Gathered, now_s: float) -> None:
-        """Count a waiting event as finished."""
-        self._finish(event, now_s)
-
-    def overdue(self, age_s: float, now_s: float) -> Gathered | None:
-        """Give up on the oldest event if its first part has waited for so long; it counts as finished."""
-        oldest = (
-            min(self._waiting.values(), key=_age, default=None)
-            if self._since_s
-            else next(iter(self._waiting.values()), None)
-        )
-        if oldest is None or oldest.first_s >= now_s - age_s:
-            return None
-        self._finish(oldest, now_s)
-        return oldest
-
-    def over(self, limit_bytes: float, now_s: float) -> Gathered | None:
-        """Give up on the oldest event if all of them do not fit; it counts as finished.
-
-        Finished ids take the room that parts leave, and at least their share. Beyond that they are forgotten first,
-        oldest first: a part that comes twice and is not recognised costs less than an event that is given up.
+        Those that have waited longest are likely to be complete first. Finished ids take the room that parts leave,
+        and at least their share. Beyond that they are forgotten first, oldest first.
         """
         while self._exceeds(limit_bytes) and self.finished_bytes > limit_bytes * FINISHED_SHARE:
             self._forget_oldest()
-        if not self._waiting or not self._exceeds(limit_bytes):
-            return None
-        oldest = next(iter(self._waiting.values()))
-        self._finish(oldest, now_s)
-        return oldest
+        while self._whole and self._exceeds(limit_bytes):
+            _, event = self._whole.popitem()
+            event.records = [*event.offsets]
+            less_bytes = max(0, event.size_bytes - PLACES_BYTES)
+            event.size_bytes -= less_bytes
+            self.size_bytes -= less_bytes
+
+    def _bits(self, parent: str | None, skipped: Sequence[str]) -> tuple[int, str | None]:
+        """Return the parents for which a part answers, a bit each, and the one whose result it is."""
+        bits = self._parents.get(parent, 0) if parent is not None else 0
+        name = parent if bits else None
+        for each in skipped:
+            bits |= self._parents.get(each, 0)
+        return bits, name
+
+    def _is_complete(self, event: Gathered) -> bool:
+        return event.answered == self._all
 
     def _exceeds(self, limit_bytes: float) -> bool:
         return self.size_bytes + self.finished_bytes > limit_bytes
 
     def _finish(self, event: Gathered, now_s: float) -> None:
-        del self._waiting[event.event_id]
-        self._leave(event)
-        self.size_bytes -= event.size_bytes
-        self._remember(event.event_id, Finished(now_s, event.replay))
+        self._take_out(event)
+        self._remember(event.event_id, Finished(now_s, event.replay, event.answered, _LARGEST_OFFSET))
 
-    def _leave(self, event: Gathered) -> None:
-        """A finished event is the first of its key: the oldest that waits cannot be waiting for another."""
-        if event.key is not None:
-            turns = self._turns[event.key]
-            turns.remove(event)
-            if not turns:
-                del self._turns[event.key]
+    def _take_out(self, event: Gathered) -> None:
+        del self._waiting[event.event_id]
+        self._whole.pop(event.event_id, None)
+        self.parts -= len(event.records)
+        self.size_bytes -= event.size_bytes
+        if event.key is None:
+            return
+        turns = self._turns[event.key]
+        was_first = turns[0] is event
+        turns.remove(event)
+        if not turns:
+            del self._turns[event.key]
+        elif was_first and self._is_complete(turns[0]):
+            heapq.heappush(self._ready, (turns[0].first, turns[0]))
 
     def _remember(self, event_id: bytes, finished: Finished) -> None:
         if event_id not in self._finished:
@@ -243,7 +314,3 @@ class Join:
     def _forget_oldest(self) -> None:
         event_id, _ = self._finished.popitem(last=False)
         self.finished_bytes -= FINISHED_BYTES + len(event_id)
-
-
-def _age(event: Gathered) -> float:
-    return event.first_s

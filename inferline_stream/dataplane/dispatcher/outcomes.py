@@ -24,8 +24,18 @@ class Expired(msgspec.Struct, frozen=True):
     to_dead_letters: bool
 
 
+class Late(msgspec.Struct, frozen=True):
+    """A part of a join's event that came after the event was given up: it goes to the others among the letters."""
+
+
 class Requeued(msgspec.Struct, frozen=True):
     """Parts of a join's event that hold up their partition: they are appended at its end again."""
 
+    moved: int
+    """See `headers.MOVED`."""
 
-Outcome = Done | Failed | Skipped | Dead | Expired | Requeued
+
+Ending = Failed | Skipped | Dead | Late | Requeued
+"""What an event comes to without the stage."""
+
+Outcome = Done | Failed | Skipped | Dead | Expired | Late | Requeued

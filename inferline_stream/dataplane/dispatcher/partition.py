@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from inferline_stream.dataplane.dispatcher.completion import Completion
-from inferline_stream.dataplane.dispatcher.join import Join
-from inferline_stream.kafka.offset_metadata import Committed, encode_metadata
+from inferline_stream.dataplane.dispatcher.join import Gathered, Join
+from inferline_stream.dataplane.dispatcher.outcomes import Ending
+from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, encode_metadata
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState
 
 Entry = tuple[int, str]
 """Offset and metadata of a commit."""
+
+_PART_BYTES = 8
+"""Most that one more complete offset adds to a commit's metadata: two numbers of three bytes each."""
+
+_NEXT = 2000
+"""Offsets from the committed one on whose events may use the last of a commit's room."""
 
 
 class Partition:
@@ -23,7 +32,8 @@ class Partition:
     """
 
     __slots__ = (
-        "_committed", "_entry", "_owner", "_topic", "_version", "arrived_ms", "completion", "halted", "join", "number",
+        "_committed", "_entry", "_owner", "_room", "_topic", "_version", "arrived_ms", "completion", "halted", "join",
+        "moving", "number", "unread", "unread_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -41,10 +51,39 @@ class Partition:
         self.halted = ""
         self.arrived_ms = 0
         """When the newest record read from it arrived, ms since the epoch; never after the last was taken in."""
+        self.unread: deque[tuple[Gathered, Ending | None]] = deque()
+        """A join's events that go on once their parts are read again, in order, and how they end if they do."""
+        self.unread_bytes = 0
+        """What they take in memory until then."""
+        self.moving = 0
+        """Parts of a join that are being appended at the partition's end again."""
         self._committed: Entry | None = None
         self._entry: Entry = (0, "")
         self._version = -1
+        self._room: int | None = None
         self._topic = topic
+
+    def has_room(self, parts: Gathered) -> bool:
+        """Return whether a join's event may go on: a commit can hold all that becomes complete by then.
+
+        A part of a commit is left for events that hold up the committed offset, or soon will: they make room. How many
+        of them it holds is counted once after each `look_again`.
+        """
+        completion, join, count = self.completion, self.join, len(parts.records)
+        assert join is not None
+        if parts.first == completion.watermark or completion.has_room(join.parts - count):
+            return True
+        if parts.first >= completion.watermark + _NEXT:
+            return False
+        if self._room is None:
+            under_way = completion.open_count - join.parts
+            self._room = (METADATA_LIMIT_BYTES - len(self.entry()[1])) // _PART_BYTES - under_way
+        self._room -= count
+        return self._room >= 0
+
+    def look_again(self) -> None:
+        """Count the room for a join's events again."""
+        self._room = None
 
     def grown(self, topic: TopicState) -> None:
         """Take note that the topic has more partitions: the next commit says so."""

@@ -13,17 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from inferline_stream.dataplane.dispatcher.committer import Committer
-from inferline_stream.dataplane.dispatcher.completion import CROWDED_BYTES
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.intake import Ending, Intake
+from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired
-from inferline_stream.dataplane.dispatcher.outcomes import Expired, Outcome
+from inferline_stream.dataplane.dispatcher.outcomes import Ending, Expired, Outcome, Requeued
 from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.partition import Entry, Partition
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.dispatcher.report_counts import count_latency
+from inferline_stream.dataplane.dispatcher.slot_joins import SlotJoins
 from inferline_stream.dataplane.dispatcher.suspects import Suspects
 from inferline_stream.dataplane.frames import Done
 from inferline_stream.dataplane.reports import PoolReport
@@ -125,6 +125,11 @@ class SlotSession:
         self._draining = False
         self._idle = asyncio.Event()
         self._commits = Committer(routes, reader, lease, settings, self.partitions, noted=self._may_be_idle)
+        self.joins = SlotJoins(
+            self.partitions, self._intake, reader, report, settings,
+            has_room=self._has_room, queue_has_room=lambda: not self._draining and self.queue.size_bytes < QUEUE_BYTES,
+            moves=routes.stage not in routes.ordered, kick=kick, halt=self._halt,
+        )  # fmt: skip
 
     # Begin and end
 
@@ -193,6 +198,7 @@ class SlotSession:
                 tasks.create_task(self._send())
                 tasks.create_task(self._commits.run())
             tasks.create_task(self._commits.repeat())
+            tasks.create_task(self.joins.read_again())
 
     async def drain(self) -> None:
         """Hand out nothing more, and wait until what replicas had in hand is sent and committed."""
@@ -240,7 +246,10 @@ class SlotSession:
         if self.queue.size_bytes >= QUEUE_BYTES:
             share = QUEUE_BYTES / max(1, len(self.partitions)) / 2
             full = {number for number in self.partitions if self.queue.bytes_of(number) > share}
-        if not self._routes.is_join:  # a join's parts may wait for those that come after them
+        if self._routes.is_join:  # what waits there may wait for what comes after it; what goes on does not
+            share = QUEUE_BYTES / max(1, len(self.partitions))
+            full |= {number for number, partition in self.partitions.items() if partition.unread_bytes > share}
+        else:
             full |= {number for number, partition in self.partitions.items() if partition.completion.crowded}
         return frozenset(full)
 
@@ -265,7 +274,8 @@ class SlotSession:
             if number in self.partitions:
                 self._halt(self.partitions[number], why)
         if self._routes.is_join:
-            self._bound_joins()
+            if not self._draining:
+                self.joins.bound()
             self._report.duplicates = self._intake.duplicates
             if fetched.records:
                 self._commits.wanted.set()
@@ -279,25 +289,6 @@ class SlotSession:
         self._finished.append((event, outcome))
         self._finished_bytes += event.size_bytes
         self._has_finished.set()
-
-    def _bound_joins(self) -> None:
-        """A join's state has bounds in age and bytes; what exceeds them becomes a dead letter."""
-        age_s, share_bytes = self._settings.join_age_s, self._settings.join_bytes / max(1, len(self.partitions))
-        now_s = time.monotonic()
-        self._report.join_events = self._report.join_bytes = 0
-        for partition in self.partitions.values():
-            join = partition.join
-            if join is None:
-                continue
-            while (parts := join.overdue(age_s, now_s)) is not None:
-                self._intake.give_up(partition, parts, f"waited longer than {age_s:g} s")
-            while (parts := join.over(share_bytes, now_s)) is not None:
-                why = f"the state of joins exceeds {self._settings.join_bytes:g} bytes (join_bytes)"
-                self._intake.give_up(partition, parts, why)
-            if partition.completion.crowded and not partition.completion.fits(CROWDED_BYTES):
-                self._intake.move_to_end(partition)
-            self._report.join_events += len(join)
-            self._report.join_bytes += join.size_bytes
 
     def _halt(self, partition: Partition, why: str) -> None:
         """Stop reading a partition: reading on anywhere else would lose events silently."""
@@ -387,10 +378,14 @@ class SlotSession:
 
     def _complete(self, finished: list[tuple[Event, Outcome]]) -> None:
         """Their offsets are complete: Kafka has their results, or gets them in the same transaction."""
-        for event, _ in finished:
-            completion = self.partitions[event.partition].completion
+        for event, outcome in finished:
+            partition = self.partitions[event.partition]
             for offset in event.offsets:
-                completion.complete(offset)
+                partition.completion.complete(offset)
+            if type(outcome) is Requeued:
+                partition.moving -= len(event.offsets)
+        if self._routes.is_join and not self._draining:
+            self.joins.release()
 
     def _sent(self, finished: list[tuple[Event, Outcome]]) -> None:
         """Kafka has the results of these events."""

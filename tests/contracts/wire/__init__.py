@@ -105,6 +105,7 @@ FILLED: tuple[Any, ...] = (
         sample=b"an event",
         concurrency={"cpu-1": 2},
         contention={"cpu-1": {2: {1: 1.5}}},
+        settled={0: (10, 12)},
     ),
     PoolReport(
         dispatcher="a-0-5f",
@@ -133,6 +134,7 @@ FILLED: tuple[Any, ...] = (
         queued=7,
         join_events=4,
         join_bytes=5,
+        join_overdue=True,
         latency_buckets=[1, 2, 3],
         latency_sum_s=0.5,
         latency_max_s=0.1,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.dataplane.dispatcher.join import Gathered, Join
+from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.routing import Send, follow
 from inferline_stream.pipeline.shape import Arrow, Shape, visited
 
@@ -70,12 +70,11 @@ def test_every_event_visits_exactly_the_stages_that_its_mask_says_and_ends_exact
         ran = True
         if stage in joins:
             offset += 1
-            parts = joins[stage].add(
-                b"e", record=offset, now_s=0.0, parent=parent if result else None, result=1, skipped=skipped
-            )
-            if not isinstance(parts, Gathered):
+            joins[stage].add(b"e", record=offset, now_s=0.0, parent=parent if result else None, skipped=skipped)
+            parts = joins[stage].take(0.0, lambda _: True)
+            if parts is None:
                 continue
-            ran = bool(parts.results)
+            ran = any(parts.given)
         taken = None
         if ran:
             runs.append(stage)
@@ -108,9 +107,9 @@ def test_a_final_join_ends_an_event_once_whatever_was_taken(taken):
     while records:
         source, send = records.pop(0)
         if send.stage == "d":
-            parts = join.add(b"e", record=1, now_s=0.0, parent=source if send.result else None, skipped=send.skipped)
-            if isinstance(parts, Gathered):
-                followed = follow(DIAMOND, "d", {"-"} if parts.results else None)
+            join.add(b"e", record=1, now_s=0.0, parent=source if send.result else None, skipped=send.skipped)
+            if (parts := join.take(0.0, lambda _: True)) is not None:
+                followed = follow(DIAMOND, "d", {"-"} if any(parts.given) else None)
                 ended += followed.to_sink + followed.completed
         else:
             records += [(send.stage, s) for s in follow(DIAMOND, send.stage, {"d"}).sends]

@@ -7,7 +7,7 @@ import contextlib
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +55,14 @@ class Reader:
         self.held: dict[int, int] = {}
         self.entries: dict[int, Entry] = {}
         self.topic = UNKNOWN_TOPIC
+        self.log: list[Any] = []
+        """Of partition 0, where a test fills it."""
+        self.again: list[int] = []
+        """Offsets that were read again."""
+
+    async def read_again(self, partition: int, offsets: Collection[int]) -> dict[int, Any]:
+        self.again += offsets
+        return {offset: self.log[offset] for offset in offsets}
 
     def hold(self, positions: Mapping[int, int]) -> None:
         self.held.update(positions)
@@ -109,6 +117,8 @@ class Slot:
     Args:
         partitions: offset and metadata that the group has committed.
         transactional: whether it is exactly once.
+        stage: routes of another stage than the one of `routes`.
+        settings: by default the defaults.
         of_pipeline: arguments of the pipeline.
     """
 
@@ -118,11 +128,14 @@ class Slot:
         *,
         transactional: bool = False,
         kick: Callable[[], None] = lambda: None,
+        stage: Routes | None = None,
+        settings: Settings | None = None,
         **of_pipeline: Any,
     ) -> None:
+        self.settings = settings or Settings()
         self.found = {0: (0, ""), 1: (0, "")} if partitions is None else dict(partitions)
         self.now_s = 0.0
-        self.routes = routes(**of_pipeline)
+        self.routes = stage or routes(**of_pipeline)
         self.reader = Reader()
         self.reader.entries = {number: entry for number, entry in self.found.items() if entry is not None}
         self.sender = Sender(self.reader, transactional=transactional)
@@ -141,7 +154,7 @@ class Slot:
             emitter=Emitter(self.routes, topics, random.Random(1), self.report),
             lease=self.lease,
             report=self.report,
-            settings=Settings(),
+            settings=self.settings,
             owner="me",
             live_since_us=0.0,
             kick=self.kick,

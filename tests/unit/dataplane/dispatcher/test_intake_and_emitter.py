@@ -16,7 +16,7 @@ from inferline_stream.dataplane.dispatcher.outcomes import Dead, Expired, Requeu
 from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed
-from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, REASON, REPLAY, version_value
+from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, MOVED, REASON, REPLAY, version_value
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.kafka.offset_metadata import Committed
@@ -169,8 +169,17 @@ def test_an_entry_time_header_that_is_no_time_counts_as_missing(header):
     assert event.entry_us == 1_000_000
 
 
-def part(parent: str | None, value: bytes, *, offset: int, skipped: str = "", dead: int = 0, replay: int = 0) -> Any:
-    headers = [(EVENT_ID, b"e"), (ENTRY_TIME, b"7")]
+def part(
+    parent: str | None,
+    value: bytes,
+    *,
+    offset: int,
+    skipped: str = "",
+    dead: int = 0,
+    replay: int = 0,
+    event: bytes = b"e",
+) -> Any:
+    headers = [(EVENT_ID, event), (ENTRY_TIME, b"7")]
     headers += [(PARENT, parent.encode())] if parent else []
     headers += [(SKIPPED, skipped.encode())] if skipped else []
     headers += [(DEAD, b"%d" % dead)] if dead else []
@@ -344,16 +353,47 @@ def test_only_a_sink_that_is_a_table_needs_a_key():
     )
 
 
-def test_parts_that_hold_up_a_joins_partition_are_appended_again_and_gathered_when_they_come_back():
-    taken = Taken("both")(part("left", b"4", offset=0), part("left", b"6", offset=1))
+def test_parts_between_complete_offsets_are_appended_again_and_gathered_when_they_come_back(monkeypatch):
+    monkeypatch.setattr("inferline_stream.dataplane.dispatcher.completion.RUNS_LEFT", 1)
+    taken = Taken("both")(part("left", b"4", offset=0), part("left", b"6", offset=1, event=b"other"))
+    taken(*(part("left", b"5", offset=offset, event=b"%d" % offset) for offset in (2, 3)))
+    taken.partition.completion.complete(1)
     taken.intake.move_to_end(taken.partition)
     ((event, outcome),) = taken.ended
-    assert outcome == Requeued()
+    assert outcome == Requeued(4)
     assert event.offsets == (0,)
     ((place, (again,)),) = sent("both", event, outcome).items()
     assert place == ("p.both", 3)
     assert (again.key, again.value, dict(again.headers)[PARENT]) == (b"k", b"4", b"left")
-    taken(part("left", b"4", offset=2), part("right", b'"4"', offset=3))
+    assert dict(again.headers)[MOVED] == b"4"
+    taken(part("left", b"4", offset=4), part("right", b'"4"', offset=5))
     (joined,) = taken.ready
     assert joined.payload == {"left": b"4", "right": b'"4"'}
-    assert joined.offsets == (2, 3)
+    assert joined.offsets == (4, 5)
+
+
+def test_a_late_part_becomes_a_letter_and_nothing_else():
+    taken = Taken("both")(part("left", b"4", offset=0))
+    taken.partition.join.settled = 1
+    taken.intake.give_up(taken.partition, taken.partition.join.overdue(-1.0, 0.0), "waited")
+    taken(part("right", b'"4"', offset=1))
+    (given_up, _), (late, outcome) = taken.ended
+    assert given_up.offsets == (0,)
+    assert topics(sent("both", late, outcome)) == Counter({"p.both.dlq": 1})
+    ((letter,),) = sent("both", late, outcome).values()
+    assert (letter.value, dict(letter.headers)[PARENT]) == (b'"4"', b"right")
+
+
+def test_an_event_whose_parts_are_read_again_is_the_same_and_those_behind_it_wait_for_it():
+    parts = {0: part("left", b"4", offset=0), 1: part("right", b'"4"', offset=1)}
+    taken = Taken("both")(parts[0])
+    taken.partition.join.fit(0.0)
+    taken(parts[1])
+    taken.partition.join.fit(0.0)
+    taken(*(part(parent, b"5", offset=at, event=b"f") for at, parent in ((2, "left"), (3, "right"))))
+    assert taken.ready == []
+    taken.intake.read_again(taken.partition, 2, parts)
+    whole = Taken("both")(*parts.values()).ready[0]
+    first, second = taken.ready
+    assert (first.payload, first.headers, first.offsets) == (whole.payload, whole.headers, whole.offsets)
+    assert (first.size_bytes, second.offsets, taken.partition.unread_bytes) == (whole.size_bytes, (2, 3), 0)

@@ -1,16 +1,24 @@
 import tracemalloc
 from collections.abc import Callable
+from typing import NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.dataplane.dispatcher.join import FINISHED_BYTES, Arrival, Gathered, Join
+from inferline_stream.dataplane.dispatcher.join import FINISHED_BYTES, PLACES_BYTES, Arrival, Gathered, Join
 
 PARENTS = ("a", "b", "c")
 
 
+class Part(NamedTuple):
+    offset: int
+
+
 def add(join: Join, event: bytes, offset: int, **part: object) -> Gathered | Arrival:
-    return join.add(event, record=offset, now_s=float(offset), size_bytes=10, **part)  # type: ignore[arg-type]
+    """Add a part; returns the event that goes on by it, if one does."""
+    now_s = float(offset)
+    arrival = join.add(event, record=Part(offset), now_s=now_s, size_bytes=1000, **part)  # type: ignore[arg-type]
+    return join.take(now_s, lambda _: True) or arrival
 
 
 def taken(give_up: Callable[[], Gathered | None]) -> list[bytes]:
@@ -37,12 +45,12 @@ def test_each_event_is_complete_once_at_the_part_that_completes_it(arriving):
         before = answered.setdefault(event, set())
         says_something = event not in finished and bool(new - before)
         before |= new
-        reported = add(join, b"%d" % event, offset, parent=parent, result=offset, skipped=skipped)
+        reported = add(join, b"%d" % event, offset, parent=parent, skipped=skipped)
         if not says_something:
             assert reported is Arrival.DUPLICATE
         elif before == set(PARENTS):
             assert isinstance(reported, Gathered)
-            assert reported.results.keys() | reported.skipped == set(PARENTS)
+            assert join.missing(reported) == []
             finished.add(event)
         else:
             assert reported is Arrival.WAITING
@@ -52,70 +60,111 @@ def test_each_event_is_complete_once_at_the_part_that_completes_it(arriving):
 
 def test_results_are_the_first_that_each_parent_gave():
     join = Join(("a", "b"))
-    assert add(join, b"x", 1, parent="a", result="first") is Arrival.WAITING
-    assert add(join, b"x", 2, parent="a", result="second") is Arrival.DUPLICATE
-    gathered = add(join, b"x", 3, parent="b", result="other")
+    assert add(join, b"x", 1, parent="a") is Arrival.WAITING
+    assert add(join, b"x", 2, parent="a") is Arrival.DUPLICATE
+    gathered = add(join, b"x", 3, parent="b")
     assert isinstance(gathered, Gathered)
-    assert gathered.results == {"a": "first", "b": "other"}
-    assert gathered.records == [1, 3]
+    assert (gathered.offsets, gathered.given) == ([1, 3], ["a", "b"])
 
 
 def test_an_event_that_died_on_one_branch_is_dead_once_every_branch_has_answered():
     join = Join(("a", "b"))
     assert add(join, b"x", 1, skipped=["a"], dead=1) is Arrival.WAITING
-    gathered = add(join, b"x", 2, parent="b", result=1)
+    gathered = add(join, b"x", 2, parent="b")
     assert isinstance(gathered, Gathered)
     assert gathered.dead
 
 
 def test_finished_events_are_remembered_for_their_time_and_then_forgotten():
     join = Join(("a",), remember_s=10.0)
-    assert isinstance(add(join, b"x", 0, parent="a", result=1), Gathered)
-    assert add(join, b"x", 5, parent="a", result=1) is Arrival.DUPLICATE
-    assert isinstance(add(join, b"y", 11, parent="a", result=1), Gathered)
-    assert isinstance(add(join, b"x", 12, parent="a", result=1), Gathered)
+    assert isinstance(add(join, b"x", 0, parent="a"), Gathered)
+    assert add(join, b"x", 5, parent="a") is Arrival.DUPLICATE
+    assert isinstance(add(join, b"y", 11, parent="a"), Gathered)
+    assert isinstance(add(join, b"x", 12, parent="a"), Gathered)
 
 
-def test_events_older_than_the_bound_are_given_up_oldest_first():
+def test_events_are_given_up_where_they_are_older_than_the_bound_and_settled():
     join = Join(("a", "b"))
-    for offset, event in enumerate((b"x", b"y", b"z")):
-        add(join, event, offset, parent="a", result=1)
-    assert taken(lambda: join.overdue(age_s=7.0, now_s=9.0)) == [b"x", b"y"]
-    assert len(join) == 1
-    assert add(join, b"x", 9, parent="b", result=1) is Arrival.DUPLICATE
+    for offset, event in enumerate((b"v", b"w", b"x", b"y")):
+        add(join, event, offset, parent="a")
+    assert taken(lambda: join.overdue(age_s=7.0, now_s=99.0)) == [], "nobody says that no part is to come"
+    join.settled = 2
+    assert taken(lambda: join.overdue(age_s=7.0, now_s=8.0)) == [b"v"]
+    assert taken(lambda: join.overdue(age_s=7.0, now_s=99.0)) == [b"w"]
+    join.settled = 4
+    assert taken(lambda: join.overdue(age_s=7.0, now_s=9.5)) == [b"x"]
+    assert (len(join), join.is_overdue(7.0, 9.5), join.is_overdue(7.0, 10.5)) == (1, False, True)
 
 
-def test_a_state_that_is_too_large_gives_up_its_oldest_events_until_the_rest_fits():
+def test_a_late_part_of_an_event_that_was_given_up_is_no_duplicate_and_a_replay_of_both_completes_it():
+    join = Join(("a", "b"))
+    add(join, b"x", 0, parent="a")
+    join.settled = 1
+    assert taken(lambda: join.overdue(age_s=7.0, now_s=9.0)) == [b"x"]
+    assert add(join, b"x", 10, parent="b") is Arrival.LATE
+    assert add(join, b"x", 11, parent="b") is Arrival.LATE
+    assert add(join, b"x", 12, parent="a", replay=1) is Arrival.WAITING
+    assert isinstance(add(join, b"x", 13, parent="b", replay=1), Gathered)
+    assert add(join, b"x", 14, parent="b", replay=1) is Arrival.DUPLICATE
+
+
+def test_of_events_that_do_not_fit_only_the_places_are_kept_of_the_newest_first_and_all_come_out():
     join = Join(("a", "b"))
     for offset in range(5):
-        add(join, b"%d" % offset, offset, parent="a", result=1)
-    assert join.size_bytes == 50
-    assert taken(lambda: join.over(limit_bytes=25, now_s=9.0)) == [b"0", b"1", b"2"]
-    assert join.size_bytes == 20
+        add(join, b"%d" % offset, offset, parent="a")
+    join.fit(limit_bytes=2000 + 3 * PLACES_BYTES)
+    assert join.size_bytes == 2000 + 3 * PLACES_BYTES
+    came = [add(join, b"%d" % number, 5 + number, parent="b") for number in range(5)]
+    assert [event.unread() for event in came] == [[], [], [2], [3], [4]]
+    assert [event.offsets for event in came] == [[number, 5 + number] for number in range(5)]
+    assert (join.size_bytes, join.parts, len(join)) == (0, 0, 0)
 
 
-def test_finished_ids_count_in_the_bound_and_are_forgotten_oldest_first_before_an_event_is_given_up():
+def test_finished_ids_count_in_the_bound_and_are_forgotten_oldest_first_before_a_part_is_put_aside():
     join = Join(("a", "b"))
     for offset, event in enumerate((b"x", b"y", b"z")):
-        add(join, event, offset, parent="a", result=1, skipped=["b"])
-    add(join, b"waits", 3, parent="a", result=1)
-    limit = 10 + 2 * (FINISHED_BYTES + 1)
-    assert taken(lambda: join.over(limit, now_s=4.0)) == []
-    assert (join.size_bytes, join.finished_bytes) == (10, 2 * (FINISHED_BYTES + 1))
-    assert add(join, b"z", 5, parent="b", result=1) is Arrival.DUPLICATE
-    assert add(join, b"y", 6, parent="b", result=1) is Arrival.DUPLICATE
-    assert add(join, b"x", 7, parent="b", result=1) is Arrival.WAITING
+        add(join, event, offset, parent="a", skipped=["b"])
+    add(join, b"waits", 3, parent="a")
+    join.fit(1000 + 2 * (FINISHED_BYTES + 1))
+    assert (join.size_bytes, join.finished_bytes) == (1000, 2 * (FINISHED_BYTES + 1))
+    assert add(join, b"z", 5, parent="b") is Arrival.DUPLICATE
+    assert add(join, b"y", 6, parent="b") is Arrival.DUPLICATE
+    assert add(join, b"x", 7, parent="b") is Arrival.WAITING
 
 
 def test_ids_of_events_that_were_given_up_keep_their_share_however_many_parts_wait():
     join = Join(("a", "b"))
     limit = 8 * (FINISHED_BYTES + 1)
-    given_up: list[bytes] = []
-    for number in range(9):
-        join.add(b"%d" % number, record=number, now_s=0.0, size_bytes=limit // 4, parent="a")
-        given_up += taken(lambda: join.over(limit, now_s=1.0))
-    assert given_up == [b"%d" % number for number in range(6)]
-    assert [join.add(name, record=9, now_s=2.0, parent="b") for name in given_up[-2:]] == [Arrival.DUPLICATE] * 2
+    for number in range(3):
+        add(join, b"%d" % number, number, parent="a")
+        join.settled = number + 1
+        assert taken(lambda: join.overdue(-1.0, 9.0)) == [b"%d" % number]
+    for number in range(3, 9):
+        add(join, b"%d" % number, number, parent="a")
+        join.fit(limit)
+    assert [add(join, b"%d" % number, 9, parent="b") for number in (1, 2)] == [Arrival.LATE] * 2
+
+
+def test_a_complete_event_that_may_not_go_on_waits_and_the_first_goes_first():
+    join = Join(("a", "b"))
+    for offset in range(3):
+        add(join, b"%d" % offset, offset, parent="a")
+    for number in (2, 1, 0):
+        join.add(b"%d" % number, record=Part(5 - number), now_s=9.0, parent="b")
+        assert join.take(9.0, lambda _: False) is None
+    assert join.holds
+    assert taken(lambda: join.take(9.0, lambda _: True)) == [b"0", b"1", b"2"]
+
+
+def test_events_that_are_to_move_are_forgotten_but_not_their_age_nor_those_that_are_complete():
+    join = Join(("a", "b"))
+    for offset in range(3):
+        add(join, b"%d" % offset, offset, parent="a")
+    join.add(b"1", record=Part(3), now_s=3.0, parent="b")
+    assert [event.event_id for event in join.withdraw([0, 1, 3], 10**6)] == [b"0"]
+    add(join, b"0", 8, parent="a")
+    join.settled = 9
+    assert join.overdue(7.0, 7.5).first == 8
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from(["a", "b", "recall", "replay", "bound"])), max_size=60))
@@ -124,12 +173,12 @@ def test_finished_bytes_are_those_of_the_ids_that_are_remembered(arriving):
     for at, (number, what) in enumerate(arriving):
         event = b"%d" % 10**number  # no two of the same length
         if what == "recall":
-            join.finished(event, float(at))
+            join.recall(event, now_s=float(at), parent="a", skipped=["b"])
         elif what == "bound":
-            taken(lambda now_s=float(at): join.over(600, now_s))
-            assert join.size_bytes + join.finished_bytes <= 600
+            join.fit(3000)
+            assert join.size_bytes + join.finished_bytes <= max(3000, PLACES_BYTES * len(join) + 750)
         else:
-            add(join, event, at, parent="a" if what == "replay" else what, result=1, replay=int(what == "replay"))
+            add(join, event, at, parent="a" if what == "replay" else what, replay=int(what == "replay"))
         assert join.finished_bytes == sum(FINISHED_BYTES + len(name) for name in join._finished)
 
 
@@ -138,7 +187,7 @@ def test_the_memory_of_finished_ids_is_within_what_is_counted():
     try:
         join, before = Join(("a",)), tracemalloc.get_traced_memory()[0]
         for number in range(20_000):
-            join.finished(b"orders/%d/%d" % (number % 8, number), number * 0.001)
+            join.recall(b"orders/%d/%d" % (number % 8, number), now_s=number * 0.001, parent="a")
         assert tracemalloc.get_traced_memory()[0] - before <= join.finished_bytes
     finally:
         tracemalloc.stop()
@@ -146,23 +195,36 @@ def test_the_memory_of_finished_ids_is_within_what_is_counted():
 
 def test_an_event_recalled_from_an_earlier_owner_makes_late_parts_duplicates():
     join = Join(("a", "b"))
-    join.finished(b"x", 0.0)
-    assert add(join, b"x", 1, parent="a", result=1) is Arrival.DUPLICATE
+    join.recall(b"x", now_s=0.0, parent="a")
+    assert add(join, b"x", 1, parent="a") is Arrival.DUPLICATE
+    assert add(join, b"x", 2, parent="b") is Arrival.LATE, "it may have been given up"
+
+
+def test_a_part_that_came_twice_or_was_moved_is_not_taken_for_one_of_a_finished_event():
+    join = Join(("a", "b"))
+    add(join, b"x", 0, parent="a")
+    join.recall(b"x", now_s=1.0, parent="a")
+    assert isinstance(add(join, b"x", 2, parent="b"), Gathered)
+    join.recall(b"y", now_s=3.0, parent="a")
+    assert add(join, b"y", 9, parent="a", moved=4) is Arrival.WAITING
+    assert add(join, b"y", 10, parent="a", moved=4) is Arrival.DUPLICATE
+    assert isinstance(add(join, b"y", 11, parent="b"), Gathered)
+    assert add(join, b"y", 12, parent="b", moved=5) is Arrival.DUPLICATE
 
 
 def test_a_replay_of_a_finished_event_is_gathered_again_once_and_its_own_repeats_are_duplicates():
     join = Join(("a", "b"))
-    add(join, b"x", 0, parent="a", result=1)
+    add(join, b"x", 0, parent="a")
     assert isinstance(add(join, b"x", 1, skipped=["b"], dead=2), Gathered)
-    assert add(join, b"x", 2, parent="a", result=1) is Arrival.DUPLICATE
-    assert add(join, b"x", 3, parent="a", result=1, replay=1) is Arrival.WAITING
-    again = add(join, b"x", 4, parent="b", result=2, replay=1)
+    assert add(join, b"x", 2, parent="a") is Arrival.DUPLICATE
+    assert add(join, b"x", 3, parent="a", replay=1) is Arrival.WAITING
+    again = add(join, b"x", 4, parent="b", replay=1)
     assert isinstance(again, Gathered)
-    assert (again.results, again.dead, again.replay) == ({"a": 1, "b": 2}, 0, 1)
-    assert add(join, b"x", 5, parent="b", result=2, replay=1) is Arrival.DUPLICATE
-    join.finished(b"x", 6.0)  # recalled from before: the later replay is still the one that counts
-    assert add(join, b"x", 7, parent="b", result=2, replay=1) is Arrival.DUPLICATE
-    assert add(join, b"x", 8, parent="b", result=2, replay=2) is Arrival.WAITING
+    assert (again.offsets, again.dead, again.replay) == ([3, 4], 0, 1)
+    assert add(join, b"x", 5, parent="b", replay=1) is Arrival.DUPLICATE
+    join.recall(b"x", now_s=6.0, parent="a")  # recalled from before: the later replay is still the one that counts
+    assert add(join, b"x", 7, parent="b", replay=1) is Arrival.DUPLICATE
+    assert add(join, b"x", 8, parent="b", replay=2) is Arrival.WAITING
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from(["a", "b", "give up"])), max_size=60))
@@ -173,20 +235,19 @@ def test_in_an_ordered_join_events_of_a_key_come_out_in_the_order_of_their_first
     seen: dict[int, set[str]] = {}
     out: list[int] = []
 
-    def take_out(event: Gathered | None, now_s: float) -> None:
-        while event is not None:
-            out.append(int(event.event_id))
-            event = join.follow(event, now_s)
-
     for at, (number, parent) in enumerate(arriving):
         if parent == "give up":
-            take_out(join.overdue(-1.0, float(at)), float(at))
-            continue
-        if number not in out and number not in firsts:
-            firsts.append(number)
-        reported = add(join, b"%d" % number, at, parent=parent, result=1, key=b"%d" % (number % 3))
-        seen.setdefault(number, set()).add(parent)
-        take_out(reported if isinstance(reported, Gathered) else None, float(at))
+            join.settled = at
+            given_up = join.overdue(-1.0, float(at))
+            out += [] if given_up is None else [int(given_up.event_id)]
+        else:
+            if number not in out and number not in firsts:
+                firsts.append(number)
+            seen.setdefault(number, set()).add(parent)
+            join.add(
+                b"%d" % number, record=Part(at), now_s=float(at), size_bytes=10, parent=parent, key=b"%d" % (number % 3)
+            )
+        out += [int(event) for event in taken(lambda now_s=float(at): join.take(now_s, lambda _: True))]
         for key in range(3):
             order = [n for n in firsts if n % 3 == key]
             gone = [n for n in out if n % 3 == key]
@@ -198,6 +259,6 @@ def test_in_an_ordered_join_events_of_a_key_come_out_in_the_order_of_their_first
 
 def test_events_without_a_key_wait_for_nobody():
     join = Join(("a", "b"), ordered=True)
-    add(join, b"x", 0, parent="a", result=1)
-    add(join, b"y", 1, parent="a", result=1)
-    assert isinstance(add(join, b"y", 2, parent="b", result=1), Gathered)
+    add(join, b"x", 0, parent="a")
+    add(join, b"y", 1, parent="a")
+    assert isinstance(add(join, b"y", 2, parent="b"), Gathered)
