@@ -14,6 +14,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from inferline_stream.broker.server import EmbeddedBroker
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import wait_for_kafka
+from inferline_stream.kafka.record_lookup import RecordsGone
 from inferline_stream.kafka.record_size import record_bytes
 from inferline_stream.kafka.records import Fenced, KafkaFailed, Message
 from inferline_stream.kafka.stage_reader import StageReader
@@ -213,6 +214,17 @@ async def test_a_commit_keeps_offset_and_metadata_and_partitions_without_one_are
     await reader.commit({0: (7, ""), 2: (9, "i1;o=me")})
     assert await reader.committed([0, 1, 2]) == {0: (7, ""), 2: (9, "i1;o=me")}
     assert await (await place.reader()).committed([2]) == {2: (9, "i1;o=me")}
+
+
+async def test_records_are_read_again_by_their_offsets_and_one_that_is_gone_is_an_error(place):
+    sender, reader = await place.sender(), await place.reader()
+    await sender.send({(place.topic, 1): messages(*range(3000)), (place.topic, 0): messages(7)})
+    for offsets in ([0, 5, 6], [2, 2999, 1500], [3]):
+        found = await reader.read_again(1, offsets)
+        assert {offset: record.value for offset, record in found.items()} == {o: b"%d" % o for o in offsets}
+    assert (await reader.read_again(0, [0]))[0].headers == tuple(HEADERS)
+    with pytest.raises(RecordsGone, match="no longer has offset 6000"):
+        await reader.read_again(1, [2999, 6000])
 
 
 async def test_beginnings_are_those_of_the_log_and_what_is_not_there_is_lost(place):

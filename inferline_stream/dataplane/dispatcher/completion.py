@@ -14,8 +14,6 @@ from inferline_stream.kafka.offset_metadata import (
     METADATA_LIMIT_BYTES,
     Committed,
     Run,
-    decode_metadata,
-    encode_metadata,
     merged,
 )
 
@@ -175,11 +173,6 @@ class Completion:
         """Return whether half of a commit can hold all that becomes complete while so many offsets do not."""
         return self.most_bytes(waiting=waiting) <= CROWDED_BYTES
 
-    @property
-    def scattered(self) -> bool:
-        """Whether the runs that there are take so much of a commit that it is time to make fewer of them."""
-        return self.most_bytes(waiting=self.open_count) > CLEAR_BYTES
-
     def between_runs(self) -> list[int]:
         """Return the offsets that are not complete in all but the `RUNS_LEFT` longest rows of such offsets."""
         rows: list[list[int]] = [[]]
@@ -190,11 +183,3 @@ class Completion:
                 rows.append([])
         rows.sort(key=len)
         return [offset for row in rows[:-RUNS_LEFT] for offset in row]
-
-    def fits(self, limit_bytes: int = METADATA_LIMIT_BYTES, *, owner: str = "") -> bool:
-        """Return whether a commit now says everything. Cheap unless it is close."""
-        if self.most_bytes() <= limit_bytes - _HEAD_BYTES and len(owner) <= _HEAD_BYTES // 2:
-            return True
-        committed = self.committed(owner=owner)
-        metadata = encode_metadata(committed, limit_bytes)
-        return len(metadata) <= limit_bytes and decode_metadata(committed.offset, metadata).runs == committed.runs

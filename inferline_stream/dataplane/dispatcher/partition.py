@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from inferline_stream.dataplane.dispatcher.completion import Completion
+from inferline_stream.dataplane.dispatcher.completion import CLEAR_BYTES, Completion
 from inferline_stream.dataplane.dispatcher.join import Gathered, Join
 from inferline_stream.dataplane.dispatcher.outcomes import Ending
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, encode_metadata
@@ -66,24 +66,29 @@ class Partition:
     def has_room(self, parts: Gathered) -> bool:
         """Return whether a join's event may go on: a commit can hold all that becomes complete by then.
 
-        A part of a commit is left for events that hold up the committed offset, or soon will: they make room. How many
-        of them it holds is counted once after each `look_again`.
+        Half of a commit is left for events that hold up the committed offset, or soon will: they make room. Where it
+        is close, how much there is is counted once after each `look_again`.
         """
         completion, join, count = self.completion, self.join, len(parts.records)
         assert join is not None
         if parts.first == completion.watermark or completion.has_room(join.parts - count):
             return True
-        if parts.first >= completion.watermark + _NEXT:
-            return False
         if self._room is None:
             under_way = completion.open_count - join.parts
             self._room = (METADATA_LIMIT_BYTES - len(self.entry()[1])) // _PART_BYTES - under_way
-        self._room -= count
-        return self._room >= 0
+        soon = parts.first < completion.watermark + _NEXT
+        may = self._room >= count + (0 if soon else METADATA_LIMIT_BYTES // 2 // _PART_BYTES)
+        self._room -= count if may else 0
+        return may
 
     def look_again(self) -> None:
         """Count the room for a join's events again."""
         self._room = None
+
+    @property
+    def scattered(self) -> bool:
+        """Whether what is complete takes so much of a commit that it is time to make fewer runs of it."""
+        return len(self.entry()[1]) > CLEAR_BYTES
 
     def grown(self, topic: TopicState) -> None:
         """Take note that the topic has more partitions: the next commit says so."""

@@ -88,7 +88,7 @@ class SlotJoins:
                 self._intake.give_up(partition, parts, f"waited longer than {self._age_s:g} s")
             join.fit(share_bytes)
             partition.look_again()
-            if self._moves and join.holds and partition.completion.scattered and not partition.moving:
+            if self._moves and join.holds and not partition.moving and partition.scattered:
                 self._intake.move_to_end(partition)
             report.join_events += len(join)
             report.join_bytes += join.size_bytes

@@ -12,6 +12,7 @@ import pytest
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher
 from inferline_stream.controlplane.apply.slot_keeper import SlotKeeper
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.dataplane.grants import Grant, grant_key
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.errors import Unreachable
@@ -84,9 +85,11 @@ class House:
         self.keeper.silence._time_s = now_s
         await self.step(2)
 
-    def report(self, dispatcher: str, phase: DispatcherPhase, slot: int = 0, number: int = 0) -> None:
+    def report(
+        self, dispatcher: str, phase: DispatcherPhase, slot: int = 0, number: int = 0, *, overdue: bool = False
+    ) -> None:
         self._reports += 1
-        found = PoolReport(dispatcher, 1, "a", slot, phase, self._reports, number=number)
+        found = PoolReport(dispatcher, 1, "a", slot, phase, self._reports, number=number, join_overdue=overdue)
         self.view.reports.add(found, 0.0)
         self.keeper.heard(found)
 
@@ -117,6 +120,22 @@ async def test_a_grant_says_limits_hold_and_profiled_times_and_its_dispatcher_is
     assert house.asked == [[grant.dispatcher]]
     await house.step(3)
     assert len(house.asked) == 1
+
+
+async def test_a_joins_grant_says_what_is_settled_where_its_dispatcher_asks(house: House) -> None:
+    house.view.settling["a"] = settling = SettledParts("a", ())
+    settling.settled = {0: (5, 7)}
+    dispatcher = the_grant(house).dispatcher
+    house.report(dispatcher, "serving")
+    await house.step()
+    assert the_grant(house).settled == {}, "nobody needs it, and a grant for each round would be one a second"
+    house.report(dispatcher, "serving", overdue=True)
+    await house.step()
+    assert the_grant(house).settled == {0: (5, 7)}
+    settling.settled = {0: (9, 9)}
+    house.report(dispatcher, "serving")
+    await house.step()
+    assert the_grant(house).settled == {0: (5, 7)}
 
 
 async def test_what_could_not_be_written_is_decided_again_and_nothing_runs_meanwhile() -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from inferline_stream.dataplane.dispatcher import completion as completion_module
 from inferline_stream.dataplane.dispatcher.completion import Completion
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, decode_metadata, encode_metadata
 
@@ -26,10 +27,25 @@ def complete_offsets(committed: Committed, end: int) -> set[int]:
     return below | {offset for first, last in committed.runs for offset in range(first, min(last, end))}
 
 
+def fits(completion: Completion, owner: str = "") -> bool:
+    """Whether a commit now says everything."""
+    committed = completion.committed(owner=owner)
+    metadata = encode_metadata(committed)
+    return len(metadata) <= METADATA_LIMIT_BYTES and decode_metadata(committed.offset, metadata) == committed
+
+
 @given(st.integers(0, 10**12), steps, st.sampled_from(["", "rank-0-a1"]), st.integers(0, 2**63 - 1))
 def test_metadata_says_again_what_was_encoded(offset, steps, owner, forget_below):
     committed = Committed(offset, runs_of(offset, steps), owner, forget_below, owner and "gPBN2fhF", len(steps))
     assert decode_metadata(offset, encode_metadata(committed)) == committed
+
+
+def test_scattered_offsets_and_runs_far_above_them_fit_a_commit_together():
+    scattered = [(offset, offset + 1) for offset in range(1, 20_000, 2)]
+    committed = Committed(0, (*scattered, (500_000, 510_000), (900_000, 900_001)))
+    metadata = encode_metadata(committed)
+    assert len(metadata) < 20_000 / 6 + 30
+    assert decode_metadata(0, metadata) == committed
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3000), st.integers(10, 4096))
@@ -165,6 +181,32 @@ def test_no_order_of_completion_makes_the_runs_larger_than_their_bound(start, st
         bound = completion.most_bytes()
 
 
+@given(st.lists(st.booleans(), max_size=200), st.randoms(use_true_random=False))
+def test_while_some_events_wait_the_others_make_no_more_runs_than_are_counted(waits, rng):
+    completion = Completion(Committed(0))
+    for offset in range(len(waits)):
+        completion.read(offset)
+    going = [offset for offset, waiting in enumerate(waits) if not waiting]
+    rng.shuffle(going)
+    bound = completion.most_bytes(waiting=sum(waits))
+    for offset in going:
+        completion.complete(offset)
+        committed = completion.committed()
+        assert len(encode_metadata(committed, 10**9)) <= len("i1;r=") + completion.most_bytes(waiting=sum(waits))
+        assert completion.most_bytes(waiting=sum(waits)) <= bound
+    assert completion.most_bytes(waiting=completion.open_count) == completion.most_bytes(waiting=sum(waits))
+
+
+def test_offsets_between_runs_are_all_but_those_in_the_longest_rows(monkeypatch):
+    monkeypatch.setattr(completion_module, "RUNS_LEFT", 1)
+    completion = Completion(Committed(0))
+    for offset in range(10):
+        completion.read(offset)
+    for offset in (1, 5, 6, 8):
+        completion.complete(offset)
+    assert sorted(completion.between_runs()) == [0, 7, 9]
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("step", [1, 5, 300])
 @pytest.mark.parametrize("read", [0, 400, 900])
@@ -179,7 +221,7 @@ def test_whatever_is_read_within_the_room_always_fits_a_commit(read, step, seed)
     still_open = list(completion._open)
     for offset in rng.sample(still_open, len(still_open) // 2):
         completion.complete(offset)
-    assert completion.fits(owner="a-dispatcher-of-a-stage-with-a-long-name-0-12345")
+    assert fits(completion, owner="a-dispatcher-of-a-stage-with-a-long-name-0-12345")
 
 
 def test_a_partition_is_crowded_before_its_runs_would_not_fit_and_until_half_of_that_is_free():
@@ -188,7 +230,7 @@ def test_a_partition_is_crowded_before_its_runs_would_not_fit_and_until_half_of_
     while not completion.crowded:
         completion.read(offset)
         offset += 1
-    assert completion.fits()
+    assert fits(completion)
     for done in range(1, offset):
         completion.complete(done)
         if not completion.crowded:
@@ -204,7 +246,7 @@ def test_one_stuck_event_never_crowds_a_partition_whose_other_events_complete():
         completion.read(offset)
         completion.complete(offset)
     assert not completion.crowded
-    assert completion.fits()
+    assert fits(completion)
 
 
 def test_runs_that_do_not_fit_are_seen():
@@ -213,4 +255,4 @@ def test_runs_that_do_not_fit_are_seen():
         completion.read(offset)
     for offset in range(1, 60_000, 2):
         completion.complete(offset)
-    assert not completion.fits()
+    assert not fits(completion)

@@ -1,5 +1,6 @@
 import tracemalloc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from hypothesis import given
@@ -189,6 +190,21 @@ def test_the_memory_of_finished_ids_is_within_what_is_counted():
         for number in range(20_000):
             join.recall(b"orders/%d/%d" % (number % 8, number), now_s=number * 0.001, parent="a")
         assert tracemalloc.get_traced_memory()[0] - before <= join.finished_bytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_memory_of_places_is_within_what_is_counted():
+    tracemalloc.start()
+    try:
+        join, before = Join(("a", "b")), tracemalloc.get_traced_memory()[0]
+        for number in range(10_000):
+            record = SimpleNamespace(offset=number + 10**6, value=bytes(1000))
+            join.add(
+                b"orders/%d/%d" % (number % 8, number), record=record, now_s=number / 7, size_bytes=1600, parent="a"
+            )
+            join.fit(0.0)
+        assert tracemalloc.get_traced_memory()[0] - before <= join.size_bytes == 10_000 * PLACES_BYTES
     finally:
         tracemalloc.stop()
 

@@ -128,7 +128,8 @@ async def test_where_complete_offsets_no_longer_fit_a_commit_events_move_or_wait
 ):
     limit_bytes = METADATA_LIMIT_BYTES // 8  # and as many records less
     monkeypatch.setattr(partition_module, "METADATA_LIMIT_BYTES", limit_bytes)
-    for name in ("CROWDED_BYTES", "CLEAR_BYTES", "RUNS_LEFT"):
+    monkeypatch.setattr(partition_module, "CLEAR_BYTES", limit_bytes // 4)
+    for name in ("CROWDED_BYTES", "RUNS_LEFT"):
         monkeypatch.setattr(completion_module, name, getattr(completion_module, name) // 8)
     join, many = JoinSlot(ordered=ordered, join_age_s=0.0), 4_000
     sizes = []
