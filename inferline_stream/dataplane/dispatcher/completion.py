@@ -171,6 +171,8 @@ class Completion:
 
     def has_room(self, waiting: int) -> bool:
         """Return whether half of a commit can hold all that becomes complete while so many offsets do not."""
+        if not self._ahead and self._position - self.watermark < 5 * CROWDED_BYTES:  # the usual case: as a bitmap
+            return True
         return self.most_bytes(waiting=waiting) <= CROWDED_BYTES
 
     def between_runs(self) -> list[int]:
