@@ -123,7 +123,8 @@ class Intake:
     def move_to_end(self, partition: Partition) -> None:
         """Have the parts that wait between complete offsets appended at the partition's end again, next to each other.
 
-        The offsets that they had are then complete, so that a commit says with fewer runs what is.
+        The offsets that they had are then complete, so that a commit says with fewer runs what is. Events that are
+        complete and for which it has no room move, too: their parts are then next to each other.
         """
         assert partition.join is not None
         moved = Requeued(partition.completion.position)

@@ -224,14 +224,14 @@ class Join:
         return next((event for event in self._waiting.values() if offset in event.offsets), None)
 
     def withdraw(self, offsets: Collection[int], most_bytes: float) -> list[Gathered]:
-        """Forget events that lack a part and have one at these offsets, as if none of their parts had come.
+        """Forget events that have a part at these offsets, as if none of their parts had come.
 
         Their parts must be appended again. Their age goes on from the first part.
         """
         wanted = frozenset(offsets)
         found: list[Gathered] = []
         for event in self._waiting.values():
-            if not self._is_complete(event) and not wanted.isdisjoint(event.offsets):
+            if not wanted.isdisjoint(event.offsets):
                 found.append(event)
                 most_bytes -= event.size_bytes
                 if most_bytes <= 0:
@@ -239,6 +239,9 @@ class Join:
         for event in found:
             self._take_out(event)
             self._since_s[event.event_id] = event.first_s
+        if found:
+            self._ready = [entry for entry in self._ready if self._waiting.get(entry[1].event_id) is entry[1]]
+            heapq.heapify(self._ready)
         return found
 
     def is_overdue(self, age_s: float, now_s: float) -> bool:

@@ -87,7 +87,6 @@ class SlotJoins:
             while self._has_room() and (parts := join.overdue(self._age_s, now_s)) is not None:
                 self._intake.give_up(partition, parts, f"waited longer than {self._age_s:g} s")
             join.fit(share_bytes)
-            partition.look_again()
             if self._moves and join.holds and not partition.moving and partition.scattered:
                 self._intake.move_to_end(partition)
             report.join_events += len(join)
@@ -100,8 +99,10 @@ class SlotJoins:
         for partition in self._partitions.values():
             if partition.join is None or partition.halted:
                 continue
-            if partition.join.holds and self._intake.release(partition):
-                self._kick()
+            if partition.join.holds:
+                partition.look_again()
+                if self._intake.release(partition):
+                    self._kick()
             if partition.unread:
                 self._has_unread.set()
 
