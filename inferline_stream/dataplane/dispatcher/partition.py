@@ -19,6 +19,9 @@ _PART_BYTES = 8
 _NEXT = 2000
 """Offsets from the committed one on whose events may use the last of a commit's room."""
 
+_ALWAYS = 256
+"""Parts of such events that may be under way in any case: one at a time would take hours where many wait."""
+
 
 class Partition:
     """What is complete of a partition, and what the group knows of that.
@@ -71,12 +74,14 @@ class Partition:
         """
         completion, join, count = self.completion, self.join, len(parts.records)
         assert join is not None
-        if parts.first == completion.watermark or completion.has_room(join.parts - count):
+        under_way = completion.open_count - join.parts
+        soon = parts.first < completion.watermark + _NEXT
+        if parts.first == completion.watermark or (soon and under_way < _ALWAYS):
+            return True
+        if completion.has_room(join.parts - count):
             return True
         if self._room is None:
-            under_way = completion.open_count - join.parts
             self._room = (METADATA_LIMIT_BYTES - len(self.entry()[1])) // _PART_BYTES - under_way
-        soon = parts.first < completion.watermark + _NEXT
         may = self._room >= count + (0 if soon else METADATA_LIMIT_BYTES // 2 // _PART_BYTES)
         self._room -= count if may else 0
         return may
