@@ -215,8 +215,7 @@ class Dispatcher:
             self._report.term, self._report.number = grant.term, grant.number
             self._pool.configure(grant.max_batch_sizes, grant.service_s, grant.concurrency, grant.contention)
             self._feeder.hold_s = grant.hold_s
-            if self._session is not None:
-                _teach(self._session, grant)
+            _teach(self._session, grant)
         else:
             grant = None  # deleted: the slot is nobody's
         self._grant = grant
@@ -321,8 +320,7 @@ class Dispatcher:
             kick=self._feeder.kick,
             watch=self._batch_watch,
         )
-        if self._grant is not None:
-            _teach(session, self._grant)
+        _teach(session, self._grant)
         await session.begin(numbers, committed)
         return session
 
@@ -432,11 +430,12 @@ class Dispatcher:
             logger.warning("dispatcher %s could not report that it is %s", self._spec.dispatcher, phase)
 
 
-def _teach(session: SlotSession, grant: Grant) -> None:
+def _teach(session: SlotSession | None, grant: Grant | None) -> None:
     """Pass on what a grant says of the stage's events."""
-    session.joins.learn(grant.settled)
-    if grant.sample is not None:
-        session.suspects.learn(grant.sample)
+    if session is not None and grant is not None:
+        session.joins.learn(grant.settled)
+        if grant.sample is not None:
+            session.suspects.learn(grant.sample)
 
 
 def owner_name(spec: DispatcherSpec) -> str:

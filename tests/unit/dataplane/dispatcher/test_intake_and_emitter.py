@@ -375,7 +375,7 @@ def test_parts_between_complete_offsets_are_appended_again_and_gathered_when_the
 def test_a_late_part_becomes_a_letter_and_nothing_else():
     taken = Taken("both")(part("left", b"4", offset=0))
     taken.partition.join.settled = 1
-    taken.intake.give_up(taken.partition, taken.partition.join.overdue(-1.0, 0.0), "waited")
+    taken.intake.give_up(taken.partition, taken.partition.join.overdue(0.0, 1e12), "waited")
     taken(part("right", b'"4"', offset=1))
     (given_up, _), (late, outcome) = taken.ended
     assert given_up.offsets == (0,)
