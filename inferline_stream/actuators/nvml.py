@@ -1,15 +1,14 @@
 """GPUs of this machine, as NVIDIA's management library (NVML) reports them. The only door to that library.
 
-It comes with the driver: a machine without it has no GPU that a stage could use.
+It comes with the driver: a machine without it has no GPU that a stage could use. It stays open from the first call to
+the end of the process, since opening it takes seconds for each GPU whose driver does not persist.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from ctypes import byref, c_char_p, c_uint, c_ulonglong, c_void_p
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 from inferline_stream.actuators.devices import Device, visible
@@ -18,103 +17,91 @@ from inferline_stream.settings import visible_gpus
 
 logger = logging.getLogger(__name__)
 
-LIBRARY = "libnvidia-ml.so.1"
-_TEXT_BYTES = 96
 
-
-class _Memory(ctypes.Structure):
-    _fields_ = (("total", c_ulonglong), ("free", c_ulonglong), ("used", c_ulonglong))
-
-
-class NvmlError(Exception):
-    """A call that NVML answered with an error."""
-
-
-def devices(library: Any = None) -> tuple[Device, ...]:
+def devices() -> tuple[Device, ...]:
     """Every device of this machine that a process can be given: whole GPUs, and the slices of those in MIG mode.
 
-    Those that ``CUDA_VISIBLE_DEVICES`` hides from this process are not its own to give.
-
-    Args:
-        library: NVML as `ctypes` loads it; by default the driver's. A test gives its own.
+    Those that ``CUDA_VISIBLE_DEVICES`` hides from this process are not its own to give. One that does not answer, or
+    may not be used, is left out with a warning.
     """
-    with _nvml(library) as nvml:
-        if nvml is None:
-            return ()
-        try:
-            count = c_uint()
-            _call(nvml, "nvmlDeviceGetCount_v2", byref(count))
-            found = [device for index in range(count.value) for device in _at(nvml, index)]
-            return visible(found, visible_gpus())
-        except NvmlError as error:
-            logger.warning("GPUs are not used: %s", error)
-            return ()
+    import pynvml
+
+    try:
+        found = [device for index in range(_count()) for device in _at(index)]
+        return visible(found, visible_gpus())
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        return ()
+    except pynvml.NVMLError as error:
+        _warn(f"GPUs are not used: NVML answers: {error}")
+        return ()
 
 
-def used_bytes(uuids: tuple[str, ...], library: Any = None) -> int | None:
+def used_bytes(uuids: tuple[str, ...]) -> int | None:
     """Memory in use on these devices, by whichever processes; None where NVML does not say."""
-    with _nvml(library) as nvml:
-        if nvml is None:
-            return None
+    import pynvml
+
+    try:
+        _count()
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
+        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in handles)
+    except pynvml.NVMLError:
+        return None
+
+
+def _count() -> int:
+    import pynvml
+
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError_Uninitialized:
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount())
+
+
+def _at(index: int) -> Iterator[Device]:
+    """Yield what can be given of the GPU at an index. What does not answer is left out: it says nothing of others."""
+    import pynvml
+
+    try:
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
+        model = str(pynvml.nvmlDeviceGetName(gpu))
+        mode = _maybe(pynvml.nvmlDeviceGetMigMode, gpu)
+        if mode is None or not mode[0]:
+            yield _device(gpu, model, "", index)
+            return
+        most = pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu)
+    except pynvml.NVMLError as error:
+        _warn(f"GPU {index} is not used: NVML answers: {error}")
+        return
+    for at in range(most):
         try:
-            found = 0
-            for uuid in uuids:
-                handle = c_void_p()
-                _call(nvml, "nvmlDeviceGetHandleByUUID", c_char_p(uuid.encode()), byref(handle))
-                found += _memory(nvml, handle).used
-            return found
-        except NvmlError:
-            return None
-
-
-@contextmanager
-def _nvml(library: Any) -> Iterator[Any]:
-    try:
-        nvml = ctypes.CDLL(LIBRARY) if library is None else library
-        _call(nvml, "nvmlInit_v2")
-    except (OSError, NvmlError):  # no driver, or none that works
-        yield None
-        return
-    try:
-        yield nvml
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _call(nvml: Any, name: str, *arguments: Any) -> None:
-    if (code := getattr(nvml, name)(*arguments)) != 0:
-        raise NvmlError(f"NVML's {name} answers with error {code}")
-
-
-def _at(nvml: Any, index: int) -> Iterator[Device]:
-    handle = c_void_p()
-    _call(nvml, "nvmlDeviceGetHandleByIndex_v2", c_uint(index), byref(handle))
-    model = _text(nvml, "nvmlDeviceGetName", handle)
-    current, pending = c_uint(), c_uint()
-    # GPUs that know no MIG answer "not supported".
-    if nvml.nvmlDeviceGetMigMode(handle, byref(current), byref(pending)) != 0 or not current.value:
-        memory = _memory(nvml, handle)
-        yield Device(_text(nvml, "nvmlDeviceGetUUID", handle), model, memory.total, "", memory.used, index)
-        return
-    most = c_uint()
-    _call(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle, byref(most))
-    for at in range(most.value):
-        slice_ = c_void_p()
-        if nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, c_uint(at), byref(slice_)) != 0:
+            cut = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, at)
+            profile = SLICE.search(str(pynvml.nvmlDeviceGetName(cut)))
+            yield _device(cut, model, profile.group() if profile else "", index)
+        except pynvml.NVMLError_NotFound:
             continue  # nothing was made at this place
-        kind = SLICE.search(_text(nvml, "nvmlDeviceGetName", slice_))
-        uuid = _text(nvml, "nvmlDeviceGetUUID", slice_)
-        memory = _memory(nvml, slice_)
-        yield Device(uuid, model, memory.total, kind.group() if kind else "", memory.used, index)
+        except pynvml.NVMLError as error:
+            _warn(f"slice {at} of GPU {index} is not used: NVML answers: {error}")
 
 
-def _text(nvml: Any, name: str, handle: c_void_p) -> str:
-    found = ctypes.create_string_buffer(_TEXT_BYTES)
-    _call(nvml, name, handle, found, c_uint(_TEXT_BYTES))
-    return found.value.decode(errors="replace")
+def _device(handle: Any, model: str, profile: str, index: int) -> Device:
+    import pynvml
+
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return Device(str(pynvml.nvmlDeviceGetUUID(handle)), model, int(memory.total), profile, int(memory.used), index)
 
 
-def _memory(nvml: Any, handle: c_void_p) -> _Memory:
-    found = _Memory()
-    _call(nvml, "nvmlDeviceGetMemoryInfo", handle, byref(found))
-    return found
+def _maybe(ask: Callable[[Any], Any], handle: Any) -> Any:
+    """Return what NVML says of a device; None where it says nothing of its kind, or not to us."""
+    import pynvml
+
+    try:
+        return ask(handle)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission, pynvml.NVMLError_FunctionNotFound):
+        return None
+
+
+@cache
+def _warn(words: str) -> None:
+    """Log once in the life of the process: devices are looked at again and again."""
+    logger.warning("%s", words)

@@ -5,29 +5,21 @@ from __future__ import annotations
 import ctypes
 import fcntl
 from collections.abc import Callable, Sequence
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_uint, c_ulonglong, c_void_p
+from ctypes import CFUNCTYPE, c_char_p, c_int, c_uint, c_void_p
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 
-from inferline_stream.actuators import nvml
-
-
-class _Memory(ctypes.Structure):
-    _fields_ = (("total", c_ulonglong), ("free", c_ulonglong), ("used", c_ulonglong))
-
-
-Handle = POINTER(c_void_p)
-Number = POINTER(c_uint)
 UNSUPPORTED, NOT_FOUND = 3, 6
 
 
 def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace:
     """NVML of so many GPUs as C functions: arguments and results go through pointers, as the library's do.
 
-    A device is addressed by 1, 2, …; slices of the n-th by 100 n + 1, ….
+    A device is addressed by 1, 2, …; slices of the n-th by 100 n + 1, …. One with an ``error`` answers nothing else.
     """
     known = {number: gpu for number, gpu in enumerate(gpus, start=1)}
     known |= {
@@ -38,33 +30,39 @@ def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace
     def offered(*kinds: Any) -> Callable[[Callable[..., int]], None]:
         def register(function: Callable[..., int]) -> None:
             name = function.__name__
-            functions[name] = CFUNCTYPE(c_int, *kinds)(lambda *a: 999 if name == fail else function(*a))
+
+            def answer(*arguments: Any) -> int:
+                if name == fail:
+                    return 999
+                at = known.get(arguments[0], {}) if kinds and kinds[0] is c_void_p else {}
+                return at.get("error", 0) or function(*arguments)
+
+            functions[name] = CFUNCTYPE(c_int, *kinds)(answer)
 
         return register
 
-    @offered()
-    def nvmlInit_v2() -> int:
+    def put(kind: Any, into: int, value: int | None) -> int:
+        if value is None:
+            return UNSUPPORTED
+        kind.from_address(into).value = value
         return 0
 
-    @offered()
-    def nvmlShutdown() -> int:
+    @offered(c_uint)
+    def nvmlInitWithFlags(flags: int) -> int:
         return 0
 
-    @offered(Number)
-    def nvmlDeviceGetCount_v2(count: Any) -> int:
-        count[0] = len(gpus)
-        return 0
+    @offered(c_void_p)
+    def nvmlDeviceGetCount_v2(count: int) -> int:
+        return put(c_uint, count, len(gpus))
 
-    @offered(c_uint, Handle)
-    def nvmlDeviceGetHandleByIndex_v2(index: int, handle: Any) -> int:
-        handle[0] = index + 1
-        return 0
+    @offered(c_uint, c_void_p)
+    def nvmlDeviceGetHandleByIndex_v2(index: int, handle: int) -> int:
+        return gpus[index].get("error", 0) or put(c_void_p, handle, index + 1)
 
-    @offered(c_char_p, Handle)
-    def nvmlDeviceGetHandleByUUID(uuid: bytes, handle: Any) -> int:
+    @offered(c_char_p, c_void_p)
+    def nvmlDeviceGetHandleByUUID(uuid: bytes, handle: int) -> int:
         found = [number for number, gpu in known.items() if gpu["uuid"] == uuid.decode()]
-        handle[0] = found[0] if found else 0
-        return 0 if found else NOT_FOUND
+        return put(c_void_p, handle, found[0]) if found else NOT_FOUND
 
     def text(field: str) -> Callable[[int, int, int], int]:
         def write(handle: int, into: int, size: int) -> int:
@@ -82,38 +80,37 @@ def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace
 
     @offered(c_void_p, c_void_p)
     def nvmlDeviceGetMemoryInfo(handle: int, into: int) -> int:
-        memory = _Memory.from_address(into)
+        memory = pynvml.c_nvmlMemory_t.from_address(into)
         memory.total, memory.used = known[handle].get("total", 0), known[handle].get("used", 0)
         return 0
 
-    @offered(c_void_p, Number, Number)
-    def nvmlDeviceGetMigMode(handle: int, current: Any, pending: Any) -> int:
-        if "slices" not in known[handle]:
-            return UNSUPPORTED
-        current[0] = pending[0] = 1
-        return 0
+    @offered(c_void_p, c_void_p, c_void_p)
+    def nvmlDeviceGetMigMode(handle: int, current: int, pending: int) -> int:
+        return put(c_uint, current, 1) if "slices" in known[handle] else UNSUPPORTED
 
-    @offered(c_void_p, Number)
-    def nvmlDeviceGetMaxMigDeviceCount(handle: int, most: Any) -> int:
-        most[0] = 7
-        return 0
+    @offered(c_void_p, c_void_p)
+    def nvmlDeviceGetMaxMigDeviceCount(handle: int, most: int) -> int:
+        return put(c_uint, most, 7)
 
-    @offered(c_void_p, c_uint, Handle)
-    def nvmlDeviceGetMigDeviceHandleByIndex(handle: int, at: int, found: Any) -> int:
-        if at >= len(known[handle]["slices"]):
-            return NOT_FOUND
-        found[0] = 100 * handle + at + 1
-        return 0
+    @offered(c_void_p, c_uint, c_void_p)
+    def nvmlDeviceGetMigDeviceHandleByIndex(handle: int, at: int, found: int) -> int:
+        return put(c_void_p, found, 100 * handle + at + 1) if at < len(known[handle]["slices"]) else NOT_FOUND
 
     return SimpleNamespace(**functions)
 
 
-def install(monkeypatch: pytest.MonkeyPatch, gpus: Sequence[dict[str, Any]]) -> None:
-    """Have this process load the fake where it would load the driver's library."""
-    load, library = ctypes.CDLL, fake_nvml(gpus)
-    monkeypatch.setattr(
-        ctypes, "CDLL", lambda name, *more, **options: library if name == nvml.LIBRARY else load(name, *more, **options)
-    )
+def install(monkeypatch: pytest.MonkeyPatch, gpus: Sequence[dict[str, Any]] | None, fail: str = "") -> None:
+    """Have NVIDIA's binding load the fake where it would load the driver's library; None: there is no driver."""
+
+    def load(name: str) -> SimpleNamespace:
+        assert name == "libnvidia-ml.so.1"
+        if gpus is None:
+            raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+        return fake_nvml(gpus, fail)
+
+    monkeypatch.setattr(pynvml, "CDLL", load)
+    monkeypatch.setattr(pynvml, "nvmlLib", None)
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 

@@ -1,4 +1,4 @@
-"""Which GPU a replica is given, and what NVML reports of a machine's GPUs, through its real calling convention."""
+"""Which GPU a replica is given, and what NVML reports of a machine's GPUs, through NVIDIA's binding of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from inferline_stream.actuators import nvml
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.devices import Device, carries, devices_for, visible, with_stock_of
 from inferline_stream.actuators.local import LocalActuator
@@ -17,7 +18,7 @@ from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.profiler.machine import Machine, why_not_here
-from tests.support.fake_nvml import fake_nvml, install
+from tests.support.fake_nvml import install
 
 T4 = Hardware("t4", 0.5, gpus=1, gpu_model="Tesla T4")
 HALF_T4 = Hardware("half-t4", 0.25, gpus=0.5, gpu_model="Tesla T4")
@@ -101,25 +102,47 @@ A100 = {
 }
 
 
-def test_nvml_reports_whole_gpus_and_the_slices_that_were_made_of_others() -> None:
-    nvml = fake_nvml([{"name": "Tesla T4", "uuid": "GPU-a", "total": 16 << 30, "used": 5}, A100])
-    assert devices(nvml) == (
+def test_nvml_reports_whole_gpus_and_the_slices_that_were_made_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, [{"name": "Tesla T4", "uuid": "GPU-a", "total": 16 << 30, "used": 5}, A100])
+    assert devices() == (
         Device("GPU-a", "Tesla T4", 16 << 30, used_bytes=5),
         Device("MIG-x", "NVIDIA A100-SXM4-80GB", 10 << 30, "1g.10gb", index=1),
         Device("MIG-y", "NVIDIA A100-SXM4-80GB", 40 << 30, "3g.40gb", used_bytes=7, index=1),
     )
-    assert used_bytes(("GPU-a", "MIG-y"), nvml) == 12
-    assert used_bytes(("GPU-gone",), nvml) is None
+    assert used_bytes(("GPU-a", "MIG-y")) == 12
+    assert used_bytes(("GPU-gone",)) is None
 
 
-@pytest.mark.parametrize("broken", ["nvmlInit_v2", "nvmlDeviceGetCount_v2", "nvmlDeviceGetName"])
-def test_a_driver_that_does_not_answer_is_a_machine_without_gpus(broken: str) -> None:
-    assert devices(fake_nvml([A100], fail=broken)) == ()
+@pytest.mark.parametrize("broken", ["nvmlInitWithFlags", "nvmlDeviceGetCount_v2", "nvmlDeviceGetName"])
+def test_a_driver_that_fails_is_a_machine_without_gpus(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, [A100], fail=broken)
+    assert devices() == ()
 
 
 def test_a_machine_without_the_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inferline_stream.actuators.nvml.LIBRARY", "libno-such-driver.so.1")
+    install(monkeypatch, None)
     assert devices() == ()
+
+
+def test_a_gpu_that_is_lost_or_forbidden_hides_no_other_and_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nvml._warn.cache_clear()
+    lost, forbidden = {"error": 15, "uuid": "GPU-l"}, {"error": 4, "uuid": "GPU-f"}
+    cut = {**A100, "slices": [{"error": 15, "uuid": "MIG-l", "name": ""}, *A100["slices"]]}
+    install(monkeypatch, [FOUR[0], lost, forbidden, FOUR[1], cut])
+    for _ in range(2):
+        assert [(d.uuid, d.index) for d in devices()] == [
+            ("GPU-aaaaaaaa", 0),
+            ("GPU-bbbbbbbb", 3),
+            ("MIG-x", 4),
+            ("MIG-y", 4),
+        ]
+    assert [record.getMessage() for record in caplog.records] == [
+        "GPU 1 is not used: NVML answers: GPU is lost",
+        "GPU 2 is not used: NVML answers: Insufficient Permissions",
+        "slice 0 of GPU 4 is not used: NVML answers: GPU is lost",
+    ]
 
 
 FOUR = tuple(
@@ -147,8 +170,9 @@ def test_devices_that_were_hidden_from_this_process_are_not_its_own_to_give(
     assert [device.uuid[4] for device in devices()] == list(letters)
 
 
-def test_a_gpu_in_slices_is_named_by_its_number_or_a_slice_by_its_own_name() -> None:
-    found = devices(fake_nvml([FOUR[0], A100]))
+def test_a_gpu_in_slices_is_named_by_its_number_or_a_slice_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, [FOUR[0], A100])
+    found = devices()
     assert [device.uuid for device in visible(found, "1")] == ["MIG-x", "MIG-y"]
     assert [device.uuid for device in visible(found, "MIG-y,0")] == ["MIG-y", "GPU-aaaaaaaa"]
 
