@@ -11,8 +11,9 @@ from types import MappingProxyType
 
 EMULATED_PREFIX = "emulated-"
 
-SLICE = re.compile(r"\d+g\.\d+gb")
-"""A MIG profile."""
+SLICE = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:\+\w+(?:\.all)?|-me\b)?")
+"""A MIG profile: ``1g.10gb``, with media engines (``1g.10gb+me``, ``+me.all``), without (``-me``), with graphics
+(``+gfx``), or a part of an instance's cores (``1c.3g.40gb``)."""
 
 _VENDOR = frozenset(("nvidia", "tesla"))
 _FORM = re.compile(r"sxm\d*|pcie|nvl|hbm\d*e?|\d+gb")
@@ -89,7 +90,7 @@ class Hardware:
 
     @property
     def slice(self) -> str:
-        """The MIG profile that the name asks for, e.g. ``1g.10gb``; empty for whole GPUs and shares of them."""
+        """The MIG profile that the name asks for, e.g. ``1g.10gb+me``; empty for whole GPUs and shares of them."""
         found = SLICE.search(self.name)
         return found.group() if found and self.gpus else ""
 

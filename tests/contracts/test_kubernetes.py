@@ -442,6 +442,8 @@ def test_names_of_deployments_are_labels_and_differ_where_their_stages_do() -> N
 def test_a_gpu_its_slice_and_its_nodes_are_asked_for_by_their_names_in_the_cluster() -> None:
     assert resources(KINDS["t4"], Isolation())["limits"]["nvidia.com/gpu"] == "1"
     assert resources(KINDS["a100-1g.10gb"], Isolation())["limits"]["nvidia.com/mig-1g.10gb"] == "1"
+    media = Hardware("a100-1g.10gb+me", 0.4, gpus=1 / 7, gpu_model="NVIDIA A100")
+    assert resources(media, Isolation())["limits"]["nvidia.com/mig-1g.10gb.me"] == "1"
     pod = pod_of(template("a", "t4"))
     assert pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] == {
         "nodeSelectorTerms": [

@@ -19,6 +19,11 @@ _MOST_SHARES = 48
 """Replicas of one GPU; more are no share of any use."""
 
 
+def written(profile: str) -> str:
+    """Return a MIG profile as NVIDIA's device plugin writes it in names of resources and labels: ``1g.10gb.me``."""
+    return profile.replace("+", ".")
+
+
 def products(hardware: Hardware) -> tuple[str, ...]:
     """Values of the label ``nvidia.com/gpu.product`` that nodes of the kind carry; none where any node will do.
 
@@ -30,7 +35,7 @@ def products(hardware: Hardware) -> tuple[str, ...]:
     found = _PRODUCTS.get(hardware.gpu_model, (hardware.gpu_model.replace(" ", "-"),))
     if hardware.shares_gpu:
         return tuple(f"{product}-SHARED" for product in found)
-    return (*found, *(f"{product}-MIG-{hardware.slice}" for product in found)) if hardware.slice else found
+    return (*found, *(f"{product}-MIG-{written(hardware.slice)}" for product in found)) if hardware.slice else found
 
 
 def shares(hardware: Hardware) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.actuators.kubernetes.gpu_nodes import node_requirements
+from inferline_stream.actuators.kubernetes.gpu_nodes import node_requirements, written
 from inferline_stream.actuators.kubernetes.object_names import (
     DISPATCHER,
     MANAGED_BY,
@@ -105,7 +105,7 @@ def resources(hardware: Hardware, isolation: Isolation) -> dict[str, Any]:
         processes_mib = isolation.memory_mb * (1 + isolation.helpers)
         limits["memory"] = f"{processes_mib + HOST_MIB + (isolation.shm_mb or 0)}Mi"
     if hardware.gpus:
-        resource = f"nvidia.com/mig-{hardware.slice}" if hardware.slice else "nvidia.com/gpu"
+        resource = f"nvidia.com/mig-{written(hardware.slice)}" if hardware.slice else "nvidia.com/gpu"
         limits[resource] = str(math.ceil(hardware.gpus))
     return {"requests": {"cpu": cpu, **limits}, "limits": limits}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 
 FIELD_MANAGER = "inferline-stream"
 PIPELINE_LABEL = "inferline-stream.dev/pipeline"
@@ -13,6 +14,9 @@ COMPONENT_LABEL = "app.kubernetes.io/component"
 MANAGED_BY = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
 DISPATCHER, REPLICA = "dispatcher", "replica"
 """Values of `COMPONENT_LABEL`, and names of containers."""
+
+_PLUS = ".."
+"""Stands for the plus of slices, ``1g.10gb+me``: Kubernetes takes none in a label."""
 
 _LONGEST_NAME = 52  # a pod's name adds two suffixes, and its host name may have 63 characters
 
@@ -44,4 +48,9 @@ def dns_label(whole: str) -> str:
 def labels(pipeline: str, stage: str, component: str, hardware: str = "") -> dict[str, str]:
     """By which pods are found."""
     found = {PIPELINE_LABEL: pipeline, STAGE_LABEL: stage, COMPONENT_LABEL: component, **MANAGED_BY}
-    return found | ({HARDWARE_LABEL: hardware} if hardware else {})
+    return found | ({HARDWARE_LABEL: hardware.replace("+", _PLUS)} if hardware else {})
+
+
+def hardware_of(labelled: Mapping[str, str]) -> str:
+    """Name of the hardware kind that a pod's labels say."""
+    return labelled[HARDWARE_LABEL].replace(_PLUS, "+")

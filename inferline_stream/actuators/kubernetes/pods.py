@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
-from inferline_stream.actuators.kubernetes.object_names import DISPATCHER, HARDWARE_LABEL, REPLICA, STAGE_LABEL
+from inferline_stream.actuators.kubernetes.object_names import DISPATCHER, REPLICA, STAGE_LABEL, hardware_of
 from inferline_stream.actuators.restart_delay import SETTLED_S, restart_in_s
 
 TEMPLATE_LABEL = "pod-template-hash"
@@ -154,7 +154,7 @@ class Pods:
 
 def _kind(pod: Mapping[str, Any]) -> tuple[str, str]:
     found = pod["metadata"]["labels"]
-    return found[STAGE_LABEL], found[HARDWARE_LABEL]
+    return found[STAGE_LABEL], hardware_of(found)
 
 
 def _place(known: _Known) -> tuple[str, str]:

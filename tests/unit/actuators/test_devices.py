@@ -60,6 +60,16 @@ def test_a_slice_is_one_of_its_own_size_and_taken_whole() -> None:
     assert not carries(Device("GPU-9", "NVIDIA A100-SXM4-80GB"), SLICE)
 
 
+@pytest.mark.parametrize(
+    "profile", ["1g.10gb", "1g.10gb+me", "1g.24gb+me.all", "1g.24gb-me", "1g.24gb+gfx", "1c.3g.40gb", "3g.40gb"]
+)
+def test_a_slice_is_of_the_whole_profile_that_a_kind_names(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts = ["1g.10gb", "1g.10gb+me", "1g.24gb+me.all", "1g.24gb-me", "1g.24gb+gfx", "1c.3g.40gb", "3g.40gb"]
+    install(monkeypatch, [{**A100, "slices": [{"name": f"NVIDIA A100 MIG {cut}", "uuid": cut} for cut in cuts]}])
+    kind = Hardware(f"a100-{profile}-spot", 0.4, gpus=1 / 7, gpu_model="NVIDIA A100")
+    assert [device.uuid for device in devices() if carries(device, kind)] == [profile]
+
+
 def test_a_device_is_of_the_model_that_a_kind_names_and_of_no_longer_one() -> None:
     def of_kind(reported: str, kind: str) -> bool:
         return carries(Device("GPU-0", reported), catalogue()[kind])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from inferline_stream.actuators.kubernetes.object_names import HARDWARE_LABEL, STAGE_LABEL
+from inferline_stream.actuators.kubernetes.object_names import HARDWARE_LABEL, REPLICA, STAGE_LABEL, hardware_of, labels
 from inferline_stream.actuators.kubernetes.pods import LOST, Pods, pending_of
 
 
@@ -19,6 +20,12 @@ def pod(**status: Any) -> dict[str, Any]:
 
 def disrupted(reason: str, message: str) -> dict[str, Any]:
     return {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
+
+
+def test_a_kind_with_a_plus_is_a_label_that_kubernetes_takes_and_comes_back_from_it() -> None:
+    labelled = labels("p", "rank", REPLICA, "a100-1g.10gb+me")
+    assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?", labelled[HARDWARE_LABEL])
+    assert hardware_of(labelled) == "a100-1g.10gb+me"
 
 
 def test_a_pod_whose_node_was_deleted_is_lost_and_its_end_says_why() -> None:
