@@ -186,6 +186,11 @@ def visible_gpus(environment: Mapping[str, str] | None = None) -> str | None:
     return (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
 
 
+def gpus_by_bus(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether CUDA counts GPUs by their place on the bus, as the driver does, and not the fastest first."""
+    return (os.environ if environment is None else environment).get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class KafkaSecurity:
     """How clients prove to Kafka who they are, and know that it is Kafka. Shown without its secrets.

@@ -39,18 +39,29 @@ class Device:
         return self.used_bytes / self.memory_bytes if self.used_bytes > idle_bytes and self.memory_bytes else 0.0
 
 
-def visible(machine: Sequence[Device], named: str | None) -> tuple[Device, ...]:
+def visible(machine: Sequence[Device], named: str | None, *, by_bus: bool) -> tuple[Device, ...]:
     """Return the devices that this process may use.
 
     Args:
         machine: every device.
         named: value of ``CUDA_VISIBLE_DEVICES``: indexes and UUIDs, or beginnings of them. CUDA stops at the first
             that names nothing. None if it is not set.
+        by_bus: whether CUDA counts as the driver does, ``CUDA_DEVICE_ORDER=PCI_BUS_ID``, and not the fastest first.
+            Among GPUs of one model a number does no harm.
+
+    Raises:
+        ValueError: an index that CUDA takes for another GPU than the driver does.
     """
     if named is None:
         return tuple(machine)
     found: list[Device] = []
+    models = sorted({each.model for each in machine})
     for name in map(str.strip, named.split(",")):
+        if name.isdigit() and not by_bus and len(models) > 1:
+            raise ValueError(
+                f"CUDA_VISIBLE_DEVICES={named} counts GPUs as CUDA does, the fastest first, and this machine has "
+                f"{' and '.join(models)}: write UUIDs (`nvidia-smi -L` lists them), or set CUDA_DEVICE_ORDER=PCI_BUS_ID"
+            )
         of = [each for each in machine if name and (str(each.index) == name or each.uuid.startswith(name))]
         if not of:
             break

@@ -13,7 +13,7 @@ from typing import Any
 
 from inferline_stream.actuators.devices import Device, visible
 from inferline_stream.pipeline.hardware import SLICE
-from inferline_stream.settings import visible_gpus
+from inferline_stream.settings import gpus_by_bus, visible_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +28,14 @@ def devices() -> tuple[Device, ...]:
 
     try:
         found = [device for index in range(_count()) for device in _at(index)]
-        return visible(found, visible_gpus())
+        return visible(found, visible_gpus(), by_bus=gpus_by_bus())
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         return ()
+    except ValueError as error:
+        _warn(f"GPUs are not used: {error}")
     except pynvml.NVMLError as error:
         _warn(f"GPUs are not used: NVML answers: {error}")
-        return ()
+    return ()
 
 
 def used_bytes(uuids: tuple[str, ...]) -> int | None:

@@ -112,6 +112,7 @@ def install(monkeypatch: pytest.MonkeyPatch, gpus: Sequence[dict[str, Any]] | No
     monkeypatch.setattr(pynvml, "nvmlLib", None)
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
 
 
 class Locked(dict[str, Any]):

@@ -183,8 +183,23 @@ def test_devices_that_were_hidden_from_this_process_are_not_its_own_to_give(
 def test_a_gpu_in_slices_is_named_by_its_number_or_a_slice_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, [FOUR[0], A100])
     found = devices()
-    assert [device.uuid for device in visible(found, "1")] == ["MIG-x", "MIG-y"]
-    assert [device.uuid for device in visible(found, "MIG-y,0")] == ["MIG-y", "GPU-aaaaaaaa"]
+    assert [device.uuid for device in visible(found, "1", by_bus=True)] == ["MIG-x", "MIG-y"]
+    assert [device.uuid for device in visible(found, "MIG-y,0", by_bus=True)] == ["MIG-y", "GPU-aaaaaaaa"]
+
+
+def test_a_number_names_no_gpu_where_cuda_may_count_those_of_several_models_otherwise(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nvml._warn.cache_clear()
+    install(monkeypatch, [FOUR[0], {"name": "NVIDIA L4", "uuid": "GPU-l4", "total": 24 << 30}])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert devices() == ()
+    assert "this machine has NVIDIA L4 and Tesla T4: write UUIDs" in caplog.text
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-l4,GPU-aa")
+    assert [device.model for device in devices()] == ["NVIDIA L4", "Tesla T4"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert [device.model for device in devices()] == ["Tesla T4"]
 
 
 def test_a_device_that_others_use_is_not_given_whole_and_shared_as_far_as_it_is_free() -> None:
