@@ -9,7 +9,11 @@ from dataclasses import dataclass, replace
 from inferline_stream.pipeline.hardware import Hardware, is_model
 
 _IDLE_BYTES, _IDLE_SHARE = 1 << 30, 0.02
-"""Memory that may be in use on a device that nobody uses: drivers and desktops hold some hundred MB, up to 2 %."""
+"""Memory that may be in use on a device that nobody uses: drivers and desktops hold some hundred MB, up to 2 %. A slice
+has no desktop, and its 5 GB may be full of a small model."""
+
+_IDLE_BUSY = 0.05
+"""Share of the time in which a device that nobody uses may be busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class Device:
         memory_bytes: of its own.
         slice: profile of a slice, e.g. ``1g.10gb``; empty for a whole GPU.
         used_bytes: memory in use by processes that are not ours.
+        busy: share of the time in which it ran kernels of such processes; 1 where they run and NVML does not say.
         index: of the GPU among those of the machine, as the driver counts them.
     """
 
@@ -30,13 +35,15 @@ class Device:
     memory_bytes: int = 0
     slice: str = ""
     used_bytes: int = 0
+    busy: float = 0.0
     index: int = 0
 
     @property
     def occupied(self) -> float:
-        """Share that others have. What they hold of its memory stands for what they take of the rest, too."""
-        idle_bytes = max(_IDLE_BYTES, _IDLE_SHARE * self.memory_bytes)
-        return self.used_bytes / self.memory_bytes if self.used_bytes > idle_bytes and self.memory_bytes else 0.0
+        """Share that others have, of its memory or of its time, whichever is more."""
+        idle_bytes = max(0 if self.slice else _IDLE_BYTES, _IDLE_SHARE * self.memory_bytes)
+        held = self.used_bytes / self.memory_bytes if self.used_bytes > idle_bytes and self.memory_bytes else 0.0
+        return max(held, self.busy if self.busy > _IDLE_BUSY else 0.0)
 
 
 def visible(machine: Sequence[Device], named: str | None, *, by_bus: bool) -> tuple[Device, ...]:
@@ -77,7 +84,7 @@ def carries(device: Device, hardware: Hardware) -> bool:
 
 def used_by_others(before: Device, now: Device) -> Device:
     """Return a device that ours have: what others used of it before, or what is used now where that is less."""
-    return replace(now, used_bytes=min(before.used_bytes, now.used_bytes))
+    return replace(now, used_bytes=min(before.used_bytes, now.used_bytes), busy=min(before.busy, now.busy))
 
 
 def devices_for(

@@ -7,8 +7,10 @@ the end of the process, since opening it takes seconds for each GPU whose driver
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from inferline_stream.actuators.devices import Device, visible
@@ -90,7 +92,31 @@ def _device(handle: Any, model: str, profile: str, index: int) -> Device:
     import pynvml
 
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return Device(str(pynvml.nvmlDeviceGetUUID(handle)), model, int(memory.total), profile, int(memory.used), index)
+    running = _maybe(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle) or ()
+    ours = [process.usedGpuMemory or 0 for process in running if _is_ours(process.pid)]
+    busy = 0.0
+    if running and not ours:  # of what all do together NVML has no shares
+        rates = _maybe(pynvml.nvmlDeviceGetUtilizationRates, handle)
+        busy = 1.0 if rates is None else rates.gpu / 100
+    return Device(
+        str(pynvml.nvmlDeviceGetUUID(handle)),
+        model,
+        int(memory.total),
+        profile,
+        max(0, int(memory.used) - sum(ours)),
+        busy,
+        index,
+    )
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether a process is this one, or descends from it."""
+    while pid > 1 and pid != os.getpid():
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False  # it has ended, or is of another namespace
+    return pid == os.getpid()
 
 
 def _maybe(ask: Callable[[Any], Any], handle: Any) -> Any:

@@ -55,7 +55,7 @@ class DeviceTurns:
         until_s = loop.time() + FREED_S
         while True:
             machine = self._machine()
-            empty = [replace(device, used_bytes=0) for device in machine]
+            empty = [replace(device, used_bytes=0, busy=0.0) for device in machine]
             here = [kind for kind in wanted if devices_for(kind, empty, ()) is not None]
             if not here:
                 return ()

@@ -13,7 +13,7 @@ from typing import Any
 import pynvml
 import pytest
 
-UNSUPPORTED, NOT_FOUND = 3, 6
+UNSUPPORTED, NOT_FOUND, TOO_SMALL = 3, 6, 7
 
 
 def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace:
@@ -95,6 +95,24 @@ def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace
     @offered(c_void_p, c_uint, c_void_p)
     def nvmlDeviceGetMigDeviceHandleByIndex(handle: int, at: int, found: int) -> int:
         return put(c_void_p, found, 100 * handle + at + 1) if at < len(known[handle]["slices"]) else NOT_FOUND
+
+    @offered(c_void_p, c_void_p, c_void_p)
+    def nvmlDeviceGetComputeRunningProcesses_v3(handle: int, count: int, into: int | None) -> int:
+        running, room = known[handle].get("processes", {}), c_uint.from_address(count).value
+        put(c_uint, count, len(running))
+        if len(running) > room:
+            return TOO_SMALL
+        for at, (pid, used) in enumerate(running.items()):
+            process = (pynvml.c_nvmlProcessInfo_v3_t * room).from_address(into)[at]
+            process.pid, process.usedGpuMemory = pid, used
+        return 0
+
+    @offered(c_void_p, c_void_p)
+    def nvmlDeviceGetUtilizationRates(handle: int, into: int) -> int:
+        if "utilization" not in known[handle]:
+            return UNSUPPORTED
+        pynvml.c_nvmlUtilization_t.from_address(into).gpu = known[handle]["utilization"]
+        return 0
 
     return SimpleNamespace(**functions)
 

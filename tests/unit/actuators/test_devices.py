@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -208,6 +210,53 @@ def test_a_device_that_others_use_is_not_given_whole_and_shared_as_far_as_it_is_
     assert devices_for(T4, (others, Device("GPU-1", "Tesla T4", 16 << 30, used_bytes=300 << 20)), []) == ("GPU-1",)
     assert devices_for(HALF_T4, (others,), []) == ("GPU-0",)
     assert devices_for(HALF_T4, (others,), [(HALF_T4, ("GPU-0",))]) is None
+
+
+def test_a_device_that_is_busy_for_others_is_theirs_however_little_memory_they_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theirs, ours = {1: 300 << 20}, {os.getpid(): 9 << 30}
+    t4 = {"name": "Tesla T4", "total": 16 << 30, "used": 300 << 20, "utilization": 60}
+    install(
+        monkeypatch,
+        [
+            {**t4, "uuid": "busy", "processes": theirs},
+            {**t4, "uuid": "idle", "processes": theirs, "utilization": 3},
+            {**t4, "uuid": "ours", "processes": ours, "used": 10 << 30},
+            {**t4, "uuid": "ended"},
+        ],
+    )
+    assert {device.uuid: device.occupied for device in devices()} == {"busy": 0.6, "idle": 0, "ours": 0, "ended": 0}
+    assert devices_for(T4, devices()[:1], []) is None
+    assert devices_for(Hardware("t4-0.4", 0.2, gpus=0.4, gpu_model="Tesla T4"), devices()[:1], []) == ("busy",)
+
+
+async def test_processes_that_descend_from_this_one_are_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = await asyncio.create_subprocess_exec(
+        "sh", "-c", "sleep 60 & echo $!; wait", stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert shell.stdout is not None
+        async with asyncio.timeout(DEADLINE_S):
+            helper = int(await shell.stdout.readline())
+        install(monkeypatch, [{**FOUR[0], "used": 5 << 30, "processes": {helper: 5 << 30}, "utilization": 90}])
+        assert devices()[0].occupied == 0
+    finally:
+        os.killpg(shell.pid, signal.SIGKILL)
+        await shell.wait()
+
+
+def test_a_slice_in_which_any_process_of_others_runs_is_theirs_since_nvml_says_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuts = [
+        {"name": "NVIDIA A100 MIG 1g.10gb", "uuid": "MIG-0", "total": 10 << 30, "processes": {1: 50 << 20}},
+        {"name": "NVIDIA A100 MIG 1g.10gb", "uuid": "MIG-1", "total": 10 << 30, "used": 400 << 20},
+        {"name": "NVIDIA A100 MIG 1g.10gb", "uuid": "MIG-2", "total": 10 << 30, "used": 30 << 20},
+    ]
+    install(monkeypatch, [{**A100, "slices": cuts}])
+    assert [device.uuid for device in devices() if not device.occupied] == ["MIG-2"]
+    assert devices_for(SLICE, devices(), []) == ("MIG-2",)
 
 
 def test_the_stock_of_a_kind_is_what_the_machine_has_room_for() -> None:
