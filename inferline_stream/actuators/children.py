@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,9 @@ from inferline_stream.actuators.affinity import cores_for
 from inferline_stream.actuators.batch_deaths import is_batchs_doing
 from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.child_logs import ChildLogs
+from inferline_stream.actuators.device_watch import DeviceWatch, NoDevice
 from inferline_stream.actuators.devices import Device, devices_for, used_by_others
 from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers, has_ended
-from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.processes import FoundProcess, Remote
 from inferline_stream.actuators.relay import Relay
 from inferline_stream.dataplane.process_specs import (
@@ -47,10 +48,6 @@ logger = logging.getLogger(__name__)
 
 _NOT_STARTED = 127
 """Exit code of a child that could not be started."""
-
-
-class NoDevice(Exception):
-    """Every device of the kind is taken."""
 
 
 class Children:
@@ -85,6 +82,9 @@ class Children:
         self._heard = heard
         self._given = devices
         self._seen: tuple[Device, ...] = ()
+        self._device_watch = DeviceWatch()
+        self._freed_s = 0.0
+        """When the last one ended that had a device: its memory is free a little later."""
         self._placed = placed
         self._modules = (replica_module, dispatcher_module)
         self._single = single
@@ -168,6 +168,7 @@ class Children:
         """Kill every child and the fork servers; none is left when this returns, and their ends are not reported."""
         self._ended = lambda *_: None
         self._logs.close()
+        self._device_watch.close()
         for child in list(self.all):
             child.signal(signal.SIGKILL)
             if child.process is not None:
@@ -301,7 +302,8 @@ class Children:
         if self._given is not None:
             return self._given
         before = {device.uuid: device for device in self._seen if device.uuid in ours}
-        self._seen = tuple(used_by_others(before.get(d.uuid, d), d) for d in machine_devices())
+        now = self._device_watch.devices(self._freed_s)
+        self._seen = tuple(used_by_others(before.get(d.uuid, d), d) for d in now)
         return self._seen
 
     def _hear_replica(self, child: Child) -> None:
@@ -345,6 +347,8 @@ class Children:
             if is_batchs_doing(code, overran=bool(child.launch.overran), busy_s=busy_s):
                 child.died_at = marked_in(child.mark)
             os.close(child.mark)
+        if child.devices:
+            self._freed_s = time.monotonic()
         overran = child.launch.overran
         child.launch.close()
         tail = "" if code == 0 else child.log.tail()

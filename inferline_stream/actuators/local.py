@@ -158,7 +158,7 @@ class LocalActuator:
             return
         async with self._connecting:
             self._closed = True
-        wait_s: float | None = _REAP_S  # it may live on, for another controller
+        wait_s = _REAP_S  # it may live on, for another controller
         if self._writer is not None:
             with contextlib.suppress(ConnectionError):
                 try:
@@ -167,7 +167,7 @@ class LocalActuator:
                     logger.error("%s: it is killed, and its children with it", error)
                     if self._process is not None:
                         self._process.kill()
-                wait_s = None
+                wait_s = _ANSWER_S  # a thread within a driver that hangs keeps its process
         if self._reading is not None:
             await asyncio.gather(self._reading, return_exceptions=True)
         if self._process is not None:

@@ -24,7 +24,8 @@ import ray
 from ray.exceptions import RayError
 
 from inferline_stream.actuators.child import Child
-from inferline_stream.actuators.children import Children, NoDevice
+from inferline_stream.actuators.children import Children
+from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.actuators.relay import frames
 from inferline_stream.dataplane.process_specs import decode_dispatcher_spec, decode_replica_spec
 from inferline_stream.dataplane.supervisor_messages import Attach, FromDispatcher, Replace, ReplicaLost, Serving, Stop

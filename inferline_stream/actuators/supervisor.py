@@ -21,7 +21,7 @@ from inferline_stream.actuators.actuator import (
     ReplicaExit,
 )
 from inferline_stream.actuators.batch_deaths import BatchDeaths
-from inferline_stream.actuators.children import NoDevice
+from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
 from inferline_stream.actuators.processes import Ended, FoundProcess, Heard, P, Processes, Remote
 from inferline_stream.actuators.replica_places import Place, Places
@@ -40,9 +40,6 @@ from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.pipeline.replica_slots import ReplicaSlots, SlottedReplica
 
 logger = logging.getLogger(__name__)
-
-_DEVICE_AGAIN_S = 1.0
-"""How often a replica that waits for a device looks for one."""
 
 
 class Supervisor(Generic[P]):
@@ -246,7 +243,7 @@ class Supervisor(Generic[P]):
         except NoDevice as error:
             place.held_up, place.pending = True, str(error)
             if self._looking is None:
-                self._looking = asyncio.get_running_loop().call_later(_DEVICE_AGAIN_S, self._look_again)
+                self._looking = asyncio.get_running_loop().call_later(error.again_s, self._look_again)
             return
         except InvalidInput as error:
             self._places.ended(place, error.exit_code, str(error))

@@ -24,7 +24,8 @@ from typing import Self, TypeVar
 import msgspec
 
 from inferline_stream.actuators.child import Child
-from inferline_stream.actuators.children import Children, NoDevice
+from inferline_stream.actuators.children import Children
+from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.actuators.devices import Device, carries, devices_for
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.nvml import used_bytes

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from inferline_stream.actuators.children import NoDevice
+from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.actuators.devices import Device, devices_for, used_by_others
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.pipeline.hardware import Hardware

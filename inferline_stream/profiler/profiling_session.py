@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from inferline_stream.actuators.children import NoDevice
+from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of

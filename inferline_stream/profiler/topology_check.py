@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from inferline_stream.actuators.children import NoDevice
+from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.dataplane.codecs import codec
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.errors import InferlineError, InvalidInput

@@ -20,6 +20,7 @@ def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace
     """NVML of so many GPUs as C functions: arguments and results go through pointers, as the library's do.
 
     A device is addressed by 1, 2, …; slices of the n-th by 100 n + 1, …. One with an ``error`` answers nothing else.
+    One with a ``hang`` (`threading.Event`) answers nothing before that is set.
     """
     known = {number: gpu for number, gpu in enumerate(gpus, start=1)}
     known |= {
@@ -35,6 +36,8 @@ def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace
                 if name == fail:
                     return 999
                 at = known.get(arguments[0], {}) if kinds and kinds[0] is c_void_p else {}
+                if "hang" in at:
+                    at["hang"].wait(60.0)
                 return at.get("error", 0) or function(*arguments)
 
             functions[name] = CFUNCTYPE(c_int, *kinds)(answer)

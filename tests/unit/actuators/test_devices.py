@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from inferline_stream.actuators import nvml
-from inferline_stream.actuators.children import Children
+from inferline_stream.actuators.actuator import ObservedReplica
+from inferline_stream.actuators.children import Child, Children
 from inferline_stream.actuators.devices import Device, carries, devices_for, visible, with_stock_of
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.actuators.nvml import devices, used_bytes
@@ -287,8 +290,8 @@ async def test_a_replica_waits_for_a_device_that_others_use_and_starts_once_they
     async with asyncio.timeout(DEADLINE_S), Supervisor(children, drain_timeout_s=0.0, kill_after_s=0.3) as supervisor:
         await supervisor.know({("a", "t4"): ReplicaSpec("", "a", "/nowhere/topology.py", T4)})
         await supervisor.scale("a", "t4", 1)
-        (waits,) = await supervisor.observe()
-        assert (waits.pid, waits.pending) == (None, "waits for a device that is t4: Tesla T4")
+        waits = await pending(supervisor, "waits for a device that is t4: Tesla T4")
+        assert waits.pid is None
         gpu["used"] = 0
         while (await supervisor.observe())[0].pid is None:
             await asyncio.sleep(0.01)
@@ -297,6 +300,64 @@ async def test_a_replica_waits_for_a_device_that_others_use_and_starts_once_they
         assert (runs.replica, runs.pending) == (waits.replica, "")
         await supervisor.scale("a", "t4", 2)
         assert (await supervisor.observe())[1].pending
+
+
+async def test_a_driver_that_hangs_stops_neither_ends_nor_restarts_nor_those_that_need_no_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
+    answers = threading.Event()
+    install(monkeypatch, [{**FOUR[0], "hang": answers}])
+    children = partial(Children, tmp_path, replica_module="replica_double")
+    kinds = {("a", "t4"): T4, ("b", "cpu-1"): CPU}
+    try:
+        async with asyncio.timeout(DEADLINE_S), Supervisor(children, drain_timeout_s=0, kill_after_s=0.3) as supervisor:
+            await supervisor.know({key: ReplicaSpec("", key[0], "/nowhere/topology.py", kinds[key]) for key in kinds})
+            await supervisor.scale("a", "t4", 1)
+            await pending(supervisor, "waits for the GPU driver to say which devices are free")
+            await supervisor.scale("b", "cpu-1", 1)
+            died = (await supervisor.observe())[1]
+            assert died.pid is not None
+            os.kill(died.pid, signal.SIGKILL)
+            assert (await supervisor.next_exit()).exit_code == -signal.SIGKILL
+            while (again := (await supervisor.observe())[1]).state != "running" or again.pid is None:
+                await asyncio.sleep(0.01)
+            monkeypatch.setattr("inferline_stream.actuators.device_watch.LIMIT_S", 0.1)
+            await pending(supervisor, "waits for the GPU driver, which has not answered for 0 s", "1 s", "2 s", "3 s")
+            answers.set()
+            while (await supervisor.observe())[0].pid is None:
+                await asyncio.sleep(0.01)
+    finally:
+        answers.set()
+
+
+async def pending(supervisor: Supervisor[Child], *words: str) -> ObservedReplica:
+    """Wait until the first replica says why it waits, by the end of its words."""
+    while not (first := (await supervisor.observe())[0]).pending.endswith(words):
+        await asyncio.sleep(0.01)
+    return first
+
+
+async def test_memory_of_one_that_has_ended_is_waited_for_by_a_look_after_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
+    gpu: dict[str, Any] = dict(FOUR[0])
+    install(monkeypatch, [gpu])
+    children = partial(Children, tmp_path, replica_module="replica_double")
+    async with asyncio.timeout(DEADLINE_S), Supervisor(children, drain_timeout_s=0.0, kill_after_s=0.3) as supervisor:
+        await supervisor.know({("a", "t4"): ReplicaSpec("", "a", "/nowhere/topology.py", T4)})
+        await supervisor.scale("a", "t4", 1)
+        while (first := (await supervisor.observe())[0]).pid is None:
+            await asyncio.sleep(0.01)
+        gpu |= {"used": 12 << 30, "processes": {first.pid: 12 << 30}}
+        os.kill(first.pid, signal.SIGKILL)
+        await supervisor.next_exit()
+        gpu["processes"] = {}  # the driver still frees it
+        await pending(supervisor, "waits for a device that is t4: Tesla T4")
+        gpu["used"] = 0
+        while (await supervisor.observe())[0].pid is None:
+            await asyncio.sleep(0.01)
 
 
 async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(
