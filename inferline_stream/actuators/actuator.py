@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.observability.pipeline_state import DeviceState
 
 PATIENCE_S = 5.0
 """A replica that has had no place for so long says that there is none now; most get one sooner."""
@@ -177,6 +178,9 @@ class Actuator(Protocol):
 
         Kinds of which nothing is known have no limit and are left out.
         """
+
+    async def devices(self) -> tuple[DeviceState, ...]:
+        """Return how the GPUs of this host stand, once a replica needed one; nothing in a cluster."""
 
     async def drain(self, deadline_s: float) -> None:
         """Stop every dispatcher, retire every replica and wait until all are gone; kill them after the deadline.

@@ -42,6 +42,7 @@ from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.isolation.driver import UvmNode
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.kafka.batch_mark import mark_file, marked_in, ran_before_s
+from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.hardware import Hardware
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,10 @@ class Children:
     async def room(self, specs: Iterable[ReplicaSpec]) -> Mapping[str, int]:
         """Return nothing: a replica that finds no device waits for one, and says so."""
         return {}
+
+    def device_states(self) -> tuple[DeviceState, ...]:
+        """Return how the GPUs of this host stand; nothing before a replica needed one."""
+        return self._device_watch.states()
 
     def attach(self, dispatcher: Child, replica: Child | Remote, attach: Attach) -> None:
         """Connect a replica with a dispatcher by a fresh pair of sockets."""

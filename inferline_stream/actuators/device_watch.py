@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Event, Thread
 
 from inferline_stream.actuators.devices import Device
-from inferline_stream.actuators.nvml import devices as machine_devices
+from inferline_stream.actuators.nvml import DeviceReader, Look
+from inferline_stream.observability.pipeline_state import DeviceState
 
 LIMIT_S = 30.0
 """A driver that has not answered for so long hangs. To open NVML takes seconds for each GPU, unless its driver
@@ -35,17 +37,17 @@ class DeviceWatch:
     The thread is not waited for: within a driver that hangs, nothing can end it.
 
     Args:
-        look: returns the devices; called in that thread.
+        look: asks the driver; called in that thread.
     """
 
-    def __init__(self, look: Callable[[], tuple[Device, ...]] = machine_devices) -> None:
-        self._look = look
+    def __init__(self, look: Callable[[], Look] | None = None) -> None:
+        self._look = look or DeviceReader().look
         self._thread: Thread | None = None
         self._again = Event()
         self._closed = False
         self._asked_s: float | None = None
         """When the look began that has no answer yet."""
-        self._seen: tuple[float, tuple[Device, ...]] | None = None
+        self._seen: tuple[float, Look] | None = None
         """When the newest answer was asked for, and the answer."""
 
     def devices(self, since_s: float) -> tuple[Device, ...]:
@@ -57,13 +59,26 @@ class DeviceWatch:
         if self._thread is None:
             self._thread = Thread(target=self._watch, name="devices", daemon=True)
             self._thread.start()
-        asked_s, seen = self._asked_s, self._seen
-        if asked_s is not None and (silent_s := time.monotonic() - asked_s) > LIMIT_S:
-            raise NoDevice(f"waits for the GPU driver, which has not answered for {silent_s:.0f} s")
+        seen = self._seen
+        if silent := self._silent():
+            raise NoDevice(f"waits for the GPU driver, which {silent}")
         if seen is None or seen[0] < since_s:
             self._again.set()
             raise NoDevice("waits for the GPU driver to say which devices are free", again_s=0.05)
-        return seen[1]
+        return seen[1].devices
+
+    def states(self) -> tuple[DeviceState, ...]:
+        """Return how the devices stand; nothing before anybody asked for them."""
+        known = self._seen[1].states if self._seen else ()
+        if silent := self._silent():
+            return tuple(replace(state, lost=f"the driver {silent}") for state in known or (DeviceState("every GPU"),))
+        return known
+
+    def _silent(self) -> str:
+        """Say for how long the driver has not answered, if that is too long."""
+        asked_s = self._asked_s
+        silent_s = 0.0 if asked_s is None else time.monotonic() - asked_s
+        return f"has not answered for {silent_s:.0f} s" if silent_s > LIMIT_S else ""
 
     def close(self) -> None:
         """Look no more."""

@@ -62,7 +62,7 @@ def visible(machine: Sequence[Device], named: str | None, *, by_bus: bool) -> tu
     if named is None:
         return tuple(machine)
     found: list[Device] = []
-    models = sorted({each.model for each in machine})
+    models = sorted({each.model for each in machine if each.model})
     for name in map(str.strip, named.split(",")):
         if name.isdigit() and not by_bus and len(models) > 1:
             raise ValueError(

@@ -23,6 +23,7 @@ from inferline_stream.actuators.devices import Device
 from inferline_stream.actuators.restart_delay import SETTLED_S, restart_in_s
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, REPLICA_MODULE, DispatcherSpec, ReplicaSpec
 from inferline_stream.isolation.limits import unbounded_memory
+from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.settings import dispatcher_environment
 
 logger = logging.getLogger(__name__)
@@ -146,6 +147,10 @@ class LocalActuator:
         """Return the replicas that have a place, of each hardware kind that has none left."""
         return msgspec.convert(await self._call(calls.Capacity()), dict[str, int])
 
+    async def devices(self) -> tuple[DeviceState, ...]:
+        """Return how the GPUs of this host stand, once a replica needed one."""
+        return msgspec.convert(await self._call(calls.Devices()), tuple[DeviceState, ...])
+
     async def drain(self, deadline_s: float) -> None:
         """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
         self._scaled.clear()
@@ -186,7 +191,7 @@ class LocalActuator:
         while not self._closed:
             with contextlib.suppress(ConnectionError):  # what was asked for is asked again of the next supervisor
                 return await self._ask(await self._connected(), call)
-        return () if isinstance(call, calls.Observe | calls.Dispatchers) else {}
+        return () if isinstance(call, calls.Observe | calls.Dispatchers | calls.Devices) else {}
 
     async def _ask(self, writer: asyncio.StreamWriter, call: calls.Call) -> Any:
         number = next(self._numbers)

@@ -6,18 +6,59 @@ the end of the process, since opening it takes seconds for each GPU whose driver
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from inferline_stream.actuators.devices import Device, visible
+from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.hardware import SLICE
 from inferline_stream.settings import gpus_by_bus, visible_gpus
 
 logger = logging.getLogger(__name__)
+
+_APPLICATION_XIDS = frozenset((13, 31, 43, 45, 68, 109))
+"""Errors of programs, after which the device is as good as before: those that NVIDIA's own driver for Kubernetes
+ignores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What NVML said at one time.
+
+    Args:
+        devices: those that a process can be given.
+        states: how they stand, and those that do not answer.
+    """
+
+    devices: tuple[Device, ...] = ()
+    states: tuple[DeviceState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A GPU or a slice of one, or why nothing is known of it.
+
+    Args:
+        place: which it is, in words.
+        device: as far as it is known.
+        gpu: NVML's handle of the whole GPU.
+        memory_used: share of its memory.
+        utilization: as in `DeviceState`.
+        lost: NVML's reason.
+    """
+
+    place: str
+    device: Device
+    gpu: Any = None
+    memory_used: float | None = None
+    utilization: float | None = None
+    lost: str = ""
 
 
 def devices() -> tuple[Device, ...]:
@@ -26,18 +67,7 @@ def devices() -> tuple[Device, ...]:
     Those that ``CUDA_VISIBLE_DEVICES`` hides from this process are not its own to give. One that does not answer, or
     may not be used, is left out with a warning.
     """
-    import pynvml
-
-    try:
-        found = [device for index in range(_count()) for device in _at(index)]
-        return visible(found, visible_gpus(), by_bus=gpus_by_bus())
-    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
-        return ()
-    except ValueError as error:
-        _warn(f"GPUs are not used: {error}")
-    except pynvml.NVMLError as error:
-        _warn(f"GPUs are not used: NVML answers: {error}")
-    return ()
+    return _given(_found())
 
 
 def used_bytes(uuids: tuple[str, ...]) -> int | None:
@@ -52,6 +82,89 @@ def used_bytes(uuids: tuple[str, ...]) -> int | None:
         return None
 
 
+@dataclass(slots=True)
+class DeviceReader:
+    """Looks at the devices again and again, and remembers what NVML says but once. For one thread."""
+
+    _events: Any = None
+    _listens: dict[int, int] = field(default_factory=dict)
+    """Of GPUs whose errors are listened for: address of the handle → index."""
+    _xids: dict[int, int] = field(default_factory=dict)
+    _known: dict[str, Device] = field(default_factory=dict)
+    """By place: one that is lost does not even say its name."""
+
+    def look(self) -> Look:
+        """Return the devices that may be used here, and how they stand."""
+        found = _found()
+        self._listen(found)
+        self._known |= {each.place: each.device for each in found if not each.lost}
+        shown = _visible([self._known.get(each.place, each.device) for each in found])
+        return Look(
+            _given(found),
+            tuple(self._state(each) for each in found if self._known.get(each.place, each.device) in shown),
+        )
+
+    def _state(self, found: _Found) -> DeviceState:
+        device = self._known.get(found.place, found.device)
+        name, xid = device.uuid or found.place, self._xids.get(device.index, 0)
+        if found.lost:
+            return DeviceState(name, device.model, xid=xid, lost=found.lost)
+        heat_c, throttled = _heat(found.gpu)
+        return DeviceState(name, device.model, found.memory_used, found.utilization, heat_c, throttled, xid)
+
+    def _listen(self, found: Iterable[_Found]) -> None:
+        """Take in the errors that devices have had since the last look."""
+        import pynvml
+
+        try:
+            self._events = self._events or pynvml.nvmlEventSetCreate()
+            for each in found:
+                if not each.lost and (address := _address(each.gpu)) not in self._listens:
+                    self._listens[address] = each.device.index  # once: one that knows no events knows none later
+                    _maybe(
+                        lambda gpu: pynvml.nvmlDeviceRegisterEvents(
+                            gpu, pynvml.nvmlEventTypeXidCriticalError, self._events
+                        ),
+                        each.gpu,
+                    )
+            while True:
+                event = pynvml.nvmlEventSetWait_v2(self._events, 0)
+                index = self._listens.get(_address(event.device))
+                if index is not None and event.eventData not in _APPLICATION_XIDS:
+                    logger.error("GPU %d reports Xid %d", index, event.eventData)
+                    self._xids[index] = int(event.eventData)
+        except pynvml.NVMLError:
+            pass  # no more, or nothing that could be listened to
+
+
+def _given(found: Iterable[_Found]) -> tuple[Device, ...]:
+    return _visible([each.device for each in found if not each.lost])
+
+
+def _visible(machine: list[Device]) -> tuple[Device, ...]:
+    try:
+        return visible(machine, visible_gpus(), by_bus=gpus_by_bus())
+    except ValueError as error:
+        _warn(f"GPUs are not used: {error}")
+        return ()
+
+
+def _found() -> list[_Found]:
+    import pynvml
+
+    try:
+        found = [each for index in range(_count()) for each in _at(index)]
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        return []
+    except pynvml.NVMLError as error:
+        _warn(f"GPUs are not used: NVML answers: {error}")
+        return []
+    for each in found:
+        if each.lost:
+            _warn(f"{each.place} is not used: NVML answers: {each.lost}")
+    return found
+
+
 def _count() -> int:
     import pynvml
 
@@ -62,51 +175,92 @@ def _count() -> int:
         return int(pynvml.nvmlDeviceGetCount())
 
 
-def _at(index: int) -> Iterator[Device]:
-    """Yield what can be given of the GPU at an index. What does not answer is left out: it says nothing of others."""
+def _at(index: int) -> Iterator[_Found]:
+    """Yield what there is of the GPU at an index. What does not answer says nothing of others."""
     import pynvml
 
+    place = f"GPU {index}"
     try:
         gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
         model = str(pynvml.nvmlDeviceGetName(gpu))
         mode = _maybe(pynvml.nvmlDeviceGetMigMode, gpu)
         if mode is None or not mode[0]:
-            yield _device(gpu, model, "", index)
+            yield _read(gpu, gpu, Device("", model, index=index), place)
             return
         most = pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu)
     except pynvml.NVMLError as error:
-        _warn(f"GPU {index} is not used: NVML answers: {error}")
+        yield _Found(place, Device("", "", index=index), lost=str(error))
         return
     for at in range(most):
+        place = f"slice {at} of GPU {index}"
         try:
             cut = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, at)
             profile = SLICE.search(str(pynvml.nvmlDeviceGetName(cut)))
-            yield _device(cut, model, profile.group() if profile else "", index)
+            yield _read(cut, gpu, Device("", model, slice=profile.group() if profile else "", index=index), place)
         except pynvml.NVMLError_NotFound:
             continue  # nothing was made at this place
         except pynvml.NVMLError as error:
-            _warn(f"slice {at} of GPU {index} is not used: NVML answers: {error}")
+            yield _Found(place, Device("", model, index=index), lost=str(error))
 
 
-def _device(handle: Any, model: str, profile: str, index: int) -> Device:
+def _read(handle: Any, gpu: Any, named: Device, place: str) -> _Found:
     import pynvml
 
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    rates = _maybe(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    utilization = None if rates is None else rates.gpu / 100
     running = _maybe(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle) or ()
     ours = [process.usedGpuMemory or 0 for process in running if _is_ours(process.pid)]
-    busy = 0.0
-    if running and not ours:  # of what all do together NVML has no shares
-        rates = _maybe(pynvml.nvmlDeviceGetUtilizationRates, handle)
-        busy = 1.0 if rates is None else rates.gpu / 100
-    return Device(
+    # Where ours run too, NVML does not say how much of the time is whose.
+    busy = 0.0 if ours or not running else 1.0 if utilization is None else utilization
+    device = Device(
         str(pynvml.nvmlDeviceGetUUID(handle)),
-        model,
+        named.model,
         int(memory.total),
-        profile,
+        named.slice,
         max(0, int(memory.used) - sum(ours)),
         busy,
-        index,
+        named.index,
     )
+    return _Found(place, device, gpu, memory.used / memory.total if memory.total else None, utilization)
+
+
+def _heat(gpu: Any) -> tuple[float | None, bool | None]:
+    """Return the temperature in °C, and whether clocks are held down for more than a power limit that is set."""
+    import pynvml
+
+    held = (
+        pynvml.nvmlClocksEventReasonHwSlowdown
+        | pynvml.nvmlClocksEventReasonSwThermalSlowdown
+        | pynvml.nvmlClocksEventReasonHwThermalSlowdown
+        | pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown
+    )
+    heat_c = throttled = None
+    try:  # drivers before 570 know the older names only
+        for ask in (pynvml.nvmlDeviceGetTemperatureV, pynvml.nvmlDeviceGetTemperature):
+            if heat_c is None:
+                heat_c = _maybe(partial(ask, sensor=pynvml.NVML_TEMPERATURE_GPU), gpu)
+        for ask in (pynvml.nvmlDeviceGetCurrentClocksEventReasons, pynvml.nvmlDeviceGetCurrentClocksThrottleReasons):
+            if throttled is None and (reasons := _maybe(ask, gpu)) is not None:
+                throttled = bool(reasons & held)
+    except pynvml.NVMLError:
+        pass  # lost since; the next look says so
+    return heat_c, throttled
+
+
+def _maybe(ask: Callable[[Any], Any], handle: Any) -> Any:
+    """Return what NVML says of a device; None where it says nothing of its kind, or not to us."""
+    import pynvml
+
+    try:
+        return ask(handle)
+    except (
+        pynvml.NVMLError_NotSupported,
+        pynvml.NVMLError_NoPermission,
+        pynvml.NVMLError_FunctionNotFound,
+        pynvml.NVMLError_InvalidArgument,  # of slices, where the question is for whole GPUs
+    ):
+        return None
 
 
 def _is_ours(pid: int) -> bool:
@@ -119,14 +273,8 @@ def _is_ours(pid: int) -> bool:
     return pid == os.getpid()
 
 
-def _maybe(ask: Callable[[Any], Any], handle: Any) -> Any:
-    """Return what NVML says of a device; None where it says nothing of its kind, or not to us."""
-    import pynvml
-
-    try:
-        return ask(handle)
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission, pynvml.NVMLError_FunctionNotFound):
-        return None
+def _address(handle: Any) -> int:
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0
 
 
 @cache

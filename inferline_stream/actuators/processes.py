@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.supervisor_messages import Attach, FromDispatcher, FromSupervisor
 from inferline_stream.kafka.batch_mark import BatchId
+from inferline_stream.observability.pipeline_state import DeviceState
 
 
 class ManagedProcess(Protocol):
@@ -133,6 +134,9 @@ class Processes(Protocol[P]):
         Args:
             specs: one of each kind.
         """
+
+    def device_states(self) -> tuple[DeviceState, ...]:
+        """Return how the GPUs of this host stand; see `Actuator.devices`."""
 
     def close(self) -> None:
         """End what is left at once; its end is not reported."""

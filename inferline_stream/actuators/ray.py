@@ -55,6 +55,7 @@ from inferline_stream.dataplane.process_specs import (
 from inferline_stream.dataplane.supervisor_messages import Attach, FromSupervisor, Stop, encode_attachment
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.batch_mark import BatchId
+from inferline_stream.observability.pipeline_state import DeviceState
 
 logger = logging.getLogger(__name__)
 
@@ -308,6 +309,10 @@ class RayActors:
             if limits:
                 found[spec.hardware.name] = max(0, math.floor(min(limits) + 1e-6))
         return found
+
+    def device_states(self) -> tuple[DeviceState, ...]:
+        """Return nothing: Ray reports its nodes' GPUs itself."""
+        return ()
 
     def attach(self, dispatcher: RayProcess, replica: RayProcess | Remote, attach: Attach) -> None:
         """Connect a replica with a dispatcher, once the replica has a place. Actors are all that there is here."""

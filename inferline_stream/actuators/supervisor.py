@@ -37,6 +37,7 @@ from inferline_stream.dataplane.supervisor_messages import (
 )
 from inferline_stream.errors import InvalidInput
 from inferline_stream.kafka.batch_mark import BatchId
+from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.replica_slots import ReplicaSlots, SlottedReplica
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,10 @@ class Supervisor(Generic[P]):
             held = sum(r.hardware == kind and r.state != "waiting" and not r.pending for r in observed)
             found[kind] = min(found.get(kind, held + more), held + more)
         return found
+
+    async def devices(self) -> tuple[DeviceState, ...]:
+        """Return how the GPUs of this host stand; see `Actuator.devices`."""
+        return self._children.device_states()
 
     def serving(self, stage: str) -> tuple[str, int]:
         """Return the dispatcher of a stage that serves here, and how many replicas it has; empty where none does."""

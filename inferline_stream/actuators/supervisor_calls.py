@@ -76,6 +76,10 @@ class Capacity(msgspec.Struct, frozen=True, tag="capacity"):
     """`Actuator.capacity`."""
 
 
+class Devices(msgspec.Struct, frozen=True, tag="devices"):
+    """`Actuator.devices`."""
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """`Actuator.drain`."""
 
@@ -86,7 +90,7 @@ class Close(msgspec.Struct, frozen=True, tag="close"):
     """`Actuator.aclose`; the supervisor ends after its answer."""
 
 
-Call = Know | Scale | Dispatch | ReplaceDispatcher | Observe | Dispatchers | Capacity | Drain | Close
+Call = Know | Scale | Dispatch | ReplaceDispatcher | Observe | Dispatchers | Capacity | Devices | Drain | Close
 
 
 class Request(msgspec.Struct, frozen=True, tag="request"):

@@ -160,6 +160,8 @@ class _Process:
                 return await supervisor.dispatchers()
             case calls.Capacity():
                 return await supervisor.capacity()
+            case calls.Devices():
+                return await supervisor.devices()
             case calls.Drain(deadline_s):
                 return await supervisor.drain(deadline_s)
             case calls.Close():

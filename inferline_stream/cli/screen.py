@@ -174,6 +174,9 @@ class StagesTable:
         for stage in self._state.stages:
             if stage.trouble:
                 yield Text(f"{stage.name}: {stage.trouble}", style="bold yellow")
+        for device in self._state.devices:
+            if device.trouble:
+                yield Text(device.trouble, style="bold yellow")
         for stage in self._state.stages:
             if stage.nodes:
                 yield Text(f"{stage.name}: {nodes_words(stage)}", style="dim")

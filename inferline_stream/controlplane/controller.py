@@ -314,7 +314,8 @@ class Controller:
     # -- what goes out -------------------------------------------------------------------------------
 
     async def _room(self) -> None:
-        """What the places that replicas run at have left."""
+        """What the places that replicas run at have left, and how their devices stand."""
+        self.leadership.devices = await self.actuator.devices()
         room = await self.actuator.capacity()
         if room != self.decider.room:
             logger.info("places for replicas: %s", ", ".join(f"{k} {n}" for k, n in room.items()) or "no limit")
@@ -393,6 +394,7 @@ class Controller:
             plan_feasible=self.decider.plan_feasible,
             failures=self.failures,
             unreadable=dict(self.context.decoder.counts),
+            devices=self.leadership.devices,
         )
 
     async def retire(self, stages: Collection[str], deadline_s: float) -> None:

@@ -22,6 +22,7 @@ from inferline_stream.kafka.controller_client import (
     Unsettled,
     Written,
 )
+from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,8 @@ class Leadership:
         self.renewals = 0
         """How often this controller had to begin another term because a transaction was left unsettled."""
         self.term = 0
+        self.devices: tuple[DeviceState, ...] = ()
+        """Said with each heartbeat, so that `status` has them."""
         self.log = AssignmentLog((), None, float("inf"))
         """What the topic said when this term began."""
 
@@ -228,7 +231,7 @@ class Leadership:
 
     async def heartbeat(self) -> None:
         """Write that this controller lives; errors as in `write`."""
-        heartbeat = encode_control(LeaderHeartbeat(self.term, self.controller))
+        heartbeat = encode_control(LeaderHeartbeat(self.term, self.controller, self.devices))
         await self._write([Written(self._names.assignments, LEADER_KEY, heartbeat)])
 
     async def resign(self) -> None:

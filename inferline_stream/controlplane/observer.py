@@ -127,7 +127,9 @@ class Observer:
         ages = dict(state.input_age_s)
         if log.heartbeat_age_s < float("inf"):
             ages["controller"] = log.heartbeat_age_s
-        return replace(state, input_age_s=ages, term=log.heartbeat.term if log.heartbeat else 0)
+        if log.heartbeat is None:
+            return replace(state, input_age_s=ages)
+        return replace(state, input_age_s=ages, term=log.heartbeat.term, devices=log.heartbeat.devices)
 
     def _state_at(self, now_s: float) -> PipelineState:
         view = self.view

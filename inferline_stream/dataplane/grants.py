@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 
 _MOST = 2**53
@@ -19,6 +20,8 @@ class LeaderHeartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
 
     term: int
     controller: str
+    devices: tuple[DeviceState, ...] = ()
+    """`PipelineState.devices`."""
     version: int = WIRE_VERSION
 
     def __post_init__(self) -> None:

@@ -285,6 +285,15 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
         "Stage {{ $labels.stage }} may not grow further: {{ $labels.limit }}",
         "The stage needs more than the hardware stock, or its model server, gives. Add stock, or grow the server.",
     )
+    yield Alert(
+        "InferlineDeviceFault",
+        f"inferline_device_lost{{{match}}} == 1 or inferline_device_xid{{{match}}} > 0",
+        time("10s"),
+        TICKET,
+        "GPU {{ $labels.device }} of the replicas' host is lost, or has had an error of its own",
+        "Replicas on it fail or wait for another one. `inferline-stream status` has its driver's words, and NVIDIA a "
+        "list of Xids. This fires until the device answers; for an Xid, until the run is started again.",
+    )
     ratio = f"inferline_stage_service_time_ratio{{{match}}}"
     service_s = f"inferline_stage_service_time_seconds{{{match}}}"
     yield Alert(

@@ -30,7 +30,7 @@ from prometheus_client.registry import Collector
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.buckets import bucket_label
 from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer, limits
-from inferline_stream.observability.pipeline_state import IsolationState, PipelineState, StageState
+from inferline_stream.observability.pipeline_state import DeviceState, IsolationState, PipelineState, StageState
 
 
 class StateCollector(Collector):
@@ -58,6 +58,7 @@ class StateCollector(Collector):
             yield age
             yield from _pipeline_families(state)
             yield from _stage_families(state)
+            yield from _device_families(state)
 
     def describe(self) -> list[Metric]:
         """Nothing beforehand: the families depend on the state."""
@@ -334,6 +335,25 @@ _STAGE_COUNTERS: tuple[tuple[str, str, Callable[[StageState], float]], ...] = (
     ("batches_lost", "Batches in hand of a replica that ended or was given up.", lambda s: s.batches_lost),
     ("restarts", "Replicas that died and were started again.", lambda s: s.restarts),
 )
+
+
+_DEVICE_GAUGES: tuple[tuple[str, str, Callable[[DeviceState], float | None]], ...] = (
+    ("memory_used_ratio", "Share of the device's memory that is in use.", lambda d: d.memory_used),
+    ("utilization_ratio", "Share of the time in which it ran kernels, recent.", lambda d: d.utilization),
+    ("temperature_celsius", "Temperature of the GPU.", lambda d: d.temperature_c),
+    ("throttled", "1 while heat or its power supply holds its clocks down.", lambda d: d.throttled),
+    ("xid", "NVIDIA's number of the last error that was the device's own; 0: none.", lambda d: d.xid),
+    ("lost", "1 while nothing can be learned of it.", lambda d: bool(d.lost)),
+)
+
+
+def _device_families(state: PipelineState) -> Iterator[Metric]:
+    for name, help_text, value in _DEVICE_GAUGES:
+        gauge = GaugeMetricFamily(f"inferline_device_{name}", help_text, labels=["pipeline", "device", "model"])
+        for device in state.devices:
+            if (measured := value(device)) is not None:
+                gauge.add_metric([state.pipeline, device.device, device.model], float(measured))
+        yield gauge
 
 
 def _stage_families(state: PipelineState) -> Iterator[Metric]:

@@ -62,6 +62,38 @@ class NodeState:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceState:
+    """One GPU of the replicas' host, or slice of one, as its driver reports it; None where that says nothing.
+
+    Args:
+        device: UUID, as `nvidia-smi -L` lists it; of one that has never answered, which it is.
+        model: as it reports itself.
+        memory_used: share of its memory that is in use.
+        utilization: share of the time in which kernels ran, over about the last second. NVML has none of slices.
+        temperature_c: of the GPU.
+        throttled: whether heat or its power supply holds its clocks down.
+        xid: NVIDIA's number of the last error that was the device's own; 0 for none.
+        lost: why nothing can be learned of it; empty if it answers.
+    """
+
+    device: str
+    model: str = ""
+    memory_used: float | None = None
+    utilization: float | None = None
+    temperature_c: float | None = None
+    throttled: bool | None = None
+    xid: int = 0
+    lost: str = ""
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it, in words; empty if nothing is."""
+        if self.lost:
+            return f"{self.device} is lost: {self.lost}"
+        return f"{self.device} reported Xid {self.xid}" if self.xid else ""
+
+
+@dataclass(frozen=True, slots=True)
 class StageState:
     """One stage now. Times are means over the last seconds; None where nothing was measured."""
 
@@ -302,5 +334,7 @@ class PipelineState:
     oversubscribed: str = ""
     """Why replicas do not have the cores that they were planned with, in words; empty while they have."""
     recent_p95_s: float | None = None
+    devices: tuple[DeviceState, ...] = ()
+    """GPUs of this host, once a replica needed one. In a cluster, others report them."""
     coarse_peak_per_hour: float | None = None
     """What replicating the pipeline as one unit, sized for its peak, would cost (InferLine's CG-Peak)."""

@@ -283,6 +283,10 @@ async def test_a_kind_whose_replicas_have_places_has_no_limit(subject: Subject) 
     assert await subject.actuator.capacity() == {}
 
 
+async def test_where_no_replica_needs_a_device_none_is_reported(subject: Subject) -> None:
+    assert await subject.actuator.devices() == ()
+
+
 async def test_exactly_the_dispatchers_that_are_listed_run(subject: Subject) -> None:
     await subject.actuator.dispatch("a", [dispatcher("a-0-x"), dispatcher("a-1-x", 1)])
     await subject.actuator.dispatch("b", [dispatcher("b-0-x")])

@@ -10,6 +10,7 @@ from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatch
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
 from inferline_stream.actuators.replica_places import Place, Places
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.observability.pipeline_state import DeviceState
 
 
 class FakeActuator:
@@ -88,6 +89,10 @@ class FakeActuator:
     async def capacity(self) -> Mapping[str, int]:
         """Return the replicas that have a place, of each kind that has none left; and what a test says of others."""
         return {**self.room, **self._places.capacity()}
+
+    async def devices(self) -> tuple[DeviceState, ...]:
+        """Return none."""
+        return ()
 
     async def next_exit(self) -> ReplicaExit | DispatcherExit:
         """Wait for the next replica or dispatcher that ends."""

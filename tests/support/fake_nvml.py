@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 from collections.abc import Callable, Sequence
-from ctypes import CFUNCTYPE, c_char_p, c_int, c_uint, c_void_p
+from ctypes import CFUNCTYPE, c_char_p, c_int, c_uint, c_ulonglong, c_void_p
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pynvml
 import pytest
 
-UNSUPPORTED, NOT_FOUND, TOO_SMALL = 3, 6, 7
+UNSUPPORTED, NOT_FOUND, TOO_SMALL, TIMEOUT = 3, 6, 7, 10
 
 
 def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace:
@@ -27,6 +27,7 @@ def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace
         100 * n + m: cut for n, gpu in list(known.items()) for m, cut in enumerate(gpu.get("slices", ()), start=1)
     }
     functions: dict[str, Any] = {}
+    listening: set[int] = set()
 
     def offered(*kinds: Any) -> Callable[[Callable[..., int]], None]:
         def register(function: Callable[..., int]) -> None:
@@ -116,6 +117,37 @@ def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace
             return UNSUPPORTED
         pynvml.c_nvmlUtilization_t.from_address(into).gpu = known[handle]["utilization"]
         return 0
+
+    @offered(c_void_p, c_void_p)
+    def nvmlDeviceGetTemperatureV(handle: int, into: int) -> int:
+        reading = pynvml.c_nvmlTemperature_v1_t.from_address(into)
+        assert reading.sensorType == pynvml.NVML_TEMPERATURE_GPU
+        reading.temperature = known[handle].get("temperature_c", 40)
+        return 0
+
+    @offered(c_void_p, c_void_p)
+    def nvmlDeviceGetCurrentClocksThrottleReasons(handle: int, into: int) -> int:  # older drivers' name
+        return put(c_ulonglong, into, known[handle].get("throttle_reasons"))
+
+    @offered(c_void_p)
+    def nvmlEventSetCreate(into: int) -> int:
+        return put(c_void_p, into, 4711)
+
+    @offered(c_void_p, c_ulonglong, c_void_p)
+    def nvmlDeviceRegisterEvents(handle: int, kinds: int, events: int) -> int:
+        assert (kinds, events) == (8, 4711), "the critical ones"
+        listening.add(handle)
+        return 0
+
+    @offered(c_void_p, c_void_p, c_uint)
+    def nvmlEventSetWait_v2(events: int, into: int, wait_ms: int) -> int:
+        assert (events, wait_ms) == (4711, 0)
+        for handle in sorted(listening):
+            if xids := known[handle].get("xids"):
+                event = pynvml.c_nvmlEventData_t.from_address(into)
+                c_void_p.from_address(into).value, event.eventData = handle, xids.pop(0)
+                return 0
+        return TIMEOUT
 
     return SimpleNamespace(**functions)
 

@@ -40,6 +40,7 @@ from inferline_stream.actuators.kubernetes.postings import Postings
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InferlineError, Unreachable
+from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
@@ -229,6 +230,10 @@ class KubernetesActuator:
                     waits = ObservedDispatcher(spec.dispatcher, stage, spec.slot, 1, None, "running", now_s, "", why)
                     found.append(waits)
         return tuple(found)
+
+    async def devices(self) -> tuple[DeviceState, ...]:
+        """Return nothing: GPUs of a cluster's nodes are their exporter's to report."""
+        return ()
 
     async def capacity(self) -> Mapping[str, int]:
         """Replicas that have a place, of each kind without more of them; and what the namespace's quotas leave.

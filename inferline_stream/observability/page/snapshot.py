@@ -51,6 +51,7 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
             "input_age_s": state.input_age_s,
             "envelope": [[w.window_s, w.live, w.planned] for w in state.envelope],
             "arrows": arrows,
+            "devices": state.devices,
             "stages": [
                 {
                     "name": stage.name,

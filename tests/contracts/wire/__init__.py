@@ -39,7 +39,7 @@ from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.kafka.batch_mark import BatchId
-from inferline_stream.observability.pipeline_state import DecisionRecord
+from inferline_stream.observability.pipeline_state import DecisionRecord, DeviceState
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.version import Structure
@@ -90,7 +90,7 @@ FILLED: tuple[Any, ...] = (
         node="n-1",
         deadly_batches=(BatchId(1, 40, 7),),
     ),
-    LeaderHeartbeat(3, "p-0"),
+    LeaderHeartbeat(3, "p-0", (DeviceState("GPU-a", "Tesla T4", 0.25, 0.7, 88, True, 79, "GPU is lost"),)),
     Grant(
         stage="a",
         slot=0,

@@ -18,9 +18,10 @@ from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.actuators.children import Child, Children
 from inferline_stream.actuators.devices import Device, carries, devices_for, visible, with_stock_of
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.actuators.nvml import devices, used_bytes
+from inferline_stream.actuators.nvml import DeviceReader, devices, used_bytes
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import ReplicaSpec
+from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.profiler.machine import Machine, why_not_here
 from tests.support.fake_nvml import install
@@ -158,6 +159,38 @@ def test_a_gpu_that_is_lost_or_forbidden_hides_no_other_and_is_warned_of_once(
         "GPU 2 is not used: NVML answers: Insufficient Permissions",
         "slice 0 of GPU 4 is not used: NVML answers: GPU is lost",
     ]
+
+
+def test_how_devices_stand_is_what_the_driver_says_and_errors_of_programs_are_not_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hot = {"temperature_c": 88, "throttle_reasons": 0x40, "utilization": 70, "xids": [31, 48, 43], "used": 4 << 30}
+    capped = {"throttle_reasons": 0x4}  # by the power limit, as at any full load
+    install(monkeypatch, [{**FOUR[0], **hot}, {**FOUR[1], **capped}, {**A100, "xids": [79]}])
+    reader = DeviceReader()
+    for _ in range(2):
+        assert reader.look().states == (
+            DeviceState("GPU-aaaaaaaa", "Tesla T4", 0.25, 0.7, 88, True, 48),
+            DeviceState("GPU-bbbbbbbb", "Tesla T4", 300 / 16384, None, 40, False),
+            DeviceState("MIG-x", "NVIDIA A100-SXM4-80GB", 0.0, None, 40, None, 79),
+            DeviceState("MIG-y", "NVIDIA A100-SXM4-80GB", 7 / (40 << 30), None, 40, None, 79),
+        )
+
+
+def test_a_device_that_is_lost_keeps_its_name_and_one_that_is_hidden_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    falls, hidden = {**FOUR[0], "xids": [79]}, dict(FOUR[2])
+    install(monkeypatch, [falls, {**FOUR[1], "error": 4}, hidden])
+    reader = DeviceReader()
+    assert [state.device for state in reader.look().states] == ["GPU-aaaaaaaa", "GPU 1", "GPU-cccccccc"]
+    falls["error"] = 15
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert [state.trouble for state in reader.look().states] == [
+        "GPU-aaaaaaaa is lost: GPU is lost",
+        "GPU 1 is lost: Insufficient Permissions",
+    ]
+    assert reader.look().devices == ()
 
 
 FOUR = tuple(
@@ -324,9 +357,12 @@ async def test_a_driver_that_hangs_stops_neither_ends_nor_restarts_nor_those_tha
                 await asyncio.sleep(0.01)
             monkeypatch.setattr("inferline_stream.actuators.device_watch.LIMIT_S", 0.1)
             await pending(supervisor, "waits for the GPU driver, which has not answered for 0 s", "1 s", "2 s", "3 s")
+            (state,) = await supervisor.devices()
+            assert state.trouble.startswith("every GPU is lost: the driver has not answered for ")
             answers.set()
             while (await supervisor.observe())[0].pid is None:
                 await asyncio.sleep(0.01)
+            assert [state.device for state in await supervisor.devices()] == ["GPU-aaaaaaaa"]
     finally:
         answers.set()
 

@@ -9,7 +9,13 @@ from inferline_stream.cli.plan_steps import plan_table
 from inferline_stream.cli.screen import StagesTable, isolation_words
 from inferline_stream.cli.status import status_tables
 from inferline_stream.observability.page.snapshot import snapshot
-from inferline_stream.observability.pipeline_state import IsolationState, NodeState, PipelineState, ReplicaCounts
+from inferline_stream.observability.pipeline_state import (
+    DeviceState,
+    IsolationState,
+    NodeState,
+    PipelineState,
+    ReplicaCounts,
+)
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.topology import Pipeline, Topic
@@ -40,6 +46,14 @@ def test_a_stage_shows_its_pool_what_waits_for_it_and_what_is_wrong_with_it() ->
         "utilization": "70%", "dispatcher": "25%", "lag": "6",
     } == shown  # fmt: skip
     assert " ".join(trouble) == "language: the sample event fails"
+
+
+def test_a_device_that_is_lost_or_had_an_error_of_its_own_is_named_below_the_stages() -> None:
+    devices = (DeviceState("GPU-a", lost="GPU is lost"), DeviceState("GPU-b", xid=79), DeviceState("GPU-c"))
+    console = Console(width=200, file=StringIO())
+    console.print(status_tables(replace(a_state(), stages=(), devices=devices)))
+    shown = [line.strip() for line in console.file.getvalue().splitlines() if "GPU-" in line]
+    assert shown == ["GPU-a is lost: GPU is lost", "GPU-b reported Xid 79"]
 
 
 def test_a_stage_in_a_cluster_shows_its_dispatcher_and_replicas_by_node() -> None:

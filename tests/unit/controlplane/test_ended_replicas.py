@@ -48,7 +48,9 @@ class Week:
         plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 1),)}, 0.1, 0.4, 10.0, ((60.0, 600),), {"a": 1.0}, {"a": 0.5})
         view = PipelineView("p", SHAPE, plan, profile, {"cpu": Hardware("cpu", 0.1)}, 0.99, {"a": 8}, (60.0,))
         context = PipelineContext(Names("p"), "posts", "out", frozenset({"a"}), KafkaCluster(""), Settings())
-        leadership: Any = SimpleNamespace(term=1, controller="c", log=SimpleNamespace(grants=()), renewals=0)
+        leadership: Any = SimpleNamespace(
+            term=1, controller="c", log=SimpleNamespace(grants=()), renewals=0, devices=()
+        )
         found = Recovered(None, (), (), None, Overrides(), 0)
         spec: Any = SimpleNamespace
         self.actuator = FakeActuator()

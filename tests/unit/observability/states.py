@@ -3,6 +3,7 @@
 from inferline_stream.observability.buckets import latency_bounds_s
 from inferline_stream.observability.pipeline_state import (
     DecisionRecord,
+    DeviceState,
     EnvelopeWindow,
     IsolationState,
     LatencyHistogram,
@@ -88,6 +89,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
         term=1,
         coarse_peak_per_hour=0.5,
         recent_p95_s=0.12,
+        devices=(DeviceState("GPU-a", "Tesla T4", 0.25, 0.7, 88, True),),
         plans=(
             PlanRecord(1, 900.0, "initial", "", SLO_S, 0.21, 0.0665, 40.0, {"language": (("cpu-1", 8, 1, 0.0, 1),)}),
             PlanRecord(

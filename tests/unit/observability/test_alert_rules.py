@@ -67,6 +67,8 @@ def healthy(slo_s: float) -> dict[str, str]:
         )
     }  # fmt: skip
     found |= {series("inferline_stage_at_limit", limit="stock", **stage): f"0{flat}"}
+    device = {"device": "GPU-a", "model": "Tesla T4"}
+    found |= {series(f"inferline_device_{name}", **device): f"0{flat}" for name in ("lost", "xid")}
     found |= {series("inferline_stage_dispatchers", **stage): f"2{flat}"}
     found |= {series("inferline_stage_service_time_ratio", **stage): f"1{flat}"}
     found |= {series("inferline_stage_service_time_seconds", **stage): f"{0.2 * slo_s}{flat}"}
@@ -104,6 +106,7 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         "InferlineModelDrift": {series("inferline_model_drift_ratio"): f"0.6{flat}"},
         "InferlineSLOBucketMissing": {series("inferline_latency_seconds_bucket", le=bucket_label(slo_s)): None},
         "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1{flat}"},
+        "InferlineDeviceFault": {series("inferline_device_xid", device="GPU-a", model="Tesla T4"): f"79{flat}"},
         "InferlineServiceTimeDrift": {series("inferline_stage_service_time_ratio", **stage): f"1.25{flat}"},
         "InferlineReplicasMissing": {wanted: f"3{flat}"},
         "InferlinePartitionHalted": {series("inferline_stage_halted_partitions", **stage): f"1{flat}"},
@@ -157,6 +160,10 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
         "InferlineDeadLettersExpire": {series("inferline_stage_dead_letter_age_ratio", **stage): f"0.79{flat}"},
         "InferlineScalingIneffective": {lag: f"{slo_s * MINUTES}-{slo_s / 2}x{MINUTES}"},
         "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1x{half} 0x{half}"},
+        "InferlineDeviceFault": {
+            series("inferline_device_lost", device="GPU-a", model="Tesla T4"): f"1x{half} 0x{half}",
+            series("inferline_device_xid", device="GPU-a", model="Tesla T4"): f"79x{half} 0x{half}",
+        },
     }
     return cases[alert]
 
