@@ -10,6 +10,7 @@ from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.names import Names
 
 
@@ -21,10 +22,12 @@ async def test_a_leader_whose_writes_kafka_refuses_for_good_begins_a_new_term(ka
         leading._producer._producer._txn_manager.increment_sequence_number(TopicPartition(names.assignments, 0), 1)
         with pytest.raises(Unreachable, match="OutOfOrderSequenceNumber"):
             await leading.heartbeat()
+        leading.devices = (DeviceState("GPU-a", lost="GPU is lost"),)
         for _ in range(2):
             await leading.heartbeat()
         assert (leading.renewals, leading.term) == (1, 2)
         async with TopicFollower(kafka.bootstrap_servers, names.assignments) as follower:
             records = await follower.read_to(await follower.end())
     assert [record.key for record in records] == [LEADER_KEY.encode()] * 3
-    assert read_log(records, 0.0, RecordDecoder()).heartbeat.term == 2
+    heartbeat = read_log(records, 0.0, RecordDecoder()).heartbeat
+    assert (heartbeat.term, heartbeat.devices) == (2, leading.devices)
