@@ -117,6 +117,7 @@ class Children:
             cores=cores,
             pinned=pinned,
             devices=None if self._placed else devices,
+            minors=self._minors(devices),
         )
         if spec.isolation.level in RUNTIMES:
             child = self._contained(spec, launch)
@@ -301,6 +302,12 @@ class Children:
         if found is None:
             raise NoDevice(f"waits for a device that is {hardware.name}: {hardware.gpu_model or 'a GPU'}")
         return found
+
+    def _minors(self, devices: Collection[str]) -> tuple[int, ...] | None:
+        """Return the numbers of the devices' nodes, as far as NVML knows all of them."""
+        minors = {d.minor for d in (self._seen if self._given is None else self._given) if d.uuid in devices}
+        found = tuple(sorted(minor for minor in minors if minor is not None))
+        return found if devices and len(found) == len(minors) else None
 
     def _machine_devices(self, ours: Collection[str]) -> tuple[Device, ...]:
         """Return the devices and what others use of them now; of ours, what they used before we did."""

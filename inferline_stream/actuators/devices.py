@@ -28,6 +28,7 @@ class Device:
         used_bytes: memory in use by processes that are not ours.
         busy: share of the time in which it ran kernels of such processes; 1 where they run and NVML does not say.
         index: of the GPU among those of the machine, as the driver counts them.
+        minor: of the GPU's node, N of ``/dev/nvidiaN``; None where that is not known.
     """
 
     uuid: str
@@ -37,6 +38,7 @@ class Device:
     used_bytes: int = 0
     busy: float = 0.0
     index: int = 0
+    minor: int | None = None
 
     @property
     def occupied(self) -> float:

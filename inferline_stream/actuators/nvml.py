@@ -221,6 +221,7 @@ def _read(handle: Any, gpu: Any, named: Device, place: str) -> _Found:
         max(0, int(memory.used) - sum(ours)),
         busy,
         named.index,
+        _maybe(pynvml.nvmlDeviceGetMinorNumber, gpu),
     )
     return _Found(place, device, gpu, memory.used / memory.total if memory.total else None, utilization)
 

@@ -18,7 +18,7 @@ _MAKER = ("nvidia-modprobe", "-u", "-c=0")
 def minors_of(devices: Sequence[str]) -> tuple[int, ...] | None:
     """Return the numbers N of the ``/dev/nvidiaN`` of GPUs, by their UUIDs; None for all, where that is not known.
 
-    The driver lists whole GPUs there, so a slice's is not known.
+    The driver lists whole GPUs there, so a slice's is not known: NVML knows it, where that is asked.
     """
     known = {}
     for file in sorted(_GPUS.glob("*/information")):

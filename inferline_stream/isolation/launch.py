@@ -31,6 +31,7 @@ class Launch:
         files: descriptors that it inherits besides.
         forks: whether it is a parent that replicas are forked from.
         devices: UUIDs of the GPUs that it may use; None for those that this process may use.
+        minors: of their nodes; where they are None, as the driver lists them.
 
     Raises:
         InvalidInput: the isolation is a container, and this machine has no engine.
@@ -47,6 +48,7 @@ class Launch:
         files: tuple[int, ...] = (),
         forks: bool = False,
         devices: Sequence[str] | None = None,
+        minors: tuple[int, ...] | None = None,
     ) -> None:
         self._container: Container | None = None
         self._names: NameService | None = None
@@ -69,7 +71,7 @@ class Launch:
             self._container, self.command, self.environment, self.files = made, made.command, made.environment, ()
             return
         if within is not None and within.gpu and devices is not None:
-            within = replace(within, minors=minors_of(devices))
+            within = replace(within, minors=minors_of(devices) if minors is None else minors)
         if within is not None and within.kafka_ports:  # a process that may connect to nothing needs no addresses
             self._names = NameService()
             self.files = (*files, self._names.theirs.fileno())

@@ -119,6 +119,11 @@ def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace
         return 0
 
     @offered(c_void_p, c_void_p)
+    def nvmlDeviceGetMinorNumber(handle: int, into: int) -> int:
+        assert handle < 100, "slices have no node of this kind"
+        return put(c_uint, into, known[handle].get("minor"))
+
+    @offered(c_void_p, c_void_p)
     def nvmlDeviceGetTemperatureV(handle: int, into: int) -> int:
         reading = pynvml.c_nvmlTemperature_v1_t.from_address(into)
         assert reading.sensorType == pynvml.NVML_TEMPERATURE_GPU

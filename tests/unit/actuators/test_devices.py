@@ -23,6 +23,7 @@ from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.profiler.machine import Machine, why_not_here
 from tests.support.fake_nvml import install
 
@@ -216,6 +217,20 @@ def test_devices_that_were_hidden_from_this_process_are_not_its_own_to_give(
     assert len(devices()) == 4
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert [device.uuid[4] for device in devices()] == list(letters)
+
+
+async def test_a_replica_in_a_slice_is_confined_to_the_node_of_its_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
+    install(monkeypatch, [FOUR[0], {**A100, "minor": 3}])
+    children = Children(tmp_path, lambda *_: None, devices=devices(), replica_module="replica_double")
+    try:
+        child = children.start_replica(ReplicaSpec("r", "a", "/nowhere/topology.py", SLICE, isolation=Isolation()))
+        assert child.devices == ("MIG-x",)
+        assert child.launch.confinement.minors == (3,)
+    finally:
+        children.close()
 
 
 def test_a_gpu_in_slices_is_named_by_its_number_or_a_slice_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
