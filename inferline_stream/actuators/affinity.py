@@ -7,7 +7,10 @@ from collections.abc import Collection, Iterable, Mapping
 
 
 def cores_for(
-    wanted: float, machine: Collection[int], taken: Iterable[tuple[float, Collection[int]]]
+    wanted: float,
+    machine: Collection[int],
+    taken: Iterable[tuple[float, Collection[int]]],
+    near: Collection[int] = (),
 ) -> frozenset[int]:
     """Cores to run on; empty where nothing will be fixed.
 
@@ -18,12 +21,14 @@ def cores_for(
         wanted: cores of the hardware kind; 0 uses none.
         machine: cores of this machine.
         taken: for each running replica the cores wanted and those it was given.
+        near: those to take first, if they are free.
     """
     if wanted <= 0:
         return frozenset()
     load = _load(machine, taken)
     share = min(wanted, 1.0)
-    free = sorted((core for core in load if load[core] + share <= 1 + 1e-9), key=lambda core: (-load[core], -core))
+    free = [core for core in load if load[core] + share <= 1 + 1e-9]
+    free.sort(key=lambda core: (core not in near, -load[core], -core))
     needed = math.ceil(wanted)
     return frozenset(free[:needed]) if len(free) >= needed else frozenset()
 

@@ -110,14 +110,16 @@ class Children:
         devices = () if self._placed else self._devices_for(spec.hardware)
         cores = spec.hardware.cores
         taken = [(other.cores, other.pinned) for other in self.all]
-        pinned = frozenset[int]() if self._placed else cores_for(cores, self._machine, taken)
+        known = [d for d in (self._seen if self._given is None else self._given) if d.uuid in devices]
+        near = frozenset[int]().union(*(device.near for device in known))
+        pinned = frozenset[int]() if self._placed else cores_for(cores, self._machine, taken, near)
         launch = Launch(
             self._modules[0],
             confined(spec.isolation, spec.topology, spec.hardware),
             cores=cores,
             pinned=pinned,
             devices=None if self._placed else devices,
-            minors=self._minors(devices),
+            minors=_minors(known),
         )
         if spec.isolation.level in RUNTIMES:
             child = self._contained(spec, launch)
@@ -303,12 +305,6 @@ class Children:
             raise NoDevice(f"waits for a device that is {hardware.name}: {hardware.gpu_model or 'a GPU'}")
         return found
 
-    def _minors(self, devices: Collection[str]) -> tuple[int, ...] | None:
-        """Return the numbers of the devices' nodes, as far as NVML knows all of them."""
-        minors = {d.minor for d in (self._seen if self._given is None else self._given) if d.uuid in devices}
-        found = tuple(sorted(minor for minor in minors if minor is not None))
-        return found if devices and len(found) == len(minors) else None
-
     def _machine_devices(self, ours: Collection[str]) -> tuple[Device, ...]:
         """Return the devices and what others use of them now; of ours, what they used before we did."""
         if self._given is not None:
@@ -379,3 +375,9 @@ def _reason(code: int, tail: str, overran: str, log: Path) -> str:
         return "ended by itself"
     said = tail.splitlines()[-1].strip() if tail else "it wrote nothing"
     return f"exit code {code}: {said} (log: {log})"
+
+
+def _minors(devices: Sequence[Device]) -> tuple[int, ...] | None:
+    """Return the numbers of the devices' nodes; None where NVML does not know all of them."""
+    found = {device.minor for device in devices if device.minor is not None}
+    return tuple(sorted(found)) if devices and all(device.minor is not None for device in devices) else None

@@ -29,6 +29,7 @@ class Device:
         busy: share of the time in which it ran kernels of such processes; 1 where they run and NVML does not say.
         index: of the GPU among those of the machine, as the driver counts them.
         minor: of the GPU's node, N of ``/dev/nvidiaN``; None where that is not known.
+        near: cores whose memory is on the GPU's side of the machine; empty where that is not known.
     """
 
     uuid: str
@@ -39,6 +40,7 @@ class Device:
     busy: float = 0.0
     index: int = 0
     minor: int | None = None
+    near: frozenset[int] = frozenset()
 
     @property
     def occupied(self) -> float:

@@ -27,6 +27,13 @@ _APPLICATION_XIDS = frozenset((13, 31, 43, 45, 68, 109))
 ignores."""
 
 
+_MOST_CORES = 1024
+"""Of a machine: NVML fills a set of so many."""
+
+_MOST_EVENTS = 1000
+"""Of one look: a storm of errors must not keep it from its answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """What NVML said at one time.
@@ -127,7 +134,7 @@ class DeviceReader:
                         ),
                         each.gpu,
                     )
-            while True:
+            for _ in range(_MOST_EVENTS):
                 event = pynvml.nvmlEventSetWait_v2(self._events, 0)
                 index = self._listens.get(_address(event.device))
                 if index is not None and event.eventData not in _APPLICATION_XIDS:
@@ -222,8 +229,17 @@ def _read(handle: Any, gpu: Any, named: Device, place: str) -> _Found:
         busy,
         named.index,
         _maybe(pynvml.nvmlDeviceGetMinorNumber, gpu),
+        _near(gpu),
     )
     return _Found(place, device, gpu, memory.used / memory.total if memory.total else None, utilization)
+
+
+def _near(gpu: Any) -> frozenset[int]:
+    """Return the cores on the side of the machine that a GPU is on; none where NVML does not say."""
+    import pynvml
+
+    words = _maybe(partial(pynvml.nvmlDeviceGetCpuAffinity, cpuSetSize=_MOST_CORES // 64), gpu) or ()
+    return frozenset(64 * at + bit for at, word in enumerate(words) for bit in range(64) if word >> bit & 1)
 
 
 def _heat(gpu: Any) -> tuple[float | None, bool | None]:

@@ -118,6 +118,13 @@ def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace
         pynvml.c_nvmlUtilization_t.from_address(into).gpu = known[handle]["utilization"]
         return 0
 
+    @offered(c_void_p, c_uint, c_void_p)
+    def nvmlDeviceGetCpuAffinity(handle: int, words: int, into: int) -> int:
+        near = known[handle].get("near", ())
+        for at in range(words):
+            put(c_ulonglong, into + 8 * at, sum(1 << core % 64 for core in near if core // 64 == at))
+        return 0
+
     @offered(c_void_p, c_void_p)
     def nvmlDeviceGetMinorNumber(handle: int, into: int) -> int:
         assert handle < 100, "slices have no node of this kind"

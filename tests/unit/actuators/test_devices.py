@@ -15,6 +15,7 @@ import pytest
 
 from inferline_stream.actuators import nvml
 from inferline_stream.actuators.actuator import ObservedReplica
+from inferline_stream.actuators.affinity import cores_for
 from inferline_stream.actuators.children import Child, Children
 from inferline_stream.actuators.devices import Device, carries, devices_for, visible, with_stock_of
 from inferline_stream.actuators.local import LocalActuator
@@ -219,18 +220,28 @@ def test_devices_that_were_hidden_from_this_process_are_not_its_own_to_give(
     assert [device.uuid[4] for device in devices()] == list(letters)
 
 
-async def test_a_replica_in_a_slice_is_confined_to_the_node_of_its_gpu(
+async def test_a_replica_in_a_slice_is_confined_to_the_node_of_its_gpu_and_runs_on_its_side_of_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
-    install(monkeypatch, [FOUR[0], {**A100, "minor": 3}])
+    near = min(os.sched_getaffinity(0))
+    install(monkeypatch, [FOUR[0], {**A100, "minor": 3, "near": {near}}])
     children = Children(tmp_path, lambda *_: None, devices=devices(), replica_module="replica_double")
     try:
         child = children.start_replica(ReplicaSpec("r", "a", "/nowhere/topology.py", SLICE, isolation=Isolation()))
         assert child.devices == ("MIG-x",)
         assert child.launch.confinement.minors == (3,)
+        assert child.pinned == {near}
     finally:
         children.close()
+
+
+def test_the_cores_on_a_gpus_side_of_the_machine_are_known_and_taken_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, [{**FOUR[0], "near": {1, 63, 64, 200}}])
+    (gpu,) = devices()
+    assert gpu.near == {1, 63, 64, 200}
+    assert cores_for(2, range(100), [], gpu.near) == {63, 64}
+    assert cores_for(2, range(100), [(1, {63}), (1, {64})], gpu.near) == {1, 99}, "others where those are taken"
 
 
 def test_a_gpu_in_slices_is_named_by_its_number_or_a_slice_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
