@@ -48,8 +48,8 @@ class Hardware:
             slot and sleeps the profiled service time: it uses no core.
         price_per_hour: dollars per replica and hour, the CPU beside a GPU included.
         cores: CPU cores one replica may use; below 1 a control group holds it to that share of a core.
-        gpus: share of a GPU one replica holds, or how many. Of a shared one it gets no more memory than its share, in
-            the profile at least: nothing holds it to that later.
+        gpus: share of a GPU one replica holds, or how many. On a share it is profiled beside copies that use the rest
+            of the device, and with no more memory than its share: nothing holds it to either later.
         gpu_model: name by which the device reports itself, e.g. ``"Tesla T4"``, its form left out or not.
         stock: most replicas of this kind at once, over all stages; None for no limit.
         gpu_stock: GPUs of this model, which all kinds that name it share; None for no limit.

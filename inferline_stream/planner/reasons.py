@@ -47,6 +47,11 @@ class Reasons:
         """Yield why a stage has what it has."""
         for place, part in enumerate(self._candidate[stage]):
             yield self._hardware(stage, part)
+            if (kind := self._problem.catalogue[part.hardware]).shares_gpu:
+                yield (
+                    f"{kind.name} is {kind.gpus:g} of a GPU, whose rest nothing keeps others from: its times are those "
+                    "beside others that always use the rest"
+                )
             yield self._batch(stage, place)
         if len(self._candidate[stage]) > 1:
             yield self._mixture(stage)

@@ -17,7 +17,7 @@ from inferline_stream.pipeline.topology import Stage
 from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.machine import Machine
 
-VERSION = 4
+VERSION = 5
 
 
 class StoredServiceTime(msgspec.Struct, frozen=True, omit_defaults=True):
