@@ -37,6 +37,8 @@ async def forked_start_up_s(
     Returns:
         Seconds; None where no fork server can fork it, so that replicas start by themselves.
     """
+    if confinement.gpu:
+        return None  # CUDA does not survive a fork, so that no fork server is made
     spec = ReplicaSpec("", stage, str(topology), hardware, isolation=confinement.isolation)
     with contextlib.closing(ForkServers()) as servers, contextlib.suppress(TimeoutError):
         took_s = []

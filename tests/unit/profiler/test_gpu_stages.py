@@ -1,13 +1,17 @@
 """Stages that each take the whole of a GPU, on a machine with fewer GPUs than stages."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.profiler import device_turns
 from inferline_stream.profiler.device_turns import DeviceTurns
+from inferline_stream.profiler.fork_times import forked_start_up_s
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profiling_options import Options
@@ -100,3 +104,10 @@ async def test_the_device_that_was_had_longest_is_taken_back_and_only_if_none_is
     assert await turns.take("d", [Hardware("l4", 0.8, gpus=1, gpu_model="NVIDIA L4")], turns.end_all) == ()
     await turns.end_all()
     assert ended == ["a", "b", "c"]
+
+
+async def test_no_fork_server_is_waited_for_where_a_gpu_keeps_it_from_being_made(topology: Path) -> None:
+    kind = Hardware("t4", 0.5, gpus=1, gpu_model="Tesla T4")
+    confinement = confined(Isolation(forked=True), topology, kind)
+    async with asyncio.timeout(20.0):
+        assert await forked_start_up_s(topology, "embed", kind, confinement, timeout_s=60.0) is None
