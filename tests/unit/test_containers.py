@@ -75,6 +75,19 @@ def test_bases_are_pinned_by_exact_versions_and_kafka_is_the_one_that_tests_run_
     assert f"BASE:-{re.findall(r'^ARG BASE=(.*)$', text, re.MULTILINE)[0]}" in (DOCKER / "compose.yaml").read_text()
 
 
+def test_the_base_of_the_gpu_image_has_the_cuda_that_its_onnxruntime_requires() -> None:
+    noted = re.search(
+        r"onnxruntime-gpu (\S+) requires nvidia-cuda-runtime~=(\d+)", (DOCKER / "requirements-gpu.in").read_text()
+    )
+    assert noted is not None
+    locked = re.findall(r"^onnxruntime-gpu==(\S+)", (DOCKER / "requirements-gpu.lock").read_text(), re.MULTILINE)
+    dockerfile = (DOCKER / "Dockerfile").read_text()
+    assert locked == [noted[1]], "what a newer wheel requires has to be looked up and noted"
+    assert re.findall(r"^ARG CUDA_BASE=\S+/cuda:(\d+)", dockerfile, re.MULTILINE) == [noted[2]]
+    for text in (dockerfile, (GUIDES / "image.md").read_text()):
+        assert set(re.findall(r"with CUDA (\d+)|needs CUDA (\d+)", text)) <= {(noted[2], ""), ("", noted[2])}
+
+
 def test_the_image_says_what_it_is_and_whether_it_is_well() -> None:
     text = (DOCKER / "Dockerfile").read_text()
     labels = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", text))
