@@ -21,6 +21,7 @@ from inferline_stream.actuators.child_logs import ChildLogs
 from inferline_stream.actuators.device_watch import DeviceWatch, NoDevice
 from inferline_stream.actuators.devices import Device, devices_for, used_by_others
 from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers, has_ended
+from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.processes import FoundProcess, Remote
 from inferline_stream.actuators.relay import Relay
 from inferline_stream.dataplane.process_specs import (
@@ -59,7 +60,7 @@ class Children:
         ended: called with each child that has ended, its exit code, a reason in words and its last lines.
         heard: called with each message of a dispatcher.
         devices: GPUs that replicas may be given; by default those of this machine, looked at when one is needed.
-        placed: whether something else has chosen cores and devices, as for a pod: a replica may use all that it sees.
+        placed: whether something else has chosen cores and devices, as for a pod: a replica may use all that is seen.
         replica_module: what a replica's process runs as ``__main__``.
         dispatcher_module: likewise.
         single: whether it starts one process: nothing is started then that could fork the next one.
@@ -105,9 +106,9 @@ class Children:
             InvalidInput: its isolation needs what this machine does not have.
             OSError: the process could not be started.
         """
-        if spec.hardware.gpus and spec.isolation.level == "sandbox" and (lack := self._uvm.lack()):
+        if spec.hardware.gpus and not self._placed and spec.isolation.level == "sandbox" and (lack := self._uvm.lack()):
             raise NoDevice(lack)
-        devices = () if self._placed else self._devices_for(spec.hardware)
+        devices = self._devices_for(spec.hardware)
         cores = spec.hardware.cores
         taken = [(other.cores, other.pinned) for other in self.all]
         known = [d for d in (self._seen if self._given is None else self._given) if d.uuid in devices]
@@ -118,7 +119,7 @@ class Children:
             confined(spec.isolation, spec.topology, spec.hardware),
             cores=cores,
             pinned=pinned,
-            devices=None if self._placed else devices,
+            devices=devices or None if self._placed else devices,
             minors=_minors(known),
         )
         if spec.isolation.level in RUNTIMES:
@@ -299,6 +300,8 @@ class Children:
     def _devices_for(self, hardware: Hardware) -> tuple[str, ...]:
         if not hardware.gpus:
             return ()
+        if self._placed:
+            return tuple(device.uuid for device in machine_devices())
         taken = [(other.hardware, other.devices) for other in self.all if other.hardware is not None]
         found = devices_for(hardware, self._machine_devices({uuid for _, own in taken for uuid in own}), taken)
         if found is None:

@@ -55,6 +55,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     fakes = {
         "sentence_transformers": {"SentenceTransformer": Model},
         "all_minilm_l6_v2": {"extract_model": extract_model},
+        "torch": {"cuda": SimpleNamespace(is_available=lambda: False)},
     }
     for name, members in fakes.items():
         module = ModuleType(name)
@@ -70,11 +71,11 @@ def test_the_example_is_sound_and_its_sample_can_be_read(example: Any) -> None:
     assert event_problems(example, TOPOLOGY.parent) == []
 
 
-@pytest.mark.parametrize(("given", "devices"), [("GPU-1", ["cuda", "half"]), ("", ["cpu"])])
-def test_a_post_is_ranked_beside_itself_where_it_is_known_on_the_device_that_was_given(
-    given: str, devices: list[str], example: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("available", "devices"), [(True, ["cuda", "half"]), (False, ["cpu"])])
+def test_a_post_is_ranked_beside_itself_where_it_is_known_on_a_device_if_there_is_one(
+    available: bool, devices: list[str], example: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(sys.modules["torch"], "cuda", SimpleNamespace(is_available=lambda: available), raising=False)
     embed, rank = (example.stage(name).run for name in ("embed", "rank"))
     retrieve, order = embed(), rank()
     assert Model.devices == devices * 2

@@ -6,7 +6,6 @@ No GPU has run this yet; see README.md.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,10 +60,11 @@ class Encoder:
     def __init__(self) -> None:
         import tempfile
 
+        import torch
         from all_minilm_l6_v2 import extract_model
         from sentence_transformers import SentenceTransformer
 
-        device = "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = SentenceTransformer(str(extract_model(tempfile.mkdtemp())), device=device)
         if device == "cuda":
             self._model.half()

