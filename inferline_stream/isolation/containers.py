@@ -23,6 +23,8 @@ _THE_IMAGES = ("PATH", "HOME", "USER", "LOGNAME", "VIRTUAL_ENV", "LD_LIBRARY_PAT
 """Variables whose values mean something on the host alone."""
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 """Set by the starter of the process, once it knows which are free; handed on where it is."""
+_TOOLKITS = frozenset(("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"))
+"""What NVIDIA's toolkit gives a container; see `_toolkit`."""
 _THE_ENGINES = ("DOCKER_HOST", "CONTAINER_HOST", "CONTAINERS_CONF", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
 
 
@@ -59,7 +61,8 @@ class Container:
             self._engine,
             *_run(self._engine, self._name, confinement, cores, pinned),
             *_gpus(self._engine, confinement, devices),
-            *(f"--env={name}" for name in sorted(own)),
+            *(f"--env={name}" for name in sorted(own - _TOOLKITS)),
+            *_toolkit(self._engine, devices),
             confinement.isolation.image,
             *("-P", "-m", "inferline_stream.isolation.bootstrap", "--confinement", confinement.encoded(), module),
         ]
@@ -116,7 +119,18 @@ def _gpus(engine: str, confinement: Confinement, devices: Sequence[str]) -> list
             f"podman knows no device nvidia.com/gpu={unknown[0]}: run `nvidia-ctk cdi generate "
             f"--device-name-strategy=uuid --output={_CDI[0]}/nvidia.yaml`, and again after each change of the driver"
         )
-    return [*asked, *(f"--device=nvidia.com/gpu={uuid}" for uuid in devices)]
+    # SELinux labels no device for containers.
+    return [*asked, "--security-opt=label=disable", *(f"--device=nvidia.com/gpu={uuid}" for uuid in devices)]
+
+
+def _toolkit(engine: str, devices: Sequence[str]) -> list[str]:
+    """Options that keep NVIDIA's toolkit to these devices.
+
+    Where its runtime is the engine's default, it would give a container what the image asks for, and images of CUDA ask
+    for every GPU. What comes by CDI does not count there. Without ``compute`` there is no CUDA.
+    """
+    seen = ",".join(devices) if os.path.basename(engine) != "podman" else ""
+    return [f"--env=NVIDIA_VISIBLE_DEVICES={seen or 'void'}", "--env=NVIDIA_DRIVER_CAPABILITIES=compute,utility"]
 
 
 def _text(file: Path) -> str:

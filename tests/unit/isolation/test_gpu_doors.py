@@ -111,6 +111,27 @@ def test_docker_gives_a_container_its_devices_by_nvidias_toolkit(monkeypatch: py
     assert made[made.index("--gpus") + 1] == f'"device={GPU},GPU-2"'
 
 
+def test_podman_labels_no_device_so_that_selinux_lets_a_container_with_gpus_open_them_and_no_other_is_without_labels(
+    specification: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--security-opt=label=disable" in command("podman", monkeypatch, "container", GPU)
+    assert "--security-opt=label=disable" not in command("podman", monkeypatch)
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+@pytest.mark.parametrize("devices", [(), (GPU,)])
+def test_what_an_image_or_the_host_asks_of_nvidias_toolkit_gives_no_container_a_gpu_beyond_its_own(
+    engine: str, devices: tuple[str, ...], specification: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "all")
+    monkeypatch.setenv("NVIDIA_DRIVER_CAPABILITIES", "graphics")
+    made = command(engine, monkeypatch, "container", *devices)
+    assert [part for part in made if part.startswith("--env=NVIDIA_")] == [
+        f"--env=NVIDIA_VISIBLE_DEVICES={GPU if devices and engine == 'docker' else 'void'}",
+        "--env=NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+    ]
+
+
 def test_a_gpu_is_refused_where_no_way_leads_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidInput, match='isolation "kata" has no way to a GPU'):
         command("podman", monkeypatch, "kata", GPU)
@@ -130,6 +151,4 @@ def test_a_container_without_a_gpu_is_given_none(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(containers, "engine", lambda level: "/usr/bin/podman")
     confinement = confined(Isolation("gvisor"), "/app/topology.py", CORE)
     made = Container("some.module", confinement, cores=1, pinned=(), environment={}).command
-    assert not any(
-        "device" in part.lower() for part in made if "CUDA_VISIBLE" not in part and "confinement" not in part
-    )
+    assert not any("device" in part.lower() for part in made if "_VISIBLE" not in part and "confinement" not in part)
