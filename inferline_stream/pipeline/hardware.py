@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 
@@ -53,9 +53,14 @@ class Hardware:
         gpu_model: name by which the device reports itself, e.g. ``"Tesla T4"``, its form left out or not.
         stock: most replicas of this kind at once, over all stages; None for no limit.
         gpu_stock: GPUs of this model, which all kinds that name it share; None for no limit.
+        node_labels: on Kubernetes, labels of the nodes that have it, in the place of those of NVIDIA's GPU feature
+            discovery: clouds have labels of their own, e.g. ``{"cloud.google.com/gke-accelerator": "nvidia-l4"}``.
+        device_class: on Kubernetes, the DeviceClass whose devices a replica claims (dynamic resource allocation), in
+            the place of NVIDIA's device plugin; empty for that.
+        runtime_class: on Kubernetes, the RuntimeClass of its pods, where nodes need one for GPUs, e.g. ``"nvidia"``.
 
     Raises:
-        ValueError: a price, number of cores, share or stock that cannot be.
+        ValueError: a price, number of cores, share, stock or device class that cannot be.
     """
 
     name: str
@@ -65,6 +70,9 @@ class Hardware:
     gpu_model: str | None = None
     stock: int | None = None
     gpu_stock: float | None = None
+    node_labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    device_class: str = ""
+    runtime_class: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -81,6 +89,12 @@ class Hardware:
         if self.gpu_stock is not None and not (math.isfinite(self.gpu_stock) and self.gpu_stock >= 0 and self.gpus > 0):
             raise ValueError(
                 f"hardware {self.name!r}: gpu_stock {self.gpu_stock} must be 0 or more, and its gpus above 0"
+            )
+
+        if self.device_class and (not self.gpus or self.shares_gpu):
+            raise ValueError(
+                f"hardware {self.name!r}: device_class {self.device_class!r} gives whole devices, and gpus is "
+                f"{self.gpus:g}; write gpus=1, or a MIG profile into the name"
             )
 
     @property

@@ -32,6 +32,7 @@ from inferline_stream.actuators.kubernetes.installation import (
 )
 from inferline_stream.actuators.kubernetes.manifests import (
     Cluster,
+    claim_template,
     credential_secrets,
     dispatchers,
     disruption_budgets,
@@ -49,7 +50,8 @@ from inferline_stream.pipeline.names import Names
 from tests.kube.api import KubeApi, client_of
 
 DEADLINE_S = 30.0
-KINDS = catalogue([Hardware("a100-1g.10gb", 0.6, gpus=1 / 7, gpu_model="NVIDIA A100")])
+CLAIMED = Hardware("claimed", 2.0, gpus=2, device_class="gpu.nvidia.com", runtime_class="nvidia")
+KINDS = catalogue([Hardware("a100-1g.10gb", 0.6, gpus=1 / 7, gpu_model="NVIDIA A100"), CLAIMED])
 OURS = Installation(
     target=Target("moderation", 0.5, 0.99),
     topology="/srv/topologies/moderation/topology.py",
@@ -105,6 +107,18 @@ def kind(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("manifest", [m for m in everything() if "coreos" not in m["apiVersion"]], ids=file_name)
 def test_every_manifest_is_valid_by_the_schemas_of_old_and_new_clusters(manifest, version) -> None:
     assert version.startswith(kubernetes_validate.validate(manifest, version, strict=True))
+
+
+def test_a_claim_of_devices_and_the_pods_that_refer_to_it_are_valid_by_the_schemas_of_new_clusters() -> None:
+    deployment = replicas("moderation", spec("claimed"), OURS.cluster, "10.0.0.1:9470", grace_s=30.0)
+    deployment["metadata"]["uid"] = "7d2f1c7e"
+    claims = claim_template("moderation", spec("claimed"), OURS.cluster, deployment)
+    assert claims is not None
+    for manifest in (claims, deployment):
+        assert NEWEST.startswith(kubernetes_validate.validate(manifest, NEWEST, strict=True))
+    claims["spec"]["spec"]["devices"]["requests"][0]["deviceClass"] = "x"
+    with pytest.raises(ValidationError, match="deviceClass"):
+        kubernetes_validate.validate(claims, NEWEST, strict=True)
 
 
 def test_a_field_that_kubernetes_does_not_know_would_be_found() -> None:
@@ -199,7 +213,8 @@ async def asked_of_the_api_server() -> set[tuple[str, str, str]]:
             Names("p"), "127.0.0.1:1", Cluster(api.namespace, "i"), client, drain_timeout_s=0.2
         ) as actuator,
     ):
-        await actuator.know({("a", "cpu-1"): spec("cpu-1")})
+        await actuator.know({("a", kind): spec(kind) for kind in ("cpu-1", "claimed")})
+        await actuator.scale("a", "claimed", 0)
         await actuator.scale("a", "cpu-1", 2)
         while len(api.containers) < 2:
             await asyncio.sleep(0.01)

@@ -13,7 +13,14 @@ from aiohttp import web
 
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.gpu_nodes import products
-from inferline_stream.actuators.kubernetes.manifests import HOST_MIB, Cluster, dispatchers, replicas, resources
+from inferline_stream.actuators.kubernetes.manifests import (
+    HOST_MIB,
+    Cluster,
+    claim_template,
+    dispatchers,
+    replicas,
+    resources,
+)
 from inferline_stream.actuators.kubernetes.object_names import replicas_name
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
@@ -457,7 +464,8 @@ def test_a_model_that_comes_in_several_forms_is_any_of_them_and_one_that_is_name
     assert "NVIDIA-A100-SXM4-80GB" in products(KINDS["a100-1g.10gb"])
     assert products(Hardware("mine", 1.0, gpus=1, gpu_model="NVIDIA A100-SXM4-80GB")) == ("NVIDIA-A100-SXM4-80GB",)
     assert products(Hardware("any", 1.0, gpus=1)) == products(KINDS["cpu-1"]) == ()
-    assert "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb" in products(KINDS["a100-1g.10gb"]), "where all slices are alike"
+    nodes_alike = "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb"
+    assert nodes_alike not in products(KINDS["a100-1g.10gb"]), "they offer nvidia.com/gpu, and no slice by its name"
     assert products(KINDS["h200"]) == ("NVIDIA-H200", "NVIDIA-H200-NVL")
 
 
@@ -628,3 +636,37 @@ async def test_a_dispatcher_is_posted_to_a_pod_and_its_successor_to_the_one_that
             assert [d.dispatcher for d in await waits.dispatchers()] == ["a-0-z"], "it knows what was posted meanwhile"
             await another.dispatch("a", [])
             await until(lambda: all("deletionTimestamp" in pod["metadata"] for pod in api.pods()), "all pods to go")
+
+
+def test_labels_of_a_cloud_stand_in_the_place_of_those_of_nvidias_feature_discovery() -> None:
+    gke = Hardware("l4", 0.8, gpus=0.5, gpu_model="NVIDIA L4", node_labels={"cloud.google.com/gke-accelerator": "l4"})
+    assert nodes_of(gke) == {"com/gke-accelerator": ("In", ["l4"])}
+    assert nodes_of(Hardware("pool", 0.1, node_labels={"b.c": "2", "a.d": "1"})) == {
+        "d": ("In", ["1"]),
+        "c": ("In", ["2"]),
+    }
+
+
+def test_devices_of_a_class_are_claimed_by_each_pod_and_no_resource_of_a_plugin_is() -> None:
+    spec = ReplicaSpec("", "a", "/app/topology.py", Hardware("two", 2.0, gpus=2, device_class="gpu.nvidia.com"))
+    pod = pod_of(spec)
+    claims = claim_template("p", spec, Cluster("ns", "image"), {"metadata": {"name": "p-a-two", "uid": "1"}})
+    assert claims is not None
+    assert pod["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": claims["metadata"]["name"]}]
+    wanted = pod["containers"][0]["resources"]
+    assert wanted["claims"] == [{"name": "gpu"}]
+    assert not any("nvidia.com" in name for name in wanted["limits"])
+    assert "affinity" not in pod
+    (request,) = claims["spec"]["spec"]["devices"]["requests"]
+    assert request["exactly"] == {"deviceClassName": "gpu.nvidia.com", "count": 2}
+    other = msgspec.structs.replace(spec, hardware=replace(spec.hardware, device_class="mig.nvidia.com"))
+    assert pod_of(other)["resourceClaims"] != pod["resourceClaims"], "a template cannot be changed"
+
+
+def test_pods_have_the_runtime_class_of_their_kind_unless_their_isolation_is_one() -> None:
+    kind = Hardware("t4", 0.5, gpus=1, gpu_model="Tesla T4", runtime_class="nvidia")
+    made = [
+        pod_of(ReplicaSpec("", "a", "/app/topology.py", kind, isolation=Isolation(level))).get("runtimeClassName")
+        for level in ("sandbox", "gvisor")
+    ]
+    assert made == ["nvidia", "gvisor"]

@@ -295,6 +295,7 @@ class KubeApi:
         if name in self._store.of("deployments"):
             return refused(409, "AlreadyExists", f'deployments.apps "{name}" already exists')
         wanted["spec"].setdefault("replicas", 1)
+        wanted["metadata"]["uid"] = f"deployment-{name}"
         self._store.of("deployments")[name] = self._store.stamp(wanted)
         await self._controllers.reconcile(wanted)
         return answer(wanted, status=201)

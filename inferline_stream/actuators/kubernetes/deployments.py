@@ -117,7 +117,9 @@ class Deployments:
             new = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
             with passing(409):  # another controller was faster
                 await self._client.create(cast("Deployment", Deployment.from_dict(new)), field_manager=FIELD_MANAGER)
-        await apply(self._client, [wanted])
+        (made,) = await apply(self._client, [wanted])
+        if (claims := manifests.claim_template(self._pipeline, spec, self._cluster, made)) is not None:
+            await apply(self._client, [claims])
         self._applied.add((stage, hardware))
 
     async def stop_first(self, stage: str, hardware: str) -> bool:

@@ -1,7 +1,8 @@
-"""Which nodes have the GPU, or the share of one, that a hardware kind pays for: by NVIDIA's labels of them."""
+"""Which nodes have the GPU, or the share of one, that a hardware kind pays for, and how a pod claims it."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from inferline_stream.errors import InvalidTopology
@@ -27,15 +28,13 @@ def written(profile: str) -> str:
 def products(hardware: Hardware) -> tuple[str, ...]:
     """Values of the label ``nvidia.com/gpu.product`` that nodes of the kind carry; none where any node will do.
 
-    Nodes that lend a GPU to several pods at once say ``-SHARED``. Nodes with slices (MIG) keep the name of the GPU
-    where slices differ (strategy ``mixed``), and add the slice to it where all are alike.
+    Nodes that lend a GPU to several pods at once say ``-SHARED``. Nodes with slices (MIG) keep the name of the GPU with
+    the strategy ``mixed``, and only there is a slice a resource of its own name.
     """
     if not hardware.gpus or hardware.gpu_model is None:
         return ()
     found = _PRODUCTS.get(hardware.gpu_model, (hardware.gpu_model.replace(" ", "-"),))
-    if hardware.shares_gpu:
-        return tuple(f"{product}-SHARED" for product in found)
-    return (*found, *(f"{product}-MIG-{written(hardware.slice)}" for product in found)) if hardware.slice else found
+    return tuple(f"{product}-SHARED" for product in found) if hardware.shares_gpu else found
 
 
 def shares(hardware: Hardware) -> int:
@@ -61,10 +60,19 @@ def node_requirements(hardware: Hardware) -> list[dict[str, Any]]:
     def says(label: str, operator: str, *values: str) -> dict[str, Any]:
         return {"key": f"nvidia.com/gpu.{label}", "operator": operator, "values": list(values)}
 
-    if not hardware.gpus:
+    if hardware.node_labels:
+        named = sorted(hardware.node_labels.items())
+        return [{"key": label, "operator": "In", "values": [value]} for label, value in named]
+    if not hardware.gpus or hardware.device_class:  # devices of a class are found wherever they are
         return []
     wanted = [says("product", "In", *found)] if (found := products(hardware)) else []
     if (parts := shares(hardware)) > 1:
         return [*wanted, says("replicas", "In", str(parts))]
     # Without a model nothing else keeps a whole GPU's replica from a node that lends only a part.
     return wanted or [says("sharing-strategy", "NotIn", "time-slicing", "mps")]
+
+
+def claim_spec(hardware: Hardware) -> dict[str, Any]:
+    """Return what each pod claims of the kind's device class, as a ResourceClaimTemplate has it."""
+    wanted = {"deviceClassName": hardware.device_class, "count": math.ceil(hardware.gpus)}
+    return {"spec": {"devices": {"requests": [{"name": "gpu", "exactly": wanted}]}}}

@@ -42,6 +42,7 @@ RIGHTS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("", ("secrets",), ("create",)),
     ("networking.k8s.io", ("networkpolicies",), ("create", "patch")),
     ("policy", ("poddisruptionbudgets",), ("create", "patch")),
+    ("resource.k8s.io", ("resourceclaimtemplates",), ("create", "patch")),
 )
 """API group, resources and verbs: what `KubernetesActuator` asks for while it leads, and nothing else."""
 

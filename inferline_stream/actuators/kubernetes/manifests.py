@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.actuators.kubernetes.gpu_nodes import node_requirements, written
+from inferline_stream.actuators.kubernetes.gpu_nodes import claim_spec, node_requirements, written
 from inferline_stream.actuators.kubernetes.object_names import (
     DISPATCHER,
     MANAGED_BY,
@@ -104,7 +104,7 @@ def resources(hardware: Hardware, isolation: Isolation) -> dict[str, Any]:
     if isolation.memory_mb is not None:
         processes_mib = isolation.memory_mb * (1 + isolation.helpers)
         limits["memory"] = f"{processes_mib + HOST_MIB + (isolation.shm_mb or 0)}Mi"
-    if hardware.gpus:
+    if hardware.gpus and not hardware.device_class:
         resource = f"nvidia.com/mig-{written(hardware.slice)}" if hardware.slice else "nvidia.com/gpu"
         limits[resource] = str(math.ceil(hardware.gpus))
     return {"requests": {"cpu": cpu, **limits}, "limits": limits}
@@ -158,13 +158,43 @@ def replicas(
     if hardware.gpus:
         # Nodes with GPUs are commonly kept free of all that needs none.
         pod["tolerations"] += [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    if isolation.level in ("gvisor", "kata"):
-        pod["runtimeClassName"] = isolation.level
+    if runtime_class := isolation.level if isolation.level in ("gvisor", "kata") else hardware.runtime_class:
+        pod["runtimeClassName"] = runtime_class
+    if hardware.device_class:
+        named = _claim_name(pipeline, spec.stage, hardware)
+        pod["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": named}]
+        container["resources"]["claims"] = [{"name": "gpu"}]
     name = replicas_name(pipeline, spec.stage, hardware.name)
     made = _deployment(name, labels(pipeline, spec.stage, REPLICA, hardware.name), pod, cluster)
     if stops_first:
         made["spec"]["strategy"]["rollingUpdate"] = {"maxSurge": 0, "maxUnavailable": 1}
     return made
+
+
+def claim_template(
+    pipeline: str, spec: ReplicaSpec, cluster: Cluster, deployment: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return what the pods of a Deployment of replicas claim their devices by; None for kinds without a device class.
+
+    Args:
+        pipeline: its name.
+        spec: of the replicas.
+        cluster: where.
+        deployment: as it is in the cluster; the template goes with it.
+    """
+    if not spec.hardware.device_class:
+        return None
+    name = _claim_name(pipeline, spec.stage, spec.hardware)
+    claims = claim_spec(spec.hardware)
+    made = _object("resource.k8s.io/v1", "ResourceClaimTemplate", name, pipeline, cluster, spec=claims)
+    named = {key: deployment["metadata"][key] for key in ("name", "uid")}
+    made["metadata"]["ownerReferences"] = [{"apiVersion": "apps/v1", "kind": "Deployment", **named}]
+    return made
+
+
+def _claim_name(pipeline: str, stage: str, hardware: Hardware) -> str:
+    """A template cannot be changed: another claim has another name."""
+    return dns_label(f"{pipeline}-{stage}-{hardware.name}-{hardware.device_class}-{math.ceil(hardware.gpus)}")
 
 
 _SHM = "/dev/shm"  # noqa: S108  the container's own

@@ -63,6 +63,8 @@ def test_emulated_kinds_use_no_core() -> None:
         {"gpus": -1},
         {"stock": -1},
         {"gpus": 1.5},
+        {"device_class": "gpu.nvidia.com"},
+        {"gpus": 0.5, "device_class": "gpu.nvidia.com"},
     ],
 )
 def test_hardware_that_cannot_be_is_refused(arguments: dict) -> None:
