@@ -17,8 +17,13 @@ _SHOWN = 4
 "Findings of a kind, on screen."
 
 
-def check(*, output: Output = "table") -> None:
+def check(
+    *,
+    gpu: Annotated[bool, typer.Option(help="also what a stage on a GPU needs of this machine")] = False,
+    output: Output = "table",
+) -> None:
     """Print what this machine's kernel offers to isolate replicas; exit code 3 where that is not all."""
+    from inferline_stream.actuators.gpu_needs import gpu_needs
     from inferline_stream.errors import InvalidInput
     from inferline_stream.isolation.kernel_features import kernel_features
     from inferline_stream.isolation.seal import unsupported
@@ -26,13 +31,18 @@ def check(*, output: Output = "table") -> None:
 
     found = kernel_features()
     lacking = unsupported(Isolation())
+    needs = gpu_needs() if gpu else ()
     if output == "json":
-        typer.echo(json.dumps({"abilities": found, "sandbox": not lacking, "lacking": list(lacking)}))
+        known = {"abilities": found, "sandbox": not lacking, "lacking": list(lacking)}
+        typer.echo(json.dumps({**known, **({"gpu": [asdict(need) for need in needs]} if gpu else {})}))
     else:
         width = max(map(len, found))
         for name, value in found.items():
             print(f"{name:<{width}}  {value}")
         print('isolation "sandbox" is whole here' if not lacking else 'isolation "sandbox" is not whole here')
+        for need in needs:
+            print(f"{need.name}: {need.found}" + (f"\n  {need.remedy}" if need.remedy else ""))
+    lacking = (*lacking, *(f"{need.name}: {need.found}" for need in needs if need.remedy and not need.optional))
     if lacking:
         raise InvalidInput(*lacking)
 

@@ -1,0 +1,93 @@
+"""What a stage on a GPU needs: found where it is, and named with its remedy where it is not."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.actuators.devices import Device
+from inferline_stream.actuators.gpu_needs import GpuNeed, gpu_needs
+
+L4 = Device("GPU-1", "NVIDIA L4", 23 << 30)
+
+
+def looked_at(
+    root: Path,
+    *,
+    devices: tuple[Device, ...] = (L4,),
+    programs: Collection[str] = ("podman", "nvidia-modprobe"),
+    cuda: int = 13000,
+    lack: str = "",
+) -> dict[str, GpuNeed]:
+    found = gpu_needs(
+        root,
+        devices=lambda: devices,
+        which=lambda name: f"/usr/bin/{name}" if name in programs else None,
+        cuda_version=lambda: cuda,
+        framework_lack=lambda: lack,
+    )
+    return {need.name: need for need in found}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A machine with one GPU, its driver and podman."""
+    for name in ("dev/nvidiactl", "dev/nvidia0", "dev/nvidia-uvm", "etc/cdi/nvidia.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    version = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\n"
+    (tmp_path / "proc/driver/nvidia/version").write_text(version)
+    return tmp_path
+
+
+def test_a_machine_that_has_everything_lacks_nothing_and_says_what_it_has(root: Path) -> None:
+    found = looked_at(root)
+    assert [need.remedy for need in found.values()] == [""] * len(found)
+    assert "580.95.05" in found["driver"].found
+    assert (found["NVML"].found, found["CUDA"].found) == ("NVIDIA L4", "13.0")
+    assert found["device nodes"].found == "/dev/nvidiactl, /dev/nvidia0"
+
+
+@pytest.mark.parametrize(
+    ("gone", "name", "remedy"),
+    [
+        ("proc/driver/nvidia/version", "driver", "modprobe nvidia"),
+        ("dev/nvidia0", "device nodes", "nvidia-modprobe -c=0"),
+        ("dev/nvidia-uvm", "unified memory", "nvidia-modprobe -u -c=0"),
+        ("etc/cdi/nvidia.yaml", "container engine", "nvidia-ctk cdi generate"),
+    ],
+)
+def test_a_file_that_is_missing_is_one_need_with_its_remedy(gone: str, name: str, remedy: str, root: Path) -> None:
+    (root / gone).unlink()
+    found = looked_at(root)
+    assert [need.name for need in found.values() if need.remedy] == [name]
+    assert remedy in found[name].remedy
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "remedy"),
+    [
+        ({"devices": ()}, "NVML", "libnvidia-ml.so.1"),
+        ({"cuda": 0}, "CUDA", "libcuda1"),
+        ({"lack": "torch.cuda.is_available() is false"}, "the stage's framework", "pip install onnxruntime-gpu"),
+        ({"programs": ("docker",)}, "container engine", "nvidia-ctk runtime configure"),
+        ({"programs": ()}, "container engine", "install podman or docker"),
+    ],
+)
+def test_what_a_library_or_a_program_lacks_is_one_need_with_its_remedy(
+    given: dict, name: str, remedy: str, root: Path
+) -> None:
+    found = looked_at(root, **given)
+    assert [need.name for need in found.values() if need.remedy] == [name]
+    assert remedy in found[name].remedy
+
+
+def test_only_containers_need_an_engine(root: Path) -> None:
+    assert [need.name for need in looked_at(root).values() if need.optional] == []
+    assert [need.name for need in looked_at(root, programs=()).values() if need.optional] == ["container engine"]
+
+
+def test_nothing_at_all_is_every_need(tmp_path: Path) -> None:
+    found = looked_at(tmp_path, devices=(), programs=(), cuda=0, lack="neither is installed")
+    assert all(need.remedy for need in found.values())
