@@ -69,7 +69,7 @@ class Reasons:
         costs = {kind: self._per_million(name, kind) for kind in hardware_kinds(self._problem, name)}
         own, cheapest = costs[part.hardware], min(costs, key=lambda kind: costs[kind])
         if len(costs) == 1:
-            return f"{part.hardware} is the only hardware that it may run on"
+            return f"{part.hardware} is the only hardware in stock that it was profiled on"
         if own <= costs[cheapest]:
             return f"{part.hardware} serves events for the least money, ${own:.3g} per million in full batches"
         times = (self._problem.measured.profiles[name, kind].service_time_s(1) for kind in (part.hardware, cheapest))

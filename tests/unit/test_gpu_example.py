@@ -65,10 +65,18 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     return load_topology(TOPOLOGY)
 
 
-def test_the_example_is_sound_and_its_sample_can_be_read(example: Any) -> None:
-    assert list(problems(example)) == []
-    assert sample_problems(example, TOPOLOGY.parent) == []
-    assert event_problems(example, TOPOLOGY.parent) == []
+@pytest.mark.parametrize("variable", ["pipeline", "on_cpu"])
+def test_the_example_is_sound_and_its_sample_can_be_read(variable: str, example: Any) -> None:
+    found = load_topology(f"{TOPOLOGY}:{variable}")
+    assert list(problems(found)) == []
+    assert sample_problems(found, TOPOLOGY.parent) == []
+    assert event_problems(found, TOPOLOGY.parent) == []
+
+
+def test_without_a_device_the_same_code_runs_on_cores_alone(example: Any) -> None:
+    found = load_topology(f"{TOPOLOGY}:on_cpu")
+    assert [(s.name, s.run.__name__) for s in found.stages] == [(s.name, s.run.__name__) for s in example.stages]
+    assert {kind for s in found.stages for kind in s.hardware} == {"cpu-1"}
 
 
 @pytest.mark.parametrize(("available", "devices"), [(True, ["cuda", "half"]), (False, ["cpu"])])

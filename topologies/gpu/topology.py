@@ -126,16 +126,30 @@ def _parts(texts: list[str], size: int) -> list[list[str]]:
 sandbox = Isolation("sandbox", reads=(str(POSTS),), scratch=True, file_mb=512, on_unsupported="degrade")
 KINDS = ["t4", "l4", "a10g", "l40s", "a100", "h100", "h200"]
 
-embed = Stage("embed", Embed, hardware=KINDS, max_batch_size=64, isolation=sandbox)
-rank = Stage("rank", Rank, after=[embed], hardware=KINDS, max_batch_size=32, isolation=sandbox)
+
+def stages(kinds: list[str], embedded: int, ranked: int) -> list[Stage]:
+    """Both stages on these kinds, with their batch limits."""
+    embed = Stage("embed", Embed, hardware=kinds, max_batch_size=embedded, isolation=sandbox)
+    return [embed, Stage("rank", Rank, after=[embed], hardware=kinds, max_batch_size=ranked, isolation=sandbox)]
+
 
 pipeline = Pipeline(
     "repeats",
     slo="250ms",
     source=Topic("posts"),
     sink=Topic("ranked"),
-    stages=[embed, rank],
+    stages=stages(KINDS, 64, 32),
     sample=Sample(
         arrivals="../moderation/arrivals.csv", events="../moderation/posts.jsonl", replay="../moderation/live.csv"
     ),
+)
+
+# For a machine without a device: the same code on cores, at a post a second.
+on_cpu = Pipeline(
+    "repeats-on-cpu",
+    slo="3s",
+    source=Topic("posts"),
+    sink=Topic("ranked"),
+    stages=stages(["cpu-1"], 2, 2),
+    sample=Sample(arrivals="arrivals-on-cpu.csv", events="../moderation/posts.jsonl"),
 )

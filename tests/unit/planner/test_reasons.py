@@ -50,7 +50,7 @@ def test_every_reason_of_a_stage_with_two_kinds_is_given_once():
 
 def test_the_only_kind_is_called_so_and_nothing_is_said_of_what_a_stage_has_not():
     assert reasons(Allocation("x", 4, 1), kinds="x") == [
-        "x is the only hardware that it may run on",
+        "x is the only hardware in stock that it was profiled on",
         "a full batch of 4 takes 375ms and 2.7 × as many events are served per second as in batches of 1; larger ones "
         "serve no more, were not profiled, or are not allowed",
         "1 replica is busy 100% of the time",
