@@ -133,7 +133,9 @@ class _LossyFile(io.FileIO):
 
 def _log_stream(of: TextIO) -> TextIO:
     file = io.BufferedWriter(_LossyFile(of.fileno(), "wb", closefd=False))
-    return io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", line_buffering=bool(of.line_buffering))
+    # With PYTHONUNBUFFERED, as in images, nothing may wait for the end of a process either, which may come at once.
+    by_line = of.line_buffering or getattr(of, "write_through", False)
+    return io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", line_buffering=bool(by_line))
 
 
 def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage, Enforced]:

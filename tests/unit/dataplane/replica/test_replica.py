@@ -340,3 +340,13 @@ def test_an_asynchronous_replica_that_is_asked_to_leave_finishes_what_it_has_in_
         dispatcher.send(Batch(1, 3, [b"2"]))
         assert {dispatcher.receive().batch, dispatcher.receive().batch} == {1, 3}
         assert running.wait()[0] == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_the_last_words_of_a_stage_that_ends_its_process_at_once_are_in_the_log(
+    unbuffered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    ends = "import sys; sys.stderr.write('the licence has expired\\n'); os._exit(3)"
+    with replica(tmp_path, TOPOLOGY.replace("{init}", ends)) as running:
+        assert running.wait() == (3, "the licence has expired\n")
