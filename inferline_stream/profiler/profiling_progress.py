@@ -30,6 +30,7 @@ class Steps:
         self._tell = tell
         self._total = total
         self._begun = 0
+        self._done = 0.0
         self._doing = ""
 
     def begin(self, doing: str) -> None:
@@ -40,11 +41,12 @@ class Steps:
 
     def within(self, share: float, detail: str = "") -> None:
         """The step under way has come so far."""
-        self._tell(Progress(self._begun - 1 + share, self._total, f"{self._doing}{detail}"))
+        self._done = self._begun - 1 + share
+        self._tell(Progress(self._done, self._total, f"{self._doing}{detail}"))
 
     def note(self, note: str) -> None:
         """Something to keep on the screen."""
-        self._tell(Progress(max(0, self._begun - 1), self._total, self._doing, note))
+        self._tell(Progress(self._done, self._total, self._doing, note))
 
     def end(self) -> None:
         """Every step is done."""
