@@ -51,7 +51,7 @@ class Forked:
         self.pidfd = pidfd
 
     def when_reaped(self, ended: Callable[[int], None]) -> None:
-        """Call with its exit code, negative for a signal: it has ended. That is soon, whatever its fork server does."""
+        """It has ended: call with its exit code, negative for a signal. That is soon, whatever its fork server does."""
         self._server.when_reaped(self.pid, ended)
 
 
@@ -171,7 +171,6 @@ class _ForkServer:
         """Those whose ends it has not reported."""
         self._name = name
         self._requests: deque[_Request] = deque()
-        self._codes: dict[int, int] = {}
         self._waiting: dict[int, tuple[Callable[[int], None], asyncio.TimerHandle]] = {}
         self._loop = asyncio.get_running_loop()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -212,12 +211,14 @@ class _ForkServer:
 
     def when_reaped(self, pid: int, ended: Callable[[int], None]) -> None:
         """See `Forked.when_reaped`."""
-        if pid in self._codes or pid not in self.children:
-            ended(self._codes.pop(pid, -signal.SIGKILL))
+        if pid not in self.children:
+            ended(-signal.SIGKILL)
             return
         # Without its word nobody knows the code: what it has not reported counts as killed.
         limit = self._loop.call_later(_ANSWER_S, self._overdue, pid)
         self._waiting[pid] = ended, limit
+        with contextlib.suppress(OSError):  # it does not read, and then its answer is overdue
+            self._channel.send(json.dumps({"ended": pid}).encode())
 
     def close(self) -> None:
         self._loop.remove_reader(self._channel)
@@ -262,6 +263,7 @@ class _ForkServer:
                 self.children.add(pid)
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 os.close(pidfd)
+                self.when_reaped(pid, lambda _: None)
             return
         if pidfd is None:
             self._part(f"process {pid} is none of its children")
@@ -269,18 +271,15 @@ class _ForkServer:
         request = self._requests.popleft()
         request.limit.cancel()
         self.children.add(pid)
-        self._codes.pop(pid, None)  # of an earlier process with that number
         limits.join_groups(request.launch.confinement, pid)
         request.begun(Forked(self, pid, pidfd))
 
     def _reaped(self, pid: int, code: int) -> None:
         self.children.discard(pid)
-        if pid not in self._waiting:
-            self._codes[pid] = code
-            return
-        ended, limit = self._waiting.pop(pid)
-        limit.cancel()
-        ended(code)
+        if pid in self._waiting:  # else that took too long
+            ended, limit = self._waiting.pop(pid)
+            limit.cancel()
+            ended(code)
 
     def _overdue(self, pid: int) -> None:
         """A process has ended, and nobody has said how."""
@@ -310,14 +309,15 @@ class _ForkServer:
 
 
 def _child_of(parent: int, pid: int) -> int | None:
-    """Return a descriptor of a process that lives and is a child of another one; None for any other number."""
+    """Return a descriptor of a process that is a child of another one, and may have ended; None for other numbers."""
     try:
         pidfd = os.pidfd_open(pid)
     except (OSError, OverflowError):
         return None
     with contextlib.suppress(OSError):
-        # While it lives its number is nobody else's, so this was said of the process that was opened.
-        if kernel_calls.status("PPid", str(pid)) == str(parent) and not has_ended(pidfd):
+        # Its number is nobody else's until its parent, which waits to be asked, has taken its exit code. Where that
+        # parent does not wait, the descriptor is of a process that has ended, whom no signal reaches.
+        if kernel_calls.status("PPid", str(pid)) == str(parent):
             return pidfd
     os.close(pidfd)
     return None

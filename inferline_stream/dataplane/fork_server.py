@@ -6,7 +6,8 @@ fork, since none survives one. It is confined as its children are, and each of t
 
 Its last argument is the descriptor of a channel (SOCK_SEQPACKET). The first datagram is a stage's `ReplicaSpec`, or
 `DISPATCHERS`; the answer is ``{}``, or ``{"refused": why}``. Each later one asks for a child and carries its channel,
-its log and, for a dispatcher, its name service; see `actuators.fork_servers`.
+its log and, for a dispatcher, its name service, or asks for the exit code of one that has ended; see
+`actuators.fork_servers`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import importlib
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -114,47 +114,36 @@ def _learned(spec: ReplicaSpec, code: StageCode) -> list[str]:
 
 
 def _serve(channel: socket.socket, live: Live) -> int:
-    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wakes)
-    waiting = select.poll()
-    for file in (channel.fileno(), woken):
-        waiting.register(file, select.POLLIN)
+    # A child that has ended keeps its number until its end is asked for: before that, nobody else can have it.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
-        for file, _ in waiting.poll():
-            if file == woken:
-                os.read(woken, 4096)
-                _report_ends(channel)
-                continue
-            data, files, _, _ = socket.recv_fds(channel, MAX_DATAGRAM_BYTES, _FILES)
-            if not data:
-                return 0
-            request = json.loads(data)
-            # Nobody waits for a late child: another process has its channel by then, and would share it.
-            child = os.fork() if time.monotonic() < request["until_s"] else None
-            if child == 0:
-                _become(request, files, live)
-            for number in files:
-                os.close(number)
-            if child is not None:
-                channel.send(json.dumps({"pid": child}).encode())
+        data, files, _, _ = socket.recv_fds(channel, MAX_DATAGRAM_BYTES, _FILES)
+        if not data:
+            return 0
+        request = json.loads(data)
+        if "ended" in request:
+            _report_end(channel, request["ended"])
+            continue
+        # Nobody waits for a late child: another process has its channel by then, and would share it.
+        child = os.fork() if time.monotonic() < request["until_s"] else None
+        if child == 0:
+            _become(request, files, live)
+        for number in files:
+            os.close(number)
+        if child is not None:
+            channel.send(json.dumps({"pid": child}).encode())
 
 
-def _report_ends(channel: socket.socket) -> None:
+def _report_end(channel: socket.socket, process: int) -> None:
     with contextlib.suppress(ChildProcessError):
-        while True:
-            process, status = os.waitpid(-1, os.WNOHANG)
-            if process == 0:
-                return
-            channel.send(json.dumps({"ended": process, "code": os.waitstatus_to_exitcode(status)}).encode())
+        _, status = os.waitpid(process, 0)
+        channel.send(json.dumps({"ended": process, "code": os.waitstatus_to_exitcode(status)}).encode())
 
 
 def _become(request: dict[str, Any], files: list[int], live: Live) -> None:
     """Be a replica or a dispatcher to its end, in a process that was just forked."""
     code = 70
     try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         kernel_calls.prctl(kernel_calls.SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
         own, log, *names = (os.dup(number) for number in files)

@@ -65,10 +65,22 @@ NONSENSE = """
     server._serve = serve
 """
 NO_ENDS = """
-    server._report_ends = lambda channel: None
+    server._report_end = lambda channel, process: None
 """
 IMPOSSIBLE_CODES = """
     server.os.waitstatus_to_exitcode = lambda status: -4711
+"""
+SHORT_LIVES = """
+    fork = os.fork
+
+    def fork_to_its_end():
+        child = fork()
+        if child:
+            os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        return child
+
+    os.fork = fork_to_its_end
+    server._become = lambda request, files, live: os._exit(7)
 """
 
 
@@ -164,3 +176,15 @@ async def test_a_replica_that_leaves_before_it_is_forked_leaves(supervisor: Supe
         gone = await supervisor.next_exit()
     assert isinstance(gone, ReplicaExit)
     assert (gone.exit_code, gone.expected) == (0, True)
+
+
+async def test_a_fork_server_is_believed_of_a_process_that_ended_before_anybody_looked(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    await started(supervisor, tmp_path, SHORT_LIVES)
+    await supervisor.scale("work", "cpu-1", 2)
+    async with asyncio.timeout(DEADLINE_S):
+        gone = await supervisor.next_exit()
+    assert isinstance(gone, ReplicaExit)
+    assert gone.exit_code == 7
+    assert supervisor._children._fork_servers.ready("work", "cpu-1")
