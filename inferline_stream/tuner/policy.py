@@ -117,11 +117,11 @@ def _raised(
             # A stage that is not seen is not made smaller, even if people ask for it.
             most = None if doubted else limits.maximum
             least = _fewest(stage, limits, now)
-            now = within(stage, now, demand.throughputs, minimum=least, maximum=most, stock=left)
+            still = _less(left, before, now)
+            now = within(stage, now, demand.throughputs, minimum=least, maximum=most, stock=still)
             if now != fit.replicas:
                 limited.append(stage.name)
-        for hardware in left:
-            left[hardware] -= now.get(hardware, 0) - before.get(hardware, 0)
+        left = _less(left, before, now)
         wanted[stage.name] = now
         if fit.short is not None and not (fit.short is Reason.SERVER_LIMIT and demand.reason is Reason.INSURANCE):
             given = sum(now.values())
@@ -129,6 +129,11 @@ def _raised(
                 Doubt(fit.short, stage.name, f"stage {stage.name!r} needs more than {given} replicas: {demand.detail}")
             )
     return wanted, tuple(limited), tuple(short)
+
+
+def _less(stock: Mapping[str, int], before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    """What is left of the stock."""
+    return {kind: count + before.get(kind, 0) - now.get(kind, 0) for kind, count in stock.items()}
 
 
 def _fewest(stage: StageBasis, limits: Limits, held: Mapping[str, int]) -> int:

@@ -256,6 +256,12 @@ def test_each_kind_s_stock_is_what_all_stages_leave_of_it():
     assert found[0].replicas == {"a": {"x": 3}, "b": {"y": 4}}
 
 
+def test_a_minimum_that_people_set_asks_for_no_more_than_traffic_has_left_of_the_stock():
+    limited = {"a": Limits(5, None)}
+    _, found = decisions(two_kinds(x=3, y=5), observed(0.0, (900, 1800, 18000), limits=limited))
+    assert found[0].replicas == {"a": {"x": 3}, "b": {"y": 5}}
+
+
 def limited_server(knobs: PolicySettings) -> TunerState:
     tuner = state(knobs)
     a, b = tuner.basis.stages
