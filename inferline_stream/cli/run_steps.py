@@ -201,7 +201,9 @@ async def _run(
     wanted: RunOptions, what: Declared, people: Console, screen: Screen, stopping: _Stopping
 ) -> RunReport | None:
     limits = settings()
-    replayed = _replayed(wanted, what)
+    replayed = replayed_arrivals(
+        what, embedded=wanted.bootstrap_servers is None, asked=wanted.replay, arrivals=wanted.arrivals
+    )
     arrivals = None if replayed is None else read_arrivals(replayed).sped_up(wanted.speed_up)
     stopping.watch()
     async with AsyncExitStack() as stack:
@@ -308,14 +310,27 @@ def _supervisor_folder(wanted: RunOptions, what: Declared) -> Path:
     return folder
 
 
-def _replayed(wanted: RunOptions, what: Declared) -> Path | None:
-    """The arrivals that are replayed, absolute; None where events come from elsewhere."""
-    embedded = wanted.bootstrap_servers is None
-    if not (embedded if wanted.replay is None else wanted.replay) and wanted.arrivals is None:
+def replayed_arrivals(what: Declared, *, embedded: bool, asked: bool | None, arrivals: Path | None) -> Path | None:
+    """The arrivals that are replayed, absolute; None where events come from elsewhere.
+
+    Args:
+        what: the pipeline.
+        embedded: whether it runs on the embedded broker.
+        asked: whether a replay was asked for; None if nothing was said.
+        arrivals: that were given in place of the sample's.
+
+    Raises:
+        UsageError: there are no events to replay.
+    """
+    if not (embedded if asked is None else asked) and arrivals is None:
         return None
     sample = what.pipeline.sample
-    assert sample is not None, "a declared pipeline has a sample"
-    return (wanted.arrivals or what.file.parent / (sample.replay or sample.arrivals)).resolve()
+    if sample is None:
+        raise UsageError(
+            f"{what.pipeline.declared} declares no sample, so there are no events to replay: add "
+            'sample=Sample(arrivals="arrivals.csv", events="events.jsonl"), or leave --replay and --arrivals out'
+        )
+    return (arrivals or what.file.parent / (sample.replay or sample.arrivals)).resolve()
 
 
 def _feed(wanted: RunOptions, what: Declared, arrivals: Path) -> FeedTo:

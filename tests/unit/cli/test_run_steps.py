@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from inferline_stream.cli.run_steps import judge
-from inferline_stream.errors import GateFailed, InferlineError
+from inferline_stream import Pipeline, Stage, Topic
+from inferline_stream.cli.plan_steps import Declared
+from inferline_stream.cli.run_steps import judge, replayed_arrivals
+from inferline_stream.errors import GateFailed, InferlineError, UsageError
+from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.report import RunReport
 
 LOGS = Path("here/logs")
@@ -35,3 +39,13 @@ def test_a_gate_that_does_not_hold_fails_with_code_6(lost: int, miss_rate: float
 @pytest.mark.parametrize(("objective", "miss_rate"), [(None, 0.5), (0.99, 0.01)])
 def test_a_run_without_a_loss_and_within_its_gate_is_a_success(objective: float | None, miss_rate: float) -> None:
     judge(report(miss_rate=miss_rate), objective, LOGS)
+
+
+@pytest.mark.parametrize(("asked", "arrivals"), [(True, None), (None, Path("arrivals.csv"))])
+def test_without_a_sample_there_is_nothing_to_replay(asked: bool | None, arrivals: Path | None) -> None:
+    stage = Stage("work", list, hardware=["cpu-1"])
+    pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
+    what = Declared(pipeline, Path("/p/topology.py"), [b"1"], Trace(np.array([0.0])))
+    with pytest.raises(UsageError, match="declares no sample, so there are no events to replay: add sample=Sample"):
+        replayed_arrivals(what, embedded=False, asked=asked, arrivals=arrivals)
+    assert replayed_arrivals(what, embedded=False, asked=None, arrivals=None) is None
