@@ -123,7 +123,8 @@ class Controller:
     _failed: StepFailures = field(default_factory=StepFailures)
     _lease: Lease = field(default_factory=lambda: Lease(TAKE_OVER_AFTER_S))
     """Runs out when another controller may lead."""
-    _acts: bool = True
+    _acts: bool | None = None
+    """Whether it did when last asked; None before its first heartbeat."""
     _timer_s: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -249,15 +250,18 @@ class Controller:
 
     def _leads(self) -> bool:
         """Whether Kafka has acknowledged a heartbeat lately; else another controller may lead, and nothing is done."""
-        acts, self._acts = self._acts, self._lease.valid()
-        if acts and not self._acts:
+        acts, leads = self._acts, self._lease.valid()
+        if acts is None and not leads:
+            return False
+        self._acts = leads
+        if acts and not leads:
             logger.warning(
                 "Kafka has acknowledged no heartbeat for %g s, so another controller may lead: replicas and "
                 "dispatchers are left alone until it does", TAKE_OVER_AFTER_S,
             )  # fmt: skip
-        elif self._acts and not acts:
+        elif leads and acts is False:
             logger.warning("Kafka has acknowledged a heartbeat: this controller leads still, and goes on")
-        return self._acts
+        return leads
 
     # -- what comes in -------------------------------------------------------------------------------
 

@@ -268,6 +268,22 @@ def test_replicas_for_what_is_known_to_come_are_there_when_it_comes() -> None:
     assert max(waited) < world.view.plan.slo_s
 
 
+def test_before_its_first_heartbeat_a_controller_does_not_say_that_another_one_may_lead(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(steady(10.0))
+
+    async def story() -> None:
+        await world.controller.fleet.want({("a", "cpu"): 4})
+        assert world.actuator.asked == []
+        async with world():
+            await asyncio.sleep(1.0)
+            assert await world.replicas() == 4
+
+    run(story())
+    assert [r.message for r in caplog.records if "heartbeat" in r.message] == []
+
+
 def test_the_time_before_a_feed_is_no_history_that_its_beginning_rises_from() -> None:
     feed_s = 10.0
     asked: dict[bool, int] = {}
