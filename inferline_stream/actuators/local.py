@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -168,10 +170,11 @@ class LocalActuator:
             with contextlib.suppress(ConnectionError):
                 try:
                     await self._ask(self._writer, calls.Close())
-                except RuntimeError as error:
+                except (ValueError, RuntimeError) as error:
                     logger.error("%s: it is killed, and its children with it", error)
-                    if self._process is not None:
-                        self._process.kill()
+                    if self.supervisor_pid is not None:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(self.supervisor_pid, signal.SIGKILL)
                 wait_s = _ANSWER_S  # a thread within a driver that hangs keeps its process
         if self._reading is not None:
             await asyncio.gather(self._reading, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -284,6 +285,23 @@ async def test_the_next_controller_adopts_what_the_last_one_has_left(tmp_path: P
         assert sorted(await pids_of(local)) == sorted(pids)
         assert local.supervisor_pid == supervisor
     await until(lambda: not any(map(alive, [supervisor, *pids])), "closing ends what was adopted")
+
+
+async def test_an_adopted_supervisor_that_does_not_answer_is_killed_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, *pids = await asyncio.to_thread(killed_controller, tmp_path, 60.0)
+    local = LocalActuator(tmp_path / "logs", kill_after_s=0.3, folder=tmp_path / "run", identity="one")
+    assert sorted(await pids_of(local)) == sorted(pids)
+    monkeypatch.setattr(local_actuator, "_ANSWER_S", 0.1)
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await local.aclose()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor, signal.SIGCONT)
+    await until(lambda: not any(map(alive, [supervisor, *pids])), "none lives")
 
 
 async def test_a_controller_whose_supervisor_another_one_has_taken_over_leaves_it_alone(tmp_path: Path) -> None:
