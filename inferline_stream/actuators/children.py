@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.child_logs import ChildLogs
 from inferline_stream.actuators.device_watch import DeviceWatch, NoDevice
 from inferline_stream.actuators.devices import Device, devices_for, used_by_others
-from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers, has_ended
+from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.processes import FoundProcess, Remote
 from inferline_stream.actuators.relay import Relay
@@ -181,7 +182,7 @@ class Children:
         for child in list(self.all):
             child.signal(signal.SIGKILL)
             if child.process is not None:
-                has_ended(child.pidfd, None)  # no process outlives SIGKILL
+                _wait(child.pidfd)
             self._gone(child, -signal.SIGKILL)
         self._fork_servers.close()
 
@@ -365,6 +366,13 @@ class Children:
         tail = "" if code == 0 else child.log.tail()
         self._logs.ended(child.log, child.stage, code)
         self._ended(child, code, child.fault or why or _reason(code, tail, overran, child.log.path), tail)
+
+
+def _wait(pidfd: int) -> None:
+    """Wait for the end of a process that was killed."""
+    waiting = select.poll()
+    waiting.register(pidfd, select.POLLIN)
+    waiting.poll()
 
 
 def _reason(code: int, tail: str, overran: str, log: Path) -> str:

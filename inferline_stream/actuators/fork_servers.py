@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -321,10 +320,3 @@ def _child_of(parent: int, pid: int) -> int | None:
             return pidfd
     os.close(pidfd)
     return None
-
-
-def has_ended(pidfd: int, within_ms: int | None = 0) -> bool:
-    """Return whether a process has ended; waits for that so long, for ever if None."""
-    waiting = select.poll()
-    waiting.register(pidfd, select.POLLIN)
-    return bool(waiting.poll(within_ms))

@@ -249,6 +249,16 @@ async def test_what_has_the_same_name_and_is_another_s_is_left_alone() -> None:
         assert api.deployments() == [before]
 
 
+async def test_a_controller_that_ends_before_it_has_led_removes_nothing() -> None:
+    async with KubeApi() as api, acting(api) as leads:
+        await leads.scale("a", "cpu-1", 1)
+        await until(lambda: len(api.containers) == 1, "a container")
+        where = Cluster(api.namespace, "image")
+        async with client_of(api) as client, KubernetesActuator(Names("p"), NOBODY, where, client) as waits:
+            await waits.aclose()
+        assert [each["spec"]["replicas"] for each in api.deployments()] == [1]
+
+
 async def test_a_run_of_the_same_name_on_another_kafka_is_left_alone(embedded_broker: KafkaServer) -> None:
     servers = embedded_broker.bootstrap_servers
     await create_topics(servers, [WantedTopic(Names("p").assignments, 1, "postings")], replication=1)

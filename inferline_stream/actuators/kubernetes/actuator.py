@@ -99,6 +99,8 @@ class KubernetesActuator:
         self._postings = Postings(bootstrap_servers, names.assignments)
         self._wanted: dict[str, dict[str, DispatcherSpec]] = {}
         """By stage, dispatchers that were asked for, by name."""
+        self._knows = False
+        """Whether it was asked to run anything, which only a controller that leads does."""
         self._leads = False
         """Whether dispatchers were asked for or about. A controller that waits must not know postings before it leads:
         the one that leads writes others meanwhile."""
@@ -122,6 +124,7 @@ class KubernetesActuator:
 
     async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
         """Set the templates of replicas; see `Actuator.know`."""
+        self._knows = True
         self._deployments.know(specs)
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
@@ -299,6 +302,9 @@ class KubernetesActuator:
 
     async def aclose(self) -> None:
         """End every process now, and remove what was made; none is left when this returns."""
+        if not self._knows:  # what is there is another controller's
+            await self._stop_watching()
+            return
         try:
             await self.drain(0.0)
         finally:  # pods go with their Deployments
