@@ -10,7 +10,7 @@
 ``--results`` and ``Prefer: wait=5`` the answer is ``200`` with the pipeline's result, if that comes in time. A client
 that got no answer sends the same event again with the same token and ``Idempotency-Key``: joins and sinks drop what
 they have seen. The event's id is a digest of the token, ``/`` and the key, so that nobody with another token can send
-an event of that id, or wait for its result; without ``--token-file`` it is the key. ``GET /health`` tells whether
+an event of that id, or wait for its result; without ``--token-file`` it is the key. ``GET /health`` says whether
 events are taken.
 
 | status | when |

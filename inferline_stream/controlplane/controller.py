@@ -249,7 +249,7 @@ class Controller:
         self._lease.renew(sent_s)
 
     def _leads(self) -> bool:
-        """Whether Kafka has acknowledged a heartbeat lately; else another controller may lead, and nothing is done."""
+        """Whether Kafka acknowledged a heartbeat recently; else another controller may lead, and nothing is done."""
         acts, leads = self._acts, self._lease.valid()
         if acts is None and not leads:
             return False

@@ -58,8 +58,8 @@ HONOURED_S = 5.0
 STALLED_S = 20.0
 """No good event for so long: none is to come any more."""
 
-UNSERVED = 0
-"""Two or more of these stop a stage for good as it is now. Four are to pass once returned events take turns."""
+UNSERVED = 2
+"""Events that the first stage never takes, as if its server were away: others get their turns between them."""
 
 _CONTROL_BURST = 12
 
