@@ -57,6 +57,7 @@ def log_to_stderr(kind: Literal["text", "json"], level: str | None = None) -> No
 def log_to_people(handler: logging.Handler) -> None:
     """Write lines for people through a handler that does not tear the live table; JSON lines stay where they are."""
     if not logs_as_json():
+        handler.setFormatter(PrintableFormatter("%(message)s"))
         _log_to(handler, logging.getLogger().level)
 
 

@@ -1,0 +1,27 @@
+"""What a log line says to people."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from inferline_stream.cli.log_output import log_to_people
+
+
+@pytest.fixture
+def _loggers_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.mark.usefixtures("_loggers_as_before")
+def test_a_line_for_people_is_its_message_and_nothing_that_a_terminal_would_obey() -> None:
+    written = io.StringIO()
+    log_to_people(logging.StreamHandler(written))
+    logging.getLogger("inferline_stream.of_this_test").error("replica %s ended: \x1b[2J", "a-1")
+    assert written.getvalue() == "replica a-1 ended: \\x1b[2J\n"
