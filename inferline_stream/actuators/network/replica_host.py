@@ -112,7 +112,9 @@ class ReplicaHost:
         self._port = int(port)
         self._context: ssl.SSLContext = replica_context(Path(spec.credential))
         self._life = Path(spec.life)
-        self._children = Children(self._life / "logs", self._ended, placed=True, replica_module=replica_module)
+        self._children = Children(
+            self._life / "logs", self._ended, placed=True, replica_module=replica_module, single=True
+        )
         self._child: Child | None = None
         self._link: HostLink | None = None
         self._attached = self._leaving = False

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import platform
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from inferline_stream.actuators.network.credentials import new_credential
+from inferline_stream.actuators.network.replica_host import ReplicaHost, ReplicaHostSpec
+from inferline_stream.dataplane.process_specs import ReplicaSpec
+from inferline_stream.isolation.seal import unsupported
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.isolation import Isolation
 
 
 def test_a_replicas_host_has_no_kafka_client() -> None:
@@ -13,3 +25,20 @@ def test_a_replicas_host_has_no_kafka_client() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}")
+async def test_a_replicas_host_imports_its_code_once_and_prepares_no_fork(tmp_path: Path) -> None:
+    for name, content in new_credential("work").replica.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "topology.py").touch()
+    kind, isolation = Hardware("cpu-1", 0.1, cores=0), Isolation(forked=True)
+    replica = ReplicaSpec("", "work", str(tmp_path / "topology.py"), kind, isolation=isolation)
+    host = ReplicaHost("work-a", ReplicaHostSpec(replica, "127.0.0.1:9", str(tmp_path), str(tmp_path)))
+    running = asyncio.create_task(host.run())
+    async with asyncio.timeout(20.0):
+        while host._child is None:
+            await asyncio.sleep(0.01)
+        assert not host._children._fork_servers._servers
+        host.end("the test is over")
+        await running
