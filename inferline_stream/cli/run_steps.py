@@ -54,6 +54,7 @@ from inferline_stream.kafka.controller_client import wait_for_kafka
 from inferline_stream.kafka.topics import REPLICATION
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.evaluator import Stopped
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.archive import new_run
@@ -201,10 +202,7 @@ async def _run(
     wanted: RunOptions, what: Declared, people: Console, screen: Screen, stopping: _Stopping
 ) -> RunReport | None:
     limits = settings()
-    replayed = replayed_arrivals(
-        what, embedded=wanted.bootstrap_servers is None, asked=wanted.replay, arrivals=wanted.arrivals
-    )
-    arrivals = None if replayed is None else read_arrivals(replayed).sped_up(wanted.speed_up)
+    feed, arrivals = _replay(wanted, what)
     stopping.watch()
     async with AsyncExitStack() as stack:
         servers = wanted.bootstrap_servers
@@ -266,7 +264,7 @@ async def _run(
             supervisor_folder=_supervisor_folder(wanted, what) if wanted.bootstrap_servers else None,
             run_folder=new_run(what.file.parent, what.pipeline.name, time.time()),
             records=wanted.records,
-            feed=None if replayed is None else _feed(wanted, what, replayed),
+            feed=feed,
             arrivals=arrivals,
             replication=REPLICATION if wanted.bootstrap_servers else 1,
             policy=POLICIES[wanted.policy],
@@ -308,6 +306,14 @@ def _supervisor_folder(wanted: RunOptions, what: Declared) -> Path:
             raise UsageError(f"{each} belongs to another user; set XDG_RUNTIME_DIR to a folder of your own")
         each.chmod(0o700)
     return folder
+
+
+def _replay(wanted: RunOptions, what: Declared) -> tuple[FeedTo | None, Trace | None]:
+    """What feeds the source topic, and the arrivals that it brings; neither where events come from elsewhere."""
+    file = replayed_arrivals(
+        what, embedded=wanted.bootstrap_servers is None, asked=wanted.replay, arrivals=wanted.arrivals
+    )
+    return (None, None) if file is None else (_feed(wanted, what, file), read_arrivals(file).sped_up(wanted.speed_up))
 
 
 def replayed_arrivals(what: Declared, *, embedded: bool, asked: bool | None, arrivals: Path | None) -> Path | None:
