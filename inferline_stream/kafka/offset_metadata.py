@@ -6,7 +6,6 @@ As Confluent's Parallel Consumer does, so that events that completed out of orde
 from __future__ import annotations
 
 import base64
-import bisect
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ _MARK = "i1"
 _LARGEST_OFFSET = (1 << 63) - 1
 
 _SECOND_FIELD_BYTES = 4
-"""What a bitmap before run lengths has to save to be worth it."""
+"""What a bitmap before run lengths has to save to be worth it: more than what it takes to name a second field."""
 
 Run = tuple[int, int]
 """Consecutive offsets: first, and one past the last."""
@@ -151,34 +150,31 @@ def _encode_runs(offset: int, runs: Sequence[Run], room: int) -> str:
 
     Where that does not fit, as many runs as do, from the first on.
     """
-    encoded = _shortest(offset, runs)
-    if len(encoded) > room + len("b=;r="):
-        sizes = range(len(runs))
-        most = room + len("b=;r=")
-        fitting = bisect.bisect_right(sizes, most, key=lambda count: len(_shortest(offset, runs[:count])))
-        encoded = _shortest(offset, runs[: fitting - 1])
-    return encoded
-
-
-def _shortest(offset: int, runs: Sequence[Run]) -> str:
-    rest, before = 0, [offset, *(end for _, end in runs)]
-    for at, (first, end) in enumerate(runs):
-        rest += _length_bytes(first - before[at]) + _length_bytes(end - first)
-    shortest, split = rest, 0
-    for at, (first, end) in enumerate(runs):
-        rest -= _length_bytes(first - before[at]) + _length_bytes(end - first)
-        size = (end - offset + 7) // 8 + rest + (_SECOND_FIELD_BYTES if rest else 0)
-        if size < shortest:
-            shortest, split = size, at + 1
+    kept = split = bitmap_runs = bitmap_bytes = lengths_bytes = 0
+    least, before = 0, offset
+    for at, (first, end) in enumerate(runs, 1):
+        lengths_bytes += _length_bytes(first - before) + _length_bytes(end - first)
+        before, bitmap_bytes = end, (end - offset + 7) // 8
+        as_bitmap = bitmap_bytes < least + lengths_bytes
+        if _armoured_chars(bitmap_bytes if as_bitmap else least + lengths_bytes) > room:
+            break
+        kept, split = at, at if as_bitmap else bitmap_runs
+        if bitmap_bytes + _SECOND_FIELD_BYTES < least + lengths_bytes:
+            least, bitmap_runs = bitmap_bytes + _SECOND_FIELD_BYTES - lengths_bytes, at
     fields = [f"b={_armoured(_bitmap(offset, runs[:split]))}"] if split else []
-    if split < len(runs) or not runs:
-        fields.append(f"r={_armoured(_lengths(before[split], runs[split:]))}")
+    if split < kept or not split:
+        fields.append(f"r={_armoured(_lengths(runs[split - 1][1] if split else offset, runs[split:kept]))}")
     return ";".join(fields)
+
+
+def _armoured_chars(size_bytes: int) -> int:
+    """Most characters that one or two fields of so many bytes take."""
+    return size_bytes * 4 // 3 + 2
 
 
 def _length_bytes(number: int) -> int:
     """Size of a LEB128 number."""
-    return max(1, (number.bit_length() + 6) // 7)
+    return 1 if number < 0x80 else (number.bit_length() + 6) // 7
 
 
 def _lengths(offset: int, runs: Sequence[Run]) -> bytes:
@@ -211,9 +207,11 @@ def _from_lengths(offset: int, encoded: bytes) -> tuple[Run, ...]:
 
 
 def _bitmap(offset: int, runs: Sequence[Run]) -> bytes:
-    bits = 0
+    digits: list[str] = []
     for first, end in runs:
-        bits |= ((1 << end - first) - 1) << first - offset
+        digits += "0" * (first - offset), "1" * (end - first)
+        offset = end
+    bits = int("".join(digits)[::-1], 2)
     return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
 
 

@@ -7,15 +7,9 @@ them.
 
 from __future__ import annotations
 
-import bisect
 from collections import deque
 
-from inferline_stream.kafka.offset_metadata import (
-    METADATA_LIMIT_BYTES,
-    Committed,
-    Run,
-    merged,
-)
+from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, Run, merged
 
 CROWDED_BYTES, CLEAR_BYTES = METADATA_LIMIT_BYTES // 2, METADATA_LIMIT_BYTES // 4
 """Possible size of the runs at which a partition is paused, and at which it goes on. The rest of the limit is room
@@ -23,9 +17,6 @@ for what is fetched before the pause takes effect."""
 
 RUNS_LEFT = 128
 """Runs that are left where the parts between the others move: they take an eighth of the metadata."""
-
-_HEAD_BYTES = 256
-"""Room that is left for the mark and the fields before the runs."""
 
 
 class Completion:
@@ -37,9 +28,17 @@ class Completion:
 
     def __init__(self, committed: Committed) -> None:
         self._open: deque[int] = deque()
-        self._done: set[int] = set()
-        self._segments = 0
-        """Consecutive offsets among those: at least as many as the runs that they make."""
+        """Offsets from the watermark on that were read, ascending; those that are complete, too."""
+        self._done = 0
+        """How many of them are complete."""
+        self._ends: dict[int, int] = {}
+        self._starts: dict[int, int] = {}
+        """Complete runs above the watermark: the end of each by its first offset, and the other way round. A run goes
+        on over offsets that hold no record, so the next one begins after an offset that is not complete."""
+        self._gaps: dict[int, int] = {}
+        """By one past an offset that is not complete: the next that holds a record or is complete, if not that one."""
+        self._edge = committed.offset
+        """One past the last of the offsets and runs that were noted."""
         self._ahead = deque(committed.runs)
         """Runs of the owner before that end above the position."""
         self._skipped = committed.offset
@@ -68,12 +67,12 @@ class Completion:
     @property
     def open_count(self) -> int:
         """Offsets read and not complete."""
-        return len(self._open) - len(self._done)
+        return len(self._open) - self._done
 
     def read(self, offset: int) -> bool:
         """Note an offset, in ascending order; return False if it was complete before, so that it is skipped."""
-        if offset == self._position and not self._ahead:  # the usual case: it changes nothing that is committed
-            self._position = offset + 1
+        if offset == self._edge == self._position and not self._ahead:  # usual: it changes nothing that is committed
+            self._edge = self._position = offset + 1
             self._open.append(offset)
             return True
         if offset < self._start:
@@ -81,6 +80,8 @@ class Completion:
         self.read_to(offset + 1)
         if offset < self._skipped or (self._ahead and self._ahead[0][0] <= offset):
             return False
+        self._reach(offset)
+        self._edge = offset + 1
         self._open.append(offset)
         return True
 
@@ -91,49 +92,57 @@ class Completion:
         self._position = position
         self.version += 1
         while self._ahead and self._ahead[0][1] <= self._position:
-            self._skipped = self._ahead.popleft()[1]
+            first, self._skipped = self._ahead.popleft()
+            if self._open:
+                self._reach(first)
+                self._add(first, self._skipped)
+            self._edge = self._skipped
 
     def complete(self, offset: int) -> None:
         """Note that the event of this offset needs nothing more."""
-        pending, done = self._open, self._done
-        self._segments += 1 - (offset - 1 in done) - (offset + 1 in done)
-        done.add(offset)
+        pending = self._open
+        self._done += 1
         self.version += 1
-        while pending and pending[0] in done:
-            first = pending.popleft()
-            done.discard(first)
-            self._segments -= first + 1 not in done
+        if offset != pending[0]:
+            self._add(offset, offset + 1)
+            return
+        end = self._gaps.pop(offset + 1, offset + 1)
+        end = self._starts.pop(end, end)
+        self._ends.pop(end, None)
+        while pending and pending[0] < end:
+            pending.popleft()
+            self._done -= 1
+
+    def _reach(self, offset: int) -> None:
+        """Note that nothing between the edge and an offset holds a record."""
+        if self._edge < offset and self._open:
+            first = self._ends.pop(self._edge, None)
+            if first is None:
+                self._gaps[self._edge] = offset
+            else:
+                self._starts[first], self._ends[offset] = offset, first
+
+    def _add(self, first: int, end: int) -> None:
+        """Join a run with those that it touches."""
+        end = self._gaps.pop(end, end)
+        first, end = self._ends.pop(first, first), self._starts.pop(end, end)
+        self._starts[first], self._ends[end] = end, first
 
     def runs(self) -> tuple[Run, ...]:
         """Return the complete offsets above the watermark, where there are any.
 
         Between complete ones, offsets that hold no record (compacted away, transaction markers) count as complete.
         """
-        watermark = self.watermark
-        if not self._done and self._skipped <= watermark:
-            return merged(self._ahead, watermark)
-        runs: list[Run] = []
-        done, left = self._done, len(self._done)
-        previous = self._open[0]
-        for offset in self._open:
-            if offset in done:
-                left -= 1
-                continue
-            if offset > previous + 1:
-                runs.append((previous + 1, offset))
-            previous = offset
-            if not left and offset >= self._skipped:
-                break  # a long queue may be open behind it
-        else:
-            if self._position > previous + 1:
-                runs.append((previous + 1, self._position))
-        return merged([*runs, *self._ahead], watermark)
+        runs = sorted(self._starts.items())
+        if runs and runs[-1][1] == self._edge:
+            runs[-1] = (runs[-1][0], self._position)
+        return merged([*runs, *self._ahead], self.watermark)
 
     def committed(self, *, owner: str = "", topic_id: str = "", partitions: int = 0) -> Committed:
         """Return what to commit now."""
         return Committed(self.watermark, self.runs(), owner, self.forget_below, topic_id, partitions)
 
-    def most_bytes(self, more: int = 0, *, waiting: int = 0) -> int:
+    def most_bytes(self, *, waiting: int = 0) -> int:
         """Return a size that the runs never exceed, whichever of the offsets read become complete.
 
         Each run follows an incomplete offset, so k of them make at most k runs: 2 k numbers that add up to the span.
@@ -141,24 +150,15 @@ class Completion:
         they take a bit for each offset of the span.
 
         Args:
-            more: consecutive offsets that would be read, too.
             waiting: of the offsets that are not complete, those that do not become so.
         """
-        end = max(self._position + more, self._ahead[-1][1] if self._ahead else 0)
-        span = end - self.watermark
-        runs = min(self.open_count, self._segments + self.open_count - waiting)
-        numbers = 2 * (runs + more + len(self._ahead))
-        lengths = numbers
+        span = max(self._position, self._ahead[-1][1] if self._ahead else 0) - self.watermark
+        runs = min(self.open_count, len(self._starts) + self.open_count - waiting)
+        lengths = numbers = 2 * (runs + len(self._ahead))
+        bitmap = (span + 7) // 8
         while (span := span >> 7) and lengths < 3 * METADATA_LIMIT_BYTES:
             lengths += min(numbers, span)
-        span = end - self.watermark
-        return min((span + 7) // 8, lengths) * 4 // 3 + 3
-
-    @property
-    def room(self) -> int:
-        """How many more consecutive offsets can be read, at least, before their runs might not fit a commit."""
-        limit = METADATA_LIMIT_BYTES - _HEAD_BYTES
-        return bisect.bisect_right(range(1, 8 * METADATA_LIMIT_BYTES), limit, key=self.most_bytes)
+        return min(bitmap, lengths) * 4 // 3 + 3
 
     @property
     def crowded(self) -> bool:
@@ -178,10 +178,13 @@ class Completion:
     def between_runs(self) -> list[int]:
         """Return the offsets that are not complete in all but the `RUNS_LEFT` longest rows of such offsets."""
         rows: list[list[int]] = [[]]
+        runs = iter(sorted(self._starts.items()))
+        first, end = next(runs, (self._position, self._position))
         for offset in self._open:
-            if offset not in self._done:
-                rows[-1].append(offset)
-            elif rows[-1]:
+            while end <= offset:
+                first, end = next(runs, (self._position, self._position))
                 rows.append([])
+            if offset < first:
+                rows[-1].append(offset)
         rows.sort(key=len)
         return [offset for row in rows[:-RUNS_LEFT] for offset in row]

@@ -1,5 +1,4 @@
 import base64
-import random
 
 import pytest
 from hypothesis import example, given
@@ -197,6 +196,44 @@ def test_while_some_events_wait_the_others_make_no_more_runs_than_are_counted(wa
     assert completion.most_bytes(waiting=completion.open_count) == completion.most_bytes(waiting=sum(waits))
 
 
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=200),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_what_holds_no_record_or_was_complete_before_makes_no_more_runs_than_are_counted(read, was_complete, rng):
+    between, offsets, end = [], [], 0
+    for _, gap in read:
+        if gap > 1:
+            between.append((end, end + gap - 1))
+        offsets.append(end + gap - 1)
+        end += gap
+    completion = Completion(Committed(0, tuple(between) if was_complete else ()))
+    for offset in offsets:
+        assert completion.read(offset)
+    waiting = sum(waits for waits, _ in read)
+    going = [offset for offset, (waits, _) in zip(offsets, read, strict=True) if not waits]
+    rng.shuffle(going)
+    bound = completion.most_bytes(waiting=waiting)
+    for offset in going:
+        completion.complete(offset)
+        assert len(encode_metadata(completion.committed(), 10**9)) <= len("i1;r=") + bound
+
+
+def test_a_commit_looks_at_runs_and_not_at_every_offset_that_waits():
+    completion = Completion(Committed(0))
+    for offset in range(200_000):
+        completion.read(offset)
+    completion.complete(199_999)
+    completion._open = NeverRead(completion._open)  # type: ignore[assignment]
+    assert completion.runs() == ((199_999, 200_000),)
+
+
+class NeverRead(list[int]):
+    def __iter__(self):
+        raise AssertionError("each offset that waits was looked at")
+
+
 def test_offsets_between_runs_are_all_but_those_in_the_longest_rows(monkeypatch):
     monkeypatch.setattr(completion_module, "RUNS_LEFT", 1)
     completion = Completion(Committed(0))
@@ -205,23 +242,6 @@ def test_offsets_between_runs_are_all_but_those_in_the_longest_rows(monkeypatch)
     for offset in (1, 5, 6, 8):
         completion.complete(offset)
     assert sorted(completion.between_runs()) == [0, 7, 9]
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("step", [1, 5, 300])
-@pytest.mark.parametrize("read", [0, 400, 900])
-def test_whatever_is_read_within_the_room_always_fits_a_commit(read, step, seed):
-    rng = random.Random(seed)
-    completion = Completion(Committed(0))
-    for offset in range(0, read * step, step):
-        completion.read(offset)
-    end = completion.position
-    for offset in range(end, end + completion.room):
-        completion.read(offset)
-    still_open = list(completion._open)
-    for offset in rng.sample(still_open, len(still_open) // 2):
-        completion.complete(offset)
-    assert fits(completion, owner="a-dispatcher-of-a-stage-with-a-long-name-0-12345")
 
 
 def test_a_partition_is_crowded_before_its_runs_would_not_fit_and_until_half_of_that_is_free():
