@@ -119,7 +119,7 @@ class Join:
         self._ready: list[tuple[int, Gathered]] = []
         """Those that are complete and whose turn it is: a heap, by the offset of the first part."""
         self._finished: OrderedDict[bytes, Finished] = OrderedDict()
-        self._ordered = ordered
+        self.ordered = ordered
         self._turns: dict[bytes, deque[Gathered]] = {}
         self._since_s: dict[bytes, float] = {}
         self.settled = 0
@@ -168,7 +168,7 @@ class Join:
         if event is None:
             event = Gathered(event_id, self._since_s.pop(event_id, now_s), dead=dead, replay=replay)
             self._waiting[event_id] = event
-            if self._ordered and key is not None:
+            if self.ordered and key is not None:
                 event.key = key
                 self._turns.setdefault(key, deque()).append(event)
         event.records.append(record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from inferline_stream.dataplane.dispatcher.completion import CLEAR_BYTES, Completion
+from inferline_stream.dataplane.dispatcher.completion import CLEAR_BYTES, CROWDED_BYTES, Completion
 from inferline_stream.dataplane.dispatcher.join import Gathered, Join
 from inferline_stream.dataplane.dispatcher.outcomes import Ending
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, encode_metadata
@@ -20,7 +20,8 @@ _NEXT = 2000
 """Offsets from the committed one on whose events may use the last of a commit's room."""
 
 _ALWAYS = 256
-"""Parts of such events that may be under way in any case: one at a time would take hours where many wait."""
+"""Parts of such events that may be under way in any case where keys keep their order, so that nothing moves and makes
+room: one at a time would take hours where many wait."""
 
 
 class Partition:
@@ -70,13 +71,14 @@ class Partition:
         """Return whether a join's event may go on: a commit can hold all that becomes complete by then.
 
         Half of a commit is left for events that hold up the committed offset, or soon will: they make room. Where it
-        is close, how much there is is counted once after each `look_again`.
+        is close, how much there is is counted once after each `look_again`. Only where keys keep their order do those
+        events go on without room.
         """
         completion, join, count = self.completion, self.join, len(parts.records)
         assert join is not None
         under_way = completion.open_count - join.parts
         soon = parts.first < completion.watermark + _NEXT
-        if parts.first == completion.watermark or (soon and under_way < _ALWAYS):
+        if join.ordered and (parts.first == completion.watermark or (soon and under_way < _ALWAYS)):
             return True
         if completion.has_room(join.parts - count):
             return True
@@ -93,7 +95,8 @@ class Partition:
     @property
     def scattered(self) -> bool:
         """Whether what is complete takes so much of a commit that it is time to make fewer runs of it."""
-        return len(self.entry()[1]) > CLEAR_BYTES
+        waits = self.join is not None and self.join.holds
+        return len(self.entry()[1]) > (CLEAR_BYTES if waits else CROWDED_BYTES)
 
     def grown(self, topic: TopicState) -> None:
         """Take note that the topic has more partitions: the next commit says so."""

@@ -128,7 +128,7 @@ class SlotSession:
         self.joins = SlotJoins(
             self.partitions, self._intake, reader, report, settings,
             has_room=self._has_room, queue_has_room=lambda: not self._draining and self.queue.size_bytes < QUEUE_BYTES,
-            moves=routes.stage not in routes.ordered, kick=kick, halt=self._halt,
+            kick=kick, halt=self._halt,
         )  # fmt: skip
 
     # Begin and end

@@ -32,7 +32,6 @@ class SlotJoins:
         settings: the bounds.
         has_room: whether more events may end now.
         queue_has_room: whether more events may go on now.
-        moves: whether events may be moved to the end of their partition; not where keys keep their order.
         kick: called when events may have gone on.
         halt: called with a partition that cannot be read again, and why.
         clock_s: monotonic seconds.
@@ -48,7 +47,6 @@ class SlotJoins:
         *,
         has_room: Callable[[], bool],
         queue_has_room: Callable[[], bool],
-        moves: bool,
         kick: Callable[[], None],
         halt: Callable[[Partition, str], None],
         clock_s: Callable[[], float] = time.monotonic,
@@ -60,7 +58,6 @@ class SlotJoins:
         self._age_s, self._bytes = settings.join_age_s, settings.join_bytes
         self._has_room = has_room
         self._queue_has_room = queue_has_room
-        self._moves = moves
         self._kick = kick
         self._halt = halt
         self._clock_s = clock_s
@@ -87,7 +84,7 @@ class SlotJoins:
             while self._has_room() and (parts := join.overdue(self._age_s, now_s)) is not None:
                 self._intake.give_up(partition, parts, f"waited longer than {self._age_s:g} s")
             join.fit(share_bytes)
-            if self._moves and join.holds and not partition.moving and partition.scattered:
+            if not join.ordered and not partition.moving and partition.scattered:
                 self._intake.move_to_end(partition)
             report.join_events += len(join)
             report.join_bytes += join.size_bytes

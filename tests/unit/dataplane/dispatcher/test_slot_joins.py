@@ -10,9 +10,11 @@ import pytest
 
 from inferline_stream.dataplane.dispatcher import completion as completion_module
 from inferline_stream.dataplane.dispatcher import partition as partition_module
+from inferline_stream.dataplane.dispatcher.join import Gathered, Join
+from inferline_stream.dataplane.dispatcher.partition import Partition
 from inferline_stream.dataplane.headers import MOVED
 from inferline_stream.dataplane.routes import routes_of
-from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, decode_metadata
+from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, decode_metadata
 from inferline_stream.kafka.stage_reader import Fetched
 from inferline_stream.pipeline.names import EVENT_ID, PARENT, SKIPPED
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
@@ -157,3 +159,36 @@ async def test_where_complete_offsets_no_longer_fit_a_commit_events_move_or_wait
     assert sorted(join.results) == [*range(many)]
     assert join.letters == []
     assert moved < many
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_only_where_keys_keep_their_order_does_an_event_go_on_that_a_commit_has_no_room_for(ordered):
+    partition = Partition(0, Committed(0), "owner", Join(["left", "right"], ordered=ordered))
+    assert partition.join is not None
+    for offset in range(40_000):
+        partition.completion.read(offset)
+    for offset in range(10_000, 40_000, 19):
+        partition.completion.complete(offset)
+    partition.join.parts = partition.completion.open_count - 2
+    assert METADATA_LIMIT_BYTES - 8 < len(partition.entry()[1]) <= METADATA_LIMIT_BYTES
+    for first in (0, 1):
+        complete: Any = [SimpleNamespace(offset=first), SimpleNamespace(offset=39_999)]
+        assert partition.has_room(Gathered(b"1", 0.0, records=complete)) is ordered
+
+
+async def test_parts_that_come_late_between_those_that_wait_leave_room_in_a_commit():
+    join, many = JoinSlot(join_age_s=0.0), 30_000
+    async with join.slot.running() as session:
+        for number in range(50):
+            join.part(number, "left")
+        join.fetch()
+        session.joins.learn({0: (50, 50)})
+        await join.until(lambda: len(join.letters) == 50, "all are given up")
+        for number in range(many):
+            join.part(1_000 + number, "left")
+            if number % 10 == 0:
+                join.part(number % 50, "right")
+        await join.until(lambda: len(join.letters) == 50 + many // 10, "each late part is a letter")
+        await join.until(lambda: not session.partitions[0].moving, "nothing moves")
+        offset, metadata = session.partitions[0].entry()
+        assert decode_metadata(offset, metadata).runs == session.partitions[0].completion.runs()
