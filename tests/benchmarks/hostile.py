@@ -58,8 +58,9 @@ HONOURED_S = 5.0
 STALLED_S = 20.0
 """No good event for so long: none is to come any more."""
 
-UNSERVED = 2
-"""Events that the first stage never takes, as if its server were away: others get their turns between them."""
+UNSERVED = 4
+"""Events that the first stage never takes, as if its server were away: others get their turns between them. More than
+it has replicas."""
 
 _CONTROL_BURST = 12
 

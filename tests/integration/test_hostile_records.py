@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from inferline_stream.testing.kafka import KafkaServer
-from tests.benchmarks.hostile import attacked
+from tests.benchmarks.hostile import UNSERVED, attacked
 
 PEAK_MB = 160
 """Less than the bombs would take: 64 and 128 MiB, and as much again for the record that is taken out of them."""
@@ -15,7 +15,7 @@ PEAK_MB = 160
 async def test_hostile_records_cost_no_good_event_no_process_and_no_memory(kafka: KafkaServer, tmp_path: Path) -> None:
     async with asyncio.timeout(240):
         figures = await attacked(
-            kafka.bootstrap_servers, tmp_path, hostile=300, bombs=4, empty=2_000, unserved=0, seed=19
+            kafka.bootstrap_servers, tmp_path, hostile=300, bombs=4, empty=2_000, unserved=UNSERVED, seed=19
         )
     assert figures["good_lost"] == 0
     assert figures["good_repeated"] == 0  # no process ended, so nothing had to be computed again

@@ -6,7 +6,8 @@
 |----------------------------------------|--------------------------------|---------------------------------------------|
 | the replica can process events         | dead letters                   | several: again, in halves. One: it waits   |
 |                                        |                                | aside, and at `REFUSALS` is a dead letter  |
-| the same, and the server was busy      | dead letters                   | they wait aside, so that others have turns |
+| the same, and the server was busy      | dead letters                   | several: again, in halves. One: it waits   |
+|                                        |                                | aside, longer each time                    |
 | the server takes no sample either      | kept until it does             | again                                      |
 | the replica fails on, or by, a sample  | lost with it: see `suspects`   | again                                      |
 | no sample is known                     | dead letters                   | they wait aside, longer each time          |
@@ -36,8 +37,9 @@ REFUSALS = 6
 ASIDE_S = (0.1, 1.6)
 """First and longest wait of an event in between: together 3 s, since it holds up its key."""
 
-UNKNOWN_ASIDE_S = (0.1, 30.0)
-"""The same where nobody knows whether the server takes anything: others have their turn meanwhile."""
+BLAMELESS_ASIDE_S = (0.1, 30.0)
+"""The same where no event is blamed, since the server says that it is busy, or nobody knows whether it takes anything:
+others have their turns meanwhile, however many wait so."""
 
 
 _NO_EVENTS = (ReplicaStanding.DOUBTED, ReplicaStanding.TESTED)
@@ -104,11 +106,10 @@ class DoubtfulBatches:
                     self._finish(session, each.hand, each.said)
             elif action is TrustAction.SPARE:
                 self._put_back(session, each)
-            elif action is TrustAction.BELIEVE and not each.said.busy:
-                self._refused(session, each.hand, each.said.reason)
+            elif action is TrustAction.BELIEVE:
+                self._refused(session, each.hand, each.said)
             else:
-                within_s = UNKNOWN_ASIDE_S if action is TrustAction.GUESS else ASIDE_S
-                self._wait_aside(session, each.hand, within_s)
+                self._wait_aside(session, each.hand, BLAMELESS_ASIDE_S)
 
     def lost(self, replica: str) -> list[Hand]:
         """Return the batches on which the stage raised in a replica that is at fault; the others run again."""
@@ -141,17 +142,20 @@ class DoubtfulBatches:
         else:
             session.suspects.interrupted()
 
-    def _refused(self, session: SlotSession, hand: Hand, why: str) -> None:
+    def _refused(self, session: SlotSession, hand: Hand, said: Returned) -> None:
         events = hand.events
         if len(events) > 1:
             half = (len(events) + 1) // 2
             _requeue(session, events[half:], half)
             _requeue(session, events[:half], half)
             return
+        if said.busy:
+            self._wait_aside(session, hand, BLAMELESS_ASIDE_S)
+            return
         (event,) = events
         event.refusals += 1
         if event.refusals >= REFUSALS:
-            reason = f"not taken {event.refusals} times, while the same replica's server took others: {why}"
+            reason = f"not taken {event.refusals} times, while the same replica's server took others: {said.reason}"
             self._finish(session, hand, [Failed("Unserved", reason, "")])
         else:
             self._wait_aside(session, hand, ASIDE_S)

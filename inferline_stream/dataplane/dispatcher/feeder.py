@@ -160,6 +160,7 @@ class Feeder:
 
     def close(self) -> None:
         """Close every connection; replicas wait for the next dispatcher."""
+        self.session = None
         for member in self._members.values():
             member.connection.close()
         self._members.clear()

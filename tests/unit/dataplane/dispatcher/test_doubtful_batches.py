@@ -21,6 +21,7 @@ SAMPLE = b"a sample"
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doubtful_batches, "ASIDE_S", (0.01, 0.05))
+    monkeypatch.setattr(doubtful_batches, "BLAMELESS_ASIDE_S", (0.01, 0.05))
     monkeypatch.setattr(replica_trust, "END_S", 0.05)
 
 
@@ -167,6 +168,21 @@ async def test_an_event_for_which_a_server_is_always_busy_is_not_blamed_and_hold
         pool.slot.fetched(b"x", *[b"other"] * 9)
         await until(lambda: pool.slot.offset() == 10, "all are done")
         assert pool.slot.sender.sent == [*[b"other"] * 9, b"x"]
+
+
+async def test_an_event_for_which_a_server_is_always_busy_holds_up_none_of_its_batch():
+    def behave(replica: Replica, batch: Batch) -> None:
+        if b"x" in batch.inputs:
+            refuses(replica, batch, busy=True)
+        else:
+            replica.answer(batch)
+
+    async with fed(limit=4) as pool, runs(pool, behave):
+        pool.slot.session.suspects.learn(SAMPLE)
+        await pool.attached()
+        pool.slot.fetched(b"x", *[b"other"] * 7)
+        await until(lambda: pool.slot.sender.sent == [b"other"] * 7, "the others are done")
+        assert pool.slot.report.dead_lettered == 0
 
 
 async def test_a_batch_that_fails_as_a_whole_is_believed_once_the_replica_has_passed_a_sample():
