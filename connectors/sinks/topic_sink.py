@@ -15,10 +15,12 @@ from typing import Protocol, Self
 import msgspec
 
 from inferline_stream.connectors.confinement import Seal, done_in_time, stopping, tell
+from inferline_stream.dataplane.headers import cut_letter
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.record_follower import STARTS, Record, RecordFollower
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.records import Header
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
 from inferline_stream.settings import from_environment
 
@@ -277,22 +279,26 @@ class TopicSink:
             await self._deliver(record, self._error_headers(record, reason))
             self.counts.refused += 1
 
-    def _error_headers(self, record: Record, reason: str) -> list[tuple[str, bytes]]:
-        headers = [(name, value) for name, value in record.headers.items() if not name.startswith(ERRORS_PREFIX)]
+    def _error_headers(self, record: Record, reason: str) -> list[Header]:
+        headers: list[Header] = [
+            (name, value) for name, value in record.headers.items() if not name.startswith(ERRORS_PREFIX)
+        ]
         headers.append((f"{ERRORS_PREFIX}message", reason.encode("utf-8", "replace")))
         headers.append((f"{ERRORS_PREFIX}timestamp_ms", b"%d" % record.timestamp_ms))
         if EVENT_ID not in record.headers:
             headers.append((EVENT_ID, event_id(record, self._topic).encode()))
         return headers
 
-    async def _deliver(self, record: Record, headers: list[tuple[str, bytes]]) -> None:
+    async def _deliver(self, record: Record, headers: list[Header]) -> None:
         assert self._producer is not None
+        limit_bytes = self._producer.limit_bytes(self._dead_letters)
+        key, value, headers = cut_letter(record.key, record.value, headers, limit_bytes)
         while not self._stop.is_set():
             with contextlib.suppress(Unreachable):
                 return await self._producer.deliver(
                     self._dead_letters,
-                    record.value,
-                    key=record.key,
+                    value,
+                    key=key,
                     headers=headers,  # no timestamp: a letter is as old as the refusal
                 )
             await self._pause(_AGAIN_S)

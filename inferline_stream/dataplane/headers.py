@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from inferline_stream.kafka.record_size import record_bytes
 from inferline_stream.kafka.records import Header
-from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, HEADER_PREFIX, PARENT, SKIPPED, VERSION, WIRE_VERSION
+from inferline_stream.pipeline.names import (
+    ENTRY_TIME,
+    ERRORS_PREFIX,
+    EVENT_ID,
+    HEADER_PREFIX,
+    PARENT,
+    SKIPPED,
+    VERSION,
+    WIRE_VERSION,
+)
 from inferline_stream.pipeline.version import Structure
 
 DEAD = HEADER_PREFIX + "dead"
@@ -27,6 +37,15 @@ a part of an event that was finished because the offset which it had before is c
 
 SENT_AGAIN = HEADER_PREFIX + "sent_again"
 """On a note beside the dead letters: partition and offset of a letter that was sent again."""
+
+TRACEBACK = ERRORS_PREFIX + "traceback"
+"""On a dead letter: where the stage raised."""
+
+CUT_BYTES = ERRORS_PREFIX + "cut_bytes"
+"""On a dead letter whose value was left out: how long that was."""
+
+_OURS_BYTES = 8 * 1024
+"""More than the value of any header that we write, tracebacks aside."""
 
 EVENT_ID_BYTES = 256
 """Longest event id that a record may name; a longer one counts as missing, since every later record would carry it."""
@@ -137,6 +156,37 @@ def letter_headers(headers: Sequence[Header], event_id: bytes, *, entry: bool) -
         keep = (REPLAY, ENTRY_TIME) if replayed else ()
     kept = [header for header in headers if not header[0].startswith(HEADER_PREFIX) or header[0] in keep]
     return [*kept, (EVENT_ID, event_id)]
+
+
+def our_headers(headers: Iterable[Header]) -> list[Header]:
+    """Return our own headers, each once; a long one was none of ours."""
+    ours = [h for h in headers if h[0].startswith(HEADER_PREFIX) and len(h[1] or b"") <= _OURS_BYTES]
+    return list({header[0]: header for header in ours}.values())
+
+
+def cut_letter(
+    key: bytes | None, value: bytes | None, headers: list[Header], limit_bytes: int
+) -> tuple[bytes | None, bytes | None, list[Header]]:
+    """Return key, value and headers of a letter that its topic takes: the traceback goes first, then the value.
+
+    Where that is not enough, the user's own headers go too, and the key.
+
+    Args:
+        key: of the record that died.
+        value: of that record.
+        headers: of the letter.
+        limit_bytes: largest batch of one record that the topic takes.
+    """
+    if record_bytes(key, value, headers) <= limit_bytes:
+        return key, value, headers
+    headers = [header for header in headers if header[0] != TRACEBACK]
+    if record_bytes(key, value, headers) <= limit_bytes:
+        return key, value, headers
+    if value is not None:
+        headers = [*headers, (CUT_BYTES, b"%d" % len(value))]
+    if record_bytes(key, None, headers) > limit_bytes:
+        headers = our_headers(headers)
+    return (key if record_bytes(key, None, headers) <= limit_bytes else None), None, headers
 
 
 def timestamp_us(headers: Iterable[Header], name: str) -> int | None:

@@ -21,6 +21,8 @@ from aiokafka.errors import (
 
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.kafka.connection import client_options, closed, closed_on_failure, unreachable
+from inferline_stream.kafka.record_size import LIMIT_BYTES
+from inferline_stream.kafka.records import Header
 from inferline_stream.kafka.topics import record_rules
 
 _BUFFER_BYTES = 1 << 19  # per partition; a send waits only once so much is not yet on its way
@@ -39,7 +41,7 @@ class _Record:
     value: bytes | None
     key: bytes | None
     timestamp_ms: int | None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: tuple[Header, ...] = ()
 
     async def sent(self, client: AIOKafkaProducer) -> asyncio.Future[object]:
         """Hand it to a client, and return what is done once Kafka has acknowledged it."""
@@ -89,6 +91,7 @@ class RecordProducer:
             client_id="inferline-producer",
             enable_idempotence=True,
             max_batch_size=min(_BUFFER_BYTES, self._limits.get(self._topic, _BUFFER_BYTES)),
+            max_request_size=max(LIMIT_BYTES, self.limit_bytes(self._topic)),
         )
         async with closed_on_failure(producer):
             try:
@@ -114,6 +117,10 @@ class RecordProducer:
     def _client(self) -> AIOKafkaProducer:
         assert self._producer is not None, "used outside its `async with`"
         return self._producer
+
+    def limit_bytes(self, topic: str) -> int:
+        """Return the largest batch of one record that a topic takes, where it is known; Kafka's default elsewhere."""
+        return self._limits.get(topic, LIMIT_BYTES)
 
     async def partitions(self, topic: str) -> int:
         """How many partitions a topic has.
@@ -156,7 +163,7 @@ class RecordProducer:
         *,
         key: bytes | None = None,
         timestamp_ms: int | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: Sequence[Header] = (),
     ) -> None:
         """Send one record and wait until Kafka has it. Cancelled, the record may get there all the same.
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,24 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 
 from inferline_stream.broker.groups import Group
 from inferline_stream.broker.server import EmbeddedBroker
-from inferline_stream.connectors.sinks.topic_sink import SinkCounts, TopicSink
-from inferline_stream.kafka.record_follower import RecordFollower
-from inferline_stream.pipeline.names import EVENT_ID
+from inferline_stream.connectors.sinks.topic_sink import Refusal, SinkCounts, TopicSink
+from inferline_stream.kafka.record_follower import Record, RecordFollower
+from inferline_stream.kafka.record_size import LIMIT_BYTES
+from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
 from tests.contracts.commands import DEADLINE_S, until_lines
 from tests.contracts.sink_process import Command, numbered, running, send, topic_on, until
 from tests.contracts.webhook_receiver import Receiver
+
+
+class Refusing:
+    """A store that takes nothing, ever."""
+
+    def __init__(self) -> None:
+        self.counts = SinkCounts()
+
+    async def store(self, records: Sequence[Record]) -> list[Refusal]:
+        return [Refusal(record, "no") for record in records]
 
 
 @pytest.fixture
@@ -228,6 +240,28 @@ async def test_what_no_line_can_hold_is_a_dead_letter_and_without_one_ends_the_s
     assert [(letter.headers[EVENT_ID], letter.value) for letter in letters] == [(b"b", packed), (b"c", deep)]
     assert (counts["written"], counts["duplicates"], counts["refused"]) == (0, 2, 2)
     assert [json.loads(line)["event_id"] for line in path.read_text().splitlines()] == ["a", "d"]
+
+
+async def test_a_refused_record_of_any_size_is_kept_as_far_as_the_dead_letters_take_it(embedded_broker):
+    where = embedded_broker.bootstrap_servers
+    topic, letters = await topic_on(where, 1), f"{await topic_on(where, 1)}.dlq"
+    key, own, value = b"k" * 300, ("own", b"x" * 1000), b"v" * 1_047_100
+    async with AIOKafkaProducer(bootstrap_servers=where, max_request_size=LIMIT_BYTES) as producer:
+        for given in (b"small", value):
+            await producer.send_and_wait(topic, given, key=key, headers=[(EVENT_ID, b"e"), own])
+        await producer.send_and_wait(topic, b"", key=key, headers=[(EVENT_ID, b"f"), ("own", value + own[1][:950])])
+    async with TopicSink(where, topic=topic, store=Refusing(), what="it", group="g", dead_letters=letters) as sink:
+        await sink.caught_up()
+    async with asyncio.timeout(DEADLINE_S), RecordFollower(where, letters, None) as follower:
+        found = []
+        while len(found) < 3:
+            found += await follower.batch(0.5)
+    assert [(letter.key, letter.value) for letter in found] == [(key, b"small"), (key, None), (key, None)]
+    assert [letter.headers[EVENT_ID] for letter in found] == [b"e", b"e", b"f"]
+    assert ["own" in letter.headers for letter in found] == [True, True, False]
+    cut = [letter.headers.get(f"{ERRORS_PREFIX}cut_bytes") for letter in found]
+    assert cut == [None, b"1047100", b"0"]
+    assert all(letter.headers[f"{ERRORS_PREFIX}message"] == b"no" for letter in found)
 
 
 async def test_a_sink_that_starts_before_the_last_one_of_its_file_ends_waits_and_writes_nothing_twice(

@@ -10,7 +10,17 @@ import msgspec
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.outcomes import Dead, Expired, Late, Outcome, Requeued, Skipped
 from inferline_stream.dataplane.frames import Done, Failed
-from inferline_stream.dataplane.headers import DROPPED, LETTERED, MOVED, REASON, join_headers, letter_headers
+from inferline_stream.dataplane.headers import (
+    CUT_BYTES,
+    DROPPED,
+    LETTERED,
+    MOVED,
+    REASON,
+    cut_letter,
+    join_headers,
+    letter_headers,
+    our_headers,
+)
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
@@ -18,12 +28,9 @@ from inferline_stream.kafka.partitioner import murmur2
 from inferline_stream.kafka.record_size import LIMIT_BYTES, record_bytes
 from inferline_stream.kafka.records import FetchedRecord, Header, Message
 from inferline_stream.kafka.topics import RecordRules
-from inferline_stream.pipeline.names import ERRORS_PREFIX, HEADER_PREFIX, PARENT
+from inferline_stream.pipeline.names import ERRORS_PREFIX, PARENT
 
 _HASHES_REMEMBERED = 65_536
-
-_OURS_BYTES = 8 * 1024
-"""More than the value of any header that we write, tracebacks aside."""
 
 
 class Emitter:
@@ -163,7 +170,7 @@ class Emitter:
         topic, key = self._topics[stage], event.key
         if not value and record_bytes(key, value, headers) > self._limit(topic):
             # A marker has to come through: the event's neighbours wait for it where a key has an order.
-            headers = _ours(headers)
+            headers = our_headers(headers)
             key = key if record_bytes(key, value, headers) <= self._limit(topic) else None
         # Every part of an event must meet the others; where a key has an order, those of all its events.
         if stage in self._routes.ordered and event.key is not None:
@@ -179,7 +186,7 @@ class Emitter:
         value = msgspec.json.encode({"reason": reason, "stage": self._routes.stage})
         headers = [*event.headers, (REASON, reason.encode())]
         if record_bytes(event.event_id, value, headers) > self._limit(topic):
-            headers = _ours(headers)
+            headers = our_headers(headers)
         self._put(topic, partition, event.event_id, value, headers)
 
     def _keep_parts(self, event: Event) -> None:
@@ -194,28 +201,12 @@ class Emitter:
                 *letter_headers(record.headers, event.event_id, entry=self._routes.is_entry),
                 *error_headers(self._routes.stage, record, failed),
             ]
+            value = record.value
+            if type(value) is SkippedBatch:
+                headers.append((CUT_BYTES, b"%d" % value.fetched_bytes))
+                value = None
             # No timestamp: a letter is as old as the death. By its event's time, retention could delete it at once.
-            self._put(topic, 0, *self._cut(topic, record.key, record.value, headers))
-
-    def _cut(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: list[Header]
-    ) -> tuple[bytes | None, bytes | None, list[Header]]:
-        """Return key, value and headers of a letter that its topic takes: the traceback goes first, then the value.
-
-        Where that is not enough, the user's own headers go too, and the key.
-        """
-        if type(value) is SkippedBatch:
-            return key, None, [*headers, (ERRORS_PREFIX + "cut_bytes", b"%d" % value.fetched_bytes)]
-        limit = self._limit(topic)
-        if record_bytes(key, value, headers) <= limit:
-            return key, value, headers
-        headers = [header for header in headers if header[0] != ERRORS_PREFIX + "traceback"]
-        if record_bytes(key, value, headers) <= limit:
-            return key, value, headers
-        headers = [*headers, (ERRORS_PREFIX + "cut_bytes", b"%d" % len(value or b""))]
-        if record_bytes(key, None, headers) > limit:
-            headers = _ours(headers)
-        return (key if record_bytes(key, None, headers) <= limit else None), None, headers
+            self._put(topic, 0, *cut_letter(record.key, value, headers, self._limit(topic)))
 
     def _partition(self, topic: str, key: bytes | None) -> int:
         return (self._sticky if key is None else self._hash(key)) % self._partitions[topic]
@@ -244,12 +235,6 @@ class Emitter:
             self._outgoing[topic, partition].append(message)
         except KeyError:
             self._outgoing[topic, partition] = [message]
-
-
-def _ours(headers: Iterable[Header]) -> list[Header]:
-    """Return our own headers, each once; a long one was none of ours."""
-    ours = [h for h in headers if h[0].startswith(HEADER_PREFIX) and len(h[1] or b"") <= _OURS_BYTES]
-    return list({header[0]: header for header in ours}.values())
 
 
 def error_headers(stage: str, record: object, failed: Failed) -> Iterable[Header]:
