@@ -21,7 +21,7 @@ class Listener:
     """Hands accepted connections to a server. aiohttp and asyncio accept any number, and wait for headers for ever.
 
     Args:
-        server: handles requests; it tells `connections` of them.
+        server: handles requests; it reports them to `connections`.
         listening: the socket.
         tls: of HTTPS; None for HTTP.
         connections: who is connected.

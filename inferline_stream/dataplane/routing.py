@@ -14,7 +14,7 @@ class Send:
 
     Args:
         stage: whose input topic it goes to.
-        result: whether it carries this stage's result; otherwise it only tells what was skipped.
+        result: whether it carries this stage's result; otherwise it only says what was skipped.
         skipped: parents of that join which this event will not visit.
     """
 

@@ -145,7 +145,7 @@ def _added(committed: Mapping[int, Entry], begins: Mapping[int, int]) -> dict[in
 
 
 async def _forgetful(group: GroupOffsets, committed: Mapping[int, Entry]) -> dict[int, Committed]:
-    """Where a join's group stands, with a note that what is in its topic by now tells nothing of events to come."""
+    """Where a join's group stands, with a note that what is in its topic by now says nothing of events to come."""
     begins, wanted = await group.begins(), {}
     for partition, end in (await group.ends()).items():
         found = decode_metadata(*committed.get(partition, (begins[partition], "")))

@@ -346,7 +346,7 @@ class FetchedBatches:
 
 
 class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
-    """aiokafka's, which tells its batches where they come from, and from where on they are wanted."""
+    """aiokafka's, which lets its batches know where they come from, and from where on they are wanted."""
 
     def __init__(self, tp: TopicPartition, records: FetchedBatches, aborted: Any, offset: int, *rest: Any) -> None:
         records.place, records.wanted = tp, offset

@@ -92,7 +92,11 @@ class Dispatcher:
         self._pool = Pool(settings.batch_deadline_s, least_s)
         self._spans = batch_spans(spec.tracing, routes, spec.dispatcher)
         self._feeder = Feeder(
-            self._pool, report, changed=self._reporter.touch, replace=self._ask_to_replace, spans=self._spans
+            self._pool,
+            report,
+            changed=self._reporter.touch,
+            replace=lambda replica, reason: self._supervisor.say(Replace(replica, reason)),
+            spans=self._spans,
         )
         self._grant: Grant | None = None
         self._grant_changed = asyncio.Event()
@@ -179,9 +183,6 @@ class Dispatcher:
             case None:
                 self.leave("the supervisor is gone")
 
-    def _ask_to_replace(self, replica: str, reason: str) -> None:
-        self._supervisor.say(Replace(replica, reason))
-
     # Grants
 
     async def _fetch(self) -> None:
@@ -215,7 +216,8 @@ class Dispatcher:
             self._report.term, self._report.number = grant.term, grant.number
             self._pool.configure(grant.max_batch_sizes, grant.service_s, grant.concurrency, grant.contention)
             self._feeder.hold_s = grant.hold_s
-            _teach(self._session, grant)
+            if self._session is not None:
+                self._session.learn(grant)
         else:
             grant = None  # deleted: the slot is nobody's
         self._grant = grant
@@ -320,7 +322,8 @@ class Dispatcher:
             kick=self._feeder.kick,
             watch=self._batch_watch,
         )
-        _teach(session, self._grant)
+        if self._grant is not None:
+            session.learn(self._grant)
         await session.begin(numbers, committed)
         return session
 
@@ -428,14 +431,6 @@ class Dispatcher:
                 await self._reporter.now(phase, why)
         except TimeoutError:
             logger.warning("dispatcher %s could not report that it is %s", self._spec.dispatcher, phase)
-
-
-def _teach(session: SlotSession | None, grant: Grant | None) -> None:
-    """Pass on what a grant says of the stage's events."""
-    if session is not None and grant is not None:
-        session.joins.learn(grant.settled)
-        if grant.sample is not None:
-            session.suspects.learn(grant.sample)
 
 
 def owner_name(spec: DispatcherSpec) -> str:

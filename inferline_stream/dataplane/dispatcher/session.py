@@ -26,6 +26,7 @@ from inferline_stream.dataplane.dispatcher.report_counts import count_latency
 from inferline_stream.dataplane.dispatcher.slot_joins import SlotJoins
 from inferline_stream.dataplane.dispatcher.suspects import Suspects
 from inferline_stream.dataplane.frames import Done
+from inferline_stream.dataplane.grants import Grant
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.batch_mark import BatchWatch
@@ -177,6 +178,11 @@ class SlotSession:
         for partition in self.partitions.values():
             partition.grown(self._reader.topic)
         self._commits.wanted.set()
+
+    def learn(self, grant: Grant) -> None:
+        """Learn what a grant says of the stage's events."""
+        self.joins.learn(grant.settled)
+        self.suspects.learn(grant.sample)
 
     def halt(self, why: str) -> None:
         """Stop reading every partition."""

@@ -122,6 +122,7 @@ class SlotJoins:
             found = await self._reader.read_again(partition.number, offsets) if offsets else {}
         except RecordsGone as error:
             self._halt(partition, str(error))
-        else:
+            return
+        if not partition.halted:  # meanwhile
             self._intake.read_again(partition, events, found)
             self._kick()

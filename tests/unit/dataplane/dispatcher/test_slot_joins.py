@@ -124,6 +124,27 @@ async def test_a_join_whose_bytes_fill_reads_on_keeps_places_and_loses_nothing(o
     assert len(join.slot.reader.again) > 100
 
 
+async def test_events_of_a_partition_that_is_halted_while_their_parts_are_read_again_go_nowhere():
+    join = JoinSlot(join_age_s=0.0, join_bytes=0.0)
+    async with join.slot.running() as session:
+        read_again = join.slot.reader.read_again
+
+        async def halts_meanwhile(partition: int, offsets: Any) -> Any:
+            session.halt("the topic was deleted")
+            return await read_again(partition, offsets)
+
+        join.slot.reader.read_again = halts_meanwhile  # type: ignore[method-assign]
+        join.part(0, "left")
+        join.part(0, "right")
+        join.part(1, "left")
+        join.fetch()
+        join.part(1, "right")
+        join.fetch()
+        await until(lambda: bool(join.slot.reader.again), "parts are read again")
+        await asyncio.sleep(0)
+        assert len(session.queue) == 0
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 async def test_where_complete_offsets_no_longer_fit_a_commit_events_move_or_wait_and_none_is_given_up(
     ordered, monkeypatch
