@@ -13,16 +13,17 @@ from collections.abc import Callable, Sequence
 from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.hand import Hand, PoolMember
-from inferline_stream.dataplane.dispatcher.lost_batches import follow, judge, put_back
+from inferline_stream.dataplane.dispatcher.lost_batches import LostBatches
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
 from inferline_stream.dataplane.dispatcher.replica_claims import believed_calls, believed_s
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.dispatcher.replica_trust import Happening, ReplicaTrust
-from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, count_batch
+from inferline_stream.dataplane.dispatcher.report_counts import count_batch, count_waits
 from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.dispatcher.suspects import Probe
 from inferline_stream.dataplane.dispatcher.tracing import BatchSpans
+from inferline_stream.dataplane.dispatcher.trials import Trials
 from inferline_stream.dataplane.dispatcher.wake_timer import WakeTimer
 from inferline_stream.dataplane.frames import (
     Batch,
@@ -77,8 +78,8 @@ class Feeder:
         self._timer = WakeTimer(self._loop, self._wake)
         self._trust = ReplicaTrust()
         self._doubtful = DoubtfulBatches(pool, self._trust, self._loop, lambda: self.session, self.kick)
-        self._quarantine = False
-        """Whether a replica may be kept for suspects."""
+        self._lost = LostBatches(self._doubtful, report, spans, self._loop, lambda: self.session)
+        self._trials = Trials(pool, self._doubtful, self._timer, self._hand)
         self._server_trouble = ""
         """Why a server last took no batch, in words; empty where every server has taken every batch."""
         self._result_bytes = 0
@@ -154,7 +155,7 @@ class Feeder:
             for event in hand.events:
                 event.cuts += 1
             if not any(event.cuts > _CUTS for event in hand.events):
-                self._spare(member, number, _WAY_BROKE)
+                self._lost.spare(member, number, _WAY_BROKE)
         self._end(member, _WAY_BROKE, beside=in_hand - len(member.hands))
         self._trust.forget(name)
 
@@ -202,15 +203,13 @@ class Feeder:
         if session is None or not session.open():
             return
         now_s = self._loop.time()
-        self._test_doubted(session, now_s)
-        self._pool.fresh_after_s = session.suspects.suspicion.blocked_until_s
-        if self._quarantine or len(session.suspects):
-            self._feed_quarantine(session, now_s)
+        self._trials.run(session, now_s)
         pool, queue = self._pool, session.queue
         while (eligible := queue.eligible) and session.open():
             replica = pool.choose(now_s, eligible)
             if replica is None:
-                self._wake_at_release(now_s)
+                if self._server_trouble and (again_s := pool.released_s(now_s)) is not None:
+                    self._timer.wake_at(again_s)
                 break
             limit = pool.limit(replica.hardware)
             if self.hold_s and (left_s := queue.due_ms(limit, self.hold_s * 1e3) / 1e3 - time.monotonic()) > 0:
@@ -245,56 +244,8 @@ class Feeder:
         member.hands[batch] = Hand(session.epoch, batch, events, alone, sample is not None and not test, test, span)
         self._pool.begin(replica, len(payloads), now_s, batch)
         session.handed(events)
-        now_ms = time.monotonic() * 1e3
-        waited_ms = 0.0
-        for event in events:
-            if not event.replayed:
-                waited_ms += min(max(0.0, now_ms - event.arrived_ms), 1e3 * MAX_COUNTED_S)
-        self._report.wait_s += waited_ms / 1e3
+        count_waits(self._report, events, time.monotonic())
         member.connection.send(Batch(session.epoch, batch, payloads, session.result_bytes))
-
-    def _wake_at_release(self, now_s: float) -> None:
-        """Look again when the first replica is released whose server took no batch."""
-        if not self._server_trouble:
-            return
-        held_s = [m.replica.held_until_s for m in self._members.values() if m.replica.held_until_s > now_s]
-        if held_s:
-            self._timer.wake_at(min(held_s))
-
-    def _feed_quarantine(self, session: SlotSession, now_s: float) -> None:
-        """Run the next suspect alone, on the one replica that runs suspects; free it once there are none."""
-        pool, suspects = self._pool, session.suspects
-        self._quarantine = len(suspects) > 0
-        if not self._quarantine:
-            pool.lift_quarantine()
-            return
-        replica = pool.quarantine(passed_first=bool(suspects.suspicion.reason))
-        if replica is None:
-            return
-        if replica.held_until_s > now_s:
-            self._timer.wake_at(replica.held_until_s)
-            return
-        task = suspects.next(replica.passed, now_s, yields=pool.single and session.queue.eligible > 0)
-        if isinstance(task, Probe):
-            self._hand(replica, (), now_s, sample=task)
-        elif task is not None:
-            self._hand(replica, (task,), now_s, alone=True)
-        else:
-            # Back-off, the queue's turn, or nothing left to run: it serves like the others meanwhile.
-            pool.lift_quarantine()
-            again_s = suspects.again_s(replica.passed, now_s)
-            if again_s > now_s:
-                self._timer.wake_at(again_s)
-
-    def _test_doubted(self, session: SlotSession, now_s: float) -> None:
-        """Run a sample on replicas whose last batches had no success."""
-        sample = session.suspects.sample
-        for replica in self._doubtful.to_test(sample=sample is not None):
-            if replica.held_until_s > now_s:
-                self._timer.wake_at(replica.held_until_s)
-            elif sample is not None and self._pool.has_room(replica):
-                self._doubtful.happens(replica, Happening.SAMPLE_HANDED)
-                self._hand(replica, (), now_s, sample=Probe(sample), test=True)
 
     # Results
 
@@ -325,7 +276,7 @@ class Feeder:
         elif type(frame) is Broken:
             for number, hand in reversed(list(member.hands.items())):
                 if (hand.epoch, number) != (frame.epoch, frame.batch):  # another dispatcher's may have broken it
-                    self._spare(member, number, frame.reason)
+                    self._lost.spare(member, number, frame.reason)
             self._end(member, frame.reason, memory=frame.memory, device=frame.device)
             return
         self.kick()
@@ -411,29 +362,10 @@ class Feeder:
         """Replace a replica that fails on what the stage is known to process; what else it has in hand runs again."""
         why = "it fails on an event that the stage is known to process"
         for number in reversed(list(member.hands)):
-            self._spare(member, number, why)
+            self._lost.spare(member, number, why)
         if session is not None:
-            self._lose_kept(session, member.replica, why)
+            self._lost.failed_sample(session, member.replica, why)
         self._give_up(member, why)
-
-    def _lose_kept(self, session: SlotSession, replica: PooledReplica, why: str) -> None:
-        """Judge batches on which a replica raised that fails on a sample, or ends on it, as lost with it."""
-        kept, now_s = self._doubtful.lost(replica.replica), self._loop.time()
-        for hand in kept:
-            session.handed(hand.events)
-        if kept:
-            judge(kept, session, self._report, passed=replica.passed, why=why, now_s=now_s, together=len(kept) > 1)
-        else:
-            session.suspects.probe_failed(now_s, "failed")
-
-    def _spare(self, member: PoolMember, number: int, why: str) -> None:
-        """Take a batch from a replica that ends, through no fault of the batch's events; of several, the last first."""
-        hand, session = member.hands.pop(number), self.session
-        if hand.span is not None and self._spans is not None:
-            self._spans.broke(hand.span, why)
-        if session is not None and hand.epoch == session.epoch:
-            self._report.batches_lost += bool(hand.events or hand.probe)
-            put_back(hand, session)
 
     def _give_up(self, member: PoolMember, why: str) -> None:
         self._replace(member.replica.replica, why)
@@ -462,33 +394,7 @@ class Feeder:
         self._members.pop(replica.replica, None)
         member.connection.close()
         self._pool.detach(replica.replica)
-        hands, session = list(member.hands.values()), self.session
-        together = len(hands) + beside > 1  # those count whose events run elsewhere by now: the replica still ran them
-        member.hands.clear()
-        for hand in hands:
-            if hand.span is not None and self._spans is not None:
-                self._spans.broke(hand.span, why)
-        if hands:
-            events = sum(len(hand.events) for hand in hands)
-            logger.warning("replica %s: %s, with %d events in hand", replica.replica, why, events)
-        if session is not None and any(hand.test for hand in hands):
-            self._lose_kept(session, replica, why)
-        self._doubtful.spare(replica.replica)
-        if session is not None:
-            lost = [hand for hand in hands if hand.epoch == session.epoch and (hand.events or hand.probe)]
-            if lost:
-                self._report.batches_lost += len(lost)
-                judge(
-                    lost,
-                    session,
-                    self._report,
-                    passed=replica.passed,
-                    why=why,
-                    now_s=now_s,
-                    together=together,
-                    memory=memory,
-                    device=device,
-                )
+        self._lost.lose(member, why, beside=beside, memory=memory, device=device)
         self._changed()
         self._set_timer(now_s)
         self.kick()
@@ -528,10 +434,7 @@ class Feeder:
         if not others:
             return
         logger.warning("replica %s is late with %d events: they run elsewhere", replica.replica, len(hand.events))
-        events, hand.events = hand.events, ()
-        session.returned(events)
-        self._report.batches_lost += 1
-        follow(session.suspects.late(events), session, self._report)
+        self._lost.run_elsewhere(session, hand)
 
     def check_stragglers(self) -> None:
         """Have replicas replaced that stay far behind their kind."""
@@ -540,5 +443,5 @@ class Feeder:
                 logger.warning("replica %s is replaced: %s", name, reason)
                 member = self._members[name]
                 for number in reversed(list(member.hands)):
-                    self._spare(member, number, reason)
+                    self._lost.spare(member, number, reason)
                 self._give_up(member, reason)

@@ -151,6 +151,10 @@ class Pool:
         for replica in self.replicas.values():
             replica.quarantined = False
 
+    def released_s(self, now_s: float) -> float | None:
+        """Return when the first replica is released whose server took no batch; None where none is held."""
+        return min((each.held_until_s for each in self.replicas.values() if each.held_until_s > now_s), default=None)
+
     # Membership
 
     def attach(self, name: str, hardware: str, number: int) -> PooledReplica:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.frames import Call
 from inferline_stream.dataplane.reports import BatchStats, PoolReport
 
@@ -47,6 +48,15 @@ def count_batch(
     if len(calls) == 1 and served_s is not None:
         calls = [Call(calls[0].batch_size, max(calls[0].service_s, served_s))]
     count_calls(report, hardware, calls, in_hand)
+
+
+def count_waits(report: PoolReport, events: Iterable[Event], now_s: float) -> None:
+    """Add how long events waited that a replica gets now, by the monotonic clock."""
+    now_ms, waited_ms = now_s * 1e3, 0.0
+    for event in events:
+        if not event.replayed:
+            waited_ms += min(max(0.0, now_ms - event.arrived_ms), 1e3 * MAX_COUNTED_S)
+    report.wait_s += waited_ms / 1e3
 
 
 def count_calls(report: PoolReport, hardware: str, calls: Sequence[Call], in_hand: int = 1) -> None:
