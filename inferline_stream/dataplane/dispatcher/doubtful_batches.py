@@ -136,7 +136,7 @@ class DoubtfulBatches:
 
     def _put_back(self, session: SlotSession, kept: _DoubtfulBatch) -> None:
         if not kept.hand.alone:
-            _requeue(session, kept.hand.events)
+            requeue(session, kept.hand.events)
         elif isinstance(kept.said, Returned):
             session.suspects.not_taken(self._loop.time())
         else:
@@ -146,8 +146,8 @@ class DoubtfulBatches:
         events = hand.events
         if len(events) > 1:
             half = (len(events) + 1) // 2
-            _requeue(session, events[half:], half)
-            _requeue(session, events[:half], half)
+            requeue(session, events[half:], half)
+            requeue(session, events[:half], half)
             return
         if said.busy:
             self._wait_aside(session, hand, BLAMELESS_ASIDE_S)
@@ -177,11 +177,12 @@ class DoubtfulBatches:
     def _take_up(self, session: SlotSession, events: Sequence[Event]) -> None:
         """Queue events again that waited aside, unless their partition is no longer served."""
         if self._served() is session:
-            _requeue(session, events)
+            requeue(session, events)
             self._kick()
 
 
-def _requeue(session: SlotSession, events: Sequence[Event], limit: int = 0) -> None:
+def requeue(session: SlotSession, events: Sequence[Event], limit: int = 0) -> None:
+    """Queue events again, the latest of a key first, unless their partition is halted; see `StageQueue.put_back`."""
     halted = [event for event in events if session.partitions[event.partition].halted]
     session.queue.release(halted)
     session.queue.put_back([event for event in events if event not in halted], limit)

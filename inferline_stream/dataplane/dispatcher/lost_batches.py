@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
+from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches, requeue
 from inferline_stream.dataplane.dispatcher.hand import Hand, PoolMember
 from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
 from inferline_stream.dataplane.dispatcher.session import SlotSession
@@ -151,7 +151,7 @@ class LostBatches:
         """Run again what is to run again, and end what is condemned."""
         stage = self._report.stage
         for events in reversed(lost.again):
-            session.queue.put_back(events, lost.limit)
+            requeue(session, events, lost.limit)
         for event, reason in lost.condemned:
             logger.error("an event of %s/%d is condemned: %s", stage, event.partition, reason)
             session.finished((event,), (Failed("Poison", reason, ""),))
@@ -169,4 +169,4 @@ def _put_back(hand: Hand, session: SlotSession) -> None:
     if hand.alone or hand.probe:
         session.suspects.interrupted()
     elif hand.events:
-        session.queue.put_back(hand.events)
+        requeue(session, hand.events)

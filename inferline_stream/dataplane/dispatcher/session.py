@@ -301,6 +301,7 @@ class SlotSession:
         partition.halted = why
         self._reader.release([partition.number])
         self.queue.drop(partition.number)
+        self.queue.release(self.suspects.drop(partition.number))
         self._report.halted[partition.number] = why
         logger.error("%s", self.trouble())
 

@@ -287,6 +287,32 @@ async def test_what_is_in_doubt_does_not_hold_up_a_drain():
         assert (pool.slot.offset(), pool.slot.report.dead_lettered) == (0, 0), "the next owner runs it again"
 
 
+async def test_what_is_in_hand_of_a_halted_partition_does_not_run_again():
+    async with fed(limit=1) as pool:
+        doubted, lost = await pool.attached(), await pool.attached()
+        pool.slot.fetched(b"1", b"2")
+        batch = await doubted.batch()
+        await lost.batch()
+        pool.slot.session.halt("the topic was deleted")
+        refuses(doubted, batch)
+        pool.feeder.lost(lost.name)
+        pool.feeder.retire(doubted.name)
+        await until(lambda: not pool.phases(), "both are gone")
+        assert len(pool.slot.session.queue) == 0
+
+
+async def test_suspects_of_a_halted_partition_do_not_run_again():
+    async with fed(limit=2) as pool:
+        replica = await pool.attached()
+        pool.slot.fetched(b"1", b"2")
+        await replica.batch()
+        replica.die()
+        session = pool.slot.session
+        await until(lambda: len(session.suspects) == 2, "both are suspects")
+        session.halt("the topic was deleted")
+        assert len(session.suspects) == 0
+
+
 # Processes that do not get ready, or do not end
 
 
