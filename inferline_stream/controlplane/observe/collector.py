@@ -152,8 +152,10 @@ class Collector:
                 self.context.names.group(stage), self.context.topic(stage), self.view.partitions[stage]
             )
             history.committed(asyncio.get_running_loop().time(), committed)
+            now_s, passed = asyncio.get_running_loop().time(), [found.offset for found in committed]
+            waits = stage in self.view.settling and self.view.reports.join_waits(stage)
             for settling in self.view.settling.values():
-                settling.committed(asyncio.get_running_loop().time(), stage, [found.offset for found in committed])
+                settling.committed(now_s, stage, passed, waits=waits)
         if (now_s := asyncio.get_running_loop().time()) >= self._look_s:
             self._look_s = now_s + self.context.settings.topic_check_s
             await self._look_at_topics()

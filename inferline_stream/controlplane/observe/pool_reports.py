@@ -229,6 +229,11 @@ class PoolReports:
         """Whether parts have waited in a join for so long that it would give them up."""
         return any(known.newest.join_overdue and not known.ended for known in self._of(stage))
 
+    def join_waits(self, stage: str) -> bool:
+        """Whether parts wait in a join, as far as is known."""
+        known = [each.newest for each in self._of(stage) if not each.ended]
+        return not known or any(report.join_events for report in known)
+
     def attached(self, stage: str, slots: int, now_s: float) -> bool:
         """Whether a dispatcher of each of so many slots has served for so long that its replicas are attached to it."""
         serve = {

@@ -11,6 +11,7 @@ class SettledParts:
     A round notes where the join's topic ends. Then, stage by stage in topological order, it notes where the stage's
     topic ends and waits until the stage has committed so much. An event with a part in the join when the round began
     has by then left every stage that another part of it could have come from, so such a part is in the join's topic.
+    A join may have moved parts that wait in it beyond what it had to commit, so nothing may wait there either.
     Offsets that were asked for before the step that they are for began are not looked at. While a stage stands still,
     so does the round: nothing is settled.
 
@@ -51,10 +52,17 @@ class SettledParts:
             self.settled = dict(enumerate(zip(self._began, ends[self._join], strict=False)))
             self._began = None
 
-    def committed(self, now_s: float, stage: str, offsets: Sequence[int]) -> None:
-        """Take in what a stage has committed, by partition; -1 for nothing."""
+    def committed(self, now_s: float, stage: str, offsets: Sequence[int], *, waits: bool = False) -> None:
+        """Take in what a stage has committed, by partition.
+
+        Args:
+            now_s: on the clock of `ends`.
+            stage: which one.
+            offsets: -1 for none.
+            waits: whether parts may wait in it, if it is a join.
+        """
         wanted = self._wanted
-        if wanted is None or stage != self._upstream[self._stage] or len(offsets) < len(wanted):
+        if wanted is None or waits or stage != self._upstream[self._stage] or len(offsets) < len(wanted):
             return
         if all(offset >= end or not end for offset, end in zip(offsets, wanted, strict=False)):
             self._stage, self._wanted, self._since_s = self._stage + 1, None, now_s

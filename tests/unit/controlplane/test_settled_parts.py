@@ -90,3 +90,19 @@ def test_offsets_that_were_asked_for_before_a_round_began_settle_nothing():
         for stage, done in (("fork", 1), ("left", 1), ("right", 0)):
             settling.committed(7.0, stage, (done,))
     assert settling.settled == {}
+
+
+def test_nothing_is_settled_while_parts_wait_in_a_join_before_wherever_that_has_moved_them():
+    settling = SettledParts("join", ("fork", "join before"))
+    ends = {"fork": (1,), "join before": (9,), "join": (1,)}
+
+    def rounds(now_s: float, *, waits: bool) -> None:
+        for _ in range(9):
+            settling.ends(now_s, now_s, ends)
+            settling.committed(now_s, "fork", (1,))
+            settling.committed(now_s, "join before", (9,), waits=waits)
+
+    rounds(1.0, waits=True)
+    assert settling.settled == {}
+    rounds(2.0, waits=False)
+    assert settling.settled == {0: (1, 1)}
