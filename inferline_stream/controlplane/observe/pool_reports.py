@@ -230,9 +230,9 @@ class PoolReports:
         return any(known.newest.join_overdue and not known.ended for known in self._of(stage))
 
     def join_waits(self, stage: str) -> bool:
-        """Whether parts wait in a join, as far as is known."""
+        """Whether parts may wait in a join: some are known to, or a partition is halted, or nothing was reported."""
         known = [each.newest for each in self._of(stage) if not each.ended]
-        return not known or any(report.join_events for report in known)
+        return not known or any(report.join_events or report.halted for report in known)
 
     def attached(self, stage: str, slots: int, now_s: float) -> bool:
         """Whether a dispatcher of each of so many slots has served for so long that its replicas are attached to it."""
