@@ -21,9 +21,9 @@ import inferline_stream
 from inferline_stream import settings
 from inferline_stream.cli.init import init
 from inferline_stream.cli.main import app
-from inferline_stream.dataplane.permissions import permissions
+from inferline_stream.dataplane.kafka_permissions import permissions
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.kafka.topics import topics_of
+from inferline_stream.kafka.pipeline_topics import topics_of
 from inferline_stream.pipeline.units import format_duration
 
 FOLDER = Path(__file__).parent / "reference"

@@ -36,7 +36,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from inferline_stream.connectors import confinement
+from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sinks import topic_sink
 from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id, no_json
 from inferline_stream.errors import InvalidFile
@@ -243,14 +243,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m inferline_stream.connectors.sinks.jsonl", description="Write a topic's events to a JSONL file."
     )
-    confinement.add_options(parser)
+    sealed_connector.add_options(parser)
     topic_sink.add_options(parser)
     parser.add_argument("--path", required=True, type=Path, help="the file; appended to if it is this sink's")
     parser.add_argument("--group", help="consumer group (default: <topic>-to-<file name>)")
     options = parser.parse_args(given)
     group = options.group or f"{options.topic}-to-{options.path.name}"
 
-    async def work(seal: confinement.Seal) -> None:
+    async def work(seal: sealed_connector.Seal) -> None:
         sink = JsonlSink(
             options.bootstrap_servers,
             topic=options.topic,
@@ -261,8 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         await topic_sink.run(sink, seal)
 
-    needs = confinement.Needs(writes=(options.path,))
-    return confinement.run("inferline_stream.connectors.sinks.jsonl", given, options, needs=needs, work=work)
+    needs = sealed_connector.Needs(writes=(options.path,))
+    return sealed_connector.run("inferline_stream.connectors.sinks.jsonl", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
-from inferline_stream.connectors import confinement
+from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sinks import topic_sink
 from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id, no_json
 from inferline_stream.dataplane.headers import LATEST_MS
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m inferline_stream.connectors.sinks.postgres",
         description="Write a topic's events to a PostgreSQL table, each once.",
     )
-    confinement.add_options(parser)
+    sealed_connector.add_options(parser)
     topic_sink.add_options(parser)
     parser.add_argument("--database", required=True, type=database, metavar="postgresql://USER@HOST:PORT/NAME")
     parser.add_argument("--table", required=True, type=_table, help="created where it is missing")
@@ -276,14 +276,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--group", help="consumer group (default: <topic>-to-<table>)")
     options = parser.parse_args(given)
     files = tuple(filter(None, (options.password_file,)))
-    needs = confinement.Needs(reads=files, ports=(options.database.port,))
+    needs = sealed_connector.Needs(reads=files, ports=(options.database.port,))
 
-    async def work(seal: confinement.Seal) -> None:
+    async def work(seal: sealed_connector.Seal) -> None:
         try:
             import asyncpg  # noqa: F401  before the seal
         except ModuleNotFoundError:
             raise InvalidInput("asyncpg is not installed: pip install 'inferline-stream[postgres]'") from None
-        password = confinement.secret(options.password_file)
+        password = sealed_connector.secret(options.password_file)
         to = Table(options.database, options.table, options.topic, password=password, tls=_context(options.tls))
         async with to as store:
             sink = TopicSink(
@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             await topic_sink.run(sink, seal)
 
-    return confinement.run("inferline_stream.connectors.sinks.postgres", given, options, needs=needs, work=work)
+    return sealed_connector.run("inferline_stream.connectors.sinks.postgres", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

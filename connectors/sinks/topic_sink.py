@@ -14,7 +14,7 @@ from typing import Protocol, Self
 
 import msgspec
 
-from inferline_stream.connectors.confinement import Seal, done_in_time, stopping, tell
+from inferline_stream.connectors.sealed_connector import Seal, done_in_time, stopping, tell
 from inferline_stream.dataplane.headers import cut_letter
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.kafka.fetched_batches import SkippedBatch

@@ -28,12 +28,12 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from inferline_stream.connectors import confinement
+from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sinks import topic_sink
 from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id
 from inferline_stream.errors import InvalidInput
-from inferline_stream.kafka.event_loop import Loop
-from inferline_stream.kafka.loop_resolver import LoopResolver
+from inferline_stream.isolation.addressed_loop import Loop
+from inferline_stream.isolation.loop_resolver import LoopResolver
 from inferline_stream.kafka.record_follower import Record
 
 _WRONG_TOKEN = 401
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m inferline_stream.connectors.sinks.webhook",
         description="Post a topic's events to an HTTP address, with retries.",
     )
-    confinement.add_options(parser)
+    sealed_connector.add_options(parser)
     topic_sink.add_options(parser)
     parser.add_argument("--url", required=True, type=_url)
     parser.add_argument("--token-file", type=Path, help="its first line is sent as Authorization: Bearer")
@@ -165,10 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--timeout-s {options.timeout_s}: must be above 0")
     url: Any = urlsplit(options.url)
     files = tuple(filter(None, (options.token_file,)))
-    needs = confinement.Needs(reads=files, ports=(url.port or {"https": 443, "http": 80}[url.scheme],))
+    needs = sealed_connector.Needs(reads=files, ports=(url.port or {"https": 443, "http": 80}[url.scheme],))
 
-    async def work(seal: confinement.Seal) -> None:
-        token = confinement.secret(options.token_file)
+    async def work(seal: sealed_connector.Seal) -> None:
+        token = sealed_connector.secret(options.token_file)
         async with Webhook(options.url, options.topic, token=token, timeout_s=options.timeout_s) as store:
             sink = TopicSink(
                 options.bootstrap_servers,
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             await topic_sink.run(sink, seal)
 
-    return confinement.run("inferline_stream.connectors.sinks.webhook", given, options, needs=needs, work=work)
+    return sealed_connector.run("inferline_stream.connectors.sinks.webhook", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

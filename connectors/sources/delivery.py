@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from inferline_stream.connectors.confinement import done_in_time
+from inferline_stream.connectors.sealed_connector import done_in_time
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
 from inferline_stream.pipeline.names import EVENT_ID

@@ -42,7 +42,7 @@ from typing import IO, cast
 
 import msgspec
 
-from inferline_stream.connectors import confinement
+from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sources import delivery
 from inferline_stream.connectors.sources.delivery import Delivery, SourceCounts, SourceEvent, key_of
 from inferline_stream.connectors.sources.file_positions import FilePosition, FilePositions
@@ -364,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m inferline_stream.connectors.sources.files",
         description="Send the lines of files into a topic: JSONL and CSV, gzipped ones too.",
     )
-    confinement.add_options(parser)
+    sealed_connector.add_options(parser)
     delivery.add_options(parser)
     parser.add_argument("--path", required=True, type=Path, help="a file or a folder")
     parser.add_argument("--pattern", action="append", help=f"of files in a folder (default {' '.join(_PATTERNS)})")
@@ -375,8 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     state_file = options.state or options.path.parent / f".{options.path.name}.{options.topic}.state"
 
-    async def work(seal: confinement.Seal) -> None:
-        stop = confinement.stopping()
+    async def work(seal: sealed_connector.Seal) -> None:
+        stop = sealed_connector.stopping()
         state = FilePositions(state_file)
         files = Files(
             options.path,
@@ -392,7 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 logger.warning("%s: another source has this state; waiting for its end", state_file)
             waiting = True
             if stop.is_set():
-                return confinement.tell(SourceCounts())
+                return sealed_connector.tell(SourceCounts())
             await asyncio.sleep(_LOOK_AGAIN_S)
         timeout_s = from_environment().connect_timeout_s
         producing = RecordProducer(options.bootstrap_servers, options.topic, connect_timeout_s=timeout_s)
@@ -402,14 +402,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 delivery = Delivery(producer, options.topic, stop, skip_refused=options.skip_refused)
                 seal()
                 await files.send(delivery, stop, follow=options.follow)
-        confinement.tell(delivery.counts)
+        sealed_connector.tell(delivery.counts)
 
     def prepare() -> None:
         FilePositions(state_file).shorten()
 
-    needs = confinement.Needs(reads=(options.path,), writes=(state_file,), late=True)
+    needs = sealed_connector.Needs(reads=(options.path,), writes=(state_file,), late=True)
     module = "inferline_stream.connectors.sources.files"
-    return confinement.run(module, given, options, needs=needs, work=work, prepare=prepare)
+    return sealed_connector.run(module, given, options, needs=needs, work=work, prepare=prepare)
 
 
 if __name__ == "__main__":

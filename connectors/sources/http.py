@@ -38,7 +38,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from inferline_stream.connectors import confinement
+from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sources.admission import BearerTokens
 from inferline_stream.connectors.sources.http_application import (
     LOOK_AGAIN_S,
@@ -70,7 +70,7 @@ async def _look_behind(ingest: Ingest, offsets: OffsetReader, group: str, topic:
         await asyncio.sleep(LOOK_AGAIN_S)
 
 
-async def serve(options: argparse.Namespace, seal: confinement.Seal) -> HttpCounts:
+async def serve(options: argparse.Namespace, seal: sealed_connector.Seal) -> HttpCounts:
     """Take events until stopped.
 
     Raises:
@@ -78,7 +78,7 @@ async def serve(options: argparse.Namespace, seal: confinement.Seal) -> HttpCoun
         UsageError: the port is taken.
         InvalidFile: a token or certificate cannot be read.
     """
-    stop, where = confinement.stopping(), options.bootstrap_servers
+    stop, where = sealed_connector.stopping(), options.bootstrap_servers
     tokens = BearerTokens(_tokens(options.token_file)) if options.token_file else None
     tls = _context(options.certificate, options.key)
     timeout_s = from_environment().connect_timeout_s
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m inferline_stream.connectors.sources.http",
         description="Take events over HTTP: each POST to /events becomes a record.",
     )
-    confinement.add_options(parser)
+    sealed_connector.add_options(parser)
     parser.add_argument("--topic", required=True, help="to send into; must exist")
     parser.add_argument("--listen", type=_address, default=("127.0.0.1", 8080), metavar="ADDRESS:PORT")
     parser.add_argument("--token-file", type=Path, help="a token a line; needed wherever others can connect")
@@ -198,12 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.most_behind and not options.group:
         parser.error("--most-behind needs --group, of the pipeline's first stage: <pipeline>.<stage>")
 
-    async def work(seal: confinement.Seal) -> None:
-        confinement.tell(await serve(options, seal))
+    async def work(seal: sealed_connector.Seal) -> None:
+        sealed_connector.tell(await serve(options, seal))
 
     files = tuple(filter(None, (options.token_file, options.certificate, options.key)))
-    needs = confinement.Needs(reads=files, listens=(options.listen[1],))
-    return confinement.run("inferline_stream.connectors.sources.http", given, options, needs=needs, work=work)
+    needs = sealed_connector.Needs(reads=files, listens=(options.listen[1],))
+    return sealed_connector.run("inferline_stream.connectors.sources.http", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from inferline_stream.connectors import confinement
+from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sources import delivery
 from inferline_stream.connectors.sources.delivery import Delivery, SourceEvent
 from inferline_stream.isolation.confinement import ports_of
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m inferline_stream.connectors.sources.topic",
         description="Send the records of another topic into a pipeline's source topic.",
     )
-    confinement.add_options(parser)
+    sealed_connector.add_options(parser)
     delivery.add_options(parser)
     parser.add_argument("--from-topic", required=True, help="to follow; must exist")
     parser.add_argument("--from-bootstrap-servers", metavar="HOST:PORT", help="its Kafka, if it is another")
@@ -85,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.from_topic, source) == (options.topic, options.bootstrap_servers):
         parser.error(f"--from-topic {options.from_topic}: a topic cannot be sent into itself")
 
-    async def work(seal: confinement.Seal) -> None:
-        stop, timeout_s = confinement.stopping(), from_environment().connect_timeout_s
+    async def work(seal: sealed_connector.Seal) -> None:
+        stop, timeout_s = sealed_connector.stopping(), from_environment().connect_timeout_s
         group = options.group or f"{options.from_topic}-to-{options.topic}"
         async with (
             RecordFollower(
@@ -98,10 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             delivery = Delivery(producer, options.topic, stop, skip_refused=options.skip_refused)
             seal()
             await follow(follower, delivery, stop, options.from_topic, keep=options.keep_timestamps)
-        confinement.tell(delivery.counts)
+        sealed_connector.tell(delivery.counts)
 
-    needs = confinement.Needs(ports=ports_of(source))
-    return confinement.run("inferline_stream.connectors.sources.topic", given, options, needs=needs, work=work)
+    needs = sealed_connector.Needs(ports=ports_of(source))
+    return sealed_connector.run("inferline_stream.connectors.sources.topic", given, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from inferline_stream.connectors.confinement import done_in_time
+from inferline_stream.connectors.sealed_connector import done_in_time
 from inferline_stream.dataplane.sample_files import keyed, read_arrivals, read_events
 from inferline_stream.errors import InferlineError, InvalidFile, UsageError
 from inferline_stream.kafka.record_producer import RecordProducer

@@ -21,7 +21,7 @@ from inferline_stream.actuators import supervisor_calls as calls
 from inferline_stream.actuators.actuator import ReplicaExit
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.supervisor import Supervisor
-from inferline_stream.printable import log_to_stderr_plainly
+from inferline_stream.observability.plain_logs import log_to_stderr_plainly
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from inferline_stream.cli.log_output import log_to_stderr
 from inferline_stream.cli.options import LogFormat, LogLevel
 from inferline_stream.errors import InferlineError
-from inferline_stream.printable import printable
+from inferline_stream.safe_text import printable
 from inferline_stream.settings import check_variables
 
 INTERRUPTED, TERMINATED = 130, 143

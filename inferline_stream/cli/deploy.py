@@ -93,8 +93,8 @@ def _newer_code(topology: Path, bootstrap_servers: str, prefix: str, output: Out
     from inferline_stream.cli.override_steps import as_fields, who
     from inferline_stream.cli.plan_steps import topology_file
     from inferline_stream.controlplane.leadership import leads
-    from inferline_stream.controlplane.log.control_records import Override, encode
     from inferline_stream.controlplane.observe.recovery import recover
+    from inferline_stream.controlplane.records.control_records import Override, encode
     from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.errors import UsageError
     from inferline_stream.kafka.controller_client import Written, write_once

@@ -9,7 +9,7 @@ import typer
 
 from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology
 from inferline_stream.cli.output import print_json
-from inferline_stream.printable import printable
+from inferline_stream.safe_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

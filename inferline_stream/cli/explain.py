@@ -28,9 +28,9 @@ def explain(
     import msgspec
 
     from inferline_stream.cli.plan_steps import topology_file
-    from inferline_stream.controlplane.log.explanation import PlanHistory, document, sentences
-    from inferline_stream.controlplane.log.overrides import Overrides
     from inferline_stream.controlplane.observe.recovery import recover
+    from inferline_stream.controlplane.records.explanation import PlanHistory, document, sentences
+    from inferline_stream.controlplane.records.overrides import Overrides
     from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.pipeline.names import Names
     from inferline_stream.runs.archive import newest_run, read_record

@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
-from inferline_stream.printable import PrintableFormatter
+from inferline_stream.observability.plain_logs import PrintableFormatter
 
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _NOISY = ("aiokafka", "faust", "mode")

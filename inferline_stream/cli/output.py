@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from inferline_stream.cli.log_output import logs_as_json
-from inferline_stream.printable import printable, printable_json
+from inferline_stream.safe_text import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.console import Console

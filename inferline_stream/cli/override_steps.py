@@ -11,7 +11,7 @@ import typer
 from inferline_stream.cli.options import duration_of
 
 if TYPE_CHECKING:
-    from inferline_stream.controlplane.log.control_records import Override
+    from inferline_stream.controlplane.records.control_records import Override
     from inferline_stream.pipeline.topology import Pipeline
 
 Lasting = Annotated[str | None, typer.Option("--for", help='lapses after so long, e.g. "10m"; for good without it')]
@@ -43,7 +43,7 @@ def send(
     import asyncio
 
     from inferline_stream.cli.output import print_json
-    from inferline_stream.controlplane.log.control_records import encode
+    from inferline_stream.controlplane.records.control_records import encode
     from inferline_stream.kafka.controller_client import Written, write_once
     from inferline_stream.pipeline.names import Names
 

@@ -15,7 +15,7 @@ def pause(
     output: Output = "table",
 ) -> None:
     """Hold decisions, new plans included; records keep flowing."""
-    from inferline_stream.controlplane.log.control_records import Override
+    from inferline_stream.controlplane.records.control_records import Override
 
     override = Override("pause", until_s=until_s(lasting), who=who())
     send(loaded(topology), bootstrap_servers, prefix, [(override.key, override)], output)

@@ -37,7 +37,7 @@ from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profile_store import ProfileStore
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.profiler.profiling_progress import Progress
-from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
+from inferline_stream.runs.broker_process import EmbeddedBrokerProcess
 from inferline_stream.settings import Settings, from_environment
 
 if TYPE_CHECKING:
@@ -280,9 +280,9 @@ def planned(
         InvalidInput: traces that do not fit in memory.
     """
     from inferline_stream.estimator.warmup import compile_kernels
+    from inferline_stream.planner.parallel_map import Spread
     from inferline_stream.planner.provision import SearchProgress as Searching
     from inferline_stream.planner.provision import provision
-    from inferline_stream.planner.spread import Spread
 
     with Bar("getting the estimator ready, once per installation") as bar:
         compile_kernels(bar.show, everything=False)

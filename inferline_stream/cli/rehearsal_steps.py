@@ -17,7 +17,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.profile_store import ProfileStore
-from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
+from inferline_stream.runs.broker_process import EmbeddedBrokerProcess
 from inferline_stream.runs.rehearsal import hold, rehearse, slowed
 from inferline_stream.runs.run import FeedTo, Run
 from inferline_stream.settings import Settings

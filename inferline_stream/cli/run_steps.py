@@ -44,21 +44,21 @@ from inferline_stream.cli.rehearsal_steps import RehearsalOptions, rehearsed
 from inferline_stream.cli.screen import Screen
 from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
-from inferline_stream.controlplane.log.page_commands import page_control
+from inferline_stream.controlplane.records.page_commands import page_control
 from inferline_stream.dataplane.dispatcher.tracing import check_exporter
 from inferline_stream.dataplane.sample_files import read_arrivals
 from inferline_stream.dataplane.start_offsets import check_start
 from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
 from inferline_stream.kafka.connection import refused
 from inferline_stream.kafka.controller_client import wait_for_kafka
-from inferline_stream.kafka.topics import REPLICATION
+from inferline_stream.kafka.pipeline_topics import REPLICATION
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.evaluator import Stopped
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.archive import new_run
-from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
+from inferline_stream.runs.broker_process import EmbeddedBrokerProcess
 from inferline_stream.runs.http_endpoints import served
 from inferline_stream.runs.lifecycle import run_and_hand_over, run_to_report
 from inferline_stream.runs.report import RunReport

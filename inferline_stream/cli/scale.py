@@ -11,7 +11,7 @@ from inferline_stream.cli.options import Output, Prefix, RunningServers, Topolog
 from inferline_stream.cli.override_steps import Lasting, check_stage, loaded, send, until_s, who
 
 if TYPE_CHECKING:
-    from inferline_stream.controlplane.log.control_records import Override
+    from inferline_stream.controlplane.records.control_records import Override
     from inferline_stream.pipeline.topology import Pipeline
 
 
@@ -40,7 +40,7 @@ def scale(
     """Set replicas or limits of a stage, or the SLO, prices and stock that plans are made for, while it runs."""
     import msgspec
 
-    from inferline_stream.controlplane.log.control_records import Override
+    from inferline_stream.controlplane.records.control_records import Override
     from inferline_stream.errors import UsageError
 
     pipeline = loaded(topology)

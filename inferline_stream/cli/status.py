@@ -52,7 +52,7 @@ async def pipeline_states(
 ) -> AsyncIterator[tuple[PipelineState, Arrows]]:
     """Yield a running pipeline's state again and again, with the arrows of its DAG."""
     from inferline_stream.cli.plan_steps import topology_file
-    from inferline_stream.controlplane.observer import watch_pipeline
+    from inferline_stream.controlplane.pipeline_watch import watch_pipeline
     from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.pipeline.shape import shape_of
     from inferline_stream.pipeline.validation import validated

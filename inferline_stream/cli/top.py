@@ -33,7 +33,7 @@ def top(
 
     from inferline_stream.cli.output import console
     from inferline_stream.observability.page.snapshot import snapshot
-    from inferline_stream.printable import printable_json
+    from inferline_stream.safe_text import printable_json
 
     every_s = duration_of("--every", every)
     screen = console()

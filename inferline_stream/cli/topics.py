@@ -10,8 +10,8 @@ import typer
 from inferline_stream.cli.options import Output, Prefix, Topology
 
 if TYPE_CHECKING:
-    from inferline_stream.dataplane.permissions import Permission, Role
-    from inferline_stream.kafka.topics import WantedTopic
+    from inferline_stream.dataplane.kafka_permissions import Permission, Role
+    from inferline_stream.kafka.pipeline_topics import WantedTopic
 
 
 def topics(
@@ -41,10 +41,10 @@ def topics(
     import uvloop
 
     from inferline_stream.cli.plan_steps import topology_file
-    from inferline_stream.dataplane.permissions import permission_commands, permissions, topic_commands
+    from inferline_stream.dataplane.kafka_permissions import permission_commands, permissions, topic_commands
     from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.errors import InvalidInput
-    from inferline_stream.kafka.topics import topics_of, verify_topics
+    from inferline_stream.kafka.pipeline_topics import topics_of, verify_topics
     from inferline_stream.pipeline.validation import validated
 
     pipeline = validated(load_topology(topology_file(topology)))
@@ -65,7 +65,7 @@ def topics(
 
 def _principals(given: list[str]) -> dict[Role, str]:
     """Return the Kafka user of each role. A user's own name may hold equals signs, as ``User:CN=dispatchers`` does."""
-    from inferline_stream.dataplane.permissions import ROLES
+    from inferline_stream.dataplane.kafka_permissions import ROLES
     from inferline_stream.errors import UsageError
 
     by_role = {role: text.partition("=")[2] for text in given for role in ROLES if text.startswith(f"{role}=")}
@@ -85,7 +85,7 @@ def _principals(given: list[str]) -> dict[Role, str]:
 def _print_json(wanted: list[WantedTopic], rights: list[Permission], differences: list[str]) -> None:
     import msgspec
 
-    from inferline_stream.kafka.topics import REPLICATION
+    from inferline_stream.kafka.pipeline_topics import REPLICATION
 
     document = {
         "topics": [

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Self
 
 from inferline_stream.controlplane.record_decoder import RecordDecoder
-from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat, decode_control, encode_control, grant_key
 from inferline_stream.dataplane.host_postings import host_of
+from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat, decode_control, encode_control, grant_key
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import (
     Followed,

@@ -21,9 +21,9 @@ from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
 from inferline_stream.kafka.partitioner import partition_of
+from inferline_stream.kafka.pipeline_topics import record_rules
 from inferline_stream.kafka.records import Header, Message
 from inferline_stream.kafka.stage_sender import StageSender
-from inferline_stream.kafka.topics import record_rules
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, Names

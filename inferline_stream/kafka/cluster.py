@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower, delete_groups, fence
+from inferline_stream.kafka.pipeline_topics import retentions
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.kafka.topics import retentions
 
 
 @dataclass(frozen=True, slots=True)

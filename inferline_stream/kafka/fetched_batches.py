@@ -19,8 +19,8 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.record.util import calc_crc32c, decode_varint
 
-from inferline_stream.broker.decompression import LIMIT_BYTES, Decompressor, TooLarge, Undecodable
 from inferline_stream.kafka.batch_mark import BatchWatch
+from inferline_stream.kafka.wire.decompression import LIMIT_BYTES, Decompressor, TooLarge, Undecodable
 
 RECORDS_AT_ONCE = 4096
 """Records that one call takes out of what was fetched: small ones cost a hundred times their size in memory."""

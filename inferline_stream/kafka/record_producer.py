@@ -21,9 +21,9 @@ from aiokafka.errors import (
 
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.kafka.connection import client_options, closed, closed_on_failure, unreachable
+from inferline_stream.kafka.pipeline_topics import record_rules
 from inferline_stream.kafka.record_size import LIMIT_BYTES
 from inferline_stream.kafka.records import Header
-from inferline_stream.kafka.topics import record_rules
 
 _BUFFER_BYTES = 1 << 19  # per partition; a send waits only once so much is not yet on its way
 

@@ -19,7 +19,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.commit import OffsetFetchRequest_v3
 
-from inferline_stream.broker.offset_fetch_wire import LATER_OFFSET_FETCH, OFFSET_FETCH, UNSTABLE
+from inferline_stream.kafka.wire.offset_fetch import LATER_OFFSET_FETCH, OFFSET_FETCH, UNSTABLE
 
 _STABLE = 7
 """First version that can ask for stable offsets."""

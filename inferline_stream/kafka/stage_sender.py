@@ -13,6 +13,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.connection import client_options, closed, cut_off, started
+from inferline_stream.kafka.hanging_transactions import TransactionalProducer
 from inferline_stream.kafka.record_size import record_bytes
 from inferline_stream.kafka.records import (
     PRODUCE_BATCH_BYTES,
@@ -22,7 +23,6 @@ from inferline_stream.kafka.records import (
     Message,
     Outgoing,
 )
-from inferline_stream.kafka.transactional_producer import TransactionalProducer
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from aiokafka.errors import NoError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.metadata import MetadataRequest_v5
 
-from inferline_stream.broker.metadata_wire import LATER_METADATA, METADATA, UUID_BYTES
+from inferline_stream.kafka.wire.metadata import LATER_METADATA, METADATA, UUID_BYTES
 
 _WITH_IDS = 10
 

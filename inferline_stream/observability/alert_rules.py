@@ -11,17 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inferline_stream.documentation import GUIDES
 from inferline_stream.observability.buckets import bucket_label
 
 PAGE, TICKET = "page", "ticket"
+
+GUIDES = "https://inferline-stream.example/blob/main/docs"
+"""Where the guides are published, as pyproject.toml's link to the documentation says, which a test compares."""
 
 _BURNS = (("1h", "5m", 14.4, PAGE), ("6h", "30m", 6.0, PAGE), ("1d", "2h", 3.0, TICKET), ("3d", "6h", 1.0, TICKET))
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 _LARGEST_RATIO = 0.9
 """A miss ratio that can really be reached: thresholds at or above 1 would never fire."""
-
 
 _LEAST_DRIFT = 0.01
 """Share of the SLO by which a batch must differ from its profile: less is the machine's noise, and harms no plan."""

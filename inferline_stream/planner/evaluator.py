@@ -19,8 +19,8 @@ from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import busiest
 from inferline_stream.planner.bounds import Bounds
+from inferline_stream.planner.parallel_map import ALONE, Spread
 from inferline_stream.planner.problem import Candidate, Option, Problem, replaced, replica_cap, slots
-from inferline_stream.planner.spread import ALONE, Spread
 
 KEPT_BYTES = 1_500_000_000
 """Most memory for departures of the accepted candidate, and again for those simulated at once; longer traces are

@@ -8,8 +8,8 @@ from itertools import islice
 
 from inferline_stream.pipeline.plan import hold_of
 from inferline_stream.planner.evaluator import Evaluator
+from inferline_stream.planner.predicted_changes import Surrogate
 from inferline_stream.planner.problem import COST_EPSILON, Candidate, batch_limits, cost_of, in_stock, replaced
-from inferline_stream.planner.surrogate import Surrogate
 
 TOLERANCE = 0.3
 """Predictions may be off by this share of the allowed late events before a candidate is not even tried."""

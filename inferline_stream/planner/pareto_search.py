@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import Departures, arrivals_at, evaluate, fastest_rest_s, simulate_stage
+from inferline_stream.planner.batch_holds import holds
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator
-from inferline_stream.planner.holds import holds
 from inferline_stream.planner.option_cache import OptionCache
 from inferline_stream.planner.problem import (
     Candidate,

@@ -14,12 +14,14 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace, busiest
 from inferline_stream.planner.branch_and_bound import prove
+from inferline_stream.planner.default_search import lowered, refine
 from inferline_stream.planner.evaluator import Evaluator, Stopped
 from inferline_stream.planner.infeasible import does_not_fit, infeasible
 from inferline_stream.planner.key_bounds import key_bounds
 from inferline_stream.planner.local_search import with_largest_limits, without_needless_holds
 from inferline_stream.planner.mixture_search import mixed_in
 from inferline_stream.planner.paper_greedy import Search, plan_inferline
+from inferline_stream.planner.parallel_map import ALONE, Spread
 from inferline_stream.planner.problem import (
     COST_EPSILON,
     Candidate,
@@ -32,8 +34,6 @@ from inferline_stream.planner.problem import (
     is_scarce,
     slots,
 )
-from inferline_stream.planner.search import lowered, refine
-from inferline_stream.planner.spread import ALONE, Spread
 from inferline_stream.planner.stage_options import combined
 
 Algorithm = Literal["default", "inferline", "exact"]

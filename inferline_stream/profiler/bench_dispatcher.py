@@ -31,9 +31,9 @@ from inferline_stream.dataplane.frames import (
 )
 from inferline_stream.dataplane.frames import Ready as Built
 from inferline_stream.dataplane.supervisor_messages import MAX_DATAGRAM_BYTES
+from inferline_stream.isolation.addressed_loop import Loop
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.isolation.seal import seal
-from inferline_stream.kafka.event_loop import Loop
 from inferline_stream.profiler.worker_messages import (
     LENGTH_BYTES,
     SAMPLE_BATCH,

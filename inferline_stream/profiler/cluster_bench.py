@@ -27,7 +27,7 @@ from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.errors import StageFailed
-from inferline_stream.kafka.topics import create_topics, delete_topics, topics_of
+from inferline_stream.kafka.pipeline_topics import create_topics, delete_topics, topics_of
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.names import Names

@@ -14,10 +14,10 @@ import msgspec
 from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.headers import read_headers
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics, delete_topics
 from inferline_stream.kafka.records import Message
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import StageSender
-from inferline_stream.kafka.topics import WantedTopic, create_topics, delete_topics
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES
 

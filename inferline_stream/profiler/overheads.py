@@ -23,15 +23,15 @@ from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.core_times import cpu_s
 from inferline_stream.actuators.supervisor import Supervisor
-from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes, routes_of
+from inferline_stream.dataplane.slot_grants import Grant, encode_control, grant_key
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.pipeline_topics import create_topics, delete_topics, topics_of
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.kafka.topics import create_topics, delete_topics, topics_of
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import Overheads

@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.controlplane.log.control_records import StoredPlan
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import write_observations
+from inferline_stream.controlplane.records.control_records import StoredPlan
 from inferline_stream.errors import InvalidFile, UsageError
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.hardware import Catalogue, Hardware

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from html import escape
 
 from inferline_stream.calculus.envelope import compiled_kernel
-from inferline_stream.controlplane.log.explanation import WORDS
+from inferline_stream.controlplane.records.explanation import WORDS
 from inferline_stream.observability.plots.comparison import draw_comparison
 from inferline_stream.observability.plots.replay import draw_replay
 from inferline_stream.pipeline.plan import Plan, in_words

@@ -25,19 +25,19 @@ from inferline_stream.controlplane.controller import Controller, Host
 from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.decide.policy_memory import windows_of
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
-from inferline_stream.controlplane.log.page_commands import page_control
 from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, ledger_begin
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered, recover
 from inferline_stream.controlplane.pipeline_context import PipelineContext, lags
+from inferline_stream.controlplane.records.page_commands import page_control
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
-from inferline_stream.dataplane.grants import Grant
+from inferline_stream.dataplane.slot_grants import Grant
 from inferline_stream.dataplane.start_offsets import commit_start_offsets, has_read
 from inferline_stream.errors import InferlineError, UsageError
 from inferline_stream.isolation import limits
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import OffsetReader
-from inferline_stream.kafka.topics import ready_topics, topics_of
+from inferline_stream.kafka.pipeline_topics import ready_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.shape import shape_of

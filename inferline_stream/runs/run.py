@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from inferline_stream.dataplane.process_specs import Delivery, DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
-from inferline_stream.kafka.topics import REPLICATION
+from inferline_stream.kafka.pipeline_topics import REPLICATION
 from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import Catalogue, catalogue

@@ -58,7 +58,16 @@ class EmbeddedKafka:
         self.bootstrap_servers = ""
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "inferline_stream.broker", "--port", "0", "--output", "json", "--parent-pipe"]
+        command = [
+            sys.executable,
+            "-m",
+            "inferline_stream.embedded_broker",
+            "--port",
+            "0",
+            "--output",
+            "json",
+            "--parent-pipe",
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

@@ -12,8 +12,8 @@ from collections import defaultdict
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from inferline_stream.dataplane.grants import Grant, decode_control
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, encode_report
+from inferline_stream.dataplane.slot_grants import Grant, decode_control
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
-from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.live_run import LiveRun

@@ -23,7 +23,7 @@ from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.kafka.connection import client_options
 from inferline_stream.kafka.controller_client import OffsetReader
-from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile

@@ -13,7 +13,7 @@ from pathlib import Path
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.pipeline.names import Names
-from inferline_stream.runs.embedded_broker import EmbeddedBrokerProcess
+from inferline_stream.runs.broker_process import EmbeddedBrokerProcess
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay
 from inferline_stream.settings import Settings

@@ -20,7 +20,7 @@ import numpy as np
 from aiokafka.conn import AIOKafkaConnection
 
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.kafka.topics import create_topics, topics_of
+from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay

@@ -31,7 +31,7 @@ import numpy as np
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.kafka.controller_client import OffsetReader
-from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.testing.local_kafka import LocalKafka

@@ -31,9 +31,9 @@ from aiokafka import AIOKafkaProducer
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.leadership import leads
-from inferline_stream.controlplane.log.control_records import Override, encode
 from inferline_stream.controlplane.observe.recovery import recover
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.controller_client import TopicFollower, Written, write_once
 from inferline_stream.runs.lifecycle import open_run

@@ -57,7 +57,7 @@ EQUIVALENT: Mapping[str, str] = {
     "times another to the last bit",
     "planner/problem.py: return sum(cores_of(problem.catalogue, option) for option in candidate) < problem.cores + "
     "_ROUNDING": "the limit has room for rounding, which no sum of cores hits",
-    "planner/surrogate.py: best = [options[i][0] for late_s, i in ranked[:BEST_HOLDS] "
+    "planner/predicted_changes.py: best = [options[i][0] for late_s, i in ranked[:BEST_HOLDS] "
     "if late_s < self._target_s * NEAR]": "no predicted latency is `NEAR` times the target to the last bit",
 }
 """Mutants that no test can see, by `Mutant.named`, with the reason."""

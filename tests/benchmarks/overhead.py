@@ -27,7 +27,7 @@ from pathlib import Path
 import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.testing.kafka import find_apache_kafka
 from tests.benchmarks._machine import Elsewhere
 from tests.support.director import Director

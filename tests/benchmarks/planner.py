@@ -31,9 +31,9 @@ from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.planner.evaluator import Stopped
+from inferline_stream.planner.parallel_map import Spread
 from inferline_stream.planner.problem import COST_EPSILON, Problem, cost_of
 from inferline_stream.planner.provision import MARGIN, PAPER_WORK, Algorithm, provision, search
-from inferline_stream.planner.spread import Spread
 from tests.benchmarks._variation import varying
 from tests.benchmarks.instances.published import SHAPES as PUBLISHED
 from tests.benchmarks.instances.published import Instance, prices, published

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.controlplane.log.control_records import Override, encode
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.lifecycle import open_run

@@ -14,7 +14,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from inferline_stream.kafka.aiokafka_repairs import AGAIN_S
 from inferline_stream.kafka.connection import client_options, closed
 from inferline_stream.kafka.controller_client import TopicFollower
-from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.testing.kafka import EmbeddedKafka, KafkaServer
 
 

@@ -19,7 +19,7 @@ from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import StageFailed, Unreachable
 from inferline_stream.kafka.connection import client_options
-from inferline_stream.kafka.topics import create_topics
+from inferline_stream.kafka.pipeline_topics import create_topics
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import PipelineProfile

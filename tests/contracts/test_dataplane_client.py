@@ -11,15 +11,15 @@ from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.fetch import FetchRequest
 
-from inferline_stream.broker.server import EmbeddedBroker
+from inferline_stream.embedded_broker.server import EmbeddedBroker
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import wait_for_kafka
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.kafka.record_lookup import RecordsGone
 from inferline_stream.kafka.record_size import record_bytes
 from inferline_stream.kafka.records import Fenced, KafkaFailed, Message
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import StageSender
-from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.testing.local_kafka import free_ports
 
 HEADERS = [("shop", b"7"), ("empty", b"")]

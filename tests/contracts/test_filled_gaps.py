@@ -6,8 +6,8 @@ import time
 from inferline_stream.controlplane.observe.recovery import arrivals_between
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.kafka.cluster import KafkaCluster
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from inferline_stream.dataplane.dead_letters import send_again
-from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from tests.support.director import Director
 
 NUMBERED = '''

@@ -1,4 +1,4 @@
-"""Transactions whose end Kafka has lost, on an Apache Kafka that lets them be made: see `transactional_producer`."""
+"""Transactions whose end Kafka has lost, on an Apache Kafka that lets them be made: see `hanging_transactions`."""
 
 from collections import Counter
 from collections.abc import Iterator

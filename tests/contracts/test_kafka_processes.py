@@ -87,7 +87,7 @@ def test_the_embedded_broker_ends_cleanly(how):
 
 
 def test_the_embedded_broker_says_that_it_keeps_nothing():
-    command = [sys.executable, "-m", "inferline_stream.broker", "--port", "0"]
+    command = [sys.executable, "-m", "inferline_stream.embedded_broker", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()
         process.terminate()

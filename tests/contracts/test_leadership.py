@@ -9,7 +9,7 @@ from inferline_stream.controlplane.leadership import LEADER_KEY, Leadership, rea
 from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import TopicFollower
-from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.names import Names
 

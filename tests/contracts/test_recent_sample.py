@@ -15,8 +15,8 @@ from inferline_stream.cli.main import app
 from inferline_stream.dataplane import source_sample
 from inferline_stream.dataplane.source_sample import recent_sample
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.kafka.topics import WantedTopic, create_topics
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.testing.kafka import KafkaServer

@@ -27,13 +27,13 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from inferline_stream.controlplane.observer import watch_pipeline
+from inferline_stream.controlplane.pipeline_watch import watch_pipeline
 from inferline_stream.dataplane.dead_letters import Letter, dead_letters, send_again
-from inferline_stream.dataplane.permissions import ROLES, permissions
+from inferline_stream.dataplane.kafka_permissions import ROLES, permissions
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import Written, write_once
-from inferline_stream.kafka.topics import create_topics, topics_of
+from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import from_environment
 from inferline_stream.testing.local_kafka import HOST, LocalKafka

@@ -17,9 +17,9 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaStorageError
 from aiokafka.protocol.commit import OffsetCommitRequest
 
-from inferline_stream.broker.groups import Group
-from inferline_stream.broker.server import EmbeddedBroker
 from inferline_stream.connectors.sinks.topic_sink import Refusal, SinkCounts, TopicSink
+from inferline_stream.embedded_broker.groups import Group
+from inferline_stream.embedded_broker.server import EmbeddedBroker
 from inferline_stream.kafka.record_follower import Record, RecordFollower
 from inferline_stream.kafka.record_size import LIMIT_BYTES
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID

@@ -14,7 +14,7 @@ from inferline_stream.errors import UsageError
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.kafka.group_offsets import GroupOffsets
 from inferline_stream.kafka.offset_metadata import Committed
-from inferline_stream.kafka.topics import create_topics, topics_of
+from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.version import Structure, structure_of

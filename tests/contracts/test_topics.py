@@ -11,7 +11,14 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InvalidInput
 from inferline_stream.kafka.controller_client import OffsetReader
-from inferline_stream.kafka.topics import create_topics, durability, ready_topics, retentions, topics_of, verify_topics
+from inferline_stream.kafka.pipeline_topics import (
+    create_topics,
+    durability,
+    ready_topics,
+    retentions,
+    topics_of,
+    verify_topics,
+)
 from tests.support.forked_command import forked_command
 
 

@@ -16,8 +16,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.controlplane.log.control_records import Override, encode
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.dataplane.frames import (
     FORMAT,
     HEADER_BYTES,

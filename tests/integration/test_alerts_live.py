@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 import inferline_stream.observability as room
-from inferline_stream.documentation import GUIDES
 from inferline_stream.errors import Unreachable
+from inferline_stream.observability.alert_rules import GUIDES
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.settings import surroundings
 from inferline_stream.testing.local_kafka import LocalKafka, free_ports

@@ -85,7 +85,7 @@ def run(commands: str, folder: Path) -> None:
 
 @contextmanager
 def broker() -> Iterator[str]:
-    command = [sys.executable, "-m", "inferline_stream.broker", "--port", "0", "--output", "json"]
+    command = [sys.executable, "-m", "inferline_stream.embedded_broker", "--port", "0", "--output", "json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from inferline_stream.documentation import GUIDES
+from inferline_stream.observability.alert_rules import GUIDES
 
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -125,7 +125,7 @@ def test_the_guides_are_where_the_project_says():
 def test_a_release_needs_the_repositorys_address(tmp_path):
     release = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
     (step,) = [s for s in release["jobs"]["build"]["steps"] if s.get("name") == "Links lead to the repository"]
-    files = ("pyproject.toml", "inferline_stream/documentation.py")
+    files = ("pyproject.toml", "inferline_stream/observability/alert_rules.py")
     (tmp_path / "inferline_stream").mkdir()
 
     def accepted(address: str) -> bool:

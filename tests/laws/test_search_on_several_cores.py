@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.planner import default_search as refinement
 from inferline_stream.planner import evaluator as evaluating
-from inferline_stream.planner import search as refinement
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.option_cache import OptionCache
+from inferline_stream.planner.parallel_map import ALONE, Spread
 from inferline_stream.planner.provision import search
-from inferline_stream.planner.spread import ALONE, Spread
 from tests.unit.planner.problems import random_problem
 
 

@@ -17,7 +17,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from inferline_stream.controlplane.faust_app import ControlApp
 from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
-from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, Run

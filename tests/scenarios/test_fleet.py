@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.log.control_records import Override, encode
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.lifecycle import open_run

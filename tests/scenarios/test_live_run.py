@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from inferline_stream.cli.main import app
-from inferline_stream.controlplane.log.control_records import Override, encode
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.runs.archive import read_events, read_record

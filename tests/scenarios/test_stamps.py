@@ -9,12 +9,12 @@ import time
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from inferline_stream.controlplane.log.control_records import ArrivalTicks, encode
 from inferline_stream.controlplane.observe.record_timestamps import SourceTimestamps
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import OffsetReader, Written, write_once
-from inferline_stream.kafka.topics import WantedTopic, create_topics
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.log.record_writers import flat
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.records.record_writers import flat
 from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
 from inferline_stream.kafka.offset_metadata import Committed
+from inferline_stream.kafka.pipeline_topics import ready_topics, topics_of
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.kafka.topics import ready_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.lifecycle import open_run, run_to_report

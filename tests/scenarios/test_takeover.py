@@ -11,13 +11,13 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.controlplane.log.control_records import StoredPlan, encode
 from inferline_stream.controlplane.observe.event_ledger import read_ledger
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.records.control_records import StoredPlan, encode
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.controller_client import Written, write_once
-from inferline_stream.kafka.topics import WantedTopic, create_topics, topics_of
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import plan_to_bytes

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from inferline_stream.controlplane.log.control_records import Override, encode
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.controller_client import Written, write_once
-from inferline_stream.kafka.topics import create_topics, topics_of
+from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, Run

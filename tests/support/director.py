@@ -21,15 +21,15 @@ from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, Delivery, DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, decode_report
 from inferline_stream.dataplane.routes import every_route
+from inferline_stream.dataplane.slot_grants import Grant, encode_control, grant_key
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.connection import client_options, closed
+from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.kafka.topic_state import topic_states
-from inferline_stream.kafka.topics import create_topics, topics_of
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names, event_id_prefix

@@ -34,7 +34,6 @@ _QUOTED = "everybody told me it would be"
 _IN_SEVERAL_ROOMS = {
     "actuator.py": "the protocol, and in its own room what implements it on Kubernetes",
     "server.py": "what listens: the broker, the live page; and a queue's server in the simulation",
-    "topics.py": "the broker's, and those that a pipeline needs",
 }
 """Names of files in more than one room, each the right one there. Commands are files of their own names in `cli/`."""
 

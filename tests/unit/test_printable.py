@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from inferline_stream.cli.output import console
-from inferline_stream.printable import PrintableFormatter, printable, printable_json
+from inferline_stream.observability.plain_logs import PrintableFormatter
+from inferline_stream.safe_text import printable, printable_json
 
 
 @given(st.text(alphabet=st.characters(codec=None)))

@@ -41,8 +41,8 @@ from inferline_stream.actuators.network.log_copier import LogCopier
 from inferline_stream.dataplane.process_specs import REPLICA_MODULE, ReplicaSpec
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.containers import RUNTIMES
+from inferline_stream.observability.plain_logs import log_to_stderr_plainly
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.printable import log_to_stderr_plainly
 from inferline_stream.settings import HOST_NAME, HOST_SPEC, host_given, host_node
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.dataplane.grants import Grant, grant_key
+from inferline_stream.dataplane.slot_grants import Grant, grant_key
 
 _ANY = 0
 """Number of slots of a dispatcher about which nothing is known: it may serve every partition of its stage."""

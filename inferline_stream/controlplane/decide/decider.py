@@ -16,13 +16,13 @@ from inferline_stream.controlplane.decide.background_tables import BackgroundTab
 from inferline_stream.controlplane.decide.policy_memory import PolicyMemory, windows_of
 from inferline_stream.controlplane.decide.replan import ReplanResult
 from inferline_stream.controlplane.leadership import Leadership
-from inferline_stream.controlplane.log.control_records import PLANS_KEPT, Override, StoredPlan
-from inferline_stream.controlplane.log.overrides import Overrides
-from inferline_stream.controlplane.log.record_writers import DecisionLog, flat, nested
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.records.control_records import PLANS_KEPT, Override, StoredPlan
+from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.controlplane.records.record_writers import DecisionLog, flat, nested
 from inferline_stream.controlplane.replica_counts import going_over, stock_of_cores, stock_of_gpus, within
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.profile import PipelineProfile

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from inferline_stream.controlplane.log.control_records import decode_ticks, merged
-from inferline_stream.controlplane.observe.offset_history import LogGrowth
+from inferline_stream.controlplane.observe.log_growth import LogGrowth
 from inferline_stream.controlplane.record_decoder import RecordDecoder
+from inferline_stream.controlplane.records.control_records import decode_ticks, merged
 from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.kafka.controller_client import Followed

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.decide.replan import ReplanInputs, ReplanResult, replan
 from inferline_stream.controlplane.decide.subprocess_call import call_in_subprocess
-from inferline_stream.controlplane.log.overrides import Overrides
 from inferline_stream.controlplane.observe.live_profile import Mark, corrected, mark, measured_since
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.overrides import Overrides
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile

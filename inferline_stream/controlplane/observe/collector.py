@@ -11,13 +11,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from inferline_stream.controlplane.log.control_records import decode_ticks
-from inferline_stream.controlplane.log.record_writers import ArrivalLog
 from inferline_stream.controlplane.observe.end_offsets import EndOffsets
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.record_timestamps import SourceTimestamps
 from inferline_stream.controlplane.observe.recovery import arrivals_between
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.control_records import decode_ticks
+from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.dataplane.reports import PoolReport, decode_report
 from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
 from inferline_stream.pipeline.names import Names

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.controlplane.log.control_records import ArrivalTicks, decode_ticks, highest
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.control_records import ArrivalTicks, decode_ticks, highest
 from inferline_stream.errors import InvalidFile
 from inferline_stream.replay.live_observations import LiveObservations
 

@@ -11,11 +11,11 @@ from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
 from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 from inferline_stream.controlplane.core_use import CoreUse
-from inferline_stream.controlplane.log.control_records import StoredPlan
 from inferline_stream.controlplane.observe.latencies import Latencies
-from inferline_stream.controlplane.observe.offset_history import LogGrowth, OffsetHistory
+from inferline_stream.controlplane.observe.log_growth import LogGrowth, OffsetHistory
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S, PoolReports, StageFigures
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
+from inferline_stream.controlplane.records.control_records import StoredPlan
 from inferline_stream.controlplane.replica_counts import Replicas, cores_held, cost_per_hour, replicas_of_plan
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.observability.pipeline_state import (

@@ -16,9 +16,9 @@ from typing import Self
 import numpy as np
 
 from inferline_stream.calculus.envelope_state import Times
-from inferline_stream.controlplane.log.control_records import decode_ticks, merged
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.control_records import decode_ticks, merged
 
 
 class SourceTimestamps:

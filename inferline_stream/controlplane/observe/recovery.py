@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.controlplane.log.control_records import (
+from inferline_stream.controlplane.observe.log_growth import LogGrowth
+from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.record_decoder import RecordDecoder
+from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
     WANTED_KEY,
     StoredPlan,
@@ -20,11 +23,8 @@ from inferline_stream.controlplane.log.control_records import (
     decode_ticks,
     merged,
 )
-from inferline_stream.controlplane.log.overrides import Overrides
-from inferline_stream.controlplane.log.record_writers import flat
-from inferline_stream.controlplane.observe.offset_history import LogGrowth
-from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.record_decoder import RecordDecoder
+from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.controlplane.records.record_writers import flat
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import Names

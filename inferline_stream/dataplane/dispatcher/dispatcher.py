@@ -22,20 +22,20 @@ from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, SlotSession
 from inferline_stream.dataplane.dispatcher.supervisor_channel import SupervisorChannel
 from inferline_stream.dataplane.dispatcher.tracing import batch_spans
-from inferline_stream.dataplane.grants import Grant, decode_control, grant_key, partitions_of
 from inferline_stream.dataplane.process_specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
+from inferline_stream.dataplane.slot_grants import Grant, decode_control, grant_key, partitions_of
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.dataplane.until_first import until_first
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.committed_offsets import surely_committed
 from inferline_stream.kafka.fetched_batches import bound_batches
+from inferline_stream.kafka.pipeline_topics import RecordRules, record_rules
 from inferline_stream.kafka.records import Fenced, KafkaFailed
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import ReportSender, StageSender
 from inferline_stream.kafka.topic_state import recreated
-from inferline_stream.kafka.topics import RecordRules, record_rules
 from inferline_stream.observability.buckets import latency_bounds_s
 from inferline_stream.settings import Settings
 

@@ -25,9 +25,9 @@ from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.partitioner import murmur2
+from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.record_size import LIMIT_BYTES, record_bytes
 from inferline_stream.kafka.records import FetchedRecord, Header, Message
-from inferline_stream.kafka.topics import RecordRules
 from inferline_stream.pipeline.names import ERRORS_PREFIX, PARENT
 
 _HASHES_REMEMBERED = 65_536

@@ -14,6 +14,7 @@ from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatch
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.hand import Hand, PoolMember
 from inferline_stream.dataplane.dispatcher.lost_batches import LostBatches
+from inferline_stream.dataplane.dispatcher.poison_suspects import Probe
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
 from inferline_stream.dataplane.dispatcher.replica_claims import believed_calls, believed_s
@@ -21,7 +22,6 @@ from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConn
 from inferline_stream.dataplane.dispatcher.replica_trust import Happening, ReplicaTrust
 from inferline_stream.dataplane.dispatcher.report_counts import count_batch, count_waits
 from inferline_stream.dataplane.dispatcher.session import SlotSession
-from inferline_stream.dataplane.dispatcher.suspects import Probe
 from inferline_stream.dataplane.dispatcher.tracing import BatchSpans
 from inferline_stream.dataplane.dispatcher.trials import Trials
 from inferline_stream.dataplane.dispatcher.wake_timer import WakeTimer

@@ -10,7 +10,7 @@ from inferline_stream.dataplane.dispatcher.clock_lead import ClockLead
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
 from inferline_stream.dataplane.dispatcher.outcomes import Dead, Ending, Late, Requeued, Skipped
-from inferline_stream.dataplane.dispatcher.partition import Partition
+from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import LATEST_MS, ReadHeaders, event_headers, read_headers, timestamp_us
 from inferline_stream.dataplane.routes import Routes

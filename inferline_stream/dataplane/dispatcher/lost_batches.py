@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches, requeue
 from inferline_stream.dataplane.dispatcher.hand import Hand, PoolMember
+from inferline_stream.dataplane.dispatcher.poison_suspects import LostBatch
 from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
 from inferline_stream.dataplane.dispatcher.session import SlotSession
-from inferline_stream.dataplane.dispatcher.suspects import LostBatch
 from inferline_stream.dataplane.dispatcher.tracing import BatchSpans
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.reports import PoolReport

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from inferline_stream.dataplane.dispatcher.hardware_kind import WEIGHT, HardwareKind
 from inferline_stream.dataplane.dispatcher.pooled_replica import Handed, PooledReplica
-from inferline_stream.dataplane.dispatcher.stragglers import stragglers
+from inferline_stream.dataplane.dispatcher.slow_replicas import stragglers
 from inferline_stream.dataplane.frames import Call
 
 MIN_DEADLINE_S = 0.3

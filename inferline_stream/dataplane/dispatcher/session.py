@@ -12,23 +12,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from inferline_stream.dataplane.dispatcher.committer import Committer
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired
+from inferline_stream.dataplane.dispatcher.offset_committer import Committer
 from inferline_stream.dataplane.dispatcher.outcomes import Ending, Expired, Outcome, Requeued
 from inferline_stream.dataplane.dispatcher.pace import Pace
-from inferline_stream.dataplane.dispatcher.partition import Entry, Partition
+from inferline_stream.dataplane.dispatcher.partition_commits import Entry, Partition
+from inferline_stream.dataplane.dispatcher.poison_suspects import Suspects
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.dispatcher.report_counts import count_latency
 from inferline_stream.dataplane.dispatcher.slot_joins import SlotJoins
-from inferline_stream.dataplane.dispatcher.suspects import Suspects
 from inferline_stream.dataplane.frames import Done
-from inferline_stream.dataplane.grants import Grant
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
+from inferline_stream.dataplane.slot_grants import Grant
 from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.offset_metadata import decode_metadata, known_partitions
 from inferline_stream.kafka.records import Outgoing

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 
 from inferline_stream.dataplane.dispatcher.intake import Intake
-from inferline_stream.dataplane.dispatcher.partition import Partition
+from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.kafka.record_lookup import RecordsGone
 from inferline_stream.kafka.stage_reader import StageReader

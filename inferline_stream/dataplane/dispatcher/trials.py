@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
+from inferline_stream.dataplane.dispatcher.poison_suspects import Probe
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.replica_trust import Happening
 from inferline_stream.dataplane.dispatcher.session import SlotSession
-from inferline_stream.dataplane.dispatcher.suspects import Probe
 from inferline_stream.dataplane.dispatcher.wake_timer import WakeTimer
 
 

@@ -63,7 +63,7 @@ from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.isolation.refusals import Refusals
 from inferline_stream.isolation.seal import seal
-from inferline_stream.printable import log_to_stderr_plainly
+from inferline_stream.observability.plain_logs import log_to_stderr_plainly
 
 logger = logging.getLogger(__name__)
 

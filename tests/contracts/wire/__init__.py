@@ -16,7 +16,7 @@ import msgspec
 from packaging.version import Version
 
 import inferline_stream
-from inferline_stream.controlplane.log.control_records import ArrivalTicks, Override, StoredPlan
+from inferline_stream.controlplane.records.control_records import ArrivalTicks, Override, StoredPlan
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
@@ -31,11 +31,11 @@ from inferline_stream.dataplane.frames import (
     ToReplica,
     encode_frame,
 )
-from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat
 from inferline_stream.dataplane.host_postings import Posting
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus
 from inferline_stream.dataplane.routes import Routes
+from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.kafka.batch_mark import BatchId

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import inferline_stream.cli
 from inferline_stream.cli.main import app
-from inferline_stream.dataplane.permissions import ROLES
+from inferline_stream.dataplane.kafka_permissions import ROLES
 
 STARTER = str(Path(inferline_stream.cli.__file__).parent / "starter-topology" / "topology.py")
 

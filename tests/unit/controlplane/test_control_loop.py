@@ -14,14 +14,14 @@ import pytest
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.controller import Controller
-from inferline_stream.controlplane.log.control_records import Override, decode_stored, encode
-from inferline_stream.controlplane.log.overrides import Overrides
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.dataplane.grants import Grant, grant_key
+from inferline_stream.controlplane.records.control_records import Override, decode_stored, encode
+from inferline_stream.controlplane.records.overrides import Overrides
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus, encode_report
+from inferline_stream.dataplane.slot_grants import Grant, grant_key
 from inferline_stream.kafka.controller_client import Followed, LeadershipLost
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names

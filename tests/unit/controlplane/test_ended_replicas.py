@@ -15,10 +15,10 @@ import pytest
 from inferline_stream.actuators.actuator import DispatcherExit
 from inferline_stream.controlplane.apply.slots import KnownDispatchers, step
 from inferline_stream.controlplane.controller import Controller
-from inferline_stream.controlplane.log.overrides import Overrides
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.overrides import Overrides
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.observability.metrics import StateCollector

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.log.control_records import ArrivalTicks
 from inferline_stream.controlplane.observe.observation_log import (
     FILE,
     ObservationLog,
     read_observations,
     write_observations,
 )
+from inferline_stream.controlplane.records.control_records import ArrivalTicks
 from inferline_stream.errors import InvalidFile
 from inferline_stream.replay.live_observations import LiveObservations
 

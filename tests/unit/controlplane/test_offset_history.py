@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferline_stream.controlplane.observe.offset_history import LogGrowth, OffsetHistory
+from inferline_stream.controlplane.observe.log_growth import LogGrowth, OffsetHistory
 from inferline_stream.kafka.offset_metadata import Committed
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from inferline_stream.controlplane.log.overrides import Overrides
-from inferline_stream.controlplane.log.page_commands import WHO, overrides_of
+from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.controlplane.records.page_commands import WHO, overrides_of
 from inferline_stream.observability.page.control import Command
 
 

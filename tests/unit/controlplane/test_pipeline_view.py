@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.log.control_records import StoredPlan
 from inferline_stream.controlplane.observe.latencies import with_bound
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.records.control_records import StoredPlan
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.pipeline_state import LatencyHistogram
 from inferline_stream.pipeline.hardware import Hardware

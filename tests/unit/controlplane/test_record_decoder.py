@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from inferline_stream.controlplane.leadership import read_log
-from inferline_stream.controlplane.log.control_records import (
+from inferline_stream.controlplane.record_decoder import RecordDecoder
+from inferline_stream.controlplane.records.control_records import (
     ArrivalTicks,
     Override,
     decode_override,
@@ -17,9 +18,8 @@ from inferline_stream.controlplane.log.control_records import (
     decode_ticks,
     encode,
 )
-from inferline_stream.controlplane.record_decoder import RecordDecoder
-from inferline_stream.dataplane.grants import Grant, LeaderHeartbeat, encode_control, grant_key
 from inferline_stream.dataplane.reports import PoolReport, decode_report, encode_report
+from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat, encode_control, grant_key
 from inferline_stream.kafka.controller_client import Followed
 
 BYTES = [

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.controlplane.log.control_records import (
+from inferline_stream.controlplane.observe.observation_log import ObservationLog
+from inferline_stream.controlplane.records.control_records import (
     DECISIONS_KEPT,
     WANTED_KEY,
     ArrivalTicks,
@@ -17,8 +18,7 @@ from inferline_stream.controlplane.log.control_records import (
     encode,
     merged,
 )
-from inferline_stream.controlplane.log.record_writers import ArrivalLog, DecisionLog, flat, nested
-from inferline_stream.controlplane.observe.observation_log import ObservationLog
+from inferline_stream.controlplane.records.record_writers import ArrivalLog, DecisionLog, flat, nested
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import Names
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.controlplane.log.control_records import ArrivalTicks, encode
-from inferline_stream.controlplane.observe.offset_history import LogGrowth
+from inferline_stream.controlplane.observe.log_growth import LogGrowth
 from inferline_stream.controlplane.observe.recovery import recover_arrivals
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 from tests.support.virtual_time import run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.controlplane.decide.replan import ReplanInputs, recorded, replan
-from inferline_stream.controlplane.log.control_records import ArrivalTicks, encode
+from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.kafka.controller_client import Followed
 from inferline_stream.pipeline.hardware import Hardware

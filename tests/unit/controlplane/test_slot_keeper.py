@@ -13,8 +13,8 @@ from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatch
 from inferline_stream.controlplane.apply.slot_keeper import SlotKeeper
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
-from inferline_stream.dataplane.grants import Grant, grant_key
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
+from inferline_stream.dataplane.slot_grants import Grant, grant_key
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names

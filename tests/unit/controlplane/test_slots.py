@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from inferline_stream.controlplane.apply import slots
 from inferline_stream.controlplane.apply.slots import KnownDispatchers, SlotOrders, SlotTable, StageSlots, recovered
-from inferline_stream.dataplane.grants import Grant, partitions_of
+from inferline_stream.dataplane.slot_grants import Grant, partitions_of
 
 PARTITIONS = 6
 

@@ -17,10 +17,10 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c, decode_varint, encode_varint
 
-from inferline_stream.broker.decompression import Decompressor, TooLarge, Undecodable
 from inferline_stream.kafka import fetched_batches
 from inferline_stream.kafka.batch_mark import BatchId, BatchWatch, mark_file, marked_in
 from inferline_stream.kafka.fetched_batches import FetchedBatches, SkippedBatch, Unpacker
+from inferline_stream.kafka.wire.decompression import Decompressor, TooLarge, Undecodable
 from tests.benchmarks._hostile_records import HostileRecord, encoded
 
 CODECS = {"gzip": (1, gzip_encode), "snappy": (2, snappy_encode), "lz4": (3, lz4_encode), "zstd": (4, zstd_encode)}

@@ -9,8 +9,8 @@ import pytest
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.local_search import descend, repair
+from inferline_stream.planner.predicted_changes import Surrogate
 from inferline_stream.planner.problem import COST_EPSILON, cost_of, in_stock
-from inferline_stream.planner.surrogate import Surrogate
 from tests.unit.planner.problems import candidates, least_cost, meets, prices, random_problem
 
 

@@ -10,9 +10,9 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Profile, ServiceTime
 from inferline_stream.planner import pareto_search
 from inferline_stream.planner.evaluator import Evaluator
+from inferline_stream.planner.parallel_map import Spread
 from inferline_stream.planner.pareto_search import ParetoSearch, plentiful
 from inferline_stream.planner.problem import cost_of, in_stock
-from inferline_stream.planner.spread import Spread
 from tests.unit.planner.problems import least_cost, meets, plain_problem
 
 

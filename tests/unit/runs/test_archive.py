@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.log.control_records import StoredPlan
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import read_observations
+from inferline_stream.controlplane.records.control_records import StoredPlan
 from inferline_stream.errors import InvalidFile, UsageError
 from inferline_stream.kafka.controller_client import Followed
 from inferline_stream.observability.pipeline_state import DecisionRecord

@@ -15,8 +15,8 @@ from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired
 from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.frames import Done
-from inferline_stream.dataplane.grants import Grant, encode_control, grant_key
 from inferline_stream.dataplane.process_specs import DispatcherSpec
+from inferline_stream.dataplane.slot_grants import Grant, encode_control, grant_key
 from inferline_stream.kafka.records import KafkaFailed
 from inferline_stream.kafka.stage_reader import Fetched
 from inferline_stream.kafka.topic_state import TopicState

@@ -17,8 +17,8 @@ from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, EVENT_ID_BYTES, LATEST_MS, REASON, REPLAY, SENT_AGAIN, read_headers
 from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.record_size import LIMIT_BYTES, record_bytes
-from inferline_stream.kafka.topics import RecordRules
 from inferline_stream.pipeline.names import (
     ENTRY_TIME,
     ERRORS_PREFIX,

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.poison_suspects import LostBatch, Probe, Suspects
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
-from inferline_stream.dataplane.dispatcher.suspects import LostBatch, Probe, Suspects
 from inferline_stream.dataplane.frames import Call
 
 START_S, SERVICE_S, EACH_S = 0.05, 0.02, 0.005

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from inferline_stream.dataplane.dispatcher import session as session_module
-from inferline_stream.dataplane.dispatcher.committer import COMMIT_EVERY_S
 from inferline_stream.dataplane.dispatcher.lease import LeaseExpired
+from inferline_stream.dataplane.dispatcher.offset_committer import COMMIT_EVERY_S
 from inferline_stream.dataplane.frames import Done
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES
 from inferline_stream.kafka.topic_state import TopicState

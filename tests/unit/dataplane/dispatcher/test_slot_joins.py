@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from inferline_stream.dataplane.dispatcher import completion as completion_module
-from inferline_stream.dataplane.dispatcher import partition as partition_module
+from inferline_stream.dataplane.dispatcher import partition_commits as partition_module
 from inferline_stream.dataplane.dispatcher.join import Gathered, Join
-from inferline_stream.dataplane.dispatcher.partition import Partition
+from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.headers import MOVED
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, decode_metadata

@@ -1,0 +1,229 @@
+"""Watches a running pipeline through Kafka alone, from anywhere, whether or not its controller lives."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from inferline_stream.controlplane.decide.policy_memory import windows_of
+from inferline_stream.controlplane.leadership import AssignmentLog, read_log
+from inferline_stream.controlplane.observe.collector import Collector
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.observe.pool_reports import RECENT_S
+from inferline_stream.controlplane.observe.recovery import Recovered, recover, recover_arrivals
+from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.control_records import (
+    PLAN_KEY,
+    WANTED_KEY,
+    StoredPlan,
+    decode_override,
+    decode_stored,
+)
+from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.controlplane.records.record_writers import ArrivalLog, flat
+from inferline_stream.controlplane.replica_counts import replicas_of_plan
+from inferline_stream.dataplane.reports import decode_report
+from inferline_stream.errors import Unreachable, UsageError
+from inferline_stream.kafka.cluster import KafkaCluster
+from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
+from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape, independent_paths, shape_of
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.planner.plan_document import plan_from_bytes
+from inferline_stream.settings import Settings
+
+_LOOK_S = 0.25
+
+
+@dataclass(slots=True)
+class Observer:
+    """What can be known of a pipeline from its topics. Made by `watch_pipeline`.
+
+    Totals count from when the dispatchers that live now began, and rates from when this began to look: `look` for a
+    while before believing them.
+    """
+
+    context: PipelineContext
+    view: PipelineView
+    collector: Collector
+    reports: TopicFollower
+    decisions: TopicFollower
+    control: TopicFollower
+    assignments: TopicFollower
+    overrides: Overrides
+    wanted: dict[tuple[str, str], int]
+    _leader: list[Followed] = field(default_factory=list)
+
+    async def look(self, seconds: float) -> PipelineState:
+        """Follow for so long, and tell how it stands then.
+
+        Raises:
+            Unreachable: Kafka does not answer.
+        """
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + seconds
+        while True:
+            began_s = loop.time()
+            await self.collector.sample()
+            await self.collector.lags()
+            decoder = self.context.decoder
+            for stored in decoder.decoded_by_key(await self.decisions.read(0.0), decode_stored):
+                self._decided(stored.key, stored.value)
+            for change in decoder.decoded_by_key(await self.control.read(0.0), decode_override):
+                self.overrides = self.overrides.with_record(change.key, change.value)
+            self._leader += await self.assignments.read(0.0)
+            await self._hear()
+            if loop.time() >= end_s:
+                return self._state()
+            await asyncio.sleep(max(0.0, _LOOK_S - (loop.time() - began_s)))
+
+    async def _hear(self) -> None:
+        """Take in reports at the times they were made, and look at the view of each of the last seconds."""
+        shift_s = asyncio.get_running_loop().time() - time.time()
+        records = sorted(await self.reports.read(0.05), key=lambda record: record.time_ms)
+        looked_s = None
+        for entry in self.context.decoder.decoded(records, decode_report):
+            if entry.value is None or entry.value.stage not in self.view.offsets:
+                continue
+            heard_s = entry.record.time_ms / 1e3 + shift_s
+            self.view.reports.add(entry.value, heard_s)
+            if looked_s is None or heard_s - looked_s >= 1.0:
+                looked_s = heard_s
+                self._state_at(heard_s)
+        now_s = asyncio.get_running_loop().time()
+        for name, last_s in self.view.reports.living().items():
+            if now_s - last_s > self.context.settings.dead_after_s:
+                self.view.reports.lose(name)
+
+    def _decided(self, key: str, stored: StoredPlan | DecisionRecord | None) -> None:
+        if isinstance(stored, StoredPlan):
+            if key != PLAN_KEY:
+                self.view.planned(stored)
+                return
+            plan = plan_from_bytes(bytes(stored.plan), "the decisions topic")
+            _of_these_stages(plan, self.view.shape)
+            self.view.adopt(plan, self.view.measured, windows_of(plan, self.context.settings))
+        elif stored is not None:
+            if key == WANTED_KEY:
+                self.wanted = flat(stored.replicas)
+            else:
+                self.view.decided(stored)
+
+    def leader(self) -> AssignmentLog:
+        """What the controller last wrote, and how long ago."""
+        log = read_log(self._leader, time.time(), self.context.decoder)
+        self._leader = self._leader[-1000:]
+        return log
+
+    def _state(self) -> PipelineState:
+        state, log = self._state_at(asyncio.get_running_loop().time()), self.leader()
+        ages = dict(state.input_age_s)
+        if log.heartbeat_age_s < float("inf"):
+            ages["controller"] = log.heartbeat_age_s
+        if log.heartbeat is None:
+            return replace(state, input_age_s=ages)
+        return replace(state, input_age_s=ages, term=log.heartbeat.term, devices=log.heartbeat.devices)
+
+    def _state_at(self, now_s: float) -> PipelineState:
+        view = self.view
+        state = view.state(
+            now_s,
+            time.time(),
+            self.wanted,
+            envelope=view.traffic.envelope(now_s),
+            paused=self.overrides.paused(time.time()),
+        )
+        prices = {name: kind.price_per_hour for name, kind in view.catalogue.items()}
+        held = sum(c.ready * prices[c.hardware] for stage in state.stages for c in stage.replicas)
+        return replace(state, cost_per_hour=held, unreadable=dict(self.context.decoder.counts))
+
+
+@asynccontextmanager
+async def watch_pipeline(
+    pipeline: Pipeline, bootstrap_servers: str, prefix: str, settings: Settings
+) -> AsyncIterator[Observer]:
+    """Follow a pipeline's topics; nothing is written and no group joined.
+
+    Raises:
+        Unreachable: Kafka does not answer, or no such pipeline has run there.
+    """
+    shape, names = shape_of(pipeline), Names(pipeline.name, prefix)
+    context = PipelineContext(
+        names=names,
+        source=names.topic(pipeline.source.name),
+        sink=names.topic(pipeline.sink.name),
+        entries=frozenset(shape.stages[s] for s in shape.entries()),
+        kafka=KafkaCluster(bootstrap_servers),
+        settings=settings,
+    )
+    async with OffsetReader(bootstrap_servers, settings.connect_timeout_s) as offsets:
+        if not await offsets.existing([names.decisions]):
+            raise Unreachable(
+                f"no pipeline {pipeline.name!r} has run on Kafka at {bootstrap_servers}"
+                + (f" under the prefix {prefix!r}" if prefix else "; was it run with a --prefix?")
+            )
+        found = await recover(bootstrap_servers, names, context.decoder)
+        plan = _plan(found)
+        if plan is None:
+            raise Unreachable(f"pipeline {pipeline.name!r} has not written down a plan yet; try again in a moment")
+        _of_these_stages(plan, shape)
+        partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in shape.stages}
+        view = PipelineView(
+            pipeline.name,
+            shape,
+            plan,
+            PipelineProfile({}, independent_paths(shape, {}), 0.0),
+            catalogue(pipeline.hardware),
+            pipeline.objective,
+            partitions,
+            windows_of(plan, settings),
+            declared_slo_s=pipeline.slo_s,
+        )
+        for stored in found.plans:
+            view.planned(stored)
+        for decision in found.decisions:
+            view.decided(decision)
+        collector = Collector(context, view, offsets, ArrivalLog(names, context.source), lambda report: None)
+        await collector.begin()
+        times = await recover_arrivals(context, offsets, collector.source_partitions, view.growth)
+        if times.size:
+            view.arrived(times)
+        since_s = time.time() - RECENT_S
+        async with (
+            TopicFollower(bootstrap_servers, names.stage_stats, since_s, committed_only=False) as reports,
+            TopicFollower(bootstrap_servers, names.decisions, "end") as decisions,
+            TopicFollower(bootstrap_servers, names.control, {0: found.control_offset}) as control,
+            TopicFollower(bootstrap_servers, names.assignments) as assignments,
+        ):
+            leader = await assignments.read_to(await assignments.end())
+            wanted = dict(found.wanted or replicas_of_plan(plan.allocations))
+            yield Observer(
+                context, view, collector, reports, decisions, control, assignments, found.overrides, wanted, leader
+            )
+
+
+def _of_these_stages(plan: Plan, shape: Shape) -> None:
+    """Refuse a plan that another topology was run with.
+
+    Raises:
+        UsageError: for such a plan.
+    """
+    if plan.allocations.keys() != set(shape.stages):
+        raise UsageError(
+            f"the pipeline {plan.pipeline!r} that runs there has the stages {', '.join(plan.allocations)}, this "
+            f"topology has {', '.join(shape.stages)}: give the topology that runs"
+        )
+
+
+def _plan(found: Recovered) -> Plan | None:
+    """The plan in force, or after an orderly end the last one that was."""
+    if found.plan is not None or not found.plans:
+        return found.its_plan()
+    return plan_from_bytes(bytes(found.plans[-1].plan), "the decisions topic")

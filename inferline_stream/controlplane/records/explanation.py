@@ -1,0 +1,151 @@
+"""Plans and decisions in words, and as one document: who, when, why, on which numbers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from inferline_stream.controlplane.records.control_records import Override, StoredPlan, encode
+from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.observability.pipeline_state import DecisionRecord
+from inferline_stream.pipeline.plan import Plan, in_words
+from inferline_stream.pipeline.units import format_duration
+from inferline_stream.planner.plan_document import plan_from_bytes
+from inferline_stream.tuner.decision import Reason
+
+WORDS: Mapping[Reason, str] = MappingProxyType(
+    {
+        Reason.ENVELOPE_EXCEEDED: "more arrivals came in some window than the plan was made for",
+        Reason.RATE_RISING: "traffic was about to outgrow the replicas before others could be ready",
+        Reason.BACKLOG: "queued records would have missed the SLO",
+        Reason.VISIT_RATIO_SHIFTED: "more events took the branch to a stage than planned",
+        Reason.THROUGHPUT_FELL: "replicas of a stage were slower than profiled",
+        Reason.INSURANCE: "replicas that are held in reserve were missing",
+        Reason.LOAD_FELL: "the load fitted fewer replicas",
+        Reason.LIMIT_CHANGED: "people or the cluster set other limits",
+        Reason.DISPATCHERS_NEED_REPLICAS: "each dispatcher of a stage needs a replica",
+        Reason.STOCK_EXHAUSTED: "more replicas were needed than there is hardware",
+        Reason.SERVER_LIMIT: "the model server of a stage gave no more",
+        Reason.OVERSUBSCRIBED: "others took the cores that replicas were planned with",
+        Reason.PARTITION_STUCK: "a partition stood still although its stage had capacity",
+        Reason.INPUT_STALE: "arrivals or reports were missing or too old to decide on",
+        Reason.CLOCK_JUMPED: "the clock jumped",
+        Reason.INPUT_RESTORED: "arrivals and reports were fresh again",
+        Reason.PLAN_SAVES: "another plan costs less by more than a change is worth",
+        Reason.PLAN_MISSES_SLO: "the plan in force would miss the SLO on what was recorded and measured",
+        Reason.PLAN_INFEASIBLE: "no plan meets the SLO on what was recorded and measured",
+        Reason.NEW_CODE: "newer code of the stages was given",
+    }
+)
+"""What a reason means, said afterwards."""
+
+_BEGINNINGS = {"initial": "the run began", "taken_over": "went on from a controller that fell silent"}
+
+
+@dataclass(frozen=True, slots=True)
+class PlanHistory:
+    """What is known of a pipeline's plans and decisions.
+
+    Args:
+        pipeline: its name.
+        plans: that came into force, newest last.
+        decisions: newest last.
+        overrides: what people have set.
+    """
+
+    pipeline: str
+    plans: Sequence[StoredPlan]
+    decisions: Sequence[DecisionRecord]
+    overrides: Overrides
+
+
+def sentences(story: PlanHistory, last: int) -> Iterator[str]:
+    """The plan in force, how it came about, what people have set, and the newest decisions; a line each.
+
+    Args:
+        story: what to tell.
+        last: so many of the newest plans and decisions.
+    """
+    if not story.plans and not story.decisions:
+        yield f"{story.pipeline}: no plan and no decision is written down"
+        return
+    before: Plan | None = None
+    chapters: list[list[str]] = []
+    for stored in story.plans:
+        plan = plan_from_bytes(bytes(stored.plan), "a stored plan")
+        chapters.append(list(_of_plan(stored, plan, before)))
+        before = plan
+    for lines in chapters[-last:]:
+        yield from lines
+    for key, override in sorted(story.overrides.by_key.items()):
+        until = "" if override.until_s is None else f" until {_time(override.until_s)}"
+        numbers = [override.value, override.minimum, override.maximum]
+        what = " to ".join(f"{n:g}" for n in numbers if n is not None and override.kind != "code")
+        yield f"Set by {override.who or 'somebody'}{until}: {key} {what}".rstrip()
+    for decision in story.decisions[-last:]:
+        yield from _of_decision(decision)
+
+
+def _of_plan(stored: StoredPlan, plan: Plan, before: Plan | None) -> Iterator[str]:
+    by, why = f"by {stored.controller}, term {stored.term}", stored.detail or _BEGINNINGS.get(stored.reason, "")
+    yield f"{_time(stored.time_s)} plan {stored.number} ({stored.reason}) {by}: {why}"
+    yield (
+        f"    SLO {format_duration(plan.slo_s)}, predicted P99 {format_duration(plan.predicted_p99_s)}, "
+        f"${plan.cost_per_hour:.4f}/h, made for {plan.arrival_rate:.1f} events/s"
+    )
+    if plan.reserve is not None:
+        yield f"    replicas for {plan.reserve:g} times that traffic are always held (--reserve)"
+    for stage, held in plan.allocations.items():
+        now = _held(plan, stage)
+        was = None if before is None else _held(before, stage)
+        changed = "" if was is None or was == now else f" (before: {was})"
+        bound = f", {plan.utilization[stage]:.0%} utilized" if stage in plan.utilization else ""
+        if held:
+            yield f"    {stage}: {now}{bound}{changed}"
+    for stage, bound_by in plan.key_bound.items():
+        yield f"    {stage}: {bound_by}"
+
+
+def _held(plan: Plan, stage: str) -> str:
+    words, count = in_words(plan.allocations.get(stage, ())), plan.slots.get(stage, 1)
+    return f"{words}, {count} dispatchers" if words and count > 1 else words or "nothing"
+
+
+def _of_decision(decision: DecisionRecord) -> Iterator[str]:
+    meaning = WORDS.get(Reason(decision.reason), "") if decision.reason in list(Reason) else ""
+    advised = "" if decision.applied or decision.action == "hold" else ", advised only"
+    yield (
+        f"{_time(decision.time_s)} {decision.action} ({decision.reason}{advised}) by {decision.controller}, "
+        f"term {decision.term}: {meaning}"
+    )
+    yield f"    {decision.detail}"
+    wanted = ", ".join(
+        f"{stage} {' + '.join(f'{count} × {kind}' for kind, count in kinds.items() if count) or '0'}"
+        for stage, kinds in decision.replicas.items()
+    )
+    lag = ", ".join(f"{stage} {count}" for stage, count in decision.lags.items() if count)
+    ready = ", ".join(f"{stage} {count}" for stage, count in decision.ready.items())
+    yield f"    wanted {wanted}; seen {decision.arrival_rate:.1f} events/s, ready {ready}, lag {lag or 'none'}"
+
+
+def document(story: PlanHistory, last: int) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "pipeline": story.pipeline,
+        "plans": [_plain(plan) for plan in story.plans[-last:]],
+        "decisions": [_plain(decision) for decision in story.decisions[-last:]],
+        "overrides": {key: _plain(override) for key, override in story.overrides.by_key.items()},
+    }
+
+
+def _plain(record: StoredPlan | DecisionRecord | Override) -> Any:
+    return msgspec.json.decode(encode(record))
+
+
+def _time(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,112 @@
+"""Rebalances of one group, without a network."""
+
+import asyncio
+
+import pytest
+from aiokafka.errors import RebalanceInProgressError, UnknownMemberIdError
+
+from inferline_stream.embedded_broker.membership import Member, Membership, State
+from tests.support.virtual_time import in_virtual_time
+
+
+def member(name="", protocols=("range",), session_timeout_s=30.0, rebalance_timeout_s=30.0):
+    return Member(name, "client", "/host", session_timeout_s, rebalance_timeout_s, {one: b"meta" for one in protocols})
+
+
+@pytest.fixture
+async def group():
+    group = Membership(rebalance_delay_s=0.0)
+    yield group
+    group.close()
+
+
+async def soon(task):
+    async with asyncio.timeout(5):
+        return await task
+
+
+@in_virtual_time
+async def test_the_first_member_of_an_empty_group_waits_for_others_if_it_has_to():
+    group = Membership(rebalance_delay_s=3.0)
+    joining = [asyncio.create_task(group.join(member(), "consumer")) for _ in range(2)]
+    await asyncio.sleep(2.9)
+    joining.append(asyncio.create_task(group.join(member(), "consumer")))
+    joined = [await one for one in joining]
+    assert [one.generation for one in joined] == [1, 1, 1]
+    (leader,) = [one for one in joined if one.members]
+    assert len(leader.members) == 3
+    group.close()
+
+
+async def test_a_generation_begins_once_all_have_joined_again(group):
+    first = await group.join(member(), "consumer")
+    await group.sync(first.member_id, 1, {})
+    joining = asyncio.create_task(group.join(member(), "consumer"))
+    await asyncio.sleep(0)
+    assert group.state is State.JOINING
+    with pytest.raises(RebalanceInProgressError):
+        group.heartbeat(first.member_id, 1)
+    assert not joining.done()
+    again = await soon(asyncio.create_task(group.join(member(first.member_id), "consumer")))
+    assert (again.generation, (await soon(joining)).generation) == (2, 2)
+    assert again.leader_id == first.member_id  # the leader goes on to lead
+
+
+async def test_a_follower_waits_for_the_leaders_assignment(group):
+    first = await group.join(member(), "consumer")
+    second_joining = asyncio.create_task(group.join(member(), "consumer"))
+    await asyncio.sleep(0)
+    await group.join(member(first.member_id), "consumer")
+    second = await soon(second_joining)
+    following = asyncio.create_task(group.sync(second.member_id, 2, {}))
+    await asyncio.sleep(0)
+    assert not following.done()
+    assignments = {first.member_id: b"one", second.member_id: b"two"}
+    assert await group.sync(first.member_id, 2, assignments) == b"one"
+    assert await soon(following) == b"two"
+    assert group.state is State.STABLE
+
+
+async def test_a_member_that_asks_again_is_answered_again_without_a_rebalance(group):
+    first = await group.join(member(), "consumer")
+    again = await group.join(member(first.member_id), "consumer")
+    assert again == first
+    assert group.generation == 1
+
+
+@in_virtual_time
+async def test_a_member_that_does_not_join_again_in_time_is_left_behind():
+    group = Membership(rebalance_delay_s=0.0)
+    first = await group.join(member(rebalance_timeout_s=10.0), "consumer")
+    await group.sync(first.member_id, 1, {})
+    second = await group.join(member(rebalance_timeout_s=10.0), "consumer")
+    assert [name for name, _ in second.members] == [second.member_id]
+    with pytest.raises(UnknownMemberIdError):
+        group.heartbeat(first.member_id, 1)
+
+
+@in_virtual_time
+async def test_a_silent_member_is_removed_and_one_that_speaks_or_waits_for_us_is_not():
+    group = Membership(rebalance_delay_s=0.0)
+    silent = await group.join(member(session_timeout_s=15.0, rebalance_timeout_s=60.0), "consumer")
+    await group.sync(silent.member_id, 1, {})
+    # Longer than its own session, for the silent one has to be given up first.
+    joined = await group.join(member(session_timeout_s=5.0, rebalance_timeout_s=60.0), "consumer")
+    assert [name for name, _ in joined.members] == [joined.member_id]
+    for _ in range(4):
+        await asyncio.sleep(4.9)
+        group.heartbeat(joined.member_id, joined.generation)
+    await asyncio.sleep(4.9)
+    assert group.members.keys() == {joined.member_id}
+    await asyncio.sleep(0.2)
+    assert group.members == {}
+    assert group.state is State.EMPTY
+
+
+async def test_a_protocol_is_chosen_that_everybody_speaks(group):
+    first = await group.join(member(protocols=("sticky", "range")), "consumer")
+    assert first.protocol == "sticky"
+    joining = asyncio.create_task(group.join(member(protocols=("range",)), "consumer"))
+    await asyncio.sleep(0)
+    await group.join(member(first.member_id, protocols=("sticky", "range")), "consumer")
+    assert (await soon(joining)).protocol == "range"
