@@ -87,8 +87,8 @@ def look(confinement: Confinement) -> Enforced:
         missing.append("system calls: all may be made")
     if isolation.seal != "off" and on is None:
         missing.append("system calls: no seal on this machine")
-    if lack := limits.unbounded_memory_here(isolation):
-        accepted.append(lack)  # what a process allocates for itself is limited all the same
+    if lack := limits.unbounded_memory_here(confinement):
+        accepted.append(lack)  # without a GPU, what a process allocates for itself is limited all the same
     return Enforced(
         isolation.level,
         landlock.abi() if files else 0,

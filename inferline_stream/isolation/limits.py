@@ -61,7 +61,7 @@ def limit(confinement: Confinement) -> None:
 
 
 def join_groups(confinement: Confinement, process: int) -> tuple[str, ...]:
-    """Put a process into control groups of its own for the limits that its stage declares.
+    """Put a process into control groups of its own for the limits that its stage declares, and of memory beside a GPU.
 
     Not for cores: the starter of a process holds its share of one (`hold_share`), sandboxed or not.
 
@@ -70,8 +70,8 @@ def join_groups(confinement: Confinement, process: int) -> tuple[str, ...]:
     """
     isolation = confinement.isolation
     wanted = {}
-    if isolation.memory_mb is not None:
-        wanted["memory"] = ("memory.limit_in_bytes", "memory.max", isolation.memory_mb * _MIB)
+    if isolation.memory_mb is not None or confinement.gpu:
+        wanted["memory"] = ("memory.limit_in_bytes", "memory.max", memory_bytes(confinement))
     if isolation.helpers:
         wanted["pids"] = ("pids.max", "pids.max", _THREADS * (1 + isolation.helpers))
     held = []
@@ -201,12 +201,17 @@ def unbounded_memory(isolation: Isolation) -> str:
     return "" if folder is not None and os.access(folder, os.W_OK) else _escaping(isolation.memory_mb)
 
 
-def unbounded_memory_here(isolation: Isolation) -> str:
+def unbounded_memory_here(confinement: Confinement) -> str:
     """The same of this process, by the limits of its control groups."""
-    if not isolation.sandboxed or isolation.memory_mb is None:
+    declared = confinement.isolation.memory_mb
+    if not confinement.isolation.sandboxed or (declared is None and not confinement.gpu):
         return ""
     held = group_memory_bytes()
-    return "" if held is not None and held <= isolation.memory_mb * _MIB else _escaping(isolation.memory_mb)
+    if held is not None and held <= memory_bytes(confinement):
+        return ""
+    if confinement.gpu:  # `limit` leaves out what a driver of GPUs would not start with
+        return "memory: nothing bounds what the process takes of this host's, since no control group limits it"
+    return _escaping(memory_bytes(confinement) // _MIB)
 
 
 def _escaping(memory_mb: int) -> str:

@@ -177,6 +177,7 @@ class StageCall:
         began_s = time.perf_counter()
         with self._on_device(len(values)):
             results = await self._call(values)
+            _await_devices()
         if self._emulated_s:
             await asyncio.sleep(max(0.0, began_s + self._emulated(values) - time.perf_counter()))
         return results
@@ -214,10 +215,15 @@ def _release_devices() -> None:
 
 
 def _await_devices() -> None:
-    """Wait for what the stage has begun on a GPU: it occupies the device before the next batch all the same."""
+    """Wait for what the stage has begun on its GPUs: it occupies them before the next batch all the same.
+
+    Not for a GPU on which nothing has been allocated: to wait for one takes its memory.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+        for device in range(torch.cuda.device_count()):
+            if torch.cuda.memory_allocated(device):
+                torch.cuda.synchronize(device)
 
 
 def emulated_service_s(service_s: Mapping[int, float], batch_size: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,27 @@ def test_shared_memory_is_no_longer_than_declared_and_no_file_is_cut_shorter(mon
     monkeypatch.setattr(limits.resource, "setrlimit", lambda which, pair: held.update({which: pair[0]}))
     limits.limit(Confinement(Isolation(file_mb=10, shm_mb=2048), ""))
     assert held[limits.resource.RLIMIT_FSIZE] == 2048 << 20
+
+
+@pytest.mark.parametrize(("held", "bounded"), [(None, False), (1 << 62, False), (64 << 20, True)])
+def test_beside_a_gpu_only_a_control_group_bounds_memory_and_where_none_does_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, held: int | None, bounded: bool
+) -> None:
+    monkeypatch.setattr(limits, "group_memory_bytes", lambda: held)
+    for isolation in (Isolation(), Isolation(memory_mb=100)):
+        lack = limits.unbounded_memory_here(Confinement(isolation, "", gpu=True))
+        assert ("nothing bounds" in lack) is not bounded
+    assert limits.unbounded_memory_here(Confinement(Isolation(), "")) == ""
+
+
+def test_a_replica_on_a_gpu_is_given_a_group_with_a_limit_of_memory_that_it_did_not_declare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "own_group", lambda controller: (tmp_path, True))
+    assert limits.join_groups(Confinement(Isolation(), ""), 7) == ()
+    assert limits.join_groups(Confinement(Isolation(), "", gpu=True), 7) == ("memory",)
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    assert (tmp_path / "inferline-7/memory.max").read_text() == str(half)
 
 
 @pytest.fixture
