@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher.join import Join
-from inferline_stream.dataplane.routing import Send, follow
+from inferline_stream.dataplane.routes import Send, follow
 from inferline_stream.pipeline.shape import Arrow, Shape, visited
 
 
