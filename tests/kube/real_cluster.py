@@ -1,8 +1,8 @@
 """A Kubernetes cluster on this machine: its own API server, controllers and scheduler, with nodes that tests play.
 
 Its pods are processes that `Kubelet` starts, as behind the fake `KubeApi`. The variable ``KUBERNETES_BINARIES`` names
-the folder with kube-apiserver, kube-controller-manager, kube-scheduler and, where it is not installed, etcd.
-CI has none: building them takes long, and their site may be out of its reach.
+the folder with kube-apiserver, kube-controller-manager, kube-scheduler and, where it is not installed, etcd: those that
+`.ci/cluster` builds.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ def this_release(folder: Path) -> Path:
 def next_release(folder: Path) -> Path:
     """Copy this package as a release whose reports have another field, whose grants must, and whose replicas say so."""
     package = this_release(folder) / "inferline_stream"
-    for module, kind in (("grants", "class Grant("), ("reports", "class PoolReport(")):
+    for module, kind in (("slot_grants", "class Grant("), ("reports", "class PoolReport(")):
         file = package / f"dataplane/{module}.py"
         text = file.read_text()
         head = text.index("    version: int = WIRE_VERSION", text.index(kind))
