@@ -281,7 +281,7 @@ class Controller:
                 asked_s = self.fleet.started_s.get(replica.replica)
                 start_up_s = replica.start_up_s if asked_s is None else now_s - asked_s
                 way = self.fleet.ways.get(replica.replica, "")
-                self.view.reports.started(report.stage, replica.hardware, start_up_s, way)
+                self.view.start_ups.started(report.stage, replica.hardware, start_up_s, way)
                 self.fleet.changed()
 
     async def _mourn(self) -> None:
@@ -385,9 +385,6 @@ class Controller:
             now_s,
             time.time(),
             self.wanted,
-            envelope=self.view.traffic.envelope(now_s),
-            paused=self.decider.paused,
-            term=self.leadership.term,
             slots={stage: len(held) for stage, held in self.slots.table.grants.items()},
             limits={
                 stage: _LIMITS[reason] for reason, stage in self.decider.memory.state.reported if reason in _LIMITS
@@ -395,6 +392,8 @@ class Controller:
         )
         self.state = replace(
             state,
+            paused=self.decider.paused,
+            term=self.leadership.term,
             plan_feasible=self.decider.plan_feasible,
             failures=self.failures,
             unreadable=dict(self.context.decoder.counts),

@@ -133,16 +133,15 @@ class Observer:
 
     def _state_at(self, now_s: float) -> PipelineState:
         view = self.view
-        state = view.state(
-            now_s,
-            time.time(),
-            self.wanted,
-            envelope=view.traffic.envelope(now_s),
-            paused=self.overrides.paused(time.time()),
-        )
+        state = view.state(now_s, time.time(), self.wanted)
         prices = {name: kind.price_per_hour for name, kind in view.catalogue.items()}
         held = sum(c.ready * prices[c.hardware] for stage in state.stages for c in stage.replicas)
-        return replace(state, cost_per_hour=held, unreadable=dict(self.context.decoder.counts))
+        return replace(
+            state,
+            paused=self.overrides.paused(time.time()),
+            cost_per_hour=held,
+            unreadable=dict(self.context.decoder.counts),
+        )
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inferline_stream.observability.buckets import bucket_label
+from inferline_stream.observability.latency_histogram import bucket_label
 
 PAGE, TICKET = "page", "ticket"
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
+from inferline_stream.observability.figure import Figure, counter, gauge
+from inferline_stream.observability.latency_histogram import LatencyHistogram
+from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.names import WIRE_VERSION
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaCounts:
+class ReplicaCounts(NamedTuple):
     """Replicas of one stage on one hardware kind."""
 
     hardware: str
@@ -40,12 +43,16 @@ class IsolationState:
 
     level: str
     replicas: int
-    sealed: int
-    landlock: int
-    ports: tuple[int, ...] | None
-    system_calls: int | None
-    limits: Mapping[str, int]
-    missing: tuple[str, ...] = ()
+    sealed: int = gauge("stage_sealed_replicas", "Ready replicas that are sealed, by their own trial.", 0)
+    landlock: int = gauge("stage_landlock_version", "Landlock that keeps replicas from files; 0: none.", 0)
+    ports: tuple[int, ...] | None = None
+    system_calls: int | None = gauge(
+        "stage_reachable_system_calls", "System calls that a replica can reach; missing where all.", None
+    )
+    limits: Mapping[str, int] = field(default_factory=dict)
+    missing: tuple[str, ...] = gauge(
+        "stage_isolation_missing", "Kinds of isolation that are declared and do not hold.", ()
+    )
 
     @property
     def lacking(self) -> frozenset[str]:
@@ -53,8 +60,7 @@ class IsolationState:
         return frozenset(lack.partition(":")[0] for lack in self.missing)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeState:
+class NodeState(NamedTuple):
     """What a stage has on one node of a cluster: dispatchers that serve, and replicas that are ready."""
 
     dispatchers: int
@@ -68,22 +74,20 @@ class DeviceState:
     Args:
         device: UUID, as `nvidia-smi -L` lists it; of one that has never answered, which it is.
         model: as it reports itself.
-        memory_used: share of its memory that is in use.
-        utilization: share of the time in which kernels ran, over about the last second. NVML has none of slices.
-        temperature_c: of the GPU.
-        throttled: whether heat or its power supply holds its clocks down.
-        xid: NVIDIA's number of the last error that was the device's own; 0 for none.
+        utilization: over about the last second. NVML has none of slices.
         lost: why nothing can be learned of it; empty if it answers.
     """
 
     device: str
     model: str = ""
-    memory_used: float | None = None
-    utilization: float | None = None
-    temperature_c: float | None = None
-    throttled: bool | None = None
-    xid: int = 0
-    lost: str = ""
+    memory_used: float | None = gauge("device_memory_used_ratio", "Share of the device's memory that is in use.", None)
+    utilization: float | None = gauge(
+        "device_utilization_ratio", "Share of the time in which it ran kernels, recent.", None
+    )
+    temperature_c: float | None = gauge("device_temperature_celsius", "Temperature of the GPU.", None)
+    throttled: bool | None = gauge("device_throttled", "1 while heat or its power supply holds its clocks down.", None)
+    xid: int = gauge("device_xid", "NVIDIA's number of the last error that was the device's own; 0: none.", 0)
+    lost: str = gauge("device_lost", "1 while nothing can be learned of it.", "")
 
     @property
     def trouble(self) -> str:
@@ -98,75 +102,98 @@ class StageState:
     """One stage now. Times are means over the last seconds; None where nothing was measured."""
 
     name: str
-    replicas: tuple[ReplicaCounts, ...]
-    max_batch_size: int
-    hold_s: float
-    """How long a free replica waits for a fuller batch."""
-    arrival_rate: float
-    utilization: float | None
-    wait_s: float | None
-    service_time_s: float | None
-    mean_batch_size: float | None
-    partition_lags: tuple[int, ...]
-    """Records that are not finished, by partition."""
-    lag_s: float
-    """Age of the oldest record that is not finished."""
-    uncommitted_share: float | None = None
-    """Of an inner topic: share of the records that Kafka keeps that are not committed, in its fullest partition."""
-    letter_age_share: float | None = None
-    """Age of the oldest dead letter, as a share of the time that its topic keeps it; 0 without one."""
-    start_up_s: float | None = None
-    start_ups_s: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """By hardware kind and by how the replica came to run: its node had the image, pulled it, or had to be made."""
-    events: int = 0
-    dead_lettered: int = 0
-    expired: int = 0
-    batches: int = 0
-    """Batches run since the start, over all replicas that ever were; likewise the totals below."""
-    batches_lost: int = 0
-    """Batches in hand of a replica that ended or was given up; each was run again."""
-    busy_total_s: float = 0.0
+    replicas: tuple[ReplicaCounts, ...] = ()
+    total: StageCounts = field(default_factory=StageCounts)
+    """Since the start of the run, of all dispatchers that ever were."""
+    arrival_rate: float = gauge("stage_arrival_rate_per_second", "Records per second into the stage, recent mean.", 0.0)
+    utilization: float | None = gauge(
+        "stage_utilization_ratio", "Busy share of the stage's replicas, recent mean.", None
+    )
+    wait_s: float | None = gauge("stage_wait_seconds", "Mean time queued in the stage, recent.", None)
+    service_time_s: float | None = gauge("stage_service_time_seconds", "Mean service time of a batch, recent.", None)
     predicted_service_s: float | None = None
-    """Mean service time of the batches that ran lately, as the plan's profiles have it; None where too few ran."""
-    cpu_total_s: float = 0.0
-    """CPU time of replicas since the start, native threads included."""
-    core_wait_total_s: float = 0.0
-    """Time that replicas could have run and had no core, stops for their shares of one left out."""
-    wait_total_s: float = 0.0
-    restarts: int = 0
-    """Replicas that died and were started again."""
-    limit: str = ""
-    """What keeps the stage from growing further: ``stock``, its model ``server``, or nothing."""
-    stuck_partitions: tuple[int, ...] = ()
-    """Partitions with lag whose committed offset stands still although replicas are ready."""
-    halted: Mapping[int, str] = field(default_factory=dict)
-    """Partition → why it is not read any more."""
-    partition_rates: tuple[float, ...] = ()
-    """Arrivals per second by partition; empty where not measured."""
-    join_events: int = 0
-    """Events that wait for parts now; 0 where the stage is no join."""
-    join_bytes: int = 0
-    """Size of those parts."""
-    isolation: IsolationState | None = None
-    """What keeps its replicas in; None before the first is ready."""
-    clock_lead_s: float = 0.0
-    """Largest lead of a record's time over its dispatcher's clock in the last minute."""
-    queued: int = 0
-    """Events that its dispatchers hold and that wait for a replica now."""
-    dispatcher_utilization: float | None = None
-    """CPU seconds per second of its busiest dispatcher; 1 is a whole core, and the most that a slot can use."""
-    suspects: int = 0
-    """Events that run alone now, because one of them may have killed a replica."""
-    quarantined: int = 0
-    """Replicas that run such events only."""
-    slots: int = 1
-    """Dispatchers that the stage's partitions are dealt to."""
+    """The same as profiled; None where too few batches ran lately, or some on what was never profiled."""
+    slowdown: Mapping[str, float] = field(default_factory=dict)
+    """By hardware kind: measured service time over the profile's, at the batch sizes that ran.
+
+    Waiting for a core beyond the profile's share is left out."""
+    mean_batch_size: float | None = gauge("stage_batch_size", "Mean batch size, recent.", None)
+    max_batch_size: int = gauge("stage_max_batch_size", "Batch limit in force.", 1)
+    hold_s: float = gauge("stage_hold_seconds", "Longest time that a free replica waits for a fuller batch.", 0.0)
     concurrency: int = 1
     """Most batches that a replica has in hand."""
-    trouble: str = ""
-    """What is wrong with its pool, in words; empty if nothing is."""
+    lag_s: float = gauge("stage_lag_seconds", "Age of the oldest record that is not finished.", 0.0)
+    uncommitted_share: float | None = gauge(
+        "stage_uncommitted_ratio", "Share of what an inner topic keeps that is not committed.", None
+    )
+    """In its fullest partition."""
+    letter_age_share: float | None = gauge(
+        "stage_dead_letter_age_ratio", "Age of the oldest dead letter over the time that its topic keeps it.", None
+    )
+    """0 without one."""
+    start_up_s: float | None = gauge(
+        "stage_start_up_seconds", "Learned time from asking for a replica to its READY.", None
+    )
+    stuck: tuple[int, ...] = gauge(
+        "stage_stuck_partitions", "Partitions whose commits stand still although replicas are ready.", ()
+    )
+    halted: Mapping[int, str] = gauge("stage_halted_partitions", "Partitions that are not read any more.", dict)
+    """Partition → why."""
+    clock_lead_s: float = gauge(
+        "stage_clock_lead_seconds", "Largest lead of a record's time over its dispatcher's clock, last minute.", 0.0
+    )
+    queued: int = gauge("stage_queued_events", "Events that wait for a replica.", 0)
+    suspects: int = gauge("stage_suspects", "Events that run alone, because one of them may have killed a replica.", 0)
+    quarantined: int = gauge("stage_quarantined_replicas", "Replicas that run such events only.", 0)
+    trouble: str = gauge(
+        "stage_in_trouble", "1 while something is wrong with the pool, e.g. replicas that fail on every batch.", ""
+    )
+    """In words."""
+    slots: int = gauge("stage_dispatchers", "Dispatchers that the stage's partitions are dealt to.", 1)
+    dispatcher_utilization: float | None = gauge(
+        "stage_dispatcher_utilization_ratio", "CPU seconds per second of the busiest dispatcher, recent.", None
+    )
+    """1 is a whole core, and the most that a slot can use."""
+    join_events: int = gauge("stage_join_waiting_events", "Events of a join that wait for parts.", 0)
+    join_bytes: int = gauge("stage_join_waiting_bytes", "Size of the parts that wait in a join.", 0)
+    isolation: IsolationState | None = None
+    """What keeps its replicas in; None before the first is ready."""
+    cpu_total_s: float = counter("stage_cpu_seconds", "CPU time of replicas, native threads included.", 0.0)
+    core_wait_total_s: float = counter(
+        "stage_core_wait_seconds",
+        "Time replicas could have run and had no core, stops for their shares of one left out.",
+        0.0,
+    )
+    restarts: int = counter("stage_restarts", "Replicas that died and were started again.", 0)
+    limit: str = ""
+    """What keeps the stage from growing further: ``stock``, its model ``server``, or nothing."""
+    start_ups_s: Mapping[tuple[str, str], float] = gauge(
+        "start_up_seconds",
+        "Learned time from asking for a replica to its READY, by how it came to run.",
+        dict, "hardware", "way",
+    )  # fmt: skip
+    """By how the replica came to run: its node had the image, pulled it, or had to be made."""
+    lags: tuple[int, ...] = gauge("partition_lag_records", "Records that are not finished.", (), "partition")
+    partition_rates: tuple[float, ...] = gauge(
+        "partition_arrival_rate_per_second", "Records per second.", (), "partition"
+    )
+    """Empty where not measured."""
     nodes: Mapping[str, NodeState] = field(default_factory=dict)
     """In a cluster: what it has on each node."""
+    heard_s: float | None = None
+    """When the oldest of its dispatchers' newest reports was read, on the controller's clock."""
+    derived: ClassVar = {
+        "service_ratio": Figure(
+            "gauge",
+            "stage_service_time_ratio",
+            "Mean service time over what the plan's profiles predict for the same batches, recent.",
+        ),
+        "batch_fill": Figure("gauge", "stage_batch_fill_ratio", "Mean batch size over the limit, recent."),
+        "lag_records": Figure("gauge", "stage_lag_records", "Records that are not finished."),
+        "partitions": Figure("gauge", "stage_partitions", "Partitions of the stage's input topic."),
+        "by_state": Figure("gauge", "replicas", "Replicas by what they are.", ("hardware", "state")),
+        "at_limit": Figure("gauge", "stage_at_limit", "1 while it keeps the stage from growing.", ("limit",)),
+    }
 
     @property
     def batch_fill(self) -> float | None:
@@ -183,7 +210,32 @@ class StageState:
     @property
     def lag_records(self) -> int:
         """Records that are not finished, over all partitions."""
-        return sum(self.partition_lags)
+        return sum(self.lags)
+
+    @property
+    def partitions(self) -> int:
+        """How many its input topic has."""
+        return len(self.lags)
+
+    @property
+    def cpu_s(self) -> float | None:
+        """Mean CPU time of a batch."""
+        return self.cpu_total_s / self.total.batches if self.total.batches else None
+
+    @property
+    def core_wait_s(self) -> float | None:
+        """Mean time that a batch waited for a core."""
+        return self.core_wait_total_s / self.total.batches if self.total.batches else None
+
+    @property
+    def by_state(self) -> dict[tuple[str, str], int]:
+        """Replicas by hardware kind and what they are."""
+        return {(c.hardware, state): n for c in self.replicas for state, n in zip(c._fields[1:], c[1:], strict=True)}
+
+    @property
+    def at_limit(self) -> dict[str, bool]:
+        """Whether each limit keeps it from growing."""
+        return {limit: self.limit == limit for limit in ("stock", "server")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +243,26 @@ class EnvelopeWindow:
     """Most arrivals in any window of this length: live, and in the trace that the plan was made for."""
 
     window_s: float
-    live: int
-    planned: int
+    live: int = gauge("envelope_arrivals", "Most arrivals in any such window, live.")
+    planned: int = gauge("envelope_planned_arrivals", "The same in the plan's trace.")
+    derived: ClassVar = {"excess": Figure("gauge", "envelope_excess_ratio", "Live over planned; above 1 is beyond.")}
+
+    @property
+    def excess(self) -> float | None:
+        """Live over planned; None where nothing was planned."""
+        return self.live / self.planned if self.planned else None
+
+
+class DecisionLine(msgspec.Struct, frozen=True):
+    """One decision, as the page and reports have it."""
+
+    time_s: float
+    """Seconds since the epoch, in a report since the run's first sample."""
+    action: str
+    reason: str
+    detail: str
+    replicas: dict[str, int]
+    applied: bool
 
 
 class DecisionRecord(msgspec.Struct, frozen=True):
@@ -228,6 +298,10 @@ class DecisionRecord(msgspec.Struct, frozen=True):
         """Replicas wanted by stage, of all hardware kinds."""
         return {stage: sum(kinds.values()) for stage, kinds in self.replicas.items()}
 
+    def line(self, time_s: float) -> DecisionLine:
+        """What people are shown of it."""
+        return DecisionLine(time_s, self.action, self.reason, self.detail, self.by_stage, self.applied)
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
@@ -248,93 +322,110 @@ class PlanRecord:
     """By stage: hardware, batch limit, replicas, hold in seconds, batches at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class LatencyHistogram:
-    """End-to-end latency of events that reached the sink.
-
-    Args:
-        bounds_s: upper bounds of the buckets, ascending; the SLO is one of them.
-        counts: events per bucket, not cumulative; one more than bounds, the last unbounded.
-        sum_s: sum of latencies.
-    """
-
-    bounds_s: tuple[float, ...]
-    counts: tuple[int, ...]
-    sum_s: float
-
-    def quantile_s(self, probability: float) -> float | None:
-        """Linear within the bucket, as Prometheus' histogram_quantile; None without events."""
-        total = sum(self.counts)
-        if not total:
-            return None
-        rank, seen, lower = probability * total, 0, 0.0
-        for upper, count in zip(self.bounds_s, self.counts, strict=False):
-            if count and seen + count >= rank:
-                return lower + (upper - lower) * (rank - seen) / count
-            seen, lower = seen + count, upper
-        return self.bounds_s[-1]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineState:
     """The whole pipeline now. Totals count from the start of the run."""
 
     time_s: float
     """Seconds since the epoch."""
     pipeline: str
-    slo_s: float
-    objective: float
-    predicted_p99_s: float
-    arrival_rate: float
-    envelope: tuple[EnvelopeWindow, ...]
+    slo_s: float = gauge("slo_seconds", "Target of the end-to-end P99.")
+    objective: float = gauge("slo_objective_ratio", "Share of events that must meet the SLO.")
+    predicted_p99_s: float = gauge("predicted_p99_seconds", "P99 the plan was chosen on.")
+    recent_p50_s: float | None = None
+    """Over about the last 10 s."""
+    recent_p95_s: float | None = None
+    recent_p99_s: float | None = gauge("recent_p99_seconds", "P99 observed over about the last 10 s.", None)
     latency: LatencyHistogram
     """Since the start."""
-    recent_p50_s: float | None
-    """Over about the last 10 s."""
-    recent_p99_s: float | None
-    stages: tuple[StageState, ...]
-    decisions: tuple[DecisionRecord, ...]
-    """Latest last; the newest few hundred."""
     late_events: int
     """Events that reached the sink above the SLO of their time: people may change it, and what was late stays late."""
-    cost_per_hour: float
-    cost: float
-    """Replica-seconds × catalogue price since the start."""
-    events_in: int
-    events_out: int
-    completed_without_output: int
-    duplicates: int
-    input_age_s: Mapping[str, float]
-    """Age of the newest value of each input: ``arrivals``, ``offsets`` (committed ones), ``reports/<stage>`` (of its
-    dispatcher that was heard longest ago)."""
-    backlog: int = 0
-    """Events that were in the source topic before the run and have reached the sink: in no latency."""
-    paused: bool = False
-    decision_counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """Decisions since the start by (action, reason)."""
+    arrival_rate: float = gauge("arrival_rate_per_second", "Arrivals per second, recent mean.")
+    envelope: tuple[EnvelopeWindow, ...]
+    cost_per_hour: float = gauge("cost_dollars_per_hour", "Catalogue price of the replicas held.")
+    plan_cost_per_hour: float = gauge("plan_cost_dollars_per_hour", "Catalogue price of the plan's replicas.", 0.0)
+    coarse_peak_per_hour: float | None = gauge(
+        "coarse_peak_cost_dollars_per_hour",
+        "What replicating the pipeline as one unit sized for its peak would cost (InferLine's CG-Peak).",
+        None,
+    )
+    cost: float = counter("cost_dollars", "Replica-seconds held times catalogue price.")
+    events_in: int = counter("arrivals", "Events that entered the source topic.")
+    events_out: int = counter("events_out", "Events that reached the sink.")
+    completed_without_output: int = counter(
+        "completed_without_output",
+        "Events that ended without a sink record: branch not taken, dead-lettered or expired.",
+    )
+    decision_counts: Mapping[tuple[str, str], int] = counter(
+        "decisions", "Decisions of Tuner and Planner.", dict, "action", "reason"
+    )
+    input_age_s: Mapping[str, float] = gauge(
+        "input_age_seconds", "Age of the newest value of each input of the control loop.", dict, "input"
+    )
+    """``arrivals``; ``offsets``, committed ones; ``reports/<stage>``, of its dispatcher that was heard longest ago."""
+    paused: bool = gauge("paused", "1 while scaling decisions are held.", False)
+    oversubscribed: str = gauge("oversubscribed", "1 while others take cores that replicas were planned with.", "")
+    """Why replicas do not have the cores that they were planned with, in words."""
+    plan_feasible: bool = gauge("plan_feasible", "0 when no plan meets the SLO.", True)
+    """False while the newest planning run found none."""
+    term: int = gauge("controller_term", "Term of the leading controller.", 0)
+    failures: int = counter("loop_failures", "Steps of the control loop that failed.", 0)
+    """Those that raised something unforeseen and were logged."""
+    unreadable: Mapping[str, int] = counter(
+        "unreadable_records",
+        "Records of the pipeline's own topics that could not be read and were skipped.",
+        dict, "topic",
+    )  # fmt: skip
     plan_algorithm: str = ""
     plan_id: str = ""
     """First digits of the plan document's digest: another one means another plan."""
-    plan_cost_per_hour: float = 0.0
-    """What the plan's replicas would cost; `cost_per_hour` is what those held now do."""
-    replica_seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """Replica-seconds held since the start by (stage, hardware kind): what `cost` is the priced sum of."""
-    prices: Mapping[str, float] = field(default_factory=dict)
-    """Dollars per hour of a replica by hardware kind."""
-    failures: int = 0
-    """Steps of the control loop that raised something unforeseen and were logged."""
-    unreadable: Mapping[str, int] = field(default_factory=dict)
-    """Records of the pipeline's own topics that could not be read and were skipped, by topic."""
-    plan_feasible: bool = True
-    """False while the newest planning run found no plan that meets the SLO."""
-    term: int = 0
-    """Term of the leading controller."""
-    plans: tuple[PlanRecord, ...] = ()
-    """Those that came into force, latest last."""
-    oversubscribed: str = ""
-    """Why replicas do not have the cores that they were planned with, in words; empty while they have."""
-    recent_p95_s: float | None = None
+    prices: Mapping[str, float] = gauge(
+        "hardware_price_dollars_per_hour", "Catalogue price of a replica.", dict, "hardware"
+    )
+    replica_seconds: Mapping[tuple[str, str], float] = counter(
+        "replica_seconds", "Replica-seconds held; times the price, the cost.", dict, "stage", "hardware"
+    )
+    stages: tuple[StageState, ...]
     devices: tuple[DeviceState, ...] = ()
     """GPUs of this host, once a replica needed one. In a cluster, others report them."""
-    coarse_peak_per_hour: float | None = None
-    """What replicating the pipeline as one unit, sized for its peak, would cost (InferLine's CG-Peak)."""
+    decisions: tuple[DecisionRecord, ...]
+    """Latest last; the newest few hundred."""
+    plans: tuple[PlanRecord, ...] = ()
+    """Those that came into force, latest last."""
+    derived: ClassVar = {
+        "slo_events": Figure("counter", "slo_events", "Events that count for the SLO."),
+        "slo_missed": Figure("counter", "slo_missed", "Events above the SLO, dead-lettered or expired."),
+        "model_drift": Figure("gauge", "model_drift_ratio", "Predicted P99 over the observed one."),
+        "backlog": Figure("counter", "backlog_events", "Events done that had entered before the run."),
+        "duplicates": Figure("counter", "duplicates", "Records dropped because their event had been seen."),
+    }
+
+    @property
+    def slo_events(self) -> int:
+        """Events that reached the sink or never will."""
+        return sum(self.latency.counts) + self.failed_events
+
+    @property
+    def slo_missed(self) -> int:
+        """Those of them that missed the SLO."""
+        return self.late_events + self.failed_events
+
+    @property
+    def failed_events(self) -> int:
+        """Events that were dead-lettered or expired."""
+        return sum(stage.total.dead_lettered + stage.total.expired for stage in self.stages)
+
+    @property
+    def model_drift(self) -> float | None:
+        """Predicted P99 over the observed one; None where nothing was observed."""
+        return self.predicted_p99_s / self.recent_p99_s if self.recent_p99_s else None
+
+    @property
+    def backlog(self) -> int:
+        """Events that were in the source topic before the run and have reached the sink: in no latency."""
+        return sum(stage.total.backlog for stage in self.stages)
+
+    @property
+    def duplicates(self) -> int:
+        """Records dropped because their event had been seen."""
+        return sum(stage.total.duplicates for stage in self.stages)

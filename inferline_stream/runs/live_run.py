@@ -250,7 +250,7 @@ class LiveRun:
             keys=measured.keys,
             plans=plans,
             decisions=list(decider.decisions),
-            start_up_s=self.controller.view.reports.every_start_up_s(),
+            start_up_s=self.controller.view.start_ups.by_stage(),
         )
 
     async def _observations(self, origin_s: float) -> LiveObservations | None:

@@ -9,22 +9,10 @@ import msgspec
 import numpy as np
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
-from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
+from inferline_stream.observability.pipeline_state import DecisionLine, DecisionRecord, PipelineState
 
 _NO_OUTPUT = frozenset(("skipped",))
 """The only ending without a sink record that is not a miss: the topology says that the event has no output."""
-
-
-class DecisionLine(msgspec.Struct, frozen=True):
-    """One decision, as the report has it."""
-
-    time_s: float
-    """Seconds since the run's first sample."""
-    action: str
-    reason: str
-    detail: str
-    replicas: dict[str, int]
-    applied: bool
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,10 +65,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
 def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[DecisionLine]:
     """Decisions with times counted from ``start_s``, seconds since the epoch."""
-    return [
-        DecisionLine(round(d.time_s - start_s, 3), d.action, d.reason, d.detail, d.by_stage, d.applied)
-        for d in decisions
-    ]
+    return [decision.line(round(decision.time_s - start_s, 3)) for decision in decisions]
 
 
 def miss_rate(ledger: EventLedger, slo_s: float) -> float | None:
@@ -94,9 +79,8 @@ def miss_rate(ledger: EventLedger, slo_s: float) -> float | None:
 
 def counted_miss_rate(state: PipelineState, lost: int) -> float | None:
     """The same of a run too long to look every event up, by what dispatchers counted."""
-    failed = lost + sum(stage.dead_lettered + stage.expired for stage in state.stages)
-    events = sum(state.latency.counts) + failed
-    return (state.late_events + failed) / events if events else None
+    events = state.slo_events + lost
+    return (state.slo_missed + lost) / events if events else None
 
 
 def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
@@ -104,7 +88,7 @@ def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
     found = Counter(ledger.reasons)
     if ledger.began:
         for reason in ("dead_lettered", "expired"):
-            total = sum(getattr(stage, reason) for stage in state.stages)
+            total = sum(getattr(stage.total, reason) for stage in state.stages)
             found[reason] = min(max(total, ledger.reasons[reason]), ledger.reasons[reason] + ledger.earlier_ended)
         found["skipped"] += max(0, ledger.reasons.total() + ledger.earlier_ended - found.total())
     return {reason: count for reason, count in found.items() if count}

@@ -37,8 +37,7 @@ import msgspec
 import numpy as np
 import uvloop
 
-from inferline_stream.controlplane.observe.live_profile import corrected, measured_since
-from inferline_stream.controlplane.observe.totals import slowdown
+from inferline_stream.controlplane.observe.live_profile import corrected, measured_since, slowdown
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError
@@ -418,7 +417,7 @@ async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Fo
         (entry,) = shape.entries()
         partitions = under_way.controller.view.partitions[shape.stages[entry]]
         source = await source_of(run.bootstrap_servers, under_way.context.source, partitions, shape, goes_to)
-        seen = measured_since(under_way.controller.view.reports, shape.stages, {})
+        seen = measured_since(under_way.controller.view.reports.totals(), {})
     estimated_s = estimate(shape, run.plan, run.measured, source)
     by_means_s = estimate(shape, run.plan, run.measured.steady(), source)
     live_profile_s = estimate(shape, run.plan, corrected(run.measured, shape, seen), source)

@@ -27,7 +27,7 @@ async def test_branches_and_a_join_give_every_event_its_result_or_its_reason_exa
 
         def reported() -> bool:
             """Each stage reports by itself: what it has done may be committed and not reported yet."""
-            parity, odd, twice, final = map(director.report, stages)
+            parity, odd, twice, final = (director.report(stage).counts for stage in stages)
             return (
                 sum(parity.edges_taken.values()) == 250
                 and odd.dead_lettered == 10
@@ -56,9 +56,9 @@ async def test_branches_and_a_join_give_every_event_its_result_or_its_reason_exa
     assert errors["__inferline.errors.stage"] == b"odd"
     assert b"odd_of" in errors["__inferline.errors.traceback"]
     assert {record.value for record in undecodable} == {b'{"number": "none"}', b"no json"}
-    assert reports["parity"].edges_taken == {"odd": 50, "twice": 100, "final": 100}
-    assert reports["odd"].dead_lettered == 10
-    assert sum(size * stats.batches for size, stats in reports["twice"].batch_stats["cpu-1"].items()) == 100
+    assert reports["parity"].counts.edges_taken == {"odd": 50, "twice": 100, "final": 100}
+    assert reports["odd"].counts.dead_lettered == 10
+    assert sum(size * stats.batches for size, stats in reports["twice"].counts.batch_stats["cpu-1"].items()) == 100
 
 
 async def test_branches_and_a_join_in_transactions_leave_no_lag_and_no_duplicate(kafka):
@@ -102,7 +102,7 @@ async def test_batches_fill_up_to_a_limit_that_changes_live_and_wait_only_where_
     async with Director(kafka.bootstrap_servers, PASSING, partitions={"work": 2}, max_batch_size=4) as director:
 
         def sizes() -> dict[int, int]:
-            return {size: stats.batches for size, stats in director.report("work").batch_stats[KIND].items()}
+            return {size: stats.batches for size, stats in director.report("work").counts.batch_stats[KIND].items()}
 
         async def all_done(events: int) -> None:
             await director.until(lambda: director.total("work", "events") == events, f"{events} events are done")
@@ -153,7 +153,7 @@ async def test_what_had_entered_before_the_run_is_counted_apart_from_live_traffi
 
         def counted() -> bool:
             report = director.report("work")
-            return (report.backlog, sum(report.latency_buckets)) == (10, 5)
+            return (report.counts.backlog, sum(report.counts.latency_buckets)) == (10, 5)
 
         await director.until(counted, "10 events are a backlog and 5 are live")
 

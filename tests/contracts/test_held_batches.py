@@ -53,7 +53,7 @@ async def test_batches_that_are_held_fill_as_the_estimator_says(embedded_broker,
             entry_s = await send(director, trace)
             done = events + len(trace)
             await director.until(lambda all_=done: director.total("work", "events") == all_, "all are done")
-            ran = sum(stats.batches for stats in director.report("work").batch_stats[KIND].values())
+            ran = sum(stats.batches for stats in director.report("work").counts.batch_stats[KIND].values())
             measured[hold_s] = len(trace) / (ran - batches)
             events, batches = done, ran
             held = {"work": (Allocation(KIND, LIMIT, REPLICAS, hold_s),)}

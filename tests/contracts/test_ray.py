@@ -137,7 +137,7 @@ class Rayed:
 
     def events(self) -> int:
         state = self.under_way.controller.state
-        return state.stages[0].events if state is not None else 0
+        return state.stages[0].total.events if state is not None else 0
 
     async def flows(self) -> None:
         """Wait until events come through again."""

@@ -67,7 +67,7 @@ async def test_batches_of_an_asynchronous_stage_wait_together_and_those_of_a_key
     assert Counter(map(event_id, sink)) == Counter(ids)
     assert sorted(msgspec.json.decode(record.value) for record in sink) == [2 * number for number in range(48)]
     assert in_order_of_keys(sink)
-    (stats,) = report.batch_stats["cpu-1"].values()
+    (stats,) = report.counts.batch_stats["cpu-1"].values()
     assert stats.batches == 48
     assert stats.in_hand > 3 * 48, "replicas had several batches in hand"
 

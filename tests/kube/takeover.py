@@ -41,7 +41,12 @@ async def takeover_s(
     while True:
         for seen in await actuator.dispatchers():
             report = under_way.controller.view.reports.newest(seen.dispatcher)
-            if seen.stage == stage and seen.dispatcher != lost.dispatcher and report is not None and report.events:
+            if (
+                seen.stage == stage
+                and seen.dispatcher != lost.dispatcher
+                and report is not None
+                and report.counts.events
+            ):
                 return loop.time() - began_s
         await asyncio.sleep(0.05)
 

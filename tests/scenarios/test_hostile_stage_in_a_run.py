@@ -133,7 +133,7 @@ async def test_the_others_keep_the_slo_and_the_alert_names_the_stage(
             elsewhere.accept()
     assert list(folder.iterdir()) == []
     assert report.lost == 0
-    dead = {stage.name: stage.dead_lettered for stage in after.stages}
+    dead = {stage.name: stage.total.dead_lettered for stage in after.stages}
     assert (dead["enter"], dead["last"]) == (0, 0)
     assert dead["hostile"] > 0
     assert report.events_in - report.events_out >= len(attacks), "an attack has succeeded"

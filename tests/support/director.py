@@ -270,7 +270,7 @@ class Director:
     def total(self, stage: str, counter: str) -> Any:
         """Return the sum of a counter over every dispatcher process that a stage has had."""
         newest = {(r.dispatcher, r.incarnation): r for r in self.history if r.stage == stage}
-        return sum(getattr(report, counter) for report in newest.values())
+        return sum(getattr(report.counts, counter) for report in newest.values())
 
     async def pid(self, name: str) -> int:
         """Return the process of a replica or a dispatcher."""

@@ -125,18 +125,18 @@ class Decider:
         found = []
         for stage, kind in self.fleet.crowded().items():
             profile = self.view.measured.profiles.get((stage, kind))
-            start_up_s = self.view.reports.start_up_s(stage, kind) or (profile.start_up_s if profile else 0.0)
+            start_up_s = self.view.start_ups.next_s(stage, kind) or (profile.start_up_s if profile else 0.0)
             found.append(f"stage {stage!r} on {kind} (about {start_up_s:.0f} s)")
         return ", ".join(found)
 
     def _warn_of_none(self, override: Override) -> None:
         """A stage without a replica misses the SLO by the time that its first one takes to start."""
         fewest = override.minimum if override.kind == "limits" else override.value
-        plan, reports = self.view.plan, self.view.reports
+        plan = self.view.plan
         if fewest != 0 or override.subject not in plan.allocations:
             return
         start_up_s = min(
-            reports.start_up_s(override.subject, a.hardware)
+            self.view.start_ups.next_s(override.subject, a.hardware)
             or self.view.measured.profiles[override.subject, a.hardware].start_up_s
             for a in plan.allocations[override.subject]
         )

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.decide.replan import ReplanInputs, ReplanResult, replan
 from inferline_stream.controlplane.decide.subprocess_call import call_in_subprocess
-from inferline_stream.controlplane.observe.live_profile import Mark, corrected, mark, measured_since
+from inferline_stream.controlplane.observe.live_profile import corrected, measured_since
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -95,7 +96,8 @@ class ReplanClock:
     take: Callable[[ReplanResult, PipelineProfile], Awaitable[None]]
     cores: float = math.inf
     _occasions: ReplanOccasions = field(init=False)
-    _mark: Mark = field(default_factory=dict)
+    _counts: Mapping[str, StageCounts] = field(default_factory=dict)
+    """Of each stage when the plan in force was made: what came since is what it is judged by."""
 
     def __post_init__(self) -> None:
         settings = self.context.settings
@@ -110,12 +112,13 @@ class ReplanClock:
             return  # what is measured now is the machine's lack of cores
         if not self._occasions.due(now_s, beyond=self._beyond(now_s), wanted=self._set_by_people()):
             return
-        reports, shape = self.view.reports, self.view.shape
-        measured = corrected(self.view.measured, shape, measured_since(reports, shape.stages, self._mark))
+        measured = corrected(
+            self.view.measured, self.view.shape, measured_since(self.view.reports.totals(), self._counts)
+        )
         proposal = await call_in_subprocess(replan, await self._inputs(measured))
         logger.info("planned again: %s (%s)", proposal.reason or "the plan stays", proposal.detail)
         if proposal.plan is not None:
-            self._mark = mark(reports, shape.stages)
+            self._counts = self.view.reports.totals()
         elif proposal.reason is None and self._slo_s() != self.view.plan.slo_s:
             self._occasions.again(now_s + _AGAIN_S)  # too little has been recorded yet
         await self.take(proposal, measured)

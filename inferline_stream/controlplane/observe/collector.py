@@ -118,8 +118,8 @@ class Collector:
             out = self._since_start(context.sink, ends)
             if context.delivery == "exactly_once":  # the log also holds each transaction's end
                 out = sum(self.view.latencies.histogram().counts)
-            self.view.counts.events_out = out
-            self.view.counts.completed = self._since_start(context.names.completed, ends)
+            self.view.events_out = out
+            self.view.completed = self._since_start(context.names.completed, ends)
 
     async def stamped(self) -> None:
         """Take in the records of the source that have come, waiting a moment for the first."""

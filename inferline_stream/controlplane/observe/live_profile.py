@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from inferline_stream.controlplane.observe.pool_reports import PoolReports
-from inferline_stream.controlplane.observe.totals import Batches, Totals, since, slowdown
+from inferline_stream.observability.stage_counts import Batches, StageCounts
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths, visited
 from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, STEADY, Variation
@@ -27,9 +26,6 @@ _NORMAL = tuple(NormalDist().inv_cdf(min(max(p, 1e-3), 1 - 1e-3)) for p in NOISE
 """Noise of times of which only the spread is known: lognormal, cut off at one in a thousand."""
 
 _SWEEPS = 50
-
-Mark = Mapping[str, Totals]
-"""Each stage's counters at some time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +45,9 @@ class Measured:
     network: tuple[int, float] = (0, 0.0)
 
 
-def mark(reports: PoolReports, stages: Iterable[str]) -> Mark:
-    """The present, to measure from."""
-    return {stage: reports.total(stage) for stage in stages}
-
-
-def measured_since(reports: PoolReports, stages: Iterable[str], before: Mark) -> Measured:
-    """What replicas did since then, those that have ended included."""
-    grown = {stage: since(reports.total(stage), before.get(stage, Totals())) for stage in stages}
+def measured_since(now: Mapping[str, StageCounts], before: Mapping[str, StageCounts]) -> Measured:
+    """What replicas did between two looks at each stage's counts, those that have ended included."""
+    grown = {stage: StageCounts().add(sums).add(before.get(stage, StageCounts()), -1) for stage, sums in now.items()}
     return Measured(
         {(stage, kind): sizes for stage, sums in grown.items() for kind, sizes in sums.batch_stats.items()},
         {stage: sums.served for stage, sums in grown.items()},
@@ -92,6 +83,36 @@ def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> Pipelin
         hop_overhead_s=profile.hop_overhead_s - profile.network_s + network_s,
         network_s=network_s,
     )
+
+
+def expected_service_s(profile: Profile, batches: Batches) -> float:
+    """Return the time that batches would have taken as profiled, all together."""
+    largest, most = profile.batch_sizes[-1], profile.concurrencies[-1]
+    return sum(
+        stats.batches * profile.service_time_s(min(size, largest), min(max(1.0, stats.in_hand / stats.batches), most))
+        for size, stats in batches.items()
+        if stats.batches
+    )
+
+
+def slowdown(profile: Profile, batches: Batches, fewest: int, waited_s: float = 0.0) -> float | None:
+    """Measured service time over the profile's, at the batch sizes that ran; None from too few batches.
+
+    Time without a core counts as far as the profile has it, too: beyond that the machine is full, not the model slower.
+
+    Args:
+        profile: of the stage on the kind.
+        batches: that ran.
+        fewest: batches that are enough to judge by.
+        waited_s: time that their replicas could have run meanwhile and had no core.
+    """
+    count = sum(stats.batches for stats in batches.values())
+    if not count or count < fewest:
+        return None
+    expected_s = expected_service_s(profile, batches)
+    service_s = sum(stats.service_s for stats in batches.values())
+    beyond_s = max(0.0, waited_s - profile.waited_share * expected_s)
+    return max(service_s - beyond_s, min(service_s, expected_s)) / expected_s
 
 
 def _sizes_as_seen(profile: Profile, batches: Batches) -> Profile:

@@ -11,10 +11,10 @@ from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
 from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 from inferline_stream.controlplane.core_use import CoreUse
-from inferline_stream.controlplane.observe.latencies import Latencies
 from inferline_stream.controlplane.observe.log_growth import LogGrowth, OffsetHistory
-from inferline_stream.controlplane.observe.pool_reports import RECENT_S, PoolReports, StageFigures
+from inferline_stream.controlplane.observe.pool_reports import RECENT_S, Latencies, PoolReports
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
+from inferline_stream.controlplane.observe.start_up_times import StartUpTimes
 from inferline_stream.controlplane.records.control_records import StoredPlan
 from inferline_stream.controlplane.replica_counts import Replicas, cores_held, cost_per_hour, replicas_of_plan
 from inferline_stream.dataplane.frames import StageInput
@@ -39,14 +39,6 @@ _DECISIONS_KEPT = 300
 _PLANS_KEPT = 100
 STUCK_AFTER_S = 10.0
 """A committed offset that stood still for this long, with lag and with replicas ready, is stuck."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """Growth of topics since the start of the run."""
-
-    events_out: int = 0
-    completed: int = 0
 
 
 @dataclass(slots=True)
@@ -75,7 +67,9 @@ class PipelineView:
     windows_s: Sequence[float]
     declared_slo_s: float | None = None
     growth: LogGrowth = field(default_factory=LogGrowth)
-    counts: Counts = field(default_factory=Counts)
+    events_out: int = 0
+    completed: int = 0
+    """Growth of the sink's and of the completed topic since the start of the run."""
     decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
     plans: deque[PlanRecord] = field(default_factory=lambda: deque(maxlen=_PLANS_KEPT))
     decision_counts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -88,6 +82,7 @@ class PipelineView:
     coarse_peak_per_hour: float | None = None
     """What InferLine's CG-Peak would cost for the sample that the plan was made for."""
     core_use: CoreUse = field(default_factory=CoreUse)
+    start_ups: StartUpTimes = field(default_factory=StartUpTimes)
     letter_age_shares: Mapping[str, float] = field(default_factory=dict)
     """By stage, see `StageState.letter_age_share`."""
     reports: PoolReports = field(init=False)
@@ -236,7 +231,7 @@ class PipelineView:
         return self.core_use.recent(stage, hardware).waited_s
 
     def _stage_observation(
-        self, stage: str, now_s: float, figures: StageFigures, ratio: float | None, wanted: Replicas
+        self, stage: str, now_s: float, seen: StageState, ratio: float | None, wanted: Replicas
     ) -> StageObservation:
         offsets = self.offsets[stage]
         supply = {}
@@ -246,17 +241,17 @@ class PipelineView:
                 supply[hardware] = Supply(
                     ready,
                     max(0, count - ready),
-                    self._throughput(stage, hardware, figures),
-                    self.reports.start_up_s(stage, hardware),
+                    self._throughput(stage, hardware, seen),
+                    self.start_ups.next_s(stage, hardware),
                 )
         return StageObservation(
             supply=supply,
-            age_s=None if figures.newest_s is None else now_s - figures.newest_s,
+            age_s=None if seen.heard_s is None else now_s - seen.heard_s,
             visit_ratio=ratio,
             partition_lags=offsets.lags(),
             partition_idle_s=offsets.idle_s(now_s),
             oldest_lag_s=offsets.oldest_s(now_s),
-            utilization=figures.utilization,
+            utilization=seen.utilization,
         )
 
     def working(self, stage: str, hardware: str, wanted: int) -> int:
@@ -288,8 +283,8 @@ class PipelineView:
             profile.throughput(self.batch_limit(stage, hardware), self.concurrency(stage, hardware)) if profile else 1.0
         )
 
-    def _throughput(self, stage: str, hardware: str, figures: StageFigures) -> float | None:
-        slowdown = figures.slowdown.get(hardware)
+    def _throughput(self, stage: str, hardware: str, seen: StageState) -> float | None:
+        slowdown = seen.slowdown.get(hardware)
         return None if slowdown is None else self.planned_throughput(stage, hardware) / slowdown
 
     def state(
@@ -298,9 +293,6 @@ class PipelineView:
         time_s: float,
         wanted: Replicas,
         *,
-        envelope: Sequence[int],
-        paused: bool = False,
-        term: int = 0,
         limits: Mapping[str, str] | None = None,
         slots: Mapping[str, int] | None = None,
     ) -> PipelineState:
@@ -310,131 +302,104 @@ class PipelineView:
             now_s: now.
             time_s: the same, in seconds since the epoch.
             wanted: replicas asked of the actuator.
-            envelope: live, by window.
-            paused: whether decisions are held.
-            term: of this controller.
             limits: what keeps a stage from growing, by stage.
             slots: dispatchers of each stage; one where it is not given.
         """
-        recent = self.latencies.recent(now_s)
-        newest_s = self.growth.newest_s
-        figures = {stage: self.reports.stage(stage, now_s) for stage in self.shape.stages}
-        ages = {f"reports/{stage}": now_s - f.newest_s for stage, f in figures.items() if f.newest_s is not None}
-        if newest_s is not None:
-            ages["arrivals"] = now_s - newest_s
-        read_s = [offsets.sampled_s for offsets in self.offsets.values()]
-        if all(read_s):
-            ages["offsets"] = now_s - min(s for s in read_s if s is not None)
+        plan, recent = self.plan, self.latencies.recent(now_s)
+        stages = tuple(
+            replace(
+                self._stage_state(stage, now_s, wanted),
+                limit=(limits or {}).get(stage, ""),
+                slots=(slots or {}).get(stage, 1),
+            )
+            for stage in self.shape.stages
+        )
         return PipelineState(
             time_s=time_s,
             pipeline=self.pipeline,
-            slo_s=self.plan.slo_s,
+            slo_s=plan.slo_s,
             objective=self.objective,
-            predicted_p99_s=self.plan.predicted_p99_s,
+            predicted_p99_s=plan.predicted_p99_s,
             arrival_rate=self.traffic.arrival_rate(now_s),
             envelope=tuple(
-                EnvelopeWindow(w, live, dict(self.plan.envelope).get(w, 0))
-                for w, live in zip(self.windows_s, envelope, strict=True)
+                EnvelopeWindow(window_s, live, dict(plan.envelope).get(window_s, 0))
+                for window_s, live in zip(self.windows_s, self.traffic.envelope(now_s), strict=True)
             ),
             latency=self.latencies.histogram(),
             recent_p50_s=recent.quantile_s(0.5),
             recent_p95_s=recent.quantile_s(0.95),
             recent_p99_s=recent.quantile_s(0.99),
-            stages=tuple(
-                replace(
-                    self._stage_state(stage, now_s, figures[stage], wanted),
-                    limit=(limits or {}).get(stage, ""),
-                    slots=(slots or {}).get(stage, 1),
-                )
-                for stage in self.shape.stages
-            ),
-            decisions=tuple(self.decisions),
             late_events=self.latencies.late(),
+            stages=stages,
+            decisions=tuple(self.decisions),
+            decision_counts=dict(self.decision_counts),
             cost_per_hour=self.rate_per_hour,
             cost=self.cost,
             events_in=self.growth.total,
-            events_out=self.counts.events_out,
-            completed_without_output=self.counts.completed,
-            duplicates=sum(f.total.duplicates for f in figures.values()),
-            backlog=sum(f.total.backlog for f in figures.values()),
-            input_age_s=ages,
-            paused=paused,
-            decision_counts=dict(self.decision_counts),
-            plan_algorithm=self.plan.algorithm,
-            plan_id=hashlib.sha256(plan_to_bytes(self.plan)).hexdigest()[:8],
-            plan_cost_per_hour=plan_cost_per_hour(self.plan.allocations, self.catalogue),
+            events_out=self.events_out,
+            completed_without_output=self.completed,
+            input_age_s=self._input_age_s(now_s, stages),
+            plan_algorithm=plan.algorithm,
+            plan_id=hashlib.sha256(plan_to_bytes(plan)).hexdigest()[:8],
+            plan_cost_per_hour=plan_cost_per_hour(plan.allocations, self.catalogue),
             replica_seconds=dict(self.replica_seconds),
             prices={kind: self.catalogue[kind].price_per_hour for kind in sorted(self._kinds(wanted))},
-            term=term,
             plans=tuple(self.plans),
             coarse_peak_per_hour=self.coarse_peak_per_hour,
             oversubscribed=self.core_use.crowded,
         )
+
+    def _input_age_s(self, now_s: float, stages: Sequence[StageState]) -> dict[str, float]:
+        ages = {f"reports/{stage.name}": now_s - stage.heard_s for stage in stages if stage.heard_s is not None}
+        if self.growth.newest_s is not None:
+            ages["arrivals"] = now_s - self.growth.newest_s
+        read_s = [offsets.sampled_s for offsets in self.offsets.values()]
+        if all(read_s):
+            ages["offsets"] = now_s - min(s for s in read_s if s is not None)
+        return ages
 
     def _kinds(self, wanted: Replicas) -> set[str]:
         """Hardware kinds that anything is or was held on."""
         kinds = {hardware for _, hardware in (*wanted, *self.replica_seconds)}
         return kinds | {a.hardware for held in self.plan.allocations.values() for a in held}
 
-    def _stage_state(self, stage: str, now_s: float, figures: StageFigures, wanted: Replicas) -> StageState:
-        offsets = self.offsets[stage]
-        rates = offsets.rates(now_s, RECENT_S)
+    def _stage_state(self, stage: str, now_s: float, wanted: Replicas) -> StageState:
+        offsets, allocations = self.offsets[stage], self.plan.allocations[stage]
+        rates, use = offsets.rates(now_s, RECENT_S), self.core_use.total(stage)
         planned = replicas_of_plan(self.plan.allocations)
         kinds = sorted({hardware for name, hardware in (*wanted, *planned) if name == stage})
         counts = []
         for hardware in kinds:
-            count, standby = wanted.get((stage, hardware), 0), self.reports.ready(stage, hardware)
+            count, there = wanted.get((stage, hardware), 0), self.reports.ready(stage, hardware)
             ready = self.working(stage, hardware, count)
-            standby -= ready
             counts.append(
-                ReplicaCounts(hardware, planned.get((stage, hardware), 0), count, ready, max(0, count - ready), standby)
+                ReplicaCounts(
+                    hardware, planned.get((stage, hardware), 0), count, ready, max(0, count - ready), there - ready
+                )
             )
-        start_ups = [s for kind in kinds if (s := self.reports.start_up_s(stage, kind)) is not None]
+        start_ups = [s for kind in kinds if (s := self.start_ups.next_s(stage, kind)) is not None]
+        ways: dict[tuple[str, str], float] = {
+            (kind, way): s for kind in kinds for way, s in self.start_ups.by_way(stage, kind).items() if way
+        }
         stuck = tuple(p for p, idle_s in enumerate(offsets.idle_s(now_s)) if idle_s > STUCK_AFTER_S)
-        return StageState(
-            name=stage,
+        return replace(
+            self.reports.stage(stage, now_s),
             replicas=tuple(counts),
-            max_batch_size=max(a.max_batch_size for a in self.plan.allocations[stage]),
-            hold_s=hold_of(self.plan.allocations[stage]),
-            concurrency=max(a.concurrency for a in self.plan.allocations[stage]),
+            total=self.reports.total(stage),
+            max_batch_size=max(a.max_batch_size for a in allocations),
+            hold_s=hold_of(allocations),
+            concurrency=max(a.concurrency for a in allocations),
             arrival_rate=sum(rates),
-            utilization=figures.utilization,
-            wait_s=figures.wait_s,
-            service_time_s=figures.service_time_s,
-            predicted_service_s=figures.predicted_service_s,
-            mean_batch_size=figures.mean_batch_size,
-            partition_lags=offsets.lags(),
+            lags=offsets.lags(),
             lag_s=offsets.oldest_s(now_s),
             uncommitted_share=offsets.uncommitted_share(),
             letter_age_share=self.letter_age_shares.get(stage),
             start_up_s=max(start_ups, default=None),
-            start_ups_s={
-                (kind, way): seconds
-                for kind in kinds
-                for way, seconds in self.reports.start_ups_s(stage, kind).items()
-                if way
-            },
-            events=figures.total.events,
-            dead_lettered=figures.total.dead_lettered,
-            expired=figures.total.expired,
-            batches=figures.total.batches,
-            batches_lost=figures.total.batches_lost,
-            busy_total_s=figures.total.busy_s,
-            cpu_total_s=self.core_use.total(stage).ran_s,
-            core_wait_total_s=self.core_use.total(stage).waited_s,
-            wait_total_s=figures.total.wait_s,
-            clock_lead_s=figures.clock_lead_s,
-            queued=figures.queued,
-            suspects=figures.suspects,
-            quarantined=figures.quarantined,
-            dispatcher_utilization=figures.dispatcher_utilization,
-            trouble=figures.trouble,
-            nodes=figures.nodes,
-            halted=figures.halted,
+            start_ups_s=ways,
+            cpu_total_s=use.ran_s,
+            core_wait_total_s=use.waited_s,
             restarts=self.restarts[stage],
-            stuck_partitions=stuck if sum(c.ready for c in counts) else (),
+            stuck=stuck if sum(c.ready for c in counts) else (),
             partition_rates=rates,
-            join_events=figures.join_events,
-            join_bytes=figures.join_bytes,
             isolation=self.reports.isolation(stage),
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
-from inferline_stream.actuators.actuator import Way
-from inferline_stream.controlplane.observe.totals import Totals, expected_service_s, slowdown
+from inferline_stream.controlplane.observe.live_profile import expected_service_s, slowdown
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
-from inferline_stream.observability.pipeline_state import IsolationState, NodeState
+from inferline_stream.observability.latency_histogram import LatencyHistogram, latency_bounds_s
+from inferline_stream.observability.pipeline_state import IsolationState, NodeState, StageState
+from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 
@@ -21,8 +22,6 @@ _FEWEST_EVENTS = 100
 
 _FEWEST_BATCHES = 10
 """A service time from fewer batches would be noise."""
-
-_START_UPS = 8
 
 _LATE_S = 30.0
 """A dispatcher's last report may be read so long after its exit."""
@@ -50,45 +49,6 @@ class DispatcherReports:
         return None if first is None or self.ended else (self.recent[-1][0] - first[0], first[1], self.newest)
 
 
-@dataclass(frozen=True, slots=True)
-class StageFigures:
-    """One stage over the last seconds; None where too little was seen."""
-
-    total: Totals
-    """Since the start of the run."""
-    wait_s: float | None
-    service_time_s: float | None
-    mean_batch_size: float | None
-    utilization: float | None
-    """Busy share of its replicas."""
-    dispatcher_utilization: float | None
-    """CPU seconds per second of its busiest dispatcher."""
-    clock_lead_s: float
-    """Largest lead of a record's time over its dispatcher's clock in the last minute."""
-    queued: int
-    suspects: int
-    quarantined: int
-    join_events: int
-    join_bytes: int
-    halted: Mapping[int, str]
-    trouble: str
-    """What is wrong with its pool, in words."""
-    nodes: Mapping[str, NodeState]
-    """In a cluster: what it has on each node."""
-    newest_s: float | None
-    """When the oldest of its dispatchers' newest reports was read."""
-    slowdown: Mapping[str, float]
-    """By hardware kind: measured service time over the profile's, at the batch sizes that ran.
-
-    Waiting for a core beyond the profile's share is left out."""
-    predicted_service_s: float | None
-    """Mean service time of the batches that ran lately, as profiled; None where some ran on what was never profiled."""
-
-
-def _none(stage: str, hardware: str) -> float:
-    return 0.0
-
-
 class PoolReports:
     """Reports of every dispatcher of a pipeline.
 
@@ -101,12 +61,11 @@ class PoolReports:
         self.measured = measured
         """Profiles that measured times are compared with."""
         self._reported: dict[str, DispatcherReports] = {}
-        self._past: dict[str, Totals] = {stage: Totals() for stage in shape.stages}
+        self._past: dict[str, StageCounts] = {stage: StageCounts() for stage in shape.stages}
         """Sums of ended incarnations, by stage."""
         self._heard_past_s: dict[str, float] = {}
         self._pools: dict[tuple[str, int], dict[str, ReplicaStatus]] = {}
         """Replicas by stage and slot, as the slot's last serving dispatcher reported them."""
-        self._start_up_s: dict[tuple[str, str], dict[Way, deque[float]]] = {}
 
     # -- what comes in -------------------------------------------------------------------------------
 
@@ -164,7 +123,7 @@ class PoolReports:
 
     def _fold(self, known: DispatcherReports) -> None:
         stage = known.newest.stage
-        self._past.setdefault(stage, Totals()).add(known.newest)
+        self._past.setdefault(stage, StageCounts()).add(known.newest.counts)
         self._heard_past_s[stage] = max(known.heard_s, self._heard_past_s.get(stage, known.heard_s))
 
     def _forget_late(self, now_s: float) -> None:
@@ -172,37 +131,6 @@ class PoolReports:
         for name, known in list(self._reported.items()):
             if known.ended and known.heard_s < now_s - _LATE_S:
                 self._fold(self._reported.pop(name))
-
-    def started(self, stage: str, hardware: str, start_up_s: float, way: Way = "") -> None:
-        """A replica became ready so long after it was asked for, by that way."""
-        ways = self._start_up_s.setdefault((stage, hardware), {})
-        times = ways.pop(way, None) or deque(maxlen=_START_UPS)
-        times.append(start_up_s)
-        ways[way] = times  # the newest way comes last
-
-    # -- start-up times ------------------------------------------------------------------------------
-
-    def start_ups_s(self, stage: str, hardware: str) -> dict[Way, float]:
-        """Mean of the recent start-up times, by way; that of the newest start comes last."""
-        return {way: sum(t) / len(t) for way, t in self._start_up_s.get((stage, hardware), {}).items()}
-
-    def start_up_s(self, stage: str, hardware: str) -> float | None:
-        """What the next replica is likely to take, None before the first: the recent ones that came as the newest did.
-
-        A mean over all ways would fit none: where a node had to be made, the next one is likely to need one, too.
-        """
-        ways = self.start_ups_s(stage, hardware)
-        if ways.keys() == {"alone"}:
-            return None  # it has brought the parent that forks those to come, as they were profiled
-        return next(reversed(ways.values()), None)
-
-    def every_start_up_s(self) -> dict[str, dict[str, float]]:
-        """The same by stage and hardware kind, where there is any."""
-        found: dict[str, dict[str, float]] = {}
-        for stage, hardware in self._start_up_s:
-            if (start_up_s := self.start_up_s(stage, hardware)) is not None:
-                found.setdefault(stage, {})[hardware] = start_up_s
-        return found
 
     # -- replicas and dispatchers --------------------------------------------------------------------
 
@@ -287,28 +215,26 @@ class PoolReports:
     def _of(self, stage: str) -> list[DispatcherReports]:
         return [known for known in self._reported.values() if known.newest.stage == stage]
 
-    def total(self, stage: str) -> Totals:
+    def total(self, stage: str) -> StageCounts:
         """A stage's counters since the start of the run."""
-        found = Totals().add(self._past[stage])
+        found = StageCounts().add(self._past[stage])
         for known in self._of(stage):
-            found.add(known.newest)
+            found.add(known.newest.counts)
         return found
 
-    def latency_counts(self, stage: str, buckets: int) -> tuple[tuple[int, ...], float]:
-        """Events per latency bucket since the start, and the sum of latencies, as the final stage reported."""
-        total = self.total(stage)
-        counts = [*total.latency_buckets, *[0] * buckets][:buckets]
-        return tuple(counts), total.latency_sum_s
+    def totals(self) -> dict[str, StageCounts]:
+        """Every stage's counters since the start of the run."""
+        return {stage: self.total(stage) for stage in self._shape.stages}
 
-    def _recent(self, stage: str, now_s: float) -> Totals:
-        found = Totals()
+    def _recent(self, stage: str, now_s: float) -> StageCounts:
+        found = StageCounts()
         for known in self._of(stage):
             if (pair := known.between(now_s - RECENT_S)) is not None:
-                found.add(pair[2]).add(pair[1], -1)
+                found.add(pair[2].counts).add(pair[1].counts, -1)
         return found
 
-    def stage(self, name: str, now_s: float, waited_s: Callable[[str, str], float] = _none) -> StageFigures:
-        """One stage now.
+    def stage(self, name: str, now_s: float, waited_s: Callable[[str, str], float] = lambda *_: 0.0) -> StageState:
+        """What reports say of one stage now.
 
         Args:
             name: the stage.
@@ -319,16 +245,18 @@ class PoolReports:
         living = [k.newest for k in known if not k.ended]
         recent = self._recent(name, now_s)
         pairs = [pair for k in known if (pair := k.between(now_s - RECENT_S)) is not None and pair[0] > 0]
+        loads = [(last.counts.cpu_s - first.counts.cpu_s) / seconds for seconds, first, last in pairs]
         heard = [k.heard_s for k in known if not k.ended] or [max(k.heard_s for k in known)] if known else []
-        newest_s = min(heard, default=self._heard_past_s.get(name))
         batches = recent.batches
-        return StageFigures(
-            total=self.total(name),
+        return StageState(
+            name,
             wait_s=recent.wait_s / recent.events if recent.events else None,
             service_time_s=recent.service_s / batches if batches else None,
+            predicted_service_s=self._predicted_s(name, recent),
+            slowdown=self._slowdown(name, recent, waited_s),
             mean_batch_size=recent.served / batches if batches else None,
             utilization=recent.busy_s / recent.replica_s if recent.replica_s > 0 else None,
-            dispatcher_utilization=max(((last.cpu_s - first.cpu_s) / s for s, first, last in pairs), default=None),
+            dispatcher_utilization=max(loads, default=None),
             clock_lead_s=max((r.clock_lead_s for r in living), default=0.0),
             queued=sum(r.queued for r in living),
             suspects=sum(r.suspects for r in living),
@@ -338,9 +266,7 @@ class PoolReports:
             halted={partition: why for r in living for partition, why in r.halted.items()},
             trouble="; ".join(sorted({r.reason for r in living if r.reason})),
             nodes=self._nodes(name, living),
-            newest_s=newest_s,
-            slowdown=self._slowdown(name, recent, waited_s),
-            predicted_service_s=self._predicted_s(name, recent),
+            heard_s=min(heard, default=self._heard_past_s.get(name)),
         )
 
     def _nodes(self, stage: str, living: Sequence[PoolReport]) -> dict[str, NodeState]:
@@ -348,7 +274,7 @@ class PoolReports:
         replicas = Counter(r.node for r in self.replicas(stage) if r.node and r.phase == "ready")
         return {node: NodeState(dispatchers[node], replicas[node]) for node in sorted({*dispatchers, *replicas})}
 
-    def _slowdown(self, stage: str, recent: Totals, waited_s: Callable[[str, str], float]) -> dict[str, float]:
+    def _slowdown(self, stage: str, recent: StageCounts, waited_s: Callable[[str, str], float]) -> dict[str, float]:
         found = {}
         for hardware, sizes in recent.batch_stats.items():
             profile = self.measured.profiles.get((stage, hardware))
@@ -357,7 +283,7 @@ class PoolReports:
                 found[hardware] = factor
         return found
 
-    def _predicted_s(self, stage: str, recent: Totals) -> float | None:
+    def _predicted_s(self, stage: str, recent: StageCounts) -> float | None:
         expected_s = 0.0
         for hardware, sizes in recent.batch_stats.items():
             profile = self.measured.profiles.get((stage, hardware))
@@ -388,3 +314,55 @@ class PoolReports:
                 took = recent[parent].edges_taken.get(name, 0)
                 ratios[name] = above * took / left if above is not None and left >= _FEWEST_EVENTS else None
         return ratios
+
+
+@dataclass(slots=True)
+class Latencies:
+    """End-to-end latencies, as the final stage reported: since the start, recent, and late by the SLO of their time.
+
+    Args:
+        reports: of its dispatchers.
+        final: the stage that reports them.
+        declared_slo_s: dispatchers count latencies by the SLO that the topology declares.
+        slo_s: in force.
+    """
+
+    reports: PoolReports
+    final: str
+    declared_slo_s: float
+    slo_s: float
+    _late_before: int = 0
+    """Events that were late by the SLO of their time, before the SLO in force; and what is above its SLO of them."""
+    _above_before: int = 0
+    _looks: deque[tuple[float, tuple[int, ...]]] = field(default_factory=deque)
+
+    def histogram(self) -> LatencyHistogram:
+        """Since the start, with the SLO in force among the bounds."""
+        bounds, total = latency_bounds_s(self.declared_slo_s), self.reports.total(self.final)
+        counts = [*total.latency_buckets, *[0] * (len(bounds) + 1)][: len(bounds) + 1]
+        return LatencyHistogram(bounds, tuple(counts), total.latency_sum_s).with_bound(self.slo_s)
+
+    def late(self) -> int:
+        """Events since the start that were late by the SLO of their time."""
+        return self._late_before + self._above() - self._above_before
+
+    def judge_by(self, slo_s: float) -> None:
+        """This SLO is in force from now on."""
+        late, self.slo_s = self.late(), slo_s
+        self._late_before, self._above_before = late, self._above()
+        self._looks.clear()  # counted by other bounds
+
+    def recent(self, now_s: float) -> LatencyHistogram:
+        """Of about the last `RECENT_S`, given a look now and then; its sum is not known."""
+        latency = self.histogram()
+        self._looks.append((now_s, latency.counts))
+        while len(self._looks) > 2 and self._looks[1][0] <= now_s - RECENT_S:
+            self._looks.popleft()
+        before = self._looks[0][1] if len(self._looks) > 1 else (0,) * len(latency.counts)
+        return LatencyHistogram(
+            latency.bounds_s, tuple(max(0, a - b) for a, b in zip(latency.counts, before, strict=True)), 0.0
+        )
+
+    def _above(self) -> int:
+        """Events since the start whose latency is above the SLO in force now, whatever it was then."""
+        return self.histogram().above(self.slo_s)

@@ -36,7 +36,7 @@ from inferline_stream.kafka.records import Fenced, KafkaFailed
 from inferline_stream.kafka.stage_reader import StageReader
 from inferline_stream.kafka.stage_sender import ReportSender, StageSender
 from inferline_stream.kafka.topic_state import recreated
-from inferline_stream.observability.buckets import latency_bounds_s
+from inferline_stream.observability.latency_histogram import latency_bounds_s
 from inferline_stream.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -384,9 +384,9 @@ class Dispatcher:
         """Complete a report with what is only known now."""
         now_s = time.monotonic()
         ready = sum(status.phase != "starting" for status in self._feeder.statuses())
-        report.replica_s += ready * (now_s - self._filled_s)
+        report.counts.replica_s += ready * (now_s - self._filled_s)
         self._filled_s = now_s
-        report.cpu_s = time.process_time()
+        report.counts.cpu_s = time.process_time()
         report.replicas = self._feeder.statuses()
         session = self._session
         if report.phase not in ("gone", "failed"):

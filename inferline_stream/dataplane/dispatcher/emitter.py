@@ -55,7 +55,7 @@ class Emitter:
         self._routes = routes
         self._partitions = partitions
         self._rng = rng
-        self._report = report
+        self._counts = report.counts
         self._hashes: dict[bytes, int] = {}
         self._topics = {stage: routes.topic_of(stage) for stage in routes.stages}
         rules = rules or RecordRules({})
@@ -89,9 +89,9 @@ class Emitter:
 
     def add(self, event: Event, outcome: Outcome) -> None:
         """Collect what one outcome causes."""
-        report = self._report
+        counts = self._counts
         kind = type(outcome)
-        report.events += kind is not Requeued and kind is not Late
+        counts.events += kind is not Requeued and kind is not Late
         if kind is Done:
             value = outcome.value  # type: ignore[union-attr]
             if self._needs_key and event.key is None:
@@ -115,7 +115,7 @@ class Emitter:
         elif isinstance(outcome, Failed):
             self._fail(event, outcome)
         elif isinstance(outcome, Expired):
-            report.expired += 1
+            counts.expired += 1
             if outcome.to_dead_letters:
                 self._letters(event, event.records, Failed("Expired", "the event was past its SLO", ""))
             self._complete(event, "expired")
@@ -131,7 +131,7 @@ class Emitter:
 
     def _fail(self, event: Event, failed: Failed) -> None:
         """Make a dead letter of an event: its stage failed on it, or no topic takes its result."""
-        self._report.dead_lettered += 1
+        self._counts.dead_lettered += 1
         self._letters(event, event.records, failed)
         self._complete(event, "dead_lettered")
         self._pass_by(event, dead=LETTERED)
@@ -143,7 +143,7 @@ class Emitter:
             topic = routes.sink_topic
             self._put(topic, self._partition(topic, event.key), event.key, value, event.headers)
             return
-        taken = self._report.edges_taken
+        taken = self._counts.edges_taken
         for send in follow.sends:
             if send.result:
                 taken[send.stage] = taken.get(send.stage, 0) + 1
@@ -180,7 +180,7 @@ class Emitter:
         self._put(topic, hashed % self._partitions[topic], key, value, headers)
 
     def _complete(self, event: Event, reason: str) -> None:
-        self._report.completed += 1
+        self._counts.completed += 1
         topic = self._routes.names.completed
         partition = (murmur2(event.event_id) & 0x7FFFFFFF) % self._partitions[topic]
         value = msgspec.json.encode({"reason": reason, "stage": self._routes.stage})

@@ -244,7 +244,7 @@ class Feeder:
         member.hands[batch] = Hand(session.epoch, batch, events, alone, sample is not None and not test, test, span)
         self._pool.begin(replica, len(payloads), now_s, batch)
         session.handed(events)
-        count_waits(self._report, events, time.monotonic())
+        count_waits(self._report.counts, events, time.monotonic())
         member.connection.send(Batch(session.epoch, batch, payloads, session.result_bytes))
 
     # Results
@@ -293,7 +293,7 @@ class Feeder:
         replica = member.replica
         handed = replica.hands[frame.batch]
         took_s = max(0.0, now_s - handed.began_s)
-        self._report.busy_s += took_s / self._pool.concurrency(replica.hardware)
+        self._report.counts.busy_s += took_s / self._pool.concurrency(replica.hardware)
         calls = believed_calls(frame, handed.batch_size)
         if frame.too_large > 0:  # before the batch counts as one after which larger ones may be tried
             self._pool.too_large(replica.hardware, frame.too_large, now_s)
@@ -301,7 +301,8 @@ class Feeder:
         self._pool.finish(replica, calls, now_s, frame.batch, success=success)
         busy_s = believed_s(frame.busy_s)
         remote = bool(member.status.node)
-        count_batch(self._report, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=handed.beside)
+        counts = self._report.counts
+        count_batch(counts, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=handed.beside)
         if hand.span is not None and self._spans is not None:
             self._spans.end(hand.span, frame.outcomes)
         current = session if session is not None and hand.epoch == session.epoch else None

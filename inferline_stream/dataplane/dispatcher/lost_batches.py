@@ -49,14 +49,14 @@ class LostBatches:
         hand, session = member.hands.pop(number), self._served()
         self._end_span(hand, why)
         if session is not None and hand.epoch == session.epoch:
-            self._report.batches_lost += bool(hand.events or hand.probe)
+            self._report.counts.batches_lost += bool(hand.events or hand.probe)
             _put_back(hand, session)
 
     def run_elsewhere(self, session: SlotSession, hand: Hand) -> None:
         """Let a late batch run on other replicas; its result is dropped."""
         events, hand.events = hand.events, ()
         session.returned(events)
-        self._report.batches_lost += 1
+        self._report.counts.batches_lost += 1
         self._follow(session.suspects.late(events), session)
 
     def failed_sample(self, session: SlotSession, replica: PooledReplica, why: str) -> None:
@@ -96,7 +96,7 @@ class LostBatches:
             return
         lost = [hand for hand in hands if hand.epoch == session.epoch and (hand.events or hand.probe)]
         if lost:
-            self._report.batches_lost += len(lost)
+            self._report.counts.batches_lost += len(lost)
             self._judge(lost, session, passed=replica.passed, why=why, together=together, memory=memory, device=device)
 
     def _judge(

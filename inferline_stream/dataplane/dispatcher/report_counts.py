@@ -5,11 +5,10 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Sequence
 
-import msgspec
-
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.frames import Call
-from inferline_stream.dataplane.reports import BatchStats, PoolReport
+from inferline_stream.dataplane.reports import PoolReport
+from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 
 MAX_COUNTED_S = 30 * 86_400.0
 """Longest time that one event or batch may add to a report.
@@ -20,7 +19,7 @@ A producer whose clock says 1970 must not fill the sums, and nobody can read a r
 
 
 def count_batch(
-    report: PoolReport,
+    counts: StageCounts,
     hardware: str,
     calls: Sequence[Call],
     took_s: float,
@@ -32,7 +31,7 @@ def count_batch(
     """Add a batch that a replica has finished.
 
     Args:
-        report: is added to.
+        counts: is added to.
         hardware: kind of the replica.
         calls: of the stage.
         took_s: from handing it over to its results.
@@ -41,27 +40,27 @@ def count_batch(
         in_hand: batches that the replica had in hand when it began.
     """
     if remote and busy_s is not None:
-        report.remote_batches += 1
-        report.network_s += max(0.0, took_s - busy_s)
+        counts.remote_batches += 1
+        counts.network_s += max(0.0, took_s - busy_s)
     # As profiles have it: a replica that is stopped for its share of a core does not see what that adds to its batches.
     served_s = busy_s if remote else took_s
     if len(calls) == 1 and served_s is not None:
         calls = [Call(calls[0].batch_size, max(calls[0].service_s, served_s))]
-    count_calls(report, hardware, calls, in_hand)
+    count_calls(counts, hardware, calls, in_hand)
 
 
-def count_waits(report: PoolReport, events: Iterable[Event], now_s: float) -> None:
+def count_waits(counts: StageCounts, events: Iterable[Event], now_s: float) -> None:
     """Add how long events waited that a replica gets now, by the monotonic clock."""
     now_ms, waited_ms = now_s * 1e3, 0.0
     for event in events:
         if not event.replayed:
             waited_ms += min(max(0.0, now_ms - event.arrived_ms), 1e3 * MAX_COUNTED_S)
-    report.wait_s += waited_ms / 1e3
+    counts.wait_s += waited_ms / 1e3
 
 
-def count_calls(report: PoolReport, hardware: str, calls: Sequence[Call], in_hand: int = 1) -> None:
+def count_calls(counts: StageCounts, hardware: str, calls: Sequence[Call], in_hand: int = 1) -> None:
     """Add calls of the stage on one hardware kind, begun with so many batches in hand."""
-    sizes = report.batch_stats.setdefault(hardware, {})
+    sizes = counts.batch_stats.setdefault(hardware, {})
     for call in calls:
         stats = sizes.get(call.batch_size)
         if stats is None:
@@ -72,19 +71,14 @@ def count_calls(report: PoolReport, hardware: str, calls: Sequence[Call], in_han
         stats.in_hand += in_hand
 
 
-def count_latency(report: PoolReport, bounds_s: Sequence[float], latency_s: float) -> None:
+def count_latency(counts: StageCounts, bounds_s: Sequence[float], latency_s: float) -> None:
     """Add one event that reached the sink."""
     latency_s = min(latency_s, MAX_COUNTED_S)
-    report.latency_buckets[bisect.bisect_left(bounds_s, latency_s)] += 1
-    report.latency_sum_s += latency_s
-    report.latency_max_s = max(report.latency_max_s, latency_s)
+    counts.latency_buckets[bisect.bisect_left(bounds_s, latency_s)] += 1
+    counts.latency_sum_s += latency_s
 
 
 def new_report(dispatcher: str, incarnation: int, stage: str, slot: int, buckets: int) -> PoolReport:
     """Return the report of a dispatcher that starts."""
-    report = PoolReport(dispatcher, incarnation, stage, slot, "starting", 0)
-    return msgspec.structs.replace(
-        report,
-        latency_buckets=[0] * buckets,
-        held={}, halted={}, replicas=[], batch_stats={}, edges_taken={},
-    )  # fmt: skip
+    counts = StageCounts(latency_buckets=[0] * buckets)
+    return PoolReport(dispatcher, incarnation, stage, slot, "starting", 0, counts=counts)

@@ -34,7 +34,7 @@ from inferline_stream.kafka.offset_metadata import decode_metadata, known_partit
 from inferline_stream.kafka.records import Outgoing
 from inferline_stream.kafka.stage_reader import Fetched, StageReader
 from inferline_stream.kafka.topic_state import recreated
-from inferline_stream.observability.buckets import latency_bounds_s
+from inferline_stream.observability.latency_histogram import latency_bounds_s
 from inferline_stream.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -282,7 +282,7 @@ class SlotSession:
         if self._routes.is_join:
             if not self._draining:
                 self.joins.bound()
-            self._report.duplicates = self._intake.duplicates
+            self._report.counts.duplicates = self._intake.duplicates
             if fetched.records:
                 self._commits.wanted.set()
         if fetched.records:
@@ -414,9 +414,9 @@ class SlotSession:
             if type(outcome) is not Done or event.replayed:
                 continue
             if event.entry_us < live_since_us:
-                self._report.backlog += 1
+                self._report.counts.backlog += 1
             else:
-                count_latency(self._report, self._bounds_s, max(0.0, (now_us - event.entered_us) / 1e6))
+                count_latency(self._report.counts, self._bounds_s, max(0.0, (now_us - event.entered_us) / 1e6))
 
     async def _transact(self) -> None:
         """Send what is finished and commit what is complete in one transaction after the other, for ever."""

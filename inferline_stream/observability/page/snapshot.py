@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 import msgspec
 
-from inferline_stream.observability.pipeline_state import PipelineState
+from inferline_stream.observability.pipeline_state import PipelineState, StageState
+from inferline_stream.observability.stage_counts import numbers
 
 Arrows = Sequence[tuple[str, str, bool]]
 """Edges of the DAG: (parent, child, conditional)."""
@@ -14,89 +17,52 @@ Arrows = Sequence[tuple[str, str, bool]]
 DECISIONS_SHOWN = 100
 PLANS_SHOWN = 20
 
+_METRICS_ONLY = frozenset((
+    "latency", "late_events", "completed_without_output", "decision_counts", "term", "failures", "unreadable", "prices",
+    "replica_seconds", "total", "slowdown", "uncommitted_share", "letter_age_share", "start_up_s", "start_ups_s",
+    "clock_lead_s", "slots", "join_events", "join_bytes", "cpu_total_s", "core_wait_total_s", "partition_rates",
+    "heard_s", "events", "busy_s", "expired", "replica_s", "completed", "duplicates", "backlog", "latency_sum_s",
+    "remote_batches", "network_s",
+))  # fmt: skip
+"""What the page has no use for."""
+
 _encoder = msgspec.json.Encoder()
 
 
 def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
     """One update of the page, as JSON in one line."""
-    counted = sum(state.latency.counts)
-    lost = sum(stage.dead_lettered + stage.expired for stage in state.stages)
     return _encoder.encode(
-        {
-            "time_s": state.time_s,
-            "pipeline": state.pipeline,
-            "slo_s": state.slo_s,
-            "objective": state.objective,
-            "predicted_p99_s": state.predicted_p99_s,
-            "recent_p50_s": state.recent_p50_s,
-            "recent_p95_s": state.recent_p95_s,
-            "recent_p99_s": state.recent_p99_s,
-            "p50_s": state.latency.quantile_s(0.5),
-            "p95_s": state.latency.quantile_s(0.95),
-            "p99_s": state.latency.quantile_s(0.99),
-            "slo_events": counted + lost,
-            "slo_missed": state.late_events + lost,
-            "arrival_rate": state.arrival_rate,
-            "events_in": state.events_in,
-            "events_out": state.events_out,
-            "cost_per_hour": state.cost_per_hour,
-            "cost": state.cost,
-            "coarse_peak_per_hour": state.coarse_peak_per_hour,
-            "paused": state.paused,
-            "plan_feasible": state.plan_feasible,
-            "oversubscribed": state.oversubscribed,
-            "plan_algorithm": state.plan_algorithm,
-            "plan_id": state.plan_id,
-            "plan_cost_per_hour": state.plan_cost_per_hour,
-            "input_age_s": state.input_age_s,
+        _fields(state)
+        | {f"p{percent}_s": state.latency.quantile_s(percent / 100) for percent in (50, 95, 99)}
+        | {
+            "slo_events": state.slo_events,
+            "slo_missed": state.slo_missed,
             "envelope": [[w.window_s, w.live, w.planned] for w in state.envelope],
             "arrows": arrows,
-            "devices": state.devices,
-            "stages": [
-                {
-                    "name": stage.name,
-                    "replicas": [[c.hardware, c.planned, c.wanted, c.ready, c.pending] for c in stage.replicas],
-                    "max_batch_size": stage.max_batch_size,
-                    "hold_s": stage.hold_s,
-                    "concurrency": stage.concurrency,
-                    "mean_batch_size": stage.mean_batch_size,
-                    "batch_fill": stage.batch_fill,
-                    "queued": stage.queued,
-                    "suspects": stage.suspects,
-                    "trouble": stage.trouble,
-                    "dispatcher_utilization": stage.dispatcher_utilization,
-                    "arrival_rate": stage.arrival_rate,
-                    "utilization": stage.utilization,
-                    "wait_s": stage.wait_s,
-                    "service_time_s": stage.service_time_s,
-                    "predicted_service_s": stage.predicted_service_s,
-                    "cpu_s": stage.cpu_total_s / stage.batches if stage.batches else None,
-                    "core_wait_s": stage.core_wait_total_s / stage.batches if stage.batches else None,
-                    "lag_s": stage.lag_s,
-                    "lags": stage.partition_lags,
-                    "stuck": stage.stuck_partitions,
-                    "halted": stage.halted,
-                    "quarantined": stage.quarantined,
-                    "batches_lost": stage.batches_lost,
-                    "nodes": [[node, of.dispatchers, of.replicas] for node, of in stage.nodes.items()],
-                    "limit": stage.limit,
-                    "dead_lettered": stage.dead_lettered,
-                    "restarts": stage.restarts,
-                    "isolation": stage.isolation,
-                }
-                for stage in state.stages
-            ],
-            "decisions": [
-                {
-                    "time_s": d.time_s,
-                    "action": d.action,
-                    "reason": d.reason,
-                    "detail": d.detail,
-                    "replicas": d.by_stage,
-                    "applied": d.applied,
-                }
-                for d in state.decisions[-DECISIONS_SHOWN:]
-            ],
+            "stages": [_stage(stage) for stage in state.stages],
+            "decisions": [decision.line(decision.time_s) for decision in state.decisions[-DECISIONS_SHOWN:]],
             "plans": state.plans[-PLANS_SHOWN:],
         }
     )
+
+
+def _stage(stage: StageState) -> dict[str, Any]:
+    return (
+        _shown(numbers(stage.total))
+        | _fields(stage)
+        | {
+            "replicas": [counts[:-1] for counts in stage.replicas],  # without those that stand by
+            "nodes": [[node, *of] for node, of in stage.nodes.items()],
+            "batch_fill": stage.batch_fill,
+            "cpu_s": stage.cpu_s,
+            "core_wait_s": stage.core_wait_s,
+        }
+    )
+
+
+def _fields(of: PipelineState | StageState) -> dict[str, Any]:
+    return _shown({field.name: getattr(of, field.name) for field in fields(of)})
+
+
+def _shown(known: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in known.items() if name not in _METRICS_ONLY}

@@ -33,13 +33,14 @@ from inferline_stream.dataplane.frames import (
 )
 from inferline_stream.dataplane.host_postings import Posting
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
-from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus
+from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.observability.pipeline_state import DecisionRecord, DeviceState
+from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.version import Structure
@@ -119,29 +120,30 @@ FILLED: tuple[Any, ...] = (
         held={0: 12},
         halted={1: "why"},
         replicas=[ReplicaStatus("a-cpu-1-0", "cpu-1", "ready", 1.5, Enforced("sandbox"), True, "n-2")],
-        events=40,
-        busy_s=2.0,
-        replica_s=3.0,
-        wait_s=0.5,
-        cpu_s=0.2,
-        batch_stats={"cpu-1": {4: BatchStats(10, 2.0, 0.25)}},
-        edges_taken={"b": 30},
-        completed=10,
-        dead_lettered=1,
-        expired=2,
-        duplicates=3,
+        counts=StageCounts(
+            events=40,
+            busy_s=2.0,
+            replica_s=3.0,
+            wait_s=0.5,
+            cpu_s=0.2,
+            batch_stats={"cpu-1": {4: BatchStats(10, 2.0, 0.25)}},
+            edges_taken={"b": 30},
+            completed=10,
+            dead_lettered=1,
+            expired=2,
+            duplicates=3,
+            latency_buckets=[1, 2, 3],
+            latency_sum_s=0.5,
+            backlog=6,
+            remote_batches=9,
+            network_s=0.5,
+            batches_lost=2,
+        ),
         clock_lead_s=6.0,
         queued=7,
         join_events=4,
         join_bytes=5,
         join_overdue=True,
-        latency_buckets=[1, 2, 3],
-        latency_sum_s=0.5,
-        latency_max_s=0.1,
-        backlog=6,
-        remote_batches=9,
-        network_s=0.5,
-        batches_lost=2,
         suspects=1,
         reason="why",
         node="n-1",

@@ -92,7 +92,7 @@ def busy(shape: dict[str, list[str]]) -> PipelineState:
             state.stages[0], name=name, replicas=tuple(ReplicaCounts(kind, 8, 12, 10, 2) for kind in kinds),
             arrival_rate=12345.6, queued=23456, wait_s=2.317, service_time_s=0.1234, utilization=1.0,
             dispatcher_utilization=0.99, mean_batch_size=28.7, max_batch_size=32, hold_s=0.125,
-            partition_lags=(345678,), isolation=SEALED, nodes={}, trouble="",
+            lags=(345678,), isolation=SEALED, nodes={}, trouble="",
         )
         for name, kinds in shape.items()
     ]  # fmt: skip

@@ -20,9 +20,10 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import Override, decode_stored, encode
 from inferline_stream.controlplane.records.overrides import Overrides
 from inferline_stream.dataplane.process_specs import DispatcherSpec
-from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus, encode_report
+from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, encode_report
 from inferline_stream.dataplane.slot_grants import Grant, grant_key
 from inferline_stream.kafka.controller_client import Followed, LeadershipLost
+from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
@@ -130,8 +131,10 @@ class World:
                 dispatcher.dispatcher, dispatcher.incarnation, "a", 0, "serving", self._reports,
                 held={p: int(self.done) // 4 for p in range(4)},
                 replicas=[ReplicaStatus(r.replica, "cpu", "ready", START_UP_S) for r in ready],
-                events=int(self.done), busy_s=self._busy_s, replica_s=self._replica_s,
-                batch_stats={"cpu": {1: BatchStats(int(self.done), self._busy_s, self._busy_s * SERVICE_S)}},
+                counts=StageCounts(
+                    events=int(self.done), busy_s=self._busy_s, replica_s=self._replica_s,
+                    batch_stats={"cpu": {1: BatchStats(int(self.done), self._busy_s, self._busy_s * SERVICE_S)}},
+                ),
             )  # fmt: skip
             self.kafka.append(self.names.stage_stats, encode_report(report), dispatcher.dispatcher.encode())
 

@@ -4,8 +4,8 @@ import pytest
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.core_use import CALM_S, LOOK_S, CoreUse
-from inferline_stream.controlplane.observe.totals import slowdown
-from inferline_stream.dataplane.reports import BatchStats
+from inferline_stream.controlplane.observe.live_profile import slowdown
+from inferline_stream.observability.stage_counts import BatchStats
 from inferline_stream.pipeline.profile import Profile, ServiceTime
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,8 @@ from inferline_stream.controlplane.observe.end_offsets import VERIFIED, EndOffse
 from inferline_stream.controlplane.observe.event_ledger import EventLedger, LedgerBegin, read_ledger
 from inferline_stream.dataplane.headers import REASON
 from inferline_stream.kafka.controller_client import Followed
-from inferline_stream.observability.pipeline_state import LatencyHistogram, PipelineState
+from inferline_stream.observability.latency_histogram import LatencyHistogram
+from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
 from inferline_stream.runs.report import RunReport, run_report
 from tests.unit.observability.states import SLO_S, a_state
@@ -100,11 +102,7 @@ def report_of(topics: Topics, *, marks: EndOffsets, every: int) -> tuple[RunRepo
 
 def quiet() -> PipelineState:
     counted = LatencyHistogram((SLO_S / 2, SLO_S), (9900, 90, 10), 100.0)
-    known = a_state()
-    return type(known)(
-        **{name: getattr(known, name) for name in known.__slots__}
-        | {"stages": (), "latency": counted, "late_events": 10, "duplicates": 0, "decisions": ()}
-    )
+    return replace(a_state(), stages=(), latency=counted, late_events=10, decisions=())
 
 
 @pytest.mark.parametrize("own_ids", [False, True])

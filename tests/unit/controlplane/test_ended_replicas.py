@@ -63,7 +63,8 @@ class Week:
     def report(self, *replicas: str) -> None:
         self.number += 1
         ready = [ReplicaStatus(name, "cpu", "ready") for name in replicas]
-        report = PoolReport(self.dispatcher, 1, "a", 0, "serving", self.number, events=self.number, replicas=ready)
+        report = PoolReport(self.dispatcher, 1, "a", 0, "serving", self.number, replicas=ready)
+        report.counts.events = self.number
         if self.controller.view.reports.add(report, self.time_s):
             self.controller._heard(report)
 

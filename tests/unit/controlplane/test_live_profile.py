@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from inferline_stream.controlplane.observe.live_profile import Measured, corrected, mark, measured_since
+from inferline_stream.controlplane.observe.live_profile import Measured, corrected, measured_since
 from inferline_stream.controlplane.observe.pool_reports import PoolReports
-from inferline_stream.dataplane.reports import BatchStats, PoolReport
+from inferline_stream.dataplane.reports import PoolReport
+from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths, visit_ratios
 from inferline_stream.pipeline.variation import Variation
@@ -22,10 +23,8 @@ def profile(paths: Paths) -> PipelineProfile:
 
 
 def report(dispatcher: str, number: int, *, batches: int, service_s: float, size: int = 4, b: int = 0, c: int = 0):
-    found = PoolReport(dispatcher, 1, "a", 0, "serving", number)
-    found.batch_stats = {"cpu-1": {size: BatchStats(batches, service_s)}}
-    found.edges_taken = {"b": b, "c": c}
-    return found
+    counts = StageCounts(batch_stats={"cpu-1": {size: BatchStats(batches, service_s)}}, edges_taken={"b": b, "c": c})
+    return PoolReport(dispatcher, 1, "a", 0, "serving", number, counts=counts)
 
 
 def reports(*given: PoolReport) -> PoolReports:
@@ -36,16 +35,16 @@ def reports(*given: PoolReport) -> PoolReports:
 
 
 def since_start(held: PoolReports) -> Measured:
-    return measured_since(held, SHAPE.stages, {})
+    return measured_since(held.totals(), {})
 
 
 def test_only_what_came_since_the_mark_counts_and_dispatchers_that_ended_count() -> None:
     held = reports(report("r1", 1, batches=100, service_s=2.0, b=40))
-    since = mark(held, SHAPE.stages)
+    since = held.totals()
     held.add(report("r1", 2, batches=160, service_s=3.2, b=60), 1.0)
     held.add(report("r2", 1, batches=10, service_s=0.4, b=5), 1.0)
     held.end("r2")
-    seen = measured_since(held, SHAPE.stages, since)
+    seen = measured_since(held.totals(), since)
     assert seen.batches["a", "cpu-1"][4].batches == 70
     assert seen.batches["a", "cpu-1"][4].service_s == pytest.approx(1.6)
     assert (seen.results["a"], seen.taken["a", "b"]) == (280, 25)
@@ -71,7 +70,7 @@ def test_the_network_is_part_of_the_hop_as_measured_last_and_from_enough_batches
     found = before
     for batches, network_s, hop_s in ((100, 0.2, 0.007), (100, 0.1, 0.006), (49, 4.9, 0.006)):
         given = report("r", 1, batches=batches, service_s=batches * 0.020)
-        given.remote_batches, given.network_s = batches, network_s
+        given.counts.remote_batches, given.counts.network_s = batches, network_s
         found = corrected(found, SHAPE, since_start(reports(given)))
         assert found.hop_overhead_s == pytest.approx(hop_s)
 
@@ -116,7 +115,7 @@ def test_a_batch_size_that_ran_often_has_its_own_mean_and_the_others_what_all_sh
 def test_times_vary_as_measured_where_events_do_not_say_how(spread: float, follows: bool) -> None:
     before = profile(independent_paths(SHAPE, {}))
     given = report("r", 1, batches=1000, service_s=20.0)
-    given.batch_stats["cpu-1"][4].squares = 1000 * 0.02**2 * math.exp(spread**2)  # lognormal
+    given.counts.batch_stats["cpu-1"][4].squares = 1000 * 0.02**2 * math.exp(spread**2)  # lognormal
     after = corrected(before, SHAPE, since_start(reports(given))).profiles["a", "cpu-1"]
     assert (after.variation is not None) is follows
     assert [entry.spread for entry in after.service_times] == pytest.approx([spread * follows] * 2)
@@ -127,6 +126,6 @@ def test_what_events_ask_for_stays_what_makes_times_vary() -> None:
     plain = profile(independent_paths(SHAPE, {}))
     own = replace(plain.profiles["a", "cpu-1"], variation=Variation(units=((1.0, 128), (5.0, 128))))
     given = report("r", 1, batches=1000, service_s=20.0)
-    given.batch_stats["cpu-1"][4].squares = 1000 * 0.02**2 * 2
+    given.counts.batch_stats["cpu-1"][4].squares = 1000 * 0.02**2 * 2
     before = replace(plain, profiles={**plain.profiles, ("a", "cpu-1"): own})
     assert corrected(before, SHAPE, since_start(reports(given))).profiles["a", "cpu-1"] == own

@@ -6,11 +6,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.observe.latencies import with_bound
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.records.control_records import StoredPlan
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
-from inferline_stream.observability.pipeline_state import LatencyHistogram
+from inferline_stream.observability.latency_histogram import LatencyHistogram
+from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -41,7 +41,7 @@ def view() -> PipelineView:
 
 
 def test_a_bound_among_the_others_splits_its_bucket_in_proportion() -> None:
-    split = with_bound(LatencyHistogram((0.1, 0.3), (5, 10, 2), 1.0), 0.15)
+    split = LatencyHistogram((0.1, 0.3), (5, 10, 2), 1.0).with_bound(0.15)
     assert split.bounds_s == (0.1, 0.15, 0.3)
     assert split.counts == (5, 2, 8, 2)
 
@@ -50,7 +50,7 @@ def test_a_bound_among_the_others_splits_its_bucket_in_proportion() -> None:
 def test_a_known_bound_changes_nothing_and_one_beyond_all_counts_everything_above(
     bound_s: float, counts: tuple[int, ...]
 ) -> None:
-    assert with_bound(LatencyHistogram((0.1, 0.3), (5, 10, 2), 1.0), bound_s).counts == counts
+    assert LatencyHistogram((0.1, 0.3), (5, 10, 2), 1.0).with_bound(bound_s).counts == counts
 
 
 def test_another_plan_with_other_windows_knows_the_traffic_of_the_last_minute() -> None:
@@ -60,33 +60,32 @@ def test_another_plan_with_other_windows_knows_the_traffic_of_the_last_minute() 
     other = replace(PLAN, slo_s=0.3, envelope=((0.2, 5), (1.0, 30), (60.0, 700)))
     seen.adopt(other, MEASURED, (0.2, 1.0, 60.0))
     assert seen.traffic.envelope(60.0) == pytest.approx((10, 50, 2999), abs=1)
-    assert seen.state(60.0, 0.0, {}, envelope=seen.traffic.envelope(60.0)).slo_s == 0.3
+    assert seen.state(60.0, 0.0, {}).slo_s == 0.3
 
 
 def test_a_plan_that_came_into_force_is_reported_with_what_it_holds() -> None:
     seen = view()
     seen.planned(StoredPlan("c", 1, 12.0, "initial", "", msgspec.Raw(plan_to_bytes(PLAN)), 3))
-    (shown,) = seen.state(60.0, 0.0, {}, envelope=(0, 0)).plans
+    (shown,) = seen.state(60.0, 0.0, {}).plans
     assert (shown.number, shown.time_s, shown.reason) == (3, 12.0, "initial")
     assert shown.allocations == {"a": (("cpu", 4, 2, 0.012, 1),)}
-    assert seen.state(60.0, 0.0, {}, envelope=(0, 0)).stages[0].hold_s == 0.012
+    assert seen.state(60.0, 0.0, {}).stages[0].hold_s == 0.012
     assert (shown.cost_per_hour, shown.predicted_p99_s, shown.slo_s) == (0.2, 0.4, 0.5)
 
 
 def test_events_are_late_by_the_slo_of_their_time() -> None:
     seen = view()
-    report = PoolReport("d", 1, "a", 0, "serving", 1)
     bounds = seen.latencies.histogram().bounds_s
-    report.latency_buckets = [0] * (len(bounds) + 1)
-    report.latency_buckets[bounds.index(0.3)] = 100  # between 0.25 and 0.3
-    report.latency_buckets[-1] = 7  # above all
-    seen.reports.add(report, 1.0)
-    assert seen.state(1.0, 0.0, {}, envelope=(0, 0)).late_events == 7
+    buckets = [0] * (len(bounds) + 1)
+    buckets[bounds.index(0.3)] = 100  # between 0.25 and 0.3
+    buckets[-1] = 7  # above all
+    seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, counts=StageCounts(latency_buckets=buckets)), 1.0)
+    assert seen.state(1.0, 0.0, {}).late_events == 7
     seen.adopt(replace(PLAN, slo_s=0.26), MEASURED, (0.1, 60.0))
-    assert seen.state(1.0, 0.0, {}, envelope=(0, 0)).late_events == 7
-    later = msgspec.structs.replace(report, report=2, latency_buckets=[2 * n for n in report.latency_buckets])
-    seen.reports.add(later, 2.0)
-    assert seen.state(2.0, 0.0, {}, envelope=(0, 0)).late_events == 7 + 7 + 80  # what metrics count never falls
+    assert seen.state(1.0, 0.0, {}).late_events == 7
+    later = StageCounts(latency_buckets=[2 * n for n in buckets])
+    seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 2, counts=later), 2.0)
+    assert seen.state(2.0, 0.0, {}).late_events == 7 + 7 + 80  # what metrics count never falls
 
 
 def test_a_replica_that_stands_by_is_no_supply() -> None:
@@ -95,7 +94,7 @@ def test_a_replica_that_stands_by_is_no_supply() -> None:
     seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, replicas=ready), 1.0)
     supply = seen.observation(1.0, {("a", "cpu"): 2}, {}, {}).stages["a"].supply["cpu"]
     assert (supply.ready, supply.pending) == (2, 0)
-    (counts,) = seen.state(1.0, 0.0, {("a", "cpu"): 2}, envelope=(0, 0)).stages[0].replicas
+    (counts,) = seen.state(1.0, 0.0, {("a", "cpu"): 2}).stages[0].replicas
     assert (counts.ready, counts.standby, counts.pending) == (2, 1, 0)
 
 
@@ -108,8 +107,7 @@ def test_only_the_last_minute_of_arrivals_is_kept() -> None:
 
 def test_dead_letters_and_events_that_waited_too_long_are_counted_by_stage() -> None:
     seen = view()
-    report = PoolReport("d", 1, "a", 0, "serving", 1)
-    report.dead_lettered, report.expired = 90, 7
-    seen.reports.add(report, 1.0)
-    (stage,) = seen.state(1.0, 0.0, {}, envelope=(0, 0)).stages
-    assert (stage.dead_lettered, stage.expired) == (90, 7)
+    counts = StageCounts(dead_lettered=90, expired=7)
+    seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, counts=counts), 1.0)
+    (stage,) = seen.state(1.0, 0.0, {}).stages
+    assert (stage.total.dead_lettered, stage.total.expired) == (90, 7)

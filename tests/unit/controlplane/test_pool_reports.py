@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from inferline_stream.controlplane.observe.pool_reports import PoolReports
-from inferline_stream.dataplane.reports import BatchStats, PoolReport, ReplicaStatus
+from inferline_stream.controlplane.observe.start_up_times import StartUpTimes
+from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.observability.pipeline_state import IsolationState, NodeState
+from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
 
@@ -23,7 +25,8 @@ def report(number: int, stage: str = "entry", **fields: Any) -> PoolReport:
     found = {"dispatcher": f"{stage}-0", "incarnation": 1, "slot": 0, "phase": "serving"} | fields
     if "batches" in found:
         found["batch_stats"] = {"cpu": found.pop("batches")}
-    return PoolReport(stage=stage, report=number, **found)
+    counts = {name: found.pop(name) for name in list(found) if name in StageCounts.__slots__}
+    return PoolReport(stage=stage, report=number, counts=StageCounts(**counts), **found)
 
 
 def replicas(*names: str, phase: Any = "ready") -> list[ReplicaStatus]:
@@ -35,7 +38,7 @@ def test_a_report_that_comes_late_or_twice_changes_nothing() -> None:
     assert reports.add(report(2, events=20), 1.0)
     assert not reports.add(report(1, events=10), 1.1)
     assert not reports.add(report(2, events=20), 1.2)
-    assert reports.stage("entry", 1.2).total.events == 20
+    assert reports.total("entry").events == 20
     assert reports.living() == {"entry-0": 1.0}
 
 
@@ -52,7 +55,7 @@ def test_recent_figures_forget_what_is_older_than_ten_seconds() -> None:
     assert stage.utilization == pytest.approx(0.4 / 14)
     assert stage.dispatcher_utilization == pytest.approx(3.5 / 7)
     assert stage.slowdown == {"cpu": pytest.approx(1.0)}
-    assert stage.total.events == 120
+    assert reports.total("entry").events == 120
 
 
 def test_the_busiest_dispatcher_counts() -> None:
@@ -76,7 +79,7 @@ def test_totals_stay_when_a_dispatcher_ends_or_starts_again() -> None:
     reports.add(report(1, incarnation=2, events=2), 0.1)
     reports.end("entry-0")
     reports.add(report(1, dispatcher="entry-1", events=3), 0.2)
-    total = reports.stage("entry", 1.0).total
+    total = reports.total("entry")
     assert (total.events, total.dead_lettered, total.batches) == (12, 1, 7)
 
 
@@ -143,9 +146,9 @@ def test_the_dispatcher_that_was_heard_longest_ago_tells_a_stages_age() -> None:
     reports = PoolReports(SHAPE, MEASURED)
     reports.add(report(1, dispatcher="x", slot=0), 1.0)
     reports.add(report(1, dispatcher="y", slot=1), 5.0)
-    assert reports.stage("entry", 6.0).newest_s == 1.0
+    assert reports.stage("entry", 6.0).heard_s == 1.0
     reports.end("x")
-    assert reports.stage("entry", 6.0).newest_s == 5.0
+    assert reports.stage("entry", 6.0).heard_s == 5.0
 
 
 def test_visit_ratios_follow_the_branches_taken() -> None:
@@ -171,7 +174,8 @@ def test_latency_counts_add_up_over_dispatchers_that_ended_too() -> None:
     reports.add(report(1, "join", latency_buckets=[1, 2, 3], latency_sum_s=1.5), 0.0)
     reports.end("join-0")
     reports.add(report(1, "join", dispatcher="join-1", latency_buckets=[0, 1, 0], latency_sum_s=0.5), 0.0)
-    assert reports.latency_counts("join", 3) == ((1, 3, 3), 2.0)
+    total = reports.total("join")
+    assert (total.latency_buckets, total.latency_sum_s) == ([1, 3, 3], 2.0)
 
 
 def test_what_restricts_a_stage_is_reported_by_its_weakest_replica() -> None:
@@ -201,11 +205,11 @@ def test_a_stage_is_shown_by_node_where_dispatchers_serve_and_replicas_are_ready
 
 
 def test_the_first_replica_of_a_stage_that_forks_says_nothing_of_those_to_come() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
-    reports.started("entry", "cpu-1", 2.0, "alone")
-    assert reports.start_up_s("entry", "cpu-1") is None
-    reports.started("entry", "cpu-1", 0.05, "fork")
-    assert reports.start_up_s("entry", "cpu-1") == 0.05
-    reports.started("entry", "cpu-1", 3.0, "alone")  # the parent is gone
-    assert reports.start_up_s("entry", "cpu-1") == 2.5
-    assert reports.every_start_up_s() == {"entry": {"cpu-1": 2.5}}
+    times = StartUpTimes()
+    times.started("entry", "cpu-1", 2.0, "alone")
+    assert times.next_s("entry", "cpu-1") is None
+    times.started("entry", "cpu-1", 0.05, "fork")
+    assert times.next_s("entry", "cpu-1") == 0.05
+    times.started("entry", "cpu-1", 3.0, "alone")  # the parent is gone
+    assert times.next_s("entry", "cpu-1") == 2.5
+    assert times.by_stage() == {"entry": {"cpu-1": 2.5}}

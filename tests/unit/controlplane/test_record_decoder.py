@@ -82,9 +82,9 @@ def test_an_override_that_this_release_would_not_write_is_skipped(value: bytes) 
         (changed(ArrivalTicks([1.0], [[1]], [0], 0.0), ends=[[-1]]), decode_ticks),
         (changed(ArrivalTicks([1.0], [[1]], [0], 0.0), ends=[[10**400]]), decode_ticks),
         (changed(ArrivalTicks([1.0], [[1]], [0], 0.0), version=9), decode_ticks),
-        (changed(REPORT, events=10**400), decode_report),
-        (changed(REPORT, batch_stats={"cpu": {0: {}}}), decode_report),
-        (changed(REPORT, latency_buckets=[1] * 20_000), decode_report),
+        (changed(REPORT, counts={"events": 10**400}), decode_report),
+        (changed(REPORT, counts={"batch_stats": {"cpu": {0: {}}}}), decode_report),
+        (changed(REPORT, counts={"latency_buckets": [1] * 20_000}), decode_report),
         (changed(REPORT, version=2), decode_report),
     ],
 )

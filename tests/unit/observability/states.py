@@ -1,17 +1,17 @@
 """A pipeline state with something in every field."""
 
-from inferline_stream.observability.buckets import latency_bounds_s
+from inferline_stream.observability.latency_histogram import LatencyHistogram, latency_bounds_s
 from inferline_stream.observability.pipeline_state import (
     DecisionRecord,
     DeviceState,
     EnvelopeWindow,
     IsolationState,
-    LatencyHistogram,
     PipelineState,
     PlanRecord,
     ReplicaCounts,
     StageState,
 )
+from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 
 SLO_S = 0.25
 BOUNDS_S = latency_bounds_s(SLO_S)
@@ -44,22 +44,25 @@ def a_state(*, partitions: int = 4) -> PipelineState:
                 service_time_s=0.02,
                 predicted_service_s=0.02,
                 mean_batch_size=2.0,
-                partition_lags=tuple(range(partitions)),
+                lags=tuple(range(partitions)),
                 lag_s=0.5,
                 uncommitted_share=0.25,
                 letter_age_share=0.5,
                 start_up_s=1.5,
                 start_ups_s={("cpu-1", way): 1.5 for way in ("fork", "alone")},
                 partition_rates=tuple(10.0 + p for p in range(partitions)),
-                events=1000,
-                batches=500,
-                busy_total_s=10.0,
-                wait_total_s=4.0,
+                total=StageCounts(
+                    events=1000,
+                    duplicates=1,
+                    busy_s=10.0,
+                    wait_s=4.0,
+                    batches_lost=2,
+                    batch_stats={"cpu-1": {2: BatchStats(500, 10.0)}},
+                ),
                 clock_lead_s=0.25,
                 queued=3,
                 suspects=1,
                 quarantined=1,
-                batches_lost=2,
                 dispatcher_utilization=0.2,
                 trouble="replicas fail on every batch",
                 halted={1: "its offset is lost"},
@@ -77,7 +80,6 @@ def a_state(*, partitions: int = 4) -> PipelineState:
         events_in=1010,
         events_out=1000,
         completed_without_output=4,
-        duplicates=1,
         unreadable=dict.fromkeys(("arrivals", "assignments", "control", "decisions", "stage-stats"), 2),
         input_age_s={"arrivals": 0.02, "offsets": 0.1, "reports/language": 0.3},
         decision_counts={("scale_up", "envelope"): 1},

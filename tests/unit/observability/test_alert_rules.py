@@ -11,7 +11,7 @@ import pytest
 
 import inferline_stream.observability as room
 from inferline_stream.observability.alert_rules import PAGE, Target, alerts, burns, rules_document, rules_yaml
-from inferline_stream.observability.buckets import bucket_label, latency_bounds_s
+from inferline_stream.observability.latency_histogram import bucket_label, latency_bounds_s
 
 P = "moderation"
 TARGETS = [(0.25, 0.99), (0.005, 0.999), (60.0, 0.5)]

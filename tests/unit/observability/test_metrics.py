@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inferline_stream.errors import UsageError
 from inferline_stream.observability import metrics
-from inferline_stream.observability.buckets import bucket_label
+from inferline_stream.observability.latency_histogram import bucket_label
 from inferline_stream.observability.metrics import serve_metrics
 from tests.unit.observability.states import BOUNDS_S, SLO_S, a_state
 

@@ -93,7 +93,7 @@ async def test_events_that_a_healthy_server_never_takes_stop_nothing_and_become_
         await pool.attached()
         pool.slot.fetched(*[b"bad"] * 8, *[b"good"] * 50)
         await until(lambda: pool.slot.offset() == 58, "all are done")
-        assert pool.slot.report.dead_lettered == 8
+        assert pool.slot.report.counts.dead_lettered == 8
         assert pool.slot.sender.sent.count(b"good") == 50
         assert pool.slot.sender.sent.count(b"bad") == 8, "as letters"
         assert pool.slot.session.trouble() == pool.feeder.trouble == ""
@@ -148,7 +148,7 @@ async def test_a_server_that_is_away_blames_no_event_and_loses_none_and_takes_th
         away = False
         await until(lambda: pool.slot.offset() == 20, "all are done")
         assert pool.slot.sender.sent == [b"%d" % number for number in range(20)]
-        assert pool.slot.report.dead_lettered == 0
+        assert pool.slot.report.counts.dead_lettered == 0
 
 
 async def test_an_event_for_which_a_server_is_always_busy_is_not_blamed_and_holds_up_no_other():
@@ -182,13 +182,13 @@ async def test_an_event_for_which_a_server_is_always_busy_holds_up_none_of_its_b
         await pool.attached()
         pool.slot.fetched(b"x", *[b"other"] * 7)
         await until(lambda: pool.slot.sender.sent == [b"other"] * 7, "the others are done")
-        assert pool.slot.report.dead_lettered == 0
+        assert pool.slot.report.counts.dead_lettered == 0
 
 
 async def test_a_batch_that_fails_as_a_whole_is_believed_once_the_replica_has_passed_a_sample():
     def behave(replica: Replica, batch: Batch) -> None:
         if SAMPLE in batch.inputs:
-            assert pool.slot.report.dead_lettered == 0
+            assert pool.slot.report.counts.dead_lettered == 0
             replica.answer(batch)
         else:
             fails(replica, batch)
@@ -198,7 +198,7 @@ async def test_a_batch_that_fails_as_a_whole_is_believed_once_the_replica_has_pa
         await pool.attached()
         pool.slot.fetched(b"1", b"2", b"3")
         await until(lambda: pool.slot.offset() == 3, "they are dead letters")
-        assert (pool.slot.report.dead_lettered, pool.replaced) == (3, [])
+        assert (pool.slot.report.counts.dead_lettered, pool.replaced) == (3, [])
 
 
 async def test_a_replica_that_fails_on_a_sample_too_is_replaced_and_costs_no_event():
@@ -212,7 +212,7 @@ async def test_a_replica_that_fails_on_a_sample_too_is_replaced_and_costs_no_eve
         await pool.attached()
         pool.slot.fetched(*[b"%d" % number for number in range(10)])
         await until(lambda: pool.slot.offset() == 10, "all are done")
-        assert (pool.slot.report.dead_lettered, pool.replaced) == (0, ["r0"])
+        assert (pool.slot.report.counts.dead_lettered, pool.replaced) == (0, ["r0"])
         assert sorted(pool.slot.sender.sent) == [b"%d" % number for number in range(10)]
 
 
@@ -222,7 +222,7 @@ async def test_replicas_that_all_fail_dead_letter_nothing_and_say_so():
         await pool.attached()
         pool.slot.fetched(*[b"%d" % number for number in range(10)])
         await until(lambda: "may be at fault" in pool.slot.session.trouble(), "it says so")
-        assert pool.slot.report.dead_lettered == 0
+        assert pool.slot.report.counts.dead_lettered == 0
 
 
 async def test_one_bad_event_that_breaks_its_replica_is_one_dead_letter_of_160():
@@ -236,7 +236,7 @@ async def test_one_bad_event_that_breaks_its_replica_is_one_dead_letter_of_160()
         await pool.attached()
         pool.slot.fetched(*[b"good"] * 16, b"bad", *[b"good"] * 143)
         await until(lambda: pool.slot.offset() == 160, "all are done")
-        assert pool.slot.report.dead_lettered == 1
+        assert pool.slot.report.counts.dead_lettered == 1
         assert pool.slot.sender.sent.count(b"good") == 159
 
 
@@ -256,7 +256,7 @@ async def test_of_four_replicas_a_broken_one_takes_one_batch_before_it_is_tested
         await until(lambda: pool.slot.offset() == 200, "all are done")
         assert pool.replaced == ["r0"]
         assert gpus["r0"].took == [4, 1], "a batch, and the sample"
-        assert pool.slot.report.dead_lettered == 0
+        assert pool.slot.report.counts.dead_lettered == 0
 
 
 async def test_a_retired_replica_leaves_what_is_in_doubt_to_others():
@@ -284,7 +284,7 @@ async def test_what_is_in_doubt_does_not_hold_up_a_drain():
         fails(replica, batch)
         async with asyncio.timeout(5.0):
             await draining
-        assert (pool.slot.offset(), pool.slot.report.dead_lettered) == (0, 0), "the next owner runs it again"
+        assert (pool.slot.offset(), pool.slot.report.counts.dead_lettered) == (0, 0), "the next owner runs it again"
 
 
 async def test_what_is_in_hand_of_a_halted_partition_does_not_run_again():

@@ -188,7 +188,7 @@ async def test_a_batch_whose_replica_is_lost_runs_again_and_its_events_get_throu
             other.answer(batch)
         await until(lambda: pool.slot.offset() == 2, "both are committed")
         assert sorted(filter(None, pool.slot.sender.sent)) == [b"x", b"y"]
-        assert (pool.slot.report.batches_lost, set(pool.phases())) == (1, {other.name})
+        assert (pool.slot.report.counts.batches_lost, set(pool.phases())) == (1, {other.name})
 
 
 async def test_a_batch_beyond_its_deadline_runs_elsewhere_and_the_late_result_is_dropped():
@@ -321,7 +321,7 @@ async def test_a_batch_whose_connection_breaks_runs_again_without_suspicion():
         assert len(pool.slot.session.suspects) == 0
         replicas[1].answer(again)
         await until(lambda: pool.slot.offset() == 2, "both are committed")
-        assert pool.slot.report.batches_lost == 1
+        assert pool.slot.report.counts.batches_lost == 1
 
 
 async def test_what_the_network_takes_of_a_batch_is_counted_for_replicas_on_other_nodes_alone():
@@ -332,8 +332,8 @@ async def test_what_the_network_takes_of_a_batch_is_counted_for_replicas_on_othe
         await asyncio.sleep(0.05)
         near.answer(batch)  # it says that it took 0.01 s: the kernel may have stopped it for its share of a core
         await until(lambda: pool.slot.offset() == 1, "it is done")
-        assert (report.remote_batches, report.network_s) == (0, 0.0)
-        near_s = report.batch_stats[KIND][1].service_s
+        assert (report.counts.remote_batches, report.counts.network_s) == (0, 0.0)
+        near_s = report.counts.batch_stats[KIND][1].service_s
         assert near_s >= 0.04
         pool.feeder.retire(near.name)
         ours, theirs = socket.socketpair()
@@ -346,9 +346,9 @@ async def test_what_the_network_takes_of_a_batch_is_counted_for_replicas_on_othe
         await asyncio.sleep(0.05)
         far.answer(batch)  # it says that it took 0.01 s
         await until(lambda: pool.slot.offset() == 2, "it is done")
-        assert report.remote_batches == 1
-        assert report.network_s >= 0.04
-        assert report.batch_stats[KIND][1].service_s - near_s == pytest.approx(0.01)
+        assert report.counts.remote_batches == 1
+        assert report.counts.network_s >= 0.04
+        assert report.counts.batch_stats[KIND][1].service_s - near_s == pytest.approx(0.01)
 
 
 async def test_a_suspect_whose_connection_breaks_runs_alone_again_and_is_not_condemned():
@@ -431,7 +431,7 @@ async def test_an_event_that_no_device_has_memory_for_waits_and_is_no_dead_lette
             await until(lambda: not pool.phases(), "the replica is gone")
         assert "no device has memory for 1 of its events" in pool.slot.session.trouble()
         assert b"huge" not in pool.slot.sender.sent
-        assert pool.slot.report.dead_lettered == 0
+        assert pool.slot.report.counts.dead_lettered == 0
         replica = await pool.attached()
         while b"huge" not in pool.slot.sender.sent:  # somebody has given the memory back
             replica.answer(await replica.batch())
@@ -446,8 +446,8 @@ async def test_events_of_a_producer_whose_clock_says_1970_add_a_month_at_most_to
         pool.slot.fetched(b"1", b"2", ago_s=time.time())
         replica.answer(await replica.batch())
         await until(lambda: pool.slot.offset() == 2, "they are committed")
-        report, month_s = pool.slot.report, 30 * 86_400.0
-        assert (report.wait_s, report.latency_sum_s, report.latency_max_s) == (2 * month_s, 2 * month_s, month_s)
+        counts, month_s = pool.slot.report.counts, 30 * 86_400.0
+        assert (counts.wait_s, counts.latency_sum_s) == (2 * month_s, 2 * month_s)
 
 
 @pytest.mark.parametrize(
@@ -477,4 +477,4 @@ async def test_whatever_a_replica_claims_of_a_batch_the_report_can_be_read_and_t
             await until(lambda done=number + 1: pool.slot.offset() == done, "it is committed")  # type: ignore[misc]
         pool.slot.report.replicas = pool.feeder.statuses()
         report = decode_report(encode_report(pool.slot.report))
-        assert sum(map(len, report.batch_stats.values())) <= 1
+        assert sum(map(len, report.counts.batch_stats.values())) <= 1

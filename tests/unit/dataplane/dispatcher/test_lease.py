@@ -21,7 +21,7 @@ async def _reported(changes, *, count, heartbeat_s):
     running = asyncio.create_task(reporter.run())
     for _ in range(changes):
         await asyncio.sleep(0)
-        report.events += 1
+        report.counts.events += 1
         reporter.touch()
     async with asyncio.timeout(30):
         reports = [await sent.get() for _ in range(count)]
@@ -34,7 +34,7 @@ async def _reported(changes, *, count, heartbeat_s):
 
 async def test_changes_right_after_one_another_are_reported_together_and_not_kept_until_the_next_heartbeat():
     (report,) = await _reported(3, count=1, heartbeat_s=60.0)
-    assert report.events == 3
+    assert report.counts.events == 3
 
 
 async def test_without_a_change_it_reports_at_each_heartbeat():

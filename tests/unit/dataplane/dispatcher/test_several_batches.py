@@ -66,7 +66,7 @@ async def test_all_that_was_in_hand_together_is_suspected_when_its_replica_dies_
             await victim.batch()
         victim.die()
         await until(lambda: len(pool.slot.session.suspects) == 3, "they are suspects")
-        assert pool.slot.report.batches_lost == 3
+        assert pool.slot.report.counts.batches_lost == 3
         other, got = await pool.attached(), []
         while len(got) < 3:
             batch = await other.batch()
@@ -85,7 +85,7 @@ async def test_of_a_replica_that_breaks_on_one_batch_the_others_run_again_withou
         guilty, innocent = [await replica.batch() for _ in range(2)]
         replica.say(Broken(guilty.epoch, guilty.batch, "returned 2 results for a batch of 1"))
         await until(lambda: not pool.phases(), "its end is known")
-        assert (len(pool.slot.session.suspects), pool.slot.report.batches_lost) == (1, 2)
+        assert (len(pool.slot.session.suspects), pool.slot.report.counts.batches_lost) == (1, 2)
         other = await pool.attached()
         assert (await other.batch()).inputs == innocent.inputs
 
@@ -121,7 +121,7 @@ async def test_what_a_replica_has_in_hand_that_is_replaced_for_being_slow_runs_a
             assert batch.inputs == [number]
             other.answer(batch)
         assert (pool.replaced, len(pool.slot.session.suspects)) == ([slow.name], 0)
-        assert pool.slot.report.batches_lost == 2
+        assert pool.slot.report.counts.batches_lost == 2
 
 
 async def test_a_batch_beyond_its_deadline_runs_elsewhere_while_the_others_in_hand_go_on():
@@ -184,7 +184,7 @@ async def test_a_batch_that_a_server_does_not_take_runs_again_and_nothing_is_sus
         replica.answer(again)
         await until(lambda: pool.slot.offset() == 2, "both are committed")
         assert (pool.feeder.trouble, len(pool.slot.session.suspects)) == ("", 0)
-        assert (pool.slot.report.batches_lost, pool.slot.report.dead_lettered) == (0, 0)
+        assert (pool.slot.report.counts.batches_lost, pool.slot.report.counts.dead_lettered) == (0, 0)
 
 
 async def test_a_replica_whose_server_takes_nothing_gets_one_batch_at_a_time_until_it_finishes_one():
@@ -243,7 +243,7 @@ async def test_an_event_is_not_condemned_for_one_that_killed_its_replica_from_an
                 await until(lambda: not pool.phases(), "its end is known")
         replica.answer(batch)
         await until(lambda: pool.slot.offset() == 2, "both are committed")
-        assert pool.slot.report.dead_lettered == 1
+        assert pool.slot.report.counts.dead_lettered == 1
         assert b"good" in pool.slot.sender.sent
 
 
@@ -271,4 +271,4 @@ async def test_an_event_is_not_blamed_for_one_of_an_earlier_session_that_its_rep
                 last.answer(batch)
             last.answer(batch)
             await until(lambda: pool.slot.offset() == 1, "it is committed")
-            assert pool.slot.report.dead_lettered == 0
+            assert pool.slot.report.counts.dead_lettered == 0

@@ -104,7 +104,7 @@ async def test_events_that_are_overdue_are_given_up_once_a_grant_says_that_no_pa
         join.part(0, "right")
         await join.until(lambda: len(join.letters) == 3, "a late part is kept with the others")
     assert [dict(letter.headers)[EVENT_ID] for letter in join.letters] == [b"0", b"1", b"0"]
-    assert (join.report.dead_lettered, join.report.join_events, join.results) == (2, 2, [])
+    assert (join.report.counts.dead_lettered, join.report.join_events, join.results) == (2, 2, [])
 
 
 @pytest.mark.parametrize("ordered", [False, True])

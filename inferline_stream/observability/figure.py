@@ -1,0 +1,65 @@
+"""Metrics, declared where their numbers are: at the fields of a pipeline's state. `metrics` renders what is declared.
+
+    queued: int = gauge("stage_queued_events", "Events that wait for a replica.", 0)
+
+What a property holds is declared in its class's ``derived``, by the property's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sized
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A metric. One of text is 1 while there is any, one of a collection its size; one that is None has no sample.
+
+    Args:
+        kind: whether it may fall.
+        name: after ``inferline_``.
+        help: what it is, for those who look at it.
+        labels: of its own. Its field then holds a mapping from their values, or a sequence by number.
+    """
+
+    kind: Literal["gauge", "counter"]
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+    def samples(self, value: Any) -> Iterator[tuple[tuple[str, ...], float]]:
+        """Values of its own labels, with the number there."""
+        if self.labels:
+            for key, number in sorted(value.items()) if isinstance(value, Mapping) else enumerate(value):
+                yield key if isinstance(key, tuple) else (str(key),), _number(number)
+        elif value is not None:
+            yield (), _number(value)
+
+
+def gauge(name: str, help_text: str, default: Any = MISSING, *labels: str) -> Any:
+    """A field whose number may fall. A type as default is called for each instance."""
+    return _field(Figure("gauge", name, help_text, labels), default)
+
+
+def counter(name: str, help_text: str, default: Any = MISSING, *labels: str) -> Any:
+    """A field whose number only grows. A type as default is called for each instance."""
+    return _field(Figure("counter", name, help_text, labels), default)
+
+
+def figures(of: type) -> Iterator[tuple[str, Figure]]:
+    """Fields and properties of a class that are metrics, by name."""
+    yield from ((each.name, each.metadata["figure"]) for each in fields(of) if "figure" in each.metadata)
+    yield from getattr(of, "derived", {}).items()
+
+
+def _field(figure: Figure, default: Any) -> Any:
+    if isinstance(default, type):
+        return field(default_factory=default, metadata={"figure": figure})
+    return field(default=default, metadata={"figure": figure})
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str):
+        return float(bool(value))
+    return float(len(value) if isinstance(value, Sized) else value)
