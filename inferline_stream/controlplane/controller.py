@@ -22,10 +22,9 @@ from inferline_stream.controlplane.apply.slot_keeper import TELL_AGAIN_S, SlotKe
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, TAKE_OVER_AFTER_S, Leadership
-from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, Collector
+from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, Collector, SourceTimestamps
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
-from inferline_stream.controlplane.observe.record_timestamps import SourceTimestamps
 from inferline_stream.controlplane.observe.recovery import Recovered, recover_arrivals
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until

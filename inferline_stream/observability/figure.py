@@ -2,13 +2,14 @@
 
     queued: int = gauge("stage_queued_events", "Events that wait for a replica.", 0)
 
-What a property holds is declared in its class's ``derived``, by the property's name.
+What follows from other fields is declared in their class's ``derived``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import MISSING, dataclass, field, fields
+from operator import attrgetter
 from typing import Any, Literal
 
 
@@ -20,13 +21,15 @@ class Figure:
         kind: whether it may fall.
         name: after ``inferline_``.
         help: what it is, for those who look at it.
-        labels: of its own. Its field then holds a mapping from their values, or a sequence by number.
+        labels: of its own. Its value is then a mapping from theirs, or a sequence by number.
+        of: makes the value of what it is a figure of, where no field holds it.
     """
 
     kind: Literal["gauge", "counter"]
     name: str
     help: str
     labels: tuple[str, ...] = ()
+    of: Callable[[Any], Any] | None = None
 
     def samples(self, value: Any) -> Iterator[tuple[tuple[str, ...], float]]:
         """Values of its own labels, with the number there."""
@@ -47,10 +50,10 @@ def counter(name: str, help_text: str, default: Any = MISSING, *labels: str) -> 
     return _field(Figure("counter", name, help_text, labels), default)
 
 
-def figures(of: type) -> Iterator[tuple[str, Figure]]:
-    """Fields and properties of a class that are metrics, by name."""
-    yield from ((each.name, each.metadata["figure"]) for each in fields(of) if "figure" in each.metadata)
-    yield from getattr(of, "derived", {}).items()
+def figures(of: type) -> Iterator[tuple[Callable[[Any], Any], Figure]]:
+    """Metrics of a class's instances, each with what reads its value."""
+    yield from ((attrgetter(each.name), each.metadata["figure"]) for each in fields(of) if "figure" in each.metadata)
+    yield from ((each.of, each) for each in getattr(of, "derived", ()))
 
 
 def _field(figure: Figure, default: Any) -> Any:

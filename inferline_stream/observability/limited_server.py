@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import socket
 import sys
@@ -13,7 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 from typing import Any, ClassVar
 
-from inferline_stream.observability.allowed_hosts import is_ours
 from inferline_stream.observability.connections import Connections
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,9 @@ _MOST_REQUESTS, _MOST_CONNECTIONS = 48, 64
 
 _IDLE_S = 10.0
 _AGAIN_S = 0.1
+
+_LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
+_EVERY_ADDRESS = frozenset(("0.0.0.0", "::", ""))  # noqa: S104  compared with, not listened on
 
 
 def limits(request_s: float) -> Connections:
@@ -143,3 +146,33 @@ def _end(connections: list[Any]) -> None:
     for connection in connections:
         with contextlib.suppress(OSError):  # it has gone already
             connection.shutdown(socket.SHUT_RDWR)
+
+
+def is_ours(header: str, bound: str) -> bool:
+    """Return whether a request's ``Host`` header names this server.
+
+    A server that listens on every address answers to any address, and to names without a dot, as containers have them.
+    Neither can be a name that somebody else has registered.
+
+    Args:
+        header: of the request.
+        bound: the address or name that the server listens on.
+    """
+    name = _without_port(header.strip()).lower()
+    if name in _LOOPBACK or (name and name == bound.strip("[]").lower()):
+        return True
+    return bound in _EVERY_ADDRESS and bool(name) and ("." not in name or _is_address(name))
+
+
+def _without_port(header: str) -> str:
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -160,10 +160,10 @@ def _declared(of: type, labels: Sequence[str], rows: Sequence[tuple[list[str], o
 
     A figure of the whole pipeline that was not measured has no family either.
     """
-    for name, figure in figures(of):
+    for read, figure in figures(of):
         family = _FAMILIES[figure.kind](f"inferline_{figure.name}", figure.help, labels=[*labels, *figure.labels])
         for key, one in rows:
-            for own, number in figure.samples(getattr(one, name)):
+            for own, number in figure.samples(read(one)):
                 family.add_metric([*key, *own], number)
         if family.samples or len(labels) > 1 or figure.labels:
             yield family

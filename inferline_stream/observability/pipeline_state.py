@@ -182,18 +182,37 @@ class StageState:
     """In a cluster: what it has on each node."""
     heard_s: float | None = None
     """When the oldest of its dispatchers' newest reports was read, on the controller's clock."""
-    derived: ClassVar = {
-        "service_ratio": Figure(
+    derived: ClassVar = (
+        Figure(
             "gauge",
             "stage_service_time_ratio",
             "Mean service time over what the plan's profiles predict for the same batches, recent.",
+            of=lambda s: (
+                None
+                if s.service_time_s is None or not s.predicted_service_s
+                else s.service_time_s / s.predicted_service_s
+            ),
         ),
-        "batch_fill": Figure("gauge", "stage_batch_fill_ratio", "Mean batch size over the limit, recent."),
-        "lag_records": Figure("gauge", "stage_lag_records", "Records that are not finished."),
-        "partitions": Figure("gauge", "stage_partitions", "Partitions of the stage's input topic."),
-        "by_state": Figure("gauge", "replicas", "Replicas by what they are.", ("hardware", "state")),
-        "at_limit": Figure("gauge", "stage_at_limit", "1 while it keeps the stage from growing.", ("limit",)),
-    }
+        Figure("gauge", "stage_batch_fill_ratio", "Mean batch size over the limit, recent.", of=lambda s: s.batch_fill),
+        Figure("gauge", "stage_lag_records", "Records that are not finished.", of=lambda s: s.lag_records),
+        Figure("gauge", "stage_partitions", "Partitions of the stage's input topic.", of=lambda s: len(s.lags)),
+        Figure(
+            "gauge",
+            "replicas",
+            "Replicas by what they are.",
+            ("hardware", "state"),
+            of=lambda s: {
+                (c.hardware, state): n for c in s.replicas for state, n in zip(c._fields[1:], c[1:], strict=True)
+            },
+        ),
+        Figure(
+            "gauge",
+            "stage_at_limit",
+            "1 while it keeps the stage from growing.",
+            ("limit",),
+            of=lambda s: {limit: s.limit == limit for limit in ("stock", "server")},
+        ),
+    )
 
     @property
     def batch_fill(self) -> float | None:
@@ -213,11 +232,6 @@ class StageState:
         return sum(self.lags)
 
     @property
-    def partitions(self) -> int:
-        """How many its input topic has."""
-        return len(self.lags)
-
-    @property
     def cpu_s(self) -> float | None:
         """Mean CPU time of a batch."""
         return self.cpu_total_s / self.total.batches if self.total.batches else None
@@ -227,16 +241,6 @@ class StageState:
         """Mean time that a batch waited for a core."""
         return self.core_wait_total_s / self.total.batches if self.total.batches else None
 
-    @property
-    def by_state(self) -> dict[tuple[str, str], int]:
-        """Replicas by hardware kind and what they are."""
-        return {(c.hardware, state): n for c in self.replicas for state, n in zip(c._fields[1:], c[1:], strict=True)}
-
-    @property
-    def at_limit(self) -> dict[str, bool]:
-        """Whether each limit keeps it from growing."""
-        return {limit: self.limit == limit for limit in ("stock", "server")}
-
 
 @dataclass(frozen=True, slots=True)
 class EnvelopeWindow:
@@ -245,12 +249,14 @@ class EnvelopeWindow:
     window_s: float
     live: int = gauge("envelope_arrivals", "Most arrivals in any such window, live.")
     planned: int = gauge("envelope_planned_arrivals", "The same in the plan's trace.")
-    derived: ClassVar = {"excess": Figure("gauge", "envelope_excess_ratio", "Live over planned; above 1 is beyond.")}
-
-    @property
-    def excess(self) -> float | None:
-        """Live over planned; None where nothing was planned."""
-        return self.live / self.planned if self.planned else None
+    derived: ClassVar = (
+        Figure(
+            "gauge",
+            "envelope_excess_ratio",
+            "Live over planned; above 1 is beyond.",
+            of=lambda window: window.live / window.planned if window.planned else None,
+        ),
+    )
 
 
 class DecisionLine(msgspec.Struct, frozen=True):
@@ -392,13 +398,28 @@ class PipelineState:
     """Latest last; the newest few hundred."""
     plans: tuple[PlanRecord, ...] = ()
     """Those that came into force, latest last."""
-    derived: ClassVar = {
-        "slo_events": Figure("counter", "slo_events", "Events that count for the SLO."),
-        "slo_missed": Figure("counter", "slo_missed", "Events above the SLO, dead-lettered or expired."),
-        "model_drift": Figure("gauge", "model_drift_ratio", "Predicted P99 over the observed one."),
-        "backlog": Figure("counter", "backlog_events", "Events done that had entered before the run."),
-        "duplicates": Figure("counter", "duplicates", "Records dropped because their event had been seen."),
-    }
+    derived: ClassVar = (
+        Figure("counter", "slo_events", "Events that count for the SLO.", of=lambda s: s.slo_events),
+        Figure("counter", "slo_missed", "Events above the SLO, dead-lettered or expired.", of=lambda s: s.slo_missed),
+        Figure(
+            "gauge",
+            "model_drift_ratio",
+            "Predicted P99 over the observed one.",
+            of=lambda s: s.predicted_p99_s / s.recent_p99_s if s.recent_p99_s else None,
+        ),
+        Figure(
+            "counter",
+            "backlog_events",
+            "Events done that had entered before the run.",
+            of=lambda s: sum(stage.total.backlog for stage in s.stages),
+        ),
+        Figure(
+            "counter",
+            "duplicates",
+            "Records dropped because their event had been seen.",
+            of=lambda s: s.duplicates,
+        ),
+    )
 
     @property
     def slo_events(self) -> int:
@@ -414,16 +435,6 @@ class PipelineState:
     def failed_events(self) -> int:
         """Events that were dead-lettered or expired."""
         return sum(stage.total.dead_lettered + stage.total.expired for stage in self.stages)
-
-    @property
-    def model_drift(self) -> float | None:
-        """Predicted P99 over the observed one; None where nothing was observed."""
-        return self.predicted_p99_s / self.recent_p99_s if self.recent_p99_s else None
-
-    @property
-    def backlog(self) -> int:
-        """Events that were in the source topic before the run and have reached the sink: in no latency."""
-        return sum(stage.total.backlog for stage in self.stages)
 
     @property
     def duplicates(self) -> int:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from inferline_stream.controlplane.observe.end_offsets import EndOffsets
+from inferline_stream.controlplane.observe.event_ledger import EndOffsets
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, Run
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from inferline_stream.controlplane.observe.record_timestamps import SourceTimestamps
+from inferline_stream.controlplane.observe.collector import SourceTimestamps
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
 from inferline_stream.kafka.cluster import KafkaCluster

@@ -1,6 +1,6 @@
 """A run's events, accounted for by their ids: entered, reached the sink, ended without, lost or twice there.
 
-Of a long run these are the newest events (`end_offsets`), so that memory and time stay bounded; the others are counted.
+Of a long run these are the newest events (`EndOffsets`), so that memory and time stay bounded; the others are counted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import bisect
 import hashlib
 import itertools
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -19,6 +19,11 @@ from inferline_stream.dataplane.headers import REASON, number, read_headers
 from inferline_stream.kafka.controller_client import Followed, OffsetReader
 from inferline_stream.kafka.offset_metadata import Committed, Run, finished_by_all
 from inferline_stream.pipeline.names import event_id_prefix
+
+VERIFIED = 100_000
+"""Newest events that the end of a run looks up by their ids: some seconds to read, and 300 bytes each at most."""
+
+_APART = VERIFIED // 16
 
 _MOST = 255
 _LONGEST_NAME = 64
@@ -230,6 +235,52 @@ class LedgerBegin:
     """Of the source: what was finished above its offset."""
 
 
+@dataclass(slots=True)
+class EndOffsets:
+    """Offsets of the newest events, some thousands of events apart; older ones are dropped as new ones come.
+
+    Args:
+        verified: events that the marks kept reach back over.
+        apart: fewest events between two marks.
+    """
+
+    verified: int = VERIFIED
+    apart: int = _APART
+    _marks: deque[LedgerBegin] = field(default_factory=deque)
+    _results: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    """Ends of the sink and the completed topic at the last look."""
+
+    def look(self, source: Sequence[int], sink: Sequence[int], completed: Sequence[int]) -> None:
+        """End offsets now."""
+        now, total = (tuple(sink), tuple(completed)), sum(source)
+        # Those of the look before: what entered since cannot have got there earlier.
+        if self._results is not None and (not self._marks or total - sum(self._marks[-1].source) >= self.apart):
+            self._marks.append(LedgerBegin(tuple(source), *self._results, live=()))
+        self._results = now
+        while self._marks and total - sum(self._marks[0].source) > self.verified:
+            self._marks.popleft()
+
+    def begin(self, since: LedgerBegin, ends: Sequence[int]) -> LedgerBegin:
+        """Where the events begin that are looked up by id: at the run's beginning, if they are few enough.
+
+        Args:
+            since: where the run began.
+            ends: of the source topic, up to which the run answers for events.
+        """
+        if _between(since.source, ends) <= self.verified:
+            return since
+        later = [mark for mark in self._marks if len(mark.source) == len(since.source)]
+        fitting = [mark for mark in later if _between(mark.source, ends) <= self.verified]
+        mark = fitting[0] if fitting else later[-1] if later else since
+        first = [max(a, b) for a, b in zip(mark.source, since.source, strict=True)]
+        left = _between(first, ends)
+        if left > self.verified:  # they came faster than anyone looked: of each partition its share
+            first = [
+                max(at, end - max(0, end - at) * self.verified // left) for at, end in zip(first, ends, strict=True)
+            ]
+        return LedgerBegin(tuple(first), mark.sink, mark.completed, since.live, since.finished)
+
+
 Begin = Callable[[LedgerBegin, Sequence[int]], LedgerBegin]
 """See `EndOffsets.begin`."""
 
@@ -311,6 +362,10 @@ async def _committed(
         for stage in sorted(context.entries)
     ]
     return tuple(map(finished_by_all, zip(*committed, strict=True)))
+
+
+def _between(first: Sequence[int], ends: Sequence[int]) -> int:
+    return sum(max(0, end - at) for at, end in zip(first, ends, strict=True))
 
 
 def _within(runs: Sequence[Run], offset: int) -> bool:

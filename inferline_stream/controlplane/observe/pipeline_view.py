@@ -307,11 +307,7 @@ class PipelineView:
         """
         plan, recent = self.plan, self.latencies.recent(now_s)
         stages = tuple(
-            replace(
-                self._stage_state(stage, now_s, wanted),
-                limit=(limits or {}).get(stage, ""),
-                slots=(slots or {}).get(stage, 1),
-            )
+            self._stage_state(stage, now_s, wanted, (limits or {}).get(stage, ""), (slots or {}).get(stage, 1))
             for stage in self.shape.stages
         )
         return PipelineState(
@@ -363,7 +359,7 @@ class PipelineView:
         kinds = {hardware for _, hardware in (*wanted, *self.replica_seconds)}
         return kinds | {a.hardware for held in self.plan.allocations.values() for a in held}
 
-    def _stage_state(self, stage: str, now_s: float, wanted: Replicas) -> StageState:
+    def _stage_state(self, stage: str, now_s: float, wanted: Replicas, limit: str, slots: int) -> StageState:
         offsets, allocations = self.offsets[stage], self.plan.allocations[stage]
         rates, use = offsets.rates(now_s, RECENT_S), self.core_use.total(stage)
         planned = replicas_of_plan(self.plan.allocations)
@@ -399,6 +395,8 @@ class PipelineView:
             cpu_total_s=use.ran_s,
             core_wait_total_s=use.waited_s,
             restarts=self.restarts[stage],
+            limit=limit,
+            slots=slots,
             stuck=stuck if sum(c.ready for c in counts) else (),
             partition_rates=rates,
             isolation=self.reports.isolation(stage),

@@ -136,10 +136,7 @@ async def recover_arrivals(
     """
     began_s = time.time()
     shift_s = asyncio.get_running_loop().time() - began_s
-    async with context.kafka.follow(context.names.arrivals, began_s - since_s) as follower:
-        records = await follower.read_to(await follower.end())
-    entries = context.decoder.decoded(records, decode_ticks)
-    ticks = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
+    ticks = await recent_ticks(context, partitions, began_s - since_s)
     if not ticks:
         return np.empty(0)
     # None is of the future: another controller's clock may have been ahead of this one.
@@ -155,6 +152,14 @@ async def recover_arrivals(
         sum(map(len, times)) + gap.size, since_s, gap.size, now_s - last_s, now_s - began_s,
     )  # fmt: skip
     return np.concatenate([*times, gap + shift_s])
+
+
+async def recent_ticks(context: PipelineContext, partitions: int, since_s: float) -> list[tuple[float, list[int]]]:
+    """When controllers sampled the source topic of so many partitions since then, and its end offsets."""
+    async with context.kafka.follow(context.names.arrivals, since_s) as follower:
+        records = await follower.read_to(await follower.end())
+    entries = context.decoder.decoded(records, decode_ticks)
+    return [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
 
 
 async def arrivals_between(

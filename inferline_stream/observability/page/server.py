@@ -16,7 +16,6 @@ import msgspec
 from inferline_stream.errors import InferlineError, UsageError
 from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer, limits
 from inferline_stream.observability.page.control import PageControl, read_command
-from inferline_stream.observability.page.history import EVERY_S, KEPT_S, Sample, keep
 from inferline_stream.observability.page.snapshot import Arrows, snapshot
 from inferline_stream.observability.pipeline_state import PipelineState
 
@@ -53,6 +52,12 @@ _LONGEST_COMMAND_BYTES = 1000
 MOST_VIEWERS = 32
 """Streams at once; each holds a thread."""
 
+_KEPT_S, _EVERY_S = 600, 1.0
+"""The last minutes are kept, so that anyone who opens the page sees how it came to this."""
+
+_Sample = tuple[float, float, float | None, float | None, float | None, float, float, int, int]
+"""Time, arrival rate, P50, P95, P99, dollars per hour held, of the plan, replicas wanted, ready."""
+
 
 class PageServer:
     """The page of one pipeline. Use as a context manager, or call `close`.
@@ -78,7 +83,7 @@ class PageServer:
         control: PageControl | None = None,
     ) -> None:
         self._closing = Event()
-        samples: deque[Sample] = deque(maxlen=int(KEPT_S / EVERY_S))
+        samples: deque[_Sample] = deque(maxlen=int(_KEPT_S / _EVERY_S))
         handler = _handler(state, arrows, samples=samples, control=control, closing=self._closing)
         try:
             # A stream ends with its viewer; how many there are is limited.
@@ -91,7 +96,7 @@ class PageServer:
         self.url = f"http://{host}:{self.port}/"
         self._thread = Thread(target=self._server.serve_forever, args=(_LOOK_S,), name="page", daemon=True)
         self._thread.start()
-        self._history = Thread(target=keep, args=(state, samples, self._closing), name="page history", daemon=True)
+        self._history = Thread(target=_keep, args=(state, samples, self._closing), name="page history", daemon=True)
         self._history.start()
 
     def __enter__(self) -> PageServer:
@@ -107,6 +112,30 @@ class PageServer:
         self._server.server_close()
         self._thread.join()
         self._history.join()
+
+
+def _sample(state: PipelineState) -> _Sample:
+    """What the page's time lines show of one state."""
+    counts = [c for stage in state.stages for c in stage.replicas]
+    return (
+        round(state.time_s, 3),
+        round(state.arrival_rate, 3),
+        state.recent_p50_s,
+        state.recent_p95_s,
+        state.recent_p99_s,
+        state.cost_per_hour,
+        state.plan_cost_per_hour,
+        sum(c.wanted for c in counts),
+        sum(c.ready for c in counts),
+    )
+
+
+def _keep(state: Callable[[], PipelineState | None], samples: deque[_Sample], closing: Event) -> None:
+    """Add a sample every second until closed; for a thread of its own."""
+    while not closing.wait(_EVERY_S):
+        newest = state()
+        if newest is not None and (not samples or newest.time_s > samples[-1][0]):
+            samples.append(_sample(newest))
 
 
 def _obeyed(control: PageControl, body: bytes, stages: frozenset[str]) -> tuple[HTTPStatus, str, bytes]:
@@ -131,7 +160,7 @@ def _handler(
     state: Callable[[], PipelineState | None],
     arrows: Arrows,
     *,
-    samples: deque[Sample],
+    samples: deque[_Sample],
     control: PageControl | None,
     closing: Event,
 ) -> type[LimitedHandler]:

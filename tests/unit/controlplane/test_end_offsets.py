@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.controlplane.observe.end_offsets import VERIFIED, EndOffsets
-from inferline_stream.controlplane.observe.event_ledger import EventLedger, LedgerBegin, read_ledger
+from inferline_stream.controlplane.observe.event_ledger import (
+    VERIFIED,
+    EndOffsets,
+    EventLedger,
+    LedgerBegin,
+    read_ledger,
+)
 from inferline_stream.dataplane.headers import REASON
 from inferline_stream.kafka.controller_client import Followed
 from inferline_stream.observability.latency_histogram import LatencyHistogram

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from inferline_stream.controlplane.observe.silence import Silence
+from inferline_stream.controlplane.apply.slot_keeper import Silence
 
 
 def run(silence: Silence, start_s: float, end_s: float, *, answered: bool = True, heard: str = "") -> set[str]:

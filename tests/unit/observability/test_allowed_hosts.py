@@ -6,7 +6,7 @@ import http.client
 
 import pytest
 
-from inferline_stream.observability.allowed_hosts import is_ours
+from inferline_stream.observability.limited_server import is_ours
 from inferline_stream.observability.metrics import serve_metrics
 
 
