@@ -11,12 +11,16 @@ import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, ClassVar
 
+from inferline_stream.errors import UsageError
 from inferline_stream.observability.connections import Connections
 
 logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.05
+"""How often a server looks whether it is to close: a run's end waits for that."""
 
 _MOST_REQUESTS, _MOST_CONNECTIONS = 48, 64
 """Each connection holds a thread and a descriptor of the controller."""
@@ -28,35 +32,59 @@ _LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 _EVERY_ADDRESS = frozenset(("0.0.0.0", "::", ""))  # noqa: S104  compared with, not listened on
 
 
-def limits(request_s: float) -> Connections:
-    """Return the limits of a server whose answers may take so long."""
-    return Connections(_MOST_REQUESTS, _MOST_CONNECTIONS, _IDLE_S, request_s)
-
-
 class LimitedServer(ThreadingHTTPServer):
-    """Serves requests by a thread each. The standard library's accepts any number of connections, however idle.
+    """Serves requests by a thread each, from its making until it is closed.
+
+    The standard library's accepts any number of connections, however idle.
 
     Args:
+        name: what it serves.
+        option: of the command line, that sets the port.
         host: address or name to listen on.
         port: TCP port, 0 for any free one.
         handler: answers requests.
-        connections: who is connected.
+        request_s: longest time that an answer may take.
+        connections: who is connected; by default, limits for a server of the controller.
 
     Raises:
-        OSError: the port is taken or may not be used.
+        UsageError: the port is taken or may not be used.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, handler: type[LimitedHandler], connections: Connections) -> None:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        self.address_family, _, _, _, address = found[0]
+    def __init__(
+        self,
+        name: str,
+        option: str,
+        host: str,
+        port: int,
+        handler: type[LimitedHandler],
+        *,
+        request_s: float,
+        connections: Connections | None = None,
+    ) -> None:
         self.host = host
-        self._connections = connections
+        self._connections = connections or Connections(_MOST_REQUESTS, _MOST_CONNECTIONS, _IDLE_S, request_s)
         self._living: set[socket.socket] = set()
         self._lock = Lock()
-        super().__init__(address[:2], handler)  # type: ignore[arg-type]  # of a family that has a host and a port
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            self.address_family, _, _, _, address = found[0]
+            super().__init__(address[:2], handler)  # type: ignore[arg-type]  # of a family that has a host and a port
+        except OSError as error:
+            raise UsageError(
+                f"{name} cannot listen on {host}:{port} ({error.strerror}); choose another {option}, 0 for any"
+            ) from None
+        self.port: int = self.server_port
+        self._thread = Thread(target=self.serve_forever, args=(_LOOK_S,), name=name, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering and free the port."""
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; without a descriptor left, wait a moment, since the next attempt comes at once."""

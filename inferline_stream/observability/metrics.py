@@ -9,12 +9,10 @@ from __future__ import annotations
 import gzip
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
-from threading import Thread
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -27,10 +25,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
-from inferline_stream.errors import UsageError
 from inferline_stream.observability.figure import figures
 from inferline_stream.observability.latency_histogram import bucket_label
-from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer, limits
+from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer
 from inferline_stream.observability.pipeline_state import (
     DeviceState,
     EnvelopeWindow,
@@ -71,22 +68,7 @@ class StateCollector(Collector):
         return []
 
 
-@dataclass(frozen=True, slots=True)
-class MetricsServer:
-    """A running `/metrics` endpoint."""
-
-    port: int
-    _server: LimitedServer
-    _thread: Thread
-
-    def close(self) -> None:
-        """Stop answering and free the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def serve_metrics(state: Callable[[], PipelineState | None], port: int, host: str = "127.0.0.1") -> MetricsServer:
+def serve_metrics(state: Callable[[], PipelineState | None], port: int, host: str = "127.0.0.1") -> LimitedServer:
     """Serve `/metrics` from a thread of its own, to those who ask for it by an address or name of its own.
 
     Args:
@@ -99,15 +81,7 @@ def serve_metrics(state: Callable[[], PipelineState | None], port: int, host: st
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StateCollector(state))
-    try:
-        server = LimitedServer(host, port, _handler(registry), limits(request_s=20.0))
-    except OSError as error:
-        raise UsageError(
-            f"metrics cannot listen on {host}:{port} ({error.strerror}); choose another --metrics-port, 0 for any"
-        ) from None
-    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
-    thread.start()
-    return MetricsServer(server.server_port, server, thread)
+    return LimitedServer("metrics", "--metrics-port", host, port, _handler(registry), request_s=20.0)
 
 
 def _handler(registry: CollectorRegistry) -> type[LimitedHandler]:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from inferline_stream.controlplane.observe.live_profile import measured_since, scaled, slowdown
+from inferline_stream.controlplane.observe.live_profile import scaled, slowdowns
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.run import NoDisplay, Run
@@ -61,10 +61,9 @@ async def rehearse(run: Run) -> Rehearsed:
         finally:  # on Ctrl-C the feed ends before the broker that it writes to
             feeding.cancel()
             await asyncio.wait([feeding])
-        seen = measured_since(view.reports.totals(), {})
+        seen = view.reports.totals()
         await under_way.drain()
-    factors = {key: slowdown(run.measured.profiles[key], sizes, _FEWEST_BATCHES) for key, sizes in seen.batches.items()}
-    return Rehearsed({key: factor for key, factor in factors.items() if factor is not None}, crowded)
+    return Rehearsed(slowdowns(run.measured, seen, _FEWEST_BATCHES), crowded)
 
 
 def slowed(measured: PipelineProfile, slower: Mapping[tuple[str, str], float]) -> PipelineProfile:

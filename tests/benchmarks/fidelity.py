@@ -37,7 +37,7 @@ import msgspec
 import numpy as np
 import uvloop
 
-from inferline_stream.controlplane.observe.live_profile import corrected, measured_since, slowdown
+from inferline_stream.controlplane.observe.live_profile import corrected, slowdowns
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError
@@ -417,11 +417,10 @@ async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Fo
         (entry,) = shape.entries()
         partitions = under_way.controller.view.partitions[shape.stages[entry]]
         source = await source_of(run.bootstrap_servers, under_way.context.source, partitions, shape, goes_to)
-        seen = measured_since(under_way.controller.view.reports.totals(), {})
+        seen = under_way.controller.view.reports.totals()
     estimated_s = estimate(shape, run.plan, run.measured, source)
     by_means_s = estimate(shape, run.plan, run.measured.steady(), source)
     live_profile_s = estimate(shape, run.plan, corrected(run.measured, shape, seen), source)
-    slowdowns = [slowdown(run.measured.profiles[key], batches, 1) for key, batches in seen.batches.items()]
     out = {(p, o): at_s for p, o, at_s in zip(sent.partition, sent.offset, sent.latency_s, strict=True)}
     measured_s = np.array([out.get(where, np.nan) for where in source.places])
     return Found(
@@ -431,7 +430,7 @@ async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Fo
         others,
         by_means_s,
         live_profile_s,
-        max(factor for factor in slowdowns if factor is not None),
+        max(slowdowns(run.measured, seen, 1).values()),
     )
 
 

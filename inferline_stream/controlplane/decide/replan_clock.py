@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.decide.replan import ReplanInputs, ReplanResult, replan
 from inferline_stream.controlplane.decide.subprocess_call import call_in_subprocess
-from inferline_stream.controlplane.observe.live_profile import corrected, measured_since
+from inferline_stream.controlplane.observe.live_profile import corrected
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.overrides import Overrides
@@ -112,9 +112,7 @@ class ReplanClock:
             return  # what is measured now is the machine's lack of cores
         if not self._occasions.due(now_s, beyond=self._beyond(now_s), wanted=self._set_by_people()):
             return
-        measured = corrected(
-            self.view.measured, self.view.shape, measured_since(self.view.reports.totals(), self._counts)
-        )
+        measured = corrected(self.view.measured, self.view.shape, self.view.reports.totals(self._counts))
         proposal = await call_in_subprocess(replan, await self._inputs(measured))
         logger.info("planned again: %s (%s)", proposal.reason or "the plan stays", proposal.detail)
         if proposal.plan is not None:

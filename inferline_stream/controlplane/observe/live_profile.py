@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from statistics import NormalDist
 
 from inferline_stream.observability.stage_counts import Batches, StageCounts
@@ -28,53 +28,31 @@ _NORMAL = tuple(NormalDist().inv_cdf(min(max(p, 1e-3), 1 - 1e-3)) for p in NOISE
 _SWEEPS = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Sums over a while.
-
-    Args:
-        batches: by (stage, hardware kind) and batch size.
-        results: by stage, events that the stage was called on.
-        taken: by (parent, child), results that took that edge.
-        network: batches that replicas on other hosts answered, and the time that the network took of them, in seconds.
-    """
-
-    batches: Mapping[tuple[str, str], Batches]
-    results: Mapping[str, int]
-    taken: Mapping[tuple[str, str], int]
-    network: tuple[int, float] = (0, 0.0)
-
-
-def measured_since(now: Mapping[str, StageCounts], before: Mapping[str, StageCounts]) -> Measured:
-    """What replicas did between two looks at each stage's counts, those that have ended included."""
-    grown = {stage: StageCounts().add(sums).add(before.get(stage, StageCounts()), -1) for stage, sums in now.items()}
-    return Measured(
-        {(stage, kind): sizes for stage, sums in grown.items() for kind, sizes in sums.batch_stats.items()},
-        {stage: sums.served for stage, sums in grown.items()},
-        {(stage, child): count for stage, sums in grown.items() for child, count in sums.edges_taken.items()},
-        (sum(sums.remote_batches for sums in grown.values()), sum(sums.network_s for sums in grown.values())),
-    )
-
-
-def corrected(profile: PipelineProfile, shape: Shape, seen: Measured) -> PipelineProfile:
+def corrected(profile: PipelineProfile, shape: Shape, seen: Mapping[str, StageCounts]) -> PipelineProfile:
     """The profile with service times scaled to what replicas measured, paths to the branches taken, and the network.
 
     Of a stage on one kind of hardware all batch sizes are scaled alike, since those that ran show the others. Of those
     that ran often, mean and spread are what was measured. Kinds that did not run keep their profile.
+
+    Args:
+        profile: of the pipeline.
+        shape: its DAG.
+        seen: what was counted of its stages.
     """
-    profiles = {}
-    for key, own in profile.profiles.items():
-        batches = seen.batches.get(key, {})
+    profiles, nothing = {}, StageCounts()
+    for (stage, kind), own in profile.profiles.items():
+        batches = seen.get(stage, nothing).batch_stats.get(kind, {})
         factor = slowdown(own, batches, FEWEST_BATCHES)
         now = own if factor is None or abs(factor - 1) <= NOISE else scaled(own, factor)
-        profiles[key] = _spread_as_seen(_sizes_as_seen(now, batches), batches)
+        profiles[stage, kind] = _spread_as_seen(_sizes_as_seen(now, batches), batches)
     shares = {}
     for arrow in shape.arrows:
-        edge = shape.stages[arrow.parent], shape.stages[arrow.child]
-        results = seen.results.get(edge[0], 0)
-        if arrow.conditional and results >= FEWEST_RESULTS:
-            shares[edge] = min(1.0, seen.taken.get(edge, 0) / results)
-    remote, carrying_s = seen.network
+        parent, child = shape.stages[arrow.parent], shape.stages[arrow.child]
+        counts = seen.get(parent, nothing)
+        if arrow.conditional and counts.served >= FEWEST_RESULTS:
+            shares[parent, child] = min(1.0, counts.edges_taken.get(child, 0) / counts.served)
+    remote = sum(counts.remote_batches for counts in seen.values())
+    carrying_s = sum(counts.network_s for counts in seen.values())
     network_s = carrying_s / remote if remote >= FEWEST_BATCHES else profile.network_s
     return replace(
         profile,
@@ -113,6 +91,23 @@ def slowdown(profile: Profile, batches: Batches, fewest: int, waited_s: float = 
     service_s = sum(stats.service_s for stats in batches.values())
     beyond_s = max(0.0, waited_s - profile.waited_share * expected_s)
     return max(service_s - beyond_s, min(service_s, expected_s)) / expected_s
+
+
+def slowdowns(
+    profile: PipelineProfile,
+    seen: Mapping[str, StageCounts],
+    fewest: int,
+    waited_s: Callable[[str, str], float] = lambda *_: 0.0,
+) -> dict[tuple[str, str], float]:
+    """The slowdown of each (stage, hardware kind) of which enough batches ran; see `slowdown`."""
+    found = {}
+    for stage, counts in seen.items():
+        for kind, batches in counts.batch_stats.items():
+            own = profile.profiles.get((stage, kind))
+            factor = None if own is None else slowdown(own, batches, fewest, waited_s(stage, kind))
+            if factor is not None:
+                found[stage, kind] = factor
+    return found
 
 
 def _sizes_as_seen(profile: Profile, batches: Batches) -> Profile:

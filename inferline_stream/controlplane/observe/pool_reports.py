@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from inferline_stream.controlplane.observe.live_profile import expected_service_s, slowdown
+from inferline_stream.controlplane.observe.live_profile import expected_service_s, slowdowns
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.latency_histogram import LatencyHistogram, latency_bounds_s
 from inferline_stream.observability.pipeline_state import IsolationState, NodeState, StageState
@@ -222,9 +222,10 @@ class PoolReports:
             found.add(known.newest.counts)
         return found
 
-    def totals(self) -> dict[str, StageCounts]:
-        """Every stage's counters since the start of the run."""
-        return {stage: self.total(stage) for stage in self._shape.stages}
+    def totals(self, before: Mapping[str, StageCounts] | None = None) -> dict[str, StageCounts]:
+        """Every stage's counters since the start of the run, or since the totals of before."""
+        known = before or {}
+        return {stage: self.total(stage).add(known.get(stage, StageCounts()), -1) for stage in self._shape.stages}
 
     def _recent(self, stage: str, now_s: float) -> StageCounts:
         found = StageCounts()
@@ -244,6 +245,7 @@ class PoolReports:
         known = self._of(name)
         living = [k.newest for k in known if not k.ended]
         recent = self._recent(name, now_s)
+        slowed = slowdowns(self.measured, {name: recent}, _FEWEST_BATCHES, waited_s)
         pairs = [pair for k in known if (pair := k.between(now_s - RECENT_S)) is not None and pair[0] > 0]
         loads = [(last.counts.cpu_s - first.counts.cpu_s) / seconds for seconds, first, last in pairs]
         heard = [k.heard_s for k in known if not k.ended] or [max(k.heard_s for k in known)] if known else []
@@ -253,7 +255,7 @@ class PoolReports:
             wait_s=recent.wait_s / recent.events if recent.events else None,
             service_time_s=recent.service_s / batches if batches else None,
             predicted_service_s=self._predicted_s(name, recent),
-            slowdown=self._slowdown(name, recent, waited_s),
+            slowdown={kind: factor for (_, kind), factor in slowed.items()},
             mean_batch_size=recent.served / batches if batches else None,
             utilization=recent.busy_s / recent.replica_s if recent.replica_s > 0 else None,
             dispatcher_utilization=max(loads, default=None),
@@ -273,15 +275,6 @@ class PoolReports:
         dispatchers = Counter(report.node for report in living if report.node and report.phase == "serving")
         replicas = Counter(r.node for r in self.replicas(stage) if r.node and r.phase == "ready")
         return {node: NodeState(dispatchers[node], replicas[node]) for node in sorted({*dispatchers, *replicas})}
-
-    def _slowdown(self, stage: str, recent: StageCounts, waited_s: Callable[[str, str], float]) -> dict[str, float]:
-        found = {}
-        for hardware, sizes in recent.batch_stats.items():
-            profile = self.measured.profiles.get((stage, hardware))
-            factor = None if profile is None else slowdown(profile, sizes, _FEWEST_BATCHES, waited_s(stage, hardware))
-            if factor is not None:
-                found[hardware] = factor
-        return found
 
     def _predicted_s(self, stage: str, recent: StageCounts) -> float | None:
         expected_s = 0.0

@@ -13,8 +13,8 @@ from threading import BoundedSemaphore, Event, Thread
 
 import msgspec
 
-from inferline_stream.errors import InferlineError, UsageError
-from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer, limits
+from inferline_stream.errors import InferlineError
+from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer
 from inferline_stream.observability.page.control import PageControl, read_command
 from inferline_stream.observability.page.snapshot import Arrows, snapshot
 from inferline_stream.observability.pipeline_state import PipelineState
@@ -43,9 +43,6 @@ UPDATE_S = 0.4
 
 WRONG_TOKEN_S = 0.5
 """Pause before a wrong token is answered."""
-
-_LOOK_S = 0.05
-"""How often the server looks whether it is to close: a run's end waits for that."""
 
 _LONGEST_COMMAND_BYTES = 1000
 
@@ -85,17 +82,10 @@ class PageServer:
         self._closing = Event()
         samples: deque[_Sample] = deque(maxlen=int(_KEPT_S / _EVERY_S))
         handler = _handler(state, arrows, samples=samples, control=control, closing=self._closing)
-        try:
-            # A stream ends with its viewer; how many there are is limited.
-            self._server = LimitedServer(host, port, handler, limits(request_s=math.inf))
-        except OSError as error:
-            raise UsageError(
-                f"the page cannot listen on {host}:{port} ({error.strerror}); choose another --ui-port, 0 for any"
-            ) from None
-        self.port: int = self._server.server_port
+        # A stream ends with its viewer; how many there are is limited.
+        self._server = LimitedServer("the page", "--ui-port", host, port, handler, request_s=math.inf)
+        self.port = self._server.port
         self.url = f"http://{host}:{self.port}/"
-        self._thread = Thread(target=self._server.serve_forever, args=(_LOOK_S,), name="page", daemon=True)
-        self._thread.start()
         self._history = Thread(target=_keep, args=(state, samples, self._closing), name="page history", daemon=True)
         self._history.start()
 
@@ -108,9 +98,7 @@ class PageServer:
     def close(self) -> None:
         """End every stream and free the port."""
         self._closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
         self._history.join()
 
 

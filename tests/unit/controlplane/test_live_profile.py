@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from inferline_stream.controlplane.observe.live_profile import Measured, corrected, measured_since
+from inferline_stream.controlplane.observe.live_profile import corrected
 from inferline_stream.controlplane.observe.pool_reports import PoolReports
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.observability.stage_counts import BatchStats, StageCounts
@@ -34,25 +34,21 @@ def reports(*given: PoolReport) -> PoolReports:
     return found
 
 
-def since_start(held: PoolReports) -> Measured:
-    return measured_since(held.totals(), {})
-
-
 def test_only_what_came_since_the_mark_counts_and_dispatchers_that_ended_count() -> None:
     held = reports(report("r1", 1, batches=100, service_s=2.0, b=40))
     since = held.totals()
     held.add(report("r1", 2, batches=160, service_s=3.2, b=60), 1.0)
     held.add(report("r2", 1, batches=10, service_s=0.4, b=5), 1.0)
     held.end("r2")
-    seen = measured_since(held.totals(), since)
-    assert seen.batches["a", "cpu-1"][4].batches == 70
-    assert seen.batches["a", "cpu-1"][4].service_s == pytest.approx(1.6)
-    assert (seen.results["a"], seen.taken["a", "b"]) == (280, 25)
+    seen = held.totals(since)
+    assert seen["a"].batch_stats["cpu-1"][4].batches == 70
+    assert seen["a"].batch_stats["cpu-1"][4].service_s == pytest.approx(1.6)
+    assert (seen["a"].served, seen["a"].edges_taken["b"]) == (280, 25)
 
 
 def test_service_times_follow_what_was_measured_on_that_kind_alone() -> None:
     before = profile(independent_paths(SHAPE, {}))
-    after = corrected(before, SHAPE, since_start(reports(report("r", 1, batches=100, service_s=3.0))))
+    after = corrected(before, SHAPE, reports(report("r", 1, batches=100, service_s=3.0)).totals())
     slower = after.profiles["a", "cpu-1"]
     assert [entry.mean_s for entry in slower.service_times] == pytest.approx([0.015, 0.030])
     assert after.profiles["a", "t4"] == before.profiles["a", "t4"]
@@ -62,7 +58,7 @@ def test_service_times_follow_what_was_measured_on_that_kind_alone() -> None:
 def test_few_batches_and_small_differences_change_nothing(batches: int, service_s: float) -> None:
     before = profile(independent_paths(SHAPE, {}))
     given = reports(report("r", 1, batches=batches, service_s=service_s))
-    assert corrected(before, SHAPE, since_start(given)).profiles == before.profiles
+    assert corrected(before, SHAPE, given.totals()).profiles == before.profiles
 
 
 def test_the_network_is_part_of_the_hop_as_measured_last_and_from_enough_batches_alone() -> None:
@@ -71,7 +67,7 @@ def test_the_network_is_part_of_the_hop_as_measured_last_and_from_enough_batches
     for batches, network_s, hop_s in ((100, 0.2, 0.007), (100, 0.1, 0.006), (49, 4.9, 0.006)):
         given = report("r", 1, batches=batches, service_s=batches * 0.020)
         given.counts.remote_batches, given.counts.network_s = batches, network_s
-        found = corrected(found, SHAPE, since_start(reports(given)))
+        found = corrected(found, SHAPE, reports(given).totals())
         assert found.hop_overhead_s == pytest.approx(hop_s)
 
 
@@ -79,14 +75,14 @@ def test_branches_follow_the_shares_seen_and_keep_going_together() -> None:
     both, neither = 0b1111, 0b0000  # in the sample b and c are always taken together
     before = profile(Paths((both, neither), (0.3, 0.7)))
     given = reports(report("r", 1, batches=100, service_s=2.0, b=240, c=240))
-    after = corrected(before, SHAPE, since_start(given))
+    after = corrected(before, SHAPE, given.totals())
     assert dict(zip(after.paths.masks, after.paths.weights, strict=True)) == pytest.approx({both: 0.6, neither: 0.4})
 
 
 def test_shares_that_no_sampled_path_can_show_count_as_independent() -> None:
     before = profile(Paths((0b0101,), (1.0,)))  # the sample never took c
     given = reports(report("r", 1, batches=100, service_s=2.0, b=200, c=100))
-    after = corrected(before, SHAPE, since_start(given))
+    after = corrected(before, SHAPE, given.totals())
     ratios = visit_ratios(SHAPE, after.paths)
     assert (ratios["b"], ratios["c"]) == pytest.approx((0.5, 0.25))
     assert ratios["d"] == pytest.approx(1 - 0.5 * 0.75)
@@ -95,7 +91,7 @@ def test_shares_that_no_sampled_path_can_show_count_as_independent() -> None:
 def test_partial_correlations_are_fitted_to_both_shares() -> None:
     before = profile(Paths((0b1111, 0b0101, 0b1010, 0b0000), (0.4, 0.1, 0.1, 0.4)))
     given = reports(report("r", 1, batches=1000, service_s=20.0, b=2800, c=1200))
-    after = corrected(before, SHAPE, since_start(given)).paths
+    after = corrected(before, SHAPE, given.totals()).paths
     weights = dict(zip(after.masks, after.weights, strict=True))
     assert weights[0b1111] + weights[0b0101] == pytest.approx(0.7, abs=1e-6)
     assert weights[0b1111] + weights[0b1010] == pytest.approx(0.3, abs=1e-6)
@@ -107,7 +103,7 @@ def test_partial_correlations_are_fitted_to_both_shares() -> None:
 def test_a_batch_size_that_ran_often_has_its_own_mean_and_the_others_what_all_show() -> None:
     before = profile(independent_paths(SHAPE, {}))
     ones, fours = report("r", 1, batches=100, service_s=1.0, size=1), report("q", 1, batches=900, service_s=36.0)
-    after = corrected(before, SHAPE, since_start(reports(ones, fours))).profiles["a", "cpu-1"]
+    after = corrected(before, SHAPE, reports(ones, fours).totals()).profiles["a", "cpu-1"]
     assert [entry.mean_s for entry in after.service_times] == pytest.approx([0.010, 0.040], rel=0.1)
 
 
@@ -116,7 +112,7 @@ def test_times_vary_as_measured_where_events_do_not_say_how(spread: float, follo
     before = profile(independent_paths(SHAPE, {}))
     given = report("r", 1, batches=1000, service_s=20.0)
     given.counts.batch_stats["cpu-1"][4].squares = 1000 * 0.02**2 * math.exp(spread**2)  # lognormal
-    after = corrected(before, SHAPE, since_start(reports(given))).profiles["a", "cpu-1"]
+    after = corrected(before, SHAPE, reports(given).totals()).profiles["a", "cpu-1"]
     assert (after.variation is not None) is follows
     assert [entry.spread for entry in after.service_times] == pytest.approx([spread * follows] * 2)
     assert [entry.mean_s for entry in after.service_times] == pytest.approx([0.010, 0.020])
@@ -128,4 +124,4 @@ def test_what_events_ask_for_stays_what_makes_times_vary() -> None:
     given = report("r", 1, batches=1000, service_s=20.0)
     given.counts.batch_stats["cpu-1"][4].squares = 1000 * 0.02**2 * 2
     before = replace(plain, profiles={**plain.profiles, ("a", "cpu-1"): own})
-    assert corrected(before, SHAPE, since_start(reports(given))).profiles["a", "cpu-1"] == own
+    assert corrected(before, SHAPE, reports(given).totals()).profiles["a", "cpu-1"] == own

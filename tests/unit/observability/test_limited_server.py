@@ -1,4 +1,4 @@
-"""Connections that ask for nothing hold neither threads nor those that ask."""
+"""Connections that ask for nothing hold neither threads nor those that ask, and only our own names are answered to."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import threading
 from collections.abc import Iterator
 from http import HTTPStatus
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from inferline_stream.observability.connections import Connections
-from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer
+from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer, is_ours
 from inferline_stream.observability.metrics import serve_metrics
 from tests.unit.observability.states import a_state
 
@@ -19,21 +23,16 @@ DEADLINE_S = 20.0
 
 @contextlib.contextmanager
 def serving(handler: type[LimitedHandler], **limits: float) -> Iterator[tuple[str, int]]:
-    server = LimitedServer("127.0.0.1", 0, handler, Connections(**{"most_busy": 9, "most": 9, **limits}))
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield "127.0.0.1", server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    connections = Connections(**{"most_busy": 9, "most": 9, **limits})
+    server = LimitedServer("it", "--port", "127.0.0.1", 0, handler, request_s=1.0, connections=connections)
+    with contextlib.closing(server):
+        yield "127.0.0.1", server.port
 
 
 @contextlib.contextmanager
-def asking(address: tuple[str, int]) -> Iterator[http.client.HTTPConnection]:
+def asking(address: tuple[str, int], **headers: str) -> Iterator[http.client.HTTPConnection]:
     with contextlib.closing(http.client.HTTPConnection(*address, timeout=DEADLINE_S)) as client:
-        client.request("GET", "/metrics")
+        client.request("GET", "/metrics", headers=headers)
         yield client
 
 
@@ -112,3 +111,83 @@ def test_a_request_beyond_the_limit_is_asked_to_come_again():
             assert second.getresponse().status == 503
         let.set()
         assert first.getresponse().read() == b"yes"
+
+
+@given(st.lists(st.tuples(st.sampled_from(["open", "begin", "end", "tidy"]), st.integers(0, 9)), max_size=80))
+def test_busy_connections_are_never_closed_to_make_room(steps):
+    """Against plain lists: idle ones in order of since when, and a set of busy ones."""
+    connections = Connections(most_busy=2, most=4, idle_s=10.0, request_s=30.0)
+    idle: list[int] = []
+    busy: set[int] = set()
+    for now, (step, number) in enumerate(steps):
+        if step == "open" and number not in idle and number not in busy:
+            connections.opened(number, now)
+            idle.append(number)
+        elif step == "begin" and number in idle:
+            idle.remove(number)
+            busy.add(number)
+            assert connections.began(number, now) is (len(busy) <= 2)
+        elif step == "end" and number in busy:
+            busy.remove(number)
+            idle.append(number)
+            connections.ended(number, now)
+        elif step == "tidy":
+            excess = max(0, len(idle) + len(busy) - 4)
+            assert connections.in_excess() == idle[:excess]
+            del idle[:excess]
+
+
+def test_who_takes_too_long_has_to_go():
+    connections = Connections(most_busy=9, most=9, idle_s=10.0, request_s=30.0)
+    for name in "abc":
+        connections.opened(name, 0.0)
+    connections.began("b", 5.0)
+    assert connections.overdue(10.0) == []
+    connections.began("c", 9.0)
+    connections.ended("c", 10.0)
+    assert connections.overdue(11.0) == ["a"]
+    connections.keep({"b"})
+    assert connections.overdue(36.0) == ["b"]
+    assert connections.overdue(99.0) == []
+
+
+@pytest.mark.parametrize("header", ["localhost", "LOCALHOST:9464", "127.0.0.1:9464", "[::1]:9464", "127.0.0.1"])
+@pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", "::", "10.0.0.7"])
+def test_this_machine_is_asked_by_its_own_names(header: str, bound: str) -> None:
+    assert is_ours(header, bound)
+
+
+@pytest.mark.parametrize(
+    ("header", "bound", "ours"),
+    [
+        ("10.0.0.7:9464", "10.0.0.7", True),
+        ("10.0.0.8:9464", "10.0.0.7", False),
+        ("metrics.example.com:9464", "metrics.example.com", True),
+        ("[fd00::7]:9464", "fd00::7", True),
+        ("10.0.0.8:9464", "0.0.0.0", True),
+        ("[fd00::7]:9464", "::", True),
+        ("run:9464", "0.0.0.0", True),
+        ("run:9464", "127.0.0.1", False),
+        ("evil.example:9464", "127.0.0.1", False),
+        ("evil.example:9464", "0.0.0.0", False),
+        ("127.0.0.1.evil.example:9464", "0.0.0.0", False),
+        ("localhost.evil.example", "127.0.0.1", False),
+        ("", "0.0.0.0", False),
+        ("", "127.0.0.1", False),
+        ("[::1", "127.0.0.1", True),
+        ("[]:80", "0.0.0.0", False),
+    ],
+)
+def test_names_that_anybody_may_register_are_not_ours(header: str, bound: str, ours: bool) -> None:
+    assert is_ours(header, bound) is ours
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_metrics_answer_to_no_name_of_another_site(host: str) -> None:
+    with contextlib.closing(serve_metrics(lambda: None, 0, host)) as server:
+        answers = {}
+        for name in ("127.0.0.1", "evil.example"):
+            with asking(("127.0.0.1", server.port), Host=f"{name}:{server.port}") as client:
+                answer = client.getresponse()
+                answers[name] = (answer.status, b"inferline_build" in answer.read())
+    assert answers == {"127.0.0.1": (200, True), "evil.example": (421, False)}
