@@ -24,6 +24,8 @@ _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _LARGEST_RATIO = 0.9
 """A miss ratio that can really be reached: thresholds at or above 1 would never fire."""
 
+_BY_STAGE = "by (pipeline, stage)"
+
 _LEAST_DRIFT = 0.01
 """Share of the SLO by which a batch must differ from its profile: less is the machine's noise, and harms no plan."""
 
@@ -177,7 +179,9 @@ def alerts(target: Target) -> Iterator[Alert]:
         "or raise retention.bytes.",
     )
     yield from _risk_alerts(target)
-    yield from _stage_alerts(target)
+    yield from _replica_alerts(target)
+    yield from _dispatcher_alerts(target)
+    yield from _loss_alerts(target)
 
 
 def _burn_alerts(target: Target) -> Iterator[Alert]:
@@ -273,11 +277,8 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
     )
 
 
-def _stage_alerts(target: Target) -> Iterator[Alert]:
+def _replica_alerts(target: Target) -> Iterator[Alert]:
     match, time = target.match, target.time
-    stage = "by (pipeline, stage)"
-    ready = f'sum {stage} (inferline_replicas{{{match},state="ready"}})'
-    wanted = f'sum {stage} (inferline_replicas{{{match},state="wanted"}})'
     yield Alert(
         "InferlineAtLimit",
         f"inferline_stage_at_limit{{{match}}} == 1",
@@ -309,13 +310,17 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
     )
     yield Alert(
         "InferlineReplicasMissing",
-        f"{wanted} > {ready}",
+        f"{_replicas(target, 'wanted')} > {_replicas(target, 'ready')}",
         time("2m"),
         TICKET,
         "Stage {{ $labels.stage }} lacks replicas: {{ $value }} are wanted",
         "Replicas that were asked for have not become ready for far longer than they take to start: there is no place "
         "for them, or they die as they start.",
     )
+
+
+def _dispatcher_alerts(target: Target) -> Iterator[Alert]:
+    match, time = target.match, target.time
     yield Alert(
         "InferlineDispatcherSilent",
         f'max by (pipeline, input) (inferline_input_age_seconds{{{match},input=~"reports/.*"}}) > 5 and on (pipeline) '
@@ -346,8 +351,8 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
     )
     yield Alert(
         "InferlineSkew",
-        f"max {stage} (inferline_partition_arrival_rate_per_second{{{match}}}) "
-        f"> 3 * avg {stage} (inferline_partition_arrival_rate_per_second{{{match}}}) "
+        f"max {_BY_STAGE} (inferline_partition_arrival_rate_per_second{{{match}}}) "
+        f"> 3 * avg {_BY_STAGE} (inferline_partition_arrival_rate_per_second{{{match}}}) "
         f"and on (pipeline, stage) inferline_stage_dispatchers{{{match}}} > 1",
         time("10m"),
         TICKET,
@@ -363,9 +368,13 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
         "Such records count from when they are read, so that their time on the way is not seen. Correct the clock of "
         "their producers, or this host's.",
     )
+
+
+def _loss_alerts(target: Target) -> Iterator[Alert]:
+    match, time = target.match, target.time
     yield Alert(
         "InferlineReplicasCrash",
-        f"sum {stage} (increase(inferline_stage_restarts_total{{{match}}}[{time('10m')}])) > 3",
+        f"sum {_BY_STAGE} (increase(inferline_stage_restarts_total{{{match}}}[{time('10m')}])) > 3",
         "0s",
         TICKET,
         "Replicas of stage {{ $labels.stage }} died {{ $value | humanize }} times in 10 minutes",
@@ -373,7 +382,7 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
     )
     yield Alert(
         "InferlineDeadLettersGrow",
-        f"sum {stage} (increase(inferline_stage_dead_lettered_total{{{match}}}[{time('10m')}])) > 0",
+        f"sum {_BY_STAGE} (increase(inferline_stage_dead_lettered_total{{{match}}}[{time('10m')}])) > 0",
         "0s",
         TICKET,
         "Stage {{ $labels.stage }} sent {{ $value | humanize }} events to its dead-letter topic in 10 minutes",
@@ -391,7 +400,7 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
     yield Alert(
         "InferlineScalingIneffective",
         f"inferline_stage_lag_seconds{{{match}}} > on (pipeline) group_left inferline_slo_seconds{{{match}}} "
-        f"and on (pipeline, stage) ({ready} >= {wanted}) "
+        f"and on (pipeline, stage) ({_replicas(target, 'ready')} >= {_replicas(target, 'wanted')}) "
         f"and on (pipeline, stage) deriv(inferline_stage_lag_seconds{{{match}}}[{time('1m')}]) > 0",
         time("2m"),
         TICKET,
@@ -399,6 +408,10 @@ def _stage_alerts(target: Target) -> Iterator[Alert]:
         "Records age past the SLO and replicas do not help: the stage waits for something that they share, or its "
         "service time has grown beyond its profile.",
     )
+
+
+def _replicas(target: Target, state: str) -> str:
+    return f'sum {_BY_STAGE} (inferline_replicas{{{target.match},state="{state}"}})'
 
 
 def rules_document(target: Target) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from inferline_stream.observability.pipeline_state import PipelineState, StageState
-from inferline_stream.observability.stage_counts import numbers
+from inferline_stream.observability.stage_counts import StageCounts
 
 Arrows = Sequence[tuple[str, str, bool]]
 """Edges of the DAG: (parent, child, conditional)."""
@@ -22,9 +22,14 @@ _METRICS_ONLY = frozenset((
     "replica_seconds", "total", "slowdown", "uncommitted_share", "letter_age_share", "start_up_s", "start_ups_s",
     "clock_lead_s", "slots", "join_events", "join_bytes", "cpu_total_s", "core_wait_total_s", "partition_rates",
     "heard_s", "events", "busy_s", "expired", "replica_s", "completed", "duplicates", "backlog", "latency_sum_s",
-    "remote_batches", "network_s",
+    "remote_batches", "network_s", "batch_stats", "edges_taken", "latency_buckets",
 ))  # fmt: skip
-"""What the page has no use for."""
+"""Fields that the page has no use for."""
+
+_SHOWN = {
+    kind: tuple(field.name for field in fields(kind) if field.name not in _METRICS_ONLY)
+    for kind in (PipelineState, StageState, StageCounts)
+}
 
 _encoder = msgspec.json.Encoder()
 
@@ -32,7 +37,7 @@ _encoder = msgspec.json.Encoder()
 def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
     """One update of the page, as JSON in one line."""
     return _encoder.encode(
-        _fields(state)
+        _shown(state)
         | {f"p{percent}_s": state.latency.quantile_s(percent / 100) for percent in (50, 95, 99)}
         | {
             "slo_events": state.slo_events,
@@ -47,22 +52,16 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
 
 
 def _stage(stage: StageState) -> dict[str, Any]:
-    return (
-        _shown(numbers(stage.total))
-        | _fields(stage)
-        | {
-            "replicas": [counts[:-1] for counts in stage.replicas],  # without those that stand by
-            "nodes": [[node, *of] for node, of in stage.nodes.items()],
-            "batch_fill": stage.batch_fill,
-            "cpu_s": stage.cpu_s,
-            "core_wait_s": stage.core_wait_s,
-        }
-    )
+    return {
+        **_shown(stage.total),
+        **_shown(stage),
+        "replicas": [counts[:-1] for counts in stage.replicas],  # without those that stand by
+        "nodes": [[node, *of] for node, of in stage.nodes.items()],
+        "batch_fill": stage.batch_fill,
+        "cpu_s": stage.cpu_s,
+        "core_wait_s": stage.core_wait_s,
+    }
 
 
-def _fields(of: PipelineState | StageState) -> dict[str, Any]:
-    return _shown({field.name: getattr(of, field.name) for field in fields(of)})
-
-
-def _shown(known: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in known.items() if name not in _METRICS_ONLY}
+def _shown(of: PipelineState | StageState | StageCounts) -> dict[str, Any]:
+    return {name: getattr(of, name) for name in _SHOWN[type(of)]}
