@@ -282,11 +282,11 @@ class SlotKeeper:
             profiles = {k: p for k in kinds if (p := view.measured.profiles.get((stage, k))) is not None}
             found[stage] = StageSlots(
                 slots=0 if stage in self._retired else min(view.plan.slots.get(stage, 1), partitions),
-                max_batch_sizes={kind: view.batch_limit(stage, kind) for kind in kinds},
+                max_batch_sizes={kind: view.allocation(stage, kind).max_batch_size for kind in kinds},
                 hold_s=hold_of(view.plan.allocations[stage]),
                 service_s={k: {b: p.service_time_s(b) for b in p.batch_sizes} for k, p in profiles.items()},
                 sample=view.samples.get(stage),
-                concurrency={kind: c for kind in kinds if (c := view.concurrency(stage, kind)) > 1},
+                concurrency={kind: c for kind in kinds if (c := view.allocation(stage, kind).concurrency) > 1},
                 contention={
                     k: {c.concurrency: dict(zip(p.batch_sizes, c.factors, strict=True)) for c in p.contention}
                     for k, p in profiles.items()

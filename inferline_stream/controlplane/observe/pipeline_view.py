@@ -27,7 +27,7 @@ from inferline_stream.observability.pipeline_state import (
     StageState,
 )
 from inferline_stream.pipeline.hardware import Catalogue
-from inferline_stream.pipeline.plan import Plan, hold_of
+from inferline_stream.pipeline.plan import Allocation, Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
@@ -258,30 +258,23 @@ class PipelineView:
         """Ready replicas, standbys and those about to leave not counted."""
         return min(wanted, self.reports.ready(stage, hardware))
 
-    def batch_limit(self, stage: str, hardware: str) -> int:
-        """The plan's batch limit; that of the stage's first kind for hardware that the plan does not use."""
+    def allocation(self, stage: str, hardware: str) -> Allocation:
+        """What the plan has of a hardware kind; of another one, what it has of the first, as far as profiled."""
         kinds = self.plan.allocations[stage]
-        limits = {a.hardware: a.max_batch_size for a in kinds}
-        if hardware in limits:
-            return limits[hardware]
-        profile = self.measured.profiles.get((stage, hardware))
-        return min(kinds[0].max_batch_size, profile.batch_sizes[-1] if profile else kinds[0].max_batch_size)
-
-    def concurrency(self, stage: str, hardware: str) -> int:
-        """Most batches that a replica has in hand by the plan; that of the stage's first kind for other hardware."""
-        kinds = self.plan.allocations[stage]
-        planned = {a.hardware: a.concurrency for a in kinds}
-        if hardware in planned:
-            return planned[hardware]
-        profile = self.measured.profiles.get((stage, hardware))
-        return min(kinds[0].concurrency, profile.concurrencies[-1] if profile else 1)
+        if (own := {a.hardware: a for a in kinds}.get(hardware)) is not None:
+            return own
+        first, profile = kinds[0], self.measured.profiles.get((stage, hardware))
+        return replace(
+            first,
+            hardware=hardware,
+            max_batch_size=min(first.max_batch_size, profile.batch_sizes[-1]) if profile else first.max_batch_size,
+            concurrency=min(first.concurrency, profile.concurrencies[-1] if profile else 1),
+        )
 
     def planned_throughput(self, stage: str, hardware: str) -> float:
         """µ of one replica at its limits, as profiled; 1 where it never was."""
-        profile = self.measured.profiles.get((stage, hardware))
-        return (
-            profile.throughput(self.batch_limit(stage, hardware), self.concurrency(stage, hardware)) if profile else 1.0
-        )
+        profile, held = self.measured.profiles.get((stage, hardware)), self.allocation(stage, hardware)
+        return profile.throughput(held.max_batch_size, held.concurrency) if profile else 1.0
 
     def _throughput(self, stage: str, hardware: str, seen: StageState) -> float | None:
         slowdown = seen.slowdown.get(hardware)
