@@ -21,15 +21,15 @@ class Figure:
         kind: whether it may fall.
         name: after ``inferline_``.
         help: what it is, for those who look at it.
-        labels: of its own. Its value is then a mapping from theirs, or a sequence by number.
         of: makes the value of what it is a figure of, where no field holds it.
+        labels: of its own. Its value is then a mapping from theirs, or a sequence by number.
     """
 
     kind: Literal["gauge", "counter"]
     name: str
     help: str
-    labels: tuple[str, ...] = ()
     of: Callable[[Any], Any] | None = None
+    labels: tuple[str, ...] = ()
 
     def samples(self, value: Any) -> Iterator[tuple[tuple[str, ...], float]]:
         """Values of its own labels, with the number there."""
@@ -42,12 +42,12 @@ class Figure:
 
 def gauge(name: str, help_text: str, default: Any = MISSING, *labels: str) -> Any:
     """A field whose number may fall. A type as default is called for each instance."""
-    return _field(Figure("gauge", name, help_text, labels), default)
+    return _field(Figure("gauge", name, help_text, labels=labels), default)
 
 
 def counter(name: str, help_text: str, default: Any = MISSING, *labels: str) -> Any:
     """A field whose number only grows. A type as default is called for each instance."""
-    return _field(Figure("counter", name, help_text, labels), default)
+    return _field(Figure("counter", name, help_text, labels=labels), default)
 
 
 def figures(of: type) -> Iterator[tuple[Callable[[Any], Any], Figure]]:

@@ -26,6 +26,9 @@ class ReplicaCounts(NamedTuple):
     """Ready, and given no batch until one of the others dies."""
 
 
+_STATES = ReplicaCounts._fields[1:]
+
+
 @dataclass(frozen=True, slots=True)
 class IsolationState:
     """What really keeps a stage's replicas in, as they found by trial: of each figure the worst.
@@ -187,32 +190,22 @@ class StageState:
             "gauge",
             "stage_service_time_ratio",
             "Mean service time over what the plan's profiles predict for the same batches, recent.",
-            of=lambda s: (
-                None
-                if s.service_time_s is None or not s.predicted_service_s
-                else s.service_time_s / s.predicted_service_s
-            ),
+            lambda s: s.service_ratio,
         ),
-        Figure("gauge", "stage_batch_fill_ratio", "Mean batch size over the limit, recent.", of=lambda s: s.batch_fill),
-        Figure("gauge", "stage_lag_records", "Records that are not finished.", of=lambda s: s.lag_records),
-        Figure("gauge", "stage_partitions", "Partitions of the stage's input topic.", of=lambda s: len(s.lags)),
+        Figure("gauge", "stage_batch_fill_ratio", "Mean batch size over the limit, recent.", lambda s: s.batch_fill),
+        Figure("gauge", "stage_lag_records", "Records that are not finished.", lambda s: s.lag_records),
+        Figure("gauge", "stage_partitions", "Partitions of the stage's input topic.", lambda s: len(s.lags)),
         Figure(
-            "gauge",
-            "replicas",
-            "Replicas by what they are.",
+            "gauge", "replicas", "Replicas by what they are.",
+            lambda s: {(c.hardware, state): n for c in s.replicas for state, n in zip(_STATES, c[1:], strict=True)},
             ("hardware", "state"),
-            of=lambda s: {
-                (c.hardware, state): n for c in s.replicas for state, n in zip(c._fields[1:], c[1:], strict=True)
-            },
         ),
         Figure(
-            "gauge",
-            "stage_at_limit",
-            "1 while it keeps the stage from growing.",
+            "gauge", "stage_at_limit", "1 while it keeps the stage from growing.",
+            lambda s: {limit: s.limit == limit for limit in ("stock", "server")},
             ("limit",),
-            of=lambda s: {limit: s.limit == limit for limit in ("stock", "server")},
         ),
-    )
+    )  # fmt: skip
 
     @property
     def batch_fill(self) -> float | None:
@@ -251,12 +244,10 @@ class EnvelopeWindow:
     planned: int = gauge("envelope_planned_arrivals", "The same in the plan's trace.")
     derived: ClassVar = (
         Figure(
-            "gauge",
-            "envelope_excess_ratio",
-            "Live over planned; above 1 is beyond.",
-            of=lambda window: window.live / window.planned if window.planned else None,
+            "gauge", "envelope_excess_ratio", "Live over planned; above 1 is beyond.",
+            lambda window: window.live / window.planned if window.planned else None,
         ),
-    )
+    )  # fmt: skip
 
 
 class DecisionLine(msgspec.Struct, frozen=True):
@@ -399,27 +390,20 @@ class PipelineState:
     plans: tuple[PlanRecord, ...] = ()
     """Those that came into force, latest last."""
     derived: ClassVar = (
-        Figure("counter", "slo_events", "Events that count for the SLO.", of=lambda s: s.slo_events),
-        Figure("counter", "slo_missed", "Events above the SLO, dead-lettered or expired.", of=lambda s: s.slo_missed),
+        Figure("counter", "slo_events", "Events that count for the SLO.", lambda s: s.slo_events),
+        Figure("counter", "slo_missed", "Events above the SLO, dead-lettered or expired.", lambda s: s.slo_missed),
         Figure(
-            "gauge",
-            "model_drift_ratio",
-            "Predicted P99 over the observed one.",
-            of=lambda s: s.predicted_p99_s / s.recent_p99_s if s.recent_p99_s else None,
+            "gauge", "model_drift_ratio", "Predicted P99 over the observed one.",
+            lambda s: s.predicted_p99_s / s.recent_p99_s if s.recent_p99_s else None,
         ),
         Figure(
-            "counter",
-            "backlog_events",
-            "Events done that had entered before the run.",
-            of=lambda s: sum(stage.total.backlog for stage in s.stages),
+            "counter", "backlog_events", "Events done that had entered before the run.",
+            lambda s: sum(stage.total.backlog for stage in s.stages),
         ),
         Figure(
-            "counter",
-            "duplicates",
-            "Records dropped because their event had been seen.",
-            of=lambda s: s.duplicates,
+            "counter", "duplicates", "Records dropped because their event had been seen.", lambda s: s.duplicates
         ),
-    )
+    )  # fmt: skip
 
     @property
     def slo_events(self) -> int:

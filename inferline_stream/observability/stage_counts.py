@@ -64,7 +64,7 @@ class StageCounts:
     network_s: float = 0.0
     """Sum over those of the time from handing a batch over to having its results, less the replica's own."""
 
-    derived: ClassVar = (Figure("counter", "stage_batches", "Batches run.", of=lambda counts: counts.batches),)
+    derived: ClassVar = (Figure("counter", "stage_batches", "Batches run.", lambda counts: counts.batches),)
 
     def add(self, other: StageCounts, sign: int = 1) -> StageCounts:
         """Add, or with ``sign`` -1 subtract, other sums; return these."""
