@@ -84,8 +84,7 @@ class PoolReport(msgspec.Struct):
         stats = [(size, of) for sizes in counts.batch_stats.values() for size, of in sizes.items()]
         if any(size < 1 for size, _ in stats):
             raise ValueError(f"batch sizes {sorted(size for size, _ in stats)}")
-        found = [*numbers(counts).values()]
-        found += [number for _, of in stats for number in numbers(of).values()]
+        found = numbers(counts) + [number for _, of in stats for number in numbers(of)]
         found += [*counts.edges_taken.values(), *counts.latency_buckets, *(r.start_up_s for r in self.replicas)]
         found += [getattr(self, name) for name in _NUMBERS]
         if any(abs(number) >= _MOST for number in found):

@@ -99,9 +99,9 @@ class StageCounts:
 _NUMBERS = {kind: tuple(of.name for of in fields(kind) if of.default == 0) for kind in (BatchStats, StageCounts)}
 
 
-def numbers(of: BatchStats | StageCounts) -> dict[str, float]:
-    """All that is counted as one number, by its name."""
-    return {name: getattr(of, name) for name in _NUMBERS[type(of)]}
+def numbers(of: BatchStats | StageCounts) -> list[float]:
+    """All that is counted as one number."""
+    return [getattr(of, name) for name in _NUMBERS[type(of)]]
 
 
 def _add(own: BatchStats | StageCounts, other: BatchStats | StageCounts, sign: int) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -81,6 +82,15 @@ def test_totals_stay_when_a_dispatcher_ends_or_starts_again() -> None:
     reports.add(report(1, dispatcher="entry-1", events=3), 0.2)
     total = reports.total("entry")
     assert (total.events, total.dead_lettered, total.batches) == (12, 1, 7)
+
+
+def test_every_number_that_dispatchers_count_is_summed() -> None:
+    reports = PoolReports(SHAPE, MEASURED)
+    names = [field.name for field in fields(StageCounts) if field.type in ("int", "float")]
+    for slot, count in enumerate((2, 3)):
+        reports.add(report(1, dispatcher=f"entry-{slot}", slot=slot, **dict.fromkeys(names, count)), 0.0)
+    total = reports.total("entry")
+    assert {name: getattr(total, name) for name in names} == dict.fromkeys(names, 5)
 
 
 def test_the_last_report_of_a_dispatcher_counts_though_it_is_read_after_its_exit() -> None:
