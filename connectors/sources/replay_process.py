@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from inferline_stream.connectors.sources.trace_replay import (
     ReplayProgress,
@@ -119,6 +122,20 @@ class TraceReplay:
         for outcome in (self._ready, self._finished):
             if not outcome.done():
                 outcome.set_exception(error)
+
+
+def replayed(
+    arrivals: Path, events: Path, **how: Any
+) -> Callable[[str, str], AbstractAsyncContextManager[TraceReplay]]:
+    """What feeds a topic with these files, given bootstrap servers and topic.
+
+    Args:
+        arrivals: CSV file.
+        events: JSONL file whose lines are sent in turn.
+        how: further fields of `ReplaySpec`.
+    """
+    how |= {"arrivals": str(arrivals.resolve()), "events": str(events.resolve())}
+    return lambda servers, topic: TraceReplay(ReplaySpec(bootstrap_servers=servers, topic=topic, **how))
 
 
 def _options(spec: ReplaySpec) -> list[str]:

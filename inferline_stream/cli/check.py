@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inferline_stream.cli.options import Output, Topology
+from inferline_stream.cli.options import Output, Topology, pipeline_of, topology_file
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.topology import Pipeline
@@ -24,13 +24,14 @@ def check(
 ) -> None:
     """Look for every mistake of a topology, and build each stage in a process of its own."""
     from inferline_stream.cli.output import console, print_json
-    from inferline_stream.cli.plan_steps import shown, topology_file
-    from inferline_stream.dataplane.topology_loader import load_topology
 
-    file = topology_file(topology)
-    pipeline = load_topology(file)
+    file, pipeline = topology_file(topology), pipeline_of(topology, valid=False)
+    try:
+        shown = str(file.relative_to(Path.cwd()))
+    except ValueError:
+        shown = str(file)
     if show_config:
-        rows = configuration(pipeline, shown(file), context)
+        rows = configuration(pipeline, shown, context)
         if output == "json":
             print_json({"settings": rows})
         else:
@@ -41,7 +42,7 @@ def check(
         print_json({"pipeline": pipeline.name, "topology": str(file), "stages": [s.name for s in pipeline.stages]})
         return
     stages = len(pipeline.stages)
-    print(f"{shown(file)}: pipeline {pipeline.name!r} is sound; its {stages} stages were built in worker processes")
+    print(f"{shown}: pipeline {pipeline.name!r} is sound; its {stages} stages were built in worker processes")
 
 
 def _check(pipeline: Pipeline, file: Path) -> None:

@@ -7,16 +7,18 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
+from msgspec import Meta
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from inferline_stream.cli.log_output import log_to_stderr
-from inferline_stream.cli.options import LogFormat, LogLevel
+from inferline_stream.cli.options import LogOptions
+from inferline_stream.cli.output import log_to_stderr
 from inferline_stream.errors import InferlineError
 from inferline_stream.safe_text import printable
 from inferline_stream.settings import check_variables
@@ -96,7 +98,7 @@ def variable(flag: str) -> str:
 def add_commands(app: typer.Typer, commands: Iterable[tuple[Callable[..., None], str]]) -> None:
     """Add (function, example) pairs; each command gets the options that all share."""
     for function, example in commands:
-        app.command(cls=CliCommand, epilog=f"Example: {example}")(_with_logs(function))
+        app.command(cls=CliCommand, epilog=f"Example: {example}")(_command(function))
 
 
 def add_group(app: typer.Typer, name: str, about: str, commands: Sequence[tuple[Callable[..., None], str]]) -> None:
@@ -107,25 +109,46 @@ def add_group(app: typer.Typer, name: str, about: str, commands: Sequence[tuple[
     app.add_typer(group, name=name)
 
 
-def _with_logs(function: Callable[..., None]) -> Callable[..., None]:
-    """The command with `--log-format` and `--log-level` added, which it need not know of."""
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """The command as Typer takes it: an option for each field of a group, and `--log-format` and `--log-level`."""
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    logs = inspect.Parameter("logs", inspect.Parameter.KEYWORD_ONLY, annotation=LogOptions)
 
     @functools.wraps(function)
-    def command(*, log_format: LogFormat = "text", log_level: LogLevel = None, **given: Any) -> None:
-        log_to_stderr(log_format, log_level)
-        function(**given)
+    def command(**given: Any) -> None:
+        lines: LogOptions = _value(logs, given)
+        log_to_stderr(lines.log_format, lines.log_level)
+        function(**{parameter.name: _value(parameter, given) for parameter in own})
 
-    own = inspect.signature(function, eval_str=True)
-    extra = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, default, annotation in (("log_format", "text", LogFormat), ("log_level", None, LogLevel))
-    ]
-    vars(command)["__signature__"] = own.replace(parameters=[*own.parameters.values(), *extra])
-    command.__annotations__ = {
-        **get_type_hints(function, include_extras=True),
-        **{parameter.name: parameter.annotation for parameter in extra},
-    }
+    options = [option for parameter in (*own, logs) for option in _options(parameter)]
+    vars(command)["__signature__"] = inspect.Signature(options)
+    command.__annotations__ = {option.name: option.annotation for option in options}
     return command
+
+
+def _fields(of: inspect.Parameter) -> Iterable[inspect.Parameter]:
+    """The fields of a group of options; none of one option."""
+    group: type[Any] = of.annotation
+    return inspect.signature(group, eval_str=True).parameters.values() if is_dataclass(group) else ()
+
+
+def _options(of: inspect.Parameter) -> list[inspect.Parameter]:
+    """What a parameter is on the command line: one option, or all those of a group."""
+    if fields := _fields(of):
+        return [option for each in fields for option in _options(each)]
+    annotation = of.annotation
+    for meta in getattr(annotation, "__metadata__", ()):
+        if isinstance(meta, Meta):  # of an option that the rooms below know
+            option = typer.Option(help=meta.description, min=meta.ge, max=meta.le, metavar=meta.title)
+            annotation = Annotated[annotation.__origin__, option]
+    return [of.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)]
+
+
+def _value(of: inspect.Parameter, given: Mapping[str, Any]) -> Any:
+    """A parameter's value: what was given for it, or a group of what was given for its fields."""
+    if fields := _fields(of):
+        return of.annotation(**{each.name: _value(each, given) for each in fields})
+    return given[of.name]
 
 
 class _Terminating:

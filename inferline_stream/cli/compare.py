@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.options import Output, Plot, Seed
-from inferline_stream.cli.replay_steps import (
-    Arrivals,
-    PlanFile,
-    RunOrTopology,
-    StartUp,
-    check_plot,
-    conditions_of,
-    replay_inputs,
-)
+from inferline_stream.cli.options import Output, check_plot
+from inferline_stream.cli.replay import ReplayOptions, replay_inputs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,9 +17,8 @@ if TYPE_CHECKING:
 
 
 def compare(
-    what: RunOrTopology,
+    given: ReplayOptions,
     *,
-    trace: Arrivals = None,
     policies: Annotated[
         str | None, typer.Option(help="their names, separated by commas; all of them without it")
     ] = None,
@@ -38,10 +29,6 @@ def compare(
         Path | None,
         typer.Option(help="CSV of arrivals that the rules of others are tuned on; without it those of the sample"),
     ] = None,
-    plan: PlanFile = None,
-    start_up: StartUp = None,
-    plot: Plot = None,
-    seed: Seed = 0,
     output: Output = "table",
 ) -> None:
     """Put policies side by side on a trace: ours, KEDA, HPA, Flink, DS2, Ray Serve, Dataflow … and hindsight.
@@ -65,9 +52,9 @@ def compare(
     unknown = [name for name in chosen if name not in NAMES]
     if unknown:
         raise UsageError(f"--policies: {', '.join(map(repr, unknown))}: there are {', '.join(NAMES)}")
-    conditions = conditions_of(start_up)
-    check_plot(plot)
-    inputs = replay_inputs(what, trace, plan, seed)
+    conditions = given.conditions()
+    check_plot(given.plot)
+    inputs = replay_inputs(given)
     with Bar("comparing") as bar:
         comparison = compared(
             inputs.shape,
@@ -81,14 +68,14 @@ def compare(
             tune_on=None if tune_on is None else read_arrivals(tune_on),
             conditions=conditions,
             objective=inputs.objective,
-            seed=seed,
+            seed=given.seed,
             kernel=compiled_kernel(),
             progress=bar.each(len(chosen)),
         )
-    if plot is not None:
+    if given.plot is not None:
         from inferline_stream.observability.plots.comparison import draw_comparison
 
-        draw_comparison(plot, comparison, objective=inputs.objective, title=inputs.name)
+        draw_comparison(given.plot, comparison, objective=inputs.objective, title=inputs.name)
     if output == "json":
         print_json({"pipeline": inputs.name, **comparison_to_dict(comparison)})
     else:

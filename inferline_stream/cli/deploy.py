@@ -7,40 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from inferline_stream.cli.options import (
-    Delivery,
-    Image,
-    Namespace,
-    Output,
-    PathInImage,
-    Prefix,
-    Reserve,
-    RunningServers,
-    Secret,
-    Stock,
-    Topology,
-)
+from inferline_stream.cli.options import DeployOptions, Output, Running, Topology, pipeline_of
 
 
 def deploy(
     topology: Topology,
     *,
-    bootstrap_servers: RunningServers,
-    prefix: Prefix = "",
+    running: Running,
     target: Annotated[
         Literal["running", "kubernetes"],
         typer.Option(help="newer code into the running pipeline; or the pipeline, with its controller, into a cluster"),
     ] = "running",
-    image: Image = "",
-    path: PathInImage = "",
-    namespace: Namespace = "",
-    service_account: Annotated[str, typer.Option(help="of dispatchers and replicas; made, without a right")] = "",
-    secret: Secret = "",
-    delivery: Delivery = "at_least_once",
-    stock: Stock = None,
-    reserve: Reserve = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False,
-    save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None,
+    wanted: DeployOptions,
     output: Output = "table",
 ) -> None:
     """Bring newer code into a running pipeline, or a pipeline into a cluster.
@@ -58,54 +36,35 @@ def deploy(
         from inferline_stream.cli.platform import kubernetes_door
 
         kubernetes_door()  # before what imports its libraries
-        from inferline_stream.cli.kubernetes_installation import DeployOptions, install
+        from inferline_stream.cli.kubernetes_installation import install
 
-        wanted = DeployOptions(
-            topology,
-            bootstrap_servers,
-            prefix,
-            image,
-            path,
-            namespace,
-            service_account,
-            secret,
-            tuple(stock or ()),
-            delivery,
-            reserve,
-        )
-        install(wanted, dry_run=dry_run, save=save, as_json=output == "json")
-    elif reserve is not None or any(
-        (image, path, namespace, secret, service_account, stock, dry_run, save, delivery != "at_least_once")
-    ):
+        install(topology, running, wanted, as_json=output == "json")
+    elif wanted != DeployOptions():
         raise UsageError(
             "--image, --path, --namespace, --service-account, --secret, --stock, --reserve, --delivery, --dry-run and "
             "--save are for --target kubernetes"
         )
     else:
-        _newer_code(topology, bootstrap_servers, prefix, output)
+        _newer_code(topology, running, output)
 
 
-def _newer_code(topology: Path, bootstrap_servers: str, prefix: str, output: Output) -> None:
+def _newer_code(topology: Path, running: Running, output: Output) -> None:
     import asyncio
     import time
 
     from inferline_stream.cli.output import print_json
-    from inferline_stream.cli.override_steps import as_fields, who
-    from inferline_stream.cli.plan_steps import topology_file
+    from inferline_stream.cli.scale import as_fields, who
     from inferline_stream.controlplane.leadership import leads
     from inferline_stream.controlplane.observe.recovery import recover
     from inferline_stream.controlplane.records.control_records import Override, encode
-    from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.errors import UsageError
     from inferline_stream.kafka.controller_client import Written, write_once
     from inferline_stream.pipeline.hardware import catalogue
     from inferline_stream.pipeline.names import Names
-    from inferline_stream.pipeline.validation import validated
     from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
 
-    pipeline = validated(load_topology(topology_file(topology)))
-    names = Names(pipeline.name, prefix)
-
+    pipeline, servers = pipeline_of(topology), running.bootstrap_servers
+    names = Names(pipeline.name, running.prefix)
     override = Override("code", value=time.time(), who=who())
     kinds = catalogue(pipeline.hardware)
     on_gpus = sorted(stage.name for stage in pipeline.stages if any(kinds[name].gpus for name in stage.hardware))
@@ -113,14 +72,14 @@ def _newer_code(topology: Path, bootstrap_servers: str, prefix: str, output: Out
         print(f"Where no GPU is spare, a replica of {', '.join(on_gpus)} stops before the new one starts.")
 
     async def order() -> None:
-        if not await leads(bootstrap_servers, names):
+        if not await leads(servers, names):
             raise UsageError(f"no run leads {pipeline.name!r} there: start one with `inferline-stream run`")
-        plan = (await recover(bootstrap_servers, names)).plan
+        plan = (await recover(servers, names)).plan
         if plan is not None and plan.structure is not None:
             reasons = incompatibilities(plan.structure, structure_of(pipeline))
             if reasons:
                 raise UsageError(f"{'; '.join(reasons)}. {DRAIN_FIRST.capitalize()}")
-        await write_once(bootstrap_servers, Written(names.control, override.key, encode(override)))
+        await write_once(servers, Written(names.control, override.key, encode(override)))
 
     asyncio.run(order())
     if output == "json":

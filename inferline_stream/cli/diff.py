@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inferline_stream.cli.options import Output
+from inferline_stream.cli.options import Output, pipeline_of
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.plan import Plan
@@ -27,15 +27,13 @@ def diff(
     from rich.table import Table
 
     from inferline_stream.cli.output import console, print_json
-    from inferline_stream.cli.plan_steps import topology_file
-    from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.hardware import catalogue
     from inferline_stream.pipeline.plan import in_words
     from inferline_stream.pipeline.units import format_duration
     from inferline_stream.planner.plan_diff import difference
 
-    extra = () if topology is None else load_topology(topology_file(topology)).hardware
+    extra = () if topology is None else pipeline_of(topology, valid=False).hardware
     first, second = _read(before), _read(after)
     try:
         found = difference(first, second, catalogue(extra))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology
+from inferline_stream.cli.options import Output, Running, Topology, check_stages, pipeline_of
 from inferline_stream.cli.output import print_json
 from inferline_stream.safe_text import printable
 
@@ -18,43 +18,40 @@ if TYPE_CHECKING:
     from inferline_stream.pipeline.topology import Pipeline
 
 
-Letters = Annotated[
-    list[str] | None,
-    typer.Argument(help="ids of dead letters, as `dlq ls` prints them, or of events; all by default"),
-]
-DiedAt = Annotated[str | None, typer.Option("--stage", help="only those that died at this stage")]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LetterOptions:
+    """Which dead letters, and of which pipeline."""
+
+    topology: Topology
+    letters: Annotated[
+        list[str] | None,
+        typer.Argument(help="ids of dead letters, as `dlq ls` prints them, or of events; all by default"),
+    ] = None
+    running: Running
+    stage: Annotated[str | None, typer.Option(help="only those that died at this stage")] = None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline, which must have the stage."""
+        pipeline = pipeline_of(self.topology)
+        check_stages([self.stage] if self.stage else None, pipeline)
+        return pipeline
 
 
-def ls(
-    topology: Topology,
-    letters: Letters = None,
-    *,
-    bootstrap_servers: RunningServers,
-    stage: DiedAt = None,
-    prefix: Prefix = "",
-    output: Output = "table",
-) -> None:
+def ls(wanted: LetterOptions, *, output: Output = "table") -> None:
     """List events that could not be processed."""
-    pipeline = _pipeline(topology, stage)
-    found = _chosen(pipeline, bootstrap_servers, prefix, letters, stage)
+    pipeline, prefix = wanted.pipeline, wanted.running.prefix
+    found = _chosen(pipeline, wanted)
     if output == "json":
         print_json({"letters": [_in_short(letter, pipeline, prefix) for letter in found]})
     else:
         _list(found)
 
 
-def show(
-    topology: Topology,
-    letters: Letters = None,
-    *,
-    bootstrap_servers: RunningServers,
-    stage: DiedAt = None,
-    prefix: Prefix = "",
-    output: Output = "table",
-) -> None:
+def show(wanted: LetterOptions, *, output: Output = "table") -> None:
     """Print such events in full: value, headers, and why each one died."""
-    pipeline = _pipeline(topology, stage)
-    found = _chosen(pipeline, bootstrap_servers, prefix, letters, stage)
+    pipeline, prefix = wanted.pipeline, wanted.running.prefix
+    found = _chosen(pipeline, wanted)
     if output == "json":
         print_json({"letters": [_in_full(letter, pipeline, prefix) for letter in found]})
     else:
@@ -63,13 +60,9 @@ def show(
 
 
 def replay(
-    topology: Topology,
-    letters: Letters = None,
+    wanted: LetterOptions,
     *,
-    bootstrap_servers: RunningServers,
-    stage: DiedAt = None,
     again: Annotated[bool, typer.Option("--again", help="also those that were sent again before")] = False,
-    prefix: Prefix = "",
     output: Output = "table",
 ) -> None:
     """Send such events again, once the cause is gone.
@@ -82,33 +75,20 @@ def replay(
 
     from inferline_stream.dataplane.dead_letters import send_again
 
-    pipeline = _pipeline(topology, stage)
-    sent = send_again(bootstrap_servers, pipeline, prefix, ids=letters or [], stage=stage, again=again)
+    running, ids = wanted.running, wanted.letters or []
+    sent = send_again(
+        running.bootstrap_servers, wanted.pipeline, running.prefix, ids=ids, stage=wanted.stage, again=again
+    )
     _print_sent(uvloop.run(sent), as_json=output == "json")
 
 
-def _pipeline(topology: Path, stage: str | None) -> Pipeline:
-    """The pipeline, which must have the stage."""
-    from inferline_stream.cli.plan_steps import topology_file
-    from inferline_stream.dataplane.topology_loader import load_topology
-    from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.validation import validated
-
-    pipeline = validated(load_topology(topology_file(topology)))
-    stages = [known.name for known in pipeline.stages]
-    if stage is not None and stage not in stages:
-        raise UsageError(f"--stage {stage!r}: the pipeline has {', '.join(stages)}")
-    return pipeline
-
-
-def _chosen(
-    pipeline: Pipeline, bootstrap_servers: str, prefix: str, letters: list[str] | None, stage: str | None
-) -> list[Letter]:
+def _chosen(pipeline: Pipeline, wanted: LetterOptions) -> list[Letter]:
     import uvloop
 
     from inferline_stream.dataplane.dead_letters import chosen, dead_letters
 
-    return chosen(uvloop.run(dead_letters(bootstrap_servers, pipeline, prefix)), letters or [], stage)
+    found = uvloop.run(dead_letters(wanted.running.bootstrap_servers, pipeline, wanted.running.prefix))
+    return chosen(found, wanted.letters or [], wanted.stage)
 
 
 def _print_sent(done: SentAgain, *, as_json: bool) -> None:

@@ -6,18 +6,16 @@ from typing import Annotated
 
 import typer
 
-from inferline_stream.cli.options import Output, Prefix, Topology
-
-Running = Annotated[
-    str | None,
-    typer.Option("--bootstrap-servers", help="Kafka that the pipeline runs on; without it, its newest finished run"),
-]
+from inferline_stream.cli.options import Output, Topology, pipeline_of, topology_file
+from inferline_stream.controlplane.run_options import Prefix
 
 
 def explain(
     topology: Topology,
     *,
-    bootstrap_servers: Running = None,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(help="Kafka that the pipeline runs on; without it, its newest finished run")
+    ] = None,
     last: Annotated[int, typer.Option(help="so many of the newest plans and decisions", min=1)] = 10,
     prefix: Prefix = "",
     output: Output = "table",
@@ -25,26 +23,22 @@ def explain(
     """Tell which plan is in force, what people have set, and what was decided: who, when, why, on which numbers."""
     import asyncio
 
-    import msgspec
-
-    from inferline_stream.cli.plan_steps import topology_file
+    from inferline_stream.cli.output import print_json
     from inferline_stream.controlplane.observe.recovery import recover
     from inferline_stream.controlplane.records.explanation import PlanHistory, document, sentences
     from inferline_stream.controlplane.records.overrides import Overrides
-    from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.pipeline.names import Names
     from inferline_stream.runs.archive import newest_run, read_record
 
-    file = topology_file(topology)
-    name = load_topology(file).name
+    name = pipeline_of(topology, valid=False).name
     if bootstrap_servers is None:
-        record = read_record(newest_run(file.parent, name))
+        record = read_record(newest_run(topology_file(topology).parent, name))
         story = PlanHistory(name, record.plans, record.decisions, Overrides())
     else:
         found = asyncio.run(recover(bootstrap_servers, Names(name, prefix)))
         story = PlanHistory(name, found.plans, found.decisions, found.overrides)
     if output == "json":
-        print(msgspec.json.format(msgspec.json.encode(document(story, last)), indent=2).decode())
+        print_json(document(story, last))
         return
     for sentence in sentences(story, last):
         print(sentence)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from inferline_stream.actuators.kubernetes.installation import (
 )
 from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.actuators.kubernetes.object_names import dns_label
-from inferline_stream.cli.options import Delivery
+from inferline_stream.cli.options import DeployOptions, Running
 from inferline_stream.cli.output import print_json
 from inferline_stream.cli.plan_steps import Declared, declared, with_stock
 from inferline_stream.cli.platform import kubernetes_door
@@ -34,24 +33,7 @@ from inferline_stream.profiler.profile_store import ProfileStore
 from inferline_stream.profiler.profiling_options import Options
 
 
-@dataclass(frozen=True, slots=True)
-class DeployOptions:
-    """The command's options; see `cli.deploy.deploy`."""
-
-    topology: Path
-    bootstrap_servers: str
-    prefix: str
-    image: str
-    path: str
-    namespace: str
-    service_account: str
-    secret: str
-    stock: tuple[str, ...]
-    delivery: Delivery
-    reserve: float | None
-
-
-def install(wanted: DeployOptions, *, dry_run: bool, save: Path | None, as_json: bool = False) -> None:
+def install(topology: Path, running: Running, wanted: DeployOptions, *, as_json: bool) -> None:
     """Render, and print, write or apply.
 
     Raises:
@@ -59,25 +41,25 @@ def install(wanted: DeployOptions, *, dry_run: bool, save: Path | None, as_json:
         InvalidInput: a stage has no profile of the cluster, or a share of a GPU is none that nodes lend.
         Unreachable: the API server does not answer.
     """
-    if not wanted.image:
+    if not wanted.pods.image:
         raise UsageError("--target kubernetes needs --image: this package, the topology and what its stages import")
-    what = declared(wanted.topology, bootstrap_servers=wanted.bootstrap_servers, prefix=wanted.prefix)
-    if dry_run or save is not None:
-        found = _rendered(wanted, what, wanted.namespace or "default")
-        if save is None and as_json:
-            print_json({"pipeline": what.pipeline.name, "manifests": found[1]})
-        elif save is None:
-            yaml.safe_dump_all(found[1], sys.stdout, sort_keys=False)
-        else:
-            _write(save, *found)
+    what = declared(topology, running.bootstrap_servers, running.prefix)
+    if not wanted.dry_run and wanted.save is None:
+        asyncio.run(_apply(running, wanted, what, as_json=as_json))
         return
-    asyncio.run(_apply(wanted, what, as_json=as_json))
+    of, found = _rendered(running, wanted, what, wanted.pods.namespace or "default")
+    if wanted.save is not None:
+        _write(wanted.save, of, found)
+    elif as_json:
+        print_json({"pipeline": what.pipeline.name, "manifests": found})
+    else:
+        yaml.safe_dump_all(found, sys.stdout, sort_keys=False)
 
 
-async def _apply(wanted: DeployOptions, what: Declared, *, as_json: bool) -> None:
+async def _apply(running: Running, wanted: DeployOptions, what: Declared, *, as_json: bool) -> None:
     door = kubernetes_door()
     async with door.cluster_client() as client:
-        of, found = _rendered(wanted, what, wanted.namespace or client.namespace)
+        of, found = _rendered(running, wanted, what, wanted.pods.namespace or client.namespace)
         unknown = await door.install(client, found)
         everybody = await door.controllers(client, of.cluster.namespace)
     applied = sorted({manifest["kind"] for manifest in found} - {text.partition(":")[0] for text in unknown})
@@ -97,25 +79,27 @@ async def _apply(wanted: DeployOptions, what: Declared, *, as_json: bool) -> Non
         print(f"overcommitted: {kind}: {each}, of {most} in stock; those that ask first have them")
 
 
-def _rendered(wanted: DeployOptions, what: Declared, namespace: str) -> tuple[Installation, list[dict[str, Any]]]:
-    pipeline = what.pipeline
+def _rendered(
+    running: Running, wanted: DeployOptions, what: Declared, namespace: str
+) -> tuple[Installation, list[dict[str, Any]]]:
+    pipeline, pods, stock = what.pipeline, wanted.pods, wanted.stock or ()
     account = wanted.service_account or dns_label(f"{pipeline.name}-pod")
-    shared = with_stock(pipeline, wanted.stock)
+    shared = with_stock(pipeline, stock)
     for stage in pipeline.stages:
         for name in stage.hardware:
             check_shares(catalogue(pipeline.hardware)[name])
     held = {name: kind.stock for name, kind in catalogue(shared.hardware).items() if kind.stock is not None}
-    named = {share.partition("=")[0] for share in wanted.stock}
-    ports = dispatcher_confinement(wanted.bootstrap_servers).ports
+    named = {share.partition("=")[0] for share in stock}
+    ports = dispatcher_confinement(running.bootstrap_servers).ports
     of = Installation(
         target=Target(pipeline.name, pipeline.slo_s, pipeline.objective),
         stages=[stage.name for stage in pipeline.stages],
-        topology=wanted.path or str(what.file),
-        cluster=Cluster(namespace, wanted.image, wanted.path, account, wanted.secret, ports),
-        bootstrap_servers=wanted.bootstrap_servers,
+        topology=pods.path or str(what.file),
+        cluster=Cluster(namespace, pods.image, pods.path, account, pods.secret, ports),
+        bootstrap_servers=running.bootstrap_servers,
         profiles=_profiles(what),
         stock={name: most for name, most in held.items() if name in named},
-        prefix=wanted.prefix,
+        prefix=running.prefix,
         delivery=wanted.delivery,
         reserve=wanted.reserve,
     )

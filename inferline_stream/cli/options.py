@@ -1,12 +1,21 @@
-"""Arguments and options that several commands share, each declared once."""
+"""Arguments and options that several commands share, each declared once; a dataclass is a group of them.
+
+A command takes a group as one parameter. `command_group` gives it an option for each field.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from inferline_stream.controlplane.run_options import Delivery, Endpoints, Prefix, RecordOptions
+
+if TYPE_CHECKING:
+    from inferline_stream.pipeline.topology import Pipeline
 
 Topology = Annotated[
     Path, typer.Argument(help="the topology file, or the folder that holds a topology.py; file:name for one of several")
@@ -14,32 +23,6 @@ Topology = Annotated[
 Output = Annotated[Literal["table", "json"], typer.Option(help="how to print the result")]
 Servers = Annotated[
     str | None, typer.Option("--bootstrap-servers", help="Kafka, host:port; an embedded broker is started without it")
-]
-RunningServers = Annotated[str, typer.Option("--bootstrap-servers", help="Kafka that the pipeline runs on, host:port")]
-Prefix = Annotated[str, typer.Option(help="before the name of every topic and consumer group, the same as for `run`")]
-On = Annotated[
-    Literal["local", "ray", "kubernetes"],
-    typer.Option(
-        help="where: local is this machine, kubernetes the cluster that kubeconfig names, ray that of RAY_ADDRESS"
-    ),
-]
-Algorithm = Annotated[
-    Literal["default", "inferline", "exact"],
-    typer.Option(
-        help="search for the plan: ours, the paper's greedy, or ours until the plan is proven the cheapest, "
-        "where Ctrl-C ends it with the gap"
-    ),
-]
-Delivery = Annotated[
-    Literal["at_least_once", "exactly_once"],
-    typer.Option(help="at_least_once may repeat results after a crash; exactly_once uses transactions"),
-]
-Oversubscribe = Annotated[
-    bool,
-    typer.Option(
-        "--oversubscribe",
-        help="take more cores than this machine has, and shares of cores that nothing holds: no P99 is credible then",
-    ),
 ]
 Stock = Annotated[
     list[str] | None,
@@ -64,26 +47,186 @@ Reserve = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="of generated traffic and of the random branches of simulated events")]
-Plot = Annotated[Path | None, typer.Option("--plot", help="also draw it into this file, .svg or .png")]
-LogFormat = Annotated[
-    Literal["text", "json"], typer.Option(help="of the lines on standard error: for people, or one JSON object each")
-]
-LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"] | None,
-    typer.Option(help="least severe lines shown; warning for people, info as JSON, by default"),
-]
 
-Image = Annotated[str, typer.Option(help="for Kubernetes: holds this package, the topology and what its stages import")]
-PathInImage = Annotated[str, typer.Option("--path", help="of the topology file in the image; by default as here")]
-Namespace = Annotated[str, typer.Option(help="by default that of the kubeconfig's context")]
-Secret = Annotated[
-    str,
-    typer.Option(
-        help="a Secret whose keys become the environment of dispatchers, and of controllers in the cluster, "
-        "such as Kafka's password; with INFERLINE_DISPATCHER_KAFKA_* in it and here, dispatchers get these alone"
-    ),
-]
-ServiceAccount = Annotated[str, typer.Option(help="of the pods, which are given no token of it")]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOptions:
+    """What every command writes to standard error."""
+
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="of the lines on standard error: for people, or one JSON object each"),
+    ] = "text"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(help="least severe lines shown; warning for people, info as JSON, by default"),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Where a pipeline runs already."""
+
+    bootstrap_servers: Annotated[str, typer.Option(help="Kafka that the pipeline runs on, host:port")]
+    prefix: Prefix = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions:
+    """How a plan is searched for."""
+
+    algorithm: Annotated[
+        Literal["default", "inferline", "exact"],
+        typer.Option(
+            help="search for the plan: ours, the paper's greedy, or ours until the plan is proven the cheapest, "
+            "where Ctrl-C ends it with the gap"
+        ),
+    ] = "default"
+    reserve: Reserve = None
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodOptions:
+    """What pods on Kubernetes are made of."""
+
+    image: Annotated[
+        str, typer.Option(help="for Kubernetes: holds this package, the topology and what its stages import")
+    ] = ""
+    path: Annotated[str, typer.Option(help="of the topology file in the image; by default as here")] = ""
+    namespace: Annotated[str, typer.Option(help="by default that of the kubeconfig's context")] = ""
+    secret: Annotated[
+        str,
+        typer.Option(
+            help="a Secret whose keys become the environment of dispatchers, and of controllers in the cluster, such "
+            "as Kafka's password; with INFERLINE_DISPATCHER_KAFKA_* in it and here, dispatchers get these alone"
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """Where stages are measured, and dispatchers and replicas run."""
+
+    on: Annotated[
+        Literal["local", "ray", "kubernetes"],
+        typer.Option(
+            help="where: local is this machine, kubernetes the cluster that kubeconfig names, ray that of RAY_ADDRESS"
+        ),
+    ] = "local"
+    pods: PodOptions = field(default_factory=PodOptions)
+    service_account: Annotated[str, typer.Option(help="of the pods, which are given no token of it")] = "default"
+    oversubscribe: Annotated[
+        bool,
+        typer.Option(
+            "--oversubscribe",
+            help="take more cores than this machine has, and shares of cores that nothing holds: no P99 is credible "
+            "then",
+        ),
+    ] = False
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether replicas run in a cluster, which finds places for them by itself."""
+        return self.on != "local"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of `run`."""
+
+    topology: Topology
+    bootstrap_servers: Servers = None
+    replay: Annotated[
+        bool | None,
+        typer.Option(
+            "--replay/--no-replay",
+            help="replay the sample's events into the source topic; by default only on the embedded broker",
+        ),
+    ] = None
+    arrivals: Annotated[
+        Path | None,
+        typer.Option(help="CSV of arrivals to replay in place of the sample's", exists=True, dir_okay=False),
+    ] = None
+    speed_up: Annotated[float, typer.Option(help="seconds of the traces per second, in plan and replay")] = 1.0
+    duration: Annotated[str | None, typer.Option(help='stop after so long, e.g. "60s"; it drains all the same')] = None
+    advisory: Annotated[bool, typer.Option("--advisory", help="report decisions without acting on them")] = False
+    search: SearchOptions = field(default_factory=SearchOptions)
+    policy: Annotated[
+        Literal["default", "inferline"], typer.Option(help="scaling: ours, or the paper's Tuner to the letter")
+    ] = "default"
+    records: RecordOptions = field(default_factory=RecordOptions)
+    endpoints: Endpoints = field(default_factory=Endpoints)
+    platform: Platform = field(default_factory=Platform)
+    hand_over: Annotated[
+        bool, typer.Option("--hand-over", help="leave the pods at work at the end, for the controller that follows")
+    ] = False
+    stock: Stock = None
+    profiles: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of profiles that were measured on another machine like this one", exists=True, file_okay=False
+        ),
+    ] = None
+    gate: Annotated[
+        bool, typer.Option("--gate", help="end with code 6 unless the objective held and no event was lost")
+    ] = False
+    output: Output = "table"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployOptions:
+    """The options of `deploy` for a cluster."""
+
+    pods: PodOptions = field(default_factory=PodOptions)
+    service_account: Annotated[str, typer.Option(help="of dispatchers and replicas; made, without a right")] = ""
+    delivery: Delivery = "at_least_once"
+    stock: Stock = None
+    reserve: Reserve = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False
+    save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None
+
+
+def topology_file(topology: Path) -> Path:
+    """The file meant by a path: itself, or the topology.py of a folder; ``:name`` stays behind it."""
+    from inferline_stream.dataplane.topology_loader import file_and_name
+
+    file, variable = file_and_name(topology)
+    return file.with_name(f"{file.name}:{variable}") if variable else file
+
+
+def pipeline_of(topology: Path, *, valid: bool = True) -> Pipeline:
+    """The pipeline that a topology declares.
+
+    Raises:
+        InvalidTopology: everything that is wrong with it, where it has to be valid.
+    """
+    from inferline_stream.dataplane.topology_loader import load_topology
+    from inferline_stream.pipeline.validation import validated
+
+    pipeline = load_topology(topology_file(topology))
+    return validated(pipeline) if valid else pipeline
+
+
+def check_stages(names: list[str] | None, pipeline: Pipeline) -> None:
+    """Refuse an option's stages that the pipeline does not have.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    from inferline_stream.errors import UsageError
+
+    known = [stage.name for stage in pipeline.stages]
+    if unknown := [name for name in names or () if name not in known]:
+        raise UsageError(f"--stage {unknown[0]!r}: the pipeline has {', '.join(known)}")
+
+
+def check_plot(plot: Path | None) -> None:
+    """Say before long work what would keep a picture from being written."""
+    if plot is not None:
+        from inferline_stream.observability.plots.canvas import check_file
+
+        check_file(plot)
 
 
 def duration_of(option: str, text: str) -> float:

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inferline_stream.cli.options import (
-    Algorithm,
-    Image,
-    Namespace,
-    On,
     Output,
-    Oversubscribe,
-    PathInImage,
-    Prefix,
-    Reserve,
-    Secret,
-    Seed,
+    Platform,
+    SearchOptions,
     Servers,
-    ServiceAccount,
     Topology,
+    check_plot,
+    duration_of,
 )
+from inferline_stream.controlplane.run_options import Prefix
 
 if TYPE_CHECKING:
+    from inferline_stream.cli.plan_steps import Declared
     from inferline_stream.pipeline.trace import Trace
 
 
 def plan(
     topology: Topology,
     *,
-    algorithm: Algorithm = "default",
+    search: SearchOptions,
     slo: Annotated[str | None, typer.Option(help='in place of the topology\'s, e.g. "150ms"')] = None,
     trace: Annotated[
         list[str] | None,
@@ -41,19 +37,12 @@ def plan(
             "given several times, the plan meets the SLO on each"
         ),
     ] = None,
-    reserve: Reserve = None,
     curve: Annotated[bool, typer.Option("--curve", help="also plan for tighter and looser SLOs")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="also draw the curve of --curve into this .png or .svg file")
     ] = None,
     save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None,
-    on: On = "local",
-    image: Image = "",
-    path: PathInImage = "",
-    namespace: Namespace = "",
-    secret: Secret = "",
-    service_account: ServiceAccount = "default",
-    oversubscribe: Oversubscribe = False,
+    platform: Platform,
     rehearse: Annotated[
         bool,
         typer.Option(
@@ -62,95 +51,68 @@ def plan(
     ] = False,
     bootstrap_servers: Servers = None,
     prefix: Prefix = "",
-    seed: Seed = 0,
     output: Output = "table",
 ) -> None:
     """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO, and say why."""
-    from dataclasses import replace
     from functools import partial
 
     import msgspec
     import uvloop
 
-    from inferline_stream.actuators.nvml import devices
     from inferline_stream.cli.output import console
     from inferline_stream.cli.plan_steps import (
+        PlanInputs,
         declared,
         not_credible,
         plan_table,
         planned,
         profiled,
-        settings,
-        slo_s,
-        with_devices,
+        profiling_options,
     )
     from inferline_stream.cli.plan_text import CURVE_FACTORS, curve_document, explanation_document, show_curve, show_why
-    from inferline_stream.cli.platform import Platform, profiling_cluster
-    from inferline_stream.cli.rehearsal_steps import RehearsalOptions, rehearsed
+    from inferline_stream.cli.platform import check, profiling_cluster
+    from inferline_stream.cli.rehearsal_steps import rehearsed
     from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.hardware import catalogue
     from inferline_stream.pipeline.shape import shape_of
     from inferline_stream.planner.plan_document import plan_to_bytes
     from inferline_stream.planner.plan_explanation import CurvePoint, cost_curve, explain
-    from inferline_stream.profiler.profiling_options import Options
     from inferline_stream.tuner.plan_basis import basis_of
     from inferline_stream.tuner.reserve import reserve_of
 
-    platform = Platform(on, image, path, namespace, secret, service_account)
-    platform.check(bootstrap_servers)
-    elsewhere = on != "local"
-    if elsewhere and rehearse:
-        raise UsageError(f"--rehearse runs the plan on this machine, and --on {on} is another: leave one of them out")
-    if plot is not None:
-        from inferline_stream.observability.plots.canvas import check_file
-
-        check_file(plot)
-    what = declared(topology, bootstrap_servers=bootstrap_servers, prefix=prefix)
-    traces = _traces(trace or (), what, bootstrap_servers=bootstrap_servers, prefix=prefix, seed=seed)
-    seconds = slo_s(what.pipeline, slo)
-    limits = settings()
-
-    broker = bootstrap_servers or "embedded"
-    options = Options(broker=broker, oversubscribe=oversubscribe, elsewhere=elsewhere, platform=on)
-    cluster = profiling_cluster(platform, bootstrap_servers)
-    measured = uvloop.run(
-        profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=limits, cluster=cluster)
-    )
-    if not elsewhere:
-        what = replace(what, pipeline=with_devices(what.pipeline, devices(), absent=False))
-    search: dict[str, Any] = {"algorithm": algorithm, "seed": seed, "traces": traces, "reserve": reserve}
-    search["oversubscribe"] = oversubscribe or elsewhere  # a cluster finds places by itself
-    found = planned(what, measured, seconds=seconds, **search)
+    check(platform, bootstrap_servers)
+    if platform.elsewhere and rehearse:
+        raise UsageError(
+            f"--rehearse runs the plan on this machine, and --on {platform.on} is another: leave one of them out"
+        )
+    check_plot(plot)
+    what = declared(topology, bootstrap_servers, prefix)
+    traces = _traces(trace or (), what, bootstrap_servers=bootstrap_servers, prefix=prefix, seed=search.seed)
+    slo_s = what.pipeline.slo_s if slo is None else duration_of("--slo", slo)
+    options, cluster = profiling_options(platform, bootstrap_servers), profiling_cluster(platform, bootstrap_servers)
+    measured = uvloop.run(profiled(what, options, bootstrap_servers, cluster))
+    inputs = PlanInputs(what=what, platform=platform, search=search, slo_s=slo_s, traces=traces).limited(absent=False)
+    found = planned(inputs, measured)
     if rehearse:
-        again = RehearsalOptions(partial(planned, what, seconds=seconds, **search), partial(typer.echo, err=True))
-        measured, found = uvloop.run(rehearsed(what, measured, found, again, limits))
+        note = partial(typer.echo, err=True)
+        measured, found = uvloop.run(rehearsed(inputs, measured, found, partial(planned, inputs), note=note))
     points: tuple[CurvePoint, ...] = ()
     if curve or plot is not None:
         points = cost_curve(
-            [seconds * factor for factor in CURVE_FACTORS],
-            lambda slo_s, known: planned(what, measured, seconds=slo_s, known=known, **search),
+            [slo_s * factor for factor in CURVE_FACTORS],
+            lambda slo_s, known: planned(inputs, measured, slo_s=slo_s, known=known),
             known=[found],
         )
-        found = next((p.plan for p in points if p.slo_s == seconds and p.plan is not None), found)
-    pipeline = what.pipeline
-    kinds = catalogue(pipeline.hardware)
-    why = explain(
-        found,
-        shape_of(pipeline),
-        measured,
-        traces,
-        kinds,
-        objective=pipeline.objective,
-        seed=seed,
-    )
-    reserved = reserve_of(basis_of(found, measured, kinds, objective=pipeline.objective))
+        found = next((p.plan for p in points if p.slo_s == slo_s and p.plan is not None), found)
+    pipeline, kinds, objective = inputs.what.pipeline, inputs.kinds, what.pipeline.objective
+    why = explain(found, shape_of(pipeline), measured, traces, kinds, objective=objective, seed=search.seed)
+    reserved = reserve_of(basis_of(found, measured, kinds, objective=objective))
     if save is not None:
         save.write_bytes(plan_to_bytes(found))
     if plot is not None:
         from inferline_stream.observability.plots.cost_curve import draw_cost_curve
 
         draw_cost_curve(plot, {pipeline.name: points}, title=f"What an SLO costs: {pipeline.name}", chosen=found)
-    doubt = "" if elsewhere else not_credible(found, what, measured, traces)
+    doubt = not_credible(found, inputs, measured)
     if output == "json":
         curves = curve_document(points) if points else msgspec.UNSET
         document = plan_to_bytes(
@@ -165,17 +127,20 @@ def plan(
         show_curve(people, points, found)
 
 
-def _traces(given: Any, what: Any, *, bootstrap_servers: str | None, prefix: str, seed: int) -> tuple[Trace, ...]:
+def _traces(
+    given: Sequence[str], what: Declared, *, bootstrap_servers: str | None, prefix: str, seed: int
+) -> tuple[Trace, ...]:
     """The traces to plan for: those given, or the sample's."""
     import asyncio
 
     import numpy as np
 
-    from inferline_stream.cli.plan_steps import check_memory, settings
+    from inferline_stream.cli.plan_steps import check_memory
     from inferline_stream.dataplane.sample_files import read_arrivals
     from inferline_stream.dataplane.source_sample import recent_sample
     from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.generated import generated_trace, is_generated
+    from inferline_stream.settings import from_environment
 
     def expecting(events: int) -> None:
         check_memory(events, len(what.pipeline.stages))
@@ -190,7 +155,7 @@ def _traces(given: Any, what: Any, *, bootstrap_servers: str | None, prefix: str
         elif text == "topic":
             if bootstrap_servers is None:
                 raise UsageError("--trace topic reads the source topic; give --bootstrap-servers too")
-            timeout_s = settings().connect_timeout_s
+            timeout_s = from_environment().connect_timeout_s
             recent, _, _ = asyncio.run(
                 recent_sample(bootstrap_servers, what.pipeline, prefix, connect_timeout_s=timeout_s)
             )

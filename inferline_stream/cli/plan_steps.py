@@ -8,37 +8,35 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inferline_stream.actuators.devices import Device, carries, with_stock_of
 from inferline_stream.actuators.nvml import devices
-from inferline_stream.cli.options import Algorithm, duration_of
+from inferline_stream.cli.options import Platform, SearchOptions, pipeline_of, topology_file
 from inferline_stream.cli.output import Bar
 from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
 from inferline_stream.dataplane.source_sample import recent_sample
-from inferline_stream.dataplane.topology_loader import file_and_name, load_topology
 from inferline_stream.errors import InvalidInput, InvalidTopology, UsageError
 from inferline_stream.isolation.limits import cores_here, shares_held
-from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.hardware import Catalogue, catalogue
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, simulation_bytes
 from inferline_stream.pipeline.units import format_duration
-from inferline_stream.pipeline.validation import validated
 from inferline_stream.planner.core_budget import replica_cores
 from inferline_stream.profiler.cluster_bench import MakeActuator
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.overheads import keep_overheads, measure_overheads, needs_overheads, overheads_file
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profile_store import ProfileStore
-from inferline_stream.profiler.profiling_options import Options
+from inferline_stream.profiler.profiling_options import EMBEDDED, Options
 from inferline_stream.profiler.profiling_progress import Progress
-from inferline_stream.runs.broker_process import EmbeddedBrokerProcess
-from inferline_stream.settings import Settings, from_environment
+from inferline_stream.runs.broker_process import embedded_broker_process
+from inferline_stream.settings import from_environment
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,33 +61,11 @@ class Declared:
     keys: list[bytes | None] | None = None
 
 
-def topology_file(topology: Path) -> Path:
-    """The file meant by a path: itself, or the topology.py of a folder; ``:name`` stays behind it."""
-    file, variable = file_and_name(topology)
-    return file.with_name(f"{file.name}:{variable}") if variable else file
-
-
-def shown(file: Path) -> str:
-    """A path as short as it can be from where the user is."""
-    try:
-        return str(file.relative_to(Path.cwd()))
-    except ValueError:
-        return str(file)
-
-
-def settings() -> Settings:
-    """Settings with the environment's."""
-    return from_environment()
-
-
-def declared(
-    topology: Path, trace: Path | None = None, *, bootstrap_servers: str | None = None, prefix: str = ""
-) -> Declared:
+def declared(topology: Path, bootstrap_servers: str | None = None, prefix: str = "") -> Declared:
     """Load and validate a topology and read its sample: the files declared, else the source topic's last hour.
 
     Args:
         topology: the file or its folder.
-        trace: arrivals that take the place of the sample's.
         bootstrap_servers: where the source topic is.
         prefix: of the pipeline's names.
 
@@ -97,38 +73,80 @@ def declared(
         InvalidTopology: everything that is wrong with any of them; no sample at all.
         Unreachable: Kafka does not answer.
     """
-    file = topology_file(topology)
-    pipeline = validated(load_topology(file))
+    file, pipeline = topology_file(topology), pipeline_of(topology)
     if pipeline.sample is not None:
         events = read_events(file.parent / pipeline.sample.events)
-        return Declared(pipeline, file, events, read_arrivals(trace or file.parent / pipeline.sample.arrivals))
+        return Declared(pipeline, file, events, read_arrivals(file.parent / pipeline.sample.arrivals))
     if bootstrap_servers is None:
         raise InvalidTopology(
             f"{pipeline.declared}: declares no sample; add "
             'sample=Sample(arrivals="arrivals.csv", events="events.jsonl"), or give --bootstrap-servers to take '
             "the source topic's last hour"
         )
-    timeout_s = settings().connect_timeout_s
+    timeout_s = from_environment().connect_timeout_s
     recent, events, keys = asyncio.run(recent_sample(bootstrap_servers, pipeline, prefix, connect_timeout_s=timeout_s))
-    return Declared(pipeline, file, events, recent if trace is None else read_arrivals(trace), keys)
+    return Declared(pipeline, file, events, recent, keys)
 
 
-def slo_s(pipeline: Pipeline, override: str | None) -> float:
-    """The SLO in seconds: the pipeline's, or one given on the command line.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanInputs:
+    """What a plan is made from, for one platform.
 
-    Raises:
-        UsageError: no duration above 0.
+    Args:
+        what: pipeline and sample.
+        platform: where it will run.
+        search: which search, its seed, and the reserve of the plan.
+        slo_s: in place of the pipeline's.
+        traces: to plan for in place of the sample.
+        stop: asked before every simulation, where no Ctrl-C reaches the search.
     """
-    return pipeline.slo_s if override is None else duration_of("--slo", override)
+
+    what: Declared
+    platform: Platform = field(default_factory=Platform)
+    search: SearchOptions = field(default_factory=SearchOptions)
+    slo_s: float | None = None
+    traces: tuple[Trace, ...] = ()
+    stop: Callable[[], bool] | None = None
+
+    @property
+    def all_traces(self) -> tuple[Trace, ...]:
+        """Those given, or the sample."""
+        return self.traces or (self.what.trace,)
+
+    @property
+    def kinds(self) -> Catalogue:
+        """Hardware kinds known to the pipeline."""
+        return catalogue(self.what.pipeline.hardware)
+
+    def limited(self, stock: Sequence[str] = (), *, absent: bool) -> PlanInputs:
+        """The same with no more replicas of each hardware kind than this pipeline's share, and this machine's devices.
+
+        Args:
+            stock: shares, ``kind=replicas`` each.
+            absent: see `with_devices`.
+
+        Raises:
+            UsageError: see `with_stock`.
+        """
+        pipeline = with_stock(self.what.pipeline, stock)
+        if not self.platform.elsewhere:
+            pipeline = with_devices(pipeline, devices(), absent=absent)
+        return replace(self, what=replace(self.what, pipeline=pipeline))
+
+
+def profiling_options(platform: Platform, bootstrap_servers: str | None, **chosen: Any) -> Options:
+    """What to profile for a platform, and how thoroughly: as much as is usual, and what was chosen."""
+    return Options(
+        broker=bootstrap_servers or EMBEDDED,
+        oversubscribe=platform.oversubscribe,
+        elsewhere=platform.elsewhere,
+        platform=platform.on,
+        **chosen,
+    )
 
 
 async def profiled(
-    what: Declared,
-    *,
-    bootstrap_servers: str | None,
-    options: Options | None = None,
-    limits: Settings | None = None,
-    cluster: MakeActuator | None = None,
+    what: Declared, options: Options, bootstrap_servers: str | None = None, cluster: MakeActuator | None = None
 ) -> PipelineProfile:
     """Profiles of every stage, measured where missing, with a bar on standard error.
 
@@ -137,12 +155,10 @@ async def profiled(
 
     Args:
         what: the pipeline.
-        bootstrap_servers: of Kafka.
         options: what to measure.
-        limits: time limits.
+        bootstrap_servers: of Kafka.
         cluster: starts processes on the platform that stages are measured on.
     """
-    chosen = options or Options(broker=bootstrap_servers or "embedded")
 
     async def profile(servers: str | None) -> PipelineProfile:
         with Bar("profiling") as bar:
@@ -158,8 +174,8 @@ async def profiled(
                 what.events,
                 keys=what.keys,
                 bootstrap_servers=servers,
-                options=chosen,
-                settings=limits,
+                options=options,
+                settings=from_environment(),
                 cluster=cluster,
                 progress=show,
             )
@@ -169,12 +185,12 @@ async def profiled(
     lacks_overheads = measured.overheads is None and needs_overheads(what.pipeline)
     if lacks_hop or lacks_overheads:
         # On nobody's Kafka: a user who may run a pipeline there need not be allowed topics of other names.
-        async with EmbeddedBrokerProcess() as broker:
+        async with embedded_broker_process() as servers:
             if lacks_hop:
-                chosen, cluster = replace(chosen, again=False), None
-                measured = await profile(broker.bootstrap_servers)
+                options, cluster = replace(options, again=False), None
+                measured = await profile(servers)
             if lacks_overheads:
-                measured = replace(measured, overheads=await _overheads(broker.bootstrap_servers))
+                measured = replace(measured, overheads=await _overheads(servers))
     return measured
 
 
@@ -246,33 +262,17 @@ def _profile_files(folder: Path) -> list[Path]:
 
 
 def planned(
-    what: Declared,
-    measured: PipelineProfile,
-    *,
-    seconds: float,
-    algorithm: Algorithm = "default",
-    seed: int = 0,
-    traces: Sequence[Trace] = (),
-    known: Sequence[Plan] = (),
-    oversubscribe: bool = False,
-    stop: Callable[[], bool] | None = None,
-    reserve: float | None = None,
+    inputs: PlanInputs, measured: PipelineProfile, *, slo_s: float | None = None, known: Sequence[Plan] = ()
 ) -> Plan:
-    """The cheapest plan for the sample that meets an SLO of so many seconds; its cost so far is shown on the way.
+    """The cheapest plan for the sample that meets the SLO; its cost so far is shown on the way.
 
-    Ctrl-C, or `stop`, ends the search with the best plan so far.
+    Ctrl-C, or `PlanInputs.stop`, ends the search with the best plan so far.
 
     Args:
-        what: pipeline and sample.
-        measured: its profiles.
-        seconds: the SLO.
-        algorithm: which search.
-        seed: of the random branches.
-        traces: to plan for in place of the sample.
+        inputs: what it is made from.
+        measured: profiles.
+        slo_s: another SLO than that of the inputs.
         known: earlier plans, so that a looser SLO never costs more.
-        oversubscribe: whether replicas may have more cores than this machine has for them.
-        stop: asked before every simulation, where no Ctrl-C reaches the search.
-        reserve: see `pipeline.plan.Plan`.
 
     Raises:
         Infeasible: there is none, or none that fits on this machine.
@@ -286,8 +286,8 @@ def planned(
 
     with Bar("getting the estimator ready, once per installation") as bar:
         compile_kernels(bar.show, everything=False)
-    pipeline = what.pipeline
-    traces = tuple(traces) or (what.trace,)
+    pipeline, search, traces = inputs.what.pipeline, inputs.search, inputs.all_traces
+    unbounded = inputs.platform.oversubscribe or inputs.platform.elsewhere
     check_memory(sum(map(len, traces)), len(pipeline.stages))
     with Bar("planning") as bar:
 
@@ -300,62 +300,53 @@ def planned(
                 shape_of(pipeline),
                 measured,
                 traces,
-                seconds,
-                catalogue(pipeline.hardware),
+                slo_s or inputs.slo_s or pipeline.slo_s,
+                inputs.kinds,
                 pipeline=pipeline.name,
-                algorithm=algorithm,
+                algorithm=search.algorithm,
                 max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
                 objective=pipeline.objective,
                 known=known,
                 progress=show,
-                seed=seed,
+                seed=search.seed,
                 order_slo_s=pipeline.slo_s,
-                cores=math.inf if oversubscribe else cores_for_replicas(what, measured, traces),
+                cores=math.inf if unbounded else cores_for_replicas(inputs, measured),
                 spread=Spread(pool.map, threads),
-                stop=stop,
+                stop=inputs.stop,
             )
-    return replace(found, reserve=reserve)
+    return replace(found, reserve=search.reserve)
 
 
-def cores_for_replicas(what: Declared, measured: PipelineProfile, traces: Sequence[Trace] = ()) -> float:
+def cores_for_replicas(inputs: PlanInputs, measured: PipelineProfile) -> float:
     """Cores of this machine that replicas may have, beside all that runs around them."""
-    rate = max(trace.arrival_rate for trace in traces or (what.trace,))
-    return replica_cores(cores_here(), shape_of(what.pipeline), measured, rate)
+    rate = max(trace.arrival_rate for trace in inputs.all_traces)
+    return replica_cores(cores_here(), shape_of(inputs.what.pipeline), measured, rate)
 
 
-def short_of_cores(plan: Plan, what: Declared, measured: PipelineProfile, traces: Sequence[Trace] = ()) -> str:
+def short_of_cores(plan: Plan, inputs: PlanInputs, measured: PipelineProfile) -> str:
     """How many cores more a plan's replicas take than this machine has for them, in words; empty if they fit."""
-    kinds = catalogue(what.pipeline.hardware)
+    kinds = inputs.kinds
     needed = sum(a.replicas * kinds[a.hardware].cores for options in plan.allocations.values() for a in options)
-    there = cores_for_replicas(what, measured, traces)
+    there = cores_for_replicas(inputs, measured)
     return (
         f"replicas take {needed:.2f} cores, and this machine has {there:.2f} for them" if needed > there + 1e-9 else ""
     )
 
 
-def not_credible(plan: Plan, what: Declared, measured: PipelineProfile, traces: Sequence[Trace] = ()) -> str:
-    """Why nobody should believe the plan's P99 on this machine, in words; empty if somebody may.
-
-    Args:
-        plan: the plan.
-        what: pipeline and sample.
-        measured: its profiles.
-        traces: that it was made for in place of the sample.
-    """
-    kinds = catalogue(what.pipeline.hardware)
+def not_credible(plan: Plan, inputs: PlanInputs, measured: PipelineProfile) -> str:
+    """Why nobody should believe the plan's P99 on this machine, in words; empty if somebody may."""
+    if inputs.platform.elsewhere:
+        return ""
+    kinds = inputs.kinds
     held = [(a.replicas, kinds[a.hardware]) for options in plan.allocations.values() for a in options]
-    if short := short_of_cores(plan, what, measured, traces):
+    if short := short_of_cores(plan, inputs, measured):
         return f"the P99 is not credible: {short}"
-    gone = sorted({kind.name for count, kind in held if count and kind.gpus and not _is_here(kind)})
+    gone = {kind.name for n, kind in held if n and kind.gpus and not any(carries(device, kind) for device in devices())}
     if gone:
-        return f"the P99 is not credible: this machine has no device that is {' or '.join(gone)}"
+        return f"the P99 is not credible: this machine has no device that is {' or '.join(sorted(gone))}"
     if any(0 < kind.cores < 1 for _, kind in held) and not shares_held():
         return "the P99 is not credible: nothing here holds replicas to their shares of a core"
     return ""
-
-
-def _is_here(kind: Hardware) -> bool:
-    return any(carries(device, kind) for device in devices())
 
 
 def check_memory(events: int, stages: int) -> None:

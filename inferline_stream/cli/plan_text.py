@@ -87,12 +87,7 @@ def show_curve(people: Console, points: Sequence[CurvePoint], chosen: Plan) -> N
 def explanation_document(why: Explanation, reserve: Reserve) -> dict[str, Any]:
     """The explanation for JSON."""
     return {
-        "reserve": {
-            "always": reserve.always,
-            "replicas": dict(reserve.replicas),
-            "cost_per_hour": reserve.cost_per_hour,
-            "multiple": reserve.multiple,
-        },
+        "reserve": reserve,
         "binding": why.binding,
         "slack_s": why.slack_s,
         "p99_low_s": why.p99.low_s,
@@ -103,15 +98,7 @@ def explanation_document(why: Explanation, reserve: Reserve) -> dict[str, Any]:
                 "stage": stage.stage,
                 "cost_per_hour": stage.cost_per_hour,
                 "reasons": list(stage.reasons),
-                "next_cheaper": [
-                    {
-                        "allocations": list(other.allocations),
-                        "cost_change_per_hour": other.cost_change_per_hour,
-                        "p99_s": other.p99_s,
-                        "reason": other.reason,
-                    }
-                    for other in stage.next_cheaper
-                ],
+                "next_cheaper": stage.next_cheaper,
             }
             for stage in why.stages
         ],

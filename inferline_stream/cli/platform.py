@@ -1,4 +1,4 @@
-"""Where `run` has its dispatchers and replicas: on this machine, on Kubernetes, or on a Ray cluster."""
+"""The doors to where dispatchers and replicas run: this machine, Kubernetes, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inferline_stream.actuators.actuator import Actuator
-from inferline_stream.cli.options import On
-from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE
+from inferline_stream.cli.options import Platform
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.kafka.controller_client import LeadershipLost
 from inferline_stream.pipeline.names import Names
 from inferline_stream.profiler.cluster_bench import MakeActuator
 from inferline_stream.profiler.remote_bench_dispatcher import MODULE
-from inferline_stream.runs.run import Run
 from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, dispatcher_keys, given
 
 if TYPE_CHECKING:
@@ -32,48 +30,38 @@ _PROFILING_ORPHAN_S = 60.0
 """How long that goes on without the command, on Ray."""
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """The command's options; see `cli.run.run`."""
+def check(platform: Platform, bootstrap_servers: str | None, *, hand_over: bool = False) -> None:
+    """Refuse what cannot be done there.
 
-    on: On = "local"
-    image: str = ""
-    path: str = ""
-    namespace: str = ""
-    secret: str = ""
-    service_account: str = "default"
-    hand_over: bool = False
+    Raises:
+        UsageError: an option is missing, or belongs to another platform.
+    """
+    on, pods = platform.on, platform.pods
+    if platform.elsewhere and bootstrap_servers is None:
+        raise UsageError(f"--on {on} needs --bootstrap-servers: the embedded broker is for this machine only")
+    if on == "kubernetes":
+        if not pods.image:
+            raise UsageError("--on kubernetes needs --image: this package, the topology, what its stages import")
+        kubernetes_door()
+        return
+    of_kubernetes = {
+        "--image": pods.image, "--path": pods.path, "--namespace": pods.namespace, "--secret": pods.secret,
+        "--service-account": platform.service_account != "default", "--hand-over": hand_over,
+    }  # fmt: skip
+    if used := [option for option, value in of_kubernetes.items() if value]:
+        raise UsageError(f"{used[0]} is for --on kubernetes, and this is --on {on}: leave it out")
+    if on == "ray":
+        ray_door()
 
-    def check(self, bootstrap_servers: str | None) -> None:
-        """Refuse what cannot be done there.
 
-        Raises:
-            UsageError: an option is missing, or belongs to another platform.
-        """
-        if self.on != "local" and bootstrap_servers is None:
-            raise UsageError(f"--on {self.on} needs --bootstrap-servers: the embedded broker is for this machine only")
-        if self.on == "kubernetes":
-            if not self.image:
-                raise UsageError("--on kubernetes needs --image: this package, the topology, what its stages import")
-            kubernetes_door()
-            return
-        of_kubernetes = {
-            "--image": self.image, "--path": self.path, "--namespace": self.namespace, "--secret": self.secret,
-            "--service-account": self.service_account != "default", "--hand-over": self.hand_over,
-        }  # fmt: skip
-        if used := [option for option, value in of_kubernetes.items() if value]:
-            raise UsageError(f"{used[0]} is for --on kubernetes, and this is --on {self.on}: leave it out")
-        if self.on == "ray":
-            ray_door()
+async def reach(platform: Platform) -> None:
+    """Find out that the platform answers, before minutes are spent on profiles and a plan.
 
-    async def reach(self) -> None:
-        """Find out that the platform answers, before minutes are spent on profiles and a plan.
-
-        Raises:
-            Unreachable: it does not.
-        """
-        if self.on == "ray":
-            await ray_door().join()
+    Raises:
+        Unreachable: it does not.
+    """
+    if platform.on == "ray":
+        await ray_door().join()
 
 
 @asynccontextmanager
@@ -87,61 +75,61 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
     if platform.on == "local":
         yield None
         return
+    names, tracing = Names(run.pipeline.name, run.records.prefix), run.records.tracing
+    drain_s, orphan_s = run.settings.drain_timeout_s, run.settings.orphan_s
     if platform.on == "ray":
-        async with on_ray(run) as actuator:
+        of = f"{names.pipeline} {names.prefix} {run.bootstrap_servers}"
+        where = f"inferline-{names.prefix}{names.pipeline}-{hashlib.blake2s(of.encode(), digest_size=4).hexdigest()}"
+        how = {"identity": run.identity, "drain_timeout_s": drain_s, "orphan_s": orphan_s}
+        async with _on_ray(where, run.log_folder, tracing, **how) as actuator:
             yield actuator
         return
-    names, drain_s = Names(run.pipeline.name, run.records.prefix), run.settings.drain_timeout_s
-    async with _on_kubernetes(
-        platform, names, run.bootstrap_servers, run.records.tracing, drain_timeout_s=drain_s
-    ) as pods:
+    async with _on_kubernetes(platform, names, run.bootstrap_servers, tracing, drain_timeout_s=drain_s) as pods:
         try:
             yield pods
         except (LeadershipLost, Unreachable):
             raise  # another controller has the pods now, or may have them
         except BaseException:
-            if not platform.hand_over:
+            if not run.hands_over:
                 await pods.aclose()
             raise
-        if not platform.hand_over:
+        if not run.hands_over:
             await pods.aclose()
 
 
 @asynccontextmanager
 async def _on_kubernetes(
-    platform: Platform,
-    names: Names,
-    bootstrap_servers: str,
-    tracing: str,
-    *,
-    drain_timeout_s: float,
-    dispatcher_module: str = DISPATCHER_MODULE,
+    platform: Platform, names: Names, bootstrap_servers: str, tracing: str, **how: Any
 ) -> AsyncIterator[Actuator]:
     door = kubernetes_door()
     from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 
     async with door.cluster_client() as client:
-        cluster = _cluster(platform, platform.namespace or client.namespace, bootstrap_servers, tracing)
-        async with KubernetesActuator(
-            names,
-            bootstrap_servers,
-            cluster,
-            client,
-            drain_timeout_s=drain_timeout_s,
-            dispatcher_module=dispatcher_module,
-        ) as pods:
+        cluster = _cluster(platform, platform.pods.namespace or client.namespace, bootstrap_servers, tracing)
+        async with KubernetesActuator(names, bootstrap_servers, cluster, client, **how) as pods:
             yield pods
+
+
+def _on_ray(namespace: str, folder: Path, tracing: str, **how: Any) -> AbstractAsyncContextManager[Actuator]:
+    """Return the actuator of the Ray cluster that this process has joined."""
+    source = dispatcher_environment()
+    of_spans = [name for name in source if name.startswith("OTEL_")] if tracing else []
+    environment = given((*KAFKA_VARIABLES, *of_spans), source)
+    actuator: AbstractAsyncContextManager[Actuator] = ray_door().ray_actuator(
+        namespace, folder.absolute(), environment=environment, **how
+    )
+    return actuator
 
 
 def _cluster(platform: Platform, namespace: str, bootstrap_servers: str, tracing: str) -> Cluster:
     """Return what the pipeline's pods are made of; dispatchers of a Kafka user of their own get that one's alone."""
     from inferline_stream.actuators.kubernetes.manifests import Cluster
 
-    keys = dispatcher_keys()
+    keys, pods = dispatcher_keys(), platform.pods
     if keys and tracing:
         keys |= {name: name for name in dispatcher_environment() if name.startswith("OTEL_")}
     ports = dispatcher_confinement(bootstrap_servers, tracing).ports
-    return Cluster(namespace, platform.image, platform.path, platform.service_account, platform.secret, ports, keys)
+    return Cluster(namespace, pods.image, pods.path, platform.service_account, pods.secret, ports, keys)
 
 
 def profiling_cluster(platform: Platform, bootstrap_servers: str | None) -> MakeActuator | None:
@@ -153,25 +141,17 @@ def profiling_cluster(platform: Platform, bootstrap_servers: str | None) -> Make
     """
     if platform.on == "local" or bootstrap_servers is None:
         return None
-    servers = bootstrap_servers
+    servers, how = bootstrap_servers, {"drain_timeout_s": _PROFILING_DRAIN_S, "dispatcher_module": MODULE}
 
     @asynccontextmanager
     async def profiling(names: Names) -> AsyncIterator[Actuator]:
-        await platform.reach()
+        await reach(platform)
         with tempfile.TemporaryDirectory(prefix="inferline-profile-") as folder:
+            where = f"inferline-{names.prefix}{names.pipeline}"
             on_cluster: AbstractAsyncContextManager[Actuator] = (
-                _on_kubernetes(
-                    platform, names, servers, "", drain_timeout_s=_PROFILING_DRAIN_S, dispatcher_module=MODULE
-                )
+                _on_kubernetes(platform, names, servers, "", **how)
                 if platform.on == "kubernetes"
-                else ray_door().ray_actuator(
-                    f"inferline-{names.prefix}{names.pipeline}",
-                    Path(folder),
-                    environment=given(KAFKA_VARIABLES, dispatcher_environment()),
-                    drain_timeout_s=_PROFILING_DRAIN_S,
-                    orphan_s=_PROFILING_ORPHAN_S,
-                    dispatcher_module=MODULE,
-                )
+                else _on_ray(where, Path(folder), "", orphan_s=_PROFILING_ORPHAN_S, **how)
             )
             async with on_cluster as made:
                 try:
@@ -180,23 +160,6 @@ def profiling_cluster(platform: Platform, bootstrap_servers: str | None) -> Make
                     await made.aclose()
 
     return profiling
-
-
-def on_ray(run: Run) -> AbstractAsyncContextManager[Actuator]:
-    """Return the actuator of the Ray cluster that this process has joined, for the run."""
-    where = f"{run.pipeline.name} {run.records.prefix} {run.bootstrap_servers}"
-    source = dispatcher_environment()
-    of_spans = [name for name in source if name.startswith("OTEL_")] if run.records.tracing else []
-    digest = hashlib.blake2s(where.encode(), digest_size=4).hexdigest()
-    actuator: AbstractAsyncContextManager[Actuator] = ray_door().ray_actuator(
-        f"inferline-{run.records.prefix}{run.pipeline.name}-{digest}",
-        run.log_folder.absolute(),
-        identity=run.identity,
-        environment=given((*KAFKA_VARIABLES, *of_spans), source),
-        drain_timeout_s=run.settings.drain_timeout_s,
-        orphan_s=run.settings.orphan_s,
-    )
-    return actuator
 
 
 def ray_door() -> Any:

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inferline_stream.cli.options import (
-    Image,
-    Namespace,
-    On,
-    Output,
-    Oversubscribe,
-    PathInImage,
-    Secret,
-    Servers,
-    ServiceAccount,
-    Topology,
-)
+from inferline_stream.cli.options import Output, Platform, Servers, Topology, check_plot, check_stages
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.profile import PipelineProfile
@@ -31,13 +20,7 @@ def profile(
     again: Annotated[bool, typer.Option("--again", help="measure also what has a profile that still holds")] = False,
     time: Annotated[str, typer.Option(help='for one stage on one hardware kind, about, e.g. "10s"')] = "2s",
     bootstrap_servers: Servers = None,
-    on: On = "local",
-    image: Image = "",
-    path: PathInImage = "",
-    namespace: Namespace = "",
-    secret: Secret = "",
-    service_account: ServiceAccount = "default",
-    oversubscribe: Oversubscribe = False,
+    platform: Platform,
     plot: Annotated[Path | None, typer.Option(help="also draw the profiles into this .png or .svg file")] = None,
     output: Output = "table",
 ) -> None:
@@ -49,43 +32,26 @@ def profile(
     """
     import uvloop
 
-    from inferline_stream.cli.output import console
-    from inferline_stream.cli.plan_steps import declared, profiled, settings
-    from inferline_stream.cli.platform import Platform, profiling_cluster
-    from inferline_stream.errors import UsageError
-    from inferline_stream.profiler.profiling_options import Options
+    from inferline_stream.cli.output import console, print_json
+    from inferline_stream.cli.plan_steps import declared, profiled, profiling_options
+    from inferline_stream.cli.platform import check, profiling_cluster
 
-    if plot is not None:
-        from inferline_stream.observability.plots.canvas import check_file
-
-        check_file(plot)
-    platform = Platform(on, image, path, namespace, secret, service_account)
-    platform.check(bootstrap_servers)
+    check_plot(plot)
+    check(platform, bootstrap_servers)
     stage_s = _stage_s(time)
-    what = declared(topology, bootstrap_servers=bootstrap_servers)
+    what = declared(topology, bootstrap_servers)
+    check_stages(stage, what.pipeline)
     names = [known.name for known in what.pipeline.stages]
-    unknown = [name for name in stage or () if name not in names]
-    if unknown:
-        raise UsageError(f"--stage {unknown[0]!r}: the pipeline has {', '.join(names)}")
-    options = Options(
-        again=again,
-        stages=frozenset(stage) if stage else None,
-        stage_s=stage_s,
-        broker=bootstrap_servers or "embedded",
-        oversubscribe=oversubscribe,
-        elsewhere=on != "local",
-        platform=on,
-    )
+    stages = frozenset(stage) if stage else None
+    options = profiling_options(platform, bootstrap_servers, again=again, stages=stages, stage_s=stage_s)
     cluster = profiling_cluster(platform, bootstrap_servers)
-    measured = uvloop.run(
-        profiled(what, bootstrap_servers=bootstrap_servers, options=options, limits=settings(), cluster=cluster)
-    )
+    measured = uvloop.run(profiled(what, options, bootstrap_servers, cluster))
     if plot is not None:
         from inferline_stream.observability.plots.profiles import draw_profiles
 
         draw_profiles(plot, measured, names, title=f"Profiles of {what.pipeline.name}")
     if output == "json":
-        typer.echo(_document(measured, names))
+        print_json(_document(measured, names))
     else:
         console().print(_table(measured, names))
 
@@ -139,9 +105,7 @@ def _table(measured: PipelineProfile, names: list[str]) -> object:
     return table
 
 
-def _document(measured: PipelineProfile, names: list[str]) -> str:
-    import msgspec
-
+def _document(measured: PipelineProfile, names: list[str]) -> dict[str, Any]:
     profiles = [
         {
             "stage": stage,
@@ -157,14 +121,9 @@ def _document(measured: PipelineProfile, names: list[str]) -> str:
                 }
                 for entry in measured.profiles[stage, kind].service_times
             ],
-            "contention": [
-                {"concurrency": entry.concurrency, "factors": entry.factors}
-                for entry in measured.profiles[stage, kind].contention
-            ],
+            "contention": measured.profiles[stage, kind].contention,
         }
         for stage in names
         for kind in measured.hardware_of(stage)
     ]
-    hop = {"hop_overhead_s": measured.hop_overhead_s, "network_s": measured.network_s}
-    document = {"profiles": profiles, **hop}
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    return {"profiles": profiles, "hop_overhead_s": measured.hop_overhead_s, "network_s": measured.network_s}

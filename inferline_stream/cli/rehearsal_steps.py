@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from inferline_stream.cli.plan_steps import Declared, cores_for_replicas, short_of_cores
-from inferline_stream.connectors.sources.replay_process import TraceReplay
-from inferline_stream.connectors.sources.trace_replay import ReplaySpec
+from inferline_stream.cli.plan_steps import Declared, PlanInputs, cores_for_replicas, short_of_cores
+from inferline_stream.connectors.sources.replay_process import replayed
+from inferline_stream.controlplane.run_inputs import FeedTo, Run
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.profile_store import ProfileStore
-from inferline_stream.runs.broker_process import EmbeddedBrokerProcess
+from inferline_stream.runs.broker_process import embedded_broker_process
 from inferline_stream.runs.rehearsal import hold, rehearse, slowed
-from inferline_stream.runs.run import FeedTo, Run
-from inferline_stream.settings import Settings
+from inferline_stream.settings import from_environment
 
 REHEARSAL_S = 10.0
 MOST_PLANS = 2
 """So often a plan is made again."""
 
 
-@dataclass(frozen=True, slots=True)
-class RehearsalOptions:
-    """What may follow a rehearsal.
-
-    Args:
-        plan: makes a plan from profiles, given as ``measured``.
-        note: shown one line for each rehearsal.
-        speed_up: seconds of the sample per second.
-        begins: called before each rehearsal.
-    """
-
-    plan: Callable[..., Plan]
-    note: Callable[[str], object]
-    speed_up: float = 1.0
-    begins: Callable[[], object] = lambda: None
-
-
 async def rehearsed(
-    what: Declared, measured: PipelineProfile, plan: Plan, again: RehearsalOptions, limits: Settings
+    inputs: PlanInputs,
+    measured: PipelineProfile,
+    plan: Plan,
+    again: Callable[[PipelineProfile], Plan],
+    *,
+    note: Callable[[str], object],
+    speed_up: float = 1.0,
+    begins: Callable[[], object] = lambda: None,
 ) -> tuple[PipelineProfile, Plan]:
     """Have ten seconds of the sample go through the plan's replicas; correct profiles and plan where those are slower.
 
@@ -53,58 +41,61 @@ async def rehearsed(
     without a sample in files, and where the plan takes more cores than there are.
 
     Args:
-        what: the pipeline.
-        measured: its profiles.
+        inputs: what the plan was made from; the sample is rehearsed whatever the traces.
+        measured: profiles.
         plan: to rehearse.
-        again: makes another plan from corrected profiles, and shows what was found.
-        limits: periods and time limits.
+        again: makes another plan from corrected profiles.
+        note: shown one line for each rehearsal.
+        speed_up: seconds of the sample per second.
+        begins: called before each rehearsal.
 
     Returns:
         Profiles and plan as they are then.
     """
+    what, inputs = inputs.what, replace(inputs, traces=())
     store = ProfileStore(what.pipeline, what.file.parent, what.events, this_machine())
     kinds = catalogue(what.pipeline.hardware)
     for plans_left in reversed(range(MOST_PLANS + 1)):
         used = {(stage, a.hardware) for stage, held in plan.allocations.items() for a in held}
         real = {key for key in used if not kinds[key[1]].emulated}
-        if what.pipeline.sample is None or real <= store.load().rehearsed or short_of_cores(plan, what, measured):
+        if what.pipeline.sample is None or real <= store.load().rehearsed or short_of_cores(plan, inputs, measured):
             break
-        again.begins()
-        async with EmbeddedBrokerProcess() as broker:
+        begins()
+        async with embedded_broker_process() as servers:
             with tempfile.TemporaryDirectory(prefix="inferline-rehearsal-") as folder:
                 run = Run(
                     pipeline=what.pipeline,
                     topology=what.file,
-                    bootstrap_servers=broker.bootstrap_servers,
+                    bootstrap_servers=servers,
                     plan=plan,
                     measured=measured,
                     log_folder=Path(folder),
-                    feed=_feed(what, again.speed_up),
+                    feed=_feed(what, speed_up),
                     replication=1,
                     policy=hold,
                     faust=False,
                     replans=False,
-                    settings=limits,
-                    cores=cores_for_replicas(what, measured),
+                    settings=from_environment(),
+                    cores=cores_for_replicas(inputs, measured),
                 )
                 found = await rehearse(run)
         slower = found.slower
         if found.crowded:
-            again.note(f"rehearsal: it says nothing, {found.crowded}")
+            note(f"rehearsal: it says nothing, {found.crowded}")
             break
         if not slower:
-            again.note(f"rehearsal: no stage was slower than its profile in {REHEARSAL_S:g} s of the sample")
+            note(f"rehearsal: no stage was slower than its profile in {REHEARSAL_S:g} s of the sample")
             for key in real:
                 store.correct(measured.profiles[key], rehearsed=True)
             break
         words = ", ".join(f"{stage} on {kind} takes {factor:.2f} ×" for (stage, kind), factor in slower.items())
-        again.note(f"rehearsal: {words} its profile" + (": planned again" if plans_left else "; the plan stays"))
+        note(f"rehearsal: {words} its profile" + (": planned again" if plans_left else "; the plan stays"))
         if not plans_left:
             break
         measured = slowed(measured, slower)
         for key in slower:
             store.correct(measured.profiles[key])
-        plan = await asyncio.to_thread(again.plan, measured=measured)
+        plan = await asyncio.to_thread(again, measured)
     return measured, plan
 
 
@@ -112,23 +103,14 @@ def _feed(what: Declared, speed_up: float) -> FeedTo:
     """The stretch of the sample in which most events come."""
     sample = what.pipeline.sample
     assert sample is not None
-    start_s = busiest_s(what, REHEARSAL_S)
-
-    @asynccontextmanager
-    async def feed(servers: str, topic: str) -> AsyncIterator[TraceReplay]:
-        spec = ReplaySpec(
-            bootstrap_servers=servers,
-            topic=topic,
-            arrivals=str((what.file.parent / sample.arrivals).resolve()),
-            events=str((what.file.parent / sample.events).resolve()),
-            speed_up=speed_up,
-            start_s=start_s * speed_up,
-            duration_s=REHEARSAL_S * speed_up,
-        )
-        async with TraceReplay(spec) as replay:
-            yield replay
-
-    return feed
+    folder, first_s = what.file.parent, busiest_s(what, REHEARSAL_S)
+    return replayed(
+        folder / sample.arrivals,
+        folder / sample.events,
+        speed_up=speed_up,
+        start_s=first_s * speed_up,
+        duration_s=REHEARSAL_S * speed_up,
+    )
 
 
 def busiest_s(what: Declared, seconds: float) -> float:

@@ -3,46 +3,68 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.options import Output, Plot, Reserve, Seed
-from inferline_stream.cli.replay_steps import (
-    Arrivals,
-    PlanFile,
-    ReplayInputs,
-    RunOrTopology,
-    StartUp,
-    check_plot,
-    conditions_of,
-    replay_inputs,
-)
+from inferline_stream.cli.options import Output, Reserve, SearchOptions, Seed, check_plot
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from inferline_stream.pipeline.hardware import Catalogue
+    from inferline_stream.pipeline.plan import Allocations, Plan
+    from inferline_stream.pipeline.profile import PipelineProfile
+    from inferline_stream.pipeline.shape import Shape
+    from inferline_stream.pipeline.trace import Trace
+    from inferline_stream.replay.conditions import Conditions
+    from inferline_stream.replay.live_observations import LiveObservations
     from inferline_stream.replay.outcome import Outcome
     from inferline_stream.replay.scalers import Tuner
+    from inferline_stream.runs.archive import RunRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """What policies are tried on, and how the world answers."""
+
+    what: Annotated[
+        Path, typer.Argument(help="the topology, or the folder of a finished run: its plan, profiles and arrivals")
+    ]
+    trace: Annotated[
+        Path | None, typer.Option(help="CSV of arrivals; without it those of the sample, or of the run")
+    ] = None
+    plan: Annotated[Path | None, typer.Option(help="a plan saved by `plan --save`; made again without it")] = None
+    start_up: Annotated[
+        str | None, typer.Option(help='in place of the profiled start-up times, e.g. "5s": what a change would do')
+    ] = None
+    plot: Annotated[Path | None, typer.Option(help="also draw it into this file, .svg or .png")] = None
+    seed: Seed = 0
+
+    def conditions(self) -> Conditions:
+        """How the world answers, with the profiled start-up times or with others."""
+        from inferline_stream.errors import UsageError
+        from inferline_stream.pipeline.units import duration_s
+        from inferline_stream.replay.conditions import Conditions
+
+        try:
+            return Conditions(start_up_s=None if self.start_up is None else duration_s(self.start_up))
+        except ValueError as error:
+            raise UsageError(f"--start-up: {error}") from None
 
 
 def replay(
-    what: RunOrTopology,
+    given: ReplayOptions,
     *,
-    trace: Arrivals = None,
     policy: Annotated[str, typer.Option(help="default, inferline, or none")] = "default",
-    plan: PlanFile = None,
     reserve: Reserve = None,
-    start_up: StartUp = None,
     save: Annotated[Path | None, typer.Option(help="write every step to this file, .jsonl or .csv")] = None,
-    plot: Plot = None,
-    seed: Seed = 0,
     output: Output = "table",
 ) -> None:
     """Run the production policy on a trace in simulated time: cost, misses, and every step with its reason."""
-    from dataclasses import replace
-
     from inferline_stream.cli.output import Bar, console, print_json
     from inferline_stream.errors import UsageError
     from inferline_stream.replay.loop import replay as replayed
@@ -54,11 +76,11 @@ def replay(
         raise UsageError(f"--policy {policy!r}: there are {', '.join(POLICIES)} and none; `compare` knows others")
     if save is not None and save.suffix not in (".jsonl", ".csv"):
         raise UsageError(f"--save {save}: steps are written as .jsonl or .csv")
-    conditions = conditions_of(start_up)
-    check_plot(plot)
+    conditions = given.conditions()
+    check_plot(given.plot)
     if reserve is not None and policy != "default":
         raise UsageError(f"--reserve is held by the default policy, not by {policy}: leave one of them out")
-    inputs = replay_inputs(what, trace, plan, seed)
+    inputs = replay_inputs(given)
     if reserve is not None:
         inputs = replace(inputs, plan=replace(inputs.plan, reserve=reserve))
     with Bar("replaying") as bar:
@@ -73,16 +95,16 @@ def replay(
             slo_s=inputs.plan.slo_s,
             conditions=conditions,
             slots=inputs.plan.slots,
-            seed=seed,
+            seed=given.seed,
             observations=inputs.observations,
             progress=bar.show,
         )
     if save is not None:
         save.write_text(steps_as_csv(outcome) if save.suffix == ".csv" else steps_as_json_lines(outcome))
-    if plot is not None:
+    if given.plot is not None:
         from inferline_stream.observability.plots.replay import draw_replay
 
-        draw_replay(plot, outcome, inputs.plan, objective=inputs.objective)
+        draw_replay(given.plot, outcome, inputs.plan, objective=inputs.objective)
     if output == "json":
         print_json({"pipeline": inputs.name, **summary(outcome), "steps": steps(outcome)})
     else:
@@ -90,11 +112,98 @@ def replay(
         console().print(_in_words(outcome, inputs.objective))
 
 
+@dataclass(frozen=True, slots=True)
+class ReplayInputs:
+    """What policies are tried on."""
+
+    name: str
+    shape: Shape
+    plan: Plan
+    measured: PipelineProfile
+    sample: Trace
+    trace: Trace
+    kinds: Catalogue
+    objective: float
+    observations: LiveObservations | None = None
+    """Of the run's own policy."""
+    held: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Replicas that the run's traffic found, by stage and hardware kind, where they were not the plan's."""
+
+    @property
+    def begun(self) -> Allocations:
+        """The plan's allocations with the replicas that traffic finds."""
+        return {
+            stage: tuple(replace(a, replicas=self.held.get(stage, {}).get(a.hardware, a.replicas)) for a in kinds)
+            for stage, kinds in self.plan.allocations.items()
+        }
+
+
+def replay_inputs(given: ReplayOptions) -> ReplayInputs:
+    """From a run's folder, or from a topology that is profiled and planned where that was not done yet."""
+    import uvloop
+
+    from inferline_stream.cli.plan_steps import PlanInputs, declared, planned, profiled
+    from inferline_stream.controlplane.observe.observation_log import read_observations
+    from inferline_stream.dataplane.sample_files import read_arrivals
+    from inferline_stream.errors import UsageError
+    from inferline_stream.pipeline.hardware import catalogue
+    from inferline_stream.pipeline.shape import shape_of
+    from inferline_stream.pipeline.trace import Trace
+    from inferline_stream.planner.plan_document import plan_from_bytes
+    from inferline_stream.profiler.profiling_options import Options
+    from inferline_stream.runs.archive import DOCUMENT, read_events, read_record
+
+    what, trace = given.what, given.trace
+    plan = None if given.plan is None else plan_from_bytes(given.plan.read_bytes(), str(given.plan))
+    if (what / DOCUMENT).exists():
+        record, events = read_record(what), read_events(what)
+        arrivals = Trace(events.arrivals_s) if trace is None else read_arrivals(trace)
+        if not len(arrivals):
+            raise UsageError(f"{what}: no event came in this run; give --trace")
+        observations = read_observations(what) if trace is None else None
+        return ReplayInputs(
+            record.report.pipeline,
+            record.shape,
+            plan or plan_from_bytes(bytes(record.plans[0].plan), "the run's plan"),
+            record.as_it_ran,
+            Trace(events.sample_s) if events.sample_s.size else arrivals,
+            arrivals,
+            record.kinds,
+            record.objective,
+            observations,
+            {} if observations is None else _held(record, events.began_s + float(observations.asked_s[0])),
+        )
+    declaration = declared(what)
+    pipeline = declaration.pipeline
+    arrivals = declaration.trace if trace is None else read_arrivals(trace)
+    measured = uvloop.run(profiled(declaration, Options()))
+    found = plan or planned(PlanInputs(what=declaration, search=SearchOptions(seed=given.seed)), measured)
+    missing = [stage.name for stage in pipeline.stages if stage.name not in found.allocations]
+    if missing:
+        raise UsageError(f"--plan {given.plan}: knows no stage {missing[0]!r}; it is a plan of {found.pipeline!r}")
+    return ReplayInputs(
+        pipeline.name,
+        shape_of(pipeline),
+        found,
+        measured,
+        declaration.trace,
+        arrivals,
+        catalogue(pipeline.hardware),
+        pipeline.objective,
+    )
+
+
+def _held(record: RunRecord, asked_s: float) -> Mapping[str, Mapping[str, int]]:
+    """Replicas by what was decided before traffic, on what was known to come; empty where nothing was."""
+    before = [d.replicas for d in record.decisions if d.applied and d.action != "hold" and d.time_s < asked_s]
+    return before[-1] if before else {}
+
+
 def _tuner(policy: str, inputs: ReplayInputs) -> Tuner:
     from inferline_stream.calculus.envelope import compiled_kernel
-    from inferline_stream.cli.plan_steps import settings
     from inferline_stream.controlplane.decide.policy_memory import shortest_window_s
     from inferline_stream.replay.scalers import Tuner
+    from inferline_stream.settings import from_environment
     from inferline_stream.tuner.policy import POLICIES, initial_state
     from inferline_stream.tuner.staffing_table import staffing
 
@@ -103,7 +212,7 @@ def _tuner(policy: str, inputs: ReplayInputs) -> Tuner:
         inputs.measured,
         inputs.kinds,
         objective=inputs.objective,
-        shortest_window_s=shortest_window_s(settings()),
+        shortest_window_s=shortest_window_s(from_environment()),
         held=inputs.held,
     )
     later, staffed_s = None, -math.inf if inputs.observations is None else inputs.observations.staffed_s
@@ -115,12 +224,10 @@ def _tuner(policy: str, inputs: ReplayInputs) -> Tuner:
 
 
 def _steps_table(outcome: Outcome) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title=f"Policy {outcome.policy}")
-    table.add_column("after", justify="right")
-    for name in ("what", "why", "replicas then"):
-        table.add_column(name)
+    after = Column("after", justify="right")
+    table = Table(after, "what", "why", "replicas then", title=f"Policy {outcome.policy}")
     for step in outcome.steps:
         counts = ", ".join(f"{stage} {sum(kinds.values())}" for stage, kinds in step.replicas.items())
         table.add_row(

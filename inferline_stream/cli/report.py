@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from inferline_stream.cli.options import Output
+from inferline_stream.cli.options import Output, pipeline_of, topology_file
 
 
 def report(
@@ -18,16 +18,13 @@ def report(
 ) -> None:
     """Write one page about a finished run: what happened, why, what it cost, and what each baseline would have cost."""
     from inferline_stream.cli.output import Bar, print_json
-    from inferline_stream.cli.plan_steps import topology_file
-    from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.replay.compare import NAMES
     from inferline_stream.runs.archive import DOCUMENT, newest_run, read_events, read_record
     from inferline_stream.runs.html_report import html_report
 
     folder = run
     if not (run / DOCUMENT).exists():
-        file = topology_file(run)
-        folder = newest_run(file.parent, load_topology(file).name)
+        folder = newest_run(topology_file(run).parent, pipeline_of(run, valid=False).name)
     record, events = read_record(folder), read_events(folder)
     with Bar("replaying the recorded arrivals") as bar:
         page = html_report(record, events, bar.each(len(NAMES)))

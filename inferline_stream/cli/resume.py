@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology
-from inferline_stream.cli.override_steps import check_stage, loaded, send
+from inferline_stream.cli.options import Output, Running, Topology, pipeline_of
+from inferline_stream.cli.scale import check_stage, send
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.topology import Pipeline
@@ -17,28 +17,27 @@ def resume(
     topology: Topology,
     stage: Annotated[str | None, typer.Argument(help="take back what `scale` set for this stage")] = None,
     *,
-    bootstrap_servers: RunningServers,
+    running: Running,
     everything: Annotated[bool, typer.Option("--all", help="take back all that people have set")] = False,
-    prefix: Prefix = "",
     output: Output = "table",
 ) -> None:
     """Decide again: after `pause`, on a stage after `scale`, or on everything."""
-    pipeline = loaded(topology)
+    pipeline = pipeline_of(topology, valid=False)
     keys = ["pause"]
     if stage is not None:
         check_stage(pipeline, stage)
         keys = [f"{kind}/{stage}" for kind in ("scale", "limits", "standby")]
     if everything:
-        keys = _set_now(pipeline, bootstrap_servers, prefix)
-    send(pipeline, bootstrap_servers, prefix, [(key, None) for key in keys], output)
+        keys = _set_now(pipeline, running)
+    send(pipeline, running, [(key, None) for key in keys], output)
 
 
-def _set_now(pipeline: Pipeline, servers: str, prefix: str) -> list[str]:
+def _set_now(pipeline: Pipeline, running: Running) -> list[str]:
     """Keys of everything in force but the newest code, which nobody can take back."""
     import asyncio
 
     from inferline_stream.controlplane.observe.recovery import recover
     from inferline_stream.pipeline.names import Names
 
-    found = asyncio.run(recover(servers, Names(pipeline.name, prefix)))
+    found = asyncio.run(recover(running.bootstrap_servers, Names(pipeline.name, running.prefix)))
     return [key for key in found.overrides.by_key if key != "code"]

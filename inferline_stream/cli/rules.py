@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from inferline_stream.cli.options import Topology
+from inferline_stream.cli.options import Topology, pipeline_of
 
 
 def rules(
@@ -29,13 +29,10 @@ def rules(
     import json
 
     from inferline_stream.cli.output import console
-    from inferline_stream.cli.plan_steps import topology_file
-    from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.errors import UsageError
     from inferline_stream.observability.alert_rules import Target, rules_document, rules_yaml
-    from inferline_stream.pipeline.validation import validated
 
-    pipeline = validated(load_topology(topology_file(topology)))
+    pipeline = pipeline_of(topology)
     target = Target(pipeline.name, pipeline.slo_s, pipeline.objective, faster)
     document = rules_document(target)
     if output == "table" and save is None:
@@ -55,9 +52,8 @@ def _table(document: dict[str, Any]) -> object:
     from rich.table import Table
 
     (group,) = document["groups"]
-    table = Table(title=f"Alerts of {group['name'].removeprefix('inferline.')}")
-    for name in ("alert", "severity", "for", "tells"):
-        table.add_column(name)
+    title = f"Alerts of {group['name'].removeprefix('inferline.')}"
+    table = Table("alert", "severity", "for", "tells", title=title)
     for rule in group["rules"]:
         if "alert" in rule:
             table.add_row(rule["alert"], rule["labels"]["severity"], rule["for"], rule["annotations"]["summary"])

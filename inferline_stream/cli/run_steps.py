@@ -7,65 +7,59 @@ import hashlib
 import math
 import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import uvloop
 from rich.console import Console
 from rich.logging import RichHandler
 
-from inferline_stream.actuators.nvml import devices
 from inferline_stream.cli.command_group import Terminated
-from inferline_stream.cli.log_output import log_to_people
-from inferline_stream.cli.options import Algorithm, duration_of
-from inferline_stream.cli.output import console
+from inferline_stream.cli.options import RunOptions, duration_of
+from inferline_stream.cli.output import console, log_to_people, print_json
 from inferline_stream.cli.plan_steps import (
     Declared,
+    PlanInputs,
     cores_for_replicas,
     declared,
     not_credible,
     plan_table,
     planned,
     profiled,
-    settings,
+    profiling_options,
     take_profiles,
-    with_devices,
-    with_stock,
 )
-from inferline_stream.cli.platform import Platform, actuator_of
-from inferline_stream.cli.rehearsal_steps import RehearsalOptions, rehearsed
+from inferline_stream.cli.platform import actuator_of, check, reach
+from inferline_stream.cli.rehearsal_steps import rehearsed
 from inferline_stream.cli.screen import Screen
-from inferline_stream.connectors.sources.replay_process import TraceReplay
-from inferline_stream.connectors.sources.trace_replay import ReplaySpec
-from inferline_stream.controlplane.records.page_commands import page_control
+from inferline_stream.connectors.sources.replay_process import replayed
+from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.run_inputs import FeedTo, NewestState, Run
+from inferline_stream.controlplane.run_options import Endpoints
 from inferline_stream.dataplane.dispatcher.tracing import check_exporter
 from inferline_stream.dataplane.sample_files import read_arrivals
 from inferline_stream.dataplane.start_offsets import check_start
 from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
+from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.connection import refused
 from inferline_stream.kafka.controller_client import wait_for_kafka
 from inferline_stream.kafka.pipeline_topics import REPLICATION
-from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.evaluator import Stopped
-from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.archive import new_run
-from inferline_stream.runs.broker_process import EmbeddedBrokerProcess
+from inferline_stream.runs.broker_process import embedded_broker_process
 from inferline_stream.runs.http_endpoints import served
 from inferline_stream.runs.lifecycle import run_and_hand_over, run_to_report
 from inferline_stream.runs.report import RunReport
-from inferline_stream.runs.run import Endpoints, FeedTo, NewestState, RecordOptions, Run
 from inferline_stream.settings import (
     DISPATCHER_KAFKA_VARIABLES,
     dispatcher_environment,
+    from_environment,
     given,
     kafka_security,
     runtime_folder,
@@ -73,37 +67,13 @@ from inferline_stream.settings import (
 from inferline_stream.tuner.policy import POLICIES
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """The command's options; see `cli.run.run`."""
-
-    platform: Platform
-    topology: Path
-    bootstrap_servers: str | None
-    replay: bool | None
-    arrivals: Path | None
-    speed_up: float
-    duration: str | None
-    advisory: bool
-    algorithm: Algorithm
-    policy: Literal["default", "inferline"]
-    reserve: float | None
-    records: RecordOptions
-    endpoints: Endpoints
-    seed: int
-    gate: bool
-    oversubscribe: bool
-    profiles: Path | None
-    stock: tuple[str, ...]
-    as_json: bool
-
-
 def run_and_report(wanted: RunOptions) -> None:
     """Run to the end, then print the report: a table, or one JSON object on standard output."""
     _check(wanted)
-    people = console(error=wanted.as_json)
+    as_json = wanted.output == "json"
+    people = console(error=as_json)
     log_to_people(RichHandler(console=people, show_time=False, show_path=False, markup=False, highlighter=None))
-    what = declared(wanted.topology, bootstrap_servers=wanted.bootstrap_servers, prefix=wanted.records.prefix)
+    what = declared(wanted.topology, wanted.bootstrap_servers, wanted.records.prefix)
     what = replace(what, trace=what.trace.sped_up(wanted.speed_up))
     stopping = _Stopping()
     with Screen(people) as screen:
@@ -114,8 +84,8 @@ def run_and_report(wanted: RunOptions) -> None:
         if report is None:
             people.print("Left dispatchers and replicas at work: the next run leads them.")
             return
-        if wanted.as_json:
-            sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
+        if as_json:
+            print_json(report)
         else:
             screen.report(report)
     judge(report, what.pipeline.objective if wanted.gate else None, _logs(what))
@@ -154,14 +124,14 @@ def _lost(report: RunReport) -> str:
 
 def _check(wanted: RunOptions) -> None:
     """Refuse what cannot be done before minutes are spent on profiles and a plan."""
-    wanted.platform.check(wanted.bootstrap_servers)
+    check(wanted.platform, wanted.bootstrap_servers, hand_over=wanted.hand_over)
     if not wanted.speed_up > 0:
         raise UsageError(f"--speed-up {wanted.speed_up:g} must be above 0")
     if wanted.replay is False and wanted.arrivals is not None:
         raise UsageError("--arrivals is what is replayed, and --no-replay replays nothing: leave one of them out")
-    if wanted.gate and wanted.platform.hand_over:
+    if wanted.gate and wanted.hand_over:
         raise UsageError("--gate judges a run that has ended, and --hand-over leaves it at work: leave one of them out")
-    if wanted.reserve is not None and wanted.policy != "default":
+    if wanted.search.reserve is not None and wanted.policy != "default":
         raise UsageError(
             "--reserve is held by the default policy, and the paper's Tuner knows none: leave one of them out"
         )
@@ -201,59 +171,16 @@ async def _dispatchers_known(bootstrap_servers: str) -> None:
 async def _run(
     wanted: RunOptions, what: Declared, people: Console, screen: Screen, stopping: _Stopping
 ) -> RunReport | None:
-    limits = settings()
-    feed, arrivals = _replay(wanted, what)
+    feed, arrivals = replay_of(wanted, what)
     stopping.watch()
     async with AsyncExitStack() as stack:
-        servers = wanted.bootstrap_servers
-        endpoints, newest_state = wanted.endpoints, NewestState()
-        if servers is None:
-            screen.step("starting the embedded broker: in memory, it keeps nothing")
-            servers = (await stack.enter_async_context(EmbeddedBrokerProcess())).bootstrap_servers
-            # No other controller can lead here: the page may be open before this one does.
-            names = Names(what.pipeline.name, wanted.records.prefix)
-            control = page_control(endpoints.page_token, servers, names) if endpoints.page_token else None
-            early = replace(endpoints, metrics_port=None)
-            stack.enter_context(served(newest_state, shape_of(what.pipeline), early, control, screen.note))
-            endpoints = replace(endpoints, page_port=None)
-        else:
-            await wait_for_kafka(servers, limits.connect_timeout_s)
-            await _dispatchers_known(servers)
-        await wanted.platform.reach()
-        screen.step("looking at profiles")
-        elsewhere = wanted.platform.on != "local"
-        unbounded = wanted.oversubscribe or elsewhere  # a cluster finds places for its pods by itself
-        options = Options(
-            broker=wanted.bootstrap_servers or "embedded",
-            oversubscribe=wanted.oversubscribe,
-            elsewhere=elsewhere,
-            platform=wanted.platform.on,
-        )
-        if wanted.profiles is not None:
-            take_profiles(what, wanted.profiles, wanted.platform.on)
-        measured = await profiled(what, bootstrap_servers=servers, options=options, limits=limits)
-        what = replace(what, pipeline=with_stock(what.pipeline, wanted.stock))
-        if not elsewhere:
-            what = replace(what, pipeline=with_devices(what.pipeline, devices(), absent=True))
-        screen.step("planning")
-        search = partial(
-            planned,
-            what,
-            seconds=what.pipeline.slo_s,
-            algorithm=wanted.algorithm,
-            reserve=wanted.reserve,
-            seed=wanted.seed,
-            oversubscribe=unbounded,
-            stop=stopping.stop.is_set,
-        )
-        try:
-            plan = await asyncio.to_thread(search, measured=measured)
-            if not elsewhere:
-                again = RehearsalOptions(search, screen.note, wanted.speed_up, lambda: screen.step("rehearsing"))
-                measured, plan = await rehearsed(what, measured, plan, again, limits)
-        except Stopped:  # nothing runs yet
-            raise asyncio.CancelledError from None
-        people.print(plan_table(plan, what.pipeline, "" if elsewhere else not_credible(plan, what, measured)))
+        newest_state = NewestState()
+        servers, endpoints = await _kafka(stack, wanted, what, screen, newest_state)
+        await reach(wanted.platform)
+        inputs, measured, plan = await _planned(wanted, what, servers, screen, stopping)
+        what = inputs.what
+        people.print(plan_table(plan, what.pipeline, not_credible(plan, inputs, measured)))
+        unbounded = wanted.platform.oversubscribe or wanted.platform.elsewhere
         run = Run(
             pipeline=what.pipeline,
             topology=what.file,
@@ -264,6 +191,7 @@ async def _run(
             supervisor_folder=_supervisor_folder(wanted, what) if wanted.bootstrap_servers else None,
             run_folder=new_run(what.file.parent, what.pipeline.name, time.time()),
             records=wanted.records,
+            display=screen,
             feed=feed,
             arrivals=arrivals,
             replication=REPLICATION if wanted.bootstrap_servers else 1,
@@ -272,18 +200,64 @@ async def _run(
             duration_s=_seconds(wanted.duration),
             endpoints=endpoints,
             newest_state=newest_state,
-            settings=limits,
+            settings=from_environment(),
             sample=what.trace,
             # Dispatchers that outlive a controller count what their next one would count otherwise.
-            live_since_s=0.0 if wanted.platform.hand_over else time.time(),
-            hands_over=wanted.platform.hand_over,
-            cores=math.inf if unbounded else cores_for_replicas(what, measured),
+            live_since_s=0.0 if wanted.hand_over else time.time(),
+            hands_over=wanted.hand_over,
+            cores=math.inf if unbounded else cores_for_replicas(inputs, measured),
         )
         actuator = await stack.enter_async_context(actuator_of(wanted.platform, run))
         if actuator is not None and run.hands_over:
-            await run_and_hand_over(run, screen, stopping.stop, actuator)
+            await run_and_hand_over(run, stopping.stop, actuator)
             return None
-        return await run_to_report(run, screen, stopping.stop, actuator)
+        return await run_to_report(run, stopping.stop, actuator)
+
+
+async def _kafka(
+    stack: AsyncExitStack, wanted: RunOptions, what: Declared, screen: Screen, newest_state: NewestState
+) -> tuple[str, Endpoints]:
+    """Kafka's addresses, once it answers, and what the run has to serve yet: the page of an embedded broker is open."""
+    servers, limits = wanted.bootstrap_servers, from_environment()
+    if servers is not None:
+        await wait_for_kafka(servers, limits.connect_timeout_s)
+        await _dispatchers_known(servers)
+        return servers, wanted.endpoints
+    screen.step("starting the embedded broker: in memory, it keeps nothing")
+    servers = await stack.enter_async_context(embedded_broker_process())
+    # No other controller can lead here: the page may be open before this one does.
+    context = PipelineContext(what.pipeline, KafkaCluster(servers), limits, wanted.records)
+    early = replace(wanted.endpoints, metrics_port=None)
+    stack.enter_context(served(newest_state, context, early, screen.note))
+    return servers, replace(wanted.endpoints, ui=False)
+
+
+async def _planned(
+    wanted: RunOptions, what: Declared, servers: str, screen: Screen, stopping: _Stopping
+) -> tuple[PlanInputs, PipelineProfile, Plan]:
+    """Profile what has no profile yet, plan, and rehearse the plan where it runs on this machine."""
+    screen.step("looking at profiles")
+    if wanted.profiles is not None:
+        take_profiles(what, wanted.profiles, wanted.platform.on)
+    measured = await profiled(what, profiling_options(wanted.platform, wanted.bootstrap_servers), servers)
+    inputs = PlanInputs(what=what, platform=wanted.platform, search=wanted.search, stop=stopping.stop.is_set)
+    inputs = inputs.limited(wanted.stock or (), absent=True)
+    screen.step("planning")
+    try:
+        plan = await asyncio.to_thread(planned, inputs, measured)
+        if not wanted.platform.elsewhere:
+            measured, plan = await rehearsed(
+                inputs,
+                measured,
+                plan,
+                partial(planned, inputs),
+                note=screen.note,
+                speed_up=wanted.speed_up,
+                begins=lambda: screen.step("rehearsing"),
+            )
+    except Stopped:  # nothing runs yet
+        raise asyncio.CancelledError from None
+    return inputs, measured, plan
 
 
 def _logs(what: Declared) -> Path:
@@ -308,56 +282,24 @@ def _supervisor_folder(wanted: RunOptions, what: Declared) -> Path:
     return folder
 
 
-def _replay(wanted: RunOptions, what: Declared) -> tuple[FeedTo | None, Trace | None]:
-    """What feeds the source topic, and the arrivals that it brings; neither where events come from elsewhere."""
-    file = replayed_arrivals(
-        what, embedded=wanted.bootstrap_servers is None, asked=wanted.replay, arrivals=wanted.arrivals
-    )
-    return (None, None) if file is None else (_feed(wanted, what, file), read_arrivals(file).sped_up(wanted.speed_up))
-
-
-def replayed_arrivals(what: Declared, *, embedded: bool, asked: bool | None, arrivals: Path | None) -> Path | None:
-    """The arrivals that are replayed, absolute; None where events come from elsewhere.
-
-    Args:
-        what: the pipeline.
-        embedded: whether it runs on the embedded broker.
-        asked: whether a replay was asked for; None if nothing was said.
-        arrivals: that were given in place of the sample's.
+def replay_of(wanted: RunOptions, what: Declared) -> tuple[FeedTo | None, Trace | None]:
+    """What feeds the source topic, and the arrivals that it brings; neither where events come from elsewhere.
 
     Raises:
         UsageError: there are no events to replay.
     """
-    if not (embedded if asked is None else asked) and arrivals is None:
-        return None
-    sample = what.pipeline.sample
+    asked = wanted.bootstrap_servers is None if wanted.replay is None else wanted.replay
+    if not asked and wanted.arrivals is None:
+        return None, None
+    sample, folder = what.pipeline.sample, what.file.parent
     if sample is None:
         raise UsageError(
             f"{what.pipeline.declared} declares no sample, so there are no events to replay: add "
             'sample=Sample(arrivals="arrivals.csv", events="events.jsonl"), or leave --replay and --arrivals out'
         )
-    return (arrivals or what.file.parent / (sample.replay or sample.arrivals)).resolve()
-
-
-def _feed(wanted: RunOptions, what: Declared, arrivals: Path) -> FeedTo:
-    """The replay of these arrivals, with the sample's events."""
-    sample = what.pipeline.sample
-    assert sample is not None, "a declared pipeline has a sample"
-
-    @asynccontextmanager
-    async def feed(bootstrap_servers: str, topic: str) -> AsyncIterator[TraceReplay]:
-        spec = ReplaySpec(
-            bootstrap_servers=bootstrap_servers,
-            topic=topic,
-            arrivals=str(arrivals),
-            events=str((what.file.parent / sample.events).resolve()),
-            speed_up=wanted.speed_up,
-            key_field=sample.key,
-        )
-        async with TraceReplay(spec) as replay:
-            yield replay
-
-    return feed
+    arrivals = wanted.arrivals or folder / (sample.replay or sample.arrivals)
+    feed = replayed(arrivals, folder / sample.events, speed_up=wanted.speed_up, key_field=sample.key)
+    return feed, read_arrivals(arrivals).sped_up(wanted.speed_up)
 
 
 def _seconds(duration: str | None) -> float | None:

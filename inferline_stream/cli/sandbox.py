@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from inferline_stream.cli.options import Output, Topology
+from inferline_stream.cli.options import Output, Topology, check_stages
 
 if TYPE_CHECKING:
     from inferline_stream.isolation.probes import Probed
@@ -82,10 +82,7 @@ def _show_probes(found: dict[str, Probed]) -> None:
 
     from inferline_stream.cli.output import console
 
-    table = Table(title="Ways out of a replica")
-    table.add_column("tried")
-    for level in found:
-        table.add_column(level)
+    table = Table("tried", *found, title="Ways out of a replica")
     columns = [one.attempts for one in found.values()]
     for row in zip(*columns, strict=True):
         table.add_row(
@@ -107,17 +104,14 @@ def audit(
     """Run the sample through the stages without isolation, and print what each would have been refused."""
     import asyncio
 
-    from inferline_stream.cli.plan_steps import declared, settings
-    from inferline_stream.errors import UsageError
+    from inferline_stream.cli.plan_steps import declared
     from inferline_stream.profiler.stage_audit import audit_pipeline
+    from inferline_stream.settings import from_environment
 
     what = declared(topology)
-    names = [known.name for known in what.pipeline.stages]
-    stages = stage or []
-    unknown = [name for name in stages if name not in names]
-    if unknown:
-        raise UsageError(f"--stage {unknown[0]!r}: the pipeline has {', '.join(names)}")
-    found = asyncio.run(audit_pipeline(what.pipeline, what.file, what.events, settings(), stages=stages))
+    check_stages(stage, what.pipeline)
+    audit = audit_pipeline(what.pipeline, what.file, what.events, from_environment(), stages=stage or [])
+    found = asyncio.run(audit)
     if output == "json":
         rows = [
             {

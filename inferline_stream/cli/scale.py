@@ -1,4 +1,4 @@
-"""`scale`: replicas or limits of a stage, or the SLO, prices and stock, while a pipeline runs."""
+"""`scale`: what people set in place of decisions while a pipeline runs: replicas, limits, the SLO, prices, stock."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology, duration_of
-from inferline_stream.cli.override_steps import Lasting, check_stage, loaded, send, until_s, who
+from inferline_stream.cli.options import Output, Running, Topology, duration_of, pipeline_of
 
 if TYPE_CHECKING:
     from inferline_stream.controlplane.records.control_records import Override
     from inferline_stream.pipeline.topology import Pipeline
+
+Lasting = Annotated[str | None, typer.Option("--for", help='lapses after so long, e.g. "10m"; for good without it')]
 
 
 def scale(
@@ -20,7 +21,7 @@ def scale(
     stage: Annotated[str | None, typer.Argument(help="the stage, for replicas, limits and standbys")] = None,
     replicas: Annotated[int | None, typer.Argument(help="hold the stage at so many", min=0)] = None,
     *,
-    bootstrap_servers: RunningServers,
+    running: Running,
     minimum: Annotated[int | None, typer.Option("--min", help="fewest replicas of the stage", min=0)] = None,
     maximum: Annotated[int | None, typer.Option("--max", help="most replicas of the stage", min=1)] = None,
     standby: Annotated[int | None, typer.Option(help="replicas of the stage that stand by", min=0)] = None,
@@ -34,7 +35,6 @@ def scale(
         list[str] | None, typer.Option(metavar="KIND=REPLICAS", help="most of a hardware kind; may be repeated")
     ] = None,
     lasting: Lasting = None,
-    prefix: Prefix = "",
     output: Output = "table",
 ) -> None:
     """Set replicas or limits of a stage, or the SLO, prices and stock that plans are made for, while it runs."""
@@ -43,7 +43,7 @@ def scale(
     from inferline_stream.controlplane.records.control_records import Override
     from inferline_stream.errors import UsageError
 
-    pipeline = loaded(topology)
+    pipeline = pipeline_of(topology, valid=False)
     lapses_s = until_s(lasting)
     of_stage: list[Override] = []
     if replicas is not None:
@@ -66,7 +66,7 @@ def scale(
             "nothing to set: give a stage and a number of replicas, or one of the options of `scale --help`"
         )
     signed = [msgspec.structs.replace(override, until_s=lapses_s, who=who()) for override in (*of_stage, *whole)]
-    send(pipeline, bootstrap_servers, prefix, [(override.key, override) for override in signed], output)
+    send(pipeline, running, [(override.key, override) for override in signed], output)
 
 
 def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tuple[str, float]]:
@@ -87,3 +87,62 @@ def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tup
             raise UsageError(f"--{option} {text!r}: write {kind}=NUMBER, {what}, 0 or more")
         found.append((kind, value))
     return found
+
+
+def check_stage(pipeline: Pipeline, stage: str | None) -> None:
+    """Refuse a stage that the pipeline does not have, or none."""
+    from inferline_stream.errors import UsageError
+
+    stages = [known.name for known in pipeline.stages]
+    if stage is None:
+        raise UsageError(f"name the stage: the pipeline has {', '.join(stages)}")
+    if stage not in stages:
+        raise UsageError(f"stage {stage!r}: the pipeline has {', '.join(stages)}")
+
+
+def send(pipeline: Pipeline, running: Running, records: Sequence[tuple[str, Override | None]], output: str) -> None:
+    """Write overrides to the control topic, those without a value to take them back, and print which."""
+    import asyncio
+
+    from inferline_stream.cli.output import print_json
+    from inferline_stream.controlplane.records.control_records import encode
+    from inferline_stream.kafka.controller_client import Written, write_once
+    from inferline_stream.pipeline.names import Names
+
+    names = Names(pipeline.name, running.prefix)
+
+    async def write() -> None:
+        for key, override in records:
+            value = None if override is None else encode(override)
+            await write_once(running.bootstrap_servers, Written(names.control, key, value))
+
+    asyncio.run(write())
+    if output == "json":
+        print_json({"pipeline": pipeline.name, "overrides": [as_fields(key, override) for key, override in records]})
+        return
+    for key, override in records:
+        print(f"{pipeline.name}: {key} {'taken back' if override is None else 'set'}; decisions from now on follow it")
+
+
+def as_fields(key: str, override: Override | None) -> dict[str, object]:
+    """What was set, or taken back, for JSON."""
+    if override is None:
+        return {"key": key, "set": False, "until_s": None, "who": who()}
+    return {"key": key, "set": True, "until_s": override.until_s, "who": override.who}
+
+
+def until_s(lasting: str | None) -> float | None:
+    """When what is set now lapses, in seconds since the epoch; None for good."""
+    import time
+
+    return None if lasting is None else time.time() + duration_of("--for", lasting)
+
+
+def who() -> str:
+    """The user whose name goes with what is set."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

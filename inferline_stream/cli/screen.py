@@ -14,7 +14,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from inferline_stream.cli.log_output import logs_as_json
+from inferline_stream.cli.output import logs_as_json
+from inferline_stream.controlplane.run_inputs import RunDisplay
 from inferline_stream.observability.pipeline_state import DecisionRecord, IsolationState, PipelineState, StageState
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.runs.report import RunReport
@@ -34,7 +35,7 @@ _ANY_WIDTH = 1000
 _ACTION_STYLE = {"scale_up": "bold yellow", "scale_down": "bold green", "hold": "dim"}
 
 
-class Screen:
+class Screen(RunDisplay):
     """Shows a run on a console: a table that lives on a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console) -> None:

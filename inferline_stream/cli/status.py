@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology
+from inferline_stream.cli.options import Output, Running, Topology, pipeline_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,9 +27,7 @@ _BAR_COLUMNS = 30
 _DECISIONS_SHOWN = 5
 
 
-def status(
-    topology: Topology, *, bootstrap_servers: RunningServers, prefix: Prefix = "", output: Output = "table"
-) -> None:
+def status(topology: Topology, *, running: Running, output: Output = "table") -> None:
     """Show how a running pipeline stands: replicas, latencies, lag, its traffic against the plan's, the last decisions.
 
     Everything is read from Kafka, so it works from any machine, and also when the controller is gone.
@@ -38,7 +36,7 @@ def status(
     from inferline_stream.observability.page.snapshot import snapshot
 
     async def once() -> tuple[PipelineState, Arrows]:
-        return await anext(pipeline_states(topology, bootstrap_servers, prefix, 1.0))
+        return await anext(pipeline_states(topology, running, 1.0))
 
     state, arrows = asyncio.run(once())
     if output == "json":
@@ -48,20 +46,17 @@ def status(
 
 
 async def pipeline_states(
-    topology: Path, bootstrap_servers: str, prefix: str, every_s: float
+    topology: Path, running: Running, every_s: float
 ) -> AsyncIterator[tuple[PipelineState, Arrows]]:
     """Yield a running pipeline's state again and again, with the arrows of its DAG."""
-    from inferline_stream.cli.plan_steps import topology_file
     from inferline_stream.controlplane.pipeline_watch import watch_pipeline
-    from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.pipeline.shape import shape_of
-    from inferline_stream.pipeline.validation import validated
     from inferline_stream.settings import from_environment
 
-    pipeline = validated(load_topology(topology_file(topology)))
+    pipeline = pipeline_of(topology)
     shape = shape_of(pipeline)
     arrows = [(shape.stages[a.parent], shape.stages[a.child], a.conditional) for a in shape.arrows]
-    async with watch_pipeline(pipeline, bootstrap_servers, prefix, from_environment()) as observer:
+    async with watch_pipeline(pipeline, running.bootstrap_servers, running.prefix, from_environment()) as observer:
         yield await observer.look(_LOOK_S), arrows
         while True:
             yield await observer.look(every_s), arrows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inferline_stream.cli.command_group import terminated
-from inferline_stream.cli.options import Output, Prefix, RunningServers, Topology, duration_of
+from inferline_stream.cli.options import Output, Running, Topology, duration_of
 from inferline_stream.cli.status import pipeline_states, status_tables
 
 if TYPE_CHECKING:
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 def top(
     topology: Topology,
     *,
-    bootstrap_servers: RunningServers,
+    running: Running,
     every: Annotated[str, typer.Option(help="time between two updates")] = "1s",
     updates: Annotated[int | None, typer.Option(help="end after so many; with Ctrl-C without it", min=1)] = None,
-    prefix: Prefix = "",
     output: Output = "table",
 ) -> None:
     """Watch a running pipeline in the terminal: what `status` shows, again and again, until Ctrl-C.
@@ -40,7 +39,7 @@ def top(
 
     async def watch(live: Live | None) -> None:
         seen = 0
-        async for state, arrows in pipeline_states(topology, bootstrap_servers, prefix, every_s):
+        async for state, arrows in pipeline_states(topology, running, every_s):
             if output == "json":
                 sys.stdout.write(printable_json(snapshot(state, arrows).decode()) + "\n")
                 sys.stdout.flush()

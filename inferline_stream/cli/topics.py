@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferline_stream.cli.options import Output, Prefix, Topology
+from inferline_stream.cli.options import Output, Topology, pipeline_of
+from inferline_stream.controlplane.run_options import Prefix
 
 if TYPE_CHECKING:
     from inferline_stream.dataplane.kafka_permissions import Permission, Role
@@ -40,14 +41,11 @@ def topics(
     """
     import uvloop
 
-    from inferline_stream.cli.plan_steps import topology_file
     from inferline_stream.dataplane.kafka_permissions import permission_commands, permissions, topic_commands
-    from inferline_stream.dataplane.topology_loader import load_topology
     from inferline_stream.errors import InvalidInput
     from inferline_stream.kafka.pipeline_topics import topics_of, verify_topics
-    from inferline_stream.pipeline.validation import validated
 
-    pipeline = validated(load_topology(topology_file(topology)))
+    pipeline = pipeline_of(topology)
     principals = _principals(principal or [])
     wanted, rights = topics_of(pipeline, prefix), permissions(pipeline, prefix)
     differences = uvloop.run(verify_topics(bootstrap_servers, wanted)) if bootstrap_servers else []
@@ -83,8 +81,7 @@ def _principals(given: list[str]) -> dict[Role, str]:
 
 
 def _print_json(wanted: list[WantedTopic], rights: list[Permission], differences: list[str]) -> None:
-    import msgspec
-
+    from inferline_stream.cli.output import print_json
     from inferline_stream.kafka.pipeline_topics import REPLICATION
 
     document = {
@@ -101,7 +98,7 @@ def _print_json(wanted: list[WantedTopic], rights: list[Permission], differences
         "permissions": [asdict(right) for right in rights],
         "differences": differences,
     }
-    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    print_json(document)
 
 
 def _table(wanted: list[WantedTopic], rights: list[Permission]) -> None:

@@ -7,18 +7,18 @@ what is written down: each input and each output is a task of its own, and all s
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
-import math
+import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedDispatcher
 from inferline_stream.controlplane.apply.fleet import Fleet
-from inferline_stream.controlplane.apply.slot_keeper import TELL_AGAIN_S, SlotKeeper, SpecOf
+from inferline_stream.controlplane.apply.slot_keeper import TELL_AGAIN_S, SlotKeeper
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, TAKE_OVER_AFTER_S, Leadership
@@ -27,21 +27,19 @@ from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
 from inferline_stream.controlplane.observe.recovery import Recovered, recover_arrivals
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.polling import until
-from inferline_stream.controlplane.records.control_records import ArrivalTicks, decode_override
+from inferline_stream.controlplane.polling import Driver, until
+from inferline_stream.controlplane.records.control_records import decode_override
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.controlplane.step_failures import StepFailures
 from inferline_stream.dataplane.dispatcher.lease import Lease
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.controller_client import LeadershipLost, TopicFollower
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
-from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.version import Structure
+from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.policy import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -65,47 +63,27 @@ _LIMITS = {Reason.STOCK_EXHAUSTED: "stock", Reason.SERVER_LIMIT: "server"}
 """What the Tuner says when a stage needs more than it may have, as metrics call it."""
 
 
-Host = Callable[..., AbstractAsyncContextManager[Any]]
-"""Makes a `controlplane.faust_app.ControlApp`, given what takes its records and its timer's step."""
-
-
 @dataclass(slots=True)
 class Controller:
     """Leads one pipeline.
 
     Args:
-        context: names and settings.
+        run: what runs, and how.
+        context: the pipeline on its Kafka.
         view: what is known; filled here, read by what shows it.
         actuator: starts and stops replicas and dispatchers.
         leadership: entered; writes grants.
-        policy: the Tuner's step.
         found: what earlier terms have left.
-        dispatcher: what a new dispatcher is started with.
-        on_decision: called with every decision, at once.
         wanted: replicas to ask for first; by default the plan's. The newest are kept here.
-        standby: replicas that stand by, by stage, where people have not set another number.
-        max_batch_sizes: that stages declare. Given, the plan is looked at again now and then.
-        sample: traffic that the plan was made for. Given, replicas are decided on by a table simulated from it.
-        host: loads and returns what makes the Faust app of this term; called in a thread. None runs without one.
     """
 
+    run: Run
     context: PipelineContext
     view: PipelineView
     actuator: Actuator
     leadership: Leadership
-    policy: Policy
     found: Recovered
-    dispatcher: SpecOf
-    on_decision: Callable[[DecisionRecord], None] = lambda record: None
-    wanted: dict[tuple[str, str], int] = field(default_factory=dict)
-    standby: Mapping[str, int] = field(default_factory=dict)
-    max_batch_sizes: Mapping[str, int] | None = None
-    sample: Trace | None = None
-    host: Callable[[], Host] | None = None
-    structure: Structure | None = None
-    """Of the pipeline, to see whether another topology can go on from here."""
-    cores: float = math.inf
-    """Most that all replicas together may have."""
+    wanted: dict[str, dict[str, int]] = field(default_factory=dict)
     state: PipelineState | None = None
     """Newest state for metrics and tables."""
     exits: deque[str] = field(default_factory=lambda: deque(maxlen=_EXITS_KEPT))
@@ -114,7 +92,8 @@ class Controller:
     fleet: Fleet = field(init=False)
     slots: SlotKeeper = field(init=False)
     decider: Decider = field(init=False)
-    _ticks: ArrivalLog = field(init=False)
+    ticks: ArrivalLog = field(init=False)
+    """At its end with what the arrivals topic lacks, because the next sample would have brought it there."""
     _started: set[str] = field(default_factory=set)
     """Replicas whose start-up time is known."""
     _troubles: dict[str, str] = field(default_factory=dict)
@@ -124,32 +103,21 @@ class Controller:
     """Runs out when another controller may lead."""
     _acts: bool | None = None
     """Whether it did when last asked; None before its first heartbeat."""
-    _timer_s: float = float("-inf")
+    timer: Driver = field(default_factory=lambda: Driver(_TIMER_SILENT_S))
+    """The Faust app's, which drives the Tuner in the loop's place."""
 
     def __post_init__(self) -> None:
         if not self.wanted:
             self.wanted.update(replicas_of_plan(self.view.plan.allocations))
-        self.fleet = Fleet(self.actuator, self.view, self.wanted, self.standby, self.cores, leads=self._leads)
+        run, context, view = self.run, self.context, self.view
+        self.fleet = Fleet(self.actuator, view, self.wanted, run.standby, run.cores, leads=self._leads)
         self.slots = SlotKeeper(
-            self.context, self.view, self.leadership, self.actuator, self.dispatcher, self._outdated, self._leads
+            context, view, self.leadership, self.actuator, run.dispatcher_spec, self._outdated, self._leads
         )
-        self._ticks = ArrivalLog(self.context.names, self.context.source)
-        self.decider = Decider(
-            self.context,
-            self.view,
-            self.leadership,
-            self.policy,
-            self.found,
-            self.fleet,
-            self.on_decision,
-            self._ticks.asked,
-            declared_standby=self.standby,
-            sample=self.sample,
-            structure=self.structure,
-            cores=self.cores,
-        )
+        self.ticks = ArrivalLog(context.names, context.source)
+        self.decider = Decider(run, context, view, self.leadership, self.found, self.fleet, self.ticks.asked)
 
-    async def run(self) -> None:
+    async def lead(self) -> None:
         """Control until cancelled.
 
         Raises:
@@ -168,9 +136,9 @@ class Controller:
             kafka.producer() as arrivals,
             AsyncExitStack() as stack,
         ):
-            collector = Collector(context, self.view, offsets, self._ticks, self._heard)
+            collector = Collector(context, self.view, offsets, self.ticks, self._heard)
             await collector.begin()
-            if context.arrivals == "timestamps":
+            if context.pipeline.source.arrivals == "timestamps":
                 collector.stamps = await stack.enter_async_context(
                     SourceTimestamps(context, collector.source_partitions)
                 )
@@ -179,14 +147,8 @@ class Controller:
                     await recover_arrivals(context, offsets, collector.source_partitions, self.view.growth)
                 )
             self.collector = collector
-            planning = ReplanClock(
-                context,
-                self.view,
-                lambda: self.decider.overrides,
-                self.max_batch_sizes or {},
-                self.decider.propose,
-                self.cores,
-            )
+            decider = self.decider
+            planning = ReplanClock(context, self.view, lambda: decider.overrides, decider.propose, self.run.cores)
             async with asyncio.TaskGroup() as tasks:
                 for period_s, step in (
                     (settings.arrivals_sample_s, collector.sample),
@@ -206,7 +168,7 @@ class Controller:
                     (_HOST_AGAIN_S, self._host),
                     (_TIDY_S, self._tidy),
                     (_STATE_S, self.decider.tables.step),
-                    (LOOK_S, planning.step if self.max_batch_sizes else _never),
+                    (LOOK_S, planning.step if self.run.replans else _never),
                 ):
                     tasks.create_task(self._every(period_s, step))
 
@@ -236,10 +198,6 @@ class Controller:
                 await asyncio.sleep(0.5)
             due_s = max(due_s + period_s, loop.time() - period_s)
             await asyncio.sleep(max(0.0, due_s - loop.time()))
-
-    def unwritten_ticks(self) -> ArrivalTicks | None:
-        """At its end: what the arrivals topic lacks, because the next sample would have brought it there."""
-        return self._ticks.rest()
 
     async def _heartbeat(self) -> None:
         """Write that this controller leads; errors as in `Leadership.write`."""
@@ -326,34 +284,28 @@ class Controller:
 
     async def _tune(self) -> None:
         """Tune, unless the Faust app's timer does."""
-        if not self.tuned_by_timer:
+        if not self.timer.drives:
             await self.decider.step()
-
-    @property
-    def tuned_by_timer(self) -> bool:
-        """Whether the Faust app's timer drives the Tuner at present."""
-        return asyncio.get_running_loop().time() - self._timer_s < _TIMER_SILENT_S
 
     async def _tune_by_timer(self) -> None:
-        self._timer_s = asyncio.get_running_loop().time()
+        now_s = self.timer.heard()
         try:
             await self.decider.step()
-            self._failed.worked(self._tune, self._timer_s)
+            self._failed.worked(self._tune, now_s)
         except Exception as error:  # what a step raises must not end the app
-            self._failed.add(self._tune, error, self._timer_s)
+            self._failed.add(self._tune, error, now_s)
 
     async def _host(self) -> None:
         """Run the Faust app beside the loop, which goes on without it."""
-        if self.host is None or self.collector is None:
-            await asyncio.Event().wait()
+        if not self.run.faust or self.collector is None:
+            await _never()
             return
-        app = await asyncio.to_thread(self.host)
-        async with app(
-            report=self.collector.report_by_agent,
-            arrivals=self.collector.arrivals,
-            tune=self._tune_by_timer,
-        ):
-            await asyncio.Event().wait()
+        # Importing Faust takes a while.
+        faust_app = await asyncio.to_thread(importlib.import_module, "inferline_stream.controlplane.faust_app")
+        with tempfile.TemporaryDirectory(prefix="inferline-faust-") as folder:
+            take, tune = self.collector.by_agent, self._tune_by_timer
+            async with faust_app.ControlApp(self.context, self.leadership.term, folder=folder, take=take, tune=tune):
+                await _never()
 
     async def _tidy(self) -> None:
         """Delete the consumer groups of ended terms."""
@@ -366,7 +318,7 @@ class Controller:
 
     async def _keep(self, arrivals: RecordProducer) -> None:
         """Write down ticks, plans and decisions."""
-        if (ticks := self._ticks.take()) is not None and ticks.value is not None:
+        if (ticks := self.ticks.take()) is not None and ticks.value is not None:
             await arrivals.send(ticks.topic, ticks.value, key=ticks.key.encode())
         book = self.decider.book
         if waiting := book.waiting():

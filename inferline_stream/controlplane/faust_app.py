@@ -11,22 +11,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import faust
 
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.access_tokens import ClientCredentials
 from inferline_stream.kafka.connection import hosts, security_of, tls_context
-from inferline_stream.kafka.controller_client import delete_groups
-from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
 
-TakeRecord = Callable[[int, int, "bytes | None"], None]
-"""(partition, offset, value)"""
+TakeRecord = Callable[[str, int, int, "bytes | None"], None]
+"""(topic, partition, offset, value)"""
 
 
 class _App(faust.App):
@@ -38,56 +36,45 @@ class ControlApp:
     """Runs from entering to leaving. Each term has an app id, and so a consumer group, of its own.
 
     Args:
-        bootstrap_servers: host:port, comma separated.
-        names: of the pipeline; its topics must exist.
+        context: the pipeline, whose topics must exist, on its Kafka.
         term: of the controller.
         folder: where Faust may keep files; it has no tables, so it keeps none.
-        report: takes a record of the stage-stats topic.
-        arrivals: takes a record of the arrivals topic.
+        take: takes a record of the stage-stats or the arrivals topic.
         tune: one step of the Tuner.
-        tune_every_s: how often.
     """
 
     def __init__(
-        self,
-        bootstrap_servers: str,
-        names: Names,
-        term: int,
-        *,
-        folder: Path,
-        report: TakeRecord,
-        arrivals: TakeRecord,
-        tune: Callable[[], Awaitable[None]],
-        tune_every_s: float,
+        self, context: PipelineContext, term: int, *, folder: str, take: TakeRecord, tune: Callable[[], Awaitable[None]]
     ) -> None:
-        self._bootstrap_servers, self._group = bootstrap_servers, f"{names.control_groups}{term}"
+        names, servers = context.names, context.kafka.bootstrap_servers
+        self._context, self._group = context, f"{names.control_groups}{term}"
         self._app = app = _App(
             self._group,
-            broker=[f"kafka://{server.strip()}" for server in hosts(bootstrap_servers).split(",")],
-            broker_credentials=_credentials(bootstrap_servers),
+            broker=[f"kafka://{server.strip()}" for server in hosts(servers).split(",")],
+            broker_credentials=_credentials(servers),
             store="memory://",
             web_enabled=False,
-            datadir=str(folder),
+            datadir=folder,
             topic_disable_leader=True,
             topic_allow_declare=False,
             consumer_auto_offset_reset="latest",
             broker_heartbeat_interval=0.5,
             broker_session_timeout=10.0,
         )
-        for topic, take in ((names.stage_stats, report), (names.arrivals, arrivals)):
+        for topic in (names.stage_stats, names.arrivals):
             self._agent(topic, take)
 
         async def step() -> None:
             await tune()
 
-        app.timer(interval=tune_every_s)(step)
+        app.timer(interval=context.settings.tuner_step_s)(step)
 
     def _agent(self, topic: str, take: TakeRecord) -> None:
         records = self._app.topic(topic, key_serializer="raw", value_serializer="raw")
 
         async def follow(stream: Any) -> None:
             async for event in stream.events():
-                take(event.message.partition, event.message.offset, event.value)
+                take(topic, event.message.partition, event.message.offset, event.value)
 
         self._app.agent(records, name=f"follow-{topic}")(follow)
 
@@ -112,7 +99,7 @@ class ControlApp:
             logger.warning("the Faust app did not stop in time; its group ends with its session")
         with contextlib.suppress(InferlineError, TimeoutError):  # else the next term does it
             async with asyncio.timeout(2.0):
-                await delete_groups(self._bootstrap_servers, lambda group: group == self._group)
+                await self._context.kafka.delete_groups(lambda group: group == self._group)
 
 
 def _credentials(bootstrap_servers: str) -> Any:

@@ -1,50 +1,63 @@
-"""A running pipeline by its names, and whether anything is left in it."""
+"""The pipeline by its names in Kafka."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from inferline_stream.controlplane.record_decoder import RecordDecoder
-from inferline_stream.dataplane.process_specs import Delivery
+from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.shape import Shape, shape_of
+from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PipelineContext:
-    """What a controller is given of its pipeline.
+    """A pipeline on its Kafka: what everything that follows or leads it is given.
 
     Args:
-        names: of topics and groups.
-        source: full name of the source topic.
-        sink: full name of the sink topic.
-        entries: stages that read the source topic.
+        pipeline: as declared.
         kafka: opens clients.
         settings: periods and time limits.
-        advisory: decide without acting.
-        delivery: how results get into the sink.
-        arrivals: where the source's arrivals are seen; see `Topic`.
+        records: prefix of its names, and how results get into the sink.
         decoder: reads what the pipeline keeps in Kafka, and counts what cannot be read.
     """
 
-    names: Names
-    source: str
-    sink: str
-    entries: frozenset[str]
+    pipeline: Pipeline
     kafka: KafkaCluster
     settings: Settings
-    advisory: bool = False
-    delivery: Delivery = "at_least_once"
-    arrivals: str = "offsets"
+    records: RecordOptions = field(default_factory=RecordOptions)
     decoder: RecordDecoder = field(default_factory=RecordDecoder)
 
-    @property
-    def bootstrap_servers(self) -> str:
-        """Where Kafka answers: host:port, comma separated."""
-        return self.kafka.bootstrap_servers
+    @cached_property
+    def names(self) -> Names:
+        """Of topics and groups."""
+        return Names(self.pipeline.name, self.records.prefix)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The DAG."""
+        return shape_of(self.pipeline)
+
+    @cached_property
+    def source(self) -> str:
+        """Full name of the source topic."""
+        return self.names.topic(self.pipeline.source.name)
+
+    @cached_property
+    def sink(self) -> str:
+        """Full name of the sink topic."""
+        return self.names.topic(self.pipeline.sink.name)
+
+    @cached_property
+    def entries(self) -> frozenset[str]:
+        """Stages that read the source topic."""
+        return frozenset(self.shape.stages[s] for s in self.shape.entries())
 
     def topic(self, stage: str) -> str:
         """Input topic of a stage."""
@@ -78,11 +91,16 @@ async def drained(
     )
 
 
-async def lags(offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int]) -> dict[str, int]:
-    """Records that are not finished, by consumer group."""
+async def lags(
+    offsets: OffsetReader,
+    context: PipelineContext,
+    partitions: Mapping[str, int],
+    topic_of: Callable[[str], str] | None = None,
+) -> dict[str, int]:
+    """Records that are not finished, by consumer group; each stage's topic is the context's, or given."""
     left = {}
     for stage, n in partitions.items():
-        topic = context.topic(stage)
+        topic = (topic_of or context.topic)(stage)
         committed = await offsets.committed(context.names.group(stage), topic, n)
         ends = (await offsets.ends({topic: n}))[topic]
         left[context.names.group(stage)] = sum(done.unfinished(end) for done, end in zip(committed, ends, strict=True))

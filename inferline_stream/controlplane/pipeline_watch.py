@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -23,21 +23,22 @@ from inferline_stream.controlplane.records.control_records import (
     decode_stored,
 )
 from inferline_stream.controlplane.records.overrides import Overrides
-from inferline_stream.controlplane.records.record_writers import ArrivalLog, flat
+from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
+from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.reports import decode_report
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
 from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import Shape, independent_paths, shape_of
+from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.settings import Settings
+from inferline_stream.tuner.plan_basis import Replicas
 
 _LOOK_S = 0.25
 
@@ -58,7 +59,7 @@ class Observer:
     control: TopicFollower
     assignments: TopicFollower
     overrides: Overrides
-    wanted: dict[tuple[str, str], int]
+    wanted: Replicas
     _leader: list[Followed] = field(default_factory=list)
 
     async def look(self, seconds: float) -> PipelineState:
@@ -112,7 +113,7 @@ class Observer:
             self.view.adopt(plan, self.view.measured, windows_of(plan, self.context.settings))
         elif stored is not None:
             if key == WANTED_KEY:
-                self.wanted = flat(stored.replicas)
+                self.wanted = stored.replicas
             else:
                 self.view.decided(stored)
 
@@ -153,15 +154,8 @@ async def watch_pipeline(
     Raises:
         Unreachable: Kafka does not answer, or no such pipeline has run there.
     """
-    shape, names = shape_of(pipeline), Names(pipeline.name, prefix)
-    context = PipelineContext(
-        names=names,
-        source=names.topic(pipeline.source.name),
-        sink=names.topic(pipeline.sink.name),
-        entries=frozenset(shape.stages[s] for s in shape.entries()),
-        kafka=KafkaCluster(bootstrap_servers),
-        settings=settings,
-    )
+    context = PipelineContext(pipeline, KafkaCluster(bootstrap_servers), settings, RecordOptions(prefix=prefix))
+    shape, names = context.shape, context.names
     async with OffsetReader(bootstrap_servers, settings.connect_timeout_s) as offsets:
         if not await offsets.existing([names.decisions]):
             raise Unreachable(
@@ -174,17 +168,7 @@ async def watch_pipeline(
             raise Unreachable(f"pipeline {pipeline.name!r} has not written down a plan yet; try again in a moment")
         _of_these_stages(plan, shape)
         partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in shape.stages}
-        view = PipelineView(
-            pipeline.name,
-            shape,
-            plan,
-            PipelineProfile({}, independent_paths(shape, {}), 0.0),
-            catalogue(pipeline.hardware),
-            pipeline.objective,
-            partitions,
-            windows_of(plan, settings),
-            declared_slo_s=pipeline.slo_s,
-        )
+        view = first_view(context, plan, PipelineProfile({}, independent_paths(shape, {}), 0.0), partitions)
         for stored in found.plans:
             view.planned(stored)
         for decision in found.decisions:
@@ -202,10 +186,28 @@ async def watch_pipeline(
             TopicFollower(bootstrap_servers, names.assignments) as assignments,
         ):
             leader = await assignments.read_to(await assignments.end())
-            wanted = dict(found.wanted or replicas_of_plan(plan.allocations))
+            wanted = found.wanted or replicas_of_plan(plan.allocations)
             yield Observer(
                 context, view, collector, reports, decisions, control, assignments, found.overrides, wanted, leader
             )
+
+
+def first_view(
+    context: PipelineContext, plan: Plan, measured: PipelineProfile, partitions: Mapping[str, int]
+) -> PipelineView:
+    """What is known of a pipeline by its plan and its profiles, before anything is read."""
+    pipeline = context.pipeline
+    return PipelineView(
+        pipeline.name,
+        context.shape,
+        plan,
+        measured,
+        catalogue(pipeline.hardware),
+        pipeline.objective,
+        partitions,
+        windows_of(plan, context.settings),
+        declared_slo_s=pipeline.slo_s,
+    )
 
 
 def _of_these_stages(plan: Plan, shape: Shape) -> None:

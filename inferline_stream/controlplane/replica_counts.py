@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.pipeline.hardware import Catalogue, share_gpus
 from inferline_stream.pipeline.plan import Allocations, Plan
+from inferline_stream.tuner.plan_basis import Replicas
 
 _ROUNDING = 1e-9
 
-Replicas = Mapping[tuple[str, str], int]
-"""(stage, hardware kind) → replicas."""
 
-
-def replicas_of_plan(allocations: Allocations) -> dict[tuple[str, str], int]:
+def replicas_of_plan(allocations: Allocations) -> dict[str, dict[str, int]]:
     """Replicas that a plan asks for."""
-    wanted: dict[tuple[str, str], int] = {}
+    wanted: dict[str, dict[str, int]] = {stage: {} for stage in allocations}
     for stage, kinds in allocations.items():
         for allocation in kinds:
-            key = (stage, allocation.hardware)
-            wanted[key] = wanted.get(key, 0) + allocation.replicas
+            wanted[stage][allocation.hardware] = wanted[stage].get(allocation.hardware, 0) + allocation.replicas
     return wanted
+
+
+def copied(replicas: Replicas) -> dict[str, dict[str, int]]:
+    """The same replicas, to be changed."""
+    return {stage: dict(kinds) for stage, kinds in replicas.items()}
+
+
+def of_kinds(replicas: Replicas) -> Counter[str]:
+    """Replicas of each hardware kind, of all stages."""
+    counts: Counter[str] = Counter()
+    for kinds in replicas.values():
+        counts.update(kinds)
+    return counts
 
 
 def going_over(wanted: Replicas, plan: Plan) -> dict[str, dict[str, int]]:
@@ -31,14 +42,14 @@ def going_over(wanted: Replicas, plan: Plan) -> dict[str, dict[str, int]]:
     At least the plan's, and no fewer than now of a kind that stays: the Tuner gives back what the load does not need.
     """
     return {
-        stage: {a.hardware: max(a.replicas, wanted.get((stage, a.hardware), 0)) for a in held}
+        stage: {a.hardware: max(a.replicas, wanted.get(stage, {}).get(a.hardware, 0)) for a in held}
         for stage, held in plan.allocations.items()
     }
 
 
 def cores_held(replicas: Replicas, catalogue: Catalogue) -> float:
     """Cores of all replicas together."""
-    return sum(count * catalogue[kind].cores for (_, kind), count in replicas.items())
+    return sum(count * catalogue[kind].cores for kind, count in of_kinds(replicas).items())
 
 
 def stock_of_cores(held: Replicas, catalogue: Catalogue, cores: float) -> dict[str, int]:
@@ -52,11 +63,9 @@ def stock_of_cores(held: Replicas, catalogue: Catalogue, cores: float) -> dict[s
     if math.isinf(cores):
         return {}
     left = max(0.0, cores - cores_held(held, catalogue))
-    counts: dict[str, int] = {}
-    for (_, kind), count in held.items():
-        counts[kind] = counts.get(kind, 0) + count
+    counts = of_kinds(held)
     found = {
-        name: counts.get(name, 0) + math.floor(left / kind.cores + _ROUNDING)
+        name: counts[name] + math.floor(left / kind.cores + _ROUNDING)
         for name, kind in catalogue.items()
         if kind.cores > 0
     }
@@ -72,20 +81,17 @@ def stock_of_gpus(held: Replicas, catalogue: Catalogue) -> dict[str, int]:
         held: replicas wanted now. They stay allowed, however many.
         catalogue: hardware kinds.
     """
-    counts: dict[str, int] = {}
-    for (_, name), count in held.items():
-        counts[name] = counts.get(name, 0) + count
-    found = {}
+    counts, found = of_kinds(held), {}
     for name, kind in catalogue.items():
         if kind.gpu_stock is not None:
             sharing = [c for c in counts if share_gpus(catalogue[c].gpu_model, kind.gpu_model)]
             left = max(0.0, kind.gpu_stock - sum(counts[c] * catalogue[c].gpus for c in sharing))
-            most = counts.get(name, 0) + math.floor(left / kind.gpus + _ROUNDING)
+            most = counts[name] + math.floor(left / kind.gpus + _ROUNDING)
             found[name] = most if kind.stock is None else min(most, kind.stock)
     return found
 
 
-def within_cores(wanted: Replicas, before: Replicas, catalogue: Catalogue, cores: float) -> dict[tuple[str, str], int]:
+def within_cores(wanted: Replicas, before: Replicas, catalogue: Catalogue, cores: float) -> dict[str, dict[str, int]]:
     """Replicas wanted, less so many of those that are new that all of them fit.
 
     Args:
@@ -94,13 +100,18 @@ def within_cores(wanted: Replicas, before: Replicas, catalogue: Catalogue, cores
         catalogue: hardware kinds.
         cores: most that all replicas together may have.
     """
-    found = dict(wanted)
+    found = copied(wanted)
     while cores_held(found, catalogue) > cores + _ROUNDING:
-        new = {key: count - before.get(key, 0) for key, count in found.items() if catalogue[key[1]].cores > 0}
-        most = max(new, key=lambda key: new[key], default=None)
-        if most is None or new[most] <= 0:
+        new = [
+            (count - before.get(stage, {}).get(kind, 0), stage, kind)
+            for stage, kinds in found.items()
+            for kind, count in kinds.items()
+            if catalogue[kind].cores > 0
+        ]
+        most, stage, kind = max(new, key=lambda each: each[0], default=(0, "", ""))
+        if most <= 0:
             break
-        found[most] -= 1
+        found[stage][kind] -= 1
     return found
 
 

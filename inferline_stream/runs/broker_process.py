@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import json
 import sys
-from asyncio.subprocess import PIPE, Process
-from types import TracebackType
-from typing import Self
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.connection import plaintext
@@ -17,45 +17,35 @@ _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 5.0
 
 
-class EmbeddedBrokerProcess:
-    """Runs from entering to leaving; ends by itself when this process is gone.
+@asynccontextmanager
+async def embedded_broker_process() -> AsyncIterator[str]:
+    """Yield its bootstrap servers; it ends with the block, and by itself when this process is gone.
 
     Raises:
-        Unreachable: on entering, it did not start.
+        Unreachable: it did not start.
     """
-
-    def __init__(self) -> None:
-        self.bootstrap_servers = ""
-        self._process: Process | None = None
-
-    async def __aenter__(self) -> Self:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "inferline_stream.embedded_broker",
-            "--port", "0", "--output", "json", "--parent-pipe",
-            stdin=PIPE, stdout=PIPE,
-            start_new_session=True,  # Ctrl-C in the terminal is for the run, which still needs its broker to drain
-        )  # fmt: skip
-        assert self._process.stdout is not None
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "inferline_stream.embedded_broker",
+        "--port", "0", "--output", "json", "--parent-pipe",
+        stdin=PIPE, stdout=PIPE,
+        start_new_session=True,  # Ctrl-C in the terminal is for the run, which still needs its broker to drain
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                line = await self._process.stdout.readline()
-            self.bootstrap_servers = plaintext(json.loads(line)["bootstrap_servers"])
+                bootstrap_servers = plaintext(json.loads(await process.stdout.readline())["bootstrap_servers"])
         except (TimeoutError, ValueError, KeyError):
-            await self.__aexit__(None, None, None)
             raise Unreachable("the embedded broker did not start; give --bootstrap-servers of a Kafka") from None
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process is not None
+        yield bootstrap_servers
+    finally:
         with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+            process.terminate()
         try:
             async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await self._process.wait()
+                await process.wait()
         except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+            process.kill()
+            await process.wait()
+        process.stdin.close()

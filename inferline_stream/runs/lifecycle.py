@@ -8,29 +8,26 @@ import logging
 import math
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.actuators.core_times import taken_s
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.baselines.coarse import peak_cost_per_hour
-from inferline_stream.controlplane.controller import Controller, Host
+from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.core_use import CoreUse
-from inferline_stream.controlplane.decide.policy_memory import windows_of
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
 from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, ledger_begin
-from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered, recover
 from inferline_stream.controlplane.pipeline_context import PipelineContext, lags
-from inferline_stream.controlplane.records.page_commands import page_control
-from inferline_stream.controlplane.replica_counts import replicas_of_plan
+from inferline_stream.controlplane.pipeline_watch import first_view
+from inferline_stream.controlplane.replica_counts import copied, replicas_of_plan
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.slot_grants import Grant
 from inferline_stream.dataplane.start_offsets import commit_start_offsets, has_read
 from inferline_stream.errors import InferlineError, UsageError
@@ -38,15 +35,11 @@ from inferline_stream.isolation import limits
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import OffsetReader
 from inferline_stream.kafka.pipeline_topics import ready_topics, topics_of
-from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
-from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
 from inferline_stream.runs.http_endpoints import served
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.report import RunReport
-from inferline_stream.runs.run import Run, RunDisplay
-from inferline_stream.tuner.policy import POLICIES
 
 logger = logging.getLogger(__name__)
 
@@ -55,87 +48,64 @@ _FORSAKEN_S = 5.0
 
 
 @asynccontextmanager
-async def open_run(run: Run, watcher: RunDisplay, actuator: Actuator | None = None) -> AsyncIterator[LiveRun]:
+async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[LiveRun]:
     """Topics, leadership, control loop and processes of one run; all of it ends with the block.
 
     Args:
         run: what runs, and how.
-        watcher: who shows it.
         actuator: starts and stops replicas and dispatchers; by default processes of this machine.
 
     Raises:
         Unreachable: Kafka does not answer.
         UsageError: a port is taken.
     """
-    pipeline, shape = run.pipeline, shape_of(run.pipeline)
-    context = _context(run)
-    names = context.names
-    watcher.step("creating topics" if run.records.create_topics else "verifying topics")
-    topics = topics_of(pipeline, run.records.prefix)
-    replication, create = run.replication, run.records.create_topics
-    for note in await ready_topics(run.bootstrap_servers, topics, create=create, replication=replication):
-        watcher.note(note)
+    context = PipelineContext(run.pipeline, KafkaCluster(run.bootstrap_servers), run.settings, run.records)
+    await _ready_topics(run)
     async with contextlib.AsyncExitStack() as stack:
         offsets = await stack.enter_async_context(OffsetReader(run.bootstrap_servers))
-        partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in shape.stages}
-        controller_name = f"{pipeline.name}-{secrets.token_hex(4)}"
+        partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in context.shape.stages}
+        controller_name = f"{run.pipeline.name}-{secrets.token_hex(4)}"
         leadership = await stack.enter_async_context(
-            Leadership(run.bootstrap_servers, names, controller_name, context.decoder)
+            Leadership(run.bootstrap_servers, context.names, controller_name, context.decoder)
         )
-        cores, core_use = math.inf, CoreUse()
         if actuator is None:
-            actuator = await stack.enter_async_context(_local(run))
-            machine = os.sched_getaffinity(0)
-            cores = limits.cores_here() if run.cores is None else run.cores
-            if limits.cores_here() == len(machine) and not math.isinf(cores):
-                core_use = CoreUse(len(machine), partial(taken_s, machine))
+            actuator, core_use = await stack.enter_async_context(_local(run)), _core_use(run)
+        else:
+            run, core_use = replace(run, cores=math.inf), CoreUse()
         await _led(leadership, actuator.know(run.replica_specs))
-        found = await recover(run.bootstrap_servers, names, context.decoder)
+        found = await recover(run.bootstrap_servers, context.names, context.decoder)
         await _refuse_other_structure(run, found, leadership.log.grants, offsets, context)
         since = await _begun(run, found, context, offsets, partitions)
-        faust_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferline-faust-")))
         plan, wanted = _going_on(run, found)
-        controller = Controller(
-            context,
-            _view(run, plan, partitions, core_use),
-            actuator,
-            leadership,
-            run.policy,
-            found,
-            run.dispatcher_spec,
-            on_decision=watcher.decided,
-            wanted=wanted,
-            structure=structure_of(pipeline),
-            standby={stage.name: stage.standby for stage in pipeline.stages},
-            max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages} if run.replans else None,
-            sample=run.sample if run.policy is POLICIES["default"] else None,
-            cores=cores,
-            host=(lambda: _faust_app(run, names, leadership.term, faust_folder)) if run.faust else None,
-        )
+        view = first_view(context, plan, run.measured, partitions)
+        view.core_use = core_use
+        if run.sample is not None:
+            view.coarse_peak_per_hour = peak_cost_per_hour(view.shape, run.measured, plan, run.kinds, run.sample)
+        controller = Controller(run, context, view, actuator, leadership, found, wanted)
         if run.newest_state is not None:
             run.newest_state.read = lambda: controller.state
-        stack.enter_context(
-            served(
-                lambda: controller.state,
-                shape,
-                run.endpoints,
-                page_control(token, run.bootstrap_servers, names) if (token := run.endpoints.page_token) else None,
-                watcher.note,
-            )
-        )
+        stack.enter_context(served(lambda: controller.state, context, run.endpoints, run.display.note))
         if found.wanted is None:  # nothing runs yet
             controller.decider.awaits_feed = run.feed is not None
             await controller.decider.foresee(run.arrivals, await lags(offsets, context, partitions))
-        watcher.step("starting replicas")
-        control = asyncio.create_task(controller.run())
+        run.display.step("starting replicas")
+        control = asyncio.create_task(controller.lead())
         stack.push_async_callback(_ended, control)
         try:
-            yield LiveRun(run, context, controller, offsets, since, control, watcher)
+            yield LiveRun(run, context, controller, offsets, since, control)
         finally:
             if not control.done():  # it leads still: let the next one begin at once
                 with contextlib.suppress(InferlineError):
                     await controller.decider.close(hands_over=run.hands_over)
                     await leadership.resign()
+
+
+async def _ready_topics(run: Run) -> None:
+    create = run.records.create_topics
+    run.display.step("creating topics" if create else "verifying topics")
+    topics = topics_of(run.pipeline, run.records.prefix)
+    for note in await ready_topics(run.bootstrap_servers, topics, create=create, replication=run.replication):
+        run.display.note(note)
 
 
 async def _led(leadership: Leadership, work: Coroutine[Any, Any, None]) -> None:
@@ -159,51 +129,19 @@ def _local(run: Run) -> LocalActuator:
     )
 
 
-def _context(run: Run) -> PipelineContext:
-    """The pipeline by its names in Kafka."""
-    pipeline, shape = run.pipeline, shape_of(run.pipeline)
-    names = Names(pipeline.name, run.records.prefix)
-    return PipelineContext(
-        names=names,
-        source=names.topic(pipeline.source.name),
-        sink=names.topic(pipeline.sink.name),
-        entries=frozenset(shape.stages[s] for s in shape.entries()),
-        kafka=KafkaCluster(run.bootstrap_servers),
-        settings=run.settings,
-        advisory=run.advisory,
-        delivery=run.records.delivery,
-        arrivals=pipeline.source.arrivals,
-    )
+def _core_use(run: Run) -> CoreUse:
+    """What shows whether others take the cores; nothing where this process has a part of the machine's only."""
+    machine = os.sched_getaffinity(0)
+    if limits.cores_here() == len(machine) and not math.isinf(run.cores):
+        return CoreUse(len(machine), partial(taken_s, machine))
+    return CoreUse()
 
 
-def _view(run: Run, plan: Plan, partitions: Mapping[str, int], core_use: CoreUse) -> PipelineView:
-    """What a controller knows before it has read anything."""
-    pipeline, shape = run.pipeline, shape_of(run.pipeline)
-    view = PipelineView(
-        pipeline.name,
-        shape,
-        plan,
-        run.measured,
-        run.kinds,
-        pipeline.objective,
-        partitions,
-        windows_of(plan, run.settings),
-        declared_slo_s=pipeline.slo_s,
-        core_use=core_use,
-    )
-    if run.sample is not None:
-        view.coarse_peak_per_hour = peak_cost_per_hour(shape, run.measured, plan, run.kinds, run.sample)
-    return view
-
-
-async def run_to_report(
-    run: Run, watcher: RunDisplay, stop: asyncio.Event, actuator: Actuator | None = None
-) -> RunReport:
+async def run_to_report(run: Run, stop: asyncio.Event, actuator: Actuator | None = None) -> RunReport:
     """A whole run: start, feed, drain, report.
 
     Args:
         run: what runs, and how.
-        watcher: who shows it.
         stop: set it to end the run early; it drains all the same.
         actuator: starts and stops replicas and dispatchers; by default processes of this machine.
 
@@ -212,19 +150,18 @@ async def run_to_report(
         LeadershipLost: another controller leads now.
         Unreachable: Kafka does not answer.
     """
-    async with open_run(run, watcher, actuator) as under_way:
+    async with open_run(run, actuator) as under_way:
         await under_way.ready()
         await under_way.fed(stop)
         lag = await under_way.drain()
         return await under_way.report(lag)
 
 
-async def run_and_hand_over(run: Run, watcher: RunDisplay, stop: asyncio.Event, actuator: Actuator) -> None:
+async def run_and_hand_over(run: Run, stop: asyncio.Event, actuator: Actuator) -> None:
     """Lead a pipeline until asked to stop, and leave what it runs to the controller that follows.
 
     Args:
         run: what runs, and how; it hands over.
-        watcher: who shows it.
         stop: set it to leave.
         actuator: starts processes that outlive it.
 
@@ -235,7 +172,7 @@ async def run_and_hand_over(run: Run, watcher: RunDisplay, stop: asyncio.Event, 
     leads = asyncio.Event()
 
     async def lead() -> None:
-        async with open_run(run, watcher, actuator) as under_way:
+        async with open_run(run, actuator) as under_way:
             leads.set()
             await under_way.fed(stop)
 
@@ -261,7 +198,7 @@ async def _begun(
     before = None if found.plan is None else found.plan.structure
     taken_over = found.wanted is not None and run.records.start == "committed"
     if not taken_over:  # only a leader may: the offsets of a running pipeline are its dispatchers'
-        if before is not None and context.delivery == "exactly_once" and not context.entries <= set(before.entries):
+        if before is not None and run.records.delivery == "exactly_once" and not context.entries <= set(before.entries):
             await _settle(before.entries, found, context)
         await commit_start_offsets(
             run.bootstrap_servers, run.pipeline, run.records.prefix, run.records.start, before=before
@@ -299,24 +236,17 @@ async def _refuse_other_structure(
             f"not known where {', '.join(sorted(new))} would begin. Run the pipeline as it was. Then {DRAIN_FIRST}. "
             "Or say with --start where to begin"
         )
-    old = replace(context, entries=frozenset(before.entries))
-    topics = {stage: old.topic(stage) for stage in before.edges if stage not in old.entries}
+    topics = {stage: context.names.stage_topic(stage) for stage in before.edges if stage not in before.entries}
     there = await offsets.existing(topics.values())
     inner = {stage: there[topic] for stage, topic in topics.items() if topic in there}
-    if left := {group: count for group, count in (await lags(offsets, old, inner)).items() if count}:
+    if left := {
+        group: count for group, count in (await lags(offsets, context, inner, topics.__getitem__)).items() if count
+    }:
         under_way = ", ".join(f"{count} in {group}" for group, count in left.items())
         raise UsageError(f"{changed}. Records are under way: {under_way}. {DRAIN_FIRST.capitalize()}")
 
 
-def _faust_app(run: Run, names: Names, term: int, folder: Path) -> Host:
-    """Imports Faust, which takes a while: called in a thread."""
-    from inferline_stream.controlplane.faust_app import ControlApp
-
-    every_s = run.settings.tuner_step_s
-    return partial(ControlApp, run.bootstrap_servers, names, term, folder=folder, tune_every_s=every_s)
-
-
-def _going_on(run: Run, found: Recovered) -> tuple[Plan, dict[tuple[str, str], int]]:
+def _going_on(run: Run, found: Recovered) -> tuple[Plan, dict[str, dict[str, int]]]:
     """Plan and replicas to begin with: those of a controller that fell silent, else the run's own plan."""
     plan = found.its_plan()
     known = set(run.measured.profiles)
@@ -326,12 +256,12 @@ def _going_on(run: Run, found: Recovered) -> tuple[Plan, dict[tuple[str, str], i
         or plan.slo_s not in (run.plan.slo_s, found.overrides.slo_s(time.time()))
         or (found.plan is not None and found.plan.structure not in (None, structure_of(run.pipeline)))
         or plan.allocations.keys() != run.plan.allocations.keys()
-        or not known >= found.wanted.keys()
+        or not known >= {(stage, kind) for stage, kinds in found.wanted.items() for kind in kinds}
         or not known >= {(stage, a.hardware) for stage, kinds in plan.allocations.items() for a in kinds}
     ):
         return run.plan, replicas_of_plan(run.plan.allocations)
     logger.info("going on with the plan and the replicas of the controller before")
-    return plan, dict(found.wanted)
+    return plan, copied(found.wanted)
 
 
 async def _ended(control: asyncio.Task[None]) -> None:

@@ -13,12 +13,12 @@ from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, read
 from inferline_stream.controlplane.observe.observation_log import read_observation_log
 from inferline_stream.controlplane.pipeline_context import PipelineContext, drained, lags
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.run_inputs import FeedReport, Run
 from inferline_stream.errors import StageFailed
 from inferline_stream.kafka.controller_client import LeadershipLost, OffsetReader
 from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.archive import EventTimes, RunRecord, written_down
 from inferline_stream.runs.report import RunReport, run_report
-from inferline_stream.runs.run import FeedReport, Run, RunDisplay
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ class LiveRun:
     offsets: OffsetReader
     since: LedgerBegin
     control: asyncio.Task[None]
-    watcher: RunDisplay
     replicas_most: dict[str, int] = field(default_factory=dict)
     started_s: float = field(default_factory=time.time)
     lateness_p99_s: float | None = None
@@ -58,7 +57,7 @@ class LiveRun:
         while not self._all_ready():
             self._alive()
             self._tell_start(time.monotonic() - began_s)
-            for stage in self.running_stages():
+            for stage in self.context.shape.stages:
                 died = self.controller.view.restarts[stage]
                 if died >= _HOPELESS_RESTARTS and not self.replicas_most.get(stage):
                     why = next((text for text in reversed(self.controller.exits) if text.startswith(f"{stage}-")), "")
@@ -70,10 +69,6 @@ class LiveRun:
                     f"replicas were not ready within {limit_s:g} s; see what they wrote in {self.run.log_folder}"
                 )
             await asyncio.sleep(0.05)
-
-    def running_stages(self) -> tuple[str, ...]:
-        """Stages in topological order."""
-        return self.controller.view.shape.stages
 
     def _all_ready(self) -> bool:
         state, pending = self.controller.state, self.controller.fleet.pending
@@ -94,7 +89,7 @@ class LiveRun:
             default=0.0,
         )
         ready = sum(min(kind.ready, kind.wanted) for _, kind in kinds)
-        self.watcher.progress(ready, sum(kind.wanted for _, kind in kinds), max(0.0, longest_s - elapsed_s))
+        self.run.display.progress(ready, sum(kind.wanted for _, kind in kinds), max(0.0, longest_s - elapsed_s))
 
     def _alive(self) -> None:
         """Raise what ended the control loop, if it has ended."""
@@ -121,19 +116,19 @@ class LiveRun:
             for stage in state.stages:
                 ready = sum(kind.ready for kind in stage.replicas)
                 self.replicas_most[stage.name] = max(self.replicas_most.get(stage.name, 0), ready)
-            self.watcher.now(state)
+            self.run.display.now(state)
 
     async def fed(self, stop: asyncio.Event) -> None:
         """Let the feed write from now to its end, or until stopped; without one, wait until stopped."""
         async with contextlib.AsyncExitStack() as stack:
             feed = None
             if self.run.feed is not None:
-                self.watcher.step("loading the trace")
+                self.run.display.step("loading the trace")
                 feed = await stack.enter_async_context(self.run.feed(self.run.bootstrap_servers, self.context.source))
                 await feed.ready()
                 feed.start()
                 self.controller.decider.awaits_feed = False
-                self.watcher.step("replaying")
+                self.run.display.step("replaying")
             self.started_s = time.time()
             ending: list[asyncio.Task[object]] = [asyncio.create_task(stop.wait())]
             if feed is not None:
@@ -154,7 +149,9 @@ class LiveRun:
     def _fed(self, fed: FeedReport) -> None:
         self.lateness_p99_s = fed.lateness_p99_s
         if fed.last_error:
-            self.watcher.note(f"{fed.sent - fed.acknowledged} of {fed.sent} events are not in Kafka: {fed.last_error}")
+            self.run.display.note(
+                f"{fed.sent - fed.acknowledged} of {fed.sent} events are not in Kafka: {fed.last_error}"
+            )
 
     async def drain(self) -> dict[str, int]:
         """Wait until everything that was in the source topic has gone through, then let every replica leave.
@@ -163,7 +160,7 @@ class LiveRun:
             Records left unfinished, by consumer group.
         """
         self.controller.decider.held = True  # falling traffic at the end is no reason to scale
-        self.watcher.step("draining")
+        self.run.display.step("draining")
         end = (await self.offsets.ends({self.context.source: len(self.since.source)}))[self.context.source]
         partitions = self.controller.view.partitions
         left, moved_s = None, time.monotonic()
@@ -191,7 +188,7 @@ class LiveRun:
 
     async def report(self, lag: dict[str, int]) -> RunReport:
         """Account for every event and put the report together."""
-        self.watcher.step("accounting for every event")
+        self.run.display.step("accounting for every event")
         assert self.controller.state is not None, "a drained run has been looked at"
         # A decision may be newer than the last look.
         view = self.controller.view
@@ -223,13 +220,13 @@ class LiveRun:
             ),
             advisory=self.run.advisory,
             lateness_p99_s=self.lateness_p99_s,
-            counts_events=self.context.arrivals != "timestamps",
+            counts_events=self.context.pipeline.source.arrivals != "timestamps",
         )
         if self.run.run_folder is not None:
             events = EventTimes.of(ledger, self.run.sample, self.started_s - _BEFORE_S, ended_s)
             # Observations without every event would be replayed on other traffic than the policy saw.
             observations = None if ledger.began else await self._observations(events.began_s)
-            self.watcher.note(written_down(self.run.run_folder, self._record(report), events, observations))
+            self.run.display.note(written_down(self.run.run_folder, self._record(report), events, observations))
         return report
 
     def _record(self, report: RunReport) -> RunRecord:
@@ -258,14 +255,14 @@ class LiveRun:
         if decider.began_s is None:
             return None
         log = await read_observation_log(self.context, decider.began_s)
-        if (rest := self.controller.unwritten_ticks()) is not None:
+        if (rest := self.controller.ticks.rest()) is not None:
             log.take(rest)
         return log.observations(
             origin_s,
             decider.began_s,
             watched_s=decider.watched_s,
             staffed_s=decider.tables.staffed_s,
-            sampled=self.context.arrivals != "timestamps",
+            sampled=self.context.pipeline.source.arrivals != "timestamps",
         )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inferline_stream.controlplane.observe.live_profile import scaled, slowdowns
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.tuner_state import TunerState
@@ -49,7 +49,7 @@ async def rehearse(run: Run) -> Rehearsed:
         Unreachable: the broker does not answer.
     """
     crowded = ""
-    async with open_run(run, NoDisplay()) as under_way:
+    async with open_run(run) as under_way:
         await under_way.ready()
         view = under_way.controller.view
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.live_run import LiveRun
-from inferline_stream.runs.run import Run
 from inferline_stream.tuner.policy import Policy
 from tests.support.emulated_runs import emulated_run, trace_feed
 

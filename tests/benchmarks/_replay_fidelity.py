@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.sample_files import read_events as read_sample
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.plan import Plan
@@ -27,7 +29,6 @@ from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.archive import read_events, read_record
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, RecordOptions, Run
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink
 from tests.benchmarks._machine import Elsewhere
@@ -128,7 +129,7 @@ async def pair(
         run_folder=folder / name / "run",
     )
     await append_time_sink(run)
-    async with open_run(run, NoDisplay()) as under_way:
+    async with open_run(run) as under_way:
         await under_way.ready()
         elsewhere = Elsewhere()
         loading_s, cost = time.time(), under_way.controller.view.cost

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.sample_files import read_events
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import catalogue
@@ -22,7 +24,6 @@ from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, RecordOptions, Run
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink
@@ -123,7 +124,7 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
 async def _scaled(run: Run) -> Figures:
     """What the policy makes of traffic that leaps and falls."""
     await append_time_sink(run)
-    async with open_run(run, NoDisplay()) as under_way:
+    async with open_run(run) as under_way:
         await under_way.ready()
         await under_way.fed(asyncio.Event())
         state = under_way.controller.state

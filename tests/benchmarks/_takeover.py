@@ -13,9 +13,8 @@ from pathlib import Path
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.pipeline.names import Names
-from inferline_stream.runs.broker_process import EmbeddedBrokerProcess
+from inferline_stream.runs.broker_process import embedded_broker_process
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay
 from inferline_stream.settings import Settings
 from tests.kube.api import KubeApi, client_of
 from tests.kube.kubelet import Kubelet
@@ -34,7 +33,7 @@ def measure(quick: bool) -> dict[str, float]:
 
 async def _measure(folder: Path, times: int) -> dict[str, float]:
     async with (
-        EmbeddedBrokerProcess() as broker,
+        embedded_broker_process() as servers,
         KubeApi() as api,
         client_of(api) as client,
     ):
@@ -42,7 +41,7 @@ async def _measure(folder: Path, times: int) -> dict[str, float]:
         probability = {("parse", "check"): 1 / 3}
         run = emulated_run(
             SWING,
-            broker.bootstrap_servers,
+            servers,
             folder,
             levels=[(40.0, _LOAD_S)],
             probability=probability,
@@ -52,7 +51,7 @@ async def _measure(folder: Path, times: int) -> dict[str, float]:
         names = Names(run.pipeline.name, run.records.prefix)
         async with (
             KubernetesActuator(names, run.bootstrap_servers, Cluster(api.namespace, "image"), client) as actuator,
-            open_run(run, NoDisplay(), actuator) as under_way,
+            open_run(run, actuator) as under_way,
         ):
             await under_way.ready()
             stop = asyncio.Event()

@@ -23,7 +23,6 @@ from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay
 from inferline_stream.testing.kafka import EmbeddedKafka
 from inferline_stream.tuner.policy import POLICIES
 from tests.support.emulated_runs import emulated_run
@@ -81,7 +80,7 @@ async def at_rest(servers: str, folder: Path, stages: int, seconds: float) -> tu
 
     try:
         with counted() as sent:
-            async with open_run(run, NoDisplay(), FakeActuator(started=started)) as under_way:
+            async with open_run(run, FakeActuator(started=started)) as under_way:
                 await under_way.ready()
                 await asyncio.sleep(5.0)  # Faust has started
                 began_s, spent_s, before = time.monotonic(), time.process_time(), sent[0]

@@ -38,6 +38,8 @@ import numpy as np
 import uvloop
 
 from inferline_stream.controlplane.observe.live_profile import corrected, slowdowns
+from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError
@@ -59,7 +61,6 @@ from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.archive import read_record
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.report import RunReport
-from inferline_stream.runs.run import NoDisplay, RecordOptions, Run
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.decision import Reason
 from tests.benchmarks import _moderation
@@ -407,7 +408,7 @@ async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Fo
     """
     shape = shape_of(run.pipeline)
     await append_time_sink(run)
-    async with open_run(run, NoDisplay()) as under_way:
+    async with open_run(run) as under_way:
         await under_way.ready()
         elsewhere = Elsewhere()
         await under_way.fed(asyncio.Event())

@@ -38,7 +38,6 @@ from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.controller_client import TopicFollower, Written, write_once
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
-from inferline_stream.runs.run import NoDisplay
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import EmbeddedKafka, find_apache_kafka
 from tests.benchmarks._hostile_producer import Attack, Sent
@@ -115,7 +114,7 @@ async def attacked(
         probability={("parse", "check"): 1 / 3},
         settings=Settings(drain_timeout_s=STALLED_S),
     )
-    async with open_run(replace(run, feed=None), NoDisplay()) as under_way:
+    async with open_run(replace(run, feed=None)) as under_way:
         await under_way.ready()
         names, source = under_way.context.names, under_way.context.source
         mark = secrets.token_hex(8)
@@ -177,7 +176,7 @@ async def _attack_control(under_way: LiveRun, records: HostileRecords) -> Contro
     overrides: dict[str, Override] = {}
     for most in range(40, 43):
         await _spoil(servers, topics, records)
-        for stage in under_way.running_stages():
+        for stage in under_way.context.shape.stages:
             override = Override("limits", stage, minimum=1, maximum=most)
             overrides[override.key] = override
             await write_once(servers, Written(names.control, override.key, encode(override)))
@@ -276,7 +275,7 @@ async def _count(under_way: LiveRun, mark: str, arrived: Counter[int]) -> None:
     """Count good events in the sink topic, by number."""
     context = under_way.context
     partitions = await under_way.offsets.partitions(context.sink)
-    async with TopicFollower(context.bootstrap_servers, context.sink, partitions=partitions) as follower:
+    async with TopicFollower(context.kafka.bootstrap_servers, context.sink, partitions=partitions) as follower:
         while True:
             for record in await follower.read(0.5):
                 event = msgspec.json.decode(record.value or b"{}")

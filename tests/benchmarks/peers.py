@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from inferline_stream.calculus.envelope import compiled_kernel
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan, cost_per_hour, replicas_of
@@ -39,7 +40,6 @@ from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.contenders import FAMILIES, Contest, ordinary
 from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.runs.report import RunReport
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._bound_supervisor import bound_actuator
@@ -147,7 +147,7 @@ async def _live(
     feed = trace_feed(trace, ground.folder / "events.jsonl", folder)
     run = replace(run, measured=ground.measured, feed=feed, sample=ground.sample)
     if name in OURS:
-        report = await run_to_report(replace(run, policy=POLICIES[name]), NoDisplay(), asyncio.Event())
+        report = await run_to_report(replace(run, policy=POLICIES[name]), asyncio.Event())
     else:
         report = await _on_groups(ground, run, name, setting)
     return {
@@ -175,4 +175,4 @@ async def _on_groups(ground: Ground, run: Run, name: str, setting: Mapping[str, 
     plan = replace(ground.plan, allocations=held, cost_per_hour=cost_per_hour(held, kinds))
     with bound_actuator(run.log_folder) as actuator:
         async with actuator:
-            return await run_to_report(replace(run, plan=plan, policy=rule), NoDisplay(), asyncio.Event(), actuator)
+            return await run_to_report(replace(run, plan=plan, policy=rule), asyncio.Event(), actuator)

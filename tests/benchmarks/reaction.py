@@ -29,7 +29,6 @@ from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
-from inferline_stream.runs.run import NoDisplay
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink, one_stage, passed
@@ -97,7 +96,7 @@ async def _step(bootstrap_servers: str, folder: Path) -> _Step | None:
         policy=POLICIES["default"],
     )
     await append_time_sink(run)
-    async with open_run(run, NoDisplay()) as under_way:
+    async with open_run(run) as under_way:
         await under_way.ready()
         first = await _replicas(under_way)
         await under_way.fed(asyncio.Event())
@@ -141,7 +140,7 @@ async def _deaths(bootstrap_servers: str, folder: Path) -> list[float]:
     )
     await append_time_sink(run)
     died_s = []
-    async with open_run(run, NoDisplay()) as under_way:
+    async with open_run(run) as under_way:
         await under_way.ready()
         standby = Override("standby", "work", 1)
         control = under_way.context.names.control

@@ -20,7 +20,6 @@ import numpy as np
 from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
-from inferline_stream.runs.run import NoDisplay
 from inferline_stream.testing.kafka import find_apache_kafka
 from tests.support.emulated_runs import emulated_run
 from tests.support.soak import CONTROLLER, SUPERVISOR, Counts, Growth, ProcessSample, counts, growth, soak
@@ -55,7 +54,7 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figure
         planned_rate=RATE,
         key_field="number",
     )
-    async with open_run(run, NoDisplay()) as under_way:
+    async with open_run(run) as under_way:
         await under_way.ready()
         counting = asyncio.create_task(_begun(under_way))
         async with soak(under_way) as looks:

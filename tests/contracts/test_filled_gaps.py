@@ -8,9 +8,9 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
+from tests.support.emulated_runs import one_stage
 
 
 async def test_events_that_enter_while_a_gap_is_filled_are_counted_by_what_follows_it(
@@ -18,7 +18,7 @@ async def test_events_that_enter_while_a_gap_is_filled_are_counted_by_what_follo
 ) -> None:
     kafka, source = KafkaCluster(embedded_broker.bootstrap_servers), secrets.token_hex(4)
     await create_topics(kafka.bootstrap_servers, [WantedTopic(source, 1, "a test's")])
-    context = PipelineContext(Names("p"), source, "out", frozenset({"a"}), kafka, Settings())
+    context = PipelineContext(one_stage(source=source), kafka, Settings())
     began_s = time.time()
     async with RecordProducer(kafka.bootstrap_servers) as producer:
         for _ in range(15):

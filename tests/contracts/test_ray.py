@@ -39,7 +39,6 @@ from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.profiler.remote_bench_dispatcher import MODULE
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
-from inferline_stream.runs.run import NoDisplay
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
 from tests.support.emulated_runs import emulated_run
@@ -127,7 +126,7 @@ class Rayed:
         return sum(kind.ready for kind in state.stages[0].replicas) if state is not None else 0
 
     async def scaled(self, replicas: int) -> None:
-        self.under_way.controller.wanted["work", "emulated-core"] = replicas
+        self.under_way.controller.wanted["work"]["emulated-core"] = replicas
         self.under_way.controller.fleet.changed()
         await until(lambda: self.ready() == replicas, f"{replicas} replicas are ready")
 
@@ -153,7 +152,7 @@ async def rayed(kafka: KafkaServer, folder: Path, delivery: str) -> AsyncIterato
     run = emulated_run(folder, kafka.bootstrap_servers, folder, levels=[(40, 600)], delivery=delivery, faust=False)
     async with (
         ray_actuator(str(folder), folder / "logs", identity=run.identity, drain_timeout_s=10.0) as actuator,
-        open_run(run, NoDisplay(), actuator) as under_way,
+        open_run(run, actuator) as under_way,
     ):
         await under_way.ready()
         yield Rayed(under_way, actuator)

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import Override, encode
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.frames import (
     FORMAT,
     HEADER_BYTES,
@@ -30,7 +31,6 @@ from inferline_stream.dataplane.frames import (
 )
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.wire import CURRENT, FILLED, FOLDER, FRAMES, document, next_release, this_release
 from tests.support.emulated_runs import emulated_run
@@ -114,7 +114,7 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
     async with (
         asyncio.timeout(120),
         LocalActuator(run.log_folder) as actuator,
-        open_run(run, NoDisplay(), actuator) as under_way,
+        open_run(run, actuator) as under_way,
     ):
         await under_way.ready()
         names = under_way.context.names

@@ -19,10 +19,10 @@ from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane import controller as controlling
 from inferline_stream.controlplane.observe.event_ledger import read_ledger
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.local_kafka import LocalKafka
 from inferline_stream.tuner.policy import POLICIES
@@ -59,26 +59,23 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_by_one_th
     async with (
         asyncio.timeout(90),
         LocalActuator(run.log_folder) as actuator,
-        open_run(run, NoDisplay(), actuator) as first,
+        open_run(run, actuator) as first,
     ):
         await first.ready()
         async with run.feed(run.bootstrap_servers, first.context.source) as feed:
             await feed.ready()
             feed.start()
             await asyncio.sleep(6.0)  # in the middle of the ramp
-            wanted = {stage: 0 for stage in first.running_stages()}
-            for (stage, _), count in first.controller.wanted.items():
-                wanted[stage] += count
+            wanted = {stage: sum(kinds.values()) for stage, kinds in first.controller.wanted.items()}
             first.control.cancel()
             died_s, out = time.monotonic(), first.controller.view.counts.events_out
-            async with open_run(successor, NoDisplay(), actuator) as second:
+            async with open_run(successor, actuator) as second:
                 took_s = time.monotonic() - died_s
                 await second.ready()
                 assert second.controller.view.growth.watched_since_s is not None
                 now_s = asyncio.get_running_loop().time()
                 assert now_s - second.controller.view.growth.watched_since_s > took_s  # no gap in what is known
-                for (stage, _), count in second.controller.wanted.items():
-                    assert count >= wanted[stage]
+                assert all(sum(kinds.values()) >= wanted[s] for s, kinds in second.controller.wanted.items())
                 assert await until(partial(ready, second, "parse", 2), 10.0)
                 feed.stop()
                 await feed.finished()
@@ -105,7 +102,7 @@ async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing,
         replicas={"parse": 2, "check": 1, "decide": 1},
         planned_rate=60.0,
     )
-    async with asyncio.timeout(150), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(150), open_run(run) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(4.0)
@@ -138,7 +135,7 @@ async def test_without_statistics_the_controller_holds_what_there_is(swing, apac
         replicas={"parse": 3, "check": 2, "decide": 2},
         planned_rate=40.0,
     )
-    async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(90), open_run(run) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(4.0)
@@ -167,10 +164,10 @@ async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(
     async with (
         asyncio.timeout(90),
         LocalActuator(run.log_folder) as actuator,
-        open_run(run, NoDisplay(), actuator) as first,
+        open_run(run, actuator) as first,
     ):
         await first.ready()
-        await first.controller.fleet.want({**first.controller.wanted, ("parse", "emulated-cpu"): 3})
+        await first.controller.fleet.want({**first.controller.wanted, "parse": {"emulated-cpu": 3}})
         await first.fed(asyncio.Event())
         await asyncio.sleep(1.0)
         decided = len(first.controller.decider.decisions)
@@ -180,7 +177,7 @@ async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(
             os.kill(replica.pid, signal.SIGKILL)
         await actuator.aclose()
         await asyncio.sleep(controlling.RECENT_S + 1.0)  # what they reported is past reading
-        async with open_run(replace(run, feed=None), NoDisplay()) as second:
+        async with open_run(replace(run, feed=None)) as second:
             await second.ready()
             controller = second.controller
             assert len(controller.found.decisions) == decided

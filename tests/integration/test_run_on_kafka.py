@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
+from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
@@ -21,7 +23,6 @@ from inferline_stream.pipeline.shape import independent_paths, shape_of
 from inferline_stream.pipeline.trace import gamma_trace, levels_trace
 from inferline_stream.planner.provision import provision
 from inferline_stream.runs.lifecycle import open_run, run_to_report
-from inferline_stream.runs.run import NoDisplay, RecordOptions, Run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.observation import Observation
@@ -57,7 +58,7 @@ async def lags_by_admin(run: Run) -> dict[str, int]:
 
 async def test_a_killed_replica_comes_back_and_nothing_is_lost(swing, apache_kafka: KafkaServer) -> None:
     run: Run = swing(apache_kafka.bootstrap_servers, levels=[(50, 10)], replicas={"parse": 2, "check": 1, "decide": 2})
-    async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(90), open_run(run) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(3.0)
@@ -130,7 +131,7 @@ async def test_traffic_scales_stages_in_process_behind_servers_and_waiting(
         replans=False,
     )
     async with asyncio.timeout(120):
-        report = await run_to_report(run, NoDisplay(), asyncio.Event())
+        report = await run_to_report(run, asyncio.Event())
     assert (report.lost, report.duplicated, report.unknown) == (0, 0, 0)
     assert report.events_in == report.events_out > 400
     assert report.exits == []

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from inferline_stream.controlplane.polling import until
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
 from tests.support.emulated_runs import emulated_run
@@ -64,7 +63,7 @@ async def test_events_wait_for_a_branch_that_is_away_and_none_of_them_is_lost_or
         levels=[(200, 1)],
         settings=Settings(join_age_s=0.5, join_bytes=100_000.0),
     )
-    async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(90), open_run(run) as under_way:
         await under_way.ready()
         reports = under_way.controller.view.reports
         await under_way.fed(asyncio.Event())

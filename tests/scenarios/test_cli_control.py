@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.observation import Limits
 from tests.scenarios.test_cli_documents import assert_documented
@@ -39,7 +39,7 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         .replace("stages=[parsing, checking, deciding]", "stages=[parsing, checking, extra, deciding]")
         .replace("check: int | None", "check: int | None\n    extra: int")
     )
-    async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(90), open_run(run) as under_way:
         await under_way.ready()
         controller = under_way.controller
 

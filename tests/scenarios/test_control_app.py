@@ -15,13 +15,17 @@ from aiokafka.admin import AIOKafkaAdminClient
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 
 from inferline_stream.controlplane.faust_app import ControlApp
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, Run
+from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
+from tests.support.emulated_runs import one_stage
 
 
 async def groups(servers: str, names: Names) -> list[str]:
@@ -48,26 +52,17 @@ async def test_agents_bring_each_record_with_its_offset_and_the_timer_ticks(
     names, servers = Names(f"p{secrets.token_hex(4)}"), embedded_broker.bootstrap_servers
     topics = [WantedTopic(names.stage_stats, 1, "reports"), WantedTopic(names.arrivals, 1, "arrivals")]
     await create_topics(servers, topics, replication=1)
-    reports: list[tuple[int, int, bytes | None]] = []
-    arrivals: list[tuple[int, int, bytes | None]] = []
+    records: list[tuple[str, int, int, bytes | None]] = []
     ticks: list[float] = []
 
     async def tune() -> None:
         ticks.append(asyncio.get_running_loop().time())
 
     async def heard() -> bool:
-        return len(reports) >= 3 and len(arrivals) >= 1 and len(ticks) >= 5
+        return len(records) >= 4 and len(ticks) >= 5
 
-    app = ControlApp(
-        servers,
-        names,
-        1,
-        folder=tmp_path,
-        report=lambda *record: reports.append(record),
-        arrivals=lambda *record: arrivals.append(record),
-        tune=tune,
-        tune_every_s=0.1,
-    )
+    context = PipelineContext(one_stage(names.pipeline), KafkaCluster(servers), Settings())
+    app = ControlApp(context, 1, folder=str(tmp_path), take=lambda *record: records.append(record), tune=tune)
     await group_of_an_ended_term(servers, names)
     async with asyncio.timeout(60), app:
         await delete_groups(servers, lambda group: group == f"{names.control_groups}0")
@@ -76,8 +71,8 @@ async def test_agents_bring_each_record_with_its_offset_and_the_timer_ticks(
             await write_once(servers, Written(names.stage_stats, "a", b"%d" % number))
         await write_once(servers, Written(names.arrivals, "s", b"x"))
         assert await until(heard, 20.0)
-    assert reports == [(0, number, b"%d" % number) for number in range(3)]
-    assert arrivals == [(0, 0, b"x")]
+    expected = [(names.stage_stats, 0, number, b"%d" % number) for number in range(3)]
+    assert sorted(records) == sorted([*expected, (names.arrivals, 0, 0, b"x")])
     assert await groups(servers, names) == []
 
 
@@ -104,9 +99,8 @@ async def test_an_app_that_is_stopped_while_its_consumer_joins_leaves_no_connect
 
     monkeypatch.setattr(faust.App, "_on_partitions_assigned", once_it_stops)
     monkeypatch.setattr(AIOKafkaConsumerThread, "on_thread_stop", after_that)
-    app = ControlApp(
-        servers, names, 1, folder=tmp_path, report=ignored, arrivals=ignored, tune=nothing, tune_every_s=0.1
-    )
+    context = PipelineContext(one_stage(names.pipeline), KafkaCluster(servers), Settings())
+    app = ControlApp(context, 1, folder=str(tmp_path), take=ignored, tune=nothing)
     entering = asyncio.create_task(app.__aenter__())  # ends once there are partitions
     async with asyncio.timeout(20):
         await joined.wait()
@@ -118,7 +112,7 @@ async def test_an_app_that_is_stopped_while_its_consumer_joins_leaves_no_connect
     assert not any(connection.connected() for connection in connections)
 
 
-def ignored(partition: int, offset: int, value: bytes | None) -> None: ...
+def ignored(topic: str, partition: int, offset: int, value: bytes | None) -> None: ...
 
 
 async def nothing() -> None: ...
@@ -130,12 +124,12 @@ async def test_a_run_hears_by_its_agents_and_goes_on_by_itself_where_there_are_n
     hosted: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 3)])
     alone: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 3)], faust=False)
     for run, by_agents in ((hosted, True), (alone, False)):
-        async with asyncio.timeout(60), open_run(run, NoDisplay()) as under_way:
+        async with asyncio.timeout(60), open_run(run) as under_way:
             await under_way.ready()
             controller = under_way.controller
 
             async def brought(controller=controller) -> bool:
-                return controller.collector.by_agents and controller.tuned_by_timer
+                return controller.collector.agent.drives and controller.timer.drives
 
             assert await until(brought, 10.0 if by_agents else 1.0) is by_agents
             await under_way.fed(asyncio.Event())

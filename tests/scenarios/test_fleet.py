@@ -12,11 +12,11 @@ import pytest
 
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import Override, encode
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.policy import POLICIES
@@ -39,11 +39,11 @@ async def test_newer_code_replaces_replicas_and_dispatchers_without_an_event_los
     run: Run = swing(
         embedded_broker.bootstrap_servers, levels=[(40, 9)], replicas={"parse": 2, "check": 1, "decide": 1}
     )
-    async with asyncio.timeout(60), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(60), open_run(run) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(1.0)
-        stages = under_way.running_stages()
+        stages = under_way.context.shape.stages
         before = {stage: await names(under_way, stage) for stage in stages}
         dispatchers = {d.dispatcher for d in await under_way.controller.actuator.dispatchers()}
         least = dict.fromkeys(stages, 9)
@@ -71,7 +71,7 @@ async def test_newer_code_replaces_replicas_and_dispatchers_without_an_event_los
 
 async def test_a_standby_works_at_once_where_another_died_and_is_replaced(swing, embedded_broker: KafkaServer) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 7)])
-    async with asyncio.timeout(60), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(60), open_run(run) as under_way:
         await under_way.ready()
         await set_by_people(under_way, Override("standby", "parse", 1))
         reports = under_way.controller.view.reports
@@ -113,7 +113,7 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied_w
         policy=POLICIES["default"],
         settings=Settings(planner_effort_s=2.0),
     )
-    async with asyncio.timeout(240), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(240), open_run(run) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(6.5)
@@ -163,7 +163,7 @@ async def test_a_plan_that_saves_enough_comes_into_force_by_itself(swing, embedd
         policy=POLICIES["default"],
         settings=Settings(planner_every_s=5.0, planner_effort_s=2.0),
     )
-    async with asyncio.timeout(120), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(120), open_run(run) as under_way:
         await under_way.ready()
         stop = asyncio.Event()
         feeding = asyncio.create_task(under_way.fed(stop))

@@ -16,13 +16,13 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.observability.alert_rules import Target, rules_yaml
 from inferline_stream.observability.metrics import StateCollector
 from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.hostile import ATTACKS
 from tests.support.emulated_runs import emulated_run
@@ -112,7 +112,7 @@ async def test_the_others_keep_the_slo_and_the_alert_names_the_stage(
             levels=[(45, 8)],
             probability={("enter", "hostile"): 1 / (HARMLESS + 1)},
         )
-        async with asyncio.timeout(120), open_run(run, NoDisplay()) as under_way:
+        async with asyncio.timeout(120), open_run(run) as under_way:
             await under_way.ready()
             controller = under_way.controller
             before = await known(controller)

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from inferline_stream.cli.main import app
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import Override, encode
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.runs.archive import read_events, read_record
 from inferline_stream.runs.lifecycle import open_run, run_to_report
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Limits, Observation
@@ -29,7 +29,7 @@ async def test_a_stopped_run_drains_what_has_arrived(swing, embedded_broker: Kaf
     stop = asyncio.Event()
     asyncio.get_running_loop().call_later(5.0, stop.set)
     async with asyncio.timeout(60):
-        report = await run_to_report(run, NoDisplay(), stop)
+        report = await run_to_report(run, stop)
     assert 0 < report.events_in < 600
     assert report.events_in == report.events_out
     assert (report.lost, report.duplicated) == (0, 0)
@@ -38,7 +38,7 @@ async def test_a_stopped_run_drains_what_has_arrived(swing, embedded_broker: Kaf
 async def test_an_advisory_run_decides_without_acting(swing, embedded_broker: KafkaServer) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 3)], changes=[(0.5, {"parse": 3})], advisory=True)
     async with asyncio.timeout(60):
-        report = await run_to_report(run, NoDisplay(), asyncio.Event())
+        report = await run_to_report(run, asyncio.Event())
     assert [(d.applied, d.replicas["parse"]) for d in report.decisions] == [(False, 3)]
     assert report.replicas_most["parse"] == 1
     assert report.lost == 0
@@ -54,7 +54,7 @@ async def test_a_record_replays_to_the_decisions_of_its_run(
         monkeypatch.setattr(stage, "isolation", Isolation(forked=True))
     run = replace(run, run_folder=tmp_path / "run")
     async with asyncio.timeout(60):
-        await run_to_report(run, NoDisplay(), asyncio.Event())
+        await run_to_report(run, asyncio.Event())
     record, events = read_record(tmp_path / "run"), read_events(tmp_path / "run")
     live = [(d.time_s - events.began_s, d.replicas) for d in record.decisions if d.action == "scale_up"]
     reported = CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--policy", policy, "--output", "json"])
@@ -79,13 +79,13 @@ async def test_a_person_holds_a_stage_at_a_number_and_pauses_decisions(swing, em
         )
 
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 6)], policy=obey)
-    async with asyncio.timeout(60), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(60), open_run(run) as under_way:
         await under_way.ready()
         control = under_way.context.names.control
         two, pause = Override("scale", "check", 2), Override("pause")
 
         async def two_checks() -> bool:
-            return under_way.controller.wanted["check", "emulated-cpu"] == 2
+            return under_way.controller.wanted["check"]["emulated-cpu"] == 2
 
         async def paused() -> bool:
             return under_way.controller.state.paused

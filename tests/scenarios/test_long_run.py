@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from inferline_stream.controlplane.observe.event_ledger import EndOffsets
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, Run
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ async def test_the_newest_events_are_looked_up_and_the_others_counted(
     """On both brokers where there are transactions: their markers take offsets, and each broker writes its own."""
     servers = request.getfixturevalue(broker).bootstrap_servers
     run: Run = swing(servers, levels=[(60, 8)], delivery=delivery)
-    async with asyncio.timeout(120), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(120), open_run(run) as under_way:
         await under_way.ready()
         collector = under_way.controller.collector
         assert collector is not None

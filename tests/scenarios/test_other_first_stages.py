@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run, run_to_report
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.support.emulated_runs import emulated_run
 
@@ -56,11 +56,11 @@ async def put(run: Run, events: int) -> None:
 async def test_a_renamed_first_stage_takes_what_came_while_nothing_ran(build) -> None:
     first, renamed = build("before"), build("after")
     async with asyncio.timeout(120):
-        await run_to_report(first, NoDisplay(), done())
+        await run_to_report(first, done())
         await put(first, 100)
-        report = await run_to_report(renamed, NoDisplay(), done())
+        report = await run_to_report(renamed, done())
         await put(first, 10)
-        named_back = await run_to_report(first, NoDisplay(), done())
+        named_back = await run_to_report(first, done())
     assert (report.events_in, report.events_out, report.lost, report.duplicated) == (100, 100, 0, 0)
     assert (named_back.events_in, named_back.events_out, named_back.lost, named_back.duplicated) == (10, 10, 0, 0)
 
@@ -68,25 +68,25 @@ async def test_a_renamed_first_stage_takes_what_came_while_nothing_ran(build) ->
 async def test_a_first_stage_of_another_source_says_where_to_begin_only_when_it_is_asked(build) -> None:
     first, other = build("before"), build("before", source="elsewhere")
     async with asyncio.timeout(120):
-        await run_to_report(first, NoDisplay(), done())
+        await run_to_report(first, done())
         with pytest.raises(UsageError, match=r"has not read topic .*elsewhere before.*partitions 0,1.*--start"):
-            await run_to_report(other, NoDisplay(), done())
+            await run_to_report(other, done())
         await put(other, 10)
         earliest = replace(other, records=replace(other.records, start="earliest"))
-        report = await run_to_report(earliest, NoDisplay(), done())
+        report = await run_to_report(earliest, done())
     assert (report.events_in, report.events_out, report.lost) == (10, 10, 0)
 
 
 async def test_a_new_first_stage_is_refused_where_the_run_before_may_still_be_at_work(build) -> None:
     first, renamed = build("before"), build("after")
     async with asyncio.timeout(120):
-        async with open_run(first, NoDisplay()) as under_way:
+        async with open_run(first) as under_way:
             await under_way.ready()
             await asyncio.sleep(1.0)  # what is wanted is written down within a moment
             under_way.control.cancel()  # it falls silent: no resignation
             await asyncio.wait([under_way.control])
         with pytest.raises(UsageError, match=r"stage after is new.*did not end in order.*Run the pipeline as it was"):
-            await run_to_report(renamed, NoDisplay(), done())
+            await run_to_report(renamed, done())
 
 
 def done() -> asyncio.Event:

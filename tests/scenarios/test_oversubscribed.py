@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.policy import POLICIES
 
@@ -19,7 +19,7 @@ async def test_traffic_beyond_the_plan_adds_nothing_while_others_take_the_cores_
 ) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(150, 60)], policy=POLICIES["default"])
     run.pipeline.hardware = (Hardware("emulated-cpu", 0.0665, cores=0.1),)
-    async with asyncio.timeout(90), open_run(replace(run, cores=100.0), NoDisplay()) as under_way:
+    async with asyncio.timeout(90), open_run(replace(run, cores=100.0)) as under_way:
         await under_way.ready()
         view, stop = under_way.controller.view, asyncio.Event()
         view.core_use = CoreUse()  # it judges nothing: a test says what it sees

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from inferline_stream.cli import rehearsal_steps
 from inferline_stream.cli.main import app
-from inferline_stream.cli.plan_steps import Declared
+from inferline_stream.cli.plan_steps import Declared, PlanInputs
 from inferline_stream.controlplane.observe.live_profile import scaled
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.plan import Plan
@@ -22,8 +23,6 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.profile_store import Known, ProfileStore
 from inferline_stream.runs.rehearsal import Rehearsed
-from inferline_stream.runs.run import Run
-from inferline_stream.settings import Settings
 from tests.support.emulated_runs import plan_by_hand
 
 TOPOLOGY = """
@@ -69,9 +68,8 @@ async def test_a_stage_that_is_slower_than_its_profile_is_planned_for_again_and_
         asked.append(measured.profiles["work", "cpu-1"].service_time_s(1))
         return plan_by_hand(declared.pipeline, measured, declared.trace, {"work": 1})
 
-    first = plan(wrong)
-    again = rehearsal_steps.RehearsalOptions(plan, notes.append)
-    measured, _ = await rehearsal_steps.rehearsed(declared, wrong, first, again, Settings())
+    inputs, first = PlanInputs(what=declared), plan(wrong)
+    measured, _ = await rehearsal_steps.rehearsed(inputs, wrong, first, plan, note=notes.append)
     assert measured.profiles["work", "cpu-1"].service_time_s(1) >= 0.02
     assert asked[1] >= 0.02
     assert "work on cpu-1 takes" in notes[0]
@@ -82,10 +80,10 @@ async def test_a_stage_that_is_slower_than_its_profile_is_planned_for_again_and_
     slow = replace(measured, profiles={("work", "cpu-1"): true})
     store.correct(true)
     notes.clear()
-    await rehearsal_steps.rehearsed(declared, slow, first, again, Settings())
+    await rehearsal_steps.rehearsed(inputs, slow, first, plan, note=notes.append)
     assert notes == ["rehearsal: no stage was slower than its profile in 2 s of the sample"]
     assert store.load().rehearsed == {("work", "cpu-1")}
-    await rehearsal_steps.rehearsed(declared, slow, first, again, Settings())
+    await rehearsal_steps.rehearsed(inputs, slow, first, plan, note=notes.append)
     assert len(notes) == 1, "what has passed is not tried again"
 
 
@@ -99,8 +97,9 @@ async def test_a_rehearsal_while_others_take_the_cores_changes_nothing(
     wrong = PipelineProfile({("work", "cpu-1"): Profile("work", "cpu-1", times)}, independent_paths(shape, {}))
     first = plan_by_hand(declared.pipeline, wrong, declared.trace, {"work": 1})
     notes: list[str] = []
-    again = rehearsal_steps.RehearsalOptions(lambda measured: first, notes.append)
-    assert await rehearsal_steps.rehearsed(declared, wrong, first, again, Settings()) == (wrong, first)
+    inputs = PlanInputs(what=declared)
+    found = await rehearsal_steps.rehearsed(inputs, wrong, first, lambda measured: first, note=notes.append)
+    assert found == (wrong, first)
     assert [note.partition(",")[0] for note in notes] == ["rehearsal: it says nothing"]
 
 
@@ -119,8 +118,9 @@ async def test_a_plan_that_takes_more_cores_than_there_are_is_not_rehearsed(decl
     measured = kept_profile(declared)
     plan = plan_by_hand(declared.pipeline, measured, declared.trace, {"work": 1000})
     notes: list[str] = []
-    again = rehearsal_steps.RehearsalOptions(lambda measured: plan, notes.append)
-    assert await rehearsal_steps.rehearsed(declared, measured, plan, again, Settings()) == (measured, plan)
+    inputs = PlanInputs(what=declared)
+    found = await rehearsal_steps.rehearsed(inputs, measured, plan, lambda measured: plan, note=notes.append)
+    assert found == (measured, plan)
     assert notes == []
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import Cluster
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.kube.api import KubeApi, client_of
 from tests.kube.kubelet import Kubelet
@@ -29,7 +29,7 @@ async def test_scaling_lost_nodes_and_an_outage_of_the_api_server_lose_nothing(
         async with (
             asyncio.timeout(DEADLINE_S),
             KubernetesActuator(names, run.bootstrap_servers, Cluster(api.namespace, "image"), client) as actuator,
-            open_run(run, NoDisplay(), actuator) as under_way,
+            open_run(run, actuator) as under_way,
         ):
             await under_way.ready()
             feeding = asyncio.create_task(under_way.fed(asyncio.Event()))

@@ -12,10 +12,10 @@ import pytest
 
 from inferline_stream.actuators.actuator import ObservedDispatcher
 from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.report import RunReport
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 
 
@@ -31,7 +31,7 @@ async def granted(under_way: LiveRun, stage: str, count: int) -> bool:
 
 
 async def through(run: Run, change: Callable[[LiveRun], Awaitable[None]]) -> RunReport:
-    async with asyncio.timeout(90), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(90), open_run(run) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         await asyncio.sleep(1.0)

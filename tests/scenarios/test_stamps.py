@@ -18,6 +18,7 @@ from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
+from tests.support.emulated_runs import one_stage
 
 
 async def in_transactions(producer: AIOKafkaProducer, topic: str, times_ms: list[int], *, abort: bool = False) -> None:
@@ -35,7 +36,7 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
     await create_topics(
         servers, [WantedTopic(source, 2, "events"), WantedTopic(names.arrivals, 1, "arrivals")], replication=1
     )
-    context = PipelineContext(names, source, "", frozenset(), KafkaCluster(servers), Settings(), arrivals="timestamps")
+    context = PipelineContext(one_stage(names.pipeline, source, "timestamps"), KafkaCluster(servers), Settings())
     now_ms = int(time.time() * 1e3)
     early, late = [now_ms - 4000 + 100 * i for i in range(10)], [now_ms - 1000 + 50 * i for i in range(6)]
     async with (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.controlplane.polling import until
-from inferline_stream.controlplane.records.record_writers import flat
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.pipeline_topics import ready_topics, topics_of
@@ -18,7 +18,6 @@ from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.lifecycle import open_run, run_to_report
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.policy import POLICIES
 
@@ -33,9 +32,9 @@ async def wait_at_the_source(run: Run, events: int) -> None:
 async def test_a_backlog_is_worked_off_and_distinguished_from_live_traffic(swing, embedded_broker: KafkaServer) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 3)])
     async with asyncio.timeout(90):
-        first = await run_to_report(run, NoDisplay(), asyncio.Event())
+        first = await run_to_report(run, asyncio.Event())
         await wait_at_the_source(run, 50)
-        second = await run_to_report(run, NoDisplay(), asyncio.Event())
+        second = await run_to_report(run, asyncio.Event())
     assert (first.backlog, first.backlog_done_s) == (0, None)
     assert (second.backlog, second.lost, second.duplicated) == (50, 0, 0)
     assert second.events_in == second.events_out == first.events_in + 50
@@ -56,15 +55,15 @@ async def test_the_first_replicas_are_those_for_what_is_known_to_come(
             await producer.send(source, b'{"number": %d}' % number, key=str(number).encode())
         await producer.flush()
     arrivals = None if known is None else gamma_trace(known, 1.0, 30.0, np.random.default_rng(1))
-    async with asyncio.timeout(60), open_run(replace(run, arrivals=arrivals), NoDisplay()) as starting:
+    async with asyncio.timeout(60), open_run(replace(run, arrivals=arrivals)) as starting:
         (decision,) = starting.controller.decider.decisions
         assert (decision.action, decision.reason) == ("scale_up", reason)
         assert sum(decision.replicas["parse"].values()) > 1
-        assert starting.controller.wanted == flat(decision.replicas)
+        assert starting.controller.wanted == decision.replicas
         assert starting.controller.state is None, "no replica has been looked at yet"
         await starting.ready()
         assert [(d.action, d.reason) for d in starting.controller.decider.decisions] == [("scale_up", reason)]
-        await starting.controller.retire(starting.running_stages(), 10.0)
+        await starting.controller.retire(starting.context.shape.stages, 10.0)
 
 
 async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_people_say_where_to_go_on(
@@ -73,11 +72,11 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 1)])
     group = Names(run.pipeline.name, run.records.prefix).group("parse")
     async with asyncio.timeout(120):
-        first = await run_to_report(run, NoDisplay(), asyncio.Event())
+        first = await run_to_report(run, asyncio.Event())
         await delete_groups(run.bootstrap_servers, lambda name: name == group)  # as Kafka does in time
         since = datetime.now(UTC).isoformat()
         await wait_at_the_source(run, 20)
-        async with open_run(replace(run, feed=None, faust=False), NoDisplay()) as halted:
+        async with open_run(replace(run, feed=None, faust=False)) as halted:
             await halted.ready()
             reports = halted.controller.view.reports
 
@@ -88,9 +87,7 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
             assert await until(reported, 20.0)
             topic = halted.context.source
             assert await halted.offsets.committed(group, topic, 8) == (Committed(-1),) * 8
-            await halted.controller.retire(halted.running_stages(), 10.0)
-        again = await run_to_report(
-            replace(run, records=replace(run.records, start=since)), NoDisplay(), asyncio.Event()
-        )
+            await halted.controller.retire(halted.context.shape.stages, 10.0)
+        again = await run_to_report(replace(run, records=replace(run.records, start=since)), asyncio.Event())
     assert (again.backlog, again.lost) == (20, 0)
     assert again.events_in == again.events_out == first.events_in + 20

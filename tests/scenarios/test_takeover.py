@@ -14,6 +14,7 @@ from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.observe.event_ledger import read_ledger
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import StoredPlan, encode
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.controller_client import Written, write_once
@@ -22,7 +23,6 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.support.emulated_runs import Script
 
@@ -35,7 +35,7 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
     async with (
         asyncio.timeout(60),
         LocalActuator(run.log_folder) as actuator,
-        open_run(run, NoDisplay(), actuator) as first,
+        open_run(run, actuator) as first,
     ):
         await first.ready()
         async with run.feed(run.bootstrap_servers, first.context.source) as feed:
@@ -50,11 +50,11 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
             processes = {r.pid for r in await actuator.observe()}
             first.control.cancel()  # it falls silent: no resignation, no heartbeat
             silent_s, out_before = time.monotonic(), first.controller.view.counts.events_out
-            async with open_run(successor, NoDisplay(), actuator) as second:
+            async with open_run(successor, actuator) as second:
                 await second.ready()
                 took_s = time.monotonic() - silent_s
                 assert second.controller.leadership.term == first.controller.leadership.term + 1
-                assert second.controller.wanted["parse", "emulated-cpu"] == 2
+                assert second.controller.wanted["parse"]["emulated-cpu"] == 2
                 assert 40 < second.controller.state.arrival_rate < 80
                 now_s = asyncio.get_running_loop().time()
                 assert (
@@ -77,7 +77,7 @@ async def test_a_leader_with_an_unsettled_transaction_goes_on_in_a_new_term(
     swing, embedded_broker: KafkaServer
 ) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 6)], changes=[(3.0, {"parse": 2})])
-    async with asyncio.timeout(60), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(60), open_run(run) as under_way:
         await under_way.ready()
         leadership = under_way.controller.leadership
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
@@ -111,7 +111,7 @@ async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_o
     under_way = Written(names.stage_topic(stage), "key", b"1", 3)
     await write_once(servers, under_way)
     with pytest.raises(UsageError) as refused:
-        async with asyncio.timeout(30), open_run(run, NoDisplay()):
+        async with asyncio.timeout(30), open_run(run):
             pass
     assert "stage gone is gone" in str(refused.value)
     assert f"1 in {names.group(stage)}" in str(refused.value)
@@ -122,7 +122,7 @@ async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_o
         partition = TopicPartition(under_way.topic, under_way.partition)
         consumer.assign([partition])
         await consumer.commit({partition: 1})
-    async with asyncio.timeout(30), open_run(run, NoDisplay()) as allowed:
+    async with asyncio.timeout(30), open_run(run) as allowed:
         assert allowed.controller.leadership.term >= 1
         # aiokafka loses its first connection where a client is stopped while it starts.
         while allowed.controller.collector is None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import Override, encode
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
-from inferline_stream.runs.run import NoDisplay, Run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.observation import Limits
 from tests.scenarios.test_cli_status import SWING, call
@@ -51,7 +51,7 @@ async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(
     limits = Override("limits", "check", maximum=4)
     await write_once(run.bootstrap_servers, Written(names.control, limits.key, encode(limits)))
     where = ["--bootstrap-servers", run.bootstrap_servers, "--prefix", run.records.prefix]
-    async with asyncio.timeout(120), open_run(run, NoDisplay()) as under_way:
+    async with asyncio.timeout(120), open_run(run) as under_way:
         await under_way.ready()
         controller = under_way.controller
         assert controller.decider.overrides.limits(0.0)["check"] == Limits(1, 4)

@@ -21,10 +21,10 @@ from typing import Literal
 import msgspec
 
 from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.errors import InferlineError
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
-from inferline_stream.runs.run import NoDisplay, Run
 from tests.support.emulated_runs import emulated_run
 
 
@@ -86,7 +86,7 @@ async def control(given: Controlled) -> int:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
     _say(b"started")
     try:
-        async with open_run(given.run(folder), NoDisplay()) as under_way:
+        async with open_run(given.run(folder)) as under_way:
             loop.add_signal_handler(signal.SIGTERM, stop.set)  # before, there is nothing to be put in order
             _say(b"leads")
             await under_way.ready()

@@ -6,8 +6,7 @@ Emulated hardware only: replicas sleep the service times that the topology decla
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.calculus.envelope import trace_envelope, windows_s
-from inferline_stream.connectors.sources.replay_process import TraceReplay
-from inferline_stream.connectors.sources.trace_replay import ReplaySpec
+from inferline_stream.connectors.sources.replay_process import replayed
+from inferline_stream.controlplane.run_inputs import FeedTo, Run
+from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.emulation import emulated_s
@@ -24,9 +24,8 @@ from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
-from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
-from inferline_stream.runs.run import FeedTo, RecordOptions, Run
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import TunerState
@@ -127,19 +126,17 @@ def trace_feed(trace: Trace, events: Path, folder: Path, key_field: str | None =
     arrivals = folder / "trace.csv"
     arrivals.write_text("arrival_s\n" + "".join(f"{time_s:.6f}\n" for time_s in trace.arrivals_s))
 
-    @asynccontextmanager
-    async def feed(bootstrap_servers: str, topic: str) -> AsyncIterator[TraceReplay]:
-        spec = ReplaySpec(
-            bootstrap_servers=bootstrap_servers,
-            topic=topic,
-            arrivals=str(arrivals),
-            events=str(events),
-            key_field=key_field,
-        )
-        async with TraceReplay(spec) as replay:
-            yield replay
+    return replayed(arrivals, events, key_field=key_field)
 
-    return feed
+
+def one_stage(name: str = "p", source: str = "posts", arrivals: str = "offsets") -> Pipeline:
+    """A pipeline of one stage "a", from the source topic to "out"."""
+
+    def work(numbers: list[int]) -> list[int]:
+        return numbers
+
+    stages = [Stage("a", work, hardware=["cpu"])]
+    return Pipeline(name, slo="500ms", source=Topic(source, arrivals=arrivals), sink=Topic("out"), stages=stages)
 
 
 def emulated_run(

@@ -30,8 +30,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext, lags
 from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
-from inferline_stream.pipeline.names import EVENT_ID, Names
-from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.local_kafka import LocalKafka
 from tests.support.controller_process import Condition, Controlled
 
@@ -226,7 +225,9 @@ class Scene:
         partitions = await offsets.partitions(self.context.sink)
         ends = dict(enumerate((await offsets.ends({self.context.sink: partitions}))[self.context.sink]))
         wanted: set[str] = set()
-        async with TopicFollower(self.context.bootstrap_servers, self.context.sink, partitions=partitions) as follower:
+        async with TopicFollower(
+            self.context.kafka.bootstrap_servers, self.context.sink, partitions=partitions
+        ) as follower:
             async for record in follower.until(ends):
                 wanted.add(dict(record.headers)[EVENT_ID].decode())
 
@@ -257,16 +258,8 @@ async def scene(
         poison: see `Scene`.
     """
     run = controlled.run(Path(controlled.folder))
-    names, shape = Names(run.pipeline.name, run.records.prefix), shape_of(run.pipeline)
-    context = PipelineContext(
-        names=names,
-        source=names.topic(run.pipeline.source.name),
-        sink=names.topic(run.pipeline.sink.name),
-        entries=frozenset(shape.stages[s] for s in shape.entries()),
-        kafka=KafkaCluster(run.bootstrap_servers),
-        settings=run.settings,
-        delivery=run.records.delivery,
-    )
+    context = PipelineContext(run.pipeline, KafkaCluster(run.bootstrap_servers), run.settings, run.records)
+    shape = context.shape
     async with contextlib.AsyncExitStack() as stack:
         leader = await _controller(controlled)
         stack.push_async_callback(leader.end, 5.0)
@@ -298,7 +291,7 @@ async def _sink(context: PipelineContext, file: Path) -> LineProcess:
     # Not isolated: it is one process then, whose limits can be set from outside.
     return await LineProcess.start(
         "inferline_stream.connectors.sinks.jsonl",
-        *("--bootstrap-servers", context.bootstrap_servers, "--topic", context.sink, "--path", str(file)),
+        *("--bootstrap-servers", context.kafka.bootstrap_servers, "--topic", context.sink, "--path", str(file)),
         *("--isolation", "none"),
     )
 

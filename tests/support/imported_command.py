@@ -7,7 +7,6 @@ import signal
 from typer.testing import CliRunner
 
 import inferline_stream.cli.plan_steps
-import inferline_stream.cli.replay_steps
 import inferline_stream.cli.run_steps  # noqa: F401
 from inferline_stream.cli.main import app
 from inferline_stream.estimator.warmup import compile_kernels

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, Way
 from inferline_stream.controlplane.apply.rolling_update import StageReplica, next_change
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
-from inferline_stream.controlplane.replica_counts import within_cores
+from inferline_stream.controlplane.replica_counts import copied, within_cores
 from inferline_stream.pipeline.hardware import share_gpus
 from inferline_stream.pipeline.replica_slots import ReplicaSlots
+from inferline_stream.tuner.plan_basis import Replicas
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Fleet:
 
     actuator: Actuator
     view: PipelineView
-    wanted: dict[tuple[str, str], int]
+    wanted: dict[str, dict[str, int]]
     standby: Mapping[str, int] = field(default_factory=dict)
     cores: float = math.inf
     leads: Callable[[], bool] = lambda: True
@@ -64,11 +65,11 @@ class Fleet:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def want(self, wanted: Mapping[tuple[str, str], int]) -> None:
+    async def want(self, wanted: Replicas) -> None:
         """These replicas from now on; what can be done at once is done when this returns."""
         fitting = within_cores(wanted, self.wanted, self.view.catalogue, self.cores)
-        if fitting != dict(wanted):
-            logger.warning("%s replicas would take more than the %.2f cores there are", dict(wanted), self.cores)
+        if fitting != wanted:
+            logger.warning("%s replicas would take more than the %.2f cores there are", copied(wanted), self.cores)
         self.wanted.clear()
         self.wanted.update(fitting)
         await self.reconcile()
@@ -131,7 +132,7 @@ class Fleet:
         """Replicas by hardware kind, standbys included: those are of the fastest kind, which can stand in for any."""
         if stage in self._retired:
             return {}
-        wanted = {kind: count for (name, kind), count in self.wanted.items() if name == stage and count > 0}
+        wanted = {kind: count for kind, count in self.wanted.get(stage, {}).items() if count > 0}
         standby = self.standby.get(stage, 0)
         if standby and wanted:
             fastest = max(wanted, key=lambda kind: self.view.planned_throughput(stage, kind))
@@ -196,7 +197,9 @@ class Fleet:
 
         Where a stage has several, the others go on meanwhile.
         """
-        held = sorted(key for key, count in self.wanted.items() if count > 0)
+        held = (
+            (stage, kind) for stage, kinds in sorted(self.wanted.items()) for kind in sorted(kinds) if kinds[kind] > 0
+        )
         return {stage: kind for stage, kind in held if self.room.get(kind, 1) < 1}
 
     async def observe(self) -> tuple[ObservedReplica, ...]:

@@ -236,7 +236,7 @@ class SlotKeeper:
 
     async def _fence(self, wanted: Mapping[str, StageSlots], ours: Collection[str]) -> None:
         """End what a dead dispatcher may have left open, where no successor with its transactional id does so."""
-        if self.context.delivery != "exactly_once":
+        if self.context.records.delivery != "exactly_once":
             return
         for name, holder in self.table.holders.items():
             dead = name in self._ended or (name in self.silence.silent and name not in ours)

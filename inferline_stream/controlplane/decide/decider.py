@@ -22,17 +22,18 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import PLANS_KEPT, Override, StoredPlan
 from inferline_stream.controlplane.records.overrides import Overrides
-from inferline_stream.controlplane.records.record_writers import DecisionLog, flat, nested
-from inferline_stream.controlplane.replica_counts import going_over, stock_of_cores, stock_of_gpus, within
+from inferline_stream.controlplane.records.record_writers import DecisionLog
+from inferline_stream.controlplane.replica_counts import copied, going_over, stock_of_cores, stock_of_gpus, within
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.version import Structure
+from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.replay.live_observations import Figures, figures_of
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Observation
-from inferline_stream.tuner.policy import Policy, foreseen
+from inferline_stream.tuner.policy import POLICIES, foreseen
 
 logger = logging.getLogger(__name__)
 
@@ -45,32 +46,22 @@ class Decider:
     """Decides, and has the fleet follow.
 
     Args:
-        context: names and settings.
+        run: what runs, and how.
+        context: the pipeline on its Kafka.
         view: what is known.
         leadership: whose term it is.
-        policy: the Tuner's step.
         found: what earlier terms have left.
         fleet: brings about what is decided.
-        on_decision: called with every decision, at once.
         asked: called whenever the policy is asked: seconds since the epoch, and what it sees.
-        declared_standby: replicas that stand by, by stage, where people have not set another number.
-        sample: traffic that the plan was made for; see `BackgroundTables`.
-        structure: of the pipeline, written down with its plans.
-        cores: most that all replicas together may have.
     """
 
+    run: Run
     context: PipelineContext
     view: PipelineView
     leadership: Leadership
-    policy: Policy
     found: Recovered
     fleet: Fleet
-    on_decision: Callable[[DecisionRecord], None]
     asked: Callable[[float, Figures], None]
-    declared_standby: Mapping[str, int]
-    sample: Trace | None
-    structure: Structure | None
-    cores: float
     room: Mapping[str, int] = field(default_factory=dict)
     """Most replicas of a hardware kind that there are places for now."""
     held: bool = False
@@ -100,8 +91,10 @@ class Decider:
 
     def __post_init__(self) -> None:
         self.overrides = self.found.overrides
-        self.memory = PolicyMemory(self.policy, self.view, self.context.settings, nested(self.fleet.wanted))
-        self.tables = BackgroundTables(self.view, self.memory, self.sample)
+        policy, settings = self.run.policy, self.context.settings
+        self.memory = PolicyMemory(policy, self.view, settings, copied(self.fleet.wanted))
+        sample = self.run.sample if policy is POLICIES["default"] else None  # others decide by no table
+        self.tables = BackgroundTables(self.view, self.memory, sample)
         self.book = DecisionLog(self.context.names.decisions, self.found.number)
         for stored in self.found.plans:
             self.view.planned(stored)
@@ -117,17 +110,19 @@ class Decider:
             detail = f"given by {override.who or 'somebody'}: every replica is replaced, one after another"
             if stop_first := self._stops_first():
                 detail += f"; no place is spare for {stop_first}: each stops before the next one starts"
-            replicas = nested(self.fleet.wanted)
+            replicas = copied(self.fleet.wanted)
             self._decided(Decision(replicas, Action.REPLACE, Reason.NEW_CODE, detail), time.time())
 
     def _stops_first(self) -> str:
         """Which stages have no spare place, in words, with the time that each of their replicas takes to start."""
         found = []
         for stage, kind in self.fleet.crowded().items():
-            profile = self.view.measured.profiles.get((stage, kind))
-            start_up_s = self.view.start_ups.next_s(stage, kind) or (profile.start_up_s if profile else 0.0)
-            found.append(f"stage {stage!r} on {kind} (about {start_up_s:.0f} s)")
+            found.append(f"stage {stage!r} on {kind} (about {self._start_up_s(stage, kind):.0f} s)")
         return ", ".join(found)
+
+    def _start_up_s(self, stage: str, kind: str) -> float:
+        profile = self.view.measured.profiles.get((stage, kind))
+        return self.view.start_ups.next_s(stage, kind) or (profile.start_up_s if profile else 0.0)
 
     def _warn_of_none(self, override: Override) -> None:
         """A stage without a replica misses the SLO by the time that its first one takes to start."""
@@ -135,11 +130,7 @@ class Decider:
         plan = self.view.plan
         if fewest != 0 or override.subject not in plan.allocations:
             return
-        start_up_s = min(
-            self.view.start_ups.next_s(override.subject, a.hardware)
-            or self.view.measured.profiles[override.subject, a.hardware].start_up_s
-            for a in plan.allocations[override.subject]
-        )
+        start_up_s = min(self._start_up_s(override.subject, a.hardware) for a in plan.allocations[override.subject])
         if start_up_s > plan.slo_s:
             logger.warning(
                 "stage %r may have no replica: an event then waits %.1f s for one to start, the SLO is %g s",
@@ -150,7 +141,7 @@ class Decider:
         """Take up what people have set now; what they set for a while lapses by this, too."""
         now_s, loop_s = time.time(), asyncio.get_running_loop().time()
         self.view.prices(self.overrides.prices(now_s))
-        self.fleet.standby = {**self.declared_standby, **self.overrides.standby(now_s)}
+        self.fleet.standby = {**self.run.standby, **self.overrides.standby(now_s)}
         code_s = self.overrides.code_s
         if code_s is not None and code_s > self._code_s:
             self._code_s = code_s
@@ -168,12 +159,12 @@ class Decider:
             return
         if self._was_paused:  # what happened meanwhile is no history to decide on
             self._was_paused = False
-            self.memory.again(nested(self.fleet.wanted))
+            self.memory.again(copied(self.fleet.wanted))
         crowded = self.view.core_use.crowded
         if bool(crowded) != self._crowded:
             self._crowded = bool(crowded)
             detail = crowded or "replicas have the cores again that they were planned with"
-            replicas = nested(self.fleet.wanted)
+            replicas = copied(self.fleet.wanted)
             self._decided(Decision(replicas, Action.HOLD, Reason.OVERSUBSCRIBED, detail), now_s)
         if self.awaits_feed:
             self.view.growth.watched_since_s = loop_s
@@ -188,7 +179,7 @@ class Decider:
     def _seen(self, loop_s: float, now_s: float) -> Observation:
         """What the policy sees, with the replicas that there are places for."""
         # No replica is added to cores that are not there.
-        carried = stock_of_cores(self.fleet.wanted, self.view.catalogue, 0.0 if self._crowded else self.cores)
+        carried = stock_of_cores(self.fleet.wanted, self.view.catalogue, 0.0 if self._crowded else self.run.cores)
         carried = within(carried, stock_of_gpus(self.fleet.wanted, self.view.catalogue), self.view.catalogue)
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
         return self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
@@ -207,10 +198,10 @@ class Decider:
             name: replace(stage, partition_lags=(waiting[self.context.names.group(name)],))
             for name, stage in seen.stages.items()
         }
-        decision = foreseen(self.policy, self.memory.state, replace(seen, stages=stages), arrivals)
+        decision = foreseen(self.run.policy, self.memory.state, replace(seen, stages=stages), arrivals)
         if decision is not None:
             await self._apply(decision)
-            self.memory.again(nested(self.fleet.wanted))
+            self.memory.again(copied(self.fleet.wanted))
 
     @property
     def paused(self) -> bool:
@@ -220,7 +211,7 @@ class Decider:
     def _begun(self, now_s: float) -> bool:
         """Whether there is something to decide on: the first replicas take a while to start, and nobody doubts that."""
         if self._decides_from_s is None:
-            on_gpus = any(self.view.catalogue[kind].gpus for _, kind in self.fleet.wanted)
+            on_gpus = any(self.view.catalogue[kind].gpus for kinds in self.fleet.wanted.values() for kind in kinds)
             self._decides_from_s = now_s + self.context.settings.start_limit_s(gpu=on_gpus)
         if now_s < self._decides_from_s:
             seen = self.view.reports.ready_stages()
@@ -232,18 +223,18 @@ class Decider:
     async def _apply(self, decision: Decision, envelope: Sequence[int] = ()) -> None:
         time_s = time.time()
         if self._applies(decision):
-            await self.fleet.want(flat(decision.replicas))
+            await self.fleet.want(decision.replicas)
         self._decided(decision, time_s, envelope)
 
     def _applies(self, decision: Decision) -> bool:
-        return decision.action is not Action.HOLD and not self.context.advisory
+        return decision.action is not Action.HOLD and not self.run.advisory
 
     async def propose(self, proposal: ReplanResult, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""
         if self.held or self.paused or proposal.reason is None or self._crowded:
             self.plan_feasible = self.plan_feasible or proposal.plan is not None or proposal.reason is None
             return
-        replicas = nested(self.fleet.wanted)
+        replicas = copied(self.fleet.wanted)
         if proposal.plan is None:
             if self.plan_feasible:
                 self.plan_feasible = False
@@ -255,17 +246,19 @@ class Decider:
         if self._applies(decision):
             self.view.adopt(proposal.plan, measured, windows_of(proposal.plan, self.context.settings))
             self.memory.again(replicas)
-            self.tables.planned(proposal.trace if self.sample is not None else None)
-            await self.fleet.want(flat(replicas))
+            self.tables.planned(proposal.trace if self.tables.sample is not None else None)
+            await self.fleet.want(replicas)
             self.keep_plan(time_s, str(decision.reason), decision.detail)
         self._decided(decision, time_s)
 
     def _decided(self, decision: Decision, time_s: float, envelope: Sequence[int] = ()) -> None:
         """Report a decision that was made at a time, in seconds since the epoch, and have it written down."""
         self.book.number += 1
-        now_s, ready = asyncio.get_running_loop().time(), dict.fromkeys(self.view.offsets, 0)
-        for (stage, kind), count in self.fleet.wanted.items():
-            ready[stage] += self.view.working(stage, kind, count)
+        now_s, wanted = asyncio.get_running_loop().time(), self.fleet.wanted
+        ready = {
+            stage: sum(self.view.working(stage, kind, count) for kind, count in wanted.get(stage, {}).items())
+            for stage in self.view.offsets
+        }
         record = DecisionRecord(
             number=self.book.number,
             controller=self.leadership.controller,
@@ -274,7 +267,7 @@ class Decider:
             action=str(decision.action),
             reason=str(decision.reason),
             detail=decision.detail,
-            replicas={stage: dict(kinds) for stage, kinds in decision.replicas.items()},
+            replicas=copied(decision.replicas),
             applied=self._applies(decision),
             arrival_rate=self.view.traffic.arrival_rate(now_s),
             envelope=[int(n) for n in envelope],
@@ -284,7 +277,7 @@ class Decider:
         self.view.decided(record)
         fields = {"action": record.action, "reason": record.reason, "replicas": record.by_stage}
         logger.info("%s (%s): %s", record.action, record.reason, record.detail, extra=fields)
-        self.on_decision(record)
+        self.run.display.decided(record)
         self.decisions.append(record)
         self.book.decision(record)
 
@@ -293,7 +286,8 @@ class Decider:
         plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(self.view.plan))))
         controller, term = self.leadership.controller, self.leadership.term
         number = 1 + max((p.number for p in (*self.found.plans, *self.plans)), default=0)
-        self.plans.append(StoredPlan(controller, term, time_s, reason, detail, plan, number, self.structure))
+        structure = structure_of(self.run.pipeline)
+        self.plans.append(StoredPlan(controller, term, time_s, reason, detail, plan, number, structure))
         self.first_plan = self.first_plan or self.plans[-1]
         self.view.planned(self.plans[-1])
         self.book.plan(self.plans[-1])

@@ -84,7 +84,6 @@ class ReplanClock:
         context: names and settings.
         view: the plan in force and what was measured.
         overrides: what people want now.
-        max_batch_sizes: that stages declare.
         take: given each proposal and the profile that it was made with.
         cores: most that all replicas together may have.
     """
@@ -92,7 +91,6 @@ class ReplanClock:
     context: PipelineContext
     view: PipelineView
     overrides: Callable[[], Overrides]
-    max_batch_sizes: Mapping[str, int]
     take: Callable[[ReplanResult, PipelineProfile], Awaitable[None]]
     cores: float = math.inf
     _occasions: ReplanOccasions = field(init=False)
@@ -147,7 +145,7 @@ class ReplanClock:
             objective=view.objective,
             catalogue=self._catalogue(now_s),
             source_partitions=view.partitions[min(self.context.entries)],
-            max_batch_sizes=self.max_batch_sizes,
+            max_batch_sizes={stage.name: stage.max_batch_size for stage in self.context.pipeline.stages},
             ticks=records,
             saves_share=settings.planner_saves_share,
             effort_s=settings.planner_effort_s,

@@ -17,6 +17,7 @@ from inferline_stream.controlplane.observe.event_ledger import EndOffsets
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S, arrivals_between, recent_ticks
 from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.polling import Driver
 from inferline_stream.controlplane.records.control_records import decode_ticks
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.dataplane.reports import PoolReport, decode_report
@@ -132,7 +133,8 @@ class Collector:
     _first_ends: dict[str, int] = field(default_factory=dict)
     _look_s: float = 0.0
     """When to look at the topics again."""
-    _agent_s: float = float("-inf")
+    agent: Driver = field(default_factory=lambda: Driver(_AGENT_SILENT_S))
+    """The Faust app's, which brings the reports in the place of our own reader."""
     _next: dict[tuple[str, int], int] = field(default_factory=dict)
     """Next offset to apply, by topic and partition: a record may come from two readers."""
 
@@ -178,7 +180,7 @@ class Collector:
                 settling.ends(asked_s, now_s, by_stage)
             self.end_offsets.look(ends[context.source], ends[context.sink], ends[context.names.completed])
             out = self._since_start(context.sink, ends)
-            if context.delivery == "exactly_once":  # the log also holds each transaction's end
+            if context.records.delivery == "exactly_once":  # the log also holds each transaction's end
                 out = sum(self.view.latencies.histogram().counts)
             self.view.events_out = out
             self.view.completed = self._since_start(context.names.completed, ends)
@@ -244,19 +246,17 @@ class Collector:
         shares = {topic: max(0.0, now_s - died_s[topic]) / kept_s[topic] for topic in died_s.keys() & kept_s.keys()}
         self.view.letter_age_shares = {stage: shares.get(topic, 0.0) for stage, topic in topics.items()}
 
-    def report_by_agent(self, partition: int, offset: int, value: bytes | None) -> None:
-        """A record of the stage-stats topic that the Faust app's agent brings."""
-        self.report(partition, offset, value)
-        self._agent_s = asyncio.get_running_loop().time()
-
-    @property
-    def by_agents(self) -> bool:
-        """Whether the Faust app's agents bring the reports at present."""
-        return asyncio.get_running_loop().time() - self._agent_s < _AGENT_SILENT_S
+    def by_agent(self, topic: str, partition: int, offset: int, value: bytes | None) -> None:
+        """A record that the Faust app's agent brings, of the stage-stats or the arrivals topic."""
+        if topic == self.context.names.arrivals:
+            self.arrivals(partition, offset, value)
+        else:
+            self.report(partition, offset, value)
+            self.agent.heard()
 
     async def hear(self, reports: TopicFollower) -> None:
         """Take in the reports that have come, waiting for the first; idle while an agent brings them."""
-        if self.by_agents:
+        if self.agent.drives:
             await asyncio.sleep(0.1)
             return
         for record in await reports.read(1.0):

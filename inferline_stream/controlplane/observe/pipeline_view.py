@@ -16,7 +16,7 @@ from inferline_stream.controlplane.observe.pool_reports import RECENT_S, Latenci
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.controlplane.observe.start_up_times import StartUpTimes
 from inferline_stream.controlplane.records.control_records import StoredPlan
-from inferline_stream.controlplane.replica_counts import Replicas, cores_held, cost_per_hour, replicas_of_plan
+from inferline_stream.controlplane.replica_counts import cost_per_hour, of_kinds, replicas_of_plan
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.observability.pipeline_state import (
     DecisionRecord,
@@ -33,6 +33,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
+from inferline_stream.tuner.plan_basis import Replicas
 from inferline_stream.tuner.traffic import Traffic
 
 _DECISIONS_KEPT = 300
@@ -150,7 +151,8 @@ class PipelineView:
                 self.replica_seconds[key] += count * (time_s - self._held_since_s)
         self._held_since_s, self.rate_per_hour = time_s, cost_per_hour(replicas, self.catalogue)
         self._held = Counter((r.stage, r.hardware) for r in replicas if r.state != "waiting")
-        self.core_use.add(time_s, replicas, cores_held(self._held, self.catalogue))
+        cores = sum(count * self.catalogue[kind].cores for (_, kind), count in self._held.items())
+        self.core_use.add(time_s, replicas, cores)
 
     def decided(self, record: DecisionRecord) -> None:
         """A decision was made."""
@@ -235,15 +237,14 @@ class PipelineView:
     ) -> StageObservation:
         offsets = self.offsets[stage]
         supply = {}
-        for (name, hardware), count in wanted.items():
-            if name == stage:
-                ready = self.working(stage, hardware, count)
-                supply[hardware] = Supply(
-                    ready,
-                    max(0, count - ready),
-                    self._throughput(stage, hardware, seen),
-                    self.start_ups.next_s(stage, hardware),
-                )
+        for hardware, count in wanted.get(stage, {}).items():
+            ready = self.working(stage, hardware, count)
+            supply[hardware] = Supply(
+                ready,
+                max(0, count - ready),
+                self._throughput(stage, hardware, seen),
+                self.start_ups.next_s(stage, hardware),
+            )
         return StageObservation(
             supply=supply,
             age_s=None if seen.heard_s is None else now_s - seen.heard_s,
@@ -349,22 +350,20 @@ class PipelineView:
 
     def _kinds(self, wanted: Replicas) -> set[str]:
         """Hardware kinds that anything is or was held on."""
-        kinds = {hardware for _, hardware in (*wanted, *self.replica_seconds)}
+        kinds = of_kinds(wanted).keys() | {hardware for _, hardware in self.replica_seconds}
         return kinds | {a.hardware for held in self.plan.allocations.values() for a in held}
 
     def _stage_state(self, stage: str, now_s: float, wanted: Replicas, limit: str, slots: int) -> StageState:
         offsets, allocations = self.offsets[stage], self.plan.allocations[stage]
         rates, use = offsets.rates(now_s, RECENT_S), self.core_use.total(stage)
-        planned = replicas_of_plan(self.plan.allocations)
-        kinds = sorted({hardware for name, hardware in (*wanted, *planned) if name == stage})
+        planned, wanted_here = replicas_of_plan(self.plan.allocations)[stage], wanted.get(stage, {})
+        kinds = sorted({*wanted_here, *planned})
         counts = []
         for hardware in kinds:
-            count, there = wanted.get((stage, hardware), 0), self.reports.ready(stage, hardware)
+            count, there = wanted_here.get(hardware, 0), self.reports.ready(stage, hardware)
             ready = self.working(stage, hardware, count)
             counts.append(
-                ReplicaCounts(
-                    hardware, planned.get((stage, hardware), 0), count, ready, max(0, count - ready), there - ready
-                )
+                ReplicaCounts(hardware, planned.get(hardware, 0), count, ready, max(0, count - ready), there - ready)
             )
         start_ups = [s for kind in kinds if (s := self.start_ups.next_s(stage, kind)) is not None]
         ways: dict[tuple[str, str], float] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +24,12 @@ from inferline_stream.controlplane.records.control_records import (
     merged,
 )
 from inferline_stream.controlplane.records.overrides import Overrides
-from inferline_stream.controlplane.records.record_writers import flat
 from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.planner.plan_document import plan_from_bytes
+from inferline_stream.tuner.plan_basis import Replicas
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Recovered:
     plan: StoredPlan | None
     plans: tuple[StoredPlan, ...]
     decisions: tuple[DecisionRecord, ...]
-    wanted: Mapping[tuple[str, str], int] | None
+    wanted: Replicas | None
     overrides: Overrides
     control_offset: int
 
@@ -99,7 +99,7 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
                 plans[key] = stored
         elif stored is not None:
             if key == WANTED_KEY:
-                wanted = flat(stored.replicas)
+                wanted = stored.replicas
             else:
                 decisions[key] = stored
         elif key == PLAN_KEY:

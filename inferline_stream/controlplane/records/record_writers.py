@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.controlplane.records.control_records import (
@@ -167,16 +167,3 @@ class DecisionLog:
         """The first so many have been written."""
         for _ in range(count):
             self._waiting.popleft()
-
-
-def flat(replicas: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, str], int]:
-    """Replicas by (stage, hardware kind)."""
-    return {(stage, kind): count for stage, kinds in replicas.items() for kind, count in kinds.items()}
-
-
-def nested(replicas: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
-    """Replicas by stage, then hardware kind."""
-    found: dict[str, dict[str, int]] = {}
-    for (stage, kind), count in replicas.items():
-        found.setdefault(stage, {})[kind] = count
-    return found

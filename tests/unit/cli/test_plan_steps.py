@@ -7,7 +7,7 @@ import pytest
 
 from inferline_stream import Pipeline, Stage, Topic
 from inferline_stream.cli import plan_steps
-from inferline_stream.cli.plan_steps import Declared, not_credible, planned
+from inferline_stream.cli.plan_steps import Declared, PlanInputs, not_credible, planned
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of
@@ -28,7 +28,8 @@ def doubt(kind: str, replicas: int, rate: float) -> str:
     )
     sample, busier = (Trace(np.arange(0.0, 10.0, 1 / each)) for each in (10.0, rate))
     plan = plan_by_hand(pipeline, measured, sample, {"a": replicas})
-    return not_credible(plan, Declared(pipeline, Path("topology.py"), [], sample), measured, [busier])
+    what = Declared(pipeline, Path("topology.py"), [], sample)
+    return not_credible(plan, PlanInputs(what=what, traces=(busier,)), measured)
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,6 @@ def test_a_search_that_no_ctrl_c_reaches_ends_when_it_is_asked_to() -> None:
     profile = Profile("a", "whole", (ServiceTime(1, 0.01),))
     measured = PipelineProfile({("a", "whole"): profile}, independent_paths(shape_of(pipeline), {}))
     what = Declared(pipeline, Path("topology.py"), [], Trace(np.arange(0.0, 10.0, 0.1)))
-    assert planned(what, measured, seconds=1.0, stop=lambda: False).cost_per_hour > 0
+    assert planned(PlanInputs(what=what, stop=lambda: False), measured).cost_per_hour > 0
     with pytest.raises(Stopped):
-        planned(what, measured, seconds=1.0, stop=lambda: True)
+        planned(PlanInputs(what=what, stop=lambda: True), measured)

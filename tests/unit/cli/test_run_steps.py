@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from inferline_stream import Pipeline, Stage, Topic
+from inferline_stream.cli.options import RunOptions
 from inferline_stream.cli.plan_steps import Declared
-from inferline_stream.cli.run_steps import judge, replayed_arrivals
+from inferline_stream.cli.run_steps import judge, replay_of
 from inferline_stream.errors import GateFailed, InferlineError, UsageError
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.report import RunReport
@@ -47,5 +48,5 @@ def test_without_a_sample_there_is_nothing_to_replay(asked: bool | None, arrival
     pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
     what = Declared(pipeline, Path("/p/topology.py"), [b"1"], Trace(np.array([0.0])))
     with pytest.raises(UsageError, match="declares no sample, so there are no events to replay: add sample=Sample"):
-        replayed_arrivals(what, embedded=False, asked=asked, arrivals=arrivals)
-    assert replayed_arrivals(what, embedded=False, asked=None, arrivals=None) is None
+        replay_of(RunOptions(topology=what.file, bootstrap_servers="k:1", replay=asked, arrivals=arrivals), what)
+    assert replay_of(RunOptions(topology=what.file, bootstrap_servers="k:1"), what) == (None, None)

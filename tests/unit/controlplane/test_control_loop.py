@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +22,7 @@ from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import Override, decode_stored, encode
 from inferline_stream.controlplane.records.overrides import Overrides
-from inferline_stream.dataplane.process_specs import DispatcherSpec
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, encode_report
 from inferline_stream.dataplane.slot_grants import Grant, grant_key
 from inferline_stream.kafka.controller_client import Followed, LeadershipLost
@@ -31,7 +34,8 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.settings import Settings
-from inferline_stream.tuner.policy import POLICIES, Policy
+from inferline_stream.tuner.policy import POLICIES
+from tests.support.emulated_runs import one_stage
 from tests.support.fake_actuator import FakeActuator
 from tests.support.virtual_time import EPOCH_S, run
 from tests.unit.controlplane.memory_kafka import MemoryKafka
@@ -47,10 +51,10 @@ class World:
 
     Args:
         rate: arrivals per second, by seconds since the start.
-        policy: the Tuner's step.
     """
 
-    def __init__(self, rate: Callable[[float], float], policy: Policy = POLICIES["default"]) -> None:
+    def __init__(self, rate: Callable[[float], float]) -> None:
+        self.leading: Any = None
         self.rate, self.arrived, self.done, self.lost_lead = rate, 0.0, 0.0, False
         names = Names("p")
         self.kafka = MemoryKafka("posts", 4, lambda: int(self.arrived), lambda: int(self.done))
@@ -65,7 +69,11 @@ class World:
             ((1.0, 16), (10.0, 115), (60.0, 620)), {"a": 1.0}, {"a": 0.5},
         )  # fmt: skip
         kafka: Any = self.kafka
-        context = PipelineContext(names, "posts", "out", frozenset({"a"}), kafka, Settings())
+        run = Run(
+            pipeline=one_stage(), topology=Path("topology.py"), bootstrap_servers="", plan=plan, measured=profile,
+            log_folder=Path("logs"), faust=False, replans=False, cores=math.inf,
+        )  # fmt: skip
+        context = PipelineContext(run.pipeline, kafka, Settings())
         leadership: Any = SimpleNamespace(
             term=1, controller="c", log=SimpleNamespace(grants=()), renewals=0, write=self._grant,
             write_records=self.kafka.write, heartbeat=self._heartbeat,
@@ -73,9 +81,8 @@ class World:
         self.view = PipelineView(
             "p", SHAPE, plan, profile, {"cpu": Hardware("cpu", 0.1)}, 0.99, {"a": 4}, (1.0, 10.0, 60.0)
         )
-        self.controller = Controller(
-            context, self.view, self.actuator, leadership, policy, Recovered(None, (), (), None, Overrides(), 0), _spec
-        )
+        found = Recovered(None, (), (), None, Overrides(), 0)
+        self.controller = Controller(run, context, self.view, self.actuator, leadership, found)
         self.names = names
         self._reports, self._busy_s, self._replica_s = 0, 0.0, 0.0
 
@@ -93,7 +100,7 @@ class World:
     @contextlib.asynccontextmanager
     async def __call__(self) -> AsyncIterator[asyncio.Task[None]]:
         """The loop and the pool beside it."""
-        leading = asyncio.create_task(self.controller.run())
+        leading = asyncio.create_task(self.controller.lead())
         pool = asyncio.create_task(self._serve())
         try:
             yield leading
@@ -154,7 +161,7 @@ class World:
     @property
     def wanted(self) -> int:
         """Replicas that the controller wants."""
-        return self.controller.wanted["a", "cpu"]
+        return self.controller.wanted["a"]["cpu"]
 
     def decisions(self) -> list[tuple[str, str]]:
         """Action and reason of each decision that is written down."""
@@ -166,11 +173,6 @@ class World:
         return found
 
 
-def _spec(dispatcher: str, stage: str, slot: int) -> DispatcherSpec:
-    routes: Any = SimpleNamespace(stage=stage)
-    return DispatcherSpec(dispatcher, slot, routes, "")
-
-
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -179,76 +181,76 @@ def steady(rate: float) -> Callable[[float], float]:
     return lambda time_s: rate
 
 
-def test_the_plan_s_replicas_and_its_dispatcher_run_and_steady_traffic_changes_nothing() -> None:
-    world = World(steady(10.0))
+def in_world(rate: Callable[[float], float]) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Run a test beside the loop of a world, in virtual time; the loop begins with the test's first wait."""
 
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(60.0)
-            assert await world.replicas() == 2
-            assert [d.dispatcher for d in await world.actuator.dispatchers()] == [world.grants["a/0"].dispatcher]
-            assert world.decisions() == []
-            assert world.controller.failures == 0
+    def decorated(test: Callable[..., Any]) -> Callable[..., None]:
+        def in_virtual_time(**fixtures: Any) -> None:
+            async def story() -> None:
+                world = World(rate)
+                async with world() as world.leading:
+                    await test(world, **fixtures)
 
-    run(story())
+            run(story())
 
+        own = inspect.signature(test)
+        wanted = [parameter for name, parameter in own.parameters.items() if name != "world"]
+        vars(in_virtual_time)["__signature__"] = own.replace(parameters=wanted)
+        return in_virtual_time
 
-def test_a_leap_of_the_traffic_is_answered_within_a_second_and_its_end_gives_replicas_back() -> None:
-    leaps, ends = 30.0, 60.0
-    world = World(lambda time_s: 60.0 if leaps <= time_s < ends else 10.0)
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(leaps)
-            assert world.wanted == 2
-            await world.until(lambda: world.wanted > 2, 1.0)
-            await world.until(lambda: world.wanted >= 6, 5.0)
-            await asyncio.sleep(ends - leaps)
-            peak = world.wanted
-            await world.until(lambda: world.wanted < peak, 2400.0)
-            await world.until(lambda: world.wanted == 2, 2400.0)
-            assert await world.replicas() == 2
-            assert {action for action, _ in world.decisions()} >= {"scale_up", "scale_down"}
-
-    run(story())
+    return decorated
 
 
-def test_a_replica_that_dies_is_there_again_and_its_death_is_counted() -> None:
-    world = World(steady(10.0))
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(10.0)
-            died = (await world.actuator.observe())[0].replica
-            world.actuator.crash(died)
-            await asyncio.sleep(5.0)
-            there = [r.replica for r in await world.actuator.observe()]
-            assert len(there) == 2
-            assert died not in there
-            assert world.view.restarts["a"] == 1
-            assert any(died in exit_ for exit_ in world.controller.exits)
-
-    run(story())
+@in_world(steady(10.0))
+async def test_the_plan_s_replicas_and_its_dispatcher_run_and_steady_traffic_changes_nothing(world: World) -> None:
+    await asyncio.sleep(60.0)
+    assert await world.replicas() == 2
+    assert [d.dispatcher for d in await world.actuator.dispatchers()] == [world.grants["a/0"].dispatcher]
+    assert world.decisions() == []
+    assert world.controller.failures == 0
 
 
-def test_while_kafka_is_away_nothing_changes_and_afterwards_the_loop_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    world = World(lambda time_s: 60.0 if time_s > 45.0 else 10.0)
+@in_world(lambda time_s: 60.0 if 30.0 <= time_s < 60.0 else 10.0)
+async def test_a_leap_of_the_traffic_is_answered_within_a_second_and_its_end_gives_replicas_back(world: World) -> None:
+    await asyncio.sleep(30.0)
+    assert world.wanted == 2
+    await world.until(lambda: world.wanted > 2, 1.0)
+    await world.until(lambda: world.wanted >= 6, 5.0)
+    await asyncio.sleep(30.0)
+    peak = world.wanted
+    await world.until(lambda: world.wanted < peak, 2400.0)
+    await world.until(lambda: world.wanted == 2, 2400.0)
+    assert await world.replicas() == 2
+    assert {action for action, _ in world.decisions()} >= {"scale_up", "scale_down"}
 
-    async def story() -> None:
-        async with world() as leading:
-            await asyncio.sleep(20.0)
-            before = [d.dispatcher for d in await world.actuator.dispatchers()]
-            world.kafka.away = True
-            await asyncio.sleep(20.0)
-            assert not leading.done()
-            assert (world.wanted, [d.dispatcher for d in await world.actuator.dispatchers()]) == (2, before)
-            world.kafka.away = False
-            await world.until(lambda: world.wanted >= 6, 15.0)
-            assert world.controller.failures == 0
 
-    with caplog.at_level(logging.WARNING):
-        run(story())
-    said = [r.message for r in caplog.records if "does not answer" in r.message]
+@in_world(steady(10.0))
+async def test_a_replica_that_dies_is_there_again_and_its_death_is_counted(world: World) -> None:
+    await asyncio.sleep(10.0)
+    died = (await world.actuator.observe())[0].replica
+    world.actuator.crash(died)
+    await asyncio.sleep(5.0)
+    there = [r.replica for r in await world.actuator.observe()]
+    assert len(there) == 2
+    assert died not in there
+    assert world.view.restarts["a"] == 1
+    assert any(died in exit_ for exit_ in world.controller.exits)
+
+
+@in_world(lambda time_s: 60.0 if time_s > 45.0 else 10.0)
+async def test_while_kafka_is_away_nothing_changes_and_afterwards_the_loop_goes_on(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await asyncio.sleep(20.0)
+    before = [d.dispatcher for d in await world.actuator.dispatchers()]
+    world.kafka.away = True
+    await asyncio.sleep(20.0)
+    assert not world.leading.done()
+    assert (world.wanted, [d.dispatcher for d in await world.actuator.dispatchers()]) == (2, before)
+    world.kafka.away = False
+    await world.until(lambda: world.wanted >= 6, 15.0)
+    assert world.controller.failures == 0
+    said = [r.message for r in caplog.records if r.levelno >= logging.WARNING and "does not answer" in r.message]
     assert 0 < len(said) < 100, "said now and then, and not at every step"
 
 
@@ -277,7 +279,7 @@ def test_before_its_first_heartbeat_a_controller_does_not_say_that_another_one_m
     world = World(steady(10.0))
 
     async def story() -> None:
-        await world.controller.fleet.want({("a", "cpu"): 4})
+        await world.controller.fleet.want({"a": {"cpu": 4}})
         assert world.actuator.asked == []
         async with world():
             await asyncio.sleep(1.0)
@@ -305,52 +307,41 @@ def test_the_time_before_a_feed_is_no_history_that_its_beginning_rises_from() ->
     assert 3 <= asked[True] < asked[False], asked
 
 
-def test_no_replica_is_given_back_before_the_feed_begins_however_long_the_start_takes() -> None:
-    world = World(steady(0.0))
+@in_world(steady(0.0))
+async def test_no_replica_is_given_back_before_the_feed_begins_however_long_the_start_takes(world: World) -> None:
     world.controller.decider.awaits_feed = True
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(150.0)
-            assert world.wanted == 2
-
-    run(story())
+    await asyncio.sleep(150.0)
+    assert world.wanted == 2
 
 
-def test_another_leader_ends_the_loop() -> None:
-    world = World(steady(10.0))
-
-    async def story() -> None:
-        async with world() as leading:
-            await asyncio.sleep(5.0)
-            world.lost_lead = True
-            with pytest.raises(BaseExceptionGroup) as caught:
-                await asyncio.wait_for(leading, 5.0)
-            assert caught.group_contains(LeadershipLost)
-
-    run(story())
+@in_world(steady(10.0))
+async def test_another_leader_ends_the_loop(world: World) -> None:
+    await asyncio.sleep(5.0)
+    world.lost_lead = True
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await asyncio.wait_for(world.leading, 5.0)
+    assert caught.group_contains(LeadershipLost)
 
 
-def test_a_step_that_fails_is_counted_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+@in_world(steady(10.0))
+async def test_a_step_that_fails_is_counted_and_the_others_go_on(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     def fails(state: Any, seen: Any) -> Any:
         raise ZeroDivisionError("a mistake of ours")
 
-    world = World(steady(10.0), fails)
-
-    async def story() -> None:
-        async with world() as leading:
-            await asyncio.sleep(20.0)
-            assert not leading.done()
-            assert world.controller.failures > 10
-            assert world.controller.state is not None
-            assert world.controller.state.failures > 10
-            assert await world.replicas() == 2
-
-    run(story())
+    world.controller.decider.memory.policy = fails
+    await asyncio.sleep(20.0)
+    assert not world.leading.done()
+    assert world.controller.failures > 10
+    assert world.controller.state is not None
+    assert world.controller.state.failures > 10
+    assert await world.replicas() == 2
     assert "a step of the control loop failed" in caplog.text
 
 
-def test_the_end_of_a_step_s_failures_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+@in_world(steady(10.0))
+async def test_the_end_of_a_step_s_failures_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     left = iter(range(20))
 
@@ -359,14 +350,9 @@ def test_the_end_of_a_step_s_failures_is_logged(caplog: pytest.LogCaptureFixture
             raise ZeroDivisionError("a mistake of ours")
         return POLICIES["default"](state, seen)
 
-    world = World(steady(10.0), fails)
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(40.0)
-            assert world.controller.failures == 20
-
-    run(story())
+    world.controller.decider.memory.policy = fails
+    await asyncio.sleep(40.0)
+    assert world.controller.failures == 20
     said = [record.message for record in caplog.records if "a mistake of ours" in record.message]
     assert said == [
         "a step of the control loop failed: ZeroDivisionError: a mistake of ours",
@@ -374,181 +360,133 @@ def test_the_end_of_a_step_s_failures_is_logged(caplog: pytest.LogCaptureFixture
     ]
 
 
-def test_people_s_pause_holds_decisions_and_what_they_scale_to_applies() -> None:
-    world = World(lambda time_s: 60.0 if time_s > 20.0 else 10.0)
-
+@in_world(lambda time_s: 60.0 if time_s > 20.0 else 10.0)
+async def test_people_s_pause_holds_decisions_and_what_they_scale_to_applies(world: World) -> None:
     def say(override: Override) -> None:
         world.kafka.append(world.names.control, encode(override), override.key.encode())
 
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(15.0)
-            say(Override("pause", until_s=EPOCH_S + 40.0, who="anna"))
-            await asyncio.sleep(20.0)
-            assert time.time() < EPOCH_S + 40.0
-            assert world.wanted == 2
-            await world.until(lambda: world.wanted >= 6, 10.0)
-            say(Override("limits", "a", minimum=9, maximum=9, who="anna"))
-            await world.until(lambda: world.wanted == 9, 2.0)
-
-    run(story())
+    await asyncio.sleep(15.0)
+    say(Override("pause", until_s=EPOCH_S + 40.0, who="anna"))
+    await asyncio.sleep(20.0)
+    assert time.time() < EPOCH_S + 40.0
+    assert world.wanted == 2
+    await world.until(lambda: world.wanted >= 6, 10.0)
+    say(Override("limits", "a", minimum=9, maximum=9, who="anna"))
+    await world.until(lambda: world.wanted == 9, 2.0)
 
 
 @pytest.mark.parametrize("apart_s", [-3600.0, 3600.0])
-def test_what_people_set_for_a_while_lasts_as_long_whatever_their_clock_says(apart_s: float) -> None:
-    world = World(steady(10.0))
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(10.0)
-            now_s = time.time() + apart_s
-            held = Override("scale", "a", 7, until_s=now_s + 20.0, who="anna")
-            world.kafka.append(world.names.control, encode(held), held.key.encode(), time_s=now_s)
-            await world.until(lambda: world.wanted == 7, 2.0)
-            await asyncio.sleep(15.0)
-            assert world.wanted == 7
-            assert world.controller.decider.overrides.limits(time.time() + 10.0) == {}
-
-    run(story())
+@in_world(steady(10.0))
+async def test_what_people_set_for_a_while_lasts_as_long_whatever_their_clock_says(
+    world: World, apart_s: float
+) -> None:
+    await asyncio.sleep(10.0)
+    now_s = time.time() + apart_s
+    held = Override("scale", "a", 7, until_s=now_s + 20.0, who="anna")
+    world.kafka.append(world.names.control, encode(held), held.key.encode(), time_s=now_s)
+    await world.until(lambda: world.wanted == 7, 2.0)
+    await asyncio.sleep(15.0)
+    assert world.wanted == 7
+    assert world.controller.decider.overrides.limits(time.time() + 10.0) == {}
 
 
 @pytest.mark.parametrize("apart_s", [-3600.0, 0.0, 3600.0])
-def test_newer_code_comes_into_every_replica_one_after_another(apart_s: float) -> None:
-    world = World(steady(10.0))
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(10.0)
-            before = {r.replica for r in await world.actuator.observe()}
-            now_s = time.time() + apart_s  # by the clock of who gives it
-            override = Override("code", value=now_s, who="anna")
-            world.kafka.append(world.names.control, encode(override), override.key.encode(), time_s=now_s)
-            fewest = 2
-            for _ in range(200):
-                await asyncio.sleep(TICK_S)
-                there = [r for r in await world.actuator.observe() if r.state == "running"]
-                fewest = min(fewest, sum(r.replica in before or r.started_s + START_UP_S <= _now() for r in there))
-            assert before.isdisjoint(r.replica for r in await world.actuator.observe())
-            assert (fewest, await world.replicas()) == (2, 2)
-
-    run(story())
+@in_world(steady(10.0))
+async def test_newer_code_comes_into_every_replica_one_after_another(world: World, apart_s: float) -> None:
+    await asyncio.sleep(10.0)
+    before = {r.replica for r in await world.actuator.observe()}
+    now_s = time.time() + apart_s  # by the clock of who gives it
+    override = Override("code", value=now_s, who="anna")
+    world.kafka.append(world.names.control, encode(override), override.key.encode(), time_s=now_s)
+    fewest = 2
+    for _ in range(200):
+        await asyncio.sleep(TICK_S)
+        there = [r for r in await world.actuator.observe() if r.state == "running"]
+        fewest = min(fewest, sum(r.replica in before or r.started_s + START_UP_S <= _now() for r in there))
+    assert before.isdisjoint(r.replica for r in await world.actuator.observe())
+    assert (fewest, await world.replicas()) == (2, 2)
 
 
-def test_a_retired_pipeline_leaves_no_replica_and_no_dispatcher() -> None:
-    world = World(steady(10.0))
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(10.0)
-            retiring = asyncio.create_task(world.controller.retire(["a"], 30.0))
-            await asyncio.sleep(1.0)
-            for dispatcher in await world.actuator.dispatchers():
-                world.actuator.finish(dispatcher.dispatcher)
-            await retiring
-            assert await world.replicas() == 0
-            assert not await world.actuator.dispatchers()
-
-    run(story())
+@in_world(steady(10.0))
+async def test_a_retired_pipeline_leaves_no_replica_and_no_dispatcher(world: World) -> None:
+    await asyncio.sleep(10.0)
+    retiring = asyncio.create_task(world.controller.retire(["a"], 30.0))
+    await asyncio.sleep(1.0)
+    for dispatcher in await world.actuator.dispatchers():
+        world.actuator.finish(dispatcher.dispatcher)
+    await retiring
+    assert await world.replicas() == 0
+    assert not await world.actuator.dispatchers()
 
 
-def test_groups_of_ended_terms_are_deleted_now_and_then() -> None:
-    world = World(steady(10.0))
+@in_world(steady(10.0))
+async def test_groups_of_ended_terms_are_deleted_now_and_then(world: World) -> None:
     world.controller.leadership.term = 12
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(1.0)
-            world.kafka.groups = ["p.control.1", "p.control.11"]
-            await asyncio.sleep(60.0)
-            assert world.kafka.groups == []
-
-    run(story())
+    await asyncio.sleep(1.0)
+    world.kafka.groups = ["p.control.1", "p.control.11"]
+    await asyncio.sleep(60.0)
+    assert world.kafka.groups == []
 
 
-def test_a_leader_of_which_no_heartbeat_is_acknowledged_leaves_its_successors_replicas_alone(
-    caplog: pytest.LogCaptureFixture,
+@in_world(steady(10.0))
+async def test_a_leader_of_which_no_heartbeat_is_acknowledged_leaves_its_successors_replicas_alone(
+    world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world = World(steady(10.0))
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(10.0)
-            before = await world.replicas()
-            world.kafka.away = True
-            await asyncio.sleep(3.1)
-            await world.actuator.scale("a", "cpu", before + 3)  # as a controller does that Kafka answers
-            asked = len(world.actuator.asked)
-            await asyncio.sleep(60.0)
-            await world.controller.fleet.want({("a", "cpu"): 1})
-            await world.controller.retire(["a"], 5.0)
-            assert (await world.replicas(), world.actuator.asked[asked:]) == (before + 3, [])
-            assert sum("another controller may lead" in record.message for record in caplog.records) == 1
-
-    run(story())
+    await asyncio.sleep(10.0)
+    before = await world.replicas()
+    world.kafka.away = True
+    await asyncio.sleep(3.1)
+    await world.actuator.scale("a", "cpu", before + 3)  # as a controller does that Kafka answers
+    asked = len(world.actuator.asked)
+    await asyncio.sleep(60.0)
+    await world.controller.fleet.want({"a": {"cpu": 1}})
+    await world.controller.retire(["a"], 5.0)
+    assert (await world.replicas(), world.actuator.asked[asked:]) == (before + 3, [])
+    assert sum("another controller may lead" in record.message for record in caplog.records) == 1
 
 
-def test_a_leader_goes_on_once_a_heartbeat_is_acknowledged_again() -> None:
-    world = World(steady(10.0))
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(10.0)
-            before = await world.replicas()
-            world.kafka.away = True
-            await asyncio.sleep(10.0)
-            await world.actuator.scale("a", "cpu", before + 3)
-            world.kafka.away = False
-            await asyncio.sleep(2.0)
-            assert await world.replicas() == before
-
-    run(story())
+@in_world(steady(10.0))
+async def test_a_leader_goes_on_once_a_heartbeat_is_acknowledged_again(world: World) -> None:
+    await asyncio.sleep(10.0)
+    before = await world.replicas()
+    world.kafka.away = True
+    await asyncio.sleep(10.0)
+    await world.actuator.scale("a", "cpu", before + 3)
+    world.kafka.away = False
+    await asyncio.sleep(2.0)
+    assert await world.replicas() == before
 
 
-def test_a_leader_that_has_lost_ends_without_having_acted() -> None:
-    world = World(steady(10.0))
-
-    async def story() -> None:
-        async with world() as leading:
-            await asyncio.sleep(10.0)
-            world.kafka.away = True
-            await asyncio.sleep(3.1)
-            await world.actuator.scale("a", "cpu", 7)
-            await asyncio.sleep(10.0)
-            world.lost_lead, world.kafka.away = True, False
-            with pytest.raises(ExceptionGroup):
-                await leading
-            assert await world.replicas() == 7
-
-    run(story())
+@in_world(steady(10.0))
+async def test_a_leader_that_has_lost_ends_without_having_acted(world: World) -> None:
+    await asyncio.sleep(10.0)
+    world.kafka.away = True
+    await asyncio.sleep(3.1)
+    await world.actuator.scale("a", "cpu", 7)
+    await asyncio.sleep(10.0)
+    world.lost_lead, world.kafka.away = True, False
+    with pytest.raises(ExceptionGroup):
+        await world.leading
+    assert await world.replicas() == 7
 
 
 @pytest.mark.parametrize(("days", "share"), [((), 0.0), ((3.5, 1.0), 0.5)])
-def test_the_age_of_the_oldest_dead_letter_is_a_share_of_what_its_topic_keeps(
-    days: Sequence[float], share: float
+@in_world(steady(10.0))
+async def test_the_age_of_the_oldest_dead_letter_is_a_share_of_what_its_topic_keeps(
+    world: World, days: Sequence[float], share: float
 ) -> None:
-    world = World(steady(10.0))
     died_ms = [int((EPOCH_S - day * 24 * 3600) * 1e3) for day in days]
     world.kafka.topics["posts.dlq"] += [Followed(0, n, ms, None, b"", ()) for n, ms in enumerate(died_ms)]
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(2.0)
-            assert world.controller.state is not None
-            assert world.controller.state.stages[0].letter_age_share == pytest.approx(share, abs=1e-3)
-
-    run(story())
+    await asyncio.sleep(2.0)
+    assert world.controller.state is not None
+    assert world.controller.state.stages[0].letter_age_share == pytest.approx(share, abs=1e-3)
 
 
-def test_only_groups_of_ended_terms_are_deleted() -> None:
-    world = World(steady(10.0))
+@in_world(steady(10.0))
+async def test_only_groups_of_ended_terms_are_deleted(world: World) -> None:
     world.controller.leadership.term = 12
     others = ["p.control.12", "p.control.120", "p.control", "p.control.", "p.control.tower", "p.control.1.a", "p.a"]
     others += ["p-control-tower", "p.control.1x", "p.control.-1", "p.control.\u0661", "xp.control.1"]
     world.kafka.groups = [*others, "p.control.3"]
-
-    async def story() -> None:
-        async with world():
-            await asyncio.sleep(1.0)
-        assert world.kafka.groups == others
-
-    run(story())
+    await asyncio.sleep(1.0)
+    assert world.kafka.groups == others

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import re
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,17 +21,17 @@ from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.observability.metrics import StateCollector
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.decision import Action, Decision, Reason
-from inferline_stream.tuner.policy import POLICIES
+from tests.support.emulated_runs import one_stage
 from tests.support.fake_actuator import FakeActuator
 
 SHAPE = Shape(("a",), ())
@@ -47,16 +49,17 @@ class Week:
         )
         plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 1),)}, 0.1, 0.4, 10.0, ((60.0, 600),), {"a": 1.0}, {"a": 0.5})
         view = PipelineView("p", SHAPE, plan, profile, {"cpu": Hardware("cpu", 0.1)}, 0.99, {"a": 8}, (60.0,))
-        context = PipelineContext(Names("p"), "posts", "out", frozenset({"a"}), KafkaCluster(""), Settings())
+        context = PipelineContext(one_stage(), KafkaCluster(""), Settings())
         leadership: Any = SimpleNamespace(
             term=1, controller="c", log=SimpleNamespace(grants=()), renewals=0, devices=()
         )
         found = Recovered(None, (), (), None, Overrides(), 0)
-        spec: Any = SimpleNamespace
+        run = Run(
+            pipeline=context.pipeline, topology=Path("topology.py"), bootstrap_servers="", plan=plan, measured=profile,
+            log_folder=Path("logs"), cores=math.inf,
+        )  # fmt: skip
         self.actuator = FakeActuator()
-        self.controller = Controller(
-            context, view, self.actuator, leadership, POLICIES["default"], found, spec, standby={}
-        )
+        self.controller = Controller(run, context, view, self.actuator, leadership, found)
         self.controller.fleet.leads = lambda: True
         self.time_s, self.number, self.dispatcher, self.dispatchers = 0.0, 0, "a-0-0x", 0
 
@@ -72,7 +75,7 @@ class Week:
         """Ten replicas more, and ten less."""
         self.time_s += AT_ONCE * EVERY_S
         replicas = 1 + AT_ONCE
-        await self.controller.fleet.want({("a", "cpu"): replicas})
+        await self.controller.fleet.want({"a": {"cpu": replicas}})
         there = [r.replica for r in await self.actuator.observe() if r.state == "running"]
         self.report(*there)
         for name in there:
@@ -80,7 +83,7 @@ class Week:
             self.controller.decider._decided(decision, self.time_s)
         waiting = self.controller.decider.book
         waiting.written(len(waiting.waiting()))
-        await self.controller.fleet.want({("a", "cpu"): 1})
+        await self.controller.fleet.want({"a": {"cpu": 1}})
         leaving = [r.replica for r in await self.actuator.observe() if r.state == "retiring"]
         for name in leaving:
             self.actuator.finish(name)

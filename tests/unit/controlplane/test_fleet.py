@@ -27,7 +27,7 @@ def fleet(wanted: dict[str, int], standby: int = 0, stock: int | None = None) ->
     )
     plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 2),)}, 0.2, 0.4, 10.0, ((60.0, 600),), {"a": 1.0}, {"a": 0.5})
     view = PipelineView("p", SHAPE, plan, measured, kinds, 0.99, {"a": 8}, (60.0,))
-    return Fleet(FakeActuator(), view, {("a", k): n for k, n in wanted.items()}, {"a": standby})
+    return Fleet(FakeActuator(), view, {"a": wanted}, {"a": standby})
 
 
 async def up(held: Fleet) -> None:
@@ -48,7 +48,7 @@ async def test_what_is_wanted_is_asked_for_at_once_standbys_included() -> None:
     await held.reconcile()
     assert await there(held) == {"cpu": 3}
     await up(held)
-    await held.want({("a", "cpu"): 4})
+    await held.want({"a": {"cpu": 4}})
     assert await there(held) == {"cpu": 5}
 
 
@@ -71,7 +71,7 @@ async def test_other_hardware_takes_over_before_the_old_one_leaves() -> None:
     held = fleet({"cpu": 3})
     await held.reconcile()
     await up(held)
-    await held.want({("a", "gpu"): 1})
+    await held.want({"a": {"gpu": 1}})
     assert await there(held) == {"cpu": 3, "gpu": 1}
     await held.reconcile()
     assert await there(held) == {"cpu": 3, "gpu": 1}
@@ -154,7 +154,7 @@ async def test_no_slot_loses_its_last_replica_while_another_has_two() -> None:
     await held.reconcile()
     first, second, third, youngest = await held.actuator.observe()
     attached(held, 1, [first, second, third], [youngest])
-    await held.want({("a", "cpu"): 3})
+    await held.want({"a": {"cpu": 3}})
     assert [r.replica for r in await held.actuator.observe() if r.state == "retiring"] == [third.replica]
 
 
@@ -165,7 +165,7 @@ async def test_a_slot_without_a_replica_gets_one_before_one_of_a_fuller_slot_lea
     one, two = (r for r in there_first if r.hardware == "cpu")
     (gpu,) = (r for r in there_first if r.hardware == "gpu")
     attached(held, 1, [one, two], [gpu])
-    await held.want({("a", "cpu"): 2})
+    await held.want({"a": {"cpu": 2}})
     await held.reconcile()
     assert await there(held) == {"cpu": 3}, "one starts as soon as it is known that the last one leaves"
     held.actuator.finish(gpu.replica)
@@ -235,7 +235,7 @@ async def test_two_halves_take_the_place_of_a_whole_gpu() -> None:
     held = on_one_gpu({"gpu": 1})
     await held.reconcile()
     await up(held)
-    await held.want({("a", "cpu"): 2})
+    await held.want({"a": {"cpu": 2}})
     assert await there(held) == {}
     await ended(held)
     await held.reconcile()

@@ -92,9 +92,9 @@ def test_a_replica_that_stands_by_is_no_supply() -> None:
     seen = view()
     ready = [ReplicaStatus(name, "cpu", "ready") for name in ("r1", "r2", "r3")]
     seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, replicas=ready), 1.0)
-    supply = seen.observation(1.0, {("a", "cpu"): 2}, {}, {}).stages["a"].supply["cpu"]
+    supply = seen.observation(1.0, {"a": {"cpu": 2}}, {}, {}).stages["a"].supply["cpu"]
     assert (supply.ready, supply.pending) == (2, 0)
-    (counts,) = seen.state(1.0, 0.0, {("a", "cpu"): 2}).stages[0].replicas
+    (counts,) = seen.state(1.0, 0.0, {"a": {"cpu": 2}}).stages[0].replicas
     assert (counts.ready, counts.standby, counts.pending) == (2, 1, 0)
 
 

@@ -18,7 +18,7 @@ from inferline_stream.controlplane.records.control_records import (
     encode,
     merged,
 )
-from inferline_stream.controlplane.records.record_writers import ArrivalLog, DecisionLog, flat, nested
+from inferline_stream.controlplane.records.record_writers import ArrivalLog, DecisionLog
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import Names
 
@@ -142,11 +142,6 @@ def test_the_newest_applied_decision_is_kept_as_what_is_wanted_and_the_oldest_ma
     assert decode_stored("wanted", written[4].value).replicas == {"s": {"cpu": DECISIONS_KEPT + 1}}
     book.written(5)
     assert [w.key for w in book.waiting()] == ["decision-1"]
-
-
-def test_replicas_are_the_same_by_stage_and_by_pair() -> None:
-    replicas = {"a": {"cpu": 1, "gpu": 2}, "b": {"cpu": 3}}
-    assert nested(flat(replicas)) == replicas
 
 
 def test_every_record_says_its_version() -> None:

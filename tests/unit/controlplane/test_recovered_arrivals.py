@@ -14,6 +14,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
+from tests.support.emulated_runs import one_stage
 from tests.support.virtual_time import run
 from tests.unit.controlplane.memory_kafka import MemoryKafka
 
@@ -23,7 +24,7 @@ NAMES = Names("p")
 @pytest.mark.parametrize("ahead_s", [0.0, 3600.0])
 def test_no_arrival_is_of_the_future_and_none_is_counted_twice(ahead_s: float) -> None:
     kafka: Any = MemoryKafka("posts", 1, arrived=lambda: 100, done=lambda: 0)
-    context = PipelineContext(NAMES, "posts", "out", frozenset({"a"}), kafka, Settings())
+    context = PipelineContext(one_stage(), kafka, Settings())
     growth = LogGrowth()
 
     async def story() -> None:

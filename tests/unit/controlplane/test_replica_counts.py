@@ -40,13 +40,13 @@ def test_each_kind_may_grow_by_what_the_cores_have_left_and_keeps_what_it_has() 
 
 
 def test_of_new_replicas_as_many_are_left_out_as_the_cores_lack() -> None:
-    before = {("a", "cpu-0.25"): 2, ("b", "cpu-0.5"): 1, ("c", "emulated-cpu"): 1}
-    wanted = {("a", "cpu-0.25"): 4, ("b", "cpu-0.5"): 2, ("c", "emulated-cpu"): 9}
+    before = {"a": {"cpu-0.25": 2}, "b": {"cpu-0.5": 1}, "c": {"emulated-cpu": 1}}
+    wanted = {"a": {"cpu-0.25": 4}, "b": {"cpu-0.5": 2}, "c": {"emulated-cpu": 9}}
     assert within_cores(wanted, before, catalogue(), 2.0) == wanted
     fitting = within_cores(wanted, before, catalogue(), 1.6)
     assert cores_held(fitting, catalogue()) <= 1.6
-    assert fitting["c", "emulated-cpu"] == 9
-    assert within_cores(wanted, before, catalogue(), 0.1) == {**before, ("c", "emulated-cpu"): 9}
+    assert fitting["c"]["emulated-cpu"] == 9
+    assert within_cores(wanted, before, catalogue(), 0.1) == {**before, "c": {"emulated-cpu": 9}}
 
 
 def test_places_that_there_are_now_limit_a_kind_further_than_its_stock_and_never_less() -> None:
@@ -60,7 +60,7 @@ def test_places_that_there_are_now_limit_a_kind_further_than_its_stock_and_never
 def test_kinds_that_share_gpus_have_room_for_what_the_others_leave() -> None:
     t4 = {"gpu_model": "Tesla T4", "gpu_stock": 4.0}
     kinds = catalogue([Hardware("whole", 0.5, gpus=1, stock=4, **t4), Hardware("half", 0.3, gpus=0.5, stock=8, **t4)])
-    held = {("a", "whole"): 2, ("b", "half"): 1, ("c", "half"): 1, ("d", "cpu-1"): 9}
+    held = {"a": {"whole": 2}, "b": {"half": 1}, "c": {"half": 1}, "d": {"cpu-1": 9}}
     assert stock_of_gpus(held, kinds) == {"whole": 3, "half": 4}
-    assert stock_of_gpus({("a", "whole"): 5}, kinds) == {"whole": 4, "half": 0}
+    assert stock_of_gpus({"a": {"whole": 5}}, kinds) == {"whole": 4, "half": 0}
     assert stock_of_gpus({}, catalogue()) == {}

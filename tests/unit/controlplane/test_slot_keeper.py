@@ -13,6 +13,7 @@ from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatch
 from inferline_stream.controlplane.apply.slot_keeper import SlotKeeper
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
+from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.dataplane.slot_grants import Grant, grant_key
 from inferline_stream.errors import Unreachable
@@ -45,8 +46,7 @@ class House:
         self._reports = 0
         leadership = SimpleNamespace(term=2, log=SimpleNamespace(grants=tuple(log)), renewals=0, write=self._write)
         about = SimpleNamespace(
-            settings=Settings(), delivery="at_least_once", names=Names("p"), topic=lambda stage: stage,
-            bootstrap_servers="",
+            settings=Settings(), records=RecordOptions(), names=Names("p"), topic=lambda stage: stage,
         )  # fmt: skip
         self.keeper = SlotKeeper(about, self.view, leadership, self, self._spec)  # type: ignore[arg-type]
 

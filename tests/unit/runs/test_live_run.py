@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 
 from inferline_stream.connectors.sources.trace_replay import ReplayReport
+from inferline_stream.controlplane.run_inputs import RunDisplay
 from inferline_stream.runs.live_run import LiveRun
-from inferline_stream.runs.run import NoDisplay
 
 DEADLINE_S = 10.0
 
@@ -36,7 +36,7 @@ class Feed:
         return self.report
 
 
-class Display(NoDisplay):
+class Display(RunDisplay):
     """Keeps what stays on the screen."""
 
     def __init__(self) -> None:
@@ -68,14 +68,14 @@ async def test_events_that_kafka_refused_are_reported_with_the_reason(
     async def feed(servers: str, topic: str) -> AsyncIterator[Feed]:
         yield Feed(report(acknowledged, error))
 
-    control = asyncio.get_running_loop().create_future()
+    control, display = asyncio.get_running_loop().create_future(), Display()
     given: dict[str, Any] = {
-        "run": SimpleNamespace(feed=feed, bootstrap_servers="kafka:9092", duration_s=None),
+        "run": SimpleNamespace(feed=feed, bootstrap_servers="kafka:9092", duration_s=None, display=display),
         "context": SimpleNamespace(source="in"),
         "controller": SimpleNamespace(state=None, decider=SimpleNamespace()),
         "control": control,
     }
-    under_way = LiveRun(offsets=cast("Any", None), since=cast("Any", None), watcher=(display := Display()), **given)
+    under_way = LiveRun(offsets=cast("Any", None), since=cast("Any", None), **given)
     async with asyncio.timeout(DEADLINE_S):
         await under_way.fed(asyncio.Event())
     assert display.notes == notes

@@ -1,4 +1,4 @@
-"""What a run is given: what runs, who feeds it, and who shows it."""
+"""What a run is given: what runs, who feeds it, and who shows it. All that follows reads from this one value."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from inferline_stream.dataplane.process_specs import Delivery, DispatcherSpec, ReplicaSpec
+from inferline_stream.controlplane.run_options import Endpoints, RecordOptions
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.isolation.limits import cores_here
 from inferline_stream.kafka.pipeline_topics import REPLICATION
 from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.emulation import emulated_s
@@ -63,8 +65,8 @@ FeedTo = Callable[[str, str], AbstractAsyncContextManager[SourceFeed]]
 """(bootstrap servers, topic) → what feeds it."""
 
 
-class RunDisplay(Protocol):
-    """What shows a run to people."""
+class RunDisplay:
+    """What shows a run to people. This one shows nothing."""
 
     def step(self, text: str) -> None:
         """The run has come to its next step."""
@@ -80,61 +82,6 @@ class RunDisplay(Protocol):
 
     def now(self, state: PipelineState) -> None:
         """The newest picture, about twice a second."""
-
-
-class NoDisplay:
-    """Shows nothing."""
-
-    def step(self, text: str) -> None:
-        """Nothing."""
-
-    def progress(self, done: int, of: int, left_s: float) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def decided(self, record: DecisionRecord) -> None:
-        """Nothing."""
-
-    def now(self, state: PipelineState) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordOptions:
-    """How a run reads and writes records.
-
-    Args:
-        prefix: before every topic and group.
-        create_topics: create what is missing; else only verify what is there.
-        start: where groups without an offset start.
-        delivery: how results get into the sink.
-        tracing: OpenTelemetry exporter of a span per batch; empty for none.
-    """
-
-    prefix: str = ""
-    create_topics: bool = True
-    start: str = "committed"
-    delivery: Delivery = "at_least_once"
-    tracing: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoints:
-    """Where a run serves its live page and its metrics.
-
-    Args:
-        page_port: of the live page; 0 for any free one, None for no page.
-        page_token: who knows it may hold decisions and set replicas from the page; empty: nobody may.
-        metrics_port: of `/metrics`; likewise.
-        metrics_host: address that it is served on.
-    """
-
-    page_port: int | None = None
-    page_token: str = ""
-    metrics_port: int | None = None
-    metrics_host: str = "127.0.0.1"
 
 
 @dataclass(slots=True)
@@ -168,6 +115,7 @@ class Run:
         policy: the Tuner's step.
         advisory: decide without acting.
         records: how records are read and written.
+        display: who shows it.
         duration_s: stop after so long; None runs to the end of the feed, or until stopped.
         endpoints: of the live page and of metrics; by default none.
         newest_state: learns where the newest state is, for a page that was opened before.
@@ -177,7 +125,7 @@ class Run:
         settings: periods and time limits.
         sample: the arrivals that the plan was made for, for what others would have bought for them.
         run_folder: where the finished run is written down, a folder that does not exist yet; None for nowhere.
-        cores: most that all replicas together may have; None for those of this machine.
+        cores: most that all replicas together may have; by default those of this machine.
         live_since_s: seconds since the epoch; what entered before is a backlog, apart from live traffic in metrics.
     """
 
@@ -188,14 +136,15 @@ class Run:
     measured: PipelineProfile
     log_folder: Path
     supervisor_folder: Path | None = None
-    records: RecordOptions = RecordOptions()
+    records: RecordOptions = field(default_factory=RecordOptions)
+    display: RunDisplay = field(default_factory=RunDisplay)
     feed: FeedTo | None = None
     arrivals: Trace | None = None
     replication: int = REPLICATION
     policy: Policy = POLICIES["default"]
     advisory: bool = False
     duration_s: float | None = None
-    endpoints: Endpoints = Endpoints()
+    endpoints: Endpoints = field(default_factory=lambda: Endpoints(ui=False, metrics_port=None))
     newest_state: NewestState | None = None
     faust: bool = True
     hands_over: bool = False
@@ -204,12 +153,17 @@ class Run:
     sample: Trace | None = None
     run_folder: Path | None = None
     live_since_s: float = 0.0
-    cores: float | None = None
+    cores: float = field(default_factory=cores_here)
 
     @property
     def kinds(self) -> Catalogue:
         """Hardware kinds known to the pipeline."""
         return catalogue(self.pipeline.hardware)
+
+    @property
+    def standby(self) -> dict[str, int]:
+        """Replicas that stand by, by stage, where people have not set another number."""
+        return {stage.name: stage.standby for stage in self.pipeline.stages}
 
     @property
     def identity(self) -> str:

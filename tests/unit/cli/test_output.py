@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from inferline_stream.cli.log_output import log_to_people
+from inferline_stream.cli.output import log_to_people
 
 
 @pytest.fixture
