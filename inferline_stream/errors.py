@@ -7,12 +7,12 @@ InferlineError
 │   └── InvalidFile           another file: sample, trace, profile, plan, record of a run
 ├── Infeasible             4  no plan meets the SLO; carries the smallest that would be met
 ├── Unreachable            5  Kafka, a metrics source or, to the profiler, a model server does not answer
-│   └── Unsettled             a transaction could not be ended (kafka.controller_client)
+│   └── Unsettled             a transaction could not be ended (kafka.writer)
 ├── GateFailed             6  the run ended, its SLO gate did not hold
 ├── StageFailed            1  a stage raised or broke its contract on a batch
 │   └── WorkerFailed          in the profiler's process (profiler.worker_process)
 ├── ServerUnavailable      1  what a stage asks takes no batch now; raised by stages, too
-├── LeadershipLost         1  another controller leads (kafka.controller_client)
+├── LeadershipLost         1  another controller leads (controlplane.leadership)
 ├── KafkaFailed            1  Kafka refuses a record or a commit (kafka.records)
 └── FrameError             1  what came over a socket is no frame (dataplane.frames)
 """

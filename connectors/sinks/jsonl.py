@@ -40,7 +40,8 @@ from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sinks import topic_sink
 from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id, no_json
 from inferline_stream.errors import InvalidFile
-from inferline_stream.kafka.record_follower import Record
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import Start
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class JsonlFile:
         self._seen, self._size_bytes = _seen(self._file, self._path)
         return True
 
-    def append(self, records: Iterable[Record], topic: str) -> list[Refusal]:
+    def append(self, records: Iterable[Record], ids_from: str) -> list[Refusal]:
         """Write the records whose events are new, and fsync; return those that no line can hold.
 
         Raises:
@@ -105,13 +106,13 @@ class JsonlFile:
         refusals: list[Refusal] = []
         duplicates = 0
         for record in records:
-            known, value = event_id(record, topic), b"null" if record.value is None else record.value
+            known, value = event_id(record, ids_from), b"null" if record.value is None else record.value
             if known in self._seen or known in lines:
                 duplicates += 1
             elif reason := no_json(value):
                 refusals.append(Refusal(record, reason))
             else:
-                lines[known] = _line(known, record.timestamp_ms, value)
+                lines[known] = _line(known, record.time_ms, value)
         if lines:
             with self._writing:
                 self._write(b"".join(lines.values()))
@@ -165,14 +166,13 @@ def _seen(file: BinaryIO, path: Path) -> tuple[set[str], int]:
 class _Store:
     """A file as sinks know it."""
 
-    def __init__(self, file: JsonlFile, topic: str) -> None:
+    def __init__(self, file: JsonlFile) -> None:
         self.counts = file.counts
         self._file = file
-        self._topic = topic
 
-    async def store(self, records: Sequence[Record]) -> list[Refusal]:
+    async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
         try:
-            return await asyncio.to_thread(self._file.append, records, self._topic)
+            return await asyncio.to_thread(self._file.append, records, ids_from)
         except OSError as error:
             raise Away(error.strerror or str(error)) from None
 
@@ -186,7 +186,7 @@ class JsonlSink(TopicSink):
         path: the file.
         group: consumer group that holds how far the file has come; one group per file.
         dead_letters: topic for events that are no JSON; without one, such an event ends the sink.
-        start: where to begin; see `RecordFollower`.
+        start: where to begin; see `TopicFollower`.
 
     Raises:
         Unreachable: on entering, Kafka does not answer or has no such topic; on leaving, it failed later.
@@ -201,13 +201,13 @@ class JsonlSink(TopicSink):
         path: Path,
         group: str,
         dead_letters: str = "",
-        start: str = "committed",
+        start: Start = "committed",
     ) -> None:
         self._file, self._path = JsonlFile(path), path
         super().__init__(
             bootstrap_servers,
             topic=topic,
-            store=_Store(self._file, topic),
+            store=_Store(self._file),
             what=str(path),
             group=group,
             dead_letters=dead_letters,

@@ -34,7 +34,7 @@ from inferline_stream.connectors.sinks import topic_sink
 from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id, no_json
 from inferline_stream.dataplane.headers import LATEST_MS
 from inferline_stream.errors import InvalidInput, Unreachable
-from inferline_stream.kafka.record_follower import Record
+from inferline_stream.kafka.records import Record
 
 if TYPE_CHECKING:
     import asyncpg
@@ -66,7 +66,6 @@ class Table:
     Args:
         database: where it is.
         table: ``name`` or ``schema.name``.
-        topic: that the events are of.
         password: of the user; empty for none.
         tls: how to connect; None for without.
     """
@@ -75,7 +74,6 @@ class Table:
         self,
         database: Database,
         table: str,
-        topic: str,
         *,
         password: str = "",
         tls: ssl.SSLContext | None = None,
@@ -83,7 +81,6 @@ class Table:
         self.counts = SinkCounts()
         self._database = database
         self._table = ".".join(f'"{part}"' for part in table.split("."))
-        self._topic = topic
         self._password = password
         self._tls = tls
         self._connection: asyncpg.Connection | None = None
@@ -104,7 +101,7 @@ class Table:
     async def __aexit__(self, *_: object) -> None:
         self._drop()
 
-    async def store(self, records: Sequence[Record]) -> list[Refusal]:
+    async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
         """Upsert all of them in one transaction; see `Store.store`."""
         import asyncpg
 
@@ -114,7 +111,7 @@ class Table:
         sources: dict[str, Record] = {}
         refusals = []
         for record in records:
-            known = event_id(record, self._topic)
+            known = event_id(record, ids_from)
             if reason := _refused(record, known):
                 refusals.append(Refusal(record, reason))
                 continue
@@ -209,15 +206,15 @@ class Table:
 
 
 def _row(known: str, record: Record) -> Row:
-    time = datetime.datetime.fromtimestamp(record.timestamp_ms / 1e3, datetime.UTC)
+    time = datetime.datetime.fromtimestamp(record.time_ms / 1e3, datetime.UTC)
     return known, time, (b"null" if record.value is None else record.value).decode()
 
 
 def _refused(record: Record, known: str) -> str:
     if reason := no_json(b"null" if record.value is None else record.value):
         return reason
-    if not 0 <= record.timestamp_ms <= LATEST_MS:
-        return f"its timestamp, {record.timestamp_ms} ms, is no time"
+    if not 0 <= record.time_ms <= LATEST_MS:
+        return f"its timestamp, {record.time_ms} ms, is no time"
     return "its id holds a NUL character" if "\0" in known else ""
 
 
@@ -284,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ModuleNotFoundError:
             raise InvalidInput("asyncpg is not installed: pip install 'inferline-stream[postgres]'") from None
         password = sealed_connector.secret(options.password_file)
-        to = Table(options.database, options.table, options.topic, password=password, tls=_context(options.tls))
+        to = Table(options.database, options.table, password=password, tls=_context(options.tls))
         async with to as store:
             sink = TopicSink(
                 options.bootstrap_servers,

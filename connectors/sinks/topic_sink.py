@@ -8,7 +8,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -18,9 +18,9 @@ from inferline_stream.connectors.sealed_connector import Seal, done_in_time, sto
 from inferline_stream.dataplane.headers import cut_letter
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.kafka.fetched_batches import SkippedBatch
-from inferline_stream.kafka.record_follower import STARTS, Record, RecordFollower
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.kafka.records import Header
+from inferline_stream.kafka.records import Header, Record
+from inferline_stream.kafka.topic_follower import STARTS, Start, TopicFollower
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
 from inferline_stream.settings import from_environment
 
@@ -75,8 +75,12 @@ class Store(Protocol):
 
     counts: SinkCounts
 
-    async def store(self, records: Sequence[Record]) -> list[Refusal]:
+    async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
         """Make these durable, each event once, however often a record comes; returns those that never will be.
+
+        Args:
+            records: of one topic.
+            ids_from: what its events' ids begin with; see `event_id`.
 
         Raises:
             Away: not all could be stored yet; all of them will come again.
@@ -96,10 +100,10 @@ def no_json(value: bytes) -> str:
     return ""
 
 
-def event_id(record: Record, topic: str) -> str:
+def event_id(record: Record, ids_from: str) -> str:
     """The pipeline's id of an event, from its header; its place in the topic for a record without one."""
-    given = record.headers.get(EVENT_ID, b"").decode(errors="backslashreplace")
-    return given or f"{record.ids_from or topic}/{record.partition}/{record.offset}"
+    given = (record.header(EVENT_ID) or b"").decode(errors="backslashreplace")
+    return given or f"{ids_from}/{record.partition}/{record.offset}"
 
 
 class TopicSink:
@@ -117,7 +121,7 @@ class TopicSink:
         group: consumer group that holds how far the store has come; one group per store.
         dead_letters: topic for refused events; without one, a refused event ends the sink.
         again_at_most_s: longest pause between two attempts.
-        start: where to begin; see `RecordFollower`.
+        start: where to begin; see `TopicFollower`.
 
     Raises:
         Unreachable: on entering, Kafka does not answer or has no such topic; on leaving, it failed later.
@@ -133,14 +137,16 @@ class TopicSink:
         group: str,
         dead_letters: str = "",
         again_at_most_s: float = _AGAIN_AT_MOST_S,
-        start: str = "committed",
+        start: Start = "committed",
     ) -> None:
         self._topic = topic
         self._store = store
         self._what = what
         self._again_at_most_s = again_at_most_s
         timeout_s = from_environment().connect_timeout_s
-        self._follower = RecordFollower(bootstrap_servers, topic, group, connect_timeout_s=timeout_s, start=start)
+        self._follower = TopicFollower(
+            bootstrap_servers, topic, start, group=group, gapless=True, connect_timeout_s=timeout_s
+        )
         self._dead_letters = dead_letters
         self._producer = (
             RecordProducer(bootstrap_servers, dead_letters, connect_timeout_s=timeout_s) if dead_letters else None
@@ -197,7 +203,7 @@ class TopicSink:
             Unreachable: Kafka failed meanwhile.
         """
         assert self._following is not None
-        ends = await self._follower.ends()
+        ends = await self._follower.end()
         if halted := self._follower.halted:
             raise Unreachable(f"topic {self._topic!r}: partitions are halted: {halted}")
         waiting = asyncio.create_task(self._until_stored(ends))
@@ -226,13 +232,13 @@ class TopicSink:
             until = loop.time() + _GATHER_S
             records = []
             while (left_s := until - loop.time()) > 0 and not self._stop.is_set():
-                records += await self._follower.batch(left_s)
+                records += await self._follower.read(left_s)
             if records:
                 await self._refuse(await self._keep_on(await self._readable(records)))
                 await self._commit()
             self.counts.halted = dict(self._follower.halted)
             async with self._stored:
-                self._reached = await self._follower.positions()
+                self._reached = dict(self._follower.positions)
                 self._stored.notify_all()
 
     async def _readable(self, records: list[Record]) -> list[Record]:
@@ -244,7 +250,7 @@ class TopicSink:
                 continue
             logger.error("%s leaves out %s/%d: %s", self._what, self._topic, record.partition, record.value.reason)
             if self._producer is not None:
-                await self._deliver(replace(record, value=None), self._error_headers(record, record.value.reason))
+                await self._deliver(record._replace(value=None), self._error_headers(record, record.value.reason))
             self.counts.unreadable += 1
         return readable
 
@@ -252,7 +258,7 @@ class TopicSink:
         """Store for as long as it takes; stopped meanwhile, the records are left uncommitted."""
         pause_s, said = _AGAIN_S, False
         while True:
-            storing = asyncio.create_task(self._store.store(records))
+            storing = asyncio.create_task(self._store.store(records, self._follower.ids_from))
             if not await done_in_time(storing, self._stop, _LEAVE_S):
                 raise Unreachable(f"{self._what}: {len(records)} records not written in time; they come again")
             try:
@@ -270,7 +276,7 @@ class TopicSink:
     async def _refuse(self, refusals: list[Refusal]) -> None:
         for refusal in refusals:
             record, reason = refusal.record, refusal.reason
-            known = event_id(record, self._topic)
+            known = event_id(record, self._follower.ids_from)
             if self._producer is None:
                 raise InferlineError(
                     f"{self._what} refuses event {known!r}: {reason}; fix it and start again, or give --dead-letters"
@@ -280,13 +286,11 @@ class TopicSink:
             self.counts.refused += 1
 
     def _error_headers(self, record: Record, reason: str) -> list[Header]:
-        headers: list[Header] = [
-            (name, value) for name, value in record.headers.items() if not name.startswith(ERRORS_PREFIX)
-        ]
+        headers: list[Header] = [(name, value) for name, value in record.headers if not name.startswith(ERRORS_PREFIX)]
         headers.append((f"{ERRORS_PREFIX}message", reason.encode("utf-8", "replace")))
-        headers.append((f"{ERRORS_PREFIX}timestamp_ms", b"%d" % record.timestamp_ms))
-        if EVENT_ID not in record.headers:
-            headers.append((EVENT_ID, event_id(record, self._topic).encode()))
+        headers.append((f"{ERRORS_PREFIX}timestamp_ms", b"%d" % record.time_ms))
+        if record.header(EVENT_ID) is None:
+            headers.append((EVENT_ID, event_id(record, self._follower.ids_from).encode()))
         return headers
 
     async def _deliver(self, record: Record, headers: list[Header]) -> None:

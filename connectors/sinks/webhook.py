@@ -34,7 +34,7 @@ from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCoun
 from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation.addressed_loop import Loop
 from inferline_stream.isolation.loop_resolver import LoopResolver
-from inferline_stream.kafka.record_follower import Record
+from inferline_stream.kafka.records import Record
 
 _WRONG_TOKEN = 401
 _TRY_AGAIN = frozenset((408, 425, 429))
@@ -48,15 +48,13 @@ class Webhook:
 
     Args:
         url: where to.
-        topic: that the events are of.
         token: sent as ``Authorization: Bearer``; empty for none.
         timeout_s: longest wait for one answer.
     """
 
-    def __init__(self, url: str, topic: str, *, token: str = "", timeout_s: float = 10.0) -> None:
+    def __init__(self, url: str, *, token: str = "", timeout_s: float = 10.0) -> None:
         self.counts = SinkCounts()
         self._url = url
-        self._topic = topic
         self._headers = {"Content-Type": "application/json", "User-Agent": "inferline-stream"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -79,12 +77,13 @@ class Webhook:
         assert self._session is not None
         await self._session.close()
 
-    async def store(self, records: Sequence[Record]) -> list[Refusal]:
+    async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
         """Post every event that was not posted before; see `Store.store`."""
         by_partition: dict[int, list[Record]] = {}
         for record in records:
             by_partition.setdefault(record.partition, []).append(record)
-        found = await asyncio.gather(*map(self._in_turn, by_partition.values()), return_exceptions=True)
+        parts = (self._in_turn(of_partition, ids_from) for of_partition in by_partition.values())
+        found = await asyncio.gather(*parts, return_exceptions=True)
         for failure in found:
             if isinstance(failure, BaseException):
                 raise failure
@@ -94,10 +93,10 @@ class Webhook:
             refusals += part
         return refusals
 
-    async def _in_turn(self, records: Sequence[Record]) -> list[Refusal]:
+    async def _in_turn(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
         refusals = []
         for record in records:
-            known = event_id(record, self._topic)
+            known = event_id(record, ids_from)
             at = (record.partition, record.offset)
             if known in self._taken:
                 self.counts.duplicates += self._taken[known] != at  # else its batch is tried again
@@ -169,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     async def work(seal: sealed_connector.Seal) -> None:
         token = sealed_connector.secret(options.token_file)
-        async with Webhook(options.url, options.topic, token=token, timeout_s=options.timeout_s) as store:
+        async with Webhook(options.url, token=token, timeout_s=options.timeout_s) as store:
             sink = TopicSink(
                 options.bootstrap_servers,
                 topic=options.topic,

@@ -49,9 +49,9 @@ from inferline_stream.connectors.sources.http_application import (
 )
 from inferline_stream.connectors.sources.listener import Listener
 from inferline_stream.errors import InvalidFile, Unreachable, UsageError
-from inferline_stream.kafka.controller_client import OffsetReader
-from inferline_stream.kafka.record_follower import RecordFollower
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.settings import from_environment
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 _LEAVE_S = 15.0
 
 
-async def _look_behind(ingest: Ingest, offsets: OffsetReader, group: str, topic: str) -> None:
+async def _look_behind(ingest: Ingest, offsets: Offsets, group: str, topic: str) -> None:
     """Keep how far the pipeline is behind."""
     partitions = await offsets.partitions(topic)
     while True:
@@ -88,7 +88,7 @@ async def serve(options: argparse.Namespace, seal: sealed_connector.Seal) -> Htt
         await producer.partitions(options.topic)
         results = None
         if options.results:
-            follower = RecordFollower(where, options.results, None, connect_timeout_s=timeout_s, from_end=True)
+            follower = TopicFollower(where, options.results, "latest", gapless=True, connect_timeout_s=timeout_s)
             results = AwaitedResults(await stack.enter_async_context(follower))
         limits = IngestLimits(
             body_bytes=options.most_body_bytes,
@@ -99,7 +99,7 @@ async def serve(options: argparse.Namespace, seal: sealed_connector.Seal) -> Htt
         ingest = Ingest(producer, options.topic, tokens, limits, key_field=options.key_field, results=results)
         work = [results.follow()] if results is not None else []
         if options.most_behind:
-            offsets = await stack.enter_async_context(OffsetReader(where, timeout_s))
+            offsets = await stack.enter_async_context(Offsets(where, timeout_s))
             work.append(_look_behind(ingest, offsets, options.group, options.topic))
         runner = web.AppRunner(ingest.application(), access_log=None, shutdown_timeout=_LEAVE_S)
         await runner.setup()

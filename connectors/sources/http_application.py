@@ -15,8 +15,8 @@ from aiohttp import web
 from inferline_stream.connectors.sources.admission import BearerTokens, Bucket, Refused, event_id_of, wait_s_of
 from inferline_stream.connectors.sources.delivery import key_of
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.record_follower import RecordFollower
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.connections import Connections
 from inferline_stream.pipeline.names import EVENT_ID
 
@@ -87,7 +87,7 @@ class IngestLimits:
 class AwaitedResults:
     """Results of events as they come to a pipeline's sink topic, for those who wait for them."""
 
-    def __init__(self, follower: RecordFollower) -> None:
+    def __init__(self, follower: TopicFollower) -> None:
         self._follower = follower
         self._waiting: dict[bytes, set[asyncio.Future[bytes]]] = {}
 
@@ -112,8 +112,8 @@ class AwaitedResults:
             Unreachable: the topic cannot be read.
         """
         while True:
-            for record in await self._follower.batch(LOOK_AGAIN_S):
-                for future in self._waiting.get(record.headers.get(EVENT_ID, b""), ()):
+            for record in await self._follower.read(LOOK_AGAIN_S):
+                for future in self._waiting.get(record.header(EVENT_ID) or b"", ()):
                     if not future.done():
                         future.set_result(b"null" if record.value is None else record.value)
 

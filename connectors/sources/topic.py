@@ -24,8 +24,9 @@ from inferline_stream.connectors.sources import delivery
 from inferline_stream.connectors.sources.delivery import Delivery, SourceEvent
 from inferline_stream.isolation.confinement import ports_of
 from inferline_stream.kafka.fetched_batches import SkippedBatch
-from inferline_stream.kafka.record_follower import STARTS, Record, RecordFollower
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import STARTS, TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID, HEADER_PREFIX
 from inferline_stream.settings import from_environment
 
@@ -34,14 +35,14 @@ logger = logging.getLogger(__name__)
 _WAIT_S = 0.2
 
 
-def event_of(record: Record, topic: str, *, keep_timestamp: bool) -> SourceEvent:
+def event_of(record: Record, ids_from: str, *, keep_timestamp: bool) -> SourceEvent:
     """A record as an event of its own: what another pipeline has noted on it stays behind, but its id."""
-    known = record.headers.get(EVENT_ID) or f"{record.ids_from or topic}/{record.partition}/{record.offset}".encode()
-    own = tuple((name, value) for name, value in record.headers.items() if not name.startswith(HEADER_PREFIX))
+    known = record.header(EVENT_ID) or f"{ids_from}/{record.partition}/{record.offset}".encode()
+    own = tuple((name, value or b"") for name, value in record.headers if not name.startswith(HEADER_PREFIX))
     return SourceEvent(known, record.value, record.key, own, record.timestamp_ms if keep_timestamp else None)
 
 
-async def follow(follower: RecordFollower, delivery: Delivery, stop: asyncio.Event, topic: str, *, keep: bool) -> None:
+async def follow(follower: TopicFollower, delivery: Delivery, stop: asyncio.Event, topic: str, *, keep: bool) -> None:
     """Copy until stopped.
 
     Raises:
@@ -50,11 +51,11 @@ async def follow(follower: RecordFollower, delivery: Delivery, stop: asyncio.Eve
     """
     await follower.commit()  # where it begins
     while not stop.is_set():
-        records = await follower.batch(_WAIT_S)
+        records = await follower.read(_WAIT_S)
         if records:
             await delivery.deliver(
                 [
-                    event_of(record, topic, keep_timestamp=keep)
+                    event_of(record, follower.ids_from, keep_timestamp=keep)
                     for record in records
                     if not isinstance(record.value, SkippedBatch)
                 ]
@@ -89,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stop, timeout_s = sealed_connector.stopping(), from_environment().connect_timeout_s
         group = options.group or f"{options.from_topic}-to-{options.topic}"
         async with (
-            RecordFollower(
-                source, options.from_topic, group, connect_timeout_s=timeout_s, start=options.start
+            TopicFollower(
+                source, options.from_topic, options.start, group=group, gapless=True, connect_timeout_s=timeout_s
             ) as follower,
             RecordProducer(options.bootstrap_servers, options.topic, connect_timeout_s=timeout_s) as producer,
         ):

@@ -58,7 +58,8 @@ def _newer_code(topology: Path, running: Running, output: Output) -> None:
     from inferline_stream.controlplane.observe.recovery import recover
     from inferline_stream.controlplane.records.control_records import Override, encode
     from inferline_stream.errors import UsageError
-    from inferline_stream.kafka.controller_client import Written, write_once
+    from inferline_stream.kafka.records import Record
+    from inferline_stream.kafka.writer import write_once
     from inferline_stream.pipeline.hardware import catalogue
     from inferline_stream.pipeline.names import Names
     from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
@@ -79,7 +80,7 @@ def _newer_code(topology: Path, running: Running, output: Output) -> None:
             reasons = incompatibilities(plan.structure, structure_of(pipeline))
             if reasons:
                 raise UsageError(f"{'; '.join(reasons)}. {DRAIN_FIRST.capitalize()}")
-        await write_once(servers, Written(names.control, override.key, encode(override)))
+        await write_once(servers, Record.keyed(names.control, override.key, encode(override)))
 
     asyncio.run(order())
     if output == "json":

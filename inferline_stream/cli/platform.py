@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.cli.options import Platform
+from inferline_stream.controlplane.leadership import LeadershipLost
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
-from inferline_stream.kafka.controller_client import LeadershipLost
 from inferline_stream.pipeline.names import Names
 from inferline_stream.profiler.cluster_bench import MakeActuator
 from inferline_stream.profiler.remote_bench_dispatcher import MODULE

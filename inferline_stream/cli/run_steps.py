@@ -44,8 +44,7 @@ from inferline_stream.dataplane.sample_files import read_arrivals
 from inferline_stream.dataplane.start_offsets import check_start
 from inferline_stream.errors import GateFailed, InferlineError, Unreachable, UsageError
 from inferline_stream.kafka.cluster import KafkaCluster
-from inferline_stream.kafka.connection import refused
-from inferline_stream.kafka.controller_client import wait_for_kafka
+from inferline_stream.kafka.connection import refused, wait_for_kafka
 from inferline_stream.kafka.pipeline_topics import REPLICATION
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile

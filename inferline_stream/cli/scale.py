@@ -106,7 +106,8 @@ def send(pipeline: Pipeline, running: Running, records: Sequence[tuple[str, Over
 
     from inferline_stream.cli.output import print_json
     from inferline_stream.controlplane.records.control_records import encode
-    from inferline_stream.kafka.controller_client import Written, write_once
+    from inferline_stream.kafka.records import Record
+    from inferline_stream.kafka.writer import write_once
     from inferline_stream.pipeline.names import Names
 
     names = Names(pipeline.name, running.prefix)
@@ -114,7 +115,7 @@ def send(pipeline: Pipeline, running: Running, records: Sequence[tuple[str, Over
     async def write() -> None:
         for key, override in records:
             value = None if override is None else encode(override)
-            await write_once(running.bootstrap_servers, Written(names.control, key, value))
+            await write_once(running.bootstrap_servers, Record.keyed(names.control, key, value))
 
     asyncio.run(write())
     if output == "json":

@@ -21,7 +21,7 @@ from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.apply.slot_keeper import TELL_AGAIN_S, SlotKeeper
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
-from inferline_stream.controlplane.leadership import HEARTBEAT_S, TAKE_OVER_AFTER_S, Leadership
+from inferline_stream.controlplane.leadership import HEARTBEAT_S, TAKE_OVER_AFTER_S, Leadership, LeadershipLost
 from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, Collector, SourceTimestamps
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
@@ -36,8 +36,8 @@ from inferline_stream.controlplane.step_failures import StepFailures
 from inferline_stream.dataplane.dispatcher.lease import Lease
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.controller_client import LeadershipLost, TopicFollower
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.tuner.decision import Reason
 
@@ -319,7 +319,7 @@ class Controller:
     async def _keep(self, arrivals: RecordProducer) -> None:
         """Write down ticks, plans and decisions."""
         if (ticks := self.ticks.take()) is not None and ticks.value is not None:
-            await arrivals.send(ticks.topic, ticks.value, key=ticks.key.encode())
+            await arrivals.send(ticks.topic, ticks.value, key=ticks.key)
         book = self.decider.book
         if waiting := book.waiting():
             await self.leadership.write_records(waiting)

@@ -13,15 +13,10 @@ from typing import Self
 from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.dataplane.host_postings import host_of
 from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat, decode_control, encode_control, grant_key
-from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.controller_client import (
-    Followed,
-    LeaderProducer,
-    LeadershipLost,
-    TopicFollower,
-    Unsettled,
-    Written,
-)
+from inferline_stream.errors import InferlineError, Unreachable
+from inferline_stream.kafka.records import Fenced, Record
+from inferline_stream.kafka.topic_follower import TopicFollower
+from inferline_stream.kafka.writer import Unsettled, Writer
 from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.names import Names
 
@@ -46,6 +41,10 @@ SLOW_S = 1.0
 """Kafka does not answer where looking for a heartbeat takes so long."""
 
 
+class LeadershipLost(InferlineError):
+    """Another controller leads: stop."""
+
+
 @dataclass(frozen=True, slots=True)
 class AssignmentLog:
     """What the assignments topic says."""
@@ -58,7 +57,7 @@ class AssignmentLog:
     """By the record's timestamp; infinite if there is none."""
 
 
-def read_log(records: Sequence[Followed], now_s: float, decoder: RecordDecoder) -> AssignmentLog:
+def read_log(records: Sequence[Record], now_s: float, decoder: RecordDecoder) -> AssignmentLog:
     """The newest record of each key.
 
     Args:
@@ -90,7 +89,7 @@ def _assigned(key: str, value: bytes) -> Grant | LeaderHeartbeat:
     return control
 
 
-async def until_silent(follower: TopicFollower, records: list[Followed], log: AssignmentLog, pipeline: str) -> None:
+async def until_silent(follower: TopicFollower, records: list[Record], log: AssignmentLog, pipeline: str) -> None:
     """Wait until the leader has left in order, or has been silent for `TAKE_OVER_AFTER_S` in which Kafka answered.
 
     Args:
@@ -156,9 +155,10 @@ class Leadership:
         self.log = AssignmentLog((), None, float("inf"))
         """What the topic said when this term began."""
 
-    def _new_producer(self) -> LeaderProducer:
+    def _new_producer(self) -> Writer:
         names = self._names
-        return LeaderProducer(self._bootstrap_servers, f"{names.prefix}{names.pipeline}-controller")
+        transactional_id = f"{names.prefix}{names.pipeline}-controller"
+        return Writer(self._bootstrap_servers, self.controller, transactional_id, request_timeout_s=5.0)
 
     async def __aenter__(self) -> Self:
         async with TopicFollower(self._bootstrap_servers, self._names.assignments) as follower:
@@ -190,12 +190,12 @@ class Leadership:
             Unreachable: nothing was written; try again.
         """
         topic = self._names.assignments
-        records = [Written(topic, grant_key(g.stage, g.slot), encode_control(g)) for g in grants]
-        records += [Written(topic, key, None) for key in forgotten]
+        records = [Record.keyed(topic, grant_key(g.stage, g.slot), encode_control(g)) for g in grants]
+        records += [Record.keyed(topic, key, None) for key in forgotten]
         if records:
             await self._write(records)
 
-    async def _write(self, records: Sequence[Written]) -> None:
+    async def _write(self, records: Sequence[Record]) -> None:
         async with self._writing:
             if self._broken:
                 await self._renew()
@@ -204,6 +204,8 @@ class Leadership:
             except Unsettled:
                 self._broken = True
                 raise
+            except Fenced:
+                raise LeadershipLost("another controller leads: this one stops") from None
 
     async def _renew(self) -> None:
         """Begin a new term where a transaction was left unsettled, unless another controller has taken over.
@@ -225,18 +227,18 @@ class Leadership:
         self._broken = False
         logger.warning("controller %s goes on leading in term %d", self.controller, self.term)
 
-    async def write_records(self, records: Sequence[Written]) -> None:
+    async def write_records(self, records: Sequence[Record]) -> None:
         """Other records of the leader, e.g. decisions, in one transaction; errors as in `write`."""
         await self._write(records)
 
     async def heartbeat(self) -> None:
         """Write that this controller lives; errors as in `write`."""
         heartbeat = encode_control(LeaderHeartbeat(self.term, self.controller, self.devices))
-        await self._write([Written(self._names.assignments, LEADER_KEY, heartbeat)])
+        await self._write([Record.keyed(self._names.assignments, LEADER_KEY, heartbeat)])
 
     async def resign(self) -> None:
         """Leave in order: the next controller need not wait. Errors as in `write`."""
-        await self._write([Written(self._names.assignments, LEADER_KEY, None)])
+        await self._write([Record.keyed(self._names.assignments, LEADER_KEY, None)])
 
 
 async def leads(bootstrap_servers: str, names: Names) -> bool:

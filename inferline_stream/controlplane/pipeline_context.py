@@ -9,7 +9,7 @@ from functools import cached_property
 from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.kafka.cluster import KafkaCluster
-from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline
@@ -65,7 +65,7 @@ class PipelineContext:
 
 
 async def drained(
-    offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int], source_end: Sequence[int]
+    offsets: Offsets, context: PipelineContext, partitions: Mapping[str, int], source_end: Sequence[int]
 ) -> bool:
     """Whether nothing that was in the source topic before ``source_end`` is left in any stage.
 
@@ -92,7 +92,7 @@ async def drained(
 
 
 async def lags(
-    offsets: OffsetReader,
+    offsets: Offsets,
     context: PipelineContext,
     partitions: Mapping[str, int],
     topic_of: Callable[[str], str] | None = None,

@@ -29,7 +29,9 @@ from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.reports import decode_report
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.kafka.cluster import KafkaCluster
-from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
+from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan
@@ -60,7 +62,7 @@ class Observer:
     assignments: TopicFollower
     overrides: Overrides
     wanted: Replicas
-    _leader: list[Followed] = field(default_factory=list)
+    _leader: list[Record] = field(default_factory=list)
 
     async def look(self, seconds: float) -> PipelineState:
         """Follow for so long, and tell how it stands then.
@@ -156,7 +158,7 @@ async def watch_pipeline(
     """
     context = PipelineContext(pipeline, KafkaCluster(bootstrap_servers), settings, RecordOptions(prefix=prefix))
     shape, names = context.shape, context.names
-    async with OffsetReader(bootstrap_servers, settings.connect_timeout_s) as offsets:
+    async with Offsets(bootstrap_servers, settings.connect_timeout_s) as offsets:
         if not await offsets.existing([names.decisions]):
             raise Unreachable(
                 f"no pipeline {pipeline.name!r} has run on Kafka at {bootstrap_servers}"
@@ -181,7 +183,7 @@ async def watch_pipeline(
         since_s = time.time() - RECENT_S
         async with (
             TopicFollower(bootstrap_servers, names.stage_stats, since_s, committed_only=False) as reports,
-            TopicFollower(bootstrap_servers, names.decisions, "end") as decisions,
+            TopicFollower(bootstrap_servers, names.decisions, "latest") as decisions,
             TopicFollower(bootstrap_servers, names.control, {0: found.control_offset}) as control,
             TopicFollower(bootstrap_servers, names.assignments) as assignments,
         ):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from inferline_stream.errors import InvalidFile
-from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.kafka.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Entry(Generic[T]):
 
     key: str
     value: T | None
-    record: Followed
+    record: Record
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class RecordDecoder:
     """Offset of the newest one that was counted, by topic and partition."""
     _logged_s: dict[str, float] = field(default_factory=dict)
 
-    def decoded(self, records: Iterable[Followed], decode: Callable[[bytes], T]) -> Iterator[Entry[T]]:
+    def decoded(self, records: Iterable[Record], decode: Callable[[bytes], T]) -> Iterator[Entry[T]]:
         """Yield the records that can be read, in their order.
 
         Args:
@@ -51,7 +51,7 @@ class RecordDecoder:
         """
         return self.decoded_by_key(records, lambda key, value: decode(value))
 
-    def decoded_by_key(self, records: Iterable[Followed], decode: Callable[[str, bytes], T]) -> Iterator[Entry[T]]:
+    def decoded_by_key(self, records: Iterable[Record], decode: Callable[[str, bytes], T]) -> Iterator[Entry[T]]:
         """Likewise, where what a value should be depends on its key."""
         for record in records:
             try:
@@ -62,7 +62,7 @@ class RecordDecoder:
             else:
                 yield Entry(key, value, record)
 
-    def _skip(self, record: Followed, error: Exception) -> None:
+    def _skip(self, record: Record, error: Exception) -> None:
         at = (record.topic, record.partition)
         if record.offset <= self._newest.get(at, -1):
             return

@@ -19,11 +19,11 @@ from inferline_stream.dataplane.codecs import codec
 from inferline_stream.dataplane.headers import LATEST_MS, MOST_REPLAYS, REPLAY, SENT_AGAIN, number
 from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.errors import Unreachable, UsageError
-from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
-from inferline_stream.kafka.partitioner import partition_of
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import record_rules
-from inferline_stream.kafka.records import Header, Message
-from inferline_stream.kafka.stage_sender import StageSender
+from inferline_stream.kafka.records import Header, Record, partition_of
+from inferline_stream.kafka.topic_follower import TopicFollower
+from inferline_stream.kafka.writer import Writer
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, Names
@@ -120,7 +120,7 @@ async def dead_letters(bootstrap_servers: str, pipeline: Pipeline, prefix: str =
         Unreachable: Kafka does not answer, or has no topic of dead letters.
     """
     topics = _topics(pipeline, Names(pipeline.name, prefix))
-    async with OffsetReader(bootstrap_servers) as offsets:
+    async with Offsets(bootstrap_servers) as offsets:
         partitions = await offsets.existing(list(topics))
     if not partitions:
         raise Unreachable(
@@ -128,14 +128,14 @@ async def dead_letters(bootstrap_servers: str, pipeline: Pipeline, prefix: str =
             "is the pipeline running there, and under this --prefix?"
         )
     letters: list[Letter] = []
-    for topic, count in partitions.items():
-        async with TopicFollower(bootstrap_servers, topic, partitions=count) as follower:
+    for topic in partitions:
+        async with TopicFollower(bootstrap_servers, topic) as follower:
             records = [record async for record in follower.until(await follower.end())]
             letters += noted(topic, topics[topic], records)
     return sorted(letters, key=lambda letter: (letter.died_ms, letter.id))
 
 
-def noted(topic: str, input_topic: str, records: Sequence[Followed]) -> Iterable[Letter]:
+def noted(topic: str, input_topic: str, records: Sequence[Record]) -> Iterable[Letter]:
     """Return the letters of one topic, with what the notes among its records say of them.
 
     Args:
@@ -152,7 +152,7 @@ def noted(topic: str, input_topic: str, records: Sequence[Followed]) -> Iterable
             yield Letter(*at, record.key, record.value, tuple(record.headers), again_ms)
 
 
-def _noted_place(record: Followed) -> bytes | None:
+def _noted_place(record: Record) -> bytes | None:
     """Return which letter a note is about; None for what is no note: a letter has a reason among its headers."""
     if record.value is None and len(record.headers) == 1:
         ((name, value),) = record.headers
@@ -243,7 +243,7 @@ async def send_again(
         Fenced: another replay has begun.
     """
     names = Names(pipeline.name, prefix)
-    sender = StageSender(bootstrap_servers, "inferline-dlq", names.transactional_id("dlq"))
+    sender = Writer(bootstrap_servers, "inferline-dlq", names.transactional_id("dlq"))
     await sender.start(timeout_s)  # first: from here on no other replay can write, and what it wrote can be read
     try:
         letters = await dead_letters(bootstrap_servers, pipeline, prefix)
@@ -261,13 +261,13 @@ async def send_again(
         await sender.stop()
 
 
-async def _send(sender: StageSender, letters: Sequence[Letter], pipeline: Pipeline, names: Names) -> None:
+async def _send(sender: Writer, letters: Sequence[Letter], pipeline: Pipeline, names: Names) -> None:
     replays = {letter.event_id: 0 for letter in letters}
     for letter in letters:
         replays[letter.event_id] = min(MOST_REPLAYS, max(replays[letter.event_id], letter.replays + 1))
     joins = {names.stage_topic(s.name) for s in pipeline.stages if len(s.after) > 1 and not s.ordered}
     partitions = {topic: await sender.partitions_of(topic) for topic in {letter.input_topic for letter in letters}}
-    outgoing: dict[tuple[str, int], list[Message]] = {}
+    outgoing: dict[tuple[str, int], list[Record]] = {}
     places: set[tuple[str, object]] = set()
     for letter in letters:
         topic = letter.input_topic
@@ -278,7 +278,7 @@ async def _send(sender: StageSender, letters: Sequence[Letter], pipeline: Pipeli
             outgoing.setdefault((topic, partition), []).append(message)
         places.add(record)
         place = f"{letter.partition}/{letter.offset}".encode()
-        note = Message(letter.key, None, [(SENT_AGAIN, place)], round(time.time() * 1000))
+        note = Record(letter.key, None, [(SENT_AGAIN, place)], round(time.time() * 1000))
         outgoing.setdefault((letter.topic, letter.partition), []).append(note)
     await sender.begin()
     # A part is in a join only after what its others come from is there: else the join could give it up without them.
@@ -289,14 +289,14 @@ async def _send(sender: StageSender, letters: Sequence[Letter], pipeline: Pipeli
     await sender.commit({}, "")
 
 
-def _as_it_was(letter: Letter, replay: int) -> Message:
+def _as_it_was(letter: Letter, replay: int) -> Record:
     headers = [(name, value) for name, value in letter.headers if not name.startswith(ERRORS_PREFIX) and name != REPLAY]
     now_ms, own_ms = round(time.time() * 1000), letter.time_ms
     if own_ms is not None and all(name != ENTRY_TIME for name, _ in headers):
         headers.append((ENTRY_TIME, b"%d" % (own_ms * 1000)))
     # By an old timestamp, retention could delete the record before it is read; brokers refuse one that is far ahead.
     time_ms = own_ms if own_ms is not None and now_ms - _RESTORED_MS <= own_ms <= now_ms else now_ms
-    return Message(letter.key, letter.value, [*headers, (REPLAY, b"%d" % replay)], time_ms)
+    return Record(letter.key, letter.value, [*headers, (REPLAY, b"%d" % replay)], time_ms)
 
 
 def _partition(letter: Letter, partitions: int, *, by_event: bool) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from inferline_stream.kafka.record_size import record_bytes
-from inferline_stream.kafka.records import Header
+from inferline_stream.kafka.records import Header, record_bytes
 from inferline_stream.pipeline.names import (
     ENTRY_TIME,
     ERRORS_PREFIX,

@@ -15,8 +15,10 @@ import numpy as np
 
 from inferline_stream.dataplane.headers import timestamp_us
 from inferline_stream.errors import InvalidTopology
-from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
 from inferline_stream.kafka.fetched_batches import SkippedBatch
+from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace
@@ -53,7 +55,7 @@ async def recent_sample(
     """
     topic = Names(pipeline.name, prefix).topic(pipeline.source.name)
     end_s = time.time() if now_s is None else now_s
-    async with OffsetReader(bootstrap_servers, connect_timeout_s) as offsets:
+    async with Offsets(bootstrap_servers, connect_timeout_s) as offsets:
         partitions = (await offsets.existing([topic])).get(topic, 0)
     times_s: list[float] = []
     events: list[bytes] = []
@@ -61,7 +63,7 @@ async def recent_sample(
     left_out = 0
     if partitions:
         rng = random.Random(0)  # noqa: S311  draws a sample, keeps no secret
-        async with TopicFollower(bootstrap_servers, topic, end_s - SPAN_S, partitions=partitions) as records:
+        async with TopicFollower(bootstrap_servers, topic, end_s - SPAN_S) as records:
             async for record in records.until(await records.end()):
                 if record.value is None or type(record.value) is SkippedBatch:
                     continue
@@ -93,7 +95,7 @@ async def recent_sample(
     return Trace(arrivals - arrivals[0]), events, keys
 
 
-def _time_s(record: Followed, header: str | None, end_s: float) -> float | None:
+def _time_s(record: Record, header: str | None, end_s: float) -> float | None:
     """When a record's event entered, seconds since the epoch; None where neither of its times lies within the hour."""
     entry_us = timestamp_us(record.headers, header) if header is not None else None
     for time_s in (entry_us / 1e6 if entry_us is not None else None, record.time_ms / 1e3):

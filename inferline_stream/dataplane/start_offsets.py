@@ -4,27 +4,77 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
 from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.errors import UsageError
-from inferline_stream.kafka.committed_offsets import surely_committed
-from inferline_stream.kafka.group_offsets import Entry, GroupOffsets
 from inferline_stream.kafka.offset_metadata import (
     Committed,
+    Entry,
     decode_metadata,
+    encode_metadata,
     finished_by_all,
     finished_by_any,
     known_partitions,
 )
+from inferline_stream.kafka.offsets import Offsets, surely_committed
+from inferline_stream.kafka.topic_state import TopicState
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.version import Structure
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StageGroup:
+    """Offsets of a stage's group, which has no members, on its input topic."""
+
+    offsets: Offsets
+    name: str
+    topic: str
+    state: TopicState
+
+    @classmethod
+    async def of(cls, offsets: Offsets, name: str, topic: str) -> StageGroup:
+        """Look at the topic."""
+        return cls(offsets, name, topic, await offsets.state(topic))
+
+    @property
+    def partitions(self) -> range:
+        """Partitions of the topic, by number."""
+        return range(self.state.partitions)
+
+    async def committed(self, partitions: Iterable[int]) -> Mapping[int, Entry]:
+        """Return what the group has committed, of those partitions that have a committed offset."""
+        return await self.offsets.entries(self.name, self.topic, partitions)
+
+    async def begins(self) -> dict[int, int]:
+        """Return the first offset of each partition."""
+        return dict(enumerate((await self.offsets.begins({self.topic: self.state.partitions}))[self.topic]))
+
+    async def ends(self) -> dict[int, int]:
+        """Return the end offset of each partition."""
+        return dict(enumerate((await self.offsets.ends({self.topic: self.state.partitions}))[self.topic]))
+
+    async def at(self, time_ms: int) -> dict[int, int]:
+        """Return the first offset at or after a time, in ms since the epoch; partitions without one are left out."""
+        found = await self.offsets.first_since({self.topic: self.state.partitions}, time_ms)
+        return {tp.partition: at.offset for tp, at in found.items()}
+
+    def is_of_another_topic(self, entry: Entry) -> bool:
+        """Whether an offset was committed before the topic was deleted and created again."""
+        return self.state.replaces(decode_metadata(*entry).topic_id)
+
+    async def commit(self, wanted: Mapping[int, Committed]) -> None:
+        """Commit these offsets, with the topic's identity and number of partitions."""
+        if wanted:
+            now = {p: replace(c, topic_id=self.state.id, partitions=self.state.partitions) for p, c in wanted.items()}
+            entries = {p: (each.offset, encode_metadata(each)) for p, each in now.items()}
+            await self.offsets.commit(self.name, self.topic, entries)
 
 
 async def commit_start_offsets(
@@ -63,40 +113,41 @@ async def commit_start_offsets(
     known = frozenset[str]() if before is None else has_read(before, pipeline)
     entries = {stage.name for stage in pipeline.stages if not stage.after}
     left: Mapping[int, Committed] = {}
-    if before is not None and start == "committed" and not entries <= known:
-        same_source = before.source[0] == pipeline.source.name
-        left = await _left(bootstrap_servers, names, before, timeout_s) if same_source else {}
 
-    async def commit(stage: Stage) -> None:
+    async def commit(offsets: Offsets, stage: Stage) -> None:
         topic, name = input_topic(pipeline, names, stage.name), names.group(stage.name)
-        async with GroupOffsets(bootstrap_servers, name, topic, timeout_s) as group:
-            ask = partial(surely_committed, group.committed) if stage.name in known else group.committed
-            committed = await ask(group.partitions)
-            if start != "committed":  # what was committed of a topic of the same name that is gone counts for nothing
-                committed = {p: entry for p, entry in committed.items() if not group.is_of_another_topic(entry)}
-            added = _added(committed, await group.begins())
-            if len(stage.after) > 1 and start != "committed":
-                await group.commit(await _forgetful(group, committed))
-            elif start == "committed" and stage.name in known:
-                await group.commit(added)
-                if missing := set(group.partitions) - committed.keys() - added.keys():
-                    logger.error(
-                        "group %s has no offset of %s/%s, which it has read before: halted. Offsets expire where a "
-                        "pipeline stood still for days; run with --start earliest, latest or a time",
-                        name, topic, ",".join(map(str, sorted(missing))),
-                    )  # fmt: skip
-            elif stage.after:
-                begins = await group.begins()
-                await group.commit({p: Committed(begin) for p, begin in begins.items() if p not in committed})
-            elif start == "committed" and before is not None:
-                own = await _own(group, committed)
-                await group.commit(_joined(stage.name, topic, group.partitions, left, own))
-            else:
-                offsets = await _entry_offsets(group, start, time_ms, committed)
-                wanted = {p: Committed(at) for p, at in offsets.items()}
-                await group.commit(wanted if start != "committed" else {**wanted, **added})
+        group = await StageGroup.of(offsets, name, topic)
+        ask = partial(surely_committed, group.committed) if stage.name in known else group.committed
+        committed = await ask(group.partitions)
+        if start != "committed":  # what was committed of a topic of the same name that is gone counts for nothing
+            committed = {p: entry for p, entry in committed.items() if not group.is_of_another_topic(entry)}
+        added = _added(committed, await group.begins())
+        if len(stage.after) > 1 and start != "committed":
+            await group.commit(await _forgetful(group, committed))
+        elif start == "committed" and stage.name in known:
+            await group.commit(added)
+            if missing := set(group.partitions) - committed.keys() - added.keys():
+                logger.error(
+                    "group %s has no offset of %s/%s, which it has read before: halted. Offsets expire where a "
+                    "pipeline stood still for days; run with --start earliest, latest or a time",
+                    name, topic, ",".join(map(str, sorted(missing))),
+                )  # fmt: skip
+        elif stage.after:
+            begins = await group.begins()
+            await group.commit({p: Committed(begin) for p, begin in begins.items() if p not in committed})
+        elif start == "committed" and before is not None:
+            own = await _own(group, committed)
+            await group.commit(_joined(stage.name, topic, group.partitions, left, own))
+        else:
+            first = await _entry_offsets(group, start, time_ms, committed)
+            wanted = {p: Committed(at) for p, at in first.items()}
+            await group.commit(wanted if start != "committed" else {**wanted, **added})
 
-    await asyncio.gather(*map(commit, pipeline.stages))  # a leader that is busy for long is taken for dead
+    async with Offsets(bootstrap_servers, timeout_s) as offsets:
+        if before is not None and start == "committed" and not entries <= known:
+            left = await _left(offsets, names, before) if before.source[0] == pipeline.source.name else {}
+        # All at once: a leader that is busy for long is taken for dead.
+        await asyncio.gather(*(commit(offsets, stage) for stage in pipeline.stages))
 
 
 def has_read(before: Structure, pipeline: Pipeline) -> frozenset[str]:
@@ -106,12 +157,12 @@ def has_read(before: Structure, pipeline: Pipeline) -> frozenset[str]:
     return frozenset(stage.name for stage in pipeline.stages if stage.name in (inner if stage.after else first))
 
 
-async def _left(servers: str, names: Names, before: Structure, timeout_s: float) -> dict[int, Committed]:
+async def _left(offsets: Offsets, names: Names, before: Structure) -> dict[int, Committed]:
     """Return what all entry stages of before have finished, of the partitions that each of them knows."""
     known = []
     for stage in before.entries:
-        async with GroupOffsets(servers, names.group(stage), names.topic(before.source[0]), timeout_s) as group:
-            known.append(await _own(group, await surely_committed(group.committed, group.partitions)))
+        group = await StageGroup.of(offsets, names.group(stage), names.topic(before.source[0]))
+        known.append(await _own(group, await surely_committed(group.committed, group.partitions)))
     partitions = set.intersection(*(set(own) for own in known))
     return {p: finished_by_all([own[p] for own in known]) for p in partitions}
 
@@ -132,7 +183,7 @@ def _joined(
     return {p: finished_by_any([each[p] for each in (left, own) if p in each]) for p in partitions}
 
 
-async def _own(group: GroupOffsets, committed: Mapping[int, Entry]) -> dict[int, Committed]:
+async def _own(group: StageGroup, committed: Mapping[int, Entry]) -> dict[int, Committed]:
     """Return where a group stands in its topic as it is, partitions included that the topic has been given since."""
     valid = {p: entry for p, entry in committed.items() if not group.is_of_another_topic(entry)}
     return _added(valid, await group.begins()) | {p: decode_metadata(*entry) for p, entry in valid.items()}
@@ -144,7 +195,7 @@ def _added(committed: Mapping[int, Entry], begins: Mapping[int, int]) -> dict[in
     return {p: Committed(begin) for p, begin in begins.items() if p not in committed and 0 < known <= p}
 
 
-async def _forgetful(group: GroupOffsets, committed: Mapping[int, Entry]) -> dict[int, Committed]:
+async def _forgetful(group: StageGroup, committed: Mapping[int, Entry]) -> dict[int, Committed]:
     """Where a join's group stands, with a note that what is in its topic by now says nothing of events to come."""
     begins, wanted = await group.begins(), {}
     for partition, end in (await group.ends()).items():
@@ -154,7 +205,7 @@ async def _forgetful(group: GroupOffsets, committed: Mapping[int, Entry]) -> dic
 
 
 async def _entry_offsets(
-    group: GroupOffsets, start: str, time_ms: int | None, committed: Collection[int]
+    group: StageGroup, start: str, time_ms: int | None, committed: Collection[int]
 ) -> dict[int, int]:
     if start == "earliest":
         return await group.begins()

@@ -1,20 +1,29 @@
-"""The log of one partition: append with the idempotence checks, read by isolation level, search by time."""
+"""The log of one partition: append with the idempotence checks, read by isolation level, search by time, compact."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
 from aiokafka.errors import MessageSizeTooLargeError, OffsetOutOfRangeError, UnknownError
+from aiokafka.record.default_records import DefaultRecord
 
-from inferline_stream.embedded_broker.compaction import compacted
 from inferline_stream.embedded_broker.producer_state import Appended, ProducerStates
 from inferline_stream.embedded_broker.record_batch import RecordBatch, marker
 from inferline_stream.embedded_broker.topic_settings import TopicSettings
-from inferline_stream.embedded_broker.transaction_index import Aborted, aborted_among
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """An aborted transaction of a partition: its first record and its marker."""
+
+    producer_id: int
+    first_offset: int
+    last_offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +111,7 @@ class PartitionLog:
                 break
             found.append(batch.data)
             upper = batch.last_offset
-        return Read(b"".join(found), aborted_among(self._aborted, offset, upper) if found and committed else [])
+        return Read(b"".join(found), _aborted_among(self._aborted, offset, upper) if found and committed else [])
 
     def offset_at(self, timestamp_ms: int) -> tuple[int, int] | None:
         """Timestamp and offset of the first record at or after a time, or None."""
@@ -154,7 +163,7 @@ class PartitionLog:
         old_bytes = sum(len(batch.data) for batch in old)
         if not dirty_bytes or dirty_bytes < self.settings.min_cleanable_dirty_ratio * old_bytes:
             return
-        new = compacted(old, self._aborted, _now_ms() - self.settings.delete_retention_ms)
+        new = _compacted(old, self._aborted, _now_ms() - self.settings.delete_retention_ms)
         self._batches[:upto] = new
         self._size_bytes += sum(len(batch.data) for batch in new) - old_bytes
         self._aborted = [one for one in self._aborted if one.last_offset >= end]
@@ -176,3 +185,44 @@ class PartitionLog:
 
 def _now_ms() -> int:
     return round(time.time() * 1000)
+
+
+def _aborted_among(aborted: Sequence[Aborted], first_offset: int, last_offset: int) -> list[Aborted]:
+    """The aborted transactions, ordered by their markers, that touch a range of offsets, both ends included."""
+    begin = bisect_left(aborted, first_offset, key=attrgetter("last_offset"))
+    return [one for one in aborted[begin:] if one.first_offset <= last_offset]
+
+
+def _is_aborted(batch: RecordBatch, aborted: Sequence[Aborted]) -> bool:
+    """Whether a batch belongs to an aborted transaction."""
+    return batch.is_transactional and any(
+        one.producer_id == batch.producer_id for one in _aborted_among(aborted, batch.base_offset, batch.last_offset)
+    )
+
+
+def _compacted(
+    batches: Sequence[RecordBatch], aborted: Sequence[Aborted], tombstones_before_ms: int
+) -> list[RecordBatch]:
+    """What a compacted topic keeps: the last committed record of every key; offsets stay as they are.
+
+    Args:
+        batches: decided batches of one partition in order, whose transactions have all ended.
+        aborted: aborted transactions among them; their records go, and do not hide what they would have replaced.
+        tombstones_before_ms: records without a value go as well, once they are older than this.
+    """
+    kept = [(batch, batch.records()) for batch in batches if not batch.is_control and not _is_aborted(batch, aborted)]
+    last = {record.key: record.offset for _, records in kept for record in records}
+
+    def stays(record: DefaultRecord) -> bool:
+        return last[record.key] == record.offset and (
+            record.value is not None or record.timestamp >= tombstones_before_ms
+        )
+
+    result = []
+    for batch, records in kept:
+        staying = [record for record in records if stays(record)]
+        if len(staying) == len(records):
+            result.append(batch)
+        elif staying:
+            result.append(batch.only(staying))
+    return result

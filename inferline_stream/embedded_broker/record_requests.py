@@ -1,4 +1,4 @@
-"""Produce, Fetch and ListOffsets."""
+"""Produce, Fetch and ListOffsets; producer ids and transactions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from aiokafka.errors import InvalidRequiredAcksError
 
 from inferline_stream.embedded_broker.broker_state import Broker, Client, each_partition
+from inferline_stream.embedded_broker.groups import GroupOffset
 from inferline_stream.embedded_broker.log import PartitionLog
 from inferline_stream.embedded_broker.record_batch import RecordBatch
 from inferline_stream.embedded_broker.transactions import ProducerClaim
@@ -102,3 +103,46 @@ async def list_offsets(broker: Broker, request: Fields, client: Client) -> Field
         return None if found is None else {"timestamp": found[0], "offset": found[1]}
 
     return {"topics": each_partition(request["topics"], find)}
+
+
+async def init_producer_id(broker: Broker, request: Fields, client: Client) -> Fields:
+    """A producer's id and epoch."""
+    timeout_s = request["transaction_timeout_ms"] / 1000
+    producer_id, epoch = broker.transactions.init_producer(request["transactional_id"], timeout_s)
+    return {"producer_id": producer_id, "producer_epoch": epoch}
+
+
+async def add_partitions(broker: Broker, request: Fields, client: Client) -> Fields:
+    """Add partitions to a transaction."""
+
+    def add(topic: str, number: int, part: Fields) -> None:
+        broker.transactions.add_partition(_who(request), (topic, number))
+
+    return {"errors": each_partition(request["topics"], add)}
+
+
+async def add_offsets(broker: Broker, request: Fields, client: Client) -> Fields:
+    """Add a group to a transaction."""
+    broker.transactions.add_group(_who(request), request["group_id"])
+    return {}
+
+
+async def commit_offsets_in_transaction(broker: Broker, request: Fields, client: Client) -> Fields:
+    """Commit offsets with a transaction."""
+
+    def commit(topic: str, number: int, part: Fields) -> None:
+        broker.topics.partition(topic, number)
+        kept = GroupOffset(part["offset"], part["metadata"] or "")
+        broker.transactions.add_offset(_who(request), request["group_id"], (topic, number), kept)
+
+    return {"errors": each_partition(request["topics"], commit)}
+
+
+async def end_transaction(broker: Broker, request: Fields, client: Client) -> Fields:
+    """Commit or abort a transaction."""
+    broker.transactions.end(_who(request), committed=request["transaction_result"])
+    return {}
+
+
+def _who(request: Fields) -> ProducerClaim:
+    return ProducerClaim(request["transactional_id"], request["producer_id"], request["producer_epoch"])

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from aiokafka.protocol import admin, commit, coordination, fetch, group, metadata, offset, produce, transaction
 from aiokafka.protocol.api import RequestStruct
 
-from inferline_stream.embedded_broker import group_requests, record_requests, topic_requests, transaction_requests
+from inferline_stream.embedded_broker import group_requests, record_requests, topic_requests
 from inferline_stream.embedded_broker.broker_state import Broker, Client
 from inferline_stream.embedded_broker.wire import Fields
 from inferline_stream.kafka.wire.metadata import LATER_METADATA
@@ -62,11 +62,11 @@ APIS: Mapping[int, Api] = {
     API_VERSIONS: _api(admin.ApiVersionRequestStruct, 0, 2, api_versions),
     19: _api(admin.CreateTopicsRequestStruct, 0, 3, topic_requests.create_topics),
     20: _api(admin.DeleteTopicsRequestStruct, 0, 3, topic_requests.delete_topics),
-    22: _api(transaction.InitProducerIdRequestStruct, 0, 0, transaction_requests.init_producer_id),
-    24: _api(transaction.AddPartitionsToTxnRequestStruct, 0, 0, transaction_requests.add_partitions),
-    25: _api(transaction.AddOffsetsToTxnRequestStruct, 0, 0, transaction_requests.add_offsets),
-    26: _api(transaction.EndTxnRequestStruct, 0, 0, transaction_requests.end_transaction),
-    28: _api(transaction.TxnOffsetCommitRequestStruct, 0, 0, transaction_requests.commit_offsets),
+    22: _api(transaction.InitProducerIdRequestStruct, 0, 0, record_requests.init_producer_id),
+    24: _api(transaction.AddPartitionsToTxnRequestStruct, 0, 0, record_requests.add_partitions),
+    25: _api(transaction.AddOffsetsToTxnRequestStruct, 0, 0, record_requests.add_offsets),
+    26: _api(transaction.EndTxnRequestStruct, 0, 0, record_requests.end_transaction),
+    28: _api(transaction.TxnOffsetCommitRequestStruct, 0, 0, record_requests.commit_offsets_in_transaction),
     32: _api(admin.DescribeConfigsRequestStruct, 0, 2, topic_requests.describe_configs),
     33: _api(admin.AlterConfigsRequestStruct, 0, 1, topic_requests.alter_configs),
     37: _api(admin.CreatePartitionsRequestStruct, 0, 1, topic_requests.create_partitions),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower, delete_groups, fence
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import retentions
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.topic_follower import Start, TopicFollower
+from inferline_stream.kafka.writer import fence
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,34 +22,27 @@ class KafkaCluster:
 
     bootstrap_servers: str
 
-    def follow(
-        self,
-        topic: str,
-        start: Mapping[int, int] | Literal["beginning", "end"] | float = "beginning",
-        *,
-        partitions: int = 1,
-        committed_only: bool = True,
-    ) -> TopicFollower:
+    def follow(self, topic: str, start: Start = "earliest", *, committed_only: bool = True) -> TopicFollower:
         """Return a reader of a topic; see `TopicFollower`."""
-        servers = self.bootstrap_servers
-        return TopicFollower(servers, topic, start, partitions=partitions, committed_only=committed_only)
+        return TopicFollower(self.bootstrap_servers, topic, start, committed_only=committed_only)
 
-    def offsets(self) -> OffsetReader:
+    def offsets(self) -> Offsets:
         """Return a reader of end offsets and committed offsets."""
-        return OffsetReader(self.bootstrap_servers)
+        return Offsets(self.bootstrap_servers)
 
     def producer(self) -> RecordProducer:
         """Return a producer of records outside transactions."""
         return RecordProducer(self.bootstrap_servers)
 
     async def delete_groups(self, chosen: Callable[[str], bool]) -> None:
-        """Delete the consumer groups whose names are chosen; see `controller_client.delete_groups`."""
-        await delete_groups(self.bootstrap_servers, chosen)
+        """Delete the consumer groups whose names are chosen; see `Offsets.delete_groups`."""
+        async with self.offsets() as offsets:
+            await offsets.delete_groups(chosen)
 
     async def retentions(self, topics: Iterable[str]) -> dict[str, float]:
-        """Return for how many seconds topics keep a record; see `topics.retentions`."""
+        """Return for how many seconds topics keep a record; see `pipeline_topics.retentions`."""
         return await retentions(self.bootstrap_servers, topics)
 
     async def fence(self, transactional_id: str) -> None:
-        """End what a producer of this id was about to commit; see `controller_client.fence`."""
+        """End what a producer of this id was about to commit; see `writer.fence`."""
         await fence(self.bootstrap_servers, transactional_id)

@@ -7,16 +7,17 @@ import itertools
 import logging
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.conn import create_conn
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection, CloseReason, create_conn
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.aiokafka_repairs import repair_aiokafka
 from inferline_stream.kafka.fetched_batches import are_bounded, bound_batches
 from inferline_stream.settings import KafkaSecurity, from_environment, kafka_security
 
@@ -26,6 +27,13 @@ _PLAIN = "PLAINTEXT://"
 
 STOP_TIMEOUT_S = 2.0
 """Longest wait for connections to close."""
+
+AGAIN_S = 0.1
+"""Between two attempts to learn where partitions are."""
+
+_send = AIOKafkaConnection.send
+_update = AIOKafkaClient._metadata_update
+_close = Fetcher.close
 
 AiokafkaClient: TypeAlias = AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient
 
@@ -55,7 +63,7 @@ def client_options(bootstrap_servers: str) -> dict[str, Any]:
     Raises:
         UsageError: as `security_of`.
     """
-    repair_aiokafka()
+    _repair_aiokafka()
     if not are_bounded():
         bound_batches(round(from_environment().decompressed_bytes))
     return {"bootstrap_servers": hosts(bootstrap_servers), **_secured(security_of(bootstrap_servers))}
@@ -149,13 +157,12 @@ async def in_time(bootstrap_servers: str, work: Any, timeout_s: float, client: A
         try:
             async with asyncio.timeout(timeout_s):
                 return await work
-        except (KafkaConnectionError, TimeoutError) as error:
-            raise await unreachable(
-                bootstrap_servers,
-                f"Kafka at {hosts(bootstrap_servers)} does not answer within {timeout_s:g} s; is it running?",
-            ) from error
+        except TimeoutError as error:
+            raise await _silent(bootstrap_servers, timeout_s) from error
+        except KafkaConnectionError as error:
+            raise await unreachable(bootstrap_servers) from error
         except KafkaError as error:
-            raise Unreachable(f"Kafka refuses: {error}") from error
+            raise await unreachable(bootstrap_servers, f"Kafka refuses: {error}") from error
 
 
 async def started(client: AIOKafkaConsumer | AIOKafkaProducer, bootstrap_servers: str, timeout_s: float) -> None:
@@ -169,13 +176,37 @@ async def started(client: AIOKafkaConsumer | AIOKafkaProducer, bootstrap_servers
                     await client.start()
             except (KafkaConnectionError, TimeoutError) as error:
                 if loop.time() + 0.2 >= deadline or await refused(bootstrap_servers):
-                    raise await unreachable(
-                        bootstrap_servers,
-                        f"Kafka at {hosts(bootstrap_servers)} does not answer within {timeout_s:g} s; is it running?",
-                    ) from error
+                    raise await _silent(bootstrap_servers, timeout_s) from error
                 await asyncio.sleep(0.2)
             else:
                 return
+
+
+async def _silent(bootstrap_servers: str, timeout_s: float) -> Unreachable:
+    where = hosts(bootstrap_servers)
+    return await unreachable(
+        bootstrap_servers, f"Kafka at {where} does not answer within {timeout_s:g} s; is it running?"
+    )
+
+
+@contextmanager
+def answered(bootstrap_servers: str) -> Iterator[None]:
+    """Raise Unreachable where Kafka does not answer what is asked here, or refuses it."""
+    try:
+        yield
+    except (KafkaError, OSError) as error:
+        raise Unreachable(f"Kafka at {hosts(bootstrap_servers)} does not answer: {error!r}") from error
+
+
+async def wait_for_kafka(bootstrap_servers: str, timeout_s: float) -> None:
+    """Wait until Kafka answers: it may be starting.
+
+    Raises:
+        Unreachable: it does not within this time, or turns us away.
+    """
+    consumer = AIOKafkaConsumer(**client_options(bootstrap_servers), request_timeout_ms=5000)
+    await started(consumer, bootstrap_servers, timeout_s)
+    await closed(consumer, within_s=1.0)
 
 
 @asynccontextmanager
@@ -241,3 +272,40 @@ def _background(client: AiokafkaClient) -> Iterator[asyncio.Task[Any] | None]:
     elif isinstance(client, AIOKafkaConsumer) and client._fetcher is not None:
         yield client._fetcher._fetch_task
         yield from tuple(client._fetcher._pending_tasks)
+
+
+def _repair_aiokafka() -> None:
+    """Replace three of its methods that are wrong where a broker goes away; more than once does no harm."""
+    AIOKafkaConnection.send = _send_or_lose
+    AIOKafkaClient._metadata_update = _update_or_wait
+    Fetcher.close = _close_whole
+
+
+def _send_or_lose(self: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+    """aiokafka takes an OSError for the loss of the connection; uvloop raises RuntimeError once it is closed."""
+    try:
+        return _send(self, request, expect_response)
+    except KafkaError:  # a RuntimeError, too
+        raise
+    except RuntimeError as error:
+        self.close(reason=CloseReason.CONNECTION_BROKEN)
+        raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: {error}") from error
+
+
+async def _update_or_wait(self: AIOKafkaClient, cluster: Any, topics: Any) -> bool:
+    """aiokafka's producer asks without end, and without a pause, where a partition had no leader and Kafka is away."""
+    updated: bool = await _update(self, cluster, topics)
+    if not updated:
+        await asyncio.sleep(AGAIN_S)
+    return updated
+
+
+async def _close_whole(self: Fetcher) -> None:
+    """aiokafka's raises CancelledError where a fetch waits for its next try, and the stop leaves connections open."""
+    self._fetch_task.cancel()
+    await asyncio.gather(self._fetch_task, return_exceptions=True)
+    for task in self._pending_tasks:
+        task.cancel()
+    await asyncio.gather(*self._pending_tasks, return_exceptions=True)
+    self._pending_tasks.clear()
+    await _close(self)

@@ -24,6 +24,9 @@ _SECOND_FIELD_BYTES = 4
 Run = tuple[int, int]
 """Consecutive offsets: first, and one past the last."""
 
+Entry = tuple[int, str]
+"""Offset and metadata, as committed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Committed:
@@ -124,7 +127,7 @@ def decode_metadata(offset: int, metadata: str) -> Committed:
     return Committed(offset, runs, found.get("o", ""), forget_below, found.get("t", ""), max(0, partitions))
 
 
-def known_partitions(committed: Iterable[tuple[int, str]]) -> int:
+def known_partitions(committed: Iterable[Entry]) -> int:
     """Return how many partitions a topic is known to have had when offsets of it were committed; 0 if none says.
 
     Args:

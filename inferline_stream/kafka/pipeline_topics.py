@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -175,13 +174,13 @@ async def _created(
 ) -> tuple[list[str], list[Difference]]:
     """Create what is missing; returns warnings about that, and how the rest differs."""
     topics = list(wanted)
-    async with _Admin(bootstrap_servers, timeout_s) as admin:
-        how = durability(replication, len(admin.client._client.cluster.brokers()))
-        existing = set(await admin.client.list_topics())
+    async with _admin(bootstrap_servers, timeout_s) as admin:
+        how = durability(replication, len(admin._client.cluster.brokers()))
+        existing = set(await admin.list_topics())
         missing = [topic for topic in topics if topic.name not in existing]
         if missing:
-            await _create(admin.client, missing, how, timeout_s)
-        found = await _differences(admin.client, [topic for topic in topics if topic.name in existing])
+            await _create(admin, missing, how, timeout_s)
+        found = await _differences(admin, [topic for topic in topics if topic.name in existing])
         return [how.warning] if missing and how.warning else [], found
 
 
@@ -194,8 +193,8 @@ async def verify_topics(
         Unreachable: Kafka does not answer in time, or refuses.
     """
     topics = list(wanted)
-    async with _Admin(bootstrap_servers, timeout_s) as admin:
-        existing = set(await admin.client.list_topics())
+    async with _admin(bootstrap_servers, timeout_s) as admin:
+        existing = set(await admin.list_topics())
         missing = [
             Difference(
                 f"topic {topic.name} does not exist: create it with {topic.partitions} partitions"
@@ -205,7 +204,7 @@ async def verify_topics(
             for topic in topics
             if topic.name not in existing
         ]
-        return missing + await _differences(admin.client, [topic for topic in topics if topic.name in existing])
+        return missing + await _differences(admin, [topic for topic in topics if topic.name in existing])
 
 
 class RecordRules(NamedTuple):
@@ -223,8 +222,8 @@ async def record_rules(bootstrap_servers: str, topics: Iterable[str], timeout_s:
     Raises:
         Unreachable: Kafka does not answer in time.
     """
-    async with _Admin(bootstrap_servers, timeout_s) as admin:
-        settings = await _settings(admin.client, list(topics))
+    async with _admin(bootstrap_servers, timeout_s) as admin:
+        settings = await _settings(admin, list(topics))
     return RecordRules(
         {topic: int(found[_LARGEST]) for topic, found in settings.items() if _LARGEST in found},
         frozenset(topic for topic, found in settings.items() if "compact" in found.get("cleanup.policy", "")),
@@ -237,8 +236,8 @@ async def retentions(bootstrap_servers: str, topics: Iterable[str], timeout_s: f
     Raises:
         Unreachable: Kafka does not answer in time.
     """
-    async with _Admin(bootstrap_servers, timeout_s) as admin:
-        settings = await _settings(admin.client, list(topics))
+    async with _admin(bootstrap_servers, timeout_s) as admin:
+        settings = await _settings(admin, list(topics))
     kept_ms = {topic: int(found.get("retention.ms", "-1")) for topic, found in settings.items()}
     return {topic: ms / 1e3 for topic, ms in kept_ms.items() if ms > 0}
 
@@ -264,31 +263,22 @@ async def ready_topics(
 
 async def delete_topics(bootstrap_servers: str, names: Sequence[str], timeout_s: float = 10.0) -> None:
     """Delete topics that were made for a measurement. One that stays behind is empty and harms nobody: no error."""
-    with contextlib.suppress(KafkaError, Unreachable):
-        async with _Admin(bootstrap_servers, timeout_s) as admin:
-            await admin.client.delete_topics(list(names))
+    with suppress(KafkaError, Unreachable):
+        async with _admin(bootstrap_servers, timeout_s) as admin:
+            await admin.delete_topics(list(names))
 
 
-class _Admin:
-    """An admin client that is closed again."""
-
-    def __init__(self, bootstrap_servers: str, timeout_s: float) -> None:
-        self._where = bootstrap_servers
-        self.client = AIOKafkaAdminClient(**client_options(bootstrap_servers), request_timeout_ms=30_000)
-        self._timeout_s = timeout_s
-
-    async def __aenter__(self) -> _Admin:
-        await in_time(self._where, self.client.start(), self._timeout_s, self.client)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await closed(self.client)
-        if isinstance(error, KafkaError):
-            raise await unreachable(
-                self._where, f"Kafka at {self._where} does not answer ({error!r}); is it running?"
-            ) from error
+@asynccontextmanager
+async def _admin(bootstrap_servers: str, timeout_s: float) -> AsyncIterator[AIOKafkaAdminClient]:
+    client = AIOKafkaAdminClient(**client_options(bootstrap_servers), request_timeout_ms=30_000)
+    await in_time(bootstrap_servers, client.start(), timeout_s, client)
+    try:
+        yield client
+    except KafkaError as error:
+        silent = f"Kafka at {bootstrap_servers} does not answer ({error!r}); is it running?"
+        raise await unreachable(bootstrap_servers, silent) from error
+    finally:
+        await closed(client)
 
 
 async def _create(admin: AIOKafkaAdminClient, topics: Sequence[WantedTopic], how: Durability, timeout_s: float) -> None:

@@ -5,27 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import (
-    KafkaError,
-    KafkaTimeoutError,
-    OutOfOrderSequenceNumber,
-    ProducerClosed,
-    UnknownProducerId,
-    UnknownTopicOrPartitionError,
-)
+from aiokafka.errors import KafkaError, KafkaTimeoutError, OutOfOrderSequenceNumber, ProducerClosed, UnknownProducerId
 
 from inferline_stream.errors import InferlineError, Unreachable
-from inferline_stream.kafka.connection import client_options, closed, closed_on_failure, unreachable
 from inferline_stream.kafka.pipeline_topics import record_rules
-from inferline_stream.kafka.record_size import LIMIT_BYTES
-from inferline_stream.kafka.records import Header
-
-_BUFFER_BYTES = 1 << 19  # per partition; a send waits only once so much is not yet on its way
+from inferline_stream.kafka.records import LIMIT_BYTES, Header, Record
+from inferline_stream.kafka.writer import ANY_PARTITION, Writer
 
 _CLIENTS = 10
 """So many may refuse a record for what came before it. Each such round ends with a record that is refused itself."""
@@ -35,24 +23,8 @@ class RecordRefused(InferlineError):
     """Kafka will not take this record, however often it is sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    topic: str
-    value: bytes | None
-    key: bytes | None
-    timestamp_ms: int | None
-    headers: tuple[Header, ...] = ()
-
-    async def sent(self, client: AIOKafkaProducer) -> asyncio.Future[object]:
-        """Hand it to a client, and return what is done once Kafka has acknowledged it."""
-        sent: asyncio.Future[object] = await client.send(
-            self.topic, self.value, key=self.key, timestamp_ms=self.timestamp_ms, headers=list(self.headers)
-        )
-        return sent
-
-
 class RecordProducer:
-    """An idempotent producer that counts what Kafka has acknowledged.
+    """Idempotent writers, one after the other where Kafka takes no more of one, and what Kafka has acknowledged.
 
     Acknowledged means: written by every replica in sync, once, however often the client had to retry.
 
@@ -71,7 +43,7 @@ class RecordProducer:
         """Why the last one failed, in words."""
         self._bootstrap_servers, self._topic = bootstrap_servers, topic
         self._connect_timeout_s = connect_timeout_s
-        self._producer: AIOKafkaProducer | None = None
+        self._writer: Writer | None = None
         self._limits: Mapping[str, int] = {}
         self._renewing = asyncio.Lock()
         self._again: set[asyncio.Task[None]] = set()
@@ -82,24 +54,13 @@ class RecordProducer:
         if self._topic:
             rules = await record_rules(self._bootstrap_servers, [self._topic], self._connect_timeout_s)
             self._limits = rules.limits
-        self._producer = await self._started()
+        self._writer = await self._started()
         return self
 
-    async def _started(self) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(
-            **client_options(self._bootstrap_servers),
-            client_id="inferline-producer",
-            enable_idempotence=True,
-            max_batch_size=min(_BUFFER_BYTES, self._limits.get(self._topic, _BUFFER_BYTES)),
-            max_request_size=max(LIMIT_BYTES, self.limit_bytes(self._topic)),
-        )
-        async with closed_on_failure(producer):
-            try:
-                async with asyncio.timeout(self._connect_timeout_s):
-                    await producer.start()
-            except (KafkaError, OSError):
-                raise await unreachable(self._bootstrap_servers) from None
-        return producer
+    async def _started(self) -> Writer:
+        writer = Writer(self._bootstrap_servers, "inferline-producer", limit_bytes=self.limit_bytes(self._topic))
+        await writer.start(self._connect_timeout_s, patient=False)
+        return writer
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
@@ -111,12 +72,12 @@ class RecordProducer:
         for again in self._again:
             again.cancel()
         await asyncio.gather(*self._again, return_exceptions=True)
-        await closed(self._client, within_s=self._connect_timeout_s)
+        await self._current.stop(self._connect_timeout_s)
 
     @property
-    def _client(self) -> AIOKafkaProducer:
-        assert self._producer is not None, "used outside its `async with`"
-        return self._producer
+    def _current(self) -> Writer:
+        assert self._writer is not None, "used outside its `async with`"
+        return self._writer
 
     def limit_bytes(self, topic: str) -> int:
         """Return the largest batch of one record that a topic takes, where it is known; Kafka's default elsewhere."""
@@ -128,11 +89,7 @@ class RecordProducer:
         Raises:
             Unreachable: Kafka knows no such topic, or does not say in time.
         """
-        try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                return len(await self._client.partitions_for(topic))
-        except (TimeoutError, UnknownTopicOrPartitionError):
-            raise Unreachable(f"topic {topic!r}: Kafka has no such topic; create it first") from None
+        return await self._current.partitions_of(topic)
 
     async def send(
         self, topic: str, value: bytes, *, key: bytes | None = None, timestamp_ms: int | None = None
@@ -143,16 +100,16 @@ class RecordProducer:
         partition is drawn at random. One that Kafka refuses for what came before it is sent again, behind those that
         were sent meanwhile.
         """
-        record = _Record(topic, value, key, timestamp_ms)
+        record = Record(key, value, (), timestamp_ms, topic, ANY_PARTITION)
         try:
             self._refuse_too_large(record)
-            client = await self._live()
+            writer = await self._live()
             try:
-                sent = await record.sent(client)
+                sent = await writer.add(record)
             except KafkaError as error:
-                self._outcome(record, client, error)
+                self._outcome(record, writer, error)
             else:
-                sent.add_done_callback(lambda sent: self._outcome(record, client, sent.exception()))
+                sent.add_done_callback(lambda sent: self._outcome(record, writer, sent.exception()))
         except InferlineError as error:
             self._failed(error)
 
@@ -171,9 +128,9 @@ class RecordProducer:
             RecordRefused: it is too large, or may not be written.
             Unreachable: Kafka did not acknowledge it in time.
         """
-        await self._deliver(_Record(topic, value, key, timestamp_ms, tuple(headers)))
+        await self._deliver(Record(key, value, headers, timestamp_ms, topic, ANY_PARTITION))
 
-    async def _deliver(self, record: _Record) -> None:
+    async def _deliver(self, record: Record) -> None:
         try:
             await self._delivered(record)
         except InferlineError as error:
@@ -181,70 +138,70 @@ class RecordProducer:
             raise
         self.acknowledged += 1
 
-    async def _delivered(self, record: _Record) -> None:
+    async def _delivered(self, record: Record) -> None:
         self._refuse_too_large(record)
         error: KafkaError | None = None
         for _ in range(_CLIENTS):
-            client = await self._live()
+            writer = await self._live()
             try:
-                await asyncio.shield(await record.sent(client))
+                await asyncio.shield(await writer.add(record))
             except KafkaError as failure:
                 error = failure
             else:
                 return
-            if not self._is_over(client, error):
-                raise _translated(record.topic, client, error) from None
-            await self._renew(client)
+            if not self._is_over(writer, error):
+                raise _translated(record.topic, writer, error) from None
+            await self._renew(writer)
         raise Unreachable(f"topic {record.topic!r}: not acknowledged by {_CLIENTS} clients in turn ({error})")
 
-    def _refuse_too_large(self, record: _Record) -> None:
+    def _refuse_too_large(self, record: Record) -> None:
         size, limit_bytes = len(record.key or b"") + len(record.value or b""), self._limits.get(record.topic, math.inf)
         if size > limit_bytes:
             raise RecordRefused(
                 f"topic {record.topic!r}: the record has {size} bytes, max.message.bytes is {limit_bytes}; raise that"
             )
 
-    def _is_over(self, client: AIOKafkaProducer, error: BaseException) -> bool:
+    def _is_over(self, writer: Writer, error: BaseException) -> bool:
         """Whether Kafka refuses a record for others: one before it was refused, and Kafka waits for its number."""
         if isinstance(error, ProducerClosed):
-            return self._producer is not client  # another call has seen to that
+            return self._writer is not writer  # another call has seen to that
         return isinstance(error, (OutOfOrderSequenceNumber, UnknownProducerId))
 
-    async def _live(self) -> AIOKafkaProducer:
-        """Return a client that sends."""
-        client = self._client
-        if _has_ended(client):
-            await self._renew(client)
-        return self._client
+    async def _live(self) -> Writer:
+        """Return a writer that sends."""
+        writer = self._current
+        if writer.has_ended:
+            await self._renew(writer)
+        return self._current
 
-    async def _renew(self, client: AIOKafkaProducer) -> None:
-        """Go on with a client that numbers its records from the start, unless another call has seen to that."""
+    async def _renew(self, writer: Writer) -> None:
+        """Go on with a writer that numbers its records from the start, unless another call has seen to that."""
         async with self._renewing:
             if self._closed:
                 raise Unreachable("the producer is closed")
-            if self._producer is client:
-                self._producer = await self._started()
-                await closed(client, within_s=self._connect_timeout_s)
+            if self._writer is writer:
+                self._writer = await self._started()
+                await writer.stop(self._connect_timeout_s)
 
     async def flush(self) -> None:
         """Wait until every record has been acknowledged or has failed."""
         while True:
-            await self._client.flush()
+            await self._current.flush()
             await asyncio.sleep(0)  # done callbacks run one turn after the flush's own
             if not self._again:
                 return
             await asyncio.wait(self._again)
 
-    def _outcome(self, record: _Record, client: AIOKafkaProducer, error: BaseException | None) -> None:
+    def _outcome(self, record: Record, writer: Writer, error: BaseException | None) -> None:
         """Count a record that was sent without waiting, or send it again."""
         if error is None:
             self.acknowledged += 1
-        elif self._is_over(client, error) and not self._closed:
+        elif self._is_over(writer, error) and not self._closed:
             again = asyncio.create_task(self._deliver(record))
             self._again.add(again)
             again.add_done_callback(self._sent_again)
         else:
-            self._failed(_translated(record.topic, client, error) if isinstance(error, KafkaError) else error)
+            self._failed(_translated(record.topic, writer, error) if isinstance(error, KafkaError) else error)
 
     def _sent_again(self, task: asyncio.Task[None]) -> None:
         self._again.discard(task)
@@ -258,13 +215,7 @@ class RecordProducer:
         self.last_error = f"{type(error).__name__}: {error}"
 
 
-def _has_ended(client: AIOKafkaProducer) -> bool:
-    """Whether what sends a client's records has ended on an error of its own."""
-    sender = client._sender.sender_task
-    return sender is not None and sender.done()
-
-
-def _translated(topic: str, client: AIOKafkaProducer, error: KafkaError) -> InferlineError:
-    if error.retriable or isinstance(error, (KafkaTimeoutError, ProducerClosed)) or _has_ended(client):
+def _translated(topic: str, writer: Writer, error: KafkaError) -> InferlineError:
+    if error.retriable or isinstance(error, (KafkaTimeoutError, ProducerClosed)) or writer.has_ended:
         return Unreachable(f"topic {topic!r}: not acknowledged ({error})")
     return RecordRefused(f"topic {topic!r}: Kafka refuses the record ({error})")

@@ -14,8 +14,8 @@ import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import StageFailed
-from inferline_stream.kafka.controller_client import TopicFollower
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import Names
 from inferline_stream.profiler.bench_messages import (
     Answered,

@@ -15,9 +15,9 @@ from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.headers import read_headers
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics, delete_topics
-from inferline_stream.kafka.records import Message
-from inferline_stream.kafka.stage_reader import StageReader
-from inferline_stream.kafka.stage_sender import StageSender
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_reader import TopicReader
+from inferline_stream.kafka.writer import Writer
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES
 
@@ -61,8 +61,8 @@ async def measure_hop(
     name = f"{prefix}inferline-hop-{secrets.token_hex(4)}"
     wanted = {name: _PARTITIONS, f"{name}.assignments": 1}
     topics = [WantedTopic(topic, partitions, "probe of the profiler") for topic, partitions in wanted.items()]
-    reader = StageReader(bootstrap_servers, name, name, f"{name}.assignments", fetch_wait_s=fetch_wait_s)
-    sender = StageSender(bootstrap_servers, name)
+    reader = TopicReader(bootstrap_servers, name, name, f"{name}.assignments", fetch_wait_s=fetch_wait_s)
+    sender = Writer(bootstrap_servers, name)
     try:
         await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
         await asyncio.gather(reader.start(timeout_s), sender.start(timeout_s))
@@ -95,7 +95,7 @@ def _tail_s(times_s: list[float]) -> float:
     return times_s[round(0.98 * (len(times_s) - 1))]
 
 
-async def _hops_s(reader: StageReader, sender: StageSender, topic: str, clock_s: Callable[[], float]) -> list[float]:
+async def _hops_s(reader: TopicReader, sender: Writer, topic: str, clock_s: Callable[[], float]) -> list[float]:
     """The time of every record, in the order in which they were finished."""
     rng = random.Random(0)  # noqa: S311 - nothing to keep secret
     finished_s: list[float] = []
@@ -121,9 +121,9 @@ async def _hops_s(reader: StageReader, sender: StageSender, topic: str, clock_s:
             await finished.wait()
             await pace.wait(len(waiting))
             finished.clear()
-            outgoing: dict[tuple[str, int], list[Message]] = {}
+            outgoing: dict[tuple[str, int], list[Record]] = {}
             for number in waiting:
-                message = Message(None, msgspec.json.encode({"number": number}), headers)
+                message = Record(None, msgspec.json.encode({"number": number}), headers)
                 outgoing.setdefault((topic, rng.randrange(_PARTITIONS)), []).append(message)
             waiting.clear()
             await sender.send(outgoing)

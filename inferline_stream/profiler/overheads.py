@@ -29,7 +29,7 @@ from inferline_stream.dataplane.slot_grants import Grant, encode_control, grant_
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import create_topics, delete_topics, topics_of
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.pipeline.hardware import Hardware, catalogue
@@ -117,7 +117,7 @@ async def measure_overheads(bootstrap_servers: str, *, timeout_s: float = 10.0) 
                 Names(pipeline.name, prefix),
                 await stack.enter_async_context(Supervisor(partial(Children, folder))),
                 await stack.enter_async_context(RecordProducer(bootstrap_servers, connect_timeout_s=timeout_s)),
-                await stack.enter_async_context(OffsetReader(bootstrap_servers, timeout_s)),
+                await stack.enter_async_context(Offsets(bootstrap_servers, timeout_s)),
             )
             async with asyncio.timeout(_UP_S):
                 return await run.measured(routes_of(pipeline, _STAGE, prefix))
@@ -136,7 +136,7 @@ class _Pool:
         names: Names,
         supervisor: Supervisor[Child],
         producer: RecordProducer,
-        offsets: OffsetReader,
+        offsets: Offsets,
     ) -> None:
         self._servers = bootstrap_servers
         self._names = names

@@ -33,7 +33,7 @@ from inferline_stream.dataplane.start_offsets import commit_start_offsets, has_r
 from inferline_stream.errors import InferlineError, UsageError
 from inferline_stream.isolation import limits
 from inferline_stream.kafka.cluster import KafkaCluster
-from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import ready_topics, topics_of
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
@@ -62,7 +62,7 @@ async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[
     context = PipelineContext(run.pipeline, KafkaCluster(run.bootstrap_servers), run.settings, run.records)
     await _ready_topics(run)
     async with contextlib.AsyncExitStack() as stack:
-        offsets = await stack.enter_async_context(OffsetReader(run.bootstrap_servers))
+        offsets = await stack.enter_async_context(Offsets(run.bootstrap_servers))
         partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in context.shape.stages}
         controller_name = f"{run.pipeline.name}-{secrets.token_hex(4)}"
         leadership = await stack.enter_async_context(
@@ -192,7 +192,7 @@ async def run_and_hand_over(run: Run, stop: asyncio.Event, actuator: Actuator) -
 
 
 async def _begun(
-    run: Run, found: Recovered, context: PipelineContext, offsets: OffsetReader, partitions: Mapping[str, int]
+    run: Run, found: Recovered, context: PipelineContext, offsets: Offsets, partitions: Mapping[str, int]
 ) -> LedgerBegin:
     """Commit where groups start that do not know it; returns where the run begins."""
     before = None if found.plan is None else found.plan.structure
@@ -217,7 +217,7 @@ async def _settle(stages: Collection[str], found: Recovered, context: PipelineCo
 
 
 async def _refuse_other_structure(
-    run: Run, found: Recovered, grants: Collection[Grant], offsets: OffsetReader, context: PipelineContext
+    run: Run, found: Recovered, grants: Collection[Grant], offsets: Offsets, context: PipelineContext
 ) -> None:
     """What is under way between stages was made for the stages as they were.
 

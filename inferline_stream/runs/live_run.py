@@ -9,13 +9,14 @@ import time
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.controller import Controller
+from inferline_stream.controlplane.leadership import LeadershipLost
 from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, read_ledger
 from inferline_stream.controlplane.observe.observation_log import read_observation_log
 from inferline_stream.controlplane.pipeline_context import PipelineContext, drained, lags
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.run_inputs import FeedReport, Run
 from inferline_stream.errors import StageFailed
-from inferline_stream.kafka.controller_client import LeadershipLost, OffsetReader
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.archive import EventTimes, RunRecord, written_down
 from inferline_stream.runs.report import RunReport, run_report
@@ -36,7 +37,7 @@ class LiveRun:
     run: Run
     context: PipelineContext
     controller: Controller
-    offsets: OffsetReader
+    offsets: Offsets
     since: LedgerBegin
     control: asyncio.Task[None]
     replicas_most: dict[str, int] = field(default_factory=dict)

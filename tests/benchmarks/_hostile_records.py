@@ -19,7 +19,7 @@ from aiokafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from aiokafka.record.util import calc_crc32c
 
 from inferline_stream.dataplane.headers import DEAD, REASON, REPLAY
-from inferline_stream.kafka.record_size import LIMIT_BYTES
+from inferline_stream.kafka.records import LIMIT_BYTES
 from inferline_stream.pipeline.names import (
     ENTRY_TIME,
     ERRORS_PREFIX,

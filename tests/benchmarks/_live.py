@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.live_run import LiveRun
@@ -109,14 +110,14 @@ async def passed(under_way: LiveRun) -> Passed:
 
 
 async def passed_through(
-    bootstrap_servers: str, sink: str, offsets: OffsetReader, start: Mapping[int, int] | None = None
+    bootstrap_servers: str, sink: str, offsets: Offsets, start: Mapping[int, int] | None = None
 ) -> Passed:
     """Read a sink back whose records carry our headers, from its beginning or from these offsets."""
     partitions = await offsets.partitions(sink)
     ends = (await offsets.ends({sink: partitions}))[sink]
     seen: set[bytes] = set()
     rows, duplicated = [], 0
-    async with TopicFollower(bootstrap_servers, sink, start or "beginning", partitions=partitions) as follower:
+    async with TopicFollower(bootstrap_servers, sink, start or "earliest") as follower:
         async for record in follower.until(dict(enumerate(ends))):
             headers = dict(record.headers)
             name = headers[EVENT_ID]

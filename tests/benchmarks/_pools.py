@@ -22,7 +22,7 @@ from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.kafka.connection import client_options
-from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 from inferline_stream.pipeline.plan import Allocation
@@ -87,7 +87,7 @@ pipeline = Pipeline({name!r}, slo="{slo_s}s", source=Topic("in", partitions={par
 class PoolBench:
     """A pool that runs, and what is needed to load it and to see what became of that."""
 
-    def __init__(self, director: Director, offsets: OffsetReader, batch: int) -> None:
+    def __init__(self, director: Director, offsets: Offsets, batch: int) -> None:
         self.director = director
         self.sink = director.names.topic(director.pipeline.sink.name)
         self.late_s: list[float] = []
@@ -184,7 +184,7 @@ async def pool(
     stamped = {"message.timestamp.type": "LogAppendTime"}
     sink = WantedTopic(director.names.topic("out"), PARTITIONS, "a benchmark's own", stamped)
     await create_topics(bootstrap_servers, [sink])
-    async with director, OffsetReader(bootstrap_servers) as offsets:
+    async with director, Offsets(bootstrap_servers) as offsets:
         if queue_each:
             bind(director.supervisor)
         await director.start("work")

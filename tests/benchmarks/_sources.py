@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from inferline_stream.kafka.controller_client import TopicFollower
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.shape import Shape
 from tests.benchmarks._pipelines import mask_of
 
@@ -36,7 +36,7 @@ async def source_of(
         shape: the pipeline's.
         goes_to: of an event: whether it goes to the stages behind a condition, by name.
     """
-    async with TopicFollower(bootstrap_servers, topic, "beginning", partitions=partitions) as follower:
+    async with TopicFollower(bootstrap_servers, topic) as follower:
         records = await follower.read_to(await follower.end())
     records.sort(key=lambda record: (record.time_ms, record.partition, record.offset))
     paths = np.array([mask_of(shape, goes_to(msgspec.json.decode(record.value or b""))) for record in records])

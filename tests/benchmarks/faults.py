@@ -30,7 +30,7 @@ import numpy as np
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.dataplane.process_specs import Delivery
-from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.trace import levels_trace
@@ -136,7 +136,7 @@ async def strike(kafka: LocalKafka, controlled: Controlled, kinds: list[str], *,
                 await asyncio.sleep(pause_s)
             feed.stop()
             await feed.finished()
-        async with OffsetReader(controlled.bootstrap_servers) as offsets:
+        async with Offsets(controlled.bootstrap_servers) as offsets:
             if not await struck.drained(offsets):
                 struck.notes.append("something is left behind")
             ledger = await struck.ledger(offsets)

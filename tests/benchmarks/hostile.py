@@ -35,7 +35,9 @@ from inferline_stream.controlplane.observe.recovery import recover
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.errors import InferlineError
-from inferline_stream.kafka.controller_client import TopicFollower, Written, write_once
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.settings import Settings
@@ -179,7 +181,7 @@ async def _attack_control(under_way: LiveRun, records: HostileRecords) -> Contro
         for stage in under_way.context.shape.stages:
             override = Override("limits", stage, minimum=1, maximum=most)
             overrides[override.key] = override
-            await write_once(servers, Written(names.control, override.key, encode(override)))
+            await write_once(servers, Record.keyed(names.control, override.key, encode(override)))
         counted.add(
             *await asyncio.gather(*(_in_force(controller.decider, override) for override in overrides.values()))
         )
@@ -274,8 +276,7 @@ async def _read(reading: Callable[[], Awaitable[list[bool]]], records: int) -> l
 async def _count(under_way: LiveRun, mark: str, arrived: Counter[int]) -> None:
     """Count good events in the sink topic, by number."""
     context = under_way.context
-    partitions = await under_way.offsets.partitions(context.sink)
-    async with TopicFollower(context.kafka.bootstrap_servers, context.sink, partitions=partitions) as follower:
+    async with TopicFollower(context.kafka.bootstrap_servers, context.sink) as follower:
         while True:
             for record in await follower.read(0.5):
                 event = msgspec.json.decode(record.value or b"{}")

@@ -25,7 +25,8 @@ import numpy as np
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import Override, encode
-from inferline_stream.kafka.controller_client import Written, write_once
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
@@ -144,7 +145,7 @@ async def _deaths(bootstrap_servers: str, folder: Path) -> list[float]:
         await under_way.ready()
         standby = Override("standby", "work", 1)
         control = under_way.context.names.control
-        await write_once(bootstrap_servers, Written(control, standby.key, encode(standby)))
+        await write_once(bootstrap_servers, Record.keyed(control, standby.key, encode(standby)))
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         for _ in range(DEATHS):
             assert await until(lambda: _stands_by(under_way), 30.0)

@@ -136,7 +136,7 @@ async def _throughput(folder: Path, rounds: int, events: int) -> Figures:
             for turn in range(rounds):
                 await director.put([b"%d" % number for number in range(events)])
                 await director.until_finished("work", (turn + 1) * events, 300.0)
-                times_s = sorted(record.timestamp / 1e3 for record in await director.results())[turn * events :]
+                times_s = sorted(record.time_ms / 1e3 for record in await director.results())[turn * events :]
                 middle = times_s[events // 10 : -events // 10]
                 ours.append((len(middle) - 1) / (middle[-1] - middle[0]))
                 bare.append(await _bare_rate(session, url, events))
@@ -210,5 +210,5 @@ async def _run(topology: Path, held: Allocation, live: Trace) -> float:
             await asyncio.gather(*sent)
             await director.until(lambda: director.total("work", "events") == len(live), "all are done", 60.0)
             records = await director.results()
-    latencies_s = [record.timestamp / 1e3 - int(dict(record.headers)[ENTRY_TIME]) / 1e6 for record in records]
+    latencies_s = [record.time_ms / 1e3 - int(dict(record.headers)[ENTRY_TIME]) / 1e6 for record in records]
     return float(np.quantile(latencies_s, 0.99))

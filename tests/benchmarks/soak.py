@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from inferline_stream.kafka.controller_client import TopicFollower
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
@@ -138,7 +138,7 @@ async def _tasks(under_way: LiveRun) -> Mapping[str, tuple[int, int]]:
     partitions = await under_way.offsets.partitions(under_way.context.sink)
     ends = (await under_way.offsets.ends({under_way.context.sink: partitions}))[under_way.context.sink]
     servers, sink = under_way.run.bootstrap_servers, under_way.context.sink
-    async with TopicFollower(servers, sink, partitions=partitions) as follower:
+    async with TopicFollower(servers, sink) as follower:
         records = sorted(await follower.read_to(dict(enumerate(ends))), key=lambda record: record.time_ms)
     for record in records:
         for process, tasks in msgspec.json.decode(record.value or b"")["replicas"].items():

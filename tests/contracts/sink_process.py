@@ -24,12 +24,15 @@ from tests.contracts.commands import DEADLINE_S, command
 SEALABLE = not unsupported(Isolation())
 
 
-async def topic_on(bootstrap_servers: str, partitions: int = 2) -> str:
-    name = f"sinks-{uuid.uuid4().hex[:8]}"
+async def topic_on(bootstrap_servers: str, partitions: int = 2, **settings: str) -> str:
+    """Create a topic, and one for its dead letters."""
+    name = f"topic-{uuid.uuid4().hex[:8]}"
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
     await admin.start()
     try:
-        await admin.create_topics([NewTopic(name, partitions, 1), NewTopic(f"{name}.dlq", 1, 1)])
+        await admin.create_topics(
+            [NewTopic(name, partitions, 1, topic_configs=settings), NewTopic(f"{name}.dlq", 1, 1)]
+        )
     finally:
         await admin.close()
     return name

@@ -11,10 +11,9 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
 
-from inferline_stream.kafka.aiokafka_repairs import AGAIN_S
-from inferline_stream.kafka.connection import client_options, closed
-from inferline_stream.kafka.controller_client import TopicFollower
+from inferline_stream.kafka.connection import AGAIN_S, client_options, closed
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.testing.kafka import EmbeddedKafka, KafkaServer
 
 
@@ -66,11 +65,11 @@ async def test_a_reader_that_is_cancelled_while_it_is_entered_is_closed(embedded
     entering = asyncio.create_task(follower.__aenter__())
     async with asyncio.timeout(20):
         await asked.wait()
-    assert any(connections(follower._consumer))
+    assert any(connections(follower._reader._consumer))
     entering.cancel()
     with pytest.raises(asyncio.CancelledError):
         await entering
-    assert not any(connections(follower._consumer))
+    assert not any(connections(follower._reader._consumer))
 
 
 async def test_a_request_on_a_connection_that_is_closed_already_is_lost_like_the_connection(

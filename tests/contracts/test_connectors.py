@@ -7,55 +7,33 @@ import os
 import resource
 import signal
 import sys
-import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import AIOKafkaProducer
 
 from inferline_stream.connectors.sinks.jsonl import JsonlSink
 from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.errors import InvalidInput, Unreachable
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
 from tests.contracts.commands import until_lines
+from tests.contracts.sink_process import topic_on
 
 DEADLINE_S = 30.0
 
 
 @pytest.fixture
 async def topic(kafka):
-    return await topic_on(kafka)
-
-
-async def topic_on(kafka):
-    name = f"connectors-{uuid.uuid4().hex[:8]}"
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
-    await admin.start()
-    try:
-        await admin.create_topics([NewTopic(name, num_partitions=3, replication_factor=1)])
-    finally:
-        await admin.close()
-    return name
+    return await topic_on(kafka.bootstrap_servers, 3)
 
 
 async def everything_in(kafka, topic):
-    consumer = AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap_servers, auto_offset_reset="earliest")
-    await consumer.start()
-    try:
-        partitions = [TopicPartition(topic, p) for p in range(3)]
-        consumer.assign(partitions)
-        ends = await consumer.end_offsets(partitions)
-        records = []
-        while len(records) < sum(ends.values()):
-            for part in (await consumer.getmany(timeout_ms=500)).values():
-                records += part
-        return records
-    finally:
-        await consumer.stop()
+    async with TopicFollower(kafka.bootstrap_servers, topic) as follower:
+        return await follower.read_to(await follower.end())
 
 
 @pytest.fixture
@@ -87,13 +65,13 @@ async def test_a_replay_sends_every_event_once_in_turn_at_the_traces_times(kafka
     assert ready.duration_s == pytest.approx(due_s[-1])
     assert not report.stopped
     assert 0 <= report.lateness_p50_s <= report.lateness_p99_s <= report.lateness_max_s
-    records = sorted(await everything_in(kafka, topic), key=lambda r: (r.timestamp, r.partition, r.offset))
+    records = sorted(await everything_in(kafka, topic), key=lambda r: (r.timestamp_ms, r.partition, r.offset))
     lines = (folder / "events.jsonl").read_bytes().splitlines()
     sent_in_turn = sorted(line for line, _ in zip(itertools.cycle(lines), range(100), strict=False))
     assert sorted(r.value for r in records) == sent_in_turn
     assert all(r.key is None for r in records)
     # Timestamps follow the trace as closely as the reported lateness says; they are cut to milliseconds.
-    late_s = np.array([r.timestamp for r in records]) / 1e3 - report.first_sent_s - due_s
+    late_s = np.array([r.timestamp_ms for r in records]) / 1e3 - report.first_sent_s - due_s
     assert late_s.min() > -0.0015 - report.lateness_max_s
     assert late_s.max() < 0.0015 + report.lateness_max_s
 
@@ -129,7 +107,7 @@ async def test_a_replay_that_is_stopped_while_kafka_is_gone_ends_and_says_so(fil
     folder, _ = files
     monkeypatch.setenv("INFERLINE_CONNECT_TIMEOUT_S", "1")
     with EmbeddedKafka() as kafka:
-        name = await topic_on(kafka)
+        name = await topic_on(kafka.bootstrap_servers, 3)
         async with asyncio.timeout(DEADLINE_S), TraceReplay(spec_of(kafka, name, folder)) as replay:
             await replay.ready()
             replay.start()

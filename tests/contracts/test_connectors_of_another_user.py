@@ -21,8 +21,9 @@ from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.commands import command, until_lines
+from tests.contracts.sink_process import topic_on
 from tests.contracts.test_isolation import NOBODY, interpreter_for_nobody
-from tests.contracts.test_sources import isolated_part_of, said, topic_on
+from tests.contracts.test_sources import isolated_part_of, said
 
 pytestmark = pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
 

@@ -138,7 +138,7 @@ async def test_expired_events_become_dead_letters_where_asked(kafka, tmp_path: P
         (completed,) = await director.read(director.names.completed)
         assert dict(completed.headers)["__inferline.reason"] == b"expired"
         (letter,) = await director.letters("work")
-        assert (letter.value, letter.timestamp > old_ms + 5_000) == (b"old", True), "a letter is as old as the death"
+        assert (letter.value, letter.time_ms > old_ms + 5_000) == (b"old", True), "a letter is as old as the death"
         assert dict(letter.headers)["__inferline.errors.timestamp_ms"] == b"%d" % old_ms
 
 

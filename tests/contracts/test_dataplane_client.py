@@ -13,13 +13,11 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from inferline_stream.embedded_broker.server import EmbeddedBroker
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.controller_client import wait_for_kafka
+from inferline_stream.kafka.connection import wait_for_kafka
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
-from inferline_stream.kafka.record_lookup import RecordsGone
-from inferline_stream.kafka.record_size import record_bytes
-from inferline_stream.kafka.records import Fenced, KafkaFailed, Message
-from inferline_stream.kafka.stage_reader import StageReader
-from inferline_stream.kafka.stage_sender import StageSender
+from inferline_stream.kafka.records import Fenced, KafkaFailed, Record, RecordsGone, record_bytes
+from inferline_stream.kafka.topic_reader import TopicReader
+from inferline_stream.kafka.writer import Writer
 from inferline_stream.testing.local_kafka import free_ports
 
 HEADERS = [("shop", b"7"), ("empty", b"")]
@@ -40,14 +38,14 @@ class Place:
         topics.append(WantedTopic(self.assignments, 1, "a test's"))
         await create_topics(self.servers, topics, replication=1)
 
-    async def reader(self) -> StageReader:
-        reader = StageReader(self.servers, self.topic, self.group, self.assignments, fetch_wait_s=0.02)
+    async def reader(self) -> TopicReader:
+        reader = TopicReader(self.servers, self.topic, self.group, self.assignments, fetch_wait_s=0.02)
         self._stack.push_async_callback(reader.stop)
         await reader.start(20)
         return reader
 
-    async def sender(self, transactional_id: str | None = None, packed: tuple[str, ...] = ()) -> StageSender:
-        sender = StageSender(self.servers, "a-test", transactional_id, packed=packed)
+    async def sender(self, transactional_id: str | None = None, packed: tuple[str, ...] = ()) -> Writer:
+        sender = Writer(self.servers, "a-test", transactional_id, packed=packed)
         self._stack.push_async_callback(sender.stop)
         await sender.start(20)
         return sender
@@ -61,11 +59,11 @@ async def place(kafka) -> AsyncIterator[Place]:
         yield found
 
 
-def messages(*numbers: int) -> list[Message]:
-    return [Message(b"k%d" % n, b"%d" % n, HEADERS, 1_700_000_000_000 + n) for n in numbers]
+def messages(*numbers: int) -> list[Record]:
+    return [Record(b"k%d" % n, b"%d" % n, HEADERS, 1_700_000_000_000 + n) for n in numbers]
 
 
-async def read(reader: StageReader, count: int, full: tuple[int, ...] = ()) -> dict[int, list]:
+async def read(reader: TopicReader, count: int, full: tuple[int, ...] = ()) -> dict[int, list]:
     """So many records by partition; fails if they do not come."""
     found: dict[int, list] = {}
     try:
@@ -78,7 +76,7 @@ async def read(reader: StageReader, count: int, full: tuple[int, ...] = ()) -> d
     return found
 
 
-async def nothing(reader: StageReader, full: tuple[int, ...] = (), for_s: float = 0.4) -> None:
+async def nothing(reader: TopicReader, full: tuple[int, ...] = (), for_s: float = 0.4) -> None:
     deadline_s = time.monotonic() + for_s
     while time.monotonic() < deadline_s:
         fetched = await reader.fetch(full, 0.1)
@@ -95,7 +93,7 @@ async def test_records_arrive_as_they_were_sent_in_the_order_of_their_partition(
     reader = await place.reader()
     assert (await sender.partitions_of(place.topic), reader.topic.partitions) == (3, 3)
     await sender.send({(place.topic, p): messages(*range(p, 300, 3)) for p in range(3)})
-    await sender.send({(place.topic, 0): [Message(None, None, [], None)], (place.assignments, 0): messages(9)})
+    await sender.send({(place.topic, 0): [Record(None, None, [], None)], (place.assignments, 0): messages(9)})
     reader.hold({0: 0, 1: 0, 2: 50})
     grants, found = [], {0: [], 1: [], 2: []}
     async with asyncio.timeout(15):
@@ -107,10 +105,10 @@ async def test_records_arrive_as_they_were_sent_in_the_order_of_their_partition(
     assert values(found[1]) == [b"%d" % n for n in range(1, 300, 3)]
     assert [record.offset for record in found[2]] == list(range(50, 100))
     first, last = found[0][0], found[0][-1]
-    assert (first.topic, first.partition, first.key, first.timestamp) == (place.topic, 0, b"k0", 1_700_000_000_000)
+    assert (first.topic, first.partition, first.key, first.timestamp_ms) == (place.topic, 0, b"k0", 1_700_000_000_000)
     assert [(name, value) for name, value in first.headers] == HEADERS
     assert (last.key, last.value, list(last.headers)) == (None, None, [])
-    assert abs(last.timestamp / 1000 - time.time()) < 30
+    assert abs(last.timestamp_ms / 1000 - time.time()) < 30
     assert values(grants) == [b"7", b"9"]
 
 
@@ -119,7 +117,7 @@ async def test_many_records_that_say_the_same_take_little_space_in_a_packed_topi
     topic = place.topic
     sender = await place.sender(f"{topic}.tx" if transactional else None, packed=(topic,))
     same = [("errors", b"ValueError: why this one failed, and much more of that")]
-    sent = [Message(b"k%d" % n, None, same, 1_700_000_000_000 + n) for n in range(1000)]
+    sent = [Record(b"k%d" % n, None, same, 1_700_000_000_000 + n) for n in range(1000)]
     if transactional:
         await sender.start_again(20, {topic: 3}, place.group)
         await sender.begin()
@@ -131,7 +129,7 @@ async def test_many_records_that_say_the_same_take_little_space_in_a_packed_topi
     reader = await place.reader()
     reader.hold({0: 0})
     found = (await read(reader, 1000))[0]
-    assert [(r.key, list(r.headers), r.timestamp) for r in found] == [(m.key, same, m.timestamp_ms) for m in sent]
+    assert [(r.key, list(r.headers), r.timestamp_ms) for r in found] == [(m.key, same, m.timestamp_ms) for m in sent]
 
 
 async def stored_bytes(place: Place) -> int:
@@ -257,7 +255,7 @@ async def test_a_transaction_is_read_whole_with_its_offsets_or_not_at_all(place)
     await sender.commit(reader.offsets_for_transaction({}), place.group)
 
 
-async def in_one_go(sender: StageSender, place: Place, number: int) -> None:
+async def in_one_go(sender: Writer, place: Place, number: int) -> None:
     await sender.send({(place.topic, 0): messages(number)})
     await sender.commit(None, place.group)
 
@@ -301,7 +299,7 @@ async def test_a_record_that_kafka_refuses_is_an_error_with_its_reason(place):
     await small.create(max_message_bytes="1000")
     sender = await small.sender()
     with pytest.raises(KafkaFailed, match=r"refuses a record: .*larger.*DescribeConfigs"):
-        await sender.send({(small.topic, 0): [Message(None, b"x" * 2000, [], None)]})
+        await sender.send({(small.topic, 0): [Record(None, b"x" * 2000, [], None)]})
 
 
 async def test_records_that_fit_their_topic_one_by_one_are_taken_together(place):
@@ -309,7 +307,7 @@ async def test_records_that_fit_their_topic_one_by_one_are_taken_together(place)
     await small.create(max_message_bytes="1000")
     sender = await small.sender()
     sender.limits = {small.topic: 1000}
-    sent = [Message(b"k", bytes([n]) * size, HEADERS, None) for n, size in enumerate((700, 1, 100, 600, 600, 1, 1))]
+    sent = [Record(b"k", bytes([n]) * size, HEADERS, None) for n, size in enumerate((700, 1, 100, 600, 600, 1, 1))]
     await sender.send({(small.topic, 0): sent})
     reader = await small.reader()
     reader.hold({0: 0})
@@ -318,12 +316,12 @@ async def test_records_that_fit_their_topic_one_by_one_are_taken_together(place)
 
 
 async def test_where_nobody_answers_a_client_says_so_in_time():
-    reader = StageReader("127.0.0.1:1", "in", "group", "assignments", fetch_wait_s=0.02)
+    reader = TopicReader("127.0.0.1:1", "in", "group", "assignments", fetch_wait_s=0.02)
     began_s = time.monotonic()
     with pytest.raises(Unreachable, match="does not answer"):
         await reader.start(1.0)
     await reader.stop()
-    sender = StageSender("127.0.0.1:1", "a-test")
+    sender = Writer("127.0.0.1:1", "a-test")
     with pytest.raises(Unreachable, match="does not answer"):
         await sender.start(1.0)
     await sender.stop()

@@ -122,7 +122,11 @@ async def test_a_letter_is_listed_shown_and_sent_again_once_and_its_join_is_then
     assert [record.key for record in sorted(replayed, key=lambda r: r.key)] == [b"k0", b"k5"]
     for record in replayed:
         first = next(r for r in records if r.key == record.key and r is not record)
-        assert (record.value, record.timestamp, record.partition) == (first.value, first.timestamp, first.partition)
+        assert (record.value, record.timestamp_ms, record.partition) == (
+            first.value,
+            first.timestamp_ms,
+            first.partition,
+        )
         assert {*record.headers} - {*first.headers} == {("__inferline.replay", b"1")}
     assert noted[0]["sent_again"] is not None
     assert again.returncode == 0
@@ -186,10 +190,10 @@ async def test_hostile_records_cost_dead_letters_alone_and_none_of_them_chooses_
     assert 1000 < report.clock_lead_s < 2000
     for letter in died:
         if letter.value is not None:
-            assert letter.timestamp >= now_ms
+            assert letter.time_ms >= now_ms
     again = [record for record in records if header(record, "replay") == b"1"]
     assert len(again) == len(letters)
-    sent_ms = sorted(record.timestamp for record in again)
+    sent_ms = sorted(record.timestamp_ms for record in again)
     assert sent_ms[:3] == [now_ms - 3_600_000] * 3
     assert all(now_ms <= time_ms < now_ms + 600_000 for time_ms in sent_ms[3:])
     entered_ms = sorted(int(header(record, "entry_time_us") or 0) // 1000 for record in again)

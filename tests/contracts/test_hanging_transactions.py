@@ -10,10 +10,10 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import TxnOffsetCommitRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from inferline_stream.kafka import stage_reader
+from inferline_stream.kafka import topic_reader
+from inferline_stream.kafka.offsets import UndecidedOffsets, stable_offsets
 from inferline_stream.kafka.records import KafkaFailed
-from inferline_stream.kafka.stable_offsets import UndecidedOffsets, stable_offsets
-from inferline_stream.kafka.stage_sender import StageSender
+from inferline_stream.kafka.writer import Writer
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.local_kafka import LocalKafka
 from tests.contracts.pooled import PASSING
@@ -82,15 +82,15 @@ async def test_what_kafka_left_undecided_ends_as_its_transaction_did_and_the_sta
 async def test_where_nobody_knows_how_a_transaction_was_to_end_the_reader_names_what_ends_it(
     gullible_kafka, monkeypatch
 ):
-    monkeypatch.setattr(stage_reader, "UNDECIDED_S", 0.3)
+    monkeypatch.setattr(topic_reader, "UNDECIDED_S", 0.3)
     where = gullible_kafka.bootstrap_servers
     async with Director(where, PASSING, partitions={"work": 1}, delivery="exactly_once") as director:
         await hang(director, "none")
         names, of = director.names, director.routes["work"]
-        sender = StageSender(where, "sender", names.transactional_id("work-0"))
+        sender = Writer(where, "sender", names.transactional_id("work-0"))
         await sender.start_again(10.0, {of.sink_topic: 1}, of.group)
         await sender.stop()
-        reader = stage_reader.StageReader(where, of.input_topic, of.group, names.assignments, fetch_wait_s=0.02)
+        reader = topic_reader.TopicReader(where, of.input_topic, of.group, names.assignments, fetch_wait_s=0.02)
         await reader.start(10.0)
         with pytest.raises(KafkaFailed, match="find-hanging` names it, and `abort` ends it"):
             await reader.committed([0])

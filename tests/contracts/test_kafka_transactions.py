@@ -25,8 +25,8 @@ from aiokafka.protocol.transaction import (
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
-from inferline_stream.kafka.stable_offsets import stable_offsets
-from inferline_stream.kafka.stage_reader import StageReader
+from inferline_stream.kafka.offsets import stable_offsets
+from inferline_stream.kafka.topic_reader import TopicReader
 
 
 def batch(producer_id, epoch, sequence, *values, transactional=False):
@@ -288,7 +288,7 @@ async def test_a_reader_of_stable_offsets_waits_for_the_transaction_that_may_cha
             asking = asyncio.create_task(stable())
             await asyncio.sleep(0.2)
             assert not asking.done()
-            reader = StageReader(clients.bootstrap_servers, topic, group, topic, fetch_wait_s=0.02)
+            reader = TopicReader(clients.bootstrap_servers, topic, group, topic, fetch_wait_s=0.02)
             async with asyncio.timeout(20):
                 await reader.start(10.0)  # the dispatcher that is to end what another one left open
             await reader.stop()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.kafka.record_follower import RecordFollower
+from inferline_stream.kafka.topic_follower import TopicFollower
 from tests.contracts.commands import DEADLINE_S
 from tests.contracts.sink_process import SEALABLE, numbered, running, send, topic_on
 from tests.support.local_postgres import LocalPostgres
@@ -92,10 +92,10 @@ async def test_values_that_a_table_can_never_take_are_dead_letters(embedded_brok
         "--dead-letters", f"{topic}.dlq",
     ) as sink:  # fmt: skip
         assert await until_rows(postgres, table, 2) == {"a": 1, "d": None}
-        async with RecordFollower(where, f"{topic}.dlq", None) as letters:
+        async with TopicFollower(where, f"{topic}.dlq") as letters:
             found = []
             while len(found) < 3:
-                found += await letters.batch(1.0)
+                found += await letters.read(1.0)
         assert [letter.value for letter in found] == [b"no json", b'"\\u0000"', b"2"]
         counts = await sink.stopped()
     assert (counts["written"], counts["refused"]) == (2, 3)

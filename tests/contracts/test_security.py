@@ -32,8 +32,9 @@ from inferline_stream.dataplane.dead_letters import Letter, dead_letters, send_a
 from inferline_stream.dataplane.kafka_permissions import ROLES, permissions
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import from_environment
 from inferline_stream.testing.local_kafka import HOST, LocalKafka
@@ -178,7 +179,7 @@ async def writable(servers: str, topics: list[str]) -> set[str]:
     found = set()
     for topic in topics:
         try:
-            await write_once(servers, Written(topic, "key", None))
+            await write_once(servers, Record.keyed(topic, "key", None))
             found.add(topic)
         except Unreachable as error:
             if "TopicAuthorizationFailed" not in str(error):
@@ -233,7 +234,7 @@ async def test_a_pipeline_runs_over_tls_with_the_rights_that_topics_prints_for_e
     assert await writable(servers, theirs) == {names.decisions, names.assignments}
     become("bob")
     assert await writable(servers, theirs) == {sink}
-    await write_once(servers, Written(letters, "key", b"a letter"))
+    await write_once(servers, Record.keyed(letters, "key", b"a letter"))
     become("carol")
     assert await writable(servers, theirs) == {names.control}
     async with watch_pipeline(pipeline, servers, prefix, from_environment()) as observer:

@@ -20,8 +20,8 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from inferline_stream.connectors.sinks.topic_sink import Refusal, SinkCounts, TopicSink
 from inferline_stream.embedded_broker.groups import Group
 from inferline_stream.embedded_broker.server import EmbeddedBroker
-from inferline_stream.kafka.record_follower import Record, RecordFollower
-from inferline_stream.kafka.record_size import LIMIT_BYTES
+from inferline_stream.kafka.records import LIMIT_BYTES, Record
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
 from tests.contracts.commands import DEADLINE_S, until_lines
@@ -35,7 +35,7 @@ class Refusing:
     def __init__(self) -> None:
         self.counts = SinkCounts()
 
-    async def store(self, records: Sequence[Record]) -> list[Refusal]:
+    async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
         return [Refusal(record, "no") for record in records]
 
 
@@ -90,11 +90,11 @@ async def test_sinks_and_sources_whose_kafka_is_gone_end_in_order(receiver, tmp_
 
 
 async def copied(bootstrap_servers: str, topic: str, count: int) -> None:
-    async with RecordFollower(bootstrap_servers, topic, None) as follower:
+    async with TopicFollower(bootstrap_servers, topic) as follower:
         found = 0
         async with asyncio.timeout(DEADLINE_S):
             while found < count:
-                found += len(await follower.batch(0.5))
+                found += len(await follower.read(0.5))
 
 
 async def test_a_sink_that_retention_has_passed_halts_that_partition_and_goes_on_where_it_is_asked(
@@ -141,8 +141,8 @@ async def test_a_group_whose_coordinator_knows_nothing_for_a_moment_goes_on_wher
     where = embedded_broker.bootstrap_servers
     topic, ask, asked = await topic_on(where, 1), GroupCoordinator.fetch_committed_offsets, []
     await send(where, topic, numbered(range(3)))
-    async with RecordFollower(where, topic, f"{topic}-sink") as follower:
-        while await follower.batch(0.2):
+    async with TopicFollower(where, topic, "committed", group=f"{topic}-sink", gapless=True) as follower:
+        while await follower.read(0.2):
             await follower.commit()
 
     async def forgetful(self, partitions):
@@ -150,8 +150,8 @@ async def test_a_group_whose_coordinator_knows_nothing_for_a_moment_goes_on_wher
         return {} if len(asked) < 3 else await ask(self, partitions)
 
     monkeypatch.setattr(GroupCoordinator, "fetch_committed_offsets", forgetful)
-    async with RecordFollower(where, topic, f"{topic}-sink") as follower:
-        assert await follower.positions() == {0: 3}
+    async with TopicFollower(where, topic, "committed", group=f"{topic}-sink", gapless=True) as follower:
+        assert follower.positions == {0: 3}
 
 
 async def test_kafka_keeps_what_a_follower_commits_for_years_also_where_nothing_comes_for_weeks(
@@ -166,7 +166,7 @@ async def test_kafka_keeps_what_a_follower_commits_for_years_also_where_nothing_
         return await ask(self, request)
 
     monkeypatch.setattr(GroupCoordinator, "_send_req", noted)
-    async with RecordFollower(where, topic, f"{topic}-sink") as follower:
+    async with TopicFollower(where, topic, "committed", group=f"{topic}-sink", gapless=True) as follower:
         await follower.commit()
     assert kept_ms == [10 * 365 * 24 * 3600 * 1000]
 
@@ -178,7 +178,7 @@ class Memory:
         self.counts = SinkCounts()
         self.values = []
 
-    async def store(self, records):
+    async def store(self, records, ids_from):
         self.values += [record.value for record in records]
         return []
 
@@ -216,8 +216,8 @@ async def test_a_sink_goes_on_once_a_broker_whose_disk_is_full_takes_its_commits
             await until(lambda: len(refused) > 4, "the broker refuses commits")
             monkeypatch.setattr(Group, "commit", commit)
             await sink.caught_up()
-        async with RecordFollower(where, topic, "storing") as again:
-            assert await again.positions() == await again.ends()
+        async with TopicFollower(where, topic, "committed", group="storing", gapless=True) as again:
+            assert again.positions == await again.end()
     assert sorted(store.values) == [value for _, value in numbered(range(5))]
 
 
@@ -232,12 +232,12 @@ async def test_what_no_line_can_hold_is_a_dead_letter_and_without_one_ends_the_s
     assert "refuses event 'b': its value is no JSON" in error.decode()
     assert "give --dead-letters" in error.decode()
     sink = await jsonl(where, topic, path, "--dead-letters", f"{topic}.dlq")
-    async with asyncio.timeout(DEADLINE_S), RecordFollower(where, f"{topic}.dlq", None) as follower:
+    async with asyncio.timeout(DEADLINE_S), TopicFollower(where, f"{topic}.dlq") as follower:
         letters = []
         while len(letters) < 2:
-            letters += await follower.batch(0.5)
+            letters += await follower.read(0.5)
         counts = await sink.stopped()
-    assert [(letter.headers[EVENT_ID], letter.value) for letter in letters] == [(b"b", packed), (b"c", deep)]
+    assert [(letter.header(EVENT_ID), letter.value) for letter in letters] == [(b"b", packed), (b"c", deep)]
     assert (counts["written"], counts["duplicates"], counts["refused"]) == (0, 2, 2)
     assert [json.loads(line)["event_id"] for line in path.read_text().splitlines()] == ["a", "d"]
 
@@ -252,16 +252,16 @@ async def test_a_refused_record_of_any_size_is_kept_as_far_as_the_dead_letters_t
         await producer.send_and_wait(topic, b"", key=key, headers=[(EVENT_ID, b"f"), ("own", value + own[1][:950])])
     async with TopicSink(where, topic=topic, store=Refusing(), what="it", group="g", dead_letters=letters) as sink:
         await sink.caught_up()
-    async with asyncio.timeout(DEADLINE_S), RecordFollower(where, letters, None) as follower:
+    async with asyncio.timeout(DEADLINE_S), TopicFollower(where, letters) as follower:
         found = []
         while len(found) < 3:
-            found += await follower.batch(0.5)
+            found += await follower.read(0.5)
     assert [(letter.key, letter.value) for letter in found] == [(key, b"small"), (key, None), (key, None)]
-    assert [letter.headers[EVENT_ID] for letter in found] == [b"e", b"e", b"f"]
-    assert ["own" in letter.headers for letter in found] == [True, True, False]
-    cut = [letter.headers.get(f"{ERRORS_PREFIX}cut_bytes") for letter in found]
+    assert [letter.header(EVENT_ID) for letter in found] == [b"e", b"e", b"f"]
+    assert [letter.header("own") is not None for letter in found] == [True, True, False]
+    cut = [letter.header(f"{ERRORS_PREFIX}cut_bytes") for letter in found]
     assert cut == [None, b"1047100", b"0"]
-    assert all(letter.headers[f"{ERRORS_PREFIX}message"] == b"no" for letter in found)
+    assert all(letter.header(f"{ERRORS_PREFIX}message") == b"no" for letter in found)
 
 
 async def test_a_sink_that_starts_before_the_last_one_of_its_file_ends_waits_and_writes_nothing_twice(

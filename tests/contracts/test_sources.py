@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import sys
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -19,43 +18,33 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from inferline_stream.isolation.seal import unsupported
-from inferline_stream.kafka.record_follower import Record, RecordFollower
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import EVENT_ID
 from tests.contracts.commands import DEADLINE_S, command
+from tests.contracts.sink_process import topic_on
 
 SEALABLE = not unsupported(Isolation())
 TOKEN = "a-token-of-this-test-alone"
 SENDER = hashlib.sha256(TOKEN.encode()).hexdigest()[:16]
 
 
-async def topic_on(bootstrap_servers: str, partitions: int = 2, **settings: str) -> str:
-    name = f"sources-{uuid.uuid4().hex[:8]}"
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    await admin.start()
-    try:
-        await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=settings)])
-    finally:
-        await admin.close()
-    return name
-
-
 async def records_of(bootstrap_servers: str, topic: str, count: int) -> list[Record]:
     """The first records of a topic, with none behind them."""
     found: list[Record] = []
-    async with asyncio.timeout(DEADLINE_S), RecordFollower(bootstrap_servers, topic, None) as follower:
+    async with asyncio.timeout(DEADLINE_S), TopicFollower(bootstrap_servers, topic) as follower:
         while len(found) < count:
-            found += await follower.batch(1.0)
-        found += await follower.batch(0.3)
+            found += await follower.read(1.0)
+        found += await follower.read(0.3)
     return found
 
 
 def ids(records: list[Record]) -> list[str]:
-    return sorted(record.headers[EVENT_ID].decode() for record in records)
+    return sorted(record.header(EVENT_ID).decode() for record in records)
 
 
 def running(
@@ -134,7 +123,7 @@ async def test_a_post_is_a_record_by_the_id_that_its_answer_tells(kafka, tmp_pat
         counts = await stopped(process)
     assert counts == {"accepted": 2, "answered": 0, "refused": 0, "held_off": 0}
     records = await records_of(where, topic, 2)
-    assert {r.headers[EVENT_ID].decode(): (r.key, r.value) for r in records} == {
+    assert {r.header(EVENT_ID).decode(): (r.key, r.value) for r in records} == {
         answer["event_id"]: (b"u1", b'{"user": "u1", "n": 1}'),
         f"{SENDER}/mine/1": (b"u2", b'{"user": "u2"}'),
     }
@@ -302,12 +291,14 @@ async def test_files_of_a_folder_are_events_once_through_a_crash_and_those_that_
     async with running("files", where, topic, *options) as process:
         (folder / "c.jsonl").write_text('"later"\n')
         async with asyncio.timeout(DEADLINE_S):
-            while len(found := {tuple(r.headers.values()): r for r in await records_of(where, topic, 1503)}) < 1503:
+            while (
+                len(found := {tuple(dict(r.headers).values()): r for r in await records_of(where, topic, 1503)}) < 1503
+            ):
                 await asyncio.sleep(0.1)
         await stopped(process)
     values = sorted(record.value for record in found.values())
     assert values == sorted([*(b'{"n": %d}' % n for n in range(1501)), b'{"n":1,"say":"hi"}', b'"later"'])
-    by_id = {record.headers[EVENT_ID]: record.value for record in found.values()}
+    by_id = {record.header(EVENT_ID): record.value for record in found.values()}
     assert by_id[b"a.jsonl:16890"] == b'{"n": 1500}'
     assert by_id[b"b.csv:6"] == b'{"n":1,"say":"hi"}'
     assert by_id[b"c.jsonl:0"] == b'"later"'
@@ -417,7 +408,7 @@ async def test_a_topic_is_copied_with_keys_headers_and_ids_and_goes_on_where_it_
     finally:
         await producer.stop()
     assert (first.key, first.value, first.timestamp_ms) == (b"k", b"1", 1_700_000_000_000)
-    assert first.headers == {EVENT_ID: b"known", "mine": b"h"}
+    assert dict(first.headers) == {EVENT_ID: b"known", "mine": b"h"}
     known, named = ids(both)
     assert known == "known"
     assert re.fullmatch(rf"{raw}@[\w-]{{8}}/0/1", named)

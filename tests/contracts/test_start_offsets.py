@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.dataplane.start_offsets import commit_start_offsets
+from inferline_stream.dataplane.start_offsets import StageGroup, commit_start_offsets
 from inferline_stream.errors import UsageError
-from inferline_stream.kafka.controller_client import OffsetReader
-from inferline_stream.kafka.group_offsets import GroupOffsets
 from inferline_stream.kafka.offset_metadata import Committed
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
@@ -47,11 +46,12 @@ async def stood(kafka, clients):
     async def begin(
         at: dict[str, Sequence[Committed]], entries: Sequence[str], structure: Structure
     ) -> dict[str, list[Any]]:
-        for stage, offsets in at.items():
-            async with GroupOffsets(kafka.bootstrap_servers, names.group(stage), names.topic("in"), 10.0) as group:
-                await group.commit(dict(enumerate(offsets)))
+        async with Offsets(kafka.bootstrap_servers) as offsets:
+            for stage, stood_at in at.items():
+                group = await StageGroup.of(offsets, names.group(stage), names.topic("in"))
+                await group.commit(dict(enumerate(stood_at)))
         await commit_start_offsets(kafka.bootstrap_servers, pipeline(*entries), names.prefix, before=structure)
-        async with OffsetReader(kafka.bootstrap_servers) as offsets:
+        async with Offsets(kafka.bootstrap_servers) as offsets:
             found = {s: await offsets.committed(names.group(s), names.topic("in"), 2) for s in entries}
         return {stage: [(each.offset, each.runs) for each in of] for stage, of in found.items()}
 

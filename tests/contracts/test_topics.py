@@ -10,7 +10,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InvalidInput
-from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import (
     create_topics,
     durability,
@@ -34,7 +34,7 @@ async def test_a_topics_oldest_record_and_how_long_it_is_kept_are_known(kafka, c
     for partition, age_ms in ((0, 5_000), (1, 60_000), (1, 1_000)):
         await producer.send_and_wait(hour, b"x", partition=partition, timestamp_ms=now_ms - age_ms)
     assert await retentions(kafka.bootstrap_servers, [hour, forever]) == {hour: 3600.0}
-    async with OffsetReader(kafka.bootstrap_servers) as offsets:
+    async with Offsets(kafka.bootstrap_servers) as offsets:
         assert await offsets.oldest_s({hour: 2, forever: 1}) == {hour: (now_ms - 60_000) / 1e3}
 
 

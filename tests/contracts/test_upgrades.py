@@ -13,7 +13,6 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.polling import until
@@ -29,7 +28,9 @@ from inferline_stream.dataplane.frames import (
     to_dispatcher,
     to_replica,
 )
-from inferline_stream.kafka.controller_client import Written, write_once
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.wire import CURRENT, FILLED, FOLDER, FRAMES, document, next_release, this_release
@@ -137,7 +138,7 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
             (tmp_path / "link").symlink_to(releases[release])
             (tmp_path / "link").replace(installed)
             now = Override("code", value=time.time(), who="a test")
-            await write_once(run.bootstrap_servers, Written(names.control, now.key, encode(now)))
+            await write_once(run.bootstrap_servers, Record.keyed(names.control, now.key, encode(now)))
 
             async def replaced() -> bool:
                 found = await versions()
@@ -160,11 +161,6 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
 
 async def newest(bootstrap_servers: str, topic: str) -> dict[str, bytes]:
     """The newest record of each key."""
-    async with AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest") as consumer:
-        consumer.assign([partition := TopicPartition(topic, 0)])
-        end = (await consumer.end_offsets([partition]))[partition]
-        found: dict[str, bytes] = {}
-        while await consumer.position(partition) < end:
-            for records in (await consumer.getmany(timeout_ms=200)).values():
-                found |= {record.key.decode(): record.value for record in records}
-    return found
+    async with TopicFollower(bootstrap_servers, topic) as follower:
+        records = await follower.read_to(await follower.end())
+    return {(record.key or b"").decode(): record.value or b"" for record in records}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from inferline_stream.kafka.record_follower import RecordFollower
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from tests.contracts.sink_process import SEALABLE, numbered, running, send, topic_on, until
 from tests.contracts.webhook_receiver import Receiver
@@ -148,8 +148,8 @@ async def test_what_a_webhook_refuses_for_good_is_a_dead_letter_and_without_one_
         ) as sink:
             await until(lambda: "e2" in receiver.keys[2:], "the others are posted again")
             assert (await sink.stopped())["refused"] == 1
-    async with RecordFollower(where, f"{topic}.dlq", None) as letters:
-        (letter,) = await letters.batch(10.0)
-    assert (letter.value, letter.headers[EVENT_ID]) == (b'{"n": 0}', b"e0")
-    assert b"422" in letter.headers["__inferline.errors.message"]
-    assert int(letter.headers["__inferline.errors.timestamp_ms"]) <= letter.timestamp_ms
+    async with TopicFollower(where, f"{topic}.dlq") as letters:
+        (letter,) = await letters.read(10.0)
+    assert (letter.value, letter.header(EVENT_ID)) == (b'{"n": 0}', b"e0")
+    assert b"422" in letter.header("__inferline.errors.message")
+    assert int(letter.header("__inferline.errors.timestamp_ms")) <= letter.timestamp_ms

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from inferline_stream.kafka.controller_client import OffsetReader
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.testing.local_kafka import LocalKafka
 from tests.support.controller_process import Controlled
@@ -76,7 +76,7 @@ async def test_no_fault_loses_an_event(
             await asyncio.sleep(max(0.0, fed_until_s - time.monotonic()))
             feed.stop()
             await feed.finished()
-        async with OffsetReader(controlled.bootstrap_servers) as offsets:
+        async with Offsets(controlled.bootstrap_servers) as offsets:
             assert await struck.drained(offsets)
             ledger = await struck.ledger(offsets)
             differs = await struck.file_differs(offsets)

@@ -19,8 +19,10 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.cluster import KafkaCluster
-from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
+from inferline_stream.kafka.offsets import delete_groups
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.settings import Settings
@@ -68,8 +70,8 @@ async def test_agents_bring_each_record_with_its_offset_and_the_timer_ticks(
         await delete_groups(servers, lambda group: group == f"{names.control_groups}0")
         assert await groups(servers, names) in ([], [f"{names.control_groups}1"])
         for number in range(3):
-            await write_once(servers, Written(names.stage_stats, "a", b"%d" % number))
-        await write_once(servers, Written(names.arrivals, "s", b"x"))
+            await write_once(servers, Record.keyed(names.stage_stats, "a", b"%d" % number))
+        await write_once(servers, Record.keyed(names.arrivals, "s", b"x"))
         assert await until(heard, 20.0)
     expected = [(names.stage_stats, 0, number, b"%d" % number) for number in range(3)]
     assert sorted(records) == sorted([*expected, (names.arrivals, 0, 0, b"x")])

@@ -21,7 +21,8 @@ from inferline_stream.actuators.kubernetes.object_names import (
 )
 from inferline_stream.controlplane.leadership import leads
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
+from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import Names
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.wire import next_release
@@ -164,12 +165,11 @@ async def test_a_pipeline_is_installed_goes_on_without_its_acting_controller_and
             await until(granted, "a controller of the next release to write grants")
 
         source, sink = f"{prefix}reviews-in", f"{prefix}ratings"
-        async with OffsetReader(servers) as offsets:
-            of_source, of_sink = [await offsets.partitions(topic) for topic in (source, sink)]
-            arrived = sum((await offsets.ends({source: of_source}))[source])
+        async with Offsets(servers) as offsets:
+            arrived = sum((await offsets.ends(await offsets.existing([source])))[source])
         assert arrived > 200
         rated: Counter[str] = Counter()
-        async with TopicFollower(servers, sink, partitions=of_sink) as ratings:
+        async with TopicFollower(servers, sink) as ratings:
 
             async def through() -> bool:
                 rated.update(map(event_id, await ratings.read(0.2)))

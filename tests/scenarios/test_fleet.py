@@ -13,7 +13,8 @@ import pytest
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.kafka.controller_client import Written, write_once
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
@@ -25,7 +26,7 @@ from inferline_stream.tuner.policy import POLICIES
 async def set_by_people(under_way: LiveRun, override: Override) -> None:
     await write_once(
         under_way.run.bootstrap_servers,
-        Written(under_way.context.names.control, override.key, encode(override)),
+        Record.keyed(under_way.context.names.control, override.key, encode(override)),
     )
 
 

@@ -14,7 +14,8 @@ from inferline_stream.cli.main import app
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.kafka.controller_client import Written, write_once
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.runs.archive import read_events, read_record
 from inferline_stream.runs.lifecycle import open_run, run_to_report
@@ -90,11 +91,11 @@ async def test_a_person_holds_a_stage_at_a_number_and_pauses_decisions(swing, em
         async def paused() -> bool:
             return under_way.controller.state.paused
 
-        await write_once(run.bootstrap_servers, Written(control, two.key, encode(two)))
+        await write_once(run.bootstrap_servers, Record.keyed(control, two.key, encode(two)))
         assert await until(two_checks, 10.0)
-        await write_once(run.bootstrap_servers, Written(control, pause.key, encode(pause)))
+        await write_once(run.bootstrap_servers, Record.keyed(control, pause.key, encode(pause)))
         assert await until(paused, 5.0)
-        await write_once(run.bootstrap_servers, Written(control, two.key, None))
+        await write_once(run.bootstrap_servers, Record.keyed(control, two.key, None))
         decisions = len(under_way.controller.view.decisions)
         await under_way.fed(asyncio.Event())
         assert len(under_way.controller.view.decisions) == decisions

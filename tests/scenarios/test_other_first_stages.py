@@ -9,7 +9,8 @@ import pytest
 
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.errors import UsageError
-from inferline_stream.kafka.controller_client import Written, write_once
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run, run_to_report
 from inferline_stream.testing.kafka import KafkaServer
@@ -50,7 +51,7 @@ def build(tmp_path, embedded_broker: KafkaServer):
 async def put(run: Run, events: int) -> None:
     source = Names(run.pipeline.name, run.records.prefix).topic(run.pipeline.source.name)
     for number in range(events):
-        await write_once(run.bootstrap_servers, Written(source, str(number), b"%d" % number, number % 2))
+        await write_once(run.bootstrap_servers, Record.keyed(source, str(number), b"%d" % number, number % 2))
 
 
 async def test_a_renamed_first_stage_takes_what_came_while_nothing_ran(build) -> None:

@@ -13,8 +13,10 @@ from inferline_stream.controlplane.observe.collector import SourceTimestamps
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
 from inferline_stream.kafka.cluster import KafkaCluster
-from inferline_stream.kafka.controller_client import OffsetReader, Written, write_once
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
@@ -60,12 +62,12 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
                 wrong += (await stamps.read(0.5)).tolist()
             assert [s for s in wrong if not now_ms / 1e3 <= s <= time.time()] == [], "they count from when they came"
             assert sum(stamps.counts) == 18
-        async with OffsetReader(servers) as offsets:
+        async with Offsets(servers) as offsets:
             ends = (await offsets.ends({source: 2}))[source]
         assert sum(ends) == 2 * 20  # what log growth would have counted: every record and every end of a transaction
         # An earlier controller has written down what came before `late`; the next one counts on from there.
         reported = ArrivalTicks([float(late[0] - 1)], [[100, 50]], [100, 50], float(late[0] - 2))
-        await write_once(servers, Written(names.arrivals, source, encode(reported)))
+        await write_once(servers, Record.keyed(names.arrivals, source, encode(reported)))
         async with SourceTimestamps(context, 2) as successor:
             assert (await successor.read(1.0)).size == 16
             assert sum(successor.counts) == 150 + len(late)

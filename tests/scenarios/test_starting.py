@@ -11,10 +11,12 @@ import pytest
 
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.kafka.controller_client import Written, delete_groups, write_once
 from inferline_stream.kafka.offset_metadata import Committed
+from inferline_stream.kafka.offsets import delete_groups
 from inferline_stream.kafka.pipeline_topics import ready_topics, topics_of
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.lifecycle import open_run, run_to_report
@@ -25,7 +27,7 @@ from inferline_stream.tuner.policy import POLICIES
 async def wait_at_the_source(run: Run, events: int) -> None:
     source = Names(run.pipeline.name, run.records.prefix).topic(run.pipeline.source.name)
     for number in range(events):
-        record = Written(source, str(number), b'{"number": %d}' % number, number % 8)
+        record = Record.keyed(source, str(number), b'{"number": %d}' % number, number % 8)
         await write_once(run.bootstrap_servers, record)
 
 

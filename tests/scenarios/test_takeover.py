@@ -17,8 +17,9 @@ from inferline_stream.controlplane.records.control_records import StoredPlan, en
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.errors import UsageError
-from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics, topics_of
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import plan_to_bytes
@@ -107,8 +108,8 @@ async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_o
     topics = topics_of(run.pipeline, run.records.prefix)
     await create_topics(servers, [*topics, WantedTopic(names.stage_topic("gone"), 8, "input")], replication=1)
     await commit_start_offsets(servers, run.pipeline, run.records.prefix)
-    await write_once(servers, Written(names.decisions, "plan", encode(stored)))
-    under_way = Written(names.stage_topic(stage), "key", b"1", 3)
+    await write_once(servers, Record.keyed(names.decisions, "plan", encode(stored)))
+    under_way = Record.keyed(names.stage_topic(stage), "key", b"1", 3)
     await write_once(servers, under_way)
     with pytest.raises(UsageError) as refused:
         async with asyncio.timeout(30), open_run(run):

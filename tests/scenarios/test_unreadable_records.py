@@ -9,8 +9,9 @@ from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.kafka.controller_client import Written, write_once
 from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
@@ -36,7 +37,7 @@ KEYS = [
 async def poison(run: Run, names: Names) -> None:
     for topic, key in KEYS:
         for value in HOSTILE:
-            await write_once(run.bootstrap_servers, Written(getattr(names, topic), key, value))
+            await write_once(run.bootstrap_servers, Record.keyed(getattr(names, topic), key, value))
 
 
 async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(
@@ -49,7 +50,7 @@ async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(
     )
     await poison(run, names)
     limits = Override("limits", "check", maximum=4)
-    await write_once(run.bootstrap_servers, Written(names.control, limits.key, encode(limits)))
+    await write_once(run.bootstrap_servers, Record.keyed(names.control, limits.key, encode(limits)))
     where = ["--bootstrap-servers", run.bootstrap_servers, "--prefix", run.records.prefix]
     async with asyncio.timeout(120), open_run(run) as under_way:
         await under_way.ready()

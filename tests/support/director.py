@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
 from inferline_stream.actuators.children import Children
@@ -28,7 +28,10 @@ from inferline_stream.dataplane.slot_grants import Grant, encode_control, grant_
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.connection import client_options, closed
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.kafka.topic_state import topic_states
 from inferline_stream.pipeline.emulation import emulated_s
 from inferline_stream.pipeline.hardware import catalogue
@@ -323,13 +326,12 @@ class Director:
     async def lag(self) -> int:
         """Return how many records some stage's group has not committed."""
         total = 0
-        for stage, routes in self.routes.items():
-            consumer = AIOKafkaConsumer(**client_options(self.bootstrap_servers), group_id=routes.group)
-            async with consumer:
-                partitions = [TopicPartition(routes.input_topic, p) for p in range(self.partitions[stage])]
-                ends = await consumer.end_offsets(partitions)
-                for partition in partitions:
-                    total += ends[partition] - (await consumer.committed(partition) or 0)
+        async with Offsets(self.bootstrap_servers) as offsets:
+            for stage, routes in self.routes.items():
+                topic, count = routes.input_topic, self.partitions[stage]
+                committed = await offsets.committed(routes.group, topic, count)
+                ends = (await offsets.ends({topic: count}))[topic]
+                total += sum(end - max(0, done.offset) for end, done in zip(ends, committed, strict=True))
         return total
 
     async def caught_up(self, timeout_s: float = 20.0) -> None:
@@ -349,29 +351,18 @@ class Director:
         prefix = event_id_prefix(topic, states[topic].id)
         return [f"{prefix}/{r.partition}/{r.offset}" for r in await asyncio.gather(*sent)]
 
-    async def results(self, *, isolation: str = "read_committed") -> list[Any]:
+    async def results(self) -> list[Record]:
         """Return every record of the sink topic, as it stands now."""
-        return await self.read(self.names.topic(self.pipeline.sink.name), isolation=isolation)
+        return await self.read(self.names.topic(self.pipeline.sink.name))
 
-    async def letters(self, stage: str) -> list[Any]:
+    async def letters(self, stage: str) -> list[Record]:
         """Return every dead letter of a stage's input."""
         return await self.read(self.names.dead_letters(self.routes[stage].input_topic))
 
-    async def read(self, topic: str, *, isolation: str = "read_committed") -> list[Any]:
+    async def read(self, topic: str) -> list[Record]:
         """Return every record of a topic, as it stands now."""
-        consumer = AIOKafkaConsumer(
-            **client_options(self.bootstrap_servers), isolation_level=isolation, auto_offset_reset="earliest"
-        )
-        async with consumer:
-            partitions = [TopicPartition(topic, p) for p in await self.producer.partitions_for(topic)]
-            consumer.assign(partitions)
-            ends = await consumer.end_offsets(partitions)
-            await consumer.seek_to_beginning()
-            records: list[Any] = []
-            while any([await consumer.position(p) < ends[p] for p in partitions]):
-                for found in (await consumer.getmany(timeout_ms=200)).values():
-                    records.extend(found)
-        return records
+        async with TopicFollower(self.bootstrap_servers, topic) as follower:
+            return await follower.read_to(await follower.end())
 
     async def _follow(self) -> None:
         consumer = AIOKafkaConsumer(

@@ -29,7 +29,8 @@ from inferline_stream.controlplane.observe.event_ledger import EventLedger, Ledg
 from inferline_stream.controlplane.pipeline_context import PipelineContext, lags
 from inferline_stream.controlplane.polling import until
 from inferline_stream.kafka.cluster import KafkaCluster
-from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
+from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.local_kafka import LocalKafka
 from tests.support.controller_process import Condition, Controlled
@@ -205,7 +206,7 @@ class Scene:
             self.standby = await _controller(self.controlled)
         await self.take_over()
 
-    async def drained(self, offsets: OffsetReader) -> bool:
+    async def drained(self, offsets: Offsets) -> bool:
         """Wait until no stage has anything left to do, or nothing moves any more."""
         before, moved_s = -1, time.monotonic()
         while left := sum((await lags(offsets, self.context, self.partitions)).values()):
@@ -216,18 +217,16 @@ class Scene:
             await asyncio.sleep(0.2)
         return True
 
-    async def ledger(self, offsets: OffsetReader) -> EventLedger:
+    async def ledger(self, offsets: Offsets) -> EventLedger:
         """What became of every event."""
         return await read_ledger(offsets, self.context, self.since, self.partitions)
 
-    async def file_differs(self, offsets: OffsetReader) -> Counter[str]:
+    async def file_differs(self, offsets: Offsets) -> Counter[str]:
         """Events that the file lacks (negative) or holds more than once (positive), once it has caught up."""
         partitions = await offsets.partitions(self.context.sink)
         ends = dict(enumerate((await offsets.ends({self.context.sink: partitions}))[self.context.sink]))
         wanted: set[str] = set()
-        async with TopicFollower(
-            self.context.kafka.bootstrap_servers, self.context.sink, partitions=partitions
-        ) as follower:
+        async with TopicFollower(self.context.kafka.bootstrap_servers, self.context.sink) as follower:
             async for record in follower.until(ends):
                 wanted.add(dict(record.headers)[EVENT_ID].decode())
 
@@ -265,7 +264,7 @@ async def scene(
         stack.push_async_callback(leader.end, 5.0)
         await leader.says(b"leads", run.settings.start_timeout_s)
         await leader.says(b"ready", run.settings.start_timeout_s)
-        async with OffsetReader(run.bootstrap_servers) as offsets:
+        async with Offsets(run.bootstrap_servers) as offsets:
             partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in shape.stages}
             since = await ledger_begin(offsets, context, partitions)
         file = Path(controlled.folder) / "out.jsonl"
@@ -397,7 +396,7 @@ async def full_disk(scene: Scene) -> float:
 async def poison(scene: Scene) -> float:
     """An event that kills its replica, until it is recognised and ends as a dead letter."""
     letters = scene.context.names.dead_letters(scene.context.source)
-    async with OffsetReader(scene.kafka.bootstrap_servers) as offsets:
+    async with Offsets(scene.kafka.bootstrap_servers) as offsets:
         before = await offsets.ends({letters: 1})
         async with AIOKafkaProducer(bootstrap_servers=scene.kafka.bootstrap_servers, acks="all") as producer:
             await producer.send_and_wait(scene.context.source, scene.poison, key=b"poison")

@@ -10,7 +10,9 @@ import msgspec
 
 from inferline_stream.dataplane.host_postings import Posting, decode_posting, encode_posting, host_of, posting_key
 from inferline_stream.dataplane.process_specs import DispatcherSpec
-from inferline_stream.kafka.controller_client import TopicFollower, Written, write_once
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
+from inferline_stream.kafka.writer import write_once
 
 
 class Postings:
@@ -88,4 +90,4 @@ class Postings:
         self._names.add(spec.dispatcher)
 
     async def _write(self, host: str, value: bytes | None) -> None:
-        await asyncio.shield(write_once(self._bootstrap_servers, Written(self._topic, posting_key(host), value)))
+        await asyncio.shield(write_once(self._bootstrap_servers, Record.keyed(self._topic, posting_key(host), value)))

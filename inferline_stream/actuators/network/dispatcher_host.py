@@ -38,7 +38,7 @@ from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.host_postings import Posting, decode_posting, posting_key
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.controller_client import TopicFollower
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.plain_logs import log_to_stderr_plainly
 from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_SPEC, host_given, host_node
 

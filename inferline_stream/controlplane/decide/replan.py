@@ -14,7 +14,7 @@ from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.controlplane.records.control_records import decode_ticks, merged
 from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.simulation import simulate
-from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -61,7 +61,7 @@ class ReplanInputs:
     catalogue: Mapping[str, Hardware]
     source_partitions: int
     max_batch_sizes: Mapping[str, int]
-    ticks: Sequence[Followed]
+    ticks: Sequence[Record]
     saves_share: float
     effort_s: float
     cores: float = math.inf
@@ -144,7 +144,7 @@ def _quantile_s(inputs: ReplanInputs, trace: Trace) -> float:
     return found.quantile_s(inputs.objective)
 
 
-def recorded(ticks: Sequence[Followed], partitions: int) -> Trace:
+def recorded(ticks: Sequence[Record], partitions: int) -> Trace:
     """Arrivals as the records of the arrivals topic hold them, spread over the time between two samples.
 
     Args:

@@ -21,7 +21,9 @@ from inferline_stream.controlplane.polling import Driver
 from inferline_stream.controlplane.records.control_records import decode_ticks
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.dataplane.reports import PoolReport, decode_report
-from inferline_stream.kafka.controller_client import Followed, OffsetReader, TopicFollower
+from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ class SourceTimestamps:
         self.counts = [0] * partitions
         """Records by partition, counted on from what an earlier controller has written down."""
         self._history: list[float] = []
-        self._follower = context.kafka.follow(context.source, time.time() - TRAFFIC_S, partitions=partitions)
+        self._follower = context.kafka.follow(context.source, time.time() - TRAFFIC_S)
 
     async def __aenter__(self) -> Self:
         ticks = await recent_ticks(self._context, self._partitions, time.time() - TRAFFIC_S)
@@ -77,7 +79,7 @@ class SourceTimestamps:
             known_until_s, self.counts = ticks[-1][0], list(ticks[-1][1])
         await self._follower.__aenter__()
         now_s = time.time()
-        for record in await self._follower.read_to(await self._follower.end()):
+        for record in self._counted(await self._follower.read_to(await self._follower.end())):
             time_s = record.time_ms / 1e3
             if _credible(time_s, now_s):
                 self._history.append(time_s)
@@ -93,12 +95,16 @@ class SourceTimestamps:
         """Times of the records that came since the last call, ascending, in seconds since the epoch; maybe none."""
         times, self._history = self._history, []
         if not times:
-            records = await self._follower.read(timeout_s)
+            records = self._counted(await self._follower.read(timeout_s))
             now_s = time.time()
             for record in records:
                 self.counts[record.partition] += 1
                 times.append(record.time_ms / 1e3 if _credible(record.time_ms / 1e3, now_s) else now_s)
         return np.sort(np.array(times, dtype=np.float64))
+
+    def _counted(self, records: list[Record]) -> list[Record]:
+        """Leave out partitions that the topic was given since its end offsets were first looked at."""
+        return [record for record in records if record.partition < self._partitions]
 
 
 def _credible(time_s: float, now_s: float) -> bool:
@@ -121,7 +127,7 @@ class Collector:
 
     context: PipelineContext
     view: PipelineView
-    offsets: OffsetReader
+    offsets: Offsets
     ticks: ArrivalLog
     heard: Callable[[PoolReport], None]
     stamps: SourceTimestamps | None = None
@@ -291,5 +297,5 @@ class Collector:
         if offset < self._next.get((topic, partition), 0):
             return None
         self._next[topic, partition] = offset + 1
-        record = Followed(partition, offset, 0, None, value, (), topic)
+        record = Record(None, value, (), 0, topic, partition, offset)
         return next((entry.value for entry in self.context.decoder.decoded([record], decode)), None)

@@ -16,8 +16,9 @@ from operator import itemgetter
 
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.headers import REASON, number, read_headers
-from inferline_stream.kafka.controller_client import Followed, OffsetReader
 from inferline_stream.kafka.offset_metadata import Committed, Run, finished_by_all
+from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import event_id_prefix
 
 VERIFIED = 100_000
@@ -85,7 +86,7 @@ class EventLedger:
         sizes = [max(0, end - first) for first, end in zip(self.first, self.ends, strict=True)]
         self._entered, self._out, self._ended = ([bytearray(n) for n in sizes] for _ in range(3))
 
-    def entered(self, record: Followed) -> None:
+    def entered(self, record: Record) -> None:
         """A record of the source topic."""
         if self.finished and _within(self.finished[record.partition], record.offset):
             return
@@ -100,7 +101,7 @@ class EventLedger:
         elif self.first[record.partition] <= record.offset < self.ends[record.partition]:
             self._entered[record.partition][record.offset - self.first[record.partition]] = 1
 
-    def out(self, record: Followed) -> None:
+    def out(self, record: Record) -> None:
         """A record of the sink topic; call `entered` for all of the source before."""
         found = read_headers(record.headers)
         name = found.event_id or b""
@@ -113,9 +114,9 @@ class EventLedger:
             self.entries_s.append(entered_s)
             self.latencies_s.append(max(0.0, record.time_ms / 1e3 - entered_s))
 
-    def ended(self, record: Followed) -> None:
+    def ended(self, record: Record) -> None:
         """A record of the completed topic."""
-        reason = (_header(record, REASON) or b"unknown").decode(errors="replace")
+        reason = (record.header(REASON) or b"unknown").decode(errors="replace")
         name = record.key or b""
         if self._count(name, self._ended, 1):
             self.reasons[reason] += 1
@@ -124,7 +125,7 @@ class EventLedger:
             else:
                 self.live_reasons[reason] += 1
 
-    def _old_done(self, record: Followed) -> None:
+    def _old_done(self, record: Record) -> None:
         self.backlog_done_s = max(self.backlog_done_s or 0.0, record.time_ms / 1e3)
 
     def _is_old(self, name: bytes) -> bool:
@@ -285,7 +286,7 @@ Begin = Callable[[LedgerBegin, Sequence[int]], LedgerBegin]
 """See `EndOffsets.begin`."""
 
 
-async def ledger_begin(offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int]) -> LedgerBegin:
+async def ledger_begin(offsets: Offsets, context: PipelineContext, partitions: Mapping[str, int]) -> LedgerBegin:
     """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
     first = await _committed(offsets, context, partitions)
     topics = {
@@ -304,7 +305,7 @@ async def ledger_begin(offsets: OffsetReader, context: PipelineContext, partitio
 
 
 async def read_ledger(
-    offsets: OffsetReader,
+    offsets: Offsets,
     context: PipelineContext,
     since: LedgerBegin,
     partitions: Mapping[str, int],
@@ -347,14 +348,14 @@ async def read_ledger(
         (context.names.completed, start.completed, ledger.ended),
     ):
         end = dict(enumerate(ends[topic]))
-        async with context.kafka.follow(topic, dict(enumerate(first)), partitions=len(first)) as follower:
+        async with context.kafka.follow(topic, dict(enumerate(first))) as follower:
             async for record in follower.until(end):
                 take(record)
     return ledger
 
 
 async def _committed(
-    offsets: OffsetReader, context: PipelineContext, partitions: Mapping[str, int]
+    offsets: Offsets, context: PipelineContext, partitions: Mapping[str, int]
 ) -> tuple[Committed, ...]:
     """What every entry stage has finished of the source topic."""
     committed = [
@@ -376,7 +377,3 @@ def _within(runs: Sequence[Run], offset: int) -> bool:
 def _kept(name: bytes) -> bytes:
     """What stands for an id here: producers choose some of them, at any length."""
     return name if len(name) <= _LONGEST_NAME else b"blake2s:" + hashlib.blake2s(name).hexdigest().encode()
-
-
-def _header(record: Followed, name: str) -> bytes | None:
-    return next((value for key, value in record.headers if key == name), None)

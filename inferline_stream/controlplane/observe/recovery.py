@@ -24,7 +24,8 @@ from inferline_stream.controlplane.records.control_records import (
     merged,
 )
 from inferline_stream.controlplane.records.overrides import Overrides
-from inferline_stream.kafka.controller_client import OffsetReader, TopicFollower
+from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
@@ -114,14 +115,14 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
         records = await follower.read_to(await follower.end())
         for change in decoder.decoded_by_key(records, decode_override):
             overrides = overrides.with_record(change.key, change.value)
-        control_offset = (await follower.position())[0]
+        control_offset = follower.positions[0]
     ordered = tuple(sorted(decisions.values(), key=lambda d: d.number))
     history = tuple(sorted(plans.values(), key=lambda p: p.number))
     return Recovered(plan, history, ordered, wanted, overrides, control_offset)
 
 
 async def recover_arrivals(
-    context: PipelineContext, offsets: OffsetReader, partitions: int, growth: LogGrowth, since_s: float = TRAFFIC_S
+    context: PipelineContext, offsets: Offsets, partitions: int, growth: LogGrowth, since_s: float = TRAFFIC_S
 ) -> Times:
     """Arrival times of the last minutes, on the event loop's clock; ``growth`` goes on from their end.
 
@@ -173,7 +174,7 @@ async def arrivals_between(
     if not any(missing):
         return []
     start = dict(enumerate(known))
-    async with context.kafka.follow(context.source, start, partitions=len(known)) as follower:
+    async with context.kafka.follow(context.source, start) as follower:
         records = await follower.read_to(dict(enumerate(ends)))
     # Events that enter meanwhile are read, too. The next sample, which goes on from these offsets, counts them.
     return sorted(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from inferline_stream.controlplane.records.control_records import Override, encode
-from inferline_stream.kafka.controller_client import Written, write_once
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.observability.page.control import Command, PageControl
 from inferline_stream.pipeline.names import Names
 
@@ -38,7 +39,7 @@ def page_control(token: str, bootstrap_servers: str, names: Names) -> PageContro
     async def write(command: Command) -> None:
         for key, override in overrides_of(command):
             value = None if override is None else encode(override)
-            await write_once(bootstrap_servers, Written(names.control, key, value))
+            await write_once(bootstrap_servers, Record.keyed(names.control, key, value))
 
     def obey(command: Command) -> None:
         asyncio.run_coroutine_threadsafe(write(command), loop).result(_WRITTEN_WITHIN_S)

@@ -18,7 +18,7 @@ from inferline_stream.controlplane.records.control_records import (
     encode,
     plan_key,
 )
-from inferline_stream.kafka.controller_client import Written
+from inferline_stream.kafka.records import Record
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import Names
 from inferline_stream.replay.live_observations import Figures
@@ -99,10 +99,10 @@ class ArrivalLog:
             grown[partition] += 1
         self.sampled(min(sampled_s + sample_s, until_s) * 1e3, grown)
 
-    def take(self) -> Written | None:
+    def take(self) -> Record | None:
         """What has been collected, as one record; None if no sample has."""
         record = self.rest() if self._waiting else None
-        return None if record is None else Written(self._topic, self._source, encode(record))
+        return None if record is None else Record.keyed(self._topic, self._source, encode(record))
 
     def rest(self) -> ArrivalTicks | None:
         """What has been collected, steps of the policy since the last sample among it; None before the first sample."""
@@ -137,29 +137,32 @@ class DecisionLog:
 
     topic: str
     number: int = 0
-    _waiting: deque[Written] = field(default_factory=deque)
+    _waiting: deque[Record] = field(default_factory=deque)
 
     def plan(self, plan: StoredPlan) -> None:
         """A plan came into force. The oldest kept makes room for it."""
         record = encode(plan)
-        self._waiting += (Written(self.topic, PLAN_KEY, record), Written(self.topic, plan_key(plan.number), record))
+        self._waiting += (
+            Record.keyed(self.topic, PLAN_KEY, record),
+            Record.keyed(self.topic, plan_key(plan.number), record),
+        )
         if plan.number > PLANS_KEPT:
-            self._waiting.append(Written(self.topic, plan_key(plan.number - PLANS_KEPT), None))
+            self._waiting.append(Record.keyed(self.topic, plan_key(plan.number - PLANS_KEPT), None))
 
     def decision(self, decision: DecisionRecord) -> None:
         """A decision was made. The oldest kept makes room for it."""
         record = encode(decision)
-        self._waiting.append(Written(self.topic, decision_key(decision.number), record))
+        self._waiting.append(Record.keyed(self.topic, decision_key(decision.number), record))
         if decision.applied:
-            self._waiting.append(Written(self.topic, WANTED_KEY, record))
+            self._waiting.append(Record.keyed(self.topic, WANTED_KEY, record))
         if decision.number > DECISIONS_KEPT:
-            self._waiting.append(Written(self.topic, decision_key(decision.number - DECISIONS_KEPT), None))
+            self._waiting.append(Record.keyed(self.topic, decision_key(decision.number - DECISIONS_KEPT), None))
 
     def close(self) -> None:
         """The run ends in order: no successor goes on from here."""
-        self._waiting.append(Written(self.topic, WANTED_KEY, None))
+        self._waiting.append(Record.keyed(self.topic, WANTED_KEY, None))
 
-    def waiting(self) -> list[Written]:
+    def waiting(self) -> list[Record]:
         """What has to be written now, in one transaction; call `written` once it has been."""
         return list(self._waiting)
 

@@ -29,13 +29,12 @@ from inferline_stream.dataplane.supervisor_messages import Attach, Replace, Repl
 from inferline_stream.dataplane.until_first import until_first
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.batch_mark import BatchWatch
-from inferline_stream.kafka.committed_offsets import surely_committed
 from inferline_stream.kafka.fetched_batches import bound_batches
+from inferline_stream.kafka.offsets import surely_committed
 from inferline_stream.kafka.pipeline_topics import RecordRules, record_rules
 from inferline_stream.kafka.records import Fenced, KafkaFailed
-from inferline_stream.kafka.stage_reader import StageReader
-from inferline_stream.kafka.stage_sender import ReportSender, StageSender
-from inferline_stream.kafka.topic_state import recreated
+from inferline_stream.kafka.topic_reader import TopicReader
+from inferline_stream.kafka.writer import Writer
 from inferline_stream.observability.latency_histogram import latency_bounds_s
 from inferline_stream.settings import Settings
 
@@ -77,15 +76,16 @@ class Dispatcher:
         report.node = spec.node
         self._lease = Lease(settings.lease_s)
         servers, names = spec.bootstrap_servers, routes.names
-        self._reader = StageReader(
+        self._reader = TopicReader(
             servers, routes.input_topic, routes.group, names.assignments, fetch_wait_s=settings.fetch_wait_s
         )
         exactly_once = spec.delivery == "exactly_once"
         transactional_id = names.transactional_id(f"{routes.stage}-{spec.slot}") if exactly_once else None
         packed = (names.completed, names.dead_letters(routes.input_topic))
-        self._sender = StageSender(servers, f"inferline-{spec.dispatcher}", transactional_id, packed=packed)
-        self._reports = ReportSender(servers, spec.dispatcher, settings.lease_s)
-        send = functools.partial(self._reports.send, names.stage_stats)
+        self._sender = Writer(servers, f"inferline-{spec.dispatcher}", transactional_id, packed=packed)
+        reporter = f"inferline-report-{spec.dispatcher}"
+        self._reports = Writer(servers, reporter, once=False, request_timeout_s=settings.lease_s)
+        send = functools.partial(self._reports.note, names.stage_stats, spec.dispatcher.encode())
         self._reporter = Reporter(report, send, self._lease, settings.heartbeat_s, self._fill)
         # A server that is slow ends no replica: that gives its batches back by itself.
         least_s = max(MIN_DEADLINE_S, SERVER_DEADLINE_FACTOR * spec.routes.server_budget_s)
@@ -407,18 +407,17 @@ class Dispatcher:
         """Find out that the topic was deleted, or created again, or has more partitions."""
         while True:
             await asyncio.sleep(self._settings.topic_check_s)
-            now, session, before = await self._reader.look_at_topic(), self._session, self._reader.topic
-            if now is None or now.replaces(before.id):
-                if session is not None:
-                    session.halt("the topic was deleted" if now is None else recreated(before.id, now.id))
+            session = self._session
+            why, added = await self._reader.look_at_topic()
+            if why or added:
                 self._reporter.touch()
-            elif now.partitions > before.partitions:
-                logger.info("topic %s has %d partitions now", self._routes.input_topic, now.partitions)
-                await self._reader.grow(now)
-                if session is not None and session is self._session and self._grant is not None:
-                    numbers = partitions_of(self._spec.slot, self._grant.slots, now.partitions)
-                    await session.grow([n for n in numbers if n >= before.partitions], before.partitions)
-                self._reporter.touch()
+            if session is None or session is not self._session:
+                continue
+            if why:
+                session.halt(why)
+            elif added and self._grant is not None:
+                numbers = partitions_of(self._spec.slot, self._grant.slots, added.stop)
+                await session.grow([n for n in numbers if n in added], added.start)
 
     async def _failed(self, code: int, why: str) -> int:
         logger.error("dispatcher %s: %s", self._spec.dispatcher, why)

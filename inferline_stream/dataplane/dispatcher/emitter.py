@@ -24,10 +24,8 @@ from inferline_stream.dataplane.headers import (
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
-from inferline_stream.kafka.partitioner import murmur2
 from inferline_stream.kafka.pipeline_topics import RecordRules
-from inferline_stream.kafka.record_size import LIMIT_BYTES, record_bytes
-from inferline_stream.kafka.records import FetchedRecord, Header, Message
+from inferline_stream.kafka.records import LIMIT_BYTES, Header, Record, murmur2, record_bytes
 from inferline_stream.pipeline.names import ERRORS_PREFIX, PARENT
 
 _HASHES_REMEMBERED = 65_536
@@ -75,12 +73,12 @@ class Emitter:
         )
         """Largest result that can be sent on."""
         self._sticky = 0
-        self._outgoing: dict[tuple[str, int], list[Message]] = {}
+        self._outgoing: dict[tuple[str, int], list[Record]] = {}
 
     def _limit(self, topic: str) -> int:
         return self._limits.get(topic, LIMIT_BYTES)
 
-    def take(self) -> dict[tuple[str, int], list[Message]]:
+    def take(self) -> dict[tuple[str, int], list[Record]]:
         """Return the records collected so far and begin with none."""
         outgoing, self._outgoing = self._outgoing, {}
         # Records without a key go to one partition per send: fewer, larger batches, and a pool has one queue anyway.
@@ -127,7 +125,7 @@ class Emitter:
                 headers = [header for header in record.headers if header[0] != MOVED]
                 headers.append((MOVED, b"%d" % outcome.moved))
                 topic = self._routes.input_topic
-                self._put(topic, record.partition, record.key, record.value, headers, timestamp_ms=record.timestamp)
+                self._put(topic, record.partition, record.key, record.value, headers, timestamp_ms=record.timestamp_ms)
 
     def _fail(self, event: Event, failed: Failed) -> None:
         """Make a dead letter of an event: its stage failed on it, or no topic takes its result."""
@@ -194,7 +192,7 @@ class Emitter:
         parts = [record for record in event.records if any(name == PARENT for name, _ in record.headers)]
         self._letters(event, parts, Failed("DiedUpstream", "the event died on another branch", ""))
 
-    def _letters(self, event: Event, records: Iterable[FetchedRecord], failed: Failed) -> None:
+    def _letters(self, event: Event, records: Iterable[Record], failed: Failed) -> None:
         topic = self._routes.names.dead_letters(self._routes.input_topic)
         for record in records:
             headers = [
@@ -230,7 +228,7 @@ class Emitter:
         *,
         timestamp_ms: int | None = None,
     ) -> None:
-        message = Message(key, value, headers, timestamp_ms)
+        message = Record(key, value, headers, timestamp_ms)
         try:
             self._outgoing[topic, partition].append(message)
         except KeyError:
@@ -247,6 +245,6 @@ def error_headers(stage: str, record: object, failed: Failed) -> Iterable[Header
         "topic": getattr(record, "topic", ""),
         "partition": str(getattr(record, "partition", "")),
         "offset": str(getattr(record, "offset", "")),
-        "timestamp_ms": str(getattr(record, "timestamp", "")),
+        "timestamp_ms": str(getattr(record, "timestamp_ms", "")),
     }
     return [(ERRORS_PREFIX + name, text.encode("utf-8", "replace")) for name, text in texts.items() if text]

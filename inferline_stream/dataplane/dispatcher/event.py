@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.kafka.records import FetchedRecord, Header
+from inferline_stream.kafka.records import Header, Record
 
 
 class Event(msgspec.Struct, gc=False, eq=False):
@@ -30,7 +30,7 @@ class Event(msgspec.Struct, gc=False, eq=False):
     """What its successors carry."""
     payload: StageInput
     size_bytes: int
-    records: tuple[FetchedRecord, ...]
+    records: tuple[Record, ...]
     """As they were read: what a dead letter holds."""
     replayed: bool = False
     """Whether it died before and was sent again: its miss was counted then."""

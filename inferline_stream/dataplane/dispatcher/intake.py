@@ -15,8 +15,7 @@ from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import LATEST_MS, ReadHeaders, event_headers, read_headers, timestamp_us
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
-from inferline_stream.kafka.record_size import record_bytes
-from inferline_stream.kafka.records import FetchedRecord, Header
+from inferline_stream.kafka.records import Header, Record, record_bytes
 from inferline_stream.pipeline.names import event_id_prefix
 
 logger = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ class Intake:
         self._ahead_ms = 0
         self.duplicates = 0
 
-    def take_in(self, partition: Partition, record: FetchedRecord) -> None:
+    def take_in(self, partition: Partition, record: Record) -> None:
         """Take in the next record of a partition. One that cannot be taken in becomes a dead letter."""
         is_new = partition.completion.read(record.offset)
         try:
@@ -84,7 +83,7 @@ class Intake:
         """Return how far the times of records were ahead of this host's clock in the last minute; 0 where none was."""
         return self._lead.seconds(self._wall_s())
 
-    def _take_in(self, partition: Partition, record: FetchedRecord) -> None:
+    def _take_in(self, partition: Partition, record: Record) -> None:
         found = read_headers(record.headers, entry=self._is_entry)
         if type(record.value) is SkippedBatch:
             self._ended(self._event(partition, record, found), Failed(record.value.kind, record.value.reason, ""))
@@ -132,7 +131,7 @@ class Intake:
             partition.moving += len(parts.records)
             self._go_on(partition, parts, moved)
 
-    def read_again(self, partition: Partition, events: int, found: Mapping[int, FetchedRecord]) -> None:
+    def read_again(self, partition: Partition, events: int, found: Mapping[int, Record]) -> None:
         """Let so many events go on whose parts were read again."""
         for _ in range(events):
             parts, ending = partition.unread.popleft()
@@ -144,7 +143,7 @@ class Intake:
         """Whether another topology wrote the record; who sends one again has decided that it is still of use."""
         return found.version is not None and not self._is_entry and not found.replay
 
-    def _recall(self, partition: Partition, record: FetchedRecord) -> None:
+    def _recall(self, partition: Partition, record: Record) -> None:
         """A record that was complete before: only a join's memory of finished events needs it."""
         if partition.join is not None:
             found = read_headers(record.headers)
@@ -158,7 +157,7 @@ class Intake:
                     moved=found.moved,
                 )
 
-    def _event(self, partition: Partition, record: FetchedRecord, found: ReadHeaders) -> Event:
+    def _event(self, partition: Partition, record: Record, found: ReadHeaders) -> Event:
         routes = self._routes
         event_id = found.event_id or self._place(record)
         entry_us, entered_us, arrived_ms, taken_ms = self._times(partition, record, found)
@@ -180,7 +179,7 @@ class Intake:
             found.replay > 0,
         )
 
-    def _times(self, partition: Partition, record: FetchedRecord, found: ReadHeaders) -> tuple[int, int, int, int]:
+    def _times(self, partition: Partition, record: Record, found: ReadHeaders) -> tuple[int, int, int, int]:
         """Return `entry_us`, `entered_us`, `arrived_ms` and `taken_ms` of a record's event.
 
         Its writer says when it entered and arrived. Nothing does after it is taken in, and Kafka appends in the order
@@ -188,7 +187,7 @@ class Intake:
         """
         now_s = self._wall_s()
         taken_ms = int(now_s * 1000)
-        stamp_ms = record.timestamp
+        stamp_ms = record.timestamp_ms
         if stamp_ms is None or not 0 <= stamp_ms <= LATEST_MS:  # old formats have none
             stamp_ms = taken_ms
         entry_us = found.entry_us
@@ -215,10 +214,10 @@ class Intake:
             self._ahead_ms = ahead_ms
         return self._ahead_ms
 
-    def _place(self, record: FetchedRecord) -> bytes:
+    def _place(self, record: Record) -> bytes:
         return b"%s/%d/%d" % (self._ids_from, record.partition, record.offset)
 
-    def _unread(self, partition: Partition, record: FetchedRecord) -> Event:
+    def _unread(self, partition: Partition, record: Record) -> Event:
         """An event of which nothing is known but its place."""
         event_id, now_s = self._place(record), self._wall_s()
         now_ms = int(now_s * 1000)
@@ -239,7 +238,7 @@ class Intake:
             (record,),
         )
 
-    def _gather(self, partition: Partition, record: FetchedRecord, found: ReadHeaders) -> None:
+    def _gather(self, partition: Partition, record: Record, found: ReadHeaders) -> None:
         assert partition.join is not None
         if found.event_id is None:
             self._ended(self._event(partition, record, found), Failed("NoEventId", "the record names no event", ""))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from inferline_stream.kafka.records import FetchedRecord
+from inferline_stream.kafka.records import Record
 
 FINISHED_BYTES = 256
 """What a finished event costs in memory beyond its id."""
@@ -48,7 +48,7 @@ class Gathered:
     first_s: float
     answered: int = 0
     dead: int = 0
-    records: list[FetchedRecord | int] = field(default_factory=list)
+    records: list[Record | int] = field(default_factory=list)
     given: list[str | None] = field(default_factory=list)
     size_bytes: int = 0
     replay: int = 0
@@ -138,7 +138,7 @@ class Join:
         self,
         event_id: bytes,
         *,
-        record: FetchedRecord,
+        record: Record,
         now_s: float,
         size_bytes: int = 0,
         parent: str | None = None,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired
 from inferline_stream.dataplane.dispatcher.partition_commits import Entry, Partition
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.kafka.stage_reader import StageReader
+from inferline_stream.kafka.topic_reader import TopicReader
 from inferline_stream.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Committer:
     def __init__(
         self,
         routes: Routes,
-        reader: StageReader,
+        reader: TopicReader,
         lease: Lease,
         settings: Settings,
         partitions: Mapping[int, Partition],

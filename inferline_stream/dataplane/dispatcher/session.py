@@ -32,7 +32,7 @@ from inferline_stream.dataplane.slot_grants import Grant
 from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.offset_metadata import decode_metadata, known_partitions
 from inferline_stream.kafka.records import Outgoing
-from inferline_stream.kafka.stage_reader import Fetched, StageReader
+from inferline_stream.kafka.topic_reader import Fetched, TopicReader
 from inferline_stream.kafka.topic_state import recreated
 from inferline_stream.observability.latency_histogram import latency_bounds_s
 from inferline_stream.settings import Settings
@@ -53,7 +53,7 @@ JOIN_RECALL_RECORDS = 1000
 
 
 class Sender(Protocol):
-    """What a session needs of a producer; `sending.StageSender`, or a fake."""
+    """What a session needs of a producer; `kafka.writer.Writer`, or a fake."""
 
     transactional: bool
 
@@ -88,7 +88,7 @@ class SlotSession:
         self,
         routes: Routes,
         *,
-        reader: StageReader,
+        reader: TopicReader,
         sender: Sender,
         emitter: Emitter,
         lease: Lease,

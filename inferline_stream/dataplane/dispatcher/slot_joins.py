@@ -10,8 +10,8 @@ from itertools import islice
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.reports import PoolReport
-from inferline_stream.kafka.record_lookup import RecordsGone
-from inferline_stream.kafka.stage_reader import StageReader
+from inferline_stream.kafka.records import RecordsGone
+from inferline_stream.kafka.topic_reader import TopicReader
 from inferline_stream.settings import Settings
 
 AT_ONCE = 1000
@@ -41,7 +41,7 @@ class SlotJoins:
         self,
         partitions: Mapping[int, Partition],
         intake: Intake,
-        reader: StageReader,
+        reader: TopicReader,
         report: PoolReport,
         settings: Settings,
         *,

@@ -13,8 +13,8 @@ from inferline_stream.actuators.kubernetes.manifests import dispatchers
 from inferline_stream.cli import platform as cli_platform
 from inferline_stream.cli.options import Platform, PodOptions
 from inferline_stream.cli.platform import _cluster, actuator_of
+from inferline_stream.controlplane.leadership import LeadershipLost
 from inferline_stream.errors import StageFailed, Unreachable
-from inferline_stream.kafka.controller_client import LeadershipLost
 from inferline_stream.settings import kafka_security
 
 RUN: Any = SimpleNamespace(

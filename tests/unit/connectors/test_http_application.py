@@ -11,8 +11,8 @@ from aiohttp import web
 
 from inferline_stream.connectors.sources.admission import BearerTokens
 from inferline_stream.connectors.sources.http_application import AwaitedResults, Ingest, IngestLimits
-from inferline_stream.kafka.record_follower import Record
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import EVENT_ID
 
 
@@ -50,10 +50,10 @@ class Pipeline:
     async def deliver(self, topic, value, *, key, timestamp_ms, headers) -> None:
         self.ids.append(dict(headers)[EVENT_ID])
 
-    async def batch(self, wait_s: float) -> list[Record]:
+    async def read(self, wait_s: float) -> list[Record]:
         await self.let.wait()
         self.let.clear()
-        return [Record(0, 0, 0, None, b'"a result"', {EVENT_ID: self.ids[0]})]
+        return [Record(None, b'"a result"', [(EVENT_ID, self.ids[0])])]
 
 
 @contextlib.asynccontextmanager

@@ -7,13 +7,13 @@ import pytest
 from inferline_stream.connectors.sinks.jsonl import JsonlFile
 from inferline_stream.connectors.sinks.postgres import _refused
 from inferline_stream.errors import InvalidFile
-from inferline_stream.kafka.record_follower import Record
+from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import EVENT_ID
 
 
 def record(offset, value=b'{"ok": true}', event_id=None, partition=0):
-    headers = {} if event_id is None else {EVENT_ID: event_id.encode()}
-    return Record(partition, offset, timestamp_ms=1_700_000_000_000 + offset, key=None, value=value, headers=headers)
+    headers = [] if event_id is None else [(EVENT_ID, event_id.encode())]
+    return Record(None, value, headers, 1_700_000_000_000 + offset, partition=partition, offset=offset)
 
 
 def lines(path):
@@ -158,5 +158,5 @@ def test_postgres_refuses_what_no_row_can_hold():
     assert "no JSON" in _refused(record(0, b"[" * 100_000), "e")
     assert "NUL" in _refused(record(0), "e\0")
     for time_ms in (-1, 2**62):
-        assert "is no time" in _refused(Record(0, 0, time_ms, None, b"5"), "e")
+        assert "is no time" in _refused(Record(None, b"5", timestamp_ms=time_ms), "e")
     assert not _refused(record(0), "e")

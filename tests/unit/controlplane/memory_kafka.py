@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.controller_client import Followed, Written
 from inferline_stream.kafka.offset_metadata import Committed
+from inferline_stream.kafka.records import Record
 
 _POLL_S = 0.01
 
@@ -29,7 +29,7 @@ class MemoryKafka:
 
     def __init__(self, source: str, partitions: int, arrived: Callable[[], int], done: Callable[[], int]) -> None:
         self.source, self._partitions, self._arrived, self._done = source, partitions, arrived, done
-        self.topics: defaultdict[str, list[Followed]] = defaultdict(list)
+        self.topics: defaultdict[str, list[Record]] = defaultdict(list)
         self.away = False
         """Whether it gives no answer."""
         self.groups: list[str] = []
@@ -43,7 +43,7 @@ class MemoryKafka:
     def append(self, topic: str, value: bytes | None, key: bytes | None = None, *, time_s: float | None = None) -> None:
         """Write a record, now by default."""
         log = self.topics[topic]
-        log.append(Followed(0, len(log), int((time_s or time.time()) * 1e3), key, value, (), topic))
+        log.append(Record(key, value, (), int((time_s or time.time()) * 1e3), topic, 0, len(log)))
 
     def values(self, topic: str) -> list[bytes]:
         """What a topic holds."""
@@ -51,8 +51,8 @@ class MemoryKafka:
 
     # -- as a `KafkaCluster` ------------------------------------------------------------------------------
 
-    def follow(self, topic: str, start: Any = "beginning", *, partitions: int = 1, committed_only: bool = True) -> Any:
-        return _Follower(self, topic, len(self.topics[topic]) if start == "end" else 0)
+    def follow(self, topic: str, start: Any = "earliest", *, committed_only: bool = True) -> Any:
+        return _Follower(self, topic, len(self.topics[topic]) if start == "latest" else 0)
 
     def offsets(self) -> Any:
         return self
@@ -71,7 +71,7 @@ class MemoryKafka:
     async def fence(self, transactional_id: str) -> None:
         self.answer()
 
-    # -- as its `OffsetReader` and its `RecordProducer` ----------------------------------------------
+    # -- as its `Offsets` and its `RecordProducer` ----------------------------------------------
 
     async def __aenter__(self) -> Self:
         self.answer()
@@ -113,11 +113,11 @@ class MemoryKafka:
         self.answer()
         self.append(topic, value, key)
 
-    async def write(self, records: Sequence[Written]) -> None:
+    async def write(self, records: Sequence[Record]) -> None:
         """A transaction."""
         self.answer()
         for record in records:
-            self.append(record.topic, record.value, record.key.encode())
+            self.append(record.topic, record.value, record.key)
 
 
 class _Follower:
@@ -133,7 +133,7 @@ class _Follower:
     async def __aexit__(self, *of: object) -> None:
         return None
 
-    async def read(self, timeout_s: float = 1.0, most: int | None = None) -> list[Followed]:
+    async def read(self, timeout_s: float = 1.0, most: int | None = None) -> list[Record]:
         until_s = asyncio.get_running_loop().time() + timeout_s
         while len(self._kafka.topics[self._topic]) <= self._at or self._kafka.away:
             if asyncio.get_running_loop().time() >= until_s:
@@ -148,13 +148,14 @@ class _Follower:
         self._kafka.answer()
         return {0: len(self._kafka.topics[self._topic])}
 
-    async def position(self) -> dict[int, int]:
+    @property
+    def positions(self) -> dict[int, int]:
         return {0: self._at}
 
-    async def until(self, end: Mapping[int, int], stalled_s: float = 10.0) -> AsyncIterator[Followed]:
+    async def until(self, end: Mapping[int, int], stalled_s: float = 10.0) -> AsyncIterator[Record]:
         for record in self._kafka.topics[self._topic][self._at : end[0]]:
             self._at += 1
             yield record
 
-    async def read_to(self, end: Mapping[int, int]) -> list[Followed]:
+    async def read_to(self, end: Mapping[int, int]) -> list[Record]:
         return [record async for record in self.until(end)]

@@ -17,6 +17,7 @@ import pytest
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.controller import Controller
+from inferline_stream.controlplane.leadership import LeadershipLost
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
@@ -25,7 +26,7 @@ from inferline_stream.controlplane.records.overrides import Overrides
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, encode_report
 from inferline_stream.dataplane.slot_grants import Grant, grant_key
-from inferline_stream.kafka.controller_client import Followed, LeadershipLost
+from inferline_stream.kafka.records import Record
 from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
@@ -476,7 +477,7 @@ async def test_the_age_of_the_oldest_dead_letter_is_a_share_of_what_its_topic_ke
     world: World, days: Sequence[float], share: float
 ) -> None:
     died_ms = [int((EPOCH_S - day * 24 * 3600) * 1e3) for day in days]
-    world.kafka.topics["posts.dlq"] += [Followed(0, n, ms, None, b"", ()) for n, ms in enumerate(died_ms)]
+    world.kafka.topics["posts.dlq"] += [Record(None, b"", timestamp_ms=ms, offset=n) for n, ms in enumerate(died_ms)]
     await asyncio.sleep(2.0)
     assert world.controller.state is not None
     assert world.controller.state.stages[0].letter_age_share == pytest.approx(share, abs=1e-3)

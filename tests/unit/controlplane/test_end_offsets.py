@@ -19,7 +19,7 @@ from inferline_stream.controlplane.observe.event_ledger import (
     read_ledger,
 )
 from inferline_stream.dataplane.headers import REASON
-from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.kafka.records import Record
 from inferline_stream.observability.latency_histogram import LatencyHistogram
 from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
@@ -44,11 +44,11 @@ class Topics:
     def _id(self, n: int) -> bytes:
         return b"order-%d" % n if self.own_ids else b"posts@id/%d/%d" % (n % 2, n // 2)
 
-    def records(self, topic: str, first: Mapping[int, int]) -> list[Followed]:
+    def records(self, topic: str, first: Mapping[int, int]) -> list[Record]:
         if topic == "posts":
             headers = lambda n: [(EVENT_ID, self._id(n))] if self.own_ids else []  # noqa: E731
             return [
-                Followed(p, at, 1000, None, b"", headers(2 * at + p))
+                Record(None, b"", headers(2 * at + p), 1000, partition=p, offset=at)
                 for p, start in first.items()
                 for at in range(start, self.ends(self.events, 0)[0][p])
             ]
@@ -56,17 +56,17 @@ class Topics:
             left = first[0]
             numbers = [n for n in range(self._after(left), self.events) if n % 10 and n not in self.lost]
             return [
-                Followed(0, n, 1250, None, b"", [(EVENT_ID, self._id(n)), (ENTRY_TIME, b"1000000")]) for n in numbers
+                Record(None, b"", [(EVENT_ID, self._id(n)), (ENTRY_TIME, b"1000000")], 1250, offset=n) for n in numbers
             ]
         return [
-            Followed(0, n, 1250, self._id(n), b"", [(REASON, b"skipped")])
+            Record(self._id(n), b"", [(REASON, b"skipped")], 1250, offset=n)
             for n in range(10 * first[0], self.events, 10)
         ]
 
     def _after(self, results: int) -> int:
         return next(n for n in range(results, 2 * results + 2) if self.ends(0, n)[1][0] >= results)
 
-    def follower(self, topic: str, first: Mapping[int, int], partitions: int) -> Any:
+    def follower(self, topic: str, first: Mapping[int, int]) -> Any:
         topics = self
 
         class Follower:
@@ -76,7 +76,7 @@ class Topics:
             async def __aexit__(self, *of: object) -> None:
                 pass
 
-            async def until(self, end: Mapping[int, int]) -> AsyncIterator[Followed]:
+            async def until(self, end: Mapping[int, int]) -> AsyncIterator[Record]:
                 for record in topics.records(topic, first):
                     topics.read += 1
                     yield record
@@ -153,6 +153,6 @@ def test_marks_and_ledger_stay_within_their_bound_however_long_the_run() -> None
     ledger = EventLedger("posts", begin.source, (end,), began=(0,))
     for n in range(begin.source[0], end):
         name = (b"%d" % n) * 500  # a producer's own, as long as it likes
-        ledger.entered(Followed(0, n, 0, None, b"", [(EVENT_ID, name)]))
+        ledger.entered(Record(None, b"", [(EVENT_ID, name)], 0, offset=n))
     names = sum(sys.getsizeof(name) + sys.getsizeof(counts) for name, counts in ledger._named.items())
     assert names + sys.getsizeof(ledger._named) < 32e6

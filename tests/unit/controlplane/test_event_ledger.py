@@ -8,21 +8,21 @@ from hypothesis import strategies as st
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.dataplane.headers import REASON
-from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 from inferline_stream.runs.report import miss_rate
 
 
-def source(partition: int, offset: int, name: bytes | None = None) -> Followed:
-    return Followed(partition, offset, 0, None, b"{}", [(EVENT_ID, name)] if name else [])
+def source(partition: int, offset: int, name: bytes | None = None) -> Record:
+    return Record(None, b"{}", [(EVENT_ID, name)] if name else [], 0, partition=partition, offset=offset)
 
 
-def sink(name: bytes, time_ms: int = 1250, entry_us: int = 1_000_000) -> Followed:
-    return Followed(0, 0, time_ms, None, b"{}", [(EVENT_ID, name), (ENTRY_TIME, b"%d" % entry_us)])
+def sink(name: bytes, time_ms: int = 1250, entry_us: int = 1_000_000) -> Record:
+    return Record(None, b"{}", [(EVENT_ID, name), (ENTRY_TIME, b"%d" % entry_us)], time_ms, offset=0)
 
 
-def completed(name: bytes, reason: bytes = b"skipped") -> Followed:
-    return Followed(0, 0, 0, name, None, [(REASON, reason)])
+def completed(name: bytes, reason: bytes = b"skipped") -> Record:
+    return Record(name, None, [(REASON, reason)], 0, offset=0)
 
 
 def test_an_event_is_lost_that_neither_reached_the_sink_nor_ended() -> None:
@@ -152,7 +152,7 @@ def test_whatever_records_hold_the_good_one_among_them_is_accounted_for(
     ledger = EventLedger("t", (0,), (100,), (1,))
     ledger.entered(source(0, 99, b"good"))
     for at, (kind, key, headers, time_ms) in enumerate(records[:98]):
-        getattr(ledger, kind)(Followed(0, at, time_ms, key, b"", headers))  # type: ignore[arg-type]
+        getattr(ledger, kind)(Record(key, b"", headers, time_ms, offset=at))  # type: ignore[arg-type]
     ledger.out(sink(b"good"))
     assert "good" not in ledger.lost(1000)[1]
     assert ledger.events_out >= 1

@@ -20,7 +20,7 @@ from inferline_stream.controlplane.records.control_records import (
 )
 from inferline_stream.dataplane.reports import PoolReport, decode_report, encode_report
 from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat, encode_control, grant_key
-from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.kafka.records import Record
 
 BYTES = [
     b"\xff\x00",
@@ -36,8 +36,8 @@ LIMITED = Override("limits", "a", maximum=3)
 REPORT = PoolReport("a-0", 1, "a", 0, "serving", 1)
 
 
-def followed(*values: bytes | None, key: bytes | None = b"k", first: int = 0) -> list[Followed]:
-    return [Followed(0, first + at, 0, key, value, (), "own") for at, value in enumerate(values)]
+def followed(*values: bytes | None, key: bytes | None = b"k", first: int = 0) -> list[Record]:
+    return [Record(key, value, (), 0, "own", 0, first + at) for at, value in enumerate(values)]
 
 
 def changed(record: msgspec.Struct, **fields: object) -> bytes:
@@ -122,7 +122,7 @@ def test_grants_are_kept_beside_others_that_cannot_be_and_an_unreadable_heartbea
     grant = Grant("a", 0, 1, "a-0-x", 3, 7)
     bad = [changed(grant, slots=0), changed(grant, number=2**70), changed(grant, stage="b"), changed(grant, version=5)]
     records = followed(encode_control(grant), *bad, key=grant_key("a", 0).encode())
-    leader = Followed(0, 9, int(time.time() * 1e3), b"leader", changed(LeaderHeartbeat(4, "c"), version=2), (), "own")
+    leader = Record(b"leader", changed(LeaderHeartbeat(4, "c"), version=2), (), int(time.time() * 1e3), "own", 0, 9)
     decoder = RecordDecoder()
     log = read_log([*records, leader], time.time(), decoder)
     assert log.grants == (grant,)

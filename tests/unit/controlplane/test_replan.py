@@ -8,7 +8,7 @@ import pytest
 from inferline_stream.controlplane.decide.replan import ReplanInputs, recorded, replan
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, encode
 from inferline_stream.estimator.simulation import simulate
-from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -36,7 +36,7 @@ def measured(slower: float = 1.0) -> PipelineProfile:
     return PipelineProfile(profiles, independent_paths(SHAPE, {}))
 
 
-def ticks(rate: float, seconds: float = 60.0, seed: int = 1, partitions_used: int = 12) -> list[Followed]:
+def ticks(rate: float, seconds: float = 60.0, seed: int = 1, partitions_used: int = 12) -> list[Record]:
     """What a controller writes that samples end offsets each 20 ms and writes each 100 ms; records go round."""
     arrivals = gamma_trace(rate, 1.0, seconds, np.random.default_rng(seed)).arrivals_s
     edges = np.arange(0.0, seconds + 0.02, 0.02)
@@ -50,7 +50,7 @@ def ticks(rate: float, seconds: float = 60.0, seed: int = 1, partitions_used: in
             for n in ends[first : last + 1]
         ]
         value = encode(ArrivalTicks(times_ms[1:], rows[1:], rows[0], times_ms[0]))
-        records.append(Followed(0, offset, 0, None, value, (), "arrivals"))
+        records.append(Record(None, value, (), 0, "arrivals", 0, offset))
     return records
 
 

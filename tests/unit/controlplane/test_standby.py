@@ -17,7 +17,7 @@ from inferline_stream.controlplane.leadership import (
     until_silent,
 )
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.kafka.records import Record
 from tests.support import virtual_time
 
 LOOK_S = LOOK_EVERY_S + 1e-6
@@ -32,14 +32,14 @@ class Topic:
     ) -> None:
         self._written, self._away, self._answer_s = dict(sorted(written.items())), away, answer_s
 
-    async def read(self, timeout_s: float) -> list[Followed]:
+    async def read(self, timeout_s: float) -> list[Record]:
         loop = asyncio.get_running_loop()
         if self._away and self._away[0] <= loop.time() < self._away[1]:
             raise Unreachable("no answer")
         next_s = min(self._written, default=float("inf"))
         await asyncio.sleep(max(0.0, min(timeout_s, next_s - loop.time())))
         return [
-            Followed(0, 0, 0, LEADER_KEY.encode(), self._written.pop(at_s), ())
+            Record(LEADER_KEY.encode(), self._written.pop(at_s), timestamp_ms=0, offset=0)
             for at_s in list(self._written)
             if at_s <= loop.time()
         ]
@@ -51,7 +51,7 @@ class Topic:
 
 def waited_s(topic: Topic, heartbeat_age_s: float) -> tuple[float, int]:
     """Seconds until a standby leads, and how many records it read meanwhile."""
-    records: list[Followed] = []
+    records: list[Record] = []
 
     async def wait() -> None:
         log = AssignmentLog((), None, heartbeat_age_s)

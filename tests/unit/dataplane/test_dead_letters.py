@@ -3,7 +3,6 @@
 import asyncio
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from inferline_stream.dataplane import dead_letters
 from inferline_stream.dataplane.dead_letters import Letter, noted
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import REPLAY, SENT_AGAIN
-from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID, PARENT, Names
 from tests.unit.dataplane.dispatcher.test_intake_and_emitter import Taken, pipeline
 from tests.unit.dataplane.dispatcher.test_intake_and_emitter import sent as emitted
@@ -25,16 +24,16 @@ HEADERS = [EVENT_ID, PARENT, REPLAY, SENT_AGAIN]
 HEADERS += [ERRORS_PREFIX + name for name in ("topic", "partition", "offset", "timestamp_ms", "stage", "message")]
 
 
-def followed(*headers: tuple[str, Any], offset: int = 0, value: bytes | None = b"{}") -> Followed:
-    return Followed(0, offset, NOW_MS, b"k", value, list(headers))
+def followed(*headers: tuple[str, Any], offset: int = 0, value: bytes | None = b"{}") -> Record:
+    return Record(b"k", value, list(headers), NOW_MS, offset=offset)
 
 
-def died(offset: int = 0, **said: bytes) -> Followed:
+def died(offset: int = 0, **said: bytes) -> Record:
     own = {"partition": b"2", "offset": b"7", "timestamp_ms": b"1000", **said}
     return followed((EVENT_ID, b"e"), *((ERRORS_PREFIX + name, value) for name, value in own.items()), offset=offset)
 
 
-def letters_of(*records: Followed, input_topic: str = "in") -> list[Letter]:
+def letters_of(*records: Record, input_topic: str = "in") -> list[Letter]:
     return list(noted(f"{input_topic}.dlq", input_topic, records))
 
 
@@ -91,14 +90,11 @@ def test_an_events_own_time_comes_back_however_old_and_however_often_it_dies() -
     (letter,) = letters_of(died(timestamp_ms=b"1000"))
     for _ in range(3):
         ((message,), _) = replayed(letter).values()
-        sent = SimpleNamespace(
-            topic="in", partition=3, offset=9, timestamp=message.timestamp_ms, key=message.key,
-            value=message.value, headers=message.headers,
-        )  # fmt: skip
+        sent = message._replace(topic="in", partition=3, offset=9)
         (event,) = Taken("ask")(sent).ready
         assert (event.entry_us, event.event_id, event.replayed) == (1_000_000, b"e", True)
         ((again,),) = [m for (topic, _), m in emitted("ask", event, Failed("E", "", "")).items() if topic == "in.dlq"]
-        (letter,) = letters_of(Followed(0, 1, NOW_MS, again.key, again.value, again.headers))
+        (letter,) = letters_of(Record(again.key, again.value, again.headers, NOW_MS, offset=1))
 
 
 def test_only_a_note_of_ours_says_that_a_letter_was_sent_again() -> None:
@@ -139,7 +135,7 @@ VALUES = st.none() | st.binary(max_size=30) | st.sampled_from([b"9" * 19, "²".e
 def test_every_verb_reads_whatever_lies_in_the_topic(
     headers: list[tuple[str, bytes | None]], value: bytes | None, entry: bool, time_ms: int
 ) -> None:
-    lying = Followed(0, 5, time_ms, None, value, headers)  # type: ignore[arg-type]
+    lying = Record(None, value, headers, time_ms, offset=5)  # type: ignore[arg-type]
     for letter in letters_of(lying, died(), input_topic="in" if entry else "p.both"):
         verb._in_full(letter, pipeline(), "")
         assert len(replayed(letter)) == 2

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -13,13 +11,13 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeEr
 from aiokafka.structs import TopicPartition
 
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka import record_producer
 from inferline_stream.kafka.connection import closed
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.records import Record
 
 
 class Client:
-    """Takes records, and refuses all that come after one that it refused, as Kafka does with an idempotent client's.
+    """A `Writer` that refuses all that comes after what it refused, as Kafka does with an idempotent client's.
 
     Args:
         log: what Kafka has.
@@ -30,13 +28,16 @@ class Client:
     def __init__(self, log: list[bytes], refuses: Callable[[bytes], KafkaError | None], *, answers: bool) -> None:
         self._log, self._refuses, self._answers = log, refuses, answers
         self._refused = False
-        self._sender = SimpleNamespace(sender_task=asyncio.get_running_loop().create_future())
+        self.has_ended = False
 
-    async def send(self, topic: str, value: bytes, **_: Any) -> asyncio.Future[None]:
+    async def add(self, record: Record) -> asyncio.Future[None]:
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._answers:
-            asyncio.get_running_loop().call_soon(self._answer, value, sent)
+            asyncio.get_running_loop().call_soon(self._answer, record.value, sent)
         return sent
+
+    async def stop(self, within_s: float) -> None:
+        self.has_ended = True
 
     async def flush(self) -> None:
         await asyncio.sleep(0.001)
@@ -48,8 +49,7 @@ class Client:
             sent.set_result(None)
         else:
             self._refused = True
-            if type(error) is KafkaError:  # what sends has ended
-                self._sender.sender_task.set_result(None)
+            self.has_ended = type(error) is KafkaError
             sent.set_exception(error)
 
 
@@ -79,11 +79,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
     """One that refuses `b"bad"`."""
     found = Kafka(bad)
 
-    async def at_once(client: Client, within_s: float = 0.0) -> None:
-        client._sender.sender_task.cancel()
-
     monkeypatch.setattr(RecordProducer, "_started", lambda _: found.started())
-    monkeypatch.setattr(record_producer, "closed", at_once)
     return found
 
 

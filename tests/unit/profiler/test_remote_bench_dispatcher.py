@@ -10,7 +10,7 @@ import pytest
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.kafka.records import Record
 from inferline_stream.profiler.bench_messages import (
     Answered,
     Assembler,
@@ -50,9 +50,9 @@ async def test_pieces_of_two_messages_of_a_dispatcher_do_not_mix() -> None:
     assert [decode_from_bench(whole) for whole in found] == list(said)
 
 
-def sent(*messages: ToBench) -> list[Followed]:
+def sent(*messages: ToBench) -> list[Record]:
     records = [record for message in messages for record in pieces(SPEC.dispatcher, message)]
-    return [Followed(0, offset, 0, key, value, ()) for offset, (key, value) in enumerate(records)]
+    return [Record(key, value, timestamp_ms=0, offset=offset) for offset, (key, value) in enumerate(records)]
 
 
 async def test_what_stands_is_said_with_the_process_that_says_it() -> None:
@@ -72,17 +72,17 @@ async def test_what_stands_is_said_with_the_process_that_says_it() -> None:
 class Orders:
     """A topic that has these records, and gets no more."""
 
-    def __init__(self, records: list[Followed]) -> None:
+    def __init__(self, records: list[Record]) -> None:
         self.records = records
         self.read_all = asyncio.Event()
 
     async def end(self) -> dict[int, int]:
         return {0: len(self.records)}
 
-    async def read_to(self, end: dict[int, int]) -> list[Followed]:
+    async def read_to(self, end: dict[int, int]) -> list[Record]:
         return self.records[: end[0]]
 
-    async def read(self, timeout_s: float) -> list[Followed]:
+    async def read(self, timeout_s: float) -> list[Record]:
         self.read_all.set()
         await asyncio.sleep(timeout_s)
         return []

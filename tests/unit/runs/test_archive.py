@@ -13,7 +13,7 @@ from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import read_observations
 from inferline_stream.controlplane.records.control_records import StoredPlan
 from inferline_stream.errors import InvalidFile, UsageError
-from inferline_stream.kafka.controller_client import Followed
+from inferline_stream.kafka.records import Record
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
@@ -74,10 +74,10 @@ RECORD = RunRecord(
 def ledger_of_two() -> EventLedger:
     ledger = EventLedger("posts", (0,), (3,))
     for offset, at_ms in enumerate((5_000, 4_000, 6_000)):
-        ledger.entered(Followed(0, offset, at_ms, None, b"{}", []))
+        ledger.entered(Record(None, b"{}", [], at_ms, offset=offset))
     for offset, entry_ms, out_ms in ((0, 5_000, 5_300), (1, 4_000, 4_100)):
         headers = [(EVENT_ID, b"posts/0/%d" % offset), (ENTRY_TIME, b"%d" % (entry_ms * 1000))]
-        ledger.out(Followed(0, offset, out_ms, None, b"{}", headers))
+        ledger.out(Record(None, b"{}", headers, out_ms, offset=offset))
     return ledger
 
 

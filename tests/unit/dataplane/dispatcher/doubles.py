@@ -8,7 +8,6 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
@@ -29,7 +28,8 @@ from inferline_stream.dataplane.frames import (
 )
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.kafka.batch_mark import BatchWatch
-from inferline_stream.kafka.stage_reader import Fetched
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_reader import Fetched
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.settings import Settings
@@ -103,6 +103,9 @@ class Sender:
 
     async def begin(self) -> None:
         pass
+
+    async def note(self, topic: str, key: bytes, value: bytes) -> bool:
+        return True
 
     def void(self) -> None:
         self.is_void = True
@@ -182,15 +185,7 @@ class Slot:
     ) -> None:
         """Hand the session records as one fetch brings them."""
         records = [
-            SimpleNamespace(
-                topic="in",
-                partition=partition,
-                offset=first + at,
-                timestamp=round((time.time() - ago_s) * 1000),
-                key=key,
-                value=value,
-                headers=(),
-            )
+            Record(key, value, (), round((time.time() - ago_s) * 1000), "in", partition, first + at)
             for at, value in enumerate(values)
         ]
         positions = {partition: first + len(records)}

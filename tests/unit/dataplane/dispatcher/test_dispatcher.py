@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Collection, Iterable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +16,8 @@ from inferline_stream.dataplane.dispatcher.session import SlotSession
 from inferline_stream.dataplane.frames import Done
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.slot_grants import Grant, encode_control, grant_key
-from inferline_stream.kafka.records import KafkaFailed
-from inferline_stream.kafka.stage_reader import Fetched
+from inferline_stream.kafka.records import KafkaFailed, Record
+from inferline_stream.kafka.topic_reader import Fetched
 from inferline_stream.kafka.topic_state import TopicState
 from tests.unit.dataplane.dispatcher.doubles import Entry, Reader, Sender, routes, until
 
@@ -54,23 +53,13 @@ class Log(Reader):
 
     def bring(self, *values: bytes, first: int = 0, grants: Iterable[Any] = ()) -> None:
         """End a fetch, with records of partition 0 if it is held, and with grants."""
-        records = [
-            SimpleNamespace(topic="in", partition=0, offset=first + at, timestamp=1, key=None, value=v, headers=())
-            for at, v in enumerate(values)
-        ]
+        records = [Record(None, v, timestamp_ms=1, topic="in", offset=first + at) for at, v in enumerate(values)]
         self.fetches.put_nowait(Fetched({0: records} if records else {}, tuple(grants), {}, {}))
 
 
 def grant(dispatcher: str, number: int, *, begins: bool = True) -> Any:
     value = encode_control(Grant("work", 0, 1, dispatcher, 1, number, begins))
-    return SimpleNamespace(key=grant_key("work", 0).encode(), value=value)
-
-
-class Reports:
-    """A sender of reports that are acknowledged at once."""
-
-    async def send(self, topic: str, report: bytes) -> bool:
-        return True
+    return Record.keyed("assignments", grant_key("work", 0), value)
 
 
 class Run:
@@ -82,7 +71,7 @@ class Run:
         self.sender = Sender(self.log, transactional=False)
         self.lease = Lease(2.0, lambda: self.now_s)
         self.lease.renew(0.0)
-        doubles = {"StageReader": self.log, "StageSender": self.sender, "ReportSender": Reports(), "Lease": self.lease}
+        doubles = {"TopicReader": self.log, "Writer": self.sender, "Lease": self.lease}
         for name, double in doubles.items():
             monkeypatch.setattr(dispatcher_module, name, lambda *_, double=double, **__: double)
         self.supervisor, self.channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -18,7 +18,7 @@ from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, EVENT_ID_BYTES, LATEST_MS, REASON, REPLAY, SENT_AGAIN, read_headers
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.kafka.pipeline_topics import RecordRules
-from inferline_stream.kafka.record_size import LIMIT_BYTES, record_bytes
+from inferline_stream.kafka.records import LIMIT_BYTES, record_bytes
 from inferline_stream.pipeline.names import (
     ENTRY_TIME,
     ERRORS_PREFIX,
@@ -54,9 +54,7 @@ def letters_of(stage: str, *records: Any) -> list[Any]:
 
 
 def stamped(stamp_ms: int | None, *headers: Any, offset: int = 0) -> Any:
-    made = record(b"1", *headers, offset=offset)
-    made.timestamp = stamp_ms
-    return made
+    return record(b"1", *headers, offset=offset)._replace(timestamp_ms=stamp_ms)
 
 
 OURS = [EVENT_ID, ENTRY_TIME, VERSION, PARENT, SKIPPED, DEAD, REASON, REPLAY, SENT_AGAIN, HEADER_PREFIX + "unknown"]

@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,7 +20,7 @@ from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.pipeline_topics import RecordRules
-from inferline_stream.kafka.record_size import LIMIT_BYTES
+from inferline_stream.kafka.records import LIMIT_BYTES, Record
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, SKIPPED, VERSION
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.version import structure_of
@@ -66,9 +65,7 @@ def pipeline(timestamp_header: str | None = None) -> Pipeline:
 
 
 def record(value: bytes | None, *headers: tuple[str, bytes], offset: int = 0, key: bytes | None = b"k") -> Any:
-    return SimpleNamespace(
-        topic="in", partition=3, offset=offset, timestamp=1_000, key=key, value=value, headers=headers
-    )
+    return Record(key, value, headers, 1_000, "in", 3, offset)
 
 
 THIS = version_value(structure_of(pipeline()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -18,6 +17,7 @@ from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import MOVED
 from inferline_stream.kafka.offset_metadata import decode_metadata
+from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import EVENT_ID, PARENT
 from tests.unit.dataplane.dispatcher.test_intake_and_emitter import pipeline, routes_of
 
@@ -59,8 +59,7 @@ class Owners:
             self.partition.completion.complete(offset)
 
     def append(self, key: bytes, value: bytes, headers: Any) -> None:
-        place = {"topic": "p.both", "partition": 0, "offset": len(self.log), "timestamp": 1}
-        self.log.append(SimpleNamespace(**place, key=key, value=value, headers=headers))
+        self.log.append(Record(key, value, tuple(headers), 1, "p.both", 0, len(self.log)))
 
     def part(self, number: int, parent: str) -> None:
         headers = ((EVENT_ID, b"%d" % number), (PARENT, parent.encode()))

@@ -15,7 +15,8 @@ from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.headers import MOVED
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, decode_metadata
-from inferline_stream.kafka.stage_reader import Fetched
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_reader import Fetched
 from inferline_stream.pipeline.names import EVENT_ID, PARENT, SKIPPED
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.settings import Settings
@@ -52,8 +53,7 @@ class JoinSlot:
                     self.results.append(int(dict(message.headers)[EVENT_ID]))
 
     def append(self, key: bytes, value: bytes, headers: Any) -> None:
-        place = {"topic": "p.both", "partition": 0, "offset": len(self.log), "timestamp": 1}
-        self.log.append(SimpleNamespace(**place, key=key, value=value, headers=tuple(headers)))
+        self.log.append(Record(key, value, tuple(headers), 1, "p.both", 0, len(self.log)))
 
     def part(self, number: int, *parents: str, value: bytes = b"1") -> None:
         """Append what the first of these parents gives; the others were skipped."""

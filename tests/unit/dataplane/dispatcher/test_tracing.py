@@ -1,7 +1,6 @@
 """Spans of batches, ended at OpenTelemetry's in-memory exporter; records go from stage to stage by hand."""
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -22,6 +21,7 @@ from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.offset_metadata import Committed
+from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 
@@ -87,9 +87,7 @@ class Traced:
 
 
 def record(value: bytes, *headers: tuple[str, bytes], offset: int = 0) -> Any:
-    return SimpleNamespace(
-        topic="in", partition=3, offset=offset, timestamp=1_000, key=b"k", value=value, headers=headers
-    )
+    return Record(b"k", value, headers, 1_000, "in", 3, offset)
 
 
 def test_a_batch_is_one_span_named_and_described_by_the_messaging_conventions():

@@ -10,10 +10,10 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from inferline_stream.kafka import fetched_batches, stage_reader
+from inferline_stream.kafka import fetched_batches, topic_reader
 from inferline_stream.kafka.fetched_batches import CorruptBatch
 from inferline_stream.kafka.records import KafkaFailed
-from inferline_stream.kafka.stage_reader import StageReader
+from inferline_stream.kafka.topic_reader import TopicReader
 
 CONTROL, ZERO, ONE = TopicPartition("assignments", 0), TopicPartition("in", 0), TopicPartition("in", 1)
 
@@ -56,13 +56,12 @@ class Consumer:
 @pytest.fixture
 def consumer(monkeypatch: pytest.MonkeyPatch) -> Consumer:
     made = Consumer()
-    monkeypatch.setattr(stage_reader, "AIOKafkaConsumer", lambda **_: made)
+    monkeypatch.setattr(topic_reader, "AIOKafkaConsumer", lambda **_: made)
     return made
 
 
-def reader_of(consumer: Any) -> StageReader:
-    reader = StageReader("127.0.0.1:9", "in", "group", "assignments", fetch_wait_s=0.02)
-    reader._taken = {CONTROL: 0}
+def reader_of(consumer: Any) -> TopicReader:
+    reader = TopicReader("127.0.0.1:9", "in", "group", "assignments", fetch_wait_s=0.02)
     reader.hold({0: 0, 1: 0})
     return reader
 
@@ -81,7 +80,7 @@ async def test_a_partition_that_stays_corrupt_is_left_alone_longer_each_time_and
     consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 0.0
-    monkeypatch.setattr(stage_reader.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(topic_reader.time, "monotonic", lambda: now_s)
     reader = reader_of(consumer)
     waits = []
     for _ in range(fetched_batches.CORRUPT_FETCHES - 1):
@@ -101,7 +100,7 @@ async def test_a_partition_that_stays_corrupt_is_left_alone_longer_each_time_and
 
 async def test_damage_that_passes_is_forgotten(consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
-    monkeypatch.setattr(stage_reader.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(topic_reader.time, "monotonic", lambda: now_s)
     reader = reader_of(consumer)
     for _ in range(3 * fetched_batches.CORRUPT_FETCHES):
         consumer.error = CorruptBatch(ONE, 7)

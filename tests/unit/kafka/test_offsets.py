@@ -2,8 +2,8 @@
 
 import pytest
 
-from inferline_stream.kafka import committed_offsets
-from inferline_stream.kafka.committed_offsets import surely_committed
+from inferline_stream.kafka import offsets
+from inferline_stream.kafka.offsets import surely_committed
 
 
 def _answers(*answers):
@@ -25,7 +25,7 @@ async def test_a_coordinator_that_knows_nothing_yet_is_asked_again():
 
 @pytest.mark.parametrize("known", [{}, {0: (5, "")}])
 async def test_an_offset_that_stays_away_is_missing(known, monkeypatch):
-    monkeypatch.setattr(committed_offsets, "UNSURE_S", 0.12)
+    monkeypatch.setattr(offsets, "UNSURE_S", 0.12)
     ask, asked = _answers(known)
     assert await surely_committed(ask, (0, 1)) == known
     assert len(asked) > 1

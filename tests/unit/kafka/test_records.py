@@ -2,7 +2,7 @@ from aiokafka.partitioner import murmur2 as reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.kafka.partitioner import murmur2, partition_of
+from inferline_stream.kafka.records import murmur2, partition_of
 
 
 @given(st.binary(max_size=400))

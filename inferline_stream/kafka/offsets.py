@@ -1,0 +1,283 @@
+"""Offsets of topics and of consumer groups, read and set from outside, where Kafka's first answer may be wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    IncompatibleBrokerVersion,
+    KafkaError,
+    NotCoordinatorForGroupError,
+    for_code,
+)
+from aiokafka.protocol.admin import DeleteGroupsRequest
+from aiokafka.protocol.api import Request
+from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest_v3
+
+from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.connection import answered, client_options, closed, closed_on_failure, in_time
+from inferline_stream.kafka.offset_metadata import Committed, Entry, decode_metadata
+from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState, topic_states
+from inferline_stream.kafka.wire.offset_fetch import LATER_OFFSET_FETCH, OFFSET_FETCH, UNSTABLE
+
+T = TypeVar("T")
+_Ask = Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]
+
+_REQUEST_TIMEOUT_MS = 5_000
+
+UNSURE_S = 2.0
+"""For so long a partition without an offset is asked for again."""
+
+_UNSURE_AGAIN_S, _AGAIN_S = 0.05, 0.02
+
+_STABLE = 7
+"""First version that can ask for stable offsets."""
+
+COORDINATOR_AWAY = frozenset(
+    error.errno for error in (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
+)
+"""Codes of a coordinator, of groups or of transactions, that is not there, is loading, or is elsewhere."""
+
+_PASSING = COORDINATOR_AWAY | {0, UNSTABLE}
+
+
+class Offsets:
+    """Offsets of topics and of groups without members; on connections where nothing else waits.
+
+    Args:
+        bootstrap_servers: host:port, comma separated.
+        start_timeout_s: longest wait for Kafka's first answer.
+
+    Raises:
+        Unreachable: on entering, Kafka does not answer; by each method, there is no answer in time.
+    """
+
+    def __init__(self, bootstrap_servers: str, start_timeout_s: float = 10.0) -> None:
+        self._where, self._start_timeout_s = bootstrap_servers, start_timeout_s
+        options = {
+            **client_options(bootstrap_servers),
+            "request_timeout_ms": _REQUEST_TIMEOUT_MS,
+            "retry_backoff_ms": 50,
+        }
+        self._consumer = AIOKafkaConsumer(**options, enable_auto_commit=False)
+        self._admin = AIOKafkaAdminClient(**options)
+        self._coordinators: dict[str, int] = {}
+
+    async def __aenter__(self) -> Self:
+        async with closed_on_failure(self._admin):
+            await in_time(self._where, self._consumer.start(), self._start_timeout_s, self._consumer)
+        async with closed_on_failure(self._consumer):
+            await in_time(self._where, self._admin.start(), self._start_timeout_s, self._admin)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.gather(closed(self._consumer, within_s=1.0), closed(self._admin, within_s=1.0))
+
+    async def states(self, topics: Iterable[str]) -> dict[str, TopicState]:
+        """Return the state of those of the topics that exist."""
+        with answered(self._where):
+            return await topic_states(self._consumer._client, topics)
+
+    async def existing(self, topics: Iterable[str]) -> dict[str, int]:
+        """Partitions of those of the topics that exist."""
+        return {topic: state.partitions for topic, state in (await self.states(topics)).items()}
+
+    async def state(self, topic: str) -> TopicState:
+        """Return the state of a topic.
+
+        Raises:
+            Unreachable: there is no such topic, or no answer.
+        """
+        found = await self.states([topic])
+        if topic not in found:
+            raise Unreachable(f"Kafka at {self._where} has no topic {topic}")
+        return found[topic]
+
+    async def partitions(self, topic: str) -> int:
+        """Partitions of a topic; raises as `state`."""
+        return (await self.state(topic)).partitions
+
+    async def topic_id(self, topic: str) -> str:
+        """Return the id of this incarnation of a topic; empty where there is none."""
+        return (await self.states([topic])).get(topic, UNKNOWN_TOPIC).id
+
+    async def ends(self, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """End offset of each partition, by topic: one request for all of them.
+
+        Args:
+            partitions: topic → number of its partitions.
+        """
+        return await self._of_each(self._consumer.end_offsets, partitions)
+
+    async def begins(self, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Lowest offset that Kafka still has of each partition, by topic."""
+        return await self._of_each(self._consumer.beginning_offsets, partitions)
+
+    async def _of_each(self, ask: _Ask, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        wanted = {topic: [TopicPartition(topic, p) for p in range(n)] for topic, n in partitions.items()}
+        with answered(self._where):
+            found = await ask([tp for tps in wanted.values() for tp in tps])
+        return {topic: tuple(found[tp] for tp in tps) for topic, tps in wanted.items()}
+
+    async def first_since(self, partitions: Mapping[str, int], time_ms: int) -> dict[TopicPartition, Any]:
+        """Offset and timestamp of each partition's first record at or after a time; those without one are left out."""
+        wanted = {TopicPartition(topic, p): time_ms for topic, n in partitions.items() for p in range(n)}
+        with answered(self._where):
+            found = await self._consumer.offsets_for_times(wanted)
+        return {tp: at for tp, at in found.items() if at is not None}
+
+    async def oldest_s(self, partitions: Mapping[str, int]) -> dict[str, float]:
+        """Timestamp of the first record that each topic still has, seconds since the epoch; none of empty topics."""
+        times = [(tp.topic, at.timestamp / 1e3) for tp, at in (await self.first_since(partitions, 0)).items()]
+        return {topic: min(s for of, s in times if of == topic) for topic, _ in times}
+
+    async def entries(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, Entry]:
+        """What a group has committed, of those partitions of which it has committed something."""
+        tps = [TopicPartition(topic, p) for p in partitions]
+
+        async def ask(coordinator: int) -> Mapping[TopicPartition, Any]:
+            found: Mapping[TopicPartition, Any] = await self._admin.list_consumer_group_offsets(group, coordinator, tps)
+            return found
+
+        found = await self._at_coordinator(group, ask)
+        return {tp.partition: (at.offset, at.metadata or "") for tp, at in found.items() if at.offset >= 0}
+
+    async def committed(self, group: str, topic: str, partitions: int) -> tuple[Committed, ...]:
+        """What the group has committed of each partition; offset -1 where it has nothing."""
+        found = await self.entries(group, topic, range(partitions))
+        return tuple(decode_metadata(*found[p]) if p in found else Committed(-1) for p in range(partitions))
+
+    async def commit(self, group: str, topic: str, entries: Mapping[int, Entry]) -> None:
+        """Commit for a group: without members, Kafka takes that from anybody."""
+        of_topic = [(p, offset, metadata) for p, (offset, metadata) in entries.items()]
+        request = OffsetCommitRequest(group, -1, "", -1, [(topic, of_topic)])  # of no generation, member and time
+
+        async def ask(coordinator: int) -> None:
+            answer = await self._admin._send_request(request, coordinator)
+            for code in (code for _, found in answer.topics for _, code in found if code):
+                raise for_code(code)(f"group {group}, topic {topic}")
+
+        await self._at_coordinator(group, ask)
+
+    async def _at_coordinator(self, group: str, ask: Callable[[int], Awaitable[T]]) -> T:
+        give_up_s = time.monotonic() + _REQUEST_TIMEOUT_MS / 1e3
+        with answered(self._where):
+            while True:
+                try:
+                    if group not in self._coordinators:
+                        self._coordinators[group] = await self._admin.find_coordinator(group)
+                    return await ask(self._coordinators[group])
+                except KafkaError as error:  # a new cluster's first coordinator takes a moment; they also move
+                    self._coordinators.pop(group, None)
+                    if not error.retriable or time.monotonic() > give_up_s:
+                        raise
+                    await asyncio.sleep(0.1)
+
+    async def delete_groups(self, chosen: Callable[[str], bool]) -> None:
+        """Delete the consumer groups whose names are chosen; those that still have members stay."""
+        with answered(self._where):
+            for group in [name for name, *_ in await self._admin.list_consumer_groups() if chosen(name)]:
+                await self._admin._send_request(DeleteGroupsRequest([group]), await self._admin.find_coordinator(group))
+
+
+async def surely_committed(
+    ask: Callable[[Iterable[int]], Awaitable[Mapping[int, T]]],
+    partitions: Collection[int],
+    unsure_s: float | None = None,
+) -> Mapping[int, T]:
+    """What a group has committed of these partitions; asked again for a while where it seems to have committed nothing.
+
+    A coordinator that has just loaded a group, after a broker's crash, may say for some milliseconds, and without an
+    error, that it knows none of its offsets: Apache Kafka 4.1 does. A reader that believed it would halt a partition.
+
+    Args:
+        ask: of partitions, what is committed; those without are missing.
+        partitions: that are known to have offsets, or may have.
+        unsure_s: for how long; `UNSURE_S` by default. Less where the group may be new: that is the time it takes then.
+    """
+    give_up_s = time.monotonic() + (UNSURE_S if unsure_s is None else unsure_s)
+    while True:
+        committed = await ask(partitions)
+        if committed.keys() >= set(partitions) or time.monotonic() >= give_up_s:
+            return committed
+        await asyncio.sleep(_UNSURE_AGAIN_S)
+
+
+class UndecidedOffsets(Exception):
+    """A transaction may still change a group's offsets, and has not ended in the time that it was given."""
+
+
+class _StableOffsetFetch(Request[OffsetFetchRequest_v3]):  # type: ignore[misc]  # aiokafka has no types
+    """Asks for a group's stable offsets of one topic."""
+
+    API_KEY = OFFSET_FETCH
+
+    def __init__(self, group: str, topic: str, partitions: Sequence[int]) -> None:
+        self._group, self._topic, self._partitions = group, topic, list(partitions)
+
+    def build(self, request_struct_class: Any) -> Any:
+        tags: dict[int, bytes] = {}
+        return request_struct_class(self._group, [(self._topic, self._partitions, tags)], True, tags)
+
+    def prepare(self, versions: Mapping[int, tuple[int, int]]) -> Any:
+        oldest, newest = versions[OFFSET_FETCH]
+        if not oldest <= _STABLE <= newest:
+            raise IncompatibleBrokerVersion(
+                f"the broker speaks OffsetFetch {oldest} to {newest}, stable offsets need {_STABLE}: "
+                "use Apache Kafka 4.1 or later"
+            )
+        return self.build(LATER_OFFSET_FETCH[_STABLE])
+
+
+async def stable_offsets(
+    coordinator: Any, topic: str, partitions: Sequence[int], patience_s: float
+) -> dict[int, tuple[int, str]]:
+    """Return offset and metadata that a group has committed; partitions without are missing.
+
+    Args:
+        coordinator: aiokafka's, of a consumer of the group.
+        topic: which the group reads.
+        partitions: of the topic.
+        patience_s: longest wait for a transaction, from Kafka's first answer that there is one.
+
+    Raises:
+        KafkaError: Kafka refuses.
+        UndecidedOffsets: a transaction has not ended in that time.
+    """
+    if not partitions:
+        return {}
+    give_up_s = math.inf
+    while True:
+        await coordinator.ensure_coordinator_known()
+        try:
+            answer = await coordinator._send_req(_StableOffsetFetch(coordinator.group_id, topic, partitions))
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            await asyncio.sleep(_AGAIN_S)
+            continue
+        answer = answer.to_object()
+        found = [each for of_topic in answer["topics"] for each in of_topic["partitions"]]
+        codes = {answer["error_code"], *(each["error_code"] for each in found)}
+        if refused := codes - _PASSING:
+            raise for_code(refused.pop())(f"group {coordinator.group_id}, topic {topic}")
+        if codes == {0}:
+            return {each["partition"]: (each["offset"], each["metadata"]) for each in found if each["offset"] >= 0}
+        if NotCoordinatorForGroupError.errno in codes:
+            coordinator.coordinator_dead()
+        elif UNSTABLE in codes:
+            give_up_s = min(give_up_s, time.monotonic() + patience_s)
+            if time.monotonic() >= give_up_s:
+                raise UndecidedOffsets
+        await asyncio.sleep(_AGAIN_S)
