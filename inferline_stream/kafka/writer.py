@@ -218,7 +218,7 @@ class Writer:
     def _batches(self, records: Sequence[Record], limit_bytes: int, codec: int) -> Iterator[BatchBuilder]:
         batch = self._new_batch(codec)
         small = limit_bytes < PRODUCE_BATCH_BYTES
-        for key, value, headers, timestamp_ms, *_ in records:
+        for key, value, headers, timestamp_ms, _, _, _ in records:
             full = small and batch.record_count() and batch.size() + record_bytes(key, value, headers) > limit_bytes
             if full or batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
                 batch.close()

@@ -19,7 +19,6 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.cluster import KafkaCluster
-from inferline_stream.kafka.offsets import delete_groups
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.writer import write_once
@@ -67,7 +66,7 @@ async def test_agents_bring_each_record_with_its_offset_and_the_timer_ticks(
     app = ControlApp(context, 1, folder=str(tmp_path), take=lambda *record: records.append(record), tune=tune)
     await group_of_an_ended_term(servers, names)
     async with asyncio.timeout(60), app:
-        await delete_groups(servers, lambda group: group == f"{names.control_groups}0")
+        await KafkaCluster(servers).delete_groups(lambda group: group == f"{names.control_groups}0")
         assert await groups(servers, names) in ([], [f"{names.control_groups}1"])
         for number in range(3):
             await write_once(servers, Record.keyed(names.stage_stats, "a", b"%d" % number))

@@ -11,8 +11,8 @@ import pytest
 
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.offset_metadata import Committed
-from inferline_stream.kafka.offsets import delete_groups
 from inferline_stream.kafka.pipeline_topics import ready_topics, topics_of
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.records import Record
@@ -75,7 +75,7 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
     group = Names(run.pipeline.name, run.records.prefix).group("parse")
     async with asyncio.timeout(120):
         first = await run_to_report(run, asyncio.Event())
-        await delete_groups(run.bootstrap_servers, lambda name: name == group)  # as Kafka does in time
+        await KafkaCluster(run.bootstrap_servers).delete_groups(lambda name: name == group)  # as Kafka does in time
         since = datetime.now(UTC).isoformat()
         await wait_at_the_source(run, 20)
         async with open_run(replace(run, feed=None, faust=False)) as halted:
