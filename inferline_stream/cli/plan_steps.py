@@ -285,7 +285,7 @@ def planned(
     from inferline_stream.planner.provision import provision
 
     with Bar("getting the estimator ready, once per installation") as bar:
-        compile_kernels(bar.show, everything=False)
+        compile_kernels(bar.show)
     pipeline, search, traces = inputs.what.pipeline, inputs.search, inputs.all_traces
     unbounded = inputs.platform.oversubscribe or inputs.platform.elsewhere
     check_memory(sum(map(len, traces)), len(pipeline.stages))

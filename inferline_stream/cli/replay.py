@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from inferline_stream.pipeline.profile import PipelineProfile
     from inferline_stream.pipeline.shape import Shape
     from inferline_stream.pipeline.trace import Trace
-    from inferline_stream.replay.conditions import Conditions
-    from inferline_stream.replay.live_observations import LiveObservations
+    from inferline_stream.replay.loop import Conditions
     from inferline_stream.replay.outcome import Outcome
     from inferline_stream.replay.scalers import Tuner
     from inferline_stream.runs.archive import RunRecord
+    from inferline_stream.tuner.live_observations import LiveObservations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class ReplayOptions:
         """How the world answers, with the profiled start-up times or with others."""
         from inferline_stream.errors import UsageError
         from inferline_stream.pipeline.units import duration_s
-        from inferline_stream.replay.conditions import Conditions
+        from inferline_stream.replay.loop import Conditions
 
         try:
             return Conditions(start_up_s=None if self.start_up is None else duration_s(self.start_up))

@@ -14,20 +14,15 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.estimator import kernels
-from inferline_stream.estimator.delay import Delay
-from inferline_stream.estimator.fixed_owner_server import BoundServer
-from inferline_stream.estimator.join_arrivals import NONE, Merger
+from inferline_stream.estimator.feeds import Source
 from inferline_stream.estimator.kernels import Lateness, Tokens
-from inferline_stream.estimator.keyed_server import KeyedServer
 from inferline_stream.estimator.numba_kernels import compiled
-from inferline_stream.estimator.server import Server
-from inferline_stream.estimator.slotted_server import SlottedServer
+from inferline_stream.estimator.stage_arrivals import NONE, Flow
+from inferline_stream.estimator.stage_pools import StagePools
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
 
 SLICE_EVENTS = 1 << 14
-
-Serving = Server | KeyedServer | SlottedServer | BoundServer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,17 +151,14 @@ def evaluate(
 
 def arrivals_at(workload: Workload, stage: int, upstream: Mapping[int, Departures], *, code: Any = None) -> Departures:
     """What is sent to a stage, whatever serves it, given the departures of (at least) ``workload.needs(stage)``."""
-    code = code or compiled()
-    if not workload.shape.parents(stage):
-        entered = Tokens(workload.entry_s, np.arange(len(workload), dtype=np.int32))
-        if workload.hop_extra_s.size:
-            entered = Delay(workload, "hop in", stage, code).take(entered, math.inf)
-        return Departures(*entered)
-    merger = Merger(workload, stage, code)
-    sources = [(upstream[source], skips) for source, skips in merger.feed.sources]
-    tokens = [gone.skipped if skips else Tokens(gone.times_s, gone.events) for gone, skips in sources]
-    arrived, skipped = merger.take(tokens, math.inf)
-    return Departures(*arrived, skipped)
+    flow = Flow(workload, (stage,), code or compiled())
+
+    def tokens_of(source: Source) -> Tokens:
+        gone = upstream[source[0]]
+        return gone.skipped if source[1] else Tokens(gone.times_s, gone.events)
+
+    arrived = flow.arrivals(stage, (0, len(workload)), tokens_of, math.inf)
+    return Departures(*arrived, flow.skipped.get(stage, NONE))
 
 
 def simulate_stage(
@@ -198,8 +190,7 @@ def simulate_stage(
         code: the kernels; the compiled ones by default.
     """
     code = code or compiled()
-    server = _serving(workload, stage, station, code)
-    delay = Delay(workload, "hop", stage, code) if workload.hop_extra_s.size else None
+    server, flow = StagePools(workload, stage, station, code), Flow(workload, (stage,), code)
     late = _Late(workload, late_s, code=code)
     late.watch(stage, np.where(workload.awaited(stage), 0.0 if rest_s is None else rest_s, -math.inf), settles=True)
     times_s, events = arrivals.times_s, arrivals.events
@@ -209,9 +200,7 @@ def simulate_stage(
         end = first + slice_events
         known_s = float(times_s[end]) + workload.hop_s if end < times_s.size else math.inf
         server.receive(Tokens(times_s[first:end], events[first:end]))
-        gone = server.advance(known_s)
-        if delay is not None:
-            gone = delay.take(gone, known_s)
+        gone = flow.sent(stage, server.advance(known_s), known_s)
         if allowed is not None:
             count += late.count(stage, gone, known_s)
             if count > allowed:
@@ -255,20 +244,15 @@ class _Run:
         self.workload = workload
         self.gone: dict[int, Tokens] = {}
         self.known: dict[int, float] = {}
-        self.servers: dict[int, Serving] = {}
+        self.servers = {s: StagePools(workload, s, stations[s], code) for s in simulated}
         self._simulated = simulated
         self._stations = stations
         self._kept = kept
         self._keep: dict[int, list[tuple[Tokens, Tokens]]] = {s: [] for s in keep if s in set(simulated)}
-        self._skipped: dict[int, Tokens] = {}
-        self._mergers = {s: Merger(workload, s, code) for s in simulated if workload.shape.parents(s)}
+        self._flow = Flow(workload, simulated, code)
         self._waits: dict[int, float] = dict.fromkeys(simulated, 0.0)
         self._ends: dict[int, float] = {}
-        self._delays: dict[tuple[str, int], Delay] = {}
-        self._code = code
         self._window = (-math.inf, -math.inf)
-        for s in simulated:
-            self.servers[s] = _serving(workload, s, stations[s], code)
 
     def advance(self, first: int, end: int) -> None:
         """Let the events of one slice enter, and every stage go as far as its arrivals are known."""
@@ -279,39 +263,27 @@ class _Run:
         known = self.known = dict.fromkeys(self._kept, now_s)
         for s in self._simulated:
             server = self.servers[s]
-            if s in self._mergers:
-                sources = self._mergers[s].feed.sources
-                horizon_s = min((known[source] for source, _ in sources), default=now_s)
-                arrived, self._skipped[s] = self._mergers[s].take([self._tokens(x) for x in sources], horizon_s)
-            else:
-                horizon_s = now_s
-                arrived = Tokens(entry_s[first:end], np.arange(first, end, dtype=np.int32))
-                arrived = self._delayed("hop in", s, arrived, now_s)
+            sources = self.workload.feeds[s].sources
+            horizon_s = min((known[source] for source, _ in sources), default=now_s)
+            arrived = self._flow.arrivals(s, (first, end), self._tokens, horizon_s)
             known[s] = horizon_s + hop_s
             server.receive(arrived)
             gone = server.advance(known[s])
             self._waits[s] += float(gone.times.sum()) - float(arrived.times.sum())
             if gone.times.size:
                 self._ends[s] = float(gone.times[-1])
-            gone = self.gone[s] = self._delayed("hop", s, gone, known[s])
+            gone = self.gone[s] = self._flow.sent(s, gone, known[s])
             if s in self._keep:
-                self._keep[s].append((_copy(gone), _copy(self._skipped.get(s, NONE))))
-
-    def _delayed(self, purpose: str, s: int, sent: Tokens, horizon_s: float) -> Tokens:
-        if not self.workload.hop_extra_s.size:
-            return sent
-        if (purpose, s) not in self._delays:
-            self._delays[purpose, s] = Delay(self.workload, purpose, s, self._code)
-        return self._delays[purpose, s].take(sent, horizon_s)
+                self._keep[s].append((_copy(gone), _copy(self._flow.skipped.get(s, NONE))))
 
     def window(self, stage: int) -> Tokens:
         """A kept stage's departures in the present slice."""
         return self._cut(Tokens(self._kept[stage].times_s, self._kept[stage].events))
 
-    def _tokens(self, source: tuple[int, bool]) -> Tokens:
+    def _tokens(self, source: Source) -> Tokens:
         stage, skips = source
         if stage not in self._kept:
-            return self._skipped[stage] if skips else self.gone[stage]
+            return self._flow.skipped[stage] if skips else self.gone[stage]
         kept = self._kept[stage]
         return self._cut(kept.skipped if skips else Tokens(kept.times_s, kept.events))
 
@@ -341,26 +313,16 @@ class _Run:
         )
 
 
-def _batches(server: Serving, station: Station) -> kernels.Ints:
+def _batches(server: StagePools, station: Station) -> kernels.Ints:
     """Batches by size, over all kinds of replicas."""
     batches: kernels.Ints = server.account.batches.reshape(-1, station.width).sum(axis=0)
     return batches
 
 
-def _largest_batch(server: Serving, station: Station) -> int:
+def _largest_batch(server: StagePools, station: Station) -> int:
     """Events in the largest batch that has begun; 0 without any."""
     sizes = np.flatnonzero(_batches(server, station))
     return int(sizes[-1]) if sizes.size else 0
-
-
-def _serving(workload: Workload, stage: int, station: Station, code: Any) -> Serving:
-    if station.owners is not None:
-        return BoundServer(workload, stage, station, code)
-    if station.slots > 1:
-        return SlottedServer(workload, stage, station, code)
-    if workload.lanes(stage).size or station.levels > 1:
-        return KeyedServer(workload, stage, station, code)
-    return Server(workload, stage, station, code)
 
 
 class _Kept(Mapping[int, Departures]):

@@ -23,8 +23,8 @@ Rules, held bit for bit by the event-heap reference (`tests.support.event_heap`)
   the order of the allocations, and of one kind's to the first. A batch that follows one in hand is expected to find the
   others in hand still.
 - Of several slots each serves its events as if alone; of batches that end at one instant the lower slot's come first.
-- Partitioned: each replica takes, one after another, the earliest-entered of the heads of its partitions. Batches that
-  end at one instant are ordered by (start, replica).
+- A member of an ordinary consumer group is a slot of one replica. It takes the records of its partitions in order of
+  arrival, whatever their keys: it runs one batch at a time, which keeps every order.
 - A stage's departures are emitted in order of time, a batch's in the order in which they were taken.
 
 Every kernel can stop at a *horizon*, before which its arrivals are known, and go on later: positions are counted
@@ -40,12 +40,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+FloatTable = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Events = NDArray[np.int32]
 Masks = NDArray[np.uint16]
 Flags = NDArray[np.uint8]
 FlagTable = NDArray[np.uint8]
-Members = NDArray[np.int32]
 
 # Positions are unsigned: machine code then needs no check for negative indices, at half the time per event. Their
 # constants are too, because numba makes floating-point numbers of sums of signed and unsigned integers.
@@ -406,3 +406,35 @@ def record_latencies(gone: Tokens, entry_s: Floats, hop_s: float, latency_s: Flo
         latency = times[i] + hop_s - entry_s[event]
         if not latency_s[event] >= latency:
             latency_s[event] = latency
+
+
+def look(arrived: Tokens, gone: Tokens, left: Flags, marks: Ints, looks: tuple[Floats, FloatTable]) -> None:
+    """Note what had come to a stage, and left it, before each of several instants.
+
+    Args:
+        arrived: all records that were ever sent to the stage, in order.
+        gone: departures since the last call, in order.
+        left: by event, whether it has left; written.
+        marks: (4,) records in ``arrived``, those counted, departures counted, first that has not left; written.
+        looks: the instants, ascending, and a table with a row for each, whose first columns are written: records that
+            came, records that left, and when the oldest that had not left was sent (NaN if all had).
+    """
+    instants_s, seen = looks
+    known, came, completed, oldest = marks
+    n = 0
+    for k in range(instants_s.size):
+        while came < known and arrived.times[came] < instants_s[k]:
+            came += 1
+        while n < gone.times.size and gone.times[n] < instants_s[k]:
+            left[gone.events[n]] = 1
+            n += 1
+        while oldest < came and left[arrived.events[oldest]] > 0:
+            oldest += 1
+        seen[k, 0] = came
+        seen[k, 1] = completed + n
+        seen[k, 2] = arrived.times[oldest] if oldest < came else math.nan
+    for rest in range(n, gone.times.size):
+        left[gone.events[rest]] = 1
+    marks[1] = came
+    marks[2] = completed + gone.times.size
+    marks[3] = oldest

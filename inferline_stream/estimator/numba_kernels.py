@@ -13,24 +13,12 @@ import threading
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
-from inferline_stream.estimator import batch_order, fixed_owner_kernels, kernels, keyed_queue, shared_queue
+from inferline_stream.estimator import general_queue, kernels, shared_queue
 
-_SOURCES = (kernels, shared_queue, keyed_queue, batch_order, fixed_owner_kernels)
+_SOURCES = (kernels, shared_queue, general_queue)
 _INLINED = ("drawn_s", "chosen", "bring_forward", "put_back", "push", "drop_first")
 """Where they are called, each is part of its caller: a call would count references to every array that it is given."""
-_CALLED = (
-    "draw",
-    "put_in_order",
-    "held_until",
-    "emit_rest",
-    "is_current",
-    "oldest_sent_s",
-    "starts_before",
-    "deal",
-    "serve_replica",
-    "sort_in_buckets",
-    "sort_by_tree",
-)
+_CALLED = ("draw", "put_in_order", "held_until", "emit_rest", "is_current", "oldest_sent_s", "serve_general")
 _ENTERED = (
     "draw_masks",
     "draw_keys",
@@ -40,8 +28,8 @@ _ENTERED = (
     "delay",
     "serve_shared",
     "serve_choosing",
-    "serve_keyed",
-    "serve_bound",
+    "serve_in_turn",
+    "look",
     "count_late",
     "count_missing",
     "record_latencies",

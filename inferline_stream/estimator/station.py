@@ -1,4 +1,4 @@
-"""A stage's allocation made ready for simulation: service times by batch size, queue, owner of each partition."""
+"""A stage's allocation made ready for simulation: service times by batch size, queue, slots."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Station:
         kinds: int64 (replicas,) kind of each replica, in order of the allocations.
         hold_s: how long after the oldest record was sent a free replica waits for a fuller batch; 0 never waits.
         order_slo_s: SLO of the order of the queue, max(entry time, arrival − SLO); 0 is the order of arrival.
-        owners: int64 (partitions,) replica of each partition; None for one queue.
         varying: how service times differ from S(b).
         slots: dispatchers, each with a pool and a queue of its own: partitions and replicas are dealt to them in turn.
+        partitions: of an ordinary consumer group, in which each slot is a member; 0 for dispatchers, with one each.
         concurrency: int64 (kinds,) most batches that a replica of each kind has in hand; None for one each.
 
     Raises:
-        ValueError: no replica, a slot without one, a service time that is not finite and above 0, a negative hold or
-            SLO, or a hold, slots or a concurrency of replicas that own partitions.
+        ValueError: no replica, a slot without one, a service time that is not finite and above 0, or a negative hold or
+            SLO.
     """
 
     limits: NDArray[np.int64]
@@ -49,26 +49,22 @@ class Station:
     kinds: NDArray[np.int64]
     hold_s: float = 0.0
     order_slo_s: float = 0.0
-    owners: NDArray[np.int64] | None = None
     varying: Varying = STEADY
     slots: int = 1
     concurrency: NDArray[np.int64] | None = None
+    partitions: int = 0
 
     def __post_init__(self) -> None:
         if not self.kinds.size:
             raise ValueError("a station needs a replica")
         if self.concurrency is not None and (self.concurrency.size != self.limits.size or self.concurrency.min() < 1):
             raise ValueError(f"concurrency {self.concurrency} must be 1 or more for each of {self.limits.size} kinds")
-        if self.owners is not None and self.levels > 1:
-            raise ValueError("replicas that own partitions run one batch at a time: a concurrency needs one queue")
-        if not 1 <= self.slots <= self.kinds.size or (self.slots > 1 and self.owners is not None):
-            raise ValueError(f"{self.slots} slots need as many replicas of one queue each, {self.kinds.size} are given")
+        if not 1 <= self.slots <= self.kinds.size:
+            raise ValueError(f"{self.slots} slots need as many replicas, {self.kinds.size} are given")
         if not (math.isfinite(self.hold_s) and self.hold_s >= 0):
             raise ValueError(f"hold {self.hold_s} s must be 0 or more")
         if not self.order_slo_s >= 0:
             raise ValueError(f"SLO {self.order_slo_s} s of the queue's order must be 0 or more")
-        if self.owners is not None and self.hold_s > 0:
-            raise ValueError("replicas that own partitions take what waits: a hold is simulated on one queue only")
         for kind, limit in enumerate(self.limits):
             for rows in self._levels_of(kind, int(limit)):
                 times = np.concatenate([self.table[rows], self._least(kind, rows)])
@@ -147,12 +143,13 @@ def station(
         stage: the stage's name.
         allocations: several for mixed hardware.
         order_slo_s: see `Station`.
-        partitions: of the stage's input topic, bound to replicas as in a consumer group; None for one queue.
-        slots: see `Station`.
+        partitions: of the stage's input topic, where replicas are the members of a consumer group and take records as
+            they arrive; None for dispatchers. Members beyond them have nothing to do, and are left out.
+        slots: see `Station`; of a group there is one for each member.
 
     Raises:
         InvalidInput: no replicas, an unknown profile or batch size, holds that differ, or partitions that cannot be.
-        ValueError: what `Station` refuses.
+        ValueError: members that hold batches or run several at once, and what `Station` refuses.
     """
     held = [a for a in allocations if a.replicas > 0]
     if not held:
@@ -163,21 +160,24 @@ def station(
     tables = [service_table(_profile(measured, stage, a.hardware), a.max_batch_size) for a in held]
     by_level = tables if levels == 1 else [table for a in held for table in _by_level(measured, stage, a, levels)]
     width = max(a.max_batch_size for a in held) + 1
-    owners = None
+    kinds = np.repeat(np.arange(len(held), dtype=np.int64), [a.replicas for a in held])
     if partitions is not None:
         if not 1 <= partitions <= MOST_PARTITIONS:
             raise InvalidInput(f"stage {stage!r}: {partitions} partitions, its topic needs 1 to {MOST_PARTITIONS}")
-        owners = _owners(held, tables, partitions)
+        if levels > 1 or held[0].hold_s > 0:
+            raise ValueError(f"stage {stage!r}: members of a consumer group neither run several batches nor hold one")
+        kinds, order_slo_s = kinds[:partitions], 0.0
+        slots = kinds.size
     return Station(
         limits=np.array([a.max_batch_size for a in held], dtype=np.int64),
         table=_padded([x.mean_s for x in by_level], width),
-        kinds=np.repeat(np.arange(len(held), dtype=np.int64), [a.replicas for a in held]),
+        kinds=kinds,
         hold_s=held[0].hold_s,
         order_slo_s=float(order_slo_s),
-        owners=owners,
         varying=varying(tables, width, by_level) if any(x.varies for x in tables) else STEADY,
         slots=slots,
         concurrency=np.array([a.concurrency for a in held], dtype=np.int64) if levels > 1 else None,
+        partitions=partitions or 0,
     )
 
 
@@ -221,16 +221,3 @@ def _profile(measured: PipelineProfile, stage: str, hardware: str) -> Profile:
         raise InvalidInput(
             f"stage {stage!r} was never profiled on {hardware!r} (profiled: {known}); run `inferline-stream profile`"
         ) from None
-
-
-def _owners(held: Sequence[Allocation], tables: Sequence[ServiceTable], partitions: int) -> NDArray[np.int64]:
-    """Replica of each partition: each goes to the replica that is least busy with it, of equal ones to the first."""
-    throughputs = np.concatenate(
-        [np.full(a.replicas, a.max_batch_size / float(table.mean_s[-1])) for a, table in zip(held, tables, strict=True)]
-    )
-    owned = np.zeros(throughputs.size)
-    owners = np.empty(partitions, dtype=np.int64)
-    for partition in range(partitions):
-        owners[partition] = np.argmin((owned + 1) / throughputs)
-        owned[owners[partition]] += 1
-    return owners

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from inferline_stream.estimator.evaluation import evaluate
-from inferline_stream.estimator.kernels import Ints, Varying
+from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.keys import Keys
@@ -25,24 +25,18 @@ Progress = Callable[[int, int], None]
 """(done, of how many)"""
 
 
-def compile_kernels(progress: Progress | None = None, *, everything: bool = True) -> None:
+def compile_kernels(progress: Progress | None = None) -> None:
     """Simulate a few events with each kind of queue.
 
     Args:
         progress: called before and after every step; they are slow only where nothing is cached yet.
-        everything: also partitions bound to replicas, which no product path simulates.
     """
     shape = Shape(("a", "b", "c"), (Arrow(0, 1, conditional=True), Arrow(0, 2), Arrow(1, 2)))
     measured = PipelineProfile({}, independent_paths(shape, {("a", "b"): 0.5}))
     spread_s = tuple(np.linspace(0.0, 0.5, len(HOP_PROBABILITIES)).tolist())
     keyed = replace(measured, keys=Keys((("busy", 0.5),), shape.stages), hop_spread_s=spread_s)
     plain, with_keys = (prepare(shape, profile, Trace(np.arange(8.0))) for profile in (measured, keyed))
-    steps = [
-        (plain, _station()),
-        (plain, _station(kinds=2)),
-        (with_keys, _station()),
-        (plain, _station(owners=np.zeros(1, dtype=np.int64))),
-    ][: 3 + everything]
+    steps = [(plain, _station()), (plain, replace(_station(2), slots=2)), (with_keys, _station())]
     report = progress or (lambda done, of: None)
     for done, (workload, station) in enumerate(steps):
         report(done, len(steps))
@@ -50,12 +44,11 @@ def compile_kernels(progress: Progress | None = None, *, everything: bool = True
     report(len(steps), len(steps))
 
 
-def _station(*, owners: Ints | None = None, kinds: int = 1) -> Station:
+def _station(kinds: int = 1) -> Station:
     return Station(
         limits=np.ones(kinds, dtype=np.int64),
         table=np.array([np.nan, 0.5] * kinds),
         kinds=np.arange(kinds, dtype=np.int64),
-        owners=owners,
         varying=Varying(
             fixed_s=np.full(2 * kinds, 0.5),
             per_unit_s=np.zeros(2 * kinds),

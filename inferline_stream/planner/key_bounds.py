@@ -19,7 +19,7 @@ def busiest_key(problem: Problem, stage: int, held: Sequence[Allocation] = ()) -
         held: what the stage has; kinds that it has none of count with their best batch limit.
     """
     name, keys = problem.shape.stages[stage], problem.measured.keys
-    if not keys.shares or name not in keys.ordered or name in problem.partitions:
+    if not keys.shares or name not in keys.ordered:
         return None
     key, share = keys.shares[0]
     # Batches of one key follow each other: what a replica runs beside them is of no use to it.

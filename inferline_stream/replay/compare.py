@@ -14,9 +14,8 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.clairvoyant import cheapest, work_bound
-from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.contenders import FAMILIES, Contest, Family, Setting, dispatched, ordinary
-from inferline_stream.replay.loop import replay
+from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Tuner
 from inferline_stream.tuner.policy import POLICIES

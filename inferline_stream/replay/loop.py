@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from inferline_stream.errors import UsageError
+from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.hardware import Catalogue
-from inferline_stream.pipeline.plan import Allocations, hold_of
+from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.replay.conditions import Conditions
-from inferline_stream.replay.group_plant import GroupPlant
-from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.replay.plant import Plant
 from inferline_stream.replay.policy_view import Sight, View
 from inferline_stream.replay.scalers import Scaler, Wish
 from inferline_stream.replay.stage_replicas import StageReplicas
-from inferline_stream.replay.tables import ReplicaKind, StageSetup
+from inferline_stream.tuner.live_observations import LiveObservations
 
 
 @dataclass(frozen=True, slots=True)
-class Slowdown:
-    """From ``time_s`` on the service times of a stage are ``factor`` times the profile's."""
+class Conditions:
+    """Delays of actuator and statistics, the same for every policy that is compared.
 
-    time_s: float
-    stage: str
-    factor: float
+    Args:
+        start_up_s: from asking for a replica to its READY; None takes each profile's.
+        statistics_delay_s: age of what is seen of the stages; arrivals are seen at once.
+        step_s: how often the Tuner decides.
+
+    Raises:
+        ValueError: a delay that is negative or not finite, or a step that is not above 0.
+    """
+
+    start_up_s: float | None = None
+    statistics_delay_s: float = 0.5
+    step_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        delays = (self.start_up_s or 0.0, self.statistics_delay_s)
+        if not all(math.isfinite(delay) and delay >= 0 for delay in delays) or not self.step_s > 0:
+            raise ValueError(f"{self}: delays must be 0 or more, the step above 0")
 
 
 def replay(
@@ -47,7 +59,6 @@ def replay(
     slots: Mapping[str, int],
     conditions: Conditions | None = None,
     seed: int = 0,
-    slowdowns: Sequence[Slowdown] = (),
     workload: Workload | None = None,
     partitions: int | None = None,
     observations: LiveObservations | None = None,
@@ -69,10 +80,9 @@ def replay(
         slots: of the stages that have several, as in `Plan`; members of consumer groups have none.
         conditions: delays.
         seed: of every draw.
-        slowdowns: changes of service times, for experiments.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
-        partitions: of each stage's input topic, which replicas own as in an ordinary consumer group; None for one queue
-            per slot.
+        partitions: of each stage's input topic, which replicas own as the members of an ordinary consumer group; None
+            for dispatchers, with one queue per slot.
         observations: when a live policy was asked and what it had measured, on the trace's clock: the same is done
             here. By default the first decision is made one period after time 0, and arrivals are known at once. Costs
             count from time 0 until the last event enters.
@@ -80,17 +90,8 @@ def replay(
     """
     conditions = conditions or Conditions()
     workload = workload or prepare(shape, measured, trace, seed=seed)
-    loop = _Loop(
-        shape,
-        allocations,
-        measured,
-        workload,
-        conditions,
-        slots=slots if partitions is None else {},
-        slo_s=slo_s,
-        partitions=partitions,
-    )
-    steps = loop.run(scaler, slowdowns, observations, progress)
+    loop = _Loop(shape, allocations, measured, workload, conditions, slots=slots, slo_s=slo_s, partitions=partitions)
+    steps = loop.run(scaler, observations, progress)
     return loop.outcome(scaler.name, catalogue, steps)
 
 
@@ -115,35 +116,28 @@ class _Loop:
                 f"stage {several[0]!r} runs several batches at once, and a member of a consumer group runs one; "
                 "leave out its concurrency or the partitions"
             )
-        setups = [
-            StageSetup(
-                name,
-                tuple(ReplicaKind(a.hardware, a.max_batch_size, a.concurrency) for a in allocations[name]),
-                hold_of(allocations[name]),
-                slots.get(name, 1),
-            )
+        order_slo_s = slo_s if partitions is None else 0.0
+        one_each = {name: [replace(a, replicas=1) for a in allocations[name]] for name in shape.stages}
+        stations = [
+            station(measured, name, one_each[name], order_slo_s=order_slo_s, partitions=partitions)
             for name in shape.stages
         ]
-        self._setups = setups
+        slots_of = [slots.get(name, 1) if partitions is None else 1 for name in shape.stages]
+        self._hardware = {name: tuple(a.hardware for a in held) for name, held in one_each.items()}
+        self._plant = Plant(workload, stations, slots_of)
         self._crews: list[StageReplicas] = []
-        self._plant: Plant | GroupPlant = (
-            Plant(workload, measured, setups, slo_s=slo_s)
-            if partitions is None
-            else GroupPlant(workload, measured, setups, partitions=partitions)
-        )
-        for s, setup in enumerate(setups):
-            profiles = [measured.profiles[setup.name, kind.hardware] for kind in setup.kinds]
+        for s, name in enumerate(shape.stages):
+            profiles = [measured.profiles[name, hardware] for hardware in self._hardware[name]]
             start_up_s = [p.start_up_s if conditions.start_up_s is None else conditions.start_up_s for p in profiles]
-            at_once = tuple(kind.concurrency for kind in setup.kinds)
-            crew = StageReplicas(self._plant, s, setup.slots, tuple(start_up_s), at_once)
-            crew.begin({k: a.replicas for k, a in enumerate(allocations[setup.name])})
+            at_once = tuple(a.concurrency for a in allocations[name])
+            crew = StageReplicas(self._plant, s, slots_of[s], tuple(start_up_s), at_once)
+            crew.begin({k: a.replicas for k, a in enumerate(allocations[name])})
             self._crews.append(crew)
         self.peak = sum(crew.held for crew in self._crews)
 
     def run(
         self,
         scaler: Scaler,
-        slowdowns: Sequence[Slowdown],
         observations: LiveObservations | None,
         progress: Callable[[float, float], None] | None,
     ) -> tuple[Step, ...]:
@@ -154,7 +148,6 @@ class _Loop:
         looks_back = round(delay_s / period_s) if delay_s >= period_s else 0
         sight = Sight(self._plant, self._crews, looks_back)
         sight_s = 0.0 if looks_back else delay_s
-        pending = sorted(slowdowns, key=lambda change: change.time_s)
         if observations is None:
             asked_s = period_s * np.arange(1, math.ceil(self._end_s / period_s) + 1)
         else:
@@ -169,10 +162,6 @@ class _Loop:
         for now_s in asked_s.tolist():
             if progress is not None:
                 progress(now_s - asked_s[0], asked_s[-1] - asked_s[0])
-            while pending and pending[0].time_s < now_s:
-                self._advance(max(pending[0].time_s, self._plant.now_s))
-                self._plant.slow(self._shape.stages.index(pending[0].stage), pending[0].factor)
-                del pending[0]
             self._advance(now_s - sight_s)
             sight.look()
             if sight_s:
@@ -183,7 +172,6 @@ class _Loop:
             view = View(
                 now_s,
                 seen_s[given:known],
-                int(np.searchsorted(entry_s, now_s, side="left")),
                 sight.reported,
                 sight.earlier,
                 now_s - asked_s[0] + (0.0 if observations is None else observations.watched_s),
@@ -212,19 +200,19 @@ class _Loop:
         self._plant.advance(until_s)
 
     def _apply(self, wish: Wish) -> None:
-        for crew, setup in zip(self._crews, self._setups, strict=True):
-            wanted = wish.replicas.get(setup.name)
+        for crew, (name, hardware) in zip(self._crews, self._hardware.items(), strict=True):
+            wanted = wish.replicas.get(name)
             if wanted is not None:
-                crew.want({k: wanted[kind.hardware] for k, kind in enumerate(setup.kinds) if kind.hardware in wanted})
+                crew.want({k: wanted[kind] for k, kind in enumerate(hardware) if kind in wanted})
         self.peak = max(self.peak, sum(crew.held for crew in self._crews))
 
     def outcome(self, policy: str, catalogue: Catalogue, steps: tuple[Step, ...]) -> Outcome:
         """Everything that the replay gave."""
         hours: dict[tuple[str, str], float] = {}
-        for crew, setup in zip(self._crews, self._setups, strict=True):
+        for crew, (name, hardware) in zip(self._crews, self._hardware.items(), strict=True):
             for replica in (*crew.gone, *crew.present.values()):
                 left_s = self._end_s if replica.left_s is None else min(replica.left_s, self._end_s)
-                key = (setup.name, setup.kinds[replica.kind].hardware)
+                key = (name, hardware[replica.kind])
                 hours[key] = hours.get(key, 0.0) + max(left_s - max(replica.asked_s, 0.0), 0.0) / 3600
         latency_s = self._plant.latency_s
         finals = self._shape.finals()

@@ -2,6 +2,9 @@
 
 The Estimator's own kernels serve the queues up to a horizon that moves on; between two calls replicas are added and
 removed. What stays fixed therefore agrees with the Estimator bit for bit.
+
+Calling a kernel costs more than the events of a tenth of a second. So the queues are served for several looks at once:
+when a replica comes or leaves, or when someone wants to know what was seen.
 """
 
 from __future__ import annotations
@@ -11,17 +14,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import Floats
+from inferline_stream.estimator.feeds import Source
+from inferline_stream.estimator.kernels import Floats, FloatTable, Tokens
+from inferline_stream.estimator.numba_kernels import compiled
+from inferline_stream.estimator.stage_arrivals import Flow
+from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
-from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.replay.keyed_pool import KeyedPool
-from inferline_stream.replay.plant_kernel import advance
-from inferline_stream.replay.plant_state import PlantState
-from inferline_stream.replay.shared_pool import SharedPool
-from inferline_stream.replay.tables import Seen, StageSetup, empty_tables
-
-FIRST_ROOM = 255
-"""Replicas of a queue that there is room for at first."""
+from inferline_stream.replay.consumer_group import ConsumerGroup
+from inferline_stream.replay.stage_queues import StageQueues
 
 
 class Plant:
@@ -29,94 +29,79 @@ class Plant:
 
     Args:
         workload: events and their paths.
-        measured: service times of every kind.
-        stages: in the shape's order.
-        slo_s: by which queues are ordered, see `estimator.simulate`.
+        stations: in the shape's order, how a replica of each kind serves; of a consumer group with its partitions.
+        slots: of each stage; groups have none.
     """
 
-    def __init__(
-        self,
-        workload: Workload,
-        measured: PipelineProfile,
-        stages: Sequence[StageSetup],
-        *,
-        slo_s: float,
-    ) -> None:
-        serving = [stage.station(measured, slo_s) for stage in stages]
-        tables = empty_tables(workload, serving, [stage.slots for stage in stages], most_replicas=FIRST_ROOM)
-        self.now_s = float("-inf")
-        self._steady = [not station.varies for station in serving]  # and at the profile's speed
-        self._plant_state = PlantState(tables, workload.hop_s, slo_s)
-        self._nominal = tuple(array.copy() for array in (tables.table, tables.fixed_s, tables.per_unit_s))
-        self._queues = queues = [range(*rows) for rows in tables.queues.tolist()]
-        keyed = {
-            s: [KeyedPool(self._plant_state, queue, s, workload, serving[s]) for queue in queues[s]]
-            for s in range(len(stages))
-            if workload.lanes(s).size or serving[s].levels > 1
-        }
-        self._pools: list[Sequence[KeyedPool | SharedPool]] = [
-            keyed.get(s) or [SharedPool(self._plant_state, queue) for queue in queues[s]] for s in range(len(stages))
+    def __init__(self, workload: Workload, stations: Sequence[Station], slots: Sequence[int]) -> None:
+        self.now_s = -math.inf
+        self._workload, self._code = workload, compiled()
+        self._latency_s: Floats = np.full(len(workload), math.nan)
+        self._stages = [
+            StageQueues(workload, s, station, station.partitions or slots[s], self._code)
+            for s, station in enumerate(stations)
         ]
-        self._shared = [pool for pools in self._pools for pool in pools if isinstance(pool, SharedPool)]
-        # The compiled step takes stage after stage up to one that it only fills the queues of, and goes on from there.
-        ends = [*sorted(keyed), len(stages)]
-        self._stretches = [((first, end), keyed.get(end, [])) for first, end in zip([-1, *ends], ends, strict=False)]
-        self._advance = advance()
+        self._groups = {
+            s: ConsumerGroup(self._stages[s], station.partitions)
+            for s, station in enumerate(stations)
+            if station.partitions
+        }
+        self._flow = Flow(workload, range(len(stations)), self._code)
+        self._looks: list[float] = []
+        self._served_s, self._entered = -math.inf, 0
 
     def advance(self, until_s: float) -> None:
-        """Let everything happen that happens before ``until_s``, and replicas leave that are done then."""
-        while (left_s := min((pool.next_left_s for pool in self._shared), default=math.inf)) < until_s:
-            self._advance_to(left_s)
-        self._advance_to(until_s)
-
-    def _advance_to(self, until_s: float) -> None:
-        """As `advance`, with nobody leaving before ``until_s``."""
-        plant_state = self._plant_state
-        for stretch, keyed in self._stretches:
-            self._advance(plant_state.tables, stretch, until_s, plant_state.hop_s, plant_state.slo_s)
-            for each in keyed:
-                each.advance(until_s)
-        for pool in self._shared:
-            pool.remove_left(until_s)
+        """Let everything happen that happens before ``until_s``."""
         self.now_s = until_s
+
+    def look(self) -> None:
+        """Note what can be counted of every stage at the present."""
+        self._looks.append(self.now_s)
+
+    def seen(self) -> list[FloatTable]:
+        """By stage, see `StageQueues.seen`, a row for each look since the last call."""
+        self._serve()
+        found = [np.concatenate(stage.seen) for stage in self._stages]
+        for stage in self._stages:
+            stage.seen.clear()
+        return found
 
     def add(self, s: int, slot: int, kind: int) -> None:
         """A replica that is ready now."""
-        self._pools[s][slot].add(kind, self.now_s)
+        self._serve()
+        if s in self._groups:
+            self._groups[s].add(kind, self.now_s)
+        else:
+            self._stages[s].add(slot, kind, self.now_s)
 
     def leave(self, s: int, slot: int, kind: int) -> float:
         """A replica of this kind takes no further batch. Returns when it is done, and gone."""
-        return self._pools[s][slot].leave(kind, self.now_s)
+        self._serve()
+        if s in self._groups:
+            return self._groups[s].leave(kind, self.now_s)
+        return self._stages[s].leave(slot, kind, self.now_s)
 
     @property
     def latency_s(self) -> Floats:
         """By event; NaN of those that have not reached the sink."""
-        return self._plant_state.tables.latency_s
+        self._serve()
+        return self._latency_s
 
-    def seen(self, s: int) -> Seen:
-        """What can be counted of a stage."""
-        x = self._plant_state.tables
-        first, end = self._queues[s].start, self._queues[s].stop  # what left them may not be put in order yet
-        completed = int(x.sent_count[s]) if end - first == 1 else int(x.sent_count[first:end].sum())
-        arrived, busy_s = int(x.arrived_count[s]), float(x.totals[s, 0])
-        oldest_s = self._oldest_s(s) if arrived > completed else None
-        return Seen(arrived, completed, oldest_s, busy_s, busy_s if self._steady[s] else self._nominal_s(s))
+    def _serve(self) -> None:
+        """Serve the queues up to the present."""
+        now_s, looks_s, workload = self.now_s, np.array(self._looks), self._workload
+        if now_s == self._served_s and not looks_s.size:
+            return
+        self._served_s = now_s
+        self._looks.clear()
+        first, self._entered = self._entered, int(np.searchsorted(workload.entry_s, now_s, side="left"))
+        gone: list[Tokens] = []
 
-    def slow(self, s: int, factor: float) -> None:
-        """Service times of a stage are this many times the profile's from now on."""
-        self._steady[s] = False
-        tables = self._plant_state.tables
-        for array, nominal in zip((tables.table, tables.fixed_s, tables.per_unit_s), self._nominal, strict=True):
-            array[s] = nominal[s] * factor
+        def tokens_of(source: Source) -> Tokens:
+            return self._flow.skipped[source[0]] if source[1] else gone[source[0]]
 
-    def _oldest_s(self, s: int) -> float:
-        pools = self._pools[s]
-        if len(pools) == 1:
-            return pools[0].oldest_s()
-        x = self._plant_state.tables
-        queues = zip(self._queues[s], pools, strict=True)
-        return min(pool.oldest_s() for q, pool in queues if x.arrived_count[q] > x.sent_count[q])
-
-    def _nominal_s(self, s: int) -> float:
-        batches = self._plant_state.tables.batches[s]
-        return float(batches @ np.nan_to_num(self._nominal[0][s, : batches.size]))
+        for s, stage in enumerate(self._stages):
+            arrived = self._flow.arrivals(s, (first, self._entered), tokens_of, now_s)
+            gone.append(self._flow.sent(s, stage.advance(arrived, now_s, looks_s), now_s))
+        for s in workload.shape.finals():
+            self._code.record_latencies(gone[s], workload.entry_s, workload.hop_s, self._latency_s)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inferline_stream.estimator.kernels import Floats
-from inferline_stream.replay.group_plant import GroupPlant
-from inferline_stream.replay.live_observations import Figures
 from inferline_stream.replay.plant import Plant
-from inferline_stream.replay.stage_replicas import StageReplicas
+from inferline_stream.replay.stage_replicas import Counted, StageReplicas
+from inferline_stream.tuner.live_observations import Figures
 
 RATE_SPAN_S = 10.0
 """Span over which rates of the stages are measured."""
@@ -58,7 +57,6 @@ class View:
     Args:
         time_s: now.
         arrivals_s: times of the arrivals that became known since the last decision.
-        entered: events so far.
         now: every stage as last reported.
         earlier: the same about `RATE_SPAN_S` before.
         watched_s: how long arrivals have been watched.
@@ -67,7 +65,6 @@ class View:
 
     time_s: float
     arrivals_s: Floats
-    entered: int
     now: tuple[Glimpse, ...]
     earlier: tuple[Glimpse, ...]
     watched_s: float
@@ -83,17 +80,27 @@ class Sight:
         looks_back: how many looks ago the glimpse was taken that is given out.
     """
 
-    def __init__(self, plant: Plant | GroupPlant, crews: Sequence[StageReplicas], looks_back: int) -> None:
+    def __init__(self, plant: Plant, crews: Sequence[StageReplicas], looks_back: int) -> None:
         self._plant = plant
         self._crews = crews
-        self._recent: deque[tuple[Glimpse, ...]] = deque(maxlen=looks_back + 1)
+        self._looks_back = looks_back
+        self._looks = 0
+        self._counted: list[tuple[float, list[Counted]]] = []
+        """Of the looks that are not among the glimpses yet."""
+        self._glimpses: deque[tuple[Glimpse, ...]] = deque()
+        """From the one to be reported on."""
         self._seconds: deque[tuple[Glimpse, ...]] = deque()
 
     def look(self) -> None:
         """Take in the present."""
-        now_s = self._plant.now_s
-        self._recent.append(tuple([self._glimpse(s, now_s) for s in range(len(self._crews))]))
-        given = self._recent[0]
+        self._plant.look()
+        self._counted.append((self._plant.now_s, [crew.counted() for crew in self._crews]))
+        self._looks += 1
+        if self._looks > self._looks_back + 1:
+            self._glimpses.popleft()
+        if not self._glimpses:
+            self._gather()
+        given = self._glimpses[0]
         if not self._seconds or given[0].time_s >= self._seconds[-1][0].time_s + 1.0 - 1e-9:
             self._seconds.append(given)
             while len(self._seconds) > 1 and self._seconds[1][0].time_s <= given[0].time_s - RATE_SPAN_S:
@@ -102,23 +109,22 @@ class Sight:
     @property
     def reported(self) -> tuple[Glimpse, ...]:
         """Every stage as last reported."""
-        return self._recent[0]
+        return self._glimpses[0]
 
     @property
     def earlier(self) -> tuple[Glimpse, ...]:
         """Every stage about `RATE_SPAN_S` before that, or as early as anything is known."""
         return self._seconds[0]
 
-    def _glimpse(self, s: int, now_s: float) -> Glimpse:
-        seen = self._plant.seen(s)
-        lag = seen.arrived - seen.completed
-        return Glimpse(
-            now_s,
-            seen.arrived,
-            seen.completed,
-            lag,
-            seen.oldest_s,
-            seen.busy_s,
-            seen.nominal_s,
-            *self._crews[s].counted(),
-        )
+    def _gather(self) -> None:
+        """Glimpses of all looks until now: as late as possible, so that many are gathered at once."""
+        stages = [table.tolist() for table in self._plant.seen()]
+        for (time_s, counted), *seen in zip(self._counted, *stages, strict=True):
+            self._glimpses.append(tuple([_glimpse(time_s, *pair) for pair in zip(seen, counted, strict=True)]))
+        self._counted.clear()
+
+
+def _glimpse(time_s: float, seen: Sequence[float], counted: Counted) -> Glimpse:
+    came, left, oldest_s, busy_s, nominal_s = seen
+    lag = int(came - left)
+    return Glimpse(time_s, int(came), int(left), lag, oldest_s if lag else None, busy_s, nominal_s, *counted)

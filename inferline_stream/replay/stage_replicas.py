@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from inferline_stream.pipeline.replica_slots import ReplicaSlots, leaving_order
-from inferline_stream.replay.group_plant import GroupPlant
 from inferline_stream.replay.plant import Plant
+
+Counted = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Ready and pending replicas by kind, and most batches that the ready ones have in hand."""
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ class StageReplicas:
         at_once: by kind, most batches that a replica has in hand.
     """
 
-    plant: Plant | GroupPlant
+    plant: Plant
     stage: int
     slots: int
     start_up_s: tuple[float, ...]
@@ -66,7 +68,7 @@ class StageReplicas:
     """Those present."""
     _spared: dict[str, str] = field(default_factory=dict)
     """Replicas that leave a fuller slot once their successors, by which they stand here, are ready in an empty one."""
-    _counted: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
+    _counted: Counted | None = None
 
     def __post_init__(self) -> None:
         self._dealt.deal(range(self.slots))
@@ -76,8 +78,8 @@ class StageReplicas:
         """When a replica is ready next."""
         return self._coming[0][0] if self._coming else math.inf
 
-    def counted(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-        """Ready and pending replicas by kind, and most batches that the ready ones have in hand."""
+    def counted(self) -> Counted:
+        """What there is at present."""
         if self._counted is None:
             ready, pending = [0] * len(self.start_up_s), [0] * len(self.start_up_s)
             for replica in self.present.values():

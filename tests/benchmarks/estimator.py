@@ -14,7 +14,7 @@ import numpy as np
 from inferline_stream.estimator.evaluation import SLICE_EVENTS, evaluate
 from inferline_stream.estimator.kernels import Tokens
 from inferline_stream.estimator.numba_kernels import compiled
-from inferline_stream.estimator.server import Server
+from inferline_stream.estimator.shared_pool import SharedPool
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.warmup import compile_kernels
@@ -92,7 +92,7 @@ def kernel_figures(events: int, repeats: int) -> dict[str, float]:
             times_s: np.ndarray = times_s,
             numbers: np.ndarray = numbers,
         ) -> None:
-            server = Server(workload, 0, serving, compiled())
+            server = SharedPool(workload, 0, serving, compiled())
             gone = 0
             for first in range(0, events, SLICE_EVENTS):
                 end = min(first + SLICE_EVENTS, events)
@@ -127,12 +127,8 @@ def pipeline_figures(quick: bool) -> dict[str, float | int]:
     hour = gamma_trace(1000, 1.0, 3600, np.random.default_rng(2))
     found: list[float] = []
     hour_s = cpu_s(lambda: found.append(simulate(SHAPE, allocations_at(1000), profile, hour).p99_s), 3 if quick else 7)
-    partitions = dict.fromkeys(SHAPE.stages, 24)
-
-    def partitioned() -> None:
-        found.append(simulate(SHAPE, allocations_at(1300), profile, hour, partitions=partitions).p99_s)
-
-    partitioned_s = cpu_s(partitioned, 3)
+    groups = [station(profile, name, allocations_at(1300)[name], partitions=24) for name in SHAPE.stages]
+    grouped_s = cpu_s(lambda: evaluate(prepare(SHAPE, profile, hour), groups), 3)
     hours = 4 if quick else 24
     day = gamma_trace(500, 1.0, hours * 3600, np.random.default_rng(3))
     gc.collect()
@@ -142,7 +138,7 @@ def pipeline_figures(quick: bool) -> dict[str, float | int]:
     assert np.isfinite(found).all()
     return {
         "hour_pipeline_s": hour_s,
-        "hour_partitioned_s": partitioned_s,
+        "hour_groups_s": grouped_s,
         "day_pipeline_s": day_s * 24 / hours,
         "day_hours_measured": hours,
         "day_memory_gb": memory_gb,

@@ -36,8 +36,8 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import PARTITIONS, Comparison, Tuned, compare
-from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.contenders import FAMILIES, Contest, ordinary
+from inferline_stream.replay.loop import Conditions
 from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.runs.report import RunReport
 from inferline_stream.testing.kafka import find_apache_kafka

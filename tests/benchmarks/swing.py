@@ -28,7 +28,7 @@ from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import Comparison, Tuned, compare
-from inferline_stream.replay.conditions import Conditions
+from inferline_stream.replay.loop import Conditions
 from tests.benchmarks._draws import Figures, figures_of, on_draws
 from tests.support.emulated_runs import declared_profile
 

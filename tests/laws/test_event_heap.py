@@ -10,14 +10,14 @@ import pytest
 from inferline_stream.estimator.evaluation import Departures, arrivals_at, evaluate, latencies_s, simulate_stage
 from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.numba_kernels import interpreted
-from inferline_stream.estimator.station import Station, station
+from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.variation import LEVELS
 from tests.support.event_heap import simulate_with_heap
 from tests.unit.estimator.random_pipelines import RandomPipeline, random_pipeline
-from tests.unit.estimator.small import CHAIN, ONE, allocated, measured
+from tests.unit.estimator.small import CHAIN, measured
 
 GROUPS = 10
 PIPELINES_PER_GROUP = 110
@@ -45,8 +45,8 @@ def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
     assert sum(bool(shape.joins()) for shape in shapes) > 50
     assert sum(any(a.conditional for a in shape.arrows) for shape in shapes) > 50
     assert sum(any(feed.skips for feed in p.workload.feeds) for p in pipelines) > 10
-    queues = [s for s in stations if s.owners is None]
-    assert len(stations) - len(queues) > 100
+    queues = [s for s in stations if not s.partitions]
+    assert sum(s.partitions > s.slots > 1 for s in stations) > 100
     assert sum(0 < s.order_slo_s < np.inf for s in queues) > 100
     assert sum(s.hold_s > 0 and s.limits.size > 1 for s in queues) > 50
     assert sum(s.hold_s > 0 for s in stations) > 100
@@ -55,12 +55,12 @@ def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
     assert len(varying) > 100
     assert sum(s.limits.max() > 1 and np.unique(s.varying.units).size > 1 for s in varying) > 100
     assert sum(bool(s.varying.largest.any()) for s in varying) > 100
-    assert sum(s.owners is not None for s in varying) > 50
+    assert sum(s.partitions > 0 for s in varying) > 50
     assert sum(np.unique(p.workload.entry_s).size < len(p.workload) for p in pipelines) > 20
     assert sum(s.slots > 1 for s in queues) > 50
     assert sum(s.slots > 1 and s.limits.size > 1 for s in queues) > 20
     keyed = [s for p in pipelines for i, s in enumerate(p.stations) if p.workload.lanes(i).any()]
-    assert sum(s.owners is None and s.limits.size > 1 for s in keyed) > 50
+    assert sum(not s.partitions and s.limits.size > 1 for s in keyed) > 50
     assert sum(s.hold_s > 0 for s in keyed) > 50
     assert sum(0 < s.order_slo_s < np.inf for s in keyed) > 50
     assert sum(s.levels > 1 for s in queues) > 50
@@ -161,14 +161,3 @@ def test_latencies_come_from_the_final_stage_departures() -> None:
         found = [latencies_s(pipeline.workload, evaluation.departures[s]) for s in finals]
         with np.errstate(invalid="ignore"):
             assert same(np.fmax.reduce(found), evaluation.latency_s)
-
-
-def test_ends_that_cluster_in_time_are_put_in_order_all_the_same() -> None:
-    """More batches end in one bucket of time than sorting by buckets takes: the tree of losers takes over."""
-    profile = measured(ONE, {"a": {1: 0.01, 2: 0.02}}, hop_s=0.001)
-    workload = prepare(ONE, profile, Trace(np.repeat([0.0, 7.0, 5000.0, 9000.0], [900, 3, 900, 2])), seed=1)
-    bound = station(profile, "a", allocated(9, 2), partitions=30)
-    expected = simulate_with_heap(workload, [bound]).latency_s
-    found = evaluate(workload, [bound]).latency_s
-    assert found is not None
-    assert same(found, expected)

@@ -33,7 +33,7 @@ class Happening(NamedTuple):
         stage: position in the shape.
         event: whose.
         what: it arrives, its batch starts or ends.
-        replica: which one serves it; -1 for an arrival at a shared queue.
+        replica: which one serves it; -1 for an arrival.
         batch: number of its batch; -1 for an arrival.
     """
 
@@ -81,7 +81,7 @@ class _Stage:
     station: Station
     service_key: int
     replicas: list[_Replica]
-    waiting: list[list[tuple[float, int]]]  # by partition, (arrival, event) in order of arrival; one queue: one
+    waiting: list[tuple[float, int]] = field(default_factory=list)  # (arrival, event), in order of arrival
     tokens: dict[int, list[bool]] = field(default_factory=dict)  # at a join by event: was it a record?
     sent_s: dict[int, float] = field(default_factory=dict)  # by event: when its (last) record was sent
     keys: dict[int, int] = field(default_factory=dict)  # by event, where keys keep their order
@@ -112,8 +112,9 @@ class _Simulation:
                     pool,
                     workload.key("service", s),
                     [_Replica(int(k), int(places)) for k, places in zip(pool.kinds, pool.at_once, strict=True)],
-                    [[] for _ in range(1 if station.owners is None else station.owners.size)],
-                    keys={event: key for event, key in enumerate(workload.lanes(s).tolist()) if key},
+                    keys={event: key for event, key in enumerate(workload.lanes(s).tolist()) if key}
+                    if not station.partitions
+                    else {},
                 )
                 for pool in map(station.of_slot, range(station.slots))
             ]
@@ -172,14 +173,11 @@ class _Simulation:
             if not any(tokens):
                 self._outcome(s, event, (now, s, (1, *place)), ran=False)
                 return
-        owners = pools[0].station.owners
-        slot = self._partition(s, event, len(pools)) if len(pools) > 1 else 0
-        stage = pools[slot]
-        partition = 0 if owners is None else self._partition(s, event, len(stage.waiting))
-        replica = -1 if owners is None else int(owners[partition])
-        self.log.append(Happening(now, s, event, "arrives", replica, -1))
-        stage.waiting[partition].append((now, event))
-        stage.sent_s[event] = place[0]
+        partitions = pools[0].station.partitions or len(pools)
+        slot = self._partition(s, event, partitions) % len(pools)
+        self.log.append(Happening(now, s, event, "arrives", -1, -1))
+        pools[slot].waiting.append((now, event))
+        pools[slot].sent_s[event] = place[0]
         self._plan(now, _DISPATCH, (), s, slot)
 
     def _partition(self, s: int, event: int, partitions: int) -> int:
@@ -191,19 +189,12 @@ class _Simulation:
 
     def _dispatch(self, now: float, s: int, slot: int) -> None:
         stage = self.stages[s][slot]
-        owners = stage.station.owners
-        if owners is not None:
-            for r in range(len(stage.replicas)):
-                held = [p for p in range(len(stage.waiting)) if owners[p] == r]
-                if not stage.replicas[r].full:
-                    self._start(now, s, slot, r, held)
-            return
         while True:
             free = [r for r, replica in enumerate(stage.replicas) if not replica.full]
             if not (free and self._eligible(stage)):
                 return
             chosen = self._chosen(stage, free)
-            if self._awaits_others(now, stage, chosen) or not self._start(now, s, slot, chosen, [0]):
+            if self._awaits_others(now, stage, chosen) or not self._start(now, s, slot, chosen):
                 return
 
     def _chosen(self, stage: _Stage, free: list[int]) -> int:
@@ -229,7 +220,7 @@ class _Simulation:
 
     def _eligible(self, stage: _Stage) -> list[tuple[float, int]]:
         """What waits in the one queue, less the events of keys of which some are in hand."""
-        return [entry for entry in stage.waiting[0] if stage.keys.get(entry[1]) not in stage.in_hand]
+        return [entry for entry in stage.waiting if stage.keys.get(entry[1]) not in stage.in_hand]
 
     def _expected_s(self, stage: _Stage, r: int, in_hand: int | None = None) -> float:
         """How long a replica would take for what waits: the mean. With one more in hand, or with so many."""
@@ -242,32 +233,26 @@ class _Simulation:
     def _row(station: Station, kind: int, in_hand: int, size: int) -> int:
         return (kind * station.levels + in_hand - 1) * station.width + size
 
-    def _start(self, now: float, s: int, slot: int, r: int, held: list[int]) -> bool:
+    def _start(self, now: float, s: int, slot: int, r: int) -> bool:
         """Start a batch on a free replica if there is one to start."""
         stage = self.stages[s][slot]
         station, replica = stage.station, stage.replicas[r]
         limit = int(station.limits[replica.kind])
-        one_queue = station.owners is None
-        queued = self._eligible(stage) if one_queue else [entry for p in held for entry in stage.waiting[p]]
+        queued = self._eligible(stage)
         if not queued:
             return False
         due = min(stage.sent_s[event] for _, event in queued) + station.hold_s
         if station.hold_s > 0 and len(queued) < limit and due > now:
             self._plan(due, _DISPATCH, (), s, slot)
             return False
-        batch: list[int] = self._in_order(stage)[:limit] if one_queue else []
-        while not one_queue and len(batch) < limit and any(stage.waiting[p] for p in held):
-            heads = [p for p in held if stage.waiting[p]]
-            p = min(heads, key=lambda p: stage.waiting[p][0][1])
-            batch.append(stage.waiting[p].pop(0)[1])
-        if one_queue:
-            stage.waiting[0] = [entry for entry in stage.waiting[0] if entry[1] not in batch]
-            stage.in_hand += [stage.keys[event] for event in batch if event in stage.keys]
+        batch = self._in_order(stage)[:limit]
+        stage.waiting = [entry for entry in stage.waiting if entry[1] not in batch]
+        stage.in_hand += [stage.keys[event] for event in batch if event in stage.keys]
         self.batches += 1
         row = self._row(station, replica.kind, len(replica.ends_s) + 1, len(batch))
         end = now + self._service_s(station, replica.kind, row, batch, stage.service_key)
         replica.ends_s.append(end)
-        order = self.batches if station.owners is None else r
+        order = self.batches
         self.log += [Happening(now, s, event, "starts", self._number(s, slot, r), self.batches) for event in batch]
         self._plan(end, _BATCH_ENDS, (s, slot, now, order), s, slot, r, _Batch(now, order, self.batches, batch))
         return True
@@ -301,7 +286,7 @@ class _Simulation:
         stage = self.stages[s][slot]
         stage.replicas[r].ends_s.remove(now)
         for event in batch.events:
-            if event in stage.keys and stage.station.owners is None:
+            if event in stage.keys:
                 stage.in_hand.remove(stage.keys[event])
         for position, event in enumerate(batch.events):
             self.log.append(Happening(now, s, event, "ends", self._number(s, slot, r), batch.number))

@@ -12,7 +12,7 @@ from inferline_stream.estimator.warmup import compile_kernels
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import compare
-from inferline_stream.replay.conditions import Conditions
+from inferline_stream.replay.loop import Conditions
 from tests.unit.planner.problems import random_problem
 from tests.unit.tuner import plans
 

@@ -30,8 +30,8 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import plan_to_bytes
-from inferline_stream.replay.live_observations import Figures, figures_of
 from inferline_stream.tuner.decision import Action, Decision, Reason
+from inferline_stream.tuner.live_observations import Figures, figures_of
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import POLICIES, foreseen
 

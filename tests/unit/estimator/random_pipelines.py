@@ -48,9 +48,9 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> Random
 
 
 def with_concurrency(station: Station, seed: int) -> Station:
-    """Some of the one queues with replicas that run up to four batches at once, the more the slower."""
+    """Some of the stations with replicas that run up to four batches at once, the more the slower."""
     rng = np.random.default_rng([seed, 4])
-    if station.owners is not None or rng.random() < 0.7:
+    if station.partitions or rng.random() < 0.7:
         return station
     concurrency = rng.integers(1, 5, station.limits.size)
     levels = int(concurrency.max())
@@ -71,9 +71,9 @@ def with_concurrency(station: Station, seed: int) -> Station:
 
 
 def with_slots(station: Station, seed: int) -> Station:
-    """A third of the one queues dealt to two dispatchers or three."""
+    """A third of the stations with two dispatchers or three."""
     rng = np.random.default_rng([seed, 3])
-    if station.owners is not None or rng.random() < 0.67:
+    if station.partitions or rng.random() < 0.67:
         return station
     return replace(station, slots=int(rng.integers(1, min(3, station.replicas) + 1)))
 
@@ -117,20 +117,18 @@ def random_station(rng: np.random.Generator, grid: float) -> Station:
     if grid:
         table = np.ceil(table / grid) * grid
     held = rng.integers(1, 3, kinds)
-    partitioned = rng.random() < 0.3
-    owners = None
-    if partitioned:
-        partitions = int(rng.integers(1, 10))
-        owners = rng.permutation(np.arange(partitions, dtype=np.int64) % held.sum())
-    wait = rng.random() < 0.4 and not partitioned
+    grouped = rng.random() < 0.3
+    partitions = int(held.sum() + rng.integers(0, 5)) if grouped else 0
+    wait = rng.random() < 0.4 and not grouped
     return Station(
         limits=limits.astype(np.int64),
         table=table,
         kinds=rng.permutation(np.repeat(np.arange(kinds, dtype=np.int64), held)),
         hold_s=float((grid or 0.1) * rng.integers(1, 4)) if wait else 0.0,
         order_slo_s=float(rng.choice([0.0, grid or 0.1, 4 * (grid or 0.1), np.inf])),
-        owners=owners,
         varying=random_variation(rng, table, kinds) if rng.random() < 0.5 else STEADY,
+        slots=int(held.sum()) if grouped else 1,
+        partitions=partitions,
     )
 
 

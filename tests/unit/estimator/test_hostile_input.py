@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from inferline_stream.errors import InvalidInput, UsageError
-from inferline_stream.estimator.simulation import memory_needed_bytes, simulate
+from inferline_stream.errors import InvalidInput
+from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.station import Station, service_table, station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Allocation
@@ -15,7 +15,7 @@ from inferline_stream.pipeline.trace import Trace
 from tests.unit.estimator.small import CHAIN, ONE, allocated, close, measured, trace
 
 PROFILE = measured(ONE, {"a": {1: 1.0, 4: 2.0}})
-QUEUES = [{}, {"order_slo_s": 0.1}, {"order_slo_s": math.inf}, {"partitions": {"a": 3}}]
+QUEUES = [{}, {"order_slo_s": 0.1}, {"order_slo_s": math.inf}]
 
 
 @pytest.mark.parametrize("queue", QUEUES)
@@ -87,11 +87,6 @@ def test_an_slo_of_the_order_that_cannot_be_is_refused(slo_s: float) -> None:
         simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), order_slo_s=slo_s)
 
 
-def test_holds_of_replicas_that_own_partitions_are_refused() -> None:
-    with pytest.raises(ValueError, match="on one queue only"):
-        simulate(ONE, {"a": allocated(hold_s=1.0)}, PROFILE, trace(0.0), partitions={"a": 2})
-
-
 @pytest.mark.parametrize("hold_s", [-1.0, math.nan, math.inf])
 def test_holds_that_cannot_be_are_refused(hold_s: float) -> None:
     with pytest.raises(ValueError, match="hold_s must be finite"):
@@ -118,18 +113,6 @@ def test_a_path_out_of_a_stage_that_is_not_visited_is_refused() -> None:
     profile = measured(shape, {name: {1: 1.0} for name in shape.stages}, paths=Paths((0b10,), (1.0,)))
     with pytest.raises(ValueError, match="does not visit"):
         prepare(shape, profile, trace(0.0))
-
-
-def test_a_simulation_that_needs_more_memory_than_allowed_is_refused_with_how_much_it_needs() -> None:
-    """The times of 10⁸ events are never touched: one number, shown as many."""
-    many = object.__new__(Trace)
-    object.__setattr__(many, "arrivals_s", np.broadcast_to(np.zeros(1), 10**8))
-    with pytest.raises(UsageError, match=r"100,000,000 events needs 1\.9 GB, 1\.0 GB are allowed"):
-        simulate(ONE, {"a": allocated()}, PROFILE, many, memory_bytes=1e9)
-
-
-def test_memory_grows_by_sixteen_bytes_an_event_and_two_for_each_stage() -> None:
-    assert memory_needed_bytes(10**8 + 10**6, 4) - memory_needed_bytes(10**8, 4) == 24 * 10**6
 
 
 def test_a_station_without_a_replica_is_refused() -> None:

@@ -1,19 +1,23 @@
-"""Kafka's queues: records in partitions, partitions bound to replicas."""
+"""Ordinary consumer groups: each member is a slot of one replica, and has its partitions."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from inferline_stream.errors import InvalidInput
-from inferline_stream.estimator.evaluation import Departures, arrivals_at, evaluate, simulate_stage
-from inferline_stream.estimator.simulation import simulate
+from inferline_stream.estimator.evaluation import evaluate
+from inferline_stream.estimator.numba_kernels import interpreted
+from inferline_stream.estimator.stage_pools import slot_of
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import Contention
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from tests.unit.estimator.small import CHAIN, ONE, allocated, close, measured, trace
+from tests.unit.estimator.small import ONE, allocated, measured
 
 PROFILE = measured(ONE, {"a": {1: 0.01, 4: 0.02, 8: 0.03}})
 
@@ -22,26 +26,22 @@ def poisson(rate: float, seconds: float, seed: int = 1) -> Trace:
     return gamma_trace(rate, 1.0, seconds, np.random.default_rng(seed))
 
 
-def test_one_partition_is_one_replica_however_many_there_are() -> None:
+def grouped(replicas: int, limit: int, events: Trace, partitions: int | None) -> np.ndarray:
+    serving = station(PROFILE, "a", allocated(replicas, limit), partitions=partitions)
+    latency_s = evaluate(prepare(ONE, PROFILE, events), [serving]).latency_s
+    assert latency_s is not None
+    return latency_s
+
+
+@pytest.mark.parametrize(("members", "partitions"), [(1, 12), (6, 1)])
+def test_a_member_with_every_partition_is_one_replica_of_one_queue(members: int, partitions: int) -> None:
     events = poisson(80, 50)
-    one = simulate(ONE, {"a": allocated(1, 4)}, PROFILE, events)
-    many = simulate(ONE, {"a": allocated(6, 4)}, PROFILE, events, partitions={"a": 1})
-    assert np.array_equal(one.latency_s, many.latency_s)
-    assert many.stages["a"].utilization == pytest.approx(one.stages["a"].utilization / 6)
-
-
-def test_one_replica_with_every_partition_is_a_shared_queue_at_an_entry_stage() -> None:
-    events = poisson(300, 30)
-    shared = simulate(ONE, {"a": allocated(1, 8)}, PROFILE, events)
-    bound = simulate(ONE, {"a": allocated(1, 8)}, PROFILE, events, partitions={"a": 12})
-    assert np.array_equal(shared.latency_s, bound.latency_s)
+    assert np.array_equal(grouped(members, 4, events, partitions), grouped(1, 4, events, None))
 
 
 def test_partitions_cost_latency_compared_with_a_shared_queue() -> None:
     events = poisson(600, 60)
-    shared = simulate(ONE, {"a": allocated(4, 8)}, PROFILE, events)
-    bound = simulate(ONE, {"a": allocated(4, 8)}, PROFILE, events, partitions={"a": 8})
-    assert bound.p99_s > shared.p99_s
+    assert np.quantile(grouped(4, 8, events, 8), 0.99) > np.quantile(grouped(4, 8, events, None), 0.99)
 
 
 def test_every_partition_gets_its_share_of_the_records() -> None:
@@ -59,68 +59,24 @@ def test_a_key_stays_in_its_partition_along_the_pipeline_and_a_join_goes_by_even
     assert abs(together) < 0.1
 
 
-def test_mixed_hardware_gets_partitions_by_throughput() -> None:
-    profile = measured(ONE, {"a.slow": {1: 0.030}, "a.fast": {1: 0.010}})
-    resolved = station(profile, "a", (Allocation("slow", 1, 1), Allocation("fast", 1, 1)), partitions=12)
-    assert resolved.owners is not None
-    assert np.bincount(resolved.owners).tolist() == [3, 9]
-
-
-def served_out_of_order(partitions: int, *, apart: bool) -> list[int]:
-    """Events 0, 2, 3 and 1 arrive at "b" in this order, 1 while 3 waits; in which order do they leave?"""
-    profile = measured(CHAIN, {"a": {1: 1.0}, "b": {1: 3.0}})
-    workloads = (prepare(CHAIN, profile, trace(0.0, 0.1, 0.2, 0.3), seed=seed) for seed in range(1000))
-    workload = next(w for w in workloads if (np.unique(w.partition_of(1, partitions)).size == 4) == apart)
-    gone_a = Departures(np.array([1.0, 1.2, 1.3, 5.1]), np.array([0, 2, 3, 1], dtype=np.int32))
-    gone_b = simulate_stage(
-        workload, 1, arrivals_at(workload, 1, {0: gone_a}), station(profile, "b", allocated(), partitions=partitions)
-    )
-    assert gone_b is not None
-    assert close(gone_b.times_s, [4.0, 7.0, 10.0, 13.0])
-    return gone_b.events.tolist()
-
-
-def test_a_replica_takes_the_earliest_entered_of_the_heads_of_its_partitions() -> None:
-    assert served_out_of_order(16, apart=True) == [0, 2, 1, 3]
-
-
-def test_within_a_partition_the_order_of_arrival_is_kept() -> None:
-    assert served_out_of_order(1, apart=False) == [0, 2, 3, 1]
-
-
-def test_a_record_that_stood_behind_a_later_one_counts_for_itself_once_that_one_is_gone() -> None:
-    """Event 2 waits behind event 10 in one partition. When 10 is served, event 5 arrives in the other partition."""
-    profile = measured(CHAIN, {"a": {1: 1.0}, "b": {1: 3.0}})
-    workloads = (prepare(CHAIN, profile, Trace(np.arange(13) * 0.01), seed=seed) for seed in range(1000))
-
-    def apart(partition_of: np.ndarray) -> bool:
-        return partition_of[2] == partition_of[10] != partition_of[5]
-
-    workload = next(w for w in workloads if apart(w.partition_of(1, 2)))
-    gone_a = Departures(np.array([1.0, 2.0, 2.5, 5.0]), np.array([12, 10, 2, 5], dtype=np.int32))
-    gone_b = simulate_stage(
-        workload, 1, arrivals_at(workload, 1, {0: gone_a}), station(profile, "b", allocated(), partitions=2)
-    )
-    assert gone_b is not None
-    assert gone_b.events.tolist() == [12, 10, 2, 5]
-
-
-def test_replicas_without_a_partition_stay_idle() -> None:
-    resolved = station(PROFILE, "a", allocated(5), partitions=3)
-    assert resolved.owners is not None
-    assert np.unique(resolved.owners).size == 3
+def test_partitions_are_dealt_to_the_members_in_turn_and_members_beyond_them_have_none() -> None:
     workload = prepare(ONE, PROFILE, poisson(50, 10))
-    latency_s = evaluate(workload, [resolved]).latency_s
-    assert latency_s is not None
-    assert np.isfinite(latency_s).all()
+    for members, partitions in ((3, 7), (5, 3)):
+        resolved = station(PROFILE, "a", allocated(members), partitions=partitions)
+        assert (resolved.slots, resolved.replicas) == (min(members, partitions),) * 2
+        found = slot_of(workload, 0, resolved, interpreted)
+        assert np.array_equal(found, workload.partition_of(0, partitions) % resolved.slots)
+
+
+@pytest.mark.parametrize("held", [allocated(hold_s=1.0), (Allocation("h", 1, 1, concurrency=2),)])
+def test_members_neither_hold_batches_nor_run_several(held: tuple[Allocation, ...]) -> None:
+    profile = measured(ONE, {"a": {1: 0.01}})
+    profile.profiles["a", "h"] = replace(profile.profiles["a", "h"], contention=(Contention(2, (1.5,)),))
+    with pytest.raises(ValueError, match="members of a consumer group neither"):
+        station(profile, "a", held, partitions=2)
 
 
 @pytest.mark.parametrize("partitions", [0, -1, 70_000])
 def test_partition_counts_that_cannot_be_are_refused(partitions: int) -> None:
     with pytest.raises(InvalidInput, match=str(partitions)):
         station(PROFILE, "a", allocated(), partitions=partitions)
-
-
-def test_partitions_of_every_stage_must_be_given() -> None:
-    with pytest.raises(InvalidInput, match="stage 'a': the partitions of its input topic"):
-        simulate(ONE, {"a": allocated()}, PROFILE, trace(0.0), partitions={})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -45,9 +43,3 @@ def test_dealing_replicas_to_slots_costs_latency() -> None:
 def test_a_slot_without_a_replica_is_refused(slots: int) -> None:
     with pytest.raises(ValueError, match="slots need as many replicas"):
         station(PROFILE, "a", allocated(3), slots=slots)
-
-
-def test_replicas_that_own_partitions_have_no_slots() -> None:
-    bound = station(PROFILE, "a", allocated(3), partitions=6)
-    with pytest.raises(ValueError, match="slots need as many replicas"):
-        replace(bound, slots=2)

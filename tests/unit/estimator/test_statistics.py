@@ -26,7 +26,7 @@ def test_statistics_of_a_stage_are_those_of_the_case_worked_out_by_hand() -> Non
     assert stage.utilization == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("queue", [{}, {"order_slo_s": 0.05}, {"partitions": {"a": 4, "b": 4}}])
+@pytest.mark.parametrize("queue", [{}, {"order_slo_s": 0.05}])
 def test_waits_services_and_hops_of_a_chain_add_up_to_the_latency(queue: dict[str, object]) -> None:
     profile = measured(CHAIN, {"a": {1: 0.01, 4: 0.02}, "b": {1: 0.02, 4: 0.025}}, hop_s=0.003)
     events = gamma_trace(150, 4.0, 60, np.random.default_rng(1))

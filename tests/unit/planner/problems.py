@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from typing import TypedDict, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
-from inferline_stream.estimator.simulation import simulate
+from inferline_stream.estimator.evaluation import evaluate
+from inferline_stream.estimator.quantile import quantile_s
+from inferline_stream.estimator.station import station
+from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -148,18 +152,21 @@ def least_cost(problem: Problem, most: int) -> float:
     return next((cost_of(problem, c) for c in candidates(problem, most) if meets(problem, c)), math.inf)
 
 
+def latencies_s(problem: Problem, candidate: Candidate, trace: Trace | None, order_slo_s: float) -> NDArray[np.float64]:
+    """By a simulation from scratch, without bounds, cached departures or early ends."""
+    stations = [
+        station(problem.measured, name, option, order_slo_s=order_slo_s, partitions=problem.partitions.get(name))
+        for name, option in zip(problem.shape.stages, candidate, strict=True)
+    ]
+    workload = prepare(problem.shape, problem.measured, trace or problem.traces[0], seed=problem.seed)
+    latency_s = evaluate(workload, stations).latency_s
+    assert latency_s is not None
+    return latency_s
+
+
 def p99_s(problem: Problem, candidate: Candidate, trace: Trace | None = None, slo_s: float | None = None) -> float:
-    """P99 by a simulation from scratch, without bounds, cached departures or early ends."""
-    found = simulate(
-        problem.shape,
-        dict(zip(problem.shape.stages, candidate, strict=True)),
-        problem.measured,
-        trace or problem.traces[0],
-        order_slo_s=slo_s or problem.queue_slo_s,
-        partitions=problem.partitions or None,
-        seed=problem.seed,
-    )
-    return found.quantile_s(problem.objective)
+    """P99 by `latencies_s`."""
+    return quantile_s(latencies_s(problem, candidate, trace, slo_s or problem.queue_slo_s), problem.objective)
 
 
 def meets(problem: Problem, candidate: Candidate) -> bool:

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import Arrow
@@ -13,22 +12,13 @@ from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.predicted_changes import Surrogate, nearby
 from inferline_stream.planner.problem import cost_of, price_of, replaced
-from tests.unit.planner.problems import chain, plain_problem, random_problem
+from tests.unit.planner.problems import chain, latencies_s, plain_problem, random_problem
 
 PLENTY = 99
 
 
 def _late(problem, candidate):
-    held = dict(zip(problem.shape.stages, candidate, strict=True))
-    found = simulate(
-        problem.shape,
-        held,
-        problem.measured,
-        problem.traces[0],
-        order_slo_s=problem.target_s,
-        partitions=problem.partitions or None,
-    )
-    return int((found.latency_s > problem.target_s).sum())
+    return int((latencies_s(problem, candidate, None, problem.target_s) > problem.target_s).sum())
 
 
 def _singles(problem, surrogate, stage):

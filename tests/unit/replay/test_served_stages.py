@@ -16,8 +16,8 @@ from inferline_stream.pipeline.profile import Contention, PipelineProfile
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.replay.clairvoyant import work_bound
 from inferline_stream.replay.compare import NAMES, NO_TUNER, Comparison, compare
-from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.contenders import FAMILIES, Contest
+from inferline_stream.replay.loop import Conditions
 from tests.unit.tuner import plans
 
 CALM = levels_trace([(60.0, 20.0)], 1.0, np.random.default_rng(1))

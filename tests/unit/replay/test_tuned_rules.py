@@ -12,8 +12,8 @@ from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace, levels_trace
 from inferline_stream.replay.compare import AS_DEFAULT, Comparison, compare
-from inferline_stream.replay.conditions import Conditions
 from inferline_stream.replay.contenders import FAMILIES
+from inferline_stream.replay.loop import Conditions
 from tests.support.emulated_runs import declared_profile, plan_by_hand
 
 

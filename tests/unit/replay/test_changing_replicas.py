@@ -16,7 +16,6 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Contention, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.replay.loop import Slowdown
 from inferline_stream.replay.policy_view import Glimpse, View
 from inferline_stream.replay.scalers import Scheduled, Wish
 from tests.unit.replay.test_loop import ONE, run
@@ -196,18 +195,6 @@ def test_a_policy_sees_the_share_of_places_that_are_busy_and_the_oldest_event_th
     assert by_time[1.5].busy_share(None) == pytest.approx((1.25 + 1.25 + 1.40625) / (1.5 * 4))
     assert [(by_time[t].lag, by_time[t].oldest_s) for t in (0.5, 1.5, 2.0)] == [(3, 0.0), (1, 0.2), (5, 1.6)]
     assert (by_time[5.5].lag, by_time[5.5].oldest_s) == (0, None)
-
-
-def test_a_stage_that_slows_down_serves_at_its_new_speed_and_its_nominal_times_stay_the_profiles():
-    """Pairs of events, 1.25 s alone and 1.40625 s beside another; from the third pair on three times as long."""
-    watching = Watching()
-    held = {"a": (Allocation("x", 1, 1, concurrency=2),)}
-    trace = Trace(np.repeat(np.arange(0.0, 50.0, 10.0), 2))
-    found = run(waiting(1.0), held, trace, watching, slowdowns=[Slowdown(15.0, "a", 3.0)])
-    assert found.latency_s == pytest.approx([1.25, 1.40625] * 2 + [3.75, 4.21875] * 3)
-    last = watching.seen[-1]
-    assert last.nominal_s == pytest.approx(4 * (1.25 + 1.40625))
-    assert last.busy_s == pytest.approx((2 + 2 * 3) * (1.25 + 1.40625))
 
 
 def test_members_of_a_consumer_group_run_one_batch_at_a_time():

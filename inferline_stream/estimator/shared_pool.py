@@ -1,4 +1,4 @@
-"""A stage with one queue being simulated: its arrivals in buffers, its replicas as arrays that the kernel reads."""
+"""One queue and the replicas that serve it from the beginning to the end: `shared_queue`, with its buffers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_LOTS = np.empty(0, dtype=np.uint16)
 _NEEDED = 3  # place in `marks` of the first position still needed
 
 
-class Server:
+class SharedPool:
     """Takes arrivals in order, gives departures in order, up to a horizon that moves on.
 
     Args:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from inferline_stream.estimator.simulation import simulate
+from inferline_stream.estimator.evaluation import evaluate
+from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.replay.conditions import Conditions
+from inferline_stream.replay.loop import Conditions
 from inferline_stream.replay.scalers import Fixed, Scheduled
 from tests.unit.estimator.random_pipelines import random_shape, random_spread_s
 from tests.unit.replay.test_loop import KINDS, ONE, SLO_S, one_stage, run
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_members_with_a_partition_each_are_the_estimators_bound_replicas_bit_for_bit(seed):
+def test_members_with_a_partition_each_are_the_estimators_slots_of_one_replica_bit_for_bit(seed):
     rng = np.random.default_rng(seed)
     shape = random_shape(rng)
     while len(shape.finals()) > 1:
@@ -36,9 +37,9 @@ def test_members_with_a_partition_each_are_the_estimators_bound_replicas_bit_for
     idle = Fixed()
     idle.period_s = 0.7
     found = run(measured, held, trace, idle, shape=shape, seed=seed, partitions=members)
-    partitions = dict.fromkeys(shape.stages, members)
-    expected = simulate(shape, held, measured, trace, partitions=partitions, seed=seed)
-    assert found.latency_s.tobytes() == expected.latency_s.tobytes()
+    stations = [station(measured, name, held[name], partitions=members) for name in shape.stages]
+    expected = evaluate(prepare(shape, measured, trace, seed=seed), stations).latency_s
+    assert found.latency_s.tobytes() == expected.tobytes()
 
 
 def test_a_partition_moves_with_what_waits_in_it_once_its_owner_has_done_what_it_has_in_hand():

@@ -1,4 +1,6 @@
-"""One queue per stage that keeps the order of a key's events: rules in `estimator.kernels`.
+"""The queue with everything: several kinds, keys in order, several batches at once, replicas that come and go.
+
+It obeys the rules in `estimator.kernels`. Where none of this is needed, `shared_queue` is two to four times as fast.
 
 A lane per key holds its events that wait. Eligible are events without a lane and lanes none of whose events is in hand:
 they stand in a heap. An entry of a lane is out of date once its rank or its first event is another.
@@ -18,6 +20,7 @@ from inferline_stream.estimator.kernels import (
     Account,
     Events,
     Floats,
+    FloatTable,
     Index,
     Ints,
     Masks,
@@ -30,10 +33,10 @@ from inferline_stream.estimator.shared_queue import Ring, bring_forward, put_bac
 
 
 class Lanes(NamedTuple):
-    """The lanes. Lane 0 stands for none.
+    """The lanes. Lane 0 stands for none. Several slots of a stage share them: each key is in one slot.
 
     Args:
-        lane_of: by event.
+        lane_of: by event; empty where no key keeps its order, as are ``following`` and ``number``.
         following: by event, the next one that waits in its lane; -1 for the last.
         sent_s: by event that waits.
         number: by event that waits, its place among all arrivals.
@@ -61,7 +64,7 @@ class Crews(NamedTuple):
     """Replicas that run several batches at once: each has as many places in the ring, of which any does.
 
     Args:
-        replica_of: (places,) replica of each row of ``KeyedState.members``.
+        replica_of: (places,) replica of each row of ``GeneralState.members``.
         kinds: (replicas,) kind of each.
         at_once: (replicas,) most batches in hand, which is how many places it has; 0 for one that leaves: its free
             places are not in the ring, and those of its batches in hand go from there as these end.
@@ -83,7 +86,7 @@ class Heap(NamedTuple):
     size: Ints
 
 
-class KeyedState(NamedTuple):
+class GeneralState(NamedTuple):
     """Replicas and what waits for them. A replica has one place, or several where it runs several batches at once.
 
     Args:
@@ -181,8 +184,8 @@ def drop_first(heap: Heap, end: np.uint64) -> None:
     heap.item[place] = item
 
 
-def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedState, out: Tokens) -> np.int64:
-    """As `shared_queue.serve_choosing`, where keys keep their order, or replicas run several batches at once.
+def serve_general(queue: Queue, service: Service, account: Account, state: GeneralState, out: Tokens) -> np.int64:
+    """Serve the queue up to its horizon.
 
     Args:
         queue: arrivals.
@@ -201,6 +204,7 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
     replica_of, kinds, at_once, under_way = crews
     ring = Ring(ring_time, ring_row, ring_size, ring_kind)
     lane_of, following, sent_s, number_of, first_of, last_of, waiting_in, in_hand, rank_of, falls = lanes
+    keyed = lane_of.size > 0
     heap_rank, heap_number, heap_item, _ = heap
     batches, totals = account
     out_times, out_events = out
@@ -235,7 +239,7 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
                 out_times[gone] = end_s
                 out_events[gone] = event
                 gone += ONE
-                lane = Index(lane_of[Index(event)])
+                lane = Index(lane_of[Index(event)]) if keyed else ZERO
                 if lane == ZERO:
                     continue
                 in_hand[lane] -= 1
@@ -272,7 +276,7 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
             sent_s[own] = times[m]
             m += ONE
             item = np.int64(own)
-            lane = Index(lane_of[own])
+            lane = Index(lane_of[own]) if keyed else ZERO
             if lane == ZERO:
                 eligible += 1
             else:
@@ -419,3 +423,35 @@ def serve_keyed(queue: Queue, service: Service, account: Account, state: KeyedSt
     marks[4] = eligible
     clock[0] = wake_s
     return np.int64(gone)
+
+
+def serve_in_turn(
+    queue: Queue, service: Service, account: Account, state: GeneralState, out: tuple[Tokens, Floats, FloatTable]
+) -> np.int64:
+    """Serve the queue up to one instant after another.
+
+    Args:
+        queue: arrivals; those that arrive before the last of the instants are all there.
+        service: how batches are served.
+        account: what was done.
+        state: read and written.
+        out: departures, written; the instants, ascending; and (instants, 2), written: Σ of the service times of the
+            batches begun before each, and Σ of their S(b).
+
+    Returns:
+        How many departures were written.
+    """
+    times, events, n, base, _, entry_s = queue
+    (gone_times, gone_events), instants_s, spent_s = out
+    gone = np.int64(0)
+    for k in range(instants_s.size):
+        if state.marks[1] > 0:
+            part = Queue(times, events, n, base, instants_s[k], entry_s)
+            gone += serve_general(part, service, account, state, Tokens(gone_times[gone:], gone_events[gone:]))
+        spent_s[k, 0] = spent_s[k, 1] = account.totals[0]
+        if service.lots.size > 0:
+            spent_s[k, 1] = 0.0
+            for row in range(account.batches.size):
+                if account.batches[row] > 0:
+                    spent_s[k, 1] += account.batches[row] * service.table[row]
+    return gone

@@ -1,0 +1,113 @@
+"""One stage under control: its queues, replicas that come and go, and what can be counted of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from inferline_stream.estimator.general_pool import GeneralPool, lanes_of
+from inferline_stream.estimator.kernels import Floats, FloatTable, Ints, Tokens
+from inferline_stream.estimator.stage_pools import dealt, together
+from inferline_stream.estimator.station import Station
+from inferline_stream.estimator.workload import Workload
+
+
+class StageQueues:
+    """The queues of a stage's slots, without any replica at first.
+
+    Args:
+        workload: events and their paths.
+        stage: position in the shape.
+        station: how a replica of each kind serves; of a consumer group with the partitions of its topic.
+        slots: of the stage; of a group as many as it has partitions.
+        code: the kernels.
+    """
+
+    def __init__(self, workload: Workload, stage: int, station: Station, slots: int, code: Any) -> None:
+        events, lanes = len(workload), lanes_of(workload, stage, station)
+        self.seen: list[FloatTable] = []
+        """By `advance`, and look: records that came, that left, when the oldest there was sent (NaN without one), Σ of
+        the service times of the batches begun, and the same as the profile has it."""
+        self._pools = [GeneralPool(workload, stage, station, lanes, code, staffed=False) for _ in range(slots)]
+        self._partition_of = workload.partition_of(stage, slots, code=code)
+        self._owner = np.arange(slots)
+        self._next_owner, self._moves_s, self._moves = self._owner, np.full(slots, math.inf), False
+        self._arrived = Tokens(np.empty(events), np.empty(events, np.int32))
+        self._left = np.zeros(events, np.uint8)
+        self._marks = np.zeros(4, np.int64)
+        self._look = code.look
+
+    def advance(self, sent: Tokens, until_s: float, looks_s: Floats) -> Tokens:
+        """Departures before ``until_s``.
+
+        Args:
+            sent: records sent to the stage before then, and after the last call.
+            until_s: not before the last call's.
+            looks_s: instants in between at which `seen` is counted.
+        """
+        known = int(self._marks[0])
+        end = known + sent.times.size
+        self._arrived.times[known:end], self._arrived.events[known:end] = sent.times, sent.events
+        self._marks[0] = end
+        self._receive(sent)
+        seen = np.empty((looks_s.size, 5))
+        gone = self._serve(until_s, looks_s, seen)
+        self._look(self._arrived, gone, self._left, self._marks, (looks_s, seen))
+        self.seen.append(seen)
+        return gone
+
+    def _serve(self, until_s: float, looks_s: Floats, seen: FloatTable) -> Tokens:
+        """Departures before ``until_s``; what was spent is written behind what is seen."""
+        move_s = float(self._moves_s.min()) if self._moves else math.inf
+        if move_s < until_s:
+            first = int(np.searchsorted(looks_s, move_s, side="right"))
+            before = self._serve(move_s, looks_s[:first], seen[:first])
+            before = Tokens(before.times.copy(), before.events.copy())
+            self._move(move_s)
+            after = self._serve(until_s, looks_s[first:], seen[first:])
+            return Tokens(np.concatenate([before.times, after.times]), np.concatenate([before.events, after.events]))
+        instants_s = np.append(looks_s, until_s)
+        spent_s = np.zeros((len(self._pools), instants_s.size, 2))
+        gone = [pool.advance_in_turn(instants_s, own) for pool, own in zip(self._pools, spent_s, strict=True)]
+        seen[:, 3:] = spent_s[0, :-1] if len(gone) == 1 else spent_s[:, :-1].sum(axis=0)
+        return together(gone)
+
+    def add(self, slot: int, kind: int, now_s: float) -> None:
+        """A replica that is ready now."""
+        self._pools[slot].add(kind, now_s)
+
+    def leave(self, slot: int, kind: int, now_s: float) -> float:
+        """A replica of this kind takes no further batch. Returns when it is done, and gone."""
+        return self._pools[slot].leave(kind, now_s)
+
+    def deal(self, owner: Ints, now_s: float) -> None:
+        """Give the partitions to other slots, where keys do not count.
+
+        One that moves does so with what waits in it, once its slot of before has done what it has in hand.
+        """
+        ends_s = np.array([pool.ends_s(now_s) for pool in self._pools])
+        self._next_owner = owner
+        self._moves_s = np.where(owner == self._owner, math.inf, ends_s[self._owner])
+        self._moves = True
+        self._move(now_s)
+
+    def _move(self, now_s: float) -> None:
+        due = self._moves_s <= now_s
+        if not due.any():
+            return
+        self._owner = np.where(due, self._next_owner, self._owner)
+        self._moves_s[due] = math.inf
+        self._moves = bool((self._moves_s < math.inf).any())
+        times, events = (np.concatenate(k) for k in zip(*(pool.withdraw(now_s) for pool in self._pools), strict=True))
+        order = np.lexsort((events, times))
+        self._receive(Tokens(times[order], events[order]))
+
+    def _receive(self, sent: Tokens) -> None:
+        if len(self._pools) == 1:
+            self._pools[0].receive(sent)
+            return
+        slot_of = self._owner[self._partition_of[sent.events]]
+        for pool, own in zip(self._pools, dealt(sent, slot_of, len(self._pools)), strict=True):
+            pool.receive(own)
