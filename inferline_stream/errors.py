@@ -10,7 +10,7 @@ InferlineError
 │   └── Unsettled             a transaction could not be ended (kafka.writer)
 ├── GateFailed             6  the run ended, its SLO gate did not hold
 ├── StageFailed            1  a stage raised or broke its contract on a batch
-│   └── WorkerFailed          in the profiler's process (profiler.worker_process)
+│   └── ReplicaFailed         on the profiler's bench (profiler.replica_failures)
 ├── ServerUnavailable      1  what a stage asks takes no batch now; raised by stages, too
 ├── LeadershipLost         1  another controller leads (controlplane.leadership)
 ├── KafkaFailed            1  Kafka refuses a record or a commit (kafka.records)

@@ -13,14 +13,17 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
+
+import msgspec
 
 from inferline_stream.actuators.affinity import cores_for
 from inferline_stream.actuators.batch_deaths import is_batchs_doing
 from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.child_logs import ChildLogs
 from inferline_stream.actuators.device_watch import DeviceWatch, NoDevice
-from inferline_stream.actuators.devices import Device, devices_for, used_by_others
+from inferline_stream.actuators.devices import Device, carries, devices_for, used_by_others
 from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.processes import FoundProcess, Remote
@@ -39,6 +42,7 @@ from inferline_stream.dataplane.supervisor_messages import (
     FromDispatcher,
     decode_from_dispatcher,
 )
+from inferline_stream.isolation.audit import Audit
 from inferline_stream.isolation.confinement import confined, dispatcher_confinement
 from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.isolation.driver import UvmNode
@@ -65,6 +69,8 @@ class Children:
         replica_module: what a replica's process runs as ``__main__``.
         dispatcher_module: likewise.
         single: whether it starts one process: nothing is started then that could fork the next one.
+        audits: by stage, what watches its replica rather than confining it. Where devices do not go round, such
+            replicas share one.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class Children:
         replica_module: str = REPLICA_MODULE,
         dispatcher_module: str = DISPATCHER_MODULE,
         single: bool = False,
+        audits: Mapping[str, Audit] = MappingProxyType({}),
     ) -> None:
         self.all: list[Child] = []
         self._logs = ChildLogs(log_folder)
@@ -91,6 +98,7 @@ class Children:
         self._placed = placed
         self._modules = (replica_module, dispatcher_module)
         self._single = single
+        self._audits = audits
         self._fork_servers = ForkServers()
         self._uvm = UvmNode()
         self._machine = os.sched_getaffinity(0)
@@ -109,21 +117,32 @@ class Children:
         """
         if spec.hardware.gpus and not self._placed and spec.isolation.level == "sandbox" and (lack := self._uvm.lack()):
             raise NoDevice(lack)
-        devices = self._devices_for(spec.hardware)
+        try:
+            devices = self._devices_for(spec.hardware)
+        except NoDevice:
+            devices = tuple(device.uuid for device in self._seen if carries(device, spec.hardware))[:1]
+            if spec.stage not in self._audits or not devices:
+                raise
         cores = spec.hardware.cores
         taken = [(other.cores, other.pinned) for other in self.all]
         known = [d for d in (self._seen if self._given is None else self._given) if d.uuid in devices]
         near = frozenset[int]().union(*(device.near for device in known))
         pinned = frozenset[int]() if self._placed else cores_for(cores, self._machine, taken, near)
+        audit = self._audits.get(spec.stage)
+        confinement = confined(spec.isolation, spec.topology, spec.hardware)
+        if audit is not None:
+            confinement = audit.confinement
+            spec = msgspec.structs.replace(spec, audit=confinement.audit)
         launch = Launch(
             self._modules[0],
-            confined(spec.isolation, spec.topology, spec.hardware),
+            confinement,
+            audit=audit,
             cores=cores,
             pinned=pinned,
             devices=devices or None if self._placed else devices,
             minors=_minors(known),
         )
-        if spec.isolation.level in RUNTIMES:
+        if spec.isolation.level in RUNTIMES and audit is None:
             child = self._contained(spec, launch)
         else:
             child = self._started(
@@ -159,6 +178,12 @@ class Children:
             hear=self._hear_dispatcher,
             mark=mark_file(),
         )
+
+    def forks(self, spec: ReplicaSpec) -> bool | None:
+        """Return whether the next replica of a stage and hardware kind is forked; None while that is not known."""
+        if self._fork_servers.refused(spec.stage, spec.hardware.name):
+            return False
+        return self._fork_servers.ready(spec.stage, spec.hardware.name) or None
 
     async def room(self, specs: Iterable[ReplicaSpec]) -> Mapping[str, int]:
         """Return nothing: a replica that finds no device waits for one, and says so."""

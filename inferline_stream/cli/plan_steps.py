@@ -28,7 +28,7 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, simulation_bytes
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.core_budget import replica_cores
-from inferline_stream.profiler.cluster_bench import MakeActuator
+from inferline_stream.profiler.benches import MakeActuator
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.overheads import keep_overheads, measure_overheads, needs_overheads, overheads_file
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline

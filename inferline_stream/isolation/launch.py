@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from inferline_stream.isolation import bootstrap, limits
+from inferline_stream.isolation.audit import Audit
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.containers import RUNTIMES, Container
 from inferline_stream.isolation.driver import minors_of
@@ -28,7 +29,7 @@ class Launch:
         cores: how many it may use; numeric libraries learn it, too.
         pinned: the only cores it may run on; empty for all.
         orphaned: what it is sent when this process has ended.
-        files: descriptors that it inherits besides.
+        audit: watches it rather than confining it; closed with this.
         forks: whether it is a parent that replicas are forked from.
         devices: UUIDs of the GPUs that it may use; None for those that this process may use.
         minors: of their nodes; where they are None, as the driver lists them.
@@ -45,7 +46,7 @@ class Launch:
         cores: float,
         pinned: Collection[int] = (),
         orphaned: signal.Signals = signal.SIGKILL,
-        files: tuple[int, ...] = (),
+        audit: Audit | None = None,
         forks: bool = False,
         devices: Sequence[str] | None = None,
         minors: tuple[int, ...] | None = None,
@@ -55,7 +56,8 @@ class Launch:
         self._scratch = ""
         self._cores = cores
         self._process = 0
-        self.files = files
+        self._audit = audit
+        self.files = () if audit is None else audit.files
         """Descriptors that it inherits."""
         within = None
         arguments = []
@@ -74,7 +76,7 @@ class Launch:
             within = replace(within, minors=minors_of(devices) if minors is None else minors)
         if within is not None and within.kafka_ports:  # a process that may connect to nothing needs no addresses
             self._names = NameService()
-            self.files = (*files, self._names.theirs.fileno())
+            self.files = (*self.files, self._names.theirs.fileno())
             arguments = [str(self._names.theirs.fileno())]
         self.confinement = confinement if within is None else within
         """As its environment says, its own folder included."""
@@ -86,6 +88,8 @@ class Launch:
         self._process = process
         if self._shares:
             limits.begin_share(process)  # before it has helpers
+        if self._audit is not None:
+            self._audit.watch(process)
         if self._names is not None:
             self._names.theirs.close()
 
@@ -118,6 +122,8 @@ class Launch:
         """It has ended, or was never started."""
         if self._names is not None:
             self._names.close()
+        if self._audit is not None:
+            self._audit.close()
         if self._process:
             limits.leave_groups(self._process)
         if self._container is not None:

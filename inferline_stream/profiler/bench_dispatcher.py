@@ -1,205 +1,212 @@
-"""A dispatcher's process on the bench: it hands a replica batches of sample events, as one does those of Kafka.
+"""``python -m … [NAMES] CHANNEL``: a dispatcher of the profiler, in the place of the usual one.
 
-Its channel brings the `DispatcherSpec`, then one datagram with two descriptors: of the profiler's orders, and of the
-connection to the replica. It answers `StageBuilt` once it could begin, again once the replica could, and then each
-`Measure` with `Times`.
+An actuator starts it and attaches replicas to it as in a run, so that each is placed, sealed and reached as it will be.
+It takes in no events: orders come through one topic, `Order` by `Order`, and answers go out through another.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
+import functools
+import logging
 import os
 import socket
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import uvloop
+import msgspec
 
-from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
-from inferline_stream.dataplane.frames import (
-    Batch,
-    Broken,
-    Done,
-    Failed,
-    Leave,
-    Results,
-    Returned,
-    StageInput,
-    ToDispatcher,
-)
-from inferline_stream.dataplane.frames import Ready as Built
-from inferline_stream.dataplane.supervisor_messages import MAX_DATAGRAM_BYTES
-from inferline_stream.isolation.addressed_loop import Loop
-from inferline_stream.isolation.confinement import dispatcher_confinement
-from inferline_stream.isolation.seal import seal
-from inferline_stream.profiler.worker_messages import (
-    LENGTH_BYTES,
-    SAMPLE_BATCH,
-    Answer,
-    Failure,
+from inferline_stream.dataplane.dispatcher.process import serve
+from inferline_stream.dataplane.dispatcher.supervisor_channel import SupervisorChannel
+from inferline_stream.dataplane.frames import Profiling, StageInput
+from inferline_stream.dataplane.process_specs import DispatcherSpec
+from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
+from inferline_stream.dataplane.until_first import until_first
+from inferline_stream.kafka.controller_client import Followed, TopicFollower
+from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.profiler.bench_messages import (
+    NO_ANSWER,
+    Answered,
+    Assembler,
+    BenchAnswer,
+    FromBench,
     Measure,
-    StageBuilt,
-    Times,
-    decode_request,
-    framed,
-    length_of,
+    NotReady,
+    Order,
+    RunEvents,
+    SampleInputs,
+    Standing,
+    Unreadable,
+    decode_to_bench,
+    dispatcher_of,
+    pieces,
 )
+from inferline_stream.profiler.timed_replica import TimedReplica
 
-_ENDED = Failure("its replica has ended", ended=True)
+logger = logging.getLogger(__name__)
+
+MODULE = "inferline_stream.profiler.bench_dispatcher"
+
+_STANDING_S = 2.0
+"""How often the profiler hears that this lives, where nothing changes: little beside what is timed."""
+
+_READ_S = 0.2
+_SHOWN_BYTES = 16
+"""Of a message that cannot be read: its kind, and nothing of an event."""
 
 
-class Bench:
-    """One replica, which it gives batches, and times each from handing it over to having its results.
+class BenchDispatcher:
+    """Serves the newest order with the replica that it names.
 
     Args:
-        replica: the connection to it.
-        remote: whether it is on another host, so that the way there and back is no part of its service time.
+        spec: what the process was given.
+        channel: to the supervisor.
+        seal_it: called once Kafka is connected.
     """
 
-    def __init__(self, replica: socket.socket, *, remote: bool = False) -> None:
-        self._remote = remote
-        self._heard: asyncio.Queue[ToDispatcher | None] = asyncio.Queue()
-        self._connection = ReplicaConnection(replica, self._hear, lambda why: self._hear(None))
-        self._numbers = itertools.count(1)
-        self.alive = True
-        """Whether the replica may be given another batch."""
+    def __init__(self, spec: DispatcherSpec, channel: socket.socket, seal_it: Callable[[], None]) -> None:
+        self._spec = spec
+        self._supervisor = SupervisorChannel(channel, self._attach, self._hear)
+        self._seal_it = seal_it
+        self._names = spec.routes.names
+        self._replicas: dict[str, TimedReplica] = {}
+        self._changed = asyncio.Event()
+        """Set where another replica is ready, or one is no longer."""
+        self._inputs: list[StageInput] = []
+        self._assembler = Assembler()
+        self._stopped = asyncio.Event()
+        self._saying = asyncio.Lock()
+        """Held for all pieces of a message."""
 
-    def _hear(self, frame: ToDispatcher | None) -> None:
-        self.alive = self.alive and frame is not None and not isinstance(frame, Broken)
-        self._heard.put_nowait(frame)
+    def leave(self, why: str) -> None:
+        """End."""
+        logger.info("dispatcher %s leaves: %s", self._spec.dispatcher, why)
+        self._stopped.set()
 
-    async def built(self) -> Answer:
-        """Wait until the replica says that it is ready."""
-        return StageBuilt() if isinstance(await self._heard.get(), Built) else _ENDED
+    async def run(self) -> int:
+        """Serve until the supervisor says stop, or is gone; return the exit code.
 
-    def leave(self) -> None:
-        """Have the replica end once it has no batch in hand."""
-        self._connection.send(Leave())
+        Raises:
+            Unreachable: Kafka does not answer.
+        """
+        servers = self._spec.bootstrap_servers
+        async with TopicFollower(servers, self._names.control) as orders, RecordProducer(servers) as producer:
+            self._seal_it()
+            self._supervisor.listen()
+            self._supervisor.say(Serving())
+            try:
+                await until_first(self._follow(orders, producer), self._stand(producer), self._stopped.wait())
+            finally:
+                self._supervisor.close()
+        return 0
 
-    def close(self) -> None:
-        """Close the connection: whatever is measured fails."""
-        self._connection.close()
-        self._hear(None)
+    def _attach(self, message: Attach, sock: socket.socket) -> None:
+        self._drop(message.replica)
+        self._replicas[message.replica] = TimedReplica(
+            message.replica, message.hardware, sock, changed=self._changed.set, replace=self._replace
+        )
 
-    async def run(self, inputs: Sequence[StageInput]) -> list[Done | Failed] | Failure:
-        """Run events once, a few at a time; returns what became of each."""
-        found: list[Done | Failed] = []
-        for start in range(0, len(inputs), SAMPLE_BATCH):
-            self._connection.send(Batch(1, next(self._numbers), list(inputs[start : start + SAMPLE_BATCH])))
-            frame = await self._heard.get()
-            if not isinstance(frame, Results):
-                return _failure(frame, SAMPLE_BATCH) or _ENDED
-            found += frame.outcomes
-        return found
+    def _replace(self, replica: str, why: str) -> None:
+        self._supervisor.say(Replace(replica, f"{NO_ANSWER}: {why}"))
 
-    async def measure(self, order: Measure) -> Times | Failure:
-        """Time batches of one size; the first, which allocates and compiles, does not count."""
-        if order.concurrency > 1:
-            return await self._measure_together(order)
-        events = itertools.cycle(order.inputs)
-        service_s: list[float] = []
-        network_s: list[float] = []
-        end_s = 0.0
-        while len(service_s) <= order.fewest or (len(service_s) <= order.most and time.perf_counter() < end_s):
-            inputs = list(itertools.islice(events, order.batch_size))
-            began_s = time.perf_counter()
-            self._connection.send(Batch(1, next(self._numbers), inputs))
-            frame = await self._heard.get()
-            took_s = time.perf_counter() - began_s
-            if failure := _failure(frame, order.batch_size):
-                return failure
-            network_s.append(self._network_s(frame, took_s))
-            service_s.append(took_s - network_s[-1])
-            end_s = end_s or time.perf_counter() + order.seconds
-        return Times(service_s[1:], network_s[1:])
+    def _hear(self, message: Retire | ReplicaLost | Stop | None) -> None:
+        match message:
+            case Retire(name):
+                if (replica := self._replicas.get(name)) is not None:
+                    replica.leave()
+            case ReplicaLost(name):
+                self._drop(name)
+            case Stop():
+                self.leave("stopped")
+            case None:
+                self.leave("the supervisor is gone")
 
-    async def _measure_together(self, order: Measure) -> Times | Failure:
-        """Time batches of which the replica has so many in hand; those that begin before it has do not count."""
-        events = itertools.cycle(order.inputs)
-        began_s: dict[int, float] = {}
-        counted: set[int] = set()
-        service_s: list[float] = []
-        network_s: list[float] = []
+    def _drop(self, name: str) -> None:
+        if (replica := self._replicas.pop(name, None)) is not None:
+            replica.close()
 
-        def begin() -> int:
-            batch = next(self._numbers)
-            inputs = list(itertools.islice(events, order.batch_size))
-            began_s[batch] = time.perf_counter()
-            self._connection.send(Batch(1, batch, inputs))
-            return batch
+    async def _follow(self, orders: TopicFollower, producer: RecordProducer) -> None:
+        """Take orders as they come; one that was given to a process before this one only if none has come since."""
+        records = await orders.read_to(await orders.end())
+        while True:
+            order = self._newest_order(records)
+            if isinstance(order, Unreadable):
+                await self._say(producer, order)
+            elif order is not None:
+                answer = await self._carried_out(order)
+                await self._say(producer, self._standing)  # first: the next order follows from it
+                await self._say(producer, Answered(order.number, answer))
+            records = await orders.read(_READ_S)
 
-        for _ in range(order.concurrency):
-            begin()
-        end_s = time.perf_counter() + order.seconds
-        failure: Failure | None = None
-        while began_s:
-            frame = await self._heard.get()
-            ended_s = time.perf_counter()
-            failure = failure or _failure(frame, order.batch_size)
-            if not isinstance(frame, Results):
-                return failure or _ENDED
-            took_s = ended_s - began_s.pop(frame.batch)
-            enough = len(service_s) >= order.fewest and (ended_s > end_s or len(service_s) >= order.most)
-            if frame.batch in counted and not enough:
-                network_s.append(self._network_s(frame, took_s))
-                service_s.append(took_s - network_s[-1])
-            if failure is None and not enough:
-                counted.add(begin())
-        return failure or Times(service_s, network_s)
+    def _newest_order(self, records: Sequence[Followed]) -> Order | Unreadable | None:
+        """Take in records; return the last order that one of them completes, if any does, or what cannot be read."""
+        order: Order | None = None
+        for record in records:
+            if dispatcher_of(record.key) != self._spec.dispatcher:
+                continue
+            if (data := self._assembler.add(record.key or b"", record.value or b"")) is None:
+                continue
+            try:
+                message = decode_to_bench(data)
+            except msgspec.MsgspecError as error:
+                why = f"{error} in {len(data)} bytes that begin with {data[:_SHOWN_BYTES]!r}"
+                logger.error("what the profiler sent cannot be read: %s; use one release for both", why)
+                return Unreadable(why)  # an order after it may be about inputs that it held
+            if isinstance(message, SampleInputs):
+                self._inputs = message.inputs
+            else:
+                order = message
+        return order
 
-    def _network_s(self, frame: ToDispatcher | None, took_s: float) -> float:
-        """Return what the network took of a batch, as a dispatcher counts it."""
-        assert isinstance(frame, Results)
-        return max(0.0, took_s - frame.busy_s) if self._remote else 0.0
+    @property
+    def _standing(self) -> Standing:
+        """The replicas that an order could be carried out with."""
+        ready = {name: each.hardware for name, each in self._replicas.items() if each.is_ready}
+        return Standing(ready, self._spec.incarnation)
 
+    async def _carried_out(self, order: Order) -> BenchAnswer:
+        work = order.work
+        beside = work.beside if isinstance(work, Measure) else []
+        replicas = [self._replicas.get(name) for name in (order.replica, *beside)]
+        ready = [replica for replica in replicas if replica is not None and replica.is_ready]
+        if len(ready) < len(replicas):
+            return NotReady()
+        if isinstance(work, RunEvents):
+            return await ready[0].run(work.inputs)
+        inputs = [self._inputs[at] for at in work.events]
+        if not isinstance(work, Measure):
+            return await ready[0].run(inputs, Profiling(weighs=work.what))
+        over = asyncio.Event()
+        busy = asyncio.gather(*(copy.keep_busy(work, inputs, over) for copy in ready[1:]))
+        found = await ready[0].measure(work, inputs)
+        over.set()
+        return next((failure for failure in await busy if failure is not None), found)
 
-def _failure(frame: ToDispatcher | None, batch_size: int) -> Failure | None:
-    if isinstance(frame, Returned):
-        return Failure(frame.reason, unavailable=True)
-    if isinstance(frame, Broken):
-        return Failure(frame.reason, memory=frame.memory)
-    if not isinstance(frame, Results):
-        return _ENDED
-    failed = next((outcome for outcome in frame.outcomes if isinstance(outcome, Failed)), None)
-    if failed is not None:
-        memory = "out of memory" in failed.message.lower() or failed.type == "MemoryError"
-        return Failure(f"raised on an event that it had taken before: {failed.summary}", memory=memory)
-    if 0 < frame.too_large <= batch_size:
-        return Failure("too large for this device: it has no memory for them", memory=True)
-    if len(frame.calls) != 1:
-        return Failure(f"raised on a batch of {batch_size}, but not on smaller ones", memory=True)
-    return None
+    async def _stand(self, producer: RecordProducer) -> None:
+        while True:
+            self._changed.clear()
+            await self._say(producer, self._standing)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STANDING_S):
+                    await self._changed.wait()
 
-
-async def _serve(orders: socket.socket, replica: socket.socket) -> None:
-    reader, writer = await asyncio.open_connection(sock=orders)
-    bench = Bench(replica)
-    seal(dispatcher_confinement(""))
-    writer.write(framed(StageBuilt()))
-    answer = await bench.built()
-    while True:
-        writer.write(framed(answer))
-        await writer.drain()
-        try:
-            header = await reader.readexactly(LENGTH_BYTES)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        request = decode_request(await reader.readexactly(length_of(header)))
-        assert isinstance(request, Measure)
-        answer = await bench.measure(request)
+    async def _say(self, producer: RecordProducer, message: FromBench) -> None:
+        async with self._saying:
+            for key, value in pieces(self._spec.dispatcher, message):
+                await producer.deliver(self._names.stage_stats, value, key=key)
 
 
-def main(channel: socket.socket) -> None:
-    """Serve until the profiler closes its end."""
-    for descriptor in socket.recv_fds(channel, MAX_DATAGRAM_BYTES, 1)[1]:
-        os.close(descriptor)  # of the mark: nothing is taken in from Kafka
-    _, descriptors, _, _ = socket.recv_fds(channel, MAX_DATAGRAM_BYTES, 2)
-    if len(descriptors) == 2:
-        orders, replica = (socket.socket(fileno=number) for number in descriptors)
-        uvloop.run(_serve(orders, replica), loop_factory=Loop)
+def _made(spec: DispatcherSpec, mark: int, seal_it: Callable[[], None], channel: socket.socket) -> BenchDispatcher:
+    if mark >= 0:
+        os.close(mark)  # nothing is taken in from Kafka
+    return BenchDispatcher(spec, channel, seal_it)
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[-1])))
+    *_names, _channel = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    code = serve(_channel, _names[0] if _names else None, functools.partial(_made, channel=_channel))
+    logging.shutdown()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)

@@ -1,4 +1,4 @@
-"""The profiler's way to its dispatchers in a cluster: orders through one topic, answers through another."""
+"""The profiler's way to its dispatchers: orders through one topic, answers through another."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from inferline_stream.profiler.bench_messages import (
     BenchAnswer,
     NotReady,
     Order,
-    RunEvents,
     SampleInputs,
     Standing,
     ToBench,
     Unreadable,
+    Work,
     decode_from_bench,
     dispatcher_of,
     pieces,
@@ -51,7 +51,7 @@ class BenchLink:
         self._producer = producer
         self._topic = topic
         self.standing: dict[str, Standing] = {}
-        """What each dispatcher said last of its replica."""
+        """What each dispatcher said last of its replicas."""
         self.stood: set[str] = set()
         """Replicas that were ready once."""
         self.ends: dict[str, str] = {}
@@ -75,12 +75,13 @@ class BenchLink:
         """
         await self._send(dispatcher, SampleInputs(list(inputs)))
 
-    async def ask(self, dispatcher: str, order: Order | RunEvents) -> BenchAnswer:
+    async def ask(self, dispatcher: str, replica: str, work: Work) -> BenchAnswer:
         """Give an order and wait for its answer; `NotReady` where the dispatcher's process ends before.
 
         Args:
             dispatcher: which one.
-            order: without its number.
+            replica: that the order is for.
+            work: what it is to do.
 
         Raises:
             StageFailed: the dispatcher is lost.
@@ -89,7 +90,7 @@ class BenchLink:
         number, loop = next(self._numbers), asyncio.get_running_loop()
         self._open[number] = dispatcher
         try:
-            await self._send(dispatcher, msgspec.structs.replace(order, number=number))
+            await self._send(dispatcher, Order(replica, work, number))
             await self.until(
                 lambda: number in self._answers or loop.time() - self._heard_s[dispatcher] > SILENT_S, math.inf
             )
@@ -137,7 +138,7 @@ class BenchLink:
             self._incarnations[dispatcher] = message.incarnation
             self.ends.pop(dispatcher, None)
             self.standing[dispatcher] = message
-            self.stood.add(message.replica)
+            self.stood.update(message.replicas)
         self.touch()
 
     def ended(self, dispatcher: str, incarnation: int, why: str) -> None:

@@ -1,4 +1,4 @@
-"""What is said between the profiler and its dispatcher in a cluster: MessagePack, through topics of their own.
+"""What is said between the profiler and its dispatchers: MessagePack, through topics of their own.
 
 A message longer than a record may be comes in pieces. Each record's key is ``dispatcher/message/total/left``: a random
 name for the message, its bytes, and those that are left from this piece on. No two records share a key, so that a
@@ -8,14 +8,18 @@ compacted topic keeps them all.
 from __future__ import annotations
 
 import secrets
+from typing import Literal
 
 import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.profiler.worker_messages import Failure, Measure, Outcomes, Times
 
 _PIECE_BYTES = 1 << 19
 """Below what any Kafka takes as one record."""
+
+
+NO_ANSWER = "it did not answer as a replica does"
+"""Why a replica is ended that sends what is no frame."""
 
 
 class SampleInputs(msgspec.Struct, frozen=True, tag=True):
@@ -24,44 +28,117 @@ class SampleInputs(msgspec.Struct, frozen=True, tag=True):
     inputs: list[StageInput]
 
 
-class Order(msgspec.Struct, frozen=True, tag=True):
-    """Profiler to dispatcher: time batches; answered by `Answered`.
+class RunEvents(msgspec.Struct, frozen=True, tag=True):
+    """Run these events once; answered by `Outcomes`."""
+
+    inputs: list[StageInput]
+
+
+class Measure(msgspec.Struct, frozen=True, tag=True):
+    """Time batches of one size; answered by `Times`.
 
     Args:
-        measure: without its inputs.
-        events: positions of those in the newest `SampleInputs`.
+        batch_size: events per batch.
+        seconds: time to spend, the warming batch left out.
+        fewest: batches to run in any case.
+        most: batches that are enough.
+        concurrency: batches that the replica has in hand all the time.
+        sleeps_s: see `frames.Profiling`.
+        events: positions in the newest `SampleInputs`; taken in turn, again from the start when they end.
+        beside: copies of the replica that run the same batches meanwhile.
+    """
+
+    batch_size: int
+    seconds: float
+    fewest: int
+    most: int
+    concurrency: int = 1
+    sleeps_s: float = 0.0
+    events: list[int] = []
+    beside: list[str] = []
+
+
+class Weigh(msgspec.Struct, frozen=True, tag=True):
+    """Say of each event what the topology says of it; answered by `Outcomes`.
+
+    Args:
+        what: see `frames.Profiling`.
+        events: positions in the newest `SampleInputs`.
+    """
+
+    what: Literal["cost", "emulated"]
+    events: list[int] = []
+
+
+Work = RunEvents | Measure | Weigh
+
+
+class Order(msgspec.Struct, frozen=True, tag=True):
+    """Profiler to dispatcher: have a replica do something; answered by `Answered`.
+
+    Args:
+        replica: its name.
+        work: what.
         number: of the order; only the newest one counts.
     """
 
-    measure: Measure
-    events: list[int]
-    number: int = 0
-
-
-class RunEvents(msgspec.Struct, frozen=True, tag=True):
-    """Profiler to dispatcher: run these events once; answered by `Answered`.
-
-    Args:
-        inputs: the events.
-        number: of the order, see `Order`.
-    """
-
-    inputs: list[StageInput]
+    replica: str
+    work: Work
     number: int = 0
 
 
 class Standing(msgspec.Struct, frozen=True, tag=True):
-    """Dispatcher to profiler, again and again while it lives.
+    """Dispatcher to profiler, at each change and again and again while it lives.
 
     Args:
-        replica: that is ready; empty for none.
-        hardware: the kind that it is on.
+        replicas: that are ready, with the hardware kind that each is on.
         incarnation: of the dispatcher: one that is started again counts on.
     """
 
-    replica: str = ""
-    hardware: str = ""
+    replicas: dict[str, str] = {}
     incarnation: int = 1
+
+
+class EventOutcome(msgspec.Struct, frozen=True, array_like=True):
+    """What became of one event: its encoded result and the edges that it takes, or why it failed."""
+
+    value: bytes
+    edges: int = 0
+    error: str = ""
+
+
+class Outcomes(msgspec.Struct, frozen=True, tag=True):
+    """In the order of the inputs."""
+
+    outcomes: list[EventOutcome]
+
+
+class Times(msgspec.Struct, frozen=True, tag=True):
+    """How long each batch took, in seconds, in order.
+
+    Args:
+        took_s: from handing a batch over to having the results.
+        network_s: the part of it in which the replica did not have the batch: on another host, the way there and back.
+    """
+
+    took_s: list[float]
+    network_s: list[float]
+
+
+class Failure(msgspec.Struct, frozen=True, tag=True):
+    """It could not be done.
+
+    Args:
+        message: why, without the stage's name.
+        memory: whether for lack of memory.
+        unavailable: whether because what the stage asks does not answer, or takes no more at once.
+        ended: name of the replica that has ended, of which nothing else is known here; empty if none has.
+    """
+
+    message: str
+    memory: bool = False
+    unavailable: bool = False
+    ended: str = ""
 
 
 class NotReady(msgspec.Struct, frozen=True, tag=True):
@@ -94,7 +171,7 @@ class Unreadable(msgspec.Struct, frozen=True, tag=True):
     why: str
 
 
-ToBench = SampleInputs | Order | RunEvents
+ToBench = SampleInputs | Order
 FromBench = Standing | Answered | Unreadable
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -9,11 +9,13 @@ from pathlib import Path
 import msgspec
 
 from inferline_stream.dataplane.sample_files import keyed
+from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.keys import keys_of
+from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.validation import validated
-from inferline_stream.profiler.cluster_bench import MakeActuator, cluster_benches
+from inferline_stream.profiler.benches import MakeActuator, open_benches
 from inferline_stream.profiler.hop_latency import measure_hop
 from inferline_stream.profiler.machine import Machine, this_machine
 from inferline_stream.profiler.missing_profiles import pairs_to_profile
@@ -21,7 +23,7 @@ from inferline_stream.profiler.overheads import kept_overheads, overheads_file
 from inferline_stream.profiler.profile_store import ProfileStore
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.profiler.profiling_progress import Progress, Steps
-from inferline_stream.profiler.profiling_session import OpenBenches, ProfilingSession
+from inferline_stream.profiler.profiling_session import OpenBenches, ProfilingSession, replica_spec
 from inferline_stream.settings import Settings
 
 
@@ -78,10 +80,12 @@ async def profile_pipeline(
     needs_network = cluster is not None and (options.again or options.platform not in known.network_s)
     stages = len(pipeline.stages)
     steps = Steps(progress, (stages + 1 + len(pairs) if needs_run else 0) + needs_hop + needs_network)
-    open_benches: OpenBenches | None = None
+    there: OpenBenches | None = None
     if cluster is not None:
         assert bootstrap_servers is not None
-        open_benches = functools.partial(cluster_benches, pipeline, file, bootstrap_servers, cluster, limits)
+        kinds = catalogue(pipeline.hardware)
+        specs = [replica_spec(file, stage, kinds[name]) for stage in pipeline.stages for name in stage.hardware]
+        there = functools.partial(open_benches, Names(pipeline.name), bootstrap_servers, cluster, specs, limits)
     for note in notes:
         steps.note(note)
     if needs_hop:  # first: a broker that does not answer is reported at once
@@ -90,7 +94,7 @@ async def profile_pipeline(
         known.hop_overhead_s[options.broker], known.hop_spread_s[options.broker] = await measure_hop(
             bootstrap_servers, fetch_wait_s=limits.fetch_wait_s, timeout_s=limits.connect_timeout_s
         )
-    async with ProfilingSession(pipeline, file, limits, options, steps, open_benches=open_benches) as session:
+    async with ProfilingSession(pipeline, file, limits, options, steps, open_benches=there) as session:
         if needs_run:
             await session.measure(events, pairs, known, store)
         if needs_network:

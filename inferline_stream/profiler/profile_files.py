@@ -3,84 +3,61 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidFile
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.profile import PROBABILITIES, Contention, Profile, ServiceTime
+from inferline_stream.pipeline.profile import Profile
 from inferline_stream.pipeline.shape import Paths
 from inferline_stream.pipeline.topology import Stage
-from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.machine import Machine
 
-VERSION = 5
-
-
-class StoredServiceTime(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One batch size in a file; ``quantiles_s`` by probability, ``throughput`` for the reader alone."""
-
-    batch_size: int
-    mean_s: float
-    throughput: float
-    quantiles_s: dict[str, float]
-    fixed_s: float = 0.0
-    spread: float = 0.0
-    device_bytes: int = 0
-
-
-class StoredVariation(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A `Variation` in a file."""
-
-    units: list[tuple[float, int]] = []
-    largest: bool = False
-    noise: list[float] = []
+VERSION = 6
 
 
 class StoredProfile(msgspec.Struct, frozen=True):
     """A profile's file.
 
     Args:
-        stage: the stage's name.
+        profile: what was measured.
         hardware: the kind, as it was in the catalogue.
         code: digest of the stage's code, see `code_digest`.
         events: digest of the sample's events.
         machine: where it was measured.
         max_batch_size: the stage's limit at that time.
+        concurrency: batches that the stage might run at once at that time.
+        rehearsed: whether batches took no longer in a rehearsal of a plan.
         isolation: level and kind of seal that it was measured under.
         emulated_s: declared service times, of emulated kinds.
-        start_up_s: from asking for a replica to its READY.
-        service_times: by ascending batch size.
-        variation: how batches of one size differ, if they do.
-        waited_share: of the service time, without a core.
-        rehearsed: whether batches took no longer in a rehearsal of a plan.
         note: why there are no larger batches, if so.
         measured_at: when.
-        concurrency: batches that the stage might run at once at that time.
-        contention: by batches at once and batch size, how many times as long as alone a batch took.
     """
 
-    stage: str
+    profile: Profile
     hardware: Hardware
     code: str
     events: str
     machine: Machine
     max_batch_size: int
-    start_up_s: float
-    service_times: list[StoredServiceTime]
-    variation: StoredVariation | None = None
-    waited_share: float = 0.0
+    concurrency: int = 1
     rehearsed: bool = False
     isolation: str = "none"
     emulated_s: dict[int, float] = {}
     note: str = ""
     measured_at: str = ""
-    concurrency: int = 1
-    contention: dict[int, dict[int, float]] = {}
     version: int = VERSION
+
+    def of(self, stage: Stage) -> Profile:
+        """Return what planning needs of it, as far as the stage goes now."""
+        times = tuple(entry for entry in self.profile.service_times if entry.batch_size <= stage.max_batch_size)
+        at_once = (entry for entry in self.profile.contention if entry.concurrency <= stage.most_at_once)
+        contention = tuple(replace(entry, factors=entry.factors[: len(times)]) for entry in at_once)
+        return replace(self.profile, service_times=times, contention=contention, most_replicas=stage.most_replicas)
 
 
 class StoredPaths(msgspec.Struct, frozen=True):
@@ -133,82 +110,12 @@ def read_file(file: Path, kind: type[_S]) -> _S | None:
 def write_file(file: Path, stored: StoredProfile | StoredPaths) -> None:
     """Write a file whole or not at all: a run that is ended meanwhile leaves the old one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(".new")
-    new.write_bytes(msgspec.json.format(msgspec.json.encode(stored), indent=2) + b"\n")
+    new, document = file.with_suffix(".new"), msgspec.to_builtins(stored, str_keys=True)
+    if isinstance(stored, StoredProfile):
+        exact = {"variation": document["profile"]["variation"]}  # whose units must differ
+        document["profile"] = _rounded(document["profile"]) | exact
+    new.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
     os.replace(new, file)
-
-
-def profile_of(stored: StoredProfile, stage: Stage, file: Path) -> Profile:
-    """Return what planning needs of a file, as far as the stage goes now.
-
-    Raises:
-        InvalidFile: its numbers are none of a profile.
-    """
-    limit = stage.max_batch_size
-    try:
-        times = tuple(
-            ServiceTime(
-                entry.batch_size,
-                entry.mean_s,
-                tuple(entry.quantiles_s[str(p)] for p in PROBABILITIES),
-                entry.fixed_s,
-                entry.spread,
-                entry.device_bytes,
-            )
-            for entry in stored.service_times
-            if entry.batch_size <= limit
-        )
-        variation = stored.variation
-        varies = (
-            None if variation is None else Variation(tuple(variation.units), variation.largest, tuple(variation.noise))
-        )
-        contention = tuple(
-            Contention(at_once, tuple(factors[entry.batch_size] for entry in times))
-            for at_once, factors in sorted(stored.contention.items())
-            if at_once <= stage.most_at_once
-        )
-        return Profile(
-            stored.stage,
-            stored.hardware.name,
-            times,
-            stored.start_up_s,
-            varies,
-            stored.waited_share,
-            contention,
-            stage.most_replicas,
-        )
-    except (ValueError, KeyError) as error:
-        raise InvalidFile(f"{file}: is no profile ({error}); delete it and profile again") from None
-
-
-class _ProfileVersion(msgspec.Struct):
-    version: int
-
-
-def stored_time(entry: ServiceTime) -> StoredServiceTime:
-    """Return a service time as it stands in a file."""
-    quantiles = dict(zip(map(str, PROBABILITIES), map(rounded, entry.quantiles_s), strict=False))
-    throughput = round(entry.throughput, 2)
-    mean_s = rounded(entry.mean_s)
-    return StoredServiceTime(
-        entry.batch_size,
-        mean_s,
-        throughput,
-        quantiles,
-        fixed_s=min(mean_s, rounded(entry.fixed_s)),
-        spread=rounded(entry.spread),
-        device_bytes=entry.device_bytes,
-    )
-
-
-def stored_variation(variation: Variation | None) -> StoredVariation | None:
-    """Return a variation as it stands in a file."""
-    if variation is None:
-        return None
-    units: dict[float, int] = {}
-    for unit, count in variation.units:
-        units[rounded(unit)] = units.get(rounded(unit), 0) + count
-    return StoredVariation(list(units.items()), variation.largest, list(map(rounded, variation.noise)))
 
 
 def paths_of(stored: StoredPaths) -> Paths:
@@ -220,3 +127,15 @@ def paths_of(stored: StoredPaths) -> Paths:
 def rounded(seconds: float) -> float:
     """Return a time with five digits, for readers; no measurement is more exact."""
     return float(f"{seconds:.5g}")
+
+
+def _rounded(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {name: _rounded(value) for name, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_rounded(value) for value in document]
+    return rounded(document) if isinstance(document, float) else document
+
+
+class _ProfileVersion(msgspec.Struct):
+    version: int

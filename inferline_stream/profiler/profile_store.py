@@ -24,11 +24,8 @@ from inferline_stream.profiler.profile_files import (
     StoredPaths,
     StoredProfile,
     paths_of,
-    profile_of,
     read_file,
     rounded,
-    stored_time,
-    stored_variation,
     write_file,
 )
 
@@ -146,25 +143,17 @@ class ProfileStore:
         stage = self._pipeline.stage(profile.stage)
         kind = self._kinds[profile.hardware]
         stored = StoredProfile(
-            stage=profile.stage,
+            profile=profile,
             hardware=kind,
             code=self._code[profile.stage],
             events=self._events,
             machine=there or self._machine,
             max_batch_size=stage.max_batch_size,
-            start_up_s=rounded(profile.start_up_s),
-            service_times=[stored_time(entry) for entry in profile.service_times],
-            variation=stored_variation(profile.variation),
-            waited_share=round(profile.waited_share, 4),
             isolation=_isolation(stage),
             emulated_s=emulated_s(stage.emulated, profile.hardware) if kind.emulated else {},
             note=note,
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
             concurrency=stage.most_at_once,
-            contention={
-                entry.concurrency: dict(zip(profile.batch_sizes, map(rounded, entry.factors), strict=True))
-                for entry in profile.contention
-            },
         )
         folder = self._machine.folder if there is None else self._platform
         file = self._file(folder, profile.stage, profile.hardware)
@@ -176,8 +165,10 @@ class ProfileStore:
         file = self._file(self._machine.folder, profile.stage, profile.hardware)
         stored = read_file(file, StoredProfile)
         if stored is not None:
-            times = [stored_time(entry) for entry in profile.service_times]
-            write_file(file, msgspec.structs.replace(stored, service_times=times, rehearsed=rehearsed))
+            sizes = len(profile.service_times)
+            contention = tuple(replace(each, factors=each.factors[:sizes]) for each in stored.profile.contention)
+            corrected = replace(stored.profile, service_times=profile.service_times, contention=contention)
+            write_file(file, msgspec.structs.replace(stored, profile=corrected, rehearsed=rehearsed))
 
     def save_paths(self, known: Known) -> Path:
         """Write which arrows the sample took, and the time between stages by broker. Returns the file."""
@@ -221,11 +212,11 @@ class ProfileStore:
         try:
             for path, text in files.items():
                 if Path(path) != Path(self._paths_file.name):
-                    profile = msgspec.json.decode(text, type=StoredProfile)
-                    self._check_known(profile)  # its names become part of a path
-                    kind = profile.hardware.name
+                    stored = msgspec.json.decode(text, type=StoredProfile)
+                    self._check_known(stored)  # its names become part of a path
+                    stage, kind = stored.profile.stage, stored.hardware.name
                     folder = self._platform if self._of_platform(kind) else self._machine.folder
-                    write_file(self._file(folder, profile.stage, kind), profile)
+                    write_file(self._file(folder, stage, kind), stored)
                     continue
                 paths, own = msgspec.json.decode(text, type=StoredPaths), read_file(self._paths_file, StoredPaths)
                 hop_s = {**(own.hop_overhead_s if own is not None else {}), **paths.hop_overhead_s}
@@ -236,12 +227,12 @@ class ProfileStore:
         except (msgspec.DecodeError, ValueError) as error:
             raise InvalidFile(f"{path}: cannot be read as a profile ({error}); profile again") from None
 
-    def _check_known(self, profile: StoredProfile) -> None:
+    def _check_known(self, stored: StoredProfile) -> None:
         stages = [stage.name for stage in self._pipeline.stages]
-        if profile.stage not in stages:
-            raise ValueError(f"it is of stage {profile.stage!r}, and the pipeline has {', '.join(stages)}")
-        if profile.hardware.name not in self._kinds:
-            raise ValueError(f"it is of hardware {profile.hardware.name!r}, which the pipeline does not know")
+        if stored.profile.stage not in stages:
+            raise ValueError(f"it is of stage {stored.profile.stage!r}, and the pipeline has {', '.join(stages)}")
+        if stored.hardware.name not in self._kinds:
+            raise ValueError(f"it is of hardware {stored.hardware.name!r}, which the pipeline does not know")
 
     @property
     def _paths_file(self) -> Path:
@@ -270,10 +261,10 @@ class ProfileStore:
             if stored is None:
                 known.stale.setdefault((stage, kind), "not profiled yet")
                 continue
-            same = (stored.stage, stored.hardware.name) == (stage, kind)
+            same = (stored.profile.stage, stored.profile.hardware, stored.hardware.name) == (stage, kind, kind)
             why = self._outdated(stored) if same else "its file holds another profile"
             if why is None:
-                known.profiles[stage, kind] = profile_of(stored, self._pipeline.stage(stored.stage), file)
+                known.profiles[stage, kind] = stored.of(self._pipeline.stage(stage))
                 known.stale.pop((stage, kind), None)
                 if stored.rehearsed:
                     known.rehearsed.add((stage, kind))
@@ -284,8 +275,8 @@ class ProfileStore:
         return None
 
     def _outdated(self, stored: StoredProfile) -> str | None:
-        stage = self._pipeline.stage(stored.stage)
-        if stored.code != self._code[stored.stage]:
+        stage = self._pipeline.stage(stored.profile.stage)
+        if stored.code != self._code[stage.name]:
             return "its code has changed"
         if stored.isolation != _isolation(stage):
             return f"its isolation has changed from {stored.isolation} to {_isolation(stage)}"

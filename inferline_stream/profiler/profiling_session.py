@@ -1,65 +1,69 @@
-"""What measures stages: a process for each, and benches here or in a cluster."""
+"""What measures stages of a pipeline: benches on this host, and in a cluster."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+import statistics
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import ReplicaSpec
-from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.errors import InvalidTopology, StageFailed, Unreachable
-from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.profile import Contention, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.variation import Variation
-from inferline_stream.profiler.bench import NEIGHBOURS_LOAD, ReplicaBench
-from inferline_stream.profiler.cluster_bench import (
-    ClusterBench,
-    ClusterBenches,
-    NoPlace,
-    within_bytes,
-)
-from inferline_stream.profiler.device_turns import DeviceTurns
-from inferline_stream.profiler.fork_times import forked_start_up_s
-from inferline_stream.profiler.handover import handover_s
+from inferline_stream.profiler.bench_messages import EventOutcome, Measure
+from inferline_stream.profiler.benches import Bench, Benches, benches_here
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.missing_profiles import is_measured_here
 from inferline_stream.profiler.profile_store import Known, ProfileStore
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.profiler.profiling_progress import Steps
-from inferline_stream.profiler.sample_run import FIRST_CHUNK, LARGEST_CHUNK, RunsEvents, SampleRun, run_sample
+from inferline_stream.profiler.replica_failures import NoPlace, ReplicaFailed, blame
+from inferline_stream.profiler.sample_run import FIRST_CHUNK, LARGEST_CHUNK, SampleRun, run_sample, within_bytes
 from inferline_stream.profiler.service_times import (
+    FEWEST_BATCHES,
     HoldsDevice,
-    Measures,
     measure,
     measure_contention,
     measure_emulated,
     powers_of_two,
 )
-from inferline_stream.profiler.worker_messages import Outcomes, ProcessEvents
-from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess, blame
+from inferline_stream.profiler.this_host import NEIGHBOURS_LOAD, ThisHost, device_for, sample_spec
 from inferline_stream.settings import Settings
 
-OpenBenches = Callable[[], AbstractAsyncContextManager[ClusterBenches]]
+OpenBenches = Callable[[], AbstractAsyncContextManager[Benches]]
 """Begins to measure in a cluster."""
 
 DISTURBED = 0.1
 """Share of the service time without a core, beyond what a neighbour may take, from which on it is said. On two quiet
 cores, stages on a quarter of one had none for .16 to .22 of it; beside busy programs .51. On a whole one 0, and .03."""
 
+WARM_UP_BATCHES, BATCHES = 10, 50
+"""Of one event each, to measure the network: the first open connections and fill caches."""
+
+_NETWORK_S = 30.0
+"""A stage that takes seconds for an event is measured by fewer of them."""
+
+_FORKS = 3
+"""Of which the median counts: the first touches pages that the fork server shares with nobody yet."""
+
 
 class ProfilingSession:
-    """One process per stage, started when first needed and kept until the end, and benches, here or in a cluster."""
+    """One replica per stage for its sample, kept until the end, and one at a time that is timed, here or in a cluster.
+
+    Where there are too few devices for all samples, the one that has had its own longest ends for the next.
+    """
 
     def __init__(
         self,
@@ -77,13 +81,20 @@ class ProfilingSession:
         self._options = options
         self._steps = steps
         self._stack = AsyncExitStack()
-        self._running: dict[str, WorkerProcess] = {}
-        self._turns = DeviceTurns()
-        self._handed_s: float | None = None
+        self._kinds = catalogue(pipeline.hardware)
+        self._samples = {
+            stage.name: sample_spec(stage, file, [self._kinds[name] for name in stage.hardware])
+            for stage in pipeline.stages
+        }
+        self._running: dict[str, tuple[Bench, AsyncExitStack]] = {}
+        """Samples' replicas, by stage."""
+        self._host = ThisHost(make_room=self._make_room)
+        self._here: Benches | None = None
+        self._takes_turns = False
         self._open_benches = open_benches
-        self._benches: ClusterBenches | None = None
+        self._there: Benches | None = None
         """In the cluster, once they are needed."""
-        self._built_there: dict[str, ClusterBench] = {}
+        self._built_there: dict[str, Bench] = {}
         """By stage that cannot be built here, what ran its sample."""
         self._network_s: dict[tuple[float, str, str], float] = {}
         """Beside each kind of an entry stage that was timed there, by its price, the stage and the kind."""
@@ -104,13 +115,11 @@ class ProfilingSession:
         known.failed = {stage: count for stage, (count, _) in run.failed.items()}
         known.samples = run.samples
         store.save_paths(known)
-        self._inputs = run.inputs
+        self._inputs = {stage: within_bytes(inputs) for stage, inputs in run.inputs.items()}
         nowhere: dict[str, list[str]] = {}
         for stage, kind in pairs:
             try:
-                known.profiles[stage.name, kind.name] = await self._timed_and_saved(
-                    stage, kind, run.inputs[stage.name], store
-                )
+                known.profiles[stage.name, kind.name] = await self._timed_and_saved(stage, kind, store)
             except NoPlace as error:
                 nowhere.setdefault(stage.name, []).append(str(error))
                 self._steps.note(f"{error}. Plans leave it out until it is profiled")
@@ -119,24 +128,51 @@ class ProfilingSession:
             raise StageFailed("\n".join(itertools.chain.from_iterable(without)))
 
     async def measure_network(self, known: Known) -> None:
-        """Measure what the platform's network adds to a batch, unless that was done with an entry stage.
+        """Measure what the platform's network adds to a batch of one event, unless that was done with an entry stage.
 
-        The cheapest kind timed in this session counts, or that of `ClusterBenches.network_s`: dear kinds may be on
-        faster networks.
+        The cheapest kind of an entry stage that the cluster has room for counts: dear kinds may be on faster networks.
+
+        Raises:
+            NoPlace: the cluster has none for any kind of an entry stage.
+            StageFailed: no replica was ready in time.
         """
         platform = self._options.platform
         self._steps.begin(f"time between hosts on {platform}")
         if self._network_s:
             known.network_s[platform] = self._network_s[min(self._network_s)]
             return
-        inputs = self._inputs or {stage: [sample] for stage, sample in known.samples.items()}
-        known.network_s[platform] = await (await self._cluster()).network_s(inputs)
+        entries = [
+            (each, self._kinds[name]) for each in self._pipeline.stages if not each.after for name in each.hardware
+        ]
+        nowhere, benches = [], await self._cluster()
+        for stage, kind in sorted(entries, key=lambda entry: entry[1].price_per_hour):
+            inputs = self._inputs.get(stage.name) or [known.samples[stage.name]]
+            try:
+                async with benches.bench(stage, replica_spec(self._file, stage, kind)) as bench:
+                    for least, most in ((1, WARM_UP_BATCHES), (FEWEST_BATCHES, BATCHES)):
+                        found = await bench.timed(inputs, Measure(1, _NETWORK_S, least, most))
+                known.network_s[platform] = statistics.fmean(found.network_s)
+                return
+            except NoPlace as error:
+                nowhere.append(str(error))
+        raise NoPlace("\n".join(nowhere))
 
-    async def _cluster(self) -> ClusterBenches:
+    async def _cluster(self) -> Benches:
         assert self._open_benches is not None
-        if self._benches is None:
-            self._benches = await self._stack.enter_async_context(self._open_benches())
-        return self._benches
+        if self._there is None:
+            self._there = await self._stack.enter_async_context(self._open_benches())
+        return self._there
+
+    async def _local(self) -> Benches:
+        if self._here is None:
+            timed = [
+                replica_spec(self._file, each, self._kinds[n]) for each in self._pipeline.stages for n in each.hardware
+            ]
+            specs = [*self._samples.values(), *timed]
+            self._here = await self._stack.enter_async_context(benches_here(specs, self._settings, self._host))
+        return self._here
+
+    # The sample
 
     async def _sample(self, shape: Shape, events: Sequence[bytes]) -> SampleRun:
         """Build every stage, one after the other since that is timed, and run the sample through them."""
@@ -146,122 +182,134 @@ class ProfilingSession:
                 self._steps.begin(f"{name}: starting")
                 try:
                     try:
-                        await self._worker(name)
-                    except WorkerFailed as error:
+                        await self._sample_bench(name)
+                    except ReplicaFailed as error:
                         await self._build_there(self._pipeline.stage(name), error, there)
-                except WorkerFailed as error:
+                except ReplicaFailed as error:
                     if isinstance(failure := _translated(error, self._pipeline.stage(name)), Unreachable):
                         raise failure from error
                     problems.append(str(failure))
             if problems:
                 raise InvalidTopology(*problems)
             self._steps.begin("sample: running its events through the pipeline")
-            workers = {name: _InTurn(self._runner, self._pipeline.stage(name)) for name in shape.stages}
-            chunk = LARGEST_CHUNK if self._turns.taken_back else FIRST_CHUNK
-            run = await run_sample(shape, workers, events, self._options.sample_s, self._steps.within, chunk=chunk)
+            stages = {name: _InTurn(self, self._pipeline.stage(name)) for name in shape.stages}
+            chunk = LARGEST_CHUNK if self._takes_turns else FIRST_CHUNK
+            run = await run_sample(shape, stages, events, self._options.sample_s, self._steps.within, chunk=chunk)
         for name, (count, message) in run.failed.items():
             self._steps.note(f"{message}; stage {name!r} raised on {count} of {run.events} sample events")
         return run
 
-    async def _build_there(self, stage: Stage, failure: WorkerFailed, away: AsyncExitStack) -> None:
+    async def _build_there(self, stage: Stage, failure: ReplicaFailed, away: AsyncExitStack) -> None:
         """Have the sample run through a stage in the cluster, which cannot be built here: it may need the hardware.
 
         Raises:
-            WorkerFailed: nor there, or no cluster measures it.
+            ReplicaFailed: nor there, or no cluster measures it.
             NoPlace: the cluster has none for any kind of it.
         """
-        kinds = catalogue(self._pipeline.hardware)
-        there = [kinds[name] for name in stage.hardware if not is_measured_here(kinds[name])]
+        there = [self._kinds[name] for name in stage.hardware if not is_measured_here(self._kinds[name])]
         if self._open_benches is None or not there:
             raise failure
         what = f"stage {stage.name!r} cannot be built here ({failure})"
-        self._steps.note(f"{what}: its sample runs on {self._options.platform}, where nothing says what an event costs")
+        self._steps.note(f"{what}: its sample runs on {self._options.platform}")
         benches, nowhere = await self._cluster(), list[str]()
         for kind in there:
+            spec = replica_spec(self._file, stage, kind)
             try:
-                self._built_there[stage.name] = await away.enter_async_context(benches.bench(stage, kind, []))
+                self._built_there[stage.name] = await away.enter_async_context(benches.bench(stage, spec))
             except NoPlace as error:
                 nowhere.append(str(error))
             else:
                 return
         raise NoPlace("\n".join(nowhere))
 
-    async def _runner(self, stage: str) -> RunsEvents:
-        return self._built_there[stage] if stage in self._built_there else await self._worker(stage)
+    async def sample_bench(self, stage: str) -> Bench:
+        """Return what runs a stage's sample, which may have had to leave its device to another one."""
+        return self._built_there[stage] if stage in self._built_there else await self._sample_bench(stage)
 
-    async def _timed_and_saved(
-        self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput], store: ProfileStore
-    ) -> Profile:
+    async def _sample_bench(self, stage: str) -> Bench:
+        if stage not in self._running:
+            benches, own = await self._local(), AsyncExitStack()
+            bench = await own.enter_async_context(benches.bench(self._pipeline.stage(stage), self._samples[stage]))
+            self._stack.push_async_exit(own)
+            self._running[stage] = bench, own
+        return self._running[stage][0]
+
+    async def _make_room(self) -> bool:
+        """End the sample's replica that has had its device longest; return whether there was one."""
+        for stage in [each for each in self._running if self._samples[each].hardware.gpus]:
+            await self._running.pop(stage)[1].aclose()
+            self._takes_turns = True
+            return True
+        return False
+
+    # Times
+
+    async def _timed_and_saved(self, stage: Stage, kind: Hardware, store: ProfileStore) -> Profile:
         """Time a stage on a kind, here or in the cluster, and write it down.
 
         Raises:
             NoPlace: the cluster has none for it, or the stage cannot be built here, where the kind is measured.
         """
-        if self._open_benches is not None and not is_measured_here(kind):
-            profile, note, there = await self._profile_there(stage, kind, inputs)
-            store.save(profile, note=note, there=there)
-            return profile
-        if stage.name in self._built_there:
+        there = self._open_benches is not None and not is_measured_here(kind)
+        if stage.name in self._built_there and not there:
             raise NoPlace(
                 f"stage {stage.name!r} on {kind.name!r}: it is measured here, where the stage cannot be built"
             )
-        profile, note = await self._profile(stage, kind, inputs)
-        store.save(profile, note=note)
+        self._steps.begin(f"{stage.name} on {kind.name}" + (f", on {self._options.platform}" if there else ""))
+        with _blamed(stage, kind):
+            if kind.emulated:
+                found = await self._emulated(stage, kind)
+            else:
+                opened = self._bench_there(stage, kind) if there else self._bench_here(stage, kind)
+                async with opened as (bench, device):
+                    found = await self._timed(stage, bench, device)
+            if not there and stage.confined.level == "sandbox" and stage.confined.forked and not kind.gpus:
+                found.start_up_s = await self._forked_start_up_s(stage, kind) or found.start_up_s
+        if found.note:
+            self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {found.note}")
+        if not there and (why := disturbance(kind, found.waited_share)):
+            self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {why}")
+        profile = found.profile(stage, kind)
+        machine = Machine(f"{self._options.platform}, {found.node}", math.ceil(kind.cores), _gpus(kind))
+        store.save(profile, note=found.note, there=machine if there else None)
         return profile
 
-    async def _profile(self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]) -> tuple[Profile, str]:
-        """One stage on one kind of hardware, and why larger batches are missing, if so."""
-        self._steps.begin(f"{stage.name} on {kind.name}")
-        found = _Measured()
-        if kind.gpus:
-            await self._turns.end_all()  # what others hold of a device's memory must neither count nor lack
-        with _blamed(stage, kind):
-            worker = await self._worker(stage.name)
-            start_up_s, waited_share = worker.start_up_s, 0.0
-            if kind.emulated:
-                table_s = emulated_s(stage.emulated, kind.name)
-                varies = stage.emulated if isinstance(stage.emulated, Emulated) else None
-                if self._handed_s is None:
-                    self._handed_s = await handover_s()
-                times, variation = await measure_emulated(
-                    worker, kind, inputs, stage.max_batch_size, table_s, handed_s=self._handed_s, varies=varies
-                )
-                # Emulated hardware only waits: nothing is slower beside others.
-                steady = tuple(1.0 for _ in times)
-                contention = tuple(Contention(c, steady) for c in powers_of_two(stage.most_at_once)[1:])
-                found = _Measured(times, variation, contention)
-            else:
-                async with self._bench(stage, kind, worker) as bench:
-                    found = await self._timed(stage, kind, inputs, bench, bench if kind.gpus else None)
-                    start_up_s, waited_share = bench.start_up_s, bench.waited_share
-        if why := disturbance(kind, waited_share):
-            self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {why}")
-        start_up_s = await self._start_up_s(stage, kind, start_up_s)
-        return found.profile(stage, kind, start_up_s, waited_share), self._noted(stage, kind, found)
-
-    async def _profile_there(
-        self, stage: Stage, kind: Hardware, inputs: Sequence[StageInput]
-    ) -> tuple[Profile, str, Machine]:
-        """One stage on one kind of hardware in the cluster; why larger batches are missing, if so; and where."""
-        self._steps.begin(f"{stage.name} on {kind.name}, on {self._options.platform}")
-        given = within_bytes(inputs)
-        with _blamed(stage, kind):
-            worker = None if stage.name in self._built_there else await self._worker(stage.name)
-            async with (await self._cluster()).bench(stage, kind, given, worker) as bench:
-                found = await self._timed(stage, kind, given, bench, None)
+    @asynccontextmanager
+    async def _bench_there(self, stage: Stage, kind: Hardware) -> AsyncIterator[tuple[Bench, None]]:
+        benches = await self._cluster()
+        async with benches.bench(stage, replica_spec(self._file, stage, kind)) as bench:
+            yield bench, None
         if not stage.after:
             self._network_s[kind.price_per_hour, stage.name, kind.name] = bench.network_s
-        there = Machine(f"{self._options.platform}, {bench.node}", math.ceil(kind.cores), _gpus(kind))
-        return found.profile(stage, kind, bench.start_up_s, 0.0), self._noted(stage, kind, found), there
 
-    async def _timed(
-        self,
-        stage: Stage,
-        kind: Hardware,
-        inputs: Sequence[StageInput],
-        bench: Measures,
-        device: HoldsDevice | None,
-    ) -> _Measured:
+    @asynccontextmanager
+    async def _bench_here(self, stage: Stage, kind: Hardware) -> AsyncIterator[tuple[Bench, HoldsDevice | None]]:
+        spec = replica_spec(self._file, stage, kind)
+        if not kind.gpus:
+            async with (await self._local()).bench(stage, spec, crowded=True) as bench:
+                yield bench, None
+            return
+        while await self._make_room():  # what others hold of a device's memory must neither count nor lack
+            pass
+        device = await device_for(kind)
+        async with (
+            benches_here([spec], self._settings, ThisHost(devices=device.devices)) as benches,
+            benches.bench(stage, spec, crowded=True) as bench,
+        ):
+            yield bench, device
+
+    async def _emulated(self, stage: Stage, kind: Hardware) -> _Measured:
+        """Emulated hardware only waits: nothing is slower beside others."""
+        bench, table_s = await self._sample_bench(stage.name), emulated_s(stage.emulated, kind.name)
+        varies = stage.emulated if isinstance(stage.emulated, Emulated) else None
+        times, variation = await measure_emulated(
+            bench, self._inputs[stage.name], stage.max_batch_size, table_s, varies=varies
+        )
+        steady = tuple(1.0 for _ in times)
+        contention = tuple(Contention(c, steady) for c in powers_of_two(stage.most_at_once)[1:])
+        return _Measured(times, variation, contention, start_up_s=bench.start_up_s)
+
+    async def _timed(self, stage: Stage, bench: Bench, device: HoldsDevice | None) -> _Measured:
         """Time a stage on a bench, alone and beside others."""
         passes = 2 * stage.max_batch_size.bit_length() + stage.most_at_once.bit_length() - 1
         passed = itertools.count()
@@ -272,85 +320,67 @@ class ProfilingSession:
         def crowded(concurrency: int) -> None:
             self._steps.within(min(1.0, next(passed) / passes), f": {concurrency} batches at once")
 
-        seconds = self._options.stage_s
+        seconds, inputs = self._options.stage_s, self._inputs[stage.name]
         times, variation, note = await measure(
-            bench, kind, inputs, stage.max_batch_size, seconds=seconds, device=device, progress=begun
+            bench, inputs, stage.max_batch_size, seconds=seconds, device=device, progress=begun
         )
         contention = tuple[Contention, ...]()
         if stage.most_at_once > 1:
             contention, refused = await measure_contention(
-                bench, kind, inputs, times, stage.most_at_once, seconds=seconds, progress=crowded
+                bench, inputs, times, stage.most_at_once, seconds=seconds, progress=crowded
             )
             note = "; ".join(filter(None, (note, refused)))
-        return _Measured(times, variation, contention, note)
+        node = "" if bench.seen is None else bench.seen.node
+        return _Measured(times, variation, contention, note, bench.start_up_s, bench.waited_share, node)
 
-    def _noted(self, stage: Stage, kind: Hardware, found: _Measured) -> str:
-        if found.note:
-            self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {found.note}")
-        return found.note
-
-    def _bench(self, stage: Stage, kind: Hardware, worker: WorkerProcess) -> ReplicaBench:
-        spec = ReplicaSpec("", stage.name, str(self._file), kind, isolation=stage.confined)
-        routes = routes_of(self._pipeline, stage.name)
-        limit_s = self._settings.start_limit_s(gpu=kind.gpus > 0)
-        return ReplicaBench(spec, routes, worker, start_timeout_s=limit_s)
-
-    async def _start_up_s(self, stage: Stage, kind: Hardware, alone_s: float) -> float:
-        """Of the next replica: forked where the stage asks for that and can be, else as the first one started."""
-        isolation = stage.confined
-        if isolation.level == "sandbox" and isolation.forked:
-            confinement = confined(isolation, self._file, kind, "")
-            timeout_s = self._settings.start_timeout_s
-            forked_s = await forked_start_up_s(self._file, stage.name, kind, confinement, timeout_s=timeout_s)
-            if forked_s is not None:
-                return forked_s
-        return alone_s
-
-    async def _worker(self, stage: str) -> WorkerProcess:
-        """The process that runs a stage's sample, and says what its events cost."""
-        worker = self._running.get(stage)
-        if worker is None or worker.ended:
-            declared = self._pipeline.stage(stage)
-            kinds = catalogue(self._pipeline.hardware)
-            may = [kinds[name] for name in declared.hardware]
-            like = Hardware("worker", 0.0, gpus=max(kind.gpus for kind in may))
-            confinement = confined(declared.confined, self._file, like, "")
-            try:
-                given = await self._turns.take(stage, may, lambda: self._end(stage))
-            except NoDevice as error:
-                raise WorkerFailed(str(error)) from None
-            limit_s = self._settings.start_limit_s(gpu=like.gpus > 0)
-            starting = WorkerProcess(self._file, stage, confinement, start_timeout_s=limit_s, devices=given)
-            worker = self._running[stage] = await self._stack.enter_async_context(starting)
-        return worker
-
-    async def _end(self, stage: str) -> None:
-        """End the process of a stage, which another one needs the device of; it is started again when it is needed."""
-        worker = self._running.pop(stage, None)
-        if worker is not None:
-            await worker.close()
+    async def _forked_start_up_s(self, stage: Stage, kind: Hardware) -> float | None:
+        """Return how long the next replica takes where a fork server forks it; None where none can."""
+        benches, spec, took_s = await self._local(), replica_spec(self._file, stage, kind), list[float]()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.start_timeout_s):
+                while len(took_s) < _FORKS:
+                    async with benches.bench(stage, spec) as bench:
+                        if bench.seen is not None and bench.seen.way == "fork":
+                            took_s.append(bench.start_up_s)
+                        while (forks := self._host.forks(spec)) is None:  # noqa: ASYNC110  asked for
+                            await asyncio.sleep(0.01)
+                    if not forks:
+                        return None
+                return statistics.median(took_s)
+        return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Measured:
-    """What timing a stage on a kind came to, and why larger batches are missing, if so."""
+    """What timing a stage on a kind came to; why larger batches are missing, if so; and where that was."""
 
-    times: tuple[ServiceTime, ...] = ()
-    variation: Variation | None = None
-    contention: tuple[Contention, ...] = ()
+    times: tuple[ServiceTime, ...]
+    variation: Variation | None
+    contention: tuple[Contention, ...]
     note: str = ""
+    start_up_s: float = 0.0
+    waited_share: float = 0.0
+    node: str = ""
 
-    def profile(self, stage: Stage, kind: Hardware, start_up_s: float, waited_share: float) -> Profile:
+    def profile(self, stage: Stage, kind: Hardware) -> Profile:
         return Profile(
             stage.name,
             kind.name,
             self.times,
-            start_up_s,
+            self.start_up_s,
             self.variation,
-            waited_share,
+            self.waited_share,
             self.contention,
             stage.most_replicas,
         )
+
+
+def replica_spec(topology: Path, stage: Stage, kind: Hardware) -> ReplicaSpec:
+    """Return the replica of a stage that is timed on a kind."""
+    emulated = emulated_s(stage.emulated, kind.name) if kind.emulated else None
+    return ReplicaSpec(
+        "", stage.name, str(topology.resolve()), kind, emulated, isolation=stage.confined, purpose="profile"
+    )
 
 
 def disturbance(kind: Hardware, waited_share: float) -> str:
@@ -370,7 +400,7 @@ def disturbance(kind: Hardware, waited_share: float) -> str:
 
 @contextmanager
 def _blamed(stage: Stage, kind: Hardware) -> Iterator[None]:
-    """Translate a worker's failure.
+    """Translate a replica's failure.
 
     Raises:
         InvalidTopology: names the stage, where it is declared, and the kind.
@@ -378,11 +408,11 @@ def _blamed(stage: Stage, kind: Hardware) -> Iterator[None]:
     """
     try:
         yield
-    except WorkerFailed as error:
+    except ReplicaFailed as error:
         raise _translated(error, stage, f"on {kind.name!r}") from error
 
 
-def _translated(error: WorkerFailed, stage: Stage, where: str = "") -> InvalidTopology | Unreachable:
+def _translated(error: ReplicaFailed, stage: Stage, where: str = "") -> InvalidTopology | Unreachable:
     """Return the error that names the stage, where it is declared, and on what it failed, if not as it was built."""
     said = blame(error, stage.declared, f"stage {stage.name!r} {where}".rstrip())
     return Unreachable(said) if error.unavailable else InvalidTopology(said)
@@ -394,20 +424,20 @@ def _gpus(kind: Hardware) -> tuple[str, ...]:
 
 
 class _InTurn:
-    """A stage's worker, started again where it had to leave its device to another one."""
+    """A stage as its sample runs: its replica is started again where it had to leave its device to another one."""
 
-    def __init__(self, worker: Callable[[str], Awaitable[RunsEvents]], stage: Stage) -> None:
-        self._worker = worker
+    def __init__(self, session: ProfilingSession, stage: Stage) -> None:
+        self._session = session
         self._stage = stage
 
-    async def ask(self, request: ProcessEvents, answer: type[Outcomes]) -> Outcomes:
+    async def run(self, inputs: Sequence[StageInput]) -> list[EventOutcome]:
         """Run events.
 
         Raises:
-            InvalidTopology: the worker ended on them, or could not be started again.
+            InvalidTopology: the replica ended on them, or could not be started again.
             Unreachable: what the stage asks does not answer.
         """
         try:
-            return await (await self._worker(self._stage.name)).ask(request, answer)
-        except WorkerFailed as error:
+            return await (await self._session.sample_bench(self._stage.name)).run(inputs)
+        except ReplicaFailed as error:
             raise _translated(error, self._stage, "on the sample's events") from error

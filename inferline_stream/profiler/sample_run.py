@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Protocol
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.shape import Paths, Shape
-from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes, ProcessEvents
+from inferline_stream.profiler.bench_messages import EventOutcome
 
 MOST_EVENTS = 4000
 """Enough for a share of 1 % to be known within a third of itself."""
@@ -19,20 +20,23 @@ MOST_EVENTS = 4000
 INPUTS_KEPT = 512
 """Inputs of each stage that batches are made of afterwards."""
 
+INPUT_BYTES = 32 << 20
+"""Of all inputs that batches of a stage are made of; more would say nothing more."""
+
 SAMPLE_BYTES = 64 * 1024
 """Largest input that is kept for probing replicas."""
 
 FIRST_CHUNK, LARGEST_CHUNK = 32, 512
-"""Events run at once; where workers take turns, each chunk costs as many starts as there are stages."""
+"""Events run at once; where replicas take turns, each chunk costs as many starts as there are stages."""
 
 _GOLDEN = 0.6180339887498949
 
 
 class RunsEvents(Protocol):
-    """A worker, as far as sampling needs one."""
+    """A stage, as far as sampling needs one."""
 
-    async def ask(self, request: ProcessEvents, answer: type[Outcomes]) -> Outcomes:
-        """Run events."""
+    async def run(self, inputs: Sequence[StageInput], /) -> list[EventOutcome]:
+        """Run events once."""
 
 
 @dataclass(slots=True)
@@ -67,7 +71,7 @@ class SampleRun:
 
 async def run_sample(
     shape: Shape,
-    workers: Mapping[str, RunsEvents],
+    stages: Mapping[str, RunsEvents],
     events: Sequence[bytes],
     seconds: float,
     progress: Callable[[float], None] = lambda share: None,
@@ -80,7 +84,7 @@ async def run_sample(
 
     Args:
         shape: the pipeline's DAG.
-        workers: by stage; stages without one are left out, which their parents do not notice.
+        stages: what runs each; stages without it are left out, which their parents do not notice.
         events: as they stand in the source topic.
         seconds: time to spend.
         progress: called with the share that is done.
@@ -94,17 +98,17 @@ async def run_sample(
     end_s = time.monotonic() + seconds
     size = chunk
     while run.events < len(chosen):
-        unreached = [stage for stage in workers if not run.inputs[stage]]
+        unreached = [stage for stage in stages if not run.inputs[stage]]
         if time.monotonic() >= end_s and not unreached:
             break
-        await _run_chunk(shape, workers, chosen[run.events : run.events + size], run)
+        await _run_chunk(shape, stages, chosen[run.events : run.events + size], run)
         size = min(2 * size, LARGEST_CHUNK)
         progress(max(run.events / len(chosen), 1 - max(0.0, end_s - time.monotonic()) / seconds))
-    for stage in workers:
+    for stage in stages:
         count, message = run.failed.get(stage, (0, ""))
         if count and not run.masks:
             raise InvalidTopology(f"{message}; stage {stage!r} raised on {count} of {run.events} sample events")
-    for stage in workers:
+    for stage in stages:
         if not run.inputs[stage]:
             raise InvalidTopology(
                 f"stage {stage!r}: none of the {run.events} sample events reached it; add some that do"
@@ -112,9 +116,18 @@ async def run_sample(
     return run
 
 
+def within_bytes(inputs: Sequence[StageInput], most: int = INPUT_BYTES) -> list[StageInput]:
+    """Return the first inputs that come to so many bytes together; one in any case."""
+    fitting = sum(total <= most for total in itertools.accumulate(map(_size, inputs)))
+    return list(inputs[: max(1, fitting)])
+
+
 def _is_small(event: StageInput) -> bool:
-    parts = [event] if isinstance(event, bytes) else event.values()
-    return sum(map(len, parts)) <= SAMPLE_BYTES
+    return _size(event) <= SAMPLE_BYTES
+
+
+def _size(event: StageInput) -> int:
+    return len(event) if isinstance(event, bytes) else sum(map(len, event.values()))
 
 
 def _spread(events: Sequence[bytes]) -> Sequence[bytes]:
@@ -126,23 +139,23 @@ def _spread(events: Sequence[bytes]) -> Sequence[bytes]:
     return [events[i] for i in ranked[:MOST_EVENTS]]
 
 
-async def _run_chunk(shape: Shape, workers: Mapping[str, RunsEvents], events: Sequence[bytes], run: SampleRun) -> None:
+async def _run_chunk(shape: Shape, stages: Mapping[str, RunsEvents], events: Sequence[bytes], run: SampleRun) -> None:
     masks = [0] * len(events)
     dead: set[int] = set()
     results: list[dict[str, bytes]] = [{} for _ in events]
     bits = {(arrow.parent, arrow.child): bit for bit, arrow in enumerate(shape.arrows)}
     for at, stage in enumerate(shape.stages):
-        if stage not in workers:
+        if stage not in stages:
             continue
         parents = [shape.arrows[bit].parent for bit in shape.parents(at)]
-        children = {shape.stages[child]: bit for (parent, child), bit in bits.items() if parent == at}
+        edges = [bit for bit, arrow in enumerate(shape.arrows) if arrow.parent == at]
         given: dict[int, StageInput] = {}
         for i, event in enumerate(events):
             values = {shape.stages[p]: results[i][shape.stages[p]] for p in parents if masks[i] >> bits[p, at] & 1}
             if i in dead or (parents and not values):
                 continue
             given[i] = event if not parents else values if len(parents) > 1 else next(iter(values.values()))
-        outcomes = await _outcomes(workers[stage], list(given.values()))
+        outcomes = await stages[stage].run(list(given.values())) if given else []
         for i, outcome in zip(given, outcomes, strict=True):
             if outcome.error:
                 dead.add(i)
@@ -150,12 +163,8 @@ async def _run_chunk(shape: Shape, workers: Mapping[str, RunsEvents], events: Se
                 run.failed[stage] = (count + 1, first)
                 continue
             results[i][stage] = outcome.value
-            masks[i] |= sum(1 << bit for child, bit in children.items() if child in outcome.taken)
+            masks[i] |= sum(1 << bit for edge, bit in enumerate(edges) if outcome.edges >> edge & 1)
             if len(run.inputs[stage]) < INPUTS_KEPT:
                 run.inputs[stage].append(given[i])
     run.masks.update(mask for i, mask in enumerate(masks) if i not in dead)
     run.events += len(events)
-
-
-async def _outcomes(worker: RunsEvents, inputs: list[StageInput]) -> list[EventOutcome]:
-    return (await worker.ask(ProcessEvents(inputs), Outcomes)).outcomes if inputs else []

@@ -7,21 +7,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
 from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.dataplane.replica.stage_call import emulated_service_s
+from inferline_stream.dataplane.replica.emulated_hardware import emulated_service_s
 from inferline_stream.pipeline.emulation import Emulated
-from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.profile import Contention, ServiceTime
 from inferline_stream.pipeline.variation import STEADY, Variation
+from inferline_stream.profiler.bench_messages import Measure
+from inferline_stream.profiler.replica_failures import ReplicaFailed
 from inferline_stream.profiler.variation_fit import FEWEST_EVENTS, TimedBatch, fitted, service_time
-from inferline_stream.profiler.worker_messages import Answer, Measure, Request, Times, Weigh, Weights
-from inferline_stream.profiler.worker_process import WorkerFailed
-
-_A = TypeVar("_A", bound=Answer)
 
 FEWEST_BATCHES, MOST_BATCHES = 2, 256
 """Of each size and pass."""
@@ -40,10 +37,13 @@ PATIENCE = 2
 
 
 class Measures(Protocol):
-    """A worker, as far as measuring needs one."""
+    """A bench, as far as measuring needs one."""
 
-    async def ask(self, request: Request, answer: type[_A]) -> _A:
-        """Time batches of one size, or weigh events."""
+    async def time(self, inputs: Sequence[StageInput], order: Measure, /) -> list[float]:
+        """Time batches of one size; returns their service times in seconds."""
+
+    async def weigh(self, inputs: Sequence[StageInput], /, *, emulated: bool = False) -> list[float] | None:
+        """Return what the topology says of each event, see `Bench.weigh`; None for nothing."""
 
 
 class HoldsDevice(Protocol):
@@ -64,8 +64,7 @@ def powers_of_two(most: int) -> tuple[int, ...]:
 
 
 async def measure(
-    worker: Measures,
-    hardware: Hardware,
+    bench: Measures,
     inputs: Sequence[StageInput],
     max_batch_size: int,
     *,
@@ -86,11 +85,11 @@ async def measure(
     batches are made of those.
 
     Raises:
-        WorkerFailed: the stage cannot even run a batch of one, or that does not fit into its share of a GPU.
+        ReplicaFailed: the stage cannot even run a batch of one, or that does not fit into its share of a GPU.
     """
     inputs = [inputs[i] for i in np.random.default_rng(0).permutation(len(inputs))]  # order must not matter
-    costs = (await worker.ask(Weigh(inputs), Weights)).weights
-    run = _TimedRun(worker, hardware, inputs)
+    costs = await bench.weigh(inputs)
+    run = _TimedRun(bench, inputs)
     memory: dict[int, int] = {}
     why = ""
     sizes = powers_of_two(max_batch_size)
@@ -100,7 +99,7 @@ async def measure(
         progress(size)
         try:
             await run.time(size, max(share_s, seconds / 2) if size == 1 else share_s)
-        except WorkerFailed as error:
+        except ReplicaFailed as error:
             if not error.memory or size == 1:
                 raise
             why = f"batches of {size}: {error}"
@@ -108,7 +107,7 @@ async def measure(
         memory[size] = 0 if device is None else device.taken_bytes or 0
         if device is not None and (why := _beyond_share(device, size)):
             if size == 1:
-                raise WorkerFailed(why)
+                raise ReplicaFailed(why)
             del run.timed[size]
             break
         if size == 1 and costs is None:
@@ -123,7 +122,7 @@ async def measure(
         for size in reversed(list(run.timed)):
             progress(size)
             await run.time(size, max(share_s, seconds / 2) if size == 1 else share_s)
-    except WorkerFailed as error:
+    except ReplicaFailed as error:
         if not error.memory:  # memory may have run out for good: the first pass stands
             raise
     times, variation = fitted(run.timed, costs)
@@ -143,8 +142,7 @@ def _beyond_share(device: HoldsDevice, size: int) -> str:
 
 
 async def measure_contention(
-    worker: Measures,
-    hardware: Hardware,
+    bench: Measures,
     inputs: Sequence[StageInput],
     alone: Sequence[ServiceTime],
     concurrency: int,
@@ -157,8 +155,7 @@ async def measure_contention(
     It ends, too, where what the stage asks takes no more at once: a server that answers 429, or 503.
 
     Args:
-        worker: the bench.
-        hardware: the kind.
+        bench: of the stage on a kind.
         inputs: of the stage.
         alone: service times of batches that were alone.
         concurrency: most batches at once.
@@ -169,7 +166,7 @@ async def measure_contention(
         What was found, and why more at once was not tried, if so.
 
     Raises:
-        WorkerFailed: the stage cannot run so many at once.
+        ReplicaFailed: the stage cannot run so many at once.
     """
     found: list[Contention] = []
     least = [1.0] * len(alone)
@@ -179,13 +176,12 @@ async def measure_contention(
         progress(at_once)
         factors: list[float] = []
         for entry, before in zip(alone, least, strict=True):
-            order = Measure(
-                list(inputs), hardware, {}, entry.batch_size, seconds / len(alone), FEWEST_BATCHES * at_once,
-                MOST_BATCHES * at_once, at_once,
-            )  # fmt: skip
+            fewest, most = FEWEST_BATCHES * at_once, MOST_BATCHES * at_once
             try:
-                times_s = (await worker.ask(order, Times)).service_s
-            except WorkerFailed as error:
+                times_s = await bench.time(
+                    inputs, Measure(entry.batch_size, seconds / len(alone), fewest, most, at_once)
+                )
+            except ReplicaFailed as error:
                 if not error.unavailable:
                     raise
                 return tuple(found), f"{at_once} batches at once: {error}"
@@ -204,16 +200,14 @@ async def measure_contention(
 class _TimedRun:
     """Batches of a stage's inputs, taken in turn, and how long each took."""
 
-    def __init__(self, worker: Measures, hardware: Hardware, inputs: Sequence[StageInput]) -> None:
+    def __init__(self, bench: Measures, inputs: Sequence[StageInput]) -> None:
         self.timed: dict[int, list[TimedBatch]] = {}
-        self._worker = worker
-        self._hardware = hardware
+        self._bench = bench
         self._inputs = list(inputs)
 
     async def time(self, size: int, seconds: float) -> None:
         """Time batches of one size; the first, which warms it up, counts for nothing."""
-        order = Measure(self._inputs, self._hardware, {}, size, seconds, FEWEST_BATCHES, MOST_BATCHES)
-        found = (await self._worker.ask(order, Times)).service_s
+        found = await self._bench.time(self._inputs, Measure(size, seconds, FEWEST_BATCHES, MOST_BATCHES))
         batches = [
             TimedBatch(tuple(i % len(self._inputs) for i in range(first, first + size)), time_s)
             for first, time_s in zip(itertools.count(size, size), found, strict=False)
@@ -237,41 +231,39 @@ class _TimedRun:
 
 
 async def measure_emulated(
-    worker: Measures,
-    hardware: Hardware,
+    bench: Measures,
     inputs: Sequence[StageInput],
     max_batch_size: int,
     table_s: Mapping[int, float],
     *,
-    handed_s: float,
     varies: Emulated | None = None,
 ) -> tuple[tuple[ServiceTime, ...], Variation | None]:
-    """The declared service times, each longer by what sleeping was measured to take, and by ``handed_s``.
+    """The declared service times, each longer by what sleeping and handing a batch over were measured to take.
 
-    That is what handing a batch over takes: the worker times its own call. Where the times vary, random batches of the
-    sample are timed as the emulation would, and fitted as measured ones are.
+    Where the times vary, random batches of the sample are timed as the emulation would, and fitted as measured ones
+    are.
 
     Raises:
-        WorkerFailed: the stage cannot run.
+        ReplicaFailed: the stage cannot run.
     """
     declared_s = emulated_service_s(table_s, 1)
     fewest = 10 if declared_s <= 0.1 else 3
-    order = Measure(list(inputs), hardware, dict(table_s), 1, 0.3, fewest, MOST_BATCHES)
-    over_s = handed_s + np.maximum(0.0, np.array((await worker.ask(order, Times)).service_s) - declared_s)
+    times = await bench.time(inputs, Measure(1, 0.3, fewest, MOST_BATCHES, sleeps_s=declared_s))
+    over_s = np.maximum(0.0, np.array(times) - declared_s)
     sizes = [s for s in sorted({*table_s, *powers_of_two(max(table_s))}) if s <= max_batch_size]
     if varies is None:
         return tuple(service_time(size, emulated_service_s(table_s, size) + over_s) for size in sizes), None
-    costs = (await worker.ask(Weigh(list(inputs)), Weights)).weights
-    weights = np.array((await worker.ask(Weigh(list(inputs), emulated=True), Weights)).weights or np.ones(len(inputs)))
+    costs = await bench.weigh(inputs)
+    weights = np.array(await bench.weigh(inputs, emulated=True) or np.ones(len(inputs)))
     rng, chance = np.random.default_rng(0), Random(0)  # noqa: S311  no secret depends on it
     timed: dict[int, list[TimedBatch]] = {}
     for size in sizes:
         drawn = rng.integers(len(inputs), size=(EMULATED_BATCHES, size))
         if size == 1:  # every event twice: repeats tell what is its own
             drawn = np.tile(np.arange(len(inputs)), 2)[:, None]
-        times_s = emulated_service_s(table_s, size) * weights[drawn].mean(axis=1) + rng.choice(over_s, len(drawn))
+        drawn_s = emulated_service_s(table_s, size) * weights[drawn].mean(axis=1) + rng.choice(over_s, len(drawn))
         timed[size] = [
             TimedBatch(tuple(map(int, events)), float(time_s) * varies.factor(chance))
-            for events, time_s in zip(drawn, times_s, strict=True)
+            for events, time_s in zip(drawn, drawn_s, strict=True)
         ]
     return fitted(timed, costs)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.dataplane.codecs import codec
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.errors import InferlineError, InvalidInput
-from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.topology import Pipeline, Sample, Stage
-from inferline_stream.profiler.device_turns import DeviceTurns
-from inferline_stream.profiler.worker_process import WorkerFailed, WorkerProcess, blame
+from inferline_stream.profiler.benches import Benches, benches_here
+from inferline_stream.profiler.replica_failures import ReplicaFailed, blame
+from inferline_stream.profiler.this_host import sample_spec
 from inferline_stream.settings import Settings
 
 _EVENTS_TRIED = 1000
@@ -64,44 +65,25 @@ async def building_problems(pipeline: Pipeline, topology: Path, limits: Settings
     """
     at_once = asyncio.Semaphore(max(1, len(os.sched_getaffinity(0))))
     on_devices = asyncio.Lock()  # two models need not fit on one
-    turns = DeviceTurns()
-    catalogued = catalogue(kind for kind in pipeline.hardware if isinstance(kind, Hardware))
+    kinds = catalogue(kind for kind in pipeline.hardware if isinstance(kind, Hardware))
+    specs: dict[str, tuple[Stage, ReplicaSpec]] = {}
+    for stage in pipeline.stages:
+        if isinstance(stage, Stage) and isinstance(stage.name, str):
+            with contextlib.suppress(ValueError):  # an isolation that cannot be is a problem of its own
+                may = [kinds[name] for name in stage.hardware if name in kinds]
+                specs[stage.name] = stage, sample_spec(stage, topology, may, purpose="check")
 
-    async def build(stage: Stage) -> str | None:
-        kinds = [catalogued[name] for name in stage.hardware if name in catalogued]
-        gpus = max((kind.gpus for kind in kinds), default=0.0)
-        async with on_devices if gpus else at_once:
+    async def build(benches: Benches, stage: Stage, spec: ReplicaSpec) -> str | None:
+        async with on_devices if spec.hardware.gpus else at_once:
             try:
-                confinement = confined(stage.confined, topology, Hardware("worker", 0.0, gpus=gpus), "")
-                worker = WorkerProcess(
-                    topology,
-                    stage.name,
-                    confinement,
-                    start_timeout_s=limits.start_limit_s(gpu=gpus > 0),
-                    build_only=True,
-                    devices=await turns.take(stage.name, kinds, _nothing),
-                )
-                async with worker:
+                async with benches.bench(stage, spec):
                     return None
-            except ValueError:
-                return None  # an isolation that cannot be is a problem of its own
-            except InvalidInput as error:  # this machine cannot isolate it so
-                return f"{stage.declared}: stage {stage.name!r}: {error}"
-            except (NoDevice, WorkerFailed) as error:
-                why = error if isinstance(error, WorkerFailed) else WorkerFailed(str(error))
-                return blame(why, stage.declared, f"stage {stage.name!r} cannot be built in a worker process")
-            finally:
-                turns.leave(stage.name)
+            except ReplicaFailed as error:
+                return blame(error, stage.declared, f"stage {stage.name!r} cannot be built in a worker process")
 
-    stages = [stage for stage in pipeline.stages if isinstance(stage, Stage) and isinstance(stage.name, str)]
-    by_name = {stage.name: stage for stage in stages}
-    async with asyncio.TaskGroup() as tasks:
-        building = [tasks.create_task(build(stage)) for stage in by_name.values()]
+    async with benches_here([spec for _, spec in specs.values()], limits) as benches, asyncio.TaskGroup() as tasks:
+        building = [tasks.create_task(build(benches, *each)) for each in specs.values()]
     return [problem for task in building if (problem := task.result()) is not None]
-
-
-async def _nothing() -> None:
-    """A worker that is built here ends before the next one is given its device."""
 
 
 def _problems(read: Callable[[Path], object], file: Path) -> list[str]:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -35,7 +35,6 @@ from inferline_stream.dataplane.frames import (
     Done,
     Ready,
     Results,
-    StageInput,
     ToDispatcher,
     encode_frame,
     to_dispatcher,
@@ -176,8 +175,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def serve_idly(sock: socket.socket) -> None:
     """Be a replica that returns what it gets, and end with the connection."""
 
-    def process(inputs: Sequence[StageInput]) -> Settled:
-        return Settled([Done(value, 0) for value in inputs if isinstance(value, bytes)], [])
+    def process(batch: Batch) -> Settled:
+        return Settled([Done(value, 0) for value in batch.inputs if isinstance(value, bytes)], [])
 
     _Server(_Stage(process, None), Ready("r", 0.0, None), None, sock).run()
     os._exit(0)

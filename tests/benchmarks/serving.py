@@ -19,23 +19,20 @@ import uvloop
 
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import ReplicaSpec
-from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Infeasible
-from inferline_stream.isolation.confinement import confined
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import ENTRY_TIME
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Paths, shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.provision import provision
-from inferline_stream.profiler.bench import ReplicaBench
+from inferline_stream.profiler.bench_messages import Measure
+from inferline_stream.profiler.benches import Bench, benches_here
 from inferline_stream.profiler.service_times import measure as measure_times
 from inferline_stream.profiler.service_times import measure_contention
-from inferline_stream.profiler.worker_messages import Measure, Times
-from inferline_stream.profiler.worker_process import WorkerProcess
+from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import EmbeddedKafka
 from tests.benchmarks import _served_pipeline
 from tests.support.director import Director
@@ -81,14 +78,10 @@ def _topology(folder: Path, url: str, batch: int, concurrency: int) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def _bench(topology: Path) -> AsyncIterator[ReplicaBench]:
-    confinement = confined(Isolation("none"), topology, Hardware("worker", 0.0), "")
-    routes = routes_of(load_topology(topology), "work")
+async def _bench(topology: Path) -> AsyncIterator[Bench]:
+    stage = load_topology(topology).stage("work")
     spec = ReplicaSpec("", "work", str(topology), _CLIENT)
-    async with (
-        WorkerProcess(topology, "work", confinement, start_timeout_s=60.0) as weigher,
-        ReplicaBench(spec, routes, weigher, start_timeout_s=60.0) as bench,
-    ):
+    async with benches_here([spec], Settings(start_timeout_s=60.0)) as benches, benches.bench(stage, spec) as bench:
         yield bench
 
 
@@ -111,8 +104,7 @@ async def _overhead(folder: Path, rounds: int) -> Figures:
             aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session,
         ):
             for _ in range(rounds):
-                order = Measure(_EVENTS, _CLIENT, {}, BATCH, 1.0, 50, 400)
-                ours.append(statistics.median((await bench.ask(order, Times)).service_s))
+                ours.append(statistics.median(await bench.time(_EVENTS, Measure(BATCH, 1.0, 50, 400))))
                 times = []
                 for _ in range(400):
                     began_s = time.perf_counter()
@@ -167,8 +159,8 @@ async def _plans(folder: Path, seconds: float) -> Figures:
     with model_server_process(SLOW_S, SLOWER_S) as url:
         topology = _topology(folder, url, 1, MOST_AT_ONCE)
         async with _bench(topology) as bench:
-            times, variation, _ = await measure_times(bench, _CLIENT, _EVENTS, 1, seconds=4.0)
-            contention, _ = await measure_contention(bench, _CLIENT, _EVENTS, times, MOST_AT_ONCE, seconds=2.0)
+            times, variation, _ = await measure_times(bench, _EVENTS, 1, seconds=4.0)
+            contention, _ = await measure_contention(bench, _EVENTS, times, MOST_AT_ONCE, seconds=2.0)
         knows = Profile("work", "client", times, 0.0, variation, 0.0, contention, 1)
         ignores = replace(knows, contention=(), most_replicas=None)
         figures: Figures = {}

@@ -23,14 +23,16 @@ from inferline_stream.kafka.pipeline_topics import create_topics
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.profiler import cluster_bench, hop_latency, overheads
-from inferline_stream.profiler.cluster_bench import MakeActuator, NoPlace, cluster_benches
+from inferline_stream.profiler import benches, hop_latency, overheads, profiling_session
+from inferline_stream.profiler.bench_dispatcher import MODULE
+from inferline_stream.profiler.benches import MakeActuator, open_benches
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profile_store import ProfileStore
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.profiler.profiling_progress import Progress
-from inferline_stream.profiler.remote_bench_dispatcher import MODULE
+from inferline_stream.profiler.profiling_session import replica_spec
+from inferline_stream.profiler.replica_failures import NoPlace
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.pooled import PASSING
@@ -85,10 +87,10 @@ class Profiling:
         topology.write_text(NOWHERE)
         pipeline, where = load_topology(topology), self.broker.bootstrap_servers
         make, soon = on(self.api, self.client, self.broker), Settings(start_timeout_s=0.5)
-        async with cluster_benches(pipeline, topology, where, make, soon) as benches:
-            stage = pipeline.stage("only")
-            async with benches.bench(stage, catalogue(pipeline.hardware)["rare"], EVENTS):
-                pass
+        stage = pipeline.stage("only")
+        spec = replica_spec(topology, stage, catalogue(pipeline.hardware)["rare"])
+        async with open_benches(Names("nowhere"), where, make, [spec], soon) as opened, opened.bench(stage, spec):
+            pass
 
     async def profile(self, topology: Path = CLUSTERED, options: Options = QUICK) -> PipelineProfile:
         """What `profile --on kubernetes` does; nothing is left when it has ended, however it does."""
@@ -186,8 +188,8 @@ async def test_each_kind_is_measured_where_it_is_without_the_way_there_and_once(
 async def test_emulated_kinds_are_measured_here_and_the_network_there(
     embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_bench, "WARM_UP_BATCHES", 2)
-    monkeypatch.setattr(cluster_bench, "BATCHES", 10)
+    monkeypatch.setattr(profiling_session, "WARM_UP_BATCHES", 2)
+    monkeypatch.setattr(profiling_session, "BATCHES", 10)
     async with profiling(embedded_broker, tmp_path) as of:
         measured = await of.profile(PASSING)
         assert measured.network_s > 0
@@ -270,14 +272,14 @@ async def test_a_cluster_without_room_is_said_with_what_helps(
 async def test_an_image_that_no_node_can_get_is_named(
     embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_bench, "DISPATCHER_START_S", 1.0)
+    monkeypatch.setattr(benches, "DISPATCHER_START_S", 1.0)
     async with profiling(embedded_broker, tmp_path) as of:
         of.api.node.run = of.no_image
         with pytest.raises(StageFailed, match=r"'only': its dispatcher.*: Back-off pulling image \"image\""):
             await of.bench(tmp_path)
 
 
-@pytest.mark.parametrize("module", [cluster_bench, hop_latency, overheads])
+@pytest.mark.parametrize("module", [benches, hop_latency, overheads])
 async def test_topics_of_a_measurement_are_deleted_where_making_them_fails(
     embedded_broker: KafkaServer, monkeypatch: pytest.MonkeyPatch, module: Any
 ) -> None:
@@ -288,15 +290,13 @@ async def test_topics_of_a_measurement_are_deleted_where_making_them_fails(
         assert await topics_of(embedded_broker) > before
         raise Unreachable("Kafka did not answer in time")
 
-    async def benches() -> None:
-        async with cluster_benches(
-            load_topology(PASSING), PASSING, where, lambda names: pytest.fail("used"), Settings()
-        ):
+    async def opened() -> None:
+        async with open_benches(Names("passing"), where, lambda names: pytest.fail("used"), [], Settings()):
             pass
 
     monkeypatch.setattr(module, "create_topics", some)
     measure = {
-        cluster_bench: benches,
+        benches: opened,
         hop_latency: lambda: hop_latency.measure_hop(where, fetch_wait_s=0.1),
         overheads: lambda: overheads.measure_overheads(where),
     }[module]

@@ -33,10 +33,12 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import Names
-from inferline_stream.profiler.cluster_bench import NoPlace, cluster_benches
+from inferline_stream.profiler.bench_dispatcher import MODULE
+from inferline_stream.profiler.benches import open_benches
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profiling_options import Options
-from inferline_stream.profiler.remote_bench_dispatcher import MODULE
+from inferline_stream.profiler.profiling_session import replica_spec
+from inferline_stream.profiler.replica_failures import NoPlace
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.settings import Settings
@@ -319,11 +321,12 @@ async def test_stages_are_measured_on_the_cluster_itself_with_what_its_calls_add
         topology.write_text(ON_CORES.replace('["core"]', '["rare"]'))
         full = load_topology(topology)
         soon, rare = Settings(start_timeout_s=0.5), catalogue(full.hardware)["rare"]
-        async with cluster_benches(full, topology, servers, actuator, soon) as benches:
+        spec = replica_spec(topology, full.stage("work"), rare)
+        async with open_benches(Names("on-cores"), servers, actuator, [spec], soon) as benches:
             with pytest.raises(
                 NoPlace, match="waits for a node of the Ray cluster that has num_cpus 99 free; add a node"
             ):
-                async with benches.bench(full.stage("work"), rare, [b"one"]):
+                async with benches.bench(full.stage("work"), spec):
                     pass
     assert measured.profiles.keys() == {("work", "core")}
     profile = measured.profiles["work", "core"]

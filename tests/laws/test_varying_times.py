@@ -11,33 +11,32 @@ from random import Random
 import numpy as np
 import pytest
 
-from inferline_stream.dataplane.replica.stage_call import emulated_service_s
+from inferline_stream.dataplane.replica.emulated_hardware import emulated_service_s
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.emulation import Emulated
-from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.profiler.bench_messages import Measure
 from inferline_stream.profiler.service_times import measure_emulated
-from inferline_stream.profiler.worker_messages import Measure, Times, Weigh, Weights
 
 TABLE_S = {1: 0.012, 2: 0.016, 4: 0.024, 8: 0.040}
 WEIGHTS = [5.0 if i % 5 == 0 else 1.0 for i in range(400)]
-HARDWARE = Hardware("emulated-cpu", 0.1)
 INPUTS = [b"%d" % i for i in range(len(WEIGHTS))]
 
 
-class Worker:
-    """Sleeps as declared, and knows what events weigh, or what they cost."""
+class Bench:
+    """A replica that sleeps as declared, and knows what events weigh, or what they cost."""
 
     def __init__(self, *, weighs: bool, costs: bool) -> None:
         self.says = {True: weighs, False: costs}
 
-    async def ask(self, request: Measure | Weigh, answer: type[Times] | type[Weights]) -> Times | Weights:
-        if isinstance(request, Measure):
-            return Times([TABLE_S[request.batch_size]] * 10)
-        return Weights(WEIGHTS if self.says[request.emulated] else None)
+    async def time(self, inputs: object, order: Measure) -> list[float]:
+        return [TABLE_S[order.batch_size]] * 10
+
+    async def weigh(self, inputs: object, *, emulated: bool = False) -> list[float] | None:
+        return WEIGHTS if self.says[emulated] else None
 
 
 def queued_s(arrivals_s: np.ndarray, weights: np.ndarray, varies: Emulated, limit: int, replicas: int) -> np.ndarray:
@@ -60,8 +59,8 @@ def queued_s(arrivals_s: np.ndarray, weights: np.ndarray, varies: Emulated, limi
 async def test_the_p99_of_times_that_vary_is_predicted_and_means_are_far_off(kind: str, rate: float) -> None:
     by_event = kind != "chance"
     varies = Emulated(TABLE_S) if by_event else Emulated(TABLE_S, cv=0.5)
-    worker = Worker(weighs=by_event, costs=kind == "costs")
-    times, variation = await measure_emulated(worker, HARDWARE, INPUTS, 8, TABLE_S, handed_s=0.0, varies=varies)
+    bench = Bench(weighs=by_event, costs=kind == "costs")
+    times, variation = await measure_emulated(bench, INPUTS, 8, TABLE_S, varies=varies)
     measured = PipelineProfile({("a", "x"): Profile("a", "x", times, variation=variation)}, Paths((0,), (1.0,)))
     trace = gamma_trace(rate, 1.0, 400.0, np.random.default_rng(2))
     weights = np.random.default_rng(3).choice(WEIGHTS, len(trace)) if by_event else np.ones(len(trace))

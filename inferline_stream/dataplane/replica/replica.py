@@ -7,8 +7,8 @@ Its channel to the supervisor (SOCK_SEQPACKET) brings the `ReplicaSpec` first, t
 after another; ``{"type":"leave"}`` or the channel's end ends the process. In a container the spec and the frames come
 over standard input, and results go to standard output.
 
-Exit codes: 0 left in good order; 3 the topology or the stage cannot be loaded, or the isolation does not hold; 70 the
-stage broke its contract.
+Exit codes: 0 left in good order; 3 the topology or the stage cannot be loaded, or the isolation does not hold; 69 a
+server that the stage asks as it is built does not answer; 70 the stage broke its contract.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TextIO, cast
 
 import msgspec
@@ -40,7 +41,6 @@ from inferline_stream.dataplane.frames import (
     Ready,
     Results,
     Returned,
-    StageInput,
     answer_bytes,
     encode_frame,
     to_replica,
@@ -56,7 +56,7 @@ from inferline_stream.dataplane.replica.stage_call import (
     built,
     new_event_loop,
 )
-from inferline_stream.dataplane.replica.stage_code import StageCode
+from inferline_stream.dataplane.replica.stage_code import StageCode, code_alone
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError, ServerUnavailable, StageFailed
 from inferline_stream.isolation.confinement import confined
@@ -64,11 +64,13 @@ from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.isolation.refusals import Refusals
 from inferline_stream.isolation.seal import seal
 from inferline_stream.observability.plain_logs import log_to_stderr_plainly
+from inferline_stream.pipeline.topology import is_asynchronous
 
 logger = logging.getLogger(__name__)
 
 EXIT_USAGE = 2
 EXIT_CANNOT_LOAD = 3
+EXIT_UNAVAILABLE = 69
 EXIT_STAGE_FAILED = 70
 LEAVE = b'{"type":"leave"}'
 """Supervisor to replica: end once no batch is in hand."""
@@ -89,7 +91,7 @@ class _Stage:
         loop: that an asynchronous one runs on; None otherwise.
     """
 
-    process: Callable[[Sequence[StageInput]], Settled | Awaitable[Settled]]
+    process: Callable[[Batch], Settled | Awaitable[Settled]]
     loop: asyncio.AbstractEventLoop | None
 
 
@@ -112,7 +114,7 @@ def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
         stage, held = _load(spec, code, (channel or streams or sys.stdin).fileno())
     except InferlineError as error:
         _last_words(error)
-        return EXIT_CANNOT_LOAD
+        return EXIT_UNAVAILABLE if isinstance(error.__cause__, ServerUnavailable) else EXIT_CANNOT_LOAD
     ready = Ready(spec.replica, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, held)
     logger.info("replica %s is ready after %.2f s", spec.replica, ready.start_up_s)
     if channel is not None:
@@ -140,13 +142,18 @@ def _log_stream(of: TextIO) -> TextIO:
 
 def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage, Enforced]:
     """Load the stage and seal the process."""
-    code = code or StageCode(load_topology(spec.topology), spec.stage, spec.topology)
-    confinement = confined(spec.isolation, spec.topology, spec.hardware)
+    if spec.purpose == "check":
+        run, emulated = code_alone(load_topology(spec.topology), spec.stage, spec.topology), None
+    else:
+        weighs = spec.purpose == "profile"
+        code = code or StageCode(load_topology(spec.topology), spec.stage, spec.topology, weighs=weighs)
+        run, emulated = code.run, code.emulated
+    confinement = replace(confined(spec.isolation, spec.topology, spec.hardware), audit=spec.audit)
     refusals = Refusals(confinement)
-    loop = new_event_loop() if code.waits else None
+    loop = new_event_loop() if is_asynchronous(run) else None
 
     def build() -> StageCall:
-        return StageCall(refusals.guarded(code.run), spec.hardware, spec.emulated_s, code.emulated)
+        return StageCall(refusals.guarded(run), spec.hardware, spec.emulated_s, emulated)
 
     call = build() if loop is None else loop.run_until_complete(built(build))
     if spec.hardware.gpus and not spec.hardware.emulated and (lack := cuda_lack(sys.modules)):
@@ -158,9 +165,17 @@ def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage,
     gc.freeze()  # what was loaded stays: the collector need not look at it again
     held = seal(confinement, keep=(keep,))
     refusals.sealed = held.sealed
-    if loop is not None:
-        return _Stage(lambda inputs: code.process_awaited(call.awaited, inputs), loop), held
-    return _Stage(lambda inputs: code.process(call, inputs), None), held
+    return _Stage(partial(_process, code, call), loop), held
+
+
+def _process(code: StageCode | None, call: StageCall, batch: Batch) -> Settled | Awaitable[Settled]:
+    assert code is not None, "one that is checked is given no batch"
+    profiling = batch.profiling
+    if profiling is not None and profiling.weighs:
+        return code.weigh(batch.inputs, emulated=profiling.weighs == "emulated")
+    if profiling is not None and profiling.sleeps_s:
+        call = call.lasting(profiling.sleeps_s)
+    return code.process_awaited(call.awaited, batch.inputs) if code.waits else code.process(call, batch.inputs)
 
 
 class _Server:
@@ -273,13 +288,13 @@ class _Server:
     def _run(self, batch: Batch) -> int | None:
         """Run a batch, or begin to."""
         began_s = time.perf_counter()
-        if self._loop is not None:
+        if self._loop is not None and not (batch.profiling and batch.profiling.weighs):
             task = self._loop.create_task(self._run_awaited(batch, began_s))
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
             return None
         try:
-            settled = self._stage.process(batch.inputs)
+            settled = self._stage.process(batch)
         except (StageFailed, ServerUnavailable) as error:
             return self._unsettled(batch, error)
         self._send(_answer(batch, cast("Settled", settled), began_s))
@@ -287,7 +302,7 @@ class _Server:
 
     async def _run_awaited(self, batch: Batch, began_s: float) -> None:
         try:
-            settled = await cast("Awaitable[Settled]", self._stage.process(batch.inputs))
+            settled = await cast("Awaitable[Settled]", self._stage.process(batch))
             self._send(_answer(batch, settled, began_s))
         except (StageFailed, ServerUnavailable) as error:
             code = self._unsettled(batch, error)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import bisect
 import contextlib
+import copy
 import inspect
 import sys
 import sysconfig
@@ -12,12 +12,12 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from random import Random
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import uvloop
 
 from inferline_stream.dataplane.frames import Call, Done, Failed
+from inferline_stream.dataplane.replica.emulated_hardware import EmulatedHardware
 from inferline_stream.errors import ServerUnavailable, StageFailed
 from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.hardware import Hardware
@@ -130,9 +130,7 @@ class StageCall:
             what = f"{getattr(run, '__qualname__', run)} cannot be built: {last}"
             where = where_raised(error)
             raise StageFailed(f"{where}: {what}" if where else what) from error
-        self._emulated_s = dict(sorted((emulated_s or {}).items())) if hardware.emulated else {}
-        self._varies = varies or Emulated({})
-        self._random = Random()  # noqa: S311  no secret depends on it
+        self._emulated = EmulatedHardware(emulated_s, varies) if hardware.emulated and emulated_s else None
         self._on_gpu = hardware.gpus > 0
         self._release = False
 
@@ -143,10 +141,10 @@ class StageCall:
             DeviceOutOfMemory: in place of what a framework raises where its device has no memory.
             DeviceBroken: likewise, where no later call would succeed.
         """
-        if self._emulated_s:
+        if self._emulated is not None:
             began_s = time.perf_counter()
             results = self._call(values)
-            _sleep_until(began_s + self._emulated(values))
+            time.sleep(max(0.0, began_s + self._emulated.service_s(values) - time.perf_counter()))
             return results
         with self._on_device(len(values)):
             results = self._call(values)
@@ -178,16 +176,15 @@ class StageCall:
         with self._on_device(len(values)):
             results = await self._call(values)
             _await_devices()
-        if self._emulated_s:
-            await asyncio.sleep(max(0.0, began_s + self._emulated(values) - time.perf_counter()))
+        if self._emulated is not None:
+            await asyncio.sleep(max(0.0, began_s + self._emulated.service_s(values) - time.perf_counter()))
         return results
 
-    def _emulated(self, values: list[Any]) -> float:
-        """Return how long the emulated hardware takes for a batch."""
-        service_s = emulated_service_s(self._emulated_s, len(values)) * self._varies.factor(self._random)
-        if self._varies.weight is not None:
-            service_s *= sum(map(self._varies.weight, values)) / len(values)
-        return service_s
+    def lasting(self, service_s: float) -> Self:
+        """Return the same stage on emulated hardware on which a single event takes so long."""
+        other = copy.copy(self)
+        other._emulated = EmulatedHardware({1: service_s})
+        return other
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -224,23 +221,6 @@ def _await_devices() -> None:
         for device in range(torch.cuda.device_count()):
             if torch.cuda.memory_allocated(device):
                 torch.cuda.synchronize(device)
-
-
-def emulated_service_s(service_s: Mapping[int, float], batch_size: int) -> float:
-    """Return S(b): linear between the batch sizes given, of constant throughput beyond the largest.
-
-    Args:
-        service_s: seconds by batch size, ascending, starting at 1.
-        batch_size: b.
-    """
-    sizes = list(service_s)
-    at = bisect.bisect_left(sizes, batch_size)
-    if at == len(sizes):
-        return service_s[sizes[-1]] * batch_size / sizes[-1]
-    if sizes[at] == batch_size or at == 0:
-        return service_s[sizes[at]]
-    share = (batch_size - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
-    return service_s[sizes[at - 1]] + share * (service_s[sizes[at]] - service_s[sizes[at - 1]])
 
 
 def failed(error: BaseException) -> Failed:
@@ -356,9 +336,3 @@ def _halving(settle: Callable[[Any], Done], values: Sequence[Any]) -> Generator[
             raise StageFailed(f"returned {count} results for a batch of {len(batch)}; return one per event")
         outcomes += [attempt(settle, result) for result in results]
     return Settled(outcomes, calls, too_large)
-
-
-def _sleep_until(moment_s: float) -> None:
-    left_s = moment_s - time.perf_counter()
-    if left_s > 0:
-        time.sleep(left_s)

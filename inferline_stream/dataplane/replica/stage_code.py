@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from inferline_stream.dataplane.codecs import Decode, codec
-from inferline_stream.dataplane.frames import Done, Failed, StageInput
+from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
 from inferline_stream.dataplane.replica.stage_call import Settled, attempt, run_batch, run_batch_awaited
 from inferline_stream.dataplane.routes import routes_of
-from inferline_stream.dataplane.topology_loader import load_code
+from inferline_stream.dataplane.topology_loader import last_line, load_code
 from inferline_stream.errors import InvalidTopology, StageFailed
-from inferline_stream.pipeline.annotations import join_fields, types_of
+from inferline_stream.pipeline.annotations import condition_type, join_fields, stage_types, types_of
 from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.topology import Pipeline, Stage, is_asynchronous
@@ -29,12 +29,13 @@ class StageCode:
         pipeline: a valid pipeline.
         stage: the stage's name.
         topology: path of the topology file; code and conditions given by name are imported from its folder.
+        weighs: whether it will be asked what events cost.
 
     Raises:
         InvalidTopology: there is no such stage, its code cannot be loaded, or a codec or an annotation is wrong.
     """
 
-    def __init__(self, pipeline: Pipeline, stage: str, topology: str) -> None:
+    def __init__(self, pipeline: Pipeline, stage: str, topology: str, *, weighs: bool = False) -> None:
         routes = routes_of(pipeline, stage)
         folder = os.path.dirname(os.path.abspath(topology))
         own = pipeline.stage(stage)
@@ -47,6 +48,7 @@ class StageCode:
                 "a time"
             )
         self.emulated = own.emulated if isinstance(own.emulated, Emulated) else None
+        self._cost = load_code(own.cost, folder) if weighs and isinstance(own.cost, str) else own.cost
         conditions = {
             child.name: load_code(edge.condition, folder) if isinstance(edge.condition, str) else edge.condition
             for child in pipeline.stages
@@ -85,15 +87,17 @@ class StageCode:
         decoded = [attempt(self._decode, each) for each in inputs]
         return decoded, [value for value in decoded if not isinstance(value, Failed)]
 
-    def weigh(self, function: Callable[[Any], float], inputs: Sequence[StageInput]) -> list[float]:
-        """Return what a function of the topology gives for each encoded input.
+    def weigh(self, inputs: Sequence[StageInput], *, emulated: bool) -> Settled:
+        """Return what the topology says of each encoded input, in JSON: its cost, or its weight on emulated hardware.
 
         Raises:
-            StageFailed: it raises, or gives anything but a finite number of 0 or more.
+            StageFailed: its function raises, or gives anything but a finite number of 0 or more.
         """
+        function = self._cost if not emulated else None if self.emulated is None else self.emulated.weight
+        assert callable(function), "asked of a topology that says nothing"
         name = getattr(function, "__qualname__", repr(function))
         decode: Callable[[Any], Any] = self._decode
-        weights = []
+        weights = list[Done | Failed]()
         for each in inputs:
             try:
                 weight = float(function(decode(each)))
@@ -105,8 +109,8 @@ class StageCode:
                 raise StageFailed(
                     f"{name} gives {weight} for sample event {each!r:.80}; return a finite number, 0 or more"
                 )
-            weights.append(weight)
-        return weights
+            weights.append(Done(msgspec.json.encode(weight), 0))
+        return Settled(weights, [Call(len(inputs), 0.0)])
 
     def settle(self, result: Any) -> Done:
         """Return a result encoded, with the edges that it takes. What conditions and the encoder raise is passed on."""
@@ -130,6 +134,28 @@ def code_of(stage: Stage, folder: str) -> Callable[..., Any]:
     if stage.run is None:
         raise InvalidTopology(f"stage {stage.name!r} has neither code nor a server")
     return load_code(stage.run, folder) if isinstance(stage.run, str) else stage.run
+
+
+def code_alone(pipeline: Pipeline, name: str, topology: str) -> Callable[..., Any]:
+    """Return a stage's code, whatever the pipeline around it is like.
+
+    What the stage and its conditions name is loaded and judged, which nothing else does before a run.
+
+    Raises:
+        InvalidTopology: it cannot be loaded, or what a name gives is no stage, or no condition.
+    """
+    folder = os.path.dirname(os.path.abspath(topology))
+    try:
+        stage = pipeline.stage(name)
+        run = code_of(stage, folder)
+        if isinstance(stage.run, str):
+            stage_types(run)
+        for edge in (edge for child in pipeline.stages for edge in child.after if edge.parent is stage):
+            if isinstance(edge.condition, str):
+                condition_type(load_code(edge.condition, folder))
+    except (TypeError, KeyError) as error:
+        raise InvalidTopology(last_line(error)) from error
+    return run
 
 
 def _with_failures(decoded: Sequence[Any], settled: Settled) -> Settled:

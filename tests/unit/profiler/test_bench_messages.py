@@ -3,6 +3,9 @@
 from inferline_stream.profiler.bench_messages import (
     Answered,
     Assembler,
+    EventOutcome,
+    Order,
+    Outcomes,
     RunEvents,
     SampleInputs,
     Standing,
@@ -11,7 +14,6 @@ from inferline_stream.profiler.bench_messages import (
     dispatcher_of,
     pieces,
 )
-from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes
 
 LONG = SampleInputs([bytes([number]) * (1 << 17) for number in range(12)])
 
@@ -28,22 +30,22 @@ def test_a_message_of_a_megabyte_and_a_half_comes_through_records_that_any_kafka
 
 
 def test_a_message_that_was_cut_short_does_not_spoil_the_next_one() -> None:
-    assembler, answer = Assembler(), Answered(7, Outcomes([EventOutcome(b"x" * (3 << 19), [])]))
+    assembler, answer = Assembler(), Answered(7, Outcomes([EventOutcome(b"x" * (3 << 19))]))
     for record in pieces("d", answer)[:2]:
         assert assembler.add(*record) is None
-    (short,) = pieces("d", Standing("replica"))
+    (short,) = pieces("d", Standing({"replica": "cpu-1"}))
     found = assembler.add(*short)
     assert found is not None
-    assert decode_from_bench(found) == Standing("replica")
+    assert decode_from_bench(found) == Standing({"replica": "cpu-1"})
 
 
 def test_a_message_whose_beginning_was_missed_is_dropped() -> None:
     assembler = Assembler()
     assert [assembler.add(*record) for record in pieces("d", LONG)[2:]] == [None, None]
-    (short,) = pieces("d", RunEvents([b"event"], 1))
+    (short,) = pieces("d", order := Order("replica", RunEvents([b"event"]), 1))
     found = assembler.add(*short)
     assert found is not None
-    assert decode_to_bench(found) == RunEvents([b"event"], 1)
+    assert decode_to_bench(found) == order
 
 
 def test_pieces_of_one_message_among_those_of_another_are_no_part_of_it() -> None:

@@ -1,17 +1,11 @@
 """Stages that each take the whole of a GPU, on a machine with fewer GPUs than stages."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.isolation.confinement import confined
-from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.profiler import device_turns
-from inferline_stream.profiler.device_turns import DeviceTurns
-from inferline_stream.profiler.fork_times import forked_start_up_s
+from inferline_stream.profiler import this_host
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profiling_options import Options
@@ -59,7 +53,7 @@ async def test_check_builds_each_stage_on_a_device_of_its_own_one_after_another(
 
 
 async def test_check_says_that_others_use_every_device(topology: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_turns, "FREED_S", 0.0)
+    monkeypatch.setattr(this_host, "FREED_S", 0.0)
     gpu = {"name": "Tesla T4", "uuid": "GPU-0", "total": 16 << 30, "used": TAKEN}
     install(monkeypatch, [gpu])
     found = await building_problems(load_topology(topology), topology, Settings(start_timeout_s=30.0))
@@ -85,29 +79,3 @@ async def test_an_audit_gives_each_stage_a_device_where_there_are_enough(
     install(monkeypatch, [Locked(topology.parent, f"GPU-{n}", taken=TAKEN) for n in range(2)])
     found = await audit_pipeline(load_topology(topology), topology, EVENTS, Settings(start_timeout_s=30.0))
     assert [audited.stage for audited in found] == ["embed", "rank"]
-
-
-async def test_the_device_that_was_had_longest_is_taken_back_and_only_if_none_is_free() -> None:
-    kind = Hardware("t4", 0.5, gpus=1, gpu_model="Tesla T4")
-    machine = [device_turns.Device(f"GPU-{n}", "Tesla T4", 16 << 30) for n in range(2)]
-    turns, ended = DeviceTurns(lambda: machine), []
-
-    async def take(name: str) -> tuple[str, ...]:
-        async def end() -> None:
-            ended.append(name)
-
-        return await turns.take(name, [kind], end)
-
-    assert [await take(name) for name in "abc"] == [("GPU-0",), ("GPU-1",), ("GPU-0",)]
-    assert ended == ["a"]
-    assert await take("c") == ("GPU-0",), "its own"
-    assert await turns.take("d", [Hardware("l4", 0.8, gpus=1, gpu_model="NVIDIA L4")], turns.end_all) == ()
-    await turns.end_all()
-    assert ended == ["a", "b", "c"]
-
-
-async def test_no_fork_server_is_waited_for_where_a_gpu_keeps_it_from_being_made(topology: Path) -> None:
-    kind = Hardware("t4", 0.5, gpus=1, gpu_model="Tesla T4")
-    confinement = confined(Isolation(forked=True), topology, kind)
-    async with asyncio.timeout(20.0):
-        assert await forked_start_up_s(topology, "embed", kind, confinement, timeout_s=60.0) is None

@@ -1,4 +1,4 @@
-"""Code that a topology gives by name is loaded in its stage's own worker, and nowhere else."""
+"""Code that a topology gives by name is loaded in its stage's own replica, and nowhere else."""
 
 import asyncio
 import sys
@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.isolation.confinement import confined
-from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.profiler.bench_messages import EventOutcome
+from inferline_stream.profiler.benches import benches_here
+from inferline_stream.profiler.this_host import sample_spec
 from inferline_stream.profiler.topology_check import building_problems
-from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes, ProcessEvents
-from inferline_stream.profiler.worker_process import WorkerProcess
 from inferline_stream.settings import Settings
 
 TOPOLOGY = """
@@ -47,11 +45,11 @@ def found(pipeline: Pipeline, topology: Path) -> list[str]:
     return asyncio.run(building_problems(pipeline, topology, Settings(start_timeout_s=30.0)))
 
 
-async def test_a_worker_runs_a_named_stage_and_judges_named_conditions(topology: Path) -> None:
-    confinement = confined(Isolation("none"), topology, Hardware("worker", 0.0, cores=1))
-    async with WorkerProcess(topology, "double", confinement, start_timeout_s=30.0) as worker:
-        outcomes = (await worker.ask(ProcessEvents([b"4", b"8"]), Outcomes)).outcomes
-    assert outcomes == [EventOutcome(b"8", []), EventOutcome(b"16", ["last"])]
+async def test_a_replica_runs_a_named_stage_and_judges_named_conditions(topology: Path) -> None:
+    stage = load_topology(topology).stage("double")
+    spec = sample_spec(stage, topology, [])
+    async with benches_here([spec], Settings()) as benches, benches.bench(stage, spec) as bench:
+        assert await bench.run([b"4", b"8"]) == [EventOutcome(b"8"), EventOutcome(b"16", edges=1)]
 
 
 def test_stages_are_built_and_the_caller_loads_none_of_their_code(topology: Path) -> None:

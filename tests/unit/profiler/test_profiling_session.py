@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -10,27 +10,20 @@ from typing import cast
 import pytest
 
 from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import StageFailed, Unreachable
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.topology import Stage
-from inferline_stream.profiler.cluster_bench import ClusterBenches, NoPlace
+from inferline_stream.profiler.bench_messages import EventOutcome, Measure, Times
+from inferline_stream.profiler.benches import Benches
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.missing_profiles import pairs_to_profile
 from inferline_stream.profiler.profile_store import Known, ProfileStore
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.profiler.profiling_progress import Progress, Steps
 from inferline_stream.profiler.profiling_session import OpenBenches, ProfilingSession, disturbance
-from inferline_stream.profiler.worker_messages import (
-    Answer,
-    EventOutcome,
-    Measure,
-    Outcomes,
-    ProcessEvents,
-    Request,
-    Times,
-    Weights,
-)
+from inferline_stream.profiler.replica_failures import NoPlace
 from inferline_stream.settings import Settings
 
 EVENTS = [b"%d" % number for number in range(20)]
@@ -90,37 +83,38 @@ class There:
     def __init__(self, *full: str) -> None:
         self.full = full
 
-    async def __aenter__(self) -> ClusterBenches:
-        return cast("ClusterBenches", self)
+    async def __aenter__(self) -> Benches:
+        return cast("Benches", self)
 
     async def __aexit__(self, *error: object) -> None:
         pass
 
     @asynccontextmanager
-    async def bench(self, stage: Stage, kind: Hardware, *_: object) -> AsyncIterator[Bench]:
-        if kind.name in self.full:
-            raise NoPlace(f"no room for {stage.name} on {kind.name}")
-        yield Bench(kind.price_per_hour)
-
-    async def network_s(self, inputs: Mapping[str, Sequence[StageInput]]) -> float:
-        return 0.5
+    async def bench(self, stage: Stage, spec: ReplicaSpec) -> AsyncIterator[Bench]:
+        if spec.hardware.name in self.full:
+            raise NoPlace(f"no room for {stage.name} on {spec.hardware.name}")
+        yield Bench(spec.hardware.price_per_hour)
 
 
 class Bench:
     """A bench on which every batch takes a millisecond, and the network some time more."""
 
-    node, start_up_s = "node-1", 1.0
+    start_up_s, waited_share, seen = 1.0, 0.0, None
 
     def __init__(self, network_s: float) -> None:
         self.network_s = network_s
 
-    async def ask(self, request: Request, answer: type[Answer]) -> Answer:
-        match request:
-            case ProcessEvents(inputs):
-                return Outcomes([EventOutcome(bytes(each), []) for each in inputs if isinstance(each, bytes)])
-            case Measure():
-                return Times([0.001] * request.fewest, [0.001] * request.fewest)
-        return Weights(None)
+    async def run(self, inputs: Sequence[StageInput]) -> list[EventOutcome]:
+        return [EventOutcome(bytes(each)) for each in inputs if isinstance(each, bytes)]
+
+    async def weigh(self, inputs: object, *, emulated: bool = False) -> None:
+        return None
+
+    async def time(self, inputs: object, order: Measure) -> list[float]:
+        return [0.001] * order.fewest
+
+    async def timed(self, inputs: object, order: Measure) -> Times:
+        return Times([0.001 + self.network_s] * order.fewest, [self.network_s] * order.fewest)
 
 
 NEEDS_GPU = """
@@ -153,11 +147,17 @@ async def test_a_stage_that_can_be_built_neither_here_nor_there_for_want_of_room
 
 
 @pytest.mark.parametrize("kinds", [["full", "core"], ["core", "full"]])
-async def test_the_network_is_that_of_the_cheapest_kind_whichever_was_measured_last(
+async def test_the_network_is_that_of_the_cheapest_kind_that_has_room_whichever_was_measured_last(
     tmp_path: Path, kinds: list[str]
 ) -> None:
-    known, _ = await measured(tmp_path, f"only = Stage('only', same, hardware={kinds}, max_batch_size=1)\n", There)
+    stage = f"only = Stage('only', same, hardware={kinds}, max_batch_size=1)\n"
+    known, _ = await measured(tmp_path, stage, There)
     assert known.network_s["kubernetes"] == 0.1, "what it adds there is its price"
+    emulated = f"only = Stage('only', same, hardware={[*kinds, 'emulated-cpu']}, emulated={{1: '1ms'}})\n"
+    with pytest.raises(StageFailed):
+        await measured(tmp_path, stage, lambda: There("core", "full"))
+    known, _ = await measured(tmp_path, emulated, lambda: There("core", "emulated-cpu"))
+    assert known.network_s["kubernetes"] == 0.5
 
 
 NOWHERE = """

@@ -2,14 +2,15 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.shape import Arrow, Shape, visit_ratios
+from inferline_stream.profiler.bench_messages import EventOutcome
 from inferline_stream.profiler.sample_run import INPUTS_KEPT, MOST_EVENTS, SAMPLE_BYTES, run_sample
-from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes, ProcessEvents, StageInput
 
 DIAMOND = Shape(
     ("entry", "odd", "third", "join"),
@@ -17,38 +18,42 @@ DIAMOND = Shape(
 )
 
 
-class Worker:
-    """Runs one stage in this process; a stage is a function from an input to a result and the children taken."""
+class Replica:
+    """Runs one stage in this process; a stage is a function from an input to a result and the edges that it takes."""
 
-    def __init__(self, stage: Callable[[StageInput], tuple[bytes, list[str]]], pause_s: float = 0.0) -> None:
+    def __init__(self, stage: Callable[[StageInput], tuple[bytes, int]], pause_s: float = 0.0) -> None:
         self.stage = stage
         self.pause_s = pause_s
         self.given: list[StageInput] = []
 
-    async def ask(self, request: ProcessEvents, answer: type[Outcomes]) -> Outcomes:
-        self.given += request.inputs
+    async def run(self, inputs: Sequence[StageInput]) -> list[EventOutcome]:
+        self.given += inputs
         await asyncio.sleep(self.pause_s)
         outcomes = []
-        for event in request.inputs:
+        for event in inputs:
             try:
                 outcomes.append(EventOutcome(*self.stage(event)))
             except ValueError as error:
-                outcomes.append(EventOutcome(b"", [], str(error)))
-        return Outcomes(outcomes)
+                outcomes.append(EventOutcome(b"", error=str(error)))
+        return outcomes
 
 
-def workers() -> dict[str, Worker]:
+ODD, THIRD, JOIN = 1, 2, 4
+"""Edges of ``entry``."""
+
+
+def replicas() -> dict[str, Replica]:
     """Numbers: odd ones visit ``odd``, multiples of three ``third``; the join lists what it was given."""
 
-    def entry(event: StageInput) -> tuple[bytes, list[str]]:
+    def entry(event: StageInput) -> tuple[bytes, int]:
         number = int(event)
-        return event, ["odd"] * (number % 2) + ["third"] * (number % 3 == 0) + ["join"]
+        return event, ODD * (number % 2) | THIRD * (number % 3 == 0) | JOIN
 
     return {
-        "entry": Worker(entry),
-        "odd": Worker(lambda event: (b"odd " + event, ["join"])),
-        "third": Worker(lambda event: (b"third " + event, ["join"])),
-        "join": Worker(lambda parts: (b"/".join(parts[name] for name in sorted(parts)), [])),
+        "entry": Replica(entry),
+        "odd": Replica(lambda event: (b"odd " + event, 1)),
+        "third": Replica(lambda event: (b"third " + event, 1)),
+        "join": Replica(lambda parts: (b"/".join(parts[name] for name in sorted(parts)), 0)),
     }
 
 
@@ -56,15 +61,15 @@ def events(count: int) -> list[bytes]:
     return [b"%d" % number for number in range(count)]
 
 
-async def test_stages_without_a_worker_are_left_out_and_the_others_are_given_the_same() -> None:
-    whole = await run_sample(DIAMOND, workers(), events(100), seconds=10)
-    part = {name: worker for name, worker in workers().items() if name in ("entry", "third")}
+async def test_stages_without_a_replica_are_left_out_and_the_others_are_given_the_same() -> None:
+    whole = await run_sample(DIAMOND, replicas(), events(100), seconds=10)
+    part = {name: replica for name, replica in replicas().items() if name in ("entry", "third")}
     run = await run_sample(DIAMOND, part, events(100), seconds=10)
     assert run.inputs == {**whole.inputs, "odd": [], "join": []}
 
 
 async def test_paths_are_those_that_each_event_takes_alone() -> None:
-    run = await run_sample(DIAMOND, workers(), events(100), seconds=10)
+    run = await run_sample(DIAMOND, replicas(), events(100), seconds=10)
     expected: Counter[int] = Counter()
     for number in range(100):
         odd, third = number % 2 == 1, number % 3 == 0
@@ -78,14 +83,14 @@ async def test_paths_are_those_that_each_event_takes_alone() -> None:
 
 async def test_visit_ratios_are_visits_over_events() -> None:
     """InferLine §4.1, counted where the visits happen."""
-    of = workers()
+    of = replicas()
     run = await run_sample(DIAMOND, of, events(60), seconds=10)
     for stage, ratio in visit_ratios(DIAMOND, run.paths).items():
         assert ratio == pytest.approx(len(of[stage].given) / 60)
 
 
 async def test_each_stage_is_given_its_parents_results() -> None:
-    of = workers()
+    of = replicas()
     await run_sample(DIAMOND, of, events(12), seconds=10)
     assert sorted(map(int, of["odd"].given)) == [1, 3, 5, 7, 9, 11]
     joins = {int(parts["entry"]): parts for parts in of["join"].given}
@@ -94,14 +99,14 @@ async def test_each_stage_is_given_its_parents_results() -> None:
 
 
 async def test_inputs_are_kept_for_measuring_up_to_a_limit() -> None:
-    run = await run_sample(DIAMOND, workers(), events(1500), seconds=10)
+    run = await run_sample(DIAMOND, replicas(), events(1500), seconds=10)
     assert len(run.inputs["entry"]) == INPUTS_KEPT
     assert len(run.inputs["third"]) == 500
     assert run.inputs["join"][0].keys() >= {"entry"}
 
 
 async def test_a_large_sample_is_drawn_evenly_from_the_whole_file() -> None:
-    of = workers()
+    of = replicas()
     run = await run_sample(DIAMOND, of, events(3 * MOST_EVENTS), seconds=60)
     assert run.events == MOST_EVENTS
     for part in range(10):
@@ -111,34 +116,34 @@ async def test_a_large_sample_is_drawn_evenly_from_the_whole_file() -> None:
 
 
 async def test_a_slow_stage_ends_the_run_when_the_time_is_up() -> None:
-    of = workers()
+    of = replicas()
     of["odd"].pause_s = 0.1
     run = await run_sample(DIAMOND, of, events(4000), seconds=0.15)
     assert 32 <= run.events < 1000
 
 
 async def test_the_run_goes_on_until_every_stage_was_reached() -> None:
-    def rare(event: StageInput) -> tuple[bytes, list[str]]:
-        return event, ["odd", "join"] + ["third"] * (int(event) == 700)
+    def rare(event: StageInput) -> tuple[bytes, int]:
+        return event, ODD | JOIN | THIRD * (int(event) == 700)
 
-    of = {**workers(), "entry": Worker(rare)}
+    of = {**replicas(), "entry": Replica(rare)}
     run = await run_sample(DIAMOND, of, events(1000), seconds=0.0001)
     assert len(run.inputs["third"]) == 1
 
 
 async def test_a_stage_that_no_event_reaches_is_reported() -> None:
-    of = {**workers(), "entry": Worker(lambda event: (event, ["join"]))}
+    of = {**replicas(), "entry": Replica(lambda event: (event, JOIN))}
     with pytest.raises(InvalidTopology, match="stage 'odd': none of the 50 sample events reached it"):
         await run_sample(DIAMOND, of, events(50), seconds=10)
 
 
 async def test_failed_events_are_counted_and_go_no_further() -> None:
-    def picky(event: StageInput) -> tuple[bytes, list[str]]:
+    def picky(event: StageInput) -> tuple[bytes, int]:
         if int(event) % 10 == 7:
             raise ValueError(f"{event.decode()} is unlucky")
-        return b"odd " + event, ["join"]
+        return b"odd " + event, 1
 
-    of = {**workers(), "odd": Worker(picky)}
+    of = {**replicas(), "odd": Replica(picky)}
     run = await run_sample(DIAMOND, of, events(100), seconds=10)
     count, message = run.failed["odd"]
     assert count == 10
@@ -149,24 +154,24 @@ async def test_failed_events_are_counted_and_go_no_further() -> None:
 
 
 async def test_a_stage_that_fails_on_everything_is_reported_with_its_first_words() -> None:
-    def broken(event: StageInput) -> tuple[bytes, list[str]]:
+    def broken(event: StageInput) -> tuple[bytes, int]:
         raise ValueError("no model")
 
-    of = {**workers(), "entry": Worker(broken)}
+    of = {**replicas(), "entry": Replica(broken)}
     with pytest.raises(InvalidTopology, match="no model; stage 'entry' raised on 40 of 40 sample events"):
         await run_sample(DIAMOND, of, events(40), seconds=10)
 
 
 async def test_a_small_input_that_each_stage_has_processed_is_kept_to_probe_replicas_with() -> None:
-    of = workers()
-    of["odd"] = Worker(lambda event: (bytes(SAMPLE_BYTES), ["join"]))
+    of = replicas()
+    of["odd"] = Replica(lambda event: (bytes(SAMPLE_BYTES), 1))
 
-    def fails_on_1(event: StageInput) -> tuple[bytes, list[str]]:
+    def fails_on_1(event: StageInput) -> tuple[bytes, int]:
         if event in (b"0", b"1"):
             raise ValueError("no")
-        return event, ["odd"] * (int(event) % 2) + ["join"]
+        return event, ODD * (int(event) % 2) | JOIN
 
-    of["entry"] = Worker(fails_on_1)
+    of["entry"] = Replica(fails_on_1)
     run = await run_sample(DIAMOND, {name: of[name] for name in ("entry", "odd", "join")}, events(9), seconds=10)
     assert run.samples["odd"] in (b"3", b"5", b"7")
     assert run.samples["join"] in [{"entry": b"%d" % number} for number in (2, 4, 6, 8)]

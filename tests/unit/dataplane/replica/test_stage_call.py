@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.replica import stage_call
+from inferline_stream.dataplane.replica.emulated_hardware import emulated_service_s
 from inferline_stream.dataplane.replica.stage_call import (
     DeviceOutOfMemory,
     OutOfMemory,
     StageCall,
     attempt,
-    emulated_service_s,
     run_batch,
 )
 from inferline_stream.errors import StageFailed
@@ -109,9 +109,9 @@ def test_emulated_hardware_takes_the_time_of_its_batch_size() -> None:
 
 def test_emulated_times_follow_the_events_of_a_batch_and_a_factor_of_mean_one(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [0.0]
-    monkeypatch.setattr(stage_call, "_sleep_until", lambda moment_s: slept.append(moment_s - now_s[0]))
-    monkeypatch.setattr(stage_call.time, "perf_counter", lambda: now_s[0])
     slept: list[float] = []
+    monkeypatch.setattr(stage_call.time, "sleep", slept.append)
+    monkeypatch.setattr(stage_call.time, "perf_counter", lambda: now_s[0])
     hardware, table = Hardware("emulated-gpu", 0.1), {1: 0.02, 2: 0.05}
     weighed = StageCall(lambda values: values, hardware, table, Emulated(table, weight=lambda value: value))
     weighed([1.0])

@@ -19,24 +19,27 @@ from inferline_stream.errors import StageFailed
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
-from inferline_stream.profiler import cluster_bench
+from inferline_stream.profiler import benches as module
 from inferline_stream.profiler.bench_link import BenchLink
 from inferline_stream.profiler.bench_messages import (
     Answered,
     Assembler,
     BenchAnswer,
+    Failure,
     FromBench,
+    Measure,
     Order,
-    RunEvents,
+    Outcomes,
     SampleInputs,
     Standing,
+    Times,
     decode_to_bench,
     dispatcher_of,
     pieces,
 )
-from inferline_stream.profiler.cluster_bench import ClusterBench, ClusterBenches
-from inferline_stream.profiler.worker_messages import Failure, Outcomes, ProcessEvents, Times
-from inferline_stream.profiler.worker_process import WorkerFailed
+from inferline_stream.profiler.benches import Bench, Benches
+from inferline_stream.profiler.profiling_session import replica_spec
+from inferline_stream.profiler.replica_failures import ReplicaFailed
 from inferline_stream.settings import Settings
 from tests.support.fake_actuator import FakeActuator
 
@@ -71,7 +74,7 @@ class Actuator(FakeActuator):
 class Cluster:
     """Benches whose dispatchers and replicas are this test's: they say what it has them say."""
 
-    answer: Callable[[Order | RunEvents], BenchAnswer] = lambda order: Outcomes([])
+    answer: Callable[[Order], BenchAnswer] = lambda order: Outcomes([])
     goes: bool = True
     """Whether a replica ends that is asked to."""
     speaks: bool = True
@@ -81,7 +84,7 @@ class Cluster:
     orders_lost: int = 0
     """So many orders end the dispatcher's process."""
     standing: Standing = field(default_factory=Standing)
-    received: list[SampleInputs | Order | RunEvents] = field(default_factory=list)
+    received: list[SampleInputs | Order] = field(default_factory=list)
     assembler: Assembler = field(default_factory=Assembler)
 
     def __post_init__(self) -> None:
@@ -108,7 +111,7 @@ class Cluster:
             asyncio.get_running_loop().call_soon(self.actuator.crash, spec.dispatcher, 1, self.dies)
 
     def started(self, replica: ObservedReplica) -> None:
-        self.stands(Standing(replica.replica, replica.hardware))
+        self.stands(Standing({replica.replica: replica.hardware}))
 
     async def deliver(self, topic: str, value: bytes, *, key: bytes) -> None:
         assert dispatcher_of(key) == self.dispatcher
@@ -124,51 +127,42 @@ class Cluster:
             self.says(Answered(message.number, self.answer(message)))
 
     @asynccontextmanager
-    async def benches(self, folder: Path) -> AsyncIterator[ClusterBenches]:
+    async def benches(self, folder: Path) -> AsyncIterator[Benches]:
         (topology := folder / "topology.py").write_text(TOPOLOGY)
         self.pipeline = load_topology(topology)
         names, soon = Names("two", "profile-"), Settings(start_timeout_s=2.0)
-        benches = ClusterBenches(
-            self.pipeline,
-            "kafka:9092",
-            names=names,
-            settings=soon,
-            actuator=self.actuator,
-            link=self.link,
-        )
+        benches = Benches("kafka:9092", names=names, settings=soon, actuator=self.actuator, link=self.link)
         async with asyncio.timeout(DEADLINE_S), self.link.beside(benches.watch()):
             yield benches
 
-    def bench(
-        self, benches: ClusterBenches, stage: str, kind: str, *inputs: bytes
-    ) -> AbstractAsyncContextManager[ClusterBench]:
-        kinds = catalogue(self.pipeline.hardware)
-        return benches.bench(self.pipeline.stage(stage), kinds[kind], inputs)
+    def bench(self, benches: Benches, stage: str, kind: str) -> AbstractAsyncContextManager[Bench]:
+        kinds, declared = catalogue(self.pipeline.hardware), self.pipeline.stage(stage)
+        return benches.bench(declared, replica_spec(Path("topology.py"), declared, kinds[kind]))
 
 
 async def test_a_server_that_a_stage_there_asks_in_vain_is_not_blamed_on_the_stage(tmp_path: Path) -> None:
     cluster = Cluster(lambda order: Failure("the model server does not answer", unavailable=True))
     async with cluster.benches(tmp_path) as benches, cluster.bench(benches, "first", "small") as bench:
-        with pytest.raises(WorkerFailed, match="does not answer") as caught:
-            await bench.ask(ProcessEvents([b"x"]), Outcomes)
+        with pytest.raises(ReplicaFailed, match="does not answer") as caught:
+            await bench.run([b"x"])
     assert caught.value.unavailable
 
 
 async def test_a_replica_of_another_kind_is_not_timed_in_the_place_of_the_one_asked_for(tmp_path: Path) -> None:
     cluster = Cluster()
     async with cluster.benches(tmp_path) as benches, cluster.bench(benches, "first", "small") as bench:
-        cluster.says(Standing("first-large-7", "large"))
-        ready = asyncio.create_task(benches.ready(bench))
+        cluster.says(Standing({"first-large-7": "large"}))
+        ready = asyncio.create_task(benches.ready(bench, 1))
         await asyncio.sleep(0.3)
         assert not ready.done()
-        cluster.says(Standing("first-small-8", "small"))
-        assert await ready == "first-small-8"
+        cluster.says(Standing({"first-small-8": "small"}))
+        assert await ready == ["first-small-8"]
 
 
 async def test_a_replica_that_stays_when_it_is_asked_to_go_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_bench, "GONE_S", 0.3)
+    monkeypatch.setattr(module, "GONE_S", 0.3)
     cluster = Cluster(goes=False)
     async with cluster.benches(tmp_path) as benches:
         with pytest.raises(StageFailed, match=r"stage 'first' on 'small': its replica was still there 0\.3 s"):
@@ -179,9 +173,9 @@ async def test_a_replica_that_stays_when_it_is_asked_to_go_is_named(
 async def test_a_replica_is_gone_when_what_was_done_with_it_fails(tmp_path: Path) -> None:
     cluster = Cluster(lambda order: Failure("it raised"))
     async with cluster.benches(tmp_path) as benches:
-        with pytest.raises(WorkerFailed, match="it raised"):
+        with pytest.raises(ReplicaFailed, match="it raised"):
             async with cluster.bench(benches, "first", "small") as bench:
-                await bench.ask(ProcessEvents([b"x"]), Outcomes)
+                await bench.run([b"x"])
         assert await cluster.actuator.observe() == ()
 
 
@@ -189,7 +183,7 @@ async def test_a_replica_is_gone_when_what_was_done_with_it_fails(tmp_path: Path
 async def test_a_dispatcher_that_is_not_ready_is_blamed_on_its_own_end_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, why: str
 ) -> None:
-    monkeypatch.setattr(cluster_bench, "DISPATCHER_START_S", 1.0)
+    monkeypatch.setattr(module, "DISPATCHER_START_S", 1.0)
     cluster = Cluster()
     async with cluster.benches(tmp_path) as benches:
         async with cluster.bench(benches, "first", "small"):
@@ -207,7 +201,7 @@ async def test_a_dispatcher_that_is_not_ready_is_blamed_on_its_own_end_alone(
 async def test_an_order_is_given_again_where_its_dispatcher_ended(tmp_path: Path) -> None:
     cluster = Cluster(orders_lost=2)
     async with cluster.benches(tmp_path) as benches, cluster.bench(benches, "first", "small") as bench:
-        assert await bench.ask(ProcessEvents([b"x"]), Outcomes) == Outcomes([])
+        assert await bench.run([b"x"]) == []
     assert len(cluster.received) == 3
 
 
@@ -223,11 +217,13 @@ async def test_a_dispatcher_that_ends_is_named_with_why(tmp_path: Path, comes_ba
     async with cluster.benches(tmp_path) as benches, cluster.bench(benches, "first", "small") as bench:
         cluster.speaks = comes_back
         with pytest.raises(StageFailed, match=f"stage 'first' on 'small': {why}"):
-            await bench.ask(ProcessEvents([b"x"]), Outcomes)
+            await bench.run([b"x"])
 
 
-async def test_inputs_are_sent_once_for_all_kinds_of_a_stage(tmp_path: Path) -> None:
-    cluster = Cluster()
+async def test_inputs_are_sent_once_for_all_kinds_of_a_stage_and_the_way_there_is_no_service_time(
+    tmp_path: Path,
+) -> None:
+    cluster = Cluster(lambda order: Times([0.12, 0.15], [0.02, 0.04]))
     async with cluster.benches(tmp_path) as benches:
         for stage, kind, inputs in (
             ("first", "small", [b"x"]),
@@ -235,16 +231,8 @@ async def test_inputs_are_sent_once_for_all_kinds_of_a_stage(tmp_path: Path) -> 
             ("first", "large", [b"y"]),
             ("second", "small", [b"y"]),
         ):
-            async with cluster.bench(benches, stage, kind, *inputs):
-                pass
-    assert cluster.received == [SampleInputs([b"x"]), SampleInputs([b"y"]), SampleInputs([b"y"])]
-
-
-@pytest.mark.parametrize("full", [["small"], []])
-async def test_the_network_is_measured_beside_the_cheapest_kind_that_has_room(tmp_path: Path, full: list[str]) -> None:
-    cluster = Cluster(lambda order: Times([0.1, 0.1], [0.02, 0.04]))
-    cluster.actuator.full = full
-    async with cluster.benches(tmp_path) as benches:
-        assert await benches.network_s({"first": [b"x"]}) == pytest.approx(0.03)
-    measured = {order.measure.hardware.name for order in cluster.received if isinstance(order, Order)}
-    assert measured == {"large" if full else "small"}
+            async with cluster.bench(benches, stage, kind) as bench:
+                assert await bench.time(inputs, Measure(1, 0.0, 2, 2)) == pytest.approx([0.1, 0.11])
+                assert bench.network_s == pytest.approx(0.03)
+    sent = [message for message in cluster.received if isinstance(message, SampleInputs)]
+    assert sent == [SampleInputs([b"x"]), SampleInputs([b"y"]), SampleInputs([b"y"])]

@@ -1,4 +1,4 @@
-"""The profiler's dispatcher in a cluster, without a Kafka."""
+"""The profiler's dispatcher, without a Kafka."""
 
 import asyncio
 import socket
@@ -11,9 +11,13 @@ from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.records import Record
+from inferline_stream.profiler.bench_dispatcher import BenchDispatcher
 from inferline_stream.profiler.bench_messages import (
     Answered,
     Assembler,
+    EventOutcome,
+    Order,
+    Outcomes,
     RunEvents,
     Standing,
     ToBench,
@@ -21,8 +25,6 @@ from inferline_stream.profiler.bench_messages import (
     decode_from_bench,
     pieces,
 )
-from inferline_stream.profiler.remote_bench_dispatcher import RemoteBench
-from inferline_stream.profiler.worker_messages import EventOutcome, Outcomes
 
 TOPOLOGY = Path(__file__).parent / "odd_stages" / "topology.py"
 DEADLINE_S = 30.0
@@ -43,8 +45,12 @@ class Kafka:
 async def test_pieces_of_two_messages_of_a_dispatcher_do_not_mix() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        bench, kafka, assembler = RemoteBench(SPEC, ours, lambda: None), Kafka(), Assembler()
-        said = (Answered(1, Outcomes([EventOutcome(b"x" * (3 << 19), [])])), Standing("one"), Standing("two"))
+        bench, kafka, assembler = BenchDispatcher(SPEC, ours, lambda: None), Kafka(), Assembler()
+        said = (
+            Answered(1, Outcomes([EventOutcome(b"x" * (3 << 19))])),
+            Standing({"one": "cpu-1"}),
+            Standing({"two": "cpu-1"}),
+        )
         await asyncio.gather(*(bench._say(kafka, message) for message in said))  # type: ignore[arg-type]
     found = [whole for record in kafka.records if (whole := assembler.add(*record)) is not None]
     assert [decode_from_bench(whole) for whole in found] == list(said)
@@ -59,7 +65,7 @@ async def test_what_stands_is_said_with_the_process_that_says_it() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         again = msgspec.structs.replace(SPEC, incarnation=3)
-        bench, kafka = RemoteBench(again, ours, lambda: None), Kafka()
+        bench, kafka = BenchDispatcher(again, ours, lambda: None), Kafka()
         standing = asyncio.create_task(bench._stand(kafka))  # type: ignore[arg-type]
         async with asyncio.timeout(DEADLINE_S):
             while not kafka.records:
@@ -96,14 +102,14 @@ class Lacking(msgspec.Struct, tag="Order"):
     """An order of a release without what this one needs of it."""
 
 
-@pytest.mark.parametrize(("message", "why"), [(Renamed(), "Orders"), (Lacking(), "measure")])
+@pytest.mark.parametrize(("message", "why"), [(Renamed(), "Orders"), (Lacking(), "replica")])
 async def test_the_profiler_hears_what_cannot_be_read_and_nothing_after_it_is_carried_out(
     message: msgspec.Struct, why: str
 ) -> None:
-    orders = Orders(sent(message, RunEvents([b"x"], 2)))  # type: ignore[arg-type]
+    orders = Orders(sent(message, Order("one", RunEvents([b"x"]), 2)))  # type: ignore[arg-type]
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        bench, kafka = RemoteBench(SPEC, ours, lambda: None), Kafka()
+        bench, kafka = BenchDispatcher(SPEC, ours, lambda: None), Kafka()
         following = asyncio.create_task(bench._follow(orders, kafka))  # type: ignore[arg-type]
         async with asyncio.timeout(DEADLINE_S):
             await orders.read_all.wait()
