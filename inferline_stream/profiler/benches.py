@@ -419,14 +419,15 @@ class Bench:
             StageFailed: the cluster is to blame.
         """
         times = await self.timed(inputs, order)
-        if self._benches.host is not None:
-            return [took_s * crowding(self.spec.hardware) for took_s in times.took_s]
-        if order.batch_size == order.concurrency == 1:
-            self._singles_s += times.network_s
         # The least of each: what delays a packet now and then is no property of a batch.
-        longer_s = max(0.0, min(times.network_s) - min(self._singles_s))
-        alone = zip(times.took_s, times.network_s, strict=True)
-        return [took_s - network_s + longer_s for took_s, network_s in alone]
+        least_s = min(times.network_s)
+        if self._benches.host is None:
+            if order.batch_size == order.concurrency == 1:
+                self._singles_s += times.network_s
+            least_s = max(0.0, least_s - min(self._singles_s))
+        elif not order.sleeps_s:
+            return [took_s * crowding(self.spec.hardware) for took_s in times.took_s]
+        return [took_s - network_s + least_s for took_s, network_s in zip(times.took_s, times.network_s, strict=True)]
 
     async def timed(self, inputs: Sequence[StageInput], order: Measure) -> Times:
         """Time batches, with what the network takes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import math
 import statistics
@@ -192,7 +193,7 @@ class ProfilingSession:
             if problems:
                 raise InvalidTopology(*problems)
             self._steps.begin("sample: running its events through the pipeline")
-            stages = {name: _InTurn(self, self._pipeline.stage(name)) for name in shape.stages}
+            stages = {name: functools.partial(self._run, self._pipeline.stage(name)) for name in shape.stages}
             chunk = LARGEST_CHUNK if self._takes_turns else FIRST_CHUNK
             run = await run_sample(shape, stages, events, self._options.sample_s, self._steps.within, chunk=chunk)
         for name, (count, message) in run.failed.items():
@@ -222,11 +223,20 @@ class ProfilingSession:
                 return
         raise NoPlace("\n".join(nowhere))
 
-    async def sample_bench(self, stage: str) -> Bench:
-        """Return what runs a stage's sample, which may have had to leave its device to another one."""
-        return self._built_there[stage] if stage in self._built_there else await self._sample_bench(stage)
+    async def _run(self, stage: Stage, inputs: Sequence[StageInput]) -> list[EventOutcome]:
+        """Run events of the sample.
+
+        Raises:
+            InvalidTopology: the replica ended on them, or could not be started again.
+            Unreachable: what the stage asks does not answer.
+        """
+        try:
+            return await (self._built_there.get(stage.name) or await self._sample_bench(stage.name)).run(inputs)
+        except ReplicaFailed as error:
+            raise _translated(error, stage, "on the sample's events") from error
 
     async def _sample_bench(self, stage: str) -> Bench:
+        """Return what runs a stage's sample, which may have had to leave its device to another one."""
         if stage not in self._running:
             benches, own = await self._local(), AsyncExitStack()
             bench = await own.enter_async_context(benches.bench(self._pipeline.stage(stage), self._samples[stage]))
@@ -421,23 +431,3 @@ def _translated(error: ReplicaFailed, stage: Stage, where: str = "") -> InvalidT
 def _gpus(kind: Hardware) -> tuple[str, ...]:
     """Models of a replica's GPUs, as far as the catalogue names them."""
     return (kind.gpu_model,) * math.ceil(kind.gpus) if kind.gpu_model is not None else ()
-
-
-class _InTurn:
-    """A stage as its sample runs: its replica is started again where it had to leave its device to another one."""
-
-    def __init__(self, session: ProfilingSession, stage: Stage) -> None:
-        self._session = session
-        self._stage = stage
-
-    async def run(self, inputs: Sequence[StageInput]) -> list[EventOutcome]:
-        """Run events.
-
-        Raises:
-            InvalidTopology: the replica ended on them, or could not be started again.
-            Unreachable: what the stage asks does not answer.
-        """
-        try:
-            return await (await self._session.sample_bench(self._stage.name)).run(inputs)
-        except ReplicaFailed as error:
-            raise _translated(error, self._stage, "on the sample's events") from error

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidTopology
@@ -32,11 +31,8 @@ FIRST_CHUNK, LARGEST_CHUNK = 32, 512
 _GOLDEN = 0.6180339887498949
 
 
-class RunsEvents(Protocol):
-    """A stage, as far as sampling needs one."""
-
-    async def run(self, inputs: Sequence[StageInput], /) -> list[EventOutcome]:
-        """Run events once."""
+RunEvents = Callable[[list[StageInput]], Awaitable[list[EventOutcome]]]
+"""Runs events of one stage once."""
 
 
 @dataclass(slots=True)
@@ -71,7 +67,7 @@ class SampleRun:
 
 async def run_sample(
     shape: Shape,
-    stages: Mapping[str, RunsEvents],
+    stages: Mapping[str, RunEvents],
     events: Sequence[bytes],
     seconds: float,
     progress: Callable[[float], None] = lambda share: None,
@@ -139,7 +135,7 @@ def _spread(events: Sequence[bytes]) -> Sequence[bytes]:
     return [events[i] for i in ranked[:MOST_EVENTS]]
 
 
-async def _run_chunk(shape: Shape, stages: Mapping[str, RunsEvents], events: Sequence[bytes], run: SampleRun) -> None:
+async def _run_chunk(shape: Shape, stages: Mapping[str, RunEvents], events: Sequence[bytes], run: SampleRun) -> None:
     masks = [0] * len(events)
     dead: set[int] = set()
     results: list[dict[str, bytes]] = [{} for _ in events]
@@ -155,7 +151,7 @@ async def _run_chunk(shape: Shape, stages: Mapping[str, RunsEvents], events: Seq
             if i in dead or (parents and not values):
                 continue
             given[i] = event if not parents else values if len(parents) > 1 else next(iter(values.values()))
-        outcomes = await stages[stage].run(list(given.values())) if given else []
+        outcomes = await stages[stage](list(given.values())) if given else []
         for i, outcome in zip(given, outcomes, strict=True):
             if outcome.error:
                 dead.add(i)

@@ -66,11 +66,8 @@ async def audit_pipeline(
             audits[name] = Audit(confined(isolation, file, spec.hardware))
     async with AsyncExitStack() as stack:
         benches = await stack.enter_async_context(benches_here(specs, limits, ThisHost(audits=audits)))
-        built = {
-            spec.stage: await stack.enter_async_context(benches.bench(pipeline.stage(spec.stage), spec))
-            for spec in specs
-        }
-        await run_sample(shape, built, events, _SAMPLE_S)
+        opened = [await stack.enter_async_context(benches.bench(pipeline.stage(each.stage), each)) for each in specs]
+        await run_sample(shape, {bench.stage.name: bench.run for bench in opened}, events, _SAMPLE_S)
     return [
         Audited(name, dict(sorted(audit.found.items())), declaration(audit.found, audit.confinement))
         for name, audit in audits.items()

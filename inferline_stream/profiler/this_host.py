@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import subprocess
@@ -90,7 +91,7 @@ class ThisHost:
     @asynccontextmanager
     async def actuator(self, names: Names) -> AsyncIterator[Actuator]:
         """Start nothing yet; no process is left at the end. See `benches.MakeActuator`."""
-        with tempfile.TemporaryDirectory(prefix="inferline-profile-") as folder:
+        with tempfile.TemporaryDirectory(prefix="inferline-profile-") as folder, _said_by_benches():
             made = partial(self._made, Path(folder))
             async with Supervisor(made, drain_timeout_s=_DRAIN_S, kill_after_s=_KILL_S) as supervisor:
                 yield supervisor
@@ -144,6 +145,17 @@ def neighbour(kind: Hardware, replica: ObservedReplica | None) -> Iterator[None]
         beside.kill()
         beside.wait()
         limits.leave_groups(beside.pid)
+
+
+@contextlib.contextmanager
+def _said_by_benches() -> Iterator[None]:
+    """Log no end of a replica meanwhile: what it means is said to the user by what has asked for the replica."""
+    ends = logging.getLogger("inferline_stream.actuators.replica_places")
+    before, ends.disabled = ends.disabled, True
+    try:
+        yield
+    finally:
+        ends.disabled = before
 
 
 def copies(kind: Hardware) -> int:

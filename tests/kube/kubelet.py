@@ -104,6 +104,7 @@ class Kubelet:
         watching = [asyncio.create_task(work()) for work in (stopped, killed, probed)]
         try:
             code = await process.wait()
+            container.log = self.log(pod) if code else ""
         finally:
             self.processes.pop(pod, None)
             if process.returncode is None:

@@ -23,6 +23,8 @@ class Container:
     """Its readiness probe succeeds."""
     end: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """To be given the exit code, 128 + n for signal n."""
+    log: str = ""
+    """What it has written, once it has ended; a pod's status has the last of it."""
 
 
 @dataclass(slots=True)
@@ -103,7 +105,11 @@ class Node:
             self.containers.pop(name, None)
             if name in self._gone:
                 return
-            last = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "message": _words(code)}
+            last = {
+                "exitCode": code,
+                "reason": "Completed" if code == 0 else "Error",
+                "message": _words(code) or container.log[-2048:],
+            }
             if name in self._ending:
                 await self.report(name, _status("Running", {"terminated": last}, restarts, None))
                 break

@@ -73,9 +73,11 @@ async def test_the_sample_and_the_profiles_are_run_by_turns_where_models_do_not_
     assert measured.samples.keys() == {"embed", "rank"}
 
 
-async def test_an_audit_gives_each_stage_a_device_where_there_are_enough(
-    topology: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("gpus", "lock"), [(2, "LOCK_EX"), (1, "LOCK_SH")])
+async def test_an_audit_gives_each_stage_a_device_of_its_own_where_there_are_enough_and_else_a_shared_one(
+    gpus: int, lock: str, topology: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, [Locked(topology.parent, f"GPU-{n}", taken=TAKEN) for n in range(2)])
+    topology.write_text(TOPOLOGY.replace("LOCK_EX", lock))
+    install(monkeypatch, [Locked(topology.parent, f"GPU-{n}", taken=TAKEN) for n in range(gpus)])
     found = await audit_pipeline(load_topology(topology), topology, EVENTS, Settings(start_timeout_s=30.0))
     assert [audited.stage for audited in found] == ["embed", "rank"]

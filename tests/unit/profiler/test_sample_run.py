@@ -26,7 +26,7 @@ class Replica:
         self.pause_s = pause_s
         self.given: list[StageInput] = []
 
-    async def run(self, inputs: Sequence[StageInput]) -> list[EventOutcome]:
+    async def __call__(self, inputs: Sequence[StageInput]) -> list[EventOutcome]:
         self.given += inputs
         await asyncio.sleep(self.pause_s)
         outcomes = []

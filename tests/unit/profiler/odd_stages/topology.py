@@ -27,10 +27,6 @@ def keep_busy(numbers: list[Number]) -> list[Number]:
     return numbers
 
 
-def value_of(number: Number) -> int:
-    return number.value
-
-
 def less_than_nothing(number: Number) -> int:
     return -number.value
 
@@ -55,19 +51,6 @@ def device_at_most_two(numbers: list[Number]) -> list[Number]:
     time.sleep(0.01)
     if len(numbers) > 2:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20 MiB")
-    return numbers
-
-
-def killed_above_two(numbers: list[Number]) -> list[Number]:
-    time.sleep(0.01)
-    if len(numbers) > 2:
-        os.kill(os.getpid(), 9)
-    return numbers
-
-
-def picky(numbers: list[Number]) -> list[Number]:
-    if any(number.value == 7 for number in numbers):
-        raise ValueError("seven is unlucky")
     return numbers
 
 
@@ -119,8 +102,6 @@ runs = {
     "tell": tell,
     "memory": at_most_four,
     "device": device_at_most_two,
-    "killed": killed_above_two,
-    "picky": picky,
     "forgetful": forgetful,
     "forges": forges,
     "needs-model": NeedsModel,
@@ -135,7 +116,6 @@ pipeline = Pipeline(
     sink=Topic("results"),
     stages=[
         *(stage(name, run) for name, run in runs.items()),
-        stage("priced", keep_busy, cost=value_of),
         stage("priceless", keep_busy, cost=less_than_nothing),
     ],
 )
