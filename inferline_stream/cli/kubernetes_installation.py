@@ -28,9 +28,8 @@ from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.observability.alert_rules import Target
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.profiler.machine import this_machine
-from inferline_stream.profiler.missing_profiles import pairs_to_profile
 from inferline_stream.profiler.profile_store import ProfileStore
-from inferline_stream.profiler.profiling_options import Options
+from inferline_stream.profiler.profiling_options import Options, pairs_to_profile
 
 
 def install(topology: Path, running: Running, wanted: DeployOptions, *, as_json: bool) -> None:

@@ -1,10 +1,14 @@
-"""What to profile, and how thoroughly."""
+"""What to profile and how thoroughly: stages and hardware kinds that are yet to be measured, and that cannot be."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inferline_stream.profiler.profile_store import LOCAL
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.profiler.machine import Machine, why_not_here
+from inferline_stream.profiler.profile_store import LOCAL, Known
 
 EMBEDDED = "embedded"
 """What a broker is called that this process has started for itself."""
@@ -40,3 +44,62 @@ class Options:
     oversubscribe: bool = False
     elsewhere: bool = False
     platform: str = LOCAL
+
+
+def pairs_to_profile(
+    pipeline: Pipeline, known: Known, options: Options, machine: Machine, *, in_cluster: bool = False
+) -> tuple[list[tuple[Stage, Hardware]], list[str]]:
+    """Stage and hardware kinds to measure, and in words those that cannot be measured on this machine.
+
+    Args:
+        pipeline: the pipeline.
+        known: what holds already.
+        options: what to measure.
+        machine: this machine.
+        in_cluster: whether stages are measured on the platform, and here only what `is_measured_here` says.
+
+    Raises:
+        InvalidTopology: a stage would be left without any profile.
+    """
+    kinds = catalogue(pipeline.hardware)
+    pairs, notes, problems = [], [], []
+    for stage in pipeline.stages:
+        reasons = []
+        again = options.again and (options.stages is None or stage.name in options.stages)
+        for kind in (kinds[name] for name in dict.fromkeys(stage.hardware)):
+            pair, what = (stage.name, kind.name), f"stage {stage.name!r} on {kind.name!r}"
+            if in_cluster and not is_measured_here(kind):
+                if again or pair not in known.there:
+                    pairs.append((stage, kind))
+                continue
+            why = why_not_here(kind, machine)
+            if why is None and (again or pair not in known.profiles):
+                pairs.append((stage, kind))
+            if why is not None:
+                if 0 < kind.cores < 1 and not machine.shares and not options.elsewhere:
+                    known.profiles.pop(pair, None)  # where it was measured, something held the share
+                if pair not in known.profiles:
+                    reasons.append(why)
+                    notes.append(f"{what}: not profiled, {why}; plans leave it out")
+                    continue
+            if options.platform != LOCAL and not is_measured_here(kind) and pair not in known.there:
+                notes.append(
+                    f"{what}: its times are not of {options.platform}; "
+                    f"`inferline-stream profile --on {options.platform}` measures them there"
+                )
+        if len(reasons) == len(set(stage.hardware)):
+            problems.append(
+                f"{stage.declared}: stage {stage.name!r}: none of its hardware can be profiled here: "
+                f"{'; '.join(reasons)}. Add a kind that this machine has, or bring profiles from one that has it"
+            )
+    if problems:
+        raise InvalidTopology(*problems)
+    return pairs, notes
+
+
+def is_measured_here(kind: Hardware) -> bool:
+    """Whether a kind is measured on this machine whatever the platform.
+
+    Emulated times are alike everywhere. Of a share of a GPU, only its own machine says how much memory a replica takes.
+    """
+    return kind.emulated or kind.shares_gpu

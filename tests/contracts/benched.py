@@ -26,14 +26,15 @@ class NeedsModel:
         return values
 
 
-core = Hardware("core", 0.1, cores=1)
+kinds = [Hardware("core", 0.1, cores=1), Hardware("rare", 0.5, cores=99)]
 work = Stage("work", works, hardware=["core"], max_batch_size=8, cost=float)
 broken = Stage("broken", NeedsModel, hardware=["core"], after=[work])
+large = Stage("large", works, hardware=["rare"], after=[broken])
 pipeline = Pipeline(
     "benched",
     slo="250ms",
     source=Topic("in", codec="raw"),
     sink=Topic("out", codec="raw"),
-    stages=[work, broken],
-    hardware=[core],
+    stages=[work, broken, large],
+    hardware=kinds,
 )

@@ -19,7 +19,6 @@ from typing import Any
 import msgspec
 import pytest
 from ray.cluster_utils import Cluster
-from ray.util import list_named_actors as ray_actors
 
 from inferline_stream.actuators import ray as on_ray
 from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, ObservedReplica
@@ -29,19 +28,10 @@ from inferline_stream.actuators.ray_host import HostPlace, HostTerms, RayHost
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.pipeline.names import Names
-from inferline_stream.profiler.bench_dispatcher import MODULE
-from inferline_stream.profiler.benches import open_benches
-from inferline_stream.profiler.pipeline_profiler import profile_pipeline
-from inferline_stream.profiler.profiling_options import Options
-from inferline_stream.profiler.profiling_session import replica_spec
-from inferline_stream.profiler.replica_failures import NoPlace
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
-from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
 from tests.support.emulated_runs import emulated_run
 
@@ -283,59 +273,6 @@ async def test_what_a_cluster_may_grow_to_at_most_binds_what_is_asked_of_it(monk
     assert await actors.room(specs) == {"t4": 2, "half-t4": 4, "cpu-2": 2, "cpu-0.5": 10}
     monkeypatch.setattr(on_ray.state, "get_max_resources_from_cluster_config", lambda: None)
     assert await actors.room(specs) == {}, "who knows what it may grow to"
-
-
-ON_CORES = """
-import time
-from inferline_stream import Hardware, Pipeline, Stage, Topic
-
-def works(values: list[bytes]) -> list[bytes]:
-    time.sleep(0.01)
-    return values
-
-work = Stage("work", works, hardware=["core"], max_batch_size=2)
-pipeline = Pipeline("on-cores", slo="250ms", source=Topic("in", codec="raw"), sink=Topic("out", codec="raw"),
-                    stages=[work], hardware=[Hardware("core", 0.1, cores=1), Hardware("rare", 0.5, cores=99)])
-"""
-
-
-async def test_stages_are_measured_on_the_cluster_itself_with_what_its_calls_add_to_a_batch(
-    ray_cluster: Cluster, embedded_broker: KafkaServer, tmp_path: Path
-) -> None:
-    def actuator(names: Names) -> contextlib.AbstractAsyncContextManager[Actuator]:
-        namespace = f"{names.prefix}{names.pipeline}"
-        return ray_actuator(namespace, tmp_path, drain_timeout_s=1.0, dispatcher_module=MODULE)
-
-    topology, servers = tmp_path / "topology.py", embedded_broker.bootstrap_servers
-    topology.write_text(ON_CORES)
-    pipeline = load_topology(topology)
-    async with asyncio.timeout(DEADLINE_S):
-        measured = await profile_pipeline(
-            pipeline,
-            topology,
-            [b"one", b"two"],
-            bootstrap_servers=servers,
-            options=Options(sample_s=0.5, stage_s=0.1, platform="ray", elsewhere=True),
-            cluster=actuator,
-        )
-        topology.write_text(ON_CORES.replace('["core"]', '["rare"]'))
-        full = load_topology(topology)
-        soon, rare = Settings(start_timeout_s=0.5), catalogue(full.hardware)["rare"]
-        spec = replica_spec(topology, full.stage("work"), rare)
-        async with open_benches(Names("on-cores"), servers, actuator, [spec], soon) as benches:
-            with pytest.raises(
-                NoPlace, match="waits for a node of the Ray cluster that has num_cpus 99 free; add a node"
-            ):
-                async with benches.bench(full.stage("work"), spec):
-                    pass
-    assert measured.profiles.keys() == {("work", "core")}
-    profile = measured.profiles["work", "core"]
-    assert min(map(profile.service_time_s, profile.batch_sizes)) >= 0.01
-    assert profile.start_up_s > 0
-    assert 0 < measured.network_s < 1
-    (stored,) = (tmp_path / ".inferline" / "profiles" / "on-cores" / "ray").iterdir()
-    assert json.loads(stored.read_text())["machine"]["cpu"].startswith("ray, "), "and says of which node"
-    assert not any(each["namespace"].startswith("profile-") for each in ray_actors(all_namespaces=True))
 
 
 class Bounded(Children):

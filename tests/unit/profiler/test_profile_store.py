@@ -18,10 +18,9 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.code_version import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
-from inferline_stream.profiler.missing_profiles import pairs_to_profile
 from inferline_stream.profiler.profile_files import VERSION
 from inferline_stream.profiler.profile_store import Known, ProfileStore
-from inferline_stream.profiler.profiling_options import Options
+from inferline_stream.profiler.profiling_options import Options, pairs_to_profile
 
 HERE = Machine("Test CPU", 4)
 EVENTS = [b"1", b"2"]
