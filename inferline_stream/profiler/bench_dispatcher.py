@@ -23,8 +23,9 @@ from inferline_stream.dataplane.frames import Profiling, StageInput
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.dataplane.until_first import until_first
-from inferline_stream.kafka.controller_client import Followed, TopicFollower
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.profiler.bench_messages import (
     NO_ANSWER,
     Answered,
@@ -139,7 +140,7 @@ class BenchDispatcher:
                 await self._say(producer, Answered(order.number, answer))
             records = await orders.read(_READ_S)
 
-    def _newest_order(self, records: Sequence[Followed]) -> Order | Unreadable | None:
+    def _newest_order(self, records: Sequence[Record]) -> Order | Unreadable | None:
         """Take in records; return the last order that one of them completes, if any does, or what cannot be read."""
         order: Order | None = None
         for record in records:
