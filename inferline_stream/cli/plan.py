@@ -76,8 +76,9 @@ def plan(
     from inferline_stream.pipeline.shape import shape_of
     from inferline_stream.planner.plan_document import plan_to_bytes
     from inferline_stream.planner.plan_explanation import CurvePoint, cost_curve, explain
+    from inferline_stream.planner.problem import Problem
+    from inferline_stream.tuner.demand import reserve_of
     from inferline_stream.tuner.plan_basis import basis_of
-    from inferline_stream.tuner.reserve import reserve_of
 
     check(platform, bootstrap_servers)
     if platform.elsewhere and rehearse:
@@ -104,7 +105,8 @@ def plan(
         )
         found = next((p.plan for p in points if p.slo_s == slo_s and p.plan is not None), found)
     pipeline, kinds, objective = inputs.what.pipeline, inputs.kinds, what.pipeline.objective
-    why = explain(found, shape_of(pipeline), measured, traces, kinds, objective=objective, seed=search.seed)
+    problem = Problem(shape_of(pipeline), measured, traces, found.slo_s, kinds, objective=objective, seed=search.seed)
+    why = explain(found, problem)
     reserved = reserve_of(basis_of(found, measured, kinds, objective=objective))
     if save is not None:
         save.write_bytes(plan_to_bytes(found))

@@ -27,7 +27,7 @@ from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, simulation_bytes
 from inferline_stream.pipeline.units import format_duration
-from inferline_stream.planner.core_budget import replica_cores
+from inferline_stream.planner.problem import Problem, replica_cores
 from inferline_stream.profiler.benches import MakeActuator
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.overheads import keep_overheads, measure_overheads, needs_overheads, overheads_file
@@ -280,15 +280,27 @@ def planned(
         InvalidInput: traces that do not fit in memory.
     """
     from inferline_stream.estimator.warmup import compile_kernels
-    from inferline_stream.planner.parallel_map import Spread
+    from inferline_stream.planner.evaluator import Spread
     from inferline_stream.planner.provision import SearchProgress as Searching
-    from inferline_stream.planner.provision import provision
+    from inferline_stream.planner.provision import SearchSettings, provision
 
     with Bar("getting the estimator ready, once per installation") as bar:
         compile_kernels(bar.show)
     pipeline, search, traces = inputs.what.pipeline, inputs.search, inputs.all_traces
     unbounded = inputs.platform.oversubscribe or inputs.platform.elsewhere
     check_memory(sum(map(len, traces)), len(pipeline.stages))
+    problem = Problem(
+        shape_of(pipeline),
+        measured,
+        traces,
+        slo_s or inputs.slo_s or pipeline.slo_s,
+        inputs.kinds,
+        max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
+        objective=pipeline.objective,
+        seed=search.seed,
+        order_slo_s=pipeline.slo_s,
+        cores=math.inf if unbounded else cores_for_replicas(inputs, measured),
+    )
     with Bar("planning") as bar:
 
         def show(progress: Searching) -> None:
@@ -297,22 +309,15 @@ def planned(
 
         with ThreadPoolExecutor(threads := len(os.sched_getaffinity(0))) as pool:
             found = provision(
-                shape_of(pipeline),
-                measured,
-                traces,
-                slo_s or inputs.slo_s or pipeline.slo_s,
-                inputs.kinds,
-                pipeline=pipeline.name,
-                algorithm=search.algorithm,
-                max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
-                objective=pipeline.objective,
+                problem,
+                SearchSettings(
+                    search.algorithm,
+                    progress=show,
+                    stop=inputs.stop or (lambda: False),
+                    spread=Spread(pool.map, threads),
+                ),
                 known=known,
-                progress=show,
-                seed=search.seed,
-                order_slo_s=pipeline.slo_s,
-                cores=math.inf if unbounded else cores_for_replicas(inputs, measured),
-                spread=Spread(pool.map, threads),
-                stop=inputs.stop,
+                pipeline=pipeline.name,
             )
     return replace(found, reserve=search.reserve)
 

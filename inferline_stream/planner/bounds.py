@@ -60,26 +60,12 @@ _MOST_REPLICAS = 1_000_000
 """Beyond any plan: ends counting where nothing else does."""
 
 
-def missed(entry_s: NDArray[np.float64], window_s: float, service_s: float, allowed: int) -> int:
-    """Events that a single server with service time ``service_s`` cannot finish within ``window_s`` of their entry.
+def missed(opens_s: NDArray[np.float64], closes_s: NDArray[np.float64], service_s: float, allowed: int) -> int:
+    """Events that a single server with service time ``service_s`` cannot finish, each within its own window.
 
-    First come, first served; an event that would be late is dropped at no cost. Stops once more than
-    ``allowed`` are missed.
+    First come, first served; an event that would be late is dropped at no cost. Both ends of the windows ascend. Stops
+    once more than ``allowed`` are missed.
     """
-    free, late = -np.inf, 0
-    for i in range(entry_s.size):
-        start = max(free, entry_s[i])
-        if start + service_s > entry_s[i] + window_s:
-            late += 1
-            if late > allowed:
-                break
-        else:
-            free = start + service_s
-    return late
-
-
-def missed_between(opens_s: NDArray[np.float64], closes_s: NDArray[np.float64], service_s: float, allowed: int) -> int:
-    """`missed` where every event has its own window; both ends ascend."""
     free, late = -np.inf, 0
     for i in range(opens_s.size):
         start = max(free, opens_s[i])
@@ -93,23 +79,13 @@ def missed_between(opens_s: NDArray[np.float64], closes_s: NDArray[np.float64], 
 
 
 @cache
-def _compiled_between() -> Callable[[NDArray[np.float64], NDArray[np.float64], float, int], int]:
+def _compiled() -> Callable[[NDArray[np.float64], NDArray[np.float64], float, int], int]:
+    """`missed` at machine speed; numba is loaded on first use."""
     from numba import njit
 
     kernel: Callable[[NDArray[np.float64], NDArray[np.float64], float, int], int] = njit(
         nogil=True, cache=True, error_model="numpy"
-    )(missed_between)
-    return kernel
-
-
-@cache
-def _compiled() -> Callable[[NDArray[np.float64], float, float, int], int]:
-    """`missed` at machine speed; numba is loaded on first use."""
-    from numba import njit
-
-    kernel: Callable[[NDArray[np.float64], float, float, int], int] = njit(nogil=True, cache=True, error_model="numpy")(
-        missed
-    )
+    )(missed)
     return kernel
 
 
@@ -177,7 +153,13 @@ class Bounds:
             counts = np.isin(mask, through)
             if key:
                 counts &= self._keys[i] == key
-            rates.append(_slowest_rate(trace.arrivals_s[counts], window_s, self.allowed[i]))
+            entry_s = trace.arrivals_s[counts]
+            if entry_s.size <= self.allowed[i]:
+                rates.append(0.0)
+            elif window_s <= 0:
+                rates.append(math.inf)
+            else:
+                rates.append(slowest_rate(entry_s, entry_s + window_s, self.allowed[i]))
         return max(rates)
 
     def latency_possible(self, candidate: Candidate) -> bool:
@@ -316,16 +298,16 @@ def _drawn_in_time(profile: Profile, size: int, objective: float) -> tuple[float
     return float(times[0]), float((kept * times).sum() / kept.sum()), deviation
 
 
-def slowest_rate_between(
-    opens_s: NDArray[np.float64], closes_s: NDArray[np.float64], allowed: int, enough: float
+def slowest_rate(
+    opens_s: NDArray[np.float64], closes_s: NDArray[np.float64], allowed: int, enough: float = 0.0
 ) -> float:
-    """A rate at which a fluid server cannot finish enough events, each between its own two times.
+    """A rate at which a fluid server misses more than allowed, within `_PRECISION` of the least that does not.
 
     Where windows do not open in the order in which they close, they are opened earlier until they do: the bound
     stays one, and first come, first served with drops stays exact for it.
 
     Args:
-        opens_s: earliest start of each event's service.
+        opens_s: earliest start of each event's service; of more events than are allowed to be missed.
         closes_s: latest end.
         allowed: events that may be missed.
         enough: a rate known not to suffice; the result is no lower.
@@ -333,40 +315,19 @@ def slowest_rate_between(
     order = np.argsort(closes_s, kind="stable")
     closes = closes_s[order]
     opens = np.minimum.accumulate(opens_s[order][::-1])[::-1].copy()
-    kernel = _compiled_between()
+    kernel = _compiled()
     if kernel(opens, closes, 0.0, allowed) > allowed:
         return math.inf
-    low = high = max(enough, 1 / max(float((closes - opens).max()), _TINY_S))
-    if kernel(opens, closes, 1 / high, allowed) <= allowed:
-        return enough
+    # Below one event in the longest window every event is late; a rate at which all are in time ends the doubling.
+    low = max(enough, 1 / max(float((closes - opens).max()), _TINY_S) * (1 - 2 * _ROUNDING))
+    high = low * 2
+    if kernel(opens, closes, 1 / low, allowed) <= allowed:
+        return low
     while kernel(opens, closes, 1 / high, allowed) > allowed:
-        low, high = high, high * 1.5
-    while high > low * _PRECISION:
-        middle = math.sqrt(low * high)
-        if kernel(opens, closes, 1 / middle, allowed) > allowed:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def _slowest_rate(entry_s: NDArray[np.float64], window_s: float, allowed: int) -> float:
-    """A rate at which a fluid server misses more than allowed, within `_PRECISION` of the least that does not."""
-    if entry_s.size <= allowed:
-        return 0.0
-    if window_s <= 0:
-        return math.inf
-    kernel = _compiled()
-    entry_s = np.ascontiguousarray(entry_s)
-    # Below 1/window every event is late; a rate at which all are served in time ends the doubling.
-    low, high = 1 / window_s, 2 / window_s
-    if kernel(entry_s, window_s, 1 / low, allowed) <= allowed:
-        return low * (1 - 2 * _ROUNDING)
-    while kernel(entry_s, window_s, 1 / high, allowed) > allowed:
         low, high = high, high * 2
     while high > low * _PRECISION:
         middle = math.sqrt(low * high)
-        if kernel(entry_s, window_s, 1 / middle, allowed) > allowed:
+        if kernel(opens, closes, 1 / middle, allowed) > allowed:
             low = middle
         else:
             high = middle

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import Departures, arrivals_at, fastest_rest_s, simulate_stage
-from inferline_stream.planner.bounds import slowest_rate_between
+from inferline_stream.planner.bounds import slowest_rate
 from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator, Stopped
 from inferline_stream.planner.problem import COST_EPSILON, Candidate, Option, cost_of, in_stock, is_scarce, price_of
 from inferline_stream.planner.stage_options import stage_options
@@ -195,7 +195,7 @@ class _Tree:
             for place, rate in enumerate(rates):
                 opens, closes = self._windows(i, stage + place, upstream[i])
                 if opens.size > bounds.allowed[i] and rate < math.inf:
-                    rates[place] = max(rate, slowest_rate_between(opens, closes, bounds.allowed[i], rate))
+                    rates[place] = max(rate, slowest_rate(opens, closes, bounds.allowed[i], rate))
         return rates
 
     def _windows(

@@ -2,23 +2,20 @@
 
 Coarse to fine. Feasibility on a piece proves nothing about the whole trace: what a level finds is verified,
 repaired where it fails, and taken further down in cost on the next, and the last level is every trace in full.
-The piece is the busiest there is, so what suffices for it may be more than the whole needs: once a candidate is known
-on the whole, the piece is searched again with as many late events allowed as go with the whole's allowance.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from inferline_stream.pipeline.trace import busiest
 from inferline_stream.planner.evaluator import Evaluator
+from inferline_stream.planner.infeasible import lowest_latency
 from inferline_stream.planner.local_search import descend, repair
-from inferline_stream.planner.lowest_latency import lowest_latency
 from inferline_stream.planner.pareto_search import ParetoSearch
 from inferline_stream.planner.predicted_changes import Surrogate
-from inferline_stream.planner.problem import COST_EPSILON, Candidate, Problem, cost_of, in_stock
+from inferline_stream.planner.problem import Candidate, Problem, cost_of, in_stock
 
 COARSE_EVENTS = 6_000
 """Events of the shortest piece: some 60 of them may be late at P99. Longer ones found no cheaper plans."""
@@ -32,12 +29,6 @@ taken down in cost: the cheapest are first. One descent of a pipeline of n stage
 
 CARRIED = 2
 """Candidates carried from one level to the next."""
-
-ROUNDS = 3
-"""How often at most a piece is searched again with an allowance that goes with a longer one's."""
-
-MOST_ALLOWED = 4
-"""Late events allowed on the shortest piece at most, in multiples of what the objective allows."""
 
 TRIES, LEAST_TRIES, MOST_TRIES = 40, 8, 100
 """Candidates of one round that are simulated on the shortest piece, and on any: on longer ones each costs more."""
@@ -60,22 +51,21 @@ def levels(problem: Problem) -> list[Problem]:
 
 
 def refine(
-    whole: Evaluator, known: Sequence[Candidate], *, mixed: bool, stop: Callable[[], bool], report: Report
+    whole: Evaluator, known: Sequence[Candidate], *, stop: Callable[[], bool], report: Report
 ) -> Iterator[Candidate]:
     """Candidates that meet the target on the whole of every trace, each cheaper than the one before.
 
     Args:
         whole: decides on the whole traces.
         known: candidates to look at beside those found.
-        mixed: whether a stage may mix hardware kinds.
         stop: asked before every simulation.
         report: called with the phase and nothing more; results are what is yielded.
     """
     problem = whole.problem
     pieces = levels(problem)
     coarse = whole if len(pieces) == 1 else Evaluator(pieces[0], stop, spread=whole.spread)
-    fronts = ParetoSearch(coarse, whole.bounds, mixed=mixed)
-    found = _on_piece(coarse, fronts, known, mixed=mixed, report=report)
+    fronts = ParetoSearch(coarse, whole.bounds)
+    found = _on_piece(coarse, fronts, known, report=report)
     if coarse is whole:
         yield from found[:1]
         return
@@ -84,7 +74,7 @@ def refine(
         here = whole if piece is problem else Evaluator(piece, stop, spread=whole.spread)
         report("verifying" if here is whole else "refining", None)
         kept: list[Candidate] = []
-        for good in _deeper(here, fronts, found, mixed=mixed, tries=_tries(here)):
+        for good in _deeper(here, fronts, found, tries=_tries(here)):
             kept.insert(0, good)
             if here is whole:
                 reached = True
@@ -92,23 +82,7 @@ def refine(
         found = kept[:CARRIED] or found
     if not reached:
         report("starting over on the whole trace", None)
-        yield from _on_piece(whole, ParetoSearch(whole, whole.bounds, mixed=mixed), known, mixed=mixed, report=report)[
-            :1
-        ]
-
-
-def lowered(whole: Evaluator, found: Candidate, *, mixed: bool, stop: Callable[[], bool]) -> Iterator[Candidate]:
-    """A candidate that was found elsewhere, and ever cheaper ones that differ from it in one stage or two.
-
-    Args:
-        whole: decides on the whole traces; feasible to it.
-        found: the candidate.
-        mixed: whether a stage may mix hardware kinds.
-        stop: asked before every simulation.
-    """
-    pieces = levels(whole.problem)
-    coarse = whole if len(pieces) == 1 else Evaluator(pieces[0], stop, spread=whole.spread)
-    yield from descend(Surrogate(coarse, whole.bounds, found, mixed=mixed), whole, found, tries=_tries(whole))
+        yield from _on_piece(whole, ParetoSearch(whole, whole.bounds), known, report=report)[:1]
 
 
 def _tries(piece: Evaluator) -> int:
@@ -116,9 +90,7 @@ def _tries(piece: Evaluator) -> int:
     return max(LEAST_TRIES, min(TRIED_EVENTS // work, MOST_TRIES))
 
 
-def _on_piece(
-    piece: Evaluator, fronts: ParetoSearch, known: Sequence[Candidate], *, mixed: bool, report: Report
-) -> list[Candidate]:
+def _on_piece(piece: Evaluator, fronts: ParetoSearch, known: Sequence[Candidate], *, report: Report) -> list[Candidate]:
     """What `ParetoSearch` finds on a piece, and what is known, taken down in cost there; cheapest first."""
     problem = piece.problem
     report("searching", None)
@@ -131,7 +103,7 @@ def _on_piece(
     for start in sorted(begun, key=lambda c: cost_of(problem, c)):
         lowest = start
         if not reached or piece.simulated_events < effort:
-            surrogate = Surrogate(piece, fronts.bounds, start, mixed=mixed)
+            surrogate = Surrogate(piece, fronts.bounds, start)
             for lower in descend(surrogate, piece, start, tries=TRIES):
                 report("descending", None)
                 lowest = lower
@@ -140,7 +112,7 @@ def _on_piece(
 
 
 def _deeper(
-    here: Evaluator, fronts: ParetoSearch, candidates: Sequence[Candidate], *, mixed: bool, tries: int
+    here: Evaluator, fronts: ParetoSearch, candidates: Sequence[Candidate], *, tries: int
 ) -> Iterator[Candidate]:
     """Ever cheaper candidates that are feasible on a longer piece, from those of a shorter one.
 
@@ -148,40 +120,14 @@ def _deeper(
         here: decides.
         fronts: of the shortest piece.
         candidates: cheapest first.
-        mixed: whether a stage may mix hardware kinds.
-        tries: candidates to simulate at most in each round.
+        tries: candidates to simulate at most, and proposals of each round.
     """
-    problem, coarse = here.problem, fronts.evaluator
-    best: Candidate | None = None
     for candidate in candidates[:tries]:
-        surrogate = Surrogate(coarse, fronts.bounds, candidate, mixed=mixed)
-        good = (
-            candidate if here.feasible(candidate) else repair(surrogate, here, candidate, below=math.inf, tries=tries)
-        )
+        surrogate = Surrogate(fronts.evaluator, fronts.bounds, candidate)
+        if here.feasible(candidate):
+            good: Candidate | None = candidate
+        else:
+            good = repair(surrogate, here, candidate, tries=tries)
         if good is not None:
-            for lower in descend(surrogate, here, good, tries=tries):
-                best = lower
-                yield best
-            break
-    for _ in range(ROUNDS):
-        if best is None:
+            yield from descend(surrogate, here, good, tries=tries)
             return
-        below = cost_of(problem, best) - COST_EPSILON
-        cheaper = fronts.candidates(allowed=_allowance(here, coarse, best), below=below)
-        good = next((c for c in cheaper[:tries] if here.feasible(c)), None)
-        if good is None:
-            return
-        for lower in descend(Surrogate(coarse, fronts.bounds, good, mixed=mixed), here, good, tries=tries):
-            best = lower
-            yield best
-
-
-def _allowance(here: Evaluator, coarse: Evaluator, candidate: Candidate) -> int:
-    """Late events on the shortest piece that go with those allowed on a longer one, by a candidate run on both."""
-    late = here.late(candidate)
-    assert late is not None
-    latency_s = coarse.latencies_s(candidate)[0]
-    on_piece = int((latency_s > here.problem.target_s).sum())
-    allowed, own = here.bounds.allowed[0], coarse.bounds.allowed[0]
-    wanted = on_piece * allowed / max(late[0], 1)
-    return int(min(max(wanted, own / 2), own * MOST_ALLOWED))

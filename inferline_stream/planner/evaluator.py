@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,6 @@ from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import busiest
 from inferline_stream.planner.bounds import Bounds
-from inferline_stream.planner.parallel_map import ALONE, Spread
 from inferline_stream.planner.problem import Candidate, Option, Problem, replaced, replica_cap, slots
 
 KEPT_BYTES = 1_500_000_000
@@ -47,6 +47,34 @@ are late than are allowed: what the base has on both says how many there go with
 
 _Departed = Mapping[int, Departures]
 """By stage."""
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Map(Protocol):
+    """`map`, or that of an executor: results in the order of the values, whatever is computed first."""
+
+    def __call__(self, function: Callable[[A], B], values: Iterable[A], /) -> Iterable[B]:
+        """Apply the function to each value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Where candidates are simulated. Kernels run without the interpreter's lock, so threads are enough.
+
+    Args:
+        map: applies a function to many values.
+        width: how many of them at once. Plans do not depend on it.
+    """
+
+    map: Map = map
+    width: int = 1
+
+
+ALONE = Spread()
+"""One after another."""
 
 
 class Stopped(Exception):

@@ -41,22 +41,19 @@ def descend(surrogate: Surrogate, evaluator: Evaluator, candidate: Candidate, *,
         found = _first_feasible(surrogate, evaluator, below=below, target_late=target, tries=tries)
 
 
-def repair(
-    surrogate: Surrogate, evaluator: Evaluator, candidate: Candidate, *, below: float, tries: int
-) -> Candidate | None:
+def repair(surrogate: Surrogate, evaluator: Evaluator, candidate: Candidate, *, tries: int) -> Candidate | None:
     """The cheapest feasible candidate near one that is infeasible to the evaluator, or None.
 
     Args:
         surrogate: proposes.
         evaluator: decides.
         candidate: infeasible, but not overloaded.
-        below: cost that the result must stay under.
         tries: proposals to simulate at most, for each of two degrees of caution.
     """
     problem = evaluator.problem
     surrogate.move(candidate)
     late = [int((latency > problem.target_s).sum()) for latency in evaluator.latencies_s(candidate)]
-    dearest = min(below, REPAIR_COST * cost_of(problem, candidate))
+    dearest = REPAIR_COST * cost_of(problem, candidate)
     for caution in (0.0, TOLERANCE):
         target = surrogate.late + (_spare(evaluator, late) - caution) * surrogate.allowed
         found = _first_feasible(surrogate, evaluator, below=dearest, target_late=max(target, 0.0), tries=tries)

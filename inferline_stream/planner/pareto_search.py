@@ -24,7 +24,6 @@ from inferline_stream.estimator.evaluation import Departures, arrivals_at, evalu
 from inferline_stream.planner.batch_holds import holds
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator
-from inferline_stream.planner.option_cache import OptionCache
 from inferline_stream.planner.problem import (
     Candidate,
     Option,
@@ -36,7 +35,7 @@ from inferline_stream.planner.problem import (
     replica_forms,
     rest_s,
 )
-from inferline_stream.planner.stage_options import stage_options
+from inferline_stream.planner.stage_options import OptionCache, stage_options
 
 WIDTH = 120
 """Parts kept after all stages together: after each its share, one for each stretch of lateness up to the target."""
@@ -109,53 +108,41 @@ class ParetoSearch:
     Args:
         evaluator: of the piece; its first trace counts.
         bounds: of the whole traces, which options have to keep to.
-        mixed: whether a stage may mix hardware kinds where stock is short.
     """
 
-    def __init__(self, evaluator: Evaluator, bounds: Bounds, *, mixed: bool = True) -> None:
+    def __init__(self, evaluator: Evaluator, bounds: Bounds) -> None:
         self.evaluator = evaluator
         self.bounds = bounds
         self._problem = evaluator.problem
         self._workload = evaluator.workloads[0]
-        self._mixed = mixed
         self._rest_s = fastest_rest_s(self._workload, dict(enumerate(evaluator.bounds.fastest_s)))
         self._rates = arrival_rates(self._problem)
         self._path_s = rest_s(self._problem, evaluator.bounds.fastest_s)
         self._least = [bounds.least_stage_price(s) for s in range(len(self._problem.shape.stages))]
-        self._menus: list[list[Option]] | None = None
+        self._allowed = evaluator.bounds.allowed[0]
 
-    def candidates(self, *, allowed: int | None = None, below: float = math.inf) -> list[Candidate]:
-        """Candidates whose events are late no more often than allowed, cheapest first.
-
-        Args:
-            allowed: events of the piece that may be late; None for what the objective allows.
-            below: dollars per hour to stay under.
-        """
+    def candidates(self) -> list[Candidate]:
+        """Candidates whose events are late no more often than allowed, cheapest first."""
         if any(math.isinf(price) for price in self._least):
             return []
-        if allowed is None:
-            allowed = self.evaluator.bounds.allowed[0]
-        if self._menus is None:
-            self._menus = self._all_menus()
+        *menus, last = self._all_menus()
         parts = [_Part((), 0.0, {}, np.full(len(self._workload), -np.inf), 0.0)]
-        for stage in range(len(self._menus) - 1):
-            rest = sum(self._least[stage + 1 :])
-            parts = self._front(list(self._extended(parts, stage, allowed=allowed, dearest=below - rest)))
+        for stage, menu in enumerate(menus):
+            parts = self._front(list(self._extended(parts, stage, menu)))
         by_price: dict[float, Candidate] = {}
-        for part in self._extended(parts, len(self._menus) - 1, allowed=allowed, dearest=below):
+        for part in self._extended(parts, len(menus), last):
             by_price.setdefault(round(part.price, 9), part.chosen)
             if len(by_price) == RESULTS:
                 break
         return list(by_price.values())
 
-    def _extended(self, parts: Sequence[_Part], stage: int, *, allowed: int, dearest: float) -> Iterator[_Part]:
+    def _extended(self, parts: Sequence[_Part], stage: int, menu: Sequence[Option]) -> Iterator[_Part]:
         """The parts with options of the next stage, by ascending price; each earlier than all before it.
 
         After the last stage nothing has to be early any more: then all that are in time.
         """
-        assert self._menus is not None
-        last = stage + 1 == len(self._menus)
-        prices = [price_of(self._problem, option) for option in self._menus[stage]]
+        last = stage + 1 == len(self._least)
+        prices = [price_of(self._problem, option) for option in menu]
         offers = [(part.price + price, i, o) for i, part in enumerate(parts) for o, price in enumerate(prices)]
         earliest = math.inf
 
@@ -171,15 +158,12 @@ class ParetoSearch:
 
         @cache  # parts often differ only where this stage is not fed from
         def gone(before: tuple[Departures, ...], option: Option) -> tuple[Departures | None, int]:
-            return self._served(stage, option, arrivals(before), allowed)[:2]
+            return self._served(stage, option, arrivals(before), self._allowed)[:2]
 
         def joined(offer: _Offer) -> _Served:
-            return self._joined(
-                offer, stage, allowed, *gone(tuple(offer.part.departures[s] for s in needs), offer.option)
-            )
+            return self._joined(offer, stage, *gone(tuple(offer.part.departures[s] for s in needs), offer.option))
 
-        menu = self._menus[stage]
-        offered = (_Offer(price, parts[i], menu[o]) for price, i, o in sorted(offers) if price < dearest)
+        offered = (_Offer(price, parts[i], menu[o]) for price, i, o in sorted(offers))
         left = (offer for offer in offered if worth(offer) and self._left(offer.part.chosen, offer.option))
         for offer, served in self._ahead(left, joined):
             if not worth(offer):  # since what was simulated beside it
@@ -195,14 +179,14 @@ class ParetoSearch:
         while batch := list(itertools.islice(waiting, spread.width)):
             yield from zip(batch, spread.map(serve, batch), strict=True)
 
-    def _joined(self, offer: _Offer, stage: int, allowed: int, gone: Departures | None, events: int) -> _Served:
+    def _joined(self, offer: _Offer, stage: int, gone: Departures | None, events: int) -> _Served:
         """A part with one option more; nothing where too many events are late."""
         part = offer.part
         if gone is None:
             return _Served(None, events)
         least_s = self._with(part.least_s, stage, gone)
         chosen, departures = (*part.chosen, offer.option), {**part.departures, stage: gone}
-        return _Served(_Part(chosen, offer.price, departures, least_s, self._late_s(least_s, allowed)), events)
+        return _Served(_Part(chosen, offer.price, departures, least_s, self._late_s(least_s)), events)
 
     def _front(self, parts: list[_Part]) -> list[_Part]:
         """The cheapest part of each stretch of lateness."""
@@ -256,9 +240,9 @@ class ParetoSearch:
         known[events] = np.maximum(known[events], here_s)
         return known
 
-    def _late_s(self, least_s: Times, allowed: int) -> float:
+    def _late_s(self, least_s: Times) -> float:
         """The latency that only as many events as allowed exceed."""
-        place = max(least_s.size - 1 - allowed, 0)
+        place = max(least_s.size - 1 - self._allowed, 0)
         return float(np.partition(least_s, place)[place])
 
     def _all_menus(self) -> list[list[Option]]:
@@ -278,7 +262,7 @@ class ParetoSearch:
         best_of: dict[tuple[str, ...], float] = {}
         for dearest in (max(self._least[stage], 1e-9) * 2.0**i for i in range(1, DEAREST.bit_length())):
             before = best
-            listed = stage_options(self.bounds, stage, dearest, thinned=True, mixed=self._mixed)
+            listed = stage_options(self.bounds, stage, dearest, thinned=True, mixed=True)
             for (price, kinds), alike in itertools.groupby(listed, key=self._price_and_kinds):
                 if price <= above or idle_of[kinds] >= IDLE:
                     continue
@@ -316,14 +300,13 @@ class ParetoSearch:
 
     def _in_time(self, stage: int, options: Sequence[Option], arrivals: Departures) -> list[tuple[float, Option]]:
         """How late each option is, those left out with which the stage alone makes far too many events late."""
-        allowed = self.evaluator.bounds.allowed[0]
         known = np.full(len(self._workload), -np.inf)
         alike: OptionCache[float | None] = OptionCache()
         for option in options:
             if option not in alike:
-                gone, events, largest = self._served(stage, option, arrivals, CROWDED * allowed)
+                gone, events, largest = self._served(stage, option, arrivals, CROWDED * self._allowed)
                 self.evaluator.count(events)
-                late_s = None if gone is None else self._late_s(self._with(known, stage, gone), allowed)
+                late_s = None if gone is None else self._late_s(self._with(known, stage, gone))
                 alike.add(option, late_s, largest)
         return [(late_s, option) for option in options if (late_s := alike[option]) is not None]
 

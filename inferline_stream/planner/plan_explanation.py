@@ -9,11 +9,7 @@ import numpy as np
 
 from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.quantile import quantile_s
-from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of, in_words
-from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import Shape
-from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.confidence import Interval, p99_confidence
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Candidate, Option, Problem, in_stock, price_of, replaced
@@ -77,40 +73,24 @@ class Explanation:
     binding: str
 
 
-def explain(
-    plan: Plan,
-    shape: Shape,
-    measured: PipelineProfile,
-    trace: Trace | Sequence[Trace],
-    catalogue: Catalogue,
-    *,
-    objective: float = 0.99,
-    seed: int = 0,
-    order_slo_s: float | None = None,
-) -> Explanation:
+def explain(plan: Plan, problem: Problem) -> Explanation:
     """Simulate the next-cheaper choices of every stage.
+
+    Args:
+        plan: the plan.
+        problem: what it was made for; the target is its SLO.
 
     Raises:
         ValueError: a plan that is not one of this pipeline, profile and catalogue.
     """
-    traces = (trace,) if isinstance(trace, Trace) else tuple(trace)
-    problem = Problem(
-        shape,
-        measured,
-        traces,
-        plan.slo_s,
-        catalogue,
-        objective=objective,
-        seed=seed,
-        order_slo_s=order_slo_s,
-    )
+    problem = replace(problem, target_s=plan.slo_s)
     candidate = candidate_of(problem, plan)
     if candidate is None:
         raise ValueError(f"the plan of {plan.pipeline!r} does not fit the stages, profile and hardware given")
     evaluator = Evaluator(problem)
     evaluator.accept(candidate)
     latencies = evaluator.latencies_s(candidate)
-    worst = max(range(len(latencies)), key=lambda i: quantile_s(latencies[i], objective))
+    worst = max(range(len(latencies)), key=lambda i: quantile_s(latencies[i], problem.objective))
     why = Reasons(evaluator, candidate, worst)
     stages = tuple(
         StageExplanation(
@@ -121,10 +101,10 @@ def explain(
             tuple(why.of_stage(s)),
             tuple(_alternatives(evaluator, candidate, s)),
         )
-        for s, name in enumerate(shape.stages)
+        for s, name in enumerate(problem.shape.stages)
     )
-    rng = np.random.default_rng(seed)
-    sure = p99_confidence(latencies[worst], traces[worst].arrivals_s, rng, p=objective)
+    rng = np.random.default_rng(problem.seed)
+    sure = p99_confidence(latencies[worst], problem.traces[worst].arrivals_s, rng, p=problem.objective)
     return Explanation(stages, plan.slo_s - plan.predicted_p99_s, sure, _binding(stages, plan))
 
 

@@ -12,8 +12,9 @@ quantile, and some of the others for their number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,6 @@ from inferline_stream.estimator.workload import Workload
 from inferline_stream.planner.batch_holds import holds
 from inferline_stream.planner.bounds import Bounds, service_rate
 from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator
-from inferline_stream.planner.late_by_pair import late_by_pair
-from inferline_stream.planner.option_cache import OptionCache
 from inferline_stream.planner.problem import (
     Candidate,
     Option,
@@ -36,7 +35,7 @@ from inferline_stream.planner.problem import (
     replica_cap,
     replica_forms,
 )
-from inferline_stream.planner.stage_options import THINNING, combined, mixtures, stage_options
+from inferline_stream.planner.stage_options import THINNING, OptionCache, combined, mixtures, stage_options
 
 SLOWEST = 0.05
 """Share of events, the slowest at the first base, that are all sampled."""
@@ -60,7 +59,11 @@ TOGETHER = 4096
 BEST_HOLDS = 2
 """Of the holds of one kind, how many are tried with fewer replicas."""
 
+BLOCK = 128
+"""Events after which it is looked whether a pair is lost."""
+
 Times = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +91,13 @@ class Surrogate:
         evaluator: whose first workload is used.
         bounds: of the whole traces, which options have to keep to.
         base: a candidate that is not overloaded.
-        mixed: whether to propose options of several hardware kinds.
     """
 
-    def __init__(self, evaluator: Evaluator, bounds: Bounds, base: Candidate, *, mixed: bool = True) -> None:
+    def __init__(self, evaluator: Evaluator, bounds: Bounds, base: Candidate) -> None:
         self._evaluator = evaluator
         self._bounds = bounds
         self._workload: Workload = evaluator.workloads[0]
         self._target_s = evaluator.problem.target_s
-        self._mixed = mixed
         self._completions: dict[tuple[int, Candidate], OptionCache[Times | None]] = {}
         self._sample: NDArray[np.int64] | None = None
         self._rates = arrival_rates(evaluator.problem)
@@ -237,8 +238,7 @@ class Surrogate:
     def choices(self, stage: int, dearest: float) -> list[Choice]:
         """Options of a stage that no cheaper one beats, cheapest first."""
         options = stage_options(self._bounds, stage, dearest, thinned=True)
-        if self._mixed:
-            options += mixtures(self._bounds, stage, self.base[stage])
+        options += mixtures(self._bounds, stage, self.base[stage])
         options += nearby(self._bounds, stage, self.base[stage])
         options += self._held(stage)
         problem = self._evaluator.problem
@@ -376,3 +376,49 @@ def nearby(bounds: Bounds, stage: int, option: Option) -> list[Option]:
         for form in reversed(replica_forms(problem, name, part.hardware)):
             found += [combined(problem, [*others, replace(form, hold_s=part.hold_s, replicas=n)]) for n in counts]
     return [o for o in found if service_rate(problem, stage, o) > bounds.required_rate[stage]]
+
+
+def late_by_pair(effects_s: Times, spare_s: Times, weights: Ints, pairs: tuple[Ints, Ints], most: float) -> Ints:
+    """Return by pair how many events are late; where there are more than ``most``, some number above it.
+
+    Args:
+        effects_s: (changes, events) what each change adds to the latency of each event.
+        spare_s: (events,) how far each event is from being late; the first ones should be those nearest to it.
+        weights: (events,) how many events each stands for.
+        pairs: (pairs,) the one change, and the other.
+        most: late events of interest.
+    """
+    late = np.empty(pairs[0].size, dtype=np.int64)
+    limit = np.int64(min(most, 2.0**62)) if most >= 0 else np.int64(-1)
+    _compiled()(effects_s, (spare_s, weights), pairs, limit, late)
+    return late
+
+
+def count_pairs(
+    effects_s: Times, events_at: tuple[Times, Ints], pairs: tuple[Ints, Ints], most: np.int64, late: Ints
+) -> None:
+    """`late_by_pair`, written to ``late``; ``events_at`` are the room and the weight of each event."""
+    spare_s, weights = events_at
+    one, other = pairs
+    events = spare_s.size
+    for pair in range(one.size):
+        mine, others = effects_s[one[pair]], effects_s[other[pair]]
+        total = np.int64(0)
+        first = 0
+        while first < events and total <= most:
+            end = min(first + BLOCK, events)
+            for i in range(first, end):
+                if others[i] > spare_s[i] - mine[i]:
+                    total += weights[i]
+            first = end
+        late[pair] = total
+
+
+@cache
+def _compiled() -> Callable[[Times, tuple[Times, Ints], tuple[Ints, Ints], np.int64, Ints], None]:
+    from numba import njit
+
+    kernel: Callable[[Times, tuple[Times, Ints], tuple[Ints, Ints], np.int64, Ints], None] = njit(
+        nogil=True, cache=True, error_model="numpy"
+    )(count_pairs)
+    return kernel

@@ -26,6 +26,10 @@ _ROUNDING = 1e-9
 COST_EPSILON = 1e-9
 """Dollars per hour below which two costs count as equal: far below any price, above rounding."""
 
+CONTROLLER_CORES = 0.15
+"""Controller, supervisor, page and metrics. They hardly grow with the rate, so a constant will do: 0.08 to 0.1 while
+the loop watches three stages, 0.14 as they drain. Planning runs at the lowest priority, and takes what is idle."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -234,3 +238,23 @@ def rest_s(problem: Problem, service_time_s: Sequence[float]) -> float:
     """Longest path through stages with these service times: a hop into each stage and one into the sink."""
     hop_s = problem.measured.least_hop_s
     return problem.shape.longest_path_s([time_s + hop_s for time_s in service_time_s]) + hop_s
+
+
+def replica_cores(machine_cores: float, shape: Shape, measured: PipelineProfile, rate: float) -> float:
+    """Return the cores that all replicas together may have; 0 where the rest of a run takes all of them.
+
+    Args:
+        machine_cores: cores that this run may use.
+        shape: the DAG.
+        measured: with overheads; without them only the controller's part is known.
+        rate: events per second.
+    """
+    left = machine_cores - CONTROLLER_CORES
+    if measured.overheads is not None:
+        ratios = visit_ratios(shape, measured.paths)
+        for at, stage in enumerate(shape.stages):
+            parents = [shape.stages[shape.arrows[bit].parent] for bit in shape.parents(at)]
+            # A join gets a record of each parent, and one where a branch was skipped.
+            records = len(parents) if len(parents) > 1 else ratios[stage]
+            left -= measured.overheads.stage_cores(rate * records)
+    return max(0.0, left)

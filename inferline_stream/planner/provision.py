@@ -8,20 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, trace_envelope, windows_s
-from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import KeyBound, Plan
-from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import Shape, visit_ratios
-from inferline_stream.pipeline.trace import Trace, busiest
+from inferline_stream.pipeline.shape import visit_ratios
+from inferline_stream.pipeline.trace import busiest
 from inferline_stream.planner.branch_and_bound import prove
-from inferline_stream.planner.default_search import lowered, refine
-from inferline_stream.planner.evaluator import Evaluator, Stopped
+from inferline_stream.planner.default_search import refine
+from inferline_stream.planner.evaluator import ALONE, Evaluator, Spread, Stopped
 from inferline_stream.planner.infeasible import does_not_fit, infeasible
 from inferline_stream.planner.key_bounds import key_bounds
 from inferline_stream.planner.local_search import with_largest_limits, without_needless_holds
 from inferline_stream.planner.mixture_search import mixed_in
 from inferline_stream.planner.paper_greedy import Search, plan_inferline
-from inferline_stream.planner.parallel_map import ALONE, Spread
 from inferline_stream.planner.problem import (
     COST_EPSILON,
     Candidate,
@@ -78,27 +75,46 @@ PAPER_EVENTS = 24_000
 the whole is a plan to beat, too."""
 
 
+@dataclass(frozen=True, slots=True)
+class SearchSettings:
+    """How to search.
+
+    Args:
+        algorithm: ``"default"``; ``"inferline"``, the paper's to the letter; or ``"exact"``, which goes on until
+            no cheaper plan with one hardware kind per stage and without holds can exist.
+        margin: share of the SLO kept free on the sample; None is `MARGIN`, and none for the paper's algorithm.
+            Given up where no plan can keep it, and where that would cost more than the paper's plan, which keeps none.
+        progress: called now and then with how far the search has come.
+        stop: asked before every simulation; True ends the search.
+        spread: where candidates are simulated; the plan does not depend on it.
+
+    Raises:
+        ValueError: a margin outside [0, 1).
+    """
+
+    algorithm: Algorithm = "default"
+    margin: float | None = None
+    progress: Callable[[SearchProgress], None] | None = None
+    stop: Callable[[], bool] = lambda: False
+    spread: Spread = ALONE
+
+    def __post_init__(self) -> None:
+        if self.margin is not None and not 0 <= self.margin < 1:
+            raise ValueError(f"margin {self.margin} must be a share of the SLO, 0 or more and below 1")
+
+    @property
+    def kept_free(self) -> float:
+        """Share of the SLO."""
+        if self.margin is not None:
+            return self.margin
+        return 0.0 if self.algorithm == "inferline" else MARGIN
+
+
+_DEFAULTS = SearchSettings()
+
+
 def provision(
-    shape: Shape,
-    measured: PipelineProfile,
-    trace: Trace | Sequence[Trace],
-    slo_s: float,
-    catalogue: Catalogue,
-    *,
-    pipeline: str = "",
-    algorithm: Algorithm = "default",
-    partitions: Mapping[str, int] | None = None,
-    max_batch_sizes: Mapping[str, int] | None = None,
-    objective: float = 0.99,
-    margin: float | None = None,
-    known: Iterable[Plan] = (),
-    mixed: bool = True,
-    progress: Callable[[SearchProgress], None] | None = None,
-    stop: Callable[[], bool] | None = None,
-    seed: int = 0,
-    order_slo_s: float | None = None,
-    cores: float = math.inf,
-    spread: Spread = ALONE,
+    problem: Problem, options: SearchSettings = _DEFAULTS, *, known: Iterable[Plan] = (), pipeline: str = ""
 ) -> Plan:
     """Find the cheapest plan that meets the SLO.
 
@@ -107,148 +123,111 @@ def provision(
     search that is interrupted, by ``stop`` or with Ctrl-C, returns the best plan so far.
 
     Args:
-        shape: the DAG.
-        measured: profiles and paths.
-        trace: sample arrivals; of several, the plan meets the SLO on each.
-        slo_s: the SLO in seconds.
-        catalogue: hardware kinds with prices and stock.
-        pipeline: the pipeline's name, for the plan.
-        algorithm: ``"default"``; ``"inferline"``, the paper's to the letter; or ``"exact"``, which goes on until
-            no cheaper plan with one hardware kind per stage and without holds can exist.
-        partitions: by stage, partitions of its input topic, for a plan of ordinary consumer groups, whose replicas own
-            partitions; None plans for one queue per stage.
-        max_batch_sizes: by stage, the largest batch limit to consider.
-        objective: share of events that must meet the SLO.
-        margin: share of the SLO kept free on the sample; None is `MARGIN`, and none for the paper's algorithm.
-            Given up where no plan can keep it, and where that would cost more than the paper's plan, which keeps none.
+        problem: what is planned for; its target is the SLO.
+        options: how to search.
         known: earlier plans. Those that meet this SLO are candidates whatever their margin, so that a looser SLO
             never costs more.
-        mixed: a stage may mix hardware kinds.
-        progress: called now and then with how far the search has come.
-        stop: asked before every simulation; True ends the search.
-        seed: of the estimator's draws.
-        order_slo_s: SLO by which the running pipeline orders its queues; None is ``slo_s``.
-        cores: most that all replicas together may have.
-        spread: where candidates are simulated; the plan does not depend on it.
+        pipeline: the pipeline's name, for the plan.
 
     Raises:
         Infeasible: no plan meets the SLO; says which stage makes it so and the smallest SLO that some plan meets.
-        InvalidInput: a stage that was profiled on no hardware of the catalogue.
-        ValueError: an empty trace, or an SLO, objective or margin that cannot be.
     """
-    problem = Problem(
-        shape,
-        measured,
-        (trace,) if isinstance(trace, Trace) else tuple(trace),
-        slo_s,
-        catalogue,
-        max_batch_sizes=max_batch_sizes or {},
-        objective=objective,
-        seed=seed,
-        partitions=partitions or {},
-        order_slo_s=order_slo_s,
-        cores=cores,
-    )
-    outcome = search(
-        problem,
-        algorithm=algorithm,
-        margin=margin,
-        known=[candidate for plan in known if (candidate := candidate_of(problem, plan)) is not None],
-        mixed=mixed,
-        progress=progress,
-        stop=stop,
-        spread=spread,
-    )
-    return plan_of(problem, outcome, pipeline=pipeline)
+    candidates = [candidate for plan in known if (candidate := candidate_of(problem, plan)) is not None]
+    return plan_of(problem, search(problem, options, known=candidates), pipeline=pipeline)
 
 
-def search(
-    problem: Problem,
-    *,
-    algorithm: Algorithm = "default",
-    margin: float | None = None,
-    known: Sequence[Candidate] = (),
-    mixed: bool = True,
-    progress: Callable[[SearchProgress], None] | None = None,
-    stop: Callable[[], bool] | None = None,
-    spread: Spread = ALONE,
-) -> SearchOutcome:
-    """`provision` on a problem already put together, with what else there is to know of the result.
+def search(problem: Problem, options: SearchSettings = _DEFAULTS, *, known: Sequence[Candidate] = ()) -> SearchOutcome:
+    """`provision` of candidates, with what else there is to know of the result.
 
     Raises:
         Infeasible: no plan meets the SLO.
-        ValueError: a margin outside [0, 1).
     """
-    if margin is None:
-        margin = 0.0 if algorithm == "inferline" else MARGIN
-    if not 0 <= margin < 1:
-        raise ValueError(f"margin {margin} must be a share of the SLO, 0 or more and below 1")
-    stop = stop or (lambda: False)
-    lower_bound = 0.0
-    papers: list[Candidate] = []
-    work = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
-    kinds = {kind for stage in problem.shape.stages for kind in hardware_kinds(problem, stage)}
-    scarce = any(is_scarce(problem, kind) for kind in kinds)
-    journal = _Journal(problem, progress)
-    evaluator = whole = Evaluator(problem, stop, spread=spread)
+    whole = Evaluator(problem, options.stop, spread=options.spread)
+    journal = _Journal(problem, options.progress)
     journal.watch(whole)
     try:
         for candidate in known:
             if in_stock(problem, candidate) and whole.feasible(candidate):
                 journal.take(candidate)
-        for target_s in dict.fromkeys((problem.target_s * (1 - margin), problem.target_s)):
-            evaluator = whole
-            if target_s != problem.target_s:
-                stricter = replace(problem, target_s=target_s, order_slo_s=problem.queue_slo_s)
-                evaluator = Evaluator(stricter, stop, whole.workloads, spread)
-            journal.watch(evaluator)
-            if algorithm == "inferline":
-                searched = _paper(evaluator, journal)
-            else:
-                if not papers:
-                    papers = _papers(whole, journal, short=work <= PAPER_WORK, stop=stop)
-                    known = [*known, *papers]
-                searched = refine(evaluator, known, mixed=mixed, stop=stop, report=journal.report)
-            found = journal.take_all(searched)
-            short = algorithm == "default" and len(problem.shape.stages) <= PROVEN_STAGES
-            # Where kinds are scarce a plan may exist although nothing that was looked at fits into the stock.
-            if (found is not None or scarce) and (short or algorithm == "exact"):
-                effort = math.inf if algorithm == "exact" else PROVEN_EFFORT
-                proof = prove(evaluator, found, take=journal.take, effort=effort)
-                if proof.best is not None:
-                    before, found, lower_bound = found, proof.best, proof.lower_bound
-                    if found != before:  # cheaper without holds: it may be cheaper still with some
-                        found = journal.take_all(lowered(evaluator, found, mixed=mixed, stop=stop)) or found
-                elif proof.stopped:  # not infeasible: nobody knows yet
-                    raise Stopped
-            if found is not None:
-                if algorithm == "inferline":
-                    journal.end_with(found)
-                else:
-                    if mixed:
-                        found = with_largest_limits(evaluator, found)
-                        found = journal.take_all(mixed_in(evaluator, found)) or found
-                    journal.best = _settled(whole, evaluator, journal.best, found)
-                if evaluator is whole or not _dearer(problem, found, papers):
-                    break
+        if options.algorithm == "inferline":
+            _inferline(whole, journal, options)
+        else:
+            _default(whole, journal, options, known)
     except (Stopped, KeyboardInterrupt):
         if journal.best is None:
             raise
     if journal.best is None:
         if math.isfinite(problem.cores):
-            roomy = replace(problem, cores=math.inf)
-            wanted = search(
-                roomy, algorithm=algorithm, margin=margin, mixed=mixed, progress=progress, stop=stop, spread=spread
-            )
-            raise does_not_fit(problem, wanted.candidate)
+            raise does_not_fit(problem, search(replace(problem, cores=math.inf), options).candidate)
         raise infeasible(problem, Evaluator(problem, workloads=whole.workloads))
-    p99_s = evaluator.quantile_s(journal.best)  # whatever its target: the queues are the same
+    p99_s = whole.quantile_s(journal.best)
     # Known plans need not keep the margin that the bound was proven with.
-    lower_bound = min(lower_bound, cost_of(problem, journal.best))
+    lower_bound = min(journal.lower_bound, cost_of(problem, journal.best))
     keys = key_bounds(problem, whole.bounds, journal.best)
     return SearchOutcome(
-        journal.best, p99_s, lower_bound, algorithm, journal.evaluations, journal.simulated_events, keys
+        journal.best, p99_s, lower_bound, options.algorithm, journal.evaluations, journal.simulated_events, keys
     )
+
+
+def _targets(whole: Evaluator, journal: _Journal, options: SearchSettings) -> Iterator[Evaluator]:
+    """What decides with the margin kept free, then what decides without."""
+    problem = whole.problem
+    if options.kept_free:
+        target_s = problem.target_s * (1 - options.kept_free)
+        stricter = replace(problem, target_s=target_s, order_slo_s=problem.queue_slo_s)
+        evaluator = Evaluator(stricter, options.stop, whole.workloads, options.spread)
+        journal.watch(evaluator)
+        yield evaluator
+    yield whole
+
+
+def _inferline(whole: Evaluator, journal: _Journal, options: SearchSettings) -> None:
+    for evaluator in _targets(whole, journal, options):
+        found = journal.take_all(_paper(evaluator, journal))
+        if found is not None:
+            journal.end_with(found)
+            return
+
+
+def _default(whole: Evaluator, journal: _Journal, options: SearchSettings, known: Sequence[Candidate]) -> None:
+    papers = _papers(whole, journal, options)
+    for evaluator in _targets(whole, journal, options):
+        found = _cheapest(evaluator, journal, options, [*known, *papers])
+        if found is not None:
+            journal.best = _settled(whole, evaluator, journal.best, found)
+            if not _dearer(whole.problem, found, papers):
+                return
+
+
+def _cheapest(
+    evaluator: Evaluator, journal: _Journal, options: SearchSettings, known: Sequence[Candidate]
+) -> Candidate | None:
+    """The cheapest candidate found that meets the evaluator's target, with the largest batch limits."""
+    found = journal.take_all(refine(evaluator, known, stop=options.stop, report=journal.report))
+    found = _proven(evaluator, journal, options, found)
+    if found is None:
+        return None
+    found = with_largest_limits(evaluator, found)
+    return journal.take_all(mixed_in(evaluator, found)) or found
+
+
+def _proven(
+    evaluator: Evaluator, journal: _Journal, options: SearchSettings, found: Candidate | None
+) -> Candidate | None:
+    """What is found, or a cheaper one by a search of all there is: of short pipelines as far as its effort goes."""
+    problem, exact = evaluator.problem, options.algorithm == "exact"
+    kinds = {kind for stage in problem.shape.stages for kind in hardware_kinds(problem, stage)}
+    # Where kinds are scarce a plan may exist although nothing that was looked at fits into the stock.
+    worth = found is not None or any(is_scarce(problem, kind) for kind in kinds)
+    if not worth or not (exact or len(problem.shape.stages) <= PROVEN_STAGES):
+        return found
+    proof = prove(evaluator, found, take=journal.take, effort=math.inf if exact else PROVEN_EFFORT)
+    if proof.best is None:
+        if proof.stopped:  # not infeasible: nobody knows yet
+            raise Stopped
+        return None
+    journal.lower_bound = proof.lower_bound
+    return proof.best
 
 
 def _dearer(problem: Problem, found: Candidate, papers: Sequence[Candidate]) -> bool:
@@ -263,13 +242,13 @@ def _settled(whole: Evaluator, kept_free: Evaluator, cheapest: Candidate | None,
     return with_largest_limits(kept_free, without_needless_holds(kept_free, found))
 
 
-def _papers(whole: Evaluator, journal: _Journal, *, short: bool, stop: Callable[[], bool]) -> list[Candidate]:
+def _papers(whole: Evaluator, journal: _Journal, options: SearchSettings) -> list[Candidate]:
     """The paper's plan, or on long traces that for their busiest pieces if it meets the target on the whole."""
-    if short:
-        return list(_paper(whole, journal))
     problem = whole.problem
+    if sum(len(trace) for trace in problem.traces) * len(problem.shape.stages) <= PAPER_WORK:
+        return list(_paper(whole, journal))
     piece = replace(problem, traces=tuple(busiest(trace, PAPER_EVENTS) for trace in problem.traces))
-    on_piece = Evaluator(piece, stop, spread=whole.spread)
+    on_piece = Evaluator(piece, options.stop, spread=whole.spread)
     journal.watch(on_piece)
     for found in _paper(on_piece, journal, whole=False):
         if whole.feasible(found):
@@ -321,10 +300,12 @@ class SearchOutcome:
 
 
 class _Journal:
-    """The best candidate so far, the work done, and to whom both are reported."""
+    """The best candidate so far, what is proven, the work done, and to whom it is reported."""
 
     def __init__(self, problem: Problem, progress: Callable[[SearchProgress], None] | None) -> None:
         self.best: Candidate | None = None
+        self.lower_bound = 0.0
+        """See `SearchOutcome`."""
         self._problem = problem
         self._progress = progress
         self._evaluators: list[Evaluator] = []

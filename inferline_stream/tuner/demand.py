@@ -1,4 +1,7 @@
-"""What each stage's replicas must be able to do: events per second, from traffic, branching, speed and backlog."""
+"""What each stage's replicas must be able to do: events per second, from traffic, branching, speed and backlog.
+
+And what is held in reserve beside the traffic's own replicas.
+"""
 
 from __future__ import annotations
 
@@ -342,3 +345,36 @@ def _stuck(there: StageObservation, stuck_s: float) -> tuple[int, ...]:
     moving = any(since_s <= stuck_s for since_s in there.partition_idle_s)
     unused = there.utilization is not None and there.utilization < BUSY
     return tuple(idle) if moving or unused else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Replicas that are held whatever the traffic, or after leaps and for a while from the start on.
+
+    Args:
+        always: whether whatever the traffic, because people said for how much of it.
+        replicas: by stage, the plan's among them.
+        cost_per_hour: dollars per hour of them all.
+        multiple: of the planned rate, that every stage carries with them at full utilization.
+    """
+
+    always: bool
+    replicas: Mapping[str, int]
+    cost_per_hour: float
+    multiple: float
+
+
+def reserve_of(basis: Basis) -> Reserve:
+    """Without a staffing table, what a multiple of the traffic needs is known by square-root staffing."""
+    supply = basis.floor if basis.reserve is None else supplies(basis, basis.reserve)
+    replicas, cost, multiple = {}, 0.0, math.inf
+    for stage in basis.stages:
+        # A stage of several hardware kinds keeps their mixture.
+        held = math.ceil(supply[stage.name] / stage.supply * stage.planned - 1e-9) if stage.supply else 0
+        held = max(held, stage.slots if stage.planned else 0)  # a dispatcher keeps one
+        replicas[stage.name] = held
+        if stage.planned:
+            cost += held / stage.planned * sum(kind.planned * kind.price_per_hour for kind in stage.kinds)
+        if (rate := basis.arrival_rate * stage.visit_ratio) > 0 and stage.planned:
+            multiple = min(multiple, held / stage.planned * stage.supply / rate)
+    return Reserve(basis.reserve is not None, replicas, cost, multiple)

@@ -13,11 +13,10 @@ from inferline_stream.tuner.demand import Demand, calm, demands
 from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubts, on_this_clock
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.paper_policy import inferline_step
-from inferline_stream.tuner.patience import Patience
 from inferline_stream.tuner.plan_basis import Replicas, StageBasis
 from inferline_stream.tuner.replica_fit import fewer, more, within
 from inferline_stream.tuner.traffic import RATE_WINDOW_S, Traffic
-from inferline_stream.tuner.tuner_state import TunerState, initial_state
+from inferline_stream.tuner.tuner_state import Patience, TunerState, initial_state
 
 __all__ = ["POLICIES", "Policy", "TunerState", "foreseen", "inferline_step", "initial_state", "step"]
 

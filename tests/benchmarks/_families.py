@@ -16,6 +16,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from tests.benchmarks import _reference
 from tests.benchmarks._workloads import Seeded, warped
@@ -89,7 +90,7 @@ class Case:
     def plan(self) -> Plan:
         """Raises Infeasible where no plan meets the SLO on the sample."""
         p = self.pipeline
-        return provision(p.shape, p.measured, self.sample, p.slo_s, p.catalogue)
+        return provision(Problem(p.shape, p.measured, (self.sample,), p.slo_s, p.catalogue))
 
 
 def steady(length_s: float, rng: Seeded) -> Traffic:

@@ -15,7 +15,8 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.provision import provision
+from inferline_stream.planner.problem import Problem
+from inferline_stream.planner.provision import SearchSettings, provision
 from tests.benchmarks import _published_profiles as published
 from tests.benchmarks import _reference as reference
 from tests.benchmarks._reference import CATALOGUE, FREE, GPU
@@ -90,10 +91,8 @@ def costs(subject: Subject, sample: Trace, slo_s: float, known: Sequence[Plan] =
     for name in ("inferline", "default"):
         earlier = tuple(known) if name == "default" else ()
         try:
-            plan = provision(
-                subject.shape, subject.measured, sample, slo_s, CATALOGUE,
-                algorithm=name, margin=0.0, known=earlier,
-            )  # fmt: skip
+            problem = Problem(subject.shape, subject.measured, (sample,), slo_s, CATALOGUE)
+            plan = provision(problem, SearchSettings(name, margin=0.0), known=earlier)
         except Infeasible:
             found[name] = None
         else:

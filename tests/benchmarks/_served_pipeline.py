@@ -20,6 +20,7 @@ from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profiling_options import Options
@@ -73,7 +74,8 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
     limits = {stage.name: stage.max_batch_size for stage in pipeline.stages}
     kinds = catalogue(pipeline.hardware)
     plan = provision(
-        shape_of(pipeline), measured, sample, pipeline.slo_s, kinds, pipeline=pipeline.name, max_batch_sizes=limits
+        Problem(shape_of(pipeline), measured, (sample,), pipeline.slo_s, kinds, max_batch_sizes=limits),
+        pipeline=pipeline.name,
     )
 
     def run(name: str, trace: Trace) -> Run:

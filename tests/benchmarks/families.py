@@ -23,6 +23,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.testing.kafka import find_apache_kafka
 from tests.benchmarks._families import FAMILIES, drawn
@@ -88,11 +89,13 @@ async def _quietest(bootstrap_servers: str, folder: Path, family: str, judged_s:
 
 def _planned(pipeline: Pipeline, measured: PipelineProfile, sample: Trace) -> Plan:
     return provision(
-        shape_of(pipeline),
-        measured,
-        sample,
-        pipeline.slo_s,
-        catalogue(pipeline.hardware),
+        Problem(
+            shape_of(pipeline),
+            measured,
+            (sample,),
+            pipeline.slo_s,
+            catalogue(pipeline.hardware),
+            max_batch_sizes=LIMITS,
+        ),
         pipeline=pipeline.name,
-        max_batch_sizes=LIMITS,
     )

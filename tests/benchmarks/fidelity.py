@@ -53,8 +53,8 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.core_budget import replica_cores
 from inferline_stream.planner.plan_document import plan_from_bytes
+from inferline_stream.planner.problem import Problem, replica_cores
 from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profiling_options import Options
@@ -362,14 +362,16 @@ async def _real(bootstrap_servers: str, folder: Path) -> dict[str, Found]:
         cores = replica_cores(cores_here(), shape_of(pipeline), example.measured, trace.arrival_rate)
         try:
             plan = provision(
-                shape_of(pipeline),
-                example.measured,
-                trace,
-                slo_s,
-                catalogue(pipeline.hardware),
+                Problem(
+                    shape_of(pipeline),
+                    example.measured,
+                    (trace,),
+                    slo_s,
+                    catalogue(pipeline.hardware),
+                    max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
+                    cores=cores,
+                ),
                 pipeline=pipeline.name,
-                max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
-                cores=cores,
             )
             (home / "runs" / name).mkdir(parents=True)
             run = Run(

@@ -48,17 +48,17 @@ EQUIVALENT: Mapping[str, str] = {
     "planner/paper_greedy.py: and cores[kind] + rest < free": "free has room for rounding, which no sum of cores hits",
     "planner/branch_and_bound.py: while below <= min(self.cost - others, least * _DEAREST):": "options that are dearer "
     "than all that is left end the search themselves, and no price is `_DEAREST` times the least to the last bit",
-    "planner/lowest_latency.py: (_most(problem, s, Allocation(k, 1, 2)) for k in hardware_kinds(problem, s)),": (
+    "planner/infeasible.py: (_most(problem, s, Allocation(k, 1, 2)) for k in hardware_kinds(problem, s)),": (
         "`_most` puts in a number of replicas of its own"
     ),
     "planner/paper_greedy.py: search.together([c for c in (changed, *(entry[2] for entry in waiting[:2])) if c is not "
     "None])": "what is simulated together changes no verdict, and counts only where that is asked for",
     "planner/pareto_search.py: idle = idle + 1 if kept and best >= before * BETTER else 0": "no lateness is `BETTER` "
     "times another to the last bit",
-    "planner/problem.py: return sum(cores_of(problem.catalogue, option) for option in candidate) < problem.cores + "
-    "_ROUNDING": "the limit has room for rounding, which no sum of cores hits",
     "planner/predicted_changes.py: best = [options[i][0] for late_s, i in ranked[:BEST_HOLDS] "
     "if late_s < self._target_s * NEAR]": "no predicted latency is `NEAR` times the target to the last bit",
+    "planner/problem.py: return sum(cores_of(problem.catalogue, option) for option in candidate) < problem.cores + "
+    "_ROUNDING": "the limit has room for rounding, which no sum of cores hits",
 }
 """Mutants that no test can see, by `Mutant.named`, with the reason."""
 

@@ -34,6 +34,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import PARTITIONS, Comparison, Tuned, compare
 from inferline_stream.replay.contenders import FAMILIES, Contest, ordinary
@@ -116,7 +117,7 @@ def _ground(folder: Path) -> Ground:
     measured = declared_profile(pipeline, {}, START_UP_S)
     sample = gamma_trace(RATE, 1.0, 300.0, np.random.default_rng(1))
     shape, kinds = shape_of(pipeline), catalogue(pipeline.hardware)
-    plan = provision(shape, measured, sample, pipeline.slo_s, kinds, pipeline=pipeline.name)
+    plan = provision(Problem(shape, measured, (sample,), pipeline.slo_s, kinds), pipeline=pipeline.name)
     return Ground(folder, pipeline, measured, sample, plan)
 
 

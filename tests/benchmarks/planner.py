@@ -8,10 +8,11 @@ the paper's algorithm the same margin; on instances of up to `PROOF_STAGES` stag
 plan without one: `gap_to_optimum_mean` is what that costs above the cheapest plan there is (0 where holds or mixed
 kinds make it cheaper). `dearer_than_greedy_long` counts, of instances of up to four stages, those on traces of
 `LONG_WORK` times the work up to which the search begins with the paper's own plan. `saving_possible_mean` is what the
-cheapest plan there is, of one kind per stage and without a margin, saves over the paper's on the instances where it is
-proven in time (`PROOF_S`), `saving_found_mean` what the default saves on the same. `bound_over_pooled` is, on instances
-of up to four stages, the cost of the default plan where each replica has a queue of its own (`BOUND_PARTITIONS`
-partitions a stage, as in an ordinary consumer group) over its cost on one queue. `held_out` figures justify the margin:
+plan of the exact search without a margin saves over the paper's, on the instances where it is proven in time
+(`PROOF_S`) that no plan of one kind per stage and without holds is cheaper; `saving_found_mean` is what the default
+saves on the same. `bound_over_pooled` is, on instances of up to four stages, the cost of the default plan where each
+replica has a queue of its own (`BOUND_PARTITIONS` partitions a stage, as in an ordinary consumer group) over its cost
+on one queue. `held_out` figures justify the margin:
 the share of other traces of the same traffic on which a plan keeps its SLO, and the most that it is passed by.
 """
 
@@ -30,10 +31,9 @@ from inferline_stream.estimator.warmup import compile_kernels
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.planner.evaluator import Stopped
-from inferline_stream.planner.parallel_map import Spread
+from inferline_stream.planner.evaluator import Spread, Stopped
 from inferline_stream.planner.problem import COST_EPSILON, Problem, cost_of
-from inferline_stream.planner.provision import MARGIN, PAPER_WORK, Algorithm, provision, search
+from inferline_stream.planner.provision import MARGIN, PAPER_WORK, Algorithm, SearchSettings, provision, search
 from tests.benchmarks._variation import varying
 from tests.benchmarks.instances.published import SHAPES as PUBLISHED
 from tests.benchmarks.instances.published import Instance, prices, published
@@ -105,15 +105,15 @@ def _plan(
     try:
         with ThreadPoolExecutor(cores) as pool:
             return provision(
-                instance.shape,
-                measured or instance.measured,
-                instance.trace(),
-                instance.slo_s,
-                catalogue or prices(),
-                algorithm=algorithm,
-                partitions=None if partitions is None else dict.fromkeys(instance.stages, partitions),
-                margin=margin,
-                spread=Spread(pool.map, cores),
+                Problem(
+                    instance.shape,
+                    measured or instance.measured,
+                    (instance.trace(),),
+                    instance.slo_s,
+                    catalogue or prices(),
+                    partitions=dict.fromkeys(instance.stages, partitions) if partitions else {},
+                ),
+                SearchSettings(algorithm=algorithm, margin=margin, spread=Spread(pool.map, cores)),
             )
     except Infeasible:
         return None
@@ -185,11 +185,11 @@ def _savings(instances: list[Instance], proof_s: float) -> Figures:
 
 
 def _optimum(instance: Instance, proof_s: float) -> float | None:
-    """Cost of the cheapest plan without a margin and with one kind per stage; None where that is not proven in time."""
+    """Cost of the exact search's plan without a margin; None where it is not proven in time."""
     problem = Problem(instance.shape, instance.measured, (instance.trace(),), instance.slo_s, prices())
     end_s = time.process_time() + proof_s
     try:
-        found = search(problem, algorithm="exact", margin=0.0, mixed=False, stop=lambda: time.process_time() > end_s)
+        found = search(problem, SearchSettings(algorithm="exact", margin=0.0, stop=lambda: time.process_time() > end_s))
     except (Infeasible, Stopped):
         return None
     cost = cost_of(problem, found.candidate)
@@ -243,15 +243,15 @@ def _dearer_where_long(instances: list[Instance]) -> Figures:
 
 
 def _optimality(seeds: range) -> Figures:
-    """Random pipelines of up to three stages: the default search against the proven optimum of the same space."""
+    """Random pipelines of up to three stages: the default search against the exact one."""
     gaps = []
     for seed in seeds:
         problem = random_problem(seed, rate=200.0, duration_s=30.0)
         try:
-            found = search(problem, margin=0.0, mixed=False)
+            found = search(problem, SearchSettings(margin=0.0))
         except Infeasible:
             continue
-        optimum = search(problem, algorithm="exact", margin=0.0, mixed=False)
+        optimum = search(problem, SearchSettings(algorithm="exact", margin=0.0))
         gaps.append(cost_of(problem, found.candidate) / cost_of(problem, optimum.candidate) - 1)
     return {
         "exact_instances": len(gaps),

@@ -21,6 +21,7 @@ from inferline_stream.pipeline.plan import Allocations, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import visit_ratios
 from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.replay.clairvoyant import cheapest
 from inferline_stream.replay.compare import Comparison, compare
@@ -85,7 +86,7 @@ SAMPLE_MINUTES, DAY_MINUTES = 180, 24 * 60
 
 
 def planned(sample: Trace) -> Plan:
-    return provision(SHAPE, MEASURED, sample, SLO_S, CATALOGUE)
+    return provision(Problem(SHAPE, MEASURED, (sample,), SLO_S, CATALOGUE))
 
 
 def tuned(plan: Plan, sample: Trace, policy: str = "default", measured: PipelineProfile = MEASURED) -> Tuner:

@@ -27,6 +27,7 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Paths, shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.bench_messages import Measure
 from inferline_stream.profiler.benches import Bench, benches_here
@@ -183,7 +184,7 @@ async def _plans(folder: Path, seconds: float) -> Figures:
 def _planned(topology: Path, profile: Profile, sample: Trace) -> Plan | None:
     measured = PipelineProfile({("work", "client"): profile}, Paths((0,), (1.0,)), HOP_S)
     try:
-        return provision(shape_of(load_topology(topology)), measured, sample, SLO_S, {"client": _CLIENT})
+        return provision(Problem(shape_of(load_topology(topology)), measured, (sample,), SLO_S, {"client": _CLIENT}))
     except Infeasible:
         return None
 

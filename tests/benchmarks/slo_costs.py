@@ -19,6 +19,7 @@ from inferline_stream.errors import Infeasible
 from inferline_stream.observability.plots.canvas import drawing, line_styles
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import PARTITIONS
 from tests.benchmarks._reference import CATALOGUE, SHAPE, profile
@@ -55,12 +56,12 @@ def curves(slos_s: Sequence[float], seconds: float) -> dict[str, Costs]:
 
 def planned(sample: Trace, slos_s: Sequence[float], partitions: int | None = None) -> Costs:
     """The default search's costs; plans for tighter SLOs stay candidates for looser ones, as in `plan --curve`."""
-    owned = None if partitions is None else dict.fromkeys(SHAPE.stages, partitions)
+    owned = dict.fromkeys(SHAPE.stages, partitions) if partitions else {}
     costs: Costs = {}
     known: list[Plan] = []
     for slo_s in slos_s:
         try:
-            plan = provision(SHAPE, profile(), sample, slo_s, CATALOGUE, partitions=owned, known=known)
+            plan = provision(Problem(SHAPE, profile(), (sample,), slo_s, CATALOGUE, partitions=owned), known=known)
         except Infeasible:
             costs[slo_s] = None
         else:

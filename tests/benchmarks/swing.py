@@ -26,6 +26,7 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import Comparison, Tuned, compare
 from inferline_stream.replay.loop import Conditions
@@ -57,7 +58,7 @@ def measure(quick: bool, tuned: Tuned | None = None) -> Figures:
     measured = declared_profile(pipeline, {("read", "search"): hard}, START_UP_S)
     sample = read_arrivals(EXAMPLE / "arrivals.csv")
     shape, kinds = shape_of(pipeline), catalogue(pipeline.hardware)
-    plan = provision(shape, measured, sample, pipeline.slo_s, kinds, pipeline=pipeline.name)
+    plan = provision(Problem(shape, measured, (sample,), pipeline.slo_s, kinds), pipeline=pipeline.name)
     generate = _generator()
 
     def swing(seed: int) -> Trace:

@@ -21,6 +21,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import Contention, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of
 from inferline_stream.pipeline.trace import gamma_trace, levels_trace
+from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.runs.lifecycle import open_run, run_to_report
 from inferline_stream.testing.kafka import KafkaServer
@@ -103,7 +104,7 @@ async def test_traffic_scales_stages_in_process_behind_servers_and_waiting(
     )
     rng = np.random.default_rng(3)
     sample = gamma_trace(25.0, 1.0, 30.0, rng)
-    plan = provision(shape_of(pipeline), measured, sample, pipeline.slo_s, catalogue(pipeline.hardware))
+    plan = provision(Problem(shape_of(pipeline), measured, (sample,), pipeline.slo_s, catalogue(pipeline.hardware)))
     assert plan.allocations["rank"][0].concurrency > 1
     planned = {stage: sum(a.replicas for a in held) for stage, held in plan.allocations.items()}
     falls = Script([(0.0, planned)])

@@ -17,9 +17,9 @@ from inferline_stream.pipeline.plan import Allocation, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.planner import branch_and_bound, evaluator, pareto_search, surrogate
+from inferline_stream.planner import branch_and_bound, evaluator, pareto_search, predicted_changes
 from inferline_stream.planner.problem import Candidate, Problem, cost_of
-from inferline_stream.planner.provision import search
+from inferline_stream.planner.provision import SearchSettings, search
 from tests.unit.planner.problems import meets
 
 MOST = 8
@@ -80,7 +80,7 @@ def cheapest(problem: Problem) -> Candidate | None:
 @pytest.fixture(autouse=True)
 def _many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces this short would fit in one slice: verdicts given before the trace ends would not be met."""
-    for room in (evaluator, branch_and_bound, pareto_search, surrogate):
+    for room in (evaluator, branch_and_bound, pareto_search, predicted_changes):
         monkeypatch.setattr(room, "SLICE_EVENTS", 32)
 
 
@@ -92,7 +92,7 @@ def test_exact_is_no_dearer_than_any_candidate_without_holds_and_default_within_
     problem = tiny_problem(shape_name, seed)
     truth = cheapest(problem)
     try:
-        proven = search(problem, algorithm="exact", margin=0.0, mixed=False)
+        proven = search(problem, SearchSettings(algorithm="exact", margin=0.0))
     except Infeasible:
         assert truth is None
         return
@@ -100,12 +100,13 @@ def test_exact_is_no_dearer_than_any_candidate_without_holds_and_default_within_
     assert truth is not None
     assert largest <= MOST, "the enumeration has to try more replicas"
     least = cost_of(problem, truth)
-    default = search(problem, margin=0.0, mixed=False)
+    default = search(problem, SearchSettings(margin=0.0))
     for found, most in ((proven, least), (default, least * 1.05)):
         cost = cost_of(problem, found.candidate)
         assert cost <= most + 1e-9
         assert meets(problem, found.candidate)
-        # The enumeration holds no batches: a plan that does may be cheaper, and is only where it has to.
-        assert cost >= least - 1e-9 or (any(map(hold_of, found.candidate)) and not problem.partitions)
+        # The enumeration holds no batches and mixes no kinds: only a plan that does may be cheaper.
+        held = any(map(hold_of, found.candidate)) and not problem.partitions
+        assert cost >= least - 1e-9 or held or any(len(option) > 1 for option in found.candidate)
     assert proven.lower_bound_per_hour == pytest.approx(cost_of(problem, proven.candidate))
     assert not math.isnan(default.p99_s)

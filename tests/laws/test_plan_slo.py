@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
 from inferline_stream.planner.plan_explanation import cost_curve
 from inferline_stream.planner.problem import Problem, fastest_path_s
-from inferline_stream.planner.provision import Algorithm, provision
+from inferline_stream.planner.provision import Algorithm, SearchSettings, provision
 from tests.unit.planner.problems import p99_s, random_problem
 
 few = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,11 +34,8 @@ def problems(draw: st.DrawFn) -> Problem:
 
 
 def plan_for(problem: Problem, slo_s: float, algorithm: Algorithm, known: tuple[Plan, ...] = ()) -> Plan:
-    return provision(
-        problem.shape, problem.measured, problem.traces, slo_s, problem.catalogue,
-        algorithm=algorithm, partitions=problem.partitions or None, known=known, pipeline="p",
-        order_slo_s=problem.target_s,
-    )  # fmt: skip
+    asked = replace(problem, target_s=slo_s, order_slo_s=problem.target_s)
+    return provision(asked, SearchSettings(algorithm), known=known, pipeline="p")
 
 
 @few

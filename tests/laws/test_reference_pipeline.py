@@ -6,7 +6,8 @@ import pytest
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Allocation, cost_per_hour
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.planner.provision import provision
+from inferline_stream.planner.problem import Problem
+from inferline_stream.planner.provision import SearchSettings, provision
 from tests.benchmarks._reference import CATALOGUE, CPU, FREE, GPU, SHAPE, SLO_S, profile
 
 BY_HAND = {
@@ -24,6 +25,6 @@ def test_no_search_finds_a_dearer_plan_than_the_one_made_by_hand(seed, algorithm
     trace = gamma_trace(150.0, 1.0, 120.0, np.random.default_rng(seed))
     assert simulate(SHAPE, BY_HAND, profile(), trace, order_slo_s=SLO_S).p99_s <= SLO_S
     assert cost_per_hour(BY_HAND, CATALOGUE) == pytest.approx(BY_HAND_COST)
-    plan = provision(SHAPE, profile(), trace, SLO_S, CATALOGUE, algorithm=algorithm)
+    plan = provision(Problem(SHAPE, profile(), (trace,), SLO_S, CATALOGUE), SearchSettings(algorithm=algorithm))
     assert simulate(SHAPE, plan.allocations, profile(), trace, order_slo_s=SLO_S).p99_s == plan.predicted_p99_s <= SLO_S
     assert plan.cost_per_hour <= BY_HAND_COST + 1e-9

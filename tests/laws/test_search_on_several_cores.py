@@ -7,10 +7,8 @@ import pytest
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner import default_search as refinement
 from inferline_stream.planner import evaluator as evaluating
-from inferline_stream.planner.evaluator import Evaluator
-from inferline_stream.planner.option_cache import OptionCache
-from inferline_stream.planner.parallel_map import ALONE, Spread
-from inferline_stream.planner.provision import search
+from inferline_stream.planner.evaluator import ALONE, Evaluator, Spread
+from inferline_stream.planner.provision import SearchSettings, search
 from tests.unit.planner.problems import random_problem
 
 
@@ -26,7 +24,7 @@ def test_an_outcome_is_the_same_to_the_last_count_whatever_is_simulated_at_once(
     one_by_one = search(problem)
     with ThreadPoolExecutor(3) as pool:
         for spread in (Spread(_last_first, 3), Spread(pool.map, 3)):
-            assert search(problem, spread=spread) == one_by_one
+            assert search(problem, SearchSettings(spread=spread)) == one_by_one
 
 
 def test_verdicts_in_advance_count_only_once_they_are_asked_for():
@@ -39,14 +37,3 @@ def test_verdicts_in_advance_count_only_once_they_are_asked_for():
     assert eager.late(candidates[0]) == plain.late(candidates[0]) is not None
     assert (eager.evaluations, eager.simulated_events) == (plain.evaluations, plain.simulated_events)
     assert list(given) == candidates[1:]
-
-
-def test_limits_that_no_batch_reaches_are_alike_and_those_that_one_does_are_not():
-    known = OptionCache()
-    held, more = (Allocation("x", 8, 3, 0.01),), (Allocation("x", 8, 4),)
-    known.add((Allocation("x", 64, 3),), "found", 9)
-    assert (Allocation("x", 10, 3),) in known
-    assert known[(Allocation("x", 10, 3),)] == "found"
-    assert not any(option in known for option in ((Allocation("x", 9, 3),), held, more))
-    known.add(more, "other", 8)
-    assert (Allocation("x", 16, 4),) not in known

@@ -21,7 +21,8 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace, busiest
 from inferline_stream.pipeline.units import format_duration
-from inferline_stream.planner.provision import provision
+from inferline_stream.planner.problem import Problem
+from inferline_stream.planner.provision import SearchSettings, provision
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.staffing_table import MOST_EVENTS
 
@@ -95,20 +96,19 @@ def replan(inputs: ReplanInputs) -> ReplanResult:
     cost = cost_per_hour(before.allocations, inputs.catalogue)
     give_up_s = time.monotonic() + inputs.effort_s
     try:
-        plan = provision(
+        problem = Problem(
             inputs.shape,
             inputs.measured,
-            stretch,
+            (stretch,),
             inputs.slo_s,
             inputs.catalogue,
-            pipeline=before.pipeline,
             max_batch_sizes=inputs.max_batch_sizes,
             objective=inputs.objective,
-            margin=SAVING_MARGIN if p99_s <= inputs.slo_s else None,
-            known=[before],
-            stop=lambda: time.monotonic() > give_up_s,
             cores=inputs.cores,
         )
+        margin = SAVING_MARGIN if p99_s <= inputs.slo_s else None
+        options = SearchSettings(margin=margin, stop=lambda: time.monotonic() > give_up_s)
+        plan = provision(problem, options, known=[before], pipeline=before.pipeline)
     except Infeasible as error:
         return ReplanResult(Reason.PLAN_INFEASIBLE, str(error))
     plan = replace(plan, reserve=before.reserve)

@@ -5,7 +5,7 @@ from typing import Any
 
 from inferline_stream.controlplane.decide.policy_memory import PolicyMemory
 from inferline_stream.settings import Settings
-from inferline_stream.tuner.patience import Patience
+from inferline_stream.tuner.tuner_state import Patience
 from tests.unit.controlplane.test_fleet import fleet
 from tests.unit.tuner.plans import seen
 

@@ -15,6 +15,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.pipeline.units import format_duration
+from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.tuner.decision import Reason
 
@@ -56,7 +57,7 @@ def ticks(rate: float, seconds: float = 60.0, seed: int = 1, partitions_used: in
 
 def inputs(rate: float, planned_rate: float, **changes: object) -> ReplanInputs:
     sample = gamma_trace(planned_rate, 1.0, 60.0, np.random.default_rng(5))
-    plan = provision(SHAPE, measured(), sample, 0.3, KINDS)
+    plan = provision(Problem(SHAPE, measured(), (sample,), 0.3, KINDS))
     usual = ReplanInputs(SHAPE, measured(), plan, 0.3, 0.99, KINDS, SOURCE_PARTITIONS, {}, ticks(rate), 0.1, 60.0)
     return replace(usual, **changes)
 

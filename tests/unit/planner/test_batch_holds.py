@@ -11,7 +11,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.batch_holds import STEPS, holds, rounded_down
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem, cost_of
-from inferline_stream.planner.provision import candidate_of, plan_of, search
+from inferline_stream.planner.provision import SearchSettings, candidate_of, plan_of, search
 from tests.unit.planner.problems import ONE_S, SIZES, chain, meets, p99_s
 
 
@@ -25,7 +25,7 @@ def fewest(problem, held_s):
 @pytest.mark.parametrize(("gain", "cv", "ratio"), [(0.8, 1.0, 1.4), (0.9, 1.0, 1.6), (0.9, 4.0, 1.4)])
 def test_where_batching_gains_much_and_the_slo_is_tight_held_batches_need_fewer_replicas(gain, cv, ratio):
     problem = chain(gain, cv=cv)
-    ((found,),) = search(problem, margin=0.0).candidate
+    ((found,),) = search(problem, SearchSettings(margin=0.0)).candidate
     eager = fewest(problem, [0.0])
     assert found.hold_s > 0
     assert meets(problem, ((found,),))
@@ -35,7 +35,7 @@ def test_where_batching_gains_much_and_the_slo_is_tight_held_batches_need_fewer_
 
 def test_several_stages_hold_batches_and_the_plan_costs_less():
     problem = chain(0.9, stages=3, rate=600.0, slo=2.5)
-    found = search(problem, margin=0.0).candidate
+    found = search(problem, SearchSettings(margin=0.0)).candidate
     assert any(option[0].hold_s for option in found)
     assert meets(problem, found)
     eager = tuple((Allocation("x", o[0].max_batch_size, o[0].replicas),) for o in found)
@@ -47,13 +47,13 @@ def test_a_hold_counts_from_when_a_record_was_sent_so_that_a_hop_comes_on_top():
     near = chain(0.9)
     measured = replace(near.measured, hop_overhead_s=0.011)
     far = Problem(near.shape, measured, near.traces, near.target_s + 0.022, near.catalogue)
-    ((there,),), ((here,),) = (search(problem, margin=0.0).candidate for problem in (far, near))
+    ((there,),), ((here,),) = (search(problem, SearchSettings(margin=0.0)).candidate for problem in (far, near))
     assert (there.max_batch_size, there.replicas) == (here.max_batch_size, here.replicas)
     assert there.hold_s == pytest.approx(0.011 + here.hold_s)
 
 
 def test_where_batching_gains_nothing_no_batch_is_held():
-    found = search(chain(0.0, rate=200.0), margin=0.0).candidate
+    found = search(chain(0.0, rate=200.0), SearchSettings(margin=0.0)).candidate
     assert [a.hold_s for option in found for a in option] == [0.0]
 
 
@@ -61,7 +61,7 @@ def test_a_plan_for_ordinary_consumer_groups_holds_nothing():
     bound = chain(0.9, rate=200.0, slo=4.0)
     bound = Problem(bound.shape, bound.measured, bound.traces, bound.target_s, bound.catalogue, partitions={"s0": 24})
     assert not holds(bound, 0, "x", rate=200.0, within_s=0.1)
-    assert [a.hold_s for option in search(bound, margin=0.0).candidate for a in option] == [0.0]
+    assert [a.hold_s for option in search(bound, SearchSettings(margin=0.0)).candidate for a in option] == [0.0]
 
 
 def test_a_full_batch_leaves_in_time_with_every_hold_that_is_tried():
@@ -93,10 +93,10 @@ def test_candidates_that_differ_in_a_hold_alone_get_verdicts_of_their_own():
 
 def test_a_plan_with_holds_is_a_candidate_again():
     problem = chain(0.9)
-    outcome = search(problem, margin=0.0)
+    outcome = search(problem, SearchSettings(margin=0.0))
     plan = plan_of(problem, outcome, pipeline="p")
     assert candidate_of(problem, plan) == outcome.candidate
-    again = search(problem, margin=0.0, known=[outcome.candidate], stop=lambda: False)
+    again = search(problem, SearchSettings(margin=0.0, stop=lambda: False), known=[outcome.candidate])
     assert cost_of(problem, again.candidate) <= cost_of(problem, outcome.candidate)
 
 

@@ -12,7 +12,7 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.bounds import missed, missed_between, service_rate, slowest_rate_between
+from inferline_stream.planner.bounds import missed, service_rate, slowest_rate
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem
 from tests.unit.planner.problems import meets, p99_s, plain_problem, prices, random_problem
@@ -59,12 +59,12 @@ def test_between_two_times_of_its_own_every_event_is_finished_by_a_server_that_n
     closes_s, free_s = np.empty(400), -math.inf
     for i, open_s in enumerate(opens_s):
         closes_s[i] = free_s = max(free_s, open_s) + SERVICE_S
-    found = slowest_rate_between(opens_s, closes_s + 1e-12, 0, 0.0)
+    found = slowest_rate(opens_s, closes_s + 1e-12, 0, 0.0)
     assert 1 / SERVICE_S / 1.02 < found < 1 / SERVICE_S
     # One event that cannot be in time at all: no rate does without an allowance, with one the rest decides.
     closes_s[0] = opens_s[0] - 1
-    assert slowest_rate_between(opens_s, closes_s + 1e-12, 0, 0.0) == math.inf
-    assert slowest_rate_between(opens_s, closes_s + 1e-12, 1, 0.0) < 1 / SERVICE_S
+    assert slowest_rate(opens_s, closes_s + 1e-12, 0, 0.0) == math.inf
+    assert slowest_rate(opens_s, closes_s + 1e-12, 1, 0.0) < 1 / SERVICE_S
 
 
 @pytest.mark.parametrize("spare", [-1, 0, 1])
@@ -103,9 +103,7 @@ def test_the_least_price_of_a_stage_is_that_of_the_cheapest_mixture_faster_than_
 def test_of_five_at_once_a_server_finishes_two_in_time_and_counts_what_it_misses_up_to_one_too_many(
     allowed, late, window_s
 ):
-    entry_s = np.zeros(5)
-    assert missed(entry_s, window_s, 1.0, allowed) == late
-    assert missed_between(entry_s, entry_s + window_s, 1.0, allowed) == late
+    assert missed(np.zeros(5), np.full(5, window_s), 1.0, allowed) == late
 
 
 @pytest.mark.parametrize("at_once", [2, 4, 8])

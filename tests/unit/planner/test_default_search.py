@@ -15,37 +15,20 @@ from inferline_stream.pipeline.trace import Trace, busiest, gamma_trace, levels_
 from inferline_stream.planner import default_search as coarse_to_fine
 from inferline_stream.planner import provision as provisioning
 from inferline_stream.planner.branch_and_bound import prove
-from inferline_stream.planner.default_search import levels, lowered, refine
+from inferline_stream.planner.default_search import levels, refine
 from inferline_stream.planner.evaluator import Evaluator, Stopped
 from inferline_stream.planner.local_search import with_largest_limits
 from inferline_stream.planner.pareto_search import ParetoSearch
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
-from inferline_stream.planner.provision import MARGIN, _dearer, _Journal, _papers, provision, search
+from inferline_stream.planner.provision import MARGIN, SearchSettings, _dearer, _Journal, _papers, provision, search
 from inferline_stream.planner.stage_options import stage_options
 from tests.unit.planner.problems import SIZES, least_cost, meets, p99_s, plain_problem, prices, random_problem
 
 FEASIBLE_SEEDS = (0, 1, 2, 4, 5, 6, 8)
 
 
-def _plan(problem, slo_s=None, **more):
-    return provision(
-        problem.shape,
-        problem.measured,
-        problem.traces,
-        slo_s or problem.target_s,
-        problem.catalogue,
-        partitions=problem.partitions or None,
-        **more,
-    )
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_the_proof_finds_what_brute_force_finds(seed):
-    problem = random_problem(seed, stages=1 + seed % 2, rate=50, duration_s=6, slack=3.0, partitions=(0, 6)[seed % 2])
-    proof = prove(Evaluator(problem), None)
-    assert proof.proven
-    assert cost_of(problem, proof.best) == pytest.approx(proof.lower_bound)
-    assert cost_of(problem, proof.best) == pytest.approx(least_cost(problem, most=6))
+def _plan(problem, *, known=(), **how):
+    return provision(problem, SearchSettings(**how), known=known)
 
 
 @pytest.mark.parametrize("seed", [0, 2, 3, 4, 5])
@@ -88,13 +71,6 @@ def test_the_default_plan_meets_the_slo_on_the_whole_trace_and_costs_no_more_tha
     assert plan.cost_per_hour <= paper.cost_per_hour + 1e-9
 
 
-@pytest.mark.parametrize("seed", [0, 1, 5])  # three stages with a bypass, two, and three
-def test_the_default_plan_of_a_small_pipeline_is_the_cheapest_there_is(seed):
-    problem = random_problem(seed, rate=100, slack=4.0)
-    plan = _plan(problem, margin=0.0, mixed=False)
-    assert plan.cost_per_hour == pytest.approx(_plan(problem, margin=0.0, mixed=False, algorithm="exact").cost_per_hour)
-
-
 def test_the_margin_is_kept_free_where_it_can_be():
     problem = random_problem(6, slack=3.0)
     plan = _plan(problem, margin=0.2)
@@ -113,7 +89,7 @@ def test_a_margin_that_would_cost_more_than_the_paper_s_plan_is_given_up():
 def test_a_margin_that_takes_a_replica_more_than_the_paper_s_plan_is_given_up():
     """Of eight events at once a replica serves the last after 1 s, the SLO, and two after 0.5 s."""
     problem = plain_problem({"a": {"x": 0.125}}, np.zeros(8), 1.0, {"x": Hardware("x", 1.0)})
-    found = search(problem, margin=0.5)
+    found = search(problem, SearchSettings(margin=0.5))
     assert (found.candidate, found.p99_s) == (((Allocation("x", 1, 1),),), 1.0)
 
 
@@ -122,11 +98,12 @@ def test_on_long_traces_the_paper_s_plan_for_the_busiest_piece_counts_if_it_meet
     monkeypatch, apart_s, met
 ):
     """A replica serves four events at once in 0.5 s, all of the SLO; four more wait for them if they come sooner."""
+    monkeypatch.setattr(provisioning, "PAPER_WORK", 0)
     monkeypatch.setattr(provisioning, "PAPER_EVENTS", 4)
     arrivals_s = np.repeat([0.0, apart_s], 4)
     problem = plain_problem({"a": {"x": 0.125}}, arrivals_s, 0.5, {"x": Hardware("x", 1.0)})
     journal, one = _Journal(problem, None), ((Allocation("x", 1, 1),),)
-    assert _papers(Evaluator(problem), journal, short=False, stop=lambda: False) == [one] * met
+    assert _papers(Evaluator(problem), journal, SearchSettings()) == [one] * met
     assert journal.best == (one if met else None)
 
 
@@ -145,9 +122,9 @@ def test_an_earlier_plan_wins_if_it_is_cheaper_and_never_where_it_misses_the_slo
     late, best = (((Allocation("slow", 1, n),),) * 2 for n in (1, 2))
     assert not meets(problem, late)
     assert cost_of(problem, best) == pytest.approx(least_cost(problem, most=3))
-    assert search(problem, algorithm=algorithm, margin=0.0, known=[late, best]).candidate == best
+    assert search(problem, SearchSettings(algorithm=algorithm, margin=0.0), known=[late, best]).candidate == best
     for asked, known in ((problem, late), (replace(problem, catalogue=prices(slow=1)), best)):
-        found = search(asked, algorithm=algorithm, margin=0.0, known=[known]).candidate
+        found = search(asked, SearchSettings(algorithm=algorithm, margin=0.0), known=[known]).candidate
         assert cost_of(asked, found) > cost_of(asked, known)
         assert in_stock(asked, found)
         assert meets(asked, found)
@@ -172,7 +149,7 @@ def test_stock_one_short_of_what_the_cheapest_plan_takes_is_not_overdrawn_and_th
     problem = random_problem(seed, stages=2, rate=50, duration_s=6, slack=3.0)
     kind, wanted = _held(prove(Evaluator(problem), None).best).most_common(1)[0]
     short = replace(problem, catalogue=prices(**{kind: wanted - 1}))
-    found = {a: search(short, algorithm=a, margin=0.0, mixed=False).candidate for a in ("default", "exact")}
+    found = {a: search(short, SearchSettings(algorithm=a, margin=0.0)).candidate for a in ("default", "exact")}
     assert all(_held(candidate)[kind] < wanted and meets(short, candidate) for candidate in found.values())
     assert cost_of(short, found["exact"]) == pytest.approx(least_cost(short, most=6))
 
@@ -182,11 +159,12 @@ def test_a_scarce_kind_that_every_stage_would_take_goes_to_those_that_have_no_ot
     catalogue = {"scarce": Hardware("scarce", 1.0, stock=2), "dear": Hardware("dear", 2.0)}
     times_s = {"a": {"scarce": 0.01, "dear": 0.01}, "b": {"scarce": 0.01}, "c": {"scarce": 0.01}}
     problem = plain_problem(times_s, np.arange(20.0), 0.1, catalogue)
-    found = search(problem, algorithm=algorithm)
+    found = search(problem, SearchSettings(algorithm=algorithm))
     assert cost_of(problem, found.candidate) == found.lower_bound_per_hour == least_cost(problem, most=2) == 4.0
     with pytest.raises(Infeasible):
         search(
-            replace(problem, catalogue=catalogue | {"scarce": Hardware("scarce", 1.0, stock=1)}), algorithm=algorithm
+            replace(problem, catalogue=catalogue | {"scarce": Hardware("scarce", 1.0, stock=1)}),
+            SearchSettings(algorithm=algorithm),
         )
 
 
@@ -198,7 +176,10 @@ def test_a_search_that_is_stopped_before_it_has_found_anything_does_not_call_the
     for patience in itertools.count(1):
         left = iter(range(patience))
         try:
-            found = search(problem, algorithm=algorithm, margin=0.0, stop=lambda left=left: next(left, None) is None)
+            found = search(
+                problem,
+                SearchSettings(algorithm=algorithm, margin=0.0, stop=lambda left=left: next(left, None) is None),
+            )
         except Stopped:
             continue
         assert cost_of(problem, found.candidate) >= 4.0
@@ -225,10 +206,10 @@ def test_several_traces_are_met_one_by_one():
     problem = random_problem(2, stages=2, slack=4.0)
     rng = np.random.default_rng(7)
     calm, stormy = gamma_trace(40, 1, 20, rng), gamma_trace(120, 4, 20, rng)
-    both = provision(problem.shape, problem.measured, [calm, stormy], problem.target_s, problem.catalogue)
+    both = _plan(replace(problem, traces=(calm, stormy)))
     candidate = tuple(both.allocations.values())
     assert max(p99_s(problem, candidate, t) for t in (calm, stormy)) == both.predicted_p99_s <= problem.target_s
-    alone = provision(problem.shape, problem.measured, calm, problem.target_s, problem.catalogue)
+    alone = _plan(replace(problem, traces=(calm,)))
     assert both.cost_per_hour >= alone.cost_per_hour
 
 
@@ -258,7 +239,7 @@ def test_an_slo_below_the_longest_path_is_infeasible_and_the_smallest_named_is_m
         _plan(problem)
     smallest = caught.value.smallest_slo_s
     assert smallest > problem.target_s
-    assert _plan(problem, smallest * (1 + 1e-9)).predicted_p99_s <= smallest * (1 + 1e-9)
+    assert _plan(replace(problem, target_s=smallest * (1 + 1e-9))).predicted_p99_s <= smallest * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("algorithm", ["default", "inferline", "exact"])
@@ -282,28 +263,26 @@ def test_the_plan_carries_the_sample_s_envelope_rates_and_utilization():
 
 def test_one_event_is_trace_enough_and_an_empty_trace_is_refused():
     problem = random_problem(1, stages=2)
-    one = provision(problem.shape, problem.measured, Trace(np.array([0.0])), 1.0, problem.catalogue)
+    one = _plan(replace(problem, traces=(Trace(np.array([0.0])),), target_s=1.0))
     assert one.cost_per_hour == pytest.approx(0.2)
     with pytest.raises(ValueError, match="at least one arrival"):
-        provision(problem.shape, problem.measured, Trace(np.empty(0)), 1.0, problem.catalogue)
+        replace(problem, traces=(Trace(np.empty(0)),))
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [("slo_s", math.nan, "SLO nan"), ("objective", 1.5, "objective"), ("margin", 1.0, "margin")],
+    ("field", "value", "message"), [("target_s", math.nan, "SLO nan"), ("objective", 1.5, "objective")]
 )
 def test_numbers_that_cannot_be_are_refused(field, value, message):
-    problem = random_problem(1, stages=1)
-    asked = {"slo_s": 1.0} | {field: value}
-    slo_s = asked.pop("slo_s")
     with pytest.raises(ValueError, match=message):
-        provision(problem.shape, problem.measured, problem.traces, slo_s, problem.catalogue, **asked)
+        replace(random_problem(1, stages=1), **{field: value})
+    with pytest.raises(ValueError, match=r"margin 1\.0"):
+        SearchSettings(margin=1.0)
 
 
 def test_a_stage_without_priced_hardware_is_refused_by_name():
     problem = random_problem(1, stages=1)
     with pytest.raises(InvalidInput, match="'s0' was profiled on none"):
-        provision(problem.shape, problem.measured, problem.traces, 1.0, {})
+        replace(problem, catalogue={})
 
 
 def test_levels_grow_from_the_busiest_piece_to_the_whole_trace():
@@ -325,9 +304,7 @@ def test_once_the_effort_is_used_up_only_the_cheapest_candidate_has_been_taken_d
     monkeypatch.setattr(coarse_to_fine, "EFFORT", effort)
     problem = plain_problem({"a": {"x": 0.125}}, np.zeros(40), 5.0, {"x": Hardware("x", 1.0)})
     phases = []
-    found = refine(
-        Evaluator(problem), (), mixed=False, stop=lambda: False, report=lambda phase, _: phases.append(phase)
-    )
+    found = refine(Evaluator(problem), (), stop=lambda: False, report=lambda phase, _: phases.append(phase))
     assert list(found) == [((Allocation("x", 1, 1),),)]
     assert set(phases) == {"searching", "descending"}
     assert phases.count("descending") >= descents
@@ -346,19 +323,9 @@ def test_each_longer_piece_begins_with_what_was_found_on_the_one_before_the_chea
             return iter(on_middle if len(asked) == 1 else [coarse])
 
         monkeypatch.setattr(coarse_to_fine, "_deeper", deeper)
-        refined = refine(Evaluator(problem), (), mixed=False, stop=lambda: False, report=lambda *_: None)
+        refined = refine(Evaluator(problem), (), stop=lambda: False, report=lambda *_: None)
         assert list(refined) == [coarse]
         assert asked == {40: [coarse], 400: given}
-
-
-def test_a_candidate_is_lowered_by_predictions_on_the_shortest_piece(monkeypatch):
-    """Nothing is cheaper than one replica: the whole trace is simulated once, to have its departures."""
-    monkeypatch.setattr(coarse_to_fine, "COARSE_EVENTS", 4)
-    problem = plain_problem({"a": {"x": 0.125}}, np.arange(20.0), 5.0, {"x": Hardware("x", 1.0)})
-    assert [len(level.traces[0]) for level in levels(problem)] == [4, 20]
-    whole, least = Evaluator(problem), ((Allocation("x", 1, 1),),)
-    assert list(lowered(whole, least, mixed=False, stop=lambda: False)) == [least]
-    assert whole.simulated_events == 20
 
 
 def test_a_long_trace_is_planned_coarse_to_fine_and_verified_on_all_of_it():
@@ -417,7 +384,7 @@ def test_hardware_of_which_the_first_counts_are_far_too_few_is_searched_all_the_
     problem = random_problem(0, stages=1, rate=2000, cv=4.0, slack=1.5)
     evaluator = Evaluator(problem)
     optimum = cost_of(problem, prove(evaluator, None).best)
-    begun = ParetoSearch(evaluator, evaluator.bounds, mixed=False).candidates()
+    begun = ParetoSearch(evaluator, evaluator.bounds).candidates()
     assert cost_of(problem, begun[0]) <= 1.1 * optimum
 
 
@@ -426,12 +393,12 @@ def test_replicas_never_take_more_cores_than_there_are_and_what_does_not_fit_is_
     catalogue = {"small": Hardware("small", 0.1, cores=0.5), "large": Hardware("large", 1.0, cores=1.0)}
     times_s = {"a": {"small": 0.1, "large": 0.02}, "b": {"small": 0.01, "large": 0.01}}
     problem = plain_problem(times_s, np.arange(0, 20, 1 / 40), 0.4, catalogue)
-    roomy = search(problem, algorithm=algorithm).candidate
+    roomy = search(problem, SearchSettings(algorithm=algorithm)).candidate
     assert sum(a.replicas * catalogue[a.hardware].cores for option in roomy for a in option) > 2
-    found = search(replace(problem, cores=2.0), algorithm=algorithm).candidate
+    found = search(replace(problem, cores=2.0), SearchSettings(algorithm=algorithm)).candidate
     assert sum(a.replicas * catalogue[a.hardware].cores for option in found for a in option) <= 2
     with pytest.raises(Infeasible, match=r"fits on this machine.* replicas may have 0.90 cores, and the cheapest"):
-        search(replace(problem, cores=0.9), algorithm=algorithm)
+        search(replace(problem, cores=0.9), SearchSettings(algorithm=algorithm))
 
 
 def test_of_plans_of_equal_cost_the_first_that_was_found_is_kept():

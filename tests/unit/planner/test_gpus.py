@@ -10,7 +10,7 @@ from inferline_stream.cli.plan_steps import with_devices
 from inferline_stream.errors import InvalidInput
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
-from inferline_stream.planner.provision import search
+from inferline_stream.planner.provision import SearchSettings, search
 from tests.unit.planner.problems import plain_problem, random_problem
 
 KINDS = [
@@ -33,7 +33,7 @@ def gpus_of(catalogue: dict[str, Hardware], algorithm: str = "default") -> float
     """GPUs that are planned for three stages, each of which keeps two halves of one busy, or a whole one."""
     times_s = {stage: {"slow": 0.008, "middle": 0.012, "fast": 0.009} for stage in "abc"}
     problem = plain_problem(times_s, np.arange(300) / 100, 0.5, catalogue)
-    found = search(problem, algorithm=algorithm, margin=0.0, mixed=False).candidate
+    found = search(problem, SearchSettings(algorithm=algorithm, margin=0.0)).candidate
     return sum(a.replicas * problem.catalogue[a.hardware].gpus for option in found for a in option)
 
 

@@ -30,19 +30,15 @@ def hot(share, *, rate=60.0, slo_s=0.3, kinds=("slow", "fast"), ordered=("s",)):
     return replace(problem, measured=replace(problem.measured, keys=Keys((("acme", share),), ordered)))
 
 
-def planned(problem):
-    return provision(problem.shape, problem.measured, problem.traces, problem.target_s, problem.catalogue)
-
-
 def test_a_key_too_hot_for_one_kind_is_served_by_a_faster_one_and_named_in_plan_and_explanation():
     problem = hot(0.6)
-    plan = planned(problem)
+    plan = provision(problem)
     assert {a.hardware for a in plan.allocations["s"]} == {"fast"}
     found = plan.key_bound["s"]
     assert (found.key, found.served_rates) == ("acme", {"slow": pytest.approx(25.0)})
     assert found.arrival_rate == pytest.approx(0.6 * plan.arrival_rate)
     assert plan_from_bytes(plan_to_bytes(plan)) == plan
-    (stage,) = explain(plan, problem.shape, problem.measured, problem.traces, problem.catalogue).stages
+    (stage,) = explain(plan, problem).stages
     (reason,) = [r for r in stage.reasons if r.startswith("key_bound: ")]
     assert "'acme'" in reason
     assert "Stage(ordered=False)" in reason
@@ -50,15 +46,15 @@ def test_a_key_too_hot_for_one_kind_is_served_by_a_faster_one_and_named_in_plan_
 
 def test_where_the_order_is_not_kept_or_no_key_is_hot_cheaper_hardware_does_and_nothing_is_named():
     for problem in (hot(0.6, ordered=()), hot(0.05)):
-        plan = planned(problem)
+        plan = provision(problem)
         assert {a.hardware for a in plan.allocations["s"]} == {"slow"}
         assert not plan.key_bound
 
 
 def test_a_key_too_hot_for_every_kind_makes_the_problem_infeasible_and_is_to_blame():
     with pytest.raises(Infeasible, match=r"stage 's': key_bound: events of key 'acme' come .*Stage\(ordered=False\)"):
-        planned(hot(0.6, kinds=("slow",)))
-    assert planned(without_order(hot(0.6, kinds=("slow",)), 0)).allocations
+        provision(hot(0.6, kinds=("slow",)))
+    assert provision(without_order(hot(0.6, kinds=("slow",)), 0)).allocations
 
 
 def test_what_is_slow_for_the_key_is_ruled_out_before_it_is_simulated():

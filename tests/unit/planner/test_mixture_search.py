@@ -12,11 +12,12 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.planner.branch_and_bound import prove
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.mixture_search import _cheapest, mixed_in
 from inferline_stream.planner.plan_explanation import explain
 from inferline_stream.planner.problem import Problem, cost_of, in_stock
-from inferline_stream.planner.provision import provision
+from inferline_stream.planner.provision import SearchSettings, provision
 from tests.unit.planner.problems import meets
 
 SLOW = tuple(ServiceTime(b, 0.05 * (0.3 + 0.7 * b)) for b in (1, 2, 4))
@@ -46,17 +47,17 @@ def least_mixed(problem):
 @pytest.mark.parametrize(("slo_s", "stock"), [(0.12, None), (0.2, None), (0.2, 7), (0.4, None)])
 def test_the_plan_mixes_kinds_where_that_is_cheapest(slo_s, stock):
     problem = coarse(slo_s, stock=stock)
-    plan = provision(problem.shape, problem.measured, problem.traces, slo_s, problem.catalogue, margin=0.0)
+    plan = provision(problem, SearchSettings(margin=0.0))
     assert {a.hardware for a in plan.allocations["s"]} == {"slow", "fast"}
     assert plan.cost_per_hour == pytest.approx(least_mixed(problem))
-    one_kind = provision(problem.shape, problem.measured, problem.traces, slo_s, problem.catalogue, mixed=False)
-    assert one_kind.cost_per_hour > plan.cost_per_hour + 0.1
+    one_kind = prove(Evaluator(problem), None).best
+    assert cost_of(problem, one_kind) > plan.cost_per_hour + 0.1
 
 
 def test_a_mixed_stage_says_what_its_p99_would_be_without_each_kind():
     problem = coarse(0.2)
-    plan = provision(problem.shape, problem.measured, problem.traces, 0.2, problem.catalogue)
-    (stage,) = explain(plan, problem.shape, problem.measured, problem.traces, problem.catalogue).stages
+    plan = provision(problem)
+    (stage,) = explain(plan, problem).stages
     (reason,) = [r for r in stage.reasons if "would finish first" in r]
     assert "without its slow P99 would be" in reason
     assert "without its fast P99 would be" in reason

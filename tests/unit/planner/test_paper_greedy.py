@@ -23,7 +23,7 @@ from inferline_stream.planner.paper_greedy import (
     with_replica_removed,
 )
 from inferline_stream.planner.problem import arrival_rates, cost_of, fastest_path_s, in_stock, replaced
-from inferline_stream.planner.provision import search
+from inferline_stream.planner.provision import SearchSettings, search
 from tests.unit.planner.problems import meets, p99_s, plain_problem, prices, random_problem
 
 SEEDS = range(8)
@@ -138,7 +138,7 @@ def test_at_exit_no_single_action_is_feasible_and_cheaper(seed, partitions):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_plan_is_what_a_literal_reading_ends_with_and_not_another_of_its_cost(seed):
     problem = random_problem(seed, slack=4.0)
-    found = search(problem, algorithm="inferline").candidate
+    found = search(problem, SearchSettings(algorithm="inferline")).candidate
     assert found == _literal_minimise(problem, _literal_initialise(problem))
 
 

@@ -19,20 +19,14 @@ from tests.unit.planner.problems import chain, p99_s, plain_problem, random_prob
 
 
 def _plan(problem, slo_s=None, known=()):
-    return provision(
-        problem.shape, problem.measured, problem.traces, slo_s or problem.target_s, problem.catalogue, known=known
-    )
-
-
-def _explained(problem, plan):
-    return explain(plan, problem.shape, problem.measured, problem.traces, problem.catalogue)
+    return provision(replace(problem, target_s=slo_s or problem.target_s), known=known)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 4, 6])
 def test_each_cheaper_choice_is_cheaper_and_does_to_the_p99_what_is_said(seed):
     problem = random_problem(seed, slack=4.0, rate=120)
     plan = _plan(problem)
-    reported = _explained(problem, plan)
+    reported = explain(plan, problem)
     candidate, bounds = tuple(plan.allocations.values()), Evaluator(problem).bounds
     assert [s.stage for s in reported.stages] == list(problem.shape.stages)
     assert sum(s.cost_per_hour for s in reported.stages) == pytest.approx(plan.cost_per_hour)
@@ -56,7 +50,7 @@ def test_a_held_stage_says_what_its_batches_and_its_p99_would_be_without():
     problem = chain(0.9)
     plan = _plan(problem)
     ((held,),) = plan.allocations.values()
-    (stage,) = _explained(problem, plan).stages
+    (stage,) = explain(plan, problem).stages
     eager = ((replace(held, hold_s=0.0),),)
     found = simulate(problem.shape, {"s0": eager[0]}, problem.measured, problem.traces[0], order_slo_s=plan.slo_s)
     hold = next(reason for reason in stage.reasons if "waits for a fuller batch" in reason)
@@ -81,7 +75,7 @@ def test_the_hardware_is_named_with_what_an_event_costs_on_it_and_on_the_cheapes
         0.015,
         {"x": Hardware("x", 0.1), "y": Hardware("y", 4.0)},
     )
-    (stage,) = _explained(problem, _plan(problem)).stages
+    (stage,) = explain(_plan(problem), problem).stages
     assert stage.allocations[0].hardware == "y"
     assert stage.reasons[0] == (
         "y serves a batch of 1 in 1ms, x in 20ms, though for less money: "
@@ -94,7 +88,7 @@ def test_the_hardware_is_named_with_what_an_event_costs_on_it_and_on_the_cheapes
 def test_slack_is_what_the_slo_leaves_and_the_binding_stage_is_named():
     problem = random_problem(2, stages=2, slack=4.0)
     plan = _plan(problem)
-    reported = _explained(problem, plan)
+    reported = explain(plan, problem)
     assert reported.slack_s == pytest.approx(plan.slo_s - plan.predicted_p99_s)
     assert any(stage in reported.binding for stage in problem.shape.stages) or "throughput" in reported.binding
 
@@ -102,7 +96,7 @@ def test_slack_is_what_the_slo_leaves_and_the_binding_stage_is_named():
 def test_a_plan_of_another_pipeline_is_refused():
     plan = _plan(random_problem(2, stages=1))
     with pytest.raises(ValueError, match="does not fit"):
-        _explained(random_problem(2, stages=2), plan)
+        explain(plan, random_problem(2, stages=2))
 
 
 def test_the_curve_runs_from_infeasible_to_ever_cheaper():
@@ -131,6 +125,6 @@ def test_a_cheaper_choice_at_the_slo_meets_it_and_one_at_twice_the_slo_lacks_thr
     catalogue = {"slow": Hardware("slow", 1.0), "fast": Hardware("fast", 4.0)}
     problem = plain_problem({"a": {"slow": slow_s, "fast": 0.125}}, np.arange(20.0), 0.25, catalogue)
     plan = _plan(replace(problem, catalogue={"fast": catalogue["fast"]}))
-    reported = _explained(problem, plan)
+    reported = explain(plan, problem)
     assert [other.reason for other in reported.stages[0].next_cheaper] == [reason]
     assert reported.binding == f"{binding} of stage 'a': {reason}"

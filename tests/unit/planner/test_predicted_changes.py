@@ -10,7 +10,7 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import Arrow
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.planner.evaluator import Evaluator
-from inferline_stream.planner.predicted_changes import Surrogate, nearby
+from inferline_stream.planner.predicted_changes import BLOCK, Surrogate, late_by_pair, nearby
 from inferline_stream.planner.problem import cost_of, price_of, replaced
 from tests.unit.planner.problems import chain, latencies_s, plain_problem, random_problem
 
@@ -40,7 +40,7 @@ def test_above_plenty_the_late_events_of_every_change_are_predicted_exactly(stag
     problem = plain_problem(times_s, arrivals_s, 0.1, catalogue, **more)
     evaluator = Evaluator(problem)
     base = replaced(((Allocation("slow", 1, PLENTY),),) * 4, stage, (Allocation("slow", 1, (1, 1, 2)[stage]),))
-    found = _singles(problem, Surrogate(evaluator, evaluator.bounds, base, mixed=False), stage)
+    found = _singles(problem, Surrogate(evaluator, evaluator.bounds, base), stage)
     assert len({late for late, _ in found}) > 2
     assert all(predicted == late for predicted, late in found), found
 
@@ -49,7 +49,7 @@ def test_above_plenty_the_late_events_of_every_change_are_predicted_exactly(stag
 def test_at_the_last_stage_the_late_events_of_every_change_are_predicted_exactly_wherever_the_base_moves(partitions):
     problem = random_problem(0, stages=2, partitions=partitions, slack=3.0)
     evaluator, last = Evaluator(problem), (Allocation("fast", 4, 2),)
-    surrogate = Surrogate(evaluator, evaluator.bounds, (last, last), mixed=False)
+    surrogate = Surrogate(evaluator, evaluator.bounds, (last, last))
     for first in (last, (Allocation("middle", 4, 3),)):
         surrogate.move((first, last))
         found = _singles(problem, surrogate, 1)
@@ -62,7 +62,7 @@ def test_what_is_proposed_costs_what_it_says_and_less_than_asked_cheapest_first_
     problem = random_problem(4, stages=3, slack=6.0)
     evaluator = Evaluator(problem)
     base = ((Allocation("middle", 4, 3),),) * 3
-    surrogate = Surrogate(evaluator, evaluator.bounds, base, mixed=False)
+    surrogate = Surrogate(evaluator, evaluator.bounds, base)
     below = cost_of(problem, base)
     found = list(surrogate.proposals(below, math.inf))
     assert [p.cost for p in found] == pytest.approx([cost_of(problem, p.candidate) for p in found])
@@ -93,7 +93,7 @@ def test_holding_batches_is_tried_down_to_a_single_replica():
     """100 events a second: a replica serves 33 one by one, 157 in batches of 8."""
     problem = chain(0.9, rate=100.0, events=2000, slo=6.0)
     evaluator, base = Evaluator(problem), ((Allocation("x", 1, 2),),)
-    offered = [choice.option[0] for choice in Surrogate(evaluator, evaluator.bounds, base, mixed=False).choices(0, 2.0)]
+    offered = [choice.option[0] for choice in Surrogate(evaluator, evaluator.bounds, base).choices(0, 2.0)]
     assert any(part.replicas == 1 and part.hold_s for part in offered)
 
 
@@ -107,7 +107,7 @@ def rare_bursts(bursts):
 def test_what_makes_more_than_three_times_the_allowance_and_one_late_is_not_proposed(bursts, offered):
     problem = rare_bursts(bursts)
     evaluator = Evaluator(problem)
-    surrogate = Surrogate(evaluator, evaluator.bounds, ((Allocation("x", 1, 3),),), mixed=False)
+    surrogate = Surrogate(evaluator, evaluator.bounds, ((Allocation("x", 1, 3),),))
     assert surrogate.allowed == 1
     found = {p.candidate[0][0].replicas: p.late for p in surrogate.proposals(math.inf, math.inf)}
     assert found.get(2) == (bursts if offered else None)
@@ -119,7 +119,7 @@ def test_dearer_options_are_proposed_up_to_six_times_the_least_price_of_a_stage(
     problem = plain_problem(times_s, np.arange(20.0), 1.0, {"x": Hardware("x", 1.0)})
     evaluator = Evaluator(problem)
     base = ((Allocation("x", 1, 1),),) * 2
-    surrogate = Surrogate(evaluator, evaluator.bounds, base, mixed=False)
+    surrogate = Surrogate(evaluator, evaluator.bounds, base)
     found = {tuple(part.replicas for (part,) in p.candidate) for p in surrogate.proposals(math.inf, math.inf)}
     assert {counts for counts in found if 1 in counts} == {(1, n) for n in range(2, 7)} | {(n, 1) for n in range(2, 7)}
 
@@ -130,7 +130,7 @@ def test_pairs_are_proposed_as_far_as_what_the_one_saves_pays_for_the_other():
     problem = plain_problem(times_s, np.arange(20.0), 1.0, {"x": Hardware("x", 1.0)})
     evaluator = Evaluator(problem)
     base = ((Allocation("x", 1, 6),), (Allocation("x", 1, 1),))
-    surrogate = Surrogate(evaluator, evaluator.bounds, base, mixed=False)
+    surrogate = Surrogate(evaluator, evaluator.bounds, base)
     found = {tuple(part.replicas for (part,) in p.candidate) for p in surrogate.proposals(7.0, math.inf)}
     assert found == {(a, b) for a in range(1, 6) for b in range(1, 6) if a + b < 7}
 
@@ -141,5 +141,20 @@ def test_what_an_option_alone_makes_of_the_latency_is_that_of_a_simulation_where
         times_s, np.arange(20.0), 1.0, {"slow": Hardware("slow", 1.0), "fast": Hardware("fast", 2.0)}
     )
     evaluator = Evaluator(problem)
-    surrogate = Surrogate(evaluator, evaluator.bounds, ((Allocation("fast", 1, 1),),), mixed=False)
+    surrogate = Surrogate(evaluator, evaluator.bounds, ((Allocation("fast", 1, 1),),))
     assert [surrogate._alone_s(0, (Allocation(kind, 1, 1),)) for kind in ("slow", "fast")] == [0.25, 0.125]
+
+
+@pytest.mark.parametrize("events", [1, BLOCK, 3 * BLOCK + 5])
+@pytest.mark.parametrize("share", [-0.1, 0.0, 0.2, math.inf])
+def test_pairs_have_as_many_late_events_as_their_effects_together_make_or_more_than_asked_for(events, share):
+    rng = np.random.default_rng(events)
+    effects_s, spare_s = rng.normal(size=(6, events)), rng.normal(size=events)
+    weights = rng.integers(1, 5, events)
+    pairs = np.indices((6, 6)).reshape(2, -1)
+    most = share * float(weights.sum())
+    found = late_by_pair(effects_s, spare_s, weights, tuple(pairs), most)
+    expected = [int(weights[effects_s[one] + effects_s[other] > spare_s].sum()) for one, other in pairs.T]
+    assert len(set(expected)) > 1
+    for late, true in zip(found, expected, strict=True):
+        assert late == true or true > late > most

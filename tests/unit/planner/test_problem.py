@@ -1,4 +1,4 @@
-"""What a problem allows of a stage, by numbers worked out by hand."""
+"""What a problem allows of a stage and its options, by numbers worked out by hand."""
 
 import math
 from dataclasses import replace
@@ -8,10 +8,19 @@ import pytest
 
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.pipeline.profile import Overheads
+from inferline_stream.pipeline.profile import Overheads, PipelineProfile
+from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.planner.evaluator import Evaluator
-from inferline_stream.planner.problem import in_machine, is_scarce, price_of, replica_cap, slots
-from inferline_stream.planner.stage_options import in_place_of, mixtures, stage_options
+from inferline_stream.planner.problem import (
+    CONTROLLER_CORES,
+    in_machine,
+    is_scarce,
+    price_of,
+    replica_cap,
+    replica_cores,
+    slots,
+)
+from inferline_stream.planner.stage_options import OptionCache, in_place_of, mixtures, stage_options
 from tests.unit.planner.problems import chain, plain_problem
 
 
@@ -98,6 +107,27 @@ def test_400_events_a_second_take_three_dispatchers_for_150_each_but_no_more_tha
     assert slots(replace(problem, measured=measured, **limits)) == (dispatchers,)
 
 
+# What a machine has left for replicas
+
+BRANCH_AND_JOIN = Shape(("a", "b", "c"), (Arrow(0, 1, True), Arrow(0, 2), Arrow(1, 2)))
+"""A branch that a quarter of the events take, and a join."""
+
+
+def test_dispatchers_broker_and_feed_take_what_was_measured_at_the_rate_of_their_records():
+    overheads = Overheads(1e4, ((0.0, 0.02), (100.0, 0.12), (1000.0, 0.3)))
+    measured = PipelineProfile({}, independent_paths(BRANCH_AND_JOIN, {("a", "b"): 0.25}), overheads=overheads)
+    # 100/s at a, 25/s at b, and two records of each event at the join.
+    around = 0.12 + 0.045 + (0.12 + 0.18 * 100 / 900)
+    assert replica_cores(4.0, BRANCH_AND_JOIN, measured, 100.0) == pytest.approx(4.0 - CONTROLLER_CORES - around)
+    assert replica_cores(4.0, BRANCH_AND_JOIN, measured, 1e5) == 0.0
+
+
+def test_beyond_the_rates_measured_cores_grow_as_between_the_last_two():
+    overheads = Overheads(1e4, ((0.0, 0.0), (100.0, 0.1), (1000.0, 0.3)))
+    assert overheads.stage_cores(1900.0) == pytest.approx(0.5)
+    assert Overheads(1e4).stage_cores(100.0) == 0.0
+
+
 # What a stage may be given
 
 
@@ -152,3 +182,41 @@ def test_mixtures_have_one_or_two_beside_all_or_up_to_four_counts_in_place_of_on
     assert set(counts) == beside | for_one | for_two
     prices = [price_of(problem, option) for option in found]
     assert prices == sorted(prices)
+
+
+# What became of its options
+
+HELD = Allocation("x", 8, 2, 0.01, concurrency=1)
+
+
+def test_a_result_holds_for_every_limit_above_the_largest_batch():
+    cache: OptionCache[str] = OptionCache()
+    cache.add((HELD,), "found", 3)
+    for limit, known in ((2, False), (3, False), (4, True), (8, True), (16, True)):
+        option = (replace(HELD, max_batch_size=limit),)
+        assert (option in cache) == known
+        if known:
+            assert cache[option] == "found"
+
+
+def test_a_limit_that_a_batch_reached_says_nothing_of_larger_ones():
+    cache: OptionCache[str] = OptionCache()
+    cache.add((HELD,), "found", 8)
+    assert (HELD,) in cache
+    assert (replace(HELD, max_batch_size=16),) not in cache
+
+
+@pytest.mark.parametrize("other", [{"hardware": "y"}, {"replicas": 3}, {"hold_s": 0.0}, {"concurrency": 2}])
+def test_it_says_nothing_of_options_that_differ_in_more_than_the_limit(other):
+    cache: OptionCache[str] = OptionCache()
+    cache.add((HELD,), "found", 3)
+    assert (replace(HELD, max_batch_size=16, **other),) not in cache
+
+
+def test_of_mixtures_only_the_same_one_is_known():
+    cache: OptionCache[str] = OptionCache()
+    both = (HELD, Allocation("y", 8, 1))
+    cache.add(both, "found", 3)
+    assert both in cache
+    assert (replace(HELD, max_batch_size=16), both[1]) not in cache
+    assert (replace(HELD, max_batch_size=16),) not in cache

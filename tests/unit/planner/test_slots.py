@@ -19,12 +19,8 @@ def busy(slot_rate):
     return replace(problem, measured=replace(problem.measured, overheads=Overheads(slot_rate)))
 
 
-def planned(problem):
-    return provision(problem.shape, problem.measured, problem.traces, problem.target_s, problem.catalogue)
-
-
 def test_a_plan_has_as_many_dispatchers_as_its_rate_needs_and_is_simulated_with_them():
-    one, three = (planned(busy(slot_rate)) for slot_rate in (1e6, 150.0))
+    one, three = (provision(busy(slot_rate)) for slot_rate in (1e6, 150.0))
     assert not one.slots
     assert three.slots == {"s0": 3}
     assert three.cost_per_hour > one.cost_per_hour
@@ -32,7 +28,7 @@ def test_a_plan_has_as_many_dispatchers_as_its_rate_needs_and_is_simulated_with_
     found = simulate(problem.shape, three.allocations, problem.measured, problem.traces[0], order_slo_s=three.slo_s)
     assert found.p99_s == three.predicted_p99_s <= three.slo_s
     assert plan_from_bytes(plan_to_bytes(three)) == three
-    (stage,) = explain(three, problem.shape, problem.measured, problem.traces, problem.catalogue).stages
+    (stage,) = explain(three, problem).stages
     assert any(
         reason.startswith("3 dispatchers, since one is planned for 150 records a second") for reason in stage.reasons
     )
@@ -41,7 +37,7 @@ def test_a_plan_has_as_many_dispatchers_as_its_rate_needs_and_is_simulated_with_
 def test_why_there_are_two_dispatchers_is_said_and_of_one_nothing():
     for slot_rate, said in ((1e6, 0), (250.0, 1)):
         problem = busy(slot_rate)
-        (stage,) = explain(planned(problem), problem.shape, problem.measured, problem.traces, problem.catalogue).stages
+        (stage,) = explain(provision(problem), problem).stages
         assert sum("dispatchers, since" in reason for reason in stage.reasons) == said
 
 

@@ -20,7 +20,7 @@ from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
 from inferline_stream.planner.bounds import Bounds, _drawn_in_time
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
+from inferline_stream.planner.provision import SearchSettings, provision
 from inferline_stream.tuner.staffing_table import staffing
 
 SHAPE = Shape(("a",), ())
@@ -40,10 +40,14 @@ CLASSES = measured(Variation(((1.0, 205), (5.0, 51))))
 LARGEST = measured(Variation(((1.0, 205), (5.0, 51)), largest=True, noise=LOGNORMAL), 0.3)
 
 
+def problem(profile: PipelineProfile, target_s: float = SLO_S) -> Problem:
+    return Problem(SHAPE, profile, (TRACE,), target_s, KINDS)
+
+
 def test_a_plan_meets_the_slo_with_times_that_vary_and_one_by_means_does_not() -> None:
     for profile in (CHANCE, CLASSES):
-        plan = provision(SHAPE, profile, TRACE, SLO_S, KINDS)
-        by_means = provision(SHAPE, profile.steady(), TRACE, SLO_S, KINDS)
+        plan = provision(problem(profile))
+        by_means = provision(problem(profile.steady()))
         assert simulate(SHAPE, plan.allocations, profile, TRACE, order_slo_s=SLO_S).p99_s == plan.predicted_p99_s
         assert plan.predicted_p99_s <= SLO_S
         assert simulate(SHAPE, by_means.allocations, profile, TRACE, order_slo_s=SLO_S).p99_s > SLO_S
@@ -51,7 +55,7 @@ def test_a_plan_meets_the_slo_with_times_that_vary_and_one_by_means_does_not() -
 
 
 def test_another_run_finds_the_same_plan() -> None:
-    plans = [provision(SHAPE, CHANCE, TRACE, SLO_S, KINDS) for _ in range(2)]
+    plans = [provision(problem(CHANCE)) for _ in range(2)]
     assert plans[0].allocations == plans[1].allocations
     assert plans[0].predicted_p99_s == plans[1].predicted_p99_s
 
@@ -60,16 +64,15 @@ def test_no_feasible_plan_is_ruled_out_because_its_mean_service_alone_exceeds_th
     """One event in 256 takes a hundred times as long: means are far above what nearly all events take."""
     profile = measured(Variation(((1.0, 255), (100.0, 1))))
     target_s = profile.profiles["a", "x"].service_time_s(1) * 0.9
-    problem = Problem(SHAPE, profile, (TRACE,), target_s, KINDS)
-    evaluator = Evaluator(problem)
-    bounds = Bounds(problem, [w.masks for w in evaluator.workloads])
+    evaluator = Evaluator(problem(profile, target_s))
+    bounds = Bounds(evaluator.problem, [w.masks for w in evaluator.workloads])
     candidate = ((Allocation("x", 1, 40),),)
     assert evaluator.quantile_s(candidate) <= target_s
     assert bounds.latency_possible(candidate)
 
 
 def test_staffing_takes_more_replicas_where_times_vary() -> None:
-    plan = provision(SHAPE, CHANCE, TRACE, SLO_S, KINDS)
+    plan = provision(problem(CHANCE))
     prices = {"x": 1.0}
     varying, by_means = (
         staffing(SHAPE, plan, profile, TRACE, prices, multiples=(0.5, 1.0, 2.0))
@@ -108,11 +111,11 @@ def test_where_hops_or_service_times_differ_too_much_no_number_of_replicas_is_tr
     alike = measured(None)
     slow_hops = replace(alike, hop_overhead_s=0.02, hop_spread_s=(-0.01, *[0.0] * 6, 0.3, 0.4, 0.5))
     with pytest.raises(Infeasible, match=r"took 0\.02 s from .*, and one in a hundred 0\.52 s") as hops:
-        provision(SHAPE, slow_hops, TRACE, SLO_S, KINDS, algorithm=algorithm)
+        provision(problem(slow_hops), SearchSettings(algorithm=algorithm))
     assert "profile --again" in str(hops.value)
     slow_events = measured(Variation(((1.0, 250), (60.0, 6))))
     with pytest.raises(Infeasible, match="service times of stage 'a' differ too much from one event to the next"):
-        provision(SHAPE, slow_events, TRACE, SLO_S, KINDS, algorithm=algorithm)
+        provision(problem(slow_events), SearchSettings(algorithm=algorithm))
 
 
 def test_times_whose_mean_just_meets_the_slo_are_said_to_differ_too_much() -> None:
@@ -120,7 +123,7 @@ def test_times_whose_mean_just_meets_the_slo_are_said_to_differ_too_much() -> No
     profile = Profile("a", "x", (ServiceTime(1, 0.25),), variation=Variation(((1.0, 250), (60.0, 6))))
     rare = PipelineProfile({("a", "x"): profile}, Paths((0,), (1.0,)))
     with pytest.raises(Infeasible, match="service times of stage 'a' differ too much from one event to the next"):
-        provision(SHAPE, rare, Trace(np.arange(300.0) * 64), 0.25, {"x": Hardware("x", 1.0, stock=2)})
+        provision(Problem(SHAPE, rare, (Trace(np.arange(300.0) * 64),), 0.25, {"x": Hardware("x", 1.0, stock=2)}))
 
 
 def test_of_times_that_are_drawn_those_count_that_the_share_in_time_has() -> None:

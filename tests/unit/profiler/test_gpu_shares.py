@@ -18,6 +18,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.plan_explanation import explain
+from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
@@ -101,10 +102,9 @@ async def test_two_halves_of_one_gpu_with_more_work_than_it_does_are_infeasible_
 
     for work in (1.4, 1.2):  # seconds of the device's time a second
         with pytest.raises(Infeasible):
-            provision(shape, measured, arrivals(work / (2 * ALONE_S)), 1.0, kinds)
-    few = arrivals(10.0)
-    plan = provision(shape, measured, few, 1.0, kinds)
-    reasons = explain(plan, shape, measured, few, kinds).stages[0].reasons
+            provision(Problem(shape, measured, (arrivals(work / (2 * ALONE_S)),), 1.0, kinds))
+    few = Problem(shape, measured, (arrivals(10.0),), 1.0, kinds)
+    reasons = explain(provision(few), few).stages[0].reasons
     assert any("share-t4 is 0.5 of a GPU" in reason for reason in reasons)
 
 

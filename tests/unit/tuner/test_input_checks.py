@@ -9,9 +9,8 @@ import pytest
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.input_checks import doubts, on_this_clock
 from inferline_stream.tuner.observation import StageObservation, Supply
-from inferline_stream.tuner.patience import Patience
 from inferline_stream.tuner.staffing_table import Staffing
-from inferline_stream.tuner.tuner_state import TunerState, initial_state, staffed
+from inferline_stream.tuner.tuner_state import Patience, TunerState, initial_state, staffed
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen, state
 
 

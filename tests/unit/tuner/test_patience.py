@@ -8,10 +8,9 @@ import pytest
 
 from inferline_stream.tuner.decision import Action
 from inferline_stream.tuner.observation import Observation
-from inferline_stream.tuner.patience import Patience
 from inferline_stream.tuner.policy import step
 from inferline_stream.tuner.policy_settings import PolicySettings
-from inferline_stream.tuner.tuner_state import TunerState
+from inferline_stream.tuner.tuner_state import Patience, TunerState
 from tests.unit.tuner.plans import seen, state
 
 HOUR_S = 3600.0

@@ -13,11 +13,10 @@ from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.demand import demands
 from inferline_stream.tuner.observation import Limits, Observation
-from inferline_stream.tuner.patience import Patience
 from inferline_stream.tuner.plan_basis import Kind, StageBasis
 from inferline_stream.tuner.policy import POLICIES, _changed, initial_state, step
 from inferline_stream.tuner.policy_settings import PolicySettings
-from inferline_stream.tuner.tuner_state import TunerState
+from inferline_stream.tuner.tuner_state import Patience, TunerState
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen, state
 
 PLAIN = PolicySettings(insurance=(), plan_memory_s=0.0)

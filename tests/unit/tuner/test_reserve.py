@@ -8,10 +8,9 @@ from dataclasses import replace
 import pytest
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.demand import demands, traffic_of
+from inferline_stream.tuner.demand import demands, reserve_of, traffic_of
 from inferline_stream.tuner.plan_basis import basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
-from inferline_stream.tuner.reserve import reserve_of
 from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.tuner_state import TunerState, initial_state
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen

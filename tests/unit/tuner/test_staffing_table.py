@@ -11,7 +11,9 @@ import pytest
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.planner.provision import SearchSettings, provision
 from inferline_stream.tuner.staffing_table import Staffing, staffing
+from tests.unit.planner.problems import chain
 from tests.unit.tuner.plans import SHAPE, measured, plan
 
 SAMPLE = gamma_trace(100.0, 1.0, 60.0, np.random.default_rng(5))
@@ -118,3 +120,14 @@ def test_it_knows_the_rate_that_the_plan_carries_and_whether_the_sample_leaps():
     assert made().carried_rate == SAMPLE.arrival_rate
     assert made(trace=leaping).surges
     assert 185 < made(trace=leaping).carried_rate < 205
+
+
+def test_more_traffic_is_staffed_with_the_plans_hold():
+    """Without it the next tenth of traffic would take half as many replicas again."""
+    problem = chain(0.9, events=3000)
+    planned = provision(problem, SearchSettings(margin=0.0))
+    (held,) = planned.allocations["s0"]
+    assert held.hold_s > 0
+    table = staffing(problem.shape, planned, problem.measured, problem.traces[0], PRICES, multiples=(1.0, 1.1))
+    each = problem.measured.profiles["s0", "x"].throughput(held.max_batch_size)
+    assert table.needed("s0", 1.1) / each < 1.3 * planned.cost_per_hour

@@ -5,7 +5,7 @@ import pytest
 
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.planner.evaluator import Evaluator
-from inferline_stream.planner.lowest_latency import lowest_latency
+from inferline_stream.planner.infeasible import lowest_latency
 from inferline_stream.planner.problem import in_stock
 from tests.unit.planner.problems import candidates, p99_s, plain_problem, prices, random_problem
 
