@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ SLOW = ("integration", "scenarios", "contracts", "laws")
 """Rooms of tests that wait for processes, or compute for long. They come first: no long file is left for the end."""
 LONGEST_UNITS = "planner"
 """The room of tests/unit whose files take longest: it comes first among them, for the same reason."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _doubles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let processes that tests start find `tests.support.doubles` by their names alone.
+
+    It is a folder of installed packages by its name: a sealed dispatcher may read no other code.
+    """
+    folder = tmp_path_factory.mktemp("doubles") / "site-packages"
+    folder.symlink_to(TESTS / "support" / "doubles")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -63,16 +63,6 @@ class Child:
         return None if self.process is None else self.process.pid
 
     @property
-    def pending(self) -> str:
-        """Empty: it runs."""
-        return ""
-
-    @property
-    def node(self) -> str:
-        """Empty: it runs on this host."""
-        return ""
-
-    @property
     def forked(self) -> bool:
         """Whether it was forked by a fork server."""
         return isinstance(self.process, Forked)

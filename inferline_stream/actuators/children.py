@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,6 @@ from inferline_stream.actuators.device_watch import DeviceWatch, NoDevice
 from inferline_stream.actuators.devices import Device, carries, devices_for, used_by_others
 from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
-from inferline_stream.actuators.processes import FoundProcess, Remote
 from inferline_stream.actuators.relay import Relay
 from inferline_stream.dataplane.process_specs import (
     DISPATCHER_MODULE,
@@ -38,7 +37,6 @@ from inferline_stream.dataplane.process_specs import (
 from inferline_stream.dataplane.replica.replica import BUILT
 from inferline_stream.dataplane.supervisor_messages import (
     MAX_DATAGRAM_BYTES,
-    Attach,
     FromDispatcher,
     decode_from_dispatcher,
 )
@@ -55,6 +53,12 @@ logger = logging.getLogger(__name__)
 
 _NOT_STARTED = 127
 """Exit code of a child that could not be started."""
+
+Ended = Callable[[Child, int, str, str], None]
+"""Takes a child that has ended, its exit code, a reason in words and its last lines."""
+
+Heard = Callable[[Child, FromDispatcher], None]
+"""Takes a dispatcher and its message."""
 
 
 class Children:
@@ -76,8 +80,8 @@ class Children:
     def __init__(
         self,
         log_folder: Path,
-        ended: Callable[[Child, int, str, str], None],
-        heard: Callable[[Child, FromDispatcher], None] = lambda child, message: None,
+        ended: Ended,
+        heard: Heard = lambda child, message: None,
         *,
         devices: tuple[Device, ...] | None = None,
         placed: bool = False,
@@ -102,10 +106,6 @@ class Children:
         self._fork_servers = ForkServers()
         self._uvm = UvmNode()
         self._machine = os.sched_getaffinity(0)
-
-    async def found(self) -> Sequence[FoundProcess[Child]]:
-        """Return nothing: children end with their parent."""
-        return ()
 
     def start_replica(self, spec: ReplicaSpec) -> Child:
         """Start a replica.
@@ -185,19 +185,9 @@ class Children:
             return False
         return self._fork_servers.ready(spec.stage, spec.hardware.name) or None
 
-    async def room(self, specs: Iterable[ReplicaSpec]) -> Mapping[str, int]:
-        """Return nothing: a replica that finds no device waits for one, and says so."""
-        return {}
-
     def device_states(self) -> tuple[DeviceState, ...]:
         """Return how the GPUs of this host stand; nothing before a replica needed one."""
         return self._device_watch.states()
-
-    def attach(self, dispatcher: Child, replica: Child | Remote, attach: Attach) -> None:
-        """Connect a replica with a dispatcher by a fresh pair of sockets."""
-        ours, theirs = socket.socketpair()
-        dispatcher.take(attach, ours)
-        replica.connect(theirs)
 
     def close(self) -> None:
         """Kill every child and the fork servers; none is left when this returns, and their ends are not reported."""

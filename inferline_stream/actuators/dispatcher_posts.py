@@ -152,21 +152,9 @@ class Posts:
             post._timer = None
         spec, post.pid, post.node, post.running = post.spec, None, "", False
         restarted = not post.stopping and code not in _LEFT
-        if post.silent:
+        if post.silent and restarted:
             reason = f"replaced, because it was silent ({reason})"
-        self._exits.put_nowait(
-            DispatcherExit(
-                spec.dispatcher,
-                post.stage,
-                spec.slot,
-                spec.incarnation,
-                code,
-                post.stopping or code == 0,
-                reason,
-                restarted,
-                tail,
-            )
-        )
+        self._report(post, code, reason, tail, restarted=restarted)
         if not restarted:
             logger.info("dispatcher %s ended: %s", spec.dispatcher, reason)
             self._forget(post)
@@ -175,6 +163,21 @@ class Posts:
         delay_s = restart_in_s(post.failures - 1) if post.failures > 1 else 0.0
         logger.warning("dispatcher %s ended: %s; restarted in %.1f s", spec.dispatcher, reason, delay_s)
         post._timer = loop.call_later(delay_s, self._start, post)
+
+    def restarted(self, post: Post, code: int, reason: str, tail: str) -> None:
+        """Report that a dispatcher has ended, and that its host has started it again."""
+        logger.warning("dispatcher %s ended: %s; its host has started it again", post.spec.dispatcher, reason)
+        self._report(post, code, reason, tail, restarted=True)
+        post.spec = msgspec.structs.replace(post.spec, incarnation=post.spec.incarnation + 1)
+        post.started_s = asyncio.get_running_loop().time()
+
+    def _report(self, post: Post, code: int, reason: str, tail: str, *, restarted: bool) -> None:
+        spec, expected = post.spec, post.stopping or code == 0
+        self._exits.put_nowait(
+            DispatcherExit(
+                spec.dispatcher, post.stage, spec.slot, spec.incarnation, code, expected, reason, restarted, tail
+            )
+        )
 
     def _start(self, post: Post) -> None:
         post._timer, post.silent, post.running = None, False, True

@@ -109,11 +109,11 @@ class LocalActuator:
         for stage, isolation in {spec.stage: spec.isolation for spec in specs.values()}.items():
             if lack := unbounded_memory(isolation):
                 logger.warning("stage %r: %s", stage, lack)
-        await self._call(calls.Know([(*key, spec) for key, spec in specs.items()]))
+        await self._call("know", list(specs.items()))
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`."""
-        await self._call(calls.Scale(stage, hardware, replicas, list(retiring)))
+        await self._call("scale", stage, hardware, replicas, list(retiring))
         self._scaled[stage, hardware] = replicas
 
     async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
@@ -121,21 +121,21 @@ class LocalActuator:
         self._dispatched[stage] = list(dispatchers)
         for spec in dispatchers:
             self._incarnations.setdefault(spec.dispatcher, spec.incarnation)
-        await self._call(calls.Dispatch(stage, list(dispatchers)))
+        await self._call("dispatch", stage, list(dispatchers))
 
     async def replace_dispatcher(self, dispatcher: str) -> None:
         """Kill a silent dispatcher and start it again; see `Actuator.replace_dispatcher`."""
-        await self._call(calls.ReplaceDispatcher(dispatcher))
+        await self._call("replace_dispatcher", dispatcher)
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that was asked for and is not gone, oldest first."""
-        found = await self._call(calls.Observe())
+        found = await self._call("observe")
         self._replicas = msgspec.convert(found, tuple[ObservedReplica, ...])
         return self._replicas
 
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that was asked for and is not gone, oldest first."""
-        found = msgspec.convert(await self._call(calls.Dispatchers()), tuple[ObservedDispatcher, ...])
+        found = msgspec.convert(await self._call("dispatchers"), tuple[ObservedDispatcher, ...])
         wanted = {spec.dispatcher for specs in self._dispatched.values() for spec in specs}
         self._incarnations = {d: at for d, at in self._incarnations.items() if d in wanted}
         self._incarnations |= {seen.dispatcher: seen.incarnation for seen in found}
@@ -147,17 +147,17 @@ class LocalActuator:
 
     async def capacity(self) -> Mapping[str, int]:
         """Return the replicas that have a place, of each hardware kind that has none left."""
-        return msgspec.convert(await self._call(calls.Capacity()), dict[str, int])
+        return msgspec.convert(await self._call("capacity"), dict[str, int])
 
     async def devices(self) -> tuple[DeviceState, ...]:
         """Return how the GPUs of this host stand, once a replica needed one."""
-        return msgspec.convert(await self._call(calls.Devices()), tuple[DeviceState, ...])
+        return msgspec.convert(await self._call("devices"), tuple[DeviceState, ...])
 
     async def drain(self, deadline_s: float) -> None:
         """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
         self._scaled.clear()
         self._dispatched.clear()
-        await self._call(calls.Drain(deadline_s))
+        await self._call("drain", deadline_s)
 
     async def aclose(self) -> None:
         """End every process now, and the supervisor; none is left when this returns."""
@@ -169,7 +169,7 @@ class LocalActuator:
         if self._writer is not None:
             with contextlib.suppress(ConnectionError):
                 try:
-                    await self._ask(self._writer, calls.Close())
+                    await self._ask(self._writer, "aclose")
                 except (ValueError, RuntimeError) as error:
                     logger.error("%s: it is killed, and its children with it", error)
                     if self.supervisor_pid is not None:
@@ -190,23 +190,23 @@ class LocalActuator:
     ) -> None:
         await self.aclose()
 
-    async def _call(self, call: calls.Call) -> Any:
+    async def _call(self, method: str, *arguments: Any) -> Any:
         while not self._closed:
             with contextlib.suppress(ConnectionError):  # what was asked for is asked again of the next supervisor
-                return await self._ask(await self._connected(), call)
-        return () if isinstance(call, calls.Observe | calls.Dispatchers | calls.Devices) else {}
+                return await self._ask(await self._connected(), method, *arguments)
+        return {} if method == "capacity" else ()
 
-    async def _ask(self, writer: asyncio.StreamWriter, call: calls.Call) -> Any:
+    async def _ask(self, writer: asyncio.StreamWriter, method: str, *arguments: Any) -> Any:
         number = next(self._numbers)
         answered = self._asked[number] = asyncio.get_running_loop().create_future()
-        limit_s = _ANSWER_S + (call.deadline_s if isinstance(call, calls.Drain) else 0.0) + 2 * self._hello.kill_after_s
+        limit_s = _ANSWER_S + (arguments[0] if method == "drain" else 0.0) + 2 * self._hello.kill_after_s
         try:
-            writer.write(calls.encode_line(calls.Request(number, call)))
+            writer.write(calls.encode_line(calls.Request(number, method, list(arguments))))
             async with asyncio.timeout(limit_s):
                 return await answered
         except TimeoutError:
             raise RuntimeError(
-                f"the supervisor (process {self.supervisor_pid}) has not answered {type(call).__name__} for "
+                f"the supervisor (process {self.supervisor_pid}) has not answered {method} for "
                 f"{limit_s:g} s; see {self._log_folder / 'supervisor.log'}"
             ) from None
         finally:
@@ -286,16 +286,14 @@ class LocalActuator:
 
     async def _ask_again(self, writer: asyncio.StreamWriter) -> None:
         """Ask a new supervisor for all that the last one was asked for."""
-        lost: list[calls.Call] = (
-            [calls.Know([(*key, spec) for key, spec in self._specs.items()])] if self._specs else []
-        )
-        lost += [calls.Scale(*key, replicas) for key, replicas in self._scaled.items()]
+        lost: list[tuple[str, list[Any]]] = [("know", [list(self._specs.items())])] if self._specs else []
+        lost += [("scale", [*key, replicas, []]) for key, replicas in self._scaled.items()]
         for stage, specs in self._dispatched.items():
             again = [msgspec.structs.replace(s, incarnation=self._incarnations[s.dispatcher]) for s in specs]
-            lost.append(calls.Dispatch(stage, again))
-        for call in lost:
+            lost.append(("dispatch", [stage, again]))
+        for method, arguments in lost:
             try:
-                await self._ask(writer, call)
+                await self._ask(writer, method, *arguments)
             except (ValueError, RuntimeError) as error:
                 logger.error("what the last supervisor was asked for is not taken by this one: %s", error)
 

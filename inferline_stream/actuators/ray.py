@@ -1,8 +1,7 @@
-"""Dispatchers and replicas as actors of a Ray cluster, one each. With `ray_host` alone knows ray.
+"""Dispatchers and replicas on a Ray cluster, each behind an actor that is its host. With `ray_host` alone knows ray.
 
-Actors are detached, in a namespace of the pipeline's own: they outlive the controller, and the next one takes them
-over. Ray restarts none of them: the supervisor decides, as on one host. The end of an actor, or of its node, is the end
-of its process.
+Actors are detached, in a namespace of the pipeline's own: they outlive the controller, and the next one finds them
+there. Ray restarts none of them. The end of an actor, or of its node, is the end of what it hosts.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import secrets
 import signal
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import msgspec
 import ray
@@ -28,33 +27,22 @@ from ray._private import worker
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 from ray._private.services import canonicalize_bootstrap_address_or_die  # what `ray.init` itself asks
 from ray._private.state import state
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import RayError
 from ray.util import list_named_actors
 
-from inferline_stream.actuators.processes import Ended, FoundProcess, Heard, Remote
-from inferline_stream.actuators.ray_host import (
-    ChildEnd,
-    HostNews,
-    HostPlace,
-    HostStanding,
-    HostTerms,
-    RayHost,
-    Role,
-    cause,
-)
-from inferline_stream.actuators.supervisor import Supervisor
+from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ObservedReplica, ReplicaExit
+from inferline_stream.actuators.dispatcher_posts import Post, Posts
+from inferline_stream.actuators.network.credentials import Credential, new_credential
+from inferline_stream.actuators.ray_host import HostEnd, HostNews, HostState, HostTerms, RayHost
+from inferline_stream.actuators.replica_places import Place, Places
 from inferline_stream.dataplane.process_specs import (
     DISPATCHER_MODULE,
     EXIT_FENCED,
     REPLICA_MODULE,
     DispatcherSpec,
     ReplicaSpec,
-    decode_dispatcher_spec,
-    decode_replica_spec,
 )
-from inferline_stream.dataplane.supervisor_messages import Attach, FromSupervisor, Stop, encode_attachment
 from inferline_stream.errors import Unreachable
-from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.observability.pipeline_state import DeviceState
 
 logger = logging.getLogger(__name__)
@@ -78,8 +66,6 @@ DISPATCHER_NEEDS: dict[str, Any] = {"num_cpus": 0}
 _DEAD_LOGS = 30
 """Of replicas that failed: so many are kept, wherever they are. The next start on a node removes older ones there."""
 
-_SUPERSEDED = "another controller has taken it over"
-
 
 def requirements(spec: ReplicaSpec) -> dict[str, Any]:
     """Return what a replica's actor asks its node for. Emulated kinds sleep, and ask for no core.
@@ -100,190 +86,249 @@ def requirements(spec: ReplicaSpec) -> dict[str, Any]:
 
 
 @dataclass(slots=True, eq=False)
-class RayProcess:
-    """A dispatcher or a replica, and the actor that hosts it."""
+class _Actor:
+    """A dispatcher or a replica, and the actor that hosts it.
 
-    name: str
-    role: Role
-    actor: Any = None
-    controller: str = ""
-    pid: int | None = None
-    pending: str = ""
-    node: str = ""
+    Args:
+        of: what it fills.
+        handle: of the actor.
+        node_id: that it is on; empty while it has no place.
+        address: of a dispatcher's host.
+        heard: ends of its child so far.
+        following: hears of those.
+    """
+
+    of: Place | Post
+    handle: Any
     node_id: str = ""
-    attachment: tuple[RayProcess, Attach] | None = None
-    """Of a replica: the dispatcher that it has to be connected with."""
-    died_at: BatchId | None = None
-    ran_s: float = 0.0
-    waited_s: float = 0.0
-    forked: bool = False
-    devices: tuple[str, ...] = ()
-    forced: bool = False
-    """Whether its actor was killed, so that nobody can say when its child ends."""
+    address: str = ""
+    heard: int = 0
     following: asyncio.Task[None] | None = None
-    dismissed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once it was asked to end: it counts as ended then where it obeys another controller."""
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal it. One that has no place yet, or whose host does not obey, loses its actor."""
-        self.dismissed.set()
-        if not self.node:
+        """Signal the child; one that has no place yet, or whose host does not obey, loses its actor."""
+        if not self.node_id:
             self.kill()
             return
-        self.actor.signal.remote(self.controller, int(number))
+        self.handle.signal.remote(int(number))
         if number == signal.SIGKILL:
-            asyncio.get_running_loop().call_later(_FORCE_S, self._force)
-
-    def tell(self, message: FromSupervisor) -> None:
-        """Send a dispatcher a message that hands over nothing. One that is to stop before it has begun ends at once."""
-        if isinstance(message, Stop):
-            self.dismissed.set()
-            if not self.node:
-                self.kill()
-                return
-        self.actor.tell.remote(self.controller, encode_attachment(message))
+            asyncio.get_running_loop().call_later(_FORCE_S, self._force, self.heard)
 
     def leave(self) -> None:
-        """Have a replica end once it has no batch in hand."""
-        self.dismissed.set()
-        if self.node:
-            self.actor.leave.remote(self.controller)
+        """Have a dispatcher stop, or a replica end once it has no batch in hand."""
+        if self.node_id:
+            self.handle.leave.remote()
         else:
             self.kill()
 
     def kill(self) -> None:
         """End the actor, and its child with it."""
         with contextlib.suppress(RayError, ValueError):
-            ray.kill(self.actor)
+            ray.kill(self.handle)
 
-    def _force(self) -> None:
-        if self.following is not None and not self.following.done():
-            logger.warning("the host of %s does not answer: its actor is killed", self.name)
-            self.forced = True
+    def _force(self, heard: int) -> None:
+        if self.heard == heard and self.following is not None and not self.following.done():
+            logger.warning("the host of %s does not answer: its actor is killed", _name(self.of))
             self.kill()
 
 
-class RayActors:
-    """`Processes` on a cluster that this process has joined. Must be used and closed within one event loop.
+class RayActuator:
+    """`Actuator` on a cluster that this process has joined.
+
+    Topology, code and log folder are at the same path on every node. What runs outlives this object unless it is asked
+    to drain or close. Must be used within one event loop; `async with` only ends to watch.
 
     Args:
-        ended: see `Ended`.
-        heard: see `Heard`.
-        namespace: of the pipeline's actors.
-        terms: of every actor; role and spec are filled in.
-        environment: variables for dispatchers, beside those of their node.
+        namespace: of the pipeline's actors: the next controller finds them by it.
+        log_folder: absolute; where, on each node, the files go that hold what children print.
+        identity: what a controller must have in common with the one before to take over its actors.
+        environment: variables for dispatchers, such as credentials for Kafka, beside those of their node.
+        drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
+        kill_after_s: time from SIGTERM to SIGKILL for a replica that stays.
+        orphan_s: how long actors go on without a controller.
+        replica_module: what each replica's process runs as ``__main__``.
+        dispatcher_module: likewise.
     """
 
     def __init__(
         self,
-        ended: Ended[RayProcess],
-        heard: Heard[RayProcess],
-        *,
         namespace: str,
-        terms: HostTerms,
-        environment: Mapping[str, str],
+        log_folder: Path,
+        *,
+        identity: str = "",
+        environment: Mapping[str, str] | None = None,
+        drain_timeout_s: float = 30.0,
+        kill_after_s: float = 5.0,
+        orphan_s: float = 3600.0,
+        replica_module: str = REPLICA_MODULE,
+        dispatcher_module: str = DISPATCHER_MODULE,
     ) -> None:
-        self._ended = ended
-        self._heard = heard
         self._namespace = namespace
-        self._terms = terms
-        self._environment = dict(environment)
-        self._following: set[asyncio.Task[None]] = set()
-        self._all: set[RayProcess] = set()
-        self._superseded = False
+        self._identity = identity
+        self._environment = dict(environment or {})
+        self._terms = partial(
+            HostTerms,
+            log_folder=str(log_folder),
+            replica_module=replica_module,
+            dispatcher_module=dispatcher_module,
+            orphan_s=orphan_s,
+            drain_timeout_s=drain_timeout_s,
+        )
+        self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
+        self._specs: dict[tuple[str, str], ReplicaSpec] = {}
+        self._knows = False
+        self._places = Places(
+            self._exits,
+            self._start_replica,
+            lambda place: self._actors[place].leave(),
+            lambda place: self._actors[place].signal(signal.SIGTERM),
+            lambda place: self._actors[place].signal(signal.SIGKILL),
+            drain_timeout_s=drain_timeout_s,
+            kill_after_s=kill_after_s,
+        )
+        self._posts = Posts(
+            self._exits,
+            self._start_dispatcher,
+            lambda post: self._actors[post].leave(),
+            lambda post: self._actors[post].signal(signal.SIGKILL),
+            drain_timeout_s=drain_timeout_s,
+        )
+        self._actors: dict[Place | Post, _Actor] = {}
+        self._slots: dict[str, int] = {}
+        """Dispatchers that each stage was asked for."""
+        self._credentials: dict[str, Credential] = {}
+        """By stage."""
         self._dead: deque[str] = deque(maxlen=10 * _DEAD_LOGS)
         """Replicas that failed; the newest last."""
         self._avoid_until_s: dict[str, float] = {}
         """By id of a node."""
 
-    async def found(self) -> Sequence[FoundProcess[RayProcess]]:
-        """Take over the actors of an earlier controller; those of another identity drain and end.
+    # Actuator
+
+    async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
+        """Set the templates of replicas; see `Actuator.know`.
+
+        The first call takes over what an earlier controller has left; actors of another identity drain and end.
 
         Raises:
             Unreachable: the cluster does not answer.
         """
+        self._specs = dict(specs)
+        if self._knows:
+            return
+        self._knows = True
         try:
             listed = await asyncio.to_thread(list_named_actors, True)
         except RayError as error:
-            raise Unreachable(f"the Ray cluster does not answer: {cause(error)}") from error
+            raise Unreachable(f"the Ray cluster does not answer: {_cause(error)}") from error
         names = [str(each["name"]) for each in listed if each["namespace"] == self._namespace]
-        standing = await asyncio.gather(*map(self._adopt, names))
-        return [each for each in standing if each is not None]
+        there = [found for found in await asyncio.gather(*map(self._found, names)) if found is not None]
+        for handle, found in sorted(there, key=lambda each: -each[1].age_s):  # the oldest first
+            self._adopt(handle, found)
 
-    async def _adopt(self, name: str) -> FoundProcess[RayProcess] | None:
+    async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
+        """Ask for exactly this many replicas; see `Actuator.scale`."""
+        if replicas > 0 and (stage, hardware) not in self._specs:
+            raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
+        self._places.scale(stage, hardware, replicas, retiring)
+
+    async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
+        """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
+        self._slots[stage] = len(dispatchers)
+        self._posts.dispatch(stage, dispatchers)
+
+    async def replace_dispatcher(self, dispatcher: str) -> None:
+        """Kill a silent dispatcher and have its host start it again; see `Actuator.replace_dispatcher`."""
+        self._posts.replace(dispatcher)
+
+    async def observe(self) -> tuple[ObservedReplica, ...]:
+        """Return every replica that was asked for and is not gone, oldest first."""
+        return self._places.observe()
+
+    async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
+        """Return every dispatcher that was asked for and is not gone, oldest first."""
+        return self._posts.observe()
+
+    async def next_exit(self) -> ReplicaExit | DispatcherExit:
+        """Wait for the next process that ends."""
+        return await self._exits.get()
+
+    async def capacity(self) -> Mapping[str, int]:
+        """Return the replicas that have a place, of each kind that has none left; and what the cluster may grow to."""
+        found = self._places.capacity()
+        for kind, more in (await self._room()).items():
+            held = sum(r.hardware == kind and r.state != "waiting" and not r.pending for r in self._places.observe())
+            found[kind] = min(found.get(kind, held + more), held + more)
+        return found
+
+    async def devices(self) -> tuple[DeviceState, ...]:
+        """Return nothing: Ray reports its nodes' GPUs itself."""
+        return ()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
+        until_s = asyncio.get_running_loop().time() + deadline_s
+        await self._posts.drain(deadline_s)
+        await self._places.drain(max(0.0, until_s - asyncio.get_running_loop().time()))
+
+    async def aclose(self) -> None:
+        """End everything now: SIGTERM, and SIGKILL to what stays; no actor is left when this returns."""
         try:
-            actor = await asyncio.to_thread(ray.get_actor, name, self._namespace)
+            await self.drain(0.0)
+        finally:  # also when cancelled: nothing stays behind
+            for actor in self._actors.values():
+                actor.kill()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        following = [actor.following for actor in self._actors.values() if actor.following is not None]
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+
+    # What there is
+
+    async def _found(self, name: str) -> tuple[Any, HostState] | None:
+        """Return an actor that an earlier controller has left; None where it is not to be taken over."""
+        try:
+            handle = await asyncio.to_thread(ray.get_actor, name, self._namespace)
         except ValueError:
             return None  # it has ended meanwhile
+        if name.rpartition("/")[0] != self._identity:
+            logger.info("actor %s belongs to other code: it drains", name)
+            handle.retire.remote()
+            return None
         try:
             async with asyncio.timeout(_ADOPT_S):
-                answer = await actor.adopt.remote(self._terms.controller, self._terms.identity)
-        except (TimeoutError, RayError) as error:
+                return handle, msgspec.json.decode(await handle.state.remote(), type=HostState)
+        except (TimeoutError, RayError, msgspec.MsgspecError) as error:
             logger.warning("actor %s does not answer and is killed: %s", name, error)
             with contextlib.suppress(RayError):
-                ray.kill(actor)
+                ray.kill(handle)
             return None
-        if answer is None:
-            logger.info("actor %s belongs to other code: it drains", name)
-            actor.retire.remote()
-            return None
-        found = msgspec.json.decode(answer, type=HostStanding)
-        decode = decode_replica_spec if found.role == "replica" else decode_dispatcher_spec
-        spec: ReplicaSpec | DispatcherSpec = decode(found.spec)
-        called = spec.replica if isinstance(spec, ReplicaSpec) else spec.dispatcher
-        process = RayProcess(called, found.role, actor, self._terms.controller, found.where.pid)
-        process.node, process.node_id = found.where.node, found.where.node_id
-        self._follow(process, None)
-        return FoundProcess(process, spec, found.age_s, found.serving, tuple(found.attached))
 
-    def start_replica(self, spec: ReplicaSpec) -> RayProcess:
-        """Ask for an actor with what the replica's hardware kind needs.
+    def _adopt(self, handle: Any, found: HostState) -> None:
+        started_s = asyncio.get_running_loop().time() - found.age_s
+        of: Place | Post
+        if (spec := found.terms.replica) is not None:
+            of = Place(spec.stage, spec.hardware.name, spec.replica, running=True, started_s=started_s)
+            self._places.all.append(of)
+        else:
+            assert found.terms.dispatcher is not None, "a host is of one of the two"
+            incarnation = found.terms.dispatcher.incarnation + found.ends
+            of = Post(msgspec.structs.replace(found.terms.dispatcher, incarnation=incarnation))
+            of.started_s, of.running = started_s, True
+            self._posts.adopt(of)
+        self._credentials[of.stage] = found.terms.credential
+        actor = self._actors[of] = _Actor(of, handle, heard=found.ends)
+        self._placed(actor, found)
+        actor.following = asyncio.create_task(self._follow(actor, None))
 
-        Raises:
-            OSError: another controller has taken over.
-        """
-        return self._start(RayProcess(spec.replica, "replica"), spec.replica, spec, requirements(spec), {})
-
-    def start_dispatcher(self, spec: DispatcherSpec) -> RayProcess:
-        """Ask for an actor; see `DISPATCHER_NEEDS`.
-
-        Raises:
-            OSError: another controller has taken over.
-        """
-        name = f"{spec.dispatcher}/{spec.incarnation}"
-        process = RayProcess(spec.dispatcher, "dispatcher")
-        return self._start(process, name, spec, DISPATCHER_NEEDS, self._environment)
-
-    def _start(
-        self,
-        process: RayProcess,
-        name: str,
-        spec: ReplicaSpec | DispatcherSpec,
-        asked: dict[str, Any],
-        environment: dict[str, str],
-    ) -> RayProcess:
-        if self._superseded:
-            raise OSError(_SUPERSEDED)
-        terms = msgspec.structs.replace(self._terms, role=process.role, spec=msgspec.json.encode(spec).decode())
-        options = {"name": name, "namespace": self._namespace, "lifetime": "detached", "max_restarts": 0, **asked}
-        if avoided := self._avoided():
-            elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"}
-            options |= {"label_selector": elsewhere, "fallback_strategy": [{"label_selector": {}}]}
-        try:
-            process.actor = ray.remote(RayHost).options(**options).remote(msgspec.json.encode(terms))
-        except (RayError, ValueError) as error:
-            raise OSError(str(error)) from error
-        process.controller = self._terms.controller
-        process.pending = f"waits for a node of the Ray cluster that has {_words(asked)} free"
-        self._follow(process, environment)
-        return process
-
-    def _avoided(self) -> list[str]:
-        now_s = asyncio.get_running_loop().time()
-        self._avoid_until_s = {node: until_s for node, until_s in self._avoid_until_s.items() if until_s > now_s}
-        return list(self._avoid_until_s)
-
-    async def room(self, specs: Iterable[ReplicaSpec]) -> Mapping[str, int]:
+    async def _room(self) -> Mapping[str, int]:
         """Return how many actors more of each kind the cluster may have, by the most that its configuration allows.
 
         A cluster that says nothing of that may grow at any time: there a replica without a place is what shows it.
@@ -300,7 +345,7 @@ class RayActors:
             return {}
         used = {name: total.get(name, 0.0) - free.get(name, 0.0) for name in total}
         found = {}
-        for spec in specs:
+        for spec in {spec.hardware.name: spec for spec in self._specs.values()}.values():
             limits = [
                 (most[name] - used.get(name, 0.0)) / each
                 for name, each in _resources(requirements(spec)).items()
@@ -310,92 +355,115 @@ class RayActors:
                 found[spec.hardware.name] = max(0, math.floor(min(limits) + 1e-6))
         return found
 
-    def device_states(self) -> tuple[DeviceState, ...]:
-        """Return nothing: Ray reports its nodes' GPUs itself."""
-        return ()
+    # What is started
 
-    def attach(self, dispatcher: RayProcess, replica: RayProcess | Remote, attach: Attach) -> None:
-        """Connect a replica with a dispatcher, once the replica has a place. Actors are all that there is here."""
-        assert isinstance(replica, RayProcess)
-        replica.attachment = dispatcher, attach
-        if replica.node:
-            self._connect(replica)
+    def _start_replica(self, place: Place) -> None:
+        place.replica = f"{place.stage}-{place.hardware}-{secrets.token_hex(4)}"
+        spec = msgspec.structs.replace(self._specs[place.stage, place.hardware], replica=place.replica)
+        place.way = "alone" if spec.isolation.forked else ""
+        self._start(place, requirements(spec), replica=spec)
 
-    def _connect(self, replica: RayProcess) -> None:
-        if replica.attachment is not None:
-            dispatcher, attach = replica.attachment
-            message = encode_attachment(msgspec.structs.replace(attach, node=replica.node))
-            dispatcher.actor.attach.remote(self._terms.controller, message, replica.actor)
+    def _start_dispatcher(self, post: Post) -> None:
+        slots = self._slots.get(post.stage, 1)
+        self._start(post, DISPATCHER_NEEDS, dispatcher=post.spec, slots=slots, environment=self._environment)
 
-    def close(self) -> None:
-        """End what is left at once; its end is not reported."""
-        self._ended = lambda *_: None
-        for task in self._following:
-            task.cancel()
-        if not self._superseded:
-            for process in self._all:
-                process.kill()
+    def _start(self, of: Place | Post, asked: dict[str, Any], **given: Any) -> None:
+        name = f"{self._identity}/{_name(of)}"
+        if isinstance(of, Post):
+            name += f".{of.spec.incarnation}"  # the actor before may be about to end
+        options = {"name": name, "namespace": self._namespace, "lifetime": "detached", "max_restarts": 0, **asked}
+        if avoided := self._avoided():
+            elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"}
+            options |= {"label_selector": elsewhere, "fallback_strategy": [{"label_selector": {}}]}
+        try:
+            handle = ray.remote(RayHost).options(**options).remote()
+        except (RayError, ValueError) as error:
+            self._ended(of, HostEnd(127, f"could not be started: {error}"))
+            return
+        if of.stage not in self._credentials:
+            self._credentials[of.stage] = new_credential(of.stage)
+        of.pending = f"waits for a node of the Ray cluster that has {_words(asked)} free"
+        actor = self._actors[of] = _Actor(of, handle)
+        terms = self._terms(
+            credential=self._credentials[of.stage],
+            dispatchers=self._addresses(of.stage),
+            forgotten=list(self._dead)[:-_DEAD_LOGS],
+            **given,
+        )
+        actor.following = asyncio.create_task(self._follow(actor, terms))
 
-    def _follow(self, process: RayProcess, environment: dict[str, str] | None) -> None:
-        self._all.add(process)
-        process.following = asyncio.create_task(self._live(process, environment))
-        self._following.add(process.following)
-        process.following.add_done_callback(self._following.discard)
+    def _avoided(self) -> list[str]:
+        now_s = asyncio.get_running_loop().time()
+        self._avoid_until_s = {node: until_s for node, until_s in self._avoid_until_s.items() if until_s > now_s}
+        return list(self._avoid_until_s)
 
-    async def _live(self, process: RayProcess, environment: dict[str, str] | None) -> None:
+    async def _follow(self, actor: _Actor, terms: HostTerms | None) -> None:
         """Follow a process from its place on a node to its end."""
         try:
-            if environment is not None:
-                where = msgspec.json.decode(
-                    await process.actor.start.remote(environment, list(self._dead)[:-_DEAD_LOGS]), type=HostPlace
-                )
-                process.pid, process.node, process.node_id, process.pending = where.pid, where.node, where.node_id, ""
-                self._connect(process)
-            end = await self._end(process)
+            if terms is not None:
+                found = await actor.handle.start.remote(msgspec.json.encode(terms))
+                self._placed(actor, msgspec.json.decode(found, type=HostState))
+            end = None
+            while end is None:
+                news = await actor.handle.news.remote(actor.heard, actor.of.pid)
+                end = self._heard(actor, msgspec.json.decode(news, type=HostNews))
         except RayError as error:
-            end = self._lost(process, error)
+            end = self._lost(actor, _cause(error))
         except msgspec.MsgspecError as error:  # nobody would hear of its end
-            process.forced = True
-            end = self._lost(process, RayError(f"it says what cannot be read: {error}"))
-        if end is None:  # another controller's now
-            await process.dismissed.wait()
-            self._ended(process, 0, _SUPERSEDED, "")
-            return
-        self._all.discard(process)
-        process.kill()
-        if end.exit_code and process.role == "replica":
-            self._dead.append(process.name)
-        process.died_at = end.died_at
-        self._ended(process, end.exit_code, end.reason, end.tail)
+            end = self._lost(actor, f"it says what cannot be read: {error}")
+        actor.kill()
+        self._ended(actor.of, end)
 
-    async def _end(self, process: RayProcess) -> ChildEnd | None:
-        while True:
-            news = msgspec.json.decode(await process.actor.news.remote(self._terms.controller), type=HostNews)
-            if news.superseded:
-                self._stay_away()
-                return None
-            for message in news.messages:
-                self._heard(process, message)
-            if news.end is not None:
-                return news.end
+    def _placed(self, actor: _Actor, found: HostState) -> None:
+        actor.node_id, actor.address = found.node_id, found.address
+        actor.of.pid, actor.of.node, actor.of.pending = found.pid, found.node, ""
+        if isinstance(actor.of, Post):
+            self._tell(actor.of.stage)
+        else:  # there may be others since it was started
+            actor.handle.find.remote(self._addresses(actor.of.stage))
 
-    def _lost(self, process: RayProcess, error: RayError) -> ChildEnd:
+    def _heard(self, actor: _Actor, news: HostNews) -> HostEnd | None:
+        """Take in what has happened; return how it has ended, once it has."""
+        actor.of.pid, actor.heard = news.pid, news.heard
+        for end in news.ends:
+            if not end.restarted:
+                return end
+            assert isinstance(actor.of, Post), "the host of a replica starts no other"
+            self._posts.restarted(actor.of, end.exit_code, end.reason, end.tail)
+        return None
+
+    def _lost(self, actor: _Actor, why: str) -> HostEnd:
         """Return the end of a process whose actor cannot be asked.
 
-        A dispatcher's name is used again only where its process has surely ended. One that lives on somewhere would
-        otherwise serve beside its successor; with another name it loses the slot.
+        The name of a dispatcher that had a place is not used again: where it lives on, it would serve beside its
+        successor; with another name that one has the slot.
         """
-        surely = isinstance(error, ActorDiedError) and not process.forced
-        if process.node and not surely:
-            self._avoid_until_s[process.node_id] = asyncio.get_running_loop().time() + _AVOID_S
-        where = f" on {process.node}" if process.node else ""
-        reason = f"its actor{where} is gone: {cause(error)}"
-        return ChildEnd(-signal.SIGKILL if surely or process.role == "replica" else EXIT_FENCED, reason)
+        if not actor.node_id:
+            return HostEnd(-signal.SIGKILL, f"its actor is gone: {why}")
+        self._avoid_until_s[actor.node_id] = asyncio.get_running_loop().time() + _AVOID_S
+        code = -signal.SIGKILL if isinstance(actor.of, Place) else EXIT_FENCED
+        return HostEnd(code, f"its actor on {actor.of.node} is gone: {why}")
 
-    def _stay_away(self) -> None:
-        if not self._superseded:
-            logger.warning("the pipeline's actors serve this controller no more: %s", _SUPERSEDED)
-        self._superseded = True
+    def _ended(self, of: Place | Post, end: HostEnd) -> None:
+        self._actors.pop(of, None)
+        if isinstance(of, Post):
+            self._posts.ended(of, end.exit_code, end.reason, end.tail)
+            self._tell(of.stage)
+            return
+        if end.exit_code:
+            self._dead.append(of.replica)
+        self._places.ended(of, end.exit_code, end.reason, end.tail, at_once=end.replaced)
+
+    def _addresses(self, stage: str) -> list[str]:
+        """Of a stage's dispatchers."""
+        return [actor.address for of, actor in self._actors.items() if of.stage == stage and actor.address]
+
+    def _tell(self, stage: str) -> None:
+        """Tell a stage's replicas where its dispatchers are now."""
+        addresses = self._addresses(stage)
+        for of, actor in self._actors.items():
+            if isinstance(of, Place) and of.stage == stage and actor.node_id:
+                actor.handle.find.remote(addresses)
 
 
 async def join() -> None:
@@ -431,49 +499,15 @@ def _log_error(data: Mapping[str, Any], ignore_prefix: bool) -> None:
         logger.info("Ray: %s", str(line).splitlines()[0])
 
 
-@asynccontextmanager
-async def ray_actuator(
-    namespace: str,
-    log_folder: Path,
-    *,
-    identity: str = "",
-    environment: Mapping[str, str] | None = None,
-    drain_timeout_s: float = 30.0,
-    kill_after_s: float = 5.0,
-    orphan_s: float = 3600.0,
-    replica_module: str = REPLICA_MODULE,
-    dispatcher_module: str = DISPATCHER_MODULE,
-) -> AsyncIterator[Supervisor[RayProcess]]:
-    """`Actuator` on a Ray cluster that this process has joined.
+def _cause(error: RayError) -> str:
+    """Return why a call of an actor failed, in a sentence of the library's."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in lines if line.startswith("The actor is dead because")), (lines or [""])[0])
+    return reason.partition(". ")[0].rstrip(".") or type(error).__name__
 
-    Topology, code and log folder are at the same path on every node. At the end of the block every actor ends; those of
-    a controller that dies go on.
 
-    Args:
-        namespace: of the pipeline's actors: the next controller finds them by it.
-        log_folder: absolute; where, on each node, the files go that hold what children print.
-        identity: what a controller must have in common with the one before to take over its actors.
-        environment: variables for dispatchers, such as credentials for Kafka, beside those of their node.
-        drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
-        kill_after_s: time from SIGTERM to SIGKILL for a replica that stays.
-        orphan_s: how long actors go on without a controller.
-        replica_module: what each replica's process runs as ``__main__``.
-        dispatcher_module: likewise.
-    """
-    terms = HostTerms(
-        role="replica",
-        spec="",
-        identity=identity,
-        controller=secrets.token_hex(8),
-        log_folder=str(log_folder),
-        replica_module=replica_module,
-        dispatcher_module=dispatcher_module,
-        orphan_s=orphan_s,
-        drain_timeout_s=drain_timeout_s,
-    )
-    actors = partial(RayActors, namespace=namespace, terms=terms, environment=environment or {})
-    async with Supervisor(actors, drain_timeout_s=drain_timeout_s, kill_after_s=kill_after_s) as supervisor:
-        yield supervisor
+def _name(of: Place | Post) -> str:
+    return of.replica if isinstance(of, Place) else of.spec.dispatcher
 
 
 def _resources(asked: Mapping[str, Any]) -> dict[str, float]:

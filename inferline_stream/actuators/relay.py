@@ -73,7 +73,7 @@ class Relay:
                 end.close()
 
     async def _order(self, source: socket.socket) -> None:
-        async for frame in frames(source):
+        async for frame in _frames(source):
             self._replica.send(frame)
 
     async def _answer(self, source: socket.socket) -> None:
@@ -146,7 +146,7 @@ class _End:
                 self._out.get_nowait()
 
 
-async def frames(source: socket.socket) -> AsyncIterator[bytes]:
+async def _frames(source: socket.socket) -> AsyncIterator[bytes]:
     """Yield whole frames. Raises ValueError on what is no frame."""
     whole = bytearray()
     async for piece in _pieces(source):

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import secrets
 import signal
+import socket
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Generic, Self
+from typing import Self
 
 import msgspec
 
@@ -21,9 +22,10 @@ from inferline_stream.actuators.actuator import (
     ReplicaExit,
 )
 from inferline_stream.actuators.batch_deaths import BatchDeaths
+from inferline_stream.actuators.child import Child
+from inferline_stream.actuators.children import Children, Ended, Heard
 from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.actuators.dispatcher_posts import Post, Posts
-from inferline_stream.actuators.processes import Ended, FoundProcess, Heard, P, Processes, Remote
 from inferline_stream.actuators.replica_places import Place, Places
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.supervisor_messages import (
@@ -43,28 +45,50 @@ from inferline_stream.pipeline.replica_slots import ReplicaSlots, SlottedReplica
 logger = logging.getLogger(__name__)
 
 
-class Supervisor(Generic[P]):
+@dataclass(frozen=True, slots=True, eq=False)
+class Attachable:
+    """A replica that a dispatcher can be connected with, here or on another host.
+
+    Args:
+        name: of the replica.
+        hardware: the hardware kind it runs on.
+        node: that it is on; empty for this one.
+        gpu: whether it loads its stage on a GPU.
+        again: whether it was connected with a dispatcher before.
+        connect: gives it its end of a pair of sockets.
+        replace: ends it now, for a reason; another one is started.
+    """
+
+    name: str
+    hardware: str
+    node: str
+    gpu: bool
+    again: bool
+    connect: Callable[[socket.socket], None]
+    replace: Callable[[str], None]
+
+
+class Supervisor:
     """Starts and stops dispatchers and replicas, and connects them: `Actuator` within one process.
 
     Must be used and closed within one event loop; `async with` closes it.
 
     Args:
-        processes: makes what starts the processes: this host's `Children`, or the actors of a cluster.
+        children: makes what starts the processes.
         drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
         kill_after_s: time from SIGTERM to SIGKILL for a replica that stays.
     """
 
     def __init__(
         self,
-        processes: Callable[[Ended[P], Heard[P]], Processes[P]],
+        children: Callable[[Ended, Heard], Children],
         *,
         drain_timeout_s: float = 30.0,
         kill_after_s: float = 5.0,
     ) -> None:
         self._specs: dict[tuple[str, str], ReplicaSpec] = {}
         self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
-        self._children = processes(self._ended, self._hear)
-        self._knows = False
+        self._children = children(self._ended, self._hear)
         self._places = Places(
             self._exits,
             self._start_replica,
@@ -82,29 +106,24 @@ class Supervisor(Generic[P]):
             self._deal,
             drain_timeout_s=drain_timeout_s,
         )
-        self._replicas: dict[P, Place] = {}
-        self._dispatchers: dict[Post, P] = {}
+        self._replicas: dict[Child, Place] = {}
+        self._dispatchers: dict[Post, Child] = {}
         self._batch_deaths = BatchDeaths()
         self._looking: asyncio.TimerHandle | None = None
         """The next look for devices that replicas wait for."""
         self._pools: defaultdict[str, ReplicaSlots] = defaultdict(ReplicaSlots)
-        self._serving: dict[tuple[str, int], P] = {}
-        self._attached: dict[str, P] = {}
+        self._serving: dict[tuple[str, int], Child] = {}
+        self._attached: dict[str, Child] = {}
         """Replica → the dispatcher that it is attached to."""
         self._handed_over: set[str] = set()
         """Replicas that have been attached before."""
         self._replaced: dict[str, str] = {}
         """Replica → why its dispatcher wants another one."""
-        self._remote: dict[str, Remote] = {}
+        self._remote: dict[str, Attachable] = {}
 
     async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
-        """Set the templates of replicas; see `Actuator.know`. The first call takes over what another one has left."""
+        """Set the templates of replicas; see `Actuator.know`."""
         self._specs = dict(specs)
-        if not self._knows:
-            self._knows = True
-            found = await self._children.found()
-            for each in sorted(found, key=lambda each: isinstance(each.spec, ReplicaSpec)):
-                self._adopt(each)
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`."""
@@ -124,7 +143,7 @@ class Supervisor(Generic[P]):
         """Return every replica that was asked for and is not gone, oldest first."""
         use = {}
         for child, place in self._replicas.items():
-            place.pid, place.pending, place.node = child.pid, child.pending, child.node
+            place.pid = child.pid
             place.way = place.way and ("fork" if child.forked else "alone")
             use[child.name] = child.ran_s, child.waited_s
         return tuple(
@@ -135,7 +154,7 @@ class Supervisor(Generic[P]):
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that was asked for and is not gone, oldest first."""
         for post, child in self._dispatchers.items():
-            post.pid, post.node, post.pending = child.pid, child.node, child.pending
+            post.pid = child.pid
         return self._posts.observe()
 
     async def next_exit(self) -> ReplicaExit | DispatcherExit:
@@ -143,14 +162,8 @@ class Supervisor(Generic[P]):
         return await self._exits.get()
 
     async def capacity(self) -> Mapping[str, int]:
-        """Return the replicas that have a place, of each kind that has none left; and what a cluster may grow to."""
-        observed = await self.observe()
-        found = dict(self._places.capacity())
-        specs = {spec.hardware.name: spec for spec in self._specs.values()}
-        for kind, more in (await self._children.room(specs.values())).items():
-            held = sum(r.hardware == kind and r.state != "waiting" and not r.pending for r in observed)
-            found[kind] = min(found.get(kind, held + more), held + more)
-        return found
+        """Return the replicas that have a place, of each hardware kind that has none left."""
+        return self._places.capacity()
 
     async def devices(self) -> tuple[DeviceState, ...]:
         """Return how the GPUs of this host stand; see `Actuator.devices`."""
@@ -163,7 +176,7 @@ class Supervisor(Generic[P]):
                 return child.name, sum(attached is child for attached in self._attached.values())
         return "", 0
 
-    def admit(self, stage: str, remote: Remote) -> bool:
+    def admit(self, stage: str, remote: Attachable) -> bool:
         """Attach a replica of another host, if a dispatcher serves here; return whether it does."""
         if not self.serving(stage)[0]:
             return False
@@ -176,7 +189,7 @@ class Supervisor(Generic[P]):
         if (dispatcher := self._attached.get(name)) is not None:
             dispatcher.tell(Retire(name))
 
-    def remote_gone(self, stage: str, remote: Remote, *, lost: bool) -> None:
+    def remote_gone(self, stage: str, remote: Attachable, *, lost: bool) -> None:
         """Forget a replica of another host.
 
         Args:
@@ -215,28 +228,6 @@ class Supervisor(Generic[P]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-    def _adopt(self, found: FoundProcess[P]) -> None:
-        """Go on with a process, dispatchers first."""
-        process, spec = found.process, found.spec
-        started_s = asyncio.get_running_loop().time() - found.age_s
-        if isinstance(spec, DispatcherSpec):
-            post = Post(spec, started_s=started_s, running=True)
-            self._dispatchers[post] = process
-            self._attached |= dict.fromkeys(found.attached, process)
-            if found.serving:
-                self._serving[post.stage, spec.slot] = process
-            self._posts.adopt(post)
-            return
-        place = Place(spec.stage, spec.hardware.name, spec.replica, running=True, started_s=started_s)
-        self._handed_over.add(spec.replica)
-        self._replicas[process] = place
-        self._places.all.append(place)
-        member = self._pools[spec.stage].add(spec.replica)
-        dispatcher = self._attached.get(spec.replica)
-        served = next((post.spec.slot for post, each in self._dispatchers.items() if each is dispatcher), None)
-        member.slot = member.slot if served is None else served
-        self._attach(spec.stage, member)
 
     def _start_replica(self, place: Place) -> None:
         if not place.held_up:  # else it has its name
@@ -286,7 +277,7 @@ class Supervisor(Generic[P]):
     def _kill_dispatcher(self, post: Post) -> None:
         self._dispatchers[post].signal(signal.SIGKILL)
 
-    def _hear(self, child: P, message: FromDispatcher) -> None:
+    def _hear(self, child: Child, message: FromDispatcher) -> None:
         """Take one message of a dispatcher's."""
         post = next((post for post, each in self._dispatchers.items() if each is child), None)
         if post is None:
@@ -298,7 +289,7 @@ class Supervisor(Generic[P]):
         elif isinstance(message, Replace):
             self._replace(child, message)
 
-    def _replace(self, dispatcher: P, message: Replace) -> None:
+    def _replace(self, dispatcher: Child, message: Replace) -> None:
         if (remote := self._remote.get(message.replica)) is not None:
             remote.replace(message.reason)
         for child in self._replicas:
@@ -312,41 +303,43 @@ class Supervisor(Generic[P]):
         if dispatcher is None or self._attached.get(member.replica) is dispatcher:
             return
         if (remote := self._remote.get(member.replica)) is not None:
-            self._hand_over(dispatcher, remote, member, remote.hardware, gpu=remote.gpu, again=remote.again)
+            self._hand_over(dispatcher, remote, member.number)
             return
-        for child, place in self._replicas.items():
-            if child.name == member.replica:
-                spec = self._specs.get((stage, place.hardware))
-                gpu, again = spec is not None and spec.hardware.gpus > 0, child.name in self._handed_over
-                self._handed_over.add(child.name)
-                self._hand_over(dispatcher, child, member, place.hardware, gpu=gpu, again=again)
-                if place.retiring:
-                    self._leave(place)
-                return
+        child = next((child for child in self._replicas if child.name == member.replica), None)
+        if child is None:
+            return
+        place, again = self._replicas[child], child.name in self._handed_over
+        spec = self._specs.get((stage, place.hardware))
+        gpu = spec is not None and spec.hardware.gpus > 0
+        self._handed_over.add(child.name)
+        local = Attachable(
+            child.name, place.hardware, "", gpu, again, child.connect, lambda _: child.signal(signal.SIGKILL)
+        )
+        self._hand_over(dispatcher, local, member.number)
+        if place.retiring:
+            self._leave(place)
 
-    def _hand_over(
-        self, dispatcher: P, replica: P | Remote, member: SlottedReplica, hardware: str, *, gpu: bool, again: bool
-    ) -> None:
-        attach = Attach(member.replica, hardware, member.number, replica.node, gpu, again)
+    def _hand_over(self, dispatcher: Child, replica: Attachable, number: int) -> None:
+        """Connect a replica with a dispatcher by a fresh pair of sockets."""
+        attach = Attach(replica.name, replica.hardware, number, replica.node, replica.gpu, replica.again)
         try:
-            self._children.attach(dispatcher, replica, attach)
+            ours, theirs = socket.socketpair()
+            dispatcher.take(attach, ours)
+            replica.connect(theirs)
         except OSError as error:  # no descriptor is left, say; one that is started again is attached again
             logger.error(
-                "replica %s cannot be attached to its dispatcher, and is started again: %s", attach.replica, error
+                "replica %s cannot be attached to its dispatcher, and is started again: %s", replica.name, error
             )
-            if (remote := self._remote.get(member.replica)) is not None:
-                remote.replace(f"it could not be attached: {error}")
-            else:
-                next(child for child in self._replicas if child.name == member.replica).signal(signal.SIGKILL)
+            replica.replace(f"it could not be attached: {error}")
             return
-        self._attached[member.replica] = dispatcher
+        self._attached[replica.name] = dispatcher
 
     def _leave(self, place: Place) -> None:
         """Have a replica finish its batch and end: by its dispatcher, which may have sent it one, or by itself."""
         dispatcher = self._attached.get(place.replica)
         for child, held in self._replicas.items():
             if held is place:
-                if dispatcher is None or child.pending:
+                if dispatcher is None:
                     child.leave()
                 else:
                     dispatcher.tell(Retire(place.replica))
@@ -365,7 +358,7 @@ class Supervisor(Generic[P]):
             if held is place:
                 child.signal(number)
 
-    def _ended(self, child: P, code: int, reason: str, tail: str) -> None:
+    def _ended(self, child: Child, code: int, reason: str, tail: str) -> None:
         place = self._replicas.pop(child, None)
         if place is not None:
             self._replica_ended(child, place, code, reason, tail)
@@ -390,7 +383,7 @@ class Supervisor(Generic[P]):
         if self._batch_deaths.died_at(post.stage, batch):
             logger.error("stage %s: dispatchers end whenever they take in %s: it is skipped", post.stage, where)
 
-    def _replica_ended(self, child: P, place: Place, code: int, reason: str, tail: str) -> None:
+    def _replica_ended(self, child: Child, place: Place, code: int, reason: str, tail: str) -> None:
         self._pools[place.stage].remove(child.name)
         self._handed_over.discard(child.name)
         self._attached.pop(child.name, None)

@@ -36,68 +36,29 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """Unique: one that was superseded may not come back."""
 
 
-class Know(msgspec.Struct, frozen=True, tag="know"):
-    """`Actuator.know`."""
-
-    specs: list[tuple[str, str, ReplicaSpec]]
-
-
-class Scale(msgspec.Struct, frozen=True, tag="scale"):
-    """`Actuator.scale`."""
-
-    stage: str
-    hardware: str
-    replicas: int
-    retiring: list[str] = []
-
-
-class Dispatch(msgspec.Struct, frozen=True, tag="dispatch"):
-    """`Actuator.dispatch`."""
-
-    stage: str
-    dispatchers: list[DispatcherSpec]
-
-
-class ReplaceDispatcher(msgspec.Struct, frozen=True, tag="replace_dispatcher"):
-    """`Actuator.replace_dispatcher`."""
-
-    dispatcher: str
-
-
-class Observe(msgspec.Struct, frozen=True, tag="observe"):
-    """`Actuator.observe`."""
-
-
-class Dispatchers(msgspec.Struct, frozen=True, tag="dispatchers"):
-    """`Actuator.dispatchers`."""
-
-
-class Capacity(msgspec.Struct, frozen=True, tag="capacity"):
-    """`Actuator.capacity`."""
-
-
-class Devices(msgspec.Struct, frozen=True, tag="devices"):
-    """`Actuator.devices`."""
-
-
-class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """`Actuator.drain`."""
-
-    deadline_s: float
-
-
-class Close(msgspec.Struct, frozen=True, tag="close"):
-    """`Actuator.aclose`; the supervisor ends after its answer."""
-
-
-Call = Know | Scale | Dispatch | ReplaceDispatcher | Observe | Dispatchers | Capacity | Devices | Drain | Close
-
-
 class Request(msgspec.Struct, frozen=True, tag="request"):
     """A call, with a number that its answer carries."""
 
     number: int
-    call: Call
+    method: str
+    """Of `Actuator`, a key of `ARGUMENTS`; after the answer to ``aclose`` the supervisor ends."""
+    arguments: list[Any] = []
+    """What `ARGUMENTS` says."""
+
+
+ARGUMENTS: dict[str, Any] = {
+    "know": tuple[list[tuple[tuple[str, str], ReplicaSpec]]],  # no key of a JSON object is a pair
+    "scale": tuple[str, str, int, list[str]],
+    "dispatch": tuple[str, list[DispatcherSpec]],
+    "replace_dispatcher": tuple[str],
+    "observe": tuple[()],
+    "dispatchers": tuple[()],
+    "capacity": tuple[()],
+    "devices": tuple[()],
+    "drain": tuple[float],
+    "aclose": tuple[()],
+}
+"""Types of each method's arguments."""
 
 
 class Reply(msgspec.Struct, frozen=True, tag="reply"):

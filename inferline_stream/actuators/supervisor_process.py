@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from inferline_stream.actuators import supervisor_calls as calls
 from inferline_stream.actuators.actuator import ReplicaExit
 from inferline_stream.actuators.children import Children
@@ -129,43 +131,25 @@ class _Process:
 
     async def _answer(self, request: calls.Request, writer: asyncio.StreamWriter) -> None:
         try:
-            reply = calls.Reply(request.number, await self._call(request.call))
+            reply = calls.Reply(request.number, await self._call(request))
         except ValueError as error:
             reply = calls.Reply(request.number, error=str(error))
         except Exception as error:  # the controller waits for an answer
-            logger.exception("%s failed", type(request.call).__name__)
+            logger.exception("%s failed", request.method)
             reply = calls.Reply(request.number, error=f"the supervisor failed: {error!r}; see its supervisor.log")
         with contextlib.suppress(ConnectionError):
             writer.write(calls.encode_line(reply))
             await writer.drain()
-        if isinstance(request.call, calls.Close):
+        if request.method == "aclose":
             self.over.set()
 
-    async def _call(self, call: calls.Call) -> Any:
-        supervisor = self.supervisor
-        if self._ending is not None and isinstance(call, calls.Scale | calls.Dispatch):
+    async def _call(self, request: calls.Request) -> Any:
+        if self._ending is not None and request.method in ("scale", "dispatch"):
             return None  # a controller that replaces what has ended would keep the drain from its end
-        match call:
-            case calls.Know(specs):
-                return await supervisor.know({(stage, hardware): spec for stage, hardware, spec in specs})
-            case calls.Scale(stage, hardware, replicas, retiring):
-                return await supervisor.scale(stage, hardware, replicas, retiring)
-            case calls.Dispatch(stage, dispatchers):
-                return await supervisor.dispatch(stage, dispatchers)
-            case calls.ReplaceDispatcher(dispatcher):
-                return await supervisor.replace_dispatcher(dispatcher)
-            case calls.Observe():
-                return await supervisor.observe()
-            case calls.Dispatchers():
-                return await supervisor.dispatchers()
-            case calls.Capacity():
-                return await supervisor.capacity()
-            case calls.Devices():
-                return await supervisor.devices()
-            case calls.Drain(deadline_s):
-                return await supervisor.drain(deadline_s)
-            case calls.Close():
-                return await supervisor.aclose()
+        arguments = msgspec.convert(request.arguments, calls.ARGUMENTS[request.method])
+        if request.method == "know":
+            arguments = (dict(*arguments),)
+        return await getattr(self.supervisor, request.method)(*arguments)
 
 
 async def _main(first: socket.socket) -> None:

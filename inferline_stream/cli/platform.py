@@ -81,20 +81,20 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
         of = f"{names.pipeline} {names.prefix} {run.bootstrap_servers}"
         where = f"inferline-{names.prefix}{names.pipeline}-{hashlib.blake2s(of.encode(), digest_size=4).hexdigest()}"
         how = {"identity": run.identity, "drain_timeout_s": drain_s, "orphan_s": orphan_s}
-        async with _on_ray(where, run.log_folder, tracing, **how) as actuator:
-            yield actuator
-        return
-    async with _on_kubernetes(platform, names, run.bootstrap_servers, tracing, drain_timeout_s=drain_s) as pods:
+        cluster: AbstractAsyncContextManager[Actuator] = _on_ray(where, run.log_folder, tracing, **how)
+    else:
+        cluster = _on_kubernetes(platform, names, run.bootstrap_servers, tracing, drain_timeout_s=drain_s)
+    async with cluster as actuator:
         try:
-            yield pods
+            yield actuator
         except (LeadershipLost, Unreachable):
-            raise  # another controller has the pods now, or may have them
+            raise  # another controller has what runs now, or may have it
         except BaseException:
             if not run.hands_over:
-                await pods.aclose()
+                await actuator.aclose()
             raise
         if not run.hands_over:
-            await pods.aclose()
+            await actuator.aclose()
 
 
 @asynccontextmanager
@@ -115,7 +115,7 @@ def _on_ray(namespace: str, folder: Path, tracing: str, **how: Any) -> AbstractA
     source = dispatcher_environment()
     of_spans = [name for name in source if name.startswith("OTEL_")] if tracing else []
     environment = given((*KAFKA_VARIABLES, *of_spans), source)
-    actuator: AbstractAsyncContextManager[Actuator] = ray_door().ray_actuator(
+    actuator: AbstractAsyncContextManager[Actuator] = ray_door().RayActuator(
         namespace, folder.absolute(), environment=environment, **how
     )
     return actuator
@@ -169,6 +169,8 @@ def ray_door() -> Any:
         UsageError: the library is not installed.
     """
     with _installed("--on ray", "ray"):
+        import cryptography  # noqa: F401
+
         from inferline_stream.actuators import ray
     return ray
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import msgspec
 
-from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.core_times import cpu_s
 from inferline_stream.actuators.supervisor import Supervisor
@@ -134,7 +133,7 @@ class _Pool:
         self,
         bootstrap_servers: str,
         names: Names,
-        supervisor: Supervisor[Child],
+        supervisor: Supervisor,
         producer: RecordProducer,
         offsets: Offsets,
     ) -> None:

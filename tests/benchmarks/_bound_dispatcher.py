@@ -16,7 +16,6 @@ from pathlib import Path
 from unittest import mock
 
 from inferline_stream.actuators import children
-from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.dispatcher import dispatcher, process, session
 from inferline_stream.dataplane.dispatcher.event import Event
@@ -135,7 +134,7 @@ class BoundQueue:
         return [event for part in self._parts for event in part.drop(partition)]
 
 
-def bind(supervisor: Supervisor[Child]) -> None:
+def bind(supervisor: Supervisor) -> None:
     """Let a supervisor start this module."""
     started_by = supervisor._children
     started_by.start_dispatcher = unsealed()(started_by.start_dispatcher)  # type: ignore[method-assign]  # of this supervisor only

@@ -6,8 +6,8 @@ A step is everything that a tenth of a second takes: the queues of all stages se
 traffic envelope, the production policy's decision, and what that changes. CPU time: the median over quarters of the
 replay of the mean over a quarter's steps; the first half second fills the queues and is left out.
 
-`_transports` and `_ray_calls` measure a batch's round trip on loopback, by what carries it; ``remote_added_ms`` is that
-of the one that pods use, for a batch of one record. `_takeover` loses hosts of dispatchers.
+`_transports` measures a batch's round trip on loopback, by what carries it; ``remote_added_ms`` is that of the one that
+hosts in a cluster use, for a batch of one record. `_takeover` loses hosts of dispatchers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from inferline_stream.replay.loop import replay
 from inferline_stream.replay.policy_view import View
 from inferline_stream.replay.scalers import Tuner, Wish
 from inferline_stream.tuner.policy import POLICIES, initial_state
-from tests.benchmarks import _ray_calls, _takeover, _transports
+from tests.benchmarks import _takeover, _transports
 
 STAGES, REPLICAS, RATE = 5, 200, 1e6
 UTILIZATION, BATCH, SLO_S = 0.7, 64, 0.5
@@ -91,7 +91,7 @@ def measure(quick: bool) -> dict[str, float | int | str | None]:
         )
         ms = (1e3 * np.diff(scaler.spent_s)).tolist()
     steady = ms[5:]
-    carried = {**_transports.measure(quick), **_ray_calls.measure(quick), **_takeover.measure(quick)}
+    carried = {**_transports.measure(quick), **_takeover.measure(quick)}
     quarters = [statistics.mean(part) for part in np.array_split(steady, 4)]
     return {
         "step_1000_replicas_ms": round(statistics.median(quarters), 2),

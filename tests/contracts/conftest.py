@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,7 +200,6 @@ async def own_clients(own_apache_kafka: LocalKafka) -> AsyncIterator[Clients]:
 def ray_cluster() -> Iterator[Any]:
     """A Ray cluster (`ray.cluster_utils.Cluster`) that this process has joined; tests may add nodes to it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_worker_niceness", "0")  # tests of other processes would starve actors

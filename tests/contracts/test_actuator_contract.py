@@ -12,7 +12,7 @@ import pytest
 
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedReplica, ReplicaExit
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.actuators.ray import ray_actuator
+from inferline_stream.actuators.ray import RayActuator
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.pipeline.hardware import catalogue
@@ -52,7 +52,7 @@ class Local:
             drain_timeout_s=1.0,
             kill_after_s=0.3,
             replica_module="replica_double",
-            dispatcher_module="inferline_stream.testing.stand_in_dispatcher",
+            dispatcher_module="stand_in_dispatcher",
         )
 
     async def crash(self, replica: ObservedReplica) -> None:
@@ -84,20 +84,17 @@ class Fake:
 
 
 @pytest.fixture(params=["local", "ray", "fake"])
-async def subject(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Subject]:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "ray":
             request.getfixturevalue("ray_cluster")
-            on_ray = ray_actuator(
+            on_ray = RayActuator(
                 tmp_path.name,
                 tmp_path,
                 drain_timeout_s=1.0,
                 kill_after_s=0.3,
                 replica_module="replica_double",
-                dispatcher_module="inferline_stream.testing.stand_in_dispatcher",
+                dispatcher_module="stand_in_dispatcher",
             )
             made: Subject = OnRay(tmp_path, await stack.enter_async_context(on_ray))
         else:

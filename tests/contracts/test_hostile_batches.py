@@ -9,9 +9,9 @@ from aiokafka import AIOKafkaProducer
 
 from inferline_stream.dataplane.dead_letters import send_again
 from inferline_stream.kafka.fetched_batches import RECORDS_AT_ONCE
-from inferline_stream.testing.crashing_dispatcher import STANDS_STILL, TAKEN_IN, UNPACKED
 from tests.contracts.pooled import PASSING
 from tests.support.director import Director, event_id
+from tests.support.doubles.crashing_dispatcher import STANDS_STILL, TAKEN_IN, UNPACKED
 
 BOMB = [bytes(1 << 20)] * 64  # 64 MiB, of which a few kilobytes are sent
 
@@ -77,7 +77,7 @@ async def test_a_batch_that_ends_two_dispatchers_is_skipped_by_the_third(kafka, 
         partitions={"work": 2},
         delivery=delivery,
         settings={"lease_s": 1.0},
-        dispatcher_module="inferline_stream.testing.crashing_dispatcher",
+        dispatcher_module="crashing_dispatcher",
     ) as director:
         await director.start()
         ids = await director.put([b"before"] * 10)
@@ -103,7 +103,7 @@ async def test_a_batch_is_not_blamed_for_dispatchers_that_are_killed_while_their
         PASSING,
         partitions={"work": 1},
         settings={"lease_s": 1.0},
-        dispatcher_module="inferline_stream.testing.crashing_dispatcher",
+        dispatcher_module="crashing_dispatcher",
     ) as director:
         await director.start()
         dispatcher = director.dispatcher("work")

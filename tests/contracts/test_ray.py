@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ from ray.cluster_utils import Cluster
 
 from inferline_stream.actuators import ray as on_ray
 from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, ObservedReplica
-from inferline_stream.actuators.children import Children
-from inferline_stream.actuators.ray import ray_actuator, requirements
-from inferline_stream.actuators.ray_host import HostPlace, HostTerms, RayHost
-from inferline_stream.actuators.supervisor import Supervisor
+from inferline_stream.actuators.network.credentials import new_credential
+from inferline_stream.actuators.ray import RayActuator, requirements
+from inferline_stream.actuators.ray_host import HostState, HostTerms, RayHost
+from inferline_stream.actuators.replica_places import Place
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.pipeline.hardware import Hardware, catalogue
@@ -51,9 +50,6 @@ pipeline = Pipeline("rayed", slo="400ms", source=Topic("in", partitions=4), sink
                     stages=[work], sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),
                     hardware=[Hardware("emulated-core", 0.1, cores=1)])
 """
-
-
-TERMS = HostTerms("replica", "", "", "me", "", "replica_double", "replica_double", 0.5, drain_timeout_s=1.0)
 
 
 def alive(pid: int) -> bool:
@@ -142,14 +138,13 @@ async def rayed(kafka: KafkaServer, folder: Path, delivery: str) -> AsyncIterato
     (folder / "topology.py").write_text(TOPOLOGY)
     (folder / "events.jsonl").write_text("".join(f"{number}\n" for number in range(50)))
     run = emulated_run(folder, kafka.bootstrap_servers, folder, levels=[(40, 600)], delivery=delivery, faust=False)
-    async with (
-        ray_actuator(str(folder), folder / "logs", identity=run.identity, drain_timeout_s=10.0) as actuator,
-        open_run(run, actuator) as under_way,
-    ):
+    actuator = RayActuator(str(folder), folder / "logs", identity=run.identity, drain_timeout_s=10.0)
+    async with contextlib.aclosing(actuator), open_run(run, actuator) as under_way:
         await under_way.ready()
         yield Rayed(under_way, actuator)
 
 
+STAND_IN = "stand_in_dispatcher"
 UNSEALED = Isolation("none")
 SPEC = ReplicaSpec("", "a", "/nowhere/topology.py", catalogue()["emulated-cpu"])
 DISPATCHER = DispatcherSpec(
@@ -158,27 +153,27 @@ DISPATCHER = DispatcherSpec(
 CONTROLLER = """
 import asyncio, os, sys
 from pathlib import Path
-from inferline_stream.actuators.ray import join, ray_actuator
+from inferline_stream.actuators.ray import join
 from tests.contracts.test_ray import DISPATCHER, SPEC, on_the_cluster, pids
 
 async def main() -> None:
     await join()
-    async with on_the_cluster(Path(sys.argv[1])) as actuator:
-        await actuator.know({("a", "emulated-cpu"): SPEC})
-        await actuator.scale("a", "emulated-cpu", 2)
-        await actuator.dispatch("a", [DISPATCHER])
-        while None in await pids(actuator):
-            await asyncio.sleep(0.05)
-        os.kill(os.getpid(), 9)
+    actuator = on_the_cluster(Path(sys.argv[1]))
+    await actuator.know({("a", "emulated-cpu"): SPEC})
+    await actuator.scale("a", "emulated-cpu", 2)
+    await actuator.dispatch("a", [DISPATCHER])
+    while None in await pids(actuator):
+        await asyncio.sleep(0.05)
+    os.kill(os.getpid(), 9)
 
 asyncio.run(main())
 """
 
 
-def on_the_cluster(folder: Path, **more: Any) -> Any:
-    modules = {"replica_module": "replica_double", "dispatcher_module": "inferline_stream.testing.stand_in_dispatcher"}
+def on_the_cluster(folder: Path, **more: Any) -> RayActuator:
+    modules = {"replica_module": "replica_double", "dispatcher_module": STAND_IN}
     terms = {"identity": "the same", "drain_timeout_s": 1.0, "kill_after_s": 0.3, **modules, **more}
-    return ray_actuator(str(folder), folder, **terms)
+    return RayActuator(str(folder), folder, **terms)
 
 
 async def killed_controller(cluster: Cluster, folder: Path) -> None:
@@ -188,7 +183,7 @@ async def killed_controller(cluster: Cluster, folder: Path) -> None:
         *(sys.executable, "-c", CONTROLLER, str(folder)),
         env={
             **os.environ,
-            "PYTHONPATH": f"{repository}:{Path(__file__).parent}",
+            "PYTHONPATH": f"{repository}:{os.environ['PYTHONPATH']}",
             "RAY_ADDRESS": cluster.address,
         },
     )
@@ -204,7 +199,7 @@ async def test_a_controller_finds_what_one_that_was_killed_has_left_and_takes_it
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     await killed_controller(ray_cluster, tmp_path)
-    async with on_the_cluster(tmp_path) as second, contextlib.AsyncExitStack() as stack:
+    async with on_the_cluster(tmp_path) as second:
         await second.know({("a", "emulated-cpu"): SPEC})
         left = await pids(second)
         assert len(left) == 3
@@ -213,16 +208,26 @@ async def test_a_controller_finds_what_one_that_was_killed_has_left_and_takes_it
         await second.dispatch("a", [DISPATCHER])
         assert await pids(second) == left
 
-        third = await stack.enter_async_context(on_the_cluster(tmp_path))
+        (replica, _), (dispatcher,) = await second.observe(), await second.dispatchers()
+        os.kill(dispatcher.pid, signal.SIGKILL)
+        third = on_the_cluster(tmp_path)
         await third.know({("a", "emulated-cpu"): SPEC})
-        assert await pids(third) == left
-        await second.aclose()  # of a controller that was superseded: it ends nothing
-        assert await pids(third) == left
+    async with contextlib.aclosing(third):
+        assert replica.replica in [each.replica for each in await third.observe()]
+        log = tmp_path / "a-0-x.log"
+        await until(lambda: "started a-0-x 2" in log.read_text(), "its host has started the dispatcher again")
+        await until(lambda: restarted(third), "it is known to the third controller")
+        left = await pids(third)
         assert all(alive(pid) for pid in left)
-        others = await stack.enter_async_context(on_the_cluster(tmp_path, identity="other code"))
-        await others.know({("a", "emulated-cpu"): SPEC})
-        assert await pids(others) == set()
-        await until(lambda: not any(alive(pid) for pid in left), "what other code runs has drained")
+        others = on_the_cluster(tmp_path, identity="other code")
+        async with contextlib.aclosing(others):
+            await others.know({("a", "emulated-cpu"): SPEC})
+            assert await pids(others) == set()
+            await until(lambda: not any(alive(pid) for pid in left), "what other code runs has drained")
+
+
+async def restarted(actuator: RayActuator) -> bool:
+    return [(each.incarnation, each.pid is None) for each in await actuator.dispatchers()] == [(2, False)]
 
 
 async def test_without_a_controller_a_host_ends(
@@ -231,16 +236,23 @@ async def test_without_a_controller_a_host_ends(
     ended: list[Any] = []
     monkeypatch.setattr("inferline_stream.actuators.ray_host.ray.kill", ended.append)
     monkeypatch.setattr("ray.runtime_context.RuntimeContext.current_actor", "the host")
-    modules = ("replica_double", "inferline_stream.testing.stand_in_dispatcher")
-    spec = msgspec.json.encode(DISPATCHER).decode()
     orphan_s, began_s = 2.0, time.monotonic()  # longer than its child takes to start
-    terms = HostTerms("dispatcher", spec, "", "me", str(tmp_path), *modules, orphan_s, drain_timeout_s=1.0)
-    host = RayHost(msgspec.json.encode(terms))
+    terms = HostTerms(
+        dispatcher=DISPATCHER,
+        credential=new_credential("a"),
+        log_folder=str(tmp_path),
+        replica_module="replica_double",
+        dispatcher_module=STAND_IN,
+        orphan_s=orphan_s,
+        drain_timeout_s=1.0,
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as the host sets it in its process, which is the tests' here
-    where = msgspec.json.decode(await host.start({}), type=HostPlace)
+    found = msgspec.json.decode(await RayHost().start(msgspec.json.encode(terms)), type=HostState)
+    assert found.address
+    assert found.pid is not None
     await until(lambda: ended == ["the host"], "the host has ended")
     assert time.monotonic() - began_s >= orphan_s, "a controller may be silent for so long"
-    assert not alive(where.pid)
+    assert not alive(found.pid)
     assert (tmp_path / "a-0-x.log").read_text().splitlines()[-1] == "stopped"
 
 
@@ -264,36 +276,18 @@ async def test_what_a_cluster_may_grow_to_at_most_binds_what_is_asked_of_it(monk
     monkeypatch.setattr(on_ray.state, "get_max_resources_from_cluster_config", lambda: {"CPU": 8, "GPU": 3})
     monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
     monkeypatch.setattr(on_ray.ray, "available_resources", lambda: {"CPU": 1.0, "GPU": 1.0})
-    actors = on_ray.RayActors(lambda *_: None, lambda *_: None, namespace="n", terms=TERMS, environment={})
+    monkeypatch.setattr(on_ray, "list_named_actors", lambda _: [])
+    actuator = RayActuator("n", Path("/nowhere"))
     kinds = catalogue([Hardware("half-t4", 0.3, cores=1, gpus=0.5, gpu_model="Tesla T4")])
-    specs = [
-        ReplicaSpec("", "a", "/nowhere/topology.py", kinds[name])
-        for name in ("t4", "half-t4", "cpu-2", "cpu-0.5", "emulated-cpu")
-    ]
-    assert await actors.room(specs) == {"t4": 2, "half-t4": 4, "cpu-2": 2, "cpu-0.5": 10}
+    names = ("t4", "half-t4", "cpu-2", "cpu-0.5", "emulated-cpu")
+    await actuator.know({("a", name): ReplicaSpec("", "a", "/nowhere/topology.py", kinds[name]) for name in names})
+    assert await actuator.capacity() == {"t4": 2, "half-t4": 4, "cpu-2": 2, "cpu-0.5": 10}
+    actuator._places.all += [Place("a", "t4", running=True), Place("a", "t4")]
+    assert (await actuator.capacity())["t4"] == 3, "with the one that has a place"
     monkeypatch.setattr(on_ray.state, "get_max_resources_from_cluster_config", lambda: None)
-    assert await actors.room(specs) == {}, "who knows what it may grow to"
+    assert await actuator.capacity() == {}, "who knows what it may grow to"
 
 
-class Bounded(Children):
-    """Starts processes here, of a kind that a cluster has room for two of."""
-
-    async def room(self, specs: Iterable[ReplicaSpec]) -> dict[str, int]:
-        here = sum(child.hardware is not None for child in self.all)
-        return {spec.hardware.name: 2 - here for spec in specs}
-
-
-async def test_replicas_and_what_a_cluster_has_room_for_are_what_the_tuner_may_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    children = partial(Bounded, tmp_path, replica_module="replica_double")
-    async with Supervisor(children, drain_timeout_s=0.0, kill_after_s=0.3) as supervisor:
-        kind = Hardware("cpu-1", 0.1, cores=0)
-        await supervisor.know({("a", "cpu-1"): ReplicaSpec("", "a", "/nowhere/topology.py", kind)})
-        for replicas in (0, 1, 2):
-            await supervisor.scale("a", "cpu-1", replicas)
-            assert await supervisor.capacity() == {"cpu-1": 2}
 
 
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]

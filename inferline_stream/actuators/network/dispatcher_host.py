@@ -13,13 +13,15 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import uvloop
 
-from inferline_stream.actuators.child import Child
+from inferline_stream.actuators.actuator import DispatcherExit
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.network.credentials import dispatcher_context
 from inferline_stream.actuators.network.host_link import (
@@ -34,9 +36,9 @@ from inferline_stream.actuators.network.host_link import (
     Take,
 )
 from inferline_stream.actuators.network.log_copier import LogCopier
-from inferline_stream.actuators.supervisor import Supervisor
+from inferline_stream.actuators.supervisor import Attachable, Supervisor
 from inferline_stream.dataplane.host_postings import Posting, decode_posting, posting_key
-from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE
+from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.plain_logs import log_to_stderr_plainly
@@ -67,63 +69,88 @@ class DispatcherHostSpec(msgspec.Struct, frozen=True):
     """What the dispatcher's process runs as ``__main__``."""
 
 
-class _Remote:
-    """A replica that is served over a link."""
-
-    def __init__(self, hello: HostHello, link: HostLink) -> None:
-        self.name, self.hardware, self.node, self.link = hello.replica, hello.hardware, hello.node, link
-        self.gpu, self.again = hello.gpu, hello.again
-
-    def connect(self, dispatcher: socket.socket) -> None:
-        """Carry the replica's frames."""
-        self.link.carry(dispatcher)
-
-    def replace(self, reason: str) -> None:
-        """Ask its host to end it."""
-        self.link.send(EndReplica(reason))
-
-
 class DispatcherHost:
-    """Connects one stage's replicas with the dispatcher that serves here.
+    """Runs one dispatcher of a stage at a time, and connects replicas of other hosts with it while it serves.
 
     Args:
-        supervisor: runs the dispatcher.
         stage: of both.
+        node: that this is on.
+        logs: folder for what dispatchers print.
+        drain_timeout_s: time that one has to stop.
+        module: what its process runs as ``__main__``.
     """
 
-    def __init__(self, supervisor: Supervisor[Child], stage: str) -> None:
-        self._supervisor = supervisor
+    def __init__(self, stage: str, node: str, logs: Path, *, drain_timeout_s: float, module: str) -> None:
+        children = partial(Children, logs, dispatcher_module=module)
+        self._supervisor = Supervisor(children, drain_timeout_s=drain_timeout_s)
         self._stage = stage
+        self._node = node
+        self._drain_timeout_s = drain_timeout_s
         self._hellos: dict[HostLink, HostHello] = {}
-        self._remotes: dict[HostLink, _Remote] = {}
-        self.slots = 1
+        self._remotes: dict[HostLink, Attachable] = {}
+        self._slots = 1
+        self._dispatcher = ""
 
-    async def listen(self, address: str, port: int, context: ssl.SSLContext) -> asyncio.Server:
-        """Take connections.
+    @asynccontextmanager
+    async def listening(self, address: str, port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
+        """Take connections of replicas within the block, at whose end the dispatcher drains.
+
+        Yields:
+            the port; a free one was taken for 0.
 
         Raises:
             OSError: the port is taken.
         """
-        return await asyncio.get_running_loop().create_server(
-            lambda: HostLink(self._heard, self._lost),
-            address,
-            port,
-            ssl=context,
-            ssl_handshake_timeout=_HANDSHAKE_S,
-            ssl_shutdown_timeout=SHUTDOWN_S,
-        )
+        async with self._supervisor:
+            server = await asyncio.get_running_loop().create_server(
+                lambda: HostLink(self._heard, self._lost),
+                address,
+                port,
+                ssl=context,
+                ssl_handshake_timeout=_HANDSHAKE_S,
+                ssl_shutdown_timeout=SHUTDOWN_S,
+            )
+            try:
+                yield server.sockets[0].getsockname()[1]
+            finally:
+                server.close()
+                await self._supervisor.drain(self._drain_timeout_s)
+                for link in [*self._hellos, *self._remotes]:
+                    link.close()
 
-    def close(self) -> None:
-        """Close every connection."""
-        for link in [*self._hellos, *self._remotes]:
-            link.close()
+    async def dispatch(self, dispatcher: DispatcherSpec | None, slots: int = 1) -> None:
+        """Run a dispatcher in the place of the one before, which drains.
+
+        Args:
+            dispatcher: what to run; None for nothing.
+            slots: of its stage.
+        """
+        if dispatcher is None:
+            await self._supervisor.dispatch(self._stage, [])
+            return
+        self._slots, self._dispatcher = slots, dispatcher.dispatcher
+        await self._supervisor.dispatch(self._stage, [msgspec.structs.replace(dispatcher, node=self._node)])
+
+    async def replace(self) -> None:
+        """Kill the dispatcher now. It is started again, unless it was to stop."""
+        await self._supervisor.replace_dispatcher(self._dispatcher)
+
+    async def pid(self) -> int | None:
+        """Return the dispatcher's process, while there is one."""
+        return next((seen.pid for seen in await self._supervisor.dispatchers()), None)
+
+    async def next_exit(self) -> DispatcherExit:
+        """Wait for the next end of a dispatcher."""
+        exit_ = await self._supervisor.next_exit()
+        assert isinstance(exit_, DispatcherExit), "no replica is its child"
+        return exit_
 
     def _heard(self, link: HostLink, message: Message) -> None:
         match message:
             case HostHello():
                 self._hellos[link] = message
                 dispatcher, replicas = self._supervisor.serving(self._stage)
-                link.send(Offer(dispatcher, self.slots, replicas))
+                link.send(Offer(dispatcher, self._slots, replicas))
             case Take() if link in self._hellos:
                 self._take(link, self._hellos.pop(link))
             case Leaving() if link in self._remotes:
@@ -138,7 +165,15 @@ class DispatcherHost:
         for other in [other for other, remote in self._remotes.items() if remote.name == hello.replica]:
             self._lost(other, "it has connected again")
             other.close()
-        remote = _Remote(hello, link)
+        remote = Attachable(
+            hello.replica,
+            hello.hardware,
+            hello.node,
+            hello.gpu,
+            hello.again,
+            link.carry,
+            lambda reason: link.send(EndReplica(reason)),
+        )
         if self._supervisor.admit(self._stage, remote):
             self._remotes[link] = remote
             logger.info("replica %s on %s is connected", hello.replica, hello.hardware)
@@ -176,7 +211,7 @@ def _close_after_peer(sock: socket.socket) -> None:
     loop.add_reader(sock.fileno(), read)
 
 
-async def _follow(spec: DispatcherHostSpec, name: str, host: DispatcherHost, supervisor: Supervisor[Child]) -> None:
+async def _follow(spec: DispatcherHostSpec, name: str, host: DispatcherHost) -> None:
     """Run what the host's newest posting names, for ever."""
     starts = _starts(Path(spec.life))
     key, wait_s = posting_key(name).encode(), 0.1
@@ -188,7 +223,7 @@ async def _follow(spec: DispatcherHostSpec, name: str, host: DispatcherHost, sup
                 while True:
                     found = [record.value for record in records if record.key == key]
                     if found:
-                        await _post(found[-1], spec, host, supervisor, starts)
+                        await _post(found[-1], host, starts)
                     records = await topic.read(0.5)
         except Unreachable as error:
             logger.warning("%s; again in %.1f s", error, wait_s)
@@ -196,21 +231,17 @@ async def _follow(spec: DispatcherHostSpec, name: str, host: DispatcherHost, sup
             wait_s = min(5.0, 2 * wait_s)
 
 
-async def _post(
-    value: bytes | None, spec: DispatcherHostSpec, host: DispatcherHost, supervisor: Supervisor[Child], starts: int
-) -> None:
+async def _post(value: bytes | None, host: DispatcherHost, starts: int) -> None:
     try:
         posting: Posting | None = decode_posting(value) if value else None
     except msgspec.MsgspecError as error:
         logger.error("a posting cannot be read and is skipped: %s", error)
         return
     if posting is None:
-        await supervisor.dispatch(spec.stage, [])
+        await host.dispatch(None)
         return
-    host.slots = posting.slots
     incarnation = posting.dispatcher.incarnation + starts * _LIVES
-    dispatcher = msgspec.structs.replace(posting.dispatcher, incarnation=incarnation, node=host_node())
-    await supervisor.dispatch(spec.stage, [dispatcher])
+    await host.dispatch(msgspec.structs.replace(posting.dispatcher, incarnation=incarnation), posting.slots)
 
 
 def _starts(life: Path) -> int:
@@ -226,13 +257,11 @@ async def run(name: str, address: str, spec: DispatcherHostSpec) -> int:
     life, going = Path(spec.life), asyncio.Event()
     (life / "ready").unlink(missing_ok=True)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, going.set)
-    children = partial(Children, life / "logs", dispatcher_module=spec.module)
-    supervisor = Supervisor(children, drain_timeout_s=spec.drain_timeout_s)
-    async with supervisor, LogCopier(life / "logs"):
-        host = DispatcherHost(supervisor, spec.stage)
-        server = await host.listen(address, spec.port, dispatcher_context(Path(spec.credential)))
+    logs, context = life / "logs", dispatcher_context(Path(spec.credential))
+    host = DispatcherHost(spec.stage, host_node(), logs, drain_timeout_s=spec.drain_timeout_s, module=spec.module)
+    async with LogCopier(logs), host.listening(address, spec.port, context):
         (life / "ready").touch()
-        following = asyncio.create_task(_follow(spec, name, host, supervisor))
+        following = asyncio.create_task(_follow(spec, name, host))
         ending = asyncio.create_task(going.wait())
         try:
             await asyncio.wait((following, ending), return_when=asyncio.FIRST_COMPLETED)
@@ -242,9 +271,6 @@ async def run(name: str, address: str, spec: DispatcherHostSpec) -> int:
             for task in (following, ending):
                 task.cancel()
             await asyncio.gather(following, ending, return_exceptions=True)
-            server.close()
-            await supervisor.drain(spec.drain_timeout_s)
-            host.close()
     return 0
 
 

@@ -17,7 +17,8 @@ import signal
 import socket
 import ssl
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -61,17 +62,21 @@ _TRIES = 3
 """Connections per dispatcher of the stage, to find the one with the fewest replicas behind one common address."""
 
 
-class ReplicaHostSpec(msgspec.Struct, frozen=True):
-    """What a replica's host is given."""
+@dataclass(frozen=True, slots=True)
+class ReplicaEnd:
+    """How a replica has ended.
 
-    replica: ReplicaSpec
-    """Without a name: the host's becomes the replica's."""
-    dispatcher: str
-    """``host:port`` at which a dispatcher of the stage is found, perhaps another one each time."""
-    life: str
-    """Folder that lasts as long as the host's name does, over restarts of this process."""
-    credential: str
-    """Folder of the replicas' credential."""
+    Args:
+        exit_code: as the system reports it; negative for a signal.
+        reason: in words.
+        tail: the last lines that it wrote, if it failed.
+        replaced: whether its dispatcher has asked for another one.
+    """
+
+    exit_code: int
+    reason: str
+    tail: str
+    replaced: bool
 
 
 class _Offered:
@@ -101,46 +106,67 @@ class ReplicaHost:
     """Keeps one replica connected.
 
     Args:
-        name: of host and replica.
-        spec: of the host.
-        replica_module: what the replica's process runs as ``__main__``.
+        spec: of the replica.
+        node: that it is on.
+        dispatchers: see the attribute.
+        context: TLS with the replicas' credential.
+        logs: folder for what the replica prints.
+        ready: called once the replica has something to say.
+        module: what the replica's process runs as ``__main__``.
     """
 
-    def __init__(self, name: str, spec: ReplicaHostSpec, replica_module: str = REPLICA_MODULE) -> None:
-        self._spec = msgspec.structs.replace(spec.replica, replica=name, isolation=_within(spec.replica.isolation))
-        self._address, _, port = spec.dispatcher.rpartition(":")
-        self._port = int(port)
-        self._context: ssl.SSLContext = replica_context(Path(spec.credential))
-        self._life = Path(spec.life)
-        self._children = Children(
-            self._life / "logs", self._ended, placed=True, replica_module=replica_module, single=True
-        )
+    def __init__(
+        self,
+        spec: ReplicaSpec,
+        node: str,
+        dispatchers: Sequence[str],
+        context: ssl.SSLContext,
+        logs: Path,
+        *,
+        ready: Callable[[], object] = lambda: None,
+        module: str = REPLICA_MODULE,
+    ) -> None:
+        self.dispatchers = list(dispatchers)
+        """``host:port`` where dispatchers of its stage are found: of each one, or of all, perhaps another each time."""
+        self._spec = spec
+        self._node = node
+        self._context = context
+        self._ready = ready
+        self._children = Children(logs, self._ended, placed=True, replica_module=module, single=True)
         self._child: Child | None = None
         self._link: HostLink | None = None
         self._attached = self._leaving = False
         self._why = ""
-        self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._end: asyncio.Future[ReplicaEnd] = asyncio.get_running_loop().create_future()
 
-    async def run(self) -> int:
-        """Run the replica to its end; returns its exit code.
+    @property
+    def pid(self) -> int | None:
+        """The replica's process, once it was started."""
+        return None if self._child is None else self._child.pid
+
+    def start(self) -> None:
+        """Start the replica.
 
         Raises:
             InvalidInput: its isolation needs what this machine does not have.
+            OSError: the process could not be started.
         """
-        async with LogCopier(self._life / "logs"):
-            self._child = self._children.start_replica(self._spec)
-            connecting = asyncio.create_task(self._stay_connected())
-            try:
-                done, _ = await asyncio.wait((self.code, connecting), return_when=asyncio.FIRST_COMPLETED)
-                if connecting in done:
-                    connecting.result()
-                return await self.code
-            finally:
-                connecting.cancel()
-                await asyncio.gather(connecting, return_exceptions=True)
-                if self._link is not None:
-                    self._link.close()
-                self._children.close()
+        self._child = self._children.start_replica(self._spec)
+
+    async def run(self) -> ReplicaEnd:
+        """Keep the replica connected to its end."""
+        connecting = asyncio.create_task(self._stay_connected())
+        try:
+            done, _ = await asyncio.wait((self._end, connecting), return_when=asyncio.FIRST_COMPLETED)
+            if connecting in done:
+                connecting.result()
+            return await self._end
+        finally:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            if self._link is not None:
+                self._link.close()
+            self._children.close()
 
     def leave(self) -> None:
         """Have the replica finish its batch and leave."""
@@ -153,19 +179,23 @@ class ReplicaHost:
     def end(self, reason: str) -> None:
         """End the replica now, because its dispatcher wants another one."""
         self._why = reason
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the replica."""
         if self._child is not None:
-            self._child.signal(signal.SIGKILL)
+            self._child.signal(number)
 
     def _ended(self, child: Child, code: int, reason: str, tail: str) -> None:
         reason = self._why or reason
         logger.log(logging.INFO if code == 0 else logging.ERROR, "replica %s ended: %s", child.name, reason)
         if self._link is not None:
             self._link.send(HostEnded(reason))
-        if not self.code.done():
-            self.code.set_result(code)
+        if not self._end.done():
+            self._end.set_result(ReplicaEnd(code, reason, tail, bool(self._why)))
 
     async def _stay_connected(self) -> None:
-        while not self.code.done():
+        while not self._end.done():
             link, offered = await self._connect()
             self._attach(link)
             await offered.over.wait()
@@ -217,18 +247,21 @@ class ReplicaHost:
 
     async def _offered(self) -> tuple[HostLink, _Offered, Offer]:
         offered = _Offered(self)
+        if not self.dispatchers:
+            raise ConnectionError("no dispatcher is known")
+        address, _, port = random.choice(self.dispatchers).rpartition(":")  # noqa: S311  spreads replicas
         async with asyncio.timeout(_DIAL_S):
             _, link = await asyncio.get_running_loop().create_connection(
                 lambda: HostLink(offered.heard, offered.closed),
-                self._address,
-                self._port,
+                address,
+                int(port),
                 ssl=self._context,
                 ssl_handshake_timeout=_DIAL_S,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
             try:
                 kind, again = self._spec.hardware, self._attached
-                link.send(HostHello(self._spec.replica, kind.name, host_node(), gpu=kind.gpus > 0, again=again))
+                link.send(HostHello(self._spec.replica, kind.name, self._node, gpu=kind.gpus > 0, again=again))
                 return link, offered, await offered.offer
             except BaseException:
                 link.close()
@@ -239,12 +272,28 @@ class ReplicaHost:
         ours, theirs = socket.socketpair()
         self._child.connect(theirs)
         self._attached = True
-        link.on_first((self._life / "ready").touch)
+        link.on_first(self._ready)
         self._link = link
         link.send(Take())
         link.carry(ours)
         if self._leaving:
             link.send(Leaving())
+
+
+# In a pod
+
+
+class ReplicaHostSpec(msgspec.Struct, frozen=True):
+    """What a replica's host is given."""
+
+    replica: ReplicaSpec
+    """Without a name: the host's becomes the replica's."""
+    dispatcher: str
+    """``host:port`` at which a dispatcher of the stage is found, perhaps another one each time."""
+    life: str
+    """Folder that lasts as long as the host's name does, over restarts of this process."""
+    credential: str
+    """Folder of the replicas' credential."""
 
 
 def _within(isolation: Isolation) -> Isolation:
@@ -254,7 +303,7 @@ def _within(isolation: Isolation) -> Isolation:
     return replace(isolation, level="sandbox", on_unsupported="degrade")
 
 
-async def run(name: str, spec: ReplicaHostSpec, replica_module: str = REPLICA_MODULE) -> int:
+async def run(name: str, spec: ReplicaHostSpec, module: str = REPLICA_MODULE) -> int:
     """Run the replica to its end, or wait where this host has had its replica; returns the exit code."""
     loop, life = asyncio.get_running_loop(), Path(spec.life)
     (life / "ready").unlink(missing_ok=True)
@@ -266,13 +315,17 @@ async def run(name: str, spec: ReplicaHostSpec, replica_module: str = REPLICA_MO
         await going.wait()
         return 0
     begun.touch()
-    host = ReplicaHost(name, spec, replica_module)
+    replica = msgspec.structs.replace(spec.replica, replica=name, isolation=_within(spec.replica.isolation))
+    context, logs, ready = replica_context(Path(spec.credential)), life / "logs", (life / "ready").touch
+    host = ReplicaHost(replica, host_node(), [spec.dispatcher], context, logs, ready=ready, module=module)
     loop.add_signal_handler(signal.SIGTERM, host.leave)
-    try:
-        code = await host.run()
-    except InferlineError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
+    async with LogCopier(logs):
+        try:
+            host.start()
+            code = (await host.run()).exit_code
+        except InferlineError as error:
+            sys.stderr.write(f"{error}\n")
+            return error.exit_code
     return 128 - code if code < 0 else code
 
 

@@ -14,8 +14,6 @@ from inferline_stream.actuators.children import Children
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware
 
-DOUBLES = Path(__file__).parents[2] / "contracts"
-
 
 def test_a_long_log_keeps_its_end_and_says_what_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_logs, "LOG_BYTES", 1500)
@@ -41,7 +39,6 @@ def test_a_long_log_keeps_its_end_and_says_what_was_cut_off(tmp_path: Path, monk
 async def test_a_replica_without_a_sandbox_that_prints_on_and_on_does_not_fill_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(DOUBLES))
     monkeypatch.setattr(child_logs, "LOG_BYTES", 20_000)
     monkeypatch.setattr(child_logs, "LOG_KEPT_BYTES", 5_000)
     monkeypatch.setattr(child_logs, "_LOOK_S", 0.05)

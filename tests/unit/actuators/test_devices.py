@@ -223,7 +223,6 @@ def test_devices_that_were_hidden_from_this_process_are_not_its_own_to_give(
 async def test_a_replica_in_a_slice_is_confined_to_the_node_of_its_gpu_and_runs_on_its_side_of_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
     near = min(os.sched_getaffinity(0))
     install(monkeypatch, [FOUR[0], {**A100, "minor": 3, "near": {near}}])
     children = Children(tmp_path, lambda *_: None, devices=devices(), replica_module="replica_double")
@@ -342,7 +341,6 @@ def test_the_stock_of_a_kind_is_what_the_machine_has_room_for() -> None:
 async def test_a_replica_waits_for_a_device_that_others_use_and_starts_once_they_have_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
     gpu = {"name": "Tesla T4", "uuid": "GPU-a", "total": 16 << 30, "used": 9 << 30}
     install(monkeypatch, [gpu])
     children = partial(Children, tmp_path, replica_module="replica_double")
@@ -364,7 +362,6 @@ async def test_a_replica_waits_for_a_device_that_others_use_and_starts_once_they
 async def test_a_driver_that_hangs_stops_neither_ends_nor_restarts_nor_those_that_need_no_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
     answers = threading.Event()
     install(monkeypatch, [{**FOUR[0], "hang": answers}])
     children = partial(Children, tmp_path, replica_module="replica_double")
@@ -403,7 +400,6 @@ async def pending(supervisor: Supervisor[Child], *words: str) -> ObservedReplica
 async def test_memory_of_one_that_has_ended_is_waited_for_by_a_look_after_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
     gpu: dict[str, Any] = dict(FOUR[0])
     install(monkeypatch, [gpu])
     children = partial(Children, tmp_path, replica_module="replica_double")
@@ -422,10 +418,7 @@ async def test_memory_of_one_that_has_ended_is_waited_for_by_a_look_after_its_en
             await asyncio.sleep(0.01)
 
 
-async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
+async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(tmp_path: Path) -> None:
     kinds = {("a", "t4"): T4, ("b", "cpu-1"): CPU}
 
     def sees(pid: int | None) -> str:
@@ -455,7 +448,6 @@ async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(
 async def test_a_replica_that_was_placed_is_given_what_its_host_sees_however_much_others_use_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "contracts"))
     install(monkeypatch, [{"name": "Tesla T4", "uuid": "GPU-a", "total": 16 << 30, "used": 12 << 30}])
     children = Children(tmp_path, lambda *_: None, placed=True, replica_module="replica_double")
     try:

@@ -26,7 +26,6 @@ from inferline_stream.isolation import bootstrap, limits
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 
-DOUBLES = Path(__file__).parents[2] / "contracts"
 DEADLINE_S = 20.0
 TOPOLOGY = """
 from inferline_stream import Pipeline, Stage, Topic
@@ -44,11 +43,8 @@ def spec(topology: str = "/nowhere/topology.py", stage: str = "patient", cores: 
 
 
 @asynccontextmanager
-async def doubles(
-    folder: Path, *stages: str, cores: float = 1.0, monkeypatch: pytest.MonkeyPatch, **arguments: Any
-) -> AsyncIterator[LocalActuator]:
+async def doubles(folder: Path, *stages: str, cores: float = 1.0, **arguments: Any) -> AsyncIterator[LocalActuator]:
     """An actuator whose replicas are doubles that behave as their stage's name says."""
-    monkeypatch.setenv("PYTHONPATH", str(DOUBLES))
     actuator = LocalActuator(folder, kill_after_s=0.3, replica_module="replica_double", **arguments)
     async with actuator:
         await actuator.know({(stage, "kind"): spec(stage=stage, cores=cores) for stage in stages})
@@ -85,10 +81,8 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(0.25, "1"), (1.0, "1"), (2.0, "2")])
-async def test_a_replica_is_given_its_name_and_kept_to_its_threads(
-    tmp_path: Path, cores: float, threads: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with doubles(tmp_path, "telling", cores=cores, monkeypatch=monkeypatch) as local:
+async def test_a_replica_is_given_its_name_and_kept_to_its_threads(tmp_path: Path, cores: float, threads: str) -> None:
+    async with doubles(tmp_path, "telling", cores=cores) as local:
         await local.scale("telling", "kind", 1)
         (seen,) = await local.observe()
         answer = await written(tmp_path, seen.replica)
@@ -96,10 +90,8 @@ async def test_a_replica_is_given_its_name_and_kept_to_its_threads(
     assert (answer["replica"], answer["threads"], answer["session"]) == (seen.replica, threads, True)
 
 
-async def test_a_built_replica_has_its_share_of_a_core_with_all_its_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with doubles(tmp_path, "busy", cores=0.25, monkeypatch=monkeypatch) as local:
+async def test_a_built_replica_has_its_share_of_a_core_with_all_its_threads(tmp_path: Path) -> None:
+    async with doubles(tmp_path, "busy", cores=0.25) as local:
         await local.scale("busy", "kind", 1)
         (seen,) = await local.observe()
         assert (await written(tmp_path, seen.replica))["cores"] < 0.4
@@ -109,11 +101,9 @@ async def test_a_built_replica_has_its_share_of_a_core_with_all_its_threads(
     assert not group.exists()
 
 
-async def test_replicas_of_one_core_get_different_cores_while_there_are_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_replicas_of_one_core_get_different_cores_while_there_are_enough(tmp_path: Path) -> None:
     machine = os.sched_getaffinity(0)
-    async with doubles(tmp_path, "telling", monkeypatch=monkeypatch) as local:
+    async with doubles(tmp_path, "telling") as local:
         await local.scale("telling", "kind", len(machine))
         answers = [await written(tmp_path, seen.replica) for seen in await local.observe()]
         assert sorted(core for answer in answers for core in answer["cores"]) == sorted(machine)
@@ -125,14 +115,14 @@ async def test_replicas_of_one_core_get_different_cores_while_there_are_enough(
 async def test_a_supervisor_that_does_not_answer_is_reported_and_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with doubles(tmp_path, "patient", monkeypatch=monkeypatch) as local:
+    async with doubles(tmp_path, "patient") as local:
         await local.scale("patient", "kind", 1)
         (replica,) = await local.observe()
         with monkeypatch.context() as impatient:
             impatient.setattr(local_actuator, "_ANSWER_S", 0.1)
             os.kill(local.supervisor_pid, signal.SIGSTOP)
             try:
-                with pytest.raises(RuntimeError, match=r"has not answered Observe for .*supervisor\.log"):
+                with pytest.raises(RuntimeError, match=r"has not answered observe for .*supervisor\.log"):
                     await local.observe()
             finally:
                 os.kill(local.supervisor_pid, signal.SIGCONT)
@@ -142,7 +132,7 @@ async def test_a_supervisor_that_does_not_answer_is_reported_and_asked_again(
 async def test_a_supervisor_that_does_not_answer_is_killed_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with doubles(tmp_path, "patient", monkeypatch=monkeypatch) as local:
+    async with doubles(tmp_path, "patient") as local:
         await local.scale("patient", "kind", 1)
         (replica,) = await local.observe()
         supervisor = local.supervisor_pid
@@ -151,10 +141,8 @@ async def test_a_supervisor_that_does_not_answer_is_killed_at_the_end(
     await until(lambda: not any(map(alive, (supervisor, replica.pid))), "neither lives")
 
 
-async def test_a_failing_replica_is_explained_by_its_last_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with doubles(tmp_path, "broken", monkeypatch=monkeypatch) as local:
+async def test_a_failing_replica_is_explained_by_its_last_words(tmp_path: Path) -> None:
+    async with doubles(tmp_path, "broken") as local:
         await local.scale("broken", "kind", 1)
         gone = await next_exit(local)
     assert isinstance(gone, ReplicaExit)
@@ -163,18 +151,16 @@ async def test_a_failing_replica_is_explained_by_its_last_words(
     assert gone.tail.startswith("Traceback (most recent call last):")
 
 
-async def test_what_a_dying_replica_prints_without_end_does_not_fill_a_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with doubles(tmp_path, "loud", monkeypatch=monkeypatch) as local:
+async def test_what_a_dying_replica_prints_without_end_does_not_fill_a_message(tmp_path: Path) -> None:
+    async with doubles(tmp_path, "loud") as local:
         await local.scale("loud", "kind", 1)
         gone = await next_exit(local)
     assert len(gone.reason) < 800
     assert len(gone.tail) < 8000
 
 
-async def test_a_replica_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with doubles(tmp_path, "stubborn", monkeypatch=monkeypatch, drain_timeout_s=0.0) as local:
+async def test_a_replica_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    async with doubles(tmp_path, "stubborn", drain_timeout_s=0.0) as local:
         await local.scale("stubborn", "kind", 1)
         (seen,) = await local.observe()
         log = tmp_path / f"{seen.replica}.log"
@@ -208,7 +194,7 @@ async def pool(root: Path, **arguments: Any) -> tuple[LocalActuator, str]:
     local = LocalActuator(
         root / "logs",
         drain_timeout_s=5.0,
-        dispatcher_module="inferline_stream.testing.stand_in_dispatcher",
+        dispatcher_module="stand_in_dispatcher",
         **arguments,
     )
     routes = routes_of(load_topology(topology), "work")

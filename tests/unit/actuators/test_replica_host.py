@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.actuators.network.credentials import new_credential
-from inferline_stream.actuators.network.replica_host import ReplicaHost, ReplicaHostSpec
+from inferline_stream.actuators.network.credentials import new_credential, replica_context
+from inferline_stream.actuators.network.replica_host import ReplicaHost
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
@@ -33,12 +33,10 @@ async def test_a_replicas_host_imports_its_code_once_and_prepares_no_fork(tmp_pa
         (tmp_path / name).write_bytes(content)
     (tmp_path / "topology.py").touch()
     kind, isolation = Hardware("cpu-1", 0.1, cores=0), Isolation(forked=True)
-    replica = ReplicaSpec("", "work", str(tmp_path / "topology.py"), kind, isolation=isolation)
-    host = ReplicaHost("work-a", ReplicaHostSpec(replica, "127.0.0.1:9", str(tmp_path), str(tmp_path)))
-    running = asyncio.create_task(host.run())
+    replica = ReplicaSpec("work-a", "work", str(tmp_path / "topology.py"), kind, isolation=isolation)
+    host = ReplicaHost(replica, "", ["127.0.0.1:9"], replica_context(tmp_path), tmp_path / "logs")
+    host.start()
+    assert not host._children._fork_servers._servers
+    host.end("the test is over")
     async with asyncio.timeout(20.0):
-        while host._child is None:
-            await asyncio.sleep(0.01)
-        assert not host._children._fork_servers._servers
-        host.end("the test is over")
-        await running
+        assert (await host.run()).reason == "the test is over"

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ class Host:
         self.topology.write_text(TOPOLOGY)
         self.isolation = isolation
         self.supervisor = Supervisor(
-            partial(Children, self.logs, dispatcher_module="inferline_stream.testing.stand_in_dispatcher"),
+            partial(Children, self.logs, dispatcher_module="stand_in_dispatcher"),
             drain_timeout_s=10.0,
             kill_after_s=0.5,
         )
@@ -108,19 +109,21 @@ def count(said: list[str], what: str) -> int:
 async def test_a_replica_that_no_descriptor_is_left_for_is_started_again_and_attached(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attach, failed = Children.attach, list[str]()
+    pair, failed = socket.socketpair, list[OSError]()
 
-    def at_its_limit(children: Children, *of: Any) -> None:
-        if not failed:
-            failed.append(of[1].name)
-            raise OSError(errno.EMFILE, "Too many open files")
-        attach(children, *of)
+    def at_its_limit(*of: Any) -> tuple[socket.socket, socket.socket]:
+        if not of and not failed:  # a channel has a type
+            failed.append(OSError(errno.EMFILE, "Too many open files"))
+            raise failed[0]
+        return pair(*of)
 
-    monkeypatch.setattr(Children, "attach", at_its_limit)
+    monkeypatch.setattr(socket, "socketpair", at_its_limit)
     await host.dispatch(0)
     await host.scale(1)
     await host.until(lambda: count(host.said("work-0-a"), "results") == 1, "a replica has answered")
-    assert failed[0] not in await host.names()
+    gone = await host.next_exit()
+    assert isinstance(gone, ReplicaExit)
+    assert (gone.exit_code, gone.replica in await host.names()) == (-signal.SIGKILL, False)
 
 
 async def test_replicas_are_attached_by_number_as_they_start(host: Host) -> None:

@@ -78,7 +78,7 @@ def hostile(confinement):
 @pytest.fixture
 async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
     tmp_path.chmod(0o755)
-    children = partial(Children, tmp_path / "logs", dispatcher_module="inferline_stream.testing.stand_in_dispatcher")
+    children = partial(Children, tmp_path / "logs", dispatcher_module="stand_in_dispatcher")
     async with Supervisor(children, drain_timeout_s=10.0, kill_after_s=0.5) as made:
         yield made
 

@@ -1,7 +1,4 @@
-"""A dispatcher that crashes at a certain value, as a parser in C may: run it with ``-m`` in a dispatcher's place.
-
-It is here, and not beside its test, because a sealed dispatcher may read no code but this package.
-"""
+"""A dispatcher that crashes at a certain value, as a parser in C may: run it with ``-m`` in a dispatcher's place."""
 
 from __future__ import annotations
 

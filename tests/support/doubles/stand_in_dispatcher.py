@@ -1,8 +1,7 @@
 """Stands in for a dispatcher: speaks with its supervisor and its replicas as one does, and has no Kafka.
 
 It prints what happens, a line each. Each replica that is ready gets a batch with the event ``1``. SIGUSR1 asks for
-another replica in place of the one with the lowest number; SIGUSR2 ends it as if it were fenced. It is here, and not
-beside its tests, because a sealed dispatcher may read no code but this package.
+another replica in place of the one with the lowest number; SIGUSR2 ends it as if it were fenced.
 """
 
 from __future__ import annotations
