@@ -12,6 +12,15 @@ from inferline_stream.observability.pipeline_state import DeviceState
 PATIENCE_S = 5.0
 """A replica that has had no place for so long says that there is none now; most get one sooner."""
 
+SETTLED_S = 5.0
+"""A replica that lived this long had started: its death is a new one, not the same again."""
+
+FIRST_RESTART_S = 0.1
+"""Wait before a dead replica's first restart: short, since most deaths are single ones."""
+
+LONGEST_RESTART_S = 30.0
+"""Waits double up to this: a stage that cannot start costs little, and is back soon after it is fixed."""
+
 Way = Literal["", "fork", "alone"]
 """How a replica that may be forked came to run: forked by a fork server, or started by itself; empty for others."""
 
@@ -216,3 +225,18 @@ def placed(replicas: Iterable[ObservedReplica], now_s: float) -> dict[str, int]:
     known = list(replicas)
     short = {r.hardware for r in known if r.state == "running" and r.pending and now_s - r.started_s >= PATIENCE_S}
     return {kind: sum(r.hardware == kind and not r.pending and r.state != "waiting" for r in known) for kind in short}
+
+
+def deaths_in_a_row(before: int, lived_s: float) -> int:
+    """Return how often a replica or dispatcher has died in a row, none of those long after its start.
+
+    Args:
+        before: this death.
+        lived_s: time since its last start.
+    """
+    return 1 if lived_s >= SETTLED_S else before + 1
+
+
+def restart_in_s(failures: int) -> float:
+    """Wait before the restart that follows so many deaths in a row, 1 or more."""
+    return float(min(LONGEST_RESTART_S, FIRST_RESTART_S * 2.0 ** min(failures - 1, 60)))

@@ -18,12 +18,11 @@ from typing import IO
 
 import msgspec
 
-from inferline_stream.actuators.affinity import cores_for
 from inferline_stream.actuators.batch_deaths import is_batchs_doing
 from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.child_logs import ChildLogs
 from inferline_stream.actuators.device_watch import DeviceWatch, NoDevice
-from inferline_stream.actuators.devices import Device, carries, devices_for, used_by_others
+from inferline_stream.actuators.devices import Device, carries, cores_for, devices_for, used_by_others
 from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.relay import Relay

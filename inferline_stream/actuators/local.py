@@ -20,9 +20,15 @@ from typing import Any, Self
 import msgspec
 
 from inferline_stream.actuators import supervisor_calls as calls
-from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ObservedReplica, ReplicaExit
+from inferline_stream.actuators.actuator import (
+    DispatcherExit,
+    ObservedDispatcher,
+    ObservedReplica,
+    ReplicaExit,
+    deaths_in_a_row,
+    restart_in_s,
+)
 from inferline_stream.actuators.devices import Device
-from inferline_stream.actuators.restart_delay import SETTLED_S, restart_in_s
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, REPLICA_MODULE, DispatcherSpec, ReplicaSpec
 from inferline_stream.isolation.limits import unbounded_memory
 from inferline_stream.observability.pipeline_state import DeviceState
@@ -321,8 +327,7 @@ class LocalActuator:
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):  # it lives, and serves another controller
                 await asyncio.to_thread(self._process.wait, _REAP_S)
-        lived = asyncio.get_running_loop().time() - began_s >= SETTLED_S
-        self._failures = 1 if lived else self._failures + 1
+        self._failures = deaths_in_a_row(self._failures, asyncio.get_running_loop().time() - began_s)
         self._report_all_lost()
         await asyncio.sleep(0.0 if self._failures == 1 else restart_in_s(self._failures - 1))
         if not self._closed:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import secrets
 import signal
 import threading
 from collections import deque
@@ -31,10 +30,9 @@ from ray.exceptions import RayError
 from ray.util import list_named_actors
 
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ObservedReplica, ReplicaExit
-from inferline_stream.actuators.dispatcher_posts import Post, Posts
 from inferline_stream.actuators.network.credentials import Credential, new_credential
 from inferline_stream.actuators.ray_host import HostEnd, HostNews, HostState, HostTerms, RayHost
-from inferline_stream.actuators.replica_places import Place, Places
+from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
 from inferline_stream.dataplane.process_specs import (
     DISPATCHER_MODULE,
     EXIT_FENCED,
@@ -98,7 +96,7 @@ class _Actor:
         following: hears of those.
     """
 
-    of: Place | Post
+    of: WantedProcess
     handle: Any
     node_id: str = ""
     address: str = ""
@@ -128,7 +126,7 @@ class _Actor:
 
     def _force(self, heard: int) -> None:
         if self.heard == heard and self.following is not None and not self.following.done():
-            logger.warning("the host of %s does not answer: its actor is killed", _name(self.of))
+            logger.warning("the host of %s does not answer: its actor is killed", self.of.name)
             self.kill()
 
 
@@ -174,26 +172,15 @@ class RayActuator:
             orphan_s=orphan_s,
             drain_timeout_s=drain_timeout_s,
         )
-        self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
-        self._specs: dict[tuple[str, str], ReplicaSpec] = {}
         self._knows = False
-        self._places = Places(
-            self._exits,
-            self._start_replica,
-            lambda place: self._actors[place].leave(),
-            lambda place: self._actors[place].signal(signal.SIGTERM),
-            lambda place: self._actors[place].signal(signal.SIGKILL),
+        self._wanted = WantedProcesses(
+            self._start,
+            lambda process: self._actors[process].leave(),
+            lambda process, number: self._actors[process].signal(number),
             drain_timeout_s=drain_timeout_s,
             kill_after_s=kill_after_s,
         )
-        self._posts = Posts(
-            self._exits,
-            self._start_dispatcher,
-            lambda post: self._actors[post].leave(),
-            lambda post: self._actors[post].signal(signal.SIGKILL),
-            drain_timeout_s=drain_timeout_s,
-        )
-        self._actors: dict[Place | Post, _Actor] = {}
+        self._actors: dict[WantedProcess, _Actor] = {}
         self._slots: dict[str, int] = {}
         """Dispatchers that each stage was asked for."""
         self._credentials: dict[str, Credential] = {}
@@ -213,7 +200,7 @@ class RayActuator:
         Raises:
             Unreachable: the cluster does not answer.
         """
-        self._specs = dict(specs)
+        self._wanted.specs = dict(specs)
         if self._knows:
             return
         self._knows = True
@@ -228,36 +215,34 @@ class RayActuator:
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`."""
-        if replicas > 0 and (stage, hardware) not in self._specs:
-            raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
-        self._places.scale(stage, hardware, replicas, retiring)
+        self._wanted.scale(stage, hardware, replicas, retiring)
 
     async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
         """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
         self._slots[stage] = len(dispatchers)
-        self._posts.dispatch(stage, dispatchers)
+        self._wanted.dispatch(stage, dispatchers)
 
     async def replace_dispatcher(self, dispatcher: str) -> None:
         """Kill a silent dispatcher and have its host start it again; see `Actuator.replace_dispatcher`."""
-        self._posts.replace(dispatcher)
+        self._wanted.replace(dispatcher)
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that was asked for and is not gone, oldest first."""
-        return self._places.observe()
+        return self._wanted.observe()
 
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that was asked for and is not gone, oldest first."""
-        return self._posts.observe()
+        return self._wanted.observe_dispatchers()
 
     async def next_exit(self) -> ReplicaExit | DispatcherExit:
         """Wait for the next process that ends."""
-        return await self._exits.get()
+        return await self._wanted.exits.get()
 
     async def capacity(self) -> Mapping[str, int]:
         """Return the replicas that have a place, of each kind that has none left; and what the cluster may grow to."""
-        found = self._places.capacity()
+        found = self._wanted.capacity()
         for kind, more in (await self._room()).items():
-            held = sum(r.hardware == kind and r.state != "waiting" and not r.pending for r in self._places.observe())
+            held = sum(r.hardware == kind and r.state != "waiting" and not r.pending for r in self._wanted.observe())
             found[kind] = min(found.get(kind, held + more), held + more)
         return found
 
@@ -267,9 +252,7 @@ class RayActuator:
 
     async def drain(self, deadline_s: float) -> None:
         """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
-        until_s = asyncio.get_running_loop().time() + deadline_s
-        await self._posts.drain(deadline_s)
-        await self._places.drain(max(0.0, until_s - asyncio.get_running_loop().time()))
+        await self._wanted.drain(deadline_s)
 
     async def aclose(self) -> None:
         """End everything now: SIGTERM, and SIGKILL to what stays; no actor is left when this returns."""
@@ -313,16 +296,15 @@ class RayActuator:
 
     def _adopt(self, handle: Any, found: HostState) -> None:
         started_s = asyncio.get_running_loop().time() - found.age_s
-        of: Place | Post
         if (spec := found.terms.replica) is not None:
-            of = Place(spec.stage, spec.hardware.name, spec.replica, running=True, started_s=started_s)
-            self._places.all.append(of)
+            of = WantedProcess(spec.stage, spec.hardware.name, spec.replica, started_s=started_s)
         else:
             assert found.terms.dispatcher is not None, "a host is of one of the two"
             incarnation = found.terms.dispatcher.incarnation + found.ends
-            of = Post(msgspec.structs.replace(found.terms.dispatcher, incarnation=incarnation))
-            of.started_s, of.running = started_s, True
-            self._posts.adopt(of)
+            spec_ = msgspec.structs.replace(found.terms.dispatcher, incarnation=incarnation)
+            stage, name = spec_.routes.stage, spec_.dispatcher
+            of = WantedProcess(stage, name=name, spec=spec_, started_s=started_s)
+        self._wanted.adopt(of)
         self._credentials[of.stage] = found.terms.credential
         actor = self._actors[of] = _Actor(of, handle, heard=found.ends)
         self._placed(actor, found)
@@ -345,7 +327,7 @@ class RayActuator:
             return {}
         used = {name: total.get(name, 0.0) - free.get(name, 0.0) for name in total}
         found = {}
-        for spec in {spec.hardware.name: spec for spec in self._specs.values()}.values():
+        for spec in {spec.hardware.name: spec for spec in (self._wanted.specs or {}).values()}.values():
             limits = [
                 (most[name] - used.get(name, 0.0)) / each
                 for name, each in _resources(requirements(spec)).items()
@@ -357,20 +339,16 @@ class RayActuator:
 
     # What is started
 
-    def _start_replica(self, place: Place) -> None:
-        place.replica = f"{place.stage}-{place.hardware}-{secrets.token_hex(4)}"
-        spec = msgspec.structs.replace(self._specs[place.stage, place.hardware], replica=place.replica)
-        place.way = "alone" if spec.isolation.forked else ""
-        self._start(place, requirements(spec), replica=spec)
-
-    def _start_dispatcher(self, post: Post) -> None:
-        slots = self._slots.get(post.stage, 1)
-        self._start(post, DISPATCHER_NEEDS, dispatcher=post.spec, slots=slots, environment=self._environment)
-
-    def _start(self, of: Place | Post, asked: dict[str, Any], **given: Any) -> None:
-        name = f"{self._identity}/{_name(of)}"
-        if isinstance(of, Post):
+    def _start(self, of: WantedProcess) -> None:
+        name, given = f"{self._identity}/{of.name}", dict[str, Any]()
+        if of.spec is None:
+            spec = self._wanted.replica_spec(of)
+            asked, given = requirements(spec), {"replica": spec}
+            of.way = "alone" if spec.isolation.forked else ""
+        else:
             name += f".{of.spec.incarnation}"  # the actor before may be about to end
+            slots, asked = self._slots.get(of.stage, 1), DISPATCHER_NEEDS
+            given = {"dispatcher": of.spec, "slots": slots, "environment": self._environment}
         options = {"name": name, "namespace": self._namespace, "lifetime": "detached", "max_restarts": 0, **asked}
         if avoided := self._avoided():
             elsewhere = {"ray.io/node-id": f"!in({','.join(avoided)})"}
@@ -417,7 +395,7 @@ class RayActuator:
     def _placed(self, actor: _Actor, found: HostState) -> None:
         actor.node_id, actor.address = found.node_id, found.address
         actor.of.pid, actor.of.node, actor.of.pending = found.pid, found.node, ""
-        if isinstance(actor.of, Post):
+        if actor.of.spec is not None:
             self._tell(actor.of.stage)
         else:  # there may be others since it was started
             actor.handle.find.remote(self._addresses(actor.of.stage))
@@ -428,8 +406,7 @@ class RayActuator:
         for end in news.ends:
             if not end.restarted:
                 return end
-            assert isinstance(actor.of, Post), "the host of a replica starts no other"
-            self._posts.restarted(actor.of, end.exit_code, end.reason, end.tail)
+            self._wanted.restarted(actor.of, end.exit_code, end.reason, end.tail)
         return None
 
     def _lost(self, actor: _Actor, why: str) -> HostEnd:
@@ -441,18 +418,16 @@ class RayActuator:
         if not actor.node_id:
             return HostEnd(-signal.SIGKILL, f"its actor is gone: {why}")
         self._avoid_until_s[actor.node_id] = asyncio.get_running_loop().time() + _AVOID_S
-        code = -signal.SIGKILL if isinstance(actor.of, Place) else EXIT_FENCED
+        code = -signal.SIGKILL if actor.of.spec is None else EXIT_FENCED
         return HostEnd(code, f"its actor on {actor.of.node} is gone: {why}")
 
-    def _ended(self, of: Place | Post, end: HostEnd) -> None:
+    def _ended(self, of: WantedProcess, end: HostEnd) -> None:
         self._actors.pop(of, None)
-        if isinstance(of, Post):
-            self._posts.ended(of, end.exit_code, end.reason, end.tail)
+        if end.exit_code and of.spec is None:
+            self._dead.append(of.name)
+        self._wanted.ended(of, end.exit_code, end.reason, end.tail, at_once=end.replaced)
+        if of.spec is not None:
             self._tell(of.stage)
-            return
-        if end.exit_code:
-            self._dead.append(of.replica)
-        self._places.ended(of, end.exit_code, end.reason, end.tail, at_once=end.replaced)
 
     def _addresses(self, stage: str) -> list[str]:
         """Of a stage's dispatchers."""
@@ -462,7 +437,7 @@ class RayActuator:
         """Tell a stage's replicas where its dispatchers are now."""
         addresses = self._addresses(stage)
         for of, actor in self._actors.items():
-            if isinstance(of, Place) and of.stage == stage and actor.node_id:
+            if of.spec is None and of.stage == stage and actor.node_id:
                 actor.handle.find.remote(addresses)
 
 
@@ -504,10 +479,6 @@ def _cause(error: RayError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = next((line for line in lines if line.startswith("The actor is dead because")), (lines or [""])[0])
     return reason.partition(". ")[0].rstrip(".") or type(error).__name__
-
-
-def _name(of: Place | Post) -> str:
-    return of.replica if isinstance(of, Place) else of.spec.dispatcher
 
 
 def _resources(asked: Mapping[str, Any]) -> dict[str, float]:

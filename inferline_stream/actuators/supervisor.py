@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import signal
 import socket
 from collections import defaultdict
@@ -25,8 +24,7 @@ from inferline_stream.actuators.batch_deaths import BatchDeaths
 from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.children import Children, Ended, Heard
 from inferline_stream.actuators.device_watch import NoDevice
-from inferline_stream.actuators.dispatcher_posts import Post, Posts
-from inferline_stream.actuators.replica_places import Place, Places
+from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.supervisor_messages import (
     Attach,
@@ -86,28 +84,16 @@ class Supervisor:
         drain_timeout_s: float = 30.0,
         kill_after_s: float = 5.0,
     ) -> None:
-        self._specs: dict[tuple[str, str], ReplicaSpec] = {}
-        self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
         self._children = children(self._ended, self._hear)
-        self._places = Places(
-            self._exits,
-            self._start_replica,
+        self._wanted = WantedProcesses(
+            self._start,
             self._leave,
-            lambda place: self._signal(place, signal.SIGTERM),
-            lambda place: self._signal(place, signal.SIGKILL),
+            self._signal,
+            self._deal,
             drain_timeout_s=drain_timeout_s,
             kill_after_s=kill_after_s,
         )
-        self._posts = Posts(
-            self._exits,
-            self._start_dispatcher,
-            lambda post: self._dispatchers[post].tell(Stop()),
-            self._kill_dispatcher,
-            self._deal,
-            drain_timeout_s=drain_timeout_s,
-        )
-        self._replicas: dict[Child, Place] = {}
-        self._dispatchers: dict[Post, Child] = {}
+        self._running: dict[Child, WantedProcess] = {}
         self._batch_deaths = BatchDeaths()
         self._looking: asyncio.TimerHandle | None = None
         """The next look for devices that replicas wait for."""
@@ -123,47 +109,45 @@ class Supervisor:
 
     async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
         """Set the templates of replicas; see `Actuator.know`."""
-        self._specs = dict(specs)
+        self._wanted.specs = dict(specs)
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`."""
-        if replicas > 0 and (stage, hardware) not in self._specs:
-            raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
-        self._places.scale(stage, hardware, replicas, retiring)
+        self._wanted.scale(stage, hardware, replicas, retiring)
 
     async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
         """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
-        self._posts.dispatch(stage, dispatchers)
+        self._wanted.dispatch(stage, dispatchers)
 
     async def replace_dispatcher(self, dispatcher: str) -> None:
         """Kill a silent dispatcher and start it again; see `Actuator.replace_dispatcher`."""
-        self._posts.replace(dispatcher)
+        self._wanted.replace(dispatcher)
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that was asked for and is not gone, oldest first."""
         use = {}
-        for child, place in self._replicas.items():
-            place.pid = child.pid
-            place.way = place.way and ("fork" if child.forked else "alone")
+        for child, process in self._running.items():
+            process.pid = child.pid
+            process.way = process.way and ("fork" if child.forked else "alone")
             use[child.name] = child.ran_s, child.waited_s
         return tuple(
             replace(seen, ran_s=use[seen.replica][0], waited_s=use[seen.replica][1]) if seen.replica in use else seen
-            for seen in self._places.observe()
+            for seen in self._wanted.observe()
         )
 
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that was asked for and is not gone, oldest first."""
-        for post, child in self._dispatchers.items():
-            post.pid = child.pid
-        return self._posts.observe()
+        for child, process in self._running.items():
+            process.pid = child.pid
+        return self._wanted.observe_dispatchers()
 
     async def next_exit(self) -> ReplicaExit | DispatcherExit:
         """Wait for the next process that ends."""
-        return await self._exits.get()
+        return await self._wanted.exits.get()
 
     async def capacity(self) -> Mapping[str, int]:
         """Return the replicas that have a place, of each hardware kind that has none left."""
-        return self._places.capacity()
+        return self._wanted.capacity()
 
     async def devices(self) -> tuple[DeviceState, ...]:
         """Return how the GPUs of this host stand; see `Actuator.devices`."""
@@ -207,10 +191,7 @@ class Supervisor:
 
     async def drain(self, deadline_s: float) -> None:
         """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + deadline_s
-        await self._posts.drain(deadline_s)
-        await self._places.drain(max(0.0, until_s - loop.time()))
+        await self._wanted.drain(deadline_s)
 
     async def aclose(self) -> None:
         """End everything now: SIGTERM, and SIGKILL to what stays; no process is left when this returns."""
@@ -229,73 +210,75 @@ class Supervisor:
     ) -> None:
         await self.aclose()
 
-    def _start_replica(self, place: Place) -> None:
-        if not place.held_up:  # else it has its name
-            place.replica = f"{place.stage}-{place.hardware}-{secrets.token_hex(4)}"
-        spec = msgspec.structs.replace(self._specs[place.stage, place.hardware], replica=place.replica)
-        place.held_up, place.pending = False, ""
+    def _start(self, process: WantedProcess) -> None:
+        if process.spec is None:
+            self._start_replica(process)
+            return
+        spec = msgspec.structs.replace(process.spec, deadly_batches=self._batch_deaths.deadly(process.stage))
+        try:
+            child = self._children.start_dispatcher(spec)
+        except OSError as error:
+            self._wanted.ended(process, 127, f"could not be started: {error}")
+            return
+        process.pid = child.pid
+        self._running[child] = process
+
+    def _start_replica(self, replica: WantedProcess) -> None:
+        spec = self._wanted.replica_spec(replica)
+        replica.held_up, replica.pending = False, ""
         try:
             child = self._children.start_replica(spec)
         except NoDevice as error:
-            place.held_up, place.pending = True, str(error)
+            replica.held_up, replica.pending = True, str(error)
             if self._looking is None:
                 self._looking = asyncio.get_running_loop().call_later(error.again_s, self._look_again)
             return
         except InvalidInput as error:
-            self._places.ended(place, error.exit_code, str(error))
+            self._wanted.ended(replica, error.exit_code, str(error))
             return
         except OSError as error:
-            self._places.ended(place, 127, f"could not be started: {error}")
+            self._wanted.ended(replica, 127, f"could not be started: {error}")
             return
         if spec.isolation.forked:
-            place.way = "fork" if child.forked else "alone"
-        self._replicas[child] = place
-        self._attach(place.stage, self._pools[place.stage].add(place.replica, self._leaving(place.stage)))
+            replica.way = "fork" if child.forked else "alone"
+        self._running[child] = replica
+        self._attach(replica.stage, self._pools[replica.stage].add(replica.name, self._leaving(replica.stage)))
 
     def _leaving(self, stage: str) -> set[str]:
-        return {place.replica for place in self._places.all if place.stage == stage and place.retiring}
+        return {replica.name for replica in self._wanted.replicas if replica.stage == stage and replica.leaving}
 
     def _look_again(self) -> None:
         """Start replicas that wait for a device, if there is one: others than ours may have had it."""
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
-        for place in list(self._places.all):
-            if place.held_up and place.running and not place.retiring:
-                self._start_replica(place)
+        for replica in list(self._wanted.replicas):
+            if replica.held_up and replica.running and not replica.leaving:
+                self._start_replica(replica)
 
-    def _start_dispatcher(self, post: Post) -> None:
-        spec = msgspec.structs.replace(post.spec, deadly_batches=self._batch_deaths.deadly(post.stage))
-        try:
-            child = self._children.start_dispatcher(spec)
-        except OSError as error:
-            self._posts.ended(post, 127, f"could not be started: {error}")
-            return
-        post.pid = child.pid
-        self._dispatchers[post] = child
-
-    def _kill_dispatcher(self, post: Post) -> None:
-        self._dispatchers[post].signal(signal.SIGKILL)
+    def _child(self, name: str) -> Child | None:
+        """Return the process of a replica or dispatcher, if it runs."""
+        return next((child for child in self._running if child.name == name), None)
 
     def _hear(self, child: Child, message: FromDispatcher) -> None:
         """Take one message of a dispatcher's."""
-        post = next((post for post, each in self._dispatchers.items() if each is child), None)
-        if post is None:
+        process = self._running.get(child)
+        if process is None or process.spec is None:
             return
         if isinstance(message, Serving):
-            self._serving[post.stage, post.spec.slot] = child
-            for member in self._pools[post.stage].of(post.spec.slot):
-                self._attach(post.stage, member)
+            self._serving[process.stage, process.spec.slot] = child
+            for member in self._pools[process.stage].of(process.spec.slot):
+                self._attach(process.stage, member)
         elif isinstance(message, Replace):
             self._replace(child, message)
 
     def _replace(self, dispatcher: Child, message: Replace) -> None:
         if (remote := self._remote.get(message.replica)) is not None:
             remote.replace(message.reason)
-        for child in self._replicas:
-            if child.name == message.replica and self._attached.get(child.name) is dispatcher:
-                self._replaced[child.name] = message.reason
-                child.signal(signal.SIGKILL)
+        child = self._child(message.replica)
+        if child is not None and self._attached.get(child.name) is dispatcher:
+            self._replaced[child.name] = message.reason
+            child.signal(signal.SIGKILL)
 
     def _attach(self, stage: str, member: SlottedReplica) -> None:
         """Connect a replica with the dispatcher that serves its slot, if one does."""
@@ -305,19 +288,19 @@ class Supervisor:
         if (remote := self._remote.get(member.replica)) is not None:
             self._hand_over(dispatcher, remote, member.number)
             return
-        child = next((child for child in self._replicas if child.name == member.replica), None)
+        child = self._child(member.replica)
         if child is None:
             return
-        place, again = self._replicas[child], child.name in self._handed_over
-        spec = self._specs.get((stage, place.hardware))
+        replica, again = self._running[child], child.name in self._handed_over
+        spec = (self._wanted.specs or {}).get((stage, replica.hardware))
         gpu = spec is not None and spec.hardware.gpus > 0
         self._handed_over.add(child.name)
         local = Attachable(
-            child.name, place.hardware, "", gpu, again, child.connect, lambda _: child.signal(signal.SIGKILL)
+            child.name, replica.hardware, "", gpu, again, child.connect, lambda _: child.signal(signal.SIGKILL)
         )
         self._hand_over(dispatcher, local, member.number)
-        if place.retiring:
-            self._leave(place)
+        if replica.leaving:
+            self._leave(replica)
 
     def _hand_over(self, dispatcher: Child, replica: Attachable, number: int) -> None:
         """Connect a replica with a dispatcher by a fresh pair of sockets."""
@@ -334,60 +317,60 @@ class Supervisor:
             return
         self._attached[replica.name] = dispatcher
 
-    def _leave(self, place: Place) -> None:
-        """Have a replica finish its batch and end: by its dispatcher, which may have sent it one, or by itself."""
-        dispatcher = self._attached.get(place.replica)
-        for child, held in self._replicas.items():
-            if held is place:
-                if dispatcher is None:
-                    child.leave()
-                else:
-                    dispatcher.tell(Retire(place.replica))
+    def _leave(self, process: WantedProcess) -> None:
+        """Have a dispatcher drain, or a replica finish its batch: by its dispatcher, which may have sent it one."""
+        child, dispatcher = self._child(process.name), self._attached.get(process.name)
+        if child is None:
+            return
+        if process.spec is not None:
+            child.tell(Stop())
+        elif dispatcher is None:
+            child.leave()
+        else:
+            dispatcher.tell(Retire(process.name))
 
     def _deal(self, stage: str) -> None:
         """Deal a stage's replicas to the slots that it has now."""
-        slots = self._posts.slots(stage)
+        slots = self._wanted.slots(stage)
         if slots:  # one that stops, and has no successor, keeps its replicas to its end
             for member in self._pools[stage].deal(slots, self._leaving(stage)):
                 self._attach(stage, member)
 
-    def _signal(self, place: Place, number: signal.Signals) -> None:
-        if place.held_up:
-            self._places.ended(place, 0, "had no device yet")
-        for child, held in self._replicas.items():
-            if held is place:
-                child.signal(number)
+    def _signal(self, process: WantedProcess, number: signal.Signals) -> None:
+        if process.held_up:
+            self._wanted.ended(process, 0, "had no device yet")
+        elif (child := self._child(process.name)) is not None:
+            child.signal(number)
 
     def _ended(self, child: Child, code: int, reason: str, tail: str) -> None:
-        place = self._replicas.pop(child, None)
-        if place is not None:
-            self._replica_ended(child, place, code, reason, tail)
+        process = self._running.pop(child)
+        if process.spec is None:
+            self._replica_ended(child, process, code, reason, tail)
             return
-        post = next(post for post, each in self._dispatchers.items() if each is child)
-        del self._dispatchers[post]
-        if self._serving.get((post.stage, post.spec.slot)) is child:
-            del self._serving[post.stage, post.spec.slot]
+        if self._serving.get((process.stage, process.spec.slot)) is child:
+            del self._serving[process.stage, process.spec.slot]
         orphans = {replica for replica, dispatcher in self._attached.items() if dispatcher is child}
         for replica in orphans:
             del self._attached[replica]
-        for held in self._replicas.values():
-            if held.retiring and held.replica in orphans:
+        for held in self._wanted.replicas:
+            if held.leaving and held.name in orphans:
                 self._leave(held)
-        if child.died_at is not None and code != 0 and not post.stopping:
-            self._died_at(post, child.died_at)
-        self._posts.ended(post, code, reason, tail)
+        if child.died_at is not None and code != 0 and not process.leaving:
+            self._died_at(process.name, process.spec, child.died_at)
+        self._wanted.ended(process, code, reason, tail)
 
-    def _died_at(self, post: Post, batch: BatchId) -> None:
-        where = f"{post.spec.routes.input_topic}/{batch.partition}, the batch at offset {batch.base_offset}"
-        logger.warning("dispatcher %s ended while it took in %s", post.spec.dispatcher, where)
-        if self._batch_deaths.died_at(post.stage, batch):
-            logger.error("stage %s: dispatchers end whenever they take in %s: it is skipped", post.stage, where)
+    def _died_at(self, dispatcher: str, spec: DispatcherSpec, batch: BatchId) -> None:
+        stage = spec.routes.stage
+        where = f"{spec.routes.input_topic}/{batch.partition}, the batch at offset {batch.base_offset}"
+        logger.warning("dispatcher %s ended while it took in %s", dispatcher, where)
+        if self._batch_deaths.died_at(stage, batch):
+            logger.error("stage %s: dispatchers end whenever they take in %s: it is skipped", stage, where)
 
-    def _replica_ended(self, child: Child, place: Place, code: int, reason: str, tail: str) -> None:
-        self._pools[place.stage].remove(child.name)
+    def _replica_ended(self, child: Child, replica: WantedProcess, code: int, reason: str, tail: str) -> None:
+        self._pools[replica.stage].remove(child.name)
         self._handed_over.discard(child.name)
         self._attached.pop(child.name, None)
         why = self._replaced.pop(child.name, "")
-        self._places.ended(place, code, why or reason, tail, at_once=bool(why))
+        self._wanted.ended(replica, code, why or reason, tail, at_once=bool(why))
         if child.devices:
             self._look_again()

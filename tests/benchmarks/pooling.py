@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from inferline_stream.actuators.restart_delay import SETTLED_S
+from inferline_stream.actuators.actuator import SETTLED_S
 from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.pipeline.trace import Trace, gamma_trace

@@ -226,7 +226,7 @@ async def test_a_dead_replica_is_reported_and_restarted(subject: Subject) -> Non
 
 
 async def test_the_wait_doubles_from_death_to_death(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inferline_stream.actuators.replica_places.SETTLED_S", DEADLINE_S)
+    monkeypatch.setattr("inferline_stream.actuators.actuator.SETTLED_S", DEADLINE_S)
     await subject.actuator.scale("a", "cpu-1", 1)
     waits_s = []
     for _ in range(3):

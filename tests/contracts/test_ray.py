@@ -24,7 +24,7 @@ from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, Ob
 from inferline_stream.actuators.network.credentials import new_credential
 from inferline_stream.actuators.ray import RayActuator, requirements
 from inferline_stream.actuators.ray_host import HostState, HostTerms, RayHost
-from inferline_stream.actuators.replica_places import Place
+from inferline_stream.actuators.wanted_processes import WantedProcess
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.pipeline.hardware import Hardware, catalogue
@@ -282,7 +282,7 @@ async def test_what_a_cluster_may_grow_to_at_most_binds_what_is_asked_of_it(monk
     names = ("t4", "half-t4", "cpu-2", "cpu-0.5", "emulated-cpu")
     await actuator.know({("a", name): ReplicaSpec("", "a", "/nowhere/topology.py", kinds[name]) for name in names})
     assert await actuator.capacity() == {"t4": 2, "half-t4": 4, "cpu-2": 2, "cpu-0.5": 10}
-    actuator._places.all += [Place("a", "t4", running=True), Place("a", "t4")]
+    actuator._wanted.replicas += [WantedProcess("a", "t4", running=True), WantedProcess("a", "t4")]
     assert (await actuator.capacity())["t4"] == 3, "with the one that has a place"
     monkeypatch.setattr(on_ray.state, "get_max_resources_from_cluster_config", lambda: None)
     assert await actuator.capacity() == {}, "who knows what it may grow to"

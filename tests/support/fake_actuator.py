@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
+import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ObservedReplica, ReplicaExit
-from inferline_stream.actuators.dispatcher_posts import Post, Posts
-from inferline_stream.actuators.replica_places import Place, Places
+from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.observability.pipeline_state import DeviceState
 
@@ -35,23 +34,14 @@ class FakeActuator:
         self._started = started
         self._dispatching = dispatching
         self._numbers = itertools.count(1)
-        self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
-        self._places = Places(
-            self._exits,
+        self._wanted = WantedProcesses(
             self._start,
-            lambda place: None,
-            lambda place: self._places.ended(place, -15, "killed by SIGTERM"),
-            lambda place: None,
+            lambda process: None,
+            self._kill,
             drain_timeout_s=drain_timeout_s,
             kill_after_s=0.0,
         )
-        self._posts = Posts(
-            self._exits,
-            self._start_dispatcher,
-            lambda post: None,
-            lambda post: self._posts.ended(post, -9, "killed by SIGKILL"),
-            drain_timeout_s=drain_timeout_s,
-        )
+        self._wanted.specs = None
         self.room: dict[str, int] = {}
         """Most replicas of a hardware kind."""
         self.asked: list[tuple[str, str, int]] = []
@@ -61,34 +51,32 @@ class FakeActuator:
 
     async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
         """Set the templates of replicas; see `Actuator.know`."""
-        self.known = dict(specs)
+        self.known = self._wanted.specs = dict(specs)
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`. A test need not call `know` before."""
-        if self.known is not None and replicas > 0 and (stage, hardware) not in self.known:
-            raise ValueError(f"stage {stage!r} on {hardware!r}: no replica is known; call know() first")
+        self._wanted.scale(stage, hardware, replicas, retiring)
         self.asked.append((stage, hardware, replicas))
-        self._places.scale(stage, hardware, replicas, retiring)
 
     async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
         """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
-        self._posts.dispatch(stage, dispatchers)
+        self._wanted.dispatch(stage, dispatchers)
 
     async def replace_dispatcher(self, dispatcher: str) -> None:
         """Kill a silent dispatcher and start it again; see `Actuator.replace_dispatcher`."""
-        self._posts.replace(dispatcher)
+        self._wanted.replace(dispatcher)
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that was asked for and is not gone, oldest first."""
-        return self._places.observe()
+        return self._wanted.observe()
 
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that was asked for and is not gone, oldest first."""
-        return self._posts.observe()
+        return self._wanted.observe_dispatchers()
 
     async def capacity(self) -> Mapping[str, int]:
         """Return the replicas that have a place, of each kind that has none left; and what a test says of others."""
-        return {**self.room, **self._places.capacity()}
+        return {**self.room, **self._wanted.capacity()}
 
     async def devices(self) -> tuple[DeviceState, ...]:
         """Return none."""
@@ -96,13 +84,11 @@ class FakeActuator:
 
     async def next_exit(self) -> ReplicaExit | DispatcherExit:
         """Wait for the next replica or dispatcher that ends."""
-        return await self._exits.get()
+        return await self._wanted.exits.get()
 
     async def drain(self, deadline_s: float) -> None:
         """Stop every dispatcher, then retire every replica, and wait until all are gone."""
-        until_s = asyncio.get_running_loop().time() + deadline_s
-        await self._posts.drain(deadline_s)
-        await self._places.drain(max(0.0, until_s - asyncio.get_running_loop().time()))
+        await self._wanted.drain(deadline_s)
 
     async def aclose(self) -> None:
         """End everything now."""
@@ -110,29 +96,27 @@ class FakeActuator:
 
     def crash(self, name: str, exit_code: int = -9, reason: str = "killed by SIGKILL") -> None:
         """Have a replica or a dispatcher die."""
-        post = self._posts.of(name)
-        if post is not None and post.pid is not None:
-            self._posts.ended(post, exit_code, reason)
-        else:
-            self._places.ended(self._running(name), exit_code, reason)
+        self._wanted.ended(self._running(name), exit_code, reason)
 
     def finish(self, name: str) -> None:
         """Have a replica or a dispatcher end by itself, as one does that has drained."""
         self.crash(name, 0, "ended by itself")
 
-    def _running(self, replica: str) -> Place:
-        for place in self._places.all:
-            if place.replica == replica and place.running:
-                return place
-        raise KeyError(f"no {replica!r} runs")
+    def _running(self, name: str) -> WantedProcess:
+        for process in (*self._wanted.replicas, *self._wanted.dispatchers.values()):
+            if process.name == name and process.running:
+                return process
+        raise KeyError(f"no {name!r} runs")
 
-    def _start(self, place: Place) -> None:
-        place.pid = next(self._numbers)
-        place.replica = f"{place.stage}-{place.hardware}-{place.pid}"
+    def _start(self, process: WantedProcess) -> None:
+        process.pid = next(self._numbers)
+        if process.spec is not None:
+            if self._dispatching is not None:
+                self._dispatching(process.spec)
+            return
+        process.name = f"{process.stage}-{process.hardware}-{process.pid}"
         if self._started is not None:
-            self._started(place.observed)
+            self._started(process.observed)
 
-    def _start_dispatcher(self, post: Post) -> None:
-        post.pid = next(self._numbers)
-        if self._dispatching is not None:
-            self._dispatching(post.spec)
+    def _kill(self, process: WantedProcess, number: signal.Signals) -> None:
+        self._wanted.ended(process, -number, f"killed by {number.name}")

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
+from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit, deaths_in_a_row, restart_in_s
 from inferline_stream.actuators.kubernetes.object_names import DISPATCHER, REPLICA, STAGE_LABEL, hardware_of
-from inferline_stream.actuators.restart_delay import SETTLED_S, restart_in_s
 
 TEMPLATE_LABEL = "pod-template-hash"
 """Kubernetes' own, of every pod of a Deployment."""
@@ -107,7 +106,7 @@ class Pods:
         if known.seen.state == "retiring" or known.reported:
             return []  # reported once the pod is gone; or reported already
         known.reported = True
-        known.failures = 1 if now_s - known.seen.started_s >= SETTLED_S else known.failures + 1
+        known.failures = deaths_in_a_row(known.failures, now_s - known.seen.started_s)
         known.seen = replace(known.seen, state="waiting", restarts=known.seen.restarts + 1, pending="")
         return [self._exit(known, restart_in_s(known.failures))]
 

@@ -15,9 +15,8 @@ import pytest
 
 from inferline_stream.actuators import nvml
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.actuators.affinity import cores_for
 from inferline_stream.actuators.children import Child, Children
-from inferline_stream.actuators.devices import Device, carries, devices_for, visible, with_stock_of
+from inferline_stream.actuators.devices import Device, carries, cores_for, devices_for, visible, with_stock_of
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.actuators.nvml import DeviceReader, devices, used_bytes
 from inferline_stream.actuators.supervisor import Supervisor

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.actuators.actuator import ObservedReplica, surplus
-from inferline_stream.actuators.affinity import cores_for
-from inferline_stream.actuators.restart_delay import LONGEST_RESTART_S, restart_in_s
+from inferline_stream.actuators.actuator import LONGEST_RESTART_S, ObservedReplica, restart_in_s, surplus
+from inferline_stream.actuators.devices import cores_for
 
 STATES = st.sampled_from(["running", "retiring", "waiting"])
 

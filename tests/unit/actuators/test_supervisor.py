@@ -221,7 +221,7 @@ async def test_a_replica_without_a_dispatcher_retires_by_itself(host: Host) -> N
 async def test_a_replica_that_its_dispatcher_gives_up_is_replaced_at_once(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inferline_stream.actuators.replica_places.SETTLED_S", 0.0)
+    monkeypatch.setattr("inferline_stream.actuators.actuator.SETTLED_S", 0.0)
     await host.dispatch(0)
     await host.scale(1)
     await host.until(lambda: count(host.said("work-0-a"), "results") == 1, "the replica has answered")

@@ -98,7 +98,7 @@ class Week:
         self.controller.view.reports.add(trouble, self.time_s)
         self.controller._heard(trouble)
         gone = DispatcherExit(self.dispatcher, "a", 0, 1, -9, False, "killed", restarted=False)
-        self.actuator._exits.put_nowait(gone)
+        self.actuator._wanted.exits.put_nowait(gone)
         await self.controller._mourn()
         self.dispatchers += 1
         self.dispatcher = f"a-0-{self.dispatchers}x"
