@@ -1,13 +1,18 @@
-"""Files that hold what child processes print: cut while they grow, and few are kept of those that ended."""
+"""Files that hold what child processes print: cut while they grow, and few are kept of those that ended.
+
+In a pod they are copied to the host's own standard error, where the cluster collects it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import sys
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 _TAIL_BYTES = 8192
 _TAIL_LINES = 15
@@ -23,6 +28,10 @@ LOG_KEPT_BYTES = 1 << 20
 
 _LOOK_S = 1.0
 """How often logs are looked at."""
+
+_COPY_S = 0.5
+_COPY_BYTES = 1 << 16
+"""Of each file at a time: a child that prints without end delays nobody."""
 
 
 @dataclass(slots=True, eq=False)
@@ -122,3 +131,45 @@ def cut_log(log: Path) -> bool:
             os.close(file)
         return True
     return False
+
+
+class LogCopier:
+    """Copies the files of a folder to standard error as they grow, from entering to leaving.
+
+    Args:
+        folder: of the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._copied: dict[Path, int] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._copy_for_ever())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self.copy()
+
+    def copy(self) -> None:
+        """Copy what has come since the last time."""
+        for file in sorted(self._folder.glob("*.log")):
+            with contextlib.suppress(OSError), file.open("rb") as opened:
+                at = self._copied.get(file, 0)
+                if opened.seek(0, 2) < at:  # it was cut to its end
+                    at = 0
+                opened.seek(at)
+                data = opened.read(_COPY_BYTES)
+                self._copied[file] = at + len(data)
+                if data:
+                    sys.stderr.write(data.decode(errors="replace"))
+        sys.stderr.flush()
+
+    async def _copy_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_COPY_S)
+            self.copy()

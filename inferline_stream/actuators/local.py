@@ -28,7 +28,6 @@ from inferline_stream.actuators.actuator import (
     deaths_in_a_row,
     restart_in_s,
 )
-from inferline_stream.actuators.devices import Device
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, REPLICA_MODULE, DispatcherSpec, ReplicaSpec
 from inferline_stream.isolation.limits import unbounded_memory
 from inferline_stream.observability.pipeline_state import DeviceState
@@ -60,7 +59,6 @@ class LocalActuator:
             supervisor that no other controller can find.
         identity: what a controller must have in common with the one before to take over its processes.
         orphan_s: how long the supervisor goes on after this process has died.
-        devices: GPUs that replicas may be given; by default those of this machine.
         replica_module: what each replica's process runs as ``__main__``.
         dispatcher_module: likewise.
     """
@@ -74,7 +72,6 @@ class LocalActuator:
         folder: Path | None = None,
         identity: str = "",
         orphan_s: float = 60.0,
-        devices: tuple[Device, ...] | None = None,
         replica_module: str = REPLICA_MODULE,
         dispatcher_module: str = DISPATCHER_MODULE,
     ) -> None:
@@ -87,7 +84,6 @@ class LocalActuator:
             kill_after_s,
             orphan_s,
             self._socket,
-            devices,
             replica_module,
             dispatcher_module,
             secrets.token_hex(8),

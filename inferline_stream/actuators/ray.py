@@ -1,4 +1,4 @@
-"""Dispatchers and replicas on a Ray cluster, each behind an actor that is its host. With `ray_host` alone knows ray.
+"""Dispatchers and replicas on a Ray cluster, each behind an actor that is its host.
 
 Actors are detached, in a namespace of the pipeline's own: they outlive the controller, and the next one finds them
 there. Ray restarts none of them. The end of an actor, or of its node, is the end of what it hosts.
@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import signal
-import threading
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,15 +20,12 @@ from typing import Any, Self
 
 import msgspec
 import ray
-from ray._private import worker
-from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
-from ray._private.services import canonicalize_bootstrap_address_or_die  # what `ray.init` itself asks
-from ray._private.state import state
 from ray.exceptions import RayError
 from ray.util import list_named_actors
 
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ObservedReplica, ReplicaExit
 from inferline_stream.actuators.network.credentials import Credential, new_credential
+from inferline_stream.actuators.ray_cluster import cause, requirements, room, words
 from inferline_stream.actuators.ray_host import HostEnd, HostNews, HostState, HostTerms, RayHost
 from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
 from inferline_stream.dataplane.process_specs import (
@@ -44,9 +39,6 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.observability.pipeline_state import DeviceState
 
 logger = logging.getLogger(__name__)
-
-_CONNECT_S = 5.0
-"""Longest wait for the cluster's first answer."""
 
 _ADOPT_S = 5.0
 """Longest that an actor may take to answer a new controller; after that it is given up."""
@@ -63,24 +55,6 @@ DISPATCHER_NEEDS: dict[str, Any] = {"num_cpus": 0}
 
 _DEAD_LOGS = 30
 """Of replicas that failed: so many are kept, wherever they are. The next start on a node removes older ones there."""
-
-
-def requirements(spec: ReplicaSpec) -> dict[str, Any]:
-    """Return what a replica's actor asks its node for. Emulated kinds sleep, and ask for no core.
-
-    A GPU's model becomes Ray's accelerator type by the rule that its nodes follow: ``Tesla T4`` is ``T4``. Ray
-    knows a slice of a GPU (MIG) only as a GPU, on a node that is started with its UUID: its kind is a custom resource.
-    """
-    hardware = spec.hardware
-    asked: dict[str, Any] = {"num_cpus": hardware.cores, "num_gpus": hardware.gpus}
-    if hardware.slice:
-        asked |= {"num_gpus": 1, "resources": {hardware.name: 1}}
-    elif hardware.gpus and hardware.gpu_model is not None:
-        named: Any = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type  # untyped
-        asked["accelerator_type"] = named(hardware.gpu_model)
-    if spec.isolation.memory_mb is not None:
-        asked["memory"] = spec.isolation.memory_mb << 20
-    return asked
 
 
 @dataclass(slots=True, eq=False)
@@ -207,7 +181,7 @@ class RayActuator:
         try:
             listed = await asyncio.to_thread(list_named_actors, True)
         except RayError as error:
-            raise Unreachable(f"the Ray cluster does not answer: {_cause(error)}") from error
+            raise Unreachable(f"the Ray cluster does not answer: {cause(error)}") from error
         names = [str(each["name"]) for each in listed if each["namespace"] == self._namespace]
         there = [found for found in await asyncio.gather(*map(self._found, names)) if found is not None]
         for handle, found in sorted(there, key=lambda each: -each[1].age_s):  # the oldest first
@@ -241,7 +215,7 @@ class RayActuator:
     async def capacity(self) -> Mapping[str, int]:
         """Return the replicas that have a place, of each kind that has none left; and what the cluster may grow to."""
         found = self._wanted.capacity()
-        for kind, more in (await self._room()).items():
+        for kind, more in (await room((self._wanted.specs or {}).values())).items():
             held = sum(r.hardware == kind and r.state != "waiting" and not r.pending for r in self._wanted.observe())
             found[kind] = min(found.get(kind, held + more), held + more)
         return found
@@ -310,33 +284,6 @@ class RayActuator:
         self._placed(actor, found)
         actor.following = asyncio.create_task(self._follow(actor, None))
 
-    async def _room(self) -> Mapping[str, int]:
-        """Return how many actors more of each kind the cluster may have, by the most that its configuration allows.
-
-        A cluster that says nothing of that may grow at any time: there a replica without a place is what shows it.
-        """
-        try:
-            most = await asyncio.to_thread(state.get_max_resources_from_cluster_config)
-            if not most:
-                return {}
-            total, free = (
-                await asyncio.to_thread(ray.cluster_resources),
-                await asyncio.to_thread(ray.available_resources),
-            )
-        except RayError:  # an outage: the next look says more
-            return {}
-        used = {name: total.get(name, 0.0) - free.get(name, 0.0) for name in total}
-        found = {}
-        for spec in {spec.hardware.name: spec for spec in (self._wanted.specs or {}).values()}.values():
-            limits = [
-                (most[name] - used.get(name, 0.0)) / each
-                for name, each in _resources(requirements(spec)).items()
-                if name in most and each > 0
-            ]
-            if limits:
-                found[spec.hardware.name] = max(0, math.floor(min(limits) + 1e-6))
-        return found
-
     # What is started
 
     def _start(self, of: WantedProcess) -> None:
@@ -360,7 +307,7 @@ class RayActuator:
             return
         if of.stage not in self._credentials:
             self._credentials[of.stage] = new_credential(of.stage)
-        of.pending = f"waits for a node of the Ray cluster that has {_words(asked)} free"
+        of.pending = f"waits for a node of the Ray cluster that has {words(asked)} free"
         actor = self._actors[of] = _Actor(of, handle)
         terms = self._terms(
             credential=self._credentials[of.stage],
@@ -386,7 +333,7 @@ class RayActuator:
                 news = await actor.handle.news.remote(actor.heard, actor.of.pid)
                 end = self._heard(actor, msgspec.json.decode(news, type=HostNews))
         except RayError as error:
-            end = self._lost(actor, _cause(error))
+            end = self._lost(actor, cause(error))
         except msgspec.MsgspecError as error:  # nobody would hear of its end
             end = self._lost(actor, f"it says what cannot be read: {error}")
         actor.kill()
@@ -439,55 +386,3 @@ class RayActuator:
         for of, actor in self._actors.items():
             if of.spec is None and of.stage == stage and actor.node_id:
                 actor.handle.find.remote(addresses)
-
-
-async def join() -> None:
-    """Join the Ray cluster that RAY_ADDRESS names, else the one that runs here, unless this process has joined one.
-
-    Raises:
-        Unreachable: none answers.
-    """
-    if ray.is_initialized():
-        return
-    try:
-        address = await asyncio.to_thread(canonicalize_bootstrap_address_or_die, "auto")
-        host, _, port = address.rpartition(":")
-        async with asyncio.timeout(_CONNECT_S):  # Ray would try for two minutes, and then end this process
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-        writer.close()
-        logging.getLogger("ray").setLevel(logging.ERROR)  # it would speak of signals, which are the command's
-        worker.print_to_stdstream = _log_error  # it prints on standard output, which is the command's
-        await asyncio.to_thread(ray.init, address, log_to_driver=False, configure_logging=False)
-        if threading.current_thread() is threading.main_thread() and (handler := signal.getsignal(signal.SIGTERM)):
-            signal.signal(signal.SIGTERM, handler)  # Ray's library has put its own in its place, which aborts
-            signal.siginterrupt(signal.SIGTERM, False)
-    except (OSError, RayError, RuntimeError, ValueError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Unreachable(
-            f"no Ray cluster answers: {why}. Start one with `ray start --head`, or set RAY_ADDRESS"
-        ) from None
-
-
-def _log_error(data: Mapping[str, Any], ignore_prefix: bool) -> None:
-    """Log what the cluster reports to everyone who has joined it."""
-    for line in data["lines"]:
-        logger.info("Ray: %s", str(line).splitlines()[0])
-
-
-def _cause(error: RayError) -> str:
-    """Return why a call of an actor failed, in a sentence of the library's."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = next((line for line in lines if line.startswith("The actor is dead because")), (lines or [""])[0])
-    return reason.partition(". ")[0].rstrip(".") or type(error).__name__
-
-
-def _resources(asked: Mapping[str, Any]) -> dict[str, float]:
-    """What an actor asks for, by the names that a cluster counts it by."""
-    named = {"CPU": asked.get("num_cpus", 0), "GPU": asked.get("num_gpus", 0), "memory": asked.get("memory", 0)}
-    return {**named, **asked.get("resources", {})}
-
-
-def _words(asked: Mapping[str, Any]) -> str:
-    named = {**asked, **asked.get("resources", {})}
-    named.pop("resources", None)
-    return ", ".join(f"{name} {value}" for name, value in named.items() if value) or "room"

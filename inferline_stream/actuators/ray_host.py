@@ -26,7 +26,7 @@ from ray.util import get_node_ip_address
 from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.actuators.network.credentials import Credential, dispatcher_context, replica_context
 from inferline_stream.actuators.network.replica_host import ReplicaHost
-from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.process_specs import EXIT_FAILED, DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -198,6 +198,9 @@ class RayHost:
             self._end(HostEnd(error.exit_code, str(error)))
         except (NoDevice, OSError) as error:
             self._end(HostEnd(127, f"could not be started: {error}"))
+        except Exception as error:  # the controller waits for an end
+            logger.exception("the host failed")
+            self._end(HostEnd(EXIT_FAILED, f"its host failed: {error!r}"))
         finally:
             self._up.set()
             self._over.set()

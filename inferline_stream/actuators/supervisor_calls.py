@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
-from inferline_stream.actuators.devices import Device
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, REPLICA_MODULE, DispatcherSpec, ReplicaSpec
 
 LONGEST_LINE_BYTES = 1 << 26
@@ -29,7 +28,6 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """How long the supervisor goes on without a controller."""
     listen: str = ""
     """Path of a Unix socket at which a later controller may come; empty for none."""
-    devices: tuple[Device, ...] | None = None
     replica_module: str = REPLICA_MODULE
     dispatcher_module: str = DISPATCHER_MODULE
     controller: str = ""

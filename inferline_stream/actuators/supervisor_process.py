@@ -37,7 +37,6 @@ class _Process:
             partial(
                 Children,
                 Path(hello.log_folder),
-                devices=hello.devices,
                 replica_module=hello.replica_module,
                 dispatcher_module=hello.dispatcher_module,
             ),

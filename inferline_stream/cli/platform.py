@@ -61,7 +61,10 @@ async def reach(platform: Platform) -> None:
         Unreachable: it does not.
     """
     if platform.on == "ray":
-        await ray_door().join()
+        ray_door()
+        from inferline_stream.actuators.ray_cluster import join
+
+        await join()
 
 
 @asynccontextmanager

@@ -1,9 +1,10 @@
-"""What every actuator promises, on local processes, on actors of a Ray cluster, and on the fake alike."""
+"""What every actuator promises, of local processes, on Ray, on Kubernetes, and of the fake alike."""
 
 import asyncio
 import contextlib
 import os
 import signal
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
@@ -11,14 +12,21 @@ from typing import Protocol
 import pytest
 
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedReplica, ReplicaExit
+from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
+from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.actuators.ray import RayActuator
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.names import Names
+from inferline_stream.testing.kafka import KafkaServer
+from tests.kube.api import KubeApi, client_of
 from tests.support.fake_actuator import FakeActuator
 
 DEADLINE_S = 30.0
+MODULES = {"replica_module": "replica_double", "dispatcher_module": "stand_in_dispatcher"}
 KINDS = catalogue()
 
 
@@ -47,13 +55,7 @@ class Subject(Protocol):
 class Local:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.actuator = LocalActuator(
-            folder,
-            drain_timeout_s=1.0,
-            kill_after_s=0.3,
-            replica_module="replica_double",
-            dispatcher_module="stand_in_dispatcher",
-        )
+        self.actuator: Actuator = LocalActuator(folder, drain_timeout_s=1.0, kill_after_s=0.3, **MODULES)
 
     async def crash(self, replica: ObservedReplica) -> None:
         os.kill(replica.pid, signal.SIGKILL)
@@ -67,9 +69,35 @@ class Local:
 
 
 class OnRay(Local):
-    def __init__(self, folder: Path, actuator: Actuator) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.actuator = actuator
+        self.actuator = RayActuator(folder.name, folder, drain_timeout_s=1.0, kill_after_s=0.3, **MODULES)
+
+
+class OnKubernetes:
+    """Its containers do nothing until a test ends them."""
+
+    def __init__(self, api: KubeApi, actuator: KubernetesActuator) -> None:
+        self.api, self.actuator = api, actuator
+
+    async def crash(self, replica: ObservedReplica, code: int = 137) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while replica.replica not in self.api.containers:
+                await asyncio.sleep(0.01)
+        self.api.containers[replica.replica].end.set_result(code)
+
+    async def finish(self, replica: ObservedReplica) -> None:
+        await self.crash(replica, 0)
+
+
+@contextlib.asynccontextmanager
+async def on_kubernetes(kafka: KafkaServer) -> AsyncIterator[OnKubernetes]:
+    names, servers = Names("p", uuid.uuid4().hex), kafka.bootstrap_servers
+    await create_topics(servers, [WantedTopic(names.assignments, 1, "postings")], replication=1)
+    async with KubeApi() as api, client_of(api) as client:
+        where = Cluster(api.namespace, "image")
+        async with KubernetesActuator(names, servers, where, client, drain_timeout_s=1.0) as actuator:
+            yield OnKubernetes(api, actuator)
 
 
 class Fake:
@@ -83,20 +111,17 @@ class Fake:
         self.actuator.finish(replica.replica)
 
 
-@pytest.fixture(params=["local", "ray", "fake"])
-async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+@pytest.fixture(params=["local", "ray", "kubernetes", "fake"])
+async def subject(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Subject]:
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "ray":
             request.getfixturevalue("ray_cluster")
-            on_ray = RayActuator(
-                tmp_path.name,
-                tmp_path,
-                drain_timeout_s=1.0,
-                kill_after_s=0.3,
-                replica_module="replica_double",
-                dispatcher_module="stand_in_dispatcher",
-            )
-            made: Subject = OnRay(tmp_path, await stack.enter_async_context(on_ray))
+            made: Subject = OnRay(tmp_path)
+        elif request.param == "kubernetes":
+            monkeypatch.setattr("inferline_stream.actuators.kubernetes.manifests._STOP_S", 0.0)
+            made = await stack.enter_async_context(on_kubernetes(request.getfixturevalue("embedded_broker")))
         else:
             made = Local(tmp_path) if request.param == "local" else Fake()
         await made.actuator.know(SPECS)
@@ -285,31 +310,51 @@ async def test_where_no_replica_needs_a_device_none_is_reported(subject: Subject
 
 
 async def test_exactly_the_dispatchers_that_are_listed_run(subject: Subject) -> None:
-    await subject.actuator.dispatch("a", [dispatcher("a-0-x"), dispatcher("a-1-x", 1)])
-    await subject.actuator.dispatch("b", [dispatcher("b-0-x")])
-    before = await subject.actuator.dispatchers()
-    assert [(d.dispatcher, d.stage, d.slot, d.incarnation, d.state) for d in before] == [
+    async def there() -> list[tuple[str, str, int, int, str]]:
+        found = await subject.actuator.dispatchers()
+        return sorted((d.dispatcher, d.stage, d.slot, d.incarnation, d.state) for d in found)
+
+    wanted = [
         ("a-0-x", "a", 0, 1, "running"),
         ("a-1-x", "a", 1, 1, "running"),
         ("b-0-x", "b", 0, 1, "running"),
     ]
     await subject.actuator.dispatch("a", [dispatcher("a-0-x"), dispatcher("a-1-x", 1)])
-    assert await subject.actuator.dispatchers() == before
+    await subject.actuator.dispatch("b", [dispatcher("b-0-x")])
+    assert await there() == wanted
+    await subject.actuator.dispatch("a", [dispatcher("a-0-x"), dispatcher("a-1-x", 1)])
+    assert await there() == wanted
 
 
 async def test_a_dispatcher_that_is_listed_no_longer_ends_and_its_name_is_not_used_again(subject: Subject) -> None:
     await subject.actuator.dispatch("a", [dispatcher("a-0-x")])
+    await posted(subject)
     await subject.actuator.dispatch("a", [])
-    gone = await next_dispatcher_exit(subject)
-    assert (gone.dispatcher, gone.expected, gone.restarted) == ("a-0-x", True, False)
+    if not isinstance(subject, OnKubernetes):
+        gone = await next_dispatcher_exit(subject)
+        assert (gone.dispatcher, gone.expected, gone.restarted) == ("a-0-x", True, False)
+    async with asyncio.timeout(DEADLINE_S):
+        while await subject.actuator.dispatchers():
+            await asyncio.sleep(0.01)
     await subject.actuator.dispatch("a", [dispatcher("a-0-x")])
     assert await subject.actuator.dispatchers() == ()
 
 
+async def posted(subject: Subject) -> None:
+    """Wait until dispatchers that are pods have theirs."""
+    async with asyncio.timeout(DEADLINE_S):
+        while isinstance(subject, OnKubernetes) and not all(d.node for d in await subject.actuator.dispatchers()):
+            await asyncio.sleep(0.01)
+
+
 async def test_a_replaced_dispatcher_is_started_again_under_its_name(subject: Subject) -> None:
     await subject.actuator.dispatch("a", [dispatcher("a-0-x")])
+    await posted(subject)
     await subject.actuator.replace_dispatcher("never-heard-of")
     await subject.actuator.replace_dispatcher("a-0-x")
+    if isinstance(subject, OnKubernetes):  # its node may be cut off, and it may live on: another name gets its slot
+        assert await subject.actuator.dispatchers() == ()
+        return
     gone = await next_dispatcher_exit(subject)
     assert (gone.incarnation, gone.expected, gone.restarted) == (1, False, True)
     async with asyncio.timeout(DEADLINE_S):
@@ -320,13 +365,15 @@ async def test_a_replaced_dispatcher_is_started_again_under_its_name(subject: Su
 async def test_drain_stops_dispatchers_before_it_retires_replicas(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 1)
     await subject.actuator.dispatch("a", [dispatcher("a-0-x")])
+    await posted(subject)
     (replica,) = await seen(subject)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(subject.actuator.drain(DEADLINE_S))
         await asyncio.sleep(0)
         if isinstance(subject, Fake):
             subject.actuator.finish("a-0-x")
-        assert (await next_dispatcher_exit(subject)).expected
+        if not isinstance(subject, OnKubernetes):
+            assert (await next_dispatcher_exit(subject)).expected
         async with asyncio.timeout(DEADLINE_S):
             while not await seen(subject, "retiring"):
                 await asyncio.sleep(0.01)

@@ -628,21 +628,21 @@ async def test_a_dispatcher_is_posted_to_a_pod_and_its_successor_to_the_one_that
         await actuator.know(SPECS)
         await actuator.dispatch("a", [dispatcher("a-0-x")])
         await until(lambda: len(api.containers) == 2, "one that serves and one that waits")
-        await until(lambda: actuator._postings.host_of("a-0-x") is not None, "its pod")
-        pod = actuator._postings.host_of("a-0-x")
+        await until(lambda: actuator._dispatcher_pods.pod_of("a-0-x") is not None, "its pod")
+        pod = actuator._dispatcher_pods.pod_of("a-0-x")
         assert [d.dispatcher for d in await actuator.dispatchers()] == ["a-0-x"]
         await actuator.replace_dispatcher("a-0-x")
         assert await actuator.dispatchers() == (), "it was silent, and may live on"
         await actuator.dispatch("a", [dispatcher("a-0-y")])
-        await until(lambda: actuator._postings.host_of("a-0-y") is not None, "the successor's pod")
-        assert actuator._postings.host_of("a-0-y") != pod
+        await until(lambda: actuator._dispatcher_pods.pod_of("a-0-y") is not None, "the successor's pod")
+        assert actuator._dispatcher_pods.pod_of("a-0-y") != pod
         async with (
             KubernetesActuator(names, kafka.bootstrap_servers, Cluster("test", "image"), client) as waits,
             KubernetesActuator(names, kafka.bootstrap_servers, Cluster("test", "image"), client) as another,
         ):
             assert [d.dispatcher for d in await another.dispatchers()] == ["a-0-y"]
             await another.dispatch("a", [dispatcher("a-0-z")])
-            await until(lambda: another._postings.host_of("a-0-z") is not None, "the next one's pod")
+            await until(lambda: another._dispatcher_pods.pod_of("a-0-z") is not None, "the next one's pod")
             assert [d.dispatcher for d in await waits.dispatchers()] == ["a-0-z"], "it knows what was posted meanwhile"
             await another.dispatch("a", [])
             await until(lambda: all("deletionTimestamp" in pod["metadata"] for pod in api.pods()), "all pods to go")

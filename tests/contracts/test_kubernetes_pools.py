@@ -34,7 +34,7 @@ class Pods:
     def dispatcher(self) -> str:
         """Name of the pod whose dispatcher serves."""
         name = self.director.dispatcher("work")
-        pod = self.director.supervisor._postings.host_of(name)
+        pod = self.director.supervisor._dispatcher_pods.pod_of(name)
         assert pod is not None, f"{name} has no pod"
         return pod
 

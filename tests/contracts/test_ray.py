@@ -20,9 +20,11 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from inferline_stream.actuators import ray as on_ray
+from inferline_stream.actuators import ray_cluster as on_cluster
 from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, ObservedReplica
 from inferline_stream.actuators.network.credentials import new_credential
-from inferline_stream.actuators.ray import RayActuator, requirements
+from inferline_stream.actuators.ray import RayActuator
+from inferline_stream.actuators.ray_cluster import requirements
 from inferline_stream.actuators.ray_host import HostState, HostTerms, RayHost
 from inferline_stream.actuators.wanted_processes import WantedProcess
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
@@ -153,7 +155,7 @@ DISPATCHER = DispatcherSpec(
 CONTROLLER = """
 import asyncio, os, sys
 from pathlib import Path
-from inferline_stream.actuators.ray import join
+from inferline_stream.actuators.ray_cluster import join
 from tests.contracts.test_ray import DISPATCHER, SPEC, on_the_cluster, pids
 
 async def main() -> None:
@@ -273,9 +275,9 @@ def test_actors_ask_for_what_the_catalogue_says() -> None:
 
 
 async def test_what_a_cluster_may_grow_to_at_most_binds_what_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_ray.state, "get_max_resources_from_cluster_config", lambda: {"CPU": 8, "GPU": 3})
-    monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
-    monkeypatch.setattr(on_ray.ray, "available_resources", lambda: {"CPU": 1.0, "GPU": 1.0})
+    monkeypatch.setattr(on_cluster.state, "get_max_resources_from_cluster_config", lambda: {"CPU": 8, "GPU": 3})
+    monkeypatch.setattr(on_cluster.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
+    monkeypatch.setattr(on_cluster.ray, "available_resources", lambda: {"CPU": 1.0, "GPU": 1.0})
     monkeypatch.setattr(on_ray, "list_named_actors", lambda _: [])
     actuator = RayActuator("n", Path("/nowhere"))
     kinds = catalogue([Hardware("half-t4", 0.3, cores=1, gpus=0.5, gpu_model="Tesla T4")])
@@ -284,7 +286,7 @@ async def test_what_a_cluster_may_grow_to_at_most_binds_what_is_asked_of_it(monk
     assert await actuator.capacity() == {"t4": 2, "half-t4": 4, "cpu-2": 2, "cpu-0.5": 10}
     actuator._wanted.replicas += [WantedProcess("a", "t4", running=True), WantedProcess("a", "t4")]
     assert (await actuator.capacity())["t4"] == 3, "with the one that has a place"
-    monkeypatch.setattr(on_ray.state, "get_max_resources_from_cluster_config", lambda: None)
+    monkeypatch.setattr(on_cluster.state, "get_max_resources_from_cluster_config", lambda: None)
     assert await actuator.capacity() == {}, "who knows what it may grow to"
 
 

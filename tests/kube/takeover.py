@@ -28,7 +28,7 @@ async def takeover_s(
     """
     loop = asyncio.get_running_loop()
     lost = next(d for d in await actuator.dispatchers() if d.stage == stage)
-    pod = actuator._postings.host_of(lost.dispatcher)
+    pod = actuator._dispatcher_pods.pod_of(lost.dispatcher)
     assert pod is not None
     host = kubelet.processes[pod]
     began_s = loop.time()

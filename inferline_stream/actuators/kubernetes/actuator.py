@@ -32,11 +32,11 @@ from inferline_stream.actuators.kubernetes.api_server import (
     wanted_pause_s,
 )
 from inferline_stream.actuators.kubernetes.deployments import Deployments
+from inferline_stream.actuators.kubernetes.dispatcher_pods import DispatcherPods
 from inferline_stream.actuators.kubernetes.manifests import Cluster, resources
 from inferline_stream.actuators.kubernetes.object_names import COMPONENT_LABEL, DISPATCHER, MANAGED_BY, PIPELINE_LABEL
 from inferline_stream.actuators.kubernetes.pod_changes import PodGone, PodSeen, PodsListed, follow_pods
-from inferline_stream.actuators.kubernetes.pods import DispatcherPod, Pods, dispatcher_pod
-from inferline_stream.actuators.kubernetes.postings import Postings
+from inferline_stream.actuators.kubernetes.pods import Pods
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InferlineError, Unreachable
@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 _GOES_FIRST = "-1000"
-_POST_AGAIN_S = 0.1
 _DELETE_AGAIN_S = 2.0
 _QUOTAS_S = 5.0
 _CREATED_WITHIN_S = 10.0
@@ -95,17 +94,9 @@ class KubernetesActuator:
             dispatcher_module=dispatcher_module,
         )
         self._pods = Pods()
-        self._dispatcher_pods: dict[str, DispatcherPod] = {}
-        self._postings = Postings(bootstrap_servers, names.assignments)
-        self._wanted: dict[str, dict[str, DispatcherSpec]] = {}
-        """By stage, dispatchers that were asked for, by name."""
+        self._dispatcher_pods = DispatcherPods(bootstrap_servers, names.assignments)
         self._knows = False
         """Whether it was asked to run anything, which only a controller that leads does."""
-        self._leads = False
-        """Whether dispatchers were asked for or about. A controller that waits must not know postings before it leads:
-        the one that leads writes others meanwhile."""
-        self._given_up: set[str] = set()
-        """Dispatchers that were replaced because they were silent."""
         self._exits: asyncio.Queue[ReplicaExit | DispatcherExit] = asyncio.Queue()
         self._changed = asyncio.Condition()
         self._listed = asyncio.Event()
@@ -115,8 +106,6 @@ class KubernetesActuator:
         self._replacing: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._one_at_a_time = asyncio.Lock()
-        self._posting = asyncio.Lock()
-        self._post_soon = asyncio.Event()
         self._quotas: list[dict[str, Any]] = []
         self._quotas_s = float("-inf")
 
@@ -172,13 +161,12 @@ class KubernetesActuator:
             Unreachable: the API server, or Kafka, does not answer.
         """
         await self._listed.wait()
-        self._leads = True
-        self._wanted[stage] = {spec.dispatcher: spec for spec in dispatchers}
+        self._dispatcher_pods.want(stage, dispatchers)
         if dispatchers:
             async with self._one_at_a_time:
                 with self._asking():
                     await self._deployments.apply_dispatchers(stage, len(dispatchers))
-            await self._post()
+            await self._dispatcher_pods.post()
         else:  # their hosts drain them; the postings are taken back once the pods are gone
             name = self._deployments.of_dispatchers(stage)
             async with self._one_at_a_time:
@@ -192,9 +180,7 @@ class KubernetesActuator:
         It is not among `dispatchers` any more, and no exit is reported: its node may be cut off, and the process live
         on. Its slot moves once its lease must have expired.
         """
-        self._given_up.add(dispatcher)
-        pod = self._postings.host_of(dispatcher)
-        if pod is not None:
+        if (pod := self._dispatcher_pods.give_up(dispatcher)) is not None:
             await self._delete(pod)
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
@@ -205,34 +191,7 @@ class KubernetesActuator:
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that has a pod, or waits for one."""
         await self._listed.wait()
-        self._leads = True
-        if self._dispatcher_pods:
-            await self._postings.look()
-        found = []
-        for pod in self._dispatcher_pods.values():
-            spec = self._postings.on(pod.name)
-            if spec is not None and not pod.goes and spec.dispatcher not in self._given_up:
-                found.append(
-                    ObservedDispatcher(
-                        spec.dispatcher,
-                        pod.stage,
-                        spec.slot,
-                        spec.incarnation,
-                        None,
-                        "stopping" if self._is_unwanted(pod.name) else "running",
-                        pod.started_s,
-                        pod.node,
-                    )
-                )
-        now_s = asyncio.get_running_loop().time()
-        for stage, specs in self._wanted.items():
-            pods = [pod for pod in self._dispatcher_pods.values() if pod.stage == stage]
-            why = next((pod.pending for pod in pods if pod.pending), "")
-            for spec in specs.values():
-                if not self._postings.had(spec.dispatcher):
-                    waits = ObservedDispatcher(spec.dispatcher, stage, spec.slot, 1, None, "running", now_s, "", why)
-                    found.append(waits)
-        return tuple(found)
+        return await self._dispatcher_pods.observe()
 
     async def devices(self) -> tuple[DeviceState, ...]:
         """Return nothing: GPUs of a cluster's nodes are their exporter's to report."""
@@ -284,19 +243,18 @@ class KubernetesActuator:
         await self._listed.wait()
         self._pause_until_s = float("-inf")  # it is asked once, and nobody asks again
         until_s = asyncio.get_running_loop().time() + deadline_s
-        staffed = {pod.stage for pod in self._dispatcher_pods.values()}
-        for stage in sorted({*self._deployments.stages, *self._wanted, *staffed}):
+        for stage in sorted({*self._deployments.stages, *self._dispatcher_pods.stages}):
             await self.dispatch(stage, [])
-        await self._until(lambda: not self._dispatcher_pods, deadline_s)
+        await self._until(lambda: not self._dispatcher_pods.pods, deadline_s)
         for stage, hardware in sorted({(r.stage, r.hardware) for r in await self.observe()}):
             await self.scale(stage, hardware, 0)
         left_s = max(0.0, until_s - asyncio.get_running_loop().time())
 
         def gone() -> bool:
-            return not self._pods.observed() and not self._dispatcher_pods
+            return not self._pods.observed() and not self._dispatcher_pods.pods
 
         if not await self._until(gone, left_s):
-            for name in [*self._dispatcher_pods, *(replica.replica for replica in self._pods.observed())]:
+            for name in [*self._dispatcher_pods.pods, *(replica.replica for replica in self._pods.observed())]:
                 await self._delete(name)
             await self._until(gone, self._drain_timeout_s)
 
@@ -325,7 +283,8 @@ class KubernetesActuator:
             async for _ in self._client.list(Pod, namespace=self._cluster.namespace, labels=self._labels):
                 break
         following = follow_pods(self._client, self._cluster.namespace, self._labels, self._pods_changed)
-        self._tasks = [asyncio.create_task(following, name="pods"), asyncio.create_task(self._keep_posted())]
+        self._tasks = [asyncio.create_task(following, name="pods")]
+        self._tasks.append(asyncio.create_task(self._dispatcher_pods.keep_posted()))
         return self
 
     async def __aexit__(
@@ -405,23 +364,20 @@ class KubernetesActuator:
         match change:
             case PodsListed(found):
                 there = {pod["metadata"]["name"] for pod in found}
-                for name in self._dispatcher_pods.keys() - there:
-                    del self._dispatcher_pods[name]
+                self._dispatcher_pods.listed(there)
                 await self._take_in(self._pods.missing(there), found)
                 self._listed.set()
             case PodSeen(pod):
                 await self._take_in([], [pod])
             case PodGone(name):
-                self._dispatcher_pods.pop(name, None)
+                self._dispatcher_pods.gone(name)
                 await self._take_in(self._pods.gone(name), [])
 
     async def _take_in(self, exits: list[ReplicaExit], pods: list[dict[str, Any]]) -> None:
         now_s = asyncio.get_running_loop().time()
         for pod in sorted(pods, key=_age):
             if pod["metadata"]["labels"][COMPONENT_LABEL] == DISPATCHER:
-                name = pod["metadata"]["name"]
-                known = self._dispatcher_pods.get(name)
-                self._dispatcher_pods[name] = dispatcher_pod(pod, now_s if known is None else known.started_s)
+                self._dispatcher_pods.changed(pod, now_s)
             else:
                 exits += self._pods.changed(pod, now_s)
         for exit_ in exits:
@@ -429,57 +385,8 @@ class KubernetesActuator:
             if exit_.restart_in_s and exit_.replica in {r.replica for r in self._pods.observed()}:
                 task = asyncio.create_task(self._replace(exit_.replica, exit_.restart_in_s))
                 self._replacing[exit_.replica] = task
-        self._post_soon.set()
         async with self._changed:
             self._changed.notify_all()
-
-    # Postings
-
-    async def _keep_posted(self) -> None:
-        """Post dispatchers that wait for a pod as pods come, and take postings of pods back that are gone."""
-        while True:
-            await self._post_soon.wait()
-            self._post_soon.clear()
-            try:
-                await self._post()
-            except InferlineError as error:
-                logger.warning("dispatchers cannot be posted: %s", error)
-                await asyncio.sleep(_POST_AGAIN_S)
-                self._post_soon.set()
-
-    async def _post(self) -> None:
-        async with self._posting:
-            if not self._leads:
-                return
-            await self._postings.look()
-            if self._listed.is_set():
-                for pod in list(self._postings.hosts):
-                    if self._is_unwanted(pod):
-                        await self._postings.take_back(pod)
-            for stage, specs in self._wanted.items():
-                free = self._free(stage)
-                for spec in specs.values():
-                    if free and not self._postings.had(spec.dispatcher):
-                        await self._postings.post(free.pop(0).name, spec, len(specs))
-
-    def _is_unwanted(self, pod: str) -> bool:
-        """Whether a posting has no use any more: its pod is gone, or its dispatcher is none of those asked for."""
-        there, spec = self._dispatcher_pods.get(pod), self._postings.on(pod)
-        if there is None:
-            return True
-        wanted = self._wanted.get(there.stage)
-        return wanted is not None and spec is not None and spec.dispatcher not in wanted
-
-    def _free(self, stage: str) -> list[DispatcherPod]:
-        """Return pods that wait for a dispatcher: those of the newest template first, and of each the oldest."""
-        free = [
-            pod
-            for pod in self._dispatcher_pods.values()
-            if pod.stage == stage and pod.listens and not pod.goes and self._postings.on(pod.name) is None
-        ]
-        newest = max((pod.started_s for pod in free), default=0.0)
-        templates = {pod.template for pod in free if pod.started_s == newest}
-        return sorted(free, key=lambda pod: (pod.template not in templates, pod.started_s))
 
 
 def _age(pod: dict[str, Any]) -> tuple[str, str]:

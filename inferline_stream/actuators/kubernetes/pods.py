@@ -1,4 +1,4 @@
-"""What a cluster's pods say about replicas and dispatchers: folds over what the API server reports, without any IO."""
+"""What a cluster's pods say about replicas: folds over what the API server reports, without any IO."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Pods:
         name, kind = pod["metadata"]["name"], _kind(pod)
         known = self._known.get(name)
         if known is None:
-            if _finished(pod):  # before our time
+            if is_finished(pod):  # before our time
                 return []
             restarts, failures = self._heirs.get(kind, [(0, 0)]).pop(0) if self._heirs.get(kind) else (0, 0)
             template = pod["metadata"]["labels"].get(TEMPLATE_LABEL, "")
@@ -160,7 +160,13 @@ def _place(known: _Known) -> tuple[str, str]:
     return known.seen.stage, known.seen.hardware
 
 
-def _finished(pod: Mapping[str, Any]) -> bool:
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    """Whether its container says that it is ready."""
+    return bool(_container(pod).get("ready"))
+
+
+def is_finished(pod: Mapping[str, Any]) -> bool:
+    """Whether nothing runs in it any more."""
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
@@ -179,7 +185,7 @@ def _ended(pod: Mapping[str, Any]) -> tuple[int, str] | None:
         code = int(ended.get("exitCode", LOST))
         words = ended.get("message") or ended.get("reason") or f"ended with exit code {code}"
         return (128 - code if code > 128 else code), words.strip()
-    if _finished(pod):
+    if is_finished(pod):
         status = pod["status"]
         return LOST, status.get("message") or status.get("reason") or ""
     return None
@@ -206,43 +212,3 @@ def _condition(pod: Mapping[str, Any], kind: str, status: str) -> Mapping[str, A
     """Return a condition of the pod that has a status; an empty one where it has not."""
     found: Iterable[Mapping[str, Any]] = pod.get("status", {}).get("conditions") or ()
     return next((each for each in found if (each.get("type"), each.get("status")) == (kind, status)), {})
-
-
-@dataclass(frozen=True, slots=True)
-class DispatcherPod:
-    """A pod that can run a dispatcher, or does.
-
-    Args:
-        name: of the pod.
-        stage: of its Deployment.
-        node: that it is on; empty while it has none.
-        template: of its Deployment's versions, the one that it was made from.
-        started_s: when it was first seen, on the event loop's clock.
-        listens: whether its host is ready.
-        goes: whether it is being deleted.
-        pending: why it has no place yet, or cannot start in it; empty where it runs.
-    """
-
-    name: str
-    stage: str
-    node: str
-    template: str
-    started_s: float
-    listens: bool
-    goes: bool
-    pending: str
-
-
-def dispatcher_pod(pod: Mapping[str, Any], started_s: float) -> DispatcherPod:
-    """Return what an API server's JSON says of a dispatcher's pod."""
-    metadata = pod["metadata"]
-    return DispatcherPod(
-        metadata["name"],
-        metadata["labels"][STAGE_LABEL],
-        pod["spec"].get("nodeName", ""),
-        metadata["labels"].get(TEMPLATE_LABEL, ""),
-        started_s,
-        bool(_container(pod).get("ready")),
-        bool(metadata.get("deletionTimestamp")) or _finished(pod),
-        pending_of(pod),
-    )

@@ -22,6 +22,7 @@ import msgspec
 import uvloop
 
 from inferline_stream.actuators.actuator import DispatcherExit
+from inferline_stream.actuators.child_logs import LogCopier
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.network.credentials import dispatcher_context
 from inferline_stream.actuators.network.host_link import (
@@ -35,7 +36,6 @@ from inferline_stream.actuators.network.host_link import (
     Offer,
     Take,
 )
-from inferline_stream.actuators.network.log_copier import LogCopier
 from inferline_stream.actuators.supervisor import Attachable, Supervisor
 from inferline_stream.dataplane.host_postings import Posting, decode_posting, posting_key
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec

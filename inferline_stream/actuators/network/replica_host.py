@@ -25,6 +25,7 @@ import msgspec
 import uvloop
 
 from inferline_stream.actuators.child import Child
+from inferline_stream.actuators.child_logs import LogCopier
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.network.credentials import replica_context
 from inferline_stream.actuators.network.host_link import (
@@ -38,7 +39,6 @@ from inferline_stream.actuators.network.host_link import (
     Offer,
     Take,
 )
-from inferline_stream.actuators.network.log_copier import LogCopier
 from inferline_stream.dataplane.process_specs import REPLICA_MODULE, ReplicaSpec
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.containers import RUNTIMES

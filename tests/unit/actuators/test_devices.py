@@ -15,9 +15,8 @@ import pytest
 
 from inferline_stream.actuators import nvml
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.actuators.children import Child, Children
+from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.devices import Device, carries, cores_for, devices_for, visible, with_stock_of
-from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.actuators.nvml import DeviceReader, devices, used_bytes
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import ReplicaSpec
@@ -389,7 +388,7 @@ async def test_a_driver_that_hangs_stops_neither_ends_nor_restarts_nor_those_tha
         answers.set()
 
 
-async def pending(supervisor: Supervisor[Child], *words: str) -> ObservedReplica:
+async def pending(supervisor: Supervisor, *words: str) -> ObservedReplica:
     """Wait until the first replica says why it waits, by the end of its words."""
     while not (first := (await supervisor.observe())[0]).pending.endswith(words):
         await asyncio.sleep(0.01)
@@ -427,9 +426,8 @@ async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(tm
         return dict(line.split("=", 1) for line in environ.split("\0") if "=" in line)["CUDA_VISIBLE_DEVICES"]
 
     two = (Device("GPU-a", "Tesla T4"), Device("GPU-b", "Tesla T4"))
-    async with LocalActuator(
-        tmp_path, drain_timeout_s=0.0, kill_after_s=0.3, replica_module="replica_double", devices=two
-    ) as actuator:
+    children = partial(Children, tmp_path, replica_module="replica_double", devices=two)
+    async with Supervisor(children, drain_timeout_s=0.0, kill_after_s=0.3) as actuator:
         await actuator.know({key: ReplicaSpec("", key[0], "/nowhere/topology.py", kind) for key, kind in kinds.items()})
         await actuator.scale("a", "t4", 3)
         await actuator.scale("b", "cpu-1", 1)
@@ -457,7 +455,7 @@ async def test_a_replica_that_was_placed_is_given_what_its_host_sees_however_muc
 
 
 async def test_one_that_still_waits_for_a_gpu_leaves_at_once(tmp_path: Path) -> None:
-    async with asyncio.timeout(DEADLINE_S), LocalActuator(tmp_path, devices=()) as actuator:
+    async with asyncio.timeout(DEADLINE_S), Supervisor(partial(Children, tmp_path, devices=())) as actuator:
         await actuator.know({("a", "t4"): ReplicaSpec("", "a", "/nowhere/topology.py", T4)})
         await actuator.scale("a", "t4", 1)
         await actuator.scale("a", "t4", 0)
