@@ -25,8 +25,9 @@ from ray.util import list_named_actors
 
 from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ObservedReplica, ReplicaExit
 from inferline_stream.actuators.network.credentials import Credential, new_credential
+from inferline_stream.actuators.network.replica_host import HostEnd
 from inferline_stream.actuators.ray_cluster import cause, requirements, room, words
-from inferline_stream.actuators.ray_host import HostEnd, HostNews, HostState, HostTerms, RayHost
+from inferline_stream.actuators.ray_host import HostNews, HostState, HostTerms, RayHost
 from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
 from inferline_stream.dataplane.process_specs import (
     DISPATCHER_MODULE,

@@ -23,9 +23,10 @@ import msgspec
 import ray
 from ray.util import get_node_ip_address
 
+from inferline_stream.actuators.actuator import DispatcherExit
 from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.actuators.network.credentials import Credential, dispatcher_context, replica_context
-from inferline_stream.actuators.network.replica_host import ReplicaHost
+from inferline_stream.actuators.network.replica_host import HostEnd, ReplicaHost
 from inferline_stream.dataplane.process_specs import EXIT_FAILED, DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InvalidInput
 
@@ -81,18 +82,6 @@ class HostState(msgspec.Struct, frozen=True):
     ends: int
     """So many lives of its child are over."""
     terms: HostTerms
-
-
-class HostEnd(msgspec.Struct, frozen=True):
-    """How a life of the child has ended."""
-
-    exit_code: int
-    reason: str
-    tail: str = ""
-    restarted: bool = False
-    """Of a dispatcher: whether its host has started it again."""
-    replaced: bool = False
-    """Of a replica: whether its dispatcher has asked for another one."""
 
 
 class HostNews(msgspec.Struct, frozen=True):
@@ -174,8 +163,8 @@ class RayHost:
         """Signal a replica; kill a dispatcher, which is started again unless it was to stop."""
         if isinstance(self._host, ReplicaHost):
             self._host.signal(signal.Signals(number))
-        elif self._host is not None:
-            await self._host.replace()
+        elif self._host is not None and self._terms is not None and self._terms.dispatcher is not None:
+            await self._host.supervisor.replace_dispatcher(self._terms.dispatcher.dispatcher)
 
     async def retire(self) -> None:
         """End in order, as if no controller had been there for long."""
@@ -186,7 +175,8 @@ class RayHost:
     async def _pid(self) -> int | None:
         if isinstance(self._host, ReplicaHost):
             return self._host.pid
-        return None if self._host is None else await self._host.pid()
+        there = () if self._host is None else await self._host.supervisor.dispatchers()
+        return next((dispatcher.pid for dispatcher in there), None)
 
     async def _run(self, terms: HostTerms) -> None:
         try:
@@ -212,8 +202,7 @@ class RayHost:
         host.start()
         self._host = host
         self._up.set()
-        end = await host.run()
-        self._end(HostEnd(end.exit_code, end.reason, end.tail, replaced=end.replaced))
+        self._end(await host.run())
 
     async def _run_dispatcher(self, terms: HostTerms, spec: DispatcherSpec) -> None:
         from inferline_stream.actuators.network.dispatcher_host import DispatcherHost  # and with it a Kafka client
@@ -231,11 +220,10 @@ class RayHost:
             await host.dispatch(spec, terms.slots)
             self._host, self._address = host, f"{address}:{port}"
             self._up.set()
-            restarted = True
-            while restarted:
-                exit_ = await host.next_exit()
-                restarted = exit_.restarted
-                self._end(HostEnd(exit_.exit_code, exit_.reason, exit_.tail, restarted))
+            while not self._ends or self._ends[-1].restarted:
+                exit_ = await host.supervisor.next_exit()
+                again = isinstance(exit_, DispatcherExit) and exit_.restarted
+                self._end(HostEnd(exit_.exit_code, exit_.reason, exit_.tail, again))
 
     def _end(self, end: HostEnd) -> None:
         self._ends.append(end)

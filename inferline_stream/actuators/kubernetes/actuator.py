@@ -35,7 +35,7 @@ from inferline_stream.actuators.kubernetes.deployments import Deployments
 from inferline_stream.actuators.kubernetes.dispatcher_pods import DispatcherPods
 from inferline_stream.actuators.kubernetes.manifests import Cluster, resources
 from inferline_stream.actuators.kubernetes.object_names import COMPONENT_LABEL, DISPATCHER, MANAGED_BY, PIPELINE_LABEL
-from inferline_stream.actuators.kubernetes.pod_changes import PodGone, PodSeen, PodsListed, follow_pods
+from inferline_stream.actuators.kubernetes.pod_changes import What, follow_pods
 from inferline_stream.actuators.kubernetes.pods import Pods
 from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec, ReplicaSpec
@@ -360,23 +360,18 @@ class KubernetesActuator:
             await asyncio.sleep(_DELETE_AGAIN_S)
         self._replacing.pop(pod, None)
 
-    async def _pods_changed(self, change: PodsListed | PodSeen | PodGone) -> None:
-        match change:
-            case PodsListed(found):
-                there = {pod["metadata"]["name"] for pod in found}
-                self._dispatcher_pods.listed(there)
-                await self._take_in(self._pods.missing(there), found)
-                self._listed.set()
-            case PodSeen(pod):
-                await self._take_in([], [pod])
-            case PodGone(name):
-                self._dispatcher_pods.gone(name)
-                await self._take_in(self._pods.gone(name), [])
-
-    async def _take_in(self, exits: list[ReplicaExit], pods: list[dict[str, Any]]) -> None:
+    async def _pods_changed(self, pods: list[dict[str, Any]], what: What) -> None:
+        names = {pod["metadata"]["name"] for pod in pods}
+        exits: list[ReplicaExit] = []
+        if what == "listed":
+            self._dispatcher_pods.listed(names)
+            exits += self._pods.missing(names)
         now_s = asyncio.get_running_loop().time()
         for pod in sorted(pods, key=_age):
-            if pod["metadata"]["labels"][COMPONENT_LABEL] == DISPATCHER:
+            if what == "gone":
+                self._dispatcher_pods.gone(pod["metadata"]["name"])
+                exits += self._pods.gone(pod["metadata"]["name"])
+            elif pod["metadata"]["labels"][COMPONENT_LABEL] == DISPATCHER:
                 self._dispatcher_pods.changed(pod, now_s)
             else:
                 exits += self._pods.changed(pod, now_s)
@@ -387,6 +382,8 @@ class KubernetesActuator:
                 self._replacing[exit_.replica] = task
         async with self._changed:
             self._changed.notify_all()
+        if what == "listed":
+            self._listed.set()
 
 
 def _age(pod: dict[str, Any]) -> tuple[str, str]:

@@ -75,7 +75,7 @@ class DispatcherPods:
         the one that leads writes others meanwhile."""
         self._looked = False
         self._listed = False
-        self._one_at_a_time = asyncio.Lock()
+        self._looking, self._posting = asyncio.Lock(), asyncio.Lock()
         self._soon = asyncio.Event()
 
     @property
@@ -172,7 +172,7 @@ class DispatcherPods:
         Raises:
             Unreachable: Kafka does not answer.
         """
-        async with self._one_at_a_time:
+        async with self._posting:
             if not self._leads:
                 return
             await self._look()
@@ -189,19 +189,18 @@ class DispatcherPods:
 
     async def _look(self) -> None:
         """Read what controllers before have written, once."""
-        if self._looked:
-            return
-        async with TopicFollower(self._bootstrap_servers, self._topic) as topic:
-            records = await topic.read_to(await topic.end())
-        if self._looked:  # by another task meanwhile
-            return
-        self._looked = True
-        for record in records:
-            if pod := host_of((record.key or b"").decode(errors="replace")):
-                self._on.pop(pod, None)
-                with contextlib.suppress(msgspec.MsgspecError, ValueError):
-                    if record.value:
-                        self._note(pod, decode_posting(record.value).dispatcher)
+        async with self._looking:
+            if self._looked:
+                return
+            async with TopicFollower(self._bootstrap_servers, self._topic) as topic:
+                records = await topic.read_to(await topic.end())
+            for record in records:
+                if pod := host_of((record.key or b"").decode(errors="replace")):
+                    self._on.pop(pod, None)
+                    with contextlib.suppress(msgspec.MsgspecError, ValueError):
+                        if record.value:
+                            self._note(pod, decode_posting(record.value).dispatcher)
+            self._looked = True
 
     def _note(self, pod: str, spec: DispatcherSpec) -> None:
         self._on[pod] = spec

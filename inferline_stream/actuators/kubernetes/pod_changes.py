@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 from lightkube import ApiError, AsyncClient
@@ -23,32 +22,15 @@ _WATCH_S = 300
 """After so long a watch is begun again: a connection that died silently is noticed."""
 
 
-@dataclass(frozen=True, slots=True)
-class PodsListed:
-    """All pods that there are; others are gone. Each is as in the API server's JSON."""
-
-    pods: list[dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class PodSeen:
-    """A pod that was added or has changed, as in the API server's JSON."""
-
-    pod: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class PodGone:
-    """The name of a pod that is no more."""
-
-    name: str
+What = Literal["listed", "seen", "gone"]
+"""What is said of pods: they are all that there are, one was added or has changed, or one is no more."""
 
 
 async def follow_pods(
     client: AsyncClient,
     namespace: str,
     labels: Mapping[str, Any],
-    take: Callable[[PodsListed | PodSeen | PodGone], Awaitable[None]],
+    take: Callable[[list[dict[str, Any]], What], Awaitable[None]],
 ) -> None:
     """List, then watch from there; from the start again whenever the API server ends it, fails or has forgotten.
 
@@ -56,7 +38,7 @@ async def follow_pods(
         client: to the API server.
         namespace: of the pods.
         labels: that they have.
-        take: called with each change; the next one waits for it.
+        take: called with pods, as in the API server's JSON, and what is said of them; the next change waits for it.
     """
     retry_s, loop = _FIRST_RETRY_S, asyncio.get_running_loop()
     chosen = dict(labels)
@@ -64,14 +46,12 @@ async def follow_pods(
         began_s, wait_s = loop.time(), 0.0
         try:
             pods = client.list(Pod, namespace=namespace, labels=chosen)
-            await take(PodsListed([plain(pod) async for pod in pods]))
+            await take([plain(pod) async for pod in pods], "listed")
             async with asyncio.timeout(_WATCH_S):
                 watch = client.watch(Pod, namespace=namespace, labels=chosen, resource_version=pods.resourceVersion)
                 async for kind, pod in watch:
-                    if kind == "DELETED":
-                        await take(PodGone(plain(pod)["metadata"]["name"]))
-                    elif kind in ("ADDED", "MODIFIED"):
-                        await take(PodSeen(plain(pod)))
+                    if kind in ("ADDED", "MODIFIED", "DELETED"):
+                        await take([plain(pod)], "gone" if kind == "DELETED" else "seen")
         except TimeoutError:
             continue
         except (ApiError, httpx2.HTTPError, OSError) as error:

@@ -21,7 +21,6 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from inferline_stream.actuators.actuator import DispatcherExit
 from inferline_stream.actuators.child_logs import LogCopier
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.network.credentials import dispatcher_context
@@ -82,14 +81,13 @@ class DispatcherHost:
 
     def __init__(self, stage: str, node: str, logs: Path, *, drain_timeout_s: float, module: str) -> None:
         children = partial(Children, logs, dispatcher_module=module)
-        self._supervisor = Supervisor(children, drain_timeout_s=drain_timeout_s)
+        self.supervisor = Supervisor(children, drain_timeout_s=drain_timeout_s)
         self._stage = stage
         self._node = node
         self._drain_timeout_s = drain_timeout_s
         self._hellos: dict[HostLink, HostHello] = {}
         self._remotes: dict[HostLink, Attachable] = {}
         self._slots = 1
-        self._dispatcher = ""
 
     @asynccontextmanager
     async def listening(self, address: str, port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
@@ -101,7 +99,7 @@ class DispatcherHost:
         Raises:
             OSError: the port is taken.
         """
-        async with self._supervisor:
+        async with self.supervisor:
             server = await asyncio.get_running_loop().create_server(
                 lambda: HostLink(self._heard, self._lost),
                 address,
@@ -114,7 +112,7 @@ class DispatcherHost:
                 yield server.sockets[0].getsockname()[1]
             finally:
                 server.close()
-                await self._supervisor.drain(self._drain_timeout_s)
+                await self.supervisor.drain(self._drain_timeout_s)
                 for link in [*self._hellos, *self._remotes]:
                     link.close()
 
@@ -126,39 +124,25 @@ class DispatcherHost:
             slots: of its stage.
         """
         if dispatcher is None:
-            await self._supervisor.dispatch(self._stage, [])
+            await self.supervisor.dispatch(self._stage, [])
             return
-        self._slots, self._dispatcher = slots, dispatcher.dispatcher
-        await self._supervisor.dispatch(self._stage, [msgspec.structs.replace(dispatcher, node=self._node)])
-
-    async def replace(self) -> None:
-        """Kill the dispatcher now. It is started again, unless it was to stop."""
-        await self._supervisor.replace_dispatcher(self._dispatcher)
-
-    async def pid(self) -> int | None:
-        """Return the dispatcher's process, while there is one."""
-        return next((seen.pid for seen in await self._supervisor.dispatchers()), None)
-
-    async def next_exit(self) -> DispatcherExit:
-        """Wait for the next end of a dispatcher."""
-        exit_ = await self._supervisor.next_exit()
-        assert isinstance(exit_, DispatcherExit), "no replica is its child"
-        return exit_
+        self._slots = slots
+        await self.supervisor.dispatch(self._stage, [msgspec.structs.replace(dispatcher, node=self._node)])
 
     def _heard(self, link: HostLink, message: Message) -> None:
         match message:
             case HostHello():
                 self._hellos[link] = message
-                dispatcher, replicas = self._supervisor.serving(self._stage)
+                dispatcher, replicas = self.supervisor.serving(self._stage)
                 link.send(Offer(dispatcher, self._slots, replicas))
             case Take() if link in self._hellos:
                 self._take(link, self._hellos.pop(link))
             case Leaving() if link in self._remotes:
-                self._supervisor.retire_remote(self._remotes[link].name)
+                self.supervisor.retire_remote(self._remotes[link].name)
             case HostEnded() if link in self._remotes:
                 remote = self._remotes.pop(link)
                 logger.info("replica %s ended: %s", remote.name, message.reason)
-                self._supervisor.remote_gone(self._stage, remote, lost=False)
+                self.supervisor.remote_gone(self._stage, remote, lost=False)
                 link.close()
 
     def _take(self, link: HostLink, hello: HostHello) -> None:
@@ -174,7 +158,7 @@ class DispatcherHost:
             link.carry,
             lambda reason: link.send(EndReplica(reason)),
         )
-        if self._supervisor.admit(self._stage, remote):
+        if self.supervisor.admit(self._stage, remote):
             self._remotes[link] = remote
             logger.info("replica %s on %s is connected", hello.replica, hello.hardware)
         else:
@@ -187,7 +171,7 @@ class DispatcherHost:
         if remote is None:
             return
         logger.info("replica %s: %s", remote.name, why)
-        self._supervisor.remote_gone(self._stage, remote, lost=True)
+        self.supervisor.remote_gone(self._stage, remote, lost=True)
         if (sock := link.drop()) is not None:
             _close_after_peer(sock)
 

@@ -18,7 +18,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -62,21 +62,18 @@ _TRIES = 3
 """Connections per dispatcher of the stage, to find the one with the fewest replicas behind one common address."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaEnd:
-    """How a replica has ended.
-
-    Args:
-        exit_code: as the system reports it; negative for a signal.
-        reason: in words.
-        tail: the last lines that it wrote, if it failed.
-        replaced: whether its dispatcher has asked for another one.
-    """
+class HostEnd(msgspec.Struct, frozen=True):
+    """How a life of a host's child has ended."""
 
     exit_code: int
+    """As the system reports it; negative for a signal."""
     reason: str
-    tail: str
-    replaced: bool
+    tail: str = ""
+    """The last lines that it wrote, if it failed."""
+    restarted: bool = False
+    """Of a dispatcher: whether its host has started it again."""
+    replaced: bool = False
+    """Of a replica: whether its dispatcher has asked for another one."""
 
 
 class _Offered:
@@ -137,7 +134,7 @@ class ReplicaHost:
         self._link: HostLink | None = None
         self._attached = self._leaving = False
         self._why = ""
-        self._end: asyncio.Future[ReplicaEnd] = asyncio.get_running_loop().create_future()
+        self._end: asyncio.Future[HostEnd] = asyncio.get_running_loop().create_future()
 
     @property
     def pid(self) -> int | None:
@@ -153,7 +150,7 @@ class ReplicaHost:
         """
         self._child = self._children.start_replica(self._spec)
 
-    async def run(self) -> ReplicaEnd:
+    async def run(self) -> HostEnd:
         """Keep the replica connected to its end."""
         connecting = asyncio.create_task(self._stay_connected())
         try:
@@ -192,7 +189,7 @@ class ReplicaHost:
         if self._link is not None:
             self._link.send(HostEnded(reason))
         if not self._end.done():
-            self._end.set_result(ReplicaEnd(code, reason, tail, bool(self._why)))
+            self._end.set_result(HostEnd(code, reason, tail, replaced=bool(self._why)))
 
     async def _stay_connected(self) -> None:
         while not self._end.done():
