@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 5.0
 """Longest that a controller waits for news. It asks again at once, which says that it lives."""
 
-_LOOK_S, _NEWS_S = 0.5, 0.02
+_LOOK_S, _NEWS_S = 0.5, 0.05
 """How often a host looks whether its controller still asks, and whether it has news for it."""
 
 _KEPT_ENDS = 100
