@@ -434,19 +434,6 @@ async def test_what_others_have_set_on_a_deployment_stays() -> None:
         assert api.deployment("p-a-cpu-1")["spec"]["replicas"] == 2
 
 
-async def test_a_container_that_its_kubelet_starts_again_is_no_new_replica() -> None:
-    async with KubeApi() as api, acting(api) as actuator:
-        await actuator.scale("a", "cpu-1", 1)
-        (first,) = await actuator.observe()
-        await until(lambda: first.replica in api.containers, "its container")
-        api.containers[first.replica].end.set_result(70)
-        async with asyncio.timeout(DEADLINE_S):
-            assert (await actuator.next_exit()).exit_code == 70
-            while not (found := [r for r in await actuator.observe() if r.state == "running"]):
-                await asyncio.sleep(0.01)
-        assert found[0].replica != first.replica
-
-
 def test_names_of_deployments_are_labels_and_differ_where_their_stages_do() -> None:
     assert replicas_name("p", "a", "cpu-1") == "p-a-cpu-1"
     names = {replicas_name("p", stage, "cpu-0.5") for stage in ("a_b", "a-b", "a" * 80, "a" * 81)}
