@@ -203,7 +203,7 @@ class LocalActuator:
         answered = self._asked[number] = asyncio.get_running_loop().create_future()
         limit_s = _ANSWER_S + (arguments[0] if method == "drain" else 0.0) + 2 * self._hello.kill_after_s
         try:
-            writer.write(calls.encode_line(calls.Request(number, method, list(arguments))))
+            writer.write(calls.encode_line(calls.request(number, method, *arguments)))
             async with asyncio.timeout(limit_s):
                 return await answered
         except TimeoutError:

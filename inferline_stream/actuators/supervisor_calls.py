@@ -40,8 +40,8 @@ class Request(msgspec.Struct, frozen=True, tag="request"):
     number: int
     method: str
     """Of `Actuator`, a key of `ARGUMENTS`; after the answer to ``aclose`` the supervisor ends."""
-    arguments: list[Any] = []
-    """What `ARGUMENTS` says."""
+    arguments: msgspec.Raw = msgspec.Raw(b"[]")
+    """JSON of what `ARGUMENTS` says: read by its types, such as objects whose keys are numbers."""
 
 
 ARGUMENTS: dict[str, Any] = {
@@ -57,6 +57,17 @@ ARGUMENTS: dict[str, Any] = {
     "aclose": tuple[()],
 }
 """Types of each method's arguments."""
+
+
+def request(number: int, method: str, *arguments: Any) -> Request:
+    """Return a call of a method."""
+    return Request(number, method, msgspec.Raw(msgspec.json.encode(arguments)))
+
+
+def arguments_of(call: Request) -> tuple[Any, ...]:
+    """Return the arguments of a call."""
+    found: tuple[Any, ...] = msgspec.json.decode(call.arguments, type=ARGUMENTS[call.method])
+    return (dict(*found),) if call.method == "know" else found
 
 
 class Reply(msgspec.Struct, frozen=True, tag="reply"):

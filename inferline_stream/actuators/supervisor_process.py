@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from inferline_stream.actuators import supervisor_calls as calls
 from inferline_stream.actuators.actuator import ReplicaExit
 from inferline_stream.actuators.children import Children
@@ -145,10 +143,7 @@ class _Process:
     async def _call(self, request: calls.Request) -> Any:
         if self._ending is not None and request.method in ("scale", "dispatch"):
             return None  # a controller that replaces what has ended would keep the drain from its end
-        arguments = msgspec.convert(request.arguments, calls.ARGUMENTS[request.method])
-        if request.method == "know":
-            arguments = (dict(*arguments),)
-        return await getattr(self.supervisor, request.method)(*arguments)
+        return await getattr(self.supervisor, request.method)(*calls.arguments_of(request))
 
 
 async def _main(first: socket.socket) -> None:

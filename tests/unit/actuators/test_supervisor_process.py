@@ -8,9 +8,20 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.actuators.supervisor_calls import Hello, Reply, Request, decode_from_supervisor
+from inferline_stream.actuators.supervisor_calls import (
+    Hello,
+    Reply,
+    Request,
+    arguments_of,
+    decode_from_controller,
+    decode_from_supervisor,
+    encode_line,
+    request,
+)
 from inferline_stream.actuators.supervisor_process import _Process
-from inferline_stream.dataplane.process_specs import DispatcherSpec
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.isolation import Isolation
 from tests.unit.dataplane.dispatcher.doubles import routes
 
 
@@ -18,9 +29,17 @@ async def test_a_supervisor_that_ends_starts_nothing_that_a_controller_still_ask
     process = _Process(Hello("", str(tmp_path), 1.0, 1.0, 1.0))
     async with process.supervisor:
         process.end()
-        await process._call(Request(1, "dispatch", ["work", [DispatcherSpec("work-0-a", 0, routes(), "127.0.0.1:9")]]))
+        await process._call(request(1, "dispatch", "work", [DispatcherSpec("work-0-a", 0, routes(), "127.0.0.1:9")]))
         assert await process.supervisor.dispatchers() == ()
         await process.over.wait()
+
+
+def test_templates_of_replicas_come_as_they_were_sent() -> None:
+    kind = Hardware("emulated-core", 0.1)
+    specs = {("work", "emulated-core"): ReplicaSpec("", "work", "/topology.py", kind, {1: 0.02, 4: 0.032}, Isolation())}
+    came = decode_from_controller(encode_line(request(1, "know", list(specs.items()))))
+    assert isinstance(came, Request)
+    assert arguments_of(came) == (specs,)
 
 
 class _Writer:
@@ -44,7 +63,7 @@ async def test_an_order_that_fails_in_any_way_is_answered(tmp_path: Path, monkey
     controller: Any = writer
     async with process.supervisor:
         monkeypatch.setattr(process.supervisor, "observe", no_descriptor)
-        await process._answer(Request(7, "observe"), controller)
+        await process._answer(request(7, "observe"), controller)
     (reply,) = map(decode_from_supervisor, writer.lines)
     assert isinstance(reply, Reply)
     assert reply.number == 7
