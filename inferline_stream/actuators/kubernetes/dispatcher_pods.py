@@ -173,7 +173,8 @@ class DispatcherPods:
             Unreachable: Kafka does not answer.
         """
         async with self._posting:
-            if not self._leads:
+            anything = self._looked or self.pods or any(self._wanted.values())
+            if not self._leads or not anything:  # Kafka is not asked for nothing
                 return
             await self._look()
             for pod in [pod for pod in self._on if self._listed and self._is_unwanted(pod)]:
