@@ -19,12 +19,10 @@ from types import MappingProxyType
 from typing import Literal
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica
-from inferline_stream.actuators.child import Child
-from inferline_stream.actuators.children import Children
+from inferline_stream.actuators.children import Children, Ended, Heard
 from inferline_stream.actuators.devices import Device, carries, devices_for
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.nvml import used_bytes
-from inferline_stream.actuators.processes import Ended, Heard
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.isolation import limits
@@ -96,7 +94,7 @@ class ThisHost:
             async with Supervisor(made, drain_timeout_s=_DRAIN_S, kill_after_s=_KILL_S) as supervisor:
                 yield supervisor
 
-    def _made(self, folder: Path, ended: Ended[Child], heard: Heard[Child]) -> Children:
+    def _made(self, folder: Path, ended: Ended, heard: Heard) -> Children:
         self._children = Children(
             folder, ended, heard, devices=self._devices, dispatcher_module=MODULE, audits=self._audits
         )
@@ -150,7 +148,7 @@ def neighbour(kind: Hardware, replica: ObservedReplica | None) -> Iterator[None]
 @contextlib.contextmanager
 def _said_by_benches() -> Iterator[None]:
     """Log no end of a replica meanwhile: what it means is said to the user by what has asked for the replica."""
-    ends = logging.getLogger("inferline_stream.actuators.replica_places")
+    ends = logging.getLogger("inferline_stream.actuators.wanted_processes")
     before, ends.disabled = ends.disabled, True
     try:
         yield

@@ -12,7 +12,7 @@ import pytest
 from ray.util import list_named_actors as ray_actors
 
 from inferline_stream.actuators.actuator import Actuator
-from inferline_stream.actuators.ray import ray_actuator
+from inferline_stream.actuators.ray import RayActuator
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import catalogue
@@ -48,7 +48,8 @@ async def engine(request: pytest.FixtureRequest, embedded_broker: KafkaServer, t
     """Name of an engine, and what starts processes on it, for a while; None for this host."""
 
     def ray(names: Names) -> contextlib.AbstractAsyncContextManager[Actuator]:
-        return ray_actuator(f"{names.prefix}{names.pipeline}", tmp_path, drain_timeout_s=1.0, dispatcher_module=MODULE)
+        namespace = f"{names.prefix}{names.pipeline}"
+        return contextlib.aclosing(RayActuator(namespace, tmp_path, drain_timeout_s=1.0, dispatcher_module=MODULE))
 
     async with asyncio.timeout(DEADLINE_S), contextlib.AsyncExitStack() as stack:
         if request.param == "local":

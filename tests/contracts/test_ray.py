@@ -290,8 +290,6 @@ async def test_what_a_cluster_may_grow_to_at_most_binds_what_is_asked_of_it(monk
     assert await actuator.capacity() == {}, "who knows what it may grow to"
 
 
-
-
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()"]
 
 
