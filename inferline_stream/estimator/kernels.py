@@ -139,7 +139,7 @@ class Sources(NamedTuple):
 
 
 class Joining(NamedTuple):
-    """When an event is complete at a stage: see `routes.Feed`. ``masks`` and ``seen`` (tokens so far; may be empty
+    """When an event is complete at a stage: see `feeds.Feed`. ``masks`` and ``seen`` (tokens so far; may be empty
     with one source) are by event."""
 
     masks: Masks

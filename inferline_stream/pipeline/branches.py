@@ -14,7 +14,7 @@ _MOST_WAYS = 2000
 
 
 def maybe_missing(order: Sequence[Stage], join: Stage) -> frozenset[int]:
-    """Positions in ``join.after`` of arrows that may be untaken although another one was taken.
+    """Positions, among the arrows into ``join``, of those that may be untaken although another one was taken.
 
     An event takes an arrow when the arrow's parent is visited and its condition holds; a stage is visited
     when any arrow into it is taken. Being visited only ever needs conditions to hold, so that an arrow may

@@ -46,7 +46,7 @@ class Problem:
         max_batch_sizes: by stage, largest batch limit to consider; stages left out may use all profiled.
         objective: share of events that must meet the target.
         seed: the estimator's seed.
-        order_slo_s: SLO by which queues are ordered, see `estimator.simulate`; None is the target.
+        order_slo_s: SLO by which queues are ordered, see `simulation.simulate`; None is the target.
         cores: most that all replicas together may have.
 
     Raises:

@@ -1,5 +1,7 @@
 """What keeps the repository one house: plain words, one name for one thing, and a map whose places exist."""
 
+import ast
+import importlib
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -111,3 +113,63 @@ def test_every_file_that_the_architecture_page_names_exists():
     assert len(named) > 60
     missing = [name for name in named if "/" in name.rstrip("/") and not (ROOT / name).exists()]
     assert not missing
+
+
+_DOTTED = re.compile(r"`([A-Za-z_]\w*)\.([A-Za-z_]\w*)(?:\.\w+)*(?:\([^`]*\))?`")
+
+
+def _dotted_names(tree):
+    docstrings = (node.value.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and _is_text(node.value))
+    return {found.groups() for text in docstrings for found in _DOTTED.finditer(text)}
+
+
+def _is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _names_within(tree):
+    """Every name that a module or class defines, imports or sets."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Name(id=name) | ast.Attribute(attr=name):
+                yield name
+            case ast.alias(name=name, asname=other):
+                yield (other or name).rpartition(".")[2]
+
+
+def _is_there(head, name):
+    """Whether a library has the name, where it is one of a class: other words with dots are settings and files."""
+    if head[0].isupper() or not name[0].isupper():
+        return True
+    try:
+        return hasattr(importlib.import_module(head), name)
+    except ModuleNotFoundError:
+        return False
+
+
+def test_every_dotted_name_in_a_docstring_still_exists():
+    files = [ROOT / file for file in _modules()] + sorted((ROOT / "connectors").rglob("*.py"))
+    trees = {file: ast.parse(file.read_text()) for file in files}
+    known = defaultdict(set)
+    for file, tree in trees.items():
+        place = file.parent if file.stem == "__init__" else file
+        known[place.stem].update(_names_within(tree))
+        known[place.parent.name].add(place.stem)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                known[node.name].update(_names_within(node))
+
+    named = {(file, *name) for file, tree in trees.items() for name in _dotted_names(tree)}
+    assert len(named) > 100
+    wrong = [
+        f"{file.relative_to(ROOT)}: `{head}.{name}`"
+        for file, head, name in sorted(named)
+        if name not in known.get(head, ()) and not (head not in known and _is_there(head, name)) and name not in _OTHERS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+_OTHERS = ("py", "json", "retention")
+"""What looks the same: endings of files, and a setting of Kafka's, ``offsets.retention.minutes``."""
