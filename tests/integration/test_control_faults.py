@@ -68,7 +68,7 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_by_one_th
             await asyncio.sleep(6.0)  # in the middle of the ramp
             wanted = {stage: sum(kinds.values()) for stage, kinds in first.controller.wanted.items()}
             first.control.cancel()
-            died_s, out = time.monotonic(), first.controller.view.counts.events_out
+            died_s, out = time.monotonic(), first.controller.view.events_out
             async with open_run(successor, actuator) as second:
                 took_s = time.monotonic() - died_s
                 await second.ready()
@@ -112,10 +112,10 @@ async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing,
             await asyncio.sleep(10.0)  # beyond leases, and beyond what counts as death
         finally:
             own_apache_kafka.resume()
-        before = under_way.controller.view.counts.events_out
+        before = under_way.controller.view.events_out
 
         async def going() -> bool:
-            return under_way.controller.view.counts.events_out > before + 20
+            return under_way.controller.view.events_out > before + 20
 
         assert await until(going, 10.0)  # `faults` measures how long it takes
         await feeding

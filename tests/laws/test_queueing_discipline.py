@@ -74,15 +74,14 @@ def test_no_event_waits_while_a_replica_that_may_take_it_is_free(seed: int) -> N
     run = simulate_with_heap(pipeline.workload, pipeline.stations)
     for stage, station in enumerate(pipeline.stations):
         log = [entry for entry in run.log if entry.stage == stage]
-        if station.hold_s > 0 or (station.owners is None and station.limits.size > 1):
+        if station.hold_s > 0 or station.limits.size > 1 or pipeline.workload.lanes(stage).any():
             continue
-        if station.owners is None and (station.slots > 1 or pipeline.workload.lanes(stage).any()):
-            continue
-        if station.owners is None:
+        if station.partitions:  # of a member's own partitions, no event waits while it is free
+            taker = {entry.event: entry.replica for entry in log if entry.what == "starts"}
+            for member in set(taker.values()):
+                assert busy_while_waiting([entry for entry in log if taker[entry.event] == member], 1)
+        elif station.slots == 1:
             assert busy_while_waiting(log, station.replicas)
-        else:
-            for replica in {entry.replica for entry in log}:
-                assert busy_while_waiting([entry for entry in log if entry.replica == replica], 1)
 
 
 @settings(max_examples=60)
@@ -94,7 +93,7 @@ def test_events_of_one_key_leave_in_the_order_in_which_they_arrived_and_no_two_b
     run = simulate_with_heap(pipeline.workload, pipeline.stations)
     for stage, station in enumerate(pipeline.stations):
         lanes = pipeline.workload.lanes(stage)
-        for key in set(lanes.tolist()) - {0} if station.owners is None else ():
+        for key in set(lanes.tolist()) - {0} if not station.partitions else ():
             log = [entry for entry in run.log if entry.stage == stage and lanes[entry.event] == key]
             arrived, left = ([e.event for e in log if e.what == what] for what in ("arrives", "ends"))
             assert left == arrived

@@ -50,7 +50,7 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
             await asyncio.sleep(1.5)  # what was decided is written down within a moment
             processes = {r.pid for r in await actuator.observe()}
             first.control.cancel()  # it falls silent: no resignation, no heartbeat
-            silent_s, out_before = time.monotonic(), first.controller.view.counts.events_out
+            silent_s, out_before = time.monotonic(), first.controller.view.events_out
             async with open_run(successor, actuator) as second:
                 await second.ready()
                 took_s = time.monotonic() - silent_s
