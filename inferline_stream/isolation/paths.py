@@ -114,7 +114,7 @@ def _code(folder: Path) -> Iterator[PathGrant]:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and not (at / name / "pyvenv.cfg").exists() and name != "node_modules"
+            if not name.startswith(".") and not os.path.exists(at / name / "pyvenv.cfg") and name != "node_modules"
         ]
         if len(at.relative_to(folder).parts) >= _DEEPEST:
             folders.clear()

@@ -219,6 +219,8 @@ def test_each_stage_reads_its_own_files_and_code_and_nothing_else(tmp_path: Path
     (tmp_path / "package" / "__init__.py").write_text("")
     (tmp_path / "package" / "weights.bin").write_text("")
     (tmp_path / "out").mkdir()
+    (tmp_path / "closed" / "within").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0)  # of somebody else, beside the code
     found = run(
         tmp_path,
         f"""
