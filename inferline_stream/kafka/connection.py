@@ -215,33 +215,43 @@ async def closed_on_failure(*clients: AiokafkaClient) -> AsyncIterator[None]:
     try:
         yield
     except BaseException:
-        await asyncio.gather(*(closed(client, within_s=1.0) for client in clients))
+        await closed(*clients, within_s=1.0)
         raise
 
 
-async def closed(client: AiokafkaClient, within_s: float = STOP_TIMEOUT_S) -> None:
-    """Close a client whose broker may be gone: in order if that ends in time, and its connections in any case."""
-    stop = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
-    network = client.client if isinstance(client, AIOKafkaProducer) else client._client
+async def closed(*clients: AiokafkaClient, within_s: float = STOP_TIMEOUT_S) -> None:
+    """Close clients whose broker may be gone: in order if that ends in time, and their connections in any case."""
+    stops = {asyncio.create_task(_stopped(client)): client for client in clients}
     try:
-        async with asyncio.timeout(within_s):
-            # aiokafka may re-raise the cancellation of a task of its own there, and leaves the rest as it is.
-            await asyncio.gather(stop(), return_exceptions=True)
-            await network.close()
-    except TimeoutError:
-        where = ",".join(f"{host}:{port}" for host, port, _ in network.hosts)
-        logger.warning(
-            "Kafka at %s did not answer within %g s: a client was cut off, and what it sent last may be missing; "
-            "see whether that broker runs",
-            where, within_s,
-        )  # fmt: skip
+        _, late = await asyncio.wait(stops, timeout=within_s)
+        for stop in late:
+            where = ",".join(f"{host}:{port}" for host, port, _ in _network(stops[stop]).hosts)
+            logger.warning(
+                "Kafka at %s did not answer within %g s: a client was cut off, and what it sent last may be missing; "
+                "see whether that broker runs",
+                where, within_s,
+            )  # fmt: skip
     finally:
-        cut_off(client)
+        for stop, client in stops.items():
+            # Not at once: cancelled here, a stop might not even have begun, and aiokafka's tasks would go on.
+            asyncio.get_running_loop().call_soon(stop.cancel)
+            cut_off(client)
+
+
+async def _stopped(client: AiokafkaClient) -> None:
+    stop = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
+    # aiokafka may re-raise the cancellation of a task of its own there, and leaves the rest as it is.
+    await asyncio.gather(stop(), return_exceptions=True)
+    await _network(client).close()
+
+
+def _network(client: AiokafkaClient) -> AIOKafkaClient:
+    return client.client if isinstance(client, AIOKafkaProducer) else client._client
 
 
 def cut_off(client: AiokafkaClient) -> None:
     """Close a client's connections as it is: what it has under way fails, and it sends nothing any more."""
-    network = client.client if isinstance(client, AIOKafkaProducer) else client._client
+    network = _network(client)
     network._get_conn = _no_connection  # a task that aiokafka waits for may try once more
     for task in (network._sync_task, *_background(client)):
         if task is not None:

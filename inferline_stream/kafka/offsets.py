@@ -26,7 +26,7 @@ from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest_v3
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.connection import answered, client_options, closed, closed_on_failure, in_time
 from inferline_stream.kafka.offset_metadata import Committed, Entry, decode_metadata
-from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState, topic_states
+from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState, created_topic, topic_states
 from inferline_stream.kafka.wire.offset_fetch import LATER_OFFSET_FETCH, OFFSET_FETCH, UNSTABLE
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class Offsets:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.gather(closed(self._consumer, within_s=1.0), closed(self._admin, within_s=1.0))
+        await closed(self._consumer, self._admin, within_s=1.0)
 
     async def states(self, topics: Iterable[str]) -> dict[str, TopicState]:
         """Return the state of those of the topics that exist."""
@@ -94,15 +94,16 @@ class Offsets:
         return {topic: state.partitions for topic, state in (await self.states(topics)).items()}
 
     async def state(self, topic: str) -> TopicState:
-        """Return the state of a topic.
+        """Return the state of a topic, which may just have been created.
 
         Raises:
             Unreachable: there is no such topic, or no answer.
         """
-        found = await self.states([topic])
-        if topic not in found:
+        with answered(self._where):
+            found = await created_topic(self._consumer._client, topic, _REQUEST_TIMEOUT_MS / 1e3)
+        if found is None:
             raise Unreachable(f"Kafka at {self._where} has no topic {topic}")
-        return found[topic]
+        return found
 
     async def partitions(self, topic: str) -> int:
         """Partitions of a topic; raises as `state`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -101,7 +102,8 @@ class TopicFollower:
         try:
             await self._reader.start(self._connect_timeout_s, patient=False)
             with answered(self._where):
-                self._reader.hold(await self._first_offsets())
+                async with asyncio.timeout(self._connect_timeout_s):
+                    self._reader.hold(await self._first_offsets())
         except BaseException as error:
             await self._reader.stop()
             if isinstance(error, KafkaFailed):
@@ -152,8 +154,9 @@ class TopicFollower:
         for partition in list(partitions):
             self._reader.halt([partition], why)
             logger.error(
-                "%s/%d is halted: %s; start again with --start earliest or latest, or set an offset of group %s",
-                self._topic, partition, why, self._group,
+                "%s/%d is halted: %s; start again%s",
+                self._topic, partition, why,
+                f" with --start earliest or latest, or set an offset of group {self._group}" if self._group else "",
             )  # fmt: skip
 
     async def _look_now_and_then(self) -> None:
@@ -221,6 +224,8 @@ class TopicFollower:
         """
         topic = self._reader.topic
         at = {p: Committed(o, topic_id=topic.id, partitions=topic.partitions) for p, o in self.positions.items()}
+        if not at:  # every partition is halted
+            return
         try:
             await self._reader.commit({p: (each.offset, encode_metadata(each)) for p, each in at.items()})
         except KafkaFailed as error:

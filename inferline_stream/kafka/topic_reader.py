@@ -37,7 +37,7 @@ from inferline_stream.kafka.fetched_batches import (
 from inferline_stream.kafka.offset_metadata import Entry
 from inferline_stream.kafka.offsets import UndecidedOffsets, stable_offsets
 from inferline_stream.kafka.records import TRANSACTION_TIMEOUT_MS, KafkaFailed, Record, RecordsGone
-from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState, recreated, topic_states
+from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, created_topic, recreated, topic_states
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,6 @@ _NEAR = 1000
 """The next record to read again is sought where it is further away: what lies between would be fetched for nothing."""
 
 _WAIT_S, _START_S = 0.5, 10.0
-
-_CREATED_WITHIN_S = 2.0
-"""How long a topic that has just been created may be unknown: brokers learn of it one after another."""
 
 
 class Fetched(NamedTuple):
@@ -143,7 +140,7 @@ class TopicReader:
             patient: try again meanwhile where nobody listens: a broker may be restarting.
 
         Raises:
-            Unreachable: no answer in time, or a topic does not exist.
+            Unreachable: no answer in time, or a topic does not exist, or nobody coordinates the group.
             KafkaFailed: Kafka gives no offsets of the group.
         """
         if patient:
@@ -154,7 +151,10 @@ class TopicReader:
         async with closed_on_failure(self._consumer):
             try:
                 async with asyncio.timeout(timeout_s):
-                    self.topic = await self._existing()
+                    found = await created_topic(self._consumer._client, self._topic, timeout_s)
+                    if found is None:
+                        raise Unreachable(f"topic {self._topic!r}: Kafka has no such topic; create it first")
+                    self.topic = found
                     for topic in topics:
                         await self._consumer._client._wait_on_metadata(topic)
                     if self._beside is not None:
@@ -171,29 +171,16 @@ class TopicReader:
             # are not asked for: what the dispatcher before left open is ended after it.
             if self._group is not None:
                 try:
-                    await self._consumer._coordinator.ensure_coordinator_known()
+                    async with asyncio.timeout(timeout_s):
+                        await self._consumer._coordinator.ensure_coordinator_known()
+                except TimeoutError as error:
+                    raise Unreachable(f"Kafka at {self._where} has no coordinator of group {self._group}") from error
                 except KafkaError as error:
                     raise self._refused(error) from error
 
     async def stop(self) -> None:
         """Close the connections."""
-        await asyncio.gather(closed(self._consumer), *([self._second.stop()] if self._second is not None else []))
-
-    async def _existing(self) -> TopicState:
-        give_up_s = time.monotonic() + _CREATED_WITHIN_S
-        while True:
-            try:
-                if (state := await self._look()) is not None:
-                    return state
-                if time.monotonic() > give_up_s:
-                    raise Unreachable(f"topic {self._topic!r}: Kafka has no such topic; create it first")
-            except KafkaError as error:
-                if not error.retriable:  # e.g. it has no leader yet
-                    raise
-            await asyncio.sleep(0.1)
-
-    async def _look(self) -> TopicState | None:
-        return (await topic_states(self._consumer._client, [self._topic])).get(self._topic)
+        await closed(self._consumer, *([self._second._consumer] if self._second is not None else []))
 
     # Holding
 
@@ -266,7 +253,7 @@ class TopicReader:
         """
         before = self.topic
         try:
-            now = await self._look()
+            now = (await topic_states(self._consumer._client, [self._topic])).get(self._topic)
         except KafkaError as error:
             logger.warning("topic %s: its state is not known now: %r", self._topic, error)
             return "", range(0)
@@ -359,6 +346,9 @@ class TopicReader:
         reader = self._second = self._second or await self._another()
         left, found = sorted(offsets, reverse=True), dict[int, Record]()
         reader.release(list(reader.positions))
+        if reader.topic != self.topic:  # it has been given partitions since
+            reader.topic = self.topic
+            reader._assign()
         reader.hold({partition: left[-1]})
         while left:
             fetched = await reader.fetch((), _WAIT_S)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import NoError, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import KafkaError, NoError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.metadata import MetadataRequest_v5
 
 from inferline_stream.kafka.wire.metadata import LATER_METADATA, METADATA, UUID_BYTES
 
 _WITH_IDS = 10
+
+_CREATED_WITHIN_S = 2.0
+"""How long a topic that has just been created may be unknown: brokers learn of it one after another."""
 
 _SHORT = 8
 """Characters of an id that are kept: 48 random bits tell the few incarnations of one topic apart."""
@@ -84,6 +89,30 @@ async def topic_states(client: AIOKafkaClient, topics: Iterable[str]) -> dict[st
         if error is NoError:
             found[topic["topic"]] = TopicState(_short(topic.get("topic_id", b"")), len(topic["partitions"]))
     return found
+
+
+async def created_topic(client: AIOKafkaClient, topic: str, patience_s: float) -> TopicState | None:
+    """Return the state of a topic that may just have been created; None where there is none.
+
+    Args:
+        client: bootstrapped.
+        topic: its name.
+        patience_s: how long an error that passes is waited for, e.g. that the topic has no leader yet.
+
+    Raises:
+        KafkaError: Kafka reports another error, or that one for longer.
+    """
+    asked_s = time.monotonic()
+    while True:
+        try:
+            if found := (await topic_states(client, [topic])).get(topic):
+                return found
+            if time.monotonic() > asked_s + _CREATED_WITHIN_S:
+                return None
+        except KafkaError as error:
+            if not error.retriable or time.monotonic() > asked_s + patience_s:
+                raise
+        await asyncio.sleep(0.1)
 
 
 def _short(topic_id: bytes) -> str:

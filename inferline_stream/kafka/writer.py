@@ -143,7 +143,7 @@ class Writer:
 
     async def stop(self, within_s: float = STOP_TIMEOUT_S) -> None:
         """Close the connections, what was sent first."""
-        await closed(self._client, within_s)
+        await closed(self._client, within_s=within_s)
 
     @property
     def has_ended(self) -> bool:

@@ -11,7 +11,10 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.metadata import MetadataRequest
 
+from inferline_stream.errors import Unreachable
+from inferline_stream.kafka import topic_state
 from inferline_stream.kafka.connection import AGAIN_S, client_options, closed
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.testing.kafka import EmbeddedKafka, KafkaServer
@@ -48,6 +51,53 @@ async def test_no_connection_is_left_open(kind, stop, embedded_broker: KafkaServ
     assert working.done(), "it would connect again"
     assert not any(connections(client))
     await properly()
+
+
+@pytest.mark.parametrize("kind", [AIOKafkaConsumer, AIOKafkaProducer])
+async def test_a_client_is_stopped_also_where_that_is_cancelled_before_it_begins(kind, embedded_broker) -> None:
+    client = kind(**client_options(embedded_broker.bootstrap_servers))
+    await client.start()
+    closing = asyncio.create_task(closed(client))
+    asyncio.get_running_loop().call_soon(closing.cancel)  # after its first step, before that of what it starts
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    await asyncio.sleep(0.01)
+    assert client._closed, "aiokafka says that it was left open"
+    assert not any(connections(client))
+
+
+async def test_a_follower_with_a_group_does_not_wait_longer_for_its_offsets_than_it_may(embedded_broker) -> None:
+    topic = secrets.token_hex(4)
+    await create_topics(embedded_broker.bootstrap_servers, [WantedTopic(topic, 1, "a test's")])
+    follower = TopicFollower(embedded_broker.bootstrap_servers, topic, group=topic, connect_timeout_s=0.3)
+    follower._first_offsets = never_ends
+    async with asyncio.timeout(20):
+        with pytest.raises(Unreachable):
+            await follower.__aenter__()
+    assert not any(connections(follower._reader._consumer))
+
+
+async def test_a_follower_whose_every_partition_is_halted_commits_nothing(embedded_broker) -> None:
+    topic = secrets.token_hex(4)
+    await create_topics(embedded_broker.bootstrap_servers, [WantedTopic(topic, 1, "a test's")])
+    async with TopicFollower(embedded_broker.bootstrap_servers, topic, group=topic, gapless=True) as follower:
+        follower._halt([0], "a test says so")
+        await follower.commit()
+        with pytest.raises(Unreachable, match="a test says so"):
+            await follower.read()
+
+
+async def test_a_topic_that_the_broker_has_not_heard_of_yet_is_asked_for_again(embedded_broker, monkeypatch) -> None:
+    topic, ask, asked = secrets.token_hex(4), topic_state.topic_states, []
+
+    async def states(client: AIOKafkaClient, topics: list[str]) -> dict[str, topic_state.TopicState]:
+        asked.append(topics)
+        return await ask(client, topics) if len(asked) > 2 else {}
+
+    monkeypatch.setattr(topic_state, "topic_states", states)
+    await create_topics(embedded_broker.bootstrap_servers, [WantedTopic(topic, 3, "a test's")])
+    async with Offsets(embedded_broker.bootstrap_servers) as offsets:
+        assert (await offsets.state(topic)).partitions == 3
 
 
 async def test_a_reader_that_is_cancelled_while_it_is_entered_is_closed(embedded_broker: KafkaServer) -> None:

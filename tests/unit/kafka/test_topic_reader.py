@@ -12,8 +12,9 @@ from aiokafka.errors import OffsetOutOfRangeError
 
 from inferline_stream.kafka import fetched_batches, topic_reader
 from inferline_stream.kafka.fetched_batches import CorruptBatch
-from inferline_stream.kafka.records import KafkaFailed
+from inferline_stream.kafka.records import KafkaFailed, Record
 from inferline_stream.kafka.topic_reader import TopicReader
+from inferline_stream.kafka.topic_state import TopicState
 
 CONTROL, ZERO, ONE = TopicPartition("assignments", 0), TopicPartition("in", 0), TopicPartition("in", 1)
 
@@ -23,7 +24,7 @@ class Consumer:
 
     def __init__(self) -> None:
         self.states = {tp: SimpleNamespace(position=0) for tp in (CONTROL, ZERO, ONE)}
-        self.records: dict[TopicPartition, list[str]] = {}
+        self.records: dict[TopicPartition, list[Any]] = {}
         self.error: Exception | None = None
         self.paused: set[TopicPartition] = set()
         self._subscription = SimpleNamespace(
@@ -34,7 +35,7 @@ class Consumer:
 
     async def getmany(
         self, *wanted: TopicPartition, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, Sequence[str]]:
+    ) -> dict[TopicPartition, Sequence[Any]]:
         found = {}
         for tp, records in self.records.items():
             state = self.states[tp]
@@ -42,6 +43,9 @@ class Consumer:
         if self.error is not None:
             raise self.error
         return found
+
+    def assign(self, tps: Sequence[TopicPartition]) -> None:
+        self.states.update({tp: SimpleNamespace(position=None) for tp in tps})
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
         self.states[tp].position = offset
@@ -129,3 +133,14 @@ async def test_a_lost_offset_of_the_assignments_topic_halts_no_partition_of_the_
     consumer.error = OffsetOutOfRangeError({CONTROL: 5})
     with pytest.raises(KafkaFailed, match="assignments"):
         await reader.fetch((), 0.0)
+
+
+async def test_records_of_a_partition_that_the_topic_was_given_are_read_again_on_the_connection_that_is_there(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = Consumer()
+    reader = reader_of(consumer)
+    monkeypatch.setattr(topic_reader, "AIOKafkaConsumer", lambda **_: second)
+    reader._second, reader.topic = TopicReader("127.0.0.1:9", "in"), TopicState("id", 3)
+    second.records = {TopicPartition("in", 2): [Record(None, b"%d" % at, offset=at) for at in range(2)]}
+    assert (await reader.read_again(2, [1]))[1].value == b"1"
