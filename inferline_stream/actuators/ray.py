@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import signal
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,8 @@ or more to find out that a node is gone, and goes on placing actors there."""
 DISPATCHER_NEEDS: dict[str, Any] = {"num_cpus": 0}
 """What the actor of a dispatcher asks its node for: nothing. While it had no place, its stage would stand still."""
 
+_SUPERSEDED = "another controller has taken it over"
+
 _DEAD_LOGS = 30
 """Of replicas that failed: so many are kept, wherever they are. The next start on a node removes older ones there."""
 
@@ -65,32 +68,38 @@ class _Actor:
     Args:
         of: what it fills.
         handle: of the actor.
+        controller: this one.
         node_id: that it is on; empty while it has no place.
         address: of a dispatcher's host.
         heard: ends of its child so far.
         following: hears of those.
+        dismissed: set once it was asked to end: it counts as ended then where it obeys another controller.
     """
 
     of: WantedProcess
     handle: Any
+    controller: str
     node_id: str = ""
     address: str = ""
     heard: int = 0
     following: asyncio.Task[None] | None = None
+    dismissed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the child; one that has no place yet, or whose host does not obey, loses its actor."""
+        self.dismissed.set()
         if not self.node_id:
             self.kill()
             return
-        self.handle.signal.remote(int(number))
+        self.handle.signal.remote(self.controller, int(number))
         if number == signal.SIGKILL:
             asyncio.get_running_loop().call_later(_FORCE_S, self._force, self.heard)
 
     def leave(self) -> None:
         """Have a dispatcher stop, or a replica end once it has no batch in hand."""
+        self.dismissed.set()
         if self.node_id:
-            self.handle.leave.remote()
+            self.handle.leave.remote(self.controller)
         else:
             self.kill()
 
@@ -139,8 +148,10 @@ class RayActuator:
         self._namespace = namespace
         self._identity = identity
         self._environment = dict(environment or {})
+        self._controller, self._superseded = secrets.token_hex(8), False
         self._terms = partial(
             HostTerms,
+            controller=self._controller,
             log_folder=str(log_folder),
             replica_module=replica_module,
             dispatcher_module=dispatcher_module,
@@ -234,7 +245,7 @@ class RayActuator:
         try:
             await self.drain(0.0)
         finally:  # also when cancelled: nothing stays behind
-            for actor in self._actors.values():
+            for actor in self._actors.values() if not self._superseded else ():
                 actor.kill()
 
     async def __aenter__(self) -> Self:
@@ -262,7 +273,7 @@ class RayActuator:
             return None
         try:
             async with asyncio.timeout(_ADOPT_S):
-                return handle, msgspec.json.decode(await handle.state.remote(), type=HostState)
+                return handle, msgspec.json.decode(await handle.state.remote(self._controller), type=HostState)
         except (TimeoutError, RayError, msgspec.MsgspecError) as error:
             logger.warning("actor %s does not answer and is killed: %s", name, error)
             with contextlib.suppress(RayError):
@@ -281,13 +292,16 @@ class RayActuator:
             of = WantedProcess(stage, name=name, spec=spec_, started_s=started_s)
         self._wanted.adopt(of)
         self._credentials[of.stage] = found.terms.credential
-        actor = self._actors[of] = _Actor(of, handle, heard=found.ends)
+        actor = self._actors[of] = _Actor(of, handle, self._controller, heard=found.ends)
         self._placed(actor, found)
         actor.following = asyncio.create_task(self._follow(actor, None))
 
     # What is started
 
     def _start(self, of: WantedProcess) -> None:
+        if self._superseded:
+            self._ended(of, HostEnd(127, f"could not be started: {_SUPERSEDED}"))
+            return
         name, given = f"{self._identity}/{of.name}", dict[str, Any]()
         if of.spec is None:
             spec = self._wanted.replica_spec(of)
@@ -309,7 +323,7 @@ class RayActuator:
         if of.stage not in self._credentials:
             self._credentials[of.stage] = new_credential(of.stage)
         of.pending = f"waits for a node of the Ray cluster that has {words(asked)} free"
-        actor = self._actors[of] = _Actor(of, handle)
+        actor = self._actors[of] = _Actor(of, handle, self._controller)
         terms = self._terms(
             credential=self._credentials[of.stage],
             dispatchers=self._addresses(of.stage),
@@ -331,8 +345,12 @@ class RayActuator:
                 self._placed(actor, msgspec.json.decode(found, type=HostState))
             end = None
             while end is None:
-                news = await actor.handle.news.remote(actor.heard, actor.of.pid)
-                end = self._heard(actor, msgspec.json.decode(news, type=HostNews))
+                found = await actor.handle.news.remote(self._controller, actor.heard, actor.of.pid)
+                news = msgspec.json.decode(found, type=HostNews)
+                if news.superseded:
+                    await self._stay_away(actor)
+                    return
+                end = self._heard(actor, news)
         except RayError as error:
             end = self._lost(actor, cause(error))
         except msgspec.MsgspecError as error:  # nobody would hear of its end
@@ -340,13 +358,20 @@ class RayActuator:
         actor.kill()
         self._ended(actor.of, end)
 
+    async def _stay_away(self, actor: _Actor) -> None:
+        if not self._superseded:
+            logger.warning("the pipeline's actors serve this controller no more: %s", _SUPERSEDED)
+        self._superseded = True
+        await actor.dismissed.wait()
+        self._ended(actor.of, HostEnd(0, _SUPERSEDED))
+
     def _placed(self, actor: _Actor, found: HostState) -> None:
         actor.node_id, actor.address = found.node_id, found.address
         actor.of.pid, actor.of.node, actor.of.pending = found.pid, found.node, ""
         if actor.of.spec is not None:
             self._tell(actor.of.stage)
         else:  # there may be others since it was started
-            actor.handle.find.remote(self._addresses(actor.of.stage))
+            actor.handle.find.remote(self._controller, self._addresses(actor.of.stage))
 
     def _heard(self, actor: _Actor, news: HostNews) -> HostEnd | None:
         """Take in what has happened; return how it has ended, once it has."""
@@ -386,4 +411,4 @@ class RayActuator:
         addresses = self._addresses(stage)
         for of, actor in self._actors.items():
             if of.spec is None and of.stage == stage and actor.node_id:
-                actor.handle.find.remote(addresses)
+                actor.handle.find.remote(self._controller, addresses)

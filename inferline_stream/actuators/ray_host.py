@@ -65,6 +65,8 @@ class HostTerms(msgspec.Struct, frozen=True, kw_only=True):
     dispatcher_module: str
     orphan_s: float
     """How long it goes on without a controller."""
+    controller: str
+    """Whose orders count; those of a later one that has asked for the state do from then on."""
     drain_timeout_s: float
     """Time that a dispatcher has to stop, and then a replica to leave."""
 
@@ -85,11 +87,12 @@ class HostState(msgspec.Struct, frozen=True):
 
 
 class HostNews(msgspec.Struct, frozen=True):
-    """What has happened since a controller asked last."""
+    """What has happened since a controller asked last; nothing for one whose orders do not count any more."""
 
-    pid: int | None
-    ends: list[HostEnd]
-    heard: int
+    superseded: bool = False
+    pid: int | None = None
+    ends: list[HostEnd] = []
+    heard: int = 0
     """Ends so far."""
 
 
@@ -98,6 +101,7 @@ class RayHost:
 
     def __init__(self) -> None:
         self._terms: HostTerms | None = None
+        self._controller = ""
         self._place = ("", "")
         self._host: DispatcherHost | ReplicaHost | None = None
         self._address = ""
@@ -120,47 +124,61 @@ class RayHost:
         os.environ.update({**given.environment, "CUDA_VISIBLE_DEVICES": devices})  # the actor is this one child's
         self._terms = given = msgspec.structs.replace(given, environment={}, forgotten=[])
         self._tasks = [asyncio.create_task(self._run(given)), asyncio.create_task(self._watch_controller(given))]
-        return await self.state()
+        return await self.state(given.controller)
 
-    async def state(self) -> bytes:
-        """Return the `HostState`, once there is one."""
+    async def state(self, controller: str) -> bytes:
+        """Obey this controller from now on; return the `HostState`, once there is one."""
+        self._controller = controller
         await self._up.wait()
         assert self._terms is not None
         age_s = time.monotonic() - self._began_s
         found = HostState(*self._place, self._address, await self._pid(), age_s, self._ended, self._terms)
         return msgspec.json.encode(found)
 
-    async def news(self, heard: int, pid: int | None) -> bytes:
+    async def news(self, controller: str, heard: int, pid: int | None) -> bytes:
         """Wait for news, or a while; return a `HostNews`. A controller that waits is alive, as far as anyone knows.
 
         Args:
+            controller: that asks.
             heard: ends that the controller has heard of.
             pid: the child's process, as far as it knows.
         """
-        self._heard_s = time.monotonic() + _POLL_S
+        if controller == self._controller:
+            self._heard_s = time.monotonic() + _POLL_S
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_POLL_S):
-                while (self._ended, await self._pid()) == (heard, pid):  # noqa: ASYNC110  of several things
+                asked = controller, heard, pid
+                while (self._controller, self._ended, await self._pid()) == asked:  # noqa: ASYNC110  of several things
                     await asyncio.sleep(_NEWS_S)
+        if controller != self._controller:
+            return msgspec.json.encode(HostNews(superseded=True))
         self._heard_s = time.monotonic()
         new = min(self._ended - heard, len(self._ends))
         ends = list(self._ends)[len(self._ends) - new :]
-        return msgspec.json.encode(HostNews(await self._pid(), ends, self._ended))
+        return msgspec.json.encode(HostNews(pid=await self._pid(), ends=ends, heard=self._ended))
 
-    async def find(self, dispatchers: Sequence[str]) -> None:
+    async def find(self, controller: str, dispatchers: Sequence[str]) -> None:
         """Have a replica look for its dispatcher at these addresses from now on."""
-        if isinstance(self._host, ReplicaHost):
+        if controller == self._controller and isinstance(self._host, ReplicaHost):
             self._host.dispatchers = list(dispatchers)
 
-    async def leave(self) -> None:
+    async def leave(self, controller: str) -> None:
         """Have a dispatcher stop, or a replica end once it has no batch in hand."""
+        if controller == self._controller:
+            await self._leave()
+
+    async def _leave(self) -> None:
         if isinstance(self._host, ReplicaHost):
             self._host.leave()
         elif self._host is not None:
             await self._host.dispatch(None)
 
-    async def signal(self, number: int) -> None:
+    async def signal(self, controller: str, number: int) -> None:
         """Signal a replica; kill a dispatcher, which is started again unless it was to stop."""
+        if controller == self._controller:
+            await self._signal(number)
+
+    async def _signal(self, number: int) -> None:
         if isinstance(self._host, ReplicaHost):
             self._host.signal(signal.Signals(number))
         elif self._host is not None and self._terms is not None and self._terms.dispatcher is not None:
@@ -237,10 +255,10 @@ class RayHost:
         logger.warning("this ends: %s", why)
         if terms.replica is not None:
             await self._over_within(terms.drain_timeout_s)
-        await self.leave()
+        await self._leave()
         await self._over_within(terms.drain_timeout_s)
         if not self._over.is_set():
-            await self.signal(signal.SIGKILL)
+            await self._signal(signal.SIGKILL)
             await self._over_within(1.0)
         ray.kill(ray.get_runtime_context().current_actor)
 

@@ -75,6 +75,7 @@ class Supervisor:
         children: makes what starts the processes.
         drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
         kill_after_s: time from SIGTERM to SIGKILL for a replica that stays.
+        logs_ends: see `WantedProcesses`.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Supervisor:
         *,
         drain_timeout_s: float = 30.0,
         kill_after_s: float = 5.0,
+        logs_ends: bool = True,
     ) -> None:
         self._children = children(self._ended, self._hear)
         self._wanted = WantedProcesses(
@@ -92,6 +94,7 @@ class Supervisor:
             self._deal,
             drain_timeout_s=drain_timeout_s,
             kill_after_s=kill_after_s,
+            logs_ends=logs_ends,
         )
         self._running: dict[Child, WantedProcess] = {}
         self._batch_deaths = BatchDeaths()

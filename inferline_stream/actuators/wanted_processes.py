@@ -117,6 +117,7 @@ class WantedProcesses:
         dealt: called with a stage whose slots may have changed.
         drain_timeout_s: time that one that was asked to go has to end by itself.
         kill_after_s: see ``kill``.
+        logs_ends: whether ends are logged, too; else who asks for them says what they mean.
     """
 
     def __init__(
@@ -128,7 +129,9 @@ class WantedProcesses:
         *,
         drain_timeout_s: float,
         kill_after_s: float,
+        logs_ends: bool = True,
     ) -> None:
+        self._logs_ends = logs_ends
         self._begin = start
         self._ask_to_leave = leave
         self._kill = kill
@@ -263,9 +266,9 @@ class WantedProcesses:
 
     def _report(self, process: WantedProcess, code: int, reason: str, tail: str, delay_s: float | None) -> None:
         what = "replica" if process.spec is None else "dispatcher"
-        if delay_s is None:
+        if self._logs_ends and delay_s is None:
             logger.info("%s %s ended: %s", what, process.name, reason)
-        else:
+        elif self._logs_ends:
             logger.warning("%s %s ended: %s; restarted in %.1f s", what, process.name, reason, delay_s)
         stage, spec, expected = process.stage, process.spec, process.leaving
         if spec is None:

@@ -24,7 +24,7 @@ from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.wire.decompression import LIMIT_BYTES, Decompressor, TooLarge, Undecodable
 
 OUR_RECORDS = Record
-"""Given to a consumer as its `key_deserializer`, has it return `Record`: aiokafka's own takes five times as long."""
+"""Given to a consumer as its `key_deserializer`, has it return `Record` at once, which takes less than its own type."""
 
 RECORDS_AT_ONCE = 4096
 """Records that one call takes out of what was fetched: small ones cost a hundred times their size in memory."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import subprocess
@@ -89,9 +88,10 @@ class ThisHost:
     @asynccontextmanager
     async def actuator(self, names: Names) -> AsyncIterator[Actuator]:
         """Start nothing yet; no process is left at the end. See `benches.MakeActuator`."""
-        with tempfile.TemporaryDirectory(prefix="inferline-profile-") as folder, _said_by_benches():
-            made = partial(self._made, Path(folder))
-            async with Supervisor(made, drain_timeout_s=_DRAIN_S, kill_after_s=_KILL_S) as supervisor:
+        times = {"drain_timeout_s": _DRAIN_S, "kill_after_s": _KILL_S}
+        with tempfile.TemporaryDirectory(prefix="inferline-profile-") as folder:
+            # What has asked for a replica says to the user what its end means.
+            async with Supervisor(partial(self._made, Path(folder)), logs_ends=False, **times) as supervisor:
                 yield supervisor
 
     def _made(self, folder: Path, ended: Ended, heard: Heard) -> Children:
@@ -130,10 +130,14 @@ class ThisHost:
 @contextlib.contextmanager
 def neighbour(kind: Hardware, replica: ObservedReplica | None) -> Iterator[None]:
     """Have the rest of a core that a replica shares used as replicas beside it would use it."""
-    if replica is None or replica.pid is None or not 0 < kind.cores < 1:
+    cores = set[int]()
+    if replica is not None and replica.pid is not None and 0 < kind.cores < 1:
+        with contextlib.suppress(ProcessLookupError):  # it has ended: what is asked of it next says so
+            cores = os.sched_getaffinity(replica.pid)
+    if not cores:
         yield
         return
-    shared = ",".join(map(str, sorted(os.sched_getaffinity(replica.pid))))
+    shared = ",".join(map(str, sorted(cores)))
     load = (1 - kind.cores) * NEIGHBOURS_LOAD
     beside = subprocess.Popen((sys.executable, "-I", "-S", "-c", _NEIGHBOUR, shared, str(load)))
     limits.hold_share(beside.pid, 1 - kind.cores)
@@ -143,17 +147,6 @@ def neighbour(kind: Hardware, replica: ObservedReplica | None) -> Iterator[None]
         beside.kill()
         beside.wait()
         limits.leave_groups(beside.pid)
-
-
-@contextlib.contextmanager
-def _said_by_benches() -> Iterator[None]:
-    """Log no end of a replica meanwhile: what it means is said to the user by what has asked for the replica."""
-    ends = logging.getLogger("inferline_stream.actuators.wanted_processes")
-    before, ends.disabled = ends.disabled, True
-    try:
-        yield
-    finally:
-        ends.disabled = before
 
 
 def copies(kind: Hardware) -> int:

@@ -214,6 +214,7 @@ async def test_a_controller_finds_what_one_that_was_killed_has_left_and_takes_it
         os.kill(dispatcher.pid, signal.SIGKILL)
         third = on_the_cluster(tmp_path)
         await third.know({("a", "emulated-cpu"): SPEC})
+        await second.aclose()  # it ends nothing: a later controller has taken over
     async with contextlib.aclosing(third):
         assert replica.replica in [each.replica for each in await third.observe()]
         log = tmp_path / "a-0-x.log"
@@ -245,6 +246,7 @@ async def test_without_a_controller_a_host_ends(
         log_folder=str(tmp_path),
         replica_module="replica_double",
         dispatcher_module=STAND_IN,
+        controller="me",
         orphan_s=orphan_s,
         drain_timeout_s=1.0,
     )

@@ -15,7 +15,7 @@ from inferline_stream.actuators import ray as on_ray
 from inferline_stream.actuators.actuator import DispatcherExit
 from inferline_stream.actuators.network.credentials import new_credential
 from inferline_stream.actuators.ray import RayActuator
-from inferline_stream.actuators.ray_host import HostState, HostTerms, RayHost
+from inferline_stream.actuators.ray_host import HostNews, HostState, HostTerms, RayHost
 from inferline_stream.dataplane.process_specs import EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.errors import Unreachable
@@ -28,6 +28,7 @@ TERMS = HostTerms(
     log_folder="",
     replica_module="",
     dispatcher_module="",
+    controller="me",
     orphan_s=60.0,
     drain_timeout_s=1.0,
 )
@@ -48,7 +49,7 @@ async def test_a_host_that_retires_ends_although_a_controller_goes_on_asking(kil
     host = RayHost()
     host._over.set()  # its child has ended
     watching = host._tasks = [asyncio.create_task(host._watch_controller(TERMS))]
-    asking = asyncio.create_task(host.news(0, None))
+    asking = asyncio.create_task(host.news("", 0, None))
     await asyncio.sleep(0.01)
     await host.retire()
     async with asyncio.timeout(DEADLINE_S):
@@ -73,7 +74,7 @@ class Host:
     async def _start(self, terms: bytes) -> bytes:
         return self._said(self.started)
 
-    async def _news(self, heard: int, pid: int | None) -> bytes:
+    async def _news(self, controller: str, heard: int, pid: int | None) -> bytes:
         if self.heard is None:
             await asyncio.Event().wait()
         assert self.heard is not None
@@ -110,6 +111,37 @@ async def test_the_name_of_a_dispatcher_that_may_live_is_not_used_again_and_its_
         assert says in gone.reason
         assert killed[0] is host
         assert actuator._avoided() == ([] if gone.restarted else ["n"])
+
+
+async def test_a_controller_whose_actors_obey_another_one_by_now_ends_and_starts_nothing(
+    killed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [Host(STARTED, msgspec.json.encode(HostNews(superseded=True)))]
+    actor = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: made.pop()))
+    monkeypatch.setattr(on_ray.ray, "remote", lambda _: actor)
+    actuator = RayActuator("n", Path("/nowhere"))
+    async with asyncio.timeout(DEADLINE_S):
+        await actuator.dispatch("a", [SPEC])
+        while not actuator._superseded:
+            await asyncio.sleep(0.01)
+        await actuator.dispatch("b", [msgspec.structs.replace(SPEC, dispatcher="b-0-y")])  # nothing is left to make
+        await actuator.aclose()
+    assert killed == []
+
+
+async def test_a_host_obeys_the_controller_that_asked_for_its_state_last() -> None:
+    host = RayHost()
+    host._terms = TERMS
+    host._up.set()
+    await host.state("first")
+    asking = asyncio.create_task(host.news("first", 0, None))
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(DEADLINE_S):
+        await host.state("second")
+        assert msgspec.json.decode(await asking, type=HostNews).superseded
+        await host._signal(9)  # there is no child
+    host._ended = 1
+    assert msgspec.json.decode(await host.news("second", 0, None), type=HostNews).heard == 1
 
 
 async def test_a_cluster_that_does_not_answer_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:

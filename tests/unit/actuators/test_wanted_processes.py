@@ -1,6 +1,8 @@
-"""Dispatchers that are wanted; what would start, stop and kill them only remembers."""
+"""Processes that are wanted; what would start, stop and kill them only remembers."""
 
 from __future__ import annotations
+
+import pytest
 
 from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
 from inferline_stream.dataplane.process_specs import DispatcherSpec
@@ -35,3 +37,16 @@ async def test_a_dispatcher_that_is_replaced_between_two_starts_leaves_its_slot_
     wanted.dispatch("work", [second, other])
     assert "a" not in wanted.dispatchers
     assert all(slots == {0, 1} for slots in dealt)
+
+
+@pytest.mark.parametrize("logs_ends", [True, False])
+async def test_ends_are_logged_unless_who_asks_for_the_processes_says_what_they_mean(
+    caplog: pytest.LogCaptureFixture, *, logs_ends: bool
+) -> None:
+    wanted = WantedProcesses(
+        start, lambda _: None, lambda *_: None, drain_timeout_s=1.0, kill_after_s=1.0, logs_ends=logs_ends
+    )
+    wanted.dispatch("work", [DispatcherSpec("a", 0, routes(), "127.0.0.1:9")])
+    wanted.ended(wanted.dispatchers["a"], -9, "killed")
+    assert ("killed" in caplog.text) is logs_ends
+    assert (await wanted.exits.get()).reason == "killed"
