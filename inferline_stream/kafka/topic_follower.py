@@ -41,7 +41,8 @@ class TopicFollower:
     """Reads every partition of a topic, or those that it is given.
 
     A gapless one also looks at the topic now and then. It reads partitions that the topic is given, and halts where
-    records are gone, or the topic was deleted or created again: `start` says where to go on.
+    records are gone or stay damaged, or the topic was deleted or created again: `start` says where to go on. Another
+    one tries again for ever.
 
     Args:
         bootstrap_servers: ``host:port``, or several of them, separated by commas.
@@ -176,6 +177,7 @@ class TopicFollower:
         Raises:
             Unreachable: Kafka reports an error that does not pass, or every partition is halted.
         """
+        before = dict(self.positions)
         try:
             await self._look_now_and_then()
             if not self.positions:
@@ -184,6 +186,9 @@ class TopicFollower:
         except (KafkaError, KafkaFailed) as error:
             raise Unreachable(f"topic {self._topic!r} at {self._where}: cannot be read ({error!r})") from error
         for partition, why in fetched.lost.items():
+            if not self._gapless:
+                self._reader.hold({partition: before[partition]})
+                raise Unreachable(f"topic {self._topic!r} at {self._where}: {why}")
             self._halt([partition], why)
         return [record for records in fetched.records.values() for record in records]
 

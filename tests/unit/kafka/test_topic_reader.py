@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
+from inferline_stream.errors import Unreachable
 from inferline_stream.kafka import fetched_batches, topic_reader
 from inferline_stream.kafka.fetched_batches import CorruptBatch
 from inferline_stream.kafka.records import KafkaFailed, Record
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.kafka.topic_reader import TopicReader
 from inferline_stream.kafka.topic_state import TopicState
 
@@ -144,3 +147,22 @@ async def test_records_of_a_partition_that_the_topic_was_given_are_read_again_on
     reader._second, reader.topic = TopicReader("127.0.0.1:9", "in"), TopicState("id", 3)
     second.records = {TopicPartition("in", 2): [Record(None, b"%d" % at, offset=at) for at in range(2)]}
     assert (await reader.read_again(2, [1]))[1].value == b"1"
+
+
+@pytest.mark.parametrize("gapless", [True, False])
+async def test_a_follower_halts_what_stays_corrupt_if_it_must_miss_nothing_and_else_tries_again(
+    consumer: Consumer, monkeypatch: pytest.MonkeyPatch, *, gapless: bool
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(topic_reader.time, "monotonic", lambda: now_s)
+    follower = TopicFollower("127.0.0.1:9", "in", gapless=gapless)
+    follower._look_at_s = 1.0  # never
+    follower._reader.hold({0: 0, 1: 4})
+    consumer.error = CorruptBatch(ONE, 7)
+    for _ in range(fetched_batches.CORRUPT_FETCHES - 1):
+        assert await follower.read() == []
+    with contextlib.nullcontext() if gapless else pytest.raises(Unreachable, match="offset 7 is corrupt"):
+        assert await follower.read() == []
+    assert list(follower.halted) == [1] * gapless
+    assert dict(follower.positions) == ({0: 0} if gapless else {0: 0, 1: 4})
+    assert (ONE in consumer.paused) is gapless
