@@ -4,9 +4,9 @@ It keeps nothing. Its scope is frozen to the contract tests that it shares with 
 consumer groups of the classic protocol, idempotence, transactions, compaction. It does not replicate, authenticate,
 recompress, expire offsets, or know static members.
 
-- connections: `server`, `requests` (who answers what, in which versions), `wire` (bytes), `*_requests` (the answers)
-- one partition: `log`, `record_batch`, `producer_state`
-- across partitions: `topics`, `topic_settings`, `groups`, `membership`, `transactions`
+- connections: `server` (who answers what, in which versions), `wire` (bytes), `*_requests` (the answers)
+- one partition: `log` (with its producers), `record_batch`
+- across partitions: `topics`, `topic_settings`, `groups` (with their members), `transactions`
 
 What a client may not do is refused with aiokafka's `BrokerResponseError`s, whose codes are Kafka's own.
 """

@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from inferline_stream.embedded_broker.broker_state import NODE_ID, Broker, Client, answered, each_partition
-from inferline_stream.embedded_broker.groups import Group, GroupOffset
-from inferline_stream.embedded_broker.membership import Member, Membership
+from inferline_stream.embedded_broker.groups import Group, GroupOffset, Member, Membership
 from inferline_stream.embedded_broker.wire import Fields
-from inferline_stream.kafka.wire.offset_fetch import UNSTABLE
+from inferline_stream.kafka.wire.later_requests import UNSTABLE
 
 
 async def find_coordinator(broker: Broker, request: Fields, client: Client) -> Fields:

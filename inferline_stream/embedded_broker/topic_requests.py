@@ -9,7 +9,7 @@ from aiokafka.errors import InvalidRequestError
 from inferline_stream.embedded_broker.broker_state import NODE_ID, Broker, Client, answered
 from inferline_stream.embedded_broker.topic_settings import TopicSettings
 from inferline_stream.embedded_broker.wire import Fields
-from inferline_stream.kafka.wire.metadata import UNKNOWN_OPERATIONS
+from inferline_stream.kafka.wire.later_requests import UNKNOWN_OPERATIONS
 
 _TOPIC, _BROKER = 2, 4  # kinds of resources that have settings
 _BY_TOPIC, _STATIC, _BY_DEFAULT = 1, 4, 5  # where the value of a setting comes from

@@ -11,7 +11,7 @@ from typing import Any
 from aiokafka.protocol.api import RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Bytes, Schema, String, TaggedFields
 
-from inferline_stream.kafka.wire.metadata import UUID_BYTES, Uuid
+from inferline_stream.kafka.wire.later_requests import UUID_BYTES, Uuid
 
 _HEADER = struct.Struct(">hhih")  # kind, version, correlation id, length of the client id
 _ANSWER = struct.Struct(">ii")  # size, correlation id

@@ -25,7 +25,7 @@ from aiokafka.protocol.api import Request
 from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 
 from inferline_stream.kafka.offsets import COORDINATOR_AWAY
-from inferline_stream.kafka.wire.request_struct import request_struct
+from inferline_stream.kafka.wire.later_requests import request_struct
 
 _DESCRIBE_TRANSACTIONS = 65
 _OUTCOMES = {

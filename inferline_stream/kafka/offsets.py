@@ -27,7 +27,7 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.connection import answered, client_options, closed, closed_on_failure, in_time
 from inferline_stream.kafka.offset_metadata import Committed, Entry, decode_metadata
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState, created_topic, topic_states
-from inferline_stream.kafka.wire.offset_fetch import LATER_OFFSET_FETCH, OFFSET_FETCH, UNSTABLE
+from inferline_stream.kafka.wire.later_requests import LATER_OFFSET_FETCH, OFFSET_FETCH, UNSTABLE
 
 T = TypeVar("T")
 _Ask = Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]

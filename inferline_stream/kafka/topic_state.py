@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError, NoError, UnknownTopicOrPartitionError, f
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.metadata import MetadataRequest_v5
 
-from inferline_stream.kafka.wire.metadata import LATER_METADATA, METADATA, UUID_BYTES
+from inferline_stream.kafka.wire.later_requests import LATER_METADATA, METADATA, UUID_BYTES
 
 _WITH_IDS = 10
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from aiokafka.errors import RebalanceInProgressError, UnknownMemberIdError
 
-from inferline_stream.embedded_broker.membership import Member, Membership, State
+from inferline_stream.embedded_broker.groups import Member, Membership, State
 from tests.support.virtual_time import in_virtual_time
 
 
