@@ -56,10 +56,9 @@ def _newer_code(topology: Path, running: Running, output: Output) -> None:
     from inferline_stream.cli.scale import as_fields, who
     from inferline_stream.controlplane.leadership import leads
     from inferline_stream.controlplane.observe.recovery import recover
-    from inferline_stream.controlplane.records.control_records import Override, encode
+    from inferline_stream.controlplane.records.control_records import Override
+    from inferline_stream.controlplane.records.record_writers import write_overrides
     from inferline_stream.errors import UsageError
-    from inferline_stream.kafka.records import Record
-    from inferline_stream.kafka.writer import write_once
     from inferline_stream.pipeline.hardware import catalogue
     from inferline_stream.pipeline.names import Names
     from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
@@ -80,7 +79,7 @@ def _newer_code(topology: Path, running: Running, output: Output) -> None:
             reasons = incompatibilities(plan.structure, structure_of(pipeline))
             if reasons:
                 raise UsageError(f"{'; '.join(reasons)}. {DRAIN_FIRST.capitalize()}")
-        await write_once(servers, Record.keyed(names.control, override.key, encode(override)))
+        await write_overrides(servers, names, [(override.key, override)])
 
     asyncio.run(order())
     if output == "json":

@@ -25,8 +25,8 @@ def explain(
 
     from inferline_stream.cli.output import print_json
     from inferline_stream.controlplane.observe.recovery import recover
+    from inferline_stream.controlplane.records.control_records import Overrides
     from inferline_stream.controlplane.records.explanation import PlanHistory, document, sentences
-    from inferline_stream.controlplane.records.overrides import Overrides
     from inferline_stream.pipeline.names import Names
     from inferline_stream.runs.archive import newest_run, read_record
 

@@ -111,7 +111,7 @@ def plan(
     if save is not None:
         save.write_bytes(plan_to_bytes(found))
     if plot is not None:
-        from inferline_stream.observability.plots.cost_curve import draw_cost_curve
+        from inferline_stream.observability.plots.plan_pictures import draw_cost_curve
 
         draw_cost_curve(plot, {pipeline.name: points}, title=f"What an SLO costs: {pipeline.name}", chosen=found)
     doubt = not_credible(found, inputs, measured)

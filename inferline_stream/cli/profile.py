@@ -47,7 +47,7 @@ def profile(
     cluster = profiling_cluster(platform, bootstrap_servers)
     measured = uvloop.run(profiled(what, options, bootstrap_servers, cluster))
     if plot is not None:
-        from inferline_stream.observability.plots.profiles import draw_profiles
+        from inferline_stream.observability.plots.plan_pictures import draw_profiles
 
         draw_profiles(plot, measured, names, title=f"Profiles of {what.pipeline.name}")
     if output == "json":

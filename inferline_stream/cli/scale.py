@@ -105,19 +105,10 @@ def send(pipeline: Pipeline, running: Running, records: Sequence[tuple[str, Over
     import asyncio
 
     from inferline_stream.cli.output import print_json
-    from inferline_stream.controlplane.records.control_records import encode
-    from inferline_stream.kafka.records import Record
-    from inferline_stream.kafka.writer import write_once
+    from inferline_stream.controlplane.records.record_writers import write_overrides
     from inferline_stream.pipeline.names import Names
 
-    names = Names(pipeline.name, running.prefix)
-
-    async def write() -> None:
-        for key, override in records:
-            value = None if override is None else encode(override)
-            await write_once(running.bootstrap_servers, Record.keyed(names.control, key, value))
-
-    asyncio.run(write())
+    asyncio.run(write_overrides(running.bootstrap_servers, Names(pipeline.name, running.prefix), records))
     if output == "json":
         print_json({"pipeline": pipeline.name, "overrides": [as_fields(key, override) for key, override in records]})
         return

@@ -18,11 +18,11 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
     WANTED_KEY,
+    Overrides,
     StoredPlan,
     decode_override,
     decode_stored,
 )
-from inferline_stream.controlplane.records.overrides import Overrides
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.controlplane.run_options import RecordOptions

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from inferline_stream.baselines.coarse import Coarse, mean_rate, peak_rate, unit, units_for
 from inferline_stream.baselines.ds2 import Ds2
 from inferline_stream.baselines.flink import Flink
-from inferline_stream.baselines.hpa import Behavior, HpaCpu
-from inferline_stream.baselines.keda import Keda
+from inferline_stream.baselines.hpa import Behavior, HpaCpu, Keda
 from inferline_stream.baselines.platform_rules import Dataflow, Numaflow, Seldon
 from inferline_stream.baselines.ray_serve import RayServe
 from inferline_stream.baselines.rule_inputs import Each, PipelineRule

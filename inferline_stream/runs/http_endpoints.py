@@ -1,18 +1,57 @@
-"""The run's two pages for others: `/metrics` for Prometheus, and the live page."""
+"""The run's two pages for others: `/metrics` for Prometheus, and the live page.
+
+The live page's commands become overrides in the control topic, as `scale`, `pause` and `resume` write them.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.records.page_commands import page_control
+from inferline_stream.controlplane.records.control_records import Override
+from inferline_stream.controlplane.records.record_writers import write_overrides
 from inferline_stream.controlplane.run_options import Endpoints
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.metrics import serve_metrics
-from inferline_stream.observability.page.server import PageServer
+from inferline_stream.observability.page.server import Command, PageControl, PageServer
 from inferline_stream.observability.pipeline_state import PipelineState
+from inferline_stream.pipeline.names import Names
+
+_WRITTEN_WITHIN_S = 12.0
+WHO = "the live page"
+
+
+def overrides_of(command: Command) -> list[tuple[str, Override | None]]:
+    """Records of the control topic that bring a command about, by key; None takes an override back."""
+    stage = command.stage
+    match command.action:
+        case "pause":
+            return [("pause", Override("pause", who=WHO))]
+        case "resume":
+            return [("pause", None)]
+        case "scale":
+            return [(f"scale/{stage}", Override("scale", stage, command.replicas, who=WHO))]
+        case "release":
+            return [(f"{kind}/{stage}", None) for kind in ("scale", "limits", "standby")]
+
+
+def page_control(token: str, bootstrap_servers: str, names: Names) -> PageControl:
+    """Writes the page's commands from the running event loop, whatever thread they come from.
+
+    Raises:
+        UsageError: the token could be guessed.
+    """
+    loop = asyncio.get_running_loop()
+
+    def obey(command: Command) -> None:
+        writing = write_overrides(bootstrap_servers, names, overrides_of(command))
+        asyncio.run_coroutine_threadsafe(writing, loop).result(_WRITTEN_WITHIN_S)
+
+    return PageControl(token, obey)
+
 
 _T = TypeVar("_T")
 

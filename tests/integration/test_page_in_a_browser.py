@@ -12,8 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from inferline_stream.observability.metrics import serve_metrics
-from inferline_stream.observability.page.control import Command, PageControl
-from inferline_stream.observability.page.server import PageServer
+from inferline_stream.observability.page.server import Command, PageControl, PageServer
 from inferline_stream.observability.pipeline_state import PipelineState
 from tests.unit.observability.states import a_state
 

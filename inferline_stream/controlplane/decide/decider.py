@@ -20,8 +20,7 @@ from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.polling import until
-from inferline_stream.controlplane.records.control_records import PLANS_KEPT, Override, StoredPlan
-from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.controlplane.records.control_records import PLANS_KEPT, Override, Overrides, StoredPlan
 from inferline_stream.controlplane.records.record_writers import DecisionLog
 from inferline_stream.controlplane.replica_counts import copied, going_over, stock_of_cores, stock_of_gpus, within
 from inferline_stream.controlplane.run_inputs import Run

@@ -14,7 +14,7 @@ from inferline_stream.controlplane.decide.subprocess_call import call_in_subproc
 from inferline_stream.controlplane.observe.live_profile import corrected
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.controlplane.records.control_records import Overrides
 from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Plan

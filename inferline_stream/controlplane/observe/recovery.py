@@ -17,13 +17,13 @@ from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
     WANTED_KEY,
+    Overrides,
     StoredPlan,
     decode_override,
     decode_stored,
     decode_ticks,
     merged,
 )
-from inferline_stream.controlplane.records.overrides import Overrides
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import DecisionRecord

@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.controlplane.records.control_records import Override, StoredPlan, encode
-from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.controlplane.records.control_records import Override, Overrides, StoredPlan, encode
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.units import format_duration

@@ -13,12 +13,14 @@ from inferline_stream.controlplane.records.control_records import (
     PLANS_KEPT,
     WANTED_KEY,
     ArrivalTicks,
+    Override,
     StoredPlan,
     decision_key,
     encode,
     plan_key,
 )
 from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.writer import write_once
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.names import Names
 from inferline_stream.tuner.live_observations import Figures
@@ -28,6 +30,19 @@ _IDLE_MS = 1000.0
 
 _MOVES = 1e-3
 """A figure that has moved by a smaller share is not kept again."""
+
+
+async def write_overrides(
+    bootstrap_servers: str, names: Names, overrides: Iterable[tuple[str, Override | None]]
+) -> None:
+    """Write overrides of people to the control topic, by key; None takes one back.
+
+    Raises:
+        Unreachable: see `write_once`.
+    """
+    for key, override in overrides:
+        value = None if override is None else encode(override)
+        await write_once(bootstrap_servers, Record.keyed(names.control, key, value))
 
 
 class ArrivalLog:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inferline_stream.baselines.hpa import Behavior
-from inferline_stream.baselines.keda import Keda
+from inferline_stream.baselines.hpa import Behavior, Keda
 from inferline_stream.baselines.rule_inputs import StageSeen
 
 

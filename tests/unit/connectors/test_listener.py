@@ -8,8 +8,8 @@ import socket
 
 from aiohttp import web
 
+from inferline_stream.connectors.sources.http import Listener
 from inferline_stream.connectors.sources.http_application import Ingest, IngestLimits
-from inferline_stream.connectors.sources.listener import Listener
 from inferline_stream.kafka.record_producer import RecordProducer
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n"

@@ -21,8 +21,7 @@ from inferline_stream.controlplane.leadership import LeadershipLost
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.records.control_records import Override, decode_stored, encode
-from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.controlplane.records.control_records import Override, Overrides, decode_stored, encode
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, encode_report
 from inferline_stream.dataplane.slot_grants import Grant, grant_key

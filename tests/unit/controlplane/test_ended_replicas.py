@@ -20,7 +20,7 @@ from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.controlplane.records.control_records import Overrides
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.kafka.cluster import KafkaCluster

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import msgspec
 
-from inferline_stream.controlplane.records.control_records import Override, StoredPlan
+from inferline_stream.controlplane.records.control_records import Override, Overrides, StoredPlan
 from inferline_stream.controlplane.records.explanation import WORDS, PlanHistory, document, sentences
-from inferline_stream.controlplane.records.overrides import Overrides
 from inferline_stream.observability.pipeline_state import DecisionRecord
 from inferline_stream.pipeline.plan import Allocation, KeyBound, Plan
 from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes

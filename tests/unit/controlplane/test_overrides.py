@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from inferline_stream.controlplane.records.control_records import Override
-from inferline_stream.controlplane.records.overrides import Overrides
+from inferline_stream.controlplane.records.control_records import Override, Overrides
 from inferline_stream.tuner.observation import Limits
 
 

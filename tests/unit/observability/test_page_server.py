@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 
 from inferline_stream.errors import Unreachable, UsageError
-from inferline_stream.observability.page.control import Command, PageControl
-from inferline_stream.observability.page.server import PageServer
+from inferline_stream.observability.page.server import Command, PageControl, PageServer
 from tests.unit.observability.states import a_state
 
 FILES = ("/page.js", "/charts.js", "/dag.js", "/control.js", "/page.css", "/icon.svg")

@@ -8,8 +8,7 @@ import pytest
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.plots import canvas
 from inferline_stream.observability.plots.comparison import _front, _ranges, draw_comparison
-from inferline_stream.observability.plots.cost_curve import draw_cost_curve
-from inferline_stream.observability.plots.profiles import draw_profiles
+from inferline_stream.observability.plots.plan_pictures import draw_cost_curve, draw_profiles
 from inferline_stream.observability.plots.replay import draw_replay
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime

@@ -1,8 +1,8 @@
 import pytest
 
-from inferline_stream.controlplane.records.overrides import Overrides
-from inferline_stream.controlplane.records.page_commands import WHO, overrides_of
-from inferline_stream.observability.page.control import Command
+from inferline_stream.controlplane.records.control_records import Overrides
+from inferline_stream.observability.page.server import Command
+from inferline_stream.runs.http_endpoints import WHO, overrides_of
 
 
 def obeyed(*commands: Command) -> Overrides:
