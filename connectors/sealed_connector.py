@@ -83,8 +83,9 @@ class Seal:
             logger.info("sealed: %d system calls, TCP ports %s", held.system_calls, held.ports)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every connector has."""
+def parser_of(module: str, description: str) -> argparse.ArgumentParser:
+    """A parser of a connector's command, with the options that every connector has."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--bootstrap-servers", required=True, metavar="HOST:PORT", help="of Kafka")
     parser.add_argument(
         "--isolation",
@@ -92,11 +93,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="sandbox: sealed, or an error; none; by default sealed as far as this machine can",
     )
     parser.add_argument("channel", nargs="?", type=int, help=argparse.SUPPRESS)
+    return parser
 
 
 def run(
     module: str,
-    arguments: Sequence[str],
+    arguments: Sequence[str] | None,
     options: argparse.Namespace,
     *,
     needs: Needs,
@@ -107,7 +109,7 @@ def run(
 
     Args:
         module: the connector's, run again in the isolated process.
-        arguments: of the command.
+        arguments: of the command; None for those of this process.
         options: as they were read from the arguments.
         needs: what it may touch.
         work: connects, calls the seal, and moves records until it is stopped.
@@ -125,7 +127,7 @@ def run(
             return _working(work, Seal(confinement), socket.socket(fileno=options.channel))
         for file in needs.writes:
             _create(file)
-        return asyncio.run(_supervise(module, arguments, confinement))
+        return asyncio.run(_supervise(module, sys.argv[1:] if arguments is None else arguments, confinement))
     except InferlineError as error:
         sys.stderr.write(f"{module.rpartition('.')[2]}: {error}\n")
         return error.exit_code

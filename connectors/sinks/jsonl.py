@@ -22,7 +22,6 @@ ends.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -45,6 +44,7 @@ from inferline_stream.kafka.topic_follower import Start
 
 logger = logging.getLogger(__name__)
 
+_MODULE = "inferline_stream.connectors.sinks.jsonl"
 _AGAIN_S = 1.0
 
 
@@ -95,6 +95,13 @@ class JsonlFile:
             raise InvalidFile(f"{self._path}: cannot be locked ({error.strerror}); give another path") from None
         self._seen, self._size_bytes = _seen(self._file, self._path)
         return True
+
+    async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
+        """Append in a thread; see `Store.store`."""
+        try:
+            return await asyncio.to_thread(self.append, records, ids_from)
+        except OSError as error:
+            raise Away(error.strerror or str(error)) from None
 
     def append(self, records: Iterable[Record], ids_from: str) -> list[Refusal]:
         """Write the records whose events are new, and fsync; return those that no line can hold.
@@ -163,20 +170,6 @@ def _seen(file: BinaryIO, path: Path) -> tuple[set[str], int]:
     return seen, whole_bytes
 
 
-class _Store:
-    """A file as sinks know it."""
-
-    def __init__(self, file: JsonlFile) -> None:
-        self.counts = file.counts
-        self._file = file
-
-    async def store(self, records: Sequence[Record], ids_from: str) -> list[Refusal]:
-        try:
-            return await asyncio.to_thread(self._file.append, records, ids_from)
-        except OSError as error:
-            raise Away(error.strerror or str(error)) from None
-
-
 class JsonlSink(TopicSink):
     """Follows a topic and appends its events to a file, in the background while entered.
 
@@ -207,7 +200,7 @@ class JsonlSink(TopicSink):
         super().__init__(
             bootstrap_servers,
             topic=topic,
-            store=_Store(self._file),
+            store=self._file,
             what=str(path),
             group=group,
             dead_letters=dead_letters,
@@ -239,15 +232,9 @@ class JsonlSink(TopicSink):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; runs until SIGINT or SIGTERM, then prints its counts as JSON."""
-    given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m inferline_stream.connectors.sinks.jsonl", description="Write a topic's events to a JSONL file."
-    )
-    sealed_connector.add_options(parser)
-    topic_sink.add_options(parser)
+    parser = topic_sink.parser_of(_MODULE, "Write a topic's events to a JSONL file.", "<topic>-to-<file name>")
     parser.add_argument("--path", required=True, type=Path, help="the file; appended to if it is this sink's")
-    parser.add_argument("--group", help="consumer group (default: <topic>-to-<file name>)")
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     group = options.group or f"{options.topic}-to-{options.path.name}"
 
     async def work(seal: sealed_connector.Seal) -> None:
@@ -262,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         await topic_sink.run(sink, seal)
 
     needs = sealed_connector.Needs(writes=(options.path,))
-    return sealed_connector.run("inferline_stream.connectors.sinks.jsonl", given, options, needs=needs, work=work)
+    return sealed_connector.run(_MODULE, arguments, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from urllib.parse import unquote, urlsplit
 
 from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sinks import topic_sink
-from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id, no_json
+from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, event_id, no_json
 from inferline_stream.dataplane.headers import LATEST_MS
 from inferline_stream.errors import InvalidInput, Unreachable
 from inferline_stream.kafka.records import Record
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MODULE = "inferline_stream.connectors.sinks.postgres"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _ANSWER_S = 30.0
 
@@ -254,13 +255,9 @@ def _context(tls: Tls) -> ssl.SSLContext | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; runs until SIGINT or SIGTERM, then prints its counts as JSON."""
-    given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m inferline_stream.connectors.sinks.postgres",
-        description="Write a topic's events to a PostgreSQL table, each once.",
+    parser = topic_sink.parser_of(
+        _MODULE, "Write a topic's events to a PostgreSQL table, each once.", "<topic>-to-<table>"
     )
-    sealed_connector.add_options(parser)
-    topic_sink.add_options(parser)
     parser.add_argument("--database", required=True, type=database, metavar="postgresql://USER@HOST:PORT/NAME")
     parser.add_argument("--table", required=True, type=_table, help="created where it is missing")
     parser.add_argument("--password-file", type=Path, help="its first line is the user's password")
@@ -270,8 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="off",
         help="trusting: any server that answers, encrypted all the same",
     )
-    parser.add_argument("--group", help="consumer group (default: <topic>-to-<table>)")
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     files = tuple(filter(None, (options.password_file,)))
     needs = sealed_connector.Needs(reads=files, ports=(options.database.port,))
 
@@ -283,18 +279,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         password = sealed_connector.secret(options.password_file)
         to = Table(options.database, options.table, password=password, tls=_context(options.tls))
         async with to as store:
-            sink = TopicSink(
-                options.bootstrap_servers,
-                topic=options.topic,
-                store=store,
-                what=f"PostgreSQL table {options.table}",
-                group=options.group or f"{options.topic}-to-{options.table}",
-                dead_letters=options.dead_letters,
-                start=options.start,
+            sink = topic_sink.sink_of(
+                options, store, f"PostgreSQL table {options.table}", f"{options.topic}-to-{options.table}"
             )
             await topic_sink.run(sink, seal)
 
-    return sealed_connector.run("inferline_stream.connectors.sinks.postgres", given, options, needs=needs, work=work)
+    return sealed_connector.run(_MODULE, arguments, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

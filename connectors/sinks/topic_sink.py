@@ -14,6 +14,7 @@ from typing import Protocol, Self
 
 import msgspec
 
+from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sealed_connector import Seal, done_in_time, stopping, tell
 from inferline_stream.dataplane.headers import cut_letter
 from inferline_stream.errors import InferlineError, Unreachable
@@ -321,8 +322,9 @@ class TopicSink:
                 await self._stop.wait()
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every sink has beside those of a connector."""
+def parser_of(module: str, description: str, usual_group: str) -> argparse.ArgumentParser:
+    """A parser of a sink's command, with the options that every sink has."""
+    parser = sealed_connector.parser_of(module, description)
     parser.add_argument("--topic", required=True, help="to follow; must exist")
     parser.add_argument(
         "--start",
@@ -331,6 +333,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="where to begin: where the group stands, or, for once, at the beginning or the end of the topic",
     )
     parser.add_argument("--dead-letters", default="", metavar="TOPIC", help="for events that are refused for good")
+    parser.add_argument("--group", help=f"consumer group (default: {usual_group})")
+    return parser
+
+
+def sink_of(options: argparse.Namespace, store: Store, what: str, usual_group: str) -> TopicSink:
+    """The sink that a command's options ask for; `store` and `what` as `TopicSink` has them."""
+    return TopicSink(
+        options.bootstrap_servers,
+        topic=options.topic,
+        store=store,
+        what=what,
+        group=options.group or usual_group,
+        dead_letters=options.dead_letters,
+        start=options.start,
+    )
 
 
 async def run(sink: TopicSink, seal: Seal) -> None:

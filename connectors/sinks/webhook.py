@@ -30,12 +30,13 @@ import aiohttp
 
 from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sinks import topic_sink
-from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id
+from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, event_id
 from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation.addressed_loop import Loop
 from inferline_stream.isolation.loop_resolver import LoopResolver
 from inferline_stream.kafka.records import Record
 
+_MODULE = "inferline_stream.connectors.sinks.webhook"
 _WRONG_TOKEN = 401
 _TRY_AGAIN = frozenset((408, 425, 429))
 _REMEMBERED = 100_000
@@ -148,18 +149,13 @@ def _url(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; runs until SIGINT or SIGTERM, then prints its counts as JSON."""
-    given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m inferline_stream.connectors.sinks.webhook",
-        description="Post a topic's events to an HTTP address, with retries.",
+    parser = topic_sink.parser_of(
+        _MODULE, "Post a topic's events to an HTTP address, with retries.", "<topic>-to-<host>"
     )
-    sealed_connector.add_options(parser)
-    topic_sink.add_options(parser)
     parser.add_argument("--url", required=True, type=_url)
     parser.add_argument("--token-file", type=Path, help="its first line is sent as Authorization: Bearer")
     parser.add_argument("--timeout-s", type=float, default=10.0, help="longest wait for one answer (default 10)")
-    parser.add_argument("--group", help="consumer group (default: <topic>-to-<host>)")
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     if not options.timeout_s > 0:
         parser.error(f"--timeout-s {options.timeout_s}: must be above 0")
     url: Any = urlsplit(options.url)
@@ -169,18 +165,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     async def work(seal: sealed_connector.Seal) -> None:
         token = sealed_connector.secret(options.token_file)
         async with Webhook(options.url, token=token, timeout_s=options.timeout_s) as store:
-            sink = TopicSink(
-                options.bootstrap_servers,
-                topic=options.topic,
-                store=store,
-                what=f"{url.scheme}://{url.netloc}",
-                group=options.group or f"{options.topic}-to-{url.hostname}",
-                dead_letters=options.dead_letters,
-                start=options.start,
+            sink = topic_sink.sink_of(
+                options, store, f"{url.scheme}://{url.netloc}", f"{options.topic}-to-{url.hostname}"
             )
             await topic_sink.run(sink, seal)
 
-    return sealed_connector.run("inferline_stream.connectors.sinks.webhook", given, options, needs=needs, work=work)
+    return sealed_connector.run(_MODULE, arguments, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

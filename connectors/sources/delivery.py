@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sealed_connector import done_in_time
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
@@ -115,12 +116,14 @@ class Delivery:
         self.counts.refused += 1
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every source has beside those of a connector."""
+def parser_of(module: str, description: str) -> argparse.ArgumentParser:
+    """A parser of a source's command, with the options that every source has."""
+    parser = sealed_connector.parser_of(module, description)
     parser.add_argument("--topic", required=True, help="to send into; must exist")
     parser.add_argument(
         "--skip-refused", action="store_true", help="leave out events that Kafka will never take, and count them"
     )
+    return parser
 
 
 def key_of(value: bytes, field: str | None) -> bytes | None:

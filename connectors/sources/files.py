@@ -23,7 +23,6 @@ begin a new name.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import csv
@@ -52,6 +51,7 @@ from inferline_stream.settings import from_environment
 
 logger = logging.getLogger(__name__)
 
+_MODULE = "inferline_stream.connectors.sources.files"
 _PATTERNS = ("*.jsonl", "*.ndjson", "*.csv", "*.jsonl.gz", "*.ndjson.gz", "*.csv.gz")
 _LONGEST_LINE = 16 << 20
 _AT_ONCE = 500
@@ -359,20 +359,14 @@ class Files:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; runs to the end of the files, or until SIGINT or SIGTERM, then prints its counts as JSON."""
-    given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m inferline_stream.connectors.sources.files",
-        description="Send the lines of files into a topic: JSONL and CSV, gzipped ones too.",
-    )
-    sealed_connector.add_options(parser)
-    delivery.add_options(parser)
+    parser = delivery.parser_of(_MODULE, "Send the lines of files into a topic: JSONL and CSV, gzipped ones too.")
     parser.add_argument("--path", required=True, type=Path, help="a file or a folder")
     parser.add_argument("--pattern", action="append", help=f"of files in a folder (default {' '.join(_PATTERNS)})")
     parser.add_argument("--follow", action="store_true", help="wait for more, rather than end")
     parser.add_argument("--state", type=Path, help="where each file has been read to (default: beside the path)")
     parser.add_argument("--numbers", nargs="*", default=[], metavar="COLUMN", help="columns of CSV that hold numbers")
     parser.add_argument("--key-field", help="field of each event that becomes the record's key")
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     state_file = options.state or options.path.parent / f".{options.path.name}.{options.topic}.state"
 
     async def work(seal: sealed_connector.Seal) -> None:
@@ -408,8 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         FilePositions(state_file).shorten()
 
     needs = sealed_connector.Needs(reads=(options.path,), writes=(state_file,), late=True)
-    module = "inferline_stream.connectors.sources.files"
-    return sealed_connector.run(module, given, options, needs=needs, work=work, prepare=prepare)
+    return sealed_connector.run(_MODULE, arguments, options, needs=needs, work=work, prepare=prepare)
 
 
 if __name__ == "__main__":

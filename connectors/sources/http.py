@@ -40,10 +40,10 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from inferline_stream.connectors import sealed_connector
-from inferline_stream.connectors.sources.admission import BearerTokens
 from inferline_stream.connectors.sources.http_application import (
     LOOK_AGAIN_S,
     AwaitedResults,
+    BearerTokens,
     HttpCounts,
     Ingest,
     IngestLimits,
@@ -55,6 +55,7 @@ from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.connections import Connections
 from inferline_stream.settings import from_environment
 
+_MODULE = "inferline_stream.connectors.sources.http"
 _SWEEP_S = 0.5
 _AGAIN_S = 0.1
 
@@ -239,12 +240,7 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; runs until SIGINT or SIGTERM, then prints its counts as JSON."""
-    given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m inferline_stream.connectors.sources.http",
-        description="Take events over HTTP: each POST to /events becomes a record.",
-    )
-    sealed_connector.add_options(parser)
+    parser = sealed_connector.parser_of(_MODULE, "Take events over HTTP: each POST to /events becomes a record.")
     parser.add_argument("--topic", required=True, help="to send into; must exist")
     parser.add_argument("--listen", type=_address, default=("127.0.0.1", 8080), metavar="ADDRESS:PORT")
     parser.add_argument("--token-file", type=Path, help="a token a line; needed wherever others can connect")
@@ -259,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--most-behind", type=_at_least(0), default=0, help="events that --group has unfinished (default: any)"
     )
     parser.add_argument("--group", help="of the pipeline's first stage: <pipeline>.<stage>")
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     if options.token_file is None and not ipaddress.ip_address(options.listen[0]).is_loopback:
         parser.error(f"--listen {options.listen[0]}: others can connect, so that --token-file is needed")
     if options.most_behind and not options.group:
@@ -270,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     files = tuple(filter(None, (options.token_file, options.certificate, options.key)))
     needs = sealed_connector.Needs(reads=files, listens=(options.listen[1],))
-    return sealed_connector.run("inferline_stream.connectors.sources.http", given, options, needs=needs, work=work)
+    return sealed_connector.run(_MODULE, arguments, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

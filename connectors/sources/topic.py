@@ -13,7 +13,6 @@ original's. ``INFERLINE_KAFKA_*`` holds for both Kafkas, unless an address begin
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import sys
@@ -32,6 +31,7 @@ from inferline_stream.settings import from_environment
 
 logger = logging.getLogger(__name__)
 
+_MODULE = "inferline_stream.connectors.sources.topic"
 _WAIT_S = 0.2
 
 
@@ -69,19 +69,13 @@ async def follow(follower: TopicFollower, delivery: Delivery, stop: asyncio.Even
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; runs until SIGINT or SIGTERM, then prints its counts as JSON."""
-    given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m inferline_stream.connectors.sources.topic",
-        description="Send the records of another topic into a pipeline's source topic.",
-    )
-    sealed_connector.add_options(parser)
-    delivery.add_options(parser)
+    parser = delivery.parser_of(_MODULE, "Send the records of another topic into a pipeline's source topic.")
     parser.add_argument("--from-topic", required=True, help="to follow; must exist")
     parser.add_argument("--from-bootstrap-servers", metavar="HOST:PORT", help="its Kafka, if it is another")
     parser.add_argument("--keep-timestamps", action="store_true", help="of the records; latency counts from them")
     parser.add_argument("--group", help="consumer group (default: <from-topic>-to-<topic>)")
     parser.add_argument("--start", choices=STARTS, default="committed", help="where to begin, as sinks have it")
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     source = options.from_bootstrap_servers or options.bootstrap_servers
     if (options.from_topic, source) == (options.topic, options.bootstrap_servers):
         parser.error(f"--from-topic {options.from_topic}: a topic cannot be sent into itself")
@@ -102,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sealed_connector.tell(delivery.counts)
 
     needs = sealed_connector.Needs(ports=ports_of(source))
-    return sealed_connector.run("inferline_stream.connectors.sources.topic", given, options, needs=needs, work=work)
+    return sealed_connector.run(_MODULE, arguments, options, needs=needs, work=work)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 from aiohttp import web
 
-from inferline_stream.connectors.sources.admission import BearerTokens
-from inferline_stream.connectors.sources.http_application import AwaitedResults, Ingest, IngestLimits
+from inferline_stream.connectors.sources.http_application import AwaitedResults, BearerTokens, Ingest, IngestLimits
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import EVENT_ID

@@ -142,18 +142,6 @@ def test_what_a_full_disk_took_in_part_is_cut_off_also_where_that_needs_room_fir
     assert [line["event_id"] for line in lines(path)] == ["t/0/0", "t/0/1"]
 
 
-def test_a_file_is_one_sinks_at_a_time_and_the_next_knows_what_the_last_one_wrote(path):
-    first, second = taken(path), JsonlFile(path)
-    assert not second.take()
-    first.append([record(0, event_id="e1")], "t")
-    assert not second.take()
-    first.close()
-    assert second.take()
-    second.append([record(0, event_id="e1"), record(1, event_id="e2")], "t")
-    second.close()
-    assert [line["event_id"] for line in lines(path)] == ["e1", "e2"]
-
-
 def test_postgres_refuses_what_no_row_can_hold():
     assert "no JSON" in _refused(record(0, b"[" * 100_000), "e")
     assert "NUL" in _refused(record(0), "e\0")
