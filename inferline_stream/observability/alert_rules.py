@@ -37,19 +37,19 @@ class Alert:
     Args:
         name: in the field's CamelCase.
         expr: PromQL that has a result while the alert holds.
-        hold: how long it must hold, as Prometheus writes it.
-        severity: `page` or `ticket`.
         summary: what is wrong, one line, may use labels.
         description: what follows and what to look at.
+        hold: how long it must hold, as Prometheus writes it.
+        severity: `page` or `ticket`.
         keep: how long it goes on firing once the trouble is away: trouble that comes back within that time is the same.
     """
 
     name: str
     expr: str
-    hold: str
-    severity: str
     summary: str
     description: str
+    hold: str = "0s"
+    severity: str = TICKET
     keep: str = "0s"
 
     @property
@@ -144,39 +144,38 @@ def alerts(target: Target) -> Iterator[Alert]:
     yield Alert(
         "InferlineControllerDown",
         f"absent(inferline_slo_seconds{{{match}}}) or min by (pipeline) (inferline_state_age_seconds{{{match}}}) > 30",
-        time("30s"),
-        PAGE,
         f"No controller of {target.pipeline} answers its scrape, or its loop stands still",
         "Nothing scales, and what dies on its host may not be replaced. Start a controller: it takes up the state that "
         "Kafka holds.",
+        hold=time("30s"),
+        severity=PAGE,
         keep=time("5m"),  # one that comes up misses scrapes while it imports, and one that crashes is started again
     )
     yield Alert(
         "InferlineStuckPartition",
         f"inferline_stage_stuck_partitions{{{match}}} > 0",
-        time("1m"),
-        PAGE,
         "Stage {{ $labels.stage }}: {{ $value }} partitions stand still",
         "Records wait, replicas are ready, and commits do not move: a hung stage or a join that lacks parts, not load. "
         "More replicas will not help.",
+        hold=time("1m"),
+        severity=PAGE,
     )
     yield Alert(
         "InferlinePartitionHalted",
         f"inferline_stage_halted_partitions{{{match}}} > 0",
-        "0s",
-        PAGE,
         "Stage {{ $labels.stage }}: {{ $value }} partitions are not read any more",
         "Their group has lost its offset, or records are gone before they were read. Nothing goes on there by itself: "
         "find out what is missing, then run with --start.",
+        severity=PAGE,
     )
     yield Alert(
         "InferlineInnerTopicFills",
         f"inferline_stage_uncommitted_ratio{{{match}}} > 0.5 and inferline_stage_lag_seconds{{{match}}} > 60",
-        time("5m"),
-        PAGE,
         "Stage {{ $labels.stage }}: {{ $value | humanizePercentage }} of what its input keeps is not processed",
         "Once a partition holds retention.bytes of it, Kafka deletes the oldest records unprocessed. Help the stage, "
         "or raise retention.bytes.",
+        hold=time("5m"),
+        severity=PAGE,
     )
     yield from _risk_alerts(target)
     yield from _replica_alerts(target)
@@ -193,11 +192,10 @@ def _burn_alerts(target: Target) -> Iterator[Alert]:
         yield Alert(
             f"InferlineSLOBurn{name}",
             " and ".join(conditions),
-            "0s",
-            burn.severity,
             f"{{{{ $value | humanizePercentage }}}} of events missed the SLO of {target.slo_s:g} s over {burn.long}",
             f"More than {burn.threshold:.4g} of the events missed the SLO over {burn.long} and over {burn.short}; "
             f"the objective allows {1 - target.objective:.4g}.",
+            severity=burn.severity,
         )
 
 
@@ -213,8 +211,6 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
         "InferlineSLOAtRisk",
         f"({beyond} and on (pipeline) ({behind} or {held})) "
         f"or inferline_predicted_p99_seconds{{{match}}} > on (pipeline) inferline_slo_seconds{{{match}}}",
-        "0s",
-        TICKET,
         "The SLO is at risk before any lag exists",
         "Traffic is beyond what the plan was made for, and the replicas that would carry it are not ready, not "
         "available or may not be asked for; or the plan in force is predicted to miss the SLO. While they start, "
@@ -223,8 +219,6 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
     yield Alert(
         "InferlinePlanInfeasible",
         f"inferline_plan_feasible{{{match}}} == 0",
-        "0s",
-        TICKET,
         "No plan meets the SLO",
         "The last planning run found no allocation that meets the SLO on recent traffic; the old plan stays. "
         "`inferline-stream plan` names the stage that makes it so and the smallest feasible SLO.",
@@ -232,8 +226,6 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
     yield Alert(
         "InferlineOversubscribed",
         f"inferline_oversubscribed{{{match}}} == 1",
-        "0s",
-        TICKET,
         "Others take the cores that replicas were planned with",
         "Nothing is scaled up meanwhile: more replicas would only share what is left. `inferline-stream status` says "
         "how much is missing. End what takes the cores, or plan for fewer cores.",
@@ -241,16 +233,13 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
     yield Alert(
         "InferlineInputStale",
         f"inferline_input_age_seconds{{{match}}} > 10",
-        time("30s"),
-        TICKET,
         "Input {{ $labels.input }} is {{ $value | humanizeDuration }} old",
         "The Tuner holds and never scales down on missing input. Look at the broker and at the dispatchers' reports.",
+        hold=time("30s"),
     )
     yield Alert(
         "InferlineUnreadableRecords",
         f"inferline_unreadable_records_total{{{match}}} > 0",
-        "0s",
-        TICKET,
         "{{ $value }} records of {{ $labels.topic }} cannot be read and were skipped",
         "Another program, or a newer release, writes a topic that the pipeline keeps for itself. What it meant to set "
         "is not in force. The controller's log names the newest record.",
@@ -259,21 +248,19 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
         "InferlineModelDrift",
         f"inferline_model_drift_ratio{{{match}}} < 0.67 and on (pipeline) "
         f"inferline_recent_p99_seconds{{{match}}} > on (pipeline) inferline_slo_seconds{{{match}}} / 2",
-        time("10m"),
-        TICKET,
         "The predicted P99 is only {{ $value | humanizePercentage }} of the observed one",
         "Profiles no longer describe the stages: another machine, a noisy neighbour, other inputs. "
         "Profile again with `inferline-stream profile`.",
+        hold=time("10m"),
     )
     bucket = f'inferline_latency_seconds_bucket{{{match},le="{bucket_label(target.slo_s)}"}}'
     yield Alert(
         "InferlineSLOBucketMissing",
         f"inferline_slo_seconds{{{match}}} != {target.slo_s!r} or "
         f"inferline_slo_seconds{{{match}}} unless on (pipeline) {bucket}",
-        time("1m"),
-        TICKET,
         f"The rules are for an SLO of {target.slo_s:g} s with a latency bucket there, which the pipeline does not have",
         "These rules were made for another SLO than the one in force: make them again with `inferline-stream rules`.",
+        hold=time("1m"),
     )
 
 
@@ -282,19 +269,17 @@ def _replica_alerts(target: Target) -> Iterator[Alert]:
     yield Alert(
         "InferlineAtLimit",
         f"inferline_stage_at_limit{{{match}}} == 1",
-        time("1m"),
-        TICKET,
         "Stage {{ $labels.stage }} may not grow further: {{ $labels.limit }}",
         "The stage needs more than the hardware stock, or its model server, gives. Add stock, or grow the server.",
+        hold=time("1m"),
     )
     yield Alert(
         "InferlineDeviceFault",
         f"inferline_device_lost{{{match}}} == 1 or inferline_device_xid{{{match}}} > 0",
-        time("10s"),
-        TICKET,
         "GPU {{ $labels.device }} of the replicas' host is lost, or has had an error of its own",
         "Replicas on it fail or wait for another one. `inferline-stream status` has its driver's words, and NVIDIA a "
         "list of Xids. This fires until the device answers; for an Xid, until the run is started again.",
+        hold=time("10s"),
     )
     ratio = f"inferline_stage_service_time_ratio{{{match}}}"
     service_s = f"inferline_stage_service_time_seconds{{{match}}}"
@@ -302,20 +287,18 @@ def _replica_alerts(target: Target) -> Iterator[Alert]:
         "InferlineServiceTimeDrift",
         f"({ratio} > 1.2 or {ratio} < {1 / 1.2:.3f}) and on (pipeline, stage) "
         f"abs({service_s} - {service_s} / on (pipeline, stage) {ratio}) > {_LEAST_DRIFT * target.slo_s:.6g}",
-        time("5m"),
-        TICKET,
         "Stage {{ $labels.stage }}: batches take {{ $value | humanize }} times what its profile predicts",
         "The plan was made for other service times. The next planning run takes what replicas measure; if the stage "
         "stays so, profile it again with `inferline-stream profile --again`.",
+        hold=time("5m"),
     )
     yield Alert(
         "InferlineReplicasMissing",
         f"{_replicas(target, 'wanted')} > {_replicas(target, 'ready')}",
-        time("2m"),
-        TICKET,
         "Stage {{ $labels.stage }} lacks replicas: {{ $value }} are wanted",
         "Replicas that were asked for have not become ready for far longer than they take to start: there is no place "
         "for them, or they die as they start.",
+        hold=time("2m"),
     )
 
 
@@ -325,48 +308,45 @@ def _dispatcher_alerts(target: Target) -> Iterator[Alert]:
         "InferlineDispatcherSilent",
         f'max by (pipeline, input) (inferline_input_age_seconds{{{match},input=~"reports/.*"}}) > 5 and on (pipeline) '
         f'inferline_input_age_seconds{{{match},input="offsets"}} < 3',  # a broker that is away silences every one
-        time("10s"),
-        PAGE,
         "{{ $labels.input }}: the dispatcher was last heard {{ $value | humanizeDuration }} ago",
         "It was replaced once already if its host lives. Nothing of its partitions is processed meanwhile. "
         "Look at its log and at the broker.",
+        hold=time("10s"),
+        severity=PAGE,
     )
     yield Alert(
         "InferlineDispatcherBusy",
         f"inferline_stage_dispatcher_utilization_ratio{{{match}}} > 0.8",
-        time("2m"),
-        TICKET,
         "Stage {{ $labels.stage }}: its dispatcher takes {{ $value | humanizePercentage }} of a core",
         "A dispatcher cannot use more than one core: beyond it events wait there, and more replicas do not help. Allow "
         "larger batches, or plan for the higher rate, which gives the stage more slots.",
+        hold=time("2m"),
     )
     yield Alert(
         "InferlinePoolInTrouble",
         f"inferline_stage_in_trouble{{{match}}} == 1",
-        time("10s"),
-        PAGE,
         "Stage {{ $labels.stage }}: something is wrong with its replicas, e.g. they fail on every batch",
         "Fresh replicas fail even on an event that the stage is known to process, so no event is to blame and nothing "
         "becomes a dead letter. `inferline-stream status` says what is wrong: the code, a device, memory, the host.",
+        hold=time("10s"),
+        severity=PAGE,
     )
     yield Alert(
         "InferlineSkew",
         f"max {_BY_STAGE} (inferline_partition_arrival_rate_per_second{{{match}}}) "
         f"> 3 * avg {_BY_STAGE} (inferline_partition_arrival_rate_per_second{{{match}}}) "
         f"and on (pipeline, stage) inferline_stage_dispatchers{{{match}}} > 1",
-        time("10m"),
-        TICKET,
         "One partition of stage {{ $labels.stage }} carries more than three times the mean",
         "The stage has several dispatchers, and a partition has only one of them. Spread the key.",
+        hold=time("10m"),
     )
     yield Alert(
         "InferlineClockLead",
         f"inferline_stage_clock_lead_seconds{{{match}}} > 5",
-        time("5m"),
-        TICKET,
         "Stage {{ $labels.stage }} reads records from {{ $value | humanizeDuration }} ahead of its host's clock",
         "Such records count from when they are read, so that their time on the way is not seen. Correct the clock of "
         "their producers, or this host's.",
+        hold=time("5m"),
     )
 
 
@@ -375,24 +355,18 @@ def _loss_alerts(target: Target) -> Iterator[Alert]:
     yield Alert(
         "InferlineReplicasCrash",
         f"sum {_BY_STAGE} (increase(inferline_stage_restarts_total{{{match}}}[{time('10m')}])) > 3",
-        "0s",
-        TICKET,
         "Replicas of stage {{ $labels.stage }} died {{ $value | humanize }} times in 10 minutes",
         "Their last words are in the log of the controller: memory, a missing file, or one event that kills.",
     )
     yield Alert(
         "InferlineDeadLettersGrow",
         f"sum {_BY_STAGE} (increase(inferline_stage_dead_lettered_total{{{match}}}[{time('10m')}])) > 0",
-        "0s",
-        TICKET,
         "Stage {{ $labels.stage }} sent {{ $value | humanize }} events to its dead-letter topic in 10 minutes",
         "Each is a missed event. The records hold the error in their headers; fix the cause, then replay them.",
     )
     yield Alert(
         "InferlineDeadLettersExpire",
         f"inferline_stage_dead_letter_age_ratio{{{match}}} > 0.8",
-        "0s",
-        TICKET,
         "Stage {{ $labels.stage }}: its oldest dead letter has spent {{ $value | humanizePercentage }} of its time",
         "Kafka deletes letters once they are older than their topic's retention. See with `inferline-stream dlq ls` "
         "which were not sent again, and send them, or raise retention.ms.",
@@ -402,11 +376,10 @@ def _loss_alerts(target: Target) -> Iterator[Alert]:
         f"inferline_stage_lag_seconds{{{match}}} > on (pipeline) group_left inferline_slo_seconds{{{match}}} "
         f"and on (pipeline, stage) ({_replicas(target, 'ready')} >= {_replicas(target, 'wanted')}) "
         f"and on (pipeline, stage) deriv(inferline_stage_lag_seconds{{{match}}}[{time('1m')}]) > 0",
-        time("2m"),
-        TICKET,
         "Stage {{ $labels.stage }} falls behind although every wanted replica is ready",
         "Records age past the SLO and replicas do not help: the stage waits for something that they share, or its "
         "service time has grown beyond its profile.",
+        hold=time("2m"),
     )
 
 
