@@ -130,7 +130,7 @@ class Coarse:
         stages: that a unit replicates.
         window_s: rates are the largest of windows of this length (CG-Peak: one SLO); None takes the mean (CG-Mean).
         span_s: how far back arrivals are looked at.
-        interval_s: how often a unit may come or go.
+        period_s: how often a unit may come or go.
         wait_s: how long fewer units must do before one goes (AutoScale's t_wait).
         maximum: most units.
     """
@@ -139,14 +139,9 @@ class Coarse:
     stages: tuple[str, ...]
     window_s: float | None = None
     span_s: float = 30.0
-    interval_s: float = 10.0
+    period_s: float = 10.0
     wait_s: float = 120.0
     maximum: int = 100
-
-    @property
-    def period_s(self) -> float:
-        """An interval."""
-        return self.interval_s
 
     def begin(self, replicas: Mapping[str, int]) -> CoarseMemory:
         """As many units as the stages have replicas."""

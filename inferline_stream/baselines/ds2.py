@@ -13,23 +13,18 @@ class Ds2:
     """⌈arrival / (processed / busy / replicas)⌉: utilization 1 is aimed at.
 
     Args:
-        interval_s: how often it decides.
+        period_s: how often it decides.
         warm_up: intervals that are ignored after each change.
         activation: intervals in a row that must ask for a change.
         headroom: factor on the arrival rate; 1 as published.
         maximum: most replicas.
     """
 
-    interval_s: float = 10.0
+    period_s: float = 10.0
     warm_up: int = 2
     activation: int = 1
     headroom: float = 1.0
     maximum: int = 100
-
-    @property
-    def period_s(self) -> float:
-        """An interval."""
-        return self.interval_s
 
     def begin(self, replicas: int) -> tuple[int, int]:
         """Intervals still to ignore, and intervals in a row that asked for a change."""

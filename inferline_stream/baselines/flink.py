@@ -42,7 +42,7 @@ class Flink:
     """The autoscaler's settings.
 
     Args:
-        interval_s: how often it looks.
+        period_s: how often it looks.
         stabilization_s: after a rescale nothing is measured for this long.
         window_s: metrics are means over this.
         utilization: aimed at.
@@ -57,7 +57,7 @@ class Flink:
         maximum: most replicas.
     """
 
-    interval_s: float = 60.0
+    period_s: float = 60.0
     stabilization_s: float = 300.0
     window_s: float = 900.0
     utilization: float = 0.7
@@ -70,11 +70,6 @@ class Flink:
     max_up: float = 1e5
     scale_down_s: float = 3600.0
     maximum: int = 200
-
-    @property
-    def period_s(self) -> float:
-        """An interval."""
-        return self.interval_s
 
     def begin(self, replicas: Mapping[str, int]) -> FlinkMemory:
         """Nothing was measured yet."""
@@ -129,7 +124,7 @@ class Flink:
         """One look."""
         now_s = seen.time_s
         current = {name: stage.replicas for name, stage in seen.stages.items()}
-        since_s = now_s - self.interval_s if memory.since_s is None else memory.since_s
+        since_s = now_s - self.period_s if memory.since_s is None else memory.since_s
         if now_s - since_s < self.stabilization_s:
             return replace(memory, since_s=since_s, window=()), current
         window = (*((t, s) for t, s in memory.window if t > now_s - self.window_s), (now_s, seen.stages))

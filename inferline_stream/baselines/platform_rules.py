@@ -21,7 +21,7 @@ class Dataflow:
     """Google Dataflow's horizontal autoscaling of streaming pipelines, as documented.
 
     Args:
-        interval_s: how often it looks.
+        period_s: how often it looks.
         behind_s: backlog, in seconds of throughput, above which it scales up …
         behind_cpu: … if CPU utilization is above this.
         caught_up_s: backlog below which it scales down …
@@ -31,7 +31,7 @@ class Dataflow:
         maximum: most replicas.
     """
 
-    interval_s: float = 10.0
+    period_s: float = 10.0
     behind_s: float = 15.0
     behind_cpu: float = 0.2
     caught_up_s: float = 10.0
@@ -39,11 +39,6 @@ class Dataflow:
     patience_s: float = 120.0
     drain_s: float = 150.0
     maximum: int = 100
-
-    @property
-    def period_s(self) -> float:
-        """An interval."""
-        return self.interval_s
 
     def begin(self, replicas: int) -> DataflowMemory:
         """Neither behind nor idle."""
@@ -81,7 +76,7 @@ class Numaflow:
     """Numaflow's vertex autoscaling: pending records against a target processing time.
 
     Args:
-        interval_s: how often it looks.
+        period_s: how often it looks.
         target_s: seconds of throughput that may be pending.
         step: most replicas added or taken away at once.
         up_cooldown_s: after any change, until more are added.
@@ -91,7 +86,7 @@ class Numaflow:
         maximum: most replicas.
     """
 
-    interval_s: float = 30.0
+    period_s: float = 30.0
     target_s: float = 20.0
     step_size: int = 2
     up_cooldown_s: float = 90.0
@@ -99,11 +94,6 @@ class Numaflow:
     look_back_s: float = 120.0
     minimum: int = 0
     maximum: int = 50
-
-    @property
-    def period_s(self) -> float:
-        """An interval."""
-        return self.interval_s
 
     def begin(self, replicas: int) -> NumaflowMemory:
         """No change yet."""
@@ -150,23 +140,18 @@ class Seldon:
     """Seldon Core 2's model autoscaling: one replica more when lag passes a threshold, one less when idle.
 
     Args:
-        interval_s: how often it looks.
+        period_s: how often it looks.
         lag_threshold: lag above which a replica is added.
         idle_s: how long without a request until one is taken away.
         stable_s: after a change, until one is taken away.
         maximum: most replicas.
     """
 
-    interval_s: float = 5.0
+    period_s: float = 5.0
     lag_threshold: float = 30.0
     idle_s: float = 30.0
     stable_s: float = 300.0
     maximum: int = 100
-
-    @property
-    def period_s(self) -> float:
-        """An interval."""
-        return self.interval_s
 
     def begin(self, replicas: int) -> SeldonMemory:
         """No change yet."""

@@ -36,7 +36,7 @@ class RayServe:
         look_back_s: span of the mean of ongoing requests.
         minimum: fewest replicas.
         maximum: most replicas.
-        interval_s: how often it decides; Serve's own is 0.1 s.
+        period_s: how often it decides; Serve's own is 0.1 s.
     """
 
     target_ongoing: float = 2.0
@@ -47,12 +47,7 @@ class RayServe:
     look_back_s: float = 30.0
     minimum: int = 1
     maximum: int = 100
-    interval_s: float = 1.0
-
-    @property
-    def period_s(self) -> float:
-        """An interval."""
-        return self.interval_s
+    period_s: float = 1.0
 
     def begin(self, replicas: int) -> RayServeMemory:
         """No decision yet."""

@@ -119,7 +119,7 @@ def _ray(contest: Contest, setting: Setting) -> PipelineRule:
 
 def _flink_fast(contest: Contest, setting: Setting) -> PipelineRule:
     return Flink(
-        interval_s=15.0,
+        period_s=15.0,
         stabilization_s=15.0,
         window_s=60.0,
         utilization=setting.get("utilization", 0.7),
@@ -135,7 +135,7 @@ def _unit_rule(contest: Contest, setting: Setting, *, peak: bool) -> PipelineRul
         _loaded(contest),
         window_s=contest.plan.slo_s if peak else None,
         span_s=setting.get("span_s", 30.0),
-        interval_s=setting.get("interval_s", 10.0),
+        period_s=setting.get("interval_s", 10.0),
         wait_s=setting.get("wait_s", 120.0),
     )
 
@@ -229,7 +229,7 @@ FAMILIES = (
         "numaflow",
         lambda contest, setting: Each(
             Numaflow(
-                interval_s=setting.get("interval_s", 30.0),
+                period_s=setting.get("interval_s", 30.0),
                 target_s=setting.get("target_s", 20.0),
                 up_cooldown_s=setting.get("up_cooldown_s", 90.0),
                 look_back_s=setting.get("look_back_s", 120.0),
