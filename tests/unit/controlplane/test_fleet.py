@@ -38,6 +38,13 @@ async def up(held: Fleet) -> None:
     held.view.reports.add(PoolReport("d", 1, "a", 0, "serving", number, replicas=ready), float(number))
 
 
+async def running(held: Fleet) -> Fleet:
+    """What is wanted runs and is READY."""
+    await held.reconcile()
+    await up(held)
+    return held
+
+
 async def there(held: Fleet) -> dict[str, int]:
     staying = [r.hardware for r in await held.actuator.observe() if r.state == "running"]
     return {kind: staying.count(kind) for kind in set(staying)}
@@ -68,9 +75,7 @@ async def test_replicas_that_were_there_before_are_asked_for_once_too() -> None:
 
 
 async def test_other_hardware_takes_over_before_the_old_one_leaves() -> None:
-    held = fleet({"cpu": 3})
-    await held.reconcile()
-    await up(held)
+    held = await running(fleet({"cpu": 3}))
     await held.want({"a": {"gpu": 1}})
     assert await there(held) == {"cpu": 3, "gpu": 1}
     await held.reconcile()
@@ -81,9 +86,7 @@ async def test_other_hardware_takes_over_before_the_old_one_leaves() -> None:
 
 
 async def test_newer_code_goes_round_one_after_another() -> None:
-    held = fleet({"cpu": 3})
-    await held.reconcile()
-    await up(held)
+    held = await running(fleet({"cpu": 3}))
     before = {r.replica for r in await held.actuator.observe()}
     await asyncio.sleep(0.01)
     held.newest_code_s = asyncio.get_running_loop().time()
@@ -97,9 +100,7 @@ async def test_newer_code_goes_round_one_after_another() -> None:
 
 
 async def test_a_full_stock_lets_an_old_one_leave_first_but_never_the_last() -> None:
-    held = fleet({"cpu": 2}, stock=2)
-    await held.reconcile()
-    await up(held)
+    held = await running(fleet({"cpu": 2}, stock=2))
     await asyncio.sleep(0.01)
     held.newest_code_s = asyncio.get_running_loop().time()
     await held.reconcile()
@@ -114,9 +115,7 @@ async def test_a_full_stock_lets_an_old_one_leave_first_but_never_the_last() -> 
 
 @pytest.mark.parametrize("standby", [0, 1])
 async def test_retired_stages_stay_empty(standby: int) -> None:
-    held = fleet({"cpu": 2}, standby=standby)
-    await held.reconcile()
-    await up(held)
+    held = await running(fleet({"cpu": 2}, standby=standby))
     await held.retire({"a"})
     assert not await held.gone({"a"})
     for r in await held.actuator.observe():
@@ -216,9 +215,7 @@ async def ended(held: Fleet) -> None:
 
 
 async def test_newer_code_on_a_full_box_stops_the_old_replica_before_the_new_one_starts() -> None:
-    held = on_one_gpu({"gpu": 1})
-    await held.reconcile()
-    await up(held)
+    held = await running(on_one_gpu({"gpu": 1}))
     await held.observe()
     assert held.crowded() == {"a": "gpu"}, "known before it happens"
     held.newest_code_s = asyncio.get_running_loop().time()
@@ -232,9 +229,7 @@ async def test_newer_code_on_a_full_box_stops_the_old_replica_before_the_new_one
 
 
 async def test_two_halves_take_the_place_of_a_whole_gpu() -> None:
-    held = on_one_gpu({"gpu": 1})
-    await held.reconcile()
-    await up(held)
+    held = await running(on_one_gpu({"gpu": 1}))
     await held.want({"a": {"cpu": 2}})
     assert await there(held) == {}
     await ended(held)
@@ -243,9 +238,7 @@ async def test_two_halves_take_the_place_of_a_whole_gpu() -> None:
 
 
 async def test_a_box_with_a_spare_gpu_replaces_without_a_gap() -> None:
-    held = fleet({"cpu": 1}, stock=2)
-    await held.reconcile()
-    await up(held)
+    held = await running(fleet({"cpu": 1}, stock=2))
     await held.observe()
     assert held.crowded() == {}
     held.newest_code_s = asyncio.get_running_loop().time()

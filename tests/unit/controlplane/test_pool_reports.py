@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from inferline_stream.controlplane.observe.live_profile import StartUpTimes
 from inferline_stream.controlplane.observe.pool_reports import PoolReports
-from inferline_stream.controlplane.observe.start_up_times import StartUpTimes
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.observability.pipeline_state import IsolationState, NodeState
@@ -34,8 +34,12 @@ def replicas(*names: str, phase: Any = "ready") -> list[ReplicaStatus]:
     return [ReplicaStatus(name, "cpu", phase) for name in names]
 
 
-def test_a_report_that_comes_late_or_twice_changes_nothing() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+@pytest.fixture
+def reports() -> PoolReports:
+    return PoolReports(SHAPE, MEASURED)
+
+
+def test_a_report_that_comes_late_or_twice_changes_nothing(reports: PoolReports) -> None:
     assert reports.add(report(2, events=20), 1.0)
     assert not reports.add(report(1, events=10), 1.1)
     assert not reports.add(report(2, events=20), 1.2)
@@ -43,8 +47,7 @@ def test_a_report_that_comes_late_or_twice_changes_nothing() -> None:
     assert reports.living() == {"entry-0": 1.0}
 
 
-def test_recent_figures_forget_what_is_older_than_ten_seconds() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_recent_figures_forget_what_is_older_than_ten_seconds(reports: PoolReports) -> None:
     slow, fast = {4: BatchStats(10, 2.0)}, {4: BatchStats(30, 2.0 + 20 * 0.02)}
     reports.add(report(1, events=0), 0.0)
     reports.add(report(2, events=40, busy_s=2.0, replica_s=5.0, cpu_s=1.0, wait_s=4.0, batches=slow), 5.0)
@@ -59,23 +62,20 @@ def test_recent_figures_forget_what_is_older_than_ten_seconds() -> None:
     assert reports.total("entry").events == 120
 
 
-def test_the_busiest_dispatcher_counts() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_the_busiest_dispatcher_counts(reports: PoolReports) -> None:
     for slot, cpu_s in enumerate((1.0, 4.0)):
         reports.add(report(1, dispatcher=f"entry-{slot}", slot=slot), 0.0)
         reports.add(report(2, dispatcher=f"entry-{slot}", slot=slot, cpu_s=cpu_s), 5.0)
     assert reports.stage("entry", 5.0).dispatcher_utilization == pytest.approx(0.8)
 
 
-def test_slowdown_compares_each_batch_size_that_ran_with_its_profile() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_slowdown_compares_each_batch_size_that_ran_with_its_profile(reports: PoolReports) -> None:
     reports.add(report(1), 0.0)
     reports.add(report(2, batches={1: BatchStats(10, 10 * 0.03), 4: BatchStats(10, 10 * 0.06)}), 5.0)
     assert reports.stage("entry", 5.0).slowdown == {"cpu": pytest.approx(3.0)}
 
 
-def test_totals_stay_when_a_dispatcher_ends_or_starts_again() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_totals_stay_when_a_dispatcher_ends_or_starts_again(reports: PoolReports) -> None:
     reports.add(report(5, events=7, dead_lettered=1, batches={1: BatchStats(7, 0.7)}), 0.0)
     reports.add(report(1, incarnation=2, events=2), 0.1)
     reports.end("entry-0")
@@ -84,8 +84,7 @@ def test_totals_stay_when_a_dispatcher_ends_or_starts_again() -> None:
     assert (total.events, total.dead_lettered, total.batches) == (12, 1, 7)
 
 
-def test_every_number_that_dispatchers_count_is_summed() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_every_number_that_dispatchers_count_is_summed(reports: PoolReports) -> None:
     names = [field.name for field in fields(StageCounts) if field.type in ("int", "float")]
     for slot, count in enumerate((2, 3)):
         reports.add(report(1, dispatcher=f"entry-{slot}", slot=slot, **dict.fromkeys(names, count)), 0.0)
@@ -93,16 +92,14 @@ def test_every_number_that_dispatchers_count_is_summed() -> None:
     assert {name: getattr(total, name) for name in names} == dict.fromkeys(names, 5)
 
 
-def test_the_last_report_of_a_dispatcher_counts_though_it_is_read_after_its_exit() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_the_last_report_of_a_dispatcher_counts_though_it_is_read_after_its_exit(reports: PoolReports) -> None:
     reports.add(report(1, events=7), 0.0)
     reports.end("entry-0")
     reports.add(report(2, events=9, phase="gone"), 0.1)
     assert reports.total("entry").events == 9
 
 
-def test_a_thousand_dispatchers_that_came_and_went_leave_sums_alone() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_a_thousand_dispatchers_that_came_and_went_leave_sums_alone(reports: PoolReports) -> None:
     for number in range(1000):
         name = f"entry-0-{number}"
         for sent in (1, 2):
@@ -113,8 +110,7 @@ def test_a_thousand_dispatchers_that_came_and_went_leave_sums_alone() -> None:
     assert reports.total("entry").events == 1000
 
 
-def test_replicas_stay_ready_while_their_dispatcher_is_started_again() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_replicas_stay_ready_while_their_dispatcher_is_started_again(reports: PoolReports) -> None:
     reports.add(report(1, replicas=replicas("a", "b")), 0.0)
     reports.end("entry-0")
     reports.add(report(1, incarnation=2, phase="starting"), 10.0)
@@ -127,22 +123,19 @@ def test_replicas_stay_ready_while_their_dispatcher_is_started_again() -> None:
     assert reports.ready("entry", "cpu") == 0
 
 
-def test_a_replica_that_is_dealt_to_another_slot_counts_once() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_a_replica_that_is_dealt_to_another_slot_counts_once(reports: PoolReports) -> None:
     reports.add(report(1, dispatcher="x", slot=1, replicas=replicas("a", "b")), 0.0)
     reports.add(report(1, dispatcher="y", slot=0, replicas=replicas("a", phase="starting")), 5.0)
     assert reports.ready("entry", "cpu") == 2
 
 
-def test_a_replica_in_quarantine_or_about_to_leave_is_not_ready() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_a_replica_in_quarantine_or_about_to_leave_is_not_ready(reports: PoolReports) -> None:
     held = [*replicas("a"), ReplicaStatus("b", "cpu", "ready", quarantined=True), *replicas("c", phase="leaving")]
     reports.add(report(1, replicas=held), 0.0)
     assert (reports.ready("entry", "cpu"), reports.stage("entry", 0.0).quarantined) == (1, 1)
 
 
-def test_what_is_wrong_with_a_pool_is_shown_while_its_dispatcher_lives() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_what_is_wrong_with_a_pool_is_shown_while_its_dispatcher_lives(reports: PoolReports) -> None:
     reports.add(report(1, reason="replicas fail on every batch", halted={3: "its offset is lost"}, suspects=2), 0.0)
     stage = reports.stage("entry", 1.0)
     assert (stage.trouble, stage.halted, stage.suspects) == (
@@ -152,8 +145,7 @@ def test_what_is_wrong_with_a_pool_is_shown_while_its_dispatcher_lives() -> None
     assert (reports.stage("entry", 1.0).trouble, reports.stage("entry", 1.0).halted) == ("", {})
 
 
-def test_the_dispatcher_that_was_heard_longest_ago_tells_a_stages_age() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_the_dispatcher_that_was_heard_longest_ago_tells_a_stages_age(reports: PoolReports) -> None:
     reports.add(report(1, dispatcher="x", slot=0), 1.0)
     reports.add(report(1, dispatcher="y", slot=1), 5.0)
     assert reports.stage("entry", 6.0).heard_s == 1.0
@@ -161,8 +153,7 @@ def test_the_dispatcher_that_was_heard_longest_ago_tells_a_stages_age() -> None:
     assert reports.stage("entry", 6.0).heard_s == 5.0
 
 
-def test_visit_ratios_follow_the_branches_taken() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_visit_ratios_follow_the_branches_taken(reports: PoolReports) -> None:
     for stage in SHAPE.stages:
         reports.add(report(1, stage), 0.0)
     took = {"branch": 60, "join": 200}
@@ -172,15 +163,13 @@ def test_visit_ratios_follow_the_branches_taken() -> None:
     assert reports.visit_ratios(5.0) == {"entry": 1.0, "branch": pytest.approx(0.3), "join": pytest.approx(0.9)}
 
 
-def test_a_visit_ratio_of_few_events_is_not_given() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_a_visit_ratio_of_few_events_is_not_given(reports: PoolReports) -> None:
     reports.add(report(1), 0.0)
     reports.add(report(2, events=9, batches={1: BatchStats(9, 1)}, edges_taken={"branch": 9}), 1.0)
     assert reports.visit_ratios(1.0) == {"entry": 1.0, "branch": None, "join": None}
 
 
-def test_latency_counts_add_up_over_dispatchers_that_ended_too() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_latency_counts_add_up_over_dispatchers_that_ended_too(reports: PoolReports) -> None:
     reports.add(report(1, "join", latency_buckets=[1, 2, 3], latency_sum_s=1.5), 0.0)
     reports.end("join-0")
     reports.add(report(1, "join", dispatcher="join-1", latency_buckets=[0, 1, 0], latency_sum_s=0.5), 0.0)
@@ -188,8 +177,7 @@ def test_latency_counts_add_up_over_dispatchers_that_ended_too() -> None:
     assert (total.latency_buckets, total.latency_sum_s) == ([1, 3, 3], 2.0)
 
 
-def test_what_restricts_a_stage_is_reported_by_its_weakest_replica() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_what_restricts_a_stage_is_reported_by_its_weakest_replica(reports: PoolReports) -> None:
     assert reports.isolation("entry") is None
     whole = Enforced("sandbox", 7, (9092,), 76, {"files": 1024, "memory_bytes": 5}, sealed=True)
     lacking = Enforced("sandbox", 0, None, None, {"files": 512}, missing=("files: every path may be opened",))
@@ -204,8 +192,7 @@ def test_what_restricts_a_stage_is_reported_by_its_weakest_replica() -> None:
     )
 
 
-def test_a_stage_is_shown_by_node_where_dispatchers_serve_and_replicas_are_ready() -> None:
-    reports = PoolReports(SHAPE, MEASURED)
+def test_a_stage_is_shown_by_node_where_dispatchers_serve_and_replicas_are_ready(reports: PoolReports) -> None:
     placed = [("a", "n1", "ready"), ("b", "n1", "starting"), ("c", "n2", "ready"), ("d", "", "ready")]
     replicas = [ReplicaStatus(name, "cpu", phase, node=node) for name, node, phase in placed]
     reports.add(report(1, replicas=replicas, phase="serving", node="n3"), 1.0)

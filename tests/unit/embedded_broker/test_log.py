@@ -1,7 +1,7 @@
 """One partition's log, without a network."""
 
 import pytest
-from aiokafka.errors import InvalidProducerEpoch, OffsetOutOfRangeError, OutOfOrderSequenceNumber
+from aiokafka.errors import OffsetOutOfRangeError, OutOfOrderSequenceNumber
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given, settings
@@ -58,15 +58,6 @@ def test_reading_takes_whole_batches_up_to_the_limit_but_at_least_one_if_wanted(
     assert read(log, max_bytes=1, at_least_one=False) == []
 
 
-def test_offsets_outside_the_log_are_refused_and_its_end_is_empty():
-    log = PartitionLog(TopicSettings())
-    log.append(batch((None, b"a")))
-    assert read(log, 1) == []
-    for offset in (-1, 2):
-        with pytest.raises(OffsetOutOfRangeError):
-            read(log, offset)
-
-
 def test_rolled_segments_go_once_the_topic_is_too_large():
     log = PartitionLog(TopicSettings(segment_bytes=3000, retention_bytes=5000))
     for number in range(20):
@@ -112,14 +103,6 @@ def test_only_the_last_five_batches_are_known_as_duplicates():
     with pytest.raises(OutOfOrderSequenceNumber):
         log.append(batches[1])
     assert log.end_offset == 7
-
-
-def test_a_marker_fences_the_epochs_before_it():
-    log = PartitionLog(TopicSettings())
-    log.append(batch((None, b"a"), producer=(1, 3, 0), transactional=True))
-    log.end_transaction(1, 4, committed=False)
-    with pytest.raises(InvalidProducerEpoch):
-        log.append(batch((None, b"b"), producer=(1, 3, 1), transactional=True))
 
 
 steps = st.lists(

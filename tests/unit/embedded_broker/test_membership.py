@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from aiokafka.errors import RebalanceInProgressError, UnknownMemberIdError
+from aiokafka.errors import UnknownMemberIdError
 
 from inferline_stream.embedded_broker.groups import Member, Membership, State
 from tests.support.virtual_time import in_virtual_time
@@ -36,35 +36,6 @@ async def test_the_first_member_of_an_empty_group_waits_for_others_if_it_has_to(
     (leader,) = [one for one in joined if one.members]
     assert len(leader.members) == 3
     group.close()
-
-
-async def test_a_generation_begins_once_all_have_joined_again(group):
-    first = await group.join(member(), "consumer")
-    await group.sync(first.member_id, 1, {})
-    joining = asyncio.create_task(group.join(member(), "consumer"))
-    await asyncio.sleep(0)
-    assert group.state is State.JOINING
-    with pytest.raises(RebalanceInProgressError):
-        group.heartbeat(first.member_id, 1)
-    assert not joining.done()
-    again = await soon(asyncio.create_task(group.join(member(first.member_id), "consumer")))
-    assert (again.generation, (await soon(joining)).generation) == (2, 2)
-    assert again.leader_id == first.member_id  # the leader goes on to lead
-
-
-async def test_a_follower_waits_for_the_leaders_assignment(group):
-    first = await group.join(member(), "consumer")
-    second_joining = asyncio.create_task(group.join(member(), "consumer"))
-    await asyncio.sleep(0)
-    await group.join(member(first.member_id), "consumer")
-    second = await soon(second_joining)
-    following = asyncio.create_task(group.sync(second.member_id, 2, {}))
-    await asyncio.sleep(0)
-    assert not following.done()
-    assignments = {first.member_id: b"one", second.member_id: b"two"}
-    assert await group.sync(first.member_id, 2, assignments) == b"one"
-    assert await soon(following) == b"two"
-    assert group.state is State.STABLE
 
 
 async def test_a_member_that_asks_again_is_answered_again_without_a_rebalance(group):

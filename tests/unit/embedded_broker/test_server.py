@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.protocol.fetch import FetchRequest
 
@@ -38,19 +37,6 @@ def request(key, version, body=b""):
 
 
 FETCH = request(1, 11, FetchRequest(60_000, 1, 1000, 0, [("topic", [(0, 0, 1000)])]).prepare({1: (11, 11)}).encode())
-
-
-async def test_it_serves_clients_of_its_own_event_loop(broker):
-    servers = broker.bootstrap_servers
-    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
-    await admin.start()
-    await admin.create_topics([NewTopic("topic", 1, 1)])
-    async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
-        await producer.send_and_wait("topic", b"value")
-    async with AIOKafkaConsumer(bootstrap_servers=servers, auto_offset_reset="earliest") as consumer:
-        consumer.assign([TopicPartition("topic", 0)])
-        assert (await asyncio.wait_for(consumer.getone(), 10)).value == b"value"
-    await admin.close()
 
 
 async def test_it_closes_while_clients_wait_for_records():
