@@ -11,10 +11,10 @@ from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
 from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 from inferline_stream.controlplane.core_use import CoreUse
-from inferline_stream.controlplane.observe.live_profile import StartUpTimes
 from inferline_stream.controlplane.observe.log_growth import LogGrowth, OffsetHistory
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S, Latencies, PoolReports
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
+from inferline_stream.controlplane.observe.start_up_times import StartUpTimes
 from inferline_stream.controlplane.records.control_records import StoredPlan
 from inferline_stream.controlplane.replica_counts import cost_per_hour, of_kinds, replicas_of_plan
 from inferline_stream.dataplane.frames import StageInput

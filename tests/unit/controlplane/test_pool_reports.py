@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.controlplane.observe.live_profile import StartUpTimes
 from inferline_stream.controlplane.observe.pool_reports import PoolReports
+from inferline_stream.controlplane.observe.start_up_times import StartUpTimes
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.observability.pipeline_state import IsolationState, NodeState
