@@ -55,6 +55,8 @@ def page_control(token: str, bootstrap_servers: str, names: Names) -> PageContro
 
 _T = TypeVar("_T")
 
+_USUAL = Endpoints()
+
 
 @contextmanager
 def served(
@@ -81,20 +83,24 @@ def served(
     control = page_control(token, context.kafka.bootstrap_servers, context.names) if token else None
     with ExitStack() as stack:
         if endpoints.ui:
-            page = _or_any(lambda port: PageServer(state, arrows, port, control=control), endpoints.ui_port)
+            page = _or_any(
+                endpoints.ui_port, _USUAL.ui_port, lambda port: PageServer(state, arrows, port, control=control)
+            )
             stack.enter_context(page)
             note(f"live page: {page.url}")
         if endpoints.metrics_port is not None:
-            metrics = _or_any(lambda port: serve_metrics(state, port, host), endpoints.metrics_port)
+            metrics = _or_any(
+                endpoints.metrics_port, _USUAL.metrics_port, lambda port: serve_metrics(state, port, host)
+            )
             stack.callback(metrics.close)
             note(f"metrics: http://{host}:{metrics.port}/metrics")
         yield
 
 
-def _or_any(serve: Callable[[int], _T], port: int) -> _T:
+def _or_any(port: int, usual: int | None, serve: Callable[[int], _T]) -> _T:
     try:
         return serve(port)
     except UsageError:
-        if port not in (Endpoints().ui_port, Endpoints().metrics_port):
+        if port != usual:
             raise
         return serve(0)
