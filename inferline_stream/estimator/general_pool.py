@@ -19,6 +19,9 @@ from inferline_stream.estimator.workload import NO_KEYS, Workload
 _HEAD, _PLACES, _FREE, _ARRIVED, _ELIGIBLE = range(5)  # places in `marks`
 
 
+_NOTHING = np.empty(0)
+
+
 class InHand(NamedTuple):
     """What replicas have in hand, place by place in the ring's order: first the free ones, then as batches end.
 
@@ -52,7 +55,8 @@ class GeneralPool:
     ) -> None:
         self.arrivals = 0
         self.account = Account(_ints(station.table.shape[0]), np.zeros(2))
-        self._service = service_of(workload, stage, station, code)
+        self._service, self._profiled = service_of(workload, stage, station, code), (station.table, station.varying)
+        self._varies = station.varies
         self._serve = code.serve_in_turn
         self._entry_s = workload.entry_s
         self._at_once = np.ones_like(station.limits) if station.concurrency is None else station.concurrency
@@ -104,8 +108,15 @@ class GeneralPool:
     def advance_in_turn(self, until_s: Floats, spent_s: FloatTable) -> Tokens:
         """As `advance`, up to the last of several instants. What is spent is written, see `serve_in_turn`."""
         queue = Queue(self._times, self._events, self.arrivals, self._base, 0.0, self._entry_s)
-        n = self._serve(queue, self._service, self.account, self._state, (self._out, until_s, spent_s))
+        spent = (spent_s, self._profiled[0] if self._varies else _NOTHING)
+        n = self._serve(queue, self._service, self.account, self._state, (self._out, until_s, spent))
         return Tokens(self._out.times[:n], self._out.events[:n])
+
+    def slow(self, factor: float) -> None:
+        """Batches that begin from now on take so many times what they take as profiled."""
+        table, varying = self._profiled
+        drawn = varying._replace(fixed_s=varying.fixed_s * factor, per_unit_s=varying.per_unit_s * factor)
+        self._service, self._varies = self._service._replace(table=table * factor, varying=drawn), True
 
     def add(self, kind: int, now_s: float) -> None:
         """A replica that is ready now, with all its places free."""

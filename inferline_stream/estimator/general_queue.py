@@ -426,7 +426,11 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
 
 
 def serve_in_turn(
-    queue: Queue, service: Service, account: Account, state: GeneralState, out: tuple[Tokens, Floats, FloatTable]
+    queue: Queue,
+    service: Service,
+    account: Account,
+    state: GeneralState,
+    out: tuple[Tokens, Floats, tuple[FloatTable, Floats]],
 ) -> np.int64:
     """Serve the queue up to one instant after another.
 
@@ -436,22 +440,22 @@ def serve_in_turn(
         account: what was done.
         state: read and written.
         out: departures, written; the instants, ascending; and (instants, 2), written: Σ of the service times of the
-            batches begun before each, and Σ of their S(b).
+            batches begun before each, and Σ of their S(b), with S(b) as profiled; empty where all take just that.
 
     Returns:
         How many departures were written.
     """
     times, events, n, base, _, entry_s = queue
-    (gone_times, gone_events), instants_s, spent_s = out
+    (gone_times, gone_events), instants_s, (spent_s, profiled_s) = out
     gone = np.int64(0)
     for k in range(instants_s.size):
         if state.marks[1] > 0:
             part = Queue(times, events, n, base, instants_s[k], entry_s)
             gone += serve_general(part, service, account, state, Tokens(gone_times[gone:], gone_events[gone:]))
         spent_s[k, 0] = spent_s[k, 1] = account.totals[0]
-        if service.lots.size > 0:
+        if profiled_s.size > 0:
             spent_s[k, 1] = 0.0
             for row in range(account.batches.size):
                 if account.batches[row] > 0:
-                    spent_s[k, 1] += account.batches[row] * service.table[row]
+                    spent_s[k, 1] += account.batches[row] * profiled_s[row]
     return gone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,6 +47,15 @@ class Conditions:
             raise ValueError(f"{self}: delays must be 0 or more, the step above 0")
 
 
+@dataclass(frozen=True, slots=True)
+class Slowdown:
+    """From ``time_s`` on the service times of a stage are ``factor`` times the profile's."""
+
+    time_s: float
+    stage: str
+    factor: float
+
+
 def replay(
     shape: Shape,
     allocations: Allocations,
@@ -59,6 +68,7 @@ def replay(
     slots: Mapping[str, int],
     conditions: Conditions | None = None,
     seed: int = 0,
+    slowdowns: Sequence[Slowdown] = (),
     workload: Workload | None = None,
     partitions: int | None = None,
     observations: LiveObservations | None = None,
@@ -80,6 +90,7 @@ def replay(
         slots: of the stages that have several, as in `Plan`; members of consumer groups have none.
         conditions: delays.
         seed: of every draw.
+        slowdowns: changes of service times, for experiments.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
         partitions: of each stage's input topic, which replicas own as the members of an ordinary consumer group; None
             for dispatchers, with one queue per slot.
@@ -91,7 +102,7 @@ def replay(
     conditions = conditions or Conditions()
     workload = workload or prepare(shape, measured, trace, seed=seed)
     loop = _Loop(shape, allocations, measured, workload, conditions, slots=slots, slo_s=slo_s, partitions=partitions)
-    steps = loop.run(scaler, observations, progress)
+    steps = loop.run(scaler, slowdowns, observations, progress)
     return loop.outcome(scaler.name, catalogue, steps)
 
 
@@ -138,6 +149,7 @@ class _Loop:
     def run(
         self,
         scaler: Scaler,
+        slowdowns: Sequence[Slowdown],
         observations: LiveObservations | None,
         progress: Callable[[float, float], None] | None,
     ) -> tuple[Step, ...]:
@@ -148,6 +160,7 @@ class _Loop:
         looks_back = round(delay_s / period_s) if delay_s >= period_s else 0
         sight = Sight(self._plant, self._crews, looks_back)
         sight_s = 0.0 if looks_back else delay_s
+        pending = sorted(slowdowns, key=lambda change: change.time_s)
         if observations is None:
             asked_s = period_s * np.arange(1, math.ceil(self._end_s / period_s) + 1)
         else:
@@ -162,6 +175,10 @@ class _Loop:
         for now_s in asked_s.tolist():
             if progress is not None:
                 progress(now_s - asked_s[0], asked_s[-1] - asked_s[0])
+            while pending and pending[0].time_s < now_s:
+                change = pending.pop(0)
+                self._advance(max(change.time_s, self._plant.now_s))
+                self._plant.slow(self._shape.stages.index(change.stage), change.factor)
             self._advance(now_s - sight_s)
             sight.look()
             if sight_s:

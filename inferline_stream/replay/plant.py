@@ -81,6 +81,11 @@ class Plant:
             return self._groups[s].leave(kind, self.now_s)
         return self._stages[s].leave(slot, kind, self.now_s)
 
+    def slow(self, s: int, factor: float) -> None:
+        """From now on the stage's service times are so many times the profile's."""
+        self._serve()
+        self._stages[s].slow(factor)
+
     @property
     def latency_s(self) -> Floats:
         """By event; NaN of those that have not reached the sink."""

@@ -82,6 +82,11 @@ class StageQueues:
         """A replica of this kind takes no further batch. Returns when it is done, and gone."""
         return self._pools[slot].leave(kind, now_s)
 
+    def slow(self, factor: float) -> None:
+        """Batches that begin from now on take so many times what they take as profiled."""
+        for pool in self._pools:
+            pool.slow(factor)
+
     def deal(self, owner: Ints, now_s: float) -> None:
         """Give the partitions to other slots, where keys do not count.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from inferline_stream.pipeline.profile import HOP_PROBABILITIES, Contention, Pip
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
-from inferline_stream.replay.loop import Conditions, replay
+from inferline_stream.replay.loop import Conditions, Slowdown, replay
 from inferline_stream.replay.policy_view import Glimpse, View
 from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
 from tests.unit.estimator.random_pipelines import random_keys, random_shape, random_spread_s
@@ -187,6 +187,19 @@ def test_stages_are_seen_as_late_as_their_statistics_and_arrivals_at_once(delay_
         if now_s > delay_s + 0.1:
             assert seen_s == pytest.approx(now_s - delay_s)
             assert arrived == int((trace.arrivals_s < seen_s).sum())
+
+
+@pytest.mark.parametrize("units", [(), ((1.0, 128), (3.0, 128))])
+def test_a_stage_that_slows_down_serves_from_then_on_at_its_new_speed(units):
+    """Whether service times vary or not, and policies see by how much."""
+    trace, held, watching = Trace(np.arange(0.0, 10.0, 1.0)), {"a": (Allocation("x", 1, 1),)}, Watching()
+    profile = replace(one_stage(0.2).profiles["a", "x"], variation=Variation(units))
+    measured = replace(one_stage(0.2), profiles={("a", "x"): profile})
+    slower = (Slowdown(time_s=4.5, stage="a", factor=3.0),)
+    found = run(measured, held, trace, watching, slowdowns=slower).latency_s
+    assert found == pytest.approx(run(measured, held, trace).latency_s * ([1] * 5 + [3] * 5))
+    assert watching.stages[0].busy_s == pytest.approx(found[:9].sum())
+    assert watching.stages[0].nominal_s == pytest.approx(0.2 * 9)
 
 
 def test_a_start_that_is_taken_back_is_paid_for_all_the_same():
