@@ -230,7 +230,7 @@ def lanes_of(workload: Workload, stage: int, station: Station) -> Lanes:
     return Lanes(
         lane_of=lane_of,
         following=np.empty(keyed, dtype=np.int32),
-        sent_s=np.empty(len(workload)),
+        sent_s=np.empty(len(workload) if keyed or station.hold_s > 0 or station.partitions else 0),
         number=_ints(keyed),
         first=_ints(lanes),
         last=_ints(lanes),

@@ -38,7 +38,7 @@ class Lanes(NamedTuple):
     Args:
         lane_of: by event; empty where no key keeps its order, as are ``following`` and ``number``.
         following: by event, the next one that waits in its lane; -1 for the last.
-        sent_s: by event that waits.
+        sent_s: by event that waits; empty where nobody asks.
         number: by event that waits, its place among all arrivals.
         first: (lanes,) first event that waits.
         last: (lanes,) last event that waits.
@@ -273,7 +273,8 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
             own = Index(events[m])
             number = np.int64(m) + queue.base
             rank_s = max(entry_s[own], times[m] + hop_s - slo_s)
-            sent_s[own] = times[m]
+            if sent_s.size > 0:
+                sent_s[own] = times[m]
             m += ONE
             item = np.int64(own)
             lane = Index(lane_of[own]) if keyed else ZERO

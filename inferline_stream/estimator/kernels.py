@@ -412,15 +412,16 @@ def look(arrived: Tokens, gone: Tokens, left: Flags, marks: Ints, looks: tuple[F
     """Note what had come to a stage, and left it, before each of several instants.
 
     Args:
-        arrived: all records that were ever sent to the stage, in order.
+        arrived: records sent to the stage that have not left, or left lately, in order.
         gone: departures since the last call, in order.
         left: by event, whether it has left; written.
-        marks: (4,) records in ``arrived``, those counted, departures counted, first that has not left; written.
+        marks: (5,) records in ``arrived``, those counted, departures counted, the first there that has not left,
+            records before those there; written.
         looks: the instants, ascending, and a table with a row for each, whose first columns are written: records that
             came, records that left, and when the oldest that had not left was sent (NaN if all had).
     """
     instants_s, seen = looks
-    known, came, completed, oldest = marks
+    known, came, completed, oldest, before = marks
     n = 0
     for k in range(instants_s.size):
         while came < known and arrived.times[came] < instants_s[k]:
@@ -430,7 +431,7 @@ def look(arrived: Tokens, gone: Tokens, left: Flags, marks: Ints, looks: tuple[F
             n += 1
         while oldest < came and left[arrived.events[oldest]] > 0:
             oldest += 1
-        seen[k, 0] = came
+        seen[k, 0] = before + came
         seen[k, 1] = completed + n
         seen[k, 2] = arrived.times[oldest] if oldest < came else math.nan
     for rest in range(n, gone.times.size):

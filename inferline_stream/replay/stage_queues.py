@@ -9,9 +9,12 @@ import numpy as np
 
 from inferline_stream.estimator.general_pool import GeneralPool, lanes_of
 from inferline_stream.estimator.kernels import Floats, FloatTable, Ints, Tokens
+from inferline_stream.estimator.shared_pool import moved
 from inferline_stream.estimator.stage_pools import dealt, together
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
+
+_ROOM = 1 << 16
 
 
 class StageQueues:
@@ -34,9 +37,9 @@ class StageQueues:
         self._partition_of = workload.partition_of(stage, slots, code=code)
         self._owner = np.arange(slots)
         self._next_owner, self._moves_s, self._moves = self._owner, np.full(slots, math.inf), False
-        self._arrived = Tokens(np.empty(events), np.empty(events, np.int32))
+        self._arrived = Tokens(np.empty(_ROOM), np.empty(_ROOM, np.int32))
         self._left = np.zeros(events, np.uint8)
-        self._marks = np.zeros(4, np.int64)
+        self._marks = np.zeros(5, np.int64)
         self._look = code.look
 
     def advance(self, sent: Tokens, until_s: float, looks_s: Floats) -> Tokens:
@@ -47,16 +50,25 @@ class StageQueues:
             until_s: not before the last call's.
             looks_s: instants in between at which `seen` is counted.
         """
-        known = int(self._marks[0])
-        end = known + sent.times.size
-        self._arrived.times[known:end], self._arrived.events[known:end] = sent.times, sent.events
-        self._marks[0] = end
+        self._note(sent)
         self._receive(sent)
         seen = np.empty((looks_s.size, 5))
         gone = self._serve(until_s, looks_s, seen)
         self._look(self._arrived, gone, self._left, self._marks, (looks_s, seen))
         self.seen.append(seen)
         return gone
+
+    def _note(self, sent: Tokens) -> None:
+        """Keep what came until it has left."""
+        known, first, room = int(self._marks[0]), int(self._marks[3]), self._arrived.times.size
+        end = known + sent.times.size
+        if end > room:
+            room = max(room, 2 * (end - first))
+            self._arrived = Tokens(*(moved(array, first, known - first, room) for array in self._arrived))
+            self._marks += (-first, -first, 0, -first, first)
+            known, end = known - first, end - first
+        self._arrived.times[known:end], self._arrived.events[known:end] = sent.times, sent.events
+        self._marks[0] = end
 
     def _serve(self, until_s: float, looks_s: Floats, seen: FloatTable) -> Tokens:
         """Departures before ``until_s``; what was spent is written behind what is seen."""
