@@ -126,7 +126,7 @@ def test_a_release_needs_the_repositorys_address(tmp_path):
     release = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
     (step,) = [s for s in release["jobs"]["build"]["steps"] if s.get("name") == "Links lead to the repository"]
     files = ("pyproject.toml", "inferline_stream/observability/alert_rules.py")
-    (tmp_path / "inferline_stream").mkdir()
+    (tmp_path / "inferline_stream/observability").mkdir(parents=True)
 
     def accepted(address: str) -> bool:
         placeholder = GUIDES.removesuffix("/blob/main/docs")
