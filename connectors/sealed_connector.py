@@ -20,9 +20,9 @@ import msgspec
 
 from inferline_stream.errors import InferlineError, InvalidFile, InvalidInput
 from inferline_stream.isolation import seal
-from inferline_stream.isolation.addressed_loop import Loop
 from inferline_stream.isolation.confinement import Confinement, confined
 from inferline_stream.isolation.launch import Launch
+from inferline_stream.isolation.name_service import Loop
 from inferline_stream.observability.plain_logs import log_to_stderr_plainly
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inferline_stream.errors import InferlineError, InvalidTopology, ServerUnavailable
-    from inferline_stream.pipeline.codec import Codec
     from inferline_stream.pipeline.emulation import Emulated
     from inferline_stream.pipeline.hardware import Hardware
     from inferline_stream.pipeline.isolation import Isolation
     from inferline_stream.pipeline.model_server import OpenAI, OpenInference, RayServe
-    from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic
+    from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Sample, Stage, Topic
 
 __all__ = [
     "Codec",
@@ -36,7 +35,7 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "Codec": "inferline_stream.pipeline.codec",
+    "Codec": "inferline_stream.pipeline.topology",
     "Edge": "inferline_stream.pipeline.topology",
     "Emulated": "inferline_stream.pipeline.emulation",
     "Hardware": "inferline_stream.pipeline.hardware",

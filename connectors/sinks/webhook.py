@@ -32,8 +32,8 @@ from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sinks import topic_sink
 from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, event_id
 from inferline_stream.errors import InvalidInput
-from inferline_stream.isolation.addressed_loop import Loop
 from inferline_stream.isolation.loop_resolver import LoopResolver
+from inferline_stream.isolation.name_service import Loop
 from inferline_stream.kafka.records import Record
 
 _MODULE = "inferline_stream.connectors.sinks.webhook"

@@ -21,9 +21,9 @@ import msgspec
 from inferline_stream.actuators.batch_deaths import is_batchs_doing
 from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.child_logs import ChildLogs
-from inferline_stream.actuators.device_watch import DeviceWatch, NoDevice
 from inferline_stream.actuators.devices import Device, carries, cores_for, devices_for, used_by_others
 from inferline_stream.actuators.fork_servers import Begun, Forked, ForkServers
+from inferline_stream.actuators.nvml import DeviceWatch, NoDevice
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.actuators.relay import Relay
 from inferline_stream.dataplane.process_specs import (
@@ -42,8 +42,7 @@ from inferline_stream.dataplane.supervisor_messages import (
 from inferline_stream.isolation.audit import Audit
 from inferline_stream.isolation.confinement import confined, dispatcher_confinement
 from inferline_stream.isolation.containers import RUNTIMES
-from inferline_stream.isolation.driver import UvmNode
-from inferline_stream.isolation.launch import Launch
+from inferline_stream.isolation.launch import Launch, UvmNode
 from inferline_stream.kafka.batch_mark import mark_file, marked_in, ran_before_s
 from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.hardware import Hardware

@@ -24,9 +24,9 @@ import ray
 from ray.util import get_node_ip_address
 
 from inferline_stream.actuators.actuator import DispatcherExit
-from inferline_stream.actuators.device_watch import NoDevice
 from inferline_stream.actuators.network.credentials import Credential, dispatcher_context, replica_context
 from inferline_stream.actuators.network.replica_host import HostEnd, ReplicaHost
+from inferline_stream.actuators.nvml import NoDevice
 from inferline_stream.dataplane.process_specs import EXIT_FAILED, DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InvalidInput
 

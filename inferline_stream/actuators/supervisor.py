@@ -23,7 +23,7 @@ from inferline_stream.actuators.actuator import (
 from inferline_stream.actuators.batch_deaths import BatchDeaths
 from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.children import Children, Ended, Heard
-from inferline_stream.actuators.device_watch import NoDevice
+from inferline_stream.actuators.nvml import NoDevice
 from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.supervisor_messages import (

@@ -33,8 +33,7 @@ from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.overheads import keep_overheads, measure_overheads, needs_overheads, overheads_file
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profile_store import ProfileStore
-from inferline_stream.profiler.profiling_options import EMBEDDED, Options
-from inferline_stream.profiler.profiling_progress import Progress
+from inferline_stream.profiler.profiling_options import EMBEDDED, Options, Progress
 from inferline_stream.runs.broker_process import embedded_broker_process
 from inferline_stream.settings import from_environment
 

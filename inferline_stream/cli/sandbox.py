@@ -25,7 +25,7 @@ def check(
     """Print what this machine's kernel offers to isolate replicas; exit code 3 where that is not all."""
     from inferline_stream.actuators.gpu_needs import gpu_needs
     from inferline_stream.errors import InvalidInput
-    from inferline_stream.isolation.kernel_features import kernel_features
+    from inferline_stream.isolation.probes import kernel_features
     from inferline_stream.isolation.seal import unsupported
     from inferline_stream.pipeline.isolation import Isolation
 

@@ -1,6 +1,6 @@
 """How values become bytes and back: one seam for source, sink and the topics between stages.
 
-Neither the worker nor the loop that moves records knows which format it uses; one's own is a `pipeline.codec.Codec`.
+Neither the worker nor the loop that moves records knows which format it uses; one's own is a `pipeline.topology.Codec`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from inferline_stream.errors import InvalidTopology
-from inferline_stream.pipeline.codec import Codec
+from inferline_stream.pipeline.topology import Codec
 
 Decode = Callable[[bytes], Any]
 

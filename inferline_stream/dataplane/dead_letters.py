@@ -25,10 +25,9 @@ from inferline_stream.kafka.records import Header, Record, partition_of
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.kafka.writer import Writer
 from inferline_stream.pipeline.annotations import types_of
-from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, Names
 from inferline_stream.pipeline.shape import topological
-from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.topology import Codec, Pipeline
 from inferline_stream.pipeline.version import format_between
 
 _RESTORED_MS = 12 * 3600 * 1000

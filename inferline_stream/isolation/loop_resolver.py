@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from inferline_stream.isolation.addressed_loop import Loop
+from inferline_stream.isolation.name_service import Loop
 
 
 class LoopResolver(AbstractResolver):

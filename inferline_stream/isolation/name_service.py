@@ -1,16 +1,20 @@
 """Host names for sealed replicas: they cannot look names up themselves, so the process that started them does.
 
 One datagram of a socket pair asks for a name, another answers with addresses. A name could carry data out, so that
-names are short, few and of hosts.
+names are short, few and of hosts. `NameService` answers, and `Loop` asks, where it may not look a name up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import re
 import socket
+from typing import Any
+
+import uvloop
 
 _LONGEST = 253
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9.])?")
@@ -69,3 +73,85 @@ class NameService:
     def _send(self, host: str, addresses: list[str]) -> None:
         with contextlib.suppress(OSError):  # it does not read, or is gone
             self._ours.send(json.dumps([host[:_LONGEST], addresses]).encode())
+
+
+_ANSWER_S = 5.0
+_LONGEST_ANSWER = 65536
+
+
+class Loop(uvloop.Loop):
+    """uvloop's, with names resolved by itself before the seal, and by the process that started the replica after it."""
+
+    channel: socket.socket | None = None
+    """Where names are asked for, see `NameService`; without it, only names known at the seal are reached."""
+
+    sealed = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._addresses: dict[str, list[str]] = {}
+        self._asked: dict[str, asyncio.Future[list[str]]] = {}
+
+    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+        """As of every event loop; each address of the host is tried in turn."""
+        if host is None or _is_address(host):
+            return await super().create_connection(protocol_factory, host, port, **options)
+        if options.get("ssl"):
+            options.setdefault("server_hostname", host)
+        refused: OSError | None = None
+        for address in await self.addresses(host):
+            try:
+                return await super().create_connection(protocol_factory, address, port, **options)
+            except OSError as error:
+                refused = error
+        raise refused or OSError(f"{host}: no such host was known when the replica was sealed, and none is now")
+
+    async def addresses(self, host: str) -> list[str]:
+        """Addresses of a host, as they are now if that can be found out, else as they were.
+
+        Raises:
+            OSError: before the seal, there is no such host.
+        """
+        if not self.sealed:
+            known = await self.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            self._addresses[host] = list(dict.fromkeys(str(address[0]) for *_, address in known))
+        elif self.channel is not None:
+            try:
+                async with asyncio.timeout(_ANSWER_S):
+                    found = await self._ask(self.channel, host)
+            except (TimeoutError, OSError):
+                found = []
+            self._addresses[host] = found or self._addresses.get(host, [])
+        return self._addresses.get(host, [])
+
+    async def _ask(self, channel: socket.socket, host: str) -> list[str]:
+        if not self._asked:
+            self.add_reader(channel, self._answered, channel)
+        future = self._asked.get(host)
+        if future is None:
+            future = self._asked[host] = self.create_future()
+            channel.send(host.encode("ascii"))
+        return await asyncio.shield(future)
+
+    def _answered(self, channel: socket.socket) -> None:
+        try:
+            data = channel.recv(_LONGEST_ANSWER)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.remove_reader(channel)
+            return
+        host, addresses = json.loads(data)
+        future = self._asked.pop(host, None)
+        if future is not None and not future.done():
+            future.set_result(addresses)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

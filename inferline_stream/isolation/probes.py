@@ -1,4 +1,4 @@
-"""Puts up what the attempts are made against, and lets a process at one isolation level try them."""
+"""What this machine isolates: its kernel's features, and the attempts to escape that a process at one level makes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from inferline_stream.errors import InvalidInput
+from inferline_stream.isolation import kernel_calls, landlock, limits, syscall_rules
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.isolation.escape_attempts import Attempt, Targets
@@ -155,3 +157,35 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.communicate()
+
+
+def kernel_features() -> dict[str, str]:
+    """Each ability by name, and what there is of it."""
+    name = os.uname()
+    on = syscall_rules.machine()
+    version = landlock.abi() if on is not None else 0
+    files = "files" if version else "nothing"
+    found = {
+        "system": f"{name.sysname} {name.release} {name.machine}",
+        "Landlock": f"version {version}: {files}"
+        + (", TCP ports" if version >= landlock.NETWORK_ABI else "")
+        + (", signals and abstract sockets" if version >= landlock.SCOPE_ABI else ""),
+        "seccomp": "filters" if kernel_calls.status("Seccomp") is not None else "none",
+    }
+    if on is not None:
+        own = os.getpid()
+        sealed, imports = syscall_rules.sealed(own), syscall_rules.sealed(own, imports=True)
+        counts = [syscall_rules.reachable(calls, on) for calls in (syscall_rules.launching(own), imports, sealed)]
+        found["system calls"] = "{} of {} while starting, {} with imports, {} sealed".format(
+            counts[0], len(on.numbers), *counts[1:]
+        )
+    groups = [
+        controller
+        for controller in ("memory", "pids")
+        if (folder := limits.own_group(controller)[0]) is not None and os.access(folder, os.W_OK)
+    ]
+    alone = "" if "memory" in groups else "; missing: memory_mb holds for each process alone, shared mappings escape it"
+    found["control groups"] = (", ".join(groups) or "not ours to make") + alone
+    engines = [engine for engine in ("podman", "docker") if shutil.which(engine)]
+    found["container engines"] = ", ".join(engines) if engines else "none"
+    return found

@@ -11,8 +11,8 @@ import aiohttp
 from aiokafka.abc import AbstractTokenProvider
 
 from inferline_stream.errors import Unreachable
-from inferline_stream.isolation.addressed_loop import Loop
 from inferline_stream.isolation.loop_resolver import LoopResolver
+from inferline_stream.isolation.name_service import Loop
 from inferline_stream.settings import KafkaSecurity
 
 _RENEW_BEFORE_S = 30.0

@@ -20,15 +20,13 @@ from inferline_stream.pipeline.annotations import (
     types_of,
     without_none,
 )
-from inferline_stream.pipeline.branches import maybe_missing
-from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_times, emulated_s
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.shape import topological
-from inferline_stream.pipeline.topology import Edge, Pipeline, Sample, Stage, Topic, is_asynchronous
+from inferline_stream.pipeline.shape import maybe_missing, topological
+from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Sample, Stage, Topic, is_asynchronous
 
 CODECS = ("json", "msgpack", "raw")
 

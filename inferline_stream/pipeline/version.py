@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from inferline_stream.pipeline.annotations import types_of
-from inferline_stream.pipeline.codec import Codec
-from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.topology import Codec, Pipeline
 
 DRAIN_FIRST = (
     "end the running pipeline first: Ctrl-C on its `run`, or SIGTERM, drains what is under way; then run the new one"

@@ -20,8 +20,7 @@ from inferline_stream.profiler.hop_latency import measure_hop
 from inferline_stream.profiler.machine import Machine, this_machine
 from inferline_stream.profiler.overheads import kept_overheads, overheads_file
 from inferline_stream.profiler.profile_store import ProfileStore
-from inferline_stream.profiler.profiling_options import Options, pairs_to_profile
-from inferline_stream.profiler.profiling_progress import Progress, Steps
+from inferline_stream.profiler.profiling_options import Options, Progress, Steps, pairs_to_profile
 from inferline_stream.profiler.profiling_session import OpenBenches, ProfilingSession, replica_spec
 from inferline_stream.settings import Settings
 

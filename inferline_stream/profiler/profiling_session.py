@@ -27,8 +27,7 @@ from inferline_stream.profiler.bench_messages import EventOutcome, Measure
 from inferline_stream.profiler.benches import Bench, Benches, benches_here
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.profile_store import Known, ProfileStore
-from inferline_stream.profiler.profiling_options import Options, is_measured_here
-from inferline_stream.profiler.profiling_progress import Steps
+from inferline_stream.profiler.profiling_options import Options, Steps, is_measured_here
 from inferline_stream.profiler.replica_failures import NoPlace, ReplicaFailed, blame
 from inferline_stream.profiler.sample_run import FIRST_CHUNK, LARGEST_CHUNK, SampleRun, run_sample, within_bytes
 from inferline_stream.profiler.service_times import (

@@ -22,9 +22,8 @@ import pytest
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.settings import surroundings
-from inferline_stream.testing.kafka import EmbeddedKafka, KafkaServer, find_apache_kafka
+from inferline_stream.testing.kafka import EmbeddedKafka, KafkaServer, find_apache_kafka, shared_kafka
 from inferline_stream.testing.local_kafka import LocalKafka
-from inferline_stream.testing.shared_kafka import shared_kafka
 
 _MISSING = pytest.StashKey[str]()
 

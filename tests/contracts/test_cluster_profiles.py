@@ -29,8 +29,7 @@ from inferline_stream.profiler.benches import MakeActuator, open_benches
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profile_store import ProfileStore
-from inferline_stream.profiler.profiling_options import Options
-from inferline_stream.profiler.profiling_progress import Progress
+from inferline_stream.profiler.profiling_options import Options, Progress
 from inferline_stream.profiler.profiling_session import replica_spec
 from inferline_stream.profiler.replica_failures import NoPlace
 from inferline_stream.settings import Settings

@@ -22,7 +22,6 @@ import pytest
 from inferline_stream.errors import Unreachable
 from inferline_stream.settings import KAFKA_VERSION, Surroundings, surroundings
 from inferline_stream.testing import kafka, local_kafka
-from inferline_stream.testing import kafka_jars as jars
 from inferline_stream.testing.kafka import KafkaAt, container_engine, find_apache_kafka
 from inferline_stream.testing.local_kafka import formatted_folder, free_ports
 
@@ -38,12 +37,12 @@ SHARING = """
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from inferline_stream.testing import shared_kafka
+from inferline_stream.testing import kafka as sharing
 from inferline_stream.testing.kafka import KafkaAt
 
 folder = Path(sys.argv[1])
 running = folder / "running"
-wait_for_others = shared_kafka._wait_for_others
+wait_for_others = sharing._wait_for_others
 
 @contextmanager
 def started():
@@ -57,8 +56,8 @@ def waits(*locks):
     print("waits", flush=True)
     wait_for_others(*locks)
 
-shared_kafka.find_apache_kafka, shared_kafka._wait_for_others = started, waits
-with shared_kafka.shared_kafka(folder) as kafka:
+sharing.find_apache_kafka, sharing._wait_for_others = started, waits
+with sharing.shared_kafka(folder) as kafka:
     print(kafka.bootstrap_servers, flush=True)
     sys.stdin.read()
     print("running" if running.exists() else "gone", flush=True)
@@ -333,7 +332,7 @@ def test_java_must_be_recent(tmp_path, monkeypatch, shown, lack):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    said = jars.why_no_java(tmp_path)
+    said = local_kafka.why_no_java(tmp_path)
     assert said is None if lack is None else lack in said
 
 
@@ -351,7 +350,9 @@ def test_jars_are_downloaded_once_by_many_starters_and_appear_whole(tmp_path, mo
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     with ThreadPoolExecutor(4) as starters:
-        folders = list(starters.map(lambda _: sorted(jar.name for jar in jars.kafka_jars(cache).iterdir()), range(4)))
+        folders = list(
+            starters.map(lambda _: sorted(jar.name for jar in local_kafka.kafka_jars(cache).iterdir()), range(4))
+        )
     assert folders == [["one.jar", "two.jar"]] * 4
     assert (tmp_path / "runs").read_text() == "run\n"
     assert sorted(path.name for path in cache.iterdir()) == [
@@ -369,7 +370,7 @@ def test_a_download_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypatch
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(Unreachable, match="no network"):
-        jars.kafka_jars(tmp_path / "cache")
+        local_kafka.kafka_jars(tmp_path / "cache")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 

@@ -22,7 +22,7 @@ from inferline_stream.actuators.kubernetes.manifests import (
     resources,
 )
 from inferline_stream.actuators.kubernetes.object_names import replicas_name
-from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
+from inferline_stream.actuators.kubernetes.pods import left_by_quotas
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.errors import InferlineError, InvalidTopology, Unreachable, UsageError
@@ -112,7 +112,7 @@ async def test_a_watch_that_the_server_has_forgotten_begins_with_a_new_list() ->
 
 
 async def test_a_watch_that_says_nothing_any_more_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inferline_stream.actuators.kubernetes.pod_changes._WATCH_S", 0.2)
+    monkeypatch.setattr("inferline_stream.actuators.kubernetes.api_server._WATCH_S", 0.2)
     async with KubeApi() as api, acting(api) as actuator:
         await actuator.scale("a", "cpu-1", 2)
         api.mute = True

@@ -14,8 +14,7 @@ from inferline_stream.pipeline.shape import shape_of, visit_ratios
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.overheads import keep_overheads, overheads_file
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
-from inferline_stream.profiler.profiling_options import Options
-from inferline_stream.profiler.profiling_progress import Progress
+from inferline_stream.profiler.profiling_options import Options, Progress
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
 from tests.support.model_server import model_server

@@ -11,8 +11,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from inferline_stream.settings import surroundings
-from inferline_stream.testing.kafka_jars import kafka_jars
-from inferline_stream.testing.local_kafka import classes_archive
+from inferline_stream.testing.local_kafka import classes_archive, kafka_jars
 
 HOLD_A_KAFKA = """
 from inferline_stream.testing.local_kafka import LocalKafka

@@ -25,7 +25,9 @@ from inferline_stream.actuators.actuator import (
 )
 from inferline_stream.actuators.kubernetes import object_names
 from inferline_stream.actuators.kubernetes.api_server import (
+    What,
     delete,
+    follow_pods,
     passing,
     plain,
     translated,
@@ -35,9 +37,7 @@ from inferline_stream.actuators.kubernetes.deployments import Deployments
 from inferline_stream.actuators.kubernetes.dispatcher_pods import DispatcherPods
 from inferline_stream.actuators.kubernetes.manifests import Cluster, resources
 from inferline_stream.actuators.kubernetes.object_names import COMPONENT_LABEL, DISPATCHER, MANAGED_BY, PIPELINE_LABEL
-from inferline_stream.actuators.kubernetes.pod_changes import What, follow_pods
-from inferline_stream.actuators.kubernetes.pods import Pods
-from inferline_stream.actuators.kubernetes.quotas import left_by_quotas
+from inferline_stream.actuators.kubernetes.pods import Pods, left_by_quotas
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.observability.pipeline_state import DeviceState

@@ -17,8 +17,8 @@ from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
 from inferline_stream.dataplane.process_specs import EXIT_FAILED, DispatcherSpec, decode_dispatcher_spec
 from inferline_stream.dataplane.supervisor_messages import MAX_DATAGRAM_BYTES
 from inferline_stream.errors import InferlineError
-from inferline_stream.isolation.addressed_loop import Loop
 from inferline_stream.isolation.confinement import dispatcher_confinement
+from inferline_stream.isolation.name_service import Loop
 from inferline_stream.isolation.seal import seal
 from inferline_stream.observability.plain_logs import log_to_stderr_plainly
 

@@ -16,9 +16,8 @@ from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import last_line, load_code
 from inferline_stream.errors import InvalidTopology, StageFailed
 from inferline_stream.pipeline.annotations import condition_type, join_fields, stage_types, types_of
-from inferline_stream.pipeline.codec import Codec
 from inferline_stream.pipeline.emulation import Emulated
-from inferline_stream.pipeline.topology import Pipeline, Stage, is_asynchronous
+from inferline_stream.pipeline.topology import Codec, Pipeline, Stage, is_asynchronous
 from inferline_stream.pipeline.version import format_between
 
 

@@ -376,7 +376,7 @@ async def test_a_driver_that_hangs_stops_neither_ends_nor_restarts_nor_those_tha
             assert (await supervisor.next_exit()).exit_code == -signal.SIGKILL
             while (again := (await supervisor.observe())[1]).state != "running" or again.pid is None:
                 await asyncio.sleep(0.01)
-            monkeypatch.setattr("inferline_stream.actuators.device_watch.LIMIT_S", 0.1)
+            monkeypatch.setattr("inferline_stream.actuators.nvml.LIMIT_S", 0.1)
             await pending(supervisor, "waits for the GPU driver, which has not answered for 0 s", "1 s", "2 s", "3 s")
             (state,) = await supervisor.devices()
             assert state.trouble.startswith("every GPU is lost: the driver has not answered for ")

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 from inferline_stream.errors import Unreachable
-from inferline_stream.isolation.addressed_loop import Loop
-from inferline_stream.isolation.name_service import NameService
+from inferline_stream.isolation.name_service import Loop, NameService
 from inferline_stream.kafka.access_tokens import ClientCredentials
 from inferline_stream.settings import KafkaSecurity
 

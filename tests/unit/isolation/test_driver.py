@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.isolation import driver, paths
+from inferline_stream.isolation import launch, paths
 from inferline_stream.isolation.confinement import confined
-from inferline_stream.isolation.driver import UvmNode, minors_of
-from inferline_stream.isolation.launch import Launch
+from inferline_stream.isolation.launch import Launch, UvmNode, minors_of
 from inferline_stream.pipeline.isolation import Isolation
 from tests.support.confined_code import CORE, GPU
 
@@ -30,7 +29,7 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place, (uuid, minor) in enumerate([("GPU-a", 3), ("GPU-b", 0)]):
         (tmp_path / f"0000:0{place}:00.0").mkdir()
         (tmp_path / f"0000:0{place}:00.0/information").write_text(INFORMATION.format(uuid=uuid, minor=minor))
-    monkeypatch.setattr(driver, "_GPUS", tmp_path)
+    monkeypatch.setattr(launch, "_GPUS", tmp_path)
 
 
 @pytest.mark.usefixtures("gpus")
@@ -80,7 +79,7 @@ def test_what_a_replica_on_a_gpu_compiles_goes_to_a_folder_of_its_own(monkeypatc
 @pytest.fixture
 def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that alone is searched for programs."""
-    monkeypatch.setattr(driver, "_UVM", tmp_path / "nvidia-uvm")
+    monkeypatch.setattr(launch, "_UVM", tmp_path / "nvidia-uvm")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin").mkdir()
     return tmp_path / "bin/nvidia-modprobe"

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from inferline_stream.isolation.addressed_loop import Loop
-from inferline_stream.isolation.name_service import NameService
+from inferline_stream.isolation.name_service import Loop, NameService
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation import bootstrap, landlock, limits
 from inferline_stream.isolation.confinement import confined
 from inferline_stream.isolation.escape_attempts import ATTEMPTS
-from inferline_stream.isolation.kernel_features import kernel_features
 from inferline_stream.isolation.limits import unbounded_memory
-from inferline_stream.isolation.probes import probe
+from inferline_stream.isolation.probes import kernel_features, probe
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation

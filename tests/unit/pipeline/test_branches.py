@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferline_stream.pipeline.branches import maybe_missing
+from inferline_stream.pipeline.shape import maybe_missing
 from inferline_stream.pipeline.topology import Edge, Stage
 
 

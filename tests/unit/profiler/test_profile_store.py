@@ -18,8 +18,7 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.code_version import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
-from inferline_stream.profiler.profile_files import VERSION
-from inferline_stream.profiler.profile_store import Known, ProfileStore
+from inferline_stream.profiler.profile_store import VERSION, Known, ProfileStore
 from inferline_stream.profiler.profiling_options import Options, pairs_to_profile
 
 HERE = Machine("Test CPU", 4)

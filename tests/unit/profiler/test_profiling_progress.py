@@ -1,4 +1,4 @@
-from inferline_stream.profiler.profiling_progress import Progress, Steps
+from inferline_stream.profiler.profiling_options import Progress, Steps
 
 
 def test_a_note_says_how_far_the_step_under_way_has_come() -> None:

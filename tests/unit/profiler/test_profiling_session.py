@@ -19,8 +19,7 @@ from inferline_stream.profiler.bench_messages import EventOutcome, Measure, Time
 from inferline_stream.profiler.benches import Benches
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.profile_store import Known, ProfileStore
-from inferline_stream.profiler.profiling_options import Options, pairs_to_profile
-from inferline_stream.profiler.profiling_progress import Progress, Steps
+from inferline_stream.profiler.profiling_options import Options, Progress, Steps, pairs_to_profile
 from inferline_stream.profiler.profiling_session import OpenBenches, ProfilingSession, disturbance
 from inferline_stream.profiler.replica_failures import NoPlace
 from inferline_stream.settings import Settings
