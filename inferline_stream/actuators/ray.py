@@ -12,7 +12,7 @@ import logging
 import secrets
 import signal
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ import ray
 from ray.exceptions import RayError
 from ray.util import list_named_actors
 
-from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ObservedReplica, ReplicaExit
 from inferline_stream.actuators.network.credentials import Credential, new_credential
 from inferline_stream.actuators.network.replica_host import HostEnd
 from inferline_stream.actuators.ray_cluster import cause, requirements, room, words
@@ -166,6 +165,9 @@ class RayActuator:
             drain_timeout_s=drain_timeout_s,
             kill_after_s=kill_after_s,
         )
+        wanted = self._wanted  # these promises of `Actuator` it keeps as they are
+        self.scale, self.replace_dispatcher, self.drain = wanted.scale, wanted.replace_dispatcher, wanted.drain
+        self.observe, self.dispatchers, self.next_exit = wanted.observe, wanted.dispatchers, wanted.next_exit
         self._actors: dict[WantedProcess, _Actor] = {}
         self._slots: dict[str, int] = {}
         """Dispatchers that each stage was asked for."""
@@ -186,7 +188,7 @@ class RayActuator:
         Raises:
             Unreachable: the cluster does not answer.
         """
-        self._wanted.specs = dict(specs)
+        await self._wanted.know(specs)
         if self._knows:
             return
         self._knows = True
@@ -199,46 +201,23 @@ class RayActuator:
         for handle, found in sorted(there, key=lambda each: -each[1].age_s):  # the oldest first
             self._adopt(handle, found)
 
-    async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
-        """Ask for exactly this many replicas; see `Actuator.scale`."""
-        self._wanted.scale(stage, hardware, replicas, retiring)
-
     async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
         """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
         self._slots[stage] = len(dispatchers)
-        self._wanted.dispatch(stage, dispatchers)
-
-    async def replace_dispatcher(self, dispatcher: str) -> None:
-        """Kill a silent dispatcher and have its host start it again; see `Actuator.replace_dispatcher`."""
-        self._wanted.replace(dispatcher)
-
-    async def observe(self) -> tuple[ObservedReplica, ...]:
-        """Return every replica that was asked for and is not gone, oldest first."""
-        return self._wanted.observe()
-
-    async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
-        """Return every dispatcher that was asked for and is not gone, oldest first."""
-        return self._wanted.observe_dispatchers()
-
-    async def next_exit(self) -> ReplicaExit | DispatcherExit:
-        """Wait for the next process that ends."""
-        return await self._wanted.exits.get()
+        await self._wanted.dispatch(stage, dispatchers)
 
     async def capacity(self) -> Mapping[str, int]:
         """Return the replicas that have a place, of each kind that has none left; and what the cluster may grow to."""
-        found = self._wanted.capacity()
-        for kind, more in (await room((self._wanted.specs or {}).values())).items():
-            held = sum(r.hardware == kind and r.state != "waiting" and not r.pending for r in self._wanted.observe())
+        found, may_grow = await self._wanted.capacity(), await room((self._wanted.specs or {}).values())
+        seen = await self._wanted.observe()
+        for kind, more in may_grow.items():
+            held = sum(r.hardware == kind and r.state != "waiting" and not r.pending for r in seen)
             found[kind] = min(found.get(kind, held + more), held + more)
         return found
 
     async def devices(self) -> tuple[DeviceState, ...]:
         """Return nothing: Ray reports its nodes' GPUs itself."""
         return ()
-
-    async def drain(self, deadline_s: float) -> None:
-        """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
-        await self._wanted.drain(deadline_s)
 
     async def aclose(self) -> None:
         """End everything now: SIGTERM, and SIGKILL to what stays; no actor is left when this returns."""

@@ -7,25 +7,20 @@ import logging
 import signal
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from inferline_stream.actuators.actuator import (
-    DispatcherExit,
-    ObservedDispatcher,
-    ObservedReplica,
-    ReplicaExit,
-)
+from inferline_stream.actuators.actuator import ObservedDispatcher, ObservedReplica
 from inferline_stream.actuators.batch_deaths import BatchDeaths
 from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.children import Children, Ended, Heard
 from inferline_stream.actuators.nvml import NoDevice
 from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
-from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.supervisor_messages import (
     Attach,
     FromDispatcher,
@@ -96,6 +91,10 @@ class Supervisor:
             kill_after_s=kill_after_s,
             logs_ends=logs_ends,
         )
+        wanted = self._wanted  # these promises of `Actuator` it keeps as they are
+        self.know, self.scale, self.dispatch, self.drain = wanted.know, wanted.scale, wanted.dispatch, wanted.drain
+        self.replace_dispatcher = wanted.replace_dispatcher
+        self.next_exit, self.capacity = wanted.next_exit, wanted.capacity
         self._running: dict[Child, WantedProcess] = {}
         self._batch_deaths = BatchDeaths()
         self._looking: asyncio.TimerHandle | None = None
@@ -110,22 +109,6 @@ class Supervisor:
         """Replica → why its dispatcher wants another one."""
         self._remote: dict[str, Attachable] = {}
 
-    async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
-        """Set the templates of replicas; see `Actuator.know`."""
-        self._wanted.specs = dict(specs)
-
-    async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
-        """Ask for exactly this many replicas; see `Actuator.scale`."""
-        self._wanted.scale(stage, hardware, replicas, retiring)
-
-    async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
-        """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
-        self._wanted.dispatch(stage, dispatchers)
-
-    async def replace_dispatcher(self, dispatcher: str) -> None:
-        """Kill a silent dispatcher and start it again; see `Actuator.replace_dispatcher`."""
-        self._wanted.replace(dispatcher)
-
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that was asked for and is not gone, oldest first."""
         use = {}
@@ -135,22 +118,14 @@ class Supervisor:
             use[child.name] = child.ran_s, child.waited_s
         return tuple(
             replace(seen, ran_s=use[seen.replica][0], waited_s=use[seen.replica][1]) if seen.replica in use else seen
-            for seen in self._wanted.observe()
+            for seen in await self._wanted.observe()
         )
 
     async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """Return every dispatcher that was asked for and is not gone, oldest first."""
         for child, process in self._running.items():
             process.pid = child.pid
-        return self._wanted.observe_dispatchers()
-
-    async def next_exit(self) -> ReplicaExit | DispatcherExit:
-        """Wait for the next process that ends."""
-        return await self._wanted.exits.get()
-
-    async def capacity(self) -> Mapping[str, int]:
-        """Return the replicas that have a place, of each hardware kind that has none left."""
-        return self._wanted.capacity()
+        return await self._wanted.dispatchers()
 
     async def devices(self) -> tuple[DeviceState, ...]:
         """Return how the GPUs of this host stand; see `Actuator.devices`."""
@@ -191,10 +166,6 @@ class Supervisor:
         dispatcher = self._attached.pop(remote.name, None)
         if lost and dispatcher is not None:
             dispatcher.tell(ReplicaLost(remote.name))
-
-    async def drain(self, deadline_s: float) -> None:
-        """Stop every dispatcher, then retire every replica; see `Actuator.drain`."""
-        await self._wanted.drain(deadline_s)
 
     async def aclose(self) -> None:
         """End everything now: SIGTERM, and SIGKILL to what stays; no process is left when this returns."""

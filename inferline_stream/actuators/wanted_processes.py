@@ -107,7 +107,7 @@ class WantedProcess:
 
 
 class WantedProcesses:
-    """Keeps those of an actuator; see `Actuator` for the promises.
+    """Keeps those of an actuator, and most of the promises of an `Actuator`, whose methods these are.
 
     Args:
         start: called with one to start; later calls `ended`, perhaps at once.
@@ -146,10 +146,14 @@ class WantedProcesses:
         """Templates of replicas by stage and hardware kind; None for any."""
         self.replicas: list[WantedProcess] = []
         """Oldest first."""
-        self.dispatchers: dict[str, WantedProcess] = {}
+        self.named: dict[str, WantedProcess] = {}
         """By name, oldest first."""
 
-    def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
+    async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
+        """As `Actuator.know`."""
+        self.specs = dict(specs)
+
+    async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """As `Actuator.scale`."""
         if replicas < 0:
             raise ValueError(f"stage {stage!r} on {hardware!r}: {replicas} replicas must be 0 or more")
@@ -165,14 +169,14 @@ class WantedProcesses:
             self.replicas.append(new)
             self._start(new)
 
-    def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
+    async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
         """As `Actuator.dispatch`."""
         wanted = {spec.dispatcher: spec for spec in dispatchers}
-        before = list(self.dispatchers.values())
+        before = list(self.named.values())
         for name, spec in wanted.items():
-            if name not in self.dispatchers and name not in self._left:
+            if name not in self.named and name not in self._left:
                 again = msgspec.structs.replace(spec, incarnation=spec.incarnation - 1)
-                new = self.dispatchers[name] = WantedProcess(stage, name=name, spec=again)
+                new = self.named[name] = WantedProcess(stage, name=name, spec=again)
                 self._start(new)
         # Only then: one that is forgotten at once would have its replicas dealt to other slots, and back from there.
         for each in before:
@@ -180,9 +184,9 @@ class WantedProcesses:
                 self._let_go(each, self._drain_timeout_s)
         self._dealt(stage)
 
-    def replace(self, dispatcher: str) -> None:
+    async def replace_dispatcher(self, dispatcher: str) -> None:
         """As `Actuator.replace_dispatcher`."""
-        found = self.dispatchers.get(dispatcher)
+        found = self.named.get(dispatcher)
         if found is not None and found.running:
             found.silent = True
             self._kill(found, signal.SIGKILL)
@@ -193,19 +197,23 @@ class WantedProcesses:
         if process.spec is None:
             self.replicas.append(process)
         else:
-            self.dispatchers[process.name] = process
+            self.named[process.name] = process
 
-    def observe(self) -> tuple[ObservedReplica, ...]:
+    async def observe(self) -> tuple[ObservedReplica, ...]:
         """As `Actuator.observe`."""
         return tuple(each.observed for each in self.replicas)
 
-    def observe_dispatchers(self) -> tuple[ObservedDispatcher, ...]:
+    async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
         """As `Actuator.dispatchers`."""
-        return tuple(each.observed_dispatcher for each in self.dispatchers.values())
+        return tuple(each.observed_dispatcher for each in self.named.values())
 
-    def capacity(self) -> dict[str, int]:
+    async def next_exit(self) -> ReplicaExit | DispatcherExit:
+        """As `Actuator.next_exit`."""
+        return await self.exits.get()
+
+    async def capacity(self) -> dict[str, int]:
         """As `Actuator.capacity`."""
-        return placed(self.observe(), asyncio.get_running_loop().time())
+        return placed(await self.observe(), asyncio.get_running_loop().time())
 
     def replica_spec(self, replica: WantedProcess) -> ReplicaSpec:
         """Return what a replica is started with."""
@@ -214,13 +222,13 @@ class WantedProcesses:
 
     def slots(self, stage: str) -> set[int]:
         """Return the slots of a stage whose dispatchers are not about to stop."""
-        there = [each for each in self.dispatchers.values() if each.stage == stage and not each.leaving]
+        there = [each for each in self.named.values() if each.stage == stage and not each.leaving]
         return {each.spec.slot for each in there if each.spec is not None}
 
     async def drain(self, deadline_s: float) -> None:
         """As `Actuator.drain`."""
         until_s = asyncio.get_running_loop().time() + deadline_s
-        for kind in (self.dispatchers, self.replicas):
+        for kind in (self.named, self.replicas):
             left_s = max(0.0, until_s - asyncio.get_running_loop().time())
             for each in list(kind.values() if isinstance(kind, dict) else kind):
                 self._let_go(each, left_s)
@@ -317,7 +325,7 @@ class WantedProcesses:
         if process.spec is None:
             self.replicas.remove(process)
         else:
-            self.dispatchers.pop(process.name, None)
+            self.named.pop(process.name, None)
             self._left.add(process.name)
             self._dealt(process.stage)
         self._changed.set()

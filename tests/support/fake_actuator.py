@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
-from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatcher, ObservedReplica, ReplicaExit
+from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.observability.pipeline_state import DeviceState
@@ -41,7 +41,10 @@ class FakeActuator:
             drain_timeout_s=drain_timeout_s,
             kill_after_s=0.0,
         )
-        self._wanted.specs = None
+        wanted = self._wanted
+        wanted.specs = None
+        self.dispatch, self.replace_dispatcher, self.drain = wanted.dispatch, wanted.replace_dispatcher, wanted.drain
+        self.observe, self.dispatchers, self.next_exit = wanted.observe, wanted.dispatchers, wanted.next_exit
         self.room: dict[str, int] = {}
         """Most replicas of a hardware kind."""
         self.asked: list[tuple[str, str, int]] = []
@@ -55,40 +58,16 @@ class FakeActuator:
 
     async def scale(self, stage: str, hardware: str, replicas: int, retiring: Collection[str] = ()) -> None:
         """Ask for exactly this many replicas; see `Actuator.scale`. A test need not call `know` before."""
-        self._wanted.scale(stage, hardware, replicas, retiring)
+        await self._wanted.scale(stage, hardware, replicas, retiring)
         self.asked.append((stage, hardware, replicas))
-
-    async def dispatch(self, stage: str, dispatchers: Sequence[DispatcherSpec]) -> None:
-        """Ask for exactly these dispatchers for a stage; see `Actuator.dispatch`."""
-        self._wanted.dispatch(stage, dispatchers)
-
-    async def replace_dispatcher(self, dispatcher: str) -> None:
-        """Kill a silent dispatcher and start it again; see `Actuator.replace_dispatcher`."""
-        self._wanted.replace(dispatcher)
-
-    async def observe(self) -> tuple[ObservedReplica, ...]:
-        """Return every replica that was asked for and is not gone, oldest first."""
-        return self._wanted.observe()
-
-    async def dispatchers(self) -> tuple[ObservedDispatcher, ...]:
-        """Return every dispatcher that was asked for and is not gone, oldest first."""
-        return self._wanted.observe_dispatchers()
 
     async def capacity(self) -> Mapping[str, int]:
         """Return the replicas that have a place, of each kind that has none left; and what a test says of others."""
-        return {**self.room, **self._wanted.capacity()}
+        return {**self.room, **await self._wanted.capacity()}
 
     async def devices(self) -> tuple[DeviceState, ...]:
         """Return none."""
         return ()
-
-    async def next_exit(self) -> ReplicaExit | DispatcherExit:
-        """Wait for the next replica or dispatcher that ends."""
-        return await self._wanted.exits.get()
-
-    async def drain(self, deadline_s: float) -> None:
-        """Stop every dispatcher, then retire every replica, and wait until all are gone."""
-        await self._wanted.drain(deadline_s)
 
     async def aclose(self) -> None:
         """End everything now."""
@@ -103,7 +82,7 @@ class FakeActuator:
         self.crash(name, 0, "ended by itself")
 
     def _running(self, name: str) -> WantedProcess:
-        for process in (*self._wanted.replicas, *self._wanted.dispatchers.values()):
+        for process in (*self._wanted.replicas, *self._wanted.named.values()):
             if process.name == name and process.running:
                 return process
         raise KeyError(f"no {name!r} runs")

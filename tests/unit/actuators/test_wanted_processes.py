@@ -27,15 +27,15 @@ async def test_a_dispatcher_that_is_replaced_between_two_starts_leaves_its_slot_
     first, other, second = (
         DispatcherSpec(name, slot, of, "127.0.0.1:9") for name, slot in (("a", 0), ("b", 1), ("c", 0))
     )
-    wanted.dispatch("work", [first, other])
-    process = wanted.dispatchers["a"]
+    await wanted.dispatch("work", [first, other])
+    process = wanted.named["a"]
     wanted.ended(process, -9, "killed")
     wanted.ended(process, -9, "killed again")  # now it waits
-    (seen, _) = wanted.observe_dispatchers()
+    (seen, _) = await wanted.dispatchers()
     assert (seen.pid, seen.node) == (None, ""), "it is on no node"
     dealt.clear()
-    wanted.dispatch("work", [second, other])
-    assert "a" not in wanted.dispatchers
+    await wanted.dispatch("work", [second, other])
+    assert "a" not in wanted.named
     assert all(slots == {0, 1} for slots in dealt)
 
 
@@ -46,7 +46,7 @@ async def test_ends_are_logged_unless_who_asks_for_the_processes_says_what_they_
     wanted = WantedProcesses(
         start, lambda _: None, lambda *_: None, drain_timeout_s=1.0, kill_after_s=1.0, logs_ends=logs_ends
     )
-    wanted.dispatch("work", [DispatcherSpec("a", 0, routes(), "127.0.0.1:9")])
-    wanted.ended(wanted.dispatchers["a"], -9, "killed")
+    await wanted.dispatch("work", [DispatcherSpec("a", 0, routes(), "127.0.0.1:9")])
+    wanted.ended(wanted.named["a"], -9, "killed")
     assert ("killed" in caplog.text) is logs_ends
     assert (await wanted.exits.get()).reason == "killed"
