@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -33,6 +33,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.testing.kafka import KafkaServer
 from tests.kube.answers import refused
 from tests.kube.api import KubeApi, client_of
+from tests.support.deadlines import until
 
 DEADLINE_S = 30.0
 KINDS = catalogue([Hardware("a100-1g.10gb", 0.6, gpus=1 / 7, gpu_model="NVIDIA A100")])
@@ -59,15 +60,6 @@ async def acting(api: KubeApi, image: str = "image") -> AsyncIterator[Kubernetes
     ):
         await actuator.know(SPECS)
         yield actuator
-
-
-async def until(holds: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not holds():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"waited {DEADLINE_S:.0f} s for {what}")
 
 
 async def test_a_death_during_an_outage_of_the_api_server_is_reported_after_it() -> None:

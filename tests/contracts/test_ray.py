@@ -34,6 +34,7 @@ from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import KafkaServer
+from tests.support.deadlines import alive, until
 from tests.support.emulated_runs import emulated_run
 
 DEADLINE_S = 90.0
@@ -52,24 +53,6 @@ pipeline = Pipeline("rayed", slo="400ms", source=Topic("in", partitions=4), sink
                     stages=[work], sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),
                     hardware=[Hardware("emulated-core", 0.1, cores=1)])
 """
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-async def until(holds: Callable[[], Any], what: str, within_s: float = DEADLINE_S) -> None:
-    give_up_s = time.monotonic() + within_s
-    while True:
-        held = holds()
-        if await held if asyncio.iscoroutine(held) else held:
-            return
-        assert time.monotonic() < give_up_s, f"not within {within_s:g} s: {what}"
-        await asyncio.sleep(0.05)
 
 
 def host_of(pid: int) -> int:

@@ -8,7 +8,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from tests.support.deadlines import until
 
 pytestmark = pytest.mark.skipif(
     bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
@@ -109,15 +110,6 @@ async def started(supervisor: Supervisor, folder: Path, hostile: str) -> None:
     await supervisor.scale("work", "cpu-1", 1)
     servers = supervisor._children._fork_servers
     await until(lambda: servers.ready("work", "cpu-1"), "the fork server is ready")
-
-
-async def until(holds: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not holds():
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"not in {DEADLINE_S} s: {what}") from None
 
 
 async def second(supervisor: Supervisor) -> ObservedReplica:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation import bootstrap, limits
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from tests.support.deadlines import alive, until
 
 DEADLINE_S = 20.0
 TOPOLOGY = """
@@ -51,15 +52,6 @@ async def doubles(folder: Path, *stages: str, cores: float = 1.0, **arguments: A
         yield actuator
 
 
-async def until(holds: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not holds():
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"not in {DEADLINE_S} s: {what}") from None
-
-
 async def written(folder: Path, replica: str) -> dict[str, Any]:
     log = folder / f"{replica}.log"
     await until(lambda: log.exists() and log.read_text().endswith("\n"), f"{replica} has said something")
@@ -70,14 +62,6 @@ async def written(folder: Path, replica: str) -> dict[str, Any]:
 async def next_exit(actuator: LocalActuator) -> ReplicaExit | DispatcherExit:
     async with asyncio.timeout(DEADLINE_S):
         return await actuator.next_exit()
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that only waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(0.25, "1"), (1.0, "1"), (2.0, "2")])

@@ -1,0 +1,31 @@
+"""What tests wait for, each time with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DEADLINE_S = 90.0
+
+
+async def until(holds: Callable[[], Any], what: str, within_s: float = DEADLINE_S) -> None:
+    """Wait until something holds: what is called, or awaited where it returns a coroutine, is true."""
+    give_up_s = time.monotonic() + within_s
+    while True:
+        held = holds()
+        if await held if inspect.isawaitable(held) else held:
+            return
+        assert time.monotonic() < give_up_s, f"not within {within_s:g} s: {what}"
+        await asyncio.sleep(0.02)
+
+
+def alive(pid: int | None) -> bool:
+    """Whether a process runs; one that has ended and that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
