@@ -30,16 +30,7 @@ from inferline_stream.actuators.kubernetes.installation import (
     manifests,
     overcommitted,
 )
-from inferline_stream.actuators.kubernetes.manifests import (
-    Cluster,
-    claim_template,
-    credential_secrets,
-    dispatchers,
-    disruption_budgets,
-    network_policies,
-    replicas,
-    service,
-)
+from inferline_stream.actuators.kubernetes.manifests import Cluster, StageManifests
 from inferline_stream.actuators.network.credentials import Credential
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import InferlineError
@@ -78,18 +69,16 @@ def spec(hardware: str, level: str = "none", **fields: Any) -> ReplicaSpec:
 
 def stage(name: str, ports: tuple[int, ...] = ()) -> list[dict[str, Any]]:
     """Everything that the controller makes of a stage, its replicas on four kinds."""
-    of = OURS.cluster
+    of = StageManifests("moderation", name, OURS.cluster)
     kinds = [("cpu-0.25", "sandbox"), ("t4", "gvisor"), ("a100-1g.10gb", "kata"), ("emulated-cpu", "none")]
     return [
-        *credential_secrets("moderation", name, Credential({"own.pem": b"x"}, {"own.pem": b"y"}), of),
-        *network_policies("moderation", name, of, ports),
-        *disruption_budgets("moderation", name, of),
-        service("moderation", name, of),
-        dispatchers("moderation", name, OURS.bootstrap_servers, "moderation.assignments", of, grace_s=30.0),
+        *of.credential_secrets(Credential({"own.pem": b"x"}, {"own.pem": b"y"})),
+        *of.network_policies(ports),
+        *of.disruption_budgets(),
+        of.service(),
+        of.dispatchers(OURS.bootstrap_servers, "moderation.assignments", grace_s=30.0),
         *(
-            replicas(
-                "moderation", msgspec.structs.replace(spec(kind, level), stage=name), of, "10.0.0.1:9470", grace_s=30.0
-            )
+            of.replicas(msgspec.structs.replace(spec(kind, level), stage=name), "10.0.0.1:9470", grace_s=30.0)
             for kind, level in kinds
         ),
     ]
@@ -110,9 +99,10 @@ def test_every_manifest_is_valid_by_the_schemas_of_old_and_new_clusters(manifest
 
 
 def test_a_claim_of_devices_and_the_pods_that_refer_to_it_are_valid_by_the_schemas_of_new_clusters() -> None:
-    deployment = replicas("moderation", spec("claimed"), OURS.cluster, "10.0.0.1:9470", grace_s=30.0)
+    of = StageManifests("moderation", "a", OURS.cluster)
+    deployment = of.replicas(spec("claimed"), "10.0.0.1:9470", grace_s=30.0)
     deployment["metadata"]["uid"] = "7d2f1c7e"
-    claims = claim_template("moderation", spec("claimed"), OURS.cluster, deployment)
+    claims = of.claim_template(KINDS["claimed"], deployment)
     assert claims is not None
     for manifest in (claims, deployment):
         assert NEWEST.startswith(kubernetes_validate.validate(manifest, NEWEST, strict=True))

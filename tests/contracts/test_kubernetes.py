@@ -13,14 +13,7 @@ from aiohttp import web
 
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.gpu_nodes import products
-from inferline_stream.actuators.kubernetes.manifests import (
-    HOST_MIB,
-    Cluster,
-    claim_template,
-    dispatchers,
-    replicas,
-    resources,
-)
+from inferline_stream.actuators.kubernetes.manifests import HOST_MIB, Cluster, StageManifests, resources
 from inferline_stream.actuators.kubernetes.object_names import replicas_name
 from inferline_stream.actuators.kubernetes.pods import left_by_quotas
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
@@ -48,7 +41,8 @@ NOBODY = "127.0.0.1:1"
 
 
 def pod_of(spec: ReplicaSpec, **of: str) -> dict[str, Any]:
-    made = replicas("p", spec, Cluster("ns", "image", **of), "10.0.0.1:9470", grace_s=30.0)
+    stage = StageManifests("p", spec.stage, Cluster("ns", "image", **of))
+    made = stage.replicas(spec, "10.0.0.1:9470", grace_s=30.0)
     return made["spec"]["template"]["spec"]
 
 
@@ -556,7 +550,8 @@ def test_what_a_pod_may_use_is_limited_by_what_its_stage_declares() -> None:
 
 
 def test_no_pod_is_ended_for_what_users_code_does_and_none_has_a_token_or_may_write() -> None:
-    dispatcher = dispatchers("p", "a", "kafka:9092", "p.assignments", Cluster("ns", "image", secret="k"), grace_s=30.0)
+    stage = StageManifests("p", "a", Cluster("ns", "image", secret="k"))
+    dispatcher = stage.dispatchers("kafka:9092", "p.assignments", grace_s=30.0)
     for pod in (pod_of(template("a", "t4")), dispatcher["spec"]["template"]["spec"]):
         (container,) = pod["containers"]
         assert "livenessProbe" not in container
@@ -639,7 +634,8 @@ def test_labels_of_a_cloud_stand_in_the_place_of_those_of_nvidias_feature_discov
 def test_devices_of_a_class_are_claimed_by_each_pod_and_no_resource_of_a_plugin_is() -> None:
     spec = ReplicaSpec("", "a", "/app/topology.py", Hardware("two", 2.0, gpus=2, device_class="gpu.nvidia.com"))
     pod = pod_of(spec)
-    claims = claim_template("p", spec, Cluster("ns", "image"), {"metadata": {"name": "p-a-two", "uid": "1"}})
+    deployment = {"metadata": {"name": "p-a-two", "uid": "1"}}
+    claims = StageManifests("p", "a", Cluster("ns", "image")).claim_template(spec.hardware, deployment)
     assert claims is not None
     assert pod["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": claims["metadata"]["name"]}]
     wanted = pod["containers"][0]["resources"]

@@ -13,9 +13,9 @@ from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
 from lightkube.types import PatchType
 
-from inferline_stream.actuators.kubernetes import gpu_nodes, manifests, object_names
+from inferline_stream.actuators.kubernetes import gpu_nodes, object_names
 from inferline_stream.actuators.kubernetes.api_server import apply, passing, plain, secret_exists
-from inferline_stream.actuators.kubernetes.manifests import DISPATCHER_PORT, SPARE, Cluster
+from inferline_stream.actuators.kubernetes.manifests import DISPATCHER_PORT, SPARE, Cluster, StageManifests
 from inferline_stream.actuators.kubernetes.object_names import DISPATCHER, FIELD_MANAGER, REPLICA
 from inferline_stream.actuators.network.credentials import new_credential
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, ReplicaSpec
@@ -88,6 +88,9 @@ class Deployments:
         """Whether there is a template."""
         return (stage, hardware) in self._specs
 
+    def _manifests(self, stage: str) -> StageManifests:
+        return StageManifests(self._pipeline, stage, self._cluster)
+
     def of_replicas(self, stage: str, hardware: str) -> str:
         """Return the name of a stage's Deployment of replicas."""
         return object_names.replicas_name(self._pipeline, stage, hardware)
@@ -104,21 +107,15 @@ class Deployments:
         await self.refuse_another_scaler(name)
         address = await self._address(stage)
         spec = self._specs[stage, hardware]
-        wanted = manifests.replicas(
-            self._pipeline,
-            spec,
-            self._cluster,
-            address,
-            grace_s=self._grace_s,
-            stops_first=(stage, hardware) in self._stops_first,
-        )
+        of, first = self._manifests(stage), (stage, hardware) in self._stops_first
+        wanted = of.replicas(spec, address, grace_s=self._grace_s, stops_first=first)
         if await self._found_own(name, wanted) is None:
             # Without a number, the API server would begin with one replica.
             new = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
             with passing(409):  # another controller was faster
                 await self._client.create(cast("Deployment", Deployment.from_dict(new)), field_manager=FIELD_MANAGER)
         (made,) = await apply(self._client, [wanted])
-        if (claims := manifests.claim_template(self._pipeline, spec, self._cluster, made)) is not None:
+        if (claims := of.claim_template(spec.hardware, made)) is not None:
             await apply(self._client, [claims])
         self._applied.add((stage, hardware))
 
@@ -141,14 +138,8 @@ class Deployments:
         Raises:
             UsageError: it belongs to something else.
         """
-        wanted = manifests.dispatchers(
-            self._pipeline,
-            stage,
-            self._bootstrap_servers,
-            self._assignments,
-            self._cluster,
-            grace_s=self._grace_s,
-            module=self._dispatcher_module,
+        wanted = self._manifests(stage).dispatchers(
+            self._bootstrap_servers, self._assignments, grace_s=self._grace_s, module=self._dispatcher_module
         )
         if stage not in self._addresses:  # before anything of the same names is made
             found = await self._found_own(self.of_dispatchers(stage), wanted)
@@ -160,15 +151,14 @@ class Deployments:
     async def _address(self, stage: str) -> str:
         """Make what a stage's pods have in common; returns ``host:port`` of its dispatchers."""
         if stage not in self._addresses:
-            cluster, pipeline = self._cluster, self._pipeline
-            own = object_names.credential_name(pipeline, stage, REPLICA)  # made last: where it is, both are
-            if not await secret_exists(self._client, own, cluster.namespace):
-                credential = new_credential(f"{pipeline}/{stage}")
-                await apply(self._client, manifests.credential_secrets(pipeline, stage, credential, cluster))
+            of, client = self._manifests(stage), self._client
+            own = object_names.credential_name(self._pipeline, stage, REPLICA)  # made last: where it is, both are
+            if not await secret_exists(client, own, self._cluster.namespace):
+                await apply(client, of.credential_secrets(new_credential(f"{self._pipeline}/{stage}")))
             ports = {port for (of, _), spec in self._specs.items() if of == stage for port in spec.isolation.ports}
-            await apply(self._client, manifests.network_policies(pipeline, stage, cluster, ports))
-            await apply(self._client, manifests.disruption_budgets(pipeline, stage, cluster))
-            (made,) = await apply(self._client, [manifests.service(pipeline, stage, cluster)])
+            await apply(client, of.network_policies(ports))
+            await apply(client, of.disruption_budgets())
+            (made,) = await apply(client, [of.service()])
             self._addresses[stage] = f"{made['spec']['clusterIP']}:{DISPATCHER_PORT}"
         return self._addresses[stage]
 

@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from inferline_stream.actuators.kubernetes.manifests import NAMES, SECURITY, Cluster, policy_port
+from inferline_stream.actuators.kubernetes.manifests import (
+    NAMES,
+    POD_SECURITY,
+    SECURITY,
+    Cluster,
+    apart,
+    budget,
+    deployment,
+    made,
+    network,
+    policy_port,
+)
 from inferline_stream.actuators.kubernetes.object_names import (
     COMPONENT_LABEL,
     DISPATCHER,
@@ -109,8 +120,8 @@ def manifests(of: Installation) -> list[dict[str, Any]]:
             of.name,
             spec={"selector": of.labels, "ports": [{"name": "metrics", "port": METRICS_PORT, "targetPort": "metrics"}]},
         ),
-        _disruption_budget(of, of.name, of.labels),
-        _controller_network(of),
+        _object(of, "policy/v1", "PodDisruptionBudget", of.name, spec=budget(of.labels)),
+        _object(of, "networking.k8s.io/v1", "NetworkPolicy", of.name, spec=_network(of)),
         _object(
             of,
             "monitoring.coreos.com/v1",
@@ -142,8 +153,7 @@ def kustomization(of: Installation, found: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def _object(of: Installation, version: str, kind: str, name: str, **fields: Any) -> dict[str, Any]:
-    metadata = {"name": name, "namespace": of.cluster.namespace, "labels": of.labels}
-    return {"apiVersion": version, "kind": kind, "metadata": metadata, **fields}
+    return made(version, kind, name, of.cluster, of.labels, **fields)
 
 
 def _role(of: Installation) -> dict[str, Any]:
@@ -196,37 +206,22 @@ def _controller(of: Installation) -> dict[str, Any]:
     if of.cluster.secret:
         container["envFrom"] = [{"secretRef": {"name": of.cluster.secret}}]
     items = [{"key": _key(path), "path": path} for path, _ in _files(of)]
-    apart = {"labelSelector": {"matchLabels": of.labels}, "topologyKey": "kubernetes.io/hostname"}
     pod = {
         "containers": [container],
         "serviceAccountName": of.name,
         "enableServiceLinks": False,  # a variable named after a service could be taken for a setting of ours
         "terminationGracePeriodSeconds": _HAND_OVER_S,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        "affinity": {
-            "podAntiAffinity": {
-                "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": apart}]
-            }
-        },
+        "securityContext": dict(POD_SECURITY),
+        "affinity": apart(of.labels),
         "volumes": [
             *({"name": name, "emptyDir": {"sizeLimit": "256Mi"}} for name in writable),
             {"name": "profiles", "configMap": {"name": _profiles_name(of), **({"items": items} if items else {})}},
         ],
     }
-    deployment = _object(
-        of,
-        "apps/v1",
-        "Deployment",
-        of.name,
-        spec={
-            "replicas": CONTROLLERS,
-            "selector": {"matchLabels": of.labels},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": {"metadata": {"labels": of.labels}, "spec": pod},
-        },
-    )
-    deployment["metadata"]["annotations"] = {STOCK_ANNOTATION: json.dumps(dict(of.stock), sort_keys=True)}
-    return deployment
+    wanted = {"replicas": CONTROLLERS, **deployment(of.labels, pod)}
+    found = _object(of, "apps/v1", "Deployment", of.name, spec=wanted)
+    found["metadata"]["annotations"] = {STOCK_ANNOTATION: json.dumps(dict(of.stock), sort_keys=True)}
+    return found
 
 
 def overcommitted(
@@ -253,27 +248,12 @@ def overcommitted(
     }
 
 
-def _disruption_budget(of: Installation, name: str, selected: Mapping[str, str]) -> dict[str, Any]:
-    """Nodes are emptied one controller at a time."""
-    spec = {"maxUnavailable": 1, "selector": {"matchLabels": dict(selected)}}
-    return _object(of, "policy/v1", "PodDisruptionBudget", name, spec=spec)
-
-
-def _controller_network(of: Installation) -> dict[str, Any]:
+def _network(of: Installation) -> dict[str, Any]:
     """In: scrapes. Out: names, Kafka, the API server."""
     kafka = [policy_port(port) for port in of.cluster.kafka_ports]
-    return _object(
-        of,
-        "networking.k8s.io/v1",
-        "NetworkPolicy",
-        of.name,
-        spec={
-            "podSelector": {"matchLabels": of.labels},
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"ports": [policy_port(METRICS_PORT)]}],
-            "egress": [NAMES, {"ports": kafka}, {"ports": [policy_port(443), policy_port(6443)]}],
-        },
-    )
+    api_server = [policy_port(443), policy_port(6443)]
+    scrapes = [{"ports": [policy_port(METRICS_PORT)]}]
+    return network(of.labels, ingress=scrapes, egress=[NAMES, {"ports": kafka}, {"ports": api_server}])
 
 
 def _profiles_name(of: Installation) -> str:

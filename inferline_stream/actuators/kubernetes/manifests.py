@@ -65,6 +65,8 @@ SECURITY: dict[str, Any] = {
 }
 """Of every container."""
 
+POD_SECURITY: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
@@ -115,86 +117,243 @@ def _scratch_mib(hardware: Hardware, isolation: Isolation) -> int:
     return isolation.file_mb if isolation.scratch or isolation.writes or hardware.gpus else LIFE_MIB
 
 
-def replicas(
-    pipeline: str, spec: ReplicaSpec, cluster: Cluster, dispatcher: str, *, grace_s: float, stops_first: bool = False
-) -> dict[str, Any]:
-    """Return a stage's Deployment on a hardware kind, without its number of replicas: that belongs to the actuator.
-
-    A replica needs no port and no right in the cluster, and reaches nothing but its stage's dispatchers. Its name is
-    the pod's, and a pod runs one replica in its life.
+@dataclass(frozen=True, slots=True)
+class StageManifests:
+    """What one stage is in a cluster.
 
     Args:
         pipeline: its name.
-        spec: of the replicas.
+        stage: the stage's.
         cluster: where.
-        dispatcher: ``host:port`` of the stage's dispatchers.
-        grace_s: time a replica has to finish its batch.
-        stops_first: whether an older pod ends before a newer one is made, because no node has a place for both.
-
-    Raises:
-        InvalidTopology: a share of a GPU that nodes cannot lend.
     """
-    hardware, isolation = spec.hardware, spec.isolation
-    spec = msgspec.structs.replace(spec, replica="", topology=cluster.topology or spec.topology)
-    host = ReplicaHostSpec(spec, dispatcher, LIFE_FOLDER, CREDENTIAL_FOLDER)
-    container = _container(REPLICA, cluster, msgspec.json.encode(host).decode(), resources(hardware, isolation))
-    pod = _pod(
-        pipeline,
-        spec.stage,
-        REPLICA,
-        container,
-        cluster,
-        grace_s=grace_s,
-        scratch_mib=_scratch_mib(hardware, isolation),
-    )
-    for name, path, volume in _declared_volumes(isolation):
-        pod["volumes"].append({"name": name, **volume})
-        container["volumeMounts"].append(
-            {"name": name, "mountPath": path, **({"readOnly": True} if path != _SHM else {})}
+
+    pipeline: str
+    stage: str
+    cluster: Cluster
+
+    def replicas(
+        self, spec: ReplicaSpec, dispatcher: str, *, grace_s: float, stops_first: bool = False
+    ) -> dict[str, Any]:
+        """Return a Deployment on a hardware kind, without its number of replicas: that belongs to the actuator.
+
+        A replica needs no port and no right in the cluster, and reaches nothing but its stage's dispatchers. Its name
+        is the pod's, and a pod runs one replica in its life.
+
+        Args:
+            spec: of the replicas.
+            dispatcher: ``host:port`` of the stage's dispatchers.
+            grace_s: time a replica has to finish its batch.
+            stops_first: whether an older pod ends before a newer one is made, because no node has a place for both.
+
+        Raises:
+            InvalidTopology: a share of a GPU that nodes cannot lend.
+        """
+        hardware, isolation = spec.hardware, spec.isolation
+        spec = msgspec.structs.replace(spec, replica="", topology=self.cluster.topology or spec.topology)
+        host = ReplicaHostSpec(spec, dispatcher, LIFE_FOLDER, CREDENTIAL_FOLDER)
+        container = self._container(REPLICA, host, resources(hardware, isolation))
+        pod = self._pod(REPLICA, container, grace_s=grace_s, scratch_mib=_scratch_mib(hardware, isolation))
+        for name, path, volume in _declared_volumes(isolation):
+            pod["volumes"].append({"name": name, **volume})
+            container["volumeMounts"].append(
+                {"name": name, "mountPath": path, **({"readOnly": True} if path != _SHM else {})}
+            )
+        if found := node_requirements(hardware):
+            required = {"nodeSelectorTerms": [{"matchExpressions": found}]}
+            pod["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+        if hardware.gpus:
+            # Nodes with GPUs are commonly kept free of all that needs none.
+            pod["tolerations"] += [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        if runtime_class := isolation.level if isolation.level in ("gvisor", "kata") else hardware.runtime_class:
+            pod["runtimeClassName"] = runtime_class
+        if hardware.device_class:
+            pod["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": self._claim_name(hardware)}]
+            container["resources"]["claims"] = [{"name": "gpu"}]
+        name = replicas_name(self.pipeline, self.stage, hardware.name)
+        made = self._deployment(name, labels(self.pipeline, self.stage, REPLICA, hardware.name), pod)
+        if stops_first:
+            made["spec"]["strategy"]["rollingUpdate"] = {"maxSurge": 0, "maxUnavailable": 1}
+        return made
+
+    def claim_template(self, hardware: Hardware, deployment: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what pods of a Deployment of replicas claim their devices by; None for kinds without a device class.
+
+        Args:
+            hardware: the kind.
+            deployment: as it is in the cluster; the template goes with it.
+        """
+        if not hardware.device_class:
+            return None
+        name = self._claim_name(hardware)
+        made = self._object("resource.k8s.io/v1", "ResourceClaimTemplate", name, spec=claim_spec(hardware))
+        named = {key: deployment["metadata"][key] for key in ("name", "uid")}
+        made["metadata"]["ownerReferences"] = [{"apiVersion": "apps/v1", "kind": "Deployment", **named}]
+        return made
+
+    def _claim_name(self, hardware: Hardware) -> str:
+        """A template cannot be changed: another claim has another name."""
+        count = math.ceil(hardware.gpus)
+        return dns_label(f"{self.pipeline}-{self.stage}-{hardware.name}-{hardware.device_class}-{count}")
+
+    def dispatchers(
+        self, bootstrap_servers: str, assignments: str, *, grace_s: float, module: str = DISPATCHER_MODULE
+    ) -> dict[str, Any]:
+        """Return the Deployment of dispatchers, without its number of replicas.
+
+        Args:
+            bootstrap_servers: of Kafka.
+            assignments: full name of the topic that has the postings.
+            grace_s: time a dispatcher has to drain.
+            module: what a dispatcher's process runs as ``__main__``.
+        """
+        host = DispatcherHostSpec(
+            self.stage,
+            bootstrap_servers,
+            assignments,
+            LIFE_FOLDER,
+            CREDENTIAL_FOLDER,
+            DISPATCHER_PORT,
+            drain_timeout_s=grace_s,
+            module=module,
         )
-    if found := node_requirements(hardware):
-        required = {"nodeSelectorTerms": [{"matchExpressions": found}]}
-        pod["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
-    if hardware.gpus:
-        # Nodes with GPUs are commonly kept free of all that needs none.
-        pod["tolerations"] += [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    if runtime_class := isolation.level if isolation.level in ("gvisor", "kata") else hardware.runtime_class:
-        pod["runtimeClassName"] = runtime_class
-    if hardware.device_class:
-        named = _claim_name(pipeline, spec.stage, hardware)
-        pod["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": named}]
-        container["resources"]["claims"] = [{"name": "gpu"}]
-    name = replicas_name(pipeline, spec.stage, hardware.name)
-    made = _deployment(name, labels(pipeline, spec.stage, REPLICA, hardware.name), pod, cluster)
-    if stops_first:
-        made["spec"]["strategy"]["rollingUpdate"] = {"maxSurge": 0, "maxUnavailable": 1}
-    return made
+        storage, cluster = f"{DISPATCHER_LIFE_MIB + 2 * LIFE_MIB}Mi", self.cluster
+        wanted = {"cpu": "1", "memory": "384Mi", "ephemeral-storage": storage}
+        limits = {"memory": "2Gi", "ephemeral-storage": storage}
+        container = self._container(DISPATCHER, host, {"requests": wanted, "limits": limits})
+        container["ports"] = [{"name": "replicas", "containerPort": DISPATCHER_PORT}]
+        if cluster.secret and cluster.dispatcher_keys:
+            container["env"] += [_secret_variable(cluster.secret, *each) for each in cluster.dispatcher_keys.items()]
+        elif cluster.secret:
+            container["envFrom"] = [{"secretRef": {"name": cluster.secret}}]
+        own = labels(self.pipeline, self.stage, DISPATCHER)
+        pod = self._pod(DISPATCHER, container, grace_s=grace_s, scratch_mib=LIFE_MIB, life_mib=DISPATCHER_LIFE_MIB)
+        pod["affinity"] = apart(own)
+        return self._deployment(dispatchers_name(self.pipeline, self.stage), own, pod)
 
+    def service(self) -> dict[str, Any]:
+        """Return the one address of the dispatchers: replicas need no name service to find it."""
+        spec = {
+            "selector": labels(self.pipeline, self.stage, DISPATCHER),
+            "ports": [{"name": "replicas", "port": DISPATCHER_PORT, "targetPort": DISPATCHER_PORT}],
+        }
+        return self._object("v1", "Service", dispatchers_name(self.pipeline, self.stage), spec=spec)
 
-def claim_template(
-    pipeline: str, spec: ReplicaSpec, cluster: Cluster, deployment: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Return what the pods of a Deployment of replicas claim their devices by; None for kinds without a device class.
+    def credential_secrets(self, credential: Credential) -> list[dict[str, Any]]:
+        """Return one Secret for each side."""
+        return [
+            self._object(
+                "v1",
+                "Secret",
+                credential_name(self.pipeline, self.stage, component),
+                type="Opaque",
+                stringData={name: content.decode() for name, content in files.items()},
+            )
+            for component, files in ((DISPATCHER, credential.dispatcher), (REPLICA, credential.replica))
+        ]
 
-    Args:
-        pipeline: its name.
-        spec: of the replicas.
-        cluster: where.
-        deployment: as it is in the cluster; the template goes with it.
-    """
-    if not spec.hardware.device_class:
-        return None
-    name = _claim_name(pipeline, spec.stage, spec.hardware)
-    claims = claim_spec(spec.hardware)
-    made = _object("resource.k8s.io/v1", "ResourceClaimTemplate", name, pipeline, cluster, spec=claims)
-    named = {key: deployment["metadata"][key] for key in ("name", "uid")}
-    made["metadata"]["ownerReferences"] = [{"apiVersion": "apps/v1", "kind": "Deployment", **named}]
-    return made
+    def disruption_budgets(self) -> list[dict[str, Any]]:
+        """Nodes are emptied one pod of each at a time: a replica finishes its batch before the next one goes."""
+        return [
+            self._object(
+                "policy/v1",
+                "PodDisruptionBudget",
+                dns_label(f"{self.pipeline}-{self.stage}-{component}"),
+                spec=budget(labels(self.pipeline, self.stage, component)),
+            )
+            for component in (DISPATCHER, REPLICA)
+        ]
 
+    def network_policies(self, ports: Collection[int] = ()) -> list[dict[str, Any]]:
+        """Return who may reach whom: dispatchers reach Kafka, and replicas the dispatchers of their stage.
 
-def _claim_name(pipeline: str, stage: str, hardware: Hardware) -> str:
-    """A template cannot be changed: another claim has another name."""
-    return dns_label(f"{pipeline}-{stage}-{hardware.name}-{hardware.device_class}-{math.ceil(hardware.gpus)}")
+        Args:
+            ports: that the stage itself declares.
+        """
+        mine, theirs = (labels(self.pipeline, self.stage, component) for component in (DISPATCHER, REPLICA))
+        inside = [policy_port(DISPATCHER_PORT)]
+        declared = [NAMES, {"ports": [policy_port(number) for number in sorted(ports)]}] if ports else []
+        outside = [policy_port(number) for number in sorted(self.cluster.kafka_ports)]
+        from_theirs = {"from": [{"podSelector": {"matchLabels": theirs}}], "ports": inside}
+        to_mine = {"to": [{"podSelector": {"matchLabels": mine}}], "ports": inside}
+        return [
+            self._object(
+                "networking.k8s.io/v1",
+                "NetworkPolicy",
+                dns_label(f"{self.pipeline}-{self.stage}-{component}"),
+                spec=network(labels(self.pipeline, self.stage, component), ingress=ingress, egress=egress),
+            )
+            for component, ingress, egress in (
+                (DISPATCHER, [from_theirs], [NAMES, {"ports": outside}]),
+                (REPLICA, [], [to_mine, *declared]),
+            )
+        ]
+
+    def _object(self, version: str, kind: str, name: str, **fields: Any) -> dict[str, Any]:
+        return made(version, kind, name, self.cluster, {PIPELINE_LABEL: self.pipeline, **MANAGED_BY}, **fields)
+
+    def _deployment(self, name: str, own: dict[str, str], pod: dict[str, Any]) -> dict[str, Any]:
+        return made("apps/v1", "Deployment", name, self.cluster, own, spec=deployment(own, pod))
+
+    def _container(
+        self, component: str, host: ReplicaHostSpec | DispatcherHostSpec, wanted: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        def field(path: str) -> dict[str, Any]:
+            return {"fieldRef": {"fieldPath": path}}
+
+        return {
+            "name": component,
+            "image": self.cluster.image,
+            "command": ["python", "-m", f"inferline_stream.actuators.network.{component}_host"],
+            "env": [
+                {"name": HOST_NAME, "valueFrom": field("metadata.name")},
+                {"name": HOST_ADDRESS, "valueFrom": field("status.podIP")},
+                {"name": HOST_NODE, "valueFrom": field("spec.nodeName")},
+                {"name": HOST_SPEC, "value": msgspec.json.encode(host).decode()},
+            ],
+            "resources": dict(wanted),
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            # Whether the host listens, or the replica has loaded its stage. Nothing ends a container for its answer.
+            "readinessProbe": {"exec": {"command": ["test", "-e", READY_FILE]}, "periodSeconds": 1},
+            "volumeMounts": [
+                {"name": "life", "mountPath": LIFE_FOLDER},
+                {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+                {"name": "credential", "mountPath": CREDENTIAL_FOLDER, "readOnly": True},
+            ],
+            "securityContext": dict(SECURITY),
+        }
+
+    def _pod(
+        self,
+        component: str,
+        container: dict[str, Any],
+        *,
+        grace_s: float,
+        scratch_mib: int,
+        life_mib: int = LIFE_MIB,
+    ) -> dict[str, Any]:
+        secret = credential_name(self.pipeline, self.stage, component)
+        return {
+            "containers": [container],
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,  # variables named after other people's services
+            "serviceAccountName": self.cluster.service_account,
+            "securityContext": dict(POD_SECURITY),
+            "terminationGracePeriodSeconds": math.ceil(grace_s + _STOP_S),
+            "tolerations": [
+                {
+                    "key": f"node.kubernetes.io/{state}",
+                    "operator": "Exists",
+                    "effect": "NoExecute",
+                    "tolerationSeconds": _UNREACHABLE_S,
+                }
+                for state in ("not-ready", "unreachable")
+            ],
+            "volumes": [
+                {"name": "life", "emptyDir": {"sizeLimit": f"{life_mib}Mi"}},
+                {"name": "tmp", "emptyDir": {"sizeLimit": f"{scratch_mib}Mi"}},
+                {"name": "credential", "secret": {"secretName": secret}},
+            ],
+        }
 
 
 _SHM = "/dev/shm"  # noqa: S108  the container's own
@@ -208,136 +367,46 @@ def _declared_volumes(isolation: Isolation) -> Iterator[tuple[str, str, dict[str
         yield "shm", _SHM, {"emptyDir": {"medium": "Memory", "sizeLimit": f"{isolation.shm_mb}Mi"}}
 
 
-def dispatchers(
-    pipeline: str,
-    stage: str,
-    bootstrap_servers: str,
-    assignments: str,
-    cluster: Cluster,
-    *,
-    grace_s: float,
-    module: str = DISPATCHER_MODULE,
-) -> dict[str, Any]:
-    """Return a stage's Deployment of dispatchers, without its number of replicas.
-
-    Args:
-        pipeline: its name.
-        stage: the stage.
-        bootstrap_servers: of Kafka.
-        assignments: full name of the topic that has the postings.
-        cluster: where.
-        grace_s: time a dispatcher has to drain.
-        module: what a dispatcher's process runs as ``__main__``.
-    """
-    host = DispatcherHostSpec(
-        stage,
-        bootstrap_servers,
-        assignments,
-        LIFE_FOLDER,
-        CREDENTIAL_FOLDER,
-        DISPATCHER_PORT,
-        drain_timeout_s=grace_s,
-        module=module,
-    )
-    storage = f"{DISPATCHER_LIFE_MIB + 2 * LIFE_MIB}Mi"
-    wanted = {"cpu": "1", "memory": "384Mi", "ephemeral-storage": storage}
-    limits = {"memory": "2Gi", "ephemeral-storage": storage}
-    given = msgspec.json.encode(host).decode()
-    container = _container(DISPATCHER, cluster, given, {"requests": wanted, "limits": limits})
-    container["ports"] = [{"name": "replicas", "containerPort": DISPATCHER_PORT}]
-    if cluster.secret and cluster.dispatcher_keys:
-        container["env"] += [_secret_variable(cluster.secret, *each) for each in cluster.dispatcher_keys.items()]
-    elif cluster.secret:
-        container["envFrom"] = [{"secretRef": {"name": cluster.secret}}]
-    own = labels(pipeline, stage, DISPATCHER)
-    pod = _pod(
-        pipeline,
-        stage,
-        DISPATCHER,
-        container,
-        cluster,
-        grace_s=grace_s,
-        scratch_mib=LIFE_MIB,
-        life_mib=DISPATCHER_LIFE_MIB,
-    )
-    apart = {"labelSelector": {"matchLabels": own}, "topologyKey": "kubernetes.io/hostname"}
-    preferred = [{"weight": 100, "podAffinityTerm": apart}]
-    pod["affinity"] = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
-    return _deployment(dispatchers_name(pipeline, stage), own, pod, cluster)
-
-
 def _secret_variable(secret: str, name: str, key: str) -> dict[str, Any]:
     """One that keeps its name, such as those of spans, need not come from there."""
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": name == key}}}
 
 
-def service(pipeline: str, stage: str, cluster: Cluster) -> dict[str, Any]:
-    """Return the one address of a stage's dispatchers: replicas need no name service to find it."""
-    spec = {
-        "selector": labels(pipeline, stage, DISPATCHER),
-        "ports": [{"name": "replicas", "port": DISPATCHER_PORT, "targetPort": DISPATCHER_PORT}],
+# Of controllers, too: see `installation`
+
+
+def made(version: str, kind: str, name: str, cluster: Cluster, own: Mapping[str, str], **fields: Any) -> dict[str, Any]:
+    """Return an object with its labels."""
+    metadata = {"name": name, "namespace": cluster.namespace, "labels": dict(own)}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **fields}
+
+
+def deployment(own: Mapping[str, str], pod: dict[str, Any]) -> dict[str, Any]:
+    """Return what a Deployment of pods says, by their labels."""
+    return {
+        "selector": {"matchLabels": own},
+        "template": {"metadata": {"labels": own}, "spec": pod},
+        # A changed template replaces pods one after another, the new one READY before the old one goes.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
     }
-    return _object("v1", "Service", dispatchers_name(pipeline, stage), pipeline, cluster, spec=spec)
 
 
-def credential_secrets(pipeline: str, stage: str, credential: Credential, cluster: Cluster) -> list[dict[str, Any]]:
-    """Return one Secret for each side."""
-    return [
-        _object(
-            "v1",
-            "Secret",
-            credential_name(pipeline, stage, component),
-            pipeline,
-            cluster,
-            type="Opaque",
-            stringData={name: content.decode() for name, content in files.items()},
-        )
-        for component, files in ((DISPATCHER, credential.dispatcher), (REPLICA, credential.replica))
-    ]
+def apart(own: Mapping[str, str]) -> dict[str, Any]:
+    """Return the affinity of pods that are better on different nodes."""
+    term = {"labelSelector": {"matchLabels": own}, "topologyKey": "kubernetes.io/hostname"}
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
 
 
-def disruption_budgets(pipeline: str, stage: str, cluster: Cluster) -> list[dict[str, Any]]:
-    """Nodes are emptied one pod of each at a time: a replica finishes its batch before the next one goes."""
-    return [
-        _object(
-            "policy/v1",
-            "PodDisruptionBudget",
-            dns_label(f"{pipeline}-{stage}-{component}"),
-            pipeline,
-            cluster,
-            spec={"maxUnavailable": 1, "selector": {"matchLabels": labels(pipeline, stage, component)}},
-        )
-        for component in (DISPATCHER, REPLICA)
-    ]
+def budget(own: Mapping[str, str]) -> dict[str, Any]:
+    """Return a disruption budget: nodes are emptied one of these pods at a time."""
+    return {"maxUnavailable": 1, "selector": {"matchLabels": own}}
 
 
-def network_policies(pipeline: str, stage: str, cluster: Cluster, ports: Collection[int] = ()) -> list[dict[str, Any]]:
-    """Return who may reach whom: dispatchers reach Kafka, and replicas the dispatchers of their stage.
-
-    Args:
-        pipeline: its name.
-        stage: the stage.
-        cluster: where.
-        ports: that the stage itself declares.
-    """
-    mine, theirs = labels(pipeline, stage, DISPATCHER), labels(pipeline, stage, REPLICA)
-    declared = [NAMES, {"ports": [policy_port(number) for number in sorted(ports)]}] if ports else []
-    outside = [policy_port(number) for number in sorted(cluster.kafka_ports)]
-    return [
-        _policy(
-            pipeline, stage, DISPATCHER, cluster,
-            ingress=[{"from": [{"podSelector": {"matchLabels": theirs}}], "ports": [policy_port(DISPATCHER_PORT)]}],
-            egress=[NAMES, {"ports": outside}],
-        ),
-        _policy(
-            pipeline, stage, REPLICA, cluster,
-            ingress=[],
-            egress=[
-                {"to": [{"podSelector": {"matchLabels": mine}}], "ports": [policy_port(DISPATCHER_PORT)]},
-                *declared,
-            ],
-        ),
-    ]  # fmt: skip
+def network(own: Mapping[str, str], *, ingress: list[Any], egress: list[Any]) -> dict[str, Any]:
+    """Return who may reach these pods, and whom they may reach: nobody else."""
+    types = ["Ingress", "Egress"]
+    return {"podSelector": {"matchLabels": own}, "policyTypes": types, "ingress": ingress, "egress": egress}
 
 
 def policy_port(number: int, protocol: str = "TCP") -> dict[str, Any]:
@@ -350,97 +419,3 @@ NAMES: dict[str, Any] = {
     "ports": [policy_port(53, "UDP"), policy_port(53)],
 }
 """An egress rule: the cluster's name service."""
-
-
-def _policy(
-    pipeline: str, stage: str, component: str, cluster: Cluster, *, ingress: list[Any], egress: list[Any]
-) -> dict[str, Any]:
-    spec = {
-        "podSelector": {"matchLabels": labels(pipeline, stage, component)},
-        "policyTypes": ["Ingress", "Egress"],
-        "ingress": ingress,
-        "egress": egress,
-    }
-    name = dns_label(f"{pipeline}-{stage}-{component}")
-    return _object("networking.k8s.io/v1", "NetworkPolicy", name, pipeline, cluster, spec=spec)
-
-
-def _object(version: str, kind: str, name: str, pipeline: str, cluster: Cluster, **fields: Any) -> dict[str, Any]:
-    metadata = {"name": name, "namespace": cluster.namespace, "labels": {PIPELINE_LABEL: pipeline, **MANAGED_BY}}
-    return {"apiVersion": version, "kind": kind, "metadata": metadata, **fields}
-
-
-def _deployment(name: str, own: dict[str, str], pod: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name, "namespace": cluster.namespace, "labels": own},
-        "spec": {
-            "selector": {"matchLabels": own},
-            "template": {"metadata": {"labels": own}, "spec": pod},
-            # A changed template replaces pods one after another, the new one READY before the old one goes.
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        },
-    }
-
-
-def _container(component: str, cluster: Cluster, given: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    def field(path: str) -> dict[str, Any]:
-        return {"fieldRef": {"fieldPath": path}}
-
-    return {
-        "name": component,
-        "image": cluster.image,
-        "command": ["python", "-m", f"inferline_stream.actuators.network.{component}_host"],
-        "env": [
-            {"name": HOST_NAME, "valueFrom": field("metadata.name")},
-            {"name": HOST_ADDRESS, "valueFrom": field("status.podIP")},
-            {"name": HOST_NODE, "valueFrom": field("spec.nodeName")},
-            {"name": HOST_SPEC, "value": given},
-        ],
-        "resources": dict(wanted),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        # Whether the host listens, or the replica has loaded its stage. Nothing ends a container for what it answers.
-        "readinessProbe": {"exec": {"command": ["test", "-e", READY_FILE]}, "periodSeconds": 1},
-        "volumeMounts": [
-            {"name": "life", "mountPath": LIFE_FOLDER},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-            {"name": "credential", "mountPath": CREDENTIAL_FOLDER, "readOnly": True},
-        ],
-        "securityContext": dict(SECURITY),
-    }
-
-
-def _pod(
-    pipeline: str,
-    stage: str,
-    component: str,
-    container: dict[str, Any],
-    cluster: Cluster,
-    *,
-    grace_s: float,
-    scratch_mib: int,
-    life_mib: int = LIFE_MIB,
-) -> dict[str, Any]:
-    return {
-        "containers": [container],
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,  # variables named after other people's services
-        "serviceAccountName": cluster.service_account,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        "terminationGracePeriodSeconds": math.ceil(grace_s + _STOP_S),
-        "tolerations": [
-            {
-                "key": f"node.kubernetes.io/{state}",
-                "operator": "Exists",
-                "effect": "NoExecute",
-                "tolerationSeconds": _UNREACHABLE_S,
-            }
-            for state in ("not-ready", "unreachable")
-        ],
-        "volumes": [
-            {"name": "life", "emptyDir": {"sizeLimit": f"{life_mib}Mi"}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": f"{scratch_mib}Mi"}},
-            {"name": "credential", "secret": {"secretName": credential_name(pipeline, stage, component)}},
-        ],
-    }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.actuators.kubernetes.manifests import dispatchers
+from inferline_stream.actuators.kubernetes.manifests import StageManifests
 from inferline_stream.cli import platform as cli_platform
 from inferline_stream.cli.options import Platform, PodOptions
 from inferline_stream.cli.platform import _cluster, actuator_of
@@ -64,7 +64,7 @@ def environment_of_a_dispatcher(secret: dict[str, str], tracing: str = "") -> di
     """What a pod's process sees of a Secret, by the rules of Kubernetes' API reference."""
     platform = Platform(on="kubernetes", pods=PodOptions(image="image", secret="kafka"))
     cluster = _cluster(platform, "ml", "kafka:9092", tracing)
-    made = dispatchers("shop", "rank", "kafka:9092", "shop.assignments", cluster, grace_s=1.0)
+    made = StageManifests("shop", "rank", cluster).dispatchers("kafka:9092", "shop.assignments", grace_s=1.0)
     (container,) = made["spec"]["template"]["spec"]["containers"]
     found: dict[str, str] = {}
     for source in container.get("envFrom", ()):
