@@ -80,7 +80,7 @@ class Queue(NamedTuple):
 
 
 class Varying(NamedTuple):
-    """How service times differ from S(b), see `pipeline.variation`; empty arrays where every batch takes S(b).
+    """How service times differ from S(b), see `pipeline.profile`; empty arrays where every batch takes S(b).
 
     Args:
         fixed_s: (kinds · width,) what any batch takes.

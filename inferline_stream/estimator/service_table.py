@@ -10,8 +10,7 @@ import numpy as np
 
 from inferline_stream.errors import InvalidInput
 from inferline_stream.estimator.kernels import Floats
-from inferline_stream.pipeline.profile import Profile
-from inferline_stream.pipeline.variation import LEVELS, NOISE_PROBABILITIES, Variation
+from inferline_stream.pipeline.profile import LEVELS, NOISE_PROBABILITIES, Profile, Variation
 
 MIDDLES = (np.arange(LEVELS) + 0.5) / LEVELS
 """Probabilities in the middle of each level."""

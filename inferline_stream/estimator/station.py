@@ -13,8 +13,7 @@ from inferline_stream.errors import InvalidInput
 from inferline_stream.estimator.kernels import Floats, Varying
 from inferline_stream.estimator.service_table import ServiceTable, service_table
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.pipeline.profile import PipelineProfile, Profile
-from inferline_stream.pipeline.variation import LEVELS
+from inferline_stream.pipeline.profile import LEVELS, PipelineProfile, Profile
 
 STEADY = Varying(np.empty(0), np.empty(0), np.empty((0, LEVELS)), np.empty((0, LEVELS)), np.empty(0, dtype=np.uint8))
 """Every batch takes S(b)."""

@@ -16,10 +16,9 @@ from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.keys import Keys
-from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile
+from inferline_stream.pipeline.profile import HOP_PROBABILITIES, LEVELS, PipelineProfile
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.variation import LEVELS
 
 Progress = Callable[[int, int], None]
 """(done, of how many)"""

@@ -19,10 +19,9 @@ from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import InvalidTopology, StageFailed, Unreachable
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
-from inferline_stream.pipeline.profile import Contention, Profile, ServiceTime
+from inferline_stream.pipeline.profile import Contention, Profile, ServiceTime, Variation
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
-from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.bench_messages import EventOutcome, Measure
 from inferline_stream.profiler.benches import Bench, Benches, benches_here
 from inferline_stream.profiler.machine import Machine

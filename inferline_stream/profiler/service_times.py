@@ -14,8 +14,7 @@ import numpy as np
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.replica.emulated_hardware import emulated_service_s
 from inferline_stream.pipeline.emulation import Emulated
-from inferline_stream.pipeline.profile import Contention, ServiceTime
-from inferline_stream.pipeline.variation import STEADY, Variation
+from inferline_stream.pipeline.profile import STEADY, Contention, ServiceTime, Variation
 from inferline_stream.profiler.bench_messages import Measure
 from inferline_stream.profiler.replica_failures import ReplicaFailed
 from inferline_stream.profiler.variation_fit import FEWEST_EVENTS, TimedBatch, fitted, service_time

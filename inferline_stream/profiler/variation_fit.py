@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.estimator.service_table import MIDDLES, expected_unit
-from inferline_stream.pipeline.profile import PROBABILITIES, ServiceTime
-from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, STEADY, Variation
+from inferline_stream.pipeline.profile import NOISE_PROBABILITIES, PROBABILITIES, STEADY, ServiceTime, Variation
 
 FEWEST_EVENTS = 16
 """Distinct events below which nothing is said of how they differ."""

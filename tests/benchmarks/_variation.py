@@ -6,8 +6,7 @@ import math
 from dataclasses import replace
 from statistics import NormalDist
 
-from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.variation import LEVELS, NOISE_PROBABILITIES, Variation
+from inferline_stream.pipeline.profile import LEVELS, NOISE_PROBABILITIES, PipelineProfile, Variation
 
 _SLOW = LEVELS // 5
 _NORMAL = tuple(NormalDist().inv_cdf(min(max(p, 0.001), 0.999)) for p in NOISE_PROBABILITIES)

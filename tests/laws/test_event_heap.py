@@ -13,8 +13,8 @@ from inferline_stream.estimator.numba_kernels import interpreted
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.keys import Keys
+from inferline_stream.pipeline.profile import LEVELS
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.variation import LEVELS
 from tests.support.event_heap import simulate_with_heap
 from tests.unit.estimator.random_pipelines import RandomPipeline, random_pipeline
 from tests.unit.estimator.small import CHAIN, measured

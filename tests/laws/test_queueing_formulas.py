@@ -18,10 +18,9 @@ from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import LEVELS, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.variation import LEVELS
 
 EVENTS = 4_000_000
 TOLERANCE = 0.02

@@ -9,9 +9,15 @@ from dataclasses import replace
 from statistics import NormalDist
 
 from inferline_stream.observability.stage_counts import Batches, StageCounts
-from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import (
+    NOISE_PROBABILITIES,
+    STEADY,
+    PipelineProfile,
+    Profile,
+    ServiceTime,
+    Variation,
+)
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths, visited
-from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, STEADY, Variation
 
 FEWEST_BATCHES = 50
 """A service time from fewer batches would be noise."""

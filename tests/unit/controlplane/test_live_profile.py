@@ -9,9 +9,8 @@ from inferline_stream.controlplane.observe.live_profile import corrected
 from inferline_stream.controlplane.observe.pool_reports import PoolReports
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.observability.stage_counts import BatchStats, StageCounts
-from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime, Variation
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths, visit_ratios
-from inferline_stream.pipeline.variation import Variation
 
 SHAPE = Shape(("a", "b", "c", "d"), (Arrow(0, 1, True), Arrow(0, 2, True), Arrow(1, 3), Arrow(2, 3)))
 

@@ -11,10 +11,9 @@ from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.station import STEADY, Station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.keys import Keys
-from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile
+from inferline_stream.pipeline.profile import HOP_PROBABILITIES, LEVELS, PipelineProfile
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.variation import LEVELS
 
 
 @dataclass(frozen=True)

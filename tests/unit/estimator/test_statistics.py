@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from inferline_stream.estimator.simulation import simulate
-from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import NOISE_PROBABILITIES, PipelineProfile, Profile, ServiceTime, Variation
 from inferline_stream.pipeline.shape import Paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
 from tests.unit.estimator.small import C_SKIPPED, C_TAKEN, CHAIN, DIAMOND, ONE, allocated, measured, trace
 
 

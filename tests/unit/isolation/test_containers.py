@@ -12,6 +12,7 @@ from inferline_stream.errors import InvalidInput
 from inferline_stream.isolation import containers
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.containers import Container
+from inferline_stream.isolation.enforced import look, under
 from inferline_stream.isolation.launch import Launch
 from inferline_stream.pipeline.isolation import Isolation
 
@@ -99,3 +100,21 @@ def test_a_container_has_a_network_only_for_declared_ports(tmp_path, monkeypatch
     confinement = Confinement(Isolation("container", ports=ports), str(tmp_path / "topology.py"))
     container = Container("some.module", confinement, cores=1, pinned=(), environment={})
     assert f"--network={network}" in container.command
+
+
+HOST = "#139-Ubuntu SMP PREEMPT_DYNAMIC Sat Aug  1 03:52:05 UTC 2026"
+ROOT = "29 1 0:26 / / rw,relatime - overlay overlay rw,lowerdir=/l"
+SHARED = "35 29 0:31 /c/resolv.conf /etc/resolv.conf rw,relatime - virtiofs kataShared rw"
+
+
+def test_gvisor_is_known_by_its_kernels_name_and_kata_by_where_its_files_come_from() -> None:
+    assert under("gvisor", "#1 SMP Sun Jan 10 15:06:54 PST 2016", ROOT)
+    assert not under("gvisor", HOST, ROOT)
+    assert under("kata", HOST, f"{ROOT}\n{SHARED}\n")
+    assert not under("kata", HOST, ROOT)
+
+
+@pytest.mark.parametrize("level", ["gvisor", "kata"])
+def test_a_runtime_that_nothing_shows_is_reported_as_missing(level: str, tmp_path: Path) -> None:
+    missing = look(Confinement(Isolation(level), str(tmp_path / "topology.py"))).missing
+    assert f"{level}: nothing shows it, so the kernel may be the host's own" in missing

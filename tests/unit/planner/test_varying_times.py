@@ -13,10 +13,9 @@ from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import NOISE_PROBABILITIES, PipelineProfile, Profile, ServiceTime, Variation
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
 from inferline_stream.planner.bounds import Bounds, _drawn_in_time
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem

@@ -12,10 +12,9 @@ import pytest
 
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InvalidFile, InvalidTopology
-from inferline_stream.pipeline.profile import PROBABILITIES, Contention, Profile, ServiceTime
+from inferline_stream.pipeline.profile import PROBABILITIES, Contention, Profile, ServiceTime, Variation
 from inferline_stream.pipeline.shape import Paths
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.pipeline.variation import Variation
 from inferline_stream.profiler.code_version import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 from inferline_stream.profiler.profile_store import VERSION, Known, ProfileStore

@@ -183,3 +183,16 @@ def test_a_measurement_that_others_disturbed_is_said_and_one_that_the_neighbour_
     why = disturbance(Hardware("share", 0.1, cores=cores), waited_share)
     assert bool(why) == bool(said)
     assert said in why
+
+
+def test_a_note_says_how_far_the_step_under_way_has_come() -> None:
+    reported: list[Progress] = []
+    steps = Steps(reported.append, 2)
+    steps.begin("embed on cpu-1")
+    steps.within(0.75)
+    steps.note("batch sizes above 8 do not fit")
+    assert [(progress.done, progress.note) for progress in reported] == [
+        (0.0, ""),
+        (0.75, ""),
+        (0.75, "batch sizes above 8 do not fit"),
+    ]

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.estimator.service_table import expected_unit, service_table, unit_levels
-from inferline_stream.pipeline.profile import Profile, ServiceTime
-from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, STEADY, Variation
+from inferline_stream.pipeline.profile import NOISE_PROBABILITIES, STEADY, Profile, ServiceTime, Variation
 from inferline_stream.profiler.variation_fit import TimedBatch, fitted
 
 SIZES = (1, 2, 4, 8, 16)

@@ -14,10 +14,17 @@ from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.plan import Allocation, cost_per_hour
-from inferline_stream.pipeline.profile import HOP_PROBABILITIES, Contention, PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.profile import (
+    HOP_PROBABILITIES,
+    NOISE_PROBABILITIES,
+    Contention,
+    PipelineProfile,
+    Profile,
+    ServiceTime,
+    Variation,
+)
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.variation import NOISE_PROBABILITIES, Variation
 from inferline_stream.replay.loop import Conditions, Slowdown, replay
 from inferline_stream.replay.policy_view import Glimpse, View
 from inferline_stream.replay.scalers import Fixed, Scheduled, Wish

@@ -9,9 +9,9 @@ import pytest
 
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.profile import Variation
 from inferline_stream.pipeline.replica_slots import ReplicaSlots
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.variation import Variation
 from inferline_stream.replay.scalers import Scheduled
 from tests.unit.replay.test_changing_replicas import Watching, waiting
 from tests.unit.replay.test_loop import ONE, run
