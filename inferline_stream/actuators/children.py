@@ -263,18 +263,8 @@ class Children:
         asyncio.get_running_loop().add_reader(child.channel, hear, child)
 
     def _hear_dispatcher(self, child: Child) -> None:
-        """Take one message of a dispatcher's."""
-        assert child.channel is not None
-        try:
-            data = child.channel.recv(MAX_DATAGRAM_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            asyncio.get_running_loop().remove_reader(child.channel)
-            return  # it ends, which its pidfd says
-        self._heard(child, decode_from_dispatcher(data))
+        if data := _received(child, MAX_DATAGRAM_BYTES):
+            self._heard(child, decode_from_dispatcher(data))
 
     def _contained(self, spec: ReplicaSpec, launch: Launch) -> Child:
         ours, theirs = socket.socketpair()
@@ -332,17 +322,12 @@ class Children:
         return self._seen
 
     def _hear_replica(self, child: Child) -> None:
-        """Take a replica's one message: it is built."""
-        assert child.channel is not None
-        try:
-            data = child.channel.recv(len(BUILT))
-        except BlockingIOError:
+        if (data := _received(child, len(BUILT))) is None:
             return
-        except OSError:
-            data = b""
         if data == BUILT:
             child.built()
-        asyncio.get_running_loop().remove_reader(child.channel)  # it ends, or has said all
+        assert child.channel is not None
+        asyncio.get_running_loop().remove_reader(child.channel)  # it has said all
 
     def _reap(self, child: Child) -> None:
         """Take the exit code of a child that has ended, and report it."""
@@ -379,6 +364,20 @@ class Children:
         tail = "" if code == 0 else child.log.tail()
         self._logs.ended(child.log, child.stage, code)
         self._ended(child, code, child.fault or why or _reason(code, tail, overran, child.log.path), tail)
+
+
+def _received(child: Child, size: int) -> bytes | None:
+    """Return a child's next message; None where it has sent none, and an empty one, the last, where it ends."""
+    assert child.channel is not None
+    try:
+        data = child.channel.recv(size)
+    except BlockingIOError:
+        return None
+    except OSError:
+        data = b""
+    if not data:
+        asyncio.get_running_loop().remove_reader(child.channel)  # its pidfd says the rest
+    return data
 
 
 def _wait(pidfd: int) -> None:

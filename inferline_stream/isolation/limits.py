@@ -34,6 +34,19 @@ _THREADS = 64
 """Of one process; a stage that needs more has another problem."""
 
 
+_ROOT = Path("/sys/fs/cgroup")
+
+
+def _hierarchies() -> list[tuple[list[str], str]]:
+    """Controllers of each hierarchy of groups, none for version 2, and this process's group in it, below `_ROOT`."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    parts = (line.split(":", 2) for line in lines)
+    return [(controllers.split(",") if controllers else [], path.lstrip("/")) for _, controllers, path in parts]
+
+
 def memory_bytes(confinement: Confinement) -> int:
     """Most memory of a process: what is declared, else half of the machine's, so that one cannot fill it."""
     declared = confinement.isolation.memory_mb
@@ -164,24 +177,20 @@ def _cpu_group() -> tuple[Path | None, bool]:
 
 def _unified_groups() -> Iterator[Path]:
     """The groups of version 2 around this process, innermost first."""
-    root = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            if line.startswith("0::"):
-                own = root / line.split(":", 2)[2].lstrip("/")
-                yield from (group for group in (own, *own.parents) if group.is_relative_to(root))
+    for controllers, path in _hierarchies():
+        if not controllers:
+            own = _ROOT / path
+            yield from (group for group in (own, *own.parents) if group.is_relative_to(_ROOT))
 
 
 def cores_here() -> float:
     """Cores that this process may use: those that it is kept to, and no more than its control groups let through."""
     found = [float(len(os.sched_getaffinity(0)))]
     groups = [(group, "") for group in _unified_groups()]
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if "cpu" in controllers.split(","):
-                own = Path("/sys/fs/cgroup/cpu") / path.lstrip("/")
-                groups += [(group, "v1") for group in (own, *own.parents) if "cpu" in group.parts]
+    for controllers, path in _hierarchies():
+        if "cpu" in controllers:
+            own = _ROOT / "cpu" / path
+            groups += [(group, "v1") for group in (own, *own.parents) if "cpu" in group.parts]
     for group, version in groups:
         with contextlib.suppress(OSError, ValueError):  # no group, or no limit
             if version:
@@ -230,17 +239,11 @@ def group_memory_bytes() -> int | None:
 
 def _memory_groups() -> Iterator[tuple[Path, str]]:
     """Folder of this process's group in either version, and the name of its limit."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for controllers, path in _hierarchies():
         if not controllers:
-            yield root / path.lstrip("/"), "memory.max"
-        elif "memory" in controllers.split(","):
-            yield root / "memory" / path.lstrip("/"), "memory.limit_in_bytes"
+            yield _ROOT / path, "memory.max"
+        elif "memory" in controllers:
+            yield _ROOT / "memory" / path, "memory.limit_in_bytes"
 
 
 def overran_memory(process: int) -> bool:
@@ -324,20 +327,15 @@ def own_group(controller: str) -> tuple[Path | None, bool]:
     None where none is ours: in version 2 a group says which controllers it passes on; in version 1 a group other than
     the root is a service manager's.
     """
-    root = Path("/sys/fs/cgroup")
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None, False
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            folder = root / controller / path.lstrip("/")
-            return (folder if path == "/" and folder.is_dir() else None), False
-    unified = next((line.split(":", 2)[2] for line in lines if line.startswith("0::")), None)
+    found = _hierarchies()
+    for controllers, path in found:
+        if controller in controllers:
+            folder = _ROOT / controller
+            return (folder if not path and folder.is_dir() else None), False
+    unified = next((path for controllers, path in found if not controllers), None)
     if unified is None:
         return None, False
-    folder = root / unified.lstrip("/")
+    folder = _ROOT / unified
     try:
         delegated = controller in (folder / "cgroup.subtree_control").read_text().split()
     except OSError:

@@ -35,52 +35,30 @@ class Refusals:
         """A stage whose refusals are explained: the same function, or a class that builds and calls the same."""
         if not self._confinement.isolation.sandboxed:
             return run
-        if is_asynchronous(run):
-            return self._guarded_asynchronous(run)
+        explained, asynchronous = self._explained, is_asynchronous(run)
         if not inspect.isclass(run):
-
-            @functools.wraps(run)
-            def call(values: list[Any]) -> Any:
-                with self._explained():
-                    return run(values)
-
-            return call
-        explained = self._explained
+            return functools.wraps(run)(self._explaining(run, asynchronous=asynchronous))
 
         class Guarded:
             def __init__(self) -> None:
                 with explained():
-                    self._call = run()
+                    self.stage = run()
 
-            def __call__(self, values: list[Any]) -> Any:
-                with explained():
-                    return self._call(values)
+            __call__ = self._explaining(lambda guarded, values: guarded.stage(values), asynchronous=asynchronous)
 
         Guarded.__qualname__ = run.__qualname__
         return Guarded
 
-    def _guarded_asynchronous(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        explained = self._explained
-        if not inspect.isclass(run):
+    def _explaining(self, call: Callable[..., Any], *, asynchronous: bool) -> Callable[..., Any]:
+        def now(*given: Any) -> Any:
+            with self._explained():
+                return call(*given)
 
-            @functools.wraps(run)
-            async def call(values: list[Any]) -> Any:
-                with explained():
-                    return await run(values)
+        async def later(*given: Any) -> Any:
+            with self._explained():
+                return await call(*given)
 
-            return call
-
-        class GuardedAsynchronous:
-            def __init__(self) -> None:
-                with explained():
-                    self._call = run()
-
-            async def __call__(self, values: list[Any]) -> Any:
-                with explained():
-                    return await self._call(values)
-
-        GuardedAsynchronous.__qualname__ = run.__qualname__
-        return GuardedAsynchronous
+        return later if asynchronous else now
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InvalidTopology, Unreachable
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.pipeline.profile import Overheads
+from inferline_stream.pipeline.profile import Overheads, PipelineProfile
 from inferline_stream.pipeline.shape import shape_of, visit_ratios
 from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.overheads import keep_overheads, overheads_file
@@ -80,6 +81,10 @@ def topology(tmp_path: Path) -> Path:
     return file
 
 
+async def profiled(topology: Path, **given: Any) -> PipelineProfile:
+    return await profile_pipeline(load_topology(topology), topology, EVENTS, **{"options": QUICK, **given})
+
+
 async def test_a_pipeline_is_measured_once_and_then_known(
     topology: Path, embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,12 +92,9 @@ async def test_a_pipeline_is_measured_once_and_then_known(
     monkeypatch.delenv("INFERLINE_CACHE", raising=False)
     pipeline = load_topology(topology)
     reported: list[Progress] = []
-    measured = await profile_pipeline(
-        pipeline,
+    measured = await profiled(
         topology,
-        EVENTS,
         bootstrap_servers=embedded_broker.bootstrap_servers,
-        options=QUICK,
         machine=WITHOUT_GPU,
         progress=reported.append,
     )
@@ -120,12 +122,10 @@ async def test_a_pipeline_is_measured_once_and_then_known(
     known = Overheads(4_000.0, ((0.0, 0.1),))
     keep_overheads(overheads_file(WITHOUT_GPU), known)
     reported.clear()
-    again = await profile_pipeline(
-        pipeline, topology, EVENTS, options=QUICK, machine=WITHOUT_GPU, progress=reported.append
-    )
+    again = await profiled(topology, machine=WITHOUT_GPU, progress=reported.append)
     assert reported[-1].total == 0, "measured again what was known"
     keys = [b"a", b"b", *(b"a" for _ in EVENTS[2:])]
-    keyed = await profile_pipeline(pipeline, topology, EVENTS, keys=keys, options=QUICK, machine=WITHOUT_GPU)
+    keyed = await profiled(topology, keys=keys, machine=WITHOUT_GPU)
     assert (again.keys.shares, again.keys.ordered) == ((), ("read", "slow"))
     assert keyed.keys.shares == (("a", 1 - 1 / len(EVENTS)),)
     assert again.overheads == known
@@ -145,39 +145,39 @@ async def test_on_a_users_kafka_only_the_time_between_stages_is_measured_for_eac
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("INFERLINE_CACHE", raising=False)
-    pipeline = load_topology(topology)
-    await profile_pipeline(pipeline, topology, EVENTS, options=QUICK)
+    await profiled(topology)
     doing: list[str] = []
-    measured = await profile_pipeline(
-        pipeline,
+    measured = await profiled(
         topology,
-        EVENTS,
         bootstrap_servers=embedded_broker.bootstrap_servers,
         options=Options(broker="kafka-2:9092"),
         progress=lambda p: doing.append(p.doing),
     )
     assert set(doing) - {"", "done"} == {"time between two stages"}
     assert measured.hop_overhead_s > 0
-    elsewhere = await profile_pipeline(pipeline, topology, EVENTS, options=Options(broker="kafka-3:9092"))
+    elsewhere = await profiled(topology, options=Options(broker="kafka-3:9092"))
     assert elsewhere.hop_overhead_s == 0
 
 
 async def test_only_what_changed_is_measured(topology: Path) -> None:
-    await profile_pipeline(load_topology(topology), topology, EVENTS, options=QUICK)
+    await profiled(topology)
     topology.write_text(TOPOLOGY.replace("time.sleep(0.02)", "time.sleep(0.03)"))
     doing: list[str] = []
-    measured = await profile_pipeline(
-        load_topology(topology), topology, EVENTS, options=QUICK, progress=lambda p: doing.append(p.doing)
-    )
+    measured = await profiled(topology, progress=lambda p: doing.append(p.doing))
     assert {text.partition(":")[0] for text in doing if " on " in text} == {"slow on cpu-1"}
     assert measured.profiles["slow", "cpu-1"].service_times[0].quantiles_s[0] >= 0.03
 
 
+async def problem_of(topology: Path) -> str:
+    with pytest.raises(InvalidTopology) as raised:
+        await profiled(topology)
+    (problem,) = raised.value.problems
+    return problem
+
+
 async def test_stages_that_cannot_be_built_are_reported_together(topology: Path) -> None:
     topology.write_text(TOPOLOGY.replace("time.sleep(0.3)", "import a_model_that_nobody_has"))
-    with pytest.raises(InvalidTopology) as raised:
-        await profile_pipeline(load_topology(topology), topology, EVENTS, options=QUICK)
-    (problem,) = raised.value.problems
+    problem = await problem_of(topology)
     assert problem.startswith(f"{topology}:")
     assert "in __init__: Slow cannot be built: ModuleNotFoundError" in problem
     assert "stage 'slow', declared at" in problem
@@ -185,21 +185,16 @@ async def test_stages_that_cannot_be_built_are_reported_together(topology: Path)
 
 async def test_a_stage_whose_process_ends_on_the_samples_events_is_named(topology: Path) -> None:
     topology.write_text(TOPOLOGY.replace("time.sleep(0.02)", "import os; os._exit(3)"))
-    with pytest.raises(InvalidTopology) as raised:
-        await profile_pipeline(load_topology(topology), topology, EVENTS, options=QUICK)
-    (problem,) = raised.value.problems
+    problem = await problem_of(topology)
     assert "stage 'slow' on the sample's events: its process ended with exit code 3" in problem
 
 
 async def test_a_broker_that_does_not_answer_is_reported_before_anything_is_measured(topology: Path) -> None:
     doing: list[str] = []
     with pytest.raises(Unreachable, match="does not answer"):
-        await profile_pipeline(
-            load_topology(topology),
+        await profiled(
             topology,
-            EVENTS,
             bootstrap_servers="127.0.0.1:1",
-            options=QUICK,
             settings=Settings(connect_timeout_s=0.3),
             progress=lambda p: doing.append(p.doing),
         )
