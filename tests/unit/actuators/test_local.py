@@ -143,16 +143,6 @@ async def test_what_a_dying_replica_prints_without_end_does_not_fill_a_message(t
     assert len(gone.tail) < 8000
 
 
-async def test_a_replica_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    async with doubles(tmp_path, "stubborn", drain_timeout_s=0.0) as local:
-        await local.scale("stubborn", "kind", 1)
-        (seen,) = await local.observe()
-        log = tmp_path / f"{seen.replica}.log"
-        await until(lambda: log.exists() and bool(log.read_text()), "the replica is up")
-        await local.scale("stubborn", "kind", 0)
-        assert (await next_exit(local)).exit_code == -signal.SIGKILL
-
-
 async def test_a_run_begins_with_a_warning_where_a_declared_limit_of_memory_does_not_hold_for_shared_mappings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
