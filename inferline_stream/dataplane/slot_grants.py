@@ -28,6 +28,32 @@ class LeaderHeartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
         _check(self.version, self.term)
 
 
+class HardwarePlan(msgspec.Struct, frozen=True):
+    """What the plan says of a stage's replicas on one kind of hardware."""
+
+    max_batch_size: int = 1
+    service_s: dict[int, float] = {}
+    """Profiled service time by batch size: for deadlines, and for who is likely to finish first."""
+    concurrency: int = 1
+    """Most batches that a replica has in hand."""
+    contention: dict[int, dict[int, float]] = {}
+    """By batches in hand and batch size, how many times as long as alone a batch takes."""
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size < 1 or self.concurrency < 1:
+            raise ValueError(f"{self.concurrency} batches of {self.max_batch_size}")
+
+
+class StagePlan(msgspec.Struct, frozen=True):
+    """What the plan says of a stage, on its way from the plan to the pool that serves by it."""
+
+    hardware: dict[str, HardwarePlan] = {}
+    hold_s: float = 0.0
+    """How long after the oldest eligible event reached the stage a free replica waits for a fuller batch."""
+    sample: StageInput | None = None
+    """An event that the stage is known to process: a fresh replica must pass it before another event is blamed."""
+
+
 class Grant(msgspec.Struct, frozen=True, tag="grant"):
     """Which dispatcher serves a slot from now on; replaces the one before. Key: `grant_key`.
 
@@ -48,18 +74,7 @@ class Grant(msgspec.Struct, frozen=True, tag="grant"):
     """Grows with every grant of a term; (term, number) orders grants."""
     begins: bool = True
     """False: connect and wait, another one may still serve."""
-    max_batch_sizes: dict[str, int] = {}
-    """The plan's batch limit by hardware kind."""
-    hold_s: float = 0.0
-    """How long after the oldest eligible event reached the stage a free replica waits for a fuller batch."""
-    service_s: dict[str, dict[int, float]] = {}
-    """Profiled service time by hardware kind and batch size: for deadlines, and for who is likely to finish first."""
-    sample: StageInput | None = None
-    """An event that the stage is known to process: a fresh replica must pass it before another event is blamed."""
-    concurrency: dict[str, int] = {}
-    """Most batches that a replica of each hardware kind has in hand; 1 where it is missing."""
-    contention: dict[str, dict[int, dict[int, float]]] = {}
-    """By hardware kind, batches in hand and batch size, how many times as long as alone a batch takes."""
+    plan: StagePlan = StagePlan()
     settled: dict[int, tuple[int, int]] = {}
     """Of a join's input, by partition: an event with its first part below the first offset gets no other part at or
     above the second, because every stage before the join has finished what it could come from."""
@@ -71,10 +86,6 @@ class Grant(msgspec.Struct, frozen=True, tag="grant"):
         within = self.slot < self.slots or not self.dispatcher
         if not (0 <= self.slot < _MOST and 0 <= self.slots < _MOST and within):
             raise ValueError(f"slot {self.slot} of {self.slots}")
-        if any(size < 1 for size in self.max_batch_sizes.values()):
-            raise ValueError(f"batch sizes {self.max_batch_sizes}")
-        if any(count < 1 for count in self.concurrency.values()):
-            raise ValueError(f"concurrency {self.concurrency}")
 
 
 def grant_key(stage: str, slot: int) -> str:

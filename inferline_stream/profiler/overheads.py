@@ -24,7 +24,7 @@ from inferline_stream.actuators.core_times import cpu_s
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes, routes_of
-from inferline_stream.dataplane.slot_grants import Grant, encode_control, grant_key
+from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan, encode_control, grant_key
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Unreachable
@@ -151,7 +151,7 @@ class _Pool:
         name = f"{_STAGE}-0-{secrets.token_hex(4)}"
         await self._supervisor.dispatch(_STAGE, [DispatcherSpec(name, 0, routes, self._servers)])
         await self._supervisor.scale(_STAGE, kind.name, 1)
-        grant = Grant(_STAGE, 0, 1, name, 1, 1, max_batch_sizes={kind.name: _BATCH})
+        grant = Grant(_STAGE, 0, 1, name, 1, 1, plan=StagePlan({kind.name: HardwarePlan(_BATCH)}))
         key = grant_key(_STAGE, 0).encode()
         await self._producer.send(self._names.assignments, encode_control(grant), key=key)
         await self._send(1)

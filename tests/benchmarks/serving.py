@@ -194,7 +194,7 @@ async def _run(topology: Path, held: Allocation, live: Trace) -> float:
     with EmbeddedKafka() as broker:
         async with Director(broker.bootstrap_servers, topology, partitions={"work": 4}, max_batch_size=1) as director:
             await director.start(replicas=held.replicas)
-            await director.grant("work", concurrency={"client": held.concurrency})
+            await director.grant("work", concurrency=held.concurrency)
             await asyncio.sleep(0.5)
             topic, began_s, sent = director.names.topic("in"), time.time() + 0.1, []
             for number, at_s in enumerate(live.arrivals_s):

@@ -111,7 +111,7 @@ async def test_batches_fill_up_to_a_limit_that_changes_live_and_wait_only_where_
         await director.start()
         await all_done(40)
         assert max(sizes()) == 4
-        number = await director.grant("work", max_batch_sizes={KIND: 16}, hold_s=3600.0)
+        number = await director.grant("work", max_batch_size=16, hold_s=3600.0)
         await director.until(lambda: director.report("work").number == number, "the grant is followed")
         before = sizes()
         await director.put([b"x"] * 15, [None] * 15)

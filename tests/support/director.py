@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
@@ -24,7 +25,7 @@ from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, Delivery, DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, decode_report
 from inferline_stream.dataplane.routes import every_route
-from inferline_stream.dataplane.slot_grants import Grant, encode_control, grant_key
+from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan, encode_control, grant_key
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.connection import client_options, closed
@@ -199,30 +200,35 @@ class Director:
             await self.until(lambda: all(self.phase(name) == "serving" for name in names), f"{names} serve", 30.0)
         return names
 
-    async def grant(self, stage: str, slot: int = 0, **changes: Any) -> int:
-        """Write a grant of a slot: the one before, with changes; returns its number."""
+    async def grant(self, stage: str, slot: int = 0, *, hold_s: float | None = None, **changes: Any) -> int:
+        """Write a grant of a slot: the one before, with changes; returns its number.
+
+        Changes are fields of `Grant`, or of the `HardwarePlan` of every kind.
+        """
         self._number += 1
         kinds = self.pipeline.stage(stage).hardware
         known = self._grants.get((stage, slot))
         fields: dict[str, Any] = {
             "slots": 1,
             "dispatcher": "",
-            "max_batch_sizes": dict.fromkeys(kinds, self._max_batch_size),
-            "service_s": {
-                kind: emulated_s(self.pipeline.stage(stage).emulated, kind)
-                for kind in kinds
-                if self._hardware[kind].emulated
-            },
-            "sample": self._samples.get(stage),
-            "concurrency": dict.fromkeys(kinds, self.pipeline.stage(stage).most_at_once),
+            "plan": StagePlan({kind: self._plan_of(stage, kind) for kind in kinds}, sample=self._samples.get(stage)),
         }
         if known is not None:
             fields = {name: getattr(known, name) for name in known.__struct_fields__}
-        fields |= {"stage": stage, "slot": slot, "term": self._term, "number": self._number, **changes}
+        of_kind = {name: changes.pop(name) for name in HardwarePlan.__struct_fields__ if name in changes}
+        plan = fields["plan"]
+        hardware = {kind: msgspec.structs.replace(each, **of_kind) for kind, each in plan.hardware.items()}
+        plan = msgspec.structs.replace(plan, hardware=hardware, hold_s=plan.hold_s if hold_s is None else hold_s)
+        fields |= {"stage": stage, "slot": slot, "term": self._term, "number": self._number, "plan": plan, **changes}
         grant = self._grants[stage, slot] = Grant(**fields)
         key = grant_key(stage, slot).encode()
         await self.producer.send_and_wait(self.names.assignments, encode_control(grant), key=key, partition=0)
         return grant.number
+
+    def _plan_of(self, stage: str, kind: str) -> HardwarePlan:
+        declared = self.pipeline.stage(stage)
+        times_s = dict(emulated_s(declared.emulated, kind)) if self._hardware[kind].emulated else {}
+        return HardwarePlan(self._max_batch_size, times_s, declared.most_at_once)
 
     def _dispatcher_spec(self, stage: str, slot: int) -> DispatcherSpec:
         return DispatcherSpec(

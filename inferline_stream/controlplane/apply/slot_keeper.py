@@ -16,6 +16,7 @@ from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
+from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.plan import hold_of
 
@@ -277,24 +278,28 @@ class SlotKeeper:
             if view.reports.join_overdue(stage):  # a grant for each round would be one a second
                 self._settled_parts[stage] = settling.settled
         for stage, partitions in view.partitions.items():
-            kinds = sorted({kind for name, kind in view.measured.profiles if name == stage}
-                           | {a.hardware for a in view.plan.allocations[stage]})  # fmt: skip
-            profiles = {k: p for k in kinds if (p := view.measured.profiles.get((stage, k))) is not None}
             found[stage] = StageSlots(
                 slots=0 if stage in self._retired else min(view.plan.slots.get(stage, 1), partitions),
-                max_batch_sizes={kind: view.allocation(stage, kind).max_batch_size for kind in kinds},
-                hold_s=hold_of(view.plan.allocations[stage]),
-                service_s={k: {b: p.service_time_s(b) for b in p.batch_sizes} for k, p in profiles.items()},
-                sample=view.samples.get(stage),
-                concurrency={kind: c for kind in kinds if (c := view.allocation(stage, kind).concurrency) > 1},
-                contention={
-                    k: {c.concurrency: dict(zip(p.batch_sizes, c.factors, strict=True)) for c in p.contention}
-                    for k, p in profiles.items()
-                    if p.contention
-                },
+                plan=self._plan_of(stage),
                 settled=self._settled_parts.get(stage, {}),
             )
         return found
+
+    def _plan_of(self, stage: str) -> StagePlan:
+        view, hardware = self.view, {}
+        allocations, profiles = view.plan.allocations[stage], view.measured.profiles
+        for kind in sorted({k for name, k in profiles if name == stage} | {a.hardware for a in allocations}):
+            planned = view.allocation(stage, kind)
+            limit, concurrency = planned.max_batch_size, planned.concurrency
+            profile = profiles.get((stage, kind))
+            if profile is None:
+                hardware[kind] = HardwarePlan(limit, concurrency=concurrency)
+                continue
+            sizes = profile.batch_sizes
+            times_s = {size: profile.service_time_s(size) for size in sizes}
+            slowed = {each.concurrency: dict(zip(sizes, each.factors, strict=True)) for each in profile.contention}
+            hardware[kind] = HardwarePlan(limit, times_s, concurrency, slowed)
+        return StagePlan(hardware, hold_of(allocations), view.samples.get(stage))
 
     # -- the end -------------------------------------------------------------------------------------
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from inferline_stream.dataplane.frames import StageInput
-from inferline_stream.dataplane.slot_grants import Grant, grant_key
+from inferline_stream.dataplane.slot_grants import Grant, StagePlan, grant_key
 
 _ANY = 0
 """Number of slots of a dispatcher about which nothing is known: it may serve every partition of its stage."""
@@ -25,20 +24,12 @@ class StageSlots:
 
     Args:
         slots: D; 0 to end the stage.
-        max_batch_sizes: batch limit by hardware kind.
-        hold_s: longest time that a free replica waits for a fuller batch.
-        service_s: profiled service time by hardware kind and batch size.
-        sample: an event that the stage is known to process.
-        concurrency: see `Grant`, as are contention and settled.
+        plan: see `StagePlan`.
+        settled: see `Grant`.
     """
 
     slots: int = 1
-    max_batch_sizes: Mapping[str, int] = field(default_factory=dict)
-    hold_s: float = 0.0
-    service_s: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    sample: StageInput | None = None
-    concurrency: Mapping[str, int] = field(default_factory=dict)
-    contention: Mapping[str, Mapping[int, Mapping[int, float]]] = field(default_factory=dict)
+    plan: StagePlan = field(default_factory=StagePlan)
     settled: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -205,11 +196,7 @@ class _Step:
             )
             grant = Grant(
                 stage, slot, wanted.slots, dispatcher, self.term, 0, begins,
-                dict(wanted.max_batch_sizes), wanted.hold_s,
-                {kind: dict(times) for kind, times in wanted.service_s.items()}, wanted.sample,
-                concurrency=dict(wanted.concurrency),
-                contention={k: {n: dict(f) for n, f in of.items()} for k, of in wanted.contention.items()},
-                settled=dict(wanted.settled),
+                wanted.plan, dict(wanted.settled),
             )  # fmt: skip
             if now is None or grant != msgspec.structs.replace(now, term=self.term, number=0):
                 self._write(grant)

@@ -214,8 +214,8 @@ class Dispatcher:
             return
         if isinstance(grant, Grant):
             self._report.term, self._report.number = grant.term, grant.number
-            self._pool.configure(grant.max_batch_sizes, grant.service_s, grant.concurrency, grant.contention)
-            self._feeder.hold_s = grant.hold_s
+            self._pool.configure(grant.plan)
+            self._feeder.hold_s = grant.plan.hold_s
             if self._session is not None:
                 self._session.learn(grant)
         else:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.dataplane.frames import Call
+from inferline_stream.dataplane.slot_grants import HardwarePlan
 
 MIN_WIDER_S, MAX_WIDER_S = 30.0, 3600.0
 """First and longest time until larger batches are tried again than a device had memory for: others may have used it."""
@@ -40,6 +41,19 @@ class HardwareKind:
     interpolated: dict[tuple[int, int], float] = field(default_factory=dict)
     measured: dict[int, float] = field(default_factory=dict)
     """Where there is no profile: moving average of the service time by batch size, to compare replicas by."""
+
+    def configure(self, plan: HardwarePlan) -> None:
+        """Apply what the plan says of the kind."""
+        profile = {size: time_s for size, time_s in plan.service_s.items() if size > 0 and time_s > 0}
+        self.limit, self.concurrency = plan.max_batch_size, plan.concurrency
+        self.sizes = sorted(profile)
+        self.times_s = [profile[size] for size in self.sizes]
+        self.contention = [
+            (beside, [factors[size] for size in self.sizes])
+            for beside, factors in sorted(plan.contention.items())
+            if beside > 1 and factors.keys() >= profile.keys() and profile
+        ]
+        self.interpolated = {}
 
     @property
     def largest(self) -> int:

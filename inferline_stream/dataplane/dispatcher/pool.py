@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from inferline_stream.dataplane.dispatcher.hardware_kind import WEIGHT, HardwareKind
 from inferline_stream.dataplane.dispatcher.pooled_replica import Handed, PooledReplica
 from inferline_stream.dataplane.dispatcher.slow_replicas import stragglers
 from inferline_stream.dataplane.frames import Call
+from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
 
 MIN_DEADLINE_S = 0.3
 """Shortest deadline of a batch: above the pauses of a busy host."""
@@ -65,35 +66,10 @@ class Pool:
         self._one_each = True
         """Whether no replica may have several batches in hand."""
 
-    def configure(
-        self,
-        max_batch_sizes: Mapping[str, int],
-        service_s: Mapping[str, Mapping[int, float]],
-        concurrency: Mapping[str, int] | None = None,
-        contention: Mapping[str, Mapping[int, Mapping[int, float]]] | None = None,
-    ) -> None:
-        """Apply what a grant has by hardware kind.
-
-        Args:
-            max_batch_sizes: batch limits.
-            service_s: profiled service times by batch size.
-            concurrency: most batches that a replica has in hand; 1 where it is missing.
-            contention: by batches in hand and batch size, how many times as long one takes.
-        """
-        concurrency, contention = concurrency or {}, contention or {}
-        for hardware in {*self._kinds, *max_batch_sizes, *service_s}:
-            kind = self._kinds.setdefault(hardware, HardwareKind())
-            profile = {size: time_s for size, time_s in service_s.get(hardware, {}).items() if size > 0 and time_s > 0}
-            kind.limit = max(1, max_batch_sizes.get(hardware, 1))
-            kind.sizes = sorted(profile)
-            kind.times_s = [profile[size] for size in kind.sizes]
-            kind.concurrency = max(1, concurrency.get(hardware, 1))
-            kind.contention = [
-                (beside, [factors[size] for size in kind.sizes])
-                for beside, factors in sorted(contention.get(hardware, {}).items())
-                if beside > 1 and factors.keys() >= profile.keys() and profile
-            ]
-            kind.interpolated = {}
+    def configure(self, plan: StagePlan) -> None:
+        """Apply what the plan says of the stage's replicas."""
+        for hardware in {*self._kinds, *plan.hardware}:
+            self._kinds.setdefault(hardware, HardwareKind()).configure(plan.hardware.get(hardware, HardwarePlan()))
         self._one_each = all(kind.concurrency == 1 for kind in self._kinds.values())
         for replica in self.replicas.values():
             self._place(replica)

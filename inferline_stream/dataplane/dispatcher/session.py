@@ -182,7 +182,7 @@ class SlotSession:
     def learn(self, grant: Grant) -> None:
         """Learn what a grant says of the stage's events."""
         self.joins.learn(grant.settled)
-        self.suspects.learn(grant.sample)
+        self.suspects.learn(grant.plan.sample)
 
     def halt(self, why: str) -> None:
         """Stop reading every partition."""

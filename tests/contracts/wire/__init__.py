@@ -35,7 +35,7 @@ from inferline_stream.dataplane.host_postings import Posting
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.dataplane.routes import Routes
-from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat
+from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.kafka.batch_mark import BatchId
@@ -102,12 +102,7 @@ FILLED: tuple[Any, ...] = (
         term=3,
         number=9,
         begins=False,
-        max_batch_sizes={"cpu-1": 8},
-        hold_s=0.01,
-        service_s={"cpu-1": {1: 0.02}},
-        sample=b"an event",
-        concurrency={"cpu-1": 2},
-        contention={"cpu-1": {2: {1: 1.5}}},
+        plan=StagePlan({"cpu-1": HardwarePlan(8, {1: 0.02}, 2, {2: {1: 1.5}})}, 0.01, b"an event"),
         settled={0: (10, 12)},
     ),
     PoolReport(

@@ -15,7 +15,7 @@ from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
-from inferline_stream.dataplane.slot_grants import Grant, grant_key
+from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan, grant_key
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
@@ -115,8 +115,8 @@ def the_grant(house: House) -> Grant:
 async def test_a_grant_says_limits_hold_and_profiled_times_and_its_dispatcher_is_asked_for(house: House) -> None:
     grant = the_grant(house)
     assert (grant.slots, grant.begins, grant.term) == (1, True, 2)
-    assert (grant.max_batch_sizes, grant.service_s) == ({"cpu": 4}, {"cpu": {1: 0.1, 4: 0.2}})
-    assert grant.hold_s == 0.012
+    assert grant.plan.hardware == {"cpu": HardwarePlan(4, {1: 0.1, 4: 0.2})}
+    assert grant.plan.hold_s == 0.012
     assert house.asked == [[grant.dispatcher]]
     await house.step(3)
     assert len(house.asked) == 1
@@ -194,7 +194,7 @@ async def test_another_hosts_dispatcher_that_is_never_heard_is_given_up_after_it
 
 
 async def test_a_controller_that_comes_back_keeps_the_dispatchers_of_its_host() -> None:
-    house = House([Grant("a", 0, 1, "mine", 1, 5, max_batch_sizes={"cpu": 4})], running=["mine"])
+    house = House([Grant("a", 0, 1, "mine", 1, 5, plan=StagePlan({"cpu": HardwarePlan(4)}))], running=["mine"])
     await house.step(2)
     assert (the_grant(house).dispatcher, the_grant(house).begins) == ("mine", True)
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from inferline_stream.controlplane.apply import slots
 from inferline_stream.controlplane.apply.slots import KnownDispatchers, SlotOrders, SlotTable, StageSlots, recovered
-from inferline_stream.dataplane.slot_grants import Grant, partitions_of
+from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan, partitions_of
 
 PARTITIONS = 6
 
@@ -52,14 +52,9 @@ def test_after_a_fenced_dispatcher_a_new_one_begins_at_once() -> None:
 def test_what_a_grant_says_is_written_again_when_it_changes_and_the_dispatcher_goes_on() -> None:
     leader = Leader()
     leader.step()
-    leader.wanted = StageSlots(1, {"cpu": 8}, 0.0, {"cpu": {1: 0.1}}, b"sample")
+    leader.wanted = StageSlots(1, plan := StagePlan({"cpu": HardwarePlan(8, {1: 0.1})}, sample=b"sample"))
     (grant,) = leader.step().grants
-    assert (grant.dispatcher, grant.begins, grant.max_batch_sizes, grant.sample) == (
-        "a-0-1",
-        True,
-        {"cpu": 8},
-        b"sample",
-    )
+    assert (grant.dispatcher, grant.begins, grant.plan) == ("a-0-1", True, plan)
     assert leader.step().grants == ()
 
 

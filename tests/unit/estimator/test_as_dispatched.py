@@ -13,6 +13,7 @@ import pytest
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
+from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.keys import Keys
@@ -38,11 +39,14 @@ class VirtualDispatcher:
         key_of: Sequence[int] = (),
     ) -> None:
         self.queue, self.pool, self.key_of = StageQueue(slo_ms * 1000, keys_in_order=bool(len(key_of))), Pool(), key_of
+        limits = {a.hardware: a.max_batch_size for a in held}
         profile = {kind: {size: ms / 1e3 for size, ms in times.items()} for kind, times in service_ms.items()}
-        most = {a.hardware: a.concurrency for a in held}
-        # Each further batch in hand adds as much again to what one takes.
-        contention = {k: {n: dict.fromkeys(profile[k], float(n)) for n in range(2, c + 1)} for k, c in most.items()}
-        self.pool.configure({a.hardware: a.max_batch_size for a in held}, profile, most, contention)
+        plans = {}
+        for kind, times_s, most in ((a.hardware, profile[a.hardware], a.concurrency) for a in held):
+            # Each further batch in hand adds as much again to what one takes.
+            slowed = {n: dict.fromkeys(times_s, float(n)) for n in range(2, most + 1)}
+            plans[kind] = HardwarePlan(limits[kind], times_s, most, slowed)
+        self.pool.configure(StagePlan(plans))
         self.service_ms, self.hold_ms = service_ms, held[0].hold_s * SECOND
         for number, kind in enumerate(a.hardware for a in held for _ in range(a.replicas)):
             self.pool.attach(f"{kind}-{number}", kind, number)

@@ -15,6 +15,7 @@ from inferline_stream.dataplane.dispatcher.feeder import Feeder
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Leave, Ready, Results, encode_frame
 from inferline_stream.dataplane.reports import decode_report, encode_report
+from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
 from tests.unit.dataplane.dispatcher.doubles import Replica, Slot, until
 
 KIND = "cpu-1"
@@ -25,7 +26,7 @@ class Fed:
 
     def __init__(self, limit: int = 4, batch_deadline_s: float = 60.0) -> None:
         self.pool = Pool(batch_deadline_s)
-        self.pool.configure({KIND: limit}, {})
+        self.pool.configure(StagePlan({KIND: HardwarePlan(limit)}))
         self.slot = Slot(kick=lambda: self.feeder.kick())
         self.replaced: list[str] = []
         self.feeder = Feeder(
@@ -466,7 +467,7 @@ async def test_events_of_a_producer_whose_clock_says_1970_add_a_month_at_most_to
 )
 async def test_whatever_a_replica_claims_of_a_batch_the_report_can_be_read_and_the_results_count(calls, busy_s):
     async with fed() as pool:
-        pool.pool.configure({KIND: 1}, {KIND: {1: 0.01}})
+        pool.pool.configure(StagePlan({KIND: HardwarePlan(1, {1: 0.01})}))
         replica = await pool.attached(ready=False)
         replica.say(Ready(replica.name, math.nan, None))
         await until(lambda: pool.phases() == {replica.name: "ready"}, "it is ready")

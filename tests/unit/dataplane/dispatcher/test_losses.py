@@ -14,6 +14,7 @@ from inferline_stream.dataplane.dispatcher.poison_suspects import LostBatch, Pro
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.frames import Call
+from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
 
 START_S, SERVICE_S, EACH_S = 0.05, 0.02, 0.005
 OK, KILLS, HANGS, SLOW, MEMORY = "ok", "kills", "hangs", "slow", "memory"
@@ -42,7 +43,7 @@ class Simulation:
     def __init__(self, replicas, limit, events, *, outside_s=(), broken_s=0.0, sample=b"ok", seed=0):
         self.queue = StageQueue(100_000, keys_in_order=True)
         self.pool, self.suspects = Pool(batch_deadline_s=1.0), Suspects()
-        self.pool.configure({"cpu": limit}, {"cpu": {1: SERVICE_S + EACH_S, 2: SERVICE_S + 2 * EACH_S}})
+        self.pool.configure(StagePlan({"cpu": HardwarePlan(limit, {1: SERVICE_S + EACH_S, 2: SERVICE_S + 2 * EACH_S})}))
         self.suspects.learn(sample)
         self.rng = random.Random(seed)
         self.now_s, self.broken_s = 0.0, broken_s

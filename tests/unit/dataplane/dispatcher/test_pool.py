@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from inferline_stream.dataplane.dispatcher.hardware_kind import MAX_WIDER_S, MIN_WIDER_S
 from inferline_stream.dataplane.dispatcher.pool import DEADLINE_FACTOR, Pool
 from inferline_stream.dataplane.frames import Call
+from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
 
 PROFILE = {1: 0.010, 4: 0.016, 8: 0.024}
 
@@ -14,7 +15,10 @@ PROFILE = {1: 0.010, 4: 0.016, 8: 0.024}
 def pool_of(*kinds, limit=8, service_s=None, limits=None, ready_s=0.0):
     """A pool whose replicas r0, r1, … have these kinds of hardware."""
     pool = Pool()
-    pool.configure(limits or dict.fromkeys(kinds, limit), {"cpu": PROFILE} if service_s is None else service_s)
+    times_s = {"cpu": PROFILE} if service_s is None else service_s
+    limits = limits or dict.fromkeys(kinds, limit)
+    plans = {kind: HardwarePlan(limits.get(kind, 1), times_s.get(kind, {})) for kind in {*limits, *times_s}}
+    pool.configure(StagePlan(plans))
     for number, kind in enumerate(kinds):
         pool.attach(f"r{number}", kind, number)
         pool.ready(f"r{number}", ready_s)
@@ -49,7 +53,7 @@ def chosen(pool, now_s=0.0, queued=1):
 
 def test_a_new_grant_changes_limits_and_service_times():
     pool = pool_of("cpu")
-    pool.configure({"cpu": 3}, {"cpu": {1: 1.0}})
+    pool.configure(StagePlan({"cpu": HardwarePlan(3, {1: 1.0})}))
     pool.begin(replica(pool, 0), 1, 0.0)
     assert (pool.limit("cpu"), pool.limit("gpu"), pool.next_deadline_s) == (3, 1, DEADLINE_FACTOR * 1.0)
 
@@ -332,9 +336,9 @@ def test_a_batch_that_a_device_has_no_memory_for_lowers_the_limit_of_its_kind_wh
         "else uses"
     )
     pool.too_large("gpu", 30, 0.0)
-    pool.configure({"cpu": 32, "gpu": 64}, {})
+    pool.configure(StagePlan({"cpu": HardwarePlan(32), "gpu": HardwarePlan(64)}))
     assert pool.limit("gpu") == 10
-    pool.configure({"cpu": 32, "gpu": 8}, {})
+    pool.configure(StagePlan({"cpu": HardwarePlan(32), "gpu": HardwarePlan(8)}))
     assert (pool.limit("gpu"), pool.tight) == (8, "")
     pool.too_large("gpu", 1, 0.0)
     assert pool.limit("gpu") == 1
@@ -389,7 +393,7 @@ def test_pauses_grow_to_a_second_at_most_and_last_as_long_as_the_server_says_wit
 
 def test_batches_that_come_back_together_lengthen_the_pause_once():
     pool = pool_of("cpu")
-    pool.configure({"cpu": 1}, {}, {"cpu": 3})
+    pool.configure(StagePlan({"cpu": HardwarePlan(concurrency=3)}))
     for batch in range(3):
         pool.begin(replica(pool, 0), 1, 0.0, batch)
     for batch in range(3):

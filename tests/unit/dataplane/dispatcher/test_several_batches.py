@@ -6,12 +6,13 @@ import pytest
 
 from inferline_stream.dataplane.dispatcher import feeder
 from inferline_stream.dataplane.frames import Batch, Broken, Leave, Returned
+from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
 from tests.unit.dataplane.dispatcher.doubles import Replica, until
 from tests.unit.dataplane.dispatcher.test_feeder import KIND, Fed, fed
 
 
 def at_once(pool: Fed, concurrency: int, limit: int = 1) -> None:
-    pool.pool.configure({KIND: limit}, {}, {KIND: concurrency})
+    pool.pool.configure(StagePlan({KIND: HardwarePlan(limit, concurrency=concurrency)}))
 
 
 def refused(replica: Replica, batch: Batch, wait_s: float = 0.0) -> None:
