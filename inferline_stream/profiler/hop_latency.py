@@ -113,13 +113,13 @@ async def _hops_s(reader: TopicReader, sender: Writer, topic: str, clock_s: Call
                     read_headers(record.headers)
                     arrived_s[msgspec.json.decode(record.value or b"")["number"]] = clock_s()
             if fetched.records:
-                await pace.wait(sum(map(len, fetched.records.values())))
+                await asyncio.sleep(pace.wait_s(sum(map(len, fetched.records.values())), time.monotonic()))
 
     async def send() -> None:
         pace = Pace()
         while True:
             await finished.wait()
-            await pace.wait(len(waiting))
+            await asyncio.sleep(pace.wait_s(len(waiting), time.monotonic()))
             finished.clear()
             outgoing: dict[tuple[str, int], list[Record]] = {}
             for number in waiting:

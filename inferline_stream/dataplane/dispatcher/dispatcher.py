@@ -1,4 +1,4 @@
-"""The dispatcher's process from its start to its end: connect, follow grants, serve the slot, report."""
+"""The shell around a slot: Kafka clients, grants, lease, timers and sockets. What to do with them, `slot.Slot` says."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import asyncio
 import functools
 import hashlib
 import logging
+import math
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
+from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
-from inferline_stream.dataplane.dispatcher.feeder import Feeder
-from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter
+from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter, boot_clock_s
 from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.pool import MIN_DEADLINE_S, SERVER_DEADLINE_FACTOR, Pool
+from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
-from inferline_stream.dataplane.dispatcher.session import FULL_WAIT_S, SlotSession
+from inferline_stream.dataplane.dispatcher.slot import Slot
+from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.supervisor_channel import SupervisorChannel
 from inferline_stream.dataplane.dispatcher.tracing import batch_spans
+from inferline_stream.dataplane.frames import ToDispatcher
 from inferline_stream.dataplane.process_specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.dataplane.slot_grants import Grant, decode_control, grant_key, partitions_of
@@ -32,7 +37,7 @@ from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.fetched_batches import bound_batches
 from inferline_stream.kafka.offsets import surely_committed
 from inferline_stream.kafka.pipeline_topics import RecordRules, record_rules
-from inferline_stream.kafka.records import Fenced, KafkaFailed
+from inferline_stream.kafka.records import Fenced, Record, RecordsGone
 from inferline_stream.kafka.topic_reader import TopicReader
 from inferline_stream.kafka.writer import Writer
 from inferline_stream.observability.latency_histogram import latency_bounds_s
@@ -41,7 +46,9 @@ from inferline_stream.settings import Settings
 logger = logging.getLogger(__name__)
 
 FETCH_WAIT_S = 0.2
-_STRAGGLERS_EVERY_S = 1.0
+
+FULL_WAIT_S = 0.01
+"""Longest fetch where some partitions have enough waiting: the others may bring nothing meanwhile."""
 
 
 class Dispatcher:
@@ -69,10 +76,8 @@ class Dispatcher:
         self._settings = settings = Settings(**spec.settings)
         self._batch_watch = BatchWatch(routes.input_topic, mark, spec.deadly_batches)
         bound_batches(round(settings.decompressed_bytes), self._batch_watch)
-        self._bounds_s = latency_bounds_s(routes.slo_s)
-        self._report = report = new_report(
-            spec.dispatcher, spec.incarnation, routes.stage, spec.slot, len(self._bounds_s) + 1
-        )
+        buckets = len(latency_bounds_s(routes.slo_s)) + 1
+        self._report = report = new_report(spec.dispatcher, spec.incarnation, routes.stage, spec.slot, buckets)
         report.node = spec.node
         self._lease = Lease(settings.lease_s)
         servers, names = spec.bootstrap_servers, routes.names
@@ -87,25 +92,36 @@ class Dispatcher:
         self._reports = Writer(servers, reporter, once=False, request_timeout_s=settings.lease_s)
         send = functools.partial(self._reports.note, names.stage_stats, spec.dispatcher.encode())
         self._reporter = Reporter(report, send, self._lease, settings.heartbeat_s, self._fill)
-        # A server that is slow ends no replica: that gives its batches back by itself.
-        least_s = max(MIN_DEADLINE_S, SERVER_DEADLINE_FACTOR * spec.routes.server_budget_s)
-        self._pool = Pool(settings.batch_deadline_s, least_s)
         self._spans = batch_spans(spec.tracing, routes, spec.dispatcher)
-        self._feeder = Feeder(
-            self._pool,
-            report,
-            changed=self._reporter.touch,
-            replace=lambda replica, reason: self._supervisor.say(Replace(replica, reason)),
-            spans=self._spans,
-        )
+        self._slot: Slot | None = None
+        """Once the topics that it writes to are known."""
+        self._session_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once the session has drained, or with what ended it, and while there is none."""
+        self._session_over.set_result(None)
+        self._requests: set[asyncio.Task[None]] = set()
+        self._connections: dict[str, ReplicaConnection] = {}
+        self._timer: asyncio.Handle | None = None
         self._grant: Grant | None = None
         self._grant_changed = asyncio.Event()
         self._leaving = ""
         self._has_served = False
         self._partitions: dict[str, int] = {}
-        self._rules = RecordRules({})
-        self._session: SlotSession | None = None
         self._filled_s = time.monotonic()
+        self._performers: Mapping[type, Callable[[Any], None]] = {
+            on.SendFrame: lambda action: self._connections[action.replica].send(action.frame),
+            on.Disconnect: self._disconnect,
+            Replace: self._supervisor.say,
+            on.Hold: lambda action: self._reader.hold(action.positions),
+            on.Release: lambda action: self._reader.release(action.partitions),
+            on.Report: lambda _: self._reporter.touch(),
+            on.WakeAt: self._set_timer,
+            on.Produce: lambda action: self._request(self._produce(action)),
+            on.Commit: lambda action: self._request(self._commit(action)),
+            on.LookUp: lambda action: self._request(self._look_up(action)),
+            on.LookAgain: lambda action: self._request(self._look_again(action)),
+            on.LeaseLost: lambda _: self._end_of_session(LeaseExpired()),
+            on.Drained: lambda _: self._end_of_session(None),
+        }
 
     def leave(self, why: str) -> None:
         """Drain and exit."""
@@ -126,19 +142,17 @@ class Dispatcher:
         self._reporter.touch()
         try:
             written = self._routes.topics_written
-            self._rules, *_ = await asyncio.gather(
+            rules, *_ = await asyncio.gather(
                 record_rules(self._spec.bootstrap_servers, written, timeout_s),
                 self._reader.start(timeout_s),
                 *(() if self._sender.transactional else (self._sender.start(timeout_s),)),
             )
-            self._sender.limits = self._rules.limits
-            self._partitions = {topic: await self._reports.partitions_of(topic) for topic in written}
+            self._sender.limits = rules.limits
+            self._know({topic: await self._reports.partitions_of(topic) for topic in written}, rules)
             self._connected()
             self._supervisor.listen()
             await self._reporter.now("standby")
-            await until_first(
-                self._fetch(), self._serve(), self._look_for_stragglers(), self._look_at_topic(), beside=reporting
-            )
+            await until_first(self._fetch(), self._serve(), self._look_at_topic(), beside=reporting)
         except Fenced as error:
             return await self._failed(EXIT_FENCED, str(error))
         except InferlineError as error:
@@ -152,32 +166,129 @@ class Dispatcher:
         finally:
             reporting.cancel()
             self._supervisor.close()
-            self._feeder.close()
+            self._close()
             for client in (self._reader, self._sender, self._reports):
                 await client.stop()
             if self._spans is not None:
                 self._spans.close()
 
-    # Supervisor
+    def _know(self, partitions: dict[str, int], rules: RecordRules) -> None:
+        """Know the topics that are written to, so that the slot can be served."""
+        spec, routes, settings = self._spec, self._routes, self._settings
+        self._partitions = partitions
+        rng = random.Random(spec.dispatcher)  # noqa: S311  spreads records, hides nothing
+        context = SlotContext(
+            routes,
+            settings,
+            self._report,
+            Emitter(routes, partitions, rng, self._report, rules),
+            self._lease,
+            owner_name(spec),
+            transactional=self._sender.transactional,
+            live_since_us=spec.live_since_s * 1e6,
+            spans=self._spans,
+        )
+        # A server that is slow ends no replica: that gives its batches back by itself.
+        least_s = max(MIN_DEADLINE_S, SERVER_DEADLINE_FACTOR * routes.server_budget_s)
+        self._slot = Slot(context, Pool(settings.batch_deadline_s, least_s))
+
+    # Events in, actions out
+
+    def _feed(self, event: on.SlotEvent) -> None:
+        assert self._slot is not None
+        for action in self._slot.on(event, boot_clock_s()):
+            self._performers[type(action)](action)
+
+    def _set_timer(self, action: on.WakeAt) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        loop, left_ms = asyncio.get_running_loop(), math.ceil(1e3 * max(0.0, action.at_s - boot_clock_s()))
+        self._timer = loop.call_later(left_ms / 1e3, self._wake) if left_ms > 0 else loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._feed(on.Time())
+
+    def _request(self, asking: Coroutine[Any, Any, on.SlotEvent]) -> None:
+        """Ask Kafka something beside everything else, until the session ends."""
+        task = asyncio.create_task(self._answered(asking))
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+    async def _answered(self, asking: Coroutine[Any, Any, on.SlotEvent]) -> None:
+        try:
+            self._feed(await asking)
+        except Exception as error:
+            self._end_of_session(error)
+
+    def _end_of_session(self, error: Exception | None) -> None:
+        if self._session_over.done():
+            logger.warning("dispatcher %s, between sessions: %r", self._spec.dispatcher, error)
+        elif error is None:
+            self._session_over.set_result(None)
+        else:
+            self._session_over.set_exception(error)
+
+    async def _produce(self, action: on.Produce) -> on.SlotEvent:
+        if self._sender.transactional:
+            await self._sender.begin()
+        if action.outgoing:
+            await self._sender.send(action.outgoing)
+        return on.Produced()
+
+    async def _commit(self, action: on.Commit) -> on.SlotEvent:
+        if self._sender.transactional:
+            await self._sender.commit(self._reader.offsets_for_transaction(action.entries), self._routes.group)
+        else:
+            await self._reader.commit(action.entries)
+        return on.OffsetsCommitted()
+
+    async def _look_up(self, action: on.LookUp) -> on.SlotEvent:
+        return on.FoundCommitted(await self._reader.committed(action.partitions))
+
+    async def _look_again(self, action: on.LookAgain) -> on.SlotEvent:
+        try:
+            return on.ReadAgain(action.partition, await self._reader.read_again(action.partition, action.offsets))
+        except RecordsGone as error:
+            return on.ReadAgain(action.partition, {}, str(error))
+
+    # Supervisor and replicas
 
     def _attach(self, message: Attach, sock: socket.socket) -> None:
-        self._feeder.attach(
-            sock,
-            message.replica,
-            message.hardware,
-            message.number,
-            message.node,
-            start_limit_s=self._settings.start_limit_s(gpu=message.gpu),
-            again=message.again,
-        )
+        name, slot = message.replica, self._slot
+        assert slot is not None
+        self._feed(message)
+
+        def heard(frame: ToDispatcher) -> None:
+            if self._connections.get(name) is connection:  # one that leaves may speak until it reads that
+                self._feed(on.Heard(name, frame))
+
+        def closed(why: str) -> None:
+            if self._connections.get(name) is connection:
+                del self._connections[name]
+                self._feed(on.ConnectionEnded(name, why))
+
+        connection = ReplicaConnection(sock, heard, closed, lambda *batch: slot.answer_bytes(name, *batch))
+        self._connections[name] = connection
+
+    def _disconnect(self, action: on.Disconnect) -> None:
+        connection = self._connections.pop(action.replica, None)  # it may have ended by itself
+        if connection is not None:
+            connection.close()
+
+    def _close(self) -> None:
+        """Close every connection; replicas wait for the next dispatcher."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _hear(self, message: Retire | ReplicaLost | Stop | None) -> None:
         """Do what the supervisor asks; None is its end."""
         match message:
-            case Retire(replica):
-                self._feeder.retire(replica)
-            case ReplicaLost(replica):
-                self._feeder.lost(replica)
+            case Retire() | ReplicaLost():
+                self._feed(message)
             case Stop():
                 self.leave("stopped")
             case None:
@@ -187,21 +298,31 @@ class Dispatcher:
 
     async def _fetch(self) -> None:
         """Fetch for ever: grants, and the records of whatever session there is."""
-        pace = Pace()
+        pace, slot = Pace(), self._slot
+        assert slot is not None
         while True:
-            session = self._session
-            full = session.full() if session is not None else frozenset()
+            full = slot.full()
             fetched = await self._reader.fetch(full, FULL_WAIT_S if full else FETCH_WAIT_S)
             for record in fetched.control:
                 self._follow(record.key, record.value)
-            # The present one: partitions that it began to hold during the fetch may have brought records already.
-            if (session := self._session) is not None:
-                session.take_in(fetched)
+            marked = {number: self._marked(number, records) for number, records in fetched.records.items()}
+            self._feed(on.RecordsRead(marked, fetched.positions, fetched.lost, time.time()))
             self._batch_watch.done()
             if self._grant is None and self._reader.caught_up():
                 self._grant_changed.set()
             if fetched.records:
-                await pace.wait(sum(map(len, fetched.records.values())))
+                count = sum(map(len, fetched.records.values()))
+                if wait_s := pace.wait_s(count, time.monotonic()):
+                    await asyncio.sleep(wait_s)
+
+    def _marked(self, partition: int, records: Iterable[Record]) -> Iterator[Record]:
+        """Yield records; while one is taken in, its batch is marked."""
+        last = -1
+        for record in records:
+            if record.offset > last:
+                last = self._batch_watch.takes_in(partition, record.offset)
+            yield record
+        self._batch_watch.rests()
 
     def _follow(self, key: bytes | None, value: bytes | None) -> None:
         """Follow a record of the assignments topic: its order is that of the one leader, so the last one counts."""
@@ -212,18 +333,12 @@ class Dispatcher:
         except (msgspec.MsgspecError, RecursionError) as error:
             logger.error("a grant cannot be read and is skipped: %s", error)
             return
-        if isinstance(grant, Grant):
-            self._report.term, self._report.number = grant.term, grant.number
-            self._pool.configure(grant.plan)
-            self._feeder.hold_s = grant.plan.hold_s
-            if self._session is not None:
-                self._session.learn(grant)
-        else:
-            grant = None  # deleted: the slot is nobody's
-        self._grant = grant
+        self._grant = grant if isinstance(grant, Grant) else None  # deleted: the slot is nobody's
+        if self._grant is not None:
+            self._report.term, self._report.number = self._grant.term, self._grant.number
+            self._feed(self._grant)
         self._grant_changed.set()
         self._reporter.touch()
-        self._feeder.kick()
 
     def _is_granted(self) -> bool:
         grant = self._grant
@@ -266,66 +381,53 @@ class Dispatcher:
         grant = self._grant
         assert grant is not None
         self._has_served = True
-        numbers = partitions_of(self._spec.slot, grant.slots, self._reader.topic.partitions)
-        session = await self._begin(numbers)
-        if not (self._holds(grant.slots) and self._lease.valid()):
-            # Lost on the way. Reports said "standby" until now, so the successor may serve already.
-            self._drop(session)
-            return True
-        self._session = session
-        self._report.phase = "serving"
-        self._supervisor.say(Serving())
-        self._feeder.serve(session)
-        await self._reporter.now()
-        working = asyncio.create_task(session.run())
-        watching = asyncio.create_task(self._watch(grant.slots))
-        try:
-            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done() and watching.result():
-                return await self._drain(session, working)
-            if working.done():
-                _only(working)
-            raise LeaseExpired
-        except LeaseExpired:
-            logger.warning("dispatcher %s: its lease has expired, the session is dropped", self._spec.dispatcher)
-            self._drop(session)
-            return True
-        finally:
-            for task in (working, watching):
-                task.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
-
-    async def _begin(self, numbers: range) -> SlotSession:
         if self._sender.transactional:
             # Voids what anybody has under way: one that served before, or this one before its lease ended. Not done
             # sooner, since it fences the dispatcher that serves.
             timeout_s, group = self._settings.connect_timeout_s, self._routes.group
             await self._sender.start_again(timeout_s, self._partitions, group)
+        numbers = partitions_of(self._spec.slot, grant.slots, self._reader.topic.partitions)
         committed = dict(await surely_committed(self._reader.committed, numbers))
-        emitter = Emitter(
-            self._routes,
-            self._partitions,
-            random.Random(self._spec.dispatcher),  # noqa: S311  spreads records, hides nothing
-            self._report,
-            self._rules,
-        )
-        session = SlotSession(
-            self._routes,
-            reader=self._reader,
-            sender=self._sender,
-            emitter=emitter,
-            lease=self._lease,
-            report=self._report,
-            settings=self._settings,
-            owner=owner_name(self._spec),
-            live_since_us=self._spec.live_since_s * 1e6,
-            kick=self._feeder.kick,
-            watch=self._batch_watch,
-        )
-        if self._grant is not None:
-            session.learn(self._grant)
-        await session.begin(numbers, committed)
-        return session
+        owned = await self._owned(numbers, committed)
+        if not (self._holds(grant.slots) and self._lease.valid()):
+            # Lost on the way. Reports said "standby" until now, so the successor may serve already.
+            self._drop()
+            return True
+        self._session_over = over = asyncio.get_running_loop().create_future()
+        watching = asyncio.create_task(self._watch(grant.slots))
+        try:
+            self._report.phase = "serving"
+            self._supervisor.say(Serving())
+            self._feed(owned._replace(epoch=time.time_ns()))
+            await self._reporter.now()
+            await asyncio.wait((over, watching), return_when=asyncio.FIRST_COMPLETED)
+            if not over.done() and watching.result():  # finish what replicas have in hand, send and commit it
+                self._report.phase = "draining"
+                self._reporter.touch()
+                self._feed(on.Drained())
+                await over
+                self._end_session("draining")
+                return False
+            if over.done():
+                over.result()
+            raise LeaseExpired
+        except LeaseExpired:
+            logger.warning("dispatcher %s: its lease has expired, the session is dropped", self._spec.dispatcher)
+            self._drop()
+            return True
+        finally:
+            tasks = (watching, *self._requests)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _owned(
+        self, numbers: Sequence[int], committed: Mapping[int, tuple[int, str]], before: int = 0
+    ) -> on.Owned:
+        assert self._slot is not None
+        topic, needed = self._reader.topic, self._slot.beginnings_needed(numbers, committed, before)
+        begins = await self._reader.beginnings(needed) if needed else {}
+        return on.Owned(numbers, committed, begins, topic, partitions_before=before)
 
     async def _watch(self, slots: int) -> bool:
         """Wait until the slot is another's (True) or the lease has expired (False)."""
@@ -340,32 +442,13 @@ class Dispatcher:
                 continue
         return False
 
-    async def _drain(self, session: SlotSession, working: asyncio.Task[None]) -> bool:
-        """Finish what replicas have in hand, send and commit it."""
-        self._report.phase = "draining"
-        self._reporter.touch()
-        draining = asyncio.create_task(session.drain())
-        try:
-            await asyncio.wait((draining, working), return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                _only(working)
-            draining.result()
-        finally:
-            draining.cancel()
-        self._end_session("draining")
-        return False
-
-    def _drop(self, session: SlotSession) -> None:
-        session.drop()
+    def _drop(self) -> None:
+        self._feed(on.Dropped())
         self._sender.void()  # aiokafka would go on with the transaction once Kafka answers again
         self._end_session("standby")
 
     def _end_session(self, phase: DispatcherPhase) -> None:
-        self._session = None
-        self._feeder.serve(None)
         self._report.phase = phase
-        self._report.held.clear()
-        self._report.halted.clear()
         self._reporter.touch()
 
     async def _regain(self) -> None:
@@ -378,46 +461,34 @@ class Dispatcher:
         while not self._reader.caught_up():  # noqa: ASYNC110  the fetching task brings it about
             await asyncio.sleep(0.01)
 
+    async def _look_at_topic(self) -> None:
+        """Find out that the topic was deleted, or created again, or has more partitions."""
+        while True:
+            await asyncio.sleep(self._settings.topic_check_s)
+            session = self._session_over
+            why, added = await self._reader.look_at_topic()
+            if why:
+                self._feed(on.TopicGone(why))
+            elif added and self._grant is not None and not session.done():
+                every = partitions_of(self._spec.slot, self._grant.slots, added.stop)
+                numbers = [number for number in every if number in added]
+                owned = await self._owned(numbers, await self._reader.committed(numbers), added.start)
+                if session is self._session_over:
+                    self._feed(owned)
+
     # Report
 
     def _fill(self, report: PoolReport) -> None:
         """Complete a report with what is only known now."""
         now_s = time.monotonic()
-        ready = sum(status.phase != "starting" for status in self._feeder.statuses())
-        report.counts.replica_s += ready * (now_s - self._filled_s)
+        trouble = self._slot.fill(report) if self._slot is not None else ""
+        report.counts.replica_s += sum(status.phase != "starting" for status in report.replicas) * (
+            now_s - self._filled_s
+        )
         self._filled_s = now_s
         report.counts.cpu_s = time.process_time()
-        report.replicas = self._feeder.statuses()
-        session = self._session
         if report.phase not in ("gone", "failed"):
-            trouble = "" if session is None else session.trouble() or self._feeder.trouble
-            report.reason = trouble or self._pool.tight
-        if session is not None:
-            report.held = {number: p.completion.watermark for number, p in session.partitions.items()}
-            report.queued, report.suspects = len(session.queue), len(session.suspects)
-        else:
-            report.queued = report.suspects = 0
-
-    async def _look_for_stragglers(self) -> None:
-        while True:
-            await asyncio.sleep(_STRAGGLERS_EVERY_S)
-            self._feeder.check_stragglers()
-
-    async def _look_at_topic(self) -> None:
-        """Find out that the topic was deleted, or created again, or has more partitions."""
-        while True:
-            await asyncio.sleep(self._settings.topic_check_s)
-            session = self._session
-            why, added = await self._reader.look_at_topic()
-            if why or added:
-                self._reporter.touch()
-            if session is None or session is not self._session:
-                continue
-            if why:
-                session.halt(why)
-            elif added and self._grant is not None:
-                numbers = partitions_of(self._spec.slot, self._grant.slots, added.stop)
-                await session.grow([n for n in numbers if n in added], added.start)
+            report.reason = trouble
 
     async def _failed(self, code: int, why: str) -> int:
         logger.error("dispatcher %s: %s", self._spec.dispatcher, why)
@@ -435,13 +506,3 @@ class Dispatcher:
 def owner_name(spec: DispatcherSpec) -> str:
     """Return what a commit's metadata calls a dispatcher process: space is short there."""
     return hashlib.blake2s(f"{spec.dispatcher}/{spec.incarnation}".encode(), digest_size=6).hexdigest()
-
-
-def _only(task: asyncio.Task[None]) -> None:
-    """Raise what ended a task, out of the task groups around it; the first error where several came at once."""
-    error = task.exception()
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if error is not None:
-        raise error
-    raise KafkaFailed("a session ended by itself")

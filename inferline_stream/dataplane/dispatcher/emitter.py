@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.outcomes import Dead, Expired, Late, Outcome, Requeued, Skipped
+from inferline_stream.dataplane.dispatcher.event import Dead, Event, Expired, Late, Outcome, Requeued, Skipped
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import (
     CUT_BYTES,

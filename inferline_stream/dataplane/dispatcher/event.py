@@ -1,10 +1,10 @@
-"""An event while a dispatcher has it: from its records to the acknowledgement of what it caused."""
+"""An event while a dispatcher has it, from its records to the acknowledgement of what it caused, and its outcome."""
 
 from __future__ import annotations
 
 import msgspec
 
-from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.dataplane.frames import Done, Failed, StageInput
 from inferline_stream.kafka.records import Header, Record
 
 
@@ -44,3 +44,39 @@ class Event(msgspec.Struct, gc=False, eq=False):
     """How often a server has not taken it alone."""
     late: bool = False
     """Whether a batch that held it has passed its deadline."""
+    limit: int = 0
+    """Largest batch that it may be in, since a larger one did not fit a device's memory; 0 for any."""
+
+
+class Skipped(msgspec.Struct, frozen=True):
+    """A join's event none of whose parents was visited."""
+
+
+class Dead(msgspec.Struct, frozen=True):
+    """A join's event that died, and was accounted for, upstream."""
+
+    how: int
+    """`headers.DROPPED` or `headers.LETTERED`."""
+
+
+class Expired(msgspec.Struct, frozen=True):
+    """An event that is past its SLO and not worth processing any more."""
+
+    to_dead_letters: bool
+
+
+class Late(msgspec.Struct, frozen=True):
+    """A part of a join's event that came after the event was given up: it goes to the others among the letters."""
+
+
+class Requeued(msgspec.Struct, frozen=True):
+    """Parts of a join's event that hold up their partition: they are appended at its end again."""
+
+    moved: int
+    """See `headers.MOVED`."""
+
+
+Ending = Failed | Skipped | Dead | Late | Requeued
+"""What an event comes to without the stage."""
+
+Outcome = Done | Failed | Skipped | Dead | Expired | Late | Requeued

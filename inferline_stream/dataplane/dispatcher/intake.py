@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 
-from inferline_stream.dataplane.dispatcher.clock_lead import ClockLead
-from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.event import Dead, Ending, Event, Late, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
-from inferline_stream.dataplane.dispatcher.outcomes import Dead, Ending, Late, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import LATEST_MS, ReadHeaders, event_headers, read_headers, timestamp_us
@@ -26,6 +23,12 @@ RECORD_OVERHEAD_BYTES = 600
 MOVED_BYTES = 4 * 1024 * 1024
 """Parts of a join that are moved to the end of their partition at once."""
 
+LEAD_SAID_AGAIN_S = 60.0
+"""How long the largest lead of a record's time is remembered, and how often it is logged."""
+
+NOTEWORTHY_LEAD_S = 5.0
+"""A smaller lead is what clocks that are kept in step may differ by: it is measured and not warned of."""
+
 STEP_MS = 50
 """A larger change of the wall clock is a step. Smaller ones hold or hurry an event by no more than that."""
 
@@ -37,8 +40,6 @@ class Intake:
         routes: of the stage.
         ready: takes an event that waits for the stage.
         ended: takes an event that ends, or goes on, without it.
-        clock_s: monotonic seconds, for the age of what waits.
-        wall_s: seconds since the epoch.
         topic_id: of the incarnation of the input topic that is read.
     """
 
@@ -47,21 +48,33 @@ class Intake:
         routes: Routes,
         ready: Callable[[Event], None],
         ended: Callable[[Event, Ending], None],
-        clock_s: Callable[[], float],
         *,
-        wall_s: Callable[[], float] = time.time,
         topic_id: str = "",
     ) -> None:
         self._routes = routes
         self._ready = ready
         self._ended = ended
-        self._clock_s = clock_s
-        self._wall_s = wall_s
+        self._now_s = self._wall_s = 0.0
         self._is_entry, self._is_join = routes.is_entry, routes.is_join
         self._ids_from = event_id_prefix(routes.input_topic, topic_id).encode()
         self._lead = ClockLead(routes.input_topic)
         self._ahead_ms = 0
+        """How far the monotonic clock is ahead of the wall clock; the same until that one is stepped. Events of one
+        clock keep their order to the microsecond that way."""
         self.duplicates = 0
+
+    def at(self, now_s: float, wall_s: float | None = None) -> None:
+        """Take note of what time it is.
+
+        Args:
+            now_s: monotonic, for the age of what waits.
+            wall_s: seconds since the epoch; None where that clock has gone on as the other one.
+        """
+        self._wall_s = self._wall_s + now_s - self._now_s if wall_s is None else wall_s
+        self._now_s = now_s
+        ahead_ms = round((now_s - self._wall_s) * 1e3)
+        if abs(ahead_ms - self._ahead_ms) > STEP_MS:
+            self._ahead_ms = ahead_ms
 
     def take_in(self, partition: Partition, record: Record) -> None:
         """Take in the next record of a partition. One that cannot be taken in becomes a dead letter."""
@@ -81,7 +94,7 @@ class Intake:
 
     def clock_lead_s(self) -> float:
         """Return how far the times of records were ahead of this host's clock in the last minute; 0 where none was."""
-        return self._lead.seconds(self._wall_s())
+        return self._lead.seconds(self._wall_s)
 
     def _take_in(self, partition: Partition, record: Record) -> None:
         found = read_headers(record.headers, entry=self._is_entry)
@@ -114,7 +127,7 @@ class Intake:
         """Let those of a join's events go on that are complete; return whether there were any."""
         join, any_went = partition.join, False
         assert join is not None
-        while (parts := join.take(self._clock_s(), partition.has_room)) is not None:
+        while (parts := join.take(self._now_s, partition.has_room)) is not None:
             any_went = True
             self._go_on(partition, parts, None)
         return any_went
@@ -150,7 +163,7 @@ class Intake:
             if found.event_id is not None:
                 partition.join.recall(
                     found.event_id,
-                    now_s=self._clock_s(),
+                    now_s=self._now_s,
                     parent=found.parent,
                     skipped=found.skipped,
                     replay=found.replay,
@@ -185,7 +198,7 @@ class Intake:
         Its writer says when it entered and arrived. Nothing does after it is taken in, and Kafka appends in the order
         of arrival, so neither a clock that is ahead nor one wrong time among right ones counts.
         """
-        now_s = self._wall_s()
+        now_s = self._wall_s
         taken_ms = int(now_s * 1000)
         stamp_ms = record.timestamp_ms
         if stamp_ms is None or not 0 <= stamp_ms <= LATEST_MS:  # old formats have none
@@ -201,27 +214,16 @@ class Intake:
             self._lead.note(partition.number, (newest_ms - taken_ms) / 1e3, now_s)
         # The clock may have been set back since the newest record was taken in.
         arrived_ms = partition.arrived_ms = max(min(partition.arrived_ms, taken_ms), min(stamp_ms, taken_ms))
-        entry_us, ahead_ms = min(entry_us, int(now_s * 1e6)), self._clock_ahead_ms(now_s)
+        entry_us, ahead_ms = min(entry_us, int(now_s * 1e6)), self._ahead_ms
         return entry_us, entry_us + 1000 * ahead_ms, arrived_ms + ahead_ms, taken_ms + ahead_ms
-
-    def _clock_ahead_ms(self, now_s: float) -> int:
-        """Return how far the monotonic clock is ahead of the wall clock; the same until that one is stepped.
-
-        Events of one clock keep their order to the microsecond that way.
-        """
-        ahead_ms = round((self._clock_s() - now_s) * 1e3)
-        if abs(ahead_ms - self._ahead_ms) > STEP_MS:
-            self._ahead_ms = ahead_ms
-        return self._ahead_ms
 
     def _place(self, record: Record) -> bytes:
         return b"%s/%d/%d" % (self._ids_from, record.partition, record.offset)
 
     def _unread(self, partition: Partition, record: Record) -> Event:
         """An event of which nothing is known but its place."""
-        event_id, now_s = self._place(record), self._wall_s()
-        now_ms = int(now_s * 1000)
-        clock_ms = now_ms + self._clock_ahead_ms(now_s)
+        event_id, now_ms = self._place(record), int(self._wall_s * 1000)
+        clock_ms = now_ms + self._ahead_ms
         nothing = read_headers(())
         return Event(
             partition.number,
@@ -246,7 +248,7 @@ class Intake:
         arrival = partition.join.add(
             found.event_id,
             record=record,
-            now_s=self._clock_s(),
+            now_s=self._now_s,
             size_bytes=_size_bytes(record.key, record.value or b"", record.headers),
             parent=found.parent,
             skipped=found.skipped,
@@ -305,6 +307,44 @@ class Intake:
             records,
             parts.replay > 0,
         )
+
+
+class ClockLead:
+    """How far the times of records lie ahead of this host's clock: the largest lead of the last minute.
+
+    Args:
+        topic: whose records they are, for the log.
+    """
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._lead_s = 0.0
+        self._seen_s = 0.0
+        self._said_s = float("-inf")
+
+    def note(self, partition: int, lead_s: float, now_s: float) -> None:
+        """Note a record whose time lies so far ahead of this host's clock.
+
+        Args:
+            partition: of the record.
+            lead_s: positive.
+            now_s: this host's clock, seconds since the epoch.
+        """
+        if lead_s >= self.seconds(now_s):
+            self._lead_s, self._seen_s = lead_s, now_s
+        if lead_s >= NOTEWORTHY_LEAD_S and not 0 <= now_s - self._said_s < LEAD_SAID_AGAIN_S:
+            self._said_s = now_s
+            logger.warning(
+                "%s/%d: a record's time lies %.1f s ahead of this host's clock. Such records count from when they are "
+                "read. Correct the clock of their producer, or this host's",
+                self._topic,
+                partition,
+                lead_s,
+            )
+
+    def seconds(self, now_s: float) -> float:
+        """Return the largest lead of the last minute; 0 where no record was ahead."""
+        return self._lead_s if 0 <= now_s - self._seen_s < LEAD_SAID_AGAIN_S else 0.0
 
 
 def _size_bytes(key: bytes | None, value: bytes, headers: Iterable[Header]) -> int:

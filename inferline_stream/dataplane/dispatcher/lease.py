@@ -47,9 +47,13 @@ class Lease:
         """How long it still lasts; 0 or less once it has expired."""
         return self._until_s - self._clock_s()
 
+    def valid_at(self, now_s: float) -> bool:
+        """Return whether work may begin at a time of the lease's own clock."""
+        return now_s < self._until_s
+
     def valid(self) -> bool:
         """Return whether work may begin."""
-        return self.left_s > 0
+        return self.valid_at(self._clock_s())
 
 
 class LeaseExpired(Exception):

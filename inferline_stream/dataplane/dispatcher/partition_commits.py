@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 from inferline_stream.dataplane.dispatcher.completion import CLEAR_BYTES, CROWDED_BYTES, Completion
+from inferline_stream.dataplane.dispatcher.event import Ending
 from inferline_stream.dataplane.dispatcher.join import Gathered, Join
-from inferline_stream.dataplane.dispatcher.outcomes import Ending
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, encode_metadata
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState
 

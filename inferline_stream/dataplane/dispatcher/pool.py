@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import bisect
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 
 from inferline_stream.dataplane.dispatcher.hardware_kind import WEIGHT, HardwareKind
-from inferline_stream.dataplane.dispatcher.pooled_replica import Handed, PooledReplica
-from inferline_stream.dataplane.dispatcher.slow_replicas import stragglers
+from inferline_stream.dataplane.dispatcher.pooled_replica import Hand, PooledReplica
 from inferline_stream.dataplane.frames import Call
+from inferline_stream.dataplane.reports import ReplicaStatus
 from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
 
 MIN_DEADLINE_S = 0.3
@@ -38,6 +39,12 @@ _TIE = 1.01
 
 _RECHECK_S = 0.005
 """How often the choice is looked at again while free replicas wait for one that is late."""
+
+SLOW_FACTOR, SLOW_S = 2.0, 5.0
+"""How far a straggler is behind the median of its kind, and for how long."""
+
+SLOW_PEERS, SLOW_BATCHES = 3, 20
+"""How many replicas of a kind must have run how many batches before one can be a straggler."""
 
 
 class Pool:
@@ -133,11 +140,12 @@ class Pool:
 
     # Membership
 
-    def attach(self, name: str, hardware: str, number: int) -> PooledReplica:
+    def attach(self, name: str, hardware: str, number: int, node: str = "") -> PooledReplica:
         """Add a replica that is not ready yet. One of the same name is replaced."""
         self.detach(name)
         self._kinds.setdefault(hardware, HardwareKind())
-        replica = self.replicas[name] = PooledReplica(name, hardware, number)
+        status = ReplicaStatus(name, hardware, "starting", node=node)
+        replica = self.replicas[name] = PooledReplica(name, hardware, number, status)
         return replica
 
     def ready(self, name: str, now_s: float) -> None:
@@ -263,16 +271,17 @@ class Pool:
         kind = self._kinds[replica.hardware]
         return kind.service_s(min(kind.largest, max(1, queued)), beside) * replica.pace
 
-    def begin(self, replica: PooledReplica, batch_size: int, now_s: float, batch: int = 0) -> None:
-        """Note that a replica was handed a batch, by its number among those that it has in hand."""
+    def begin(self, replica: PooledReplica, batch_size: int, now_s: float, batch: int = 0) -> Hand:
+        """Write down that a replica was handed a batch of this number, and return its place in the books."""
         beside = len(replica.hands) + 1
         expected_s = self._kinds[replica.hardware].service_s(batch_size, beside)
         allowed_s = self._allowed_s(expected_s)
         due_s, deadline_s = now_s + expected_s * replica.pace, now_s + allowed_s
-        replica.hands[batch] = Handed(batch_size, beside, now_s, due_s, allowed_s, deadline_s)
+        hand = replica.hands[batch] = Hand(batch, batch_size, beside, now_s, due_s, allowed_s, deadline_s)
         self._place(replica)
         if self.next_deadline_s is None or deadline_s < self.next_deadline_s:
             self.next_deadline_s = deadline_s
+        return hand
 
     def _allowed_s(self, expected_s: float) -> float:
         if not expected_s:
@@ -304,7 +313,7 @@ class Pool:
 
         Args:
             replica: which one.
-            calls: what it took, as `replica_claims.believed_calls` has it.
+            calls: what it took, as `batch_exchange.believed_calls` has it.
             now_s: the present.
             batch: number of the batch.
             success: whether one of its events has a result.
@@ -358,4 +367,24 @@ class Pool:
 
     def stragglers(self, now_s: float) -> list[tuple[str, str]]:
         """Return replicas that stay far behind their kind, with the reason, each of them once. Ask every second."""
-        return stragglers(self.replicas.values(), now_s)
+        kinds: dict[str, list[PooledReplica]] = {}
+        for replica in self.replicas.values():
+            if replica.batches >= SLOW_BATCHES and not replica.leaving:
+                kinds.setdefault(replica.hardware, []).append(replica)
+        found = []
+        for hardware, peers in kinds.items():
+            if len(peers) < SLOW_PEERS:
+                continue
+            median = statistics.median(peer.slowdown for peer in peers)
+            for peer in peers:
+                if min(peer.slowdown, peer.last_ratio) < SLOW_FACTOR * median:
+                    peer.slow_since_s = math.inf
+                    continue
+                peer.slow_since_s = min(peer.slow_since_s, now_s)
+                stayed = now_s - peer.slow_since_s >= SLOW_S and peer.finished_s > peer.slow_since_s
+                if stayed and not peer.reported:
+                    peer.reported = True
+                    times = peer.slowdown / median
+                    reason = f"it is {times:.1f} times slower than the median of {len(peers)} replicas on {hardware!r}"
+                    found.append((peer.replica, reason))
+        return found

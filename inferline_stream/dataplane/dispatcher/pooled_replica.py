@@ -1,15 +1,23 @@
-"""What a pool knows of one replica, and of each batch that it has in hand."""
+"""What a pool knows of one replica, and the one place where each batch in hand is written down."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.frames import Done, Failed, Returned
+from inferline_stream.dataplane.reports import ReplicaStatus
 
 
 @dataclass(slots=True, eq=False)
-class Handed:
+class Hand:
     """A batch that a replica has in hand."""
 
+    batch: int
+    """Its number, unique in the dispatcher's process."""
     batch_size: int
     beside: int
     """Batches that the replica had in hand when it began, itself included."""
@@ -22,6 +30,26 @@ class Handed:
     """When `Pool.overdue` names it next."""
     late: bool = False
     """Whether it has passed the first deadline."""
+    epoch: int = 0
+    """Of the session whose events it holds."""
+    events: Sequence[Event] = ()
+    """Empty for a sample, and once the events are no longer this replica's: its late result is dropped."""
+    alone: bool = False
+    """Whether it is a suspect."""
+    probe: bool = False
+    """Whether it is a sample for the suspects' sake."""
+    test: bool = False
+    """Whether it is a sample because the replica is doubted."""
+    span: Any = None
+    """OpenTelemetry's, which only `tracing` imports."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DoubtfulBatch:
+    """A batch without a success that is no longer in hand, and what its replica said of it."""
+
+    hand: Hand
+    said: Sequence[Done | Failed] | Returned
 
 
 @dataclass(slots=True, eq=False)
@@ -31,10 +59,13 @@ class PooledReplica:
     replica: str
     hardware: str
     number: int
+    status: ReplicaStatus
+    """As it is reported."""
     ready_s: float = math.inf
     """When it said that it is ready."""
-    hands: dict[int, Handed] = field(default_factory=dict)
+    hands: dict[int, Hand] = field(default_factory=dict)
     """By number, the batches that it has in hand."""
+    doubtful: list[DoubtfulBatch] = field(default_factory=list)
     held_until_s: float = -math.inf
     """Until then it gets no batch, since the server that it asks takes none."""
     gave_back: int = 0

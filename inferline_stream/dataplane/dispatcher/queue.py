@@ -5,70 +5,23 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from typing import final
 
 from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.key_order import KeyLane
 
 
-@final
-class _Lane:
-    """Events of one key that wait, as (rank, sequence, event) in the order in which they were added."""
+def rank(event: Event, slo_us: int) -> int:
+    """Return the place of an event in the order of a queue: the lowest goes first, of equals the one taken in first.
 
-    __slots__ = ("in_hand", "low", "place", "waiting")
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[int, int, Event]] = []
-        self.low: list[int] | None = None
-        """Ranks that no event behind undercuts, ascending; None while those of all waiting events ascend."""
-        self.in_hand = 0
-        self.place = 0
-        """Sequence number of the lane's entry in the heap; an entry with another one is out of date."""
-
-    @property
-    def rank(self) -> int:
-        """The lowest rank of a waiting event."""
-        return self.low[0] if self.low else self.waiting[0][0]
-
-    def append(self, rank: int, sequence: int, event: Event) -> bool:
-        """Add an event; return whether that lowers the lane's rank."""
-        waiting, low = self.waiting, self.low
-        lowers = not waiting
-        if waiting and (low is not None or rank < waiting[-1][0]):
-            if low is None:
-                low = self.low = [each for each, _, _ in waiting]
-            while low and low[-1] > rank:
-                low.pop()
-            lowers = not low
-            low.append(rank)
-        waiting.append((rank, sequence, event))
-        return lowers
-
-    def prepend(self, rank: int, sequence: int, event: Event) -> None:
-        """Put an event before the others."""
-        if self.waiting and self.low is None and rank > self.waiting[0][0]:
-            self.low = [each for each, _, _ in self.waiting]
-        if self.low is not None and rank <= self.low[0]:
-            self.low.insert(0, rank)
-        self.waiting.insert(0, (rank, sequence, event))
-
-    def pop(self, count: int) -> list[Event]:
-        """Remove and return the first events."""
-        taken = self.waiting[:count]
-        del self.waiting[:count]
-        if not self.waiting:
-            self.low = None
-        elif self.low is not None:
-            passed = 0
-            for rank, _, _ in taken:
-                passed += self.low[passed] == rank
-            del self.low[:passed]
-        return [event for _, _, event in taken]
+    It is max(entry, when it was taken in − SLO), so that neither a backfill nor a wrong clock starves live events. When
+    a record arrived is its writer's word alone: one whose clock is a day behind would always come first by it.
+    """
+    oldest_us = event.taken_ms * 1000 - slo_us
+    return event.entered_us if event.entered_us > oldest_us else oldest_us  # a call of max takes longer
 
 
 class StageQueue:
-    """Events ordered by max(entry, when they were taken in − SLO), so that neither a backfill nor a wrong clock starves
-    live events; ties by the order in which they were taken in. When a record arrived is its writer's word alone: one
-    whose clock is a day behind would always come first by it.
+    """Events in the order of their `rank`.
 
     With `keys_in_order`, events of one key leave in the order in which they were added. `take` puts as many of them
     into one batch as it holds; the rest waits until `release` or `put_back` of every event that was taken. A key ranks
@@ -85,12 +38,10 @@ class StageQueue:
         """Events that `take` could return now."""
         self._slo_us = slo_us
         self._keyed = keys_in_order
-        self._heap: list[tuple[int, int, Event | _Lane]] = []
-        self._lanes: dict[bytes, _Lane] = {}
+        self._heap: list[tuple[int, int, Event | KeyLane]] = []
+        self._lanes: dict[bytes, KeyLane] = {}
         """Of keys that have events waiting or in hand."""
         self._bytes: dict[int, int] = {}
-        self._limits: dict[Event, int] = {}
-        """Largest batches of events that came back from one that was too large, until their release."""
         self._length = 0
         self._sequence = 0
         self._front = 0
@@ -106,7 +57,7 @@ class StageQueue:
         """Return the smallest `arrived_ms` of an eligible event. Looks at each one: ask only while they are few."""
         oldest: int | None = None
         for _, place, item in self._heap:
-            if type(item) is not _Lane:
+            if type(item) is not KeyLane:
                 arrived_ms = item.arrived_ms
             elif item.place == place:
                 arrived_ms = min(event.arrived_ms for _, _, event in item.waiting)
@@ -130,9 +81,7 @@ class StageQueue:
 
     def add(self, event: Event) -> None:
         """Add an event that was read."""
-        rank = event.taken_ms * 1000 - self._slo_us
-        if event.entered_us > rank:  # noqa: PLR1730  a call of max takes longer
-            rank = event.entered_us
+        place = rank(event, self._slo_us)
         self._sequence = sequence = self._sequence + 1
         size, partition = event.size_bytes, event.partition
         self.size_bytes += size
@@ -141,28 +90,28 @@ class StageQueue:
         key = event.key
         if key is None or not self._keyed:
             self.eligible += 1
-            heapq.heappush(self._heap, (rank, sequence, event))
+            heapq.heappush(self._heap, (place, sequence, event))
             return
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane()
-        lowers = lane.append(rank, sequence, event)
+            lane = self._lanes[key] = KeyLane()
+        lowers = lane.append(place, sequence, event)
         if not lane.in_hand:
             self.eligible += 1
             if lowers:
                 lane.place = sequence
-                heapq.heappush(self._heap, (rank, sequence, lane))
+                heapq.heappush(self._heap, (place, sequence, lane))
 
     def take(self, limit: int) -> list[Event]:
         """Remove and return the next batch: at most `limit` events, none where none is eligible."""
-        heap, limits, sizes = self._heap, self._limits, self._bytes
+        heap, sizes = self._heap, self._bytes
         batch: list[Event] = []
         while heap and len(batch) < limit:
             entry = heapq.heappop(heap)
             item = entry[2]
-            if type(item) is not _Lane:
-                if limits:
-                    limit = min(limit, limits.get(item, limit))
+            if type(item) is not KeyLane:
+                if item.limit and item.limit < limit:
+                    limit = item.limit
                     if len(batch) >= limit:
                         heapq.heappush(heap, entry)
                         break
@@ -173,15 +122,16 @@ class StageQueue:
                 continue
             waiting, before = item.waiting, len(batch)
             count = min(len(waiting), limit - before)
-            if limits:
-                for at in range(count):
-                    limit = min(limit, limits.get(waiting[at][2], limit))
-                    if before + at >= limit:
-                        count = at
-                        break
-                if not count:
-                    heapq.heappush(heap, entry)
+            for at in range(count):
+                most = waiting[at][2].limit
+                if most and most < limit:
+                    limit = most
+                if before + at >= limit:
+                    count = at
                     break
+            if not count:
+                heapq.heappush(heap, entry)
+                break
             self.eligible -= len(waiting)
             item.in_hand, item.place = count, 0
             if len(waiting) == 1:
@@ -205,31 +155,28 @@ class StageQueue:
 
         Args:
             events: in the order in which they were taken.
-            limit: of every later batch that holds one of them, until they are released; 0 for none.
+            limit: of every later batch that holds one of them; 0 for none.
         """
         for event in reversed(events):
-            if limit:
-                self._limits[event] = min(limit, self._limits.get(event, limit))
+            if limit and not 0 < event.limit < limit:
+                event.limit = limit
             self._front -= 1
             self._length += 1
             self.size_bytes += event.size_bytes
             self._bytes[event.partition] += event.size_bytes
-            rank = max(event.entered_us, event.taken_ms * 1000 - self._slo_us)
+            place = rank(event, self._slo_us)
             if event.key is None or not self._keyed:
                 self.eligible += 1
-                heapq.heappush(self._heap, (rank, self._front, event))
+                heapq.heappush(self._heap, (place, self._front, event))
                 continue
             lane = self._lanes[event.key]
-            lane.prepend(rank, self._front, event)
+            lane.prepend(place, self._front, event)
             lane.in_hand -= 1
             if not lane.in_hand:
                 self._place(lane)
 
     def release(self, events: Sequence[Event]) -> None:
         """Free the keys of events that `take` gave: their results were handed over, in order."""
-        if self._limits:
-            for event in events:
-                self._limits.pop(event, None)
         if not self._keyed:
             return
         lanes = self._lanes
@@ -248,36 +195,34 @@ class StageQueue:
     def drop(self, partition: int) -> list[Event]:
         """Remove and return a partition's waiting events. Those in hand are still to be released."""
         dropped: list[Event] = []
-        heap: list[tuple[int, int, Event | _Lane]] = []
-        for rank, sequence, item in self._heap:
-            if type(item) is not _Lane:
+        heap: list[tuple[int, int, Event | KeyLane]] = []
+        for place, sequence, item in self._heap:
+            if type(item) is not KeyLane:
                 if item.partition == partition:
                     dropped.append(item)
                 else:
-                    heap.append((rank, sequence, item))
+                    heap.append((place, sequence, item))
         self._heap = heap
         self.eligible = len(heap)
         for key, lane in list(self._lanes.items()):
             waiting, lane.waiting, lane.low = lane.waiting, [], None
-            for rank, sequence, event in waiting:
+            for place, sequence, event in waiting:
                 if event.partition == partition:
                     dropped.append(event)
                 else:
-                    lane.append(rank, sequence, event)
+                    lane.append(place, sequence, event)
             if not lane.in_hand:
                 if lane.waiting:
                     self._place(lane)
                 else:
                     del self._lanes[key]
         heapq.heapify(heap)
-        for event in dropped:
-            self._limits.pop(event, None)
         self._length -= len(dropped)
         self.size_bytes -= self._bytes.get(partition, 0)
         self._bytes[partition] = 0
         return dropped
 
-    def _place(self, lane: _Lane) -> None:
+    def _place(self, lane: KeyLane) -> None:
         """Make a lane eligible, whose events are all waiting."""
         lane.place = lane.waiting[0][1]
         self.eligible += len(lane.waiting)

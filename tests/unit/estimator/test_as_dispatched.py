@@ -29,7 +29,7 @@ SECOND = 1024.0
 
 
 class VirtualDispatcher:
-    """The feeder's loop (choose, due, take, begin, finish) on a clock of whole milliseconds."""
+    """A slot's loop (choose, due, take, begin, finish) on a clock of whole milliseconds."""
 
     def __init__(
         self,

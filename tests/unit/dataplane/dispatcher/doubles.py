@@ -1,40 +1,37 @@
-"""A session without Kafka, whose reader and sender only remember, and replicas without processes."""
+"""A slot that is played in virtual time: Kafka, the supervisor and replicas as far as it sees them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import random
-import socket
-import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.lease import Lease
+from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
-from inferline_stream.dataplane.dispatcher.session import SlotSession
-from inferline_stream.dataplane.frames import (
-    Batch,
-    Call,
-    Done,
-    Failed,
-    Leave,
-    Ready,
-    Results,
-    ToDispatcher,
-    encode_frame,
-    to_replica,
-)
+from inferline_stream.dataplane.dispatcher.session import Session
+from inferline_stream.dataplane.dispatcher.slot import Slot
+from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
+from inferline_stream.dataplane.frames import Batch, Call, Done, Failed, Leave, Ready, Results, ToDispatcher
 from inferline_stream.dataplane.routes import Routes, routes_of
-from inferline_stream.kafka.batch_mark import BatchWatch
+from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan
+from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
 from inferline_stream.kafka.records import Record
-from inferline_stream.kafka.topic_reader import Fetched
-from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC
+from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.settings import Settings
 
 Entry = tuple[int, str]
+
+KIND = "cpu-1"
+
+WALL_S = 1_700_000_000.0
+"""How far the clock on the wall is ahead of the other one."""
 
 
 def same(values: list[bytes]) -> list[bytes]:
@@ -48,80 +45,16 @@ def routes(**of_pipeline: Any) -> Routes:
     return routes_of(Pipeline("p", slo="1s", stages=[work], **{**ends, **of_pipeline}), "work")
 
 
-class Reader:
-    """Remembers what is held and committed."""
-
-    def __init__(self) -> None:
-        self.held: dict[int, int] = {}
-        self.entries: dict[int, Entry] = {}
-        self.topic = UNKNOWN_TOPIC
-        self.log: list[Any] = []
-        """Of partition 0, where a test fills it."""
-        self.again: list[int] = []
-        """Offsets that were read again."""
-
-    async def read_again(self, partition: int, offsets: Collection[int]) -> dict[int, Any]:
-        self.again += offsets
-        return {offset: self.log[offset] for offset in offsets}
-
-    def hold(self, positions: Mapping[int, int]) -> None:
-        self.held.update(positions)
-
-    def release(self, partitions: Iterable[int]) -> None:
-        for number in partitions:
-            self.held.pop(number, None)
-
-    async def beginnings(self, partitions: Iterable[int]) -> dict[int, int]:
-        return dict.fromkeys(partitions, 0)
-
-    async def committed(self, partitions: Iterable[int]) -> dict[int, Entry]:
-        return {number: self.entries[number] for number in partitions if number in self.entries}
-
-    async def commit(self, offsets: Mapping[int, Entry]) -> None:
-        self.entries.update(offsets)
-
-    def offsets_for_transaction(self, offsets: Mapping[int, Entry]) -> dict[int, Entry]:
-        return dict(offsets)
-
-
-class Sender:
-    """Remembers what was sent; acknowledges it while `acknowledges` is set."""
-
-    def __init__(self, reader: Reader, *, transactional: bool) -> None:
-        self.transactional = transactional
-        self.sent: list[bytes | None] = []
-        self.acknowledges = asyncio.Event()
-        self.acknowledges.set()
-        self.began = asyncio.Event()
-        self.is_void = False
-        self._reader = reader
-
-    async def send(self, outgoing: Mapping[tuple[str, int], Any]) -> None:
-        self.sent += [message.value for messages in outgoing.values() for message in messages]
-        self.began.set()
-        await self.acknowledges.wait()
-
-    async def begin(self) -> None:
-        pass
-
-    async def note(self, topic: str, key: bytes, value: bytes) -> bool:
-        return True
-
-    def void(self) -> None:
-        self.is_void = True
-
-    async def commit(self, offsets: Mapping[Any, Entry], group: str) -> None:
-        self._reader.entries.update(offsets)
-
-
-class Slot:
-    """A session with its doubles.
+class PlayedSlot:
+    """A slot, and everything around it in virtual time.
 
     Args:
         partitions: offset and metadata that the group has committed.
         transactional: whether it is exactly once.
         stage: routes of another stage than the one of `routes`.
         settings: by default the defaults.
+        limit: of a batch.
+        batch_deadline_s: see `Pool`.
         of_pipeline: arguments of the pipeline.
     """
 
@@ -130,81 +63,294 @@ class Slot:
         partitions: Mapping[int, Entry | None] | None = None,
         *,
         transactional: bool = False,
-        kick: Callable[[], None] = lambda: None,
         stage: Routes | None = None,
         settings: Settings | None = None,
+        limit: int = 4,
+        batch_deadline_s: float = 60.0,
         **of_pipeline: Any,
     ) -> None:
-        self.settings = settings or Settings()
-        self.found = {0: (0, ""), 1: (0, "")} if partitions is None else dict(partitions)
-        self.now_s = 0.0
+        self.now_s = 1000.0
         self.routes = stage or routes(**of_pipeline)
-        self.reader = Reader()
-        self.reader.entries = {number: entry for number, entry in self.found.items() if entry is not None}
-        self.sender = Sender(self.reader, transactional=transactional)
-        self.lease = Lease(2.0, lambda: self.now_s)
-        self.lease.renew(0.0)
+        self.numbers = [0, 1] if partitions is None else list(partitions)
+        found = dict.fromkeys(self.numbers, (0, "")) if partitions is None else partitions
+        self.entries: dict[int, Entry] = {number: entry for number, entry in found.items() if entry is not None}
+        """What the group has committed."""
+        self.topic = UNKNOWN_TOPIC
+        self.held: dict[int, int] = {}
+        self.log: list[Any] = []
+        """Of partition 0, where a test fills it."""
+        self.again: list[int] = []
+        """Offsets that were read again."""
+        self.sent: list[bytes | None] = []
+        self.outgoing: list[Mapping[tuple[str, int], Sequence[Any]]] = []
+        self.produced: Callable[[Any], None] = lambda outgoing: None
+        self.acknowledges = True
+        self.has_lease = True
+        self.lease_lost = self.drained = False
+        self.replaced: list[str] = []
+        self.replicas: dict[str, Replica] = {}
         self.report = new_report("d", 1, "work", 0, 40)
-        self.kick = kick
-        self.session = self.new_session()
-
-    def new_session(self) -> SlotSession:
+        self.lease = Lease(2.0, lambda: self.now_s)
         topics = dict.fromkeys([*self.routes.topics_written, "out"], 1)
-        return SlotSession(
-            self.routes,
-            reader=self.reader,  # type: ignore[arg-type]
-            sender=self.sender,
-            emitter=Emitter(self.routes, topics, random.Random(1), self.report),
-            lease=self.lease,
-            report=self.report,
-            settings=self.settings,
-            owner="me",
-            live_since_us=0.0,
-            kick=self.kick,
-            watch=BatchWatch("in"),
+        emitter = Emitter(self.routes, topics, random.Random(1), self.report)
+        settings = settings or Settings()
+        self.context = SlotContext(
+            self.routes, settings, self.report, emitter, self.lease, "me", transactional=transactional
         )
+        self.pool = Pool(batch_deadline_s)
+        self.slot = Slot(self.context, self.pool)
+        self.settled: dict[int, tuple[int, int]] = {}
+        """What the next grants say of a join's parts."""
+        self._answers: deque[on.SlotEvent] = deque()
+        self._timer_s: float | None = None
+        self._epoch = 7
+        self.plan(limit=limit)
 
-    async def begin(self) -> SlotSession:
-        """Begin with what is committed."""
-        await self.session.begin(self.found, await self.reader.committed(self.found))
+    # The slot
+
+    @property
+    def session(self) -> Session:
+        return self.slot._session
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the replicas."""
+        return self.slot._exchange.trouble
+
+    def phases(self) -> dict[str, str]:
+        """Return the phase of each replica, as reported."""
+        return {status.replica: status.phase for status in self.slot._exchange.statuses()}
+
+    def plan(self, *, limit: int = 1, concurrency: int = 1, sample: bytes | None = None, **of_plan: Any) -> None:
+        """Grant the slot by a plan."""
+        hardware = {KIND: HardwarePlan(limit, of_plan.pop("service_s", {}), concurrency)}
+        plan = StagePlan(hardware, sample=sample, **of_plan)
+        grant = Grant("work", 0, 1, "d", 1, 1, plan=plan, settled=self.settled)
+        self.perform(self.slot.on(grant, self.now_s))
+
+    def begin(self) -> Session:
+        """Begin a session with what is committed."""
+        self._epoch += 1
+        self._own(self.numbers, epoch=self._epoch)
         return self.session
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[SlotSession]:
-        """Begin and run the session."""
-        session = await self.begin()
-        work = asyncio.create_task(session.run())
-        try:
-            yield session
-        finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+    def _own(self, numbers: Collection[int], epoch: int = 0, before: int = 0) -> None:
+        committed = {number: self.entries[number] for number in numbers if number in self.entries}
+        begins = dict.fromkeys(self.slot.beginnings_needed(list(numbers), committed, before), 0)
+        self.feed(on.Owned(list(numbers), committed, begins, self.topic, epoch, before))
+
+    def grow(self, topic: TopicState) -> None:
+        """Add partitions to the topic."""
+        before, self.topic = self.topic.partitions, topic
+        added = range(before, topic.partitions)
+        self.numbers = [*self.numbers, *added]
+        self._own(added, before=before)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Session]:
+        """Begin a session."""
+        yield self.begin()
+
+    def drop(self) -> None:
+        """Drop the session; what was asked of Kafka for it is never heard of."""
+        self._answers.clear()
+        self.feed(on.Dropped())
+
+    # Time
+
+    def feed(self, event: on.SlotEvent) -> None:
+        """Have something happen, and all that follows from it at the same moment."""
+        self._happens(event)
+        self.settle()
+
+    def _happens(self, event: on.SlotEvent) -> None:
+        if self.has_lease:
+            self.lease.renew(self.now_s)
+        self.perform(self.slot.on(event, self.now_s))
+
+    def settle(self) -> None:
+        """Let everything happen that is due."""
+        for _ in range(10_000):
+            if self._answers and self.acknowledges:
+                self.answer_one()
+                continue
+            if self._timer_s is not None and self._timer_s <= self.now_s:
+                self._timer_s = None
+                self._happens(on.Time())
+            else:
+                return
+        raise AssertionError("it asks for the present again and again")
+
+    def answer_one(self) -> None:
+        """Let Kafka answer what it was asked first."""
+        event = self._answers.popleft()
+        if isinstance(event, on.FoundCommitted):
+            event = on.FoundCommitted(dict(self.entries))
+        elif isinstance(event, on.OffsetsCommitted):
+            self.entries.update(self._committing)
+        self._happens(event)
+        if not self.acknowledges:
+            self.settle()
+
+    def advance(self, by_s: float) -> None:
+        """Let time pass."""
+        until_s = self.now_s + by_s
+        while self._timer_s is not None and self._timer_s <= until_s:
+            self.now_s = max(self.now_s, self._timer_s)
+            self.settle()
+        self.now_s = until_s
+
+    def until(self, holds: Callable[[], bool], what: str, within_s: float = 5000.0) -> None:
+        """Let time pass until something holds."""
+        until_s = self.now_s + within_s
+        self.settle()
+        while not holds():
+            assert self._timer_s is not None, f"nothing happens until {what}"
+            assert self._timer_s <= until_s, f"waited in vain until {what}"
+            self.advance(self._timer_s - self.now_s)
+
+    def acknowledge(self) -> None:
+        """Let Kafka answer what it was asked, and from now on everything."""
+        self.acknowledges = True
+        self.settle()
+
+    def perform(self, actions: Iterable[on.Action]) -> None:
+        for action in actions:
+            match action:
+                case on.SendFrame(name, frame):
+                    self.replicas[name].frames.append(frame)
+                case on.Disconnect(name):
+                    self.replicas[name].connected = False
+                case Replace(name, _):
+                    self.replaced.append(name)
+                case on.Hold(positions):
+                    self.held |= positions
+                case on.Release(numbers):
+                    self.held = {number: at for number, at in self.held.items() if number not in numbers}
+                case on.WakeAt(at_s):
+                    assert self._timer_s is None or at_s < self._timer_s or at_s <= self.now_s
+                    self._timer_s = at_s
+                case on.Produce(outgoing):
+                    self.outgoing.append(outgoing)
+                    self.sent += [message.value for messages in outgoing.values() for message in messages]
+                    self.produced(outgoing)
+                    self._answers.append(on.Produced())
+                case on.Commit(entries):
+                    self._committing = dict(entries)
+                    self._answers.append(on.OffsetsCommitted())
+                case on.LookUp():
+                    self._answers.append(on.FoundCommitted({}))
+                case on.LookAgain(partition, offsets):
+                    self.again += offsets
+                    self._answers.append(on.ReadAgain(partition, {offset: self.log[offset] for offset in offsets}))
+                case on.LeaseLost():
+                    self.lease_lost = True
+                case on.Drained():
+                    self.drained = True
+
+    # Records and replicas
 
     def fetched(
         self, *values: bytes, partition: int = 0, first: int = 0, key: bytes | None = None, ago_s: float = 0.0
     ) -> None:
-        """Hand the session records as one fetch brings them."""
-        records = [
-            Record(key, value, (), round((time.time() - ago_s) * 1000), "in", partition, first + at)
-            for at, value in enumerate(values)
-        ]
-        positions = {partition: first + len(records)}
-        self.session.take_in(Fetched({partition: records}, (), positions, {}))
+        """Hand over records as one fetch brings them."""
+        stamp_ms = round((self.now_s + WALL_S - ago_s) * 1000)
+        records = [Record(key, value, (), stamp_ms, "in", partition, first + at) for at, value in enumerate(values)]
+        self.read({partition: records}, {partition: first + len(records)})
+
+    def read(self, records: Mapping[int, Any], positions: Mapping[int, int]) -> None:
+        """End a fetch."""
+        self.feed(on.RecordsRead(records, positions, {}, self.now_s + WALL_S))
+
+    def attached(self, name: str = "", *, ready: bool = True, **how: Any) -> Replica:
+        """Attach another replica."""
+        name = name or f"r{len(self.replicas)}"
+        number = len(self.replicas)
+        replica = Replica(self, name)
+        self.feed(Attach(name, KIND, number, **how))
+        self.replicas[name] = replica
+        if ready:
+            replica.ready()
+        return replica
+
+    def retire(self, name: str) -> None:
+        self.feed(Retire(name))
+
+    def lost(self, name: str) -> None:
+        self.feed(ReplicaLost(name))
 
     def hand_out(self, limit: int) -> list[Any]:
-        """Take a batch as the feeder does."""
-        events = self.session.take(limit)
-        self.session.handed(events)
-        return events
+        """Give a batch to a replica that takes no other."""
+        self.plan(limit=limit)
+        replica = self.attached()
+        self.retire(replica.name)
+        hands = self.pool.replicas[replica.name].hands.values() if replica.name in self.pool.replicas else ()
+        return [event for hand in hands for event in hand.events]
 
     def answer(self, events: list[Any]) -> None:
-        """Give a batch's results back as the feeder does."""
-        self.session.finished(events, [Done(event.payload, 0) for event in events])
-        self.session.returned(events)
+        """Give a batch's results back."""
+        for replica in list(self.pool.replicas.values()):
+            for hand in list(replica.hands.values()):
+                if list(hand.events) == events:
+                    self.replicas[replica.replica].answer(Batch(hand.epoch, hand.batch, [e.payload for e in events]))
 
     def offset(self, partition: int = 0) -> int:
         """Return the committed offset."""
-        return self.reader.entries[partition][0]
+        return self.entries[partition][0]
+
+
+class Replica:
+    """A replica's end of its connection."""
+
+    def __init__(self, slot: PlayedSlot, name: str) -> None:
+        self._slot = slot
+        self.name = name
+        self.connected = True
+        self.frames: deque[Batch | Leave] = deque()
+
+    def next(self) -> Batch | Leave:
+        """Return the next frame, once there is one."""
+        self._slot.until(lambda: bool(self.frames), f"{self.name} has a frame")
+        return self.frames.popleft()
+
+    def batch(self) -> Batch:
+        """Return the next frame, which is a batch."""
+        frame = self.next()
+        assert isinstance(frame, Batch)
+        return frame
+
+    def idle(self) -> bool:
+        """Whether no frame waits to be read."""
+        return not self.frames
+
+    def say(self, frame: ToDispatcher) -> None:
+        """Send a frame."""
+        if self.connected:
+            self._slot.feed(on.Heard(self.name, frame))
+
+    def ready(self) -> None:
+        """Say that batches may come."""
+        self.say(Ready(self.name, 0.1, None))
+
+    def answer(self, batch: Batch) -> None:
+        """Return what the batch held."""
+        outcomes: list[Done | Failed] = [Done(bytes(each), 0) for each in batch.inputs if isinstance(each, bytes)]
+        outcomes = outcomes or [Done(b"joined", 0) for _ in batch.inputs]
+        self.say(Results(batch.epoch, batch.batch, outcomes, [Call(len(outcomes), 0.01)], 0.01))
+
+    def die(self, broken: str = "") -> None:
+        """Close the connection, as the kernel does for a process that ended."""
+        if self.connected:
+            self.connected = False
+            self._slot.feed(on.ConnectionEnded(self.name, broken))
+
+
+@contextlib.contextmanager
+def fed(**how: Any) -> Iterator[PlayedSlot]:
+    """A slot that is served."""
+    slot = PlayedSlot(**how)
+    slot.begin()
+    yield slot
 
 
 async def until(holds: Callable[[], bool], what: str) -> None:
@@ -215,53 +361,3 @@ async def until(holds: Callable[[], bool], what: str) -> None:
                 await asyncio.sleep(0.001)
     except TimeoutError:
         raise AssertionError(f"waited 5 s in vain until {what}") from None
-
-
-class Replica:
-    """A replica's end of its connection."""
-
-    def __init__(self, name: str, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self.name = name
-        self._sock = sock
-        self._frames = to_replica()
-        self._heard: list[Batch | Leave] = []
-
-    async def next(self) -> Batch | Leave:
-        """Return the next frame."""
-        while not self._heard:
-            async with asyncio.timeout(5.0):
-                data = await asyncio.get_running_loop().sock_recv(self._sock, 1 << 16)
-            assert data, f"the connection of {self.name} has ended"
-            self._heard += self._frames.feed(data)
-        return self._heard.pop(0)
-
-    async def batch(self) -> Batch:
-        """Return the next frame, which is a batch."""
-        frame = await self.next()
-        assert isinstance(frame, Batch)
-        return frame
-
-    def idle(self) -> bool:
-        """Whether no frame waits to be read."""
-        try:
-            return not self._heard and not self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-
-    def say(self, frame: ToDispatcher) -> None:
-        """Send a frame."""
-        self._sock.sendall(encode_frame(frame))
-
-    def ready(self) -> None:
-        """Say that batches may come."""
-        self.say(Ready(self.name, 0.1, None))
-
-    def answer(self, batch: Batch) -> None:
-        """Return what the batch held."""
-        outcomes: list[Done | Failed] = [Done(bytes(each), 0) for each in batch.inputs]  # type: ignore[arg-type]
-        self.say(Results(batch.epoch, batch.batch, outcomes, [Call(len(outcomes), 0.01)], 0.01))
-
-    def die(self) -> None:
-        """Close the connection, as the kernel does for a process that ended."""
-        self._sock.close()

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import Any
 
 import pytest
 
 from inferline_stream.dataplane.dispatcher import dispatcher as dispatcher_module
 from inferline_stream.dataplane.dispatcher.dispatcher import Dispatcher
-from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired
-from inferline_stream.dataplane.dispatcher.session import SlotSession
-from inferline_stream.dataplane.frames import Done
+from inferline_stream.dataplane.dispatcher.lease import Lease
+from inferline_stream.dataplane.frames import Batch, Done, Failed, Ready, Results, encode_frame, to_replica
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.slot_grants import Grant, encode_control, grant_key
+from inferline_stream.dataplane.supervisor_messages import MAX_DATAGRAM_BYTES, Attach, Replace, decode_from_dispatcher
+from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.records import KafkaFailed, Record
 from inferline_stream.kafka.topic_reader import Fetched
 from inferline_stream.kafka.topic_state import TopicState
-from tests.unit.dataplane.dispatcher.doubles import Entry, Reader, Sender, routes, until
+from tests.unit.dataplane.dispatcher.doubles import KIND, Entry, routes, until
 
 ME, SUCCESSOR = "work-0-a", "work-0-b"
 
 
-class Log(Reader):
-    """A reader whose fetches end when the test says so."""
+class Log:
+    """A reader whose fetches end when the test says so; it remembers what is held and committed."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.entries = {0: (0, "")}
+        self.held: dict[int, int] = {}
+        self.entries: dict[int, Entry] = {0: (0, "")}
         self.topic = TopicState("", 1)
         self.fetches: asyncio.Queue[Fetched] = asyncio.Queue()
         self.fetching = 0
@@ -43,9 +44,22 @@ class Log(Reader):
     async def look_for_grants(self) -> None:
         pass
 
+    def hold(self, positions: Mapping[int, int]) -> None:
+        self.held.update(positions)
+
+    def release(self, partitions: Iterable[int]) -> None:
+        for number in partitions:
+            self.held.pop(number, None)
+
     async def committed(self, partitions: Iterable[int]) -> dict[int, Entry]:
         await self.may_look.wait()
-        return await super().committed(partitions)
+        return {number: self.entries[number] for number in partitions if number in self.entries}
+
+    async def commit(self, offsets: Mapping[int, Entry]) -> None:
+        self.entries.update(offsets)
+
+    def offsets_for_transaction(self, offsets: Mapping[int, Entry]) -> dict[int, Entry]:
+        return dict(offsets)
 
     async def fetch(self, full: Collection[int], wait_s: float) -> Fetched:
         self.fetching += 1
@@ -57,6 +71,37 @@ class Log(Reader):
         self.fetches.put_nowait(Fetched({0: records} if records else {}, tuple(grants), {}, {}))
 
 
+class Sender:
+    """Remembers what was done, in its order, and fails where the test says so."""
+
+    def __init__(self, log: Log, *, transactional: bool) -> None:
+        self.transactional = transactional
+        self.did: list[Any] = []
+        self.fails: Exception | None = None
+        self._log = log
+
+    async def start_again(self, *_: Any) -> None:
+        self.did.append("start again")
+
+    async def note(self, topic: str, key: bytes, value: bytes) -> bool:
+        return True
+
+    async def begin(self) -> None:
+        self.did.append("begin")
+
+    async def send(self, outgoing: Mapping[tuple[str, int], Any]) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.did.append([message.value for messages in outgoing.values() for message in messages])
+
+    async def commit(self, offsets: Mapping[int, Entry], group: str) -> None:
+        self._log.entries.update(offsets)
+        self.did.append(offsets[0][0])
+
+    def void(self) -> None:
+        self.did.append("void")
+
+
 def grant(dispatcher: str, number: int, *, begins: bool = True) -> Any:
     value = encode_control(Grant("work", 0, 1, dispatcher, 1, number, begins))
     return Record.keyed("assignments", grant_key("work", 0), value)
@@ -65,55 +110,96 @@ def grant(dispatcher: str, number: int, *, begins: bool = True) -> Any:
 class Run:
     """A dispatcher at work."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_s = 0.0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, transactional: bool) -> None:
         self.log = Log()
-        self.sender = Sender(self.log, transactional=False)
-        self.lease = Lease(2.0, lambda: self.now_s)
-        self.lease.renew(0.0)
+        self.sender = Sender(self.log, transactional=transactional)
+        self.lease = Lease(2.0)
+        self.lease.renew(self.lease.now_s() + 3600.0)
         doubles = {"TopicReader": self.log, "Writer": self.sender, "Lease": self.lease}
         for name, double in doubles.items():
             monkeypatch.setattr(dispatcher_module, name, lambda *_, double=double, **__: double)
         self.supervisor, self.channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.dispatcher = made = Dispatcher(DispatcherSpec(ME, 0, routes(), "127.0.0.1:9"), self.channel)
-        made._partitions = dict.fromkeys([*made._routes.topics_written, "out"], 1)
+        made._know(dict.fromkeys([*made._routes.topics_written, "out"], 1), RecordRules({}))
         self.serving = asyncio.create_task(made._serve())
         self.fetching = asyncio.create_task(made._fetch())
+        self.frames, self.ends = to_replica(), [self.supervisor, self.channel]
 
-    async def session(self) -> SlotSession:
-        """Grant the slot, and return the session that begins."""
+    async def serve(self) -> None:
+        """Grant the slot, and wait until it is served."""
         self.log.bring(grants=[grant(ME, 1)])
-        await until(lambda: self.dispatcher._session is not None, "it serves")
-        assert self.dispatcher._session is not None
-        return self.dispatcher._session
+        await until(lambda: self.log.held == {0: 0}, "it serves")
+
+    def attach(self) -> socket.socket:
+        """Attach a replica that is ready, and return its end of the connection."""
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self.ends.append(theirs)
+        self.dispatcher._attach(Attach("r", KIND, 0), ours)
+        theirs.sendall(encode_frame(Ready("r", 0.1, None)))
+        return theirs
+
+    async def batch(self, replica: socket.socket) -> Batch:
+        """Return the next batch that a replica reads."""
+        while True:
+            async with asyncio.timeout(5.0):
+                data = await asyncio.get_running_loop().sock_recv(replica, 1 << 16)
+            for frame in self.frames.feed(data):
+                assert isinstance(frame, Batch)
+                return frame
+
+    def lapse(self) -> None:
+        """Let the lease expire."""
+        self.lease._until_s = 0.0
+        self.dispatcher._grant_changed.set()
 
     async def close(self) -> None:
         for task in (self.serving, self.fetching):
             task.cancel()
         await asyncio.gather(self.serving, self.fetching, return_exceptions=True)
-        self.dispatcher._feeder.close()
-        self.supervisor.close()
-        self.channel.close()
+        self.dispatcher._close()
+        for sock in self.ends:
+            sock.close()
 
 
-@pytest.fixture
-async def run(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Run]:
-    run = Run(monkeypatch)
+def answer(replica: socket.socket, batch: Batch) -> None:
+    done: list[Done | Failed] = [Done(bytes(each), 0) for each in batch.inputs]  # type: ignore[arg-type]
+    replica.sendall(encode_frame(Results(batch.epoch, batch.batch, done, [], 0.01)))
+
+
+@pytest.fixture(params=[False, True])
+async def run(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> AsyncIterator[Run]:
+    run = Run(monkeypatch, transactional=request.param)
     yield run
     await run.close()
 
 
-async def test_records_of_a_fetch_that_was_under_way_when_the_session_began_are_taken_in(run: Run) -> None:
-    session = await run.session()
-    assert run.log.fetching == 2, "the second fetch began before the session"
+async def test_records_go_through_a_replica_to_the_sender_and_are_then_committed(run: Run) -> None:
+    replica = run.attach()
+    await run.serve()
+    assert run.log.fetching == 2, "the second fetch began before the session, and its records count"
     run.log.bring(b"a", b"b")
-    await until(lambda: run.log.fetching == 3, "the fetch has ended")
-    assert [event.payload for event in session.take(9)] == [b"a", b"b"]
+    for value in (b"a", b"b"):  # no grant says that batches may be larger
+        batch = await run.batch(replica)
+        assert batch.inputs == [value]
+        answer(replica, batch)
+    await until(lambda: run.log.entries[0][0] == 2, "they are committed")
+    did = [each for each in run.sender.did if each not in ("start again", "begin")]
+    assert [value for each in did if isinstance(each, list) for value in each] == [b"a", b"b"]
+    if run.sender.transactional:
+        assert (run.sender.did[0], did.index([b"a"]) < did.index(1)) == ("start again", True)
 
 
-async def test_a_slot_that_is_lost_while_it_is_begun_is_not_served(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[SlotSession | None] = []
-    monkeypatch.setattr(run.dispatcher._feeder, "serve", served.append)
+async def test_a_replica_whose_answer_is_no_frame_is_replaced(run: Run) -> None:
+    replica = run.attach()
+    await until(lambda: bool(run.dispatcher._slot.fill(run.dispatcher._report) or run.dispatcher._report.replicas), "")
+    replica.sendall(b"no frame at all")
+    run.supervisor.settimeout(5.0)
+    said = await asyncio.to_thread(run.supervisor.recv, MAX_DATAGRAM_BYTES)
+    assert isinstance(decode_from_dispatcher(said), Replace)
+
+
+async def test_a_slot_that_is_lost_while_it_is_begun_is_not_served(run: Run) -> None:
     run.log.may_look.clear()
     run.log.bring(grants=[grant(ME, 1)])
     await until(lambda: run.dispatcher._has_served, "it begins")
@@ -121,48 +207,46 @@ async def test_a_slot_that_is_lost_while_it_is_begun_is_not_served(run: Run, mon
     await until(lambda: run.dispatcher._report.number == 2, "it has read who is next")
     run.log.may_look.set()
     await asyncio.wait_for(run.serving, 5)
-    assert (served, run.log.held, run.dispatcher._report.phase) == ([None], {}, "standby")
+    assert (run.log.held, run.dispatcher._report.phase, run.sender.did[-1]) == ({}, "standby", "void")
 
 
 async def test_a_dropped_session_sends_nothing_once_the_lease_is_back(run: Run) -> None:
-    session = await run.session()
+    replica = run.attach()
+    await run.serve()
     run.log.bring(b"a")
-    await until(lambda: len(session.queue) == 1, "the record is taken in")
+    batch = await run.batch(replica)
     run.log.may_catch_up = False
-    run.now_s = 3.0
-    run.dispatcher._grant_changed.set()
-    await until(lambda: run.dispatcher._session is None, "the session is dropped")
-    assert run.sender.is_void
-    run.lease.renew(run.now_s)
-    session.finished(events := session.take(1), [Done(b"a", 0) for _ in events])
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(run.sender.began.wait(), 0.2)
+    run.lapse()
+    await until(lambda: run.log.held == {}, "the session is dropped")
+    assert run.sender.did[-1] == "void"
+    run.lease.renew(run.lease.now_s())
+    answer(replica, batch)
+    await asyncio.sleep(0.1)
+    assert run.sender.did[-1] == "void"
 
 
-async def test_a_drain_that_fails_is_not_taken_for_one_that_has_ended(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+async def test_a_slot_that_another_is_to_serve_is_drained_and_what_fails_meanwhile_ends_the_dispatcher(
+    run: Run,
 ) -> None:
-    session = await run.session()
-
-    async def fails() -> None:
-        raise KafkaFailed("no answer")
-
-    monkeypatch.setattr(session, "drain", fails)
+    replica = run.attach()
+    await run.serve()
+    run.log.bring(b"a")
+    batch = await run.batch(replica)
     run.log.bring(grants=[grant(SUCCESSOR, 2, begins=False)])
+    await until(lambda: run.dispatcher._report.phase == "draining", "it drains")
+    run.sender.fails = KafkaFailed("no answer")
+    answer(replica, batch)
     with pytest.raises(KafkaFailed, match="no answer"):
         await asyncio.wait_for(run.serving, 5)
 
 
-async def test_a_lease_that_has_expired_for_two_tasks_at_once_is_an_expired_lease() -> None:
-    async def expired() -> None:
-        raise LeaseExpired
-
-    async def session() -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(expired())
-            tasks.create_task(expired())
-
-    work = asyncio.create_task(session())
-    await asyncio.wait([work])
-    with pytest.raises(LeaseExpired):
-        dispatcher_module._only(work)
+async def test_a_drained_slot_is_left_once_what_was_in_hand_is_committed(run: Run) -> None:
+    replica = run.attach()
+    await run.serve()
+    run.log.bring(b"a", b"b")
+    batch = await run.batch(replica)
+    run.log.bring(grants=[grant(SUCCESSOR, 2, begins=False)])
+    await until(lambda: run.dispatcher._report.phase == "draining", "it drains")
+    answer(replica, batch)
+    await asyncio.wait_for(run.serving, 5)
+    assert (run.log.entries[0][0], run.log.held) == (1, {})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher import intake
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
-from inferline_stream.dataplane.dispatcher.outcomes import Skipped
+from inferline_stream.dataplane.dispatcher.event import Skipped
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed
@@ -230,6 +230,7 @@ def test_nothing_enters_or_arrives_after_it_is_taken_in_and_a_clock_that_is_ahea
     taken(stamped(NOW_MS + DAY_MS, offset=1))
     assert not caplog.records, "once a minute is enough"
     taken.now_s += 61
+    taken()
     assert taken.intake.clock_lead_s() == 0
 
 

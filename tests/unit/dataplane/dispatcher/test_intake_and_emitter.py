@@ -8,10 +8,9 @@ import msgspec
 import pytest
 
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
-from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.event import Dead, Event, Expired, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
-from inferline_stream.dataplane.dispatcher.outcomes import Dead, Expired, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed
@@ -87,11 +86,10 @@ class Taken:
             self.routes,
             self.ready.append,
             lambda event, outcome: self.ended.append((event, outcome)),
-            lambda: self.now_s + self.set_back_s,
-            wall_s=lambda: self.now_s,
         )
 
     def __call__(self, *records: Any) -> "Taken":
+        self.intake.at(self.now_s + self.set_back_s, self.now_s)
         for given in records:
             self.intake.take_in(self.partition, given)
         return self

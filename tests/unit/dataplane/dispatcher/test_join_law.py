@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher import completion
+from inferline_stream.dataplane.dispatcher.event import Late, Requeued
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import PLACES_BYTES, Join
-from inferline_stream.dataplane.dispatcher.outcomes import Late, Requeued
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import MOVED
@@ -42,7 +42,7 @@ class Owners:
         join = Join(("left", "right"), ordered=self.ordered)
         self.partition = Partition(0, decode_metadata(*self.entry), "me", join)
         self.queued, self.read = [], 0
-        self.intake = Intake(routes_of(pipeline(), "both"), self.queued.append, self.ends, lambda: 0.0)
+        self.intake = Intake(routes_of(pipeline(), "both"), self.queued.append, self.ends)
 
     def ends(self, event: Any, outcome: Any) -> None:
         if isinstance(outcome, Requeued):

@@ -1,35 +1,23 @@
-"""Queue, pool and suspects together, in a simulated dispatcher whose replicas die, hang and run out of memory."""
+"""What is lost with replicas that die, hang and run out of memory: who is blamed, and how many replicas that costs."""
 
 import heapq
 import itertools
 import random
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.poison_suspects import LostBatch, Probe, Suspects
-from inferline_stream.dataplane.dispatcher.pool import Pool
-from inferline_stream.dataplane.dispatcher.queue import StageQueue
-from inferline_stream.dataplane.frames import Call
-from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
+from inferline_stream.dataplane.dispatcher import slot_events as on
+from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Failed, Results
+from tests.unit.dataplane.dispatcher.doubles import PlayedSlot
 
 START_S, SERVICE_S, EACH_S = 0.05, 0.02, 0.005
-OK, KILLS, HANGS, SLOW, MEMORY = "ok", "kills", "hangs", "slow", "memory"
+OK, KILLS, HANGS, SLOW, MEMORY = b"ok", b"kills", b"hangs", b"slow", b"memory"
 
 
-@dataclass(eq=False)
-class Hand:
-    replica: object
-    events: list
-    task: Event | Probe | None
-    over: bool = False
-
-
-class Simulation:
-    """A dispatcher and its replicas in virtual time.
+class Simulation(PlayedSlot):
+    """A slot and its replicas in virtual time.
 
     Args:
         replicas: how many.
@@ -41,183 +29,122 @@ class Simulation:
     """
 
     def __init__(self, replicas, limit, events, *, outside_s=(), broken_s=0.0, sample=b"ok", seed=0):
-        self.queue = StageQueue(100_000, keys_in_order=True)
-        self.pool, self.suspects = Pool(batch_deadline_s=1.0), Suspects()
-        self.pool.configure(StagePlan({"cpu": HardwarePlan(limit, {1: SERVICE_S + EACH_S, 2: SERVICE_S + 2 * EACH_S})}))
-        self.suspects.learn(sample)
+        super().__init__({0: (0, "")}, batch_deadline_s=1.0)
+        self.plan(limit=limit, sample=sample, service_s={1: SERVICE_S + EACH_S, 2: SERVICE_S + 2 * EACH_S})
         self.rng = random.Random(seed)
-        self.now_s, self.broken_s = 0.0, broken_s
-        self.nature, self.outcomes, self.condemned, self.hit, self.events = {}, [], [], set(), []
-        self.hands: dict[str, Hand] = {}
-        self.starts = 0
+        self.began_s, self.broken_s = self.now_s, self.now_s + broken_s
+        self.given, self.outcomes, self.condemned, self.hit = events, [], [], set()
+        self.batches: dict[str, Batch] = {}
         self.serial = itertools.count()
         self.happenings = []
+        self.begin()
+        finished = self.session.delivery.finished
+
+        def note(ended, outcomes):
+            for event, outcome in zip(ended, outcomes, strict=True):
+                self.outcomes.append(event.offsets[0])
+                if isinstance(outcome, Failed):
+                    self.condemned.append(event.offsets[0])
+            finished(ended, outcomes)
+
+        self.session.delivery.finished = note
         for number in range(replicas):
-            self.start(f"r{number}", number)
+            self.start(f"r{number}")
         self.starts = 0
-        for name, (key, nature) in enumerate(events):
-            self.at(0.003 * name, lambda name=name, key=key, nature=nature: self.arrive(name, key, nature))
+        for number, (key, nature) in enumerate(events):
+            self.at(
+                0.003 * number,
+                lambda number=number, key=key, nature=nature: self.fetched(nature, first=number, key=key),
+            )
         for at_s in outside_s:
             self.at(at_s, self.kill_one)
 
     def at(self, at_s, what):
-        heapq.heappush(self.happenings, (max(at_s, self.now_s), next(self.serial), what))
+        heapq.heappush(self.happenings, (max(self.began_s + at_s, self.now_s), next(self.serial), what))
+
+    def after(self, in_s, what):
+        self.at(self.now_s - self.began_s + in_s, what)
 
     def run(self, until_s=3000.0):
+        until_s += self.began_s
         for _ in range(100_000):
-            timer_s = min(self.pool.next_deadline_s or until_s, self.blocked_s() or until_s)
-            next_s = min(self.happenings[0][0] if self.happenings else until_s, timer_s)
-            if next_s >= until_s or (
-                not self.happenings and len(self.outcomes) == len(self.events) and not self.busy()
-            ):
+            if not self.happenings and len(self.outcomes) == len(self.given) and not self.busy():
                 return self
-            self.now_s = max(self.now_s, next_s)
+            next_s = min(self.happenings[0][0] if self.happenings else until_s, self._timer_s or until_s)
+            if next_s >= until_s:
+                return self
+            self.advance(max(0.0, next_s - self.now_s))
             while self.happenings and self.happenings[0][0] <= self.now_s:
                 heapq.heappop(self.happenings)[2]()
-            for replica, _, hard in self.pool.overdue(self.now_s):
-                self.overdue(self.hands[replica.replica], hard)
-            self.kick()
+            for name in self.replaced:
+                self.die(name, self.batches.get(name))
+            self.replaced.clear()
         raise AssertionError("the simulation never ends")
 
     def busy(self):
-        return any(hand.events for hand in self.hands.values())
-
-    def blocked_s(self):
-        blocked_s = self.suspects.suspicion.blocked_until_s
-        return blocked_s if blocked_s > self.now_s else None
+        return any(hand.events for replica in self.pool.replicas.values() for hand in replica.hands.values())
 
     # What happens outside
 
-    def start(self, name, number):
-        self.starts += 1
-        self.pool.attach(name, "cpu", number)
-        self.at(self.now_s + START_S, lambda: self.pool.ready(name, self.now_s))
-
-    def arrive(self, name, key, nature):
-        now_ms = int(self.now_s * 1000)
-        arrived = Event(
-            partition=0,
-            offsets=(name,),
-            event_id=b"",
-            entry_us=0,
-            entered_us=now_ms * 1000,
-            arrived_ms=now_ms,
-            taken_ms=now_ms,
-            key=key,
-            headers=[],
-            payload=b"",
-            size_bytes=1,
-            records=(),
-        )
-        self.nature[arrived] = nature
-        self.events.append(arrived)
-        self.queue.add(arrived)
+    def start(self, name):
+        replica = self.attached(name, ready=False)
+        self.after(START_S, replica.ready)
 
     def kill_one(self):
-        busy = sorted(self.hands)
+        busy = sorted(self.batches)
         if busy:
-            hand = self.hands[self.rng.choice(busy)]
-            if isinstance(hand.task, Event):
-                self.hit.add(hand.task)
-            self.die(hand)
+            name = self.rng.choice(busy)
+            hands = self.pool.replicas[name].hands.values()
+            self.hit |= {event.offsets[0] for hand in hands if hand.alone for event in hand.events}
+            self.die(name, self.batches[name])
 
-    # The dispatcher
+    def perform(self, actions):
+        for action in actions:
+            super().perform([action])
+            if isinstance(action, on.SendFrame):
+                assert action.replica not in self.batches
+                self.batches[action.replica] = action.frame
+                self.begins(action.replica, action.frame)
 
-    def kick(self):
-        pool, queue, suspects = self.pool, self.queue, self.suspects
-        pool.fresh_after_s = suspects.suspicion.blocked_until_s
-        if not len(suspects):
-            pool.lift_quarantine()
-        elif replica := pool.quarantine(passed_first=bool(suspects.suspicion.reason)):
-            task = suspects.next(replica.passed, self.now_s, yields=pool.single and queue.eligible > 0)
-            if task is None:
-                pool.lift_quarantine()
-            else:
-                self.hand(replica, [] if isinstance(task, Probe) else [task], task)
-        while queue.eligible and (replica := pool.choose(self.now_s, queue.eligible)):
-            self.hand(replica, queue.take(pool.limit(replica.hardware)), None)
-
-    def hand(self, replica, events, task):
-        keys = [event.key for other in self.hands.values() for event in other.events]
-        assert not {event.key for event in events} & set(keys) - {None}, "a key is in two batches"
-        assert replica.replica not in self.hands
-        hand = self.hands[replica.replica] = Hand(replica, list(events), task)
-        size = max(1, len(events))
-        self.pool.begin(replica, size, self.now_s)
-        natures = {self.nature[event] for event in events}
+    def begins(self, name, batch):
+        size, natures = len(batch.inputs), set(batch.inputs)
         takes_s = (SERVICE_S + EACH_S * size) * self.rng.uniform(0.8, 1.2)
-        killing_sample = isinstance(task, Probe) and task.input == b"kills"
-        if KILLS in natures or killing_sample or self.now_s < self.broken_s:
-            self.at(self.now_s + takes_s / 2, lambda: self.die(hand))
+        if KILLS in natures or self.now_s < self.broken_s:
+            self.after(takes_s / 2, lambda: self.die(name, batch))
         elif MEMORY in natures and size > 2:
-            self.at(self.now_s + takes_s / 2, lambda: self.die(hand, memory=True))
+            self.after(takes_s / 2, lambda: self.die(name, batch, memory=True))
         elif HANGS not in natures:
-            late_s = 0.5 if SLOW in natures else 0.0
-            self.at(self.now_s + takes_s + late_s, lambda: self.finish(hand, size, takes_s))
+            self.after(takes_s + (0.5 if SLOW in natures else 0.0), lambda: self.finish(name, batch, takes_s))
 
-    def finish(self, hand, size, takes_s):
-        if hand.over:
-            return
-        hand.over = True
-        del self.hands[hand.replica.replica]
-        self.pool.finish(hand.replica, [Call(size, takes_s)], self.now_s)
-        if isinstance(hand.task, Probe):
-            self.suspects.probe_passed()
-        elif hand.events:
-            if hand.task is not None:
-                assert self.suspects.passed(hand.task)
-            self.suspects.processed(b"ok")
-            self.outcomes += hand.events
-            self.queue.release(hand.events)
+    def finish(self, name, batch, takes_s):
+        if self.batches.get(name) is batch:
+            del self.batches[name]
+            done = [Done(b"", 0)] * len(batch.inputs)
+            self.replicas[name].say(Results(batch.epoch, batch.batch, done, [Call(len(done), takes_s)], takes_s))
 
-    def die(self, hand, memory=False):
-        if hand.over:
-            return
-        hand.over = True
-        replica = hand.replica
-        del self.hands[replica.replica]
-        self.pool.detach(replica.replica)
-        self.start(replica.replica, replica.number)
-        if isinstance(hand.task, Probe):
-            self.suspects.probe_failed(self.now_s)
-        elif hand.events:
-            self.follow(
-                self.suspects.lost(
-                    hand.events,
-                    alone=hand.task is not None,
-                    memory=memory,
-                    passed=replica.passed,
-                    now_s=self.now_s,
-                )
-            )
-
-    def overdue(self, hand, hard):
-        if hard:
-            self.die(hand)
-        elif hand.task is None and not self.pool.single:
-            events, hand.events = hand.events, []
-            self.follow(self.suspects.late(events))
-
-    def follow(self, lost: LostBatch):
-        for batch in reversed(lost.again):
-            self.queue.put_back(batch, lost.limit)
-        for event, _ in lost.condemned:
-            self.condemned.append(event)
-            self.outcomes.append(event)
-            self.queue.release([event])
+    def die(self, name, batch, *, memory=False):
+        if self.batches.get(name) is batch:
+            self.batches.pop(name, None)
+            replica = self.replicas[name]
+            if memory:
+                replica.say(Broken(batch.epoch, batch.batch, "out of memory", memory=True))
+            else:
+                replica.die()
+            self.starts += 1
+            self.start(name)
 
     # What must hold
 
     def of(self, *natures):
-        return {event for event in self.events if self.nature[event] in natures}
+        return {number for number, (_, nature) in enumerate(self.given) if nature in natures}
 
     def check_delivery(self):
         """Each event has one outcome, and those of a key come in their order."""
-        assert len(set(self.outcomes)) == len(self.outcomes), "an event has two outcomes"
-        assert set(self.outcomes) == set(self.events), "an event is lost"
-        for key in {event.key for event in self.events} - {None}:
-            assert [e for e in self.outcomes if e.key == key] == [e for e in self.events if e.key == key]
-        assert (len(self.queue), len(self.suspects), self.queue._lanes, self.queue._limits) == (0, 0, {}, {})
+        assert sorted(self.outcomes) == [*range(len(self.given))], "an event is lost, or has two outcomes"
+        for key in {key for key, _ in self.given} - {None}:
+            of_key = [number for number in self.outcomes if self.given[number][0] == key]
+            assert of_key == sorted(of_key)
+        assert (len(self.session.queue), len(self.session.suspects), self.session.queue._lanes) == (0, 0, {})
 
 
 keys = st.sampled_from([None, None, b"a", b"b"])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from inferline_stream.dataplane.dispatcher.replica_claims import believed_calls, believed_s
+from inferline_stream.dataplane.dispatcher.batch_exchange import believed_calls, believed_s
 from inferline_stream.dataplane.frames import Call, Results
 
 MONTH_S = 30 * 86_400.0

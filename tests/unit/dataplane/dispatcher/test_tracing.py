@@ -63,7 +63,7 @@ class Traced:
 
     def events(self, *records: Any) -> list[Event]:
         ready: list[Event] = []
-        intake = Intake(self.routes, ready.append, lambda event, outcome: pytest.fail(str(outcome)), lambda: 0.0)
+        intake = Intake(self.routes, ready.append, lambda event, outcome: pytest.fail(str(outcome)))
         for given in records:
             intake.take_in(self._partition, given)
         return ready

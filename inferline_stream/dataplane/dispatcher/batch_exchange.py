@@ -1,0 +1,413 @@
+"""Batches go to replicas, and their outcomes come back: who gets what next, and what follows from each answer."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+
+from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
+from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.lost_batches import LostBatches
+from inferline_stream.dataplane.dispatcher.poison_suspects import Probe
+from inferline_stream.dataplane.dispatcher.pool import SLOW_PEERS, Pool
+from inferline_stream.dataplane.dispatcher.pooled_replica import DoubtfulBatch, Hand, PooledReplica
+from inferline_stream.dataplane.dispatcher.replica_trust import Happening, ReplicaTrust
+from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, count_batch, count_waits
+from inferline_stream.dataplane.dispatcher.session import Session
+from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
+from inferline_stream.dataplane.dispatcher.slot_events import ConnectionEnded, Disconnect, Heard, Report, SendFrame
+from inferline_stream.dataplane.frames import (
+    Batch,
+    Broken,
+    Call,
+    Done,
+    Failed,
+    Leave,
+    Ready,
+    Results,
+    Returned,
+    answer_bytes,
+)
+from inferline_stream.dataplane.reports import ReplicaStatus
+from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
+
+logger = logging.getLogger(__name__)
+
+_CUTS = 3
+"""How often an event may lose its replica to the network, or to a node's end, before it comes under suspicion: one that
+ends whole nodes, or the processes around its replica, looks the same, and must not do so for ever."""
+
+_STRAGGLERS_EVERY_S = 1.0
+
+_WAY_BROKE = "the way to it broke"
+
+
+class BatchExchange:
+    """Deals with the replicas of a pool. Lives as long as the process; sessions come and go.
+
+    Args:
+        slot: whose replicas they are.
+        pool: who gets the next batch.
+        session: whose events are handed out.
+    """
+
+    def __init__(self, slot: SlotContext, pool: Pool, session: Session) -> None:
+        self._slot = slot
+        self._pool = pool
+        self._session = session
+        self._numbers = itertools.count(1)
+        self._trust = ReplicaTrust()
+        self._doubtful = DoubtfulBatches(slot, pool, self._trust)
+        self._lost = LostBatches(slot, self._doubtful)
+        self._stragglers_at_s = 0.0
+        self._quarantine = False
+        """Whether a replica may be kept for suspects."""
+        self._server_trouble = ""
+        """Why a server last took no batch, in words; empty where every server has taken every batch."""
+        self.hold_s = 0.0
+
+    @property
+    def trouble(self) -> str:
+        """Why replicas get no batches although they are ready, in words; empty where they do."""
+        gave_back = [replica.gave_back for replica in self._pool.replicas.values() if replica.ready]
+        # A first batch may be one that the server never takes; the next one is a sample.
+        return self._server_trouble if gave_back and min(gave_back) > 1 else ""
+
+    # The pool
+
+    def attach(self, message: Attach) -> None:
+        """Take a replica into the pool, which gets work once it says that it is ready."""
+        name, hardware = message.replica, message.hardware
+        self._ended(name, "it was attached again")  # what it had in hand would be waited for for ever
+        self._pool.attach(name, hardware, message.number, message.node)
+        limit_s = self._slot.settings.start_limit_s(gpu=message.gpu)
+        if message.again:
+            limit_s = max(limit_s, self._pool.longest_s(hardware))
+        self._trust.attached(name, limit_s, self._slot.now_s)
+        self._slot.ask(Report())
+
+    def retire(self, message: Retire) -> None:
+        """Let a replica finish its batches, and then leave."""
+        replica = self._pool.replicas.get(message.replica)
+        if replica is None:
+            return
+        self._pool.retire(message.replica)
+        replica.status.phase = "leaving"
+        self._leave_if_idle(replica)
+        self._slot.ask(Report())
+
+    def way_broke(self, message: ReplicaLost) -> None:
+        """Take back what a replica has in hand, since the way to it broke: that is no fault of its events."""
+        name, replica = message.replica, self._pool.replicas.get(message.replica)
+        if replica is None:
+            return
+        in_hand = len(replica.hands)
+        if in_hand:
+            logger.warning("replica %s: %s, with %d batches in hand", name, _WAY_BROKE, in_hand)
+        for number, hand in reversed(list(replica.hands.items())):
+            for each in hand.events:
+                each.cuts += 1
+            if not any(each.cuts > _CUTS for each in hand.events):
+                self._lost.spare_one(self._session, replica, number, _WAY_BROKE)
+        self._end(replica, _WAY_BROKE, beside=in_hand - len(replica.hands))
+        self._trust.forget(name)
+
+    def serve(self, session: Session) -> None:
+        """Hand out this session's events from now on; what is in hand of an earlier one is worth nothing."""
+        self._session = session
+        for replica in self._pool.replicas.values():
+            replica.quarantined = False
+            for hand in replica.hands.values():
+                if hand.epoch != session.epoch:
+                    hand.events = ()
+
+    def in_hand(self) -> int:
+        """Return how many of the session's events replicas have in hand."""
+        return sum(len(hand.events) for replica in self._pool.replicas.values() for hand in replica.hands.values())
+
+    def statuses(self) -> list[ReplicaStatus]:
+        """Return what to report of each replica."""
+        replicas = self._pool.replicas.values()
+        for replica in replicas:
+            replica.status.quarantined = replica.quarantined
+        return [replica.status for replica in replicas]
+
+    def _leave_if_idle(self, replica: PooledReplica) -> None:
+        if not replica.leaving or replica.hands or self._pool.replicas.get(replica.replica) is not replica:
+            return
+        self._pool.detach(replica.replica)
+        self._doubtful.spare(self._session, replica)
+        self._trust.forget(replica.replica)
+        # The replica closes the connection. One that still loads its stage could not read the frame after our end of it
+        # were closed: it says first that it is ready, and that would fail.
+        self._slot.ask(SendFrame(replica.replica, Leave()))
+        self._slot.ask(Report())
+
+    # Hand out
+
+    def hand_out(self) -> None:
+        """Hand out what can be handed out now: suspects and samples, then what waits in the queue."""
+        slot, pool, session = self._slot, self._pool, self._session
+        self._doubtful.take_up(session)
+        if session.open():
+            queue, now_s = session.queue, slot.now_s
+            self._test_doubted(session)
+            pool.fresh_after_s = session.suspects.suspicion.blocked_until_s
+            if self._quarantine or len(session.suspects):
+                self._feed_quarantine(session)
+            while (eligible := queue.eligible) and session.open():
+                replica = pool.choose(now_s, eligible)
+                if replica is None:
+                    if self._server_trouble and (again_s := pool.released_s(now_s)) is not None:
+                        slot.wake_at(again_s)
+                    break
+                limit = pool.limit(replica.hardware)
+                if self.hold_s and (due_s := queue.due_ms(limit, self.hold_s * 1e3) / 1e3) > now_s:
+                    slot.wake_at(due_s)
+                    break
+                if events := session.take(limit):
+                    self._hand(replica, events)
+            if queue.eligible and pool.fresh_after_s > now_s:
+                slot.wake_at(pool.fresh_after_s)
+        for deadline_s in (pool.next_deadline_s, self._trust.next_s):
+            if deadline_s is not None:
+                slot.wake_at(deadline_s)
+        if len(pool.replicas) >= SLOW_PEERS:
+            slot.wake_at(self._stragglers_at_s)
+
+    def _feed_quarantine(self, session: Session) -> None:
+        """Run the next suspect alone, on the one replica that runs suspects; free it once there are none."""
+        pool, suspects, now_s = self._pool, session.suspects, self._slot.now_s
+        self._quarantine = len(suspects) > 0
+        if not self._quarantine:
+            pool.lift_quarantine()
+            return
+        replica = pool.quarantine(passed_first=bool(suspects.suspicion.reason))
+        if replica is None:
+            return
+        if replica.held_until_s > now_s:
+            self._slot.wake_at(replica.held_until_s)
+            return
+        task = suspects.next(replica.passed, now_s, yields=pool.single and session.queue.eligible > 0)
+        if isinstance(task, Probe):
+            self._hand(replica, sample=task).probe = True
+        elif task is not None:
+            self._hand(replica, (task,)).alone = True
+        else:
+            # Back-off, the queue's turn, or nothing left to run: it serves like the others meanwhile.
+            pool.lift_quarantine()
+            again_s = suspects.again_s(replica.passed, now_s)
+            if again_s > now_s:
+                self._slot.wake_at(again_s)
+
+    def _test_doubted(self, session: Session) -> None:
+        """Run a sample on replicas whose last batches had no success."""
+        sample = session.suspects.sample
+        for replica in self._doubtful.to_test(session, sample=sample is not None):
+            if replica.held_until_s > self._slot.now_s:
+                self._slot.wake_at(replica.held_until_s)
+            elif sample is not None and self._pool.has_room(replica):
+                self._doubtful.happens(session, replica, Happening.SAMPLE_HANDED)
+                self._hand(replica, sample=Probe(sample)).test = True
+
+    def _hand(self, replica: PooledReplica, events: Sequence[Event] = (), *, sample: Probe | None = None) -> Hand:
+        slot, session = self._slot, self._session
+        payloads = [event.payload for event in events] if sample is None else [sample.input]
+        hand = self._pool.begin(replica, len(payloads), slot.now_s, next(self._numbers))
+        hand.epoch, hand.events = session.epoch, events
+        if slot.spans is not None and sample is None:
+            hand.span = slot.spans.begin(events, replica.replica, replica.hardware)
+        count_waits(slot.report.counts, events, slot.now_s)
+        frame = Batch(session.epoch, hand.batch, payloads, slot.emitter.result_bytes)
+        slot.ask(SendFrame(replica.replica, frame))
+        return hand
+
+    # Answers
+
+    def answer_bytes(self, name: str, epoch: int, batch: int) -> int | None:
+        """Return the longest frame that a replica may answer a batch with; None where it has no such batch in hand."""
+        replica = self._pool.replicas.get(name)
+        hand = None if replica is None else replica.hands.get(batch)
+        if hand is None or hand.epoch != epoch:
+            return None
+        return answer_bytes(hand.batch_size, self._slot.emitter.result_bytes)
+
+    def hear(self, event: Heard) -> None:
+        """Take in a frame."""
+        replica, frame = self._pool.replicas.get(event.replica), event.frame
+        if replica is None:
+            return
+        if type(frame) is Results:
+            self._results(replica, frame)
+        elif type(frame) is Returned:
+            self._returned(replica, frame)
+        elif type(frame) is Ready:
+            self._ready(replica, frame)
+        elif type(frame) is Broken:
+            for number, hand in reversed(list(replica.hands.items())):
+                if (hand.epoch, number) != (frame.epoch, frame.batch):  # another dispatcher's may have broken it
+                    self._lost.spare_one(self._session, replica, number, frame.reason)
+            self._end(replica, frame.reason, memory=frame.memory, device=frame.device)
+
+    def _ready(self, replica: PooledReplica, frame: Ready) -> None:
+        self._doubtful.happens(self._session, replica, Happening.READY)
+        self._pool.ready(replica.replica, self._slot.now_s)
+        status = replica.status
+        status.phase = "leaving" if replica.leaving else "ready"
+        status.start_up_s, status.isolation = believed_s(frame.start_up_s) or 0.0, frame.isolation
+        self._slot.ask(Report())
+
+    def _results(self, replica: PooledReplica, frame: Results) -> None:
+        hand, session, now_s, report = (
+            replica.hands.get(frame.batch),
+            self._session,
+            self._slot.now_s,
+            self._slot.report,
+        )
+        if hand is None or hand.epoch != frame.epoch:
+            return  # of another dispatcher's time
+        if hand.events and len(frame.outcomes) != len(hand.events):
+            self._give_up(replica, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
+            return
+        success = any(type(outcome) is Done for outcome in frame.outcomes)
+        took_s = max(0.0, now_s - hand.began_s)
+        report.counts.busy_s += took_s / self._pool.concurrency(replica.hardware)
+        calls = believed_calls(frame, hand.batch_size)
+        if frame.too_large > 0:  # before the batch counts as one after which larger ones may be tried
+            self._pool.too_large(replica.hardware, frame.too_large, now_s)
+        was_fresh = not replica.passed
+        self._pool.finish(replica, calls, now_s, frame.batch, success=success)
+        busy_s, remote = believed_s(frame.busy_s), bool(replica.status.node)
+        count_batch(report.counts, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=hand.beside)
+        if hand.span is not None and self._slot.spans is not None:
+            self._slot.spans.end(hand.span, frame.outcomes)
+        current = hand.epoch == session.epoch
+        if (hand.probe or hand.test) and not success:
+            self._failed_sample(replica, current=current)
+            return
+        if hand.probe and current:
+            session.suspects.probe_passed()
+        elif hand.test and was_fresh and current:
+            session.suspects.suspicion.lift()
+        if hand.events:
+            if not success:
+                self._keep(replica, hand, frame.outcomes)
+            elif not hand.alone or session.suspects.passed(hand.events[0]):
+                done = next(at for at, outcome in enumerate(frame.outcomes) if type(outcome) is Done)
+                session.suspects.processed(hand.events[done].payload)
+                session.finished(hand.events, frame.outcomes)
+        self._doubtful.happens(session, replica, Happening.SUCCESS if success else Happening.NO_SUCCESS)
+        self._leave_if_idle(replica)
+
+    def _returned(self, replica: PooledReplica, frame: Returned) -> None:
+        """Take back a batch that the replica's server did not take: whose fault it is, a sample says."""
+        hand, session = replica.hands.get(frame.batch), self._session
+        if hand is None or hand.epoch != frame.epoch:
+            return
+        if hand.span is not None and self._slot.spans is not None:
+            self._slot.spans.broke(hand.span, frame.reason)
+        before = self.trouble
+        self._pool.give_back(replica, frame.batch, self._slot.now_s, frame.wait_s)
+        if hand.epoch == session.epoch and hand.probe:
+            session.suspects.interrupted()
+        self._keep(replica, hand, frame)
+        if not hand.probe:
+            what = Happening.SAMPLE_NOT_TAKEN if hand.test else Happening.NO_SUCCESS
+            self._doubtful.happens(session, replica, what)
+        self._server_trouble = f"stage {self._slot.routes.stage}: {frame.reason}; its events wait"
+        if self.trouble != before:
+            logger.warning("%s", self._server_trouble)
+            self._slot.ask(Report())
+        self._leave_if_idle(replica)
+
+    # Losses
+
+    def connection_ended(self, event: ConnectionEnded) -> None:
+        """Take a replica out whose connection is of no more use."""
+        replica = self._pool.replicas.get(event.replica)
+        if replica is not None and event.broken:  # its process lives then, and nobody else would end it
+            self._give_up(replica, event.broken)
+        else:
+            self._ended(event.replica, "its connection ended")
+
+    def _failed_sample(self, replica: PooledReplica, *, current: bool) -> None:
+        """Replace a replica that fails on what the stage is known to process; what else it has in hand runs again."""
+        why = "it fails on an event that the stage is known to process"
+        self._lost.spare(self._session, replica, why)
+        if current:
+            self._lost.failed_sample(self._session, replica, why)
+        self._give_up(replica, why)
+
+    def _give_up(self, replica: PooledReplica, why: str) -> None:
+        self._slot.ask(Replace(replica.replica, why))
+        self._end(replica, why)
+        self._trust.forget(replica.replica)
+
+    def _ended(self, name: str, why: str) -> None:
+        replica = self._pool.replicas.get(name)
+        if replica is not None:
+            self._end(replica, why)
+
+    def _end(
+        self, replica: PooledReplica, why: str, *, beside: int = 0, memory: bool = False, device: bool = False
+    ) -> None:
+        """A replica is gone, or is given up; see `LostBatches.lose`."""
+        self._trust.happens(replica.replica, Happening.ENDED, self._slot.now_s, why)
+        self._slot.ask(Disconnect(replica.replica))
+        self._pool.detach(replica.replica)
+        self._lost.lose(self._session, replica, why, beside=beside, memory=memory, device=device)
+        self._slot.ask(Report())
+
+    # Time
+
+    def look_at_time(self) -> None:
+        """See to batches and replicas whose time limit has passed, and to replicas that stay behind their kind."""
+        now_s, replicas = self._slot.now_s, self._pool.replicas
+        for replica, batch, hard in list(self._pool.overdue(now_s)):
+            if replicas.get(replica.replica) is replica:  # another batch of its may have ended it just now
+                self._overdue(replica, batch, hard=hard)
+        for name, why in self._trust.overdue(now_s):
+            logger.warning("replica %s is replaced: %s", name, why)
+            if (late := replicas.get(name)) is not None:
+                self._give_up(late, why)
+            else:
+                self._slot.ask(Replace(name, why))
+        if now_s >= self._stragglers_at_s:
+            self._stragglers_at_s = now_s + _STRAGGLERS_EVERY_S
+            for name, why in self._pool.stragglers(now_s):
+                logger.warning("replica %s is replaced: %s", name, why)
+                self._lost.spare(self._session, replicas[name], why)
+                self._give_up(replicas[name], why)
+
+    def _overdue(self, replica: PooledReplica, batch: int, *, hard: bool) -> None:
+        hand, replicas = replica.hands.get(batch), self._pool.replicas.values()
+        if hand is None:
+            return
+        if hard:
+            self._give_up(replica, "a batch took longer than ten times its deadline")
+            return
+        others = any(each is not replica and each.ready and not each.leaving for each in replicas)
+        if hand.epoch == self._session.epoch and hand.events and not hand.alone and others:
+            logger.warning("replica %s is late with %d events: they run elsewhere", replica.replica, len(hand.events))
+            self._lost.run_elsewhere(self._session, hand)
+
+    def _keep(self, replica: PooledReplica, hand: Hand, said: Sequence[Done | Failed] | Returned) -> None:
+        if hand.events:
+            replica.doubtful.append(DoubtfulBatch(hand, said))
+
+
+def believed_s(claimed_s: float) -> float | None:
+    """Return a time that a replica claims; None where it is negative, no number, or longer than a report counts."""
+    return claimed_s if 0 <= claimed_s <= MAX_COUNTED_S else None
+
+
+def believed_calls(frame: Results, batch_size: int) -> Sequence[Call]:
+    """Return the calls that a replica claims to have made for a batch; none where one of them cannot be.
+
+    A batch on which the stage raises is halved, again and again: of b events that takes less than 2b calls.
+    """
+    possible = len(frame.calls) <= 2 * batch_size and all(
+        0 < call.batch_size <= batch_size and 0 < call.service_s <= MAX_COUNTED_S for call in frame.calls
+    )
+    return frame.calls if possible else ()

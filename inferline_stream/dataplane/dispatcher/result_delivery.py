@@ -1,0 +1,258 @@
+"""The way of results out of a slot: sent, then complete, then committed. It is one way in two modes.
+
+|                       | at least once                     | exactly once                                  |
+|-----------------------|-----------------------------------|-----------------------------------------------|
+| a send begins         | once the one before is over       | the same, and a transaction with it           |
+| offsets are complete  | once Kafka has acknowledged it    | the same                                      |
+| the send is over      | then                              | once the transaction is committed             |
+| a commit begins       | spaced, beside the sends          | with the acknowledgement; ends the transaction |
+
+Nothing is sent or committed without the lease.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from inferline_stream.dataplane.dispatcher.event import Event, Outcome, Requeued
+from inferline_stream.dataplane.dispatcher.pace import Pace
+from inferline_stream.dataplane.dispatcher.partition_commits import Entry, Partition
+from inferline_stream.dataplane.dispatcher.report_counts import count_latency
+from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
+from inferline_stream.dataplane.dispatcher.slot_events import Commit, LeaseLost, LookUp, Produce
+from inferline_stream.dataplane.frames import Done
+from inferline_stream.observability.latency_histogram import latency_bounds_s
+
+logger = logging.getLogger(__name__)
+
+UNSENT_BYTES = 16 * 1024 * 1024
+"""Results that are not acknowledged yet; beyond it no batch is handed out, and nothing is fetched."""
+
+COMMIT_EVERY_S = 0.02
+"""Small batches are committed together for so long: at a few hundred records a second, commits are a third of all
+requests."""
+
+COMMIT_EVENTS = 512
+"""So many events that wait for their commit do not wait any longer."""
+
+CONFIRM_EVERY_S = 0.005
+"""How often it is looked whether others can read the offsets of a transaction."""
+
+
+class ResultDelivery:
+    """Sends what is finished and commits what is complete.
+
+    Args:
+        slot: whose session it is.
+        partitions: the session's, as they are at any time.
+        completed: called when offsets have become complete.
+    """
+
+    def __init__(self, slot: SlotContext, partitions: Mapping[int, Partition], completed: Callable[[], None]) -> None:
+        self._slot = slot
+        self._partitions = partitions
+        self._completed = completed
+        self._bounds_s = latency_bounds_s(slot.routes.slo_s)
+        self._finished: list[tuple[Event, Outcome]] = []
+        self._finished_bytes = 0
+        self._sending: list[tuple[Event, Outcome]] | None = None
+        self._sending_bytes = 0
+        self._committing: Mapping[int, Entry] | None = None
+        self._looks_up = False
+        self._wanted = False
+        """Something may have changed that the group does not know."""
+        self._urgent = False
+        self._uncommitted = 0
+        """Events sent since the last commit began."""
+        self._pace = Pace()
+        self._send_at_s = -math.inf
+        self._committed_s = -math.inf
+        self._check_at_s = slot.now_s + slot.settings.offsets_check_s
+        self._repeat_at_s = slot.now_s + slot.settings.offsets_recommit_s
+        self._confirm_at_s = -math.inf
+        self._confirmed = False
+        self._lapsed = False
+        """Whether there was no lease: another one may serve by now, even if there is one again."""
+
+    def has_room(self) -> bool:
+        """Return whether more events may end."""
+        return self._finished_bytes + self._sending_bytes < UNSENT_BYTES
+
+    def finished(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
+        """Take the outcomes of events, in their order."""
+        self._finished.extend(zip(events, outcomes, strict=True))
+        size_bytes = 0
+        for event, outcome in zip(events, outcomes, strict=True):
+            size_bytes += event.size_bytes
+            if type(outcome) is Done:
+                size_bytes += len(outcome.value)
+        self._finished_bytes += size_bytes
+
+    def want(self) -> None:
+        """Commit soon: something may have changed that the group does not know."""
+        self._wanted = True
+
+    def step(self, *, over: bool) -> None:
+        """Begin what is due, or say when it is.
+
+        Args:
+            over: whether the moment is over at which results finished: those of one moment are sent together.
+        """
+        slot = self._slot
+        if self._lapsed or not self._partitions:
+            return
+        if over and self._repeat_at_s <= slot.now_s:  # Kafka forgets offsets that nobody commits
+            self._repeat_at_s = slot.now_s + slot.settings.offsets_recommit_s
+            for partition in self._partitions.values():
+                partition.found_committed(None)
+            self._wanted = True
+        slot.wake_at(self._repeat_at_s)
+        if self._sending is None and slot.transactional:
+            if (self._finished or self._wanted) and self._is_due(slot.now_s, over=over):
+                self._wanted = False
+                if self._finished or self._due():
+                    self._send()
+        elif self._sending is None and self._finished and self._is_due(self._send_at_s, over=over):
+            if self._send_at_s == -math.inf and (wait_s := self._pace.wait_s(len(self._finished), slot.now_s)):
+                self._send_at_s = slot.now_s + wait_s
+                slot.wake_at(self._send_at_s)
+            else:
+                self._send_at_s = -math.inf
+                self._send()
+        if not slot.transactional and self._committing is None and not self._looks_up:
+            if self._is_due(
+                self._check_at_s, over=over
+            ):  # also under load: it may be an idle partition that was overwritten
+                self._check_at_s = slot.now_s + slot.settings.offsets_check_s
+                self._look_up()
+                return
+            commit_at_s = -math.inf if self._urgent else self._committed_s + COMMIT_EVERY_S
+            if self._wanted and self._is_due(commit_at_s, over=over):
+                self._wanted = self._urgent = False
+                self._uncommitted, self._committed_s = 0, slot.now_s
+                if entries := self._due():
+                    self._begin_commit(entries)
+
+    def _is_due(self, at_s: float, *, over: bool) -> bool:
+        now_s = self._slot.now_s
+        if over and at_s <= now_s:
+            return True
+        self._slot.wake_at(at_s if at_s > now_s else now_s)
+        return False
+
+    def _send(self) -> None:
+        slot = self._slot
+        if not self._leased():
+            return
+        self._sending, self._finished = self._finished, []
+        self._sending_bytes, self._finished_bytes = self._finished_bytes, 0
+        add = slot.emitter.add
+        for event, outcome in self._sending:
+            add(event, outcome)
+        outgoing = slot.emitter.take()
+        if outgoing or slot.transactional:
+            slot.ask(Produce(outgoing))
+        else:
+            self.sent()
+            slot.wake_at(slot.now_s)
+
+    def sent(self) -> None:
+        """Kafka has the records of the last send: the events' offsets are complete."""
+        sending, slot = self._sending, self._slot
+        if sending is None:
+            return
+        for event, outcome in sending:
+            partition = self._partitions[event.partition]
+            for offset in event.offsets:
+                partition.completion.complete(offset)
+            if type(outcome) is Requeued:
+                partition.moving -= len(event.offsets)
+        self._completed()
+        if slot.transactional:
+            self._begin_commit(self._due())
+            return
+        self._wanted = True
+        self._uncommitted += len(sending)
+        self._urgent = self._urgent or self._uncommitted >= COMMIT_EVENTS
+        self._end_send(sending)
+
+    def _begin_commit(self, entries: Mapping[int, Entry]) -> None:
+        if self._leased():
+            self._committing = entries
+            self._slot.ask(Commit(entries))
+
+    def committed(self) -> None:
+        """Kafka has acknowledged the last commit."""
+        for number, entry in (self._committing or {}).items():
+            self._partitions[number].was_committed(entry)
+        self._committing = None
+        if self._slot.transactional and self._sending is not None:
+            self._end_send(self._sending)
+
+    def _end_send(self, sent: Sequence[tuple[Event, Outcome]]) -> None:
+        self._sending, self._sending_bytes = None, 0
+        self._measure(sent)
+
+    def _measure(self, sent: Sequence[tuple[Event, Outcome]]) -> None:
+        """Count end-to-end latencies, once Kafka has the results."""
+        routes, report = self._slot.routes, self._slot.report
+        if not routes.is_final:
+            return
+        now_us = self._slot.now_s * 1e6
+        # Where a header holds the entry time, it may be of any age and says nothing of when the event came here.
+        live_since_us = self._slot.live_since_us if routes.entry_time_header is None else 0.0
+        for event, outcome in sent:
+            if type(outcome) is not Done or event.replayed:
+                continue
+            if event.entry_us < live_since_us:
+                report.counts.backlog += 1
+            else:
+                count_latency(report.counts, self._bounds_s, max(0.0, (now_us - event.entered_us) / 1e6))
+
+    # What the group knows
+
+    def _due(self) -> dict[int, Entry]:
+        """Return offset and metadata of every partition whose group does not know them yet."""
+        return {p.number: entry for p in self._partitions.values() if (entry := p.to_commit()) is not None}
+
+    def _look_up(self) -> None:
+        self._looks_up = True
+        self._slot.ask(LookUp([p.number for p in self._partitions.values() if not p.halted]))
+
+    def found(self, entries: Mapping[int, Entry]) -> None:
+        """Take note of what the group has committed, and commit again what somebody else has overwritten."""
+        self._looks_up = False
+        theirs = [p for p in self._partitions.values() if not p.halted]
+        if self._slot.transactional:  # `settle` asked
+            self._confirmed = all(entries.get(p.number) == p.entry() for p in theirs)
+            self._confirm_at_s = self._slot.now_s + CONFIRM_EVERY_S
+            return
+        for partition in theirs:
+            entry = entries.get(partition.number)
+            if not partition.found_committed(entry):  # a dispatcher that had been suspended and woke up
+                where = f"{self._slot.routes.input_topic}/{partition.number}"
+                logger.warning("%s: somebody else committed %s; committed again", where, entry)
+                self._wanted = True
+
+    def settle(self) -> bool:
+        """Send and commit all there is, at once; return whether that is done and others can read it."""
+        if self._finished or self._sending is not None or self._committing is not None or self._looks_up:
+            return False
+        if self._due():
+            self._wanted = self._urgent = True
+            return False
+        if not self._slot.transactional or self._confirmed:
+            return True
+        if self._slot.now_s < self._confirm_at_s:
+            self._slot.wake_at(self._confirm_at_s)
+        elif self._leased():  # without it a successor may have committed: these offsets would never be seen again
+            self._look_up()
+        return False
+
+    def _leased(self) -> bool:
+        if not self._lapsed and not self._slot.lease.valid_at(self._slot.now_s):
+            self._lapsed = True
+            self._slot.ask(LeaseLost())
+        return not self._lapsed

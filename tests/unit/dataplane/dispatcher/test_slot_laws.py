@@ -1,0 +1,470 @@
+"""Whatever happens to a slot, and in whatever order: the promises of docs/explanation/delivery.md, without IO.
+
+Each rule is one thing that Kafka, the supervisor, a replica, the network or an operator may do. At the end, faults end.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from inferline_stream.dataplane.dispatcher import doubtful_batches, join_bounds, result_delivery
+from inferline_stream.dataplane.dispatcher import session as session_module
+from inferline_stream.dataplane.dispatcher import slot_events as on
+from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Failed, Leave, Ready, Results, Returned
+from inferline_stream.kafka.offset_metadata import decode_metadata
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_state import TopicState
+from inferline_stream.pipeline.names import EVENT_ID
+from tests.unit.dataplane.dispatcher.doubles import WALL_S, PlayedSlot, Replica
+
+Place = tuple[int, int]
+"""Partition and offset: what an event is known by."""
+
+OK, RAISES, KILLS, REFUSED = b"ok", b"raises", b"kills", b"refused"
+
+QUEUE_BYTES, UNSENT_BYTES, FETCH = 12_000, 12_000, 8
+
+TOPIC_ID = "abcdefgh"
+
+BEGINNING = (0, f"i1;t={TOPIC_ID};c=2")
+
+
+class WatchedSlot(PlayedSlot):
+    """A slot that asks Kafka for nothing that it must not ask for.
+
+    Args:
+        kafka: what Kafka has.
+        how: see `PlayedSlot`.
+    """
+
+    def __init__(self, kafka: Kafka, **how: Any) -> None:
+        super().__init__(kafka.entries, transactional=kafka.transactional, batch_deadline_s=3.0, **how)
+        self.kafka = kafka
+        self.entries = kafka.entries
+        self.numbers = list(range(kafka.topic.partitions))
+        self.topic = kafka.topic
+        self.acknowledges = False
+
+    def perform(self, actions: Iterable[on.Action]) -> None:
+        for action in actions:
+            if isinstance(action, on.Produce):
+                assert self.has_the_lease(), "it sends without a lease"
+                self.kafka.begin(action.outgoing)
+            elif isinstance(action, on.Commit):
+                assert self.has_the_lease(), "it commits without a lease"
+                self.kafka.check(action.entries)
+            elif isinstance(action, on.SendFrame) and isinstance(action.frame, Batch):
+                delivery = self.session.delivery
+                assert delivery._finished_bytes + delivery._sending_bytes < UNSENT_BYTES, "too much is unsent"
+            super().perform([action])
+
+    def has_the_lease(self) -> bool:
+        """Whether it has the lease, and had it since the session began."""
+        return self.lease.valid_at(self.now_s) and not self.lease_lost
+
+    def answers(self) -> bool:
+        """Let Kafka answer what it was asked first; return whether there is such a thing."""
+        if not self._answers:
+            return False
+        match self._answers[0]:
+            case on.Produced():
+                self.kafka.acknowledge()
+            case on.OffsetsCommitted():
+                self.kafka.end()
+        self.answer_one()
+        return True
+
+
+class Kafka:
+    """Records that came in, went out, and offsets that were committed."""
+
+    def __init__(self, *, transactional: bool) -> None:
+        self.transactional = transactional
+        self.topic = TopicState(TOPIC_ID, 2)
+        self.entries: dict[int, Any] = dict.fromkeys((0, 1), BEGINNING)
+        self.log: dict[int, list[Any]] = defaultdict(list)
+        self.out: list[Place] = []
+        """Where results and letters come from that can be read, in their order."""
+        self.key_of: dict[Place, bytes | None] = {}
+        self.sending: list[Place] = []
+        self.in_transaction: list[Place] = []
+        self.acknowledged: set[Place] = set()
+        self.letters: set[Place] = set()
+        """Events that went to the dead letters, once at least: there is no order between topics."""
+        self.may_repeat = False
+
+    def append(self, partition: int, key: bytes | None, nature: bytes) -> None:
+        place = (partition, len(self.log[partition]))
+        self.key_of[place] = key
+        stamp_ms = round(WALL_S * 1000)
+        self.log[partition].append(Record(key, nature, (), stamp_ms, "in", *place))
+
+    def begin(self, outgoing: Mapping[tuple[str, int], Any]) -> None:
+        assert not self.sending, "two sends at once may overtake each other"
+        for (topic, _), messages in outgoing.items():
+            for message in messages:
+                if topic in ("out", "in.dlq"):
+                    _, partition, offset = dict(message.headers)[EVENT_ID].split(b"/")
+                    self.sending.append((int(partition), int(offset)))
+                    assert topic == "in.dlq" or message.value == b"result", "a forged or earlier result counts"
+                    self.letters |= {self.sending[-1]} if topic == "in.dlq" else set()
+
+    def acknowledge(self) -> None:
+        self.acknowledged.update(self.sending)
+        (self.in_transaction if self.transactional else self.out).extend(self.sending)
+        self.sending = []
+
+    def end(self) -> None:
+        """A transaction is committed."""
+        self.out += self.in_transaction
+        self.in_transaction = []
+
+    def void(self, rng: random.Random) -> None:
+        """The dispatcher is gone: what it had under way counts, or not."""
+        if self.transactional:
+            self.acknowledged.difference_update(self.in_transaction)
+        elif rng.random() < 0.5:
+            self.out += self.sending
+        self.sending, self.in_transaction = [], []
+        self.may_repeat = not self.transactional
+
+    def check(self, entries: Mapping[int, Any]) -> None:
+        """No commit says of an event that it is complete before Kafka has what it came to."""
+        for partition, (offset, metadata) in entries.items():
+            found = decode_metadata(offset, metadata)
+            complete = {*range(offset), *(each for first, end in found.runs for each in range(first, end))}
+            assert offset <= len(self.log[partition])
+            for each in complete:
+                assert (partition, each) in self.acknowledged, f"{partition}/{each} is committed and was not sent"
+
+
+class SlotLaws(RuleBasedStateMachine):
+    """Rules by which things happen, and what then still holds."""
+
+    transactional = False
+
+    @initialize(concurrency=st.sampled_from([1, 1, 3]), limit=st.sampled_from([1, 4]), sample=st.booleans())
+    def begin(self, concurrency: int, limit: int, sample: bool) -> None:
+        self.rng = random.Random(1)
+        self.kafka = Kafka(transactional=self.transactional)
+        self.read: dict[int, int] = {}
+        self.clock_s = 1000.0
+        self.planned = {"limit": limit, "concurrency": concurrency, "sample": b"sample" if sample else None}
+        self.heard: list[Any] = []
+        self.serial = 0
+        self.start()
+        self.replica()
+        self.replica()
+
+    def start(self) -> None:
+        """Start a dispatcher's process, and its first session."""
+        self.slot = WatchedSlot(self.kafka)
+        self.slot.now_s = self.clock_s
+        self.slot.plan(**self.planned)
+        self.session()
+
+    def session(self) -> None:
+        self.serial += 1
+        self.slot._epoch = self.serial
+        self.slot.held.clear()
+        self.slot.begin()
+        self.read = dict(self.slot.held)
+
+    def replica(self) -> Replica:
+        self.serial += 1
+        return self.slot.attached(f"r{self.serial}")
+
+    def replicas(self) -> list[Replica]:
+        return [each for each in self.slot.replicas.values() if each.connected]
+
+    # What happens to records
+
+    @rule(partition=st.integers(0, 2), key=st.sampled_from([None, b"a", b"b"]), count=st.integers(1, 12),
+          nature=st.sampled_from([OK] * 5 + [RAISES, KILLS, REFUSED]))  # fmt: skip
+    def records_come(self, partition: int, key: bytes | None, count: int, nature: bytes) -> None:
+        for at in range(count):
+            odd = nature if at == 0 else OK
+            self.kafka.append(partition % self.kafka.topic.partitions, key, odd)
+        self.fetch(partition % self.kafka.topic.partitions)
+
+    @rule(partition=st.integers(0, 2))
+    def records_are_read(self, partition: int) -> None:
+        self.fetch(partition)
+
+    def fetch(self, partition: int) -> bool:
+        """Read some records, if there may be any; return whether there were some."""
+        slot = self.slot
+        if partition not in slot.held or partition in slot.slot.full():
+            return False
+        at = self.read.setdefault(partition, slot.held[partition])
+        records = self.kafka.log[partition][at : at + FETCH]
+        self.read[partition] = at + len(records)
+        slot.read({partition: records} if records else {}, {partition: self.read[partition]})
+        return bool(records)
+
+    # What replicas do
+
+    @rule(choice=st.integers(0, 9), honest=st.integers(0, 9))
+    def a_replica_answers(self, choice: int, honest: int) -> None:
+        busy = [each for each in self.replicas() if each.frames]
+        if busy:
+            replica = busy[choice % len(busy)]
+            if len(replica.frames) > 1 and honest > 6:  # in another order
+                replica.frames.rotate(-1)
+            self.answers(replica)
+
+    def answers(self, replica: Replica) -> None:
+        batch = replica.frames.popleft()
+        if isinstance(batch, Leave):
+            replica.die()
+            return
+        if KILLS in batch.inputs:
+            replica.die()
+        elif REFUSED in batch.inputs:
+            self.say(
+                replica, Returned(batch.epoch, batch.batch, "the server answers 500", busy=self.rng.random() < 0.2)
+            )
+        else:
+            outcomes = [Failed("E", "no", "") if each == RAISES else Done(b"result", 0) for each in batch.inputs]
+            self.say(replica, Results(batch.epoch, batch.batch, outcomes, [Call(len(outcomes), 0.01)], 0.01))
+
+    def say(self, replica: Replica, frame: Any) -> None:
+        self.heard.append(frame)
+        replica.say(frame)
+
+    @precondition(lambda self: self.heard)
+    @rule(
+        choice=st.integers(0, 99),
+        who=st.integers(0, 9),
+        how=st.sampled_from(["again", "epoch", "batch", "more", "broken", "returned", "ready"]),
+    )
+    def a_frame_is_late_or_forged(self, choice: int, who: int, how: str) -> None:
+        replicas = self.replicas()
+        if not replicas:
+            return
+        replicas = [each for each in replicas if each.frames] or replicas
+        replica, frame = replicas[who % len(replicas)], self.heard[-1 - choice % len(self.heard)]
+        held = next((each for each in replica.frames if isinstance(each, Batch)), frame)
+        done = [Done(b"forged", 0)] * (len(held.inputs) if isinstance(held, Batch) else 1)
+        match how:
+            case "epoch":
+                frame = Results(held.epoch - 1, held.batch, done, [], 0.0)
+            case "batch":
+                frame = Results(held.epoch, held.batch + 10_000, done, [], 0.0)
+            case "more":
+                frame = Results(held.epoch, held.batch, [*done, *done], [], 0.0)
+            case "broken":
+                frame = Broken(frame.epoch, frame.batch + 10_000, "it broke")
+            case "returned":
+                frame = Returned(frame.epoch, frame.batch, "late", 1.0)
+            case "ready":
+                frame = Ready("another", 1.0, None)
+        replica.say(frame)
+
+    @rule(choice=st.integers(0, 9), how=st.sampled_from(["dies", "breaks", "memory", "network", "garbles", "retires"]))
+    def a_replica_ends(self, choice: int, how: str) -> None:
+        replicas = self.replicas()
+        if not replicas:
+            return
+        replica = replicas[choice % len(replicas)]
+        held = [frame for frame in replica.frames if isinstance(frame, Batch)]
+        match how:
+            case "network":
+                self.slot.lost(replica.name)
+            case "retires":
+                self.slot.retire(replica.name)
+                return
+            case "garbles":
+                replica.die("no frame")
+            case "breaks" | "memory" if held:
+                replica.say(Broken(held[0].epoch, held[0].batch, how, memory=how == "memory"))
+            case _:
+                replica.die()
+        self.replica()
+
+    @rule(ready=st.booleans())
+    def a_replica_comes(self, ready: bool) -> None:
+        if len(self.replicas()) < 4:
+            self.serial += 1
+            self.slot.attached(f"r{self.serial}", ready=ready)
+
+    @rule(choice=st.integers(0, 9))
+    def a_replica_is_attached_again(self, choice: int) -> None:
+        replicas = self.replicas()
+        if replicas:
+            before = replicas[choice % len(replicas)]
+            self.slot.attached(before.name, again=True)
+
+    # What Kafka and time do
+
+    @rule(count=st.integers(1, 3))
+    def kafka_answers(self, count: int) -> None:
+        for _ in range(count):
+            self.slot.answers()
+
+    @rule(by_s=st.sampled_from([0.0, 0.001, 0.003, 0.02, 0.5, 5.0, 70.0]))
+    def time_passes(self, by_s: float) -> None:
+        self.slot.advance(by_s)
+        self.clock_s = self.slot.now_s
+
+    @rule(partition=st.integers(0, 1))
+    def somebody_overwrites_an_offset(self, partition: int) -> None:
+        if not self.transactional:
+            self.kafka.entries[partition] = BEGINNING
+
+    @rule()
+    def the_topic_grows(self) -> None:
+        if self.kafka.topic.partitions == 2:
+            self.kafka.topic = TopicState(TOPIC_ID, 3)
+            self.slot.grow(self.kafka.topic)
+
+    @rule(limit=st.sampled_from([1, 2, 8]), hold_s=st.sampled_from([0.0, 0.0, 0.05]))
+    def the_plan_changes(self, limit: int, hold_s: float) -> None:
+        self.planned |= {"limit": limit, "hold_s": hold_s}
+        self.slot.plan(**self.planned)
+
+    # Sessions end
+
+    @rule()
+    def the_lease_expires(self) -> None:
+        slot = self.slot
+        slot.has_lease = False
+        slot.advance(3.0)
+        slot.answers()
+        for replica in [each for each in self.replicas() if each.frames]:
+            self.answers(replica)
+        slot.has_lease = True  # again, but somebody else may have served meanwhile
+        if slot.lease_lost:
+            slot.read({}, {})
+            slot.advance(1.0)
+        self.kafka.void(self.rng)
+        slot.drop()
+        slot.lease_lost = False
+        self.clock_s = slot.now_s
+        self.session()
+
+    @rule()
+    def the_dispatcher_dies(self) -> None:
+        before = self.replicas()
+        self.kafka.void(self.rng)
+        self.clock_s = self.slot.now_s
+        self.start()
+        for each in before:  # alive, with their batches in hand; they answer the next dispatcher
+            again = self.slot.attached(each.name, again=True)
+            for frame in each.frames:
+                if isinstance(frame, Batch):
+                    again.say(Results(frame.epoch, frame.batch, [Done(b"earlier", 0)] * len(frame.inputs), [], 0.1))
+
+    @rule()
+    def another_dispatcher_takes_over_in_order(self) -> None:
+        slot = self.slot
+        slot.feed(on.Drained())
+        self.runs_until(lambda: slot.drained)
+        slot.drained = False
+        assert not slot._answers
+        self.session()
+
+    # What holds
+
+    @invariant()
+    def no_event_and_no_key_is_in_two_batches_at_once(self) -> None:
+        replicas = self.slot.pool.replicas.values()
+        in_hand = [event for replica in replicas for hand in replica.hands.values() for event in hand.events]
+        assert len({id(event) for event in in_hand}) == len(in_hand)
+        of_key = Counter(
+            key for replica in replicas for hand in replica.hands.values() for key in {e.key for e in hand.events}
+        )
+        of_key.pop(None, None)
+        assert all(count == 1 for count in of_key.values()), of_key
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        session = self.slot.session
+        one_fetch = 700 * FETCH * 3
+        assert session.queue.size_bytes <= QUEUE_BYTES + one_fetch + 700 * 64
+
+    @invariant()
+    def results_of_a_key_are_in_order(self) -> None:
+        firsts = [place for place in dict.fromkeys(self.kafka.out) if place not in self.kafka.letters]
+        of_key: defaultdict[Any, list[int]] = defaultdict(list)
+        for partition, offset in firsts:
+            key = self.kafka.key_of[partition, offset]
+            if key is not None:
+                of_key[partition, key].append(offset)
+        for offsets in of_key.values():
+            assert offsets == sorted(offsets)
+
+    @invariant()
+    def nothing_is_sent_twice(self) -> None:
+        if not self.kafka.may_repeat:
+            assert len(set(self.kafka.out)) == len(self.kafka.out)
+
+    # Faults end
+
+    def runs_until(self, holds: Any) -> None:
+        """Let everything work until something holds; events may do what they do."""
+        slot = self.slot
+        for _ in range(2_000):
+            if holds():
+                return
+            busy = next((each for each in self.replicas() if each.frames), None)
+            if slot.answers():
+                continue
+            if busy is not None:
+                self.answers(busy)
+            elif sum(each.name in slot.pool.replicas for each in self.replicas()) < 2:
+                self.replica()
+            elif not any([self.fetch(partition) for partition in list(slot.held)]):
+                assert slot._timer_s is not None, "nothing is to happen any more"
+                slot.advance(max(0.0, slot._timer_s - slot.now_s))
+            self.clock_s = slot.now_s
+        session = slot.session
+        raise AssertionError(
+            f"no progress: {len(session.queue)} queued, {len(session.suspects)} suspects, {slot.pool.replicas}, "
+            f"{slot.entries} of {[(p, len(each)) for p, each in self.kafka.log.items()]}, halted "
+            f"{slot.report.halted}, trouble {session.trouble()!r} {slot.trouble!r}"
+        )
+
+    def teardown(self) -> None:
+        if not hasattr(self, "slot"):
+            return
+        slot, kafka = self.slot, self.kafka
+        self.planned |= {"sample": b"sample"}
+        slot.plan(**self.planned)
+        every = {(partition, each.offset) for partition, records in kafka.log.items() for each in records}
+        self.runs_until(lambda: all(p in slot.held for p in kafka.log) and every <= set(kafka.out))
+        self.runs_until(lambda: all(kafka.entries.get(p, BEGINNING)[0] == len(kafka.log[p]) for p in kafka.log))
+        self.nothing_is_sent_twice()
+        self.results_of_a_key_are_in_order()
+        assert (len(slot.session.queue), len(slot.session.suspects), slot.session.queue._lanes) == (0, 0, {})
+        assert not any(hand.events for each in slot.pool.replicas.values() for hand in each.hands.values())
+
+
+class ExactlyOnceLaws(SlotLaws):
+    """The same, where one transaction holds results and offsets."""
+
+    transactional = True
+
+
+@pytest.mark.parametrize("laws", [SlotLaws, ExactlyOnceLaws])
+def test_whatever_happens_to_a_slot_it_keeps_its_promises(laws, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (join_bounds, session_module):
+        monkeypatch.setattr(module, "QUEUE_BYTES", QUEUE_BYTES)
+    monkeypatch.setattr(result_delivery, "UNSENT_BYTES", UNSENT_BYTES)
+    monkeypatch.setattr(doubtful_batches, "BLAMELESS_ASIDE_S", (0.1, 1.0))
+    run_state_machine_as_test(laws, settings=settings(max_examples=120, stateful_step_count=50, deadline=None))
