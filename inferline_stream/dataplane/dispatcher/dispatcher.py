@@ -106,6 +106,8 @@ class Dispatcher:
         self._leaving = ""
         self._has_served = False
         self._partitions: dict[str, int] = {}
+        self._partitions_read = 0
+        """That the stage's topic had when the session took its own of them."""
         self._filled_s = time.monotonic()
         self._performers: Mapping[type, Callable[[Any], None]] = {
             on.SendFrame: lambda action: self._connections[action.replica].send(action.frame),
@@ -386,7 +388,8 @@ class Dispatcher:
             # sooner, since it fences the dispatcher that serves.
             timeout_s, group = self._settings.connect_timeout_s, self._routes.group
             await self._sender.start_again(timeout_s, self._partitions, group)
-        numbers = partitions_of(self._spec.slot, grant.slots, self._reader.topic.partitions)
+        self._partitions_read = self._reader.topic.partitions
+        numbers = partitions_of(self._spec.slot, grant.slots, self._partitions_read)
         committed = dict(await surely_committed(self._reader.committed, numbers))
         owned = await self._owned(numbers, committed)
         if not (self._holds(grant.slots) and self._lease.valid()):
@@ -465,15 +468,16 @@ class Dispatcher:
         """Find out that the topic was deleted, or created again, or has more partitions."""
         while True:
             await asyncio.sleep(self._settings.topic_check_s)
-            session = self._session_over
-            why, added = await self._reader.look_at_topic()
+            why, _ = await self._reader.look_at_topic()
+            session, before, now = self._session_over, self._partitions_read, self._reader.topic.partitions
             if why:
                 self._feed(on.TopicGone(why))
-            elif added and self._grant is not None and not session.done():
-                every = partitions_of(self._spec.slot, self._grant.slots, added.stop)
-                numbers = [number for number in every if number in added]
-                owned = await self._owned(numbers, await self._reader.committed(numbers), added.start)
+            elif before < now and self._grant is not None and not session.done():
+                every = partitions_of(self._spec.slot, self._grant.slots, now)
+                numbers = [number for number in every if number >= before]
+                owned = await self._owned(numbers, await self._reader.committed(numbers), before)
                 if session is self._session_over:
+                    self._partitions_read = now
                     self._feed(owned)
 
     # Report
