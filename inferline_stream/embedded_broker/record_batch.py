@@ -19,7 +19,6 @@ producer id, producer epoch, base sequence, number of records."""
 
 _START = struct.Struct(">qii")  # base offset, length, leader epoch: outside the CRC, so offsets are stamped for free
 _CHECKED_FROM = struct.calcsize(">qiibI")
-_ATTRIBUTES_TO_DELTA = struct.Struct(">hi")
 _MAX_TIMESTAMP_AT = struct.calcsize(">qiibIhiq")
 
 _CODEC, _LOG_APPEND_TIME, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20

@@ -46,12 +46,6 @@ def plan_to_bytes(
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
-def plan_to_dict(plan: Plan) -> dict[str, Any]:
-    """The plan's JSON document as builtin dicts, lists, strings and numbers."""
-    document: dict[str, Any] = msgspec.json.decode(plan_to_bytes(plan))
-    return document
-
-
 def plan_from_bytes(data: bytes, where: str = "plan") -> Plan:
     """Read what `plan_to_bytes` wrote.
 

@@ -122,9 +122,8 @@ class ResultDelivery:
                 self._send_at_s = -math.inf
                 self._send()
         if not slot.transactional and self._committing is None and not self._looks_up:
-            if self._is_due(
-                self._check_at_s, over=over
-            ):  # also under load: it may be an idle partition that was overwritten
+            # Also under load: it may be an idle partition that was overwritten.
+            if self._is_due(self._check_at_s, over=over):
                 self._check_at_s = slot.now_s + slot.settings.offsets_check_s
                 self._look_up()
                 return
