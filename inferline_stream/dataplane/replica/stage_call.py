@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
@@ -251,6 +251,22 @@ def attempt(apply: Callable[[Any], Result], value: Any) -> Result | Failed:
 
 
 def run_batch(call: Callable[[list[Any]], Any], settle: Callable[[Any], Done], values: Sequence[Any]) -> Settled:
+    """As `run_batch_awaited`, for a stage that is a plain function."""
+    return finished(run_batch_awaited(call, settle, values, waits=False))
+
+
+def finished(work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of work that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as ended:
+        return cast("Result", ended.value)
+    raise AssertionError("it waits")
+
+
+async def run_batch_awaited(
+    call: Callable[[list[Any]], Any], settle: Callable[[Any], Done], values: Sequence[Any], *, waits: bool = True
+) -> Settled:
     """Call the stage; where it raises, halve the batch until the culprits are alone.
 
     A batch that is too large for a device is halved, too. A single event that is may pass later, or elsewhere.
@@ -259,6 +275,7 @@ def run_batch(call: Callable[[list[Any]], Any], settle: Callable[[Any], Done], v
         call: the stage.
         settle: encodes a result and judges its conditions.
         values: the batch.
+        waits: whether what the stage returns has to be awaited.
 
     Returns:
         An outcome per value, in order, and the calls that succeeded.
@@ -268,40 +285,6 @@ def run_batch(call: Callable[[list[Any]], Any], settle: Callable[[Any], Done], v
         OutOfMemory: memory ran out.
         ServerUnavailable: the stage says that the batch is to run again later.
     """
-    halving = _halving(settle, values)
-    batch = next(halving)
-    while True:
-        try:
-            try:
-                results = call(batch)
-            except Exception as error:  # gone before the next call: its frames hold what its batch has on a device
-                batch = halving.throw(error)
-            else:
-                batch = halving.send(results)
-        except StopIteration as ended:
-            return cast("Settled", ended.value)
-
-
-async def run_batch_awaited(
-    call: Callable[[list[Any]], Awaitable[Any]], settle: Callable[[Any], Done], values: Sequence[Any]
-) -> Settled:
-    """As `run_batch`, for a stage that is asynchronous."""
-    halving = _halving(settle, values)
-    batch = next(halving)
-    while True:
-        try:
-            try:
-                results = await call(batch)
-            except Exception as error:  # gone before the next call: its frames hold what its batch has on a device
-                batch = halving.throw(error)
-            else:
-                batch = halving.send(results)
-        except StopIteration as ended:
-            return cast("Settled", ended.value)
-
-
-def _halving(settle: Callable[[Any], Done], values: Sequence[Any]) -> Generator[list[Any], Any, Settled]:
-    """Yield batches to call the stage with, and take its results, or what it raises."""
     outcomes: list[Done | Failed] = []
     calls: list[Call] = []
     too_large = 0
@@ -310,12 +293,12 @@ def _halving(settle: Callable[[Any], Done], values: Sequence[Any]) -> Generator[
         batch = waiting.pop()
         began_s = time.perf_counter()
         try:
-            results = yield batch
+            results = await call(batch) if waits else call(batch)
         except ServerUnavailable:
             raise
         except MemoryError as error:
             raise OutOfMemory(f"out of memory on a batch of {len(batch)}; use smaller batches") from error
-        except Exception as error:
+        except Exception as error:  # gone before the next call: its frames hold what its batch has on a device
             half = len(batch) // 2
             if isinstance(error, StageFailed) and not (half and isinstance(error, DeviceOutOfMemory)):
                 raise  # no part of the batch would fare better

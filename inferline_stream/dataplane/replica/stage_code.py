@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from inferline_stream.dataplane.codecs import Decode, codec
 from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
-from inferline_stream.dataplane.replica.stage_call import Settled, attempt, run_batch, run_batch_awaited
+from inferline_stream.dataplane.replica.stage_call import Settled, attempt, finished, run_batch_awaited
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import last_line, load_code
 from inferline_stream.errors import InvalidTopology, StageFailed
@@ -65,26 +65,29 @@ class StageCode:
             raise InvalidTopology(f"stage {stage!r}: {error}") from error
 
     def process(self, call: Callable[[list[Any]], Any], inputs: Sequence[StageInput]) -> Settled:
-        """Run a batch from encoded inputs to encoded results: an outcome per input, in order, and the calls made.
-
-        Raises:
-            StageFailed: see `run_batch`, as is `ServerUnavailable`.
-        """
-        decoded, values = self._decoded(inputs)
-        return _with_failures(decoded, run_batch(call, self.settle, values) if values else Settled([], []))
+        """As `process_awaited`, for a stage that is a plain function."""
+        return finished(self.process_awaited(call, inputs, waits=False))
 
     async def process_awaited(
-        self, call: Callable[[list[Any]], Awaitable[Any]], inputs: Sequence[StageInput]
+        self, call: Callable[[list[Any]], Any], inputs: Sequence[StageInput], *, waits: bool = True
     ) -> Settled:
-        """As `process`, for a stage that is asynchronous."""
-        decoded, values = self._decoded(inputs)
-        settled = await run_batch_awaited(call, self.settle, values) if values else Settled([], [])
-        return _with_failures(decoded, settled)
+        """Run a batch from encoded inputs to encoded results: an outcome per input, in order, and the calls made.
 
-    def _decoded(self, inputs: Sequence[StageInput]) -> tuple[list[Any], list[Any]]:
-        """Return each input's value, or why it has none, and the values alone."""
+        Args:
+            call: the stage.
+            inputs: of its events.
+            waits: whether what the stage returns has to be awaited.
+
+        Raises:
+            StageFailed: see `run_batch_awaited`, as is `ServerUnavailable`.
+        """
         decoded = [attempt(self._decode, each) for each in inputs]
-        return decoded, [value for value in decoded if not isinstance(value, Failed)]
+        values = [value for value in decoded if not isinstance(value, Failed)]
+        settled = await run_batch_awaited(call, self.settle, values, waits=waits) if values else Settled([], [])
+        if len(values) == len(decoded):
+            return settled
+        following = iter(settled.outcomes)
+        return settled._replace(outcomes=[v if isinstance(v, Failed) else next(following) for v in decoded])
 
     def weigh(self, inputs: Sequence[StageInput], *, emulated: bool) -> Settled:
         """Return what the topology says of each encoded input, in JSON: its cost, or its weight on emulated hardware.
@@ -155,14 +158,6 @@ def code_alone(pipeline: Pipeline, name: str, topology: str) -> Callable[..., An
     except (TypeError, KeyError) as error:
         raise InvalidTopology(last_line(error)) from error
     return run
-
-
-def _with_failures(decoded: Sequence[Any], settled: Settled) -> Settled:
-    """Return the outcomes of values among those of inputs that have none, in the order of the inputs."""
-    if len(settled.outcomes) == len(decoded):
-        return settled
-    following = iter(settled.outcomes)
-    return settled._replace(outcomes=[v if isinstance(v, Failed) else next(following) for v in decoded])
 
 
 def _decoder(pipeline: Pipeline, stage: Stage, takes: Any) -> Decode:
