@@ -7,7 +7,6 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 
 from inferline_stream.dataplane.routes import input_topic
 from inferline_stream.errors import UsageError
@@ -20,7 +19,7 @@ from inferline_stream.kafka.offset_metadata import (
     finished_by_any,
     known_partitions,
 )
-from inferline_stream.kafka.offsets import Offsets, surely_committed
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.topic_state import TopicState
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage
@@ -117,8 +116,7 @@ async def commit_start_offsets(
     async def commit(offsets: Offsets, stage: Stage) -> None:
         topic, name = input_topic(pipeline, names, stage.name), names.group(stage.name)
         group = await StageGroup.of(offsets, name, topic)
-        ask = partial(surely_committed, group.committed) if stage.name in known else group.committed
-        committed = await ask(group.partitions)
+        committed = await group.committed(group.partitions)
         if start != "committed":  # what was committed of a topic of the same name that is gone counts for nothing
             committed = {p: entry for p, entry in committed.items() if not group.is_of_another_topic(entry)}
         added = _added(committed, await group.begins())
@@ -162,7 +160,7 @@ async def _left(offsets: Offsets, names: Names, before: Structure) -> dict[int, 
     known = []
     for stage in before.entries:
         group = await StageGroup.of(offsets, names.group(stage), names.topic(before.source[0]))
-        known.append(await _own(group, await surely_committed(group.committed, group.partitions)))
+        known.append(await _own(group, await group.committed(group.partitions)))
     partitions = set.intersection(*(set(own) for own in known))
     return {p: finished_by_all([own[p] for own in known]) for p in partitions}
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -34,10 +33,7 @@ _Ask = Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]
 
 _REQUEST_TIMEOUT_MS = 5_000
 
-UNSURE_S = 2.0
-"""For so long a partition without an offset is asked for again."""
-
-_UNSURE_AGAIN_S, _AGAIN_S = 0.05, 0.02
+_AGAIN_S = 0.02
 
 _STABLE = 7
 """First version that can ask for stable offsets."""
@@ -79,9 +75,7 @@ class Offsets:
             await in_time(self._where, self._admin.start(), self._start_timeout_s, self._admin)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await closed(self._consumer, self._admin, within_s=1.0)
 
     async def states(self, topics: Iterable[str]) -> dict[str, TopicState]:
@@ -145,14 +139,15 @@ class Offsets:
 
     async def entries(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, Entry]:
         """What a group has committed, of those partitions of which it has committed something."""
-        tps = [TopicPartition(topic, p) for p in partitions]
+        request = _OffsetFetch(group, topic, partitions, stable=False)
 
-        async def ask(coordinator: int) -> Mapping[TopicPartition, Any]:
-            found: Mapping[TopicPartition, Any] = await self._admin.list_consumer_group_offsets(group, coordinator, tps)
-            return found
+        async def ask(coordinator: int) -> dict[int, Entry]:
+            entries, codes = _fetched(await self._admin._send_request(request, coordinator))
+            for code in codes - {0}:
+                raise for_code(code)(f"group {group}, topic {topic}")
+            return entries
 
-        found = await self._at_coordinator(group, ask)
-        return {tp.partition: (at.offset, at.metadata or "") for tp, at in found.items() if at.offset >= 0}
+        return await self._at_coordinator(group, ask)
 
     async def committed(self, group: str, topic: str, partitions: int) -> tuple[Committed, ...]:
         """What the group has committed of each partition; offset -1 where it has nothing."""
@@ -192,65 +187,59 @@ class Offsets:
                 await self._admin._send_request(DeleteGroupsRequest([group]), await self._admin.find_coordinator(group))
 
 
-async def surely_committed(
-    ask: Callable[[Iterable[int]], Awaitable[Mapping[int, T]]],
-    partitions: Collection[int],
-    unsure_s: float | None = None,
-) -> Mapping[int, T]:
-    """What a group has committed of these partitions; asked again for a while where it seems to have committed nothing.
-
-    A coordinator that has just loaded a group, after a broker's crash, may say for some milliseconds, and without an
-    error, that it knows none of its offsets: Apache Kafka 4.1 does. A reader that believed it would halt a partition.
-
-    Args:
-        ask: of partitions, what is committed; those without are missing.
-        partitions: that are known to have offsets, or may have.
-        unsure_s: for how long; `UNSURE_S` by default. Less where the group may be new: that is the time it takes then.
-    """
-    give_up_s = time.monotonic() + (UNSURE_S if unsure_s is None else unsure_s)
-    while True:
-        committed = await ask(partitions)
-        if committed.keys() >= set(partitions) or time.monotonic() >= give_up_s:
-            return committed
-        await asyncio.sleep(_UNSURE_AGAIN_S)
-
-
 class UndecidedOffsets(Exception):
     """A transaction may still change a group's offsets, and has not ended in the time that it was given."""
 
 
-class _StableOffsetFetch(Request[OffsetFetchRequest_v3]):  # type: ignore[misc]  # aiokafka has no types
-    """Asks for a group's stable offsets of one topic."""
+class _OffsetFetch(Request[OffsetFetchRequest_v3]):  # type: ignore[misc]  # aiokafka has no types
+    """Asks for a group's offsets of one topic.
+
+    aiokafka's own methods overlook the error of a whole answer. That of a coordinator which loads the group then looks
+    as if nothing had been committed.
+    """
 
     API_KEY = OFFSET_FETCH
 
-    def __init__(self, group: str, topic: str, partitions: Sequence[int]) -> None:
-        self._group, self._topic, self._partitions = group, topic, list(partitions)
+    def __init__(self, group: str, topic: str, partitions: Iterable[int], *, stable: bool) -> None:
+        self._group, self._topic, self._partitions, self._stable = group, topic, list(partitions), stable
 
     def build(self, request_struct_class: Any) -> Any:
+        if request_struct_class is OffsetFetchRequest_v3:
+            return OffsetFetchRequest_v3(self._group, [(self._topic, self._partitions)])
         tags: dict[int, bytes] = {}
-        return request_struct_class(self._group, [(self._topic, self._partitions, tags)], True, tags)
+        return request_struct_class(self._group, [(self._topic, self._partitions, tags)], self._stable, tags)
 
     def prepare(self, versions: Mapping[int, tuple[int, int]]) -> Any:
         oldest, newest = versions[OFFSET_FETCH]
-        if not oldest <= _STABLE <= newest:
+        if oldest <= _STABLE <= newest:
+            return self.build(LATER_OFFSET_FETCH[_STABLE])
+        if self._stable:
             raise IncompatibleBrokerVersion(
                 f"the broker speaks OffsetFetch {oldest} to {newest}, stable offsets need {_STABLE}: "
                 "use Apache Kafka 4.1 or later"
             )
-        return self.build(LATER_OFFSET_FETCH[_STABLE])
+        return self.build(OffsetFetchRequest_v3)
 
 
-async def stable_offsets(
-    coordinator: Any, topic: str, partitions: Sequence[int], patience_s: float
-) -> dict[int, tuple[int, str]]:
+def _fetched(answer: Any) -> tuple[dict[int, Entry], set[int]]:
+    """Return offset and metadata of the partitions that have them, and the error codes of an answer."""
+    answer = answer.to_object()
+    found = [each for of_topic in answer["topics"] for each in of_topic["partitions"]]
+    entries = {each["partition"]: (each["offset"], each["metadata"] or "") for each in found if each["offset"] >= 0}
+    return entries, {answer["error_code"], *(each["error_code"] for each in found)}
+
+
+async def group_offsets(
+    coordinator: Any, topic: str, partitions: Sequence[int], stable_within_s: float | None
+) -> dict[int, Entry]:
     """Return offset and metadata that a group has committed; partitions without are missing.
 
     Args:
         coordinator: aiokafka's, of a consumer of the group.
         topic: which the group reads.
         partitions: of the topic.
-        patience_s: longest wait for a transaction, from Kafka's first answer that there is one.
+        stable_within_s: longest wait for a transaction that may still change them, from Kafka's first answer that
+            there is one; None for what is committed now, which brokers older than transactions say, too.
 
     Raises:
         KafkaError: Kafka refuses.
@@ -258,27 +247,25 @@ async def stable_offsets(
     """
     if not partitions:
         return {}
+    request = _OffsetFetch(coordinator.group_id, topic, partitions, stable=stable_within_s is not None)
     give_up_s = math.inf
     while True:
         await coordinator.ensure_coordinator_known()
         try:
-            answer = await coordinator._send_req(_StableOffsetFetch(coordinator.group_id, topic, partitions))
+            entries, codes = _fetched(await coordinator._send_req(request))
         except KafkaError as error:
             if not error.retriable:
                 raise
             await asyncio.sleep(_AGAIN_S)
             continue
-        answer = answer.to_object()
-        found = [each for of_topic in answer["topics"] for each in of_topic["partitions"]]
-        codes = {answer["error_code"], *(each["error_code"] for each in found)}
         if refused := codes - _PASSING:
             raise for_code(refused.pop())(f"group {coordinator.group_id}, topic {topic}")
         if codes == {0}:
-            return {each["partition"]: (each["offset"], each["metadata"]) for each in found if each["offset"] >= 0}
+            return entries
         if NotCoordinatorForGroupError.errno in codes:
             coordinator.coordinator_dead()
         elif UNSTABLE in codes:
-            give_up_s = min(give_up_s, time.monotonic() + patience_s)
+            give_up_s = min(give_up_s, time.monotonic() + (stable_within_s or 0.0))
             if time.monotonic() >= give_up_s:
                 raise UndecidedOffsets
         await asyncio.sleep(_AGAIN_S)

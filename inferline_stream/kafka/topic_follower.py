@@ -6,8 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
-from functools import partial
-from types import TracebackType
 from typing import Literal, Self
 
 from aiokafka.errors import KafkaError
@@ -16,7 +14,6 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.connection import answered
 from inferline_stream.kafka.fetched_batches import RECORDS_AT_ONCE
 from inferline_stream.kafka.offset_metadata import Committed, Entry, decode_metadata, encode_metadata, known_partitions
-from inferline_stream.kafka.offsets import surely_committed
 from inferline_stream.kafka.records import KafkaFailed, Record
 from inferline_stream.kafka.topic_reader import TopicReader
 from inferline_stream.kafka.topic_state import recreated
@@ -28,9 +25,6 @@ logger = logging.getLogger(__name__)
 _OFFSETS_KEPT_MS = 10 * 365 * 86_400_000
 """How long Kafka keeps what is committed. Unless a commit says so, it forgets the offsets of a group without members
 after `offsets.retention.minutes`, a week by default, and a follower that had nothing to read began at the beginning."""
-
-_UNSURE_S = 0.5
-"""How long a group is asked for offsets that it may have; a new one has none."""
 
 STARTS = ("committed", "earliest", "latest")
 
@@ -52,7 +46,7 @@ class TopicFollower:
             never run two of one group at once. None for a follower that commits nothing.
         gapless: whether a record that is gone matters.
         committed_only: skip records of open and aborted transactions.
-        connect_timeout_s: longest wait for Kafka's first answer.
+        connect_timeout_s: longest wait for Kafka's first answer; by default as the environment says.
 
     Raises:
         Unreachable: on entering, Kafka does not answer or has no such topic.
@@ -67,11 +61,12 @@ class TopicFollower:
         group: str | None = None,
         gapless: bool = False,
         committed_only: bool = True,
-        connect_timeout_s: float = 10.0,
+        connect_timeout_s: float | None = None,
     ) -> None:
         self._where, self._topic, self._start, self._group = bootstrap_servers, topic, start, group
-        self._gapless, self._connect_timeout_s = gapless, connect_timeout_s
-        self._look_every_s, self._look_at_s = from_environment().topic_check_s, 0.0
+        settings = from_environment()
+        self._gapless, self._look_every_s, self._look_at_s = gapless, settings.topic_check_s, 0.0
+        self._connect_timeout_s = settings.connect_timeout_s if connect_timeout_s is None else connect_timeout_s
         self._reader = TopicReader(
             bootstrap_servers,
             topic,
@@ -112,9 +107,7 @@ class TopicFollower:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._reader.stop()
 
     async def _first_offsets(self) -> Mapping[int, int]:
@@ -130,8 +123,7 @@ class TopicFollower:
             return begins
         if self._start == "committed":
             # A connector may read a Kafka that knows no stable offsets.
-            ask = partial(self._reader.committed, stable=False)
-            committed = {} if self._group is None else await surely_committed(ask, every, _UNSURE_S)
+            committed = {} if self._group is None else await self._reader.committed(every, stable=False)
             return self._undoubted(committed, begins)
         return await self._reader.at(self._start, every)
 

@@ -35,7 +35,7 @@ from inferline_stream.kafka.fetched_batches import (
     corrupt_wait_s,
 )
 from inferline_stream.kafka.offset_metadata import Entry
-from inferline_stream.kafka.offsets import UndecidedOffsets, stable_offsets
+from inferline_stream.kafka.offsets import UndecidedOffsets, group_offsets
 from inferline_stream.kafka.records import TRANSACTION_TIMEOUT_MS, KafkaFailed, Record, RecordsGone
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, created_topic, recreated, topic_states
 
@@ -51,6 +51,8 @@ _NEAR = 1000
 """The next record to read again is sought where it is further away: what lies between would be fetched for nothing."""
 
 _WAIT_S, _START_S = 0.5, 10.0
+_PARTITION_BYTES = 512 * 1024
+"""Most that a fetch asks of one partition."""
 
 
 class Fetched(NamedTuple):
@@ -87,7 +89,6 @@ class TopicReader:
         committed_only: skip records of open and aborted transactions.
         request_timeout_s: longest wait for an answer.
         fetch_wait_s: longest wait of a fetch on brokers without the assignments topic.
-        partition_bytes: most bytes that a fetch asks of one partition.
     """
 
     def __init__(
@@ -101,7 +102,6 @@ class TopicReader:
         committed_only: bool = True,
         request_timeout_s: float = 40.0,
         fetch_wait_s: float = 0.5,
-        partition_bytes: int = 512 * 1024,
     ) -> None:
         self._where, self._topic, self._group = bootstrap_servers, topic, group
         self._beside = TopicPartition(assignments, 0) if assignments else None
@@ -117,7 +117,7 @@ class TopicReader:
             auto_offset_reset="none" if gapless else "earliest",
             isolation_level="read_committed" if committed_only else "read_uncommitted",
             fetch_max_wait_ms=round(fetch_wait_s * 1000),
-            max_partition_fetch_bytes=partition_bytes,
+            max_partition_fetch_bytes=_PARTITION_BYTES,
             request_timeout_ms=round(request_timeout_s * 1000),
             metadata_max_age_ms=60_000,
             retry_backoff_ms=50,
@@ -401,13 +401,9 @@ class TopicReader:
         Raises:
             KafkaFailed: Kafka refuses to say, or a transaction leaves them undecided for longer than any may take.
         """
-        # aiokafka's public `committed` leaves the metadata out, and waits for no transaction.
-        coordinator = self._consumer._coordinator
+        coordinator, within_s = self._consumer._coordinator, UNDECIDED_S if stable else None
         try:
-            if stable:
-                return await stable_offsets(coordinator, self._topic, list(partitions), UNDECIDED_S)
-            found = await coordinator.fetch_committed_offsets([self._tp(p) for p in partitions])
-            return {tp.partition: (entry.offset, entry.metadata) for tp, entry in found.items()}
+            return await group_offsets(coordinator, self._topic, list(partitions), within_s)
         except UndecidedOffsets:
             raise KafkaFailed(
                 f"a transaction has left offsets of group {self._group} on {self._topic} undecided for "

@@ -11,7 +11,7 @@ from aiokafka.protocol.transaction import TxnOffsetCommitRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from inferline_stream.kafka import topic_reader
-from inferline_stream.kafka.offsets import UndecidedOffsets, stable_offsets
+from inferline_stream.kafka.offsets import UndecidedOffsets, group_offsets
 from inferline_stream.kafka.records import KafkaFailed
 from inferline_stream.kafka.writer import Writer
 from inferline_stream.pipeline.names import EVENT_ID
@@ -43,12 +43,12 @@ async def hang(director: Director, last: Last) -> None:
         ) as reader,
         AIOKafkaProducer(bootstrap_servers=director.bootstrap_servers, transactional_id=name) as producer,
     ):
-        offsets = await stable_offsets(reader._coordinator, topic, [0], 20.0)
+        offsets = await group_offsets(reader._coordinator, topic, [0], 20.0)
         if last != "none":
             await producer.begin_transaction()
             await producer.send_offsets_to_transaction({TopicPartition(topic, 0): offsets[0]}, group)
             await (producer.commit_transaction() if last == "commit" else producer.abort_transaction())
-            await stable_offsets(reader._coordinator, topic, [0], 20.0)  # its marker is written
+            await group_offsets(reader._coordinator, topic, [0], 20.0)  # its marker is written
         if last == "under way":
             await producer.begin_transaction()
             await producer.send_and_wait(director.names.dead_letters(topic), b"what its end reaches")
@@ -63,7 +63,7 @@ async def hang(director: Director, last: Last) -> None:
         ):
             await producer.client.send(producer.client.get_random_node(), request)
         with pytest.raises(UndecidedOffsets):
-            await stable_offsets(reader._coordinator, topic, [0], 0.2)
+            await group_offsets(reader._coordinator, topic, [0], 0.2)
 
 
 @pytest.mark.parametrize("last", ["commit", "abort", "under way"])

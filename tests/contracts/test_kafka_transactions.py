@@ -25,7 +25,7 @@ from aiokafka.protocol.transaction import (
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
-from inferline_stream.kafka.offsets import stable_offsets
+from inferline_stream.kafka.offsets import group_offsets
 from inferline_stream.kafka.topic_reader import TopicReader
 
 
@@ -267,7 +267,7 @@ async def test_offsets_and_their_metadata_are_committed_with_the_transaction(cli
     await clients.eventually(is_five, "the offset is committed")
 
 
-async def test_a_reader_of_stable_offsets_waits_for_the_transaction_that_may_change_them(clients):
+async def test_a_reader_of_group_offsets_waits_for_the_transaction_that_may_change_them(clients):
     topic, group = await clients.topic(2), clients.unique("group")
     partition = TopicPartition(topic, 0)
     producer = await clients.producer(transactional_id=clients.unique("transactional"))
@@ -278,10 +278,10 @@ async def test_a_reader_of_stable_offsets_waits_for_the_transaction_that_may_cha
     ) as consumer:
 
         async def stable():
-            return await stable_offsets(consumer._coordinator, topic, [0, 1], 20.0)
+            return await group_offsets(consumer._coordinator, topic, [0, 1], 20.0)
 
         assert await stable() == {0: (3, "three")}, "it shows at once, and partition 1 has none"
-        assert await stable_offsets(consumer._coordinator, topic, [], 20.0) == {}
+        assert await group_offsets(consumer._coordinator, topic, [], 20.0) == {}
         for end, kept in ((producer.abort_transaction, (3, "three")), (producer.commit_transaction, (5, "five"))):
             await producer.begin_transaction()
             await producer.send_offsets_to_transaction({partition: OffsetAndMetadata(5, "five")}, group)

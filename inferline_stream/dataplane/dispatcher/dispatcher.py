@@ -35,7 +35,6 @@ from inferline_stream.dataplane.until_first import until_first
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.fetched_batches import bound_batches
-from inferline_stream.kafka.offsets import surely_committed
 from inferline_stream.kafka.pipeline_topics import RecordRules, record_rules
 from inferline_stream.kafka.records import Fenced, Record, RecordsGone
 from inferline_stream.kafka.topic_reader import TopicReader
@@ -390,7 +389,7 @@ class Dispatcher:
             await self._sender.start_again(timeout_s, self._partitions, group)
         self._partitions_read = self._reader.topic.partitions
         numbers = partitions_of(self._spec.slot, grant.slots, self._partitions_read)
-        committed = dict(await surely_committed(self._reader.committed, numbers))
+        committed = dict(await self._reader.committed(numbers))
         owned = await self._owned(numbers, committed)
         if not (self._holds(grant.slots) and self._lease.valid()):
             # Lost on the way. Reports said "standby" until now, so the successor may serve already.

@@ -1,38 +1,41 @@
-"""Offsets that Kafka seems to have forgotten."""
+"""Offsets of a group that its coordinator is still loading: the whole answer is an error, and names no partition."""
+
+from __future__ import annotations
+
+import asyncio
 
 import pytest
+from aiokafka.errors import GroupLoadInProgressError
 
-from inferline_stream.kafka import offsets
-from inferline_stream.kafka.offsets import surely_committed
-
-
-def _answers(*answers):
-    """Kafka's answers, the last one for ever; and what it was asked."""
-    asked = []
-
-    async def ask(partitions):
-        asked.append(tuple(partitions))
-        return answers[min(len(asked), len(answers)) - 1]
-
-    return ask, asked
+from inferline_stream.embedded_broker.broker_state import Broker, Client
+from inferline_stream.embedded_broker.server import APIS, Api, EmbeddedBroker
+from inferline_stream.embedded_broker.wire import Fields
+from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
+from inferline_stream.kafka.topic_follower import TopicFollower
+from inferline_stream.kafka.wire.later_requests import OFFSET_FETCH
 
 
-async def test_a_coordinator_that_knows_nothing_yet_is_asked_again():
-    ask, asked = _answers({}, {0: (5, "")}, {0: (6, ""), 1: (7, "")})
-    assert await surely_committed(ask, (0, 1)) == {0: (6, ""), 1: (7, "")}
-    assert asked == [(0, 1)] * 3
+@pytest.mark.parametrize("asked_by", ["tools", "followers"])
+async def test_what_is_still_being_loaded_is_not_taken_for_nothing(
+    asked_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, left = APIS[OFFSET_FETCH], [3]
 
+    async def loading(broker: Broker, request: Fields, client: Client) -> Fields | None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise GroupLoadInProgressError
+        return await whole.serve(broker, request, client)
 
-@pytest.mark.parametrize("known", [{}, {0: (5, "")}])
-async def test_an_offset_that_stays_away_is_missing(known, monkeypatch):
-    monkeypatch.setattr(offsets, "UNSURE_S", 0.12)
-    ask, asked = _answers(known)
-    assert await surely_committed(ask, (0, 1)) == known
-    assert len(asked) > 1
-
-
-async def test_a_group_that_has_offsets_is_asked_once():
-    ask, asked = _answers({0: (5, "")})
-    await surely_committed(ask, (0,))
-    assert await surely_committed(ask, ()) == {0: (5, "")}
-    assert asked == [(0,), ()]
+    async with asyncio.timeout(20.0), EmbeddedBroker() as broker:
+        where = broker.bootstrap_servers
+        await create_topics(where, [WantedTopic("t", 2, "")], replication=1)
+        async with Offsets(where) as offsets:
+            await offsets.commit("g", "t", {0: (5, ""), 1: (7, "")})
+            monkeypatch.setitem(APIS, OFFSET_FETCH, Api(whole.versions, loading))  # type: ignore[arg-type]  # a dict
+            if asked_by == "tools":
+                assert [at.offset for at in await offsets.committed("g", "t", 2)] == [5, 7]
+                return
+        async with TopicFollower(where, "t", "committed", group="g") as follower:
+            assert follower.positions == {0: 5, 1: 7}
