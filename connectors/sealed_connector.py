@@ -30,6 +30,9 @@ from inferline_stream.settings import SETTINGS_VARIABLES, given
 
 logger = logging.getLogger(__name__)
 
+_AGAIN_S = 0.5
+"""Between two attempts to take what another process has."""
+
 _ANY_SIZE_MB = 1 << 24
 """Of files: what a sink writes grows for as long as there are events."""
 
@@ -44,7 +47,6 @@ class Needs:
         ports: TCP ports that it connects to.
         listens: TCP ports that it is reached at.
         late: whether it opens files for reading after the seal.
-        memory_mb: most memory, in MiB; None for half of the machine's.
     """
 
     reads: tuple[Path, ...] = ()
@@ -52,7 +54,6 @@ class Needs:
     ports: tuple[int, ...] = ()
     listens: tuple[int, ...] = ()
     late: bool = False
-    memory_mb: int | None = None
 
 
 class Seal:
@@ -140,7 +141,6 @@ def _confinement(options: argparse.Namespace, needs: Needs) -> Confinement:
         ports=needs.ports,
         environment=tuple(given(SETTINGS_VARIABLES)),
         seal="imports" if needs.late else "strict",
-        memory_mb=needs.memory_mb,
         file_mb=_ANY_SIZE_MB,
         on_unsupported="fail" if options.isolation else "degrade",
     )
@@ -207,6 +207,20 @@ async def done_in_time(work: asyncio.Future[Any], stop: asyncio.Event, leave_s: 
         await asyncio.gather(work, return_exceptions=True)
         return False
     return True
+
+
+async def taken(take: Callable[[], bool], what: str) -> None:
+    """Wait until what one process at a time may have can be taken.
+
+    Args:
+        take: tries to.
+        what: whose it is meanwhile, in words.
+    """
+    if take():
+        return
+    logger.warning("%s; waiting for its end", what)
+    while not take():  # noqa: ASYNC110  a lock tells nobody
+        await asyncio.sleep(_AGAIN_S)
 
 
 def tell(counts: msgspec.Struct) -> None:

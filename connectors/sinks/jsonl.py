@@ -25,24 +25,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import logging
 import os
 import sys
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import msgspec
 
 from inferline_stream.connectors import sealed_connector
 from inferline_stream.connectors.sinks import topic_sink
-from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, TopicSink, event_id, no_json
+from inferline_stream.connectors.sinks.topic_sink import Away, Refusal, SinkCounts, event_id, no_json
 from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.records import Record
-from inferline_stream.kafka.topic_follower import Start
-
-logger = logging.getLogger(__name__)
 
 _MODULE = "inferline_stream.connectors.sinks.jsonl"
 _AGAIN_S = 1.0
@@ -59,7 +55,7 @@ class _LineId(msgspec.Struct):
 
 
 class JsonlFile:
-    """The file and the ids of the events in it; append-only, and only once it was taken.
+    """The file and the ids of the events in it; append-only, and only once it was taken: on entering, or by `take`.
 
     Memory grows with the ids, about 100 bytes per event.
 
@@ -80,6 +76,17 @@ class JsonlFile:
             self._file = path.open("a+b")
         except OSError as error:
             raise InvalidFile(f"{path}: cannot be opened ({error.strerror}); give another path") from None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await sealed_connector.taken(self.take, f"{self._path}: another sink has this file")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
 
     def take(self) -> bool:
         """Lock the file until it is closed, and read what is in it; return False while another has it.
@@ -170,83 +177,17 @@ def _seen(file: BinaryIO, path: Path) -> tuple[set[str], int]:
     return seen, whole_bytes
 
 
-class JsonlSink(TopicSink):
-    """Follows a topic and appends its events to a file, in the background while entered.
-
-    Args:
-        bootstrap_servers: ``host:port``, or several of them, separated by commas.
-        topic: the topic as Kafka knows it; it must exist.
-        path: the file.
-        group: consumer group that holds how far the file has come; one group per file.
-        dead_letters: topic for events that are no JSON; without one, such an event ends the sink.
-        start: where to begin; see `TopicFollower`.
-
-    Raises:
-        Unreachable: on entering, Kafka does not answer or has no such topic; on leaving, it failed later.
-        InvalidFile: the file is none of this sink's.
-    """
-
-    def __init__(
-        self,
-        bootstrap_servers: str,
-        *,
-        topic: str,
-        path: Path,
-        group: str,
-        dead_letters: str = "",
-        start: Start = "committed",
-    ) -> None:
-        self._file, self._path = JsonlFile(path), path
-        super().__init__(
-            bootstrap_servers,
-            topic=topic,
-            store=self._file,
-            what=str(path),
-            group=group,
-            dead_letters=dead_letters,
-            again_at_most_s=_AGAIN_S,
-            start=start,
-        )
-
-    async def connect(self) -> None:
-        """Wait until no other sink has the file, then connect to Kafka, and move nothing yet."""
-        waiting = False
-        try:
-            while not self._file.take():
-                if not waiting:
-                    logger.warning("%s: another sink has this file; waiting for its end", self._path)
-                waiting = True
-                await asyncio.sleep(_AGAIN_S)
-            await super().connect()
-        except BaseException:
-            self._file.close()
-            raise
-
-    async def aclose(self) -> None:
-        """Write what was read, commit it, and close both."""
-        try:
-            await super().aclose()
-        finally:
-            self._file.close()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; runs until SIGINT or SIGTERM, then prints its counts as JSON."""
     parser = topic_sink.parser_of(_MODULE, "Write a topic's events to a JSONL file.", "<topic>-to-<file name>")
     parser.add_argument("--path", required=True, type=Path, help="the file; appended to if it is this sink's")
     options = parser.parse_args(arguments)
-    group = options.group or f"{options.topic}-to-{options.path.name}"
 
     async def work(seal: sealed_connector.Seal) -> None:
-        sink = JsonlSink(
-            options.bootstrap_servers,
-            topic=options.topic,
-            path=options.path,
-            group=group,
-            dead_letters=options.dead_letters,
-            start=options.start,
+        path, group = options.path, f"{options.topic}-to-{options.path.name}"
+        await topic_sink.run(
+            options, JsonlFile(path), seal, what=str(path), usual_group=group, again_at_most_s=_AGAIN_S
         )
-        await topic_sink.run(sink, seal)
 
     needs = sealed_connector.Needs(writes=(options.path,))
     return sealed_connector.run(_MODULE, arguments, options, needs=needs, work=work)

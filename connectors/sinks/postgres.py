@@ -278,11 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InvalidInput("asyncpg is not installed: pip install 'inferline-stream[postgres]'") from None
         password = sealed_connector.secret(options.password_file)
         to = Table(options.database, options.table, password=password, tls=_context(options.tls))
-        async with to as store:
-            sink = topic_sink.sink_of(
-                options, store, f"PostgreSQL table {options.table}", f"{options.topic}-to-{options.table}"
-            )
-            await topic_sink.run(sink, seal)
+        what, group = f"PostgreSQL table {options.table}", f"{options.topic}-to-{options.table}"
+        await topic_sink.run(options, to, seal, what=what, usual_group=group)
 
     return sealed_connector.run(_MODULE, arguments, options, needs=needs, work=work)
 

@@ -8,8 +8,8 @@ import contextlib
 import logging
 import random
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol, Self
 
 import msgspec
@@ -23,7 +23,6 @@ from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.records import Header, Record
 from inferline_stream.kafka.topic_follower import STARTS, Start, TopicFollower
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
-from inferline_stream.settings import from_environment
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ def event_id(record: Record, ids_from: str) -> str:
 
 
 class TopicSink:
-    """Follows a topic and stores its events, in the background while entered.
+    """Follows a topic and stores its events; connected while entered.
 
     While the store takes nothing, nothing is committed: that is said once, and the same records are tried again,
     at first after a second and later every half minute. While Kafka is away it waits. Once it has to leave, it gives
@@ -125,7 +124,7 @@ class TopicSink:
         start: where to begin; see `TopicFollower`.
 
     Raises:
-        Unreachable: on entering, Kafka does not answer or has no such topic; on leaving, it failed later.
+        Unreachable: on entering, Kafka does not answer or has no such topic.
     """
 
     def __init__(
@@ -141,106 +140,43 @@ class TopicSink:
         start: Start = "committed",
     ) -> None:
         self._topic = topic
-        self._store = store
+        self._store, self.counts = store, store.counts
         self._what = what
         self._again_at_most_s = again_at_most_s
-        timeout_s = from_environment().connect_timeout_s
-        self._follower = TopicFollower(
-            bootstrap_servers, topic, start, group=group, gapless=True, connect_timeout_s=timeout_s
-        )
+        self._follower = TopicFollower(bootstrap_servers, topic, start, group=group, gapless=True)
         self._dead_letters = dead_letters
-        self._producer = (
-            RecordProducer(bootstrap_servers, dead_letters, connect_timeout_s=timeout_s) if dead_letters else None
-        )
-        self._stack = contextlib.AsyncExitStack()
+        self._producer = RecordProducer(bootstrap_servers, dead_letters) if dead_letters else None
+        self._connected = contextlib.AsyncExitStack()
         self._stop = asyncio.Event()
-        self._following: asyncio.Task[None] | None = None
-        self._stored = asyncio.Condition()
-        self._reached: dict[int, int] = {}  # by partition, offset below which everything is stored and committed
-
-    @property
-    def counts(self) -> SinkCounts:
-        """What became of the records so far."""
-        return self._store.counts
-
-    async def connect(self) -> None:
-        """Connect to Kafka, and move nothing yet; entering does so where this was not called."""
-        await self._stack.enter_async_context(self._follower)
-        if self._producer is not None:
-            await self._stack.enter_async_context(self._producer)
-            await self._producer.partitions(self._dead_letters)
 
     async def __aenter__(self) -> Self:
-        await self.connect()
-        self.start()
+        async with contextlib.AsyncExitStack() as connected:
+            await connected.enter_async_context(self._follower)
+            if self._producer is not None:
+                await connected.enter_async_context(self._producer)
+            self._connected = connected.pop_all()
         return self
 
-    def start(self) -> None:
-        """Begin to move records."""
-        self._following = asyncio.create_task(self._follow())
+    async def __aexit__(self, *_: object) -> None:
+        await self._connected.aclose()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Store what was read, commit it, and disconnect.
+    async def follow(self, stop: asyncio.Event) -> None:
+        """Move records until stopped; then store what was read, and commit it.
 
         Raises:
             Unreachable: Kafka failed, or what was read could not be stored.
         """
-        self._stop.set()
-        try:
-            if self._following is not None:
-                await self._following
-        finally:
-            await self._stack.aclose()
-
-    async def caught_up(self) -> None:
-        """Wait until everything that is in the topic now is stored and committed.
-
-        Raises:
-            Unreachable: Kafka failed meanwhile.
-        """
-        assert self._following is not None
-        ends = await self._follower.end()
-        if halted := self._follower.halted:
-            raise Unreachable(f"topic {self._topic!r}: partitions are halted: {halted}")
-        waiting = asyncio.create_task(self._until_stored(ends))
-        await asyncio.wait((waiting, self._following), return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            waiting.cancel()
-            await self._following  # raises what ended it
-
-    async def failed(self) -> None:
-        """Wait until it can no longer follow the topic; raises why.
-
-        Raises:
-            Unreachable: Kafka failed.
-        """
-        assert self._following is not None
-        await asyncio.shield(self._following)
-
-    async def _until_stored(self, ends: dict[int, int]) -> None:
-        async with self._stored:
-            await self._stored.wait_for(lambda: all(self._reached.get(p, 0) >= end for p, end in ends.items()))
-
-    async def _follow(self) -> None:
-        loop = asyncio.get_running_loop()
+        self._stop, loop = stop, asyncio.get_running_loop()
         await self._commit()  # where it begins: before its first record, the next start would begin elsewhere
-        while not self._stop.is_set():
+        while not stop.is_set():
             until = loop.time() + _GATHER_S
             records = []
-            while (left_s := until - loop.time()) > 0 and not self._stop.is_set():
+            while (left_s := until - loop.time()) > 0 and not stop.is_set():
                 records += await self._follower.read(left_s)
             if records:
                 await self._refuse(await self._keep_on(await self._readable(records)))
                 await self._commit()
             self.counts.halted = dict(self._follower.halted)
-            async with self._stored:
-                self._reached = dict(self._follower.positions)
-                self._stored.notify_all()
 
     async def _readable(self, records: list[Record]) -> list[Record]:
         """Put aside the notes on batches that could not be unpacked; no store has a place for them."""
@@ -337,38 +273,52 @@ def parser_of(module: str, description: str, usual_group: str) -> argparse.Argum
     return parser
 
 
-def sink_of(options: argparse.Namespace, store: Store, what: str, usual_group: str) -> TopicSink:
-    """The sink that a command's options ask for; `store` and `what` as `TopicSink` has them."""
-    return TopicSink(
-        options.bootstrap_servers,
-        topic=options.topic,
-        store=store,
-        what=what,
-        group=options.group or usual_group,
-        dead_letters=options.dead_letters,
-        start=options.start,
-    )
+async def run(
+    options: argparse.Namespace,
+    store: AbstractAsyncContextManager[Store],
+    seal: Seal,
+    *,
+    what: str,
+    usual_group: str,
+    again_at_most_s: float = _AGAIN_AT_MOST_S,
+) -> None:
+    """Enter a store, connect, seal the process, and move records until SIGINT or SIGTERM; then print counts as JSON.
 
-
-async def run(sink: TopicSink, seal: Seal) -> None:
-    """Connect a sink, seal the process, and move records until SIGINT or SIGTERM; then print the counts as JSON.
+    Args:
+        options: of a command.
+        store: where to.
+        seal: of this process.
+        what: see `TopicSink`.
+        usual_group: the consumer group, unless the options name one.
+        again_at_most_s: see `TopicSink`.
 
     Raises:
         InferlineError: why it ended before, or which partitions it has halted.
     """
-    stop = stopping()
-    try:
-        connecting = asyncio.create_task(sink.connect())
+    stop, counts = stopping(), SinkCounts()
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def connected() -> TopicSink:
+            opened = await stack.enter_async_context(store)
+            sink = TopicSink(
+                options.bootstrap_servers,
+                topic=options.topic,
+                store=opened,
+                what=what,
+                group=options.group or usual_group,
+                dead_letters=options.dead_letters,
+                again_at_most_s=again_at_most_s,
+                start=options.start,
+            )
+            return await stack.enter_async_context(sink)
+
+        connecting = asyncio.create_task(connected())
         if await done_in_time(connecting, stop, 0.0):
-            connecting.result()
+            sink = connecting.result()
             seal()
-            sink.start()
-            failing = asyncio.create_task(sink.failed())
-            await done_in_time(failing, stop, 0.0)
-            await asyncio.gather(failing, return_exceptions=True)
-    finally:
-        await sink.aclose()
-    tell(sink.counts)
-    if halted := sink.counts.halted:
+            await sink.follow(stop)
+            counts = sink.counts
+    tell(counts)
+    if halted := counts.halted:
         where = "; ".join(f"partition {partition}: {why}" for partition, why in sorted(halted.items()))
         raise InferlineError(f"what came to halted partitions was not written. {where}; say --start earliest or latest")

@@ -164,11 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     async def work(seal: sealed_connector.Seal) -> None:
         token = sealed_connector.secret(options.token_file)
-        async with Webhook(options.url, token=token, timeout_s=options.timeout_s) as store:
-            sink = topic_sink.sink_of(
-                options, store, f"{url.scheme}://{url.netloc}", f"{options.topic}-to-{url.hostname}"
-            )
-            await topic_sink.run(sink, seal)
+        to = Webhook(options.url, token=token, timeout_s=options.timeout_s)
+        what, group = f"{url.scheme}://{url.netloc}", f"{options.topic}-to-{url.hostname}"
+        await topic_sink.run(options, to, seal, what=what, usual_group=group)
 
     return sealed_connector.run(_MODULE, arguments, options, needs=needs, work=work)
 

@@ -47,7 +47,6 @@ from inferline_stream.connectors.sources.delivery import Delivery, SourceCounts,
 from inferline_stream.connectors.sources.file_positions import FilePosition, FilePositions
 from inferline_stream.errors import InvalidFile
 from inferline_stream.kafka.record_producer import RecordProducer
-from inferline_stream.settings import from_environment
 
 logger = logging.getLogger(__name__)
 
@@ -380,19 +379,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             key_field=options.key_field,
         )
         files.names()  # whether they can be read is said before anything is sent
-        waiting = False
-        while not state.open():
-            if not waiting:
-                logger.warning("%s: another source has this state; waiting for its end", state_file)
-            waiting = True
-            if stop.is_set():
-                return sealed_connector.tell(SourceCounts())
-            await asyncio.sleep(_LOOK_AGAIN_S)
-        timeout_s = from_environment().connect_timeout_s
-        producing = RecordProducer(options.bootstrap_servers, options.topic, connect_timeout_s=timeout_s)
+        taking = sealed_connector.taken(state.open, f"{state_file}: another source has this state")
+        if not await sealed_connector.done_in_time(waiting := asyncio.create_task(taking), stop, 0.0):
+            return sealed_connector.tell(SourceCounts())
+        waiting.result()
         with contextlib.closing(state):
-            async with producing as producer:
-                await producer.partitions(options.topic)
+            async with RecordProducer(options.bootstrap_servers, options.topic) as producer:
                 delivery = Delivery(producer, options.topic, stop, skip_refused=options.skip_refused)
                 seal()
                 await files.send(delivery, stop, follow=options.follow)

@@ -149,14 +149,11 @@ async def serve(options: argparse.Namespace, seal: sealed_connector.Seal) -> Htt
     stop, where = sealed_connector.stopping(), options.bootstrap_servers
     tokens = BearerTokens(_tokens(options.token_file)) if options.token_file else None
     tls = _context(options.certificate, options.key)
-    timeout_s = from_environment().connect_timeout_s
     async with contextlib.AsyncExitStack() as stack:
-        producing = RecordProducer(where, options.topic, connect_timeout_s=timeout_s)
-        producer = await stack.enter_async_context(producing)
-        await producer.partitions(options.topic)
+        producer = await stack.enter_async_context(RecordProducer(where, options.topic))
         results = None
         if options.results:
-            follower = TopicFollower(where, options.results, "latest", gapless=True, connect_timeout_s=timeout_s)
+            follower = TopicFollower(where, options.results, "latest", gapless=True)
             results = AwaitedResults(await stack.enter_async_context(follower))
         limits = IngestLimits(
             body_bytes=options.most_body_bytes,
@@ -167,7 +164,7 @@ async def serve(options: argparse.Namespace, seal: sealed_connector.Seal) -> Htt
         ingest = Ingest(producer, options.topic, tokens, limits, key_field=options.key_field, results=results)
         work = [results.follow()] if results is not None else []
         if options.most_behind:
-            offsets = await stack.enter_async_context(Offsets(where, timeout_s))
+            offsets = await stack.enter_async_context(Offsets(where, from_environment().connect_timeout_s))
             work.append(_look_behind(ingest, offsets, options.group, options.topic))
         runner = web.AppRunner(ingest.application(), access_log=None, shutdown_timeout=_LEAVE_S)
         await runner.setup()

@@ -27,7 +27,6 @@ from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import STARTS, TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID, HEADER_PREFIX
-from inferline_stream.settings import from_environment
 
 logger = logging.getLogger(__name__)
 
@@ -81,15 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--from-topic {options.from_topic}: a topic cannot be sent into itself")
 
     async def work(seal: sealed_connector.Seal) -> None:
-        stop, timeout_s = sealed_connector.stopping(), from_environment().connect_timeout_s
+        stop = sealed_connector.stopping()
         group = options.group or f"{options.from_topic}-to-{options.topic}"
         async with (
-            TopicFollower(
-                source, options.from_topic, options.start, group=group, gapless=True, connect_timeout_s=timeout_s
-            ) as follower,
-            RecordProducer(options.bootstrap_servers, options.topic, connect_timeout_s=timeout_s) as producer,
+            TopicFollower(source, options.from_topic, options.start, group=group, gapless=True) as follower,
+            RecordProducer(options.bootstrap_servers, options.topic) as producer,
         ):
-            await producer.partitions(options.topic)
             delivery = Delivery(producer, options.topic, stop, skip_refused=options.skip_refused)
             seal()
             await follow(follower, delivery, stop, options.from_topic, keep=options.keep_timestamps)

@@ -43,7 +43,6 @@ from inferline_stream.dataplane.sample_files import keyed, read_arrivals, read_e
 from inferline_stream.errors import InferlineError, InvalidFile, UsageError
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.pipeline.trace import Seconds
-from inferline_stream.settings import from_environment
 
 _LEAVE_S = 5.0
 
@@ -203,10 +202,7 @@ async def replay(spec: ReplaySpec, tell: Callable[[Line], None], hold: bool = Fa
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with RecordProducer(
-        spec.bootstrap_servers, spec.topic, connect_timeout_s=from_environment().connect_timeout_s
-    ) as producer:
-        await producer.partitions(spec.topic)
+    async with RecordProducer(spec.bootstrap_servers, spec.topic) as producer:
         outbox = _Outbox(producer, spec.topic, events)
         begin = asyncio.Event()
         if hold:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 from aiokafka.errors import KafkaError, KafkaTimeoutError, OutOfOrderSequenceNumber, ProducerClosed, UnknownProducerId
@@ -14,6 +13,7 @@ from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.kafka.pipeline_topics import record_rules
 from inferline_stream.kafka.records import LIMIT_BYTES, Header, Record
 from inferline_stream.kafka.writer import ANY_PARTITION, Writer
+from inferline_stream.settings import from_environment
 
 _CLIENTS = 10
 """So many may refuse a record for what came before it. Each such round ends with a record that is refused itself."""
@@ -31,10 +31,10 @@ class RecordProducer:
     Args:
         bootstrap_servers: ``host:port``, or several of them, separated by commas.
         topic: that most records are for. Its `max.message.bytes` limits whole batches, and they are kept below it.
-        connect_timeout_s: longest wait for Kafka's first answer.
+        connect_timeout_s: longest wait for Kafka's first answer; by default as the environment says.
     """
 
-    def __init__(self, bootstrap_servers: str, topic: str = "", *, connect_timeout_s: float = 10.0) -> None:
+    def __init__(self, bootstrap_servers: str, topic: str = "", *, connect_timeout_s: float | None = None) -> None:
         self.acknowledged = 0
         """Records that are in Kafka."""
         self.failed = 0
@@ -42,7 +42,8 @@ class RecordProducer:
         self.last_error = ""
         """Why the last one failed, in words."""
         self._bootstrap_servers, self._topic = bootstrap_servers, topic
-        self._connect_timeout_s = connect_timeout_s
+        usual_s = from_environment().connect_timeout_s
+        self._connect_timeout_s = usual_s if connect_timeout_s is None else connect_timeout_s
         self._writer: Writer | None = None
         self._limits: Mapping[str, int] = {}
         self._renewing = asyncio.Lock()
@@ -55,6 +56,12 @@ class RecordProducer:
             rules = await record_rules(self._bootstrap_servers, [self._topic], self._connect_timeout_s)
             self._limits = rules.limits
         self._writer = await self._started()
+        if self._topic:
+            try:
+                await self._writer.partitions_of(self._topic)
+            except BaseException:
+                await self._writer.stop()
+                raise
         return self
 
     async def _started(self) -> Writer:
@@ -62,9 +69,7 @@ class RecordProducer:
         await writer.start(self._connect_timeout_s, patient=False)
         return writer
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Waits a while for what is still on its way; `flush` waits for all of it."""
         if self._again:
             await asyncio.wait(self._again, timeout=self._connect_timeout_s)
@@ -82,14 +87,6 @@ class RecordProducer:
     def limit_bytes(self, topic: str) -> int:
         """Return the largest batch of one record that a topic takes, where it is known; Kafka's default elsewhere."""
         return self._limits.get(topic, LIMIT_BYTES)
-
-    async def partitions(self, topic: str) -> int:
-        """How many partitions a topic has.
-
-        Raises:
-            Unreachable: Kafka knows no such topic, or does not say in time.
-        """
-        return await self._current.partitions_of(topic)
 
     async def send(
         self, topic: str, value: bytes, *, key: bytes | None = None, timestamp_ms: int | None = None

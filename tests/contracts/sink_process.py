@@ -16,7 +16,9 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from inferline_stream.connectors.sinks.topic_sink import TopicSink
 from inferline_stream.isolation.seal import unsupported
+from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import EVENT_ID
 from tests.contracts.commands import DEADLINE_S, command
@@ -92,3 +94,25 @@ async def until(condition, what: str) -> None:
                 await asyncio.sleep(0.05)
     except TimeoutError:
         pytest.fail(f"not in {DEADLINE_S:g} s: {what}")
+
+
+@contextlib.asynccontextmanager
+async def moving(sink: TopicSink) -> AsyncIterator[None]:
+    """A sink that moves records within the block."""
+    stop = asyncio.Event()
+    async with sink:
+        following = asyncio.create_task(sink.follow(stop))
+        try:
+            yield
+        finally:
+            stop.set()
+            await following
+
+
+async def until_stored(where: str, topic: str, group: str) -> None:
+    """Wait until a group has committed everything that is in a topic now."""
+    async with Offsets(where) as offsets:
+        partitions = await offsets.partitions(topic)
+        ends = (await offsets.ends({topic: partitions}))[topic]
+        while tuple(at.offset for at in await offsets.committed(group, topic, partitions)) != ends:
+            await asyncio.sleep(0.02)

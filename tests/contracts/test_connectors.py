@@ -1,6 +1,7 @@
 """Trace replay and JSONL sink, on Apache Kafka and on the embedded broker alike."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from inferline_stream.connectors.sinks.jsonl import JsonlSink
+from inferline_stream.connectors.sinks.jsonl import JsonlFile
+from inferline_stream.connectors.sinks.topic_sink import TopicSink
 from inferline_stream.connectors.sources.replay_process import TraceReplay
 from inferline_stream.connectors.sources.trace_replay import ReplaySpec
 from inferline_stream.errors import InvalidInput, Unreachable
@@ -21,7 +23,7 @@ from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
 from tests.contracts.commands import until_lines
-from tests.contracts.sink_process import topic_on
+from tests.contracts.sink_process import moving, topic_on, until_stored
 
 DEADLINE_S = 30.0
 
@@ -166,17 +168,24 @@ async def send(kafka, topic, records):
         await producer.stop()
 
 
+@contextlib.asynccontextmanager
+async def jsonl(kafka, topic, path, group):
+    """A sink that has stored what is in the topic; its counts."""
+    where = kafka.bootstrap_servers
+    async with JsonlFile(path) as file, moving(TopicSink(where, topic=topic, store=file, what="it", group=group)):
+        await until_stored(where, topic, group)
+        yield file.counts
+
+
 async def test_the_sink_writes_each_event_once_and_goes_on_where_it_stopped(kafka, topic, tmp_path):
     path = tmp_path / "out.jsonl"
     await send(kafka, topic, [(i, f"e{i % 8}") for i in range(10)])
     async with asyncio.timeout(DEADLINE_S):
-        async with JsonlSink(kafka.bootstrap_servers, topic=topic, path=path, group=f"{topic}-out") as sink:
-            await sink.caught_up()
-            assert (sink.counts.written, sink.counts.duplicates) == (8, 2)
+        async with jsonl(kafka, topic, path, f"{topic}-out") as counts:
+            assert (counts.written, counts.duplicates) == (8, 2)
         await send(kafka, topic, [(20, "e20"), (21, "e3")])
-        async with JsonlSink(kafka.bootstrap_servers, topic=topic, path=path, group=f"{topic}-out") as sink:
-            await sink.caught_up()
-            assert (sink.counts.written, sink.counts.duplicates) == (1, 1), "read again what had been committed"
+        async with jsonl(kafka, topic, path, f"{topic}-out") as counts:
+            assert (counts.written, counts.duplicates) == (1, 1), "read again what had been committed"
     ids = [json.loads(line)["event_id"] for line in path.read_text().splitlines()]
     assert sorted(ids) == sorted({*(f"e{i}" for i in range(8)), "e20"})
 
@@ -186,9 +195,9 @@ async def test_a_sink_whose_commits_were_lost_writes_nothing_twice(kafka, topic,
     await send(kafka, topic, [(i, f"e{i}") for i in range(5)])
     async with asyncio.timeout(DEADLINE_S):
         for group in ("first", "another, without commits"):
-            async with JsonlSink(kafka.bootstrap_servers, topic=topic, path=path, group=f"{topic}-{group}") as sink:
-                await sink.caught_up()
-    assert (sink.counts.written, sink.counts.duplicates) == (0, 5)
+            async with jsonl(kafka, topic, path, f"{topic}-{group}") as counts:
+                pass
+    assert (counts.written, counts.duplicates) == (0, 5)
     assert len(path.read_text().splitlines()) == 5
 
 

@@ -25,7 +25,7 @@ from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
 from tests.contracts.commands import DEADLINE_S, until_lines
-from tests.contracts.sink_process import Command, numbered, running, send, topic_on, until
+from tests.contracts.sink_process import Command, moving, numbered, running, send, topic_on, until, until_stored
 from tests.contracts.webhook_receiver import Receiver
 
 
@@ -191,11 +191,11 @@ async def test_a_sink_that_was_stopped_before_its_first_record_begins_where_it_h
         return TopicSink(where, topic=topic, store=store, what="memory", group=f"{topic}-sink", start=start)
 
     await send(where, topic, numbered(range(5)))
-    async with sink("latest"):
+    async with moving(sink("latest")):
         pass
     await send(where, topic, numbered(range(5, 8)))
-    async with sink("committed") as again:
-        await again.caught_up()
+    async with moving(sink("committed")):
+        await until_stored(where, topic, f"{topic}-sink")
     assert sorted(store.values) == [value for _, value in numbered(range(5, 8))]
 
 
@@ -209,13 +209,13 @@ async def test_a_sink_goes_on_once_a_broker_whose_disk_is_full_takes_its_commits
     async with asyncio.timeout(DEADLINE_S), EmbeddedBroker() as broker:
         where, store = broker.bootstrap_servers, Memory()
         topic = await topic_on(where)
-        async with TopicSink(where, topic=topic, store=store, what="memory", group="storing") as sink:
-            await sink.caught_up()
+        async with moving(TopicSink(where, topic=topic, store=store, what="memory", group="storing")):
+            await until_stored(where, topic, "storing")
             monkeypatch.setattr(Group, "commit", refuse)
             await send(where, topic, numbered(range(5)))
             await until(lambda: len(refused) > 4, "the broker refuses commits")
             monkeypatch.setattr(Group, "commit", commit)
-            await sink.caught_up()
+            await until_stored(where, topic, "storing")
         async with TopicFollower(where, topic, "committed", group="storing", gapless=True) as again:
             assert again.positions == await again.end()
     assert sorted(store.values) == [value for _, value in numbered(range(5))]
@@ -250,8 +250,8 @@ async def test_a_refused_record_of_any_size_is_kept_as_far_as_the_dead_letters_t
         for given in (b"small", value):
             await producer.send_and_wait(topic, given, key=key, headers=[(EVENT_ID, b"e"), own])
         await producer.send_and_wait(topic, b"", key=key, headers=[(EVENT_ID, b"f"), ("own", value + own[1][:950])])
-    async with TopicSink(where, topic=topic, store=Refusing(), what="it", group="g", dead_letters=letters) as sink:
-        await sink.caught_up()
+    async with moving(TopicSink(where, topic=topic, store=Refusing(), what="it", group="g", dead_letters=letters)):
+        await until_stored(where, topic, "g")
     async with asyncio.timeout(DEADLINE_S), TopicFollower(where, letters) as follower:
         found = []
         while len(found) < 3:
