@@ -18,6 +18,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import pynvml
+
 from inferline_stream.actuators.devices import Device, visible
 from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.hardware import SLICE
@@ -82,8 +84,6 @@ def devices() -> tuple[Device, ...]:
 
 def used_bytes(uuids: tuple[str, ...]) -> int | None:
     """Memory in use on these devices, by whichever processes; None where NVML does not say."""
-    import pynvml
-
     try:
         _count()
         handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
@@ -124,8 +124,6 @@ class DeviceReader:
 
     def _listen(self, found: Iterable[_Found]) -> None:
         """Take in the errors that devices have had since the last look."""
-        import pynvml
-
         try:
             self._events = self._events or pynvml.nvmlEventSetCreate()
             for each in found:
@@ -160,8 +158,6 @@ def _visible(machine: list[Device]) -> tuple[Device, ...]:
 
 
 def _found() -> list[_Found]:
-    import pynvml
-
     try:
         found = [each for index in range(_count()) for each in _at(index)]
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
@@ -176,8 +172,6 @@ def _found() -> list[_Found]:
 
 
 def _count() -> int:
-    import pynvml
-
     try:
         return int(pynvml.nvmlDeviceGetCount())
     except pynvml.NVMLError_Uninitialized:
@@ -187,8 +181,6 @@ def _count() -> int:
 
 def _at(index: int) -> Iterator[_Found]:
     """Yield what there is of the GPU at an index. What does not answer says nothing of others."""
-    import pynvml
-
     place = f"GPU {index}"
     try:
         gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
@@ -214,8 +206,6 @@ def _at(index: int) -> Iterator[_Found]:
 
 
 def _read(handle: Any, gpu: Any, named: Device, place: str) -> _Found:
-    import pynvml
-
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     rates = _maybe(pynvml.nvmlDeviceGetUtilizationRates, handle)
     utilization = None if rates is None else rates.gpu / 100
@@ -239,16 +229,12 @@ def _read(handle: Any, gpu: Any, named: Device, place: str) -> _Found:
 
 def _near(gpu: Any) -> frozenset[int]:
     """Return the cores on the side of the machine that a GPU is on; none where NVML does not say."""
-    import pynvml
-
     words = _maybe(partial(pynvml.nvmlDeviceGetCpuAffinity, cpuSetSize=_MOST_CORES // 64), gpu) or ()
     return frozenset(64 * at + bit for at, word in enumerate(words) for bit in range(64) if word >> bit & 1)
 
 
 def _heat(gpu: Any) -> tuple[float | None, bool | None]:
     """Return the temperature in °C, and whether clocks are held down for more than a power limit that is set."""
-    import pynvml
-
     held = (
         pynvml.nvmlClocksEventReasonHwSlowdown
         | pynvml.nvmlClocksEventReasonSwThermalSlowdown
@@ -270,8 +256,6 @@ def _heat(gpu: Any) -> tuple[float | None, bool | None]:
 
 def _maybe(ask: Callable[[Any], Any], handle: Any) -> Any:
     """Return what NVML says of a device; None where it says nothing of its kind, or not to us."""
-    import pynvml
-
     try:
         return ask(handle)
     except (

@@ -10,167 +10,111 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import Coroutine
+from typing import Any
 
-from inferline_stream.dataplane.frames import (
-    FORMAT,
-    HEADER_BYTES,
-    MAX_FRAME_BYTES,
-    SHORT_BYTES,
-    Leave,
-    encode_frame,
-)
+from inferline_stream.dataplane.frames import FORMAT, HEADER_BYTES, MAX_FRAME_BYTES, SHORT_BYTES, Leave, encode_frame
 
 _LENGTH = slice(4, 8)
 _CHUNK_BYTES = 1 << 18
-_PIECES = 4
-"""Of a replica's frames that wait for its dispatcher; the replica waits behind them."""
-
-
-class Piece(NamedTuple):
-    """A part of a frame, as it came."""
-
-    data: bytes
-    begins: bool
-    ends: bool
 
 
 class Relay:
     """One replica's. Must be made, used and closed within one event loop.
 
     Args:
-        replica: socket that is the replica's standard input and output.
+        replica: socket that is the replica's standard input and output; this closes it.
         spec: sent to it first.
     """
 
     def __init__(self, replica: socket.socket, spec: bytes) -> None:
-        self._ready = b""
+        self._orders: asyncio.Queue[bytes] = asyncio.Queue()
+        """For the replica; there are few, since it has one batch in hand."""
+        self._orders.put_nowait(spec)
+        self._ready: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         """The replica's first frame, which each dispatcher expects first."""
-        self._is_ready = False
-        self._dispatcher: _End | None = None
-        self._begun = False
-        """Whether the dispatcher has had the beginning of what the replica sends now."""
-        self._replica = _End(replica, self._answer)
-        self._replica.send(spec)
+        self._dispatcher: asyncio.StreamWriter | None = None
+        """That is served now."""
+        self._taking: asyncio.Task[None] | None = None
+        """Its orders."""
+        self._tasks = set[asyncio.Task[None]]()
+        self._keep(self._serve(replica))
 
     def connect(self, dispatcher: socket.socket) -> None:
-        """Serve another dispatcher from now on."""
-        if self._dispatcher is not None:
-            self._dispatcher.close()
-        self._dispatcher, self._begun = _End(dispatcher, self._order, pieces=_PIECES), False
-        if self._is_ready:
-            self._dispatcher.send(self._ready)
+        """Serve another dispatcher from now on; this closes its socket."""
+        if self._taking is not None:
+            self._taking.cancel()
+        self._taking = self._keep(self._take_orders(dispatcher))
 
     def leave(self) -> None:
         """Ask the replica to end once no batch is in hand."""
-        self._replica.send(bytes(encode_frame(Leave())))
+        self._orders.put_nowait(bytes(encode_frame(Leave())))
 
     def close(self) -> None:
         """Close both ends: the replica has ended."""
-        for end in (self._replica, self._dispatcher):
-            if end is not None:
-                end.close()
-
-    async def _order(self, source: socket.socket) -> None:
-        async for frame in _frames(source):
-            self._replica.send(frame)
-
-    async def _answer(self, source: socket.socket) -> None:
-        async for piece in _pieces(source):
-            if not self._is_ready:
-                self._get_ready(piece)
-                continue
-            self._begun = self._begun or piece.begins
-            if self._begun and self._dispatcher is not None:
-                await self._dispatcher.pass_on(piece.data)
-
-    def _get_ready(self, piece: Piece) -> None:
-        self._ready += piece.data
-        if len(self._ready) > SHORT_BYTES:
-            raise ValueError(f"a first frame of more than {SHORT_BYTES} bytes is none")
-        self._is_ready = piece.ends
-        if self._is_ready and self._dispatcher is not None:
-            self._dispatcher.send(self._ready)
-
-
-class _End:
-    """One of the two sockets.
-
-    Args:
-        connected: the socket; this closes it.
-        read: reads it to its end, or until what comes is no frame.
-        pieces: as many wait to be sent before `pass_on` waits, too; 0 for any number.
-    """
-
-    def __init__(
-        self, connected: socket.socket, read: Callable[[socket.socket], Awaitable[None]], *, pieces: int = 0
-    ) -> None:
-        connected.setblocking(False)
-        self._socket = connected
-        self._out: asyncio.Queue[bytes] = asyncio.Queue(pieces)
-        self._is_open = True
-        self._tasks = (asyncio.create_task(self._read(read)), asyncio.create_task(self._write()))
-
-    def send(self, frame: bytes) -> None:
-        """Send a frame behind those that wait; there are few, since a replica has one batch in hand."""
-        self._out.put_nowait(frame)
-
-    async def pass_on(self, piece: bytes) -> None:
-        """Send a piece of a frame once there is room; one for a dispatcher that is gone is lost."""
-        if self._is_open:
-            await self._out.put(piece)
-
-    def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        # Not before they have ended: the event loop still watches the descriptor for them.
-        asyncio.gather(*self._tasks, return_exceptions=True).add_done_callback(lambda _: self._socket.close())
 
-    async def _read(self, read: Callable[[socket.socket], Awaitable[None]]) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            await read(self._socket)
-        # The other side is to notice that nothing comes any more.
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _write(self) -> None:
+    async def _serve(self, replica: socket.socket) -> None:
+        """Pass on what the replica sends and is to have, to its end, or until what it sends is no frame."""
+        reader, writer = await asyncio.open_unix_connection(sock=replica, limit=_CHUNK_BYTES)
+        telling = asyncio.create_task(self._tell(writer))
         try:
-            while True:
-                await asyncio.get_running_loop().sock_sendall(self._socket, await self._out.get())
-        except OSError:
-            pass
+            with contextlib.suppress(OSError, ValueError, asyncio.IncompleteReadError):
+                first = await _header(reader, SHORT_BYTES)
+                self._ready.set_result(first + await reader.readexactly(_length(first)))
+                while True:
+                    await self._pass_on(reader)
         finally:
-            self._is_open = False
-            while not self._out.empty():  # lets go who waits in `pass_on`
-                self._out.get_nowait()
+            telling.cancel()
+            writer.transport.abort()
+
+    async def _tell(self, replica: asyncio.StreamWriter) -> None:
+        while True:
+            replica.write(await self._orders.get())
+
+    async def _pass_on(self, reader: asyncio.StreamReader) -> None:
+        """Pass one frame on, as it comes, to the dispatcher that was served when it began."""
+        piece = await _header(reader, MAX_FRAME_BYTES)
+        left, dispatcher = _length(piece), self._dispatcher
+        while piece:
+            if dispatcher is not None and dispatcher is self._dispatcher:
+                with contextlib.suppress(OSError):  # it is gone, and so is what it was to have
+                    dispatcher.write(piece)
+                    await dispatcher.drain()
+            piece = await reader.read(min(left, _CHUNK_BYTES)) if left else b""
+            if left and not piece:
+                raise asyncio.IncompleteReadError(b"", left)
+            left -= len(piece)
+
+    async def _take_orders(self, dispatcher: socket.socket) -> None:
+        """Serve a dispatcher to its end, or until what comes is no frame."""
+        reader, writer = await asyncio.open_unix_connection(sock=dispatcher, limit=_CHUNK_BYTES)
+        try:
+            writer.write(await asyncio.shield(self._ready))
+            self._dispatcher = writer
+            with contextlib.suppress(OSError, ValueError, asyncio.IncompleteReadError):
+                while True:
+                    header = await _header(reader, MAX_FRAME_BYTES)
+                    self._orders.put_nowait(header + await reader.readexactly(_length(header)))
+        finally:
+            self._dispatcher = None if self._dispatcher is writer else self._dispatcher
+            writer.transport.abort()
 
 
-async def _frames(source: socket.socket) -> AsyncIterator[bytes]:
-    """Yield whole frames. Raises ValueError on what is no frame."""
-    whole = bytearray()
-    async for piece in _pieces(source):
-        whole += piece.data
-        if piece.ends:
-            yield bytes(whole)
-            whole.clear()
+async def _header(reader: asyncio.StreamReader, most_bytes: int) -> bytes:
+    """Read a frame's header. Raises ValueError on what is none, or of a frame that is too long."""
+    header = await reader.readexactly(HEADER_BYTES)
+    if header[0] != FORMAT or _length(header) > most_bytes:
+        raise ValueError(f"format {header[0]} with {_length(header)} bytes is no frame")
+    return header
 
 
-async def _pieces(source: socket.socket) -> AsyncIterator[Piece]:
-    """Yield what comes, cut where frames begin. Raises ValueError on what is no frame."""
-    data, left = bytearray(), 0
-    while chunk := await asyncio.get_running_loop().sock_recv(source, _CHUNK_BYTES):
-        data += chunk
-        while data:
-            begins = not left
-            if begins:
-                if len(data) < HEADER_BYTES:
-                    break
-                length = int.from_bytes(data[_LENGTH], "little")
-                if data[0] != FORMAT or length > MAX_FRAME_BYTES:
-                    raise ValueError(f"format {data[0]} with {length} bytes is no frame")
-                left = HEADER_BYTES + length
-            part = bytes(data[:left])
-            del data[:left]
-            left -= len(part)
-            yield Piece(part, begins, not left)
+def _length(header: bytes) -> int:
+    return int.from_bytes(header[_LENGTH], "little")

@@ -9,7 +9,6 @@ import socket
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -38,7 +37,7 @@ from inferline_stream.pipeline.replica_slots import ReplicaSlots, SlottedReplica
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Attachable:
     """A replica that a dispatcher can be connected with, here or on another host.
 
@@ -50,6 +49,8 @@ class Attachable:
         again: whether it was connected with a dispatcher before.
         connect: gives it its end of a pair of sockets.
         replace: ends it now, for a reason; another one is started.
+        dispatcher: that it is connected with.
+        why: its dispatcher wants another one in its place; empty if it does not.
     """
 
     name: str
@@ -59,6 +60,8 @@ class Attachable:
     again: bool
     connect: Callable[[socket.socket], None]
     replace: Callable[[str], None]
+    dispatcher: Child | None = None
+    why: str = ""
 
 
 class Supervisor:
@@ -101,13 +104,8 @@ class Supervisor:
         """The next look for devices that replicas wait for."""
         self._pools: defaultdict[str, ReplicaSlots] = defaultdict(ReplicaSlots)
         self._serving: dict[tuple[str, int], Child] = {}
-        self._attached: dict[str, Child] = {}
-        """Replica → the dispatcher that it is attached to."""
-        self._handed_over: set[str] = set()
-        """Replicas that have been attached before."""
-        self._replaced: dict[str, str] = {}
-        """Replica → why its dispatcher wants another one."""
-        self._remote: dict[str, Attachable] = {}
+        self._members: dict[str, Attachable] = {}
+        """Replicas that run, here or elsewhere."""
 
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that was asked for and is not gone, oldest first."""
@@ -135,21 +133,22 @@ class Supervisor:
         """Return the dispatcher of a stage that serves here, and how many replicas it has; empty where none does."""
         for (of, _), child in self._serving.items():
             if of == stage:
-                return child.name, sum(attached is child for attached in self._attached.values())
+                return child.name, sum(member.dispatcher is child for member in self._members.values())
         return "", 0
 
     def admit(self, stage: str, remote: Attachable) -> bool:
         """Attach a replica of another host, if a dispatcher serves here; return whether it does."""
         if not self.serving(stage)[0]:
             return False
-        self._remote[remote.name] = remote
+        self._members[remote.name] = remote
         self._attach(stage, self._pools[stage].add(remote.name))
         return True
 
     def retire_remote(self, name: str) -> None:
         """Let a replica of another host finish its batch; its dispatcher then sends it away."""
-        if (dispatcher := self._attached.get(name)) is not None:
-            dispatcher.tell(Retire(name))
+        member = self._members.get(name)
+        if member is not None and member.dispatcher is not None:
+            member.dispatcher.tell(Retire(name))
 
     def remote_gone(self, stage: str, remote: Attachable, *, lost: bool) -> None:
         """Forget a replica of another host.
@@ -159,13 +158,12 @@ class Supervisor:
             remote: the replica.
             lost: whether the way to it broke, so that what it had in hand is not to blame.
         """
-        if self._remote.get(remote.name) is not remote:
+        if self._members.get(remote.name) is not remote:
             return
-        del self._remote[remote.name]
+        del self._members[remote.name]
         self._pools[stage].remove(remote.name)
-        dispatcher = self._attached.pop(remote.name, None)
-        if lost and dispatcher is not None:
-            dispatcher.tell(ReplicaLost(remote.name))
+        if lost and remote.dispatcher is not None:
+            remote.dispatcher.tell(ReplicaLost(remote.name))
 
     async def aclose(self) -> None:
         """End everything now: SIGTERM, and SIGKILL to what stays; no process is left when this returns."""
@@ -179,9 +177,7 @@ class Supervisor:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def _start(self, process: WantedProcess) -> None:
@@ -216,6 +212,15 @@ class Supervisor:
         if spec.isolation.forked:
             replica.way = "fork" if child.forked else "alone"
         self._running[child] = replica
+        self._members[child.name] = Attachable(
+            child.name,
+            replica.hardware,
+            "",
+            spec.hardware.gpus > 0,
+            False,
+            child.connect,
+            lambda _: child.signal(signal.SIGKILL),
+        )
         self._attach(replica.stage, self._pools[replica.stage].add(replica.name, self._leaving(replica.stage)))
 
     def _leaving(self, stage: str) -> set[str]:
@@ -247,38 +252,26 @@ class Supervisor:
             self._replace(child, message)
 
     def _replace(self, dispatcher: Child, message: Replace) -> None:
-        if (remote := self._remote.get(message.replica)) is not None:
-            remote.replace(message.reason)
-        child = self._child(message.replica)
-        if child is not None and self._attached.get(child.name) is dispatcher:
-            self._replaced[child.name] = message.reason
-            child.signal(signal.SIGKILL)
+        member = self._members.get(message.replica)
+        if member is not None and member.dispatcher is dispatcher:
+            member.why = message.reason
+            member.replace(message.reason)
 
-    def _attach(self, stage: str, member: SlottedReplica) -> None:
+    def _attach(self, stage: str, slotted: SlottedReplica) -> None:
         """Connect a replica with the dispatcher that serves its slot, if one does."""
-        dispatcher = self._serving.get((stage, member.slot)) if member.slot is not None else None
-        if dispatcher is None or self._attached.get(member.replica) is dispatcher:
+        dispatcher = self._serving.get((stage, slotted.slot)) if slotted.slot is not None else None
+        member = self._members.get(slotted.replica)
+        if dispatcher is None or member is None or member.dispatcher is dispatcher:
             return
-        if (remote := self._remote.get(member.replica)) is not None:
-            self._hand_over(dispatcher, remote, member.number)
-            return
-        child = self._child(member.replica)
-        if child is None:
-            return
-        replica, again = self._running[child], child.name in self._handed_over
-        spec = (self._wanted.specs or {}).get((stage, replica.hardware))
-        gpu = spec is not None and spec.hardware.gpus > 0
-        self._handed_over.add(child.name)
-        local = Attachable(
-            child.name, replica.hardware, "", gpu, again, child.connect, lambda _: child.signal(signal.SIGKILL)
-        )
-        self._hand_over(dispatcher, local, member.number)
-        if replica.leaving:
-            self._leave(replica)
+        self._hand_over(dispatcher, member, slotted.number)
+        child = self._child(member.name)
+        if child is not None and self._running[child].leaving:
+            self._leave(self._running[child])
 
     def _hand_over(self, dispatcher: Child, replica: Attachable, number: int) -> None:
         """Connect a replica with a dispatcher by a fresh pair of sockets."""
         attach = Attach(replica.name, replica.hardware, number, replica.node, replica.gpu, replica.again)
+        replica.again = True
         try:
             ours, theirs = socket.socketpair()
             dispatcher.take(attach, ours)
@@ -289,19 +282,19 @@ class Supervisor:
             )
             replica.replace(f"it could not be attached: {error}")
             return
-        self._attached[replica.name] = dispatcher
+        replica.dispatcher = dispatcher
 
     def _leave(self, process: WantedProcess) -> None:
         """Have a dispatcher drain, or a replica finish its batch: by its dispatcher, which may have sent it one."""
-        child, dispatcher = self._child(process.name), self._attached.get(process.name)
+        child, member = self._child(process.name), self._members.get(process.name)
         if child is None:
             return
         if process.spec is not None:
             child.tell(Stop())
-        elif dispatcher is None:
+        elif member is None or member.dispatcher is None:
             child.leave()
         else:
-            dispatcher.tell(Retire(process.name))
+            member.dispatcher.tell(Retire(process.name))
 
     def _deal(self, stage: str) -> None:
         """Deal a stage's replicas to the slots that it has now."""
@@ -323,9 +316,9 @@ class Supervisor:
             return
         if self._serving.get((process.stage, process.spec.slot)) is child:
             del self._serving[process.stage, process.spec.slot]
-        orphans = {replica for replica, dispatcher in self._attached.items() if dispatcher is child}
-        for replica in orphans:
-            del self._attached[replica]
+        orphans = {member.name for member in self._members.values() if member.dispatcher is child}
+        for name in orphans:
+            self._members[name].dispatcher = None
         for held in self._wanted.replicas:
             if held.leaving and held.name in orphans:
                 self._leave(held)
@@ -342,9 +335,7 @@ class Supervisor:
 
     def _replica_ended(self, child: Child, replica: WantedProcess, code: int, reason: str, tail: str) -> None:
         self._pools[replica.stage].remove(child.name)
-        self._handed_over.discard(child.name)
-        self._attached.pop(child.name, None)
-        why = self._replaced.pop(child.name, "")
+        why = self._members.pop(child.name).why
         self._wanted.ended(replica, code, why or reason, tail, at_once=bool(why))
         if child.devices:
             self._look_again()

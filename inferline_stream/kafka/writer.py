@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Self
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -129,9 +128,7 @@ class Writer:
         await self.start(_START_S, patient=False)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     async def start(self, timeout_s: float, *, patient: bool = True) -> None:

@@ -354,7 +354,7 @@ async def benches_here(
 
 
 class Bench:
-    """One stage on one kind of hardware; `service_times.Measures`."""
+    """One stage on one kind of hardware."""
 
     def __init__(
         self, benches: Benches, stage: Stage, spec: ReplicaSpec, key: tuple[str, str], dispatcher: str

@@ -39,9 +39,7 @@ async def measure_hop(
     bootstrap_servers: str,
     *,
     fetch_wait_s: float,
-    prefix: str = "",
     timeout_s: float = 10.0,
-    clock_s: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, tuple[float, ...]]:
     """Time from finishing a result to having its record, with a dispatcher's own sender and reader, at its own pace.
 
@@ -58,7 +56,7 @@ async def measure_hop(
     Raises:
         Unreachable: Kafka does not answer in time, or loses records.
     """
-    name = f"{prefix}inferline-hop-{secrets.token_hex(4)}"
+    name = f"inferline-hop-{secrets.token_hex(4)}"
     wanted = {name: _PARTITIONS, f"{name}.assignments": 1}
     topics = [WantedTopic(topic, partitions, "probe of the profiler") for topic, partitions in wanted.items()]
     reader = TopicReader(bootstrap_servers, name, name, f"{name}.assignments", fetch_wait_s=fetch_wait_s)
@@ -67,7 +65,7 @@ async def measure_hop(
         await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
         await asyncio.gather(reader.start(timeout_s), sender.start(timeout_s))
         reader.hold(dict.fromkeys(range(_PARTITIONS), 0))
-        times_s = await steadiest(lambda: _hops_s(reader, sender, name, clock_s))
+        times_s = await steadiest(lambda: _hops_s(reader, sender, name))
     finally:
         await asyncio.gather(reader.stop(), sender.stop())
         await delete_topics(bootstrap_servers, list(wanted))
@@ -95,7 +93,7 @@ def _tail_s(times_s: list[float]) -> float:
     return times_s[round(0.98 * (len(times_s) - 1))]
 
 
-async def _hops_s(reader: TopicReader, sender: Writer, topic: str, clock_s: Callable[[], float]) -> list[float]:
+async def _hops_s(reader: TopicReader, sender: Writer, topic: str) -> list[float]:
     """The time of every record, in the order in which they were finished."""
     rng = random.Random(0)  # noqa: S311 - nothing to keep secret
     finished_s: list[float] = []
@@ -111,7 +109,7 @@ async def _hops_s(reader: TopicReader, sender: Writer, topic: str, clock_s: Call
             for records in fetched.records.values():
                 for record in records:
                     read_headers(record.headers)
-                    arrived_s[msgspec.json.decode(record.value or b"")["number"]] = clock_s()
+                    arrived_s[msgspec.json.decode(record.value or b"")["number"]] = time.perf_counter()
             if fetched.records:
                 await asyncio.sleep(pace.wait_s(sum(map(len, fetched.records.values())), time.monotonic()))
 
@@ -131,7 +129,7 @@ async def _hops_s(reader: TopicReader, sender: Writer, topic: str, clock_s: Call
     async def finish() -> None:
         for number in range(_RECORDS):
             await asyncio.sleep(rng.expovariate(1 / _GAP_S))
-            finished_s.append(clock_s())
+            finished_s.append(time.perf_counter())
             waiting.append(number)
             finished.set()
 

@@ -31,13 +31,12 @@ from inferline_stream.profiler.replica_failures import NoPlace, ReplicaFailed, b
 from inferline_stream.profiler.sample_run import FIRST_CHUNK, LARGEST_CHUNK, SampleRun, run_sample, within_bytes
 from inferline_stream.profiler.service_times import (
     FEWEST_BATCHES,
-    HoldsDevice,
     measure,
     measure_contention,
     measure_emulated,
     powers_of_two,
 )
-from inferline_stream.profiler.this_host import NEIGHBOURS_LOAD, ThisHost, device_for, sample_spec
+from inferline_stream.profiler.this_host import NEIGHBOURS_LOAD, HeldDevice, ThisHost, device_for, sample_spec
 from inferline_stream.settings import Settings
 
 OpenBenches = Callable[[], AbstractAsyncContextManager[Benches]]
@@ -290,7 +289,7 @@ class ProfilingSession:
             self._network_s[kind.price_per_hour, stage.name, kind.name] = bench.network_s
 
     @asynccontextmanager
-    async def _bench_here(self, stage: Stage, kind: Hardware) -> AsyncIterator[tuple[Bench, HoldsDevice | None]]:
+    async def _bench_here(self, stage: Stage, kind: Hardware) -> AsyncIterator[tuple[Bench, HeldDevice | None]]:
         spec = replica_spec(self._file, stage, kind)
         if not kind.gpus:
             async with (await self._local()).bench(stage, spec, crowded=True) as bench:
@@ -316,7 +315,7 @@ class ProfilingSession:
         contention = tuple(Contention(c, steady) for c in powers_of_two(stage.most_at_once)[1:])
         return _Measured(times, variation, contention, start_up_s=bench.start_up_s)
 
-    async def _timed(self, stage: Stage, bench: Bench, device: HoldsDevice | None) -> _Measured:
+    async def _timed(self, stage: Stage, bench: Bench, device: HeldDevice | None) -> _Measured:
         """Time a stage on a bench, alone and beside others."""
         passes = 2 * stage.max_batch_size.bit_length() + stage.most_at_once.bit_length() - 1
         passed = itertools.count()

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Protocol
 
 import numpy as np
 
@@ -16,7 +15,9 @@ from inferline_stream.dataplane.replica.emulated_hardware import emulated_servic
 from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.profile import STEADY, Contention, ServiceTime, Variation
 from inferline_stream.profiler.bench_messages import Measure
+from inferline_stream.profiler.benches import Bench
 from inferline_stream.profiler.replica_failures import ReplicaFailed
+from inferline_stream.profiler.this_host import HeldDevice
 from inferline_stream.profiler.variation_fit import FEWEST_EVENTS, TimedBatch, fitted, service_time
 
 FEWEST_BATCHES, MOST_BATCHES = 2, 256
@@ -35,40 +36,18 @@ PATIENCE = 2
 """Larger batches without a gain after which the search for one ends."""
 
 
-class Measures(Protocol):
-    """A bench, as far as measuring needs one."""
-
-    async def time(self, inputs: Sequence[StageInput], order: Measure, /) -> list[float]:
-        """Time batches of one size; returns their service times in seconds."""
-
-    async def weigh(self, inputs: Sequence[StageInput], /, *, emulated: bool = False) -> list[float] | None:
-        """Return what the topology says of each event, see `Bench.weigh`; None for nothing."""
-
-
-class HoldsDevice(Protocol):
-    """What a replica holds of a GPU."""
-
-    @property
-    def taken_bytes(self) -> int | None:
-        """Memory taken; None where nothing says."""
-
-    @property
-    def share_bytes(self) -> float:
-        """Memory that its share comes to; infinite for whole devices."""
-
-
 def powers_of_two(most: int) -> tuple[int, ...]:
     """1, 2, 4, … up to ``most``."""
     return tuple(1 << i for i in range(most.bit_length()))
 
 
 async def measure(
-    bench: Measures,
+    bench: Bench,
     inputs: Sequence[StageInput],
     max_batch_size: int,
     *,
     seconds: float,
-    device: HoldsDevice | None = None,
+    device: HeldDevice | None = None,
     progress: Callable[[int], None] = lambda batch_size: None,
 ) -> tuple[tuple[ServiceTime, ...], Variation | None, str]:
     """Service times at powers of two, how they vary, and why there are none of larger batches, if so.
@@ -128,7 +107,7 @@ async def measure(
     return tuple(replace(entry, device_bytes=memory[entry.batch_size]) for entry in times), variation, why
 
 
-def _beyond_share(device: HoldsDevice, size: int) -> str:
+def _beyond_share(device: HeldDevice, size: int) -> str:
     """Why batches of a size do not fit into a share of a GPU, in words; empty if they do."""
     if device.share_bytes == math.inf:
         return ""
@@ -141,7 +120,7 @@ def _beyond_share(device: HoldsDevice, size: int) -> str:
 
 
 async def measure_contention(
-    bench: Measures,
+    bench: Bench,
     inputs: Sequence[StageInput],
     alone: Sequence[ServiceTime],
     concurrency: int,
@@ -199,7 +178,7 @@ async def measure_contention(
 class _TimedRun:
     """Batches of a stage's inputs, taken in turn, and how long each took."""
 
-    def __init__(self, bench: Measures, inputs: Sequence[StageInput]) -> None:
+    def __init__(self, bench: Bench, inputs: Sequence[StageInput]) -> None:
         self.timed: dict[int, list[TimedBatch]] = {}
         self._bench = bench
         self._inputs = list(inputs)
@@ -230,7 +209,7 @@ class _TimedRun:
 
 
 async def measure_emulated(
-    bench: Measures,
+    bench: Bench,
     inputs: Sequence[StageInput],
     max_batch_size: int,
     table_s: Mapping[int, float],

@@ -21,7 +21,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Protocol, Self
 
 from inferline_stream.errors import Unreachable
@@ -84,7 +83,7 @@ class EmbeddedKafka:
         self.bootstrap_servers = json.loads(line)["bootstrap_servers"]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.terminate()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:

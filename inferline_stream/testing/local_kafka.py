@@ -22,7 +22,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from inferline_stream.errors import Unreachable
@@ -30,6 +29,7 @@ from inferline_stream.settings import KAFKA_VERSION, surroundings
 
 HOST = "127.0.0.1"
 CLUSTER_ID = "aW5mZXJsaW5lLXN0cmVhbQ"  # 16 bytes in URL-safe base 64, as Kafka wants it
+_HEAP, _START_S = "512m", 180.0
 
 TEST_SETTINGS: Mapping[str, str] = {
     # One node, so one copy of everything.
@@ -69,8 +69,6 @@ class LocalKafka:
         settings: broker settings that override `TEST_SETTINGS`, e.g. ``{"offsets.retention.minutes": "1"}``.
         rebalance_delay_s: `group.initial.rebalance.delay.ms`. Kafka's own is 3 s: use that where groups are timed.
         listeners: further ones, named by their security protocol (``SASL_SSL``); `ports` has their ports.
-        heap: the JVM's largest heap.
-        start_timeout_s: longest wait for the broker's first answer.
 
     Raises:
         Unreachable: no Java ≥ 17, no Maven, or the broker did not answer in time.
@@ -82,14 +80,10 @@ class LocalKafka:
         *,
         rebalance_delay_s: float = 0.0,
         listeners: Sequence[str] = (),
-        heap: str = "512m",
-        start_timeout_s: float = 180.0,
     ) -> None:
         delay = {"group.initial.rebalance.delay.ms": str(round(rebalance_delay_s * 1000))}
         self._settings = {**TEST_SETTINGS, **delay, **(settings or {})}
         self._listeners = listeners
-        self._heap = heap
-        self._start_timeout_s = start_timeout_s
         self._resources = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -122,14 +116,14 @@ class LocalKafka:
 
     def _start(self, classes: str) -> None:
         self._process = subprocess.Popen(
-            self._java("kafka.Kafka", str(self.folder / "server.properties"), heap=self._heap, options=(classes,)),
+            self._java("kafka.Kafka", str(self.folder / "server.properties"), heap=_HEAP, options=(classes,)),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
         )
         self._watchdog = _kill_when_we_are_gone(self._process.pid)
         try:
-            wait_until_answering(HOST, self.port, self._process, self._start_timeout_s, self.log)
+            wait_until_answering(HOST, self.port, self._process, _START_S, self.log)
         except BaseException:
             self.kill()
             raise
@@ -152,13 +146,12 @@ class LocalKafka:
         """SIGCONT, after `suspend`."""
         self._running().send_signal(signal.SIGCONT)
 
-    def restart(self, *, kill: bool = False, pause_s: float = 0.0) -> None:
-        """Stop (or kill) and start again after a pause."""
+    def restart(self, *, kill: bool = False) -> None:
+        """Stop (or kill) and start again."""
         if kill:
             self.kill()
         else:
             self.stop()
-        time.sleep(pause_s)
         self.start()
 
     def __enter__(self) -> Self:
@@ -182,17 +175,15 @@ class LocalKafka:
             self._resources = undo.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()  # nothing is kept, so nothing need be put in order
         self._resources.close()
 
     async def __aenter__(self) -> Self:
         return await asyncio.to_thread(self.__enter__)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.__exit__, kind, error, at)
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.__exit__)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

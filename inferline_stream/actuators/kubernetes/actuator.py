@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import httpx2
@@ -287,9 +286,7 @@ class KubernetesActuator:
         self._tasks.append(asyncio.create_task(self._dispatcher_pods.keep_posted()))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stop_watching()
 
     async def _stop_watching(self) -> None:
