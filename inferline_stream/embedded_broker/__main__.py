@@ -20,9 +20,6 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=9092, help="port to listen on; 0 takes a free one (default: 9092)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on and to tell clients")
-    parser.add_argument(
-        "--rebalance-delay", type=float, default=0.0, metavar="SECONDS", help="wait of a group's first member"
-    )
     parser.add_argument("--output", choices=["text", "json"], default="text", help="how the address is printed")
     parser.add_argument("--parent-pipe", action="store_true", help="end when standard input ends")
     arguments = parser.parse_args()
@@ -49,7 +46,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    async with EmbeddedBroker(arguments.host, arguments.port, rebalance_delay_s=arguments.rebalance_delay) as broker:
+    async with EmbeddedBroker(arguments.host, arguments.port) as broker:
         _announce(broker.bootstrap_servers, arguments.output)
         async with asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(_parent_ended(ended)) if arguments.parent_pipe else None

@@ -18,11 +18,11 @@ NODE_ID = 1
 class Broker:
     """Everything that the one node holds, and where clients find it."""
 
-    def __init__(self, host: str, port: int, rebalance_delay_s: float) -> None:
+    def __init__(self, host: str, port: int) -> None:
         self.host = host
         self.port = port
         self.topics = Topics()
-        self.groups = Groups(rebalance_delay_s)
+        self.groups = Groups()
         self.transactions = Transactions(self.topics, self.groups)
 
 

@@ -70,21 +70,15 @@ class Member:
 
 
 class Membership:
-    """Members and generation of one group.
+    """Members and generation of one group. The first member of an empty one waits for nobody."""
 
-    Args:
-        rebalance_delay_s: how long the first member of an empty group waits for others.
-    """
-
-    def __init__(self, rebalance_delay_s: float) -> None:
+    def __init__(self) -> None:
         self.state = State.EMPTY
         self.generation = 0
         self.protocol_type = ""
         self.protocol = ""
         self.leader_id = ""
         self.members: dict[str, Member] = {}
-        self._rebalance_delay_s = rebalance_delay_s
-        self._delayed = False
         self._rebalance: asyncio.TimerHandle | None = None
 
     async def join(self, member: Member, protocol_type: str) -> Joined:
@@ -162,17 +156,15 @@ class Membership:
         return settled and known.protocols == member.protocols
 
     def _begin_rebalance(self) -> None:
-        self._delayed = self.state is State.EMPTY and self._rebalance_delay_s > 0
         self.state = State.JOINING
         for member in self.members.values():
             _refuse(member.syncing, RebalanceInProgressError())
         longest_s = max(member.rebalance_timeout_s for member in self.members.values())
-        patience_s = self._rebalance_delay_s if self._delayed else longest_s
-        self._rebalance = asyncio.get_running_loop().call_later(patience_s, self._begin_generation)
+        self._rebalance = asyncio.get_running_loop().call_later(longest_s, self._begin_generation)
         self._begin_generation_if_all_joined()
 
     def _begin_generation_if_all_joined(self) -> None:
-        if not self._delayed and all(member.joining for member in self.members.values()):
+        if all(member.joining for member in self.members.values()):
             self._begin_generation()
 
     def _begin_generation(self) -> None:
@@ -180,7 +172,6 @@ class Membership:
             self._rebalance.cancel()
         for member in [member for member in self.members.values() if member.joining is None]:
             self._forget(member)
-        self._delayed = False
         self.generation += 1
         if not self.members:
             self.state, self.protocol, self.leader_id = State.EMPTY, "", ""
@@ -295,16 +286,15 @@ def check_metadata(committed: GroupOffset) -> None:
 class Groups:
     """All consumer groups of the broker."""
 
-    def __init__(self, rebalance_delay_s: float) -> None:
+    def __init__(self) -> None:
         self.by_name: dict[str, Group] = {}
-        self._rebalance_delay_s = rebalance_delay_s
 
     def get(self, name: str) -> Group:
         """A group by its name, made on first use."""
         if not name:
             raise InvalidGroupIdError
         if name not in self.by_name:
-            self.by_name[name] = Group(name, Membership(self._rebalance_delay_s))
+            self.by_name[name] = Group(name, Membership())
         return self.by_name[name]
 
     def delete(self, name: str) -> None:

@@ -96,11 +96,10 @@ class EmbeddedBroker:
     Args:
         host: where to listen, and the address that clients are given.
         port: the port; 0 takes a free one.
-        rebalance_delay_s: how long the first member of an empty group waits for others. Kafka's own default is 3 s.
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 0, *, rebalance_delay_s: float = 0.0) -> None:
-        self._broker = Broker(host, port, rebalance_delay_s)
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._broker = Broker(host, port)
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 

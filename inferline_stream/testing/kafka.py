@@ -92,28 +92,28 @@ class EmbeddedKafka:
 
 
 @contextmanager
-def find_apache_kafka(where: Surroundings | None = None, *, rebalance_delay_s: float = 0.0) -> Iterator[KafkaServer]:
+def find_apache_kafka(where: Surroundings | None = None) -> Iterator[KafkaServer]:
     """An Apache Kafka: the one of `KAFKA_BOOTSTRAP_SERVERS`, else in a container, else on local Java.
 
     Raises:
         Unreachable: none of the three is possible; says what each lacks.
     """
     with ExitStack() as stack:
-        yield _first_possible(stack, where or surroundings(), rebalance_delay_s)
+        yield _first_possible(stack, where or surroundings())
 
 
-def _first_possible(stack: ExitStack, where: Surroundings, rebalance_delay_s: float) -> KafkaServer:
+def _first_possible(stack: ExitStack, where: Surroundings) -> KafkaServer:
     if where.kafka_bootstrap_servers:
         return KafkaAt(where.kafka_bootstrap_servers)
     no_container = "no Docker or podman engine answers"
     if engine := container_engine(where):
         try:
-            return stack.enter_context(_kafka_in_a_container(engine, where.kafka_version, rebalance_delay_s))
+            return stack.enter_context(_kafka_in_a_container(engine, where.kafka_version))
         except Unreachable as error:
             no_container = str(error)
             logger.warning("no Apache Kafka in a container: %s", no_container)
     if (lack := why_no_java(where.cache, where.kafka_version)) is None:
-        return stack.enter_context(LocalKafka(rebalance_delay_s=rebalance_delay_s))
+        return stack.enter_context(LocalKafka())
     raise Unreachable(
         f"no Apache Kafka: KAFKA_BOOTSTRAP_SERVERS is not set, {no_container}, and {lack}; "
         "make one of the three possible"
@@ -143,7 +143,7 @@ def _unix_engine_answers(path: str) -> bool:
 
 
 @contextmanager
-def _kafka_in_a_container(engine: str, version: str, rebalance_delay_s: float) -> Iterator[KafkaServer]:
+def _kafka_in_a_container(engine: str, version: str) -> Iterator[KafkaServer]:
     try:
         from testcontainers.core.config import testcontainers_config
         from testcontainers.core.container import DockerContainer
@@ -156,7 +156,6 @@ def _kafka_in_a_container(engine: str, version: str, rebalance_delay_s: float) -
     (port,) = free_ports(1)
     settings = {
         **TEST_SETTINGS,
-        "group.initial.rebalance.delay.ms": str(round(rebalance_delay_s * 1000)),
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": "1@localhost:9093",

@@ -41,6 +41,8 @@ TEST_SETTINGS: Mapping[str, str] = {
     "transaction.state.log.num.partitions": "4",
     # Clients name their topics; a typo must be an error.
     "auto.create.topics.enable": "false",
+    # A group's first member waits for nobody, as on the embedded broker.
+    "group.initial.rebalance.delay.ms": "0",
     # Tests provoke expiry, and wait for it.
     "group.min.session.timeout.ms": "1000",
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
@@ -57,7 +59,7 @@ TEST_SETTINGS: Mapping[str, str] = {
     # Linux fills all of it with zeros: 8 ms per partition, seconds at the beginning of a run.
     "log.index.size.max.bytes": "262144",
 }
-"""Broker settings of every Kafka that is started here. The rebalance delay is a parameter of its own."""
+"""Broker settings of every Kafka that is started here."""
 
 
 class LocalKafka:
@@ -67,7 +69,6 @@ class LocalKafka:
 
     Args:
         settings: broker settings that override `TEST_SETTINGS`, e.g. ``{"offsets.retention.minutes": "1"}``.
-        rebalance_delay_s: `group.initial.rebalance.delay.ms`. Kafka's own is 3 s: use that where groups are timed.
         listeners: further ones, named by their security protocol (``SASL_SSL``); `ports` has their ports.
 
     Raises:
@@ -78,11 +79,9 @@ class LocalKafka:
         self,
         settings: Mapping[str, str] | None = None,
         *,
-        rebalance_delay_s: float = 0.0,
         listeners: Sequence[str] = (),
     ) -> None:
-        delay = {"group.initial.rebalance.delay.ms": str(round(rebalance_delay_s * 1000))}
-        self._settings = {**TEST_SETTINGS, **delay, **(settings or {})}
+        self._settings = {**TEST_SETTINGS, **(settings or {})}
         self._listeners = listeners
         self._resources = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None

@@ -264,11 +264,11 @@ def java_is_there(monkeypatch):
 def test_an_engine_runs_kafka_s_image_on_the_port_that_is_advertised_and_removes_it(tmp_path, no_java):
     with Engine(tmp_path / "engine.sock", runs=True) as engine:
         where = surroundings({"DOCKER_HOST": f"unix://{engine.path}", "HOME": str(tmp_path), "KAFKA_VERSION": "4.1.1"})
-        with find_apache_kafka(where, rebalance_delay_s=1.5) as found:
+        with find_apache_kafka(where) as found:
             assert ("DELETE", "/containers/kafka-1") not in engine.asked
         assert engine.image == "apache/kafka:4.1.1"
         assert engine.environment["KAFKA_ADVERTISED_LISTENERS"] == f"PLAINTEXT://{found.bootstrap_servers}"
-        assert engine.environment["KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS"] == "1500"
+        assert engine.environment["KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS"] == "0"
         assert engine.asked[-1] == ("DELETE", "/containers/kafka-1")
 
 

@@ -15,7 +15,7 @@ def member(name="", protocols=("range",), session_timeout_s=30.0, rebalance_time
 
 @pytest.fixture
 async def group():
-    group = Membership(rebalance_delay_s=0.0)
+    group = Membership()
     yield group
     group.close()
 
@@ -23,19 +23,6 @@ async def group():
 async def soon(task):
     async with asyncio.timeout(5):
         return await task
-
-
-@in_virtual_time
-async def test_the_first_member_of_an_empty_group_waits_for_others_if_it_has_to():
-    group = Membership(rebalance_delay_s=3.0)
-    joining = [asyncio.create_task(group.join(member(), "consumer")) for _ in range(2)]
-    await asyncio.sleep(2.9)
-    joining.append(asyncio.create_task(group.join(member(), "consumer")))
-    joined = [await one for one in joining]
-    assert [one.generation for one in joined] == [1, 1, 1]
-    (leader,) = [one for one in joined if one.members]
-    assert len(leader.members) == 3
-    group.close()
 
 
 async def test_a_member_that_asks_again_is_answered_again_without_a_rebalance(group):
@@ -47,7 +34,7 @@ async def test_a_member_that_asks_again_is_answered_again_without_a_rebalance(gr
 
 @in_virtual_time
 async def test_a_member_that_does_not_join_again_in_time_is_left_behind():
-    group = Membership(rebalance_delay_s=0.0)
+    group = Membership()
     first = await group.join(member(rebalance_timeout_s=10.0), "consumer")
     await group.sync(first.member_id, 1, {})
     second = await group.join(member(rebalance_timeout_s=10.0), "consumer")
@@ -58,7 +45,7 @@ async def test_a_member_that_does_not_join_again_in_time_is_left_behind():
 
 @in_virtual_time
 async def test_a_silent_member_is_removed_and_one_that_speaks_or_waits_for_us_is_not():
-    group = Membership(rebalance_delay_s=0.0)
+    group = Membership()
     silent = await group.join(member(session_timeout_s=15.0, rebalance_timeout_s=60.0), "consumer")
     await group.sync(silent.member_id, 1, {})
     # Longer than its own session, for the silent one has to be given up first.
