@@ -68,18 +68,10 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
     sealing = isolation.seal != "off" and not forks
     fixed = sealing and kernel_calls.fix_filter(syscall_rules.program(_sealed_calls(confinement, on), on))
     if confinement.gpu:
-        calls = _beside_driver(confinement, on, fixed=fixed)
+        calls = syscall_rules.beside_driver(os.getpid(), on, **_allowed(confinement), fixed=fixed)
     else:
-        calls = syscall_rules.launching(
-            os.getpid(),
-            network=confinement.network,
-            jit=isolation.jit,
-            helpers=bool(isolation.helpers),
-            signals=landlock.abi() >= landlock.SCOPE_ABI,
-            serves=bool(confinement.listens),
-            forks=forks,
-            fixed=fixed,
-        )
+        more = {"jit": isolation.jit, "serves": bool(confinement.listens), "forks": forks, "fixed": fixed}
+        calls = syscall_rules.launching(os.getpid(), **_allowed(confinement), **more)
     with _supported(isolation):
         kernel_calls.install_filter(syscall_rules.program(calls, on))
 
@@ -87,17 +79,9 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
 def confine_fork(confinement: Confinement) -> None:
     """What a fork of a confined parent gives up in turn: other processes' folders, and forking."""
     isolation, on = confinement.isolation, syscall_rules.machine()
-    version = landlock.abi()
     landlock.restrict(paths.grants(confinement), confinement.ports)
     if on is not None:
-        signals = version >= landlock.SCOPE_ABI
-        calls = syscall_rules.launching(
-            os.getpid(),
-            network=confinement.network,
-            jit=isolation.jit,
-            helpers=bool(isolation.helpers),
-            signals=signals,
-        )
+        calls = syscall_rules.launching(os.getpid(), **_allowed(confinement), jit=isolation.jit)
         with _supported(isolation):
             kernel_calls.install_filter(syscall_rules.program(calls, on))
 
@@ -141,31 +125,23 @@ def seal(confinement: Confinement, *, keep: Collection[int] = ()) -> Enforced:
     )
 
 
+def _allowed(confinement: Confinement) -> dict[str, bool]:
+    """What the rules of every process depend on, with a GPU or without, before the seal and after."""
+    signals = landlock.abi() >= landlock.SCOPE_ABI
+    return {"network": confinement.network, "helpers": bool(confinement.isolation.helpers), "signals": signals}
+
+
 def _sealed_calls(confinement: Confinement, on: Architecture) -> Calls:
     if confinement.gpu:
-        return _beside_driver(confinement, on, sealed=True)
+        return syscall_rules.beside_driver(os.getpid(), on, **_allowed(confinement), sealed=True)
     isolation = confinement.isolation
     return syscall_rules.sealed(
         os.getpid(),
-        network=confinement.network,
+        **_allowed(confinement),
         imports=isolation.seal == "imports",
         jit=isolation.jit,
-        helpers=bool(isolation.helpers),
-        signals=landlock.abi() >= landlock.SCOPE_ABI,
         writes=bool(isolation.writes),
         serves=bool(confinement.listens),
-    )
-
-
-def _beside_driver(confinement: Confinement, on: Architecture, *, sealed: bool = False, fixed: bool = False) -> Calls:
-    return syscall_rules.beside_driver(
-        os.getpid(),
-        on,
-        network=confinement.network,
-        helpers=bool(confinement.isolation.helpers),
-        signals=landlock.abi() >= landlock.SCOPE_ABI,
-        sealed=sealed,
-        fixed=fixed,
     )
 
 
