@@ -34,6 +34,8 @@ _RESTORED_MS = 12 * 3600 * 1000
 """A record's timestamp comes back unless it is older than this: the source may keep no more than a day. Its entry time
 comes back whatever its age, as a header."""
 
+_START_S = 10.0
+
 _PLACE = re.compile(rb"\d{1,9}/\d{1,18}")
 """Partition and offset, as a note has them."""
 
@@ -218,7 +220,6 @@ async def send_again(
     ids: Collection[str] = (),
     stage: str | None = None,
     again: bool = False,
-    timeout_s: float = 10.0,
 ) -> SentAgain:
     """Put letters back on the topics that they failed in, with their own key, headers, timestamp and event id.
 
@@ -234,7 +235,6 @@ async def send_again(
         ids: of letters or events; all of them by default.
         stage: only those that died there.
         again: also those that have been sent again before.
-        timeout_s: longest wait for Kafka's first answer.
 
     Raises:
         UsageError: an id that no letter has.
@@ -243,7 +243,7 @@ async def send_again(
     """
     names = Names(pipeline.name, prefix)
     sender = Writer(bootstrap_servers, "inferline-dlq", names.transactional_id("dlq"))
-    await sender.start(timeout_s)  # first: from here on no other replay can write, and what it wrote can be read
+    await sender.start(_START_S)  # first: from here on no other replay can write, and what it wrote can be read
     try:
         letters = await dead_letters(bootstrap_servers, pipeline, prefix)
         wanted = chosen(letters, ids, stage)
@@ -253,7 +253,7 @@ async def send_again(
         sent = [letter for letter in wanted if letter not in cut and (again or letter.sent_again_ms is None)]
         if sent:
             topics = {topic for letter in sent for topic in (letter.topic, letter.input_topic)}
-            sender.limits = (await record_rules(bootstrap_servers, topics, timeout_s)).limits
+            sender.limits = (await record_rules(bootstrap_servers, topics)).limits
             await _send(sender, sent, pipeline, names)
         return SentAgain(sent, [letter for letter in wanted if letter.sent_again_ms is not None], cut)
     finally:

@@ -46,7 +46,6 @@ class TopicFollower:
             never run two of one group at once. None for a follower that commits nothing.
         gapless: whether a record that is gone matters.
         committed_only: skip records of open and aborted transactions.
-        connect_timeout_s: longest wait for Kafka's first answer; by default as the environment says.
 
     Raises:
         Unreachable: on entering, Kafka does not answer or has no such topic.
@@ -61,12 +60,11 @@ class TopicFollower:
         group: str | None = None,
         gapless: bool = False,
         committed_only: bool = True,
-        connect_timeout_s: float | None = None,
     ) -> None:
         self._where, self._topic, self._start, self._group = bootstrap_servers, topic, start, group
         settings = from_environment()
         self._gapless, self._look_every_s, self._look_at_s = gapless, settings.topic_check_s, 0.0
-        self._connect_timeout_s = settings.connect_timeout_s if connect_timeout_s is None else connect_timeout_s
+        self._connect_timeout_s = settings.connect_timeout_s
         self._reader = TopicReader(
             bootstrap_servers,
             topic,

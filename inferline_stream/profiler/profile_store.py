@@ -23,7 +23,7 @@ from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.profiler.code_version import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 
-VERSION = 6
+VERSION = 7
 
 
 class StoredProfile(msgspec.Struct, frozen=True):
@@ -72,8 +72,7 @@ class StoredPaths(msgspec.Struct, frozen=True):
     Args:
         code: digest over every stage's code, the conditions and the shape.
         events: digest of the sample's events.
-        arrows: parent and child of each arrow, in the order of the paths' bits.
-        paths: arrows taken (positions in ``arrows``) and the share of events that took them.
+        paths: arrows taken, as bits in the shape's order, and the share of events that took them.
         failed: by stage, sample events that it raised on.
         hop_overhead_s: by broker.
         hop_spread_s: by broker, see `PipelineProfile`.
@@ -83,8 +82,7 @@ class StoredPaths(msgspec.Struct, frozen=True):
 
     code: str
     events: str
-    arrows: list[tuple[str, str]]
-    paths: list[tuple[list[int], float]]
+    paths: Paths
     failed: dict[str, int] = {}
     hop_overhead_s: dict[str, float] = {}
     hop_spread_s: dict[str, tuple[float, ...]] = {}
@@ -92,6 +90,9 @@ class StoredPaths(msgspec.Struct, frozen=True):
     samples: dict[str, StageInput] = {}
     version: int = VERSION
 
+
+_TIMES = ("hop_overhead_s", "hop_spread_s", "network_s")
+"""Of `StoredPaths`; they hold whatever the code is like."""
 
 _S = TypeVar("_S", StoredProfile, StoredPaths)
 
@@ -120,27 +121,19 @@ def write_file(file: Path, stored: StoredProfile | StoredPaths) -> None:
     if isinstance(stored, StoredProfile):
         exact = {"variation": document["profile"]["variation"]}  # whose units must differ
         document["profile"] = _rounded(document["profile"]) | exact
+    else:
+        document |= {name: _rounded(document[name]) for name in _TIMES}
     new.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
     os.replace(new, file)
 
 
-def paths_of(stored: StoredPaths) -> Paths:
-    """Return the paths that a file holds."""
-    masks = tuple(sum(1 << bit for bit in bits) for bits, _ in stored.paths)
-    return Paths(masks, tuple(weight for _, weight in stored.paths))
-
-
-def rounded(seconds: float) -> float:
-    """Return a time with five digits, for readers; no measurement is more exact."""
-    return float(f"{seconds:.5g}")
-
-
 def _rounded(document: Any) -> Any:
+    """Return times with five digits, for readers; no measurement is more exact."""
     if isinstance(document, dict):
         return {name: _rounded(value) for name, value in document.items()}
     if isinstance(document, list | tuple):
         return [_rounded(value) for value in document]
-    return rounded(document) if isinstance(document, float) else document
+    return float(f"{document:.5g}") if isinstance(document, float) else document
 
 
 class _ProfileVersion(msgspec.Struct):
@@ -244,10 +237,9 @@ class ProfileStore:
                 self._look_up(known, stage.name, kind)
         paths = read_file(self._paths_file, StoredPaths)
         if paths is not None:
-            if (paths.code, paths.events) == (self._paths_code, self._events):
-                known.paths, known.failed, known.samples = paths_of(paths), paths.failed, paths.samples
-            known.hop_overhead_s, known.hop_spread_s = paths.hop_overhead_s, paths.hop_spread_s
-            known.network_s = paths.network_s
+            holds = (paths.code, paths.events) == (self._paths_code, self._events)
+            for name in (*_TIMES, *(("paths", "failed", "samples") if holds else ())):
+                setattr(known, name, getattr(paths, name))
         return known
 
     def save(self, profile: Profile, *, note: str = "", there: Machine | None = None) -> Path:
@@ -292,18 +284,14 @@ class ProfileStore:
         """Write which arrows the sample took, and the time between stages by broker. Returns the file."""
         assert known.paths is not None
         stored = StoredPaths(
-            code=self._paths_code,
-            events=self._events,
-            arrows=[(self._shape.stages[a.parent], self._shape.stages[a.child]) for a in self._shape.arrows],
-            paths=[
-                ([bit for bit in range(len(self._shape.arrows)) if mask >> bit & 1], weight)
-                for mask, weight in zip(known.paths.masks, known.paths.weights, strict=True)
-            ],
-            failed=known.failed,
-            hop_overhead_s={broker: rounded(hop_s) for broker, hop_s in known.hop_overhead_s.items()},
-            hop_spread_s={broker: tuple(map(rounded, spread_s)) for broker, spread_s in known.hop_spread_s.items()},
-            network_s={platform: rounded(network_s) for platform, network_s in known.network_s.items()},
-            samples=known.samples,
+            self._paths_code,
+            self._events,
+            known.paths,
+            known.failed,
+            known.hop_overhead_s,
+            known.hop_spread_s,
+            known.network_s,
+            known.samples,
         )
         write_file(self._paths_file, stored)
         return self._paths_file
@@ -337,11 +325,8 @@ class ProfileStore:
                     write_file(self._file(folder, stage, kind), stored)
                     continue
                 paths, own = msgspec.json.decode(text, type=StoredPaths), read_file(self._paths_file, StoredPaths)
-                hop_s = {**(own.hop_overhead_s if own is not None else {}), **paths.hop_overhead_s}
-                spread_s = {**(own.hop_spread_s if own is not None else {}), **paths.hop_spread_s}
-                network_s = {**(own.network_s if own is not None else {}), **paths.network_s}
-                taken = msgspec.structs.replace(paths, hop_overhead_s=hop_s, hop_spread_s=spread_s, network_s=network_s)
-                write_file(self._paths_file, taken)
+                times = {name: getattr(own, name, {}) | getattr(paths, name) for name in _TIMES}
+                write_file(self._paths_file, msgspec.structs.replace(paths, **times))
         except (msgspec.DecodeError, ValueError) as error:
             raise InvalidFile(f"{path}: cannot be read as a profile ({error}); profile again") from None
 

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +19,7 @@ from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import InvalidTopology, StageFailed, Unreachable
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
-from inferline_stream.pipeline.profile import Contention, Profile, ServiceTime, Variation
+from inferline_stream.pipeline.profile import Contention, Profile
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.profiler.bench_messages import EventOutcome, Measure
@@ -264,20 +264,19 @@ class ProfilingSession:
         self._steps.begin(f"{stage.name} on {kind.name}" + (f", on {self._options.platform}" if there else ""))
         with _blamed(stage, kind):
             if kind.emulated:
-                found = await self._emulated(stage, kind)
+                profile, note, node = await self._emulated(stage, kind), "", ""
             else:
                 opened = self._bench_there(stage, kind) if there else self._bench_here(stage, kind)
                 async with opened as (bench, device):
-                    found = await self._timed(stage, bench, device)
+                    profile, note, node = await self._timed(stage, kind, bench, device)
             if not there and stage.confined.level == "sandbox" and stage.confined.forked and not kind.gpus:
-                found.start_up_s = await self._forked_start_up_s(stage, kind) or found.start_up_s
-        if found.note:
-            self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {found.note}")
-        if not there and (why := disturbance(kind, found.waited_share)):
-            self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {why}")
-        profile = found.profile(stage, kind)
-        machine = Machine(f"{self._options.platform}, {found.node}", math.ceil(kind.cores), _gpus(kind))
-        store.save(profile, note=found.note, there=machine if there else None)
+                start_up_s = await self._forked_start_up_s(stage, kind) or profile.start_up_s
+                profile = replace(profile, start_up_s=start_up_s)
+        for why in (note, "" if there else disturbance(kind, profile.waited_share)):
+            if why:
+                self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {why}")
+        machine = Machine(f"{self._options.platform}, {node}", math.ceil(kind.cores), _gpus(kind))
+        store.save(profile, note=note, there=machine if there else None)
         return profile
 
     @asynccontextmanager
@@ -304,7 +303,7 @@ class ProfilingSession:
         ):
             yield bench, device
 
-    async def _emulated(self, stage: Stage, kind: Hardware) -> _Measured:
+    async def _emulated(self, stage: Stage, kind: Hardware) -> Profile:
         """Emulated hardware only waits: nothing is slower beside others."""
         bench, table_s = await self._sample_bench(stage.name), emulated_s(stage.emulated, kind.name)
         varies = stage.emulated if isinstance(stage.emulated, Emulated) else None
@@ -313,10 +312,13 @@ class ProfilingSession:
         )
         steady = tuple(1.0 for _ in times)
         contention = tuple(Contention(c, steady) for c in powers_of_two(stage.most_at_once)[1:])
-        return _Measured(times, variation, contention, start_up_s=bench.start_up_s)
+        most = stage.most_replicas
+        return Profile(stage.name, kind.name, times, bench.start_up_s, variation, 0.0, contention, most)
 
-    async def _timed(self, stage: Stage, bench: Bench, device: HeldDevice | None) -> _Measured:
-        """Time a stage on a bench, alone and beside others."""
+    async def _timed(
+        self, stage: Stage, kind: Hardware, bench: Bench, device: HeldDevice | None
+    ) -> tuple[Profile, str, str]:
+        """Time a stage on a bench, alone and beside others; say why larger batches are missing, and on which node."""
         passes = 2 * stage.max_batch_size.bit_length() + stage.most_at_once.bit_length() - 1
         passed = itertools.count()
 
@@ -337,7 +339,8 @@ class ProfilingSession:
             )
             note = "; ".join(filter(None, (note, refused)))
         node = "" if bench.seen is None else bench.seen.node
-        return _Measured(times, variation, contention, note, bench.start_up_s, bench.waited_share, node)
+        start_up_s, waited, most = bench.start_up_s, bench.waited_share, stage.most_replicas
+        return Profile(stage.name, kind.name, times, start_up_s, variation, waited, contention, most), note, node
 
     async def _forked_start_up_s(self, stage: Stage, kind: Hardware) -> float | None:
         """Return how long the next replica takes where a fork server forks it; None where none can."""
@@ -354,31 +357,6 @@ class ProfilingSession:
                         return None
                 return statistics.median(took_s)
         return None
-
-
-@dataclass(slots=True)
-class _Measured:
-    """What timing a stage on a kind came to; why larger batches are missing, if so; and where that was."""
-
-    times: tuple[ServiceTime, ...]
-    variation: Variation | None
-    contention: tuple[Contention, ...]
-    note: str = ""
-    start_up_s: float = 0.0
-    waited_share: float = 0.0
-    node: str = ""
-
-    def profile(self, stage: Stage, kind: Hardware) -> Profile:
-        return Profile(
-            stage.name,
-            kind.name,
-            self.times,
-            self.start_up_s,
-            self.variation,
-            self.waited_share,
-            self.contention,
-            stage.most_replicas,
-        )
 
 
 def replica_spec(topology: Path, stage: Stage, kind: Hardware) -> ReplicaSpec:

@@ -69,8 +69,8 @@ async def test_a_client_is_stopped_also_where_that_is_cancelled_before_it_begins
 async def test_a_follower_with_a_group_does_not_wait_longer_for_its_offsets_than_it_may(embedded_broker) -> None:
     topic = secrets.token_hex(4)
     await create_topics(embedded_broker.bootstrap_servers, [WantedTopic(topic, 1, "a test's")])
-    follower = TopicFollower(embedded_broker.bootstrap_servers, topic, group=topic, connect_timeout_s=0.3)
-    follower._first_offsets = never_ends
+    follower = TopicFollower(embedded_broker.bootstrap_servers, topic, group=topic)
+    follower._connect_timeout_s, follower._first_offsets = 0.3, never_ends
     async with asyncio.timeout(20):
         with pytest.raises(Unreachable):
             await follower.__aenter__()
