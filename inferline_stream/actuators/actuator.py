@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
+import msgspec
+
+from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, REPLICA_MODULE, DispatcherSpec, ReplicaSpec
 from inferline_stream.observability.pipeline_state import DeviceState
 
 PATIENCE_S = 5.0
@@ -23,6 +25,28 @@ LONGEST_RESTART_S = 30.0
 
 Way = Literal["", "fork", "alone"]
 """How a replica that may be forked came to run: forked by a fork server, or started by itself; empty for others."""
+
+
+class ProcessTerms(msgspec.Struct, frozen=True):
+    """How processes run that outlive the controller which has started them.
+
+    Args:
+        log_folder: absolute; where, on each host, the files go that hold what they print.
+        identity: what a controller must have in common with the one before to take them over.
+        drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
+        kill_after_s: time from SIGTERM to SIGKILL for a replica that stays.
+        orphan_s: how long they go on without a controller.
+        replica_module: what each replica's process runs as ``__main__``.
+        dispatcher_module: likewise.
+    """
+
+    log_folder: str
+    identity: str = ""
+    drain_timeout_s: float = 30.0
+    kill_after_s: float = 5.0
+    orphan_s: float = 60.0
+    replica_module: str = REPLICA_MODULE
+    dispatcher_module: str = DISPATCHER_MODULE
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,12 @@ from inferline_stream.actuators.actuator import (
     DispatcherExit,
     ObservedDispatcher,
     ObservedReplica,
+    ProcessTerms,
     ReplicaExit,
     deaths_in_a_row,
     restart_in_s,
 )
-from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, REPLICA_MODULE, DispatcherSpec, ReplicaSpec
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.isolation.limits import unbounded_memory
 from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.settings import dispatcher_environment
@@ -51,42 +52,15 @@ class LocalActuator:
     used and closed within one event loop; `async with` closes it.
 
     Args:
-        log_folder: where the files go that hold what processes print.
-        drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
-        kill_after_s: time from SIGTERM to SIGKILL for a replica that stays.
+        terms: how processes run.
         folder: private folder of the supervisor's socket, at which the next controller finds it; None for a
             supervisor that no other controller can find.
-        identity: what a controller must have in common with the one before to take over its processes.
-        orphan_s: how long the supervisor goes on after this process has died.
-        replica_module: what each replica's process runs as ``__main__``.
-        dispatcher_module: likewise.
     """
 
-    def __init__(
-        self,
-        log_folder: Path,
-        *,
-        drain_timeout_s: float = 30.0,
-        kill_after_s: float = 5.0,
-        folder: Path | None = None,
-        identity: str = "",
-        orphan_s: float = 60.0,
-        replica_module: str = REPLICA_MODULE,
-        dispatcher_module: str = DISPATCHER_MODULE,
-    ) -> None:
-        self._log_folder = log_folder
+    def __init__(self, terms: ProcessTerms, folder: Path | None = None) -> None:
+        self._terms, self._log_folder = terms, Path(terms.log_folder)
         self._socket = "" if folder is None else str(folder.absolute() / _SOCKET)
-        self._hello = calls.Hello(
-            identity,
-            str(log_folder.absolute()),
-            drain_timeout_s,
-            kill_after_s,
-            orphan_s,
-            self._socket,
-            replica_module,
-            dispatcher_module,
-            secrets.token_hex(8),
-        )
+        self._hello = calls.Hello(terms, self._socket, secrets.token_hex(8))
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -198,7 +172,7 @@ class LocalActuator:
     async def _ask(self, writer: asyncio.StreamWriter, method: str, *arguments: Any) -> Any:
         number = next(self._numbers)
         answered = self._asked[number] = asyncio.get_running_loop().create_future()
-        limit_s = _ANSWER_S + (arguments[0] if method == "drain" else 0.0) + 2 * self._hello.kill_after_s
+        limit_s = _ANSWER_S + (arguments[0] if method == "drain" else 0.0) + 2 * self._terms.kill_after_s
         try:
             writer.write(calls.encode_line(calls.request(number, method, *arguments)))
             async with asyncio.timeout(limit_s):

@@ -14,8 +14,6 @@ import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -23,18 +21,13 @@ import ray
 from ray.exceptions import RayError
 from ray.util import list_named_actors
 
+from inferline_stream.actuators.actuator import ProcessTerms
 from inferline_stream.actuators.network.credentials import Credential, new_credential
 from inferline_stream.actuators.network.replica_host import HostEnd
 from inferline_stream.actuators.ray_cluster import cause, requirements, room, words
 from inferline_stream.actuators.ray_host import HostNews, HostState, HostTerms, RayHost
 from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
-from inferline_stream.dataplane.process_specs import (
-    DISPATCHER_MODULE,
-    EXIT_FENCED,
-    REPLICA_MODULE,
-    DispatcherSpec,
-    ReplicaSpec,
-)
+from inferline_stream.dataplane.process_specs import EXIT_FENCED, DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import Unreachable
 from inferline_stream.observability.pipeline_state import DeviceState
 
@@ -120,49 +113,21 @@ class RayActuator:
 
     Args:
         namespace: of the pipeline's actors: the next controller finds them by it.
-        log_folder: absolute; where, on each node, the files go that hold what children print.
-        identity: what a controller must have in common with the one before to take over its actors.
+        terms: how processes run, and the actors that host them.
         environment: variables for dispatchers, such as credentials for Kafka, beside those of their node.
-        drain_timeout_s: time a retiring replica, or a stopping dispatcher, has to end by itself.
-        kill_after_s: time from SIGTERM to SIGKILL for a replica that stays.
-        orphan_s: how long actors go on without a controller.
-        replica_module: what each replica's process runs as ``__main__``.
-        dispatcher_module: likewise.
     """
 
-    def __init__(
-        self,
-        namespace: str,
-        log_folder: Path,
-        *,
-        identity: str = "",
-        environment: Mapping[str, str] | None = None,
-        drain_timeout_s: float = 30.0,
-        kill_after_s: float = 5.0,
-        orphan_s: float = 3600.0,
-        replica_module: str = REPLICA_MODULE,
-        dispatcher_module: str = DISPATCHER_MODULE,
-    ) -> None:
-        self._namespace = namespace
-        self._identity = identity
+    def __init__(self, namespace: str, terms: ProcessTerms, environment: Mapping[str, str] | None = None) -> None:
+        self._namespace, self._terms, self._identity = namespace, terms, terms.identity
         self._environment = dict(environment or {})
         self._controller, self._superseded = secrets.token_hex(8), False
-        self._terms = partial(
-            HostTerms,
-            controller=self._controller,
-            log_folder=str(log_folder),
-            replica_module=replica_module,
-            dispatcher_module=dispatcher_module,
-            orphan_s=orphan_s,
-            drain_timeout_s=drain_timeout_s,
-        )
         self._knows = False
         self._wanted = WantedProcesses(
             self._start,
             lambda process: self._actors[process].leave(),
             lambda process, number: self._actors[process].signal(number),
-            drain_timeout_s=drain_timeout_s,
-            kill_after_s=kill_after_s,
+            drain_timeout_s=terms.drain_timeout_s,
+            kill_after_s=terms.kill_after_s,
         )
         wanted = self._wanted  # these promises of `Actuator` it keeps as they are
         self.scale, self.replace_dispatcher, self.drain = wanted.scale, wanted.replace_dispatcher, wanted.drain
@@ -300,7 +265,9 @@ class RayActuator:
             self._credentials[of.stage] = new_credential(of.stage)
         of.pending = f"waits for a node of the Ray cluster that has {words(asked)} free"
         actor = self._actors[of] = _Actor(of, handle, self._controller)
-        terms = self._terms(
+        terms = HostTerms(
+            processes=self._terms,
+            controller=self._controller,
             credential=self._credentials[of.stage],
             dispatchers=self._addresses(of.stage),
             forgotten=list(self._dead)[:-_DEAD_LOGS],

@@ -23,7 +23,7 @@ import msgspec
 import ray
 from ray.util import get_node_ip_address
 
-from inferline_stream.actuators.actuator import DispatcherExit
+from inferline_stream.actuators.actuator import DispatcherExit, ProcessTerms
 from inferline_stream.actuators.network.credentials import Credential, dispatcher_context, replica_context
 from inferline_stream.actuators.network.replica_host import HostEnd, ReplicaHost
 from inferline_stream.actuators.nvml import NoDevice
@@ -60,15 +60,10 @@ class HostTerms(msgspec.Struct, frozen=True, kw_only=True):
     """Variables for the child beside this node's own."""
     forgotten: list[str] = []
     """Replicas that ended long ago: what they wrote on this node is removed."""
-    log_folder: str
-    replica_module: str
-    dispatcher_module: str
-    orphan_s: float
-    """How long it goes on without a controller."""
+    processes: ProcessTerms
+    """How long it goes on without a controller, and how long its child has to end then."""
     controller: str
     """Whose orders count; those of a later one that has asked for the state do from then on."""
-    drain_timeout_s: float
-    """Time that a dispatcher has to stop, and then a replica to leave."""
 
 
 class HostState(msgspec.Struct, frozen=True):
@@ -116,7 +111,7 @@ class RayHost:
         """Start the child of a `HostTerms`; return the `HostState`."""
         given = msgspec.json.decode(terms, type=HostTerms)
         for name in given.forgotten:
-            Path(given.log_folder, f"{name}.log").unlink(missing_ok=True)  # noqa: ASYNC240  a few files
+            Path(given.processes.log_folder, f"{name}.log").unlink(missing_ok=True)  # noqa: ASYNC240  a few files
         context = ray.get_runtime_context()
         node_id = str(context.get_node_id())
         self._place = f"{socket.gethostname()}/{node_id[:8]}", node_id
@@ -215,7 +210,7 @@ class RayHost:
 
     async def _run_replica(self, terms: HostTerms, spec: ReplicaSpec) -> None:
         context = _context(replica_context, terms.credential.replica)
-        logs, module = Path(terms.log_folder), terms.replica_module
+        logs, module = Path(terms.processes.log_folder), terms.processes.replica_module
         host = ReplicaHost(spec, self._place[0], terms.dispatchers, context, logs, module=module)
         host.start()
         self._host = host
@@ -228,9 +223,9 @@ class RayHost:
         host = DispatcherHost(
             spec.routes.stage,
             self._place[0],
-            Path(terms.log_folder),
-            drain_timeout_s=terms.drain_timeout_s,
-            module=terms.dispatcher_module,
+            Path(terms.processes.log_folder),
+            drain_timeout_s=terms.processes.drain_timeout_s,
+            module=terms.processes.dispatcher_module,
         )
         context = _context(dispatcher_context, terms.credential.dispatcher)
         address: str = get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray's own
@@ -249,14 +244,14 @@ class RayHost:
 
     async def _watch_controller(self, terms: HostTerms) -> None:
         """Once no controller has asked for long, end: dispatchers first, since they finish what replicas have."""
-        while not self._retires and time.monotonic() - self._heard_s < terms.orphan_s:  # noqa: ASYNC110  nobody says so
+        while not self._retires and time.monotonic() - self._heard_s < terms.processes.orphan_s:  # noqa: ASYNC110  nobody says so
             await asyncio.sleep(_LOOK_S)
-        why = "it was asked to" if self._retires else f"no controller has asked for {terms.orphan_s:g} s"
+        why = "it was asked to" if self._retires else f"no controller has asked for {terms.processes.orphan_s:g} s"
         logger.warning("this ends: %s", why)
         if terms.replica is not None:
-            await self._over_within(terms.drain_timeout_s)
+            await self._over_within(terms.processes.drain_timeout_s)
         await self._leave()
-        await self._over_within(terms.drain_timeout_s)
+        await self._over_within(terms.processes.drain_timeout_s)
         if not self._over.is_set():
             await self._signal(signal.SIGKILL)
             await self._over_within(1.0)

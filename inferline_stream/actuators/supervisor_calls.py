@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
-from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, REPLICA_MODULE, DispatcherSpec, ReplicaSpec
+from inferline_stream.actuators.actuator import DispatcherExit, ProcessTerms, ReplicaExit
+from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 
 LONGEST_LINE_BYTES = 1 << 26
 
@@ -17,19 +17,12 @@ that one comes back, since it may not have read it."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """First line of a controller. A supervisor that has begun takes its identity from it and ignores the rest."""
+    """First line of a controller. A supervisor that has begun looks at its identity and its controller alone."""
 
-    identity: str
-    """What both must agree on; a supervisor that has another one drains and ends."""
-    log_folder: str
-    drain_timeout_s: float
-    kill_after_s: float
-    orphan_s: float
-    """How long the supervisor goes on without a controller."""
+    terms: ProcessTerms
+    """A supervisor that has another identity drains and ends."""
     listen: str = ""
     """Path of a Unix socket at which a later controller may come; empty for none."""
-    replica_module: str = REPLICA_MODULE
-    dispatcher_module: str = DISPATCHER_MODULE
     controller: str = ""
     """Unique: one that was superseded may not come back."""
 

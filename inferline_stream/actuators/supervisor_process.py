@@ -31,15 +31,16 @@ class _Process:
 
     def __init__(self, hello: calls.Hello) -> None:
         self._hello = hello
+        self._terms = terms = hello.terms
         self.supervisor = Supervisor(
             partial(
                 Children,
-                Path(hello.log_folder),
-                replica_module=hello.replica_module,
-                dispatcher_module=hello.dispatcher_module,
+                Path(terms.log_folder),
+                replica_module=terms.replica_module,
+                dispatcher_module=terms.dispatcher_module,
             ),
-            drain_timeout_s=hello.drain_timeout_s,
-            kill_after_s=hello.kill_after_s,
+            drain_timeout_s=terms.drain_timeout_s,
+            kill_after_s=terms.kill_after_s,
         )
         self._listed = bool(hello.listen)
         self._writer: asyncio.StreamWriter | None = None
@@ -75,18 +76,19 @@ class _Process:
         writer.close()
         if self._writer is writer:
             self._writer = None
-            logger.info("the controller is gone; without another one, all ends in %.0f s", self._hello.orphan_s)
+            logger.info("the controller is gone; without another one, all ends in %.0f s", self._terms.orphan_s)
             loop = asyncio.get_running_loop()
-            self._orphaned = loop.call_later(self._hello.orphan_s, self.end)
+            self._orphaned = loop.call_later(self._terms.orphan_s, self.end)
 
     async def adopt(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a controller that has come later, if it is one of ours; otherwise make room for its supervisor."""
-        hello = calls.decode_from_controller(await reader.readline() or b'{"type":"hello"}')
+        line = await reader.readline()
+        hello = calls.decode_from_controller(line) if line else None
         if isinstance(hello, calls.Hello) and hello.controller in self._superseded:
             writer.write(calls.encode_line(calls.Reply(0, error=calls.SUPERSEDED)))
             writer.close()
             return
-        if isinstance(hello, calls.Hello) and hello.identity == self._hello.identity and self._ending is None:
+        if isinstance(hello, calls.Hello) and hello.terms.identity == self._terms.identity and self._ending is None:
             with contextlib.suppress(asyncio.CancelledError):  # at the end of the process; asyncio would log it
                 await self.serve(reader, writer, hello.controller)
             return
@@ -118,7 +120,7 @@ class _Process:
             Path(self._hello.listen).unlink(missing_ok=True)
 
     async def _drained(self) -> None:
-        await self.supervisor.drain(self._hello.drain_timeout_s)
+        await self.supervisor.drain(self._terms.drain_timeout_s)
         self.over.set()
 
     def _keep(self, work: Any) -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inferline_stream.actuators.actuator import Actuator
+from inferline_stream.actuators.actuator import Actuator, ProcessTerms
 from inferline_stream.cli.options import Platform
 from inferline_stream.controlplane.leadership import LeadershipLost
 from inferline_stream.controlplane.run_inputs import Run
@@ -118,9 +118,8 @@ def _on_ray(namespace: str, folder: Path, tracing: str, **how: Any) -> AbstractA
     source = dispatcher_environment()
     of_spans = [name for name in source if name.startswith("OTEL_")] if tracing else []
     environment = given((*KAFKA_VARIABLES, *of_spans), source)
-    actuator: AbstractAsyncContextManager[Actuator] = ray_door().RayActuator(
-        namespace, folder.absolute(), environment=environment, **how
-    )
+    terms = ProcessTerms(str(folder.absolute()), **how)
+    actuator: AbstractAsyncContextManager[Actuator] = ray_door().RayActuator(namespace, terms, environment)
     return actuator
 
 

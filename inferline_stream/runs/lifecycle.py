@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from inferline_stream.actuators.actuator import Actuator
+from inferline_stream.actuators.actuator import Actuator, ProcessTerms
 from inferline_stream.actuators.core_times import taken_s
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.baselines.coarse import peak_cost_per_hour
@@ -120,13 +120,9 @@ async def _led(leadership: Leadership, work: Coroutine[Any, Any, None]) -> None:
 
 
 def _local(run: Run) -> LocalActuator:
-    return LocalActuator(
-        run.log_folder,
-        drain_timeout_s=run.settings.drain_timeout_s,
-        folder=run.supervisor_folder,
-        identity=run.identity,
-        orphan_s=run.settings.orphan_s if run.supervisor_folder is not None else _FORSAKEN_S,
-    )
+    orphan_s = run.settings.orphan_s if run.supervisor_folder is not None else _FORSAKEN_S
+    terms = ProcessTerms(str(run.log_folder.absolute()), run.identity, run.settings.drain_timeout_s, orphan_s=orphan_s)
+    return LocalActuator(terms, run.supervisor_folder)
 
 
 def _core_use(run: Run) -> CoreUse:

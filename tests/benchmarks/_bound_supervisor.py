@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 from inferline_stream.actuators import local
+from inferline_stream.actuators.actuator import ProcessTerms
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.local import LocalActuator
 from tests.benchmarks._bound_dispatcher import MODULE, unsealed
@@ -21,7 +22,7 @@ from tests.benchmarks._bound_dispatcher import MODULE, unsealed
 def bound_actuator(log_folder: Path) -> Iterator[LocalActuator]:
     """An actuator with such a supervisor; to be used within the block."""
     with mock.patch.object(local, "_SUPERVISOR_MODULE", "tests.benchmarks._bound_supervisor"):
-        yield LocalActuator(log_folder, dispatcher_module=MODULE)
+        yield LocalActuator(ProcessTerms(str(log_folder), dispatcher_module=MODULE))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import pytest
 
-from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedReplica, ReplicaExit
+from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedReplica, ProcessTerms, ReplicaExit
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.actuators.local import LocalActuator
@@ -55,7 +55,9 @@ class Subject(Protocol):
 class Local:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.actuator: Actuator = LocalActuator(folder, drain_timeout_s=1.0, kill_after_s=0.3, **MODULES)
+        self.actuator: Actuator = LocalActuator(
+            ProcessTerms(str(folder), drain_timeout_s=1.0, kill_after_s=0.3, **MODULES)
+        )
 
     async def crash(self, replica: ObservedReplica) -> None:
         os.kill(replica.pid, signal.SIGKILL)
@@ -71,7 +73,9 @@ class Local:
 class OnRay(Local):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.actuator = RayActuator(folder.name, folder, drain_timeout_s=1.0, kill_after_s=0.3, **MODULES)
+        self.actuator = RayActuator(
+            folder.name, ProcessTerms(str(folder), drain_timeout_s=1.0, kill_after_s=0.3, **MODULES)
+        )
 
 
 class OnKubernetes:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ray.util import list_named_actors as ray_actors
 
-from inferline_stream.actuators.actuator import Actuator
+from inferline_stream.actuators.actuator import Actuator, ProcessTerms
 from inferline_stream.actuators.ray import RayActuator
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.dataplane.topology_loader import load_topology
@@ -49,7 +49,9 @@ async def engine(request: pytest.FixtureRequest, embedded_broker: KafkaServer, t
 
     def ray(names: Names) -> contextlib.AbstractAsyncContextManager[Actuator]:
         namespace = f"{names.prefix}{names.pipeline}"
-        return contextlib.aclosing(RayActuator(namespace, tmp_path, drain_timeout_s=1.0, dispatcher_module=MODULE))
+        return contextlib.aclosing(
+            RayActuator(namespace, ProcessTerms(str(tmp_path), drain_timeout_s=1.0, dispatcher_module=MODULE))
+        )
 
     async with asyncio.timeout(DEADLINE_S), contextlib.AsyncExitStack() as stack:
         if request.param == "local":

@@ -32,6 +32,7 @@ from inferline_stream.actuators.kubernetes.installation import (
 )
 from inferline_stream.actuators.kubernetes.manifests import Cluster, StageManifests
 from inferline_stream.actuators.network.credentials import Credential
+from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import InferlineError
 from inferline_stream.observability.alert_rules import Target
@@ -76,7 +77,9 @@ def stage(name: str, ports: tuple[int, ...] = ()) -> list[dict[str, Any]]:
         *of.network_policies(ports),
         *of.disruption_budgets(),
         of.service(),
-        of.dispatchers(OURS.bootstrap_servers, "moderation.assignments", grace_s=30.0),
+        of.dispatchers(
+            DispatcherHostSpec("", OURS.bootstrap_servers, "moderation.assignments", "life", "credential", 9470)
+        ),
         *(
             of.replicas(msgspec.structs.replace(spec(kind, level), stage=name), "10.0.0.1:9470", grace_s=30.0)
             for kind, level in kinds

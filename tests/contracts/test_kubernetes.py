@@ -16,6 +16,7 @@ from inferline_stream.actuators.kubernetes.gpu_nodes import products
 from inferline_stream.actuators.kubernetes.manifests import HOST_MIB, Cluster, StageManifests, resources
 from inferline_stream.actuators.kubernetes.object_names import replicas_name
 from inferline_stream.actuators.kubernetes.pods import left_by_quotas
+from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.errors import InferlineError, InvalidTopology, Unreachable, UsageError
@@ -551,7 +552,7 @@ def test_what_a_pod_may_use_is_limited_by_what_its_stage_declares() -> None:
 
 def test_no_pod_is_ended_for_what_users_code_does_and_none_has_a_token_or_may_write() -> None:
     stage = StageManifests("p", "a", Cluster("ns", "image", secret="k"))
-    dispatcher = stage.dispatchers("kafka:9092", "p.assignments", grace_s=30.0)
+    dispatcher = stage.dispatchers(DispatcherHostSpec("", "kafka:9092", "p", "life", "credential", 9470))
     for pod in (pod_of(template("a", "t4")), dispatcher["spec"]["template"]["spec"]):
         (container,) = pod["containers"]
         assert "livenessProbe" not in container

@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 
 from inferline_stream.actuators import ray as on_ray
 from inferline_stream.actuators import ray_cluster as on_cluster
-from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, ObservedReplica
+from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, ObservedReplica, ProcessTerms
 from inferline_stream.actuators.network.credentials import new_credential
 from inferline_stream.actuators.ray import RayActuator
 from inferline_stream.actuators.ray_cluster import requirements
@@ -123,7 +123,7 @@ async def rayed(kafka: KafkaServer, folder: Path, delivery: str) -> AsyncIterato
     (folder / "topology.py").write_text(TOPOLOGY)
     (folder / "events.jsonl").write_text("".join(f"{number}\n" for number in range(50)))
     run = emulated_run(folder, kafka.bootstrap_servers, folder, levels=[(40, 600)], delivery=delivery, faust=False)
-    actuator = RayActuator(str(folder), folder / "logs", identity=run.identity, drain_timeout_s=10.0)
+    actuator = RayActuator(str(folder), ProcessTerms(str(folder / "logs"), identity=run.identity, drain_timeout_s=10.0))
     async with contextlib.aclosing(actuator), open_run(run, actuator) as under_way:
         await under_way.ready()
         yield Rayed(under_way, actuator)
@@ -158,7 +158,7 @@ asyncio.run(main())
 def on_the_cluster(folder: Path, **more: Any) -> RayActuator:
     modules = {"replica_module": "replica_double", "dispatcher_module": STAND_IN}
     terms = {"identity": "the same", "drain_timeout_s": 1.0, "kill_after_s": 0.3, **modules, **more}
-    return RayActuator(str(folder), folder, **terms)
+    return RayActuator(str(folder), ProcessTerms(str(folder), **terms))
 
 
 async def killed_controller(cluster: Cluster, folder: Path) -> None:
@@ -226,12 +226,8 @@ async def test_without_a_controller_a_host_ends(
     terms = HostTerms(
         dispatcher=DISPATCHER,
         credential=new_credential("a"),
-        log_folder=str(tmp_path),
-        replica_module="replica_double",
-        dispatcher_module=STAND_IN,
+        processes=ProcessTerms(str(tmp_path), "", 1.0, 1.0, orphan_s, "replica_double", STAND_IN),
         controller="me",
-        orphan_s=orphan_s,
-        drain_timeout_s=1.0,
     )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as the host sets it in its process, which is the tests' here
     found = msgspec.json.decode(await RayHost().start(msgspec.json.encode(terms)), type=HostState)
@@ -264,7 +260,7 @@ async def test_what_a_cluster_may_grow_to_at_most_binds_what_is_asked_of_it(monk
     monkeypatch.setattr(on_cluster.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
     monkeypatch.setattr(on_cluster.ray, "available_resources", lambda: {"CPU": 1.0, "GPU": 1.0})
     monkeypatch.setattr(on_ray, "list_named_actors", lambda _: [])
-    actuator = RayActuator("n", Path("/nowhere"))
+    actuator = RayActuator("n", ProcessTerms("/nowhere"))
     kinds = catalogue([Hardware("half-t4", 0.3, cores=1, gpus=0.5, gpu_model="Tesla T4")])
     names = ("t4", "half-t4", "cpu-2", "cpu-0.5", "emulated-cpu")
     await actuator.know({("a", name): ReplicaSpec("", "a", "/nowhere/topology.py", kinds[name]) for name in names})

@@ -14,6 +14,7 @@ import jsonschema
 import msgspec
 import pytest
 
+from inferline_stream.actuators.actuator import ProcessTerms
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import Override, encode
@@ -114,7 +115,7 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
     run = replace(run, faust=False)
     async with (
         asyncio.timeout(120),
-        LocalActuator(run.log_folder) as actuator,
+        LocalActuator(ProcessTerms(str(run.log_folder))) as actuator,
         open_run(run, actuator) as under_way,
     ):
         await under_way.ready()

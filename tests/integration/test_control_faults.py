@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from inferline_stream.actuators.actuator import ProcessTerms
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane import controller as controlling
 from inferline_stream.controlplane.observe.event_ledger import read_ledger
@@ -58,7 +59,7 @@ async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_by_one_th
     successor = replace(run, feed=None)
     async with (
         asyncio.timeout(90),
-        LocalActuator(run.log_folder) as actuator,
+        LocalActuator(ProcessTerms(str(run.log_folder))) as actuator,
         open_run(run, actuator) as first,
     ):
         await first.ready()
@@ -163,7 +164,7 @@ async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(
     run: Run = swing(apache_kafka.bootstrap_servers, levels=[(60, 6)], replicas={"parse": 2, "check": 1, "decide": 1})
     async with (
         asyncio.timeout(90),
-        LocalActuator(run.log_folder) as actuator,
+        LocalActuator(ProcessTerms(str(run.log_folder))) as actuator,
         open_run(run, actuator) as first,
     ):
         await first.ready()

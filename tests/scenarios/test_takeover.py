@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from inferline_stream.actuators.actuator import ProcessTerms
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.observe.event_ledger import read_ledger
 from inferline_stream.controlplane.polling import until
@@ -35,7 +36,7 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
     successor = replace(run, feed=None, policy=Script([]))
     async with (
         asyncio.timeout(60),
-        LocalActuator(run.log_folder) as actuator,
+        LocalActuator(ProcessTerms(str(run.log_folder))) as actuator,
         open_run(run, actuator) as first,
     ):
         await first.ready()

@@ -34,9 +34,16 @@ from inferline_stream.actuators.kubernetes.api_server import (
 )
 from inferline_stream.actuators.kubernetes.deployments import Deployments
 from inferline_stream.actuators.kubernetes.dispatcher_pods import DispatcherPods
-from inferline_stream.actuators.kubernetes.manifests import Cluster, resources
+from inferline_stream.actuators.kubernetes.manifests import (
+    CREDENTIAL_FOLDER,
+    DISPATCHER_PORT,
+    LIFE_FOLDER,
+    Cluster,
+    resources,
+)
 from inferline_stream.actuators.kubernetes.object_names import COMPONENT_LABEL, DISPATCHER, MANAGED_BY, PIPELINE_LABEL
 from inferline_stream.actuators.kubernetes.pods import Pods, left_by_quotas
+from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.observability.pipeline_state import DeviceState
@@ -83,15 +90,9 @@ class KubernetesActuator:
         self._cluster = cluster
         self._client = client
         self._drain_timeout_s = drain_timeout_s
-        self._deployments = Deployments(
-            self._pipeline,
-            bootstrap_servers,
-            names.assignments,
-            cluster,
-            client,
-            grace_s=drain_timeout_s,
-            dispatcher_module=dispatcher_module,
-        )
+        at = (LIFE_FOLDER, CREDENTIAL_FOLDER, DISPATCHER_PORT, drain_timeout_s, dispatcher_module)
+        host = DispatcherHostSpec("", bootstrap_servers, names.assignments, *at)
+        self._deployments = Deployments(self._pipeline, host, cluster, client)
         self._pods = Pods()
         self._dispatcher_pods = DispatcherPods(bootstrap_servers, names.assignments)
         self._knows = False

@@ -18,7 +18,8 @@ from inferline_stream.actuators.kubernetes.api_server import apply, passing, pla
 from inferline_stream.actuators.kubernetes.manifests import DISPATCHER_PORT, SPARE, Cluster, StageManifests
 from inferline_stream.actuators.kubernetes.object_names import DISPATCHER, FIELD_MANAGER, REPLICA
 from inferline_stream.actuators.network.credentials import new_credential
-from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, ReplicaSpec
+from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import UsageError
 from inferline_stream.settings import HOST_SPEC
 
@@ -30,32 +31,13 @@ class Deployments:
 
     Args:
         pipeline: its name in the cluster.
-        bootstrap_servers: of Kafka, as pods reach it.
-        assignments: full name of the topic that has the postings.
+        host: of every stage's dispatchers.
         cluster: where.
         client: to the API server.
-        grace_s: time a pod has to end by itself.
-        dispatcher_module: what each dispatcher's process runs as ``__main__``.
     """
 
-    def __init__(
-        self,
-        pipeline: str,
-        bootstrap_servers: str,
-        assignments: str,
-        cluster: Cluster,
-        client: AsyncClient,
-        *,
-        grace_s: float,
-        dispatcher_module: str = DISPATCHER_MODULE,
-    ) -> None:
-        self._pipeline = pipeline
-        self._bootstrap_servers = bootstrap_servers
-        self._assignments = assignments
-        self._cluster = cluster
-        self._client = client
-        self._grace_s = grace_s
-        self._dispatcher_module = dispatcher_module
+    def __init__(self, pipeline: str, host: DispatcherHostSpec, cluster: Cluster, client: AsyncClient) -> None:
+        self._pipeline, self._host, self._cluster, self._client = pipeline, host, cluster, client
         self._specs: dict[tuple[str, str], ReplicaSpec] = {}
         self._applied: set[tuple[str, str]] = set()
         self._stops_first: set[tuple[str, str]] = set()
@@ -108,7 +90,7 @@ class Deployments:
         address = await self._address(stage)
         spec = self._specs[stage, hardware]
         of, first = self._manifests(stage), (stage, hardware) in self._stops_first
-        wanted = of.replicas(spec, address, grace_s=self._grace_s, stops_first=first)
+        wanted = of.replicas(spec, address, grace_s=self._host.drain_timeout_s, stops_first=first)
         if await self._found_own(name, wanted) is None:
             # Without a number, the API server would begin with one replica.
             new = {**wanted, "spec": {**wanted["spec"], "replicas": 0}}
@@ -138,9 +120,7 @@ class Deployments:
         Raises:
             UsageError: it belongs to something else.
         """
-        wanted = self._manifests(stage).dispatchers(
-            self._bootstrap_servers, self._assignments, grace_s=self._grace_s, module=self._dispatcher_module
-        )
+        wanted = self._manifests(stage).dispatchers(self._host)
         if stage not in self._addresses:  # before anything of the same names is made
             found = await self._found_own(self.of_dispatchers(stage), wanted)
             self._refuse_another_kafka(found)
@@ -201,7 +181,7 @@ class Deployments:
         own = (each.get("env", []) for each in containers if each["name"] == DISPATCHER)  # others were injected
         given = next((each.get("value") for each in next(own, []) if each["name"] == HOST_SPEC), None)
         theirs = msgspec.json.decode(given, type=_WithKafka).bootstrap_servers if given else ""
-        if theirs and not _addresses(theirs) & _addresses(self._bootstrap_servers):
+        if theirs and not _addresses(theirs) & _addresses(self._host.bootstrap_servers):
             raise UsageError(
                 f"Deployment {dispatchers['metadata']['name']!r} in namespace {self._cluster.namespace} is of a run on "
                 f"another Kafka, {theirs}: choose another --prefix or --namespace, or delete it if that run has ended"

@@ -28,7 +28,7 @@ from inferline_stream.actuators.kubernetes.object_names import (
 from inferline_stream.actuators.network.credentials import Credential
 from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.actuators.network.replica_host import ReplicaHostSpec
-from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, ReplicaSpec
+from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.settings import HOST_ADDRESS, HOST_NAME, HOST_NODE, HOST_SPEC
@@ -195,27 +195,13 @@ class StageManifests:
         count = math.ceil(hardware.gpus)
         return dns_label(f"{self.pipeline}-{self.stage}-{hardware.name}-{hardware.device_class}-{count}")
 
-    def dispatchers(
-        self, bootstrap_servers: str, assignments: str, *, grace_s: float, module: str = DISPATCHER_MODULE
-    ) -> dict[str, Any]:
+    def dispatchers(self, host: DispatcherHostSpec) -> dict[str, Any]:
         """Return the Deployment of dispatchers, without its number of replicas.
 
         Args:
-            bootstrap_servers: of Kafka.
-            assignments: full name of the topic that has the postings.
-            grace_s: time a dispatcher has to drain.
-            module: what a dispatcher's process runs as ``__main__``.
+            host: of any stage's dispatchers.
         """
-        host = DispatcherHostSpec(
-            self.stage,
-            bootstrap_servers,
-            assignments,
-            LIFE_FOLDER,
-            CREDENTIAL_FOLDER,
-            DISPATCHER_PORT,
-            drain_timeout_s=grace_s,
-            module=module,
-        )
+        host = msgspec.structs.replace(host, stage=self.stage)
         storage, cluster = f"{DISPATCHER_LIFE_MIB + 2 * LIFE_MIB}Mi", self.cluster
         wanted = {"cpu": "1", "memory": "384Mi", "ephemeral-storage": storage}
         limits = {"memory": "2Gi", "ephemeral-storage": storage}
@@ -226,6 +212,7 @@ class StageManifests:
         elif cluster.secret:
             container["envFrom"] = [{"secretRef": {"name": cluster.secret}}]
         own = labels(self.pipeline, self.stage, DISPATCHER)
+        grace_s = host.drain_timeout_s
         pod = self._pod(DISPATCHER, container, grace_s=grace_s, scratch_mib=LIFE_MIB, life_mib=DISPATCHER_LIFE_MIB)
         pod["affinity"] = apart(own)
         return self._deployment(dispatchers_name(self.pipeline, self.stage), own, pod)

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from inferline_stream.actuators import local as local_actuator
-from inferline_stream.actuators.actuator import DispatcherExit, ReplicaExit
+from inferline_stream.actuators.actuator import DispatcherExit, ProcessTerms, ReplicaExit
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
@@ -46,7 +46,7 @@ def spec(topology: str = "/nowhere/topology.py", stage: str = "patient", cores: 
 @asynccontextmanager
 async def doubles(folder: Path, *stages: str, cores: float = 1.0, **arguments: Any) -> AsyncIterator[LocalActuator]:
     """An actuator whose replicas are doubles that behave as their stage's name says."""
-    actuator = LocalActuator(folder, kill_after_s=0.3, replica_module="replica_double", **arguments)
+    actuator = LocalActuator(ProcessTerms(str(folder), kill_after_s=0.3, replica_module="replica_double", **arguments))
     async with actuator:
         await actuator.know({(stage, "kind"): spec(stage=stage, cores=cores) for stage in stages})
         yield actuator
@@ -147,7 +147,7 @@ async def test_a_run_begins_with_a_warning_where_a_declared_limit_of_memory_does
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(limits, "own_group", lambda controller: (None, False))
-    async with LocalActuator(tmp_path) as local:
+    async with LocalActuator(ProcessTerms(str(tmp_path))) as local:
         stage = msgspec.structs.replace(spec(stage="a"), isolation=Isolation(memory_mb=200))
         await local.know({("a", "kind"): stage, ("b", "kind"): spec(stage="b")})
     assert caplog.messages == [
@@ -156,21 +156,17 @@ async def test_a_run_begins_with_a_warning_where_a_declared_limit_of_memory_does
 
 
 async def test_a_stage_that_nobody_has_described_is_refused(tmp_path: Path) -> None:
-    async with LocalActuator(tmp_path) as local:
+    async with LocalActuator(ProcessTerms(str(tmp_path))) as local:
         with pytest.raises(ValueError, match="call know"):
             await local.scale("a", "kind", 1)
 
 
-async def pool(root: Path, **arguments: Any) -> tuple[LocalActuator, str]:
+async def pool(root: Path, folder: Path | None = None, **arguments: Any) -> tuple[LocalActuator, str]:
     """An actuator with a stand-in for a dispatcher and a real replica that has answered it."""
     topology = root / "topology.py"
     topology.write_text(TOPOLOGY)
-    local = LocalActuator(
-        root / "logs",
-        drain_timeout_s=5.0,
-        dispatcher_module="stand_in_dispatcher",
-        **arguments,
-    )
+    terms = ProcessTerms(str(root / "logs"), drain_timeout_s=5.0, dispatcher_module="stand_in_dispatcher", **arguments)
+    local = LocalActuator(terms, folder)
     routes = routes_of(load_topology(topology), "work")
     await local.know({("work", "kind"): spec(str(topology), "work", cores=0)})
     await local.dispatch("work", [DispatcherSpec("work-0-a", 0, routes, "127.0.0.1:9")])
@@ -241,7 +237,7 @@ async def test_a_supervisor_without_a_controller_drains_and_ends(tmp_path: Path)
 
 async def test_the_next_controller_adopts_what_the_last_one_has_left(tmp_path: Path) -> None:
     supervisor, *pids = await asyncio.to_thread(killed_controller, tmp_path, 60.0)
-    async with LocalActuator(tmp_path / "logs", folder=tmp_path / "run", identity="one") as local:
+    async with LocalActuator(ProcessTerms(str(tmp_path / "logs"), identity="one"), folder=tmp_path / "run") as local:
         assert sorted(await pids_of(local)) == sorted(pids)
         assert local.supervisor_pid == supervisor
     await until(lambda: not any(map(alive, [supervisor, *pids])), "closing ends what was adopted")
@@ -251,7 +247,9 @@ async def test_an_adopted_supervisor_that_does_not_answer_is_killed_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     supervisor, *pids = await asyncio.to_thread(killed_controller, tmp_path, 60.0)
-    local = LocalActuator(tmp_path / "logs", kill_after_s=0.3, folder=tmp_path / "run", identity="one")
+    local = LocalActuator(
+        ProcessTerms(str(tmp_path / "logs"), kill_after_s=0.3, identity="one"), folder=tmp_path / "run"
+    )
     assert sorted(await pids_of(local)) == sorted(pids)
     monkeypatch.setattr(local_actuator, "_ANSWER_S", 0.1)
     os.kill(supervisor, signal.SIGSTOP)
@@ -267,11 +265,11 @@ async def test_an_adopted_supervisor_that_does_not_answer_is_killed_at_the_end(
 async def test_a_controller_whose_supervisor_another_one_has_taken_over_leaves_it_alone(tmp_path: Path) -> None:
     first, _ = await pool(tmp_path, folder=tmp_path / "run", identity="one")
     pids = sorted(await pids_of(first))
-    async with LocalActuator(tmp_path / "logs", folder=tmp_path / "run", identity="one") as second:
+    async with LocalActuator(ProcessTerms(str(tmp_path / "logs"), identity="one"), folder=tmp_path / "run") as second:
         assert sorted(await pids_of(second)) == pids
         assert await first.observe() == ()
         await first.aclose()
-        again = LocalActuator(tmp_path / "logs", folder=tmp_path / "run", identity="one")
+        again = LocalActuator(ProcessTerms(str(tmp_path / "logs"), identity="one"), folder=tmp_path / "run")
         again._hello = first._hello  # as one that woke too late to read why its connection has ended
         assert await again.observe() == ()
         assert sorted(await pids_of(second)) == pids
@@ -281,7 +279,7 @@ async def test_a_controller_whose_supervisor_another_one_has_taken_over_leaves_i
 
 async def test_a_controller_of_another_kind_gets_a_supervisor_of_its_own(tmp_path: Path) -> None:
     supervisor, *pids = await asyncio.to_thread(killed_controller, tmp_path, 60.0)
-    async with LocalActuator(tmp_path / "logs", folder=tmp_path / "run", identity="two") as local:
+    async with LocalActuator(ProcessTerms(str(tmp_path / "logs"), identity="two"), folder=tmp_path / "run") as local:
         assert await pids_of(local) == []
         assert local.supervisor_pid != supervisor
         await until(lambda: not any(map(alive, [supervisor, *pids])), "the old one has drained")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from ray.exceptions import RayError
 
 from inferline_stream.actuators import ray as on_ray
-from inferline_stream.actuators.actuator import DispatcherExit
+from inferline_stream.actuators.actuator import DispatcherExit, ProcessTerms
 from inferline_stream.actuators.network.credentials import new_credential
 from inferline_stream.actuators.ray import RayActuator
 from inferline_stream.actuators.ray_host import HostNews, HostState, HostTerms, RayHost
@@ -25,12 +24,8 @@ SPEC = DispatcherSpec("a-0-x", 0, Routes("p", "", "a", "in", "out", ("a",), (), 
 TERMS = HostTerms(
     dispatcher=SPEC,
     credential=new_credential("a"),
-    log_folder="",
-    replica_module="",
-    dispatcher_module="",
+    processes=ProcessTerms("", drain_timeout_s=1.0, replica_module="", dispatcher_module=""),
     controller="me",
-    orphan_s=60.0,
-    drain_timeout_s=1.0,
 )
 
 
@@ -103,7 +98,7 @@ async def test_the_name_of_a_dispatcher_that_may_live_is_not_used_again_and_its_
 ) -> None:
     made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: host))
     monkeypatch.setattr(on_ray.ray, "remote", lambda _: made)
-    async with RayActuator("n", Path("/nowhere")) as actuator, asyncio.timeout(DEADLINE_S):
+    async with RayActuator("n", ProcessTerms("/nowhere")) as actuator, asyncio.timeout(DEADLINE_S):
         await actuator.dispatch("a", [SPEC])
         gone = await actuator.next_exit()
         assert isinstance(gone, DispatcherExit)
@@ -119,7 +114,7 @@ async def test_a_controller_whose_actors_obey_another_one_by_now_ends_and_starts
     made = [Host(STARTED, msgspec.json.encode(HostNews(superseded=True)))]
     actor = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: made.pop()))
     monkeypatch.setattr(on_ray.ray, "remote", lambda _: actor)
-    actuator = RayActuator("n", Path("/nowhere"))
+    actuator = RayActuator("n", ProcessTerms("/nowhere"))
     async with asyncio.timeout(DEADLINE_S):
         await actuator.dispatch("a", [SPEC])
         while not actuator._superseded:
@@ -150,4 +145,4 @@ async def test_a_cluster_that_does_not_answer_is_no_crash(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(on_ray, "list_named_actors", silent)
     with pytest.raises(Unreachable, match="the Ray cluster does not answer: the head node is gone"):
-        await RayActuator("n", Path("/nowhere")).know({})
+        await RayActuator("n", ProcessTerms("/nowhere")).know({})

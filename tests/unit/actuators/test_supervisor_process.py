@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from inferline_stream.actuators.actuator import ProcessTerms
 from inferline_stream.actuators.supervisor_calls import (
     Hello,
     Reply,
@@ -26,7 +27,7 @@ from tests.unit.dataplane.dispatcher.doubles import routes
 
 
 async def test_a_supervisor_that_ends_starts_nothing_that_a_controller_still_asks_for(tmp_path: Path) -> None:
-    process = _Process(Hello("", str(tmp_path), 1.0, 1.0, 1.0))
+    process = _Process(Hello(ProcessTerms(str(tmp_path), "", 1.0, 1.0, 1.0)))
     async with process.supervisor:
         process.end()
         await process._call(request(1, "dispatch", "work", [DispatcherSpec("work-0-a", 0, routes(), "127.0.0.1:9")]))
@@ -59,7 +60,7 @@ async def test_an_order_that_fails_in_any_way_is_answered(tmp_path: Path, monkey
     async def no_descriptor() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    process, writer = _Process(Hello("", str(tmp_path), 1.0, 1.0, 1.0)), _Writer()
+    process, writer = _Process(Hello(ProcessTerms(str(tmp_path), "", 1.0, 1.0, 1.0))), _Writer()
     controller: Any = writer
     async with process.supervisor:
         monkeypatch.setattr(process.supervisor, "observe", no_descriptor)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from inferline_stream.actuators.kubernetes.manifests import StageManifests
+from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.cli import platform as cli_platform
 from inferline_stream.cli.options import Platform, PodOptions
 from inferline_stream.cli.platform import _cluster, actuator_of
@@ -64,7 +65,8 @@ def environment_of_a_dispatcher(secret: dict[str, str], tracing: str = "") -> di
     """What a pod's process sees of a Secret, by the rules of Kubernetes' API reference."""
     platform = Platform(on="kubernetes", pods=PodOptions(image="image", secret="kafka"))
     cluster = _cluster(platform, "ml", "kafka:9092", tracing)
-    made = StageManifests("shop", "rank", cluster).dispatchers("kafka:9092", "shop.assignments", grace_s=1.0)
+    host = DispatcherHostSpec("", "kafka:9092", "shop.assignments", "life", "credential", 9470)
+    made = StageManifests("shop", "rank", cluster).dispatchers(host)
     (container,) = made["spec"]["template"]["spec"]["containers"]
     found: dict[str, str] = {}
     for source in container.get("envFrom", ()):
