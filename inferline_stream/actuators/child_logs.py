@@ -10,9 +10,10 @@ import contextlib
 import os
 import sys
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 _TAIL_BYTES = 8192
 _TAIL_LINES = 15
@@ -133,43 +134,35 @@ def cut_log(log: Path) -> bool:
     return False
 
 
-class LogCopier:
-    """Copies the files of a folder to standard error as they grow, from entering to leaving.
+@asynccontextmanager
+async def copied_logs(folder: Path) -> AsyncIterator[None]:
+    """Copy the files of a folder to standard error as they grow, within the block."""
+    copied: dict[Path, int] = {}
 
-    Args:
-        folder: of the files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._copied: dict[Path, int] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._copy_for_ever())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self.copy()
-
-    def copy(self) -> None:
-        """Copy what has come since the last time."""
-        for file in sorted(self._folder.glob("*.log")):
-            with contextlib.suppress(OSError), file.open("rb") as opened:
-                at = self._copied.get(file, 0)
-                if opened.seek(0, 2) < at:  # it was cut to its end
-                    at = 0
-                opened.seek(at)
-                data = opened.read(_COPY_BYTES)
-                self._copied[file] = at + len(data)
-                if data:
-                    sys.stderr.write(data.decode(errors="replace"))
-        sys.stderr.flush()
-
-    async def _copy_for_ever(self) -> None:
+    async def copy_for_ever() -> None:
         while True:
             await asyncio.sleep(_COPY_S)
-            self.copy()
+            _copy(folder, copied)
+
+    copying = asyncio.create_task(copy_for_ever())
+    try:
+        yield
+    finally:
+        copying.cancel()
+        await asyncio.gather(copying, return_exceptions=True)
+        _copy(folder, copied)
+
+
+def _copy(folder: Path, copied: dict[Path, int]) -> None:
+    """Copy what has come since the last time; by file, so much was copied before."""
+    for file in sorted(folder.glob("*.log")):
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            at = copied.get(file, 0)
+            if opened.seek(0, 2) < at:  # it was cut to its end
+                at = 0
+            opened.seek(at)
+            data = opened.read(_COPY_BYTES)
+            copied[file] = at + len(data)
+            if data:
+                sys.stderr.write(data.decode(errors="replace"))
+    sys.stderr.flush()

@@ -29,26 +29,16 @@ def _encode_raw(value: Any) -> bytes:
     raise TypeError(f"codec raw carries bytes, not {type(value).__qualname__}")
 
 
-def _decode_raw(data: bytes) -> Any:
-    return data
-
-
-def _raw_decoder(type_: Any) -> Decode:
-    return _decode_raw
-
-
-def _json_decoder(type_: Any) -> Decode:
-    return msgspec.json.Decoder(type_).decode
-
-
-def _msgpack_decoder(type_: Any) -> Decode:
-    return msgspec.msgpack.Decoder(type_).decode
-
-
 CODECS: Mapping[str, Codec] = {
-    "json": Codec("json", msgspec.json.Encoder(enc_hook=_builtin).encode, _json_decoder),
-    "msgpack": Codec("msgpack", msgspec.msgpack.Encoder(enc_hook=_builtin).encode, _msgpack_decoder),
-    "raw": Codec("raw", _encode_raw, _raw_decoder),
+    "json": Codec(
+        "json", msgspec.json.Encoder(enc_hook=_builtin).encode, lambda type_: msgspec.json.Decoder(type_).decode
+    ),
+    "msgpack": Codec(
+        "msgpack",
+        msgspec.msgpack.Encoder(enc_hook=_builtin).encode,
+        lambda type_: msgspec.msgpack.Decoder(type_).decode,
+    ),
+    "raw": Codec("raw", _encode_raw, lambda type_: bytes),
 }
 
 

@@ -20,7 +20,7 @@ from aiokafka.protocol.api import RequestStruct
 
 from inferline_stream.embedded_broker import group_requests, record_requests, topic_requests
 from inferline_stream.embedded_broker.broker_state import Broker, Client
-from inferline_stream.embedded_broker.wire import Fields, Header, read_header, read_request, write_answer
+from inferline_stream.embedded_broker.wire import Fields, read_header, read_request, write_answer
 from inferline_stream.kafka.wire.later_requests import LATER_METADATA, LATER_OFFSET_FETCH
 
 Serve = Callable[[Broker, Fields, Client], Awaitable[Fields | None]]
@@ -167,8 +167,6 @@ async def _answer(broker: Broker, frame: bytes, peer: str) -> bytes | None:
         fields = await api.serve(broker, read_request(request, body), Client(header.client_id, f"/{peer}"))
     except BrokerResponseError as error:
         fields = {"error_code": error.errno}
-    return None if fields is None else _written(header, request, fields)
-
-
-def _written(header: Header, request: type[RequestStruct], fields: Fields) -> bytes:
+    if fields is None:
+        return None
     return write_answer(header.correlation_id, request.RESPONSE_TYPE, fields, flexible=request.FLEXIBLE_VERSION)

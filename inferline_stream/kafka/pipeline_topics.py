@@ -143,7 +143,7 @@ def durability(replication: int, brokers: int) -> Durability:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How a topic differs from what is wanted.
+    """How topics differ from what is wanted.
 
     Args:
         text: what and which, in words, with the remedy.
@@ -156,23 +156,15 @@ class Difference:
 
 async def create_topics(
     bootstrap_servers: str, wanted: Iterable[WantedTopic], *, replication: int = REPLICATION, timeout_s: float = 10.0
-) -> list[str]:
+) -> list[Difference]:
     """Create what is missing; what exists is kept as it is.
 
     Returns:
-        Warnings: fewer copies than asked for, and differences of topics that exist.
+        Fewer copies than asked for, and differences of topics that exist.
 
     Raises:
         Unreachable: Kafka does not answer in time, or refuses.
     """
-    warnings, differences = await _created(bootstrap_servers, wanted, replication, timeout_s)
-    return warnings + [difference.text for difference in differences]
-
-
-async def _created(
-    bootstrap_servers: str, wanted: Iterable[WantedTopic], replication: int, timeout_s: float = 10.0
-) -> tuple[list[str], list[Difference]]:
-    """Create what is missing; returns warnings about that, and how the rest differs."""
     topics = list(wanted)
     async with _admin(bootstrap_servers, timeout_s) as admin:
         how = durability(replication, len(admin._client.cluster.brokers()))
@@ -181,7 +173,7 @@ async def _created(
         if missing:
             await _create(admin, missing, how, timeout_s)
         found = await _differences(admin, [topic for topic in topics if topic.name in existing])
-        return [how.warning] if missing and how.warning else [], found
+        return [Difference(how.warning, blocks=False), *found] if missing and how.warning else found
 
 
 async def verify_topics(
@@ -251,14 +243,13 @@ async def ready_topics(
         InvalidInput: each topic that cannot be run on; without ``create``, each that is missing too.
         Unreachable: Kafka does not answer in time, or refuses.
     """
-    warnings: list[str] = []
     if create:
-        warnings, differences = await _created(bootstrap_servers, wanted, replication)
+        found = await create_topics(bootstrap_servers, wanted, replication=replication)
     else:
-        differences = await verify_topics(bootstrap_servers, wanted)
-    if any(difference.blocks for difference in differences):
-        raise InvalidInput(*(difference.text for difference in differences if difference.blocks))
-    return warnings + [difference.text for difference in differences]
+        found = await verify_topics(bootstrap_servers, wanted)
+    if blocking := [difference.text for difference in found if difference.blocks]:
+        raise InvalidInput(*blocking)
+    return [difference.text for difference in found]
 
 
 async def delete_topics(bootstrap_servers: str, names: Sequence[str], timeout_s: float = 10.0) -> None:

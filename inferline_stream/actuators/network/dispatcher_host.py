@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from inferline_stream.actuators.child_logs import LogCopier
+from inferline_stream.actuators.child_logs import copied_logs
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.network.credentials import dispatcher_context
 from inferline_stream.actuators.network.host_link import (
@@ -243,7 +243,7 @@ async def run(name: str, address: str, spec: DispatcherHostSpec) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, going.set)
     logs, context = life / "logs", dispatcher_context(Path(spec.credential))
     host = DispatcherHost(spec.stage, host_node(), logs, drain_timeout_s=spec.drain_timeout_s, module=spec.module)
-    async with LogCopier(logs), host.listening(address, spec.port, context):
+    async with copied_logs(logs), host.listening(address, spec.port, context):
         (life / "ready").touch()
         following = asyncio.create_task(_follow(spec, name, host))
         ending = asyncio.create_task(going.wait())

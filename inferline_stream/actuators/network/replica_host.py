@@ -25,7 +25,7 @@ import msgspec
 import uvloop
 
 from inferline_stream.actuators.child import Child
-from inferline_stream.actuators.child_logs import LogCopier
+from inferline_stream.actuators.child_logs import copied_logs
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.network.credentials import replica_context
 from inferline_stream.actuators.network.host_link import (
@@ -316,7 +316,7 @@ async def run(name: str, spec: ReplicaHostSpec, module: str = REPLICA_MODULE) ->
     context, logs, ready = replica_context(Path(spec.credential)), life / "logs", (life / "ready").touch
     host = ReplicaHost(replica, host_node(), [spec.dispatcher], context, logs, ready=ready, module=module)
     loop.add_signal_handler(signal.SIGTERM, host.leave)
-    async with LogCopier(logs):
+    async with copied_logs(logs):
         try:
             host.start()
             code = (await host.run()).exit_code
