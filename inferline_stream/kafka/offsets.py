@@ -33,6 +33,9 @@ _Ask = Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]
 
 _REQUEST_TIMEOUT_MS = 5_000
 
+_LOADING_S = 30.0
+"""Longest that a coordinator may load what its groups have committed. It answers meanwhile, and says so."""
+
 _AGAIN_S = 0.02
 
 _STABLE = 7
@@ -167,7 +170,7 @@ class Offsets:
         await self._at_coordinator(group, ask)
 
     async def _at_coordinator(self, group: str, ask: Callable[[int], Awaitable[T]]) -> T:
-        give_up_s = time.monotonic() + _REQUEST_TIMEOUT_MS / 1e3
+        began_s = time.monotonic()
         with answered(self._where):
             while True:
                 try:
@@ -176,7 +179,9 @@ class Offsets:
                     return await ask(self._coordinators[group])
                 except KafkaError as error:  # a new cluster's first coordinator takes a moment; they also move
                     self._coordinators.pop(group, None)
-                    if not error.retriable or time.monotonic() > give_up_s:
+                    loads = isinstance(error, GroupLoadInProgressError)
+                    patience_s = _LOADING_S if loads else _REQUEST_TIMEOUT_MS / 1e3
+                    if not error.retriable or time.monotonic() > began_s + patience_s:
                         raise
                     await asyncio.sleep(0.1)
 
