@@ -31,10 +31,9 @@ class RecordProducer:
     Args:
         bootstrap_servers: ``host:port``, or several of them, separated by commas.
         topic: that most records are for. Its `max.message.bytes` limits whole batches, and they are kept below it.
-        connect_timeout_s: longest wait for Kafka's first answer; by default as the environment says.
     """
 
-    def __init__(self, bootstrap_servers: str, topic: str = "", *, connect_timeout_s: float | None = None) -> None:
+    def __init__(self, bootstrap_servers: str, topic: str = "") -> None:
         self.acknowledged = 0
         """Records that are in Kafka."""
         self.failed = 0
@@ -42,8 +41,7 @@ class RecordProducer:
         self.last_error = ""
         """Why the last one failed, in words."""
         self._bootstrap_servers, self._topic = bootstrap_servers, topic
-        usual_s = from_environment().connect_timeout_s
-        self._connect_timeout_s = usual_s if connect_timeout_s is None else connect_timeout_s
+        self._connect_timeout_s = from_environment().connect_timeout_s
         self._writer: Writer | None = None
         self._limits: Mapping[str, int] = {}
         self._renewing = asyncio.Lock()

@@ -191,19 +191,18 @@ class BenchLink:
 
 
 @asynccontextmanager
-async def bench_link(bootstrap_servers: str, names: Names, timeout_s: float) -> AsyncIterator[BenchLink]:
+async def bench_link(bootstrap_servers: str, names: Names) -> AsyncIterator[BenchLink]:
     """Connect with the topics of a profile, which are there.
 
     Args:
         bootstrap_servers: of Kafka.
         names: of those topics.
-        timeout_s: longest wait for Kafka's first answer.
 
     Raises:
         Unreachable: Kafka does not answer.
     """
     async with (
-        RecordProducer(bootstrap_servers, connect_timeout_s=timeout_s) as producer,
+        RecordProducer(bootstrap_servers) as producer,
         TopicFollower(bootstrap_servers, names.stage_stats, committed_only=False) as answers,
     ):
         link = BenchLink(producer, names.control)

@@ -327,7 +327,7 @@ async def open_benches(
         stack.push_async_callback(delete_topics, bootstrap_servers, list(own))
         topics = [WantedTopic(topic, 1, "of the profiler", _KEPT) for topic in own]
         await create_topics(bootstrap_servers, topics, replication=1, timeout_s=timeout_s)
-        link = await stack.enter_async_context(bench_link(bootstrap_servers, names, timeout_s))
+        link = await stack.enter_async_context(bench_link(bootstrap_servers, names))
         actuator = await stack.enter_async_context(make(names))
         benches = Benches(bootstrap_servers, names=names, settings=settings, actuator=actuator, link=link, host=host)
         await benches.know(specs)

@@ -115,7 +115,7 @@ async def measure_overheads(bootstrap_servers: str, *, timeout_s: float = 10.0) 
                 bootstrap_servers,
                 Names(pipeline.name, prefix),
                 await stack.enter_async_context(Supervisor(partial(Children, folder))),
-                await stack.enter_async_context(RecordProducer(bootstrap_servers, connect_timeout_s=timeout_s)),
+                await stack.enter_async_context(RecordProducer(bootstrap_servers)),
                 await stack.enter_async_context(Offsets(bootstrap_servers, timeout_s)),
             )
             async with asyncio.timeout(_UP_S):

@@ -113,7 +113,9 @@ async def test_a_kafka_that_takes_no_number_of_any_client_is_given_up(kafka: Kaf
 
 async def test_what_is_being_sent_again_when_the_producer_is_closed_has_failed(kafka: Kafka) -> None:
     kafka.refuses, kafka.answering = lambda value: OutOfOrderSequenceNumber(), 1
-    async with RecordProducer("nowhere:1", connect_timeout_s=0.01) as producer:
+    impatient = RecordProducer("nowhere:1")
+    impatient._connect_timeout_s = 0.01
+    async with impatient as producer:
         for value in (b"0", b"1", b"2"):
             await producer.send("topic", value)
         async with asyncio.timeout(5.0):
