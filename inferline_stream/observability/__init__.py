@@ -1,1 +1,1 @@
-"""Metrics, alert rules, dashboards, the page's data."""
+"""Metrics, alert rules, the live page, pictures."""
