@@ -1,13 +1,13 @@
 """Kubernetes' HorizontalPodAutoscaler, v2: its default behaviour, and scaling on CPU, on busy shares, or on KEDA's lag.
 
 Kubernetes, `pkg/controller/podautoscaler` (horizontal.go, replica_calculator.go): tolerance 0.1, sync every 15 s.
-KEDA 2.18, `pkg/scalers/kafka_scaler.go` and its scale handler: lag per partition against a threshold.
+KEDA 2.18, `pkg/scalers/kafka_scaler.go`: lag against a threshold.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from inferline_stream.baselines.rule_inputs import StageSeen
 
@@ -98,44 +98,15 @@ class HpaCpu:
 
 
 @dataclass(frozen=True, slots=True)
-class KedaMemory:
-    """What KEDA and the HPA remember.
-
-    Args:
-        hpa: the HPA's recommendations.
-        committed: offsets at the last read.
-        polled_s: last poll while there were no replicas.
-        active_s: when there was last lag above the activation threshold.
-    """
-
-    hpa: Recommended = field(default_factory=Recommended)
-    committed: tuple[int, ...] = ()
-    polled_s: float = -math.inf
-    active_s: float = -math.inf
-
-
-@dataclass(frozen=True, slots=True)
 class Keda:
-    """A ScaledObject with a Kafka trigger.
+    """A ScaledObject with a Kafka trigger, which keeps a replica.
 
     Args:
         lag_threshold: records per replica.
-        activation: lag above which a stage without replicas gets one.
-        allow_idle_consumers: more replicas than partitions.
-        exclude_persistent_lag: leave out partitions whose committed offset stands still.
-        even: only numbers of replicas that divide the partitions (`ensureEvenDistributionOfPartitions`).
-        polling_s: how often lag is read while there are no replicas.
-        cooldown_s: how long without lag until the last replica goes.
-        behavior: the HPA's; a minimum of 0 lets KEDA take the last replica away.
+        behavior: the HPA's.
     """
 
     lag_threshold: int = 10
-    activation: int = 0
-    allow_idle_consumers: bool = False
-    exclude_persistent_lag: bool = False
-    even: bool = False
-    polling_s: float = 30.0
-    cooldown_s: float = 300.0
     behavior: Behavior = field(default_factory=Behavior)
 
     @property
@@ -143,41 +114,20 @@ class Keda:
         """A sync of the HPA."""
         return self.behavior.period_s
 
-    def begin(self, replicas: int) -> KedaMemory:
-        """Nothing was read yet."""
-        return KedaMemory()
+    def begin(self, replicas: int) -> Recommended:
+        """No recommendation yet."""
+        return Recommended()
 
-    def metric(self, seen: StageSeen, committed_before: tuple[int, ...] = ()) -> int:
-        """The lag that is reported to the HPA."""
-        lags = seen.lags or (int(seen.lag),)
-        if self.exclude_persistent_lag and len(committed_before) == len(seen.committed) == len(lags):
-            lags = tuple(
-                0 if now == before else lag
-                for lag, now, before in zip(lags, seen.committed, committed_before, strict=True)
-            )
-        total, partitions = sum(lags), seen.partitions
-        if partitions is None:
-            return total
-        if self.even:
-            divisors = (d for d in range(1, partitions + 1) if partitions % d == 0)
-            return next((d for d in divisors if d * self.lag_threshold >= total), partitions) * self.lag_threshold
-        if not self.allow_idle_consumers and total // self.lag_threshold > partitions:
+    def metric(self, seen: StageSeen) -> int:
+        """The lag that is reported to the HPA: of no more replicas than partitions."""
+        lag, partitions = int(seen.lag), seen.partitions
+        if partitions is not None and lag // self.lag_threshold > partitions:
             return partitions * self.lag_threshold
-        return total
+        return lag
 
-    def step(self, memory: KedaMemory, seen: StageSeen) -> tuple[KedaMemory, int]:
+    def step(self, memory: Recommended, seen: StageSeen) -> tuple[Recommended, int]:
         """One sync."""
-        total = self.metric(seen, memory.committed)
-        active = total > self.activation
-        memory = replace(memory, committed=seen.committed, active_s=seen.time_s if active else memory.active_s)
-        if seen.replicas == 0:
-            if seen.time_s - memory.polled_s < self.polling_s:
-                return memory, 0
-            return replace(memory, polled_s=seen.time_s), 1 if active else 0
-        if self.behavior.minimum == 0 and seen.time_s - memory.active_s >= self.cooldown_s:
-            return replace(memory, hpa=Recommended()), 0
-        ratio = total / (self.lag_threshold * seen.ready) if seen.ready else math.inf
-        wanted = seen.replicas if within_tolerance(ratio) else math.ceil(total / self.lag_threshold)
-        at_least_one = replace(self.behavior, minimum=max(self.behavior.minimum, 1))
-        hpa, replicas = followed(at_least_one, memory.hpa, seen.time_s, seen.replicas, wanted)
-        return replace(memory, hpa=hpa), replicas
+        lag = self.metric(seen)
+        ratio = lag / (self.lag_threshold * seen.ready) if seen.ready else math.inf
+        wanted = seen.replicas if within_tolerance(ratio) else math.ceil(lag / self.lag_threshold)
+        return followed(self.behavior, memory, seen.time_s, seen.replicas, wanted)

@@ -21,8 +21,6 @@ class StageSeen:
         busy: share of the time in which ready replicas were busy.
         cpu: share of their CPU that they used; for stages on a GPU the busy share stands in.
         partitions: of its topic; None for a queue without.
-        lags: lag by partition.
-        committed: committed offset by partition; empty where unknown.
     """
 
     time_s: float
@@ -34,8 +32,6 @@ class StageSeen:
     busy: float = 0.0
     cpu: float = 0.0
     partitions: int | None = None
-    lags: tuple[int, ...] = ()
-    committed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,7 +244,6 @@ class Ruled:
             processed=completed / since_s if since_s > 0 else 0.0,
             busy=busy,
             cpu=busy,
-            lags=(seen.lag,),
             partitions=self._partitions,
         )
 

@@ -84,7 +84,6 @@ class LiveRule:
             busy=busy,
             cpu=busy,
             partitions=self.partitions,
-            lags=stage.partition_lags,
         )
 
 

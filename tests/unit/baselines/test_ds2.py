@@ -30,7 +30,7 @@ def test_one_replica_less_is_not_worth_a_restart():
 
 def test_two_intervals_after_a_change_are_ignored():
     rule = Ds2()
-    memory = (0, 0)
+    memory = 0
     memory, wanted = rule.step(memory, seen(4, 150.0, 100.0, 0.8))
     assert wanted == 5
     for _ in range(2):
