@@ -35,29 +35,21 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "Codec": "inferline_stream.pipeline.topology",
-    "Edge": "inferline_stream.pipeline.topology",
-    "Emulated": "inferline_stream.pipeline.emulation",
-    "Hardware": "inferline_stream.pipeline.hardware",
-    "InferlineError": "inferline_stream.errors",
-    "InvalidTopology": "inferline_stream.errors",
-    "Isolation": "inferline_stream.pipeline.isolation",
-    "OpenAI": "inferline_stream.pipeline.model_server",
-    "OpenInference": "inferline_stream.pipeline.model_server",
-    "Pipeline": "inferline_stream.pipeline.topology",
-    "RayServe": "inferline_stream.pipeline.model_server",
-    "Sample": "inferline_stream.pipeline.topology",
-    "ServerUnavailable": "inferline_stream.errors",
-    "Stage": "inferline_stream.pipeline.topology",
-    "Topic": "inferline_stream.pipeline.topology",
+    "errors": ("InferlineError", "InvalidTopology", "ServerUnavailable"),
+    "pipeline.emulation": ("Emulated",),
+    "pipeline.hardware": ("Hardware",),
+    "pipeline.isolation": ("Isolation",),
+    "pipeline.model_server": ("OpenAI", "OpenInference", "RayServe"),
+    "pipeline.topology": ("Codec", "Edge", "Pipeline", "Sample", "Stage", "Topic"),
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _ROOMS:
+    room = next((room for room, names in _ROOMS.items() if name in names), None)
+    if room is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_ROOMS[name]), name)
+    value = getattr(import_module(f"{__name__}.{room}"), name)
     globals()[name] = value
     return value

@@ -17,6 +17,9 @@ KAFKA_VERSION = "4.4.0"
 """The Apache Kafka that tests run on, unless the environment names another."""
 
 
+_FEWEST_SAMPLES = 5
+
+
 def _knob(default: float, reason: str) -> float:
     """A field of `Settings` with the reason for its default."""
     return field(default=default, metadata={"reason": reason})
@@ -108,6 +111,11 @@ class Settings:
         "otherwise.",
     )
 
+    @property
+    def shortest_window_s(self) -> float:
+        """The shortest window of a traffic envelope that holds some samples: one must not look like a burst."""
+        return _FEWEST_SAMPLES * self.arrivals_sample_s
+
     def start_limit_s(self, *, gpu: bool) -> float:
         """Return how long a replica may take to start."""
         return max(self.start_timeout_s, self.gpu_start_timeout_s) if gpu else self.start_timeout_s
@@ -117,21 +125,20 @@ SETTINGS_VARIABLES = tuple(f"INFERLINE_{name.upper()}" for name in Settings.__da
 """Every variable that `from_environment` reads."""
 
 
-def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
+def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings with `INFERLINE_<NAME>` applied, as ``INFERLINE_TUNER_STEP_S=50ms``; a bare number is seconds or bytes.
 
     Raises:
         UsageError: a variable that is neither a number nor a duration or size, whichever it has to be.
     """
-    source = os.environ if environment is None else environment
     found: dict[str, float] = {}
     for name, variable in zip(Settings.__dataclass_fields__, SETTINGS_VARIABLES, strict=True):
-        if variable in source:
+        if variable in environment:
             try:
-                found[name] = _number(source[variable], name)
+                found[name] = _number(environment[variable], name)
             except ValueError:
                 what = next((what for end, (_, what) in _UNITS.items() if name.endswith(end)), "a number")
-                raise UsageError(f"{variable}={source[variable]!r} is not {what}") from None
+                raise UsageError(f"{variable}={environment[variable]!r} is not {what}") from None
     return Settings(**found)
 
 
@@ -157,7 +164,7 @@ def reasons() -> dict[str, str]:
     return {knob.name: knob.metadata["reason"] for knob in fields(Settings)}
 
 
-def check_variables(flags: Iterable[str], environment: Mapping[str, str] | None = None) -> None:
+def check_variables(flags: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:
     """Refuse variables that nothing reads: a setting that is misspelt would silently be without effect.
 
     Args:
@@ -167,28 +174,26 @@ def check_variables(flags: Iterable[str], environment: Mapping[str, str] | None 
     Raises:
         UsageError: a variable that begins with ``INFERLINE_`` and means nothing, with the nearest that does.
     """
-    source = os.environ if environment is None else environment
     known = {*flags, *SETTINGS_VARIABLES, *KAFKA_VARIABLES, *DISPATCHER_KAFKA_VARIABLES, CACHE}
-    for variable in sorted(source):
+    for variable in sorted(environment):
         if variable.startswith("INFERLINE_") and variable not in known:
             near = difflib.get_close_matches(variable, known, 1)
             raise UsageError(f"{variable} means nothing here" + (f"; did you mean {near[0]}?" if near else ""))
 
 
-def given(variables: Iterable[str], environment: Mapping[str, str] | None = None) -> dict[str, str]:
+def given(variables: Iterable[str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Those of the variables that are set, with their values."""
-    source = os.environ if environment is None else environment
-    return {variable: source[variable] for variable in variables if variable in source}
+    return {variable: environment[variable] for variable in variables if variable in environment}
 
 
-def visible_gpus(environment: Mapping[str, str] | None = None) -> str | None:
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> str | None:
     """Which GPUs this process may use, as CUDA's own variable names them; None for all."""
-    return (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+    return environment.get("CUDA_VISIBLE_DEVICES")
 
 
-def gpus_by_bus(environment: Mapping[str, str] | None = None) -> bool:
+def gpus_by_bus(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether CUDA counts GPUs by their place on the bus, as the driver does, and not the fastest first."""
-    return (os.environ if environment is None else environment).get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    return environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -272,16 +277,15 @@ _KAFKA, _DISPATCHER_KAFKA = "INFERLINE_KAFKA_", "INFERLINE_DISPATCHER_KAFKA_"
 KAFKA_CONFIG = f"{_KAFKA}CONFIG"
 
 
-def kafka_security(environment: Mapping[str, str] | None = None) -> KafkaSecurity:
+def kafka_security(environment: Mapping[str, str] = os.environ) -> KafkaSecurity:
     """What the environment, and the file it names, say about TLS and SASL.
 
     Raises:
         UsageError: a property that is unknown, missing or impossible, or a file that cannot be read.
     """
-    source = os.environ if environment is None else environment
-    given = _properties(source[KAFKA_CONFIG]) if source.get(KAFKA_CONFIG) else {}
+    given = _properties(environment[KAFKA_CONFIG]) if environment.get(KAFKA_CONFIG) else {}
     for name in KafkaSecurity.__dataclass_fields__:
-        if value := source.get(_variable(name)):
+        if value := environment.get(_variable(name)):
             given[name] = value
     return KafkaSecurity(**given)
 
@@ -297,7 +301,7 @@ DISPATCHER_KAFKA_VARIABLES = tuple(_DISPATCHER_KAFKA + name.removeprefix(_KAFKA)
 """Every variable that `dispatcher_environment` puts in the place of those."""
 
 
-def dispatcher_keys(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+def dispatcher_keys(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return where a dispatcher's `KAFKA_VARIABLES` come from: variables of the controller's, by what they become.
 
     Empty where dispatchers are the controller's own Kafka user.
@@ -306,7 +310,7 @@ def dispatcher_keys(environment: Mapping[str, str] | None = None) -> dict[str, s
     return {_KAFKA + name.removeprefix(_DISPATCHER_KAFKA): name for name, value in found.items() if value}
 
 
-def dispatcher_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+def dispatcher_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment of the supervisor, whose dispatchers may be another Kafka user than the controller.
 
     One variable of `DISPATCHER_KAFKA_VARIABLES` is enough to replace all of `KAFKA_VARIABLES`: of a mixture nobody
@@ -315,7 +319,7 @@ def dispatcher_environment(environment: Mapping[str, str] | None = None) -> dict
     Raises:
         UsageError: a property that is unknown, missing or impossible, or a file that cannot be read.
     """
-    source = dict(os.environ if environment is None else environment)
+    source = dict(environment)
     own = {name: source[key] for name, key in dispatcher_keys(source).items()}
     for name in (*(KAFKA_VARIABLES if own else ()), *DISPATCHER_KAFKA_VARIABLES):
         source.pop(name, None)
@@ -348,15 +352,14 @@ def _properties(file: str) -> dict[str, str]:
     return found
 
 
-def runtime_folder(environment: Mapping[str, str] | None = None) -> Path:
+def runtime_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Return this user's folder for sockets: below `XDG_RUNTIME_DIR`, else below the folder for temporary files.
 
     The path is short, since the path of a socket has at most 107 bytes.
     """
-    source = os.environ if environment is None else environment
-    if source.get("XDG_RUNTIME_DIR"):
-        return Path(source["XDG_RUNTIME_DIR"]) / "inferline-stream"
-    return Path(source.get("TMPDIR") or "/tmp") / f"inferline-stream-{os.getuid()}"  # noqa: S108  made with mode 0700
+    if environment.get("XDG_RUNTIME_DIR"):
+        return Path(environment["XDG_RUNTIME_DIR"]) / "inferline-stream"
+    return Path(environment.get("TMPDIR") or "/tmp") / f"inferline-stream-{os.getuid()}"  # noqa: S108  made with mode 0700
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,16 +382,15 @@ class Surroundings:
     """`KAFKA_VERSION`: the release that is run in a container or fetched for local Java."""
 
 
-def surroundings(environment: Mapping[str, str] | None = None) -> Surroundings:
+def surroundings(environment: Mapping[str, str] = os.environ) -> Surroundings:
     """What the environment says about Kafka for tests."""
-    source = os.environ if environment is None else environment
-    caches = Path(source.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    caches = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Surroundings(
-        kafka_bootstrap_servers=source.get("KAFKA_BOOTSTRAP_SERVERS") or None,
-        container_engine=source.get("DOCKER_HOST") or None,
-        cache=Path(source.get(CACHE) or caches / "inferline-stream"),
-        ci=source.get("CI", "").lower() not in ("", "0", "false"),
-        kafka_version=source.get("KAFKA_VERSION") or KAFKA_VERSION,
+        kafka_bootstrap_servers=environment.get("KAFKA_BOOTSTRAP_SERVERS") or None,
+        container_engine=environment.get("DOCKER_HOST") or None,
+        cache=Path(environment.get(CACHE) or caches / "inferline-stream"),
+        ci=environment.get("CI", "").lower() not in ("", "0", "false"),
+        kafka_version=environment.get("KAFKA_VERSION") or KAFKA_VERSION,
     )
 
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
+from inferline_stream.cli.command_group import flag_variables
 from inferline_stream.cli.options import Output, Topology, pipeline_of, topology_file
-
-if TYPE_CHECKING:
-    from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.cli.output import console, print_json
+from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.validation import problems
+from inferline_stream.settings import (
+    DISPATCHER_KAFKA_VARIABLES,
+    KAFKA_VARIABLES,
+    Settings,
+    dispatcher_environment,
+    from_environment,
+    given,
+    kafka_security,
+    reasons,
+)
 
 
 def check(
@@ -23,8 +38,6 @@ def check(
     output: Output = "table",
 ) -> None:
     """Look for every mistake of a topology, and build each stage in a process of its own."""
-    from inferline_stream.cli.output import console, print_json
-
     file, pipeline = topology_file(topology), pipeline_of(topology, valid=False)
     try:
         shown = str(file.relative_to(Path.cwd()))
@@ -46,12 +59,8 @@ def check(
 
 
 def _check(pipeline: Pipeline, file: Path) -> None:
-    import asyncio
 
-    from inferline_stream.errors import InvalidTopology
-    from inferline_stream.pipeline.validation import problems
     from inferline_stream.profiler.topology_check import building_problems, event_problems, sample_problems
-    from inferline_stream.settings import from_environment
 
     declared = problems(pipeline)
     files = sample_problems(pipeline, file.parent)
@@ -64,21 +73,6 @@ def _check(pipeline: Pipeline, file: Path) -> None:
 
 def configuration(pipeline: Pipeline, file: str, context: typer.Context) -> list[dict[str, Any]]:
     """Every setting: name, value, where it comes from, and what it is."""
-    import inspect
-
-    from inferline_stream.cli.command_group import flag_variables
-    from inferline_stream.pipeline.topology import Pipeline
-    from inferline_stream.settings import (
-        DISPATCHER_KAFKA_VARIABLES,
-        KAFKA_VARIABLES,
-        Settings,
-        dispatcher_environment,
-        from_environment,
-        given,
-        kafka_security,
-        reasons,
-    )
-
     rows = []
     defaults = {name: p.default for name, p in inspect.signature(Pipeline.__init__).parameters.items()}
     for name in ("slo", "objective", "on_expired"):
@@ -109,7 +103,6 @@ def _row(name: str, value: object, source: str, meaning: str) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> object:
-    from rich.table import Table
 
     table = Table(title="Configuration")
     for column in ("name", "value", "from", "meaning"):

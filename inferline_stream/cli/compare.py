@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from inferline_stream.cli.options import Output, check_plot
+from inferline_stream.cli.output import Bar, console, print_json
 from inferline_stream.cli.replay import ReplayOptions, replay_inputs
+from inferline_stream.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from inferline_stream.replay.compare import Comparison
 
 
@@ -39,9 +40,7 @@ def compare(
     pools only. The regret is the cost above that of a schedule made in hindsight.
     """
     from inferline_stream.calculus.envelope import compiled_kernel
-    from inferline_stream.cli.output import Bar, console, print_json
     from inferline_stream.dataplane.sample_files import read_arrivals
-    from inferline_stream.errors import UsageError
     from inferline_stream.replay.compare import NAMES
     from inferline_stream.replay.compare import compare as compared
     from inferline_stream.replay.replay_document import comparison_to_dict
@@ -83,7 +82,6 @@ def compare(
 
 
 def _rows_table(comparison: Comparison) -> Table:
-    from rich.table import Table
 
     table = Table(title="Policies, cheapest first")
     table.add_column("policy")

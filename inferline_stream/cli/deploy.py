@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from inferline_stream.cli.options import DeployOptions, Output, Running, Topology, pipeline_of
+from inferline_stream.cli.output import print_json
+from inferline_stream.cli.scale import as_fields, who
+from inferline_stream.controlplane.records.control_records import Override
+from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
 
 
 def deploy(
@@ -30,8 +39,6 @@ def deploy(
     Kubernetes: applies a controller (two, of which one acts), the rights it needs, its network policy, alert rules, and
     the profiles. It makes what each stage needs. The image is yours: the guide to Kubernetes says how to build it.
     """
-    from inferline_stream.errors import UsageError
-
     if target == "kubernetes":
         from inferline_stream.cli.platform import kubernetes_door
 
@@ -49,19 +56,10 @@ def deploy(
 
 
 def _newer_code(topology: Path, running: Running, output: Output) -> None:
-    import asyncio
-    import time
 
-    from inferline_stream.cli.output import print_json
-    from inferline_stream.cli.scale import as_fields, who
     from inferline_stream.controlplane.leadership import leads
     from inferline_stream.controlplane.observe.recovery import recover
-    from inferline_stream.controlplane.records.control_records import Override
     from inferline_stream.controlplane.records.record_writers import write_overrides
-    from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.hardware import catalogue
-    from inferline_stream.pipeline.names import Names
-    from inferline_stream.pipeline.version import DRAIN_FIRST, incompatibilities, structure_of
 
     pipeline, servers = pipeline_of(topology), running.bootstrap_servers
     names = Names(pipeline.name, running.prefix)

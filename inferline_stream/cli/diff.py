@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
+import msgspec
 import typer
+from rich.table import Table
 
 from inferline_stream.cli.options import Output, pipeline_of
-
-if TYPE_CHECKING:
-    from inferline_stream.pipeline.plan import Plan
-    from inferline_stream.planner.plan_diff import PlanDifference
+from inferline_stream.cli.output import console, print_json
+from inferline_stream.errors import InvalidFile, UsageError
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.plan import Plan, in_words
+from inferline_stream.pipeline.units import format_duration
+from inferline_stream.planner.plan_document import plan_from_bytes
 
 
 def diff(
@@ -24,13 +28,6 @@ def diff(
     output: Output = "table",
 ) -> None:
     """Compare two plans: hardware, batch limits and replicas of every stage, cost, SLO and P99."""
-    from rich.table import Table
-
-    from inferline_stream.cli.output import console, print_json
-    from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.hardware import catalogue
-    from inferline_stream.pipeline.plan import in_words
-    from inferline_stream.pipeline.units import format_duration
     from inferline_stream.planner.plan_diff import difference
 
     extra = () if topology is None else pipeline_of(topology, valid=False).hardware
@@ -40,7 +37,7 @@ def diff(
     except KeyError as error:
         raise UsageError(f"hardware {error.args[0]!r} has no price; give --topology, whose hardware it is") from None
     if output == "json":
-        print_json({**_facts(found), "unchanged": found.unchanged})
+        print_json({**msgspec.to_builtins(found), "unchanged": found.unchanged})
         return
     table = Table(title=f"{before.name} → {after.name}")
     for name in ("stage", before.name, after.name):
@@ -66,17 +63,8 @@ def diff(
 
 
 def _read(file: Path) -> Plan:
-    from inferline_stream.errors import InvalidFile
-    from inferline_stream.planner.plan_document import plan_from_bytes
 
     try:
         return plan_from_bytes(file.read_bytes(), str(file))
     except OSError as error:
         raise InvalidFile(f"{file}: cannot be read ({error.strerror}); give a plan written by `plan`") from None
-
-
-def _facts(found: PlanDifference) -> dict[str, Any]:
-    import msgspec
-
-    facts: dict[str, Any] = msgspec.to_builtins(found)
-    return facts

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from inferline_stream.cli.options import Output, Running, Topology, check_stages, pipeline_of
-from inferline_stream.cli.output import print_json
+from inferline_stream.cli.output import console, print_json
+from inferline_stream.pipeline.names import ERRORS_PREFIX
+from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.safe_text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from inferline_stream.dataplane.dead_letters import Letter, SentAgain
-    from inferline_stream.pipeline.topology import Pipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +44,9 @@ class LetterOptions:
 
 def ls(wanted: LetterOptions, *, output: Output = "table") -> None:
     """List events that could not be processed."""
-    pipeline, prefix = wanted.pipeline, wanted.running.prefix
-    found = _chosen(pipeline, wanted)
+    found = _chosen(wanted.pipeline, wanted)
     if output == "json":
-        print_json({"letters": [_in_short(letter, pipeline, prefix) for letter in found]})
+        print_json({"letters": [_in_short(letter) for letter in found]})
     else:
         _list(found)
 
@@ -109,10 +112,6 @@ def _print_sent(done: SentAgain, *, as_json: bool) -> None:
 
 
 def _list(letters: Sequence[Letter]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from inferline_stream.cli.output import console
 
     table = Table(title="Dead letters", caption=f"{len(letters)} letters; `dlq show` prints them in full")
     for name in ("letter", "died", "stage", "event", "why", "sent again"):
@@ -125,7 +124,6 @@ def _list(letters: Sequence[Letter]) -> None:
 
 
 def _show(letter: Letter, pipeline: Pipeline, prefix: str) -> None:
-    import msgspec
 
     shown = _in_full(letter, pipeline, prefix)
     headers, traceback = shown.pop("headers"), shown.pop("traceback")
@@ -138,7 +136,7 @@ def _show(letter: Letter, pipeline: Pipeline, prefix: str) -> None:
     print(printable(traceback, keep="\n\t"))
 
 
-def _in_short(letter: Letter, pipeline: Pipeline, prefix: str) -> dict[str, Any]:
+def _in_short(letter: Letter) -> dict[str, Any]:
     from inferline_stream.dataplane.dead_letters import shown_bytes
 
     return {
@@ -157,9 +155,8 @@ def _in_short(letter: Letter, pipeline: Pipeline, prefix: str) -> dict[str, Any]
 
 def _in_full(letter: Letter, pipeline: Pipeline, prefix: str) -> dict[str, Any]:
     from inferline_stream.dataplane.dead_letters import decoded, shown_bytes
-    from inferline_stream.pipeline.names import ERRORS_PREFIX
 
-    shown = _in_short(letter, pipeline, prefix)
+    shown = _in_short(letter)
     shown["failed_in"] = letter.failed_in
     shown["timestamp"] = _time(letter.time_ms) or None
     shown["parent"] = letter.parent or None
@@ -180,8 +177,6 @@ def _as_json(value: Any) -> Any:
     Raises:
         ValueError: it cannot, e.g. a map of a user's own format whose keys are no texts.
     """
-    import msgspec
-
     from inferline_stream.dataplane.dead_letters import shown_bytes
 
     try:
@@ -192,7 +187,6 @@ def _as_json(value: Any) -> Any:
 
 
 def _time(time_ms: int | None) -> str:
-    from datetime import UTC, datetime
 
     if time_ms is None:
         return ""

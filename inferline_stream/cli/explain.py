@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 import typer
 
 from inferline_stream.cli.options import Output, Topology, pipeline_of, topology_file
+from inferline_stream.cli.output import print_json
+from inferline_stream.controlplane.records.control_records import Overrides
 from inferline_stream.controlplane.run_options import Prefix
+from inferline_stream.pipeline.names import Names
 
 
 def explain(
@@ -21,13 +25,8 @@ def explain(
     output: Output = "table",
 ) -> None:
     """Tell which plan is in force, what people have set, and what was decided: who, when, why, on which numbers."""
-    import asyncio
-
-    from inferline_stream.cli.output import print_json
     from inferline_stream.controlplane.observe.recovery import recover
-    from inferline_stream.controlplane.records.control_records import Overrides
     from inferline_stream.controlplane.records.explanation import PlanHistory, document, sentences
-    from inferline_stream.pipeline.names import Names
     from inferline_stream.runs.archive import newest_run, read_record
 
     name = pipeline_of(topology, valid=False).name

@@ -1,4 +1,4 @@
-"""The command line. Commands import what they need when they are called, so that `--help` answers at once."""
+"""The command line. Commands import what takes long when they are called, so that `--help` answers at once."""
 
 from __future__ import annotations
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from inferline_stream.controlplane.run_options import Delivery, Endpoints, Prefix, RecordOptions
-
-if TYPE_CHECKING:
-    from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.dataplane.topology_loader import file_and_name, load_topology
+from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.units import duration_s
+from inferline_stream.pipeline.validation import validated
 
 Topology = Annotated[
     Path, typer.Argument(help="the topology file, or the folder that holds a topology.py; file:name for one of several")
@@ -189,8 +191,6 @@ class DeployOptions:
 
 def topology_file(topology: Path) -> Path:
     """The file meant by a path: itself, or the topology.py of a folder; ``:name`` stays behind it."""
-    from inferline_stream.dataplane.topology_loader import file_and_name
-
     file, variable = file_and_name(topology)
     return file.with_name(f"{file.name}:{variable}") if variable else file
 
@@ -201,24 +201,19 @@ def pipeline_of(topology: Path, *, valid: bool = True) -> Pipeline:
     Raises:
         InvalidTopology: everything that is wrong with it, where it has to be valid.
     """
-    from inferline_stream.dataplane.topology_loader import load_topology
-    from inferline_stream.pipeline.validation import validated
-
     pipeline = load_topology(topology_file(topology))
     return validated(pipeline) if valid else pipeline
 
 
-def check_stages(names: list[str] | None, pipeline: Pipeline) -> None:
-    """Refuse an option's stages that the pipeline does not have.
+def check_stages(names: list[str] | None, pipeline: Pipeline, what: str = "--stage") -> None:
+    """Refuse stages that the pipeline does not have; ``what`` is how they were given.
 
     Raises:
         UsageError: names the first of them.
     """
-    from inferline_stream.errors import UsageError
-
     known = [stage.name for stage in pipeline.stages]
     if unknown := [name for name in names or () if name not in known]:
-        raise UsageError(f"--stage {unknown[0]!r}: the pipeline has {', '.join(known)}")
+        raise UsageError(f"{what} {unknown[0]!r}: the pipeline has {', '.join(known)}")
 
 
 def check_plot(plot: Path | None) -> None:
@@ -235,9 +230,6 @@ def duration_of(option: str, text: str) -> float:
     Raises:
         UsageError: it is none, or not above 0.
     """
-    from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.units import duration_s
-
     try:
         seconds = duration_s(text)
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inferline_stream.cli.options import Output, Running, Topology, pipeline_of
 from inferline_stream.cli.scale import Lasting, send, until_s, who
+from inferline_stream.controlplane.records.control_records import Override
 
 
 def pause(
@@ -14,7 +15,5 @@ def pause(
     output: Output = "table",
 ) -> None:
     """Hold decisions, new plans included; records keep flowing."""
-    from inferline_stream.controlplane.records.control_records import Override
-
     override = Override("pause", until_s=until_s(lasting), who=who())
     send(pipeline_of(topology, valid=False), running, [(override.key, override)], output)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from inferline_stream.cli.options import (
@@ -17,7 +20,11 @@ from inferline_stream.cli.options import (
     check_plot,
     duration_of,
 )
+from inferline_stream.cli.output import console
 from inferline_stream.controlplane.run_options import Prefix
+from inferline_stream.errors import UsageError
+from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.settings import from_environment
 
 if TYPE_CHECKING:
     from inferline_stream.cli.plan_steps import Declared
@@ -54,12 +61,8 @@ def plan(
     output: Output = "table",
 ) -> None:
     """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO, and say why."""
-    from functools import partial
-
-    import msgspec
     import uvloop
 
-    from inferline_stream.cli.output import console
     from inferline_stream.cli.plan_steps import (
         PlanInputs,
         declared,
@@ -72,11 +75,7 @@ def plan(
     from inferline_stream.cli.plan_text import CURVE_FACTORS, curve_document, explanation_document, show_curve, show_why
     from inferline_stream.cli.platform import check, profiling_cluster
     from inferline_stream.cli.rehearsal_steps import rehearsed
-    from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.shape import shape_of
-    from inferline_stream.planner.plan_document import plan_to_bytes
     from inferline_stream.planner.plan_explanation import CurvePoint, cost_curve, explain
-    from inferline_stream.planner.problem import Problem
     from inferline_stream.tuner.demand import reserve_of
     from inferline_stream.tuner.plan_basis import basis_of
 
@@ -104,16 +103,15 @@ def plan(
             known=[found],
         )
         found = next((p.plan for p in points if p.slo_s == slo_s and p.plan is not None), found)
-    pipeline, kinds, objective = inputs.what.pipeline, inputs.kinds, what.pipeline.objective
-    problem = Problem(shape_of(pipeline), measured, traces, found.slo_s, kinds, objective=objective, seed=search.seed)
-    why = explain(found, problem)
-    reserved = reserve_of(basis_of(found, measured, kinds, objective=objective))
+    pipeline = inputs.what.pipeline
+    why = explain(found, inputs.problem(measured, found.slo_s))
+    reserved = reserve_of(basis_of(found, measured, inputs.kinds, objective=pipeline.objective))
     if save is not None:
         save.write_bytes(plan_to_bytes(found))
     if plot is not None:
         from inferline_stream.observability.plots.plan_pictures import draw_cost_curve
 
-        draw_cost_curve(plot, {pipeline.name: points}, title=f"What an SLO costs: {pipeline.name}", chosen=found)
+        draw_cost_curve(plot, points, pipeline.name, title=f"What an SLO costs: {pipeline.name}", chosen=found)
     doubt = not_credible(found, inputs, measured)
     if output == "json":
         curves = curve_document(points) if points else msgspec.UNSET
@@ -133,16 +131,12 @@ def _traces(
     given: Sequence[str], what: Declared, *, bootstrap_servers: str | None, prefix: str, seed: int
 ) -> tuple[Trace, ...]:
     """The traces to plan for: those given, or the sample's."""
-    import asyncio
-
     import numpy as np
 
     from inferline_stream.cli.plan_steps import check_memory
     from inferline_stream.dataplane.sample_files import read_arrivals
     from inferline_stream.dataplane.source_sample import recent_sample
-    from inferline_stream.errors import UsageError
     from inferline_stream.pipeline.generated import generated_trace, is_generated
-    from inferline_stream.settings import from_environment
 
     def expecting(events: int) -> None:
         check_memory(events, len(what.pipeline.stages))

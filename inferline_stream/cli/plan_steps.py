@@ -117,6 +117,28 @@ class PlanInputs:
         """Hardware kinds known to the pipeline."""
         return catalogue(self.what.pipeline.hardware)
 
+    def problem(self, measured: PipelineProfile, slo_s: float | None = None) -> Problem:
+        """What a plan is searched for, and explained by.
+
+        Args:
+            measured: profiles.
+            slo_s: another SLO than that of the inputs.
+        """
+        pipeline = self.what.pipeline
+        unbounded = self.platform.oversubscribe or self.platform.elsewhere
+        return Problem(
+            shape_of(pipeline),
+            measured,
+            self.all_traces,
+            slo_s or self.slo_s or pipeline.slo_s,
+            self.kinds,
+            max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
+            objective=pipeline.objective,
+            seed=self.search.seed,
+            order_slo_s=pipeline.slo_s,
+            cores=math.inf if unbounded else cores_for_replicas(self, measured),
+        )
+
     def limited(self, stock: Sequence[str] = (), *, absent: bool) -> PlanInputs:
         """The same with no more replicas of each hardware kind than this pipeline's share, and this machine's devices.
 
@@ -285,21 +307,9 @@ def planned(
 
     with Bar("getting the estimator ready, once per installation") as bar:
         compile_kernels(bar.show)
-    pipeline, search, traces = inputs.what.pipeline, inputs.search, inputs.all_traces
-    unbounded = inputs.platform.oversubscribe or inputs.platform.elsewhere
-    check_memory(sum(map(len, traces)), len(pipeline.stages))
-    problem = Problem(
-        shape_of(pipeline),
-        measured,
-        traces,
-        slo_s or inputs.slo_s or pipeline.slo_s,
-        inputs.kinds,
-        max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
-        objective=pipeline.objective,
-        seed=search.seed,
-        order_slo_s=pipeline.slo_s,
-        cores=math.inf if unbounded else cores_for_replicas(inputs, measured),
-    )
+    pipeline, search = inputs.what.pipeline, inputs.search
+    check_memory(sum(map(len, inputs.all_traces)), len(pipeline.stages))
+    problem = inputs.problem(measured, slo_s)
     with Bar("planning") as bar:
 
         def show(progress: Searching) -> None:

@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
-from inferline_stream.cli.options import Output, Platform, Servers, Topology, check_plot, check_stages
+from inferline_stream.cli.options import Output, Platform, Servers, Topology, check_plot, check_stages, duration_of
+from inferline_stream.cli.output import console, print_json
+from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.units import format_duration
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.profile import PipelineProfile
+
+_LEAST_S = 0.1
 
 
 def profile(
@@ -32,13 +38,14 @@ def profile(
     """
     import uvloop
 
-    from inferline_stream.cli.output import console, print_json
     from inferline_stream.cli.plan_steps import declared, profiled, profiling_options
     from inferline_stream.cli.platform import check, profiling_cluster
 
     check_plot(plot)
     check(platform, bootstrap_servers)
-    stage_s = _stage_s(time)
+    stage_s = duration_of("--time", time)
+    if stage_s < _LEAST_S:
+        raise UsageError(f"--time {time}: less than 100ms measures nothing")
     what = declared(topology, bootstrap_servers)
     check_stages(stage, what.pipeline)
     names = [known.name for known in what.pipeline.stages]
@@ -56,23 +63,7 @@ def profile(
         console().print(_table(measured, names))
 
 
-def _stage_s(text: str) -> float:
-    from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.units import duration_s
-
-    try:
-        seconds = duration_s(text)
-    except ValueError as error:
-        raise UsageError(f"--time: {error}") from None
-    if seconds < 0.1:
-        raise UsageError(f"--time {text}: less than 100ms measures nothing")
-    return seconds
-
-
 def _table(measured: PipelineProfile, names: list[str]) -> object:
-    from rich.table import Table
-
-    from inferline_stream.pipeline.units import format_duration
 
     caption = f"time between two stages: {format_duration(measured.hop_overhead_s)}"
     if measured.network_s:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inferline_stream.cli.plan_steps import Declared, PlanInputs, cores_for_replicas, short_of_cores
 from inferline_stream.connectors.sources.replay_process import replayed
+from inferline_stream.controlplane.observe.live_profile import slowdowns
 from inferline_stream.controlplane.run_inputs import FeedTo, Run
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan
@@ -17,12 +18,20 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.profile_store import ProfileStore
 from inferline_stream.runs.broker_process import embedded_broker_process
-from inferline_stream.runs.rehearsal import hold, rehearse, slowed
+from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.settings import from_environment
+from inferline_stream.tuner.decision import Decision
+from inferline_stream.tuner.observation import Observation
+from inferline_stream.tuner.tuner_state import TunerState
 
 REHEARSAL_S = 10.0
 MOST_PLANS = 2
 """So often a plan is made again."""
+
+LONGER = 1.1
+"""Batches that take more than this many times their profile call for another plan: less is noise."""
+
+_FEWEST_BATCHES = 10
 
 
 async def rehearsed(
@@ -119,3 +128,60 @@ def busiest_s(what: Declared, seconds: float) -> float:
     ends = times_s.searchsorted(times_s + seconds, side="right")
     first = int((ends - range(len(times_s))).argmax())
     return float(times_s[first])
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """What a rehearsal came to.
+
+    Args:
+        factors: by stage and hardware kind, how many times its profile a batch took; without those that ran too little.
+        crowded: why it says nothing, in words: others took the cores meanwhile. Empty if it does.
+    """
+
+    factors: Mapping[tuple[str, str], float]
+    crowded: str = ""
+
+    @property
+    def slower(self) -> dict[tuple[str, str], float]:
+        """Those that are slower than profiled."""
+        return {} if self.crowded else {key: factor for key, factor in self.factors.items() if factor > LONGER}
+
+
+async def rehearse(run: Run) -> Rehearsed:
+    """Run the feed through the plan's replicas, none of which is added or taken away, and compare with the profiles.
+
+    Args:
+        run: with topics of its own on a broker that keeps nothing.
+
+    Raises:
+        StageFailed: a stage cannot start.
+        Unreachable: the broker does not answer.
+    """
+    crowded = ""
+    async with open_run(run) as under_way:
+        await under_way.ready()
+        view = under_way.controller.view
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        try:
+            while not feeding.done():
+                crowded = view.core_use.crowded or crowded
+                await asyncio.wait([feeding], timeout=0.5)
+            feeding.result()
+        finally:  # on Ctrl-C the feed ends before the broker that it writes to
+            feeding.cancel()
+            await asyncio.wait([feeding])
+        seen = view.reports.totals()
+        await under_way.drain()
+    return Rehearsed(slowdowns(run.measured, seen, _FEWEST_BATCHES), crowded)
+
+
+def slowed(measured: PipelineProfile, slower: Mapping[tuple[str, str], float]) -> PipelineProfile:
+    """Profiles in which some batches take so many times longer, whatever their size."""
+    profiles = {key: own.scaled(slower[key]) if key in slower else own for key, own in measured.profiles.items()}
+    return replace(measured, profiles=profiles)
+
+
+def hold(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | None]:
+    """A policy that decides nothing."""
+    return state, None

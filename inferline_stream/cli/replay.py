@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Column, Table
 
 from inferline_stream.cli.options import Output, Reserve, SearchOptions, Seed, check_plot
+from inferline_stream.cli.output import Bar, console, print_json
+from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.hardware import Catalogue, catalogue
+from inferline_stream.pipeline.plan import Allocations, Plan
+from inferline_stream.pipeline.shape import Shape, shape_of
+from inferline_stream.pipeline.units import duration_s, format_duration
+from inferline_stream.planner.plan_document import plan_from_bytes
+from inferline_stream.settings import from_environment
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from inferline_stream.pipeline.hardware import Catalogue
-    from inferline_stream.pipeline.plan import Allocations, Plan
     from inferline_stream.pipeline.profile import PipelineProfile
-    from inferline_stream.pipeline.shape import Shape
     from inferline_stream.pipeline.trace import Trace
     from inferline_stream.replay.loop import Conditions
     from inferline_stream.replay.outcome import Outcome
@@ -46,8 +50,6 @@ class ReplayOptions:
 
     def conditions(self) -> Conditions:
         """How the world answers, with the profiled start-up times or with others."""
-        from inferline_stream.errors import UsageError
-        from inferline_stream.pipeline.units import duration_s
         from inferline_stream.replay.loop import Conditions
 
         try:
@@ -65,8 +67,6 @@ def replay(
     output: Output = "table",
 ) -> None:
     """Run the production policy on a trace in simulated time: cost, misses, and every step with its reason."""
-    from inferline_stream.cli.output import Bar, console, print_json
-    from inferline_stream.errors import UsageError
     from inferline_stream.replay.loop import replay as replayed
     from inferline_stream.replay.replay_document import steps, steps_as_csv, steps_as_json_lines, summary
     from inferline_stream.replay.scalers import Fixed, Scaler
@@ -145,11 +145,7 @@ def replay_inputs(given: ReplayOptions) -> ReplayInputs:
     from inferline_stream.cli.plan_steps import PlanInputs, declared, planned, profiled
     from inferline_stream.controlplane.observe.observation_log import read_observations
     from inferline_stream.dataplane.sample_files import read_arrivals
-    from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.hardware import catalogue
-    from inferline_stream.pipeline.shape import shape_of
     from inferline_stream.pipeline.trace import Trace
-    from inferline_stream.planner.plan_document import plan_from_bytes
     from inferline_stream.profiler.profiling_options import Options
     from inferline_stream.runs.archive import DOCUMENT, read_events, read_record
 
@@ -164,7 +160,7 @@ def replay_inputs(given: ReplayOptions) -> ReplayInputs:
         return ReplayInputs(
             record.report.pipeline,
             record.shape,
-            plan or plan_from_bytes(bytes(record.plans[0].plan), "the run's plan"),
+            plan or record.plans[0].plan,
             record.as_it_ran,
             Trace(events.sample_s) if events.sample_s.size else arrivals,
             arrivals,
@@ -201,9 +197,7 @@ def _held(record: RunRecord, asked_s: float) -> Mapping[str, Mapping[str, int]]:
 
 def _tuner(policy: str, inputs: ReplayInputs) -> Tuner:
     from inferline_stream.calculus.envelope import compiled_kernel
-    from inferline_stream.controlplane.decide.policy_memory import shortest_window_s
     from inferline_stream.replay.scalers import Tuner
-    from inferline_stream.settings import from_environment
     from inferline_stream.tuner.policy import POLICIES, initial_state
     from inferline_stream.tuner.staffing_table import staffing
 
@@ -212,7 +206,7 @@ def _tuner(policy: str, inputs: ReplayInputs) -> Tuner:
         inputs.measured,
         inputs.kinds,
         objective=inputs.objective,
-        shortest_window_s=shortest_window_s(from_environment()),
+        shortest_window_s=from_environment().shortest_window_s,
         held=inputs.held,
     )
     later, staffed_s = None, -math.inf if inputs.observations is None else inputs.observations.staffed_s
@@ -224,7 +218,6 @@ def _tuner(policy: str, inputs: ReplayInputs) -> Tuner:
 
 
 def _steps_table(outcome: Outcome) -> Table:
-    from rich.table import Column, Table
 
     after = Column("after", justify="right")
     table = Table(after, "what", "why", "replicas then", title=f"Policy {outcome.policy}")
@@ -237,7 +230,6 @@ def _steps_table(outcome: Outcome) -> Table:
 
 
 def _in_words(outcome: Outcome, objective: float) -> str:
-    from inferline_stream.pipeline.units import format_duration
 
     p99 = "never" if outcome.p99_s == float("inf") else format_duration(outcome.p99_s)
     return (

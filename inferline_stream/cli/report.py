@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from inferline_stream.cli.options import Output, pipeline_of, topology_file
+from inferline_stream.cli.output import Bar, print_json
 
 
 def report(
@@ -17,7 +18,6 @@ def report(
     output: Output = "table",
 ) -> None:
     """Write one page about a finished run: what happened, why, what it cost, and what each baseline would have cost."""
-    from inferline_stream.cli.output import Bar, print_json
     from inferline_stream.replay.compare import NAMES
     from inferline_stream.runs.archive import DOCUMENT, newest_run, read_events, read_record
     from inferline_stream.runs.html_report import html_report

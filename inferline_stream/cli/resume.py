@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import asyncio
+from typing import Annotated
 
 import typer
 
-from inferline_stream.cli.options import Output, Running, Topology, pipeline_of
-from inferline_stream.cli.scale import check_stage, send
-
-if TYPE_CHECKING:
-    from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.cli.options import Output, Running, Topology, check_stages, pipeline_of
+from inferline_stream.cli.scale import send
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.topology import Pipeline
 
 
 def resume(
@@ -25,7 +25,7 @@ def resume(
     pipeline = pipeline_of(topology, valid=False)
     keys = ["pause"]
     if stage is not None:
-        check_stage(pipeline, stage)
+        check_stages([stage], pipeline, "stage")
         keys = [f"{kind}/{stage}" for kind in ("scale", "limits", "standby")]
     if everything:
         keys = _set_now(pipeline, running)
@@ -34,10 +34,7 @@ def resume(
 
 def _set_now(pipeline: Pipeline, running: Running) -> list[str]:
     """Keys of everything in force but the newest code, which nobody can take back."""
-    import asyncio
-
     from inferline_stream.controlplane.observe.recovery import recover
-    from inferline_stream.pipeline.names import Names
 
     found = asyncio.run(recover(running.bootstrap_servers, Names(pipeline.name, running.prefix)))
     return [key for key in found.overrides.by_key if key != "code"]

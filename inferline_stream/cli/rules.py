@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.table import Table
 
 from inferline_stream.cli.options import Topology, pipeline_of
+from inferline_stream.cli.output import console
+from inferline_stream.errors import UsageError
+from inferline_stream.observability.alert_rules import Target, rules_document, rules_yaml
 
 
 def rules(
@@ -26,12 +31,6 @@ def rules(
     They are made from the same list as the metrics' latency buckets, for the topology's SLO and objective: alerts on
     the burn rate of the error budget over several windows, and on what endangers the SLO before it is missed.
     """
-    import json
-
-    from inferline_stream.cli.output import console
-    from inferline_stream.errors import UsageError
-    from inferline_stream.observability.alert_rules import Target, rules_document, rules_yaml
-
     pipeline = pipeline_of(topology)
     target = Target(pipeline.name, pipeline.slo_s, pipeline.objective, faster)
     document = rules_document(target)
@@ -49,7 +48,6 @@ def rules(
 
 
 def _table(document: dict[str, Any]) -> object:
-    from rich.table import Table
 
     (group,) = document["groups"]
     title = f"Alerts of {group['name'].removeprefix('inferline.')}"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import os
 import signal
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,6 @@ from inferline_stream.cli.output import console, log_to_people, print_json
 from inferline_stream.cli.plan_steps import (
     Declared,
     PlanInputs,
-    cores_for_replicas,
     declared,
     not_credible,
     plan_table,
@@ -75,7 +73,7 @@ def run_and_report(wanted: RunOptions) -> None:
     what = declared(wanted.topology, wanted.bootstrap_servers, wanted.records.prefix)
     what = replace(what, trace=what.trace.sped_up(wanted.speed_up))
     stopping = _Stopping()
-    with Screen(people) as screen:
+    with closing(Screen(people)) as screen:
         try:
             report = uvloop.run(_run(wanted, what, people, screen, stopping))
         except asyncio.CancelledError:
@@ -179,7 +177,6 @@ async def _run(
         inputs, measured, plan = await _planned(wanted, what, servers, screen, stopping)
         what = inputs.what
         people.print(plan_table(plan, what.pipeline, not_credible(plan, inputs, measured)))
-        unbounded = wanted.platform.oversubscribe or wanted.platform.elsewhere
         run = Run(
             pipeline=what.pipeline,
             topology=what.file,
@@ -204,7 +201,7 @@ async def _run(
             # Dispatchers that outlive a controller count what their next one would count otherwise.
             live_since_s=0.0 if wanted.hand_over else time.time(),
             hands_over=wanted.hand_over,
-            cores=math.inf if unbounded else cores_for_replicas(inputs, measured),
+            cores=inputs.problem(measured).cores,
         )
         actuator = await stack.enter_async_context(actuator_of(wanted.platform, run))
         if actuator is not None and run.hands_over:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.table import Table
 
 from inferline_stream.cli.options import Output, Topology, check_stages
+from inferline_stream.cli.output import console
+from inferline_stream.errors import InvalidInput
+from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.settings import from_environment
 
 if TYPE_CHECKING:
     from inferline_stream.isolation.probes import Probed
@@ -24,10 +30,8 @@ def check(
 ) -> None:
     """Print what this machine's kernel offers to isolate replicas; exit code 3 where that is not all."""
     from inferline_stream.actuators.gpu_needs import gpu_needs
-    from inferline_stream.errors import InvalidInput
     from inferline_stream.isolation.probes import kernel_features
     from inferline_stream.isolation.seal import unsupported
-    from inferline_stream.pipeline.isolation import Isolation
 
     found = kernel_features()
     lacking = unsupported(Isolation())
@@ -56,10 +60,7 @@ def probe(
     output: Output = "table",
 ) -> None:
     """Try each known way out of a replica, and print which are blocked."""
-    import asyncio
-
     from inferline_stream.isolation import probes
-    from inferline_stream.pipeline.isolation import Isolation
 
     isolations = {
         "none": Isolation("none"),
@@ -78,9 +79,6 @@ def probe(
 
 
 def _show_probes(found: dict[str, Probed]) -> None:
-    from rich.table import Table
-
-    from inferline_stream.cli.output import console
 
     table = Table("tried", *found, title="Ways out of a replica")
     columns = [one.attempts for one in found.values()]
@@ -102,11 +100,8 @@ def audit(
     output: Output = "table",
 ) -> None:
     """Run the sample through the stages without isolation, and print what each would have been refused."""
-    import asyncio
-
     from inferline_stream.cli.plan_steps import declared
     from inferline_stream.profiler.stage_audit import audit_pipeline
-    from inferline_stream.settings import from_environment
 
     what = declared(topology)
     check_stages(stage, what.pipeline)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import getpass
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import msgspec
 import typer
 
-from inferline_stream.cli.options import Output, Running, Topology, duration_of, pipeline_of
-
-if TYPE_CHECKING:
-    from inferline_stream.controlplane.records.control_records import Override
-    from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.cli.options import Output, Running, Topology, check_stages, duration_of, pipeline_of
+from inferline_stream.cli.output import print_json
+from inferline_stream.controlplane.records.control_records import Override
+from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.topology import Pipeline
 
 Lasting = Annotated[str | None, typer.Option("--for", help='lapses after so long, e.g. "10m"; for good without it')]
 
@@ -38,11 +44,6 @@ def scale(
     output: Output = "table",
 ) -> None:
     """Set replicas or limits of a stage, or the SLO, prices and stock that plans are made for, while it runs."""
-    import msgspec
-
-    from inferline_stream.controlplane.records.control_records import Override
-    from inferline_stream.errors import UsageError
-
     pipeline = pipeline_of(topology, valid=False)
     lapses_s = until_s(lasting)
     of_stage: list[Override] = []
@@ -55,7 +56,9 @@ def scale(
     if standby is not None:
         of_stage.append(Override("standby", stage or "", standby))
     if of_stage:
-        check_stage(pipeline, stage)
+        if stage is None:
+            raise UsageError(f"name the stage: the pipeline has {', '.join(known.name for known in pipeline.stages)}")
+        check_stages([stage], pipeline, "stage")
     whole: list[Override] = []
     if slo is not None:
         whole.append(Override("slo", value=duration_of("--slo", slo)))
@@ -70,8 +73,6 @@ def scale(
 
 
 def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tuple[str, float]]:
-    from inferline_stream.errors import UsageError
-    from inferline_stream.pipeline.hardware import catalogue
 
     kinds, found = catalogue(pipeline.hardware), []
     for text in given:
@@ -89,24 +90,9 @@ def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tup
     return found
 
 
-def check_stage(pipeline: Pipeline, stage: str | None) -> None:
-    """Refuse a stage that the pipeline does not have, or none."""
-    from inferline_stream.errors import UsageError
-
-    stages = [known.name for known in pipeline.stages]
-    if stage is None:
-        raise UsageError(f"name the stage: the pipeline has {', '.join(stages)}")
-    if stage not in stages:
-        raise UsageError(f"stage {stage!r}: the pipeline has {', '.join(stages)}")
-
-
 def send(pipeline: Pipeline, running: Running, records: Sequence[tuple[str, Override | None]], output: str) -> None:
     """Write overrides to the control topic, those without a value to take them back, and print which."""
-    import asyncio
-
-    from inferline_stream.cli.output import print_json
     from inferline_stream.controlplane.records.record_writers import write_overrides
-    from inferline_stream.pipeline.names import Names
 
     asyncio.run(write_overrides(running.bootstrap_servers, Names(pipeline.name, running.prefix), records))
     if output == "json":
@@ -125,15 +111,11 @@ def as_fields(key: str, override: Override | None) -> dict[str, object]:
 
 def until_s(lasting: str | None) -> float | None:
     """When what is set now lapses, in seconds since the epoch; None for good."""
-    import time
-
     return None if lasting is None else time.time() + duration_of("--for", lasting)
 
 
 def who() -> str:
     """The user whose name goes with what is set."""
-    import getpass
-
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -44,14 +42,6 @@ class Screen(RunDisplay):
         self._began_s = time.monotonic()
         self._line_s = 0.0
         self._step = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Take the table away."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from inferline_stream.cli.options import Output, Running, Topology, pipeline_of
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from inferline_stream.observability.page.snapshot import Arrows
-    from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
+from inferline_stream.cli.output import console
+from inferline_stream.observability.page.snapshot import Arrows, snapshot
+from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
+from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.units import format_duration
+from inferline_stream.settings import from_environment
 
 _LOOK_S = 1.5
 """Rates are growth between two looks: this long, at first."""
@@ -32,8 +32,6 @@ def status(topology: Topology, *, running: Running, output: Output = "table") ->
 
     Everything is read from Kafka, so it works from any machine, and also when the controller is gone.
     """
-    from inferline_stream.cli.output import console
-    from inferline_stream.observability.page.snapshot import snapshot
 
     async def once() -> tuple[PipelineState, Arrows]:
         return await anext(pipeline_states(topology, running, 1.0))
@@ -50,8 +48,6 @@ async def pipeline_states(
 ) -> AsyncIterator[tuple[PipelineState, Arrows]]:
     """Yield a running pipeline's state again and again, with the arrows of its DAG."""
     from inferline_stream.controlplane.pipeline_watch import watch_pipeline
-    from inferline_stream.pipeline.shape import shape_of
-    from inferline_stream.settings import from_environment
 
     pipeline = pipeline_of(topology)
     shape = shape_of(pipeline)
@@ -64,9 +60,6 @@ async def pipeline_states(
 
 def status_tables(state: PipelineState) -> Group:
     """Everything on one screen."""
-    from rich.console import Group
-    from rich.text import Text
-
     from inferline_stream.cli.screen import StagesTable, headline
 
     newest = state.decisions[: -1 - _DECISIONS_SHOWN : -1]
@@ -79,10 +72,6 @@ def status_tables(state: PipelineState) -> Group:
 
 def controller_line(state: PipelineState) -> Text:
     """Who leads, and whether decisions are held."""
-    from rich.text import Text
-
-    from inferline_stream.pipeline.units import format_duration
-
     line = Text(f"{state.pipeline}  ", style="bold")
     age_s = state.input_age_s.get("controller")
     if age_s is None:
@@ -98,10 +87,6 @@ def controller_line(state: PipelineState) -> Text:
 
 def envelope_table(state: PipelineState) -> Table:
     """Most arrivals in any window of each length: live against the plan's, 100 % a full bar."""
-    from rich.table import Table
-
-    from inferline_stream.pipeline.units import format_duration
-
     table = Table(box=None, pad_edge=False)
     for name in ("window", "live", "plan"):
         table.add_column(name, justify="right")
@@ -116,9 +101,6 @@ def envelope_table(state: PipelineState) -> Table:
 
 
 def _decision(made: DecisionRecord, now_s: float) -> Text:
-    from rich.text import Text
-
-    from inferline_stream.pipeline.units import format_duration
 
     advised = "" if made.applied or made.action == "hold" else " (advised)"
     age = format_duration(max(0.0, now_s - made.time_s))

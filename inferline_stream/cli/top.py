@@ -10,7 +10,10 @@ import typer
 
 from inferline_stream.cli.command_group import terminated
 from inferline_stream.cli.options import Output, Running, Topology, duration_of
+from inferline_stream.cli.output import console
 from inferline_stream.cli.status import pipeline_states, status_tables
+from inferline_stream.observability.page.snapshot import snapshot
+from inferline_stream.safe_text import printable_json
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -29,10 +32,6 @@ def top(
     With `--output json` each update is one line with one object.
     """
     from rich.live import Live
-
-    from inferline_stream.cli.output import console
-    from inferline_stream.observability.page.snapshot import snapshot
-    from inferline_stream.safe_text import printable_json
 
     every_s = duration_of("--every", every)
     screen = console()

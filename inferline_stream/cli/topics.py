@@ -6,9 +6,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from inferline_stream.cli.options import Output, Topology, pipeline_of
+from inferline_stream.cli.output import console, print_json
 from inferline_stream.controlplane.run_options import Prefix
+from inferline_stream.errors import InvalidInput, UsageError
 
 if TYPE_CHECKING:
     from inferline_stream.dataplane.kafka_permissions import Permission, Role
@@ -42,7 +46,6 @@ def topics(
     import uvloop
 
     from inferline_stream.dataplane.kafka_permissions import permission_commands, permissions, topic_commands
-    from inferline_stream.errors import InvalidInput
     from inferline_stream.kafka.pipeline_topics import topics_of, verify_topics
 
     pipeline = pipeline_of(topology)
@@ -64,7 +67,6 @@ def topics(
 def _principals(given: list[str]) -> dict[Role, str]:
     """Return the Kafka user of each role. A user's own name may hold equals signs, as ``User:CN=dispatchers`` does."""
     from inferline_stream.dataplane.kafka_permissions import ROLES
-    from inferline_stream.errors import UsageError
 
     by_role = {role: text.partition("=")[2] for text in given for role in ROLES if text.startswith(f"{role}=")}
     others = [text for text in given if not text.startswith(tuple(f"{role}=" for role in ROLES))]
@@ -81,7 +83,6 @@ def _principals(given: list[str]) -> dict[Role, str]:
 
 
 def _print_json(wanted: list[WantedTopic], rights: list[Permission], differences: list[str]) -> None:
-    from inferline_stream.cli.output import print_json
     from inferline_stream.kafka.pipeline_topics import REPLICATION
 
     document = {
@@ -102,10 +103,6 @@ def _print_json(wanted: list[WantedTopic], rights: list[Permission], differences
 
 
 def _table(wanted: list[WantedTopic], rights: list[Permission]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from inferline_stream.cli.output import console
 
     table = Table(title="Topics", caption="--print prints the commands that create them")
     for name in ("topic", "partitions", "settings", "purpose"):

@@ -22,17 +22,15 @@ from inferline_stream.controlplane.apply.slot_keeper import TELL_AGAIN_S, SlotKe
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, TAKE_OVER_AFTER_S, Leadership, LeadershipLost
+from inferline_stream.controlplane.loop_steps import Driver, StepFailures, until
 from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, Collector, SourceTimestamps
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
 from inferline_stream.controlplane.observe.recovery import Recovered, recover_arrivals
-from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.polling import Driver, until
 from inferline_stream.controlplane.records.control_records import decode_override
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.controlplane.step_failures import StepFailures
 from inferline_stream.dataplane.dispatcher.lease import Lease
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.errors import Unreachable
@@ -69,7 +67,6 @@ class Controller:
 
     Args:
         run: what runs, and how.
-        context: the pipeline on its Kafka.
         view: what is known; filled here, read by what shows it.
         actuator: starts and stops replicas and dispatchers.
         leadership: entered; writes grants.
@@ -78,7 +75,6 @@ class Controller:
     """
 
     run: Run
-    context: PipelineContext
     view: PipelineView
     actuator: Actuator
     leadership: Leadership
@@ -109,13 +105,11 @@ class Controller:
     def __post_init__(self) -> None:
         if not self.wanted:
             self.wanted.update(replicas_of_plan(self.view.plan.allocations))
-        run, context, view = self.run, self.context, self.view
+        run, context, view = self.run, self.view.context, self.view
         self.fleet = Fleet(self.actuator, view, self.wanted, run.standby, run.cores, leads=self._leads)
-        self.slots = SlotKeeper(
-            context, view, self.leadership, self.actuator, run.dispatcher_spec, self._outdated, self._leads
-        )
+        self.slots = SlotKeeper(view, self.leadership, self.actuator, run.dispatcher_spec, self._outdated, self._leads)
         self.ticks = ArrivalLog(context.names, context.source)
-        self.decider = Decider(run, context, view, self.leadership, self.found, self.fleet, self.ticks.asked)
+        self.decider = Decider(run, view, self.leadership, self.found, self.fleet, self.ticks.asked)
 
     async def lead(self) -> None:
         """Control until cancelled.
@@ -123,7 +117,7 @@ class Controller:
         Raises:
             LeadershipLost: another controller leads now.
         """
-        context, settings = self.context, self.context.settings
+        context, settings = self.view.context, self.view.context.settings
         self.decider.follow_people()
         await self._heartbeat()
         await self.fleet.reconcile()
@@ -136,7 +130,7 @@ class Controller:
             kafka.producer() as arrivals,
             AsyncExitStack() as stack,
         ):
-            collector = Collector(context, self.view, offsets, self.ticks, self._heard)
+            collector = Collector(self.view, offsets, self.ticks, self._heard)
             await collector.begin()
             if context.pipeline.source.arrivals == "timestamps":
                 collector.stamps = await stack.enter_async_context(
@@ -148,7 +142,7 @@ class Controller:
                 )
             self.collector = collector
             decider = self.decider
-            planning = ReplanClock(context, self.view, lambda: decider.overrides, decider.propose, self.run.cores)
+            planning = ReplanClock(self.view, lambda: decider.overrides, decider.propose, self.run.cores)
             async with asyncio.TaskGroup() as tasks:
                 for period_s, step in (
                     (settings.arrivals_sample_s, collector.sample),
@@ -267,7 +261,7 @@ class Controller:
 
     async def _obey(self, control: TopicFollower) -> None:
         records = await control.read(1.0)
-        for entry in self.context.decoder.decoded_by_key(records, decode_override):
+        for entry in self.view.context.decoder.decoded_by_key(records, decode_override):
             late_s = time.time() - entry.record.time_ms / 1e3  # mostly, how far two clocks are apart
             override = entry.value.heard(late_s) if entry.value is not None and abs(late_s) < _APART_S else entry.value
             self.decider.set_by_people(entry.key, override)
@@ -303,18 +297,18 @@ class Controller:
         # Importing Faust takes a while.
         faust_app = await asyncio.to_thread(importlib.import_module, "inferline_stream.controlplane.faust_app")
         with tempfile.TemporaryDirectory(prefix="inferline-faust-") as folder:
-            take, tune = self.collector.by_agent, self._tune_by_timer
-            async with faust_app.ControlApp(self.context, self.leadership.term, folder=folder, take=take, tune=tune):
+            term, take, tune = self.leadership.term, self.collector.by_agent, self._tune_by_timer
+            async with faust_app.control_app(self.view.context, term, folder=folder, take=take, tune=tune):
                 await _never()
 
     async def _tidy(self) -> None:
         """Delete the consumer groups of ended terms."""
 
         def ended(group: str) -> bool:
-            term = self.context.names.control_term(group)
+            term = self.view.context.names.control_term(group)
             return term is not None and term < self.leadership.term
 
-        await self.context.kafka.delete_groups(ended)
+        await self.view.context.kafka.delete_groups(ended)
 
     async def _keep(self, arrivals: RecordProducer) -> None:
         """Write down ticks, plans and decisions."""
@@ -347,7 +341,7 @@ class Controller:
             term=self.leadership.term,
             plan_feasible=self.decider.plan_feasible,
             failures=self.failures,
-            unreadable=dict(self.context.decoder.counts),
+            unreadable=dict(self.view.context.decoder.counts),
             devices=self.leadership.devices,
         )
 

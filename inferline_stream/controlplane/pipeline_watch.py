@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from inferline_stream.controlplane.decide.policy_memory import windows_of
 from inferline_stream.controlplane.leadership import AssignmentLog, read_log
 from inferline_stream.controlplane.observe.collector import Collector
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
-from inferline_stream.controlplane.observe.recovery import Recovered, recover, recover_arrivals
+from inferline_stream.controlplane.observe.recovery import recover, recover_arrivals
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
     WANTED_KEY,
     Overrides,
-    StoredPlan,
     decode_override,
     decode_stored,
 )
@@ -32,13 +30,11 @@ from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
-from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
-from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState, StoredPlan
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.plan_basis import Replicas
 
@@ -53,7 +49,6 @@ class Observer:
     while before believing them.
     """
 
-    context: PipelineContext
     view: PipelineView
     collector: Collector
     reports: TopicFollower
@@ -76,7 +71,7 @@ class Observer:
             began_s = loop.time()
             await self.collector.sample()
             await self.collector.lags()
-            decoder = self.context.decoder
+            decoder = self.view.context.decoder
             for stored in decoder.decoded_by_key(await self.decisions.read(0.0), decode_stored):
                 self._decided(stored.key, stored.value)
             for change in decoder.decoded_by_key(await self.control.read(0.0), decode_override):
@@ -92,7 +87,7 @@ class Observer:
         shift_s = asyncio.get_running_loop().time() - time.time()
         records = sorted(await self.reports.read(0.05), key=lambda record: record.time_ms)
         looked_s = None
-        for entry in self.context.decoder.decoded(records, decode_report):
+        for entry in self.view.context.decoder.decoded(records, decode_report):
             if entry.value is None or entry.value.stage not in self.view.offsets:
                 continue
             heard_s = entry.record.time_ms / 1e3 + shift_s
@@ -102,7 +97,7 @@ class Observer:
                 self._state_at(heard_s)
         now_s = asyncio.get_running_loop().time()
         for name, last_s in self.view.reports.living().items():
-            if now_s - last_s > self.context.settings.dead_after_s:
+            if now_s - last_s > self.view.context.settings.dead_after_s:
                 self.view.reports.lose(name)
 
     def _decided(self, key: str, stored: StoredPlan | DecisionRecord | None) -> None:
@@ -110,9 +105,8 @@ class Observer:
             if key != PLAN_KEY:
                 self.view.planned(stored)
                 return
-            plan = plan_from_bytes(bytes(stored.plan), "the decisions topic")
-            _of_these_stages(plan, self.view.shape)
-            self.view.adopt(plan, self.view.measured, windows_of(plan, self.context.settings))
+            _of_these_stages(stored.plan, self.view.shape)
+            self.view.adopt(stored.plan, self.view.measured)
         elif stored is not None:
             if key == WANTED_KEY:
                 self.wanted = stored.replicas
@@ -121,7 +115,7 @@ class Observer:
 
     def leader(self) -> AssignmentLog:
         """What the controller last wrote, and how long ago."""
-        log = read_log(self._leader, time.time(), self.context.decoder)
+        log = read_log(self._leader, time.time(), self.view.context.decoder)
         self._leader = self._leader[-1000:]
         return log
 
@@ -143,7 +137,7 @@ class Observer:
             state,
             paused=self.overrides.paused(time.time()),
             cost_per_hour=held,
-            unreadable=dict(self.context.decoder.counts),
+            unreadable=dict(self.view.context.decoder.counts),
         )
 
 
@@ -165,17 +159,18 @@ async def watch_pipeline(
                 + (f" under the prefix {prefix!r}" if prefix else "; was it run with a --prefix?")
             )
         found = await recover(bootstrap_servers, names, context.decoder)
-        plan = _plan(found)
+        newest = found.plan or next(reversed(found.plans), None)  # after an orderly end, the last that was in force
+        plan = None if newest is None else newest.plan
         if plan is None:
             raise Unreachable(f"pipeline {pipeline.name!r} has not written down a plan yet; try again in a moment")
         _of_these_stages(plan, shape)
         partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in shape.stages}
-        view = first_view(context, plan, PipelineProfile({}, independent_paths(shape, {}), 0.0), partitions)
+        view = PipelineView(context, plan, PipelineProfile({}, independent_paths(shape, {}), 0.0), partitions)
         for stored in found.plans:
             view.planned(stored)
         for decision in found.decisions:
             view.decided(decision)
-        collector = Collector(context, view, offsets, ArrivalLog(names, context.source), lambda report: None)
+        collector = Collector(view, offsets, ArrivalLog(names, context.source), lambda report: None)
         await collector.begin()
         times = await recover_arrivals(context, offsets, collector.source_partitions, view.growth)
         if times.size:
@@ -189,27 +184,7 @@ async def watch_pipeline(
         ):
             leader = await assignments.read_to(await assignments.end())
             wanted = found.wanted or replicas_of_plan(plan.allocations)
-            yield Observer(
-                context, view, collector, reports, decisions, control, assignments, found.overrides, wanted, leader
-            )
-
-
-def first_view(
-    context: PipelineContext, plan: Plan, measured: PipelineProfile, partitions: Mapping[str, int]
-) -> PipelineView:
-    """What is known of a pipeline by its plan and its profiles, before anything is read."""
-    pipeline = context.pipeline
-    return PipelineView(
-        pipeline.name,
-        context.shape,
-        plan,
-        measured,
-        catalogue(pipeline.hardware),
-        pipeline.objective,
-        partitions,
-        windows_of(plan, context.settings),
-        declared_slo_s=pipeline.slo_s,
-    )
+            yield Observer(view, collector, reports, decisions, control, assignments, found.overrides, wanted, leader)
 
 
 def _of_these_stages(plan: Plan, shape: Shape) -> None:
@@ -223,10 +198,3 @@ def _of_these_stages(plan: Plan, shape: Shape) -> None:
             f"the pipeline {plan.pipeline!r} that runs there has the stages {', '.join(plan.allocations)}, this "
             f"topology has {', '.join(shape.stages)}: give the topology that runs"
         )
-
-
-def _plan(found: Recovered) -> Plan | None:
-    """The plan in force, or after an orderly end the last one that was."""
-    if found.plan is not None or not found.plans:
-        return found.its_plan()
-    return plan_from_bytes(bytes(found.plans[-1].plan), "the decisions topic")

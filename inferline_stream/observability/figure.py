@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -40,26 +41,25 @@ class Figure:
             yield (), _number(value)
 
 
-def gauge(name: str, help_text: str, default: Any = MISSING, *labels: str) -> Any:
-    """A field whose number may fall. A type as default is called for each instance."""
-    return _field(Figure("gauge", name, help_text, labels=labels), default)
+def _field(kind: Literal["gauge", "counter"], name: str, help_text: str, default: Any = MISSING, *labels: str) -> Any:
+    """A field whose number is a metric. A type as default is called for each instance."""
+    figure = {"figure": Figure(kind, name, help_text, labels=labels)}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=figure)
+    return field(default=default, metadata=figure)
 
 
-def counter(name: str, help_text: str, default: Any = MISSING, *labels: str) -> Any:
-    """A field whose number only grows. A type as default is called for each instance."""
-    return _field(Figure("counter", name, help_text, labels=labels), default)
+gauge = partial(_field, "gauge")
+"""A field whose number may fall."""
+
+counter = partial(_field, "counter")
+"""A field whose number only grows."""
 
 
 def figures(of: type) -> Iterator[tuple[Callable[[Any], Any], Figure]]:
     """Metrics of a class's instances, each with what reads its value."""
     yield from ((attrgetter(each.name), each.metadata["figure"]) for each in fields(of) if "figure" in each.metadata)
     yield from ((each.of, each) for each in getattr(of, "derived", ()))
-
-
-def _field(figure: Figure, default: Any) -> Any:
-    if isinstance(default, type):
-        return field(default_factory=default, metadata={"figure": figure})
-    return field(default=default, metadata={"figure": figure})
 
 
 def _number(value: Any) -> float:

@@ -12,6 +12,9 @@ from inferline_stream.observability.figure import Figure, counter, gauge
 from inferline_stream.observability.latency_histogram import LatencyHistogram
 from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.names import WIRE_VERSION
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.version import Structure
+from inferline_stream.planner.plan_document import PlanDocument
 
 
 class ReplicaCounts(NamedTuple):
@@ -300,23 +303,26 @@ class DecisionRecord(msgspec.Struct, frozen=True):
         return DecisionLine(time_s, self.action, self.reason, self.detail, self.by_stage, self.applied)
 
 
-@dataclass(frozen=True, slots=True)
-class PlanRecord:
-    """A plan that came into force, and why."""
+class StoredPlan(msgspec.Struct, frozen=True):
+    """A plan that came into force. Key ``plan-<n>`` of the decisions topic, and ``plan`` for the one in force."""
 
-    number: int
-    """Grows over all controllers."""
+    controller: str
+    term: int
     time_s: float
     """Seconds since the epoch."""
     reason: str
     detail: str
-    slo_s: float
-    predicted_p99_s: float
-    cost_per_hour: float
-    arrival_rate: float
-    """Mean of the traffic that it was made for."""
-    allocations: Mapping[str, tuple[tuple[str, int, int, float, int], ...]]
-    """By stage: hardware, batch limit, replicas, hold in seconds, batches at once."""
+    document: PlanDocument = msgspec.field(name="plan")
+    number: int = 0
+    """Grows over all terms."""
+    structure: Structure | None = None
+    """Of the pipeline that it was made for."""
+    version: int = WIRE_VERSION
+
+    @property
+    def plan(self) -> Plan:
+        """The plan itself."""
+        return self.document.plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,7 +393,7 @@ class PipelineState:
     """GPUs of this host, once a replica needed one. In a cluster, others report them."""
     decisions: tuple[DecisionRecord, ...]
     """Latest last; the newest few hundred."""
-    plans: tuple[PlanRecord, ...] = ()
+    plans: tuple[StoredPlan, ...] = ()
     """Those that came into force, latest last."""
     derived: ClassVar = (
         Figure("counter", "slo_events", "Events that count for the SLO.", lambda s: s.slo_events),

@@ -86,17 +86,7 @@ def served_types(server: ModelServer) -> StageTypes:
             raise TypeError(f"server {role} {name} is no function at the top of the file; write it with `def` there")
         if inspect.iscoroutinefunction(function):
             raise TypeError(f"server {role} {name} is asynchronous; write a plain function")
-        try:
-            signature = inspect.signature(function)
-        except ValueError:  # a builtin that does not give its signature
-            continue
-        for count in range(1, most + 1):
-            try:
-                signature.bind(*(object(),) * count)
-                break
-            except TypeError:
-                continue
-        else:
+        if not any(_takes(function, count) for count in range(1, most + 1)):
             takes = "one event" if role == "request" else "the outputs, or the event and the outputs"
             raise TypeError(f"server {role} {name} must take {takes}")
     asked, answered = _hints(server.request), _hints(server.response)
@@ -122,18 +112,14 @@ def condition_type(condition: Callable[[Any], bool] | str) -> Any:
         raise TypeError(f"condition {name} is nested in a function; move it to the top of the file")
     if inspect.iscoroutinefunction(condition):
         raise TypeError(f"condition {name} is asynchronous; write a plain function")
-    try:
-        inspect.signature(condition).bind(object())
-    except TypeError:
-        raise TypeError(f"condition {name} must take exactly one argument, its parent's result") from None
-    except ValueError:  # a builtin that does not give its signature
-        return Any
+    if not _takes(condition, 1):
+        raise TypeError(f"condition {name} must take exactly one argument, its parent's result")
     hints = _hints(condition)
     answer = hints.get("return", bool)
     guards = (typing.TypeGuard, getattr(typing, "TypeIs", typing.TypeGuard))
     if answer not in (bool, Any) and get_origin(answer) not in guards:
         raise TypeError(f"condition {name} returns {describe(answer)}; it must return bool")
-    return hints.get(next(iter(_parameters(condition))), Any)
+    return hints.get(next(iter(_parameters(condition)), ""), Any)
 
 
 def accepts(wanted: Any, given: Any) -> bool:
@@ -194,28 +180,28 @@ def _called(run: Callable[..., Any]) -> Callable[..., Any]:
         function: Any = next((vars(base)["__call__"] for base in run.__mro__ if "__call__" in vars(base)), None)
         if function is None:
             raise TypeError(f"class {run.__qualname__} has no `def __call__(self, events: list[X]) -> list[Y]`")
-        try:
-            inspect.signature(run).bind()
-        except TypeError:
-            raise TypeError(
-                f"class {run.__qualname__} cannot be constructed without arguments; give them defaults"
-            ) from None
-        except ValueError:  # an extension class that does not give its signature
-            pass
+        if not _takes(run, 0):
+            raise TypeError(f"class {run.__qualname__} cannot be constructed without arguments; give them defaults")
     elif inspect.isroutine(run):
         function = run
     else:
         raise TypeError(f"{run!r} is neither a function nor a class; give the class itself, not an instance")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{function.__qualname__} is a generator; write a function that returns a list")
-    batch = (object(), object()) if inspect.isclass(run) else (object(),)
+    if not _takes(function, 2 if inspect.isclass(run) else 1):
+        raise TypeError(f"{function.__qualname__} must take exactly one argument, the list of events")
+    return typing.cast("Callable[..., Any]", function)
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many arguments; yes for a builtin that does not give its signature."""
     try:
-        inspect.signature(function).bind(*batch)
+        inspect.signature(function).bind(*(object(),) * count)
     except TypeError:
-        raise TypeError(f"{function.__qualname__} must take exactly one argument, the list of events") from None
+        return False
     except ValueError:
         pass
-    return typing.cast("Callable[..., Any]", function)
+    return True
 
 
 def _parameters(function: Callable[..., Any], *, skip_self: bool = False) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from inferline_stream.pipeline.units import duration_s
+from inferline_stream.pipeline.units import duration_s, is_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def emulated_s(emulated: Emulated | Mapping[Any, Any] | None, hardware: str) -> 
         raise ValueError(f'no service times for {hardware!r}; give emulated={{1: "20ms", 8: "60ms"}}')
     times_s = {}
     for size, time in table.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if not is_whole(size):
             raise ValueError(f"emulated batch size {size!r} must be a whole number, 1 or more")
         times_s[size] = duration_s(time)
         if times_s[size] <= 0:

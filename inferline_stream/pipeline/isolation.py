@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from inferline_stream.pipeline.units import is_whole
+
 LEVELS = ("none", "sandbox", "container", "gvisor", "kata")
 SEALS = ("strict", "imports", "off")
 UNSUPPORTED = ("fail", "degrade")
@@ -75,14 +77,14 @@ class Isolation:
                 raise ValueError(f"isolation {name} {given!r} must be a list, e.g. {name}=[{given!r}]")
             object.__setattr__(self, name, tuple(given))
         for port in self.ports:
-            if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+            if not is_whole(port) or port > 65535:
                 raise ValueError(f"isolation port {port!r} must be a whole number from 1 to 65535")
         for volume in self.volumes:
             if not isinstance(volume, str) or not _VOLUME.fullmatch(volume):
                 raise ValueError(f"isolation volume {volume!r} is no NAME:/path, e.g. 'weights:/models'")
         for name, least in (("helpers", 0), ("file_mb", 1), ("memory_mb", 1), ("shm_mb", 1)):
             number = getattr(self, name)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+            if number is not None and not is_whole(number, least):
                 raise ValueError(f"isolation {name} {number!r} must be a whole number, {least} or more")
 
     @property

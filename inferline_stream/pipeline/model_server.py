@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from inferline_stream.pipeline.units import duration_s
+from inferline_stream.pipeline.units import duration_s, is_whole
 
 Protocol = Literal["open_inference", "openai", "http"]
 
@@ -104,12 +104,10 @@ class ModelServer:
                 yield f"server timeout {self.timeout!r} must be above 0"
         except ValueError as error:
             yield f"server timeout: {error}"
-        retries: Any = self.retries
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            yield f"server retries {retries!r} must be a whole number, 0 or more"
-        size: Any = self.max_response_bytes
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            yield f"server max_response_bytes {size!r} must be a whole number, 1 or more"
+        if not is_whole(self.retries, 0):
+            yield f"server retries {self.retries!r} must be a whole number, 0 or more"
+        if not is_whole(self.max_response_bytes):
+            yield f"server max_response_bytes {self.max_response_bytes!r} must be a whole number, 1 or more"
 
 
 def OpenInference(

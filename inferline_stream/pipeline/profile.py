@@ -127,6 +127,15 @@ class ServiceTime:
         """99th percentile of the service time."""
         return self.quantiles_s[PROBABILITIES.index(0.99)] if self.quantiles_s else self.mean_s
 
+    def longer(self, factor: float) -> ServiceTime:
+        """The same where batches of this size take so many times longer."""
+        return replace(
+            self,
+            mean_s=self.mean_s * factor,
+            fixed_s=self.fixed_s * factor,
+            quantiles_s=tuple(q * factor for q in self.quantiles_s),
+        )
+
     @property
     def throughput(self) -> float:
         """µ = b / S(b), events per second of one replica that always runs this batch size."""
@@ -221,19 +230,12 @@ class Profile:
 
     def beside(self, concurrency: int) -> Profile:
         """Return the profile of batches at whose start a replica has so many in hand, themselves included."""
-        if concurrency == 1:
-            return replace(self, contention=())
-        times = []
-        for entry in self.service_times:
-            factor = self.slowed(entry.batch_size, concurrency)
-            longer = replace(
-                entry,
-                mean_s=entry.mean_s * factor,
-                fixed_s=entry.fixed_s * factor,
-                quantiles_s=tuple(q * factor for q in entry.quantiles_s),
-            )
-            times.append(longer)
+        times = (entry.longer(self.slowed(entry.batch_size, concurrency)) for entry in self.service_times)
         return replace(self, service_times=tuple(times), contention=())
+
+    def scaled(self, factor: float) -> Profile:
+        """Return the profile in which batches of every size take so many times longer."""
+        return replace(self, service_times=tuple(entry.longer(factor) for entry in self.service_times))
 
     def slowed(self, batch_size: int, concurrency: float) -> float:
         """Return how many times as long a batch takes beside others, linear between what was measured.

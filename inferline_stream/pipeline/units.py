@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 import re
 
+
+def is_whole(value: object, least: int = 1) -> bool:
+    """Whether a value is a whole number, of that size or more; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")

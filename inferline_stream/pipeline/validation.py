@@ -27,6 +27,7 @@ from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import maybe_missing, topological
 from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Sample, Stage, Topic, is_asynchronous
+from inferline_stream.pipeline.units import is_whole
 
 CODECS = ("json", "msgpack", "raw")
 
@@ -127,7 +128,7 @@ def _of_topics(pipeline: Pipeline) -> Iterator[str]:
         if not isinstance(end.codec, Codec) and end.codec not in CODECS:
             yield f"{role} topic {name!r}: unknown codec {end.codec!r}{_close(end.codec, CODECS)}"
         for what, given in (("max_bytes", end.max_bytes), ("partitions", end.partitions)):
-            if given is not None and not _is_whole(given):
+            if given is not None and not is_whole(given):
                 yield f"{role} topic {name!r}: {what} {given!r} must be a whole number, 1 or more"
         if end.arrivals not in ("offsets", "timestamps"):
             yield f"{role} topic {name!r}: arrivals {end.arrivals!r} must be 'offsets' or 'timestamps'"
@@ -147,10 +148,6 @@ def _of_own_hardware(kinds: Sequence[Any]) -> Iterator[str]:
             yield f"hardware {name!r} is declared {times} times; declare it once"
 
 
-def _is_whole(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def _of_server(stage: Stage) -> Iterator[str]:
     if not isinstance(stage.server, ModelServer):
         return  # reported with its types, which it has none of
@@ -166,17 +163,17 @@ def _of_server(stage: Stage) -> Iterator[str]:
 
 def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     yield from _of_name(stage.name, "stage")
-    if not _is_whole(stage.max_batch_size):
+    if not is_whole(stage.max_batch_size):
         yield f"max_batch_size {stage.max_batch_size!r} must be a whole number, 1 or more"
     at_once = stage.concurrency
     waits = isinstance(stage.run, str) or stage.server is not None or is_asynchronous(stage.run)
-    if at_once is not None and not _is_whole(at_once):
+    if at_once is not None and not is_whole(at_once):
         yield f"concurrency {at_once!r} must be a whole number, 1 or more"
     elif at_once is not None and at_once > 1 and not waits:
         yield f"concurrency {at_once} needs `async def`: a plain function runs one batch at a time"
     if stage.ordered not in (None, True, False):
         yield f"ordered {stage.ordered!r} must be True, False or None"
-    if not _is_whole(stage.standby, 0):
+    if not is_whole(stage.standby, 0):
         yield f"standby {stage.standby!r} must be a whole number of replicas, 0 or more"
     if stage.server is not None:
         yield from _of_server(stage)

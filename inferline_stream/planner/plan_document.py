@@ -15,10 +15,10 @@ PLAN_VERSION = 2
 """Raised when a plan's fields change their meaning; a reader refuses versions it does not know."""
 
 
-class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PlanDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The file: the plan's own fields beside the version of their meaning, and what `plan` may say about it."""
 
-    version: int
+    version: int = PLAN_VERSION
     plan: Plan
     explanation: Any = msgspec.UNSET
     curve: Any = msgspec.UNSET
@@ -42,7 +42,7 @@ def plan_to_bytes(
         curve: what other SLOs would cost; skipped likewise.
         not_credible: why nobody should believe the predicted P99, in words; likewise. Empty if somebody may.
     """
-    document = _Document(PLAN_VERSION, plan, explanation, curve, not_credible or msgspec.UNSET)
+    document = PlanDocument(plan=plan, explanation=explanation, curve=curve, not_credible=not_credible or msgspec.UNSET)
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
@@ -63,15 +63,19 @@ def plan_from_bytes(data: bytes, where: str = "plan") -> Plan:
                 f"{where}: plan version {version}, this program reads version {PLAN_VERSION}; "
                 "run `inferline-stream plan` again"
             )
-        plan = msgspec.json.decode(data, type=_Document).plan
+        plan = msgspec.json.decode(data, type=PlanDocument).plan
     except (msgspec.DecodeError, ValueError) as error:
         raise InvalidFile(f"{where}: is no plan ({error}); run `inferline-stream plan` again") from None
-    _check(plan, where)
+    check_plan(plan, where)
     return plan
 
 
-def _check(plan: Plan, where: str) -> None:
-    """Refuse a plan whose parts do not fit together."""
+def check_plan(plan: Plan, where: str) -> None:
+    """Refuse a plan whose parts do not fit together.
+
+    Raises:
+        InvalidFile: what is wrong with it, each with where it is from.
+    """
     problems = [
         f"{where}: stage {stage!r} has no replicas; give it at least one"
         for stage, allocations in plan.allocations.items()

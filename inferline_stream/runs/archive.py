@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import write_observations
-from inferline_stream.controlplane.records.control_records import StoredPlan
 from inferline_stream.errors import InvalidFile, UsageError
-from inferline_stream.observability.pipeline_state import DecisionRecord
+from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.planner.plan_document import check_plan
 from inferline_stream.runs.report import RunReport
 from inferline_stream.tuner.live_observations import LiveObservations
 
@@ -160,7 +160,10 @@ def read_record(folder: Path) -> RunRecord:
         data = file.read_bytes()
         version = msgspec.json.decode(data, type=_RecordVersion).version
         if version == RECORD_VERSION:
-            return msgspec.json.decode(data, type=RunRecord)
+            record = msgspec.json.decode(data, type=RunRecord)
+            for stored in record.plans:
+                check_plan(stored.plan, "the run's plan")
+            return record
     except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
         raise InvalidFile(f"{file}: is no record of a run ({error}); `run` leaves one") from None
     raise InvalidFile(f"{file}: version {version}, this program reads version {RECORD_VERSION}; run again")

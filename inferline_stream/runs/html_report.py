@@ -18,7 +18,6 @@ from inferline_stream.observability.plots.replay import draw_replay
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.units import format_duration
-from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.replay.compare import NAMES, Comparison, compare
 from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.runs.archive import EventTimes, RunRecord
@@ -58,7 +57,7 @@ def html_report(record: RunRecord, events: EventTimes, progress: Callable[[str],
     Raises:
         UsageError: matplotlib is missing.
     """
-    plan = plan_from_bytes(bytes(record.plans[0].plan), "the run's plan")
+    plan = record.plans[0].plan
     parts = [_head(record), _verdict(record), _tiles(record), _plan(record, plan)]
     parts.append(_decisions(record, events))
     if 0 < record.report.verified < record.report.events_in:

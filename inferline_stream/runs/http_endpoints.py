@@ -86,7 +86,7 @@ def served(
             page = _or_any(
                 endpoints.ui_port, _USUAL.ui_port, lambda port: PageServer(state, arrows, port, control=control)
             )
-            stack.enter_context(page)
+            stack.callback(page.close)
             note(f"live page: {page.url}")
         if endpoints.metrics_port is not None:
             metrics = _or_any(

@@ -23,9 +23,9 @@ from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
 from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, ledger_begin
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered, recover
 from inferline_stream.controlplane.pipeline_context import PipelineContext, lags
-from inferline_stream.controlplane.pipeline_watch import first_view
 from inferline_stream.controlplane.replica_counts import copied, replicas_of_plan
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.slot_grants import Grant
@@ -77,11 +77,11 @@ async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[
         await _refuse_other_structure(run, found, leadership.log.grants, offsets, context)
         since = await _begun(run, found, context, offsets, partitions)
         plan, wanted = _going_on(run, found)
-        view = first_view(context, plan, run.measured, partitions)
+        view = PipelineView(context, plan, run.measured, partitions)
         view.core_use = core_use
         if run.sample is not None:
             view.coarse_peak_per_hour = peak_cost_per_hour(view.shape, run.measured, plan, run.kinds, run.sample)
-        controller = Controller(run, context, view, actuator, leadership, found, wanted)
+        controller = Controller(run, view, actuator, leadership, found, wanted)
         if run.newest_state is not None:
             run.newest_state.read = lambda: controller.state
         stack.enter_context(served(lambda: controller.state, context, run.endpoints, run.display.note))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
+from contextlib import closing
 from dataclasses import replace
 
 from inferline_stream.observability.page.server import PageServer
@@ -29,7 +30,7 @@ def page_figures(*, quick: bool) -> Figures:
     from playwright.sync_api import sync_playwright
 
     painted, drawn, sizes = [], [], []
-    with PageServer(_state, _ARROWS, port=0) as server, sync_playwright() as playwright:
+    with closing(PageServer(_state, _ARROWS, port=0)) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         for _ in range(3 if quick else 11):
             context = browser.new_context()

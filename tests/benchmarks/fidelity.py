@@ -53,7 +53,6 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.planner.problem import Problem, replica_cores
 from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
@@ -264,7 +263,7 @@ def first_commands(folder: Path, runs: int, seconds: float) -> Figures:
             continue
         report = msgspec.json.decode(done.stdout, type=RunReport)
         record = read_record(next((home / ".inferline" / "runs" / report.pipeline).iterdir()))
-        plan = plan_from_bytes(bytes(record.plans[0].plan), "the run's plan")
+        plan = record.plans[0].plan
         corrections += sum(line.reason == Reason.THROUGHPUT_FELL for line in report.decisions)
         errors.append(abs(plan.predicted_p99_s / (report.p99_s or math.nan) - 1))
         costs.append(report.cost * 3600 / report.duration_s / plan.cost_per_hour)

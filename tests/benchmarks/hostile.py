@@ -31,8 +31,8 @@ from aiokafka import AIOKafkaProducer
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.leadership import leads
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.recovery import recover
-from inferline_stream.controlplane.polling import until
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.records import Record
@@ -234,8 +234,7 @@ async def _granted(under_way: LiveRun) -> list[bool]:
         stage: tuple(replace(found, max_batch_size=found.max_batch_size // 2) for found in kinds)
         for stage, kinds in view.plan.allocations.items()
     }
-    view.adopt(replace(view.plan, allocations=smaller), view.measured, view.windows_s)
-    controller.slots.changed()
+    view.adopt(replace(view.plan, allocations=smaller), view.measured)
 
     async def taken_up(stage: str, slot: int) -> bool:
         grant = controller.slots.table.grants[stage][slot]

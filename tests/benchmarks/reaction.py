@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.writer import write_once

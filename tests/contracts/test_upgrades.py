@@ -16,7 +16,7 @@ import pytest
 
 from inferline_stream.actuators.actuator import ProcessTerms
 from inferline_stream.actuators.local import LocalActuator
-from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.frames import (

@@ -74,7 +74,7 @@ def open_page(tab, page: PageServer) -> None:
 
 
 def test_it_shows_the_figures_of_the_state(tab):
-    with PageServer(a_pipeline, ARROWS, port=0) as page:
+    with closing(PageServer(a_pipeline, ARROWS, port=0)) as page:
         open_page(tab, page)
         assert tab.inner_text("#tile-p99 .value") == "300 ms"
         assert tab.inner_text("#tile-miss .value") == "3.00 %"
@@ -90,7 +90,7 @@ def test_it_shows_the_figures_of_the_state(tab):
 
 def test_every_figure_is_the_one_that_prometheus_scrapes(tab):
     state = a_pipeline()
-    with PageServer(lambda: state, ARROWS, port=0) as page:
+    with closing(PageServer(lambda: state, ARROWS, port=0)) as page:
         open_page(tab, page)
         metrics = serve_metrics(lambda: state, 0)
         with closing(metrics), urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}/metrics") as answer:
@@ -139,7 +139,7 @@ def test_every_figure_is_the_one_that_prometheus_scrapes(tab):
 
 
 def test_a_plan_opens_to_what_it_changed(tab):
-    with PageServer(a_pipeline, ARROWS, port=0) as page:
+    with closing(PageServer(a_pipeline, ARROWS, port=0)) as page:
         open_page(tab, page)
         tab.locator("#plans summary").first.click()
         text = tab.inner_text("#plans details[open]")
@@ -153,7 +153,7 @@ def test_a_mark_on_the_time_line_opens_its_decision(tab):
     state = replace(
         state, decisions=tuple(msgspec.structs.replace(d, time_s=state.time_s - 5) for d in state.decisions)
     )
-    with PageServer(lambda: state, ARROWS, port=0) as page:
+    with closing(PageServer(lambda: state, ARROWS, port=0)) as page:
         open_page(tab, page)
         assert "scale up: envelope" in tab.locator("#replicas .mark title").first.inner_html()
         tab.locator("#replicas .mark").first.dispatch_event("pointerdown")
@@ -161,7 +161,7 @@ def test_a_mark_on_the_time_line_opens_its_decision(tab):
 
 
 def test_a_stage_opens_with_the_enter_key_and_closes_with_it(tab):
-    with PageServer(a_pipeline, ARROWS, port=0) as page:
+    with closing(PageServer(a_pipeline, ARROWS, port=0)) as page:
         open_page(tab, page)
         tab.locator("#dag g.stage").first.press("Enter")
         assert "2 of 3 ready" in tab.inner_text("#stage")
@@ -172,7 +172,7 @@ def test_a_stage_opens_with_the_enter_key_and_closes_with_it(tab):
 
 def test_who_enters_the_token_holds_decisions_and_sets_replicas(tab):
     commands: list[Command] = []
-    with PageServer(a_pipeline, ARROWS, port=0, control=PageControl(TOKEN, commands.append)) as page:
+    with closing(PageServer(a_pipeline, ARROWS, port=0, control=PageControl(TOKEN, commands.append))) as page:
         open_page(tab, page)
         tab.fill("#token", TOKEN)
         tab.press("#token", "Enter")
@@ -188,7 +188,7 @@ def test_who_enters_the_token_holds_decisions_and_sets_replicas(tab):
 
 
 def test_a_wrong_token_is_refused_and_asked_for_again(tab):
-    with PageServer(a_pipeline, ARROWS, port=0, control=PageControl(TOKEN, print)) as page:
+    with closing(PageServer(a_pipeline, ARROWS, port=0, control=PageControl(TOKEN, print))) as page:
         open_page(tab, page)
         tab.fill("#token", "something else")
         tab.press("#token", "Enter")
@@ -200,7 +200,7 @@ def test_a_wrong_token_is_refused_and_asked_for_again(tab):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_the_contrast_that_wcag_asks_for(browser, scheme):
     tab = browser.new_page(color_scheme=scheme)
-    with PageServer(a_pipeline, ARROWS, port=0) as page:
+    with closing(PageServer(a_pipeline, ARROWS, port=0)) as page:
         open_page(tab, page)
         colours = tab.evaluate(
             """() => { const s = getComputedStyle(document.documentElement);
@@ -213,7 +213,7 @@ def test_text_has_the_contrast_that_wcag_asks_for(browser, scheme):
 
 
 def test_a_decision_opens_to_its_reason_and_stays_open_while_updates_arrive(tab):
-    with PageServer(a_pipeline, ARROWS, port=0) as page:
+    with closing(PageServer(a_pipeline, ARROWS, port=0)) as page:
         open_page(tab, page)
         tab.click("#timeline summary")
         tab.wait_for_timeout(1200)
@@ -221,7 +221,7 @@ def test_a_decision_opens_to_its_reason_and_stays_open_while_updates_arrive(tab)
 
 
 def test_it_updates_at_least_twice_a_second(tab):
-    with PageServer(a_pipeline, ARROWS, port=0) as page:
+    with closing(PageServer(a_pipeline, ARROWS, port=0)) as page:
         open_page(tab, page)
         tab.evaluate("() => { window.seen = 0; new EventSource('/events').onmessage = () => { window.seen += 1; }; }")
         tab.wait_for_timeout(3000)
@@ -233,13 +233,13 @@ def test_it_says_that_the_connection_is_lost_and_comes_back_by_itself(tab):
     open_page(tab, page)
     page.close()
     tab.wait_for_selector("body.stale", timeout=10_000)
-    with PageServer(a_pipeline, ARROWS, port=page.port):
+    with closing(PageServer(a_pipeline, ARROWS, port=page.port)):
         tab.wait_for_selector("body:not(.stale)", timeout=20_000)
         assert tab.inner_text("#link") == "live"
 
 
 def test_every_stage_can_be_reached_with_the_keyboard_and_speaks_in_words(tab):
-    with PageServer(a_pipeline, ARROWS, port=0) as page:
+    with closing(PageServer(a_pipeline, ARROWS, port=0)) as page:
         open_page(tab, page)
         tab.locator("#dag g.stage").first.focus()
         tab.wait_for_timeout(1200)  # updates redraw the picture meanwhile
@@ -254,7 +254,7 @@ def test_every_stage_can_be_reached_with_the_keyboard_and_speaks_in_words(tab):
 def test_one_stage_and_fifty_fit_a_phone_and_a_screen_without_scrolling_sideways(tab, stages, width):
     arrows = [(f"stage-{i // 3}", f"stage-{i}", i % 4 == 0) for i in range(1, stages)]
     tab.set_viewport_size({"width": width, "height": 800})
-    with PageServer(lambda: a_pipeline(stages), arrows, port=0) as page:
+    with closing(PageServer(lambda: a_pipeline(stages), arrows, port=0)) as page:
         open_page(tab, page)
         assert tab.locator("#dag g.stage").count() == stages
         assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")

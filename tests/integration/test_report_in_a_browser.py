@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from msgspec import Raw
 from msgspec.structs import replace
 
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Contention
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.runs.archive import EventTimes
 from inferline_stream.runs.html_report import html_report, live_outcome
 from tests.unit.runs.test_archive import PLAN, RECORD
@@ -61,7 +60,7 @@ def test_what_came_from_users_cannot_become_markup() -> None:
 
 def test_a_run_with_several_batches_at_once_is_compared_on_our_pools_and_the_page_says_why() -> None:
     held = {**PLAN.allocations, "judge": (Allocation("cpu", 1, 2, concurrency=4),)}
-    stored = replace(RECORD.plans[0], plan=Raw(plan_to_bytes(dataclasses.replace(PLAN, allocations=held))))
+    stored = replace(RECORD.plans[0], document=PlanDocument(plan=dataclasses.replace(PLAN, allocations=held)))
     read, judge = RECORD.profiles
     waits = dataclasses.replace(judge, contention=(Contention(4, (1.2,)),))
     page = html_report(replace(RECORD, plans=[stored], profiles=[read, waits]), events())

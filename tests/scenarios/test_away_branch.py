@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer

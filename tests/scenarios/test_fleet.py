@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.records import Record

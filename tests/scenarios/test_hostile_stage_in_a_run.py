@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.observability.alert_rules import Target, rules_yaml

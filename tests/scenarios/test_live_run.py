@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from inferline_stream.cli.main import app
-from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.records import Record

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from inferline_stream.controlplane.core_use import CoreUse
-from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.runs.lifecycle import open_run

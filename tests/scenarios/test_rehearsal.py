@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from inferline_stream.cli import rehearsal_steps
 from inferline_stream.cli.main import app
 from inferline_stream.cli.plan_steps import Declared, PlanInputs
-from inferline_stream.controlplane.observe.live_profile import scaled
+from inferline_stream.cli.rehearsal_steps import Rehearsed
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import UsageError
@@ -22,7 +22,6 @@ from inferline_stream.pipeline.shape import independent_paths, shape_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.profile_store import Known, ProfileStore
-from inferline_stream.runs.rehearsal import Rehearsed
 from tests.support.emulated_runs import plan_by_hand
 
 TOPOLOGY = """
@@ -58,7 +57,7 @@ async def test_a_stage_that_is_slower_than_its_profile_is_planned_for_again_and_
     true = Profile("work", "cpu-1", (ServiceTime(1, 0.5, (0.5,) * len(PROBABILITIES)),))
     store = ProfileStore(declared.pipeline, declared.file.parent, declared.events, this_machine())
     shape = shape_of(declared.pipeline)
-    wrong = PipelineProfile({("work", "cpu-1"): scaled(true, 0.02)}, independent_paths(shape, {}))
+    wrong = PipelineProfile({("work", "cpu-1"): true.scaled(0.02)}, independent_paths(shape, {}))
     store.save(wrong.profiles["work", "cpu-1"], note="kept")
     store.save_paths(Known(paths=wrong.paths))
     asked: list[float] = []

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from inferline_stream.actuators.actuator import ObservedDispatcher
-from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.offset_metadata import Committed

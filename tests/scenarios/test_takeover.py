@@ -6,24 +6,24 @@ import asyncio
 import time
 from dataclasses import replace
 
-import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from inferline_stream.actuators.actuator import ProcessTerms
 from inferline_stream.actuators.local import LocalActuator
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.event_ledger import read_ledger
-from inferline_stream.controlplane.polling import until
-from inferline_stream.controlplane.records.control_records import StoredPlan, encode
+from inferline_stream.controlplane.records.control_records import encode
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.start_offsets import commit_start_offsets
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics, topics_of
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.writer import write_once
+from inferline_stream.observability.pipeline_state import StoredPlan
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.version import structure_of
-from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.support.emulated_runs import Script
@@ -104,8 +104,7 @@ async def test_other_stages_are_refused_while_records_are_under_way_and_let_in_o
     names, servers = Names(run.pipeline.name, run.records.prefix), run.bootstrap_servers
     now = structure_of(run.pipeline)
     other = replace(now, edges={**now.edges, "gone": {"parse": False}}, formats={**now.formats, "gone": "json"})
-    plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(run.plan))))
-    stored = StoredPlan("another", 1, time.time(), "initial", "", plan, 1, other)
+    stored = StoredPlan("another", 1, time.time(), "initial", "", PlanDocument(plan=run.plan), 1, other)
     topics = topics_of(run.pipeline, run.records.prefix)
     await create_topics(servers, [*topics, WantedTopic(names.stage_topic("gone"), 8, "input")], replication=1)
     await commit_start_offsets(servers, run.pipeline, run.records.prefix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from inferline_stream.controlplane.polling import until
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.topology_loader import load_topology
@@ -78,7 +78,7 @@ async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(
         await feeding
         report = await under_way.report(await under_way.drain())
     assert (report.lost, report.duplicated, controller.failures) == (0, 0, 0)
-    counts = controller.context.decoder.counts
+    counts = controller.view.context.decoder.counts
     assert counts[names.control] == 2 * len(HOSTILE)
     assert counts[names.stage_stats] >= len(HOSTILE)
     assert counts[names.decisions] == len(HOSTILE)  # a leader reads them only as it begins

@@ -6,7 +6,7 @@ Emulated hardware only: replicas sleep the service times that the topology decla
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.emulation import emulated_s
-from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
@@ -129,14 +129,17 @@ def trace_feed(trace: Trace, events: Path, folder: Path, key_field: str | None =
     return replayed(arrivals, events, key_field=key_field)
 
 
-def one_stage(name: str = "p", source: str = "posts", arrivals: str = "offsets") -> Pipeline:
+def one_stage(
+    name: str = "p", source: str = "posts", arrivals: str = "offsets", hardware: Iterable[Hardware] = ()
+) -> Pipeline:
     """A pipeline of one stage "a", from the source topic to "out"."""
 
     def work(numbers: list[int]) -> list[int]:
         return numbers
 
     stages = [Stage("a", work, hardware=["cpu"])]
-    return Pipeline(name, slo="500ms", source=Topic(source, arrivals=arrivals), sink=Topic("out"), stages=stages)
+    source_topic, sink = Topic(source, arrivals=arrivals), Topic("out")
+    return Pipeline(name, slo="500ms", source=source_topic, sink=sink, stages=stages, hardware=hardware)
 
 
 def emulated_run(

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, Way
 from inferline_stream.controlplane.apply.rolling_update import StageReplica, next_change
+from inferline_stream.controlplane.loop_steps import woken
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
-from inferline_stream.controlplane.replica_counts import copied, within_cores
+from inferline_stream.controlplane.replica_counts import copied, stock_of_gpus, within_cores
 from inferline_stream.pipeline.hardware import share_gpus
 from inferline_stream.pipeline.replica_slots import ReplicaSlots
 from inferline_stream.tuner.plan_basis import Replicas
 
 logger = logging.getLogger(__name__)
-
-_ROUNDING = 1e-9
 
 _LOOK_S = 0.5
 """How often the actuator is asked what there is, when nothing reports a change."""
@@ -80,12 +79,7 @@ class Fleet:
 
     async def step(self) -> None:
         """Wait for a change, or a while, and take the next step."""
-        try:
-            async with asyncio.timeout(_LOOK_S):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-        self._wake.clear()
+        await woken(self._wake, _LOOK_S)
         await self.reconcile()
 
     async def reconcile(self) -> None:
@@ -174,15 +168,10 @@ class Fleet:
 
     def _room(self, observed: Sequence[ObservedReplica]) -> dict[str, int]:
         """What the stock of each kind has left; one that is leaving still takes its place."""
-        kinds = self.view.catalogue
-        there = [r.hardware for r in observed if r.state != "waiting"]
-        room = {name: kind.stock - there.count(name) for name, kind in kinds.items() if kind.stock is not None}
-        for name, kind in kinds.items():
-            if kind.gpu_stock is not None:
-                taken = sum(kinds[each].gpus for each in there if each in self._rivals(name))
-                left = math.floor((kind.gpu_stock - taken) / kind.gpus + _ROUNDING)
-                room[name] = min(room.get(name, left), left)
-        return room
+        there = Counter(r.hardware for r in observed if r.state != "waiting")
+        stock = {name: kind.stock for name, kind in self.view.catalogue.items() if kind.stock is not None}
+        most = stock | stock_of_gpus({"": there}, self.view.catalogue)
+        return {name: count - there[name] for name, count in most.items()}
 
     def _rivals(self, kind: str) -> frozenset[str]:
         """Kinds that take the same places as one, itself included."""

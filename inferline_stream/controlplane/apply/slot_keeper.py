@@ -12,8 +12,8 @@ from inferline_stream.actuators.actuator import Actuator, DispatcherExit, Observ
 from inferline_stream.controlplane.apply import slots
 from inferline_stream.controlplane.apply.slots import KnownDispatchers, SlotOrders, SlotTable, StageSlots
 from inferline_stream.controlplane.leadership import Leadership
+from inferline_stream.controlplane.loop_steps import woken
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
-from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
@@ -104,7 +104,6 @@ class SlotKeeper:
     """Keeps every slot served.
 
     Args:
-        context: names and settings.
         view: plan, profiles, samples and partitions.
         leadership: writes.
         actuator: runs dispatchers.
@@ -113,7 +112,6 @@ class SlotKeeper:
         leads: whether this controller is sure to lead; while it is not, nothing is asked of the actuator.
     """
 
-    context: PipelineContext
     view: PipelineView
     leadership: Leadership
     actuator: Actuator
@@ -139,7 +137,7 @@ class SlotKeeper:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.silence = Silence(self.context.settings.dead_after_s)
+        self.silence = Silence(self.view.context.settings.dead_after_s)
         self.table = slots.recovered(self.leadership.term, self.leadership.log.grants)
         self.silence.expect(self.table.holders)
 
@@ -176,10 +174,6 @@ class SlotKeeper:
         self._phases.pop(dispatcher, None)
         self._wake.set()
 
-    def changed(self) -> None:
-        """Look at once: plan, limits or code have changed."""
-        self._wake.set()
-
     # -- what goes out -------------------------------------------------------------------------------
 
     async def step(self, answered_s: float) -> None:
@@ -188,12 +182,7 @@ class SlotKeeper:
         Args:
             answered_s: when Kafka last answered, on the event loop's clock.
         """
-        try:
-            async with asyncio.timeout(_STEP_S):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-        self._wake.clear()
+        await woken(self._wake, _STEP_S)
         now_s = asyncio.get_running_loop().time()
         self.silence.advance(now_s, answered=now_s - answered_s < _ANSWERED_S)
         self._ended = {d: at for d, at in self._ended.items() if now_s - at < _REMEMBERED_S or d in self.table.holders}
@@ -237,7 +226,7 @@ class SlotKeeper:
 
     async def _fence(self, wanted: Mapping[str, StageSlots], ours: Collection[str]) -> None:
         """End what a dead dispatcher may have left open, where no successor with its transactional id does so."""
-        if self.context.records.delivery != "exactly_once":
+        if self.view.context.records.delivery != "exactly_once":
             return
         for name, holder in self.table.holders.items():
             dead = name in self._ended or (name in self.silence.silent and name not in ours)
@@ -245,7 +234,7 @@ class SlotKeeper:
             slots_now = wanted[holder.stage].slots if holder.stage in wanted else 0
             if dead and unclean and slots_now not in (0, holder.slots):
                 at = f"{holder.stage}-{holder.slot}"
-                await self.context.kafka.fence(self.context.names.transactional_id(at))
+                await self.view.context.kafka.fence(self.view.context.names.transactional_id(at))
                 self._unclean.discard(name)
 
     async def _write(self, orders: SlotOrders) -> None:
@@ -321,7 +310,7 @@ class SlotKeeper:
                 if not lag:
                     continue
                 grant = next((g for g in grants.values() if g.slots and partition % g.slots == g.slot), None)
-                where = f"{self.context.topic(stage)}/{partition} lags {lag}, "
+                where = f"{self.view.context.topic(stage)}/{partition} lags {lag}, "
                 where += "no slot" if grant is None else grant.dispatcher or "nobody"
                 if grant is not None and (report := self.view.reports.newest(grant.dispatcher)) is not None:
                     at = report.halted.get(partition) or f"at {report.held.get(partition, 'none')}"

@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, TrafficEnvelope, compiled_kernel
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
-from inferline_stream.controlplane.decide.policy_memory import PolicyMemory
 from inferline_stream.controlplane.decide.subprocess_call import call_in_subprocess
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.tuner.staffing_table import staffing
+from inferline_stream.tuner.staffing_table import Staffing, staffing
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ class BackgroundTables:
 
     Args:
         view: counts arrivals.
-        memory: decides by the table.
+        take: given the table that was made for the plan in force.
         sample: traffic that the plan in force was made for; None makes no table.
     """
 
     view: PipelineView
-    memory: PolicyMemory
+    take: Callable[[Staffing], None]
     sample: Trace | None
     compiled: bool = False
     staffed: bool = False
@@ -78,10 +78,10 @@ class BackgroundTables:
             self.view.measured,
             sample,
             {name: kind.price_per_hour for name, kind in self.view.catalogue.items()},
-            objective=self.view.objective,
+            objective=self.view.context.pipeline.objective,
         )
         if self.view.plan is plan:  # else another one is needed
-            self.memory.staffed(table)
+            self.take(table)
             self.staffed = True
             self.staffed_s = self.staffed_s or time.time()
             logger.info("replicas are decided on by the simulated table of the plan")

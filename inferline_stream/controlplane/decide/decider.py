@@ -9,30 +9,28 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import msgspec
-
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.decide.background_tables import BackgroundTables
-from inferline_stream.controlplane.decide.policy_memory import PolicyMemory, windows_of
 from inferline_stream.controlplane.decide.replan import ReplanResult
 from inferline_stream.controlplane.leadership import Leadership
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
-from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.polling import until
-from inferline_stream.controlplane.records.control_records import PLANS_KEPT, Override, Overrides, StoredPlan
+from inferline_stream.controlplane.records.control_records import PLANS_KEPT, Override, Overrides
 from inferline_stream.controlplane.records.record_writers import DecisionLog
 from inferline_stream.controlplane.replica_counts import copied, going_over, stock_of_cores, stock_of_gpus, within
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.observability.pipeline_state import DecisionRecord
+from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.version import structure_of
-from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.live_observations import Figures, figures_of
 from inferline_stream.tuner.observation import Observation
-from inferline_stream.tuner.policy import POLICIES, foreseen
+from inferline_stream.tuner.policy import POLICIES, Policy, TunerState, foreseen, initial_state
+from inferline_stream.tuner.staffing_table import Staffing
+from inferline_stream.tuner.tuner_state import staffed
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +39,62 @@ _DECISIONS_KEPT = 5_000
 
 
 @dataclass(slots=True)
+class PolicyMemory:
+    """The policy's memory for the plan in force: made again for a new plan, and after people held decisions.
+
+    Args:
+        policy: its step.
+        view: whose plan, profiles, prices and windows it knows.
+        held: replicas wanted at the start, by stage and hardware kind.
+    """
+
+    policy: Policy
+    view: PipelineView
+    held: Mapping[str, Mapping[str, int]]
+    state: TunerState = field(init=False)
+    _stepped: TunerState | None = None
+
+    def __post_init__(self) -> None:
+        self.again(self.held)
+
+    def again(self, held: Mapping[str, Mapping[str, int]]) -> None:
+        """Begin again from the plan in force and these replicas.
+
+        What was remembered of loads is no longer true; how noisy traffic is, and what people have seen, is.
+        """
+        view, before = self.view, self._stepped
+        state = initial_state(
+            view.plan,
+            view.measured,
+            view.catalogue,
+            objective=view.context.pipeline.objective,
+            shortest_window_s=view.context.settings.shortest_window_s,
+            held=held,
+        )
+        if before is not None:
+            state = replace(
+                state,
+                patience=before.patience,
+                leapt_s=before.leapt_s,
+                outgrown_s=before.outgrown_s,
+                rises=before.rises,
+                reported=before.reported,
+            )
+        self.state = state
+
+    def step(self, seen: Observation) -> Decision | None:
+        """One step of the policy."""
+        self.state, decision = self.policy(self.state, seen)
+        self._stepped = self.state
+        return decision
+
+
+@dataclass(slots=True)
 class Decider:
     """Decides, and has the fleet follow.
 
     Args:
         run: what runs, and how.
-        context: the pipeline on its Kafka.
         view: what is known.
         leadership: whose term it is.
         found: what earlier terms have left.
@@ -55,7 +103,6 @@ class Decider:
     """
 
     run: Run
-    context: PipelineContext
     view: PipelineView
     leadership: Leadership
     found: Recovered
@@ -90,11 +137,11 @@ class Decider:
 
     def __post_init__(self) -> None:
         self.overrides = self.found.overrides
-        policy, settings = self.run.policy, self.context.settings
-        self.memory = PolicyMemory(policy, self.view, settings, copied(self.fleet.wanted))
+        policy = self.run.policy
+        self.memory = PolicyMemory(policy, self.view, copied(self.fleet.wanted))
         sample = self.run.sample if policy is POLICIES["default"] else None  # others decide by no table
-        self.tables = BackgroundTables(self.view, self.memory, sample)
-        self.book = DecisionLog(self.context.names.decisions, self.found.number)
+        self.tables = BackgroundTables(self.view, self._staffed, sample)
+        self.book = DecisionLog(self.view.context.names.decisions, self.found.number)
         for stored in self.found.plans:
             self.view.planned(stored)
 
@@ -194,13 +241,17 @@ class Decider:
             return
         seen = self._seen(asyncio.get_running_loop().time(), time.time())
         stages = {
-            name: replace(stage, partition_lags=(waiting[self.context.names.group(name)],))
+            name: replace(stage, partition_lags=(waiting[self.view.context.names.group(name)],))
             for name, stage in seen.stages.items()
         }
         decision = foreseen(self.run.policy, self.memory.state, replace(seen, stages=stages), arrivals)
         if decision is not None:
             await self._apply(decision)
             self.memory.again(copied(self.fleet.wanted))
+
+    def _staffed(self, table: Staffing) -> None:
+        """Decide by this table from now on; it was made for the plan in force."""
+        self.memory.state = staffed(self.memory.state, table)
 
     @property
     def paused(self) -> bool:
@@ -211,7 +262,7 @@ class Decider:
         """Whether there is something to decide on: the first replicas take a while to start, and nobody doubts that."""
         if self._decides_from_s is None:
             on_gpus = any(self.view.catalogue[kind].gpus for kinds in self.fleet.wanted.values() for kind in kinds)
-            self._decides_from_s = now_s + self.context.settings.start_limit_s(gpu=on_gpus)
+            self._decides_from_s = now_s + self.view.context.settings.start_limit_s(gpu=on_gpus)
         if now_s < self._decides_from_s:
             seen = self.view.reports.ready_stages()
             if self.view.growth.newest_s is None or seen < self.view.offsets.keys():
@@ -243,7 +294,7 @@ class Decider:
         replicas = going_over(self.fleet.wanted, proposal.plan)
         decision, time_s = Decision(replicas, Action.REPLAN, proposal.reason, proposal.detail), time.time()
         if self._applies(decision):
-            self.view.adopt(proposal.plan, measured, windows_of(proposal.plan, self.context.settings))
+            self.view.adopt(proposal.plan, measured)
             self.memory.again(replicas)
             self.tables.planned(proposal.trace if self.tables.sample is not None else None)
             await self.fleet.want(replicas)
@@ -282,11 +333,10 @@ class Decider:
 
     def keep_plan(self, time_s: float, reason: str, detail: str) -> None:
         """Write down the plan in force."""
-        plan = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(plan_to_bytes(self.view.plan))))
-        controller, term = self.leadership.controller, self.leadership.term
-        number = 1 + max((p.number for p in (*self.found.plans, *self.plans)), default=0)
+        controller, term, document = self.leadership.controller, self.leadership.term, PlanDocument(plan=self.view.plan)
+        number = 1 + max((p.number for p in self.view.plans), default=0)
         structure = structure_of(self.run.pipeline)
-        self.plans.append(StoredPlan(controller, term, time_s, reason, detail, plan, number, structure))
+        self.plans.append(StoredPlan(controller, term, time_s, reason, detail, document, number, structure))
         self.first_plan = self.first_plan or self.plans[-1]
         self.view.planned(self.plans[-1])
         self.book.plan(self.plans[-1])

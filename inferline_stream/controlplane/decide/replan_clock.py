@@ -13,7 +13,6 @@ from inferline_stream.controlplane.decide.replan import ReplanInputs, ReplanResu
 from inferline_stream.controlplane.decide.subprocess_call import call_in_subprocess
 from inferline_stream.controlplane.observe.live_profile import corrected
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
-from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import Overrides
 from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.hardware import Hardware
@@ -81,14 +80,12 @@ class ReplanClock:
     """Asks for plans, one at a time, in a process of their own.
 
     Args:
-        context: names and settings.
         view: the plan in force and what was measured.
         overrides: what people want now.
         take: given each proposal and the profile that it was made with.
         cores: most that all replicas together may have.
     """
 
-    context: PipelineContext
     view: PipelineView
     overrides: Callable[[], Overrides]
     take: Callable[[ReplanResult, PipelineProfile], Awaitable[None]]
@@ -98,7 +95,7 @@ class ReplanClock:
     """Of each stage when the plan in force was made: what came since is what it is judged by."""
 
     def __post_init__(self) -> None:
-        settings = self.context.settings
+        settings = self.view.context.settings
         self._occasions = ReplanOccasions(settings.planner_every_s, settings.planner_beyond_s)
         if self._slo_s() != self.view.plan.slo_s:  # set by people before this controller led
             self._occasions.again(0.0)
@@ -120,8 +117,7 @@ class ReplanClock:
         await self.take(proposal, measured)
 
     def _slo_s(self) -> float:
-        declared_s = self.view.declared_slo_s or self.view.plan.slo_s
-        return self.overrides().slo_s(time.time()) or declared_s
+        return self.overrides().slo_s(time.time()) or self.view.context.pipeline.slo_s
 
     def _beyond(self, now_s: float) -> bool:
         live = zip(self.view.windows_s, self.view.traffic.envelope(now_s), strict=True)
@@ -133,19 +129,19 @@ class ReplanClock:
         return overrides.slo_s(now_s), overrides.prices(now_s), overrides.stock(now_s)
 
     async def _inputs(self, measured: PipelineProfile) -> ReplanInputs:
-        view, settings, now_s = self.view, self.context.settings, time.time()
+        view, settings, now_s = self.view, self.view.context.settings, time.time()
         since_s = now_s - settings.planner_recent_s
-        async with self.context.kafka.follow(self.context.names.arrivals, since_s) as follower:
+        async with self.view.context.kafka.follow(self.view.context.names.arrivals, since_s) as follower:
             records = await follower.read_to(await follower.end())
         return ReplanInputs(
             shape=view.shape,
             measured=measured,
             plan=view.plan,
             slo_s=self._slo_s(),
-            objective=view.objective,
+            objective=view.context.pipeline.objective,
             catalogue=self._catalogue(now_s),
-            source_partitions=view.partitions[min(self.context.entries)],
-            max_batch_sizes={stage.name: stage.max_batch_size for stage in self.context.pipeline.stages},
+            source_partitions=view.partitions[min(self.view.context.entries)],
+            max_batch_sizes={stage.name: stage.max_batch_size for stage in self.view.context.pipeline.stages},
             ticks=records,
             saves_share=settings.planner_saves_share,
             effort_s=settings.planner_effort_s,

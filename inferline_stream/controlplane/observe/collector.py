@@ -8,17 +8,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 
 from inferline_stream.calculus.envelope_state import Times
+from inferline_stream.controlplane.loop_steps import Driver
 from inferline_stream.controlplane.observe.event_ledger import EndOffsets
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S, arrivals_between, recent_ticks
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.polling import Driver
-from inferline_stream.controlplane.records.control_records import decode_ticks
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.dataplane.reports import PoolReport, decode_report
 from inferline_stream.kafka.offsets import Offsets
@@ -28,8 +27,6 @@ from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 LETTERS_S = 600.0
 """How often the age of the oldest dead letters is looked at: topics keep them for days."""
 
@@ -38,10 +35,6 @@ LAGS_S = 0.25
 
 _TOPICS_EVERY = 5
 """Every so many samples of the source's end offsets, those of all other topics are read with them."""
-
-_CLOCKS_APART_S = 0.5
-"""Another controller's ticks are taken at its own clock's word only this far into our future."""
-
 
 _AGENT_SILENT_S = 1.5
 """An agent that has brought nothing for so long (dispatchers report twice a second) may be gone: we read again."""
@@ -117,7 +110,6 @@ class Collector:
     """Fills a `PipelineView`.
 
     Args:
-        context: names.
         view: to fill.
         offsets: reads them.
         ticks: called with every sample of the source topic.
@@ -125,7 +117,6 @@ class Collector:
         stamps: shows arrivals, where the growth of the source's log does not.
     """
 
-    context: PipelineContext
     view: PipelineView
     offsets: Offsets
     ticks: ArrivalLog
@@ -141,8 +132,8 @@ class Collector:
     """When to look at the topics again."""
     agent: Driver = field(default_factory=lambda: Driver(_AGENT_SILENT_S))
     """The Faust app's, which brings the reports in the place of our own reader."""
-    _next: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Next offset to apply, by topic and partition: a record may come from two readers."""
+    _next: dict[int, int] = field(default_factory=dict)
+    """Next report to take in, by partition: a record may come from two readers."""
 
     async def begin(self) -> None:
         """Look the topics up.
@@ -150,7 +141,7 @@ class Collector:
         Raises:
             Unreachable: Kafka does not answer, or one is missing.
         """
-        context = self.context
+        context = self.view.context
         self._topics = {context.topic(stage): n for stage, n in self.view.partitions.items()}
         for topic in (context.sink, context.names.completed):
             self._topics[topic] = await self.offsets.partitions(topic)
@@ -158,11 +149,11 @@ class Collector:
     @property
     def source_partitions(self) -> int:
         """Partitions of the source topic."""
-        return self._topics[self.context.source]
+        return self._topics[self.view.context.source]
 
     async def sample(self) -> None:
         """Read end offsets: of the source topic each time, of all topics now and then."""
-        context, everything = self.context, self._samples % _TOPICS_EVERY == 0
+        context, everything = self.view.context, self._samples % _TOPICS_EVERY == 0
         self._samples += 1
         asked_s = asyncio.get_running_loop().time()
         ends = await self.offsets.ends(self._topics if everything else {context.source: self.source_partitions})
@@ -202,8 +193,8 @@ class Collector:
         """Nobody sampled for a while: the records themselves tell when they came."""
         growth, shift_s = self.view.growth, now_s - time.time()
         since_s = (growth.newest_s or now_s) - shift_s
-        came = await arrivals_between(self.context, growth.ends, ends, since_s, now_s - shift_s)
-        sample_s = self.context.settings.arrivals_sample_s
+        came = await arrivals_between(self.view.context, growth.ends, ends, since_s, now_s - shift_s)
+        sample_s = self.view.context.settings.arrivals_sample_s
         self.ticks.came(came, growth.ends, since_s=since_s, until_s=now_s - shift_s, sample_s=sample_s)
         growth.skip(now_s, ends)
         self.view.arrived(np.array([time_s for time_s, _ in came]) + shift_s)
@@ -219,7 +210,7 @@ class Collector:
         """Read the committed offsets of every stage's group."""
         for stage, history in self.view.offsets.items():
             committed = await self.offsets.committed(
-                self.context.names.group(stage), self.context.topic(stage), self.view.partitions[stage]
+                self.view.context.names.group(stage), self.view.context.topic(stage), self.view.partitions[stage]
             )
             history.committed(asyncio.get_running_loop().time(), committed)
             now_s, passed = asyncio.get_running_loop().time(), [found.offset for found in committed]
@@ -227,12 +218,12 @@ class Collector:
             for settling in self.view.settling.values():
                 settling.committed(now_s, stage, passed, waits=waits)
         if (now_s := asyncio.get_running_loop().time()) >= self._look_s:
-            self._look_s = now_s + self.context.settings.topic_check_s
+            self._look_s = now_s + self.view.context.settings.topic_check_s
             await self._look_at_topics()
 
     async def _look_at_topics(self) -> None:
         """Find out which partitions the topics were given, and where those between stages begin now."""
-        context, view = self.context, self.view
+        context, view = self.view.context, self.view
         found = await self.offsets.existing(self._topics)
         for stage, history in view.offsets.items():
             topic = context.topic(stage)
@@ -245,20 +236,17 @@ class Collector:
 
     async def letters(self) -> None:
         """Find out how old the oldest dead letter of each stage is, as a share of the time that its topic keeps it."""
-        topics = {stage: Names.dead_letters(self.context.topic(stage)) for stage in self.view.offsets}
+        topics = {stage: Names.dead_letters(self.view.context.topic(stage)) for stage in self.view.offsets}
         there = await self.offsets.existing(set(topics.values()))
-        kept_s, died_s = await self.context.kafka.retentions(there), await self.offsets.oldest_s(there)
+        kept_s, died_s = await self.view.context.kafka.retentions(there), await self.offsets.oldest_s(there)
         now_s = time.time()
         shares = {topic: max(0.0, now_s - died_s[topic]) / kept_s[topic] for topic in died_s.keys() & kept_s.keys()}
         self.view.letter_age_shares = {stage: shares.get(topic, 0.0) for stage, topic in topics.items()}
 
-    def by_agent(self, topic: str, partition: int, offset: int, value: bytes | None) -> None:
-        """A record that the Faust app's agent brings, of the stage-stats or the arrivals topic."""
-        if topic == self.context.names.arrivals:
-            self.arrivals(partition, offset, value)
-        else:
-            self.report(partition, offset, value)
-            self.agent.heard()
+    def by_agent(self, partition: int, offset: int, value: bytes | None) -> None:
+        """A record of the stage-stats topic that the Faust app's agent brings."""
+        self.report(partition, offset, value)
+        self.agent.heard()
 
     async def hear(self, reports: TopicFollower) -> None:
         """Take in the reports that have come, waiting for the first; idle while an agent brings them."""
@@ -270,32 +258,13 @@ class Collector:
 
     def report(self, partition: int, offset: int, value: bytes | None) -> None:
         """Take in one record of the stage-stats topic, unless it has been before."""
-        report = self._value(self.context.names.stage_stats, partition, offset, value, decode_report)
-        if report is None or report.stage not in self.view.offsets:
+        if offset < self._next.get(partition, 0):
             return
-        if self.view.reports.add(report, asyncio.get_running_loop().time()):
-            self.heard(report)
-
-    def arrivals(self, partition: int, offset: int, value: bytes | None) -> None:
-        """Take in one record of the arrivals topic. Our own samples are there already; another's may be newer."""
-        record = self._value(self.context.names.arrivals, partition, offset, value, decode_ticks)
-        if record is None:
-            return
-        now_s = asyncio.get_running_loop().time()
-        shift_s = now_s - time.time()
-        for time_ms, ends in zip(record.times_ms, record.ends, strict=True):
-            at_s = time_ms / 1e3 + shift_s
-            known = self.view.growth.ends
-            ahead = len(ends) == len(known) and any(end > old for end, old in zip(ends, known, strict=True))
-            if ahead and at_s < now_s + _CLOCKS_APART_S:
-                self.view.arrivals(at_s, [max(end, old) for end, old in zip(ends, known, strict=True)])
-
-    def _value(
-        self, topic: str, partition: int, offset: int, value: bytes | None, decode: Callable[[bytes], T]
-    ) -> T | None:
-        """What a record holds; None where it cannot be read, or was taken in before."""
-        if offset < self._next.get((topic, partition), 0):
-            return None
-        self._next[topic, partition] = offset + 1
-        record = Record(None, value, (), 0, topic, partition, offset)
-        return next((entry.value for entry in self.context.decoder.decoded([record], decode)), None)
+        self._next[partition] = offset + 1
+        record = Record(None, value, (), 0, self.view.context.names.stage_stats, partition, offset)
+        for entry in self.view.context.decoder.decoded([record], decode_report):
+            report = entry.value
+            if report is None or report.stage not in self.view.offsets:
+                continue
+            if self.view.reports.add(report, asyncio.get_running_loop().time()):
+                self.heard(report)

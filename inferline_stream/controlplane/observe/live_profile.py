@@ -14,7 +14,6 @@ from inferline_stream.pipeline.profile import (
     STEADY,
     PipelineProfile,
     Profile,
-    ServiceTime,
     Variation,
 )
 from inferline_stream.pipeline.shape import Paths, Shape, independent_paths, visited
@@ -49,7 +48,7 @@ def corrected(profile: PipelineProfile, shape: Shape, seen: Mapping[str, StageCo
     for (stage, kind), own in profile.profiles.items():
         batches = seen.get(stage, nothing).batch_stats.get(kind, {})
         factor = slowdown(own, batches, FEWEST_BATCHES)
-        now = own if factor is None or abs(factor - 1) <= NOISE else scaled(own, factor)
+        now = own if factor is None or abs(factor - 1) <= NOISE else own.scaled(factor)
         profiles[stage, kind] = _spread_as_seen(_sizes_as_seen(now, batches), batches)
     shares = {}
     for arrow in shape.arrows:
@@ -125,7 +124,7 @@ def _sizes_as_seen(profile: Profile, batches: Batches) -> Profile:
         if stats and stats.batches >= FEWEST_BATCHES:
             in_hand = min(max(1.0, stats.in_hand / stats.batches), profile.concurrencies[-1])
             factor = stats.service_s / stats.batches / (entry.mean_s * profile.slowed(entry.batch_size, in_hand))
-        times.append(longer(entry, factor) if abs(factor - 1) > NOISE else entry)
+        times.append(entry.longer(factor) if abs(factor - 1) > NOISE else entry)
     return replace(profile, service_times=tuple(times))
 
 
@@ -149,21 +148,6 @@ def _spread_as_seen(profile: Profile, batches: Batches) -> Profile:
     noise = profile.variation.noise if profile.variation is not None and profile.variation.noise else _NORMAL
     times = tuple(replace(e, spread=spread) for e, spread in zip(profile.service_times, wanted, strict=True))
     return replace(profile, service_times=times, variation=Variation(noise=noise))
-
-
-def longer(entry: ServiceTime, factor: float) -> ServiceTime:
-    """One batch size that takes so many times longer."""
-    return replace(
-        entry,
-        mean_s=entry.mean_s * factor,
-        fixed_s=entry.fixed_s * factor,
-        quantiles_s=tuple(q * factor for q in entry.quantiles_s),
-    )
-
-
-def scaled(profile: Profile, factor: float) -> Profile:
-    """A profile in which batches of every size take so many times longer."""
-    return replace(profile, service_times=tuple(longer(entry, factor) for entry in profile.service_times))
 
 
 def _follow(shape: Shape, paths: Paths, shares: Mapping[tuple[str, str], float]) -> Paths:

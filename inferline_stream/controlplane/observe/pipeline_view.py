@@ -15,23 +15,23 @@ from inferline_stream.controlplane.observe.log_growth import LogGrowth, OffsetHi
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S, Latencies, PoolReports
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.controlplane.observe.start_up_times import StartUpTimes
-from inferline_stream.controlplane.records.control_records import StoredPlan
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.replica_counts import cost_per_hour, of_kinds, replicas_of_plan
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.observability.pipeline_state import (
     DecisionRecord,
     EnvelopeWindow,
     PipelineState,
-    PlanRecord,
     ReplicaCounts,
     StageState,
+    StoredPlan,
 )
-from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.hardware import Catalogue, catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
-from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
+from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.plan_basis import Replicas
 from inferline_stream.tuner.traffic import Traffic
@@ -47,32 +47,24 @@ class PipelineView:
     """Everything seen of a pipeline. Times are on the controller's clock unless said otherwise.
 
     Args:
-        pipeline: its name.
-        shape: its DAG.
+        context: the pipeline on its Kafka.
         plan: in force.
         measured: profiles.
-        catalogue: hardware kinds.
-        objective: share of events that must meet the SLO.
         partitions: of each stage's input topic.
-        windows_s: lengths of the traffic envelope's windows.
-        declared_slo_s: SLO that the topology declares; by default the plan's.
     """
 
-    pipeline: str
-    shape: Shape
+    context: PipelineContext
     plan: Plan
     measured: PipelineProfile
-    catalogue: Catalogue
-    objective: float
     partitions: Mapping[str, int]
-    windows_s: Sequence[float]
-    declared_slo_s: float | None = None
+    catalogue: Catalogue = field(init=False)
+    """Hardware kinds, with prices as people have set them."""
     growth: LogGrowth = field(default_factory=LogGrowth)
     events_out: int = 0
     completed: int = 0
     """Growth of the sink's and of the completed topic since the start of the run."""
     decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
-    plans: deque[PlanRecord] = field(default_factory=lambda: deque(maxlen=_PLANS_KEPT))
+    plans: deque[StoredPlan] = field(default_factory=lambda: deque(maxlen=_PLANS_KEPT))
     decision_counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     restarts: Counter[str] = field(default_factory=Counter)
     cost: float = 0.0
@@ -100,14 +92,19 @@ class PipelineView:
     _held: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
+        self.catalogue = self._declared = catalogue(self.context.pipeline.hardware)
         self.reports = PoolReports(self.shape, self.measured)
         self.offsets = {stage: OffsetHistory(self.partitions[stage]) for stage in self.shape.stages}
         joins = [self.shape.stages[at] for at in self.shape.joins()]
         self.settling = {join: SettledParts(join, self.shape.upstream([join])[:-1]) for join in joins}
         self.traffic = Traffic(self.windows_s)
-        self._declared = self.catalogue
-        final, slo_s = self.shape.stages[self.shape.finals()[0]], self.plan.slo_s
-        self.latencies = Latencies(self.reports, final, self.declared_slo_s or slo_s, slo_s)
+        final, declared_slo_s = self.shape.stages[self.shape.finals()[0]], self.context.pipeline.slo_s
+        self.latencies = Latencies(self.reports, final, declared_slo_s, self.plan.slo_s)
+
+    @property
+    def shape(self) -> Shape:
+        """The DAG."""
+        return self.context.shape
 
     # -- what comes in -------------------------------------------------------------------------------
 
@@ -134,12 +131,12 @@ class PipelineView:
         self._kernel = kernel
         self.traffic.use(kernel)
 
-    def adopt(self, plan: Plan, measured: PipelineProfile, windows_s: Sequence[float]) -> None:
+    def adopt(self, plan: Plan, measured: PipelineProfile) -> None:
         """Another plan is in force; what was seen of traffic stays."""
-        self.plan, self.measured, self.windows_s = plan, measured, windows_s
+        self.plan, self.measured = plan, measured
         self.reports.measured = measured
         self.latencies.judge_by(plan.slo_s)
-        self.traffic = Traffic(windows_s, self._kernel)
+        self.traffic = Traffic(self.windows_s, self._kernel)
         for times in self._blocks:
             self.traffic.add(times)
 
@@ -161,24 +158,7 @@ class PipelineView:
 
     def planned(self, stored: StoredPlan) -> None:
         """A plan came into force, now or before this controller led."""
-        plan = plan_from_bytes(bytes(stored.plan), "a stored plan")
-        allocations = {
-            stage: tuple((a.hardware, a.max_batch_size, a.replicas, a.hold_s, a.concurrency) for a in held)
-            for stage, held in plan.allocations.items()
-        }
-        self.plans.append(
-            PlanRecord(
-                stored.number,
-                stored.time_s,
-                stored.reason,
-                stored.detail,
-                plan.slo_s,
-                plan.predicted_p99_s,
-                plan.cost_per_hour,
-                plan.arrival_rate,
-                allocations,
-            )
-        )
+        self.plans.append(stored)
 
     def prices(self, prices: Mapping[str, float]) -> None:
         """Dollars per hour of hardware kinds, where people have set them."""
@@ -190,13 +170,14 @@ class PipelineView:
     # -- what goes out -------------------------------------------------------------------------------
 
     @property
+    def windows_s(self) -> tuple[float, ...]:
+        """Windows of the plan's traffic envelope that live samples of arrivals can fill."""
+        return tuple(w for w, _ in self.plan.envelope if w >= self.context.settings.shortest_window_s)
+
+    @property
     def samples(self) -> Mapping[str, StageInput]:
         """One event of each stage that it is known to process, where profiles keep one."""
         return self.measured.samples
-
-    def drained(self) -> bool:
-        """Whether every stage's group has committed all that its topic holds, as last sampled."""
-        return all(not any(history.lags()) for history in self.offsets.values())
 
     def observation(
         self, now_s: float, wanted: Replicas, limits: Mapping[str, Limits], stock: Mapping[str, int]
@@ -306,9 +287,9 @@ class PipelineView:
         )
         return PipelineState(
             time_s=time_s,
-            pipeline=self.pipeline,
+            pipeline=self.context.pipeline.name,
             slo_s=plan.slo_s,
-            objective=self.objective,
+            objective=self.context.pipeline.objective,
             predicted_p99_s=plan.predicted_p99_s,
             arrival_rate=self.traffic.arrival_rate(now_s),
             envelope=tuple(

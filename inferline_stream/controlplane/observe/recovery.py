@@ -18,7 +18,6 @@ from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
     WANTED_KEY,
     Overrides,
-    StoredPlan,
     decode_override,
     decode_stored,
     decode_ticks,
@@ -26,10 +25,9 @@ from inferline_stream.controlplane.records.control_records import (
 )
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.topic_follower import TopicFollower
-from inferline_stream.observability.pipeline_state import DecisionRecord
+from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Plan
-from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.tuner.plan_basis import Replicas
 
 logger = logging.getLogger(__name__)
@@ -70,7 +68,7 @@ class Recovered:
 
     def its_plan(self) -> Plan | None:
         """The plan itself."""
-        return None if self.plan is None else plan_from_bytes(bytes(self.plan.plan), "the decisions topic")
+        return None if self.plan is None else self.plan.plan
 
 
 async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder | None = None) -> Recovered:

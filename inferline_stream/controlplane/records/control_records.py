@@ -12,10 +12,9 @@ from typing import Literal
 
 import msgspec
 
-from inferline_stream.observability.pipeline_state import DecisionRecord
+from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
-from inferline_stream.pipeline.version import Structure
-from inferline_stream.planner.plan_document import plan_from_bytes
+from inferline_stream.planner.plan_document import PLAN_VERSION, check_plan
 from inferline_stream.tuner.observation import Limits
 
 
@@ -45,24 +44,6 @@ class ArrivalTicks(msgspec.Struct, frozen=True):
             raise ValueError("an end offset is out of range")
         if any(not 0 <= t < _MOST for t in (self.previous_ms, *self.times_ms, *self.asked_ms)):
             raise ValueError("a time is out of range")
-
-
-class StoredPlan(msgspec.Struct, frozen=True):
-    """A plan that came into force. Key ``plan-<n>`` of the decisions topic, and ``plan`` for the one in force."""
-
-    controller: str
-    term: int
-    time_s: float
-    """Seconds since the epoch."""
-    reason: str
-    detail: str
-    plan: msgspec.Raw
-    """A plan document (`planner.plan_document`)."""
-    number: int = 0
-    """Grows over all terms."""
-    structure: Structure | None = None
-    """Of the pipeline that it was made for."""
-    version: int = WIRE_VERSION
 
 
 class Override(msgspec.Struct, frozen=True):
@@ -160,12 +141,14 @@ def decode_ticks(value: bytes) -> ArrivalTicks:
 def decode_stored(key: str, value: bytes) -> StoredPlan | DecisionRecord:
     """A record of the decisions topic: a plan that fits together, or a decision."""
     if key.startswith(PLAN_KEY):
-        plan = _plan.decode(value)
-        check_version(plan.version)
-        _in_range(plan.number, plan.term)
-        _check_time(plan.time_s)
-        plan_from_bytes(bytes(plan.plan), "a stored plan")
-        return plan
+        stored = _plan.decode(value)
+        check_version(stored.version)
+        _in_range(stored.number, stored.term)
+        _check_time(stored.time_s)
+        if stored.document.version != PLAN_VERSION:
+            raise ValueError(f"plan version {stored.document.version}, this release reads version {PLAN_VERSION}")
+        check_plan(stored.plan, "a stored plan")
+        return stored
     decision = _decision.decode(value)
     check_version(decision.version)
     counts = [count for kinds in decision.replicas.values() for count in kinds.values()]
@@ -243,20 +226,20 @@ class Overrides:
         """Whether scaling decisions are held."""
         return bool(self._valid("pause", now_s))
 
+    def _values(self, kind: str, now_s: float) -> dict[str, float]:
+        return {subject: o.value for subject, o in self._valid(kind, now_s).items() if o.value is not None}
+
     def limits(self, now_s: float) -> dict[str, Limits]:
         """Fewest and most replicas by stage; a stage scaled by hand has both at that number."""
         limits = {
             stage: Limits(1 if o.minimum is None else o.minimum, o.maximum)
             for stage, o in self._valid("limits", now_s).items()
         }
-        for stage, o in self._valid("scale", now_s).items():
-            if o.value is not None:
-                limits[stage] = Limits(int(o.value), int(o.value))
-        return limits
+        return limits | {stage: Limits(int(n), int(n)) for stage, n in self._values("scale", now_s).items()}
 
     def standby(self, now_s: float) -> dict[str, int]:
         """Replicas that stand by, by stage, where it was set."""
-        return {stage: int(o.value) for stage, o in self._valid("standby", now_s).items() if o.value is not None}
+        return {stage: int(n) for stage, n in self._values("standby", now_s).items()}
 
     @property
     def code_s(self) -> float | None:
@@ -266,13 +249,12 @@ class Overrides:
 
     def stock(self, now_s: float) -> dict[str, int]:
         """Most replicas of a hardware kind, where it was set."""
-        return {kind: int(o.value) for kind, o in self._valid("stock", now_s).items() if o.value is not None}
+        return {kind: int(n) for kind, n in self._values("stock", now_s).items()}
 
     def prices(self, now_s: float) -> dict[str, float]:
         """Dollars per hour of a hardware kind, where it was set."""
-        return {kind: o.value for kind, o in self._valid("price", now_s).items() if o.value is not None}
+        return self._values("price", now_s)
 
     def slo_s(self, now_s: float) -> float | None:
         """The SLO in seconds, where it was set."""
-        override = self._valid("slo", now_s).get("")
-        return None if override is None else override.value
+        return self._values("slo", now_s).get("")

@@ -8,13 +8,10 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
-from inferline_stream.controlplane.records.control_records import Override, Overrides, StoredPlan, encode
-from inferline_stream.observability.pipeline_state import DecisionRecord
+from inferline_stream.controlplane.records.control_records import Overrides
+from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.units import format_duration
-from inferline_stream.planner.plan_document import plan_from_bytes
 from inferline_stream.tuner.decision import Reason
 
 WORDS: Mapping[Reason, str] = MappingProxyType(
@@ -76,9 +73,8 @@ def sentences(story: PlanHistory, last: int) -> Iterator[str]:
     before: Plan | None = None
     chapters: list[list[str]] = []
     for stored in story.plans:
-        plan = plan_from_bytes(bytes(stored.plan), "a stored plan")
-        chapters.append(list(_of_plan(stored, plan, before)))
-        before = plan
+        chapters.append(list(_of_plan(stored, before)))
+        before = stored.plan
     for lines in chapters[-last:]:
         yield from lines
     for key, override in sorted(story.overrides.by_key.items()):
@@ -90,7 +86,8 @@ def sentences(story: PlanHistory, last: int) -> Iterator[str]:
         yield from _of_decision(decision)
 
 
-def _of_plan(stored: StoredPlan, plan: Plan, before: Plan | None) -> Iterator[str]:
+def _of_plan(stored: StoredPlan, before: Plan | None) -> Iterator[str]:
+    plan = stored.plan
     by, why = f"by {stored.controller}, term {stored.term}", stored.detail or _BEGINNINGS.get(stored.reason, "")
     yield f"{_time(stored.time_s)} plan {stored.number} ({stored.reason}) {by}: {why}"
     yield (
@@ -136,14 +133,10 @@ def document(story: PlanHistory, last: int) -> dict[str, Any]:
     """The same for programs."""
     return {
         "pipeline": story.pipeline,
-        "plans": [_plain(plan) for plan in story.plans[-last:]],
-        "decisions": [_plain(decision) for decision in story.decisions[-last:]],
-        "overrides": {key: _plain(override) for key, override in story.overrides.by_key.items()},
+        "plans": story.plans[-last:],
+        "decisions": story.decisions[-last:],
+        "overrides": story.overrides.by_key,
     }
-
-
-def _plain(record: StoredPlan | DecisionRecord | Override) -> Any:
-    return msgspec.json.decode(encode(record))
 
 
 def _time(time_s: float) -> str:

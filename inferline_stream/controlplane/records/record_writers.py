@@ -14,14 +14,13 @@ from inferline_stream.controlplane.records.control_records import (
     WANTED_KEY,
     ArrivalTicks,
     Override,
-    StoredPlan,
     decision_key,
     encode,
     plan_key,
 )
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.writer import write_once
-from inferline_stream.observability.pipeline_state import DecisionRecord
+from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.names import Names
 from inferline_stream.tuner.live_observations import Figures
 

@@ -125,7 +125,7 @@ _Sample = tuple[float, float, float | None, float | None, float | None, float, f
 
 
 class PageServer:
-    """The page of one pipeline. Use as a context manager, or call `close`.
+    """The page of one pipeline, from its making until it is closed.
 
     Args:
         state: returns the newest state, None before there is one; called from other threads.
@@ -156,12 +156,6 @@ class PageServer:
         self.url = f"http://{host}:{self.port}/"
         self._history = Thread(target=_keep, args=(state, samples, self._closing), name="page history", daemon=True)
         self._history.start()
-
-    def __enter__(self) -> PageServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """End every stream and free the port."""

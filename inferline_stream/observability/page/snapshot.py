@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.observability.pipeline_state import PipelineState, StageState
+from inferline_stream.observability.pipeline_state import PipelineState, StageState, StoredPlan
 from inferline_stream.observability.stage_counts import StageCounts
 
 Arrows = Sequence[tuple[str, str, bool]]
@@ -46,7 +46,7 @@ def snapshot(state: PipelineState, arrows: Arrows) -> bytes:
             "arrows": arrows,
             "stages": [_stage(stage) for stage in state.stages],
             "decisions": [decision.line(decision.time_s) for decision in state.decisions[-DECISIONS_SHOWN:]],
-            "plans": state.plans[-PLANS_SHOWN:],
+            "plans": [_plan(stored) for stored in state.plans[-PLANS_SHOWN:]],
         }
     )
 
@@ -60,6 +60,18 @@ def _stage(stage: StageState) -> dict[str, Any]:
         "batch_fill": stage.batch_fill,
         "cpu_s": stage.cpu_s,
         "core_wait_s": stage.core_wait_s,
+    }
+
+
+def _plan(stored: StoredPlan) -> dict[str, Any]:
+    plan = stored.plan
+    return {
+        **{name: getattr(stored, name) for name in ("number", "time_s", "reason", "detail")},
+        **{name: getattr(plan, name) for name in ("slo_s", "predicted_p99_s", "cost_per_hour", "arrival_rate")},
+        "allocations": {
+            stage: [(a.hardware, a.max_batch_size, a.replicas, a.hold_s, a.concurrency) for a in held]
+            for stage, held in plan.allocations.items()
+        },
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,14 @@ def draw_profiles(file: Path, measured: PipelineProfile, stages: Sequence[str], 
 
 
 def draw_cost_curve(
-    file: Path, curves: Mapping[str, Sequence[CurvePoint]], *, title: str = "", chosen: Plan | None = None
+    file: Path, points: Sequence[CurvePoint], name: str, *, title: str = "", chosen: Plan | None = None
 ) -> None:
     """Dollars per hour of the plan for each SLO.
 
     Args:
         file: .png or .svg.
-        curves: points by ascending SLO, of each search or workload by its name.
+        points: by ascending SLO.
+        name: of the pipeline.
         title: above the picture.
         chosen: a plan to mark.
 
@@ -76,29 +77,21 @@ def draw_cost_curve(
         UsageError: see `canvas.check_file`.
     """
     with drawing(file, [3.4], title=title) as [[axes]]:
-        dearest = 0.0
-        for (name, points), look in zip(curves.items(), line_styles(), strict=False):
-            feasible = [(point.slo_s * 1e3, point.plan) for point in points if point.plan is not None]
-            slos_ms = [slo_ms for slo_ms, _ in feasible]
-            costs = [plan.cost_per_hour for _, plan in feasible]
-            dearest = max([dearest, *costs])
-            axes.plot(slos_ms, costs, label=name, color=look.colour, linestyle=look.dashes, marker=look.mark,
-                      drawstyle="steps-post")  # fmt: skip
-        smallest_ms = min((p.slo_s * 1e3 for points in curves.values() for p in points if p.plan), default=None)
-        largest_ms = max((p.slo_s * 1e3 for points in curves.values() for p in points), default=1.0)
-        axes.set_xlim(0, largest_ms * 1.03)
-        axes.set_ylim(0, dearest * 1.15 or 1.0)
-        if smallest_ms is None:
+        look = next(line_styles())
+        feasible = [(point.slo_s * 1e3, point.plan.cost_per_hour) for point in points if point.plan is not None]
+        slos_ms, costs = [slo_ms for slo_ms, _ in feasible], [cost for _, cost in feasible]
+        axes.plot(slos_ms, costs, label=name, color=look.colour, linestyle=look.dashes, marker=look.mark,
+                  drawstyle="steps-post")  # fmt: skip
+        axes.set_xlim(0, max((p.slo_s * 1e3 for p in points), default=1.0) * 1.03)
+        axes.set_ylim(0, max(costs, default=0.0) * 1.15 or 1.0)
+        if not slos_ms:
             axes.text(0.5, 0.5, "no plan meets any of these SLOs", ha="center", transform=axes.transAxes)
-        else:
-            none_ms = [p.slo_s * 1e3 for points in curves.values() for p in points if p.plan is None]
-            if below := [slo_ms for slo_ms in none_ms if slo_ms < smallest_ms]:
-                axes.axvspan(0, max(below), color=LINE, linewidth=0)
-                axes.text(max(below) / 2, 0.04, "no plan\nmeets it", ha="center", transform=axes.get_xaxis_transform())
+        elif below := [p.slo_s * 1e3 for p in points if p.plan is None and p.slo_s * 1e3 < slos_ms[0]]:
+            axes.axvspan(0, max(below), color=LINE, linewidth=0)
+            axes.text(max(below) / 2, 0.04, "no plan\nmeets it", ha="center", transform=axes.get_xaxis_transform())
         if chosen is not None:
             axes.plot(chosen.slo_s * 1e3, chosen.cost_per_hour, marker="*", markersize=13, color=INK, linestyle="none",
                       label=f"the plan: ${chosen.cost_per_hour:.4g}/h", zorder=5)  # fmt: skip
+            axes.legend(loc="upper right")
         axes.set_xlabel("SLO on the P99 [ms]")
         axes.set_ylabel("cost [$/h]")
-        if len(curves) > 1 or chosen is not None:
-            axes.legend(loc="upper right")

@@ -57,11 +57,7 @@ def draw_replay(
         for axes in (rate, replicas, latency, misses):
             axes.set_xlim(0, outcome.duration_s / scale)
         misses.set_xlabel(f"time [{unit}]")
-        draw_envelope(envelope, plan, {"this trace": trace_envelope(Trace(outcome.entry_s), _windows(plan))})
-
-
-def _windows(plan: Plan) -> tuple[float, ...]:
-    return tuple(window_s for window_s, _ in plan.envelope)
+        _envelope(envelope, plan, Trace(outcome.entry_s))
 
 
 def _arrivals(axes: Axes, outcome: Outcome, plan: Plan, scale: float) -> None:
@@ -122,20 +118,16 @@ def _misses(axes: Axes, outcome: Outcome, bin_s: float, scale: float, allowed: f
     axes.legend(loc="upper right")
 
 
-def draw_envelope(axes: Axes, plan: Plan, others: Mapping[str, tuple[tuple[float, int], ...]]) -> None:
-    """Most arrivals in any window, as rates on log axes: the plan's, and others by name.
-
-    Windows in which another envelope is above the plan's are shaded.
-    """
-    windows_s = [window_s for window_s, _ in plan.envelope]
+def _envelope(axes: Axes, plan: Plan, trace: Trace) -> None:
+    """Most arrivals in any window, as rates on log axes: the plan's and the trace's, shaded where that is above."""
+    windows_s = tuple(window_s for window_s, _ in plan.envelope)
     planned = [count / window_s for window_s, count in plan.envelope]
+    rates = [count / window_s for window_s, count in trace_envelope(trace, windows_s)]
+    look = next(line_styles())
     axes.plot(windows_s, planned, color=QUIET, linestyle="--", marker="s", label="the plan's sample")
-    for (name, envelope), look in zip(others.items(), line_styles(), strict=False):
-        rates = [count / window_s for window_s, count in envelope]
-        axes.plot([w for w, _ in envelope], rates, color=look.colour, marker=look.mark, label=name)
-        if len(rates) == len(planned):
-            above = [rate > plan_rate for rate, plan_rate in zip(rates, planned, strict=True)]
-            axes.fill_between(windows_s, planned, rates, where=above, color=BAD, alpha=0.15, linewidth=0)
+    axes.plot(windows_s, rates, color=look.colour, marker=look.mark, label="this trace")
+    above = [rate > plan_rate for rate, plan_rate in zip(rates, planned, strict=True)]
+    axes.fill_between(windows_s, planned, rates, where=above, color=BAD, alpha=0.15, linewidth=0)
     plain_log(axes, "x")
     plain_log(axes, "y")
     axes.set_title("traffic envelope")

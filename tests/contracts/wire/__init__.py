@@ -16,7 +16,7 @@ import msgspec
 from packaging.version import Version
 
 import inferline_stream
-from inferline_stream.controlplane.records.control_records import ArrivalTicks, Override, StoredPlan
+from inferline_stream.controlplane.records.control_records import ArrivalTicks, Override
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
@@ -39,11 +39,13 @@ from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, LeaderHe
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.kafka.batch_mark import BatchId
-from inferline_stream.observability.pipeline_state import DecisionRecord, DeviceState
+from inferline_stream.observability.pipeline_state import DecisionRecord, DeviceState, StoredPlan
 from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.version import Structure
+from inferline_stream.planner.plan_document import PlanDocument
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
@@ -67,6 +69,12 @@ ROUTES = Routes(
     entry_time_header="sent",
     source_max_bytes=4000,
     sink_max_bytes=5000,
+)
+
+PLAN = PlanDocument(
+    plan=Plan(
+        "p", 0.25, {"a": (Allocation("cpu-1", 2, 1, 0.01, 1),)}, 0.0665, 0.2, 40.0, ((0.1, 9),), {"a": 1.0}, {"a": 0.5}
+    )
 )
 
 FILLED: tuple[Any, ...] = (
@@ -154,7 +162,7 @@ FILLED: tuple[Any, ...] = (
     Replace("a-cpu-1-0", "why"),
     ArrivalTicks([1.5], [[4, 5]], [1, 2], 0.5, [1.25], [(1.25, "a visit_ratio", 0.5)]),
     StoredPlan(
-        "p-0", 3, 1.0, "initial", "why", msgspec.Raw(b"{}"), 2, Structure(("in", ""), ("out", ""), {"a": ""}, {"a": {}})
+        "p-0", 3, 1.0, "initial", "why", PLAN, 2, Structure(("in", ""), ("out", ""), {"a": ""}, {"a": {}})
     ),
     DecisionRecord(
         4, "p-0", 3, 1.0, "scale_up", "load", "why", {"a": {"cpu-1": 2}}, True, 9.5, [1, 2], {"a": 3}, {"a": 1}

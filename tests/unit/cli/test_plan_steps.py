@@ -13,6 +13,7 @@ from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profil
 from inferline_stream.pipeline.shape import independent_paths, shape_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.evaluator import Stopped
+from inferline_stream.planner.plan_explanation import explain
 from tests.support.emulated_runs import plan_by_hand
 
 
@@ -52,6 +53,24 @@ def test_a_p99_is_not_credible_where_nothing_holds_shares(monkeypatch: pytest.Mo
     monkeypatch.setattr(plan_steps, "shares_held", lambda: False)
     assert doubt("whole", 2, 10.0) == ""
     assert doubt("half", 2, 10.0) == "the P99 is not credible: nothing here holds replicas to their shares of a core"
+
+
+def test_a_plan_is_explained_within_the_limits_that_it_was_made_in() -> None:
+    stage = Stage("a", lambda values: values, hardware=["whole"], max_batch_size=2)
+    kinds = [Hardware("whole", 0.1, cores=1.0)]
+    pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage], hardware=kinds)
+    times = (ServiceTime(1, 0.1), ServiceTime(2, 0.11), ServiceTime(8, 0.12))
+    measured = PipelineProfile(
+        {("a", "whole"): Profile("a", "whole", times)}, independent_paths(shape_of(pipeline), {})
+    )
+    sample = Trace(np.arange(0.0, 20.0, 0.04))
+    inputs = PlanInputs(what=Declared(pipeline, Path("topology.py"), [], sample), slo_s=0.4)
+    found = planned(inputs, measured)
+    (explained,) = explain(found, inputs.problem(measured, found.slo_s)).stages
+    assert found.allocations["a"][0].max_batch_size == 2
+    assert all(a.max_batch_size <= 2 for other in explained.next_cheaper for a in other.allocations)
+    problem = inputs.problem(measured)
+    assert (problem.target_s, problem.order_slo_s, problem.cores) == (0.4, 1.0, pytest.approx(3.85))
 
 
 def test_a_search_that_no_ctrl_c_reaches_ends_when_it_is_asked_to() -> None:

@@ -14,7 +14,7 @@ from inferline_stream.controlplane.observe.observation_log import write_observat
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import levels_trace
-from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.runs.archive import EventTimes, write_record
 from inferline_stream.tuner.live_observations import LiveObservations
 from tests.unit.runs.test_archive import PLAN, RECORD
@@ -23,7 +23,7 @@ from tests.unit.runs.test_archive import PLAN, RECORD
 def test_a_run_is_replayed_with_the_dispatchers_of_its_plan(tmp_path: Path) -> None:
     held = {"read": (Allocation("cpu", 4, 2),), "judge": (Allocation("cpu", 1, 4),)}
     plan = replace(PLAN, allocations=held, slots={"judge": 4})
-    stored = msgspec.structs.replace(RECORD.plans[0], plan=msgspec.Raw(plan_to_bytes(plan)))
+    stored = msgspec.structs.replace(RECORD.plans[0], document=PlanDocument(plan=plan))
     trace = levels_trace([(120.0, 20.0)], 1.0, np.random.default_rng(1))
     trace = trace.window(float(trace.arrivals_s[0]), np.inf)
     nothing = np.empty(0)

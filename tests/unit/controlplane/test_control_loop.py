@@ -70,7 +70,8 @@ class World:
         )  # fmt: skip
         kafka: Any = self.kafka
         run = Run(
-            pipeline=one_stage(), topology=Path("topology.py"), bootstrap_servers="", plan=plan, measured=profile,
+            pipeline=one_stage(hardware=[Hardware("cpu", 0.1)]), topology=Path("topology.py"),
+            bootstrap_servers="", plan=plan, measured=profile,
             log_folder=Path("logs"), faust=False, replans=False, cores=math.inf,
         )  # fmt: skip
         context = PipelineContext(run.pipeline, kafka, Settings())
@@ -78,11 +79,9 @@ class World:
             term=1, controller="c", log=SimpleNamespace(grants=()), renewals=0, write=self._grant,
             write_records=self.kafka.write, heartbeat=self._heartbeat,
         )  # fmt: skip
-        self.view = PipelineView(
-            "p", SHAPE, plan, profile, {"cpu": Hardware("cpu", 0.1)}, 0.99, {"a": 4}, (1.0, 10.0, 60.0)
-        )
+        self.view = PipelineView(context, plan, profile, {"a": 4})
         found = Recovered(None, (), (), None, Overrides(), 0)
-        self.controller = Controller(run, context, self.view, self.actuator, leadership, found)
+        self.controller = Controller(run, self.view, self.actuator, leadership, found)
         self.names = names
         self._reports, self._busy_s, self._replica_s = 0, 0.0, 0.0
 

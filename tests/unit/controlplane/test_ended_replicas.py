@@ -48,8 +48,8 @@ class Week:
             {("a", "cpu"): Profile("a", "cpu", (ServiceTime(1, 0.1),))}, independent_paths(SHAPE, {})
         )
         plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 1),)}, 0.1, 0.4, 10.0, ((60.0, 600),), {"a": 1.0}, {"a": 0.5})
-        view = PipelineView("p", SHAPE, plan, profile, {"cpu": Hardware("cpu", 0.1)}, 0.99, {"a": 8}, (60.0,))
-        context = PipelineContext(one_stage(), KafkaCluster(""), Settings())
+        context = PipelineContext(one_stage(hardware=[Hardware("cpu", 0.1)]), KafkaCluster(""), Settings())
+        view = PipelineView(context, plan, profile, {"a": 8})
         leadership: Any = SimpleNamespace(
             term=1, controller="c", log=SimpleNamespace(grants=()), renewals=0, devices=()
         )
@@ -59,7 +59,7 @@ class Week:
             log_folder=Path("logs"), cores=math.inf,
         )  # fmt: skip
         self.actuator = FakeActuator()
-        self.controller = Controller(run, context, view, self.actuator, leadership, found)
+        self.controller = Controller(run, view, self.actuator, leadership, found)
         self.controller.fleet.leads = lambda: True
         self.time_s, self.number, self.dispatcher, self.dispatchers = 0.0, 0, "a-0-0x", 0
 

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
-from inferline_stream.controlplane.records.control_records import Override, Overrides, StoredPlan
+from inferline_stream.controlplane.records.control_records import Override, Overrides
 from inferline_stream.controlplane.records.explanation import WORDS, PlanHistory, document, sentences
-from inferline_stream.observability.pipeline_state import DecisionRecord
+from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.plan import Allocation, KeyBound, Plan
-from inferline_stream.planner.plan_document import plan_from_bytes, plan_to_bytes
+from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.tuner.decision import Reason
 
 
@@ -24,7 +25,7 @@ def stored(number: int, reason: str, batch: int, detail: str = "") -> StoredPlan
         visit_ratios={"a": 1.0, "b": 0.5},
         utilization={"a": 0.5, "b": 0.25},
     )
-    return StoredPlan("c-1", 3, 1.7e9, reason, detail, msgspec.Raw(plan_to_bytes(plan)), number)
+    return StoredPlan("c-1", 3, 1.7e9, reason, detail, PlanDocument(plan=plan), number)
 
 
 def decision(number: int) -> DecisionRecord:
@@ -50,6 +51,14 @@ STORY = PlanHistory(
     (decision(1), decision(2), decision(3)),
     Overrides({"limits/a": Override("limits", "a", minimum=1, maximum=6, who="eve")}),
 )
+
+
+def of_first(**changed: Any) -> str:
+    """What is said of the story's first plan with some of it changed, before its second."""
+    first, second = STORY.plans
+    document = PlanDocument(plan=replace(first.plan, **changed))
+    plans = [msgspec.structs.replace(first, document=document), second]
+    return "\n".join(sentences(PlanHistory("p", plans, (), Overrides()), 5))
 
 
 def test_every_reason_has_its_words() -> None:
@@ -83,7 +92,7 @@ def test_only_the_newest_are_reported_and_the_first_of_them_still_knows_what_it_
     assert "plan 1" not in reported
     assert "(before: 2 × cpu-1, batches up to 4)" in reported
     assert reported.count("scale_up") == 1
-    assert [d["number"] for d in document(STORY, 2)["decisions"]] == [2, 3]
+    assert [d.number for d in document(STORY, 2)["decisions"]] == [2, 3]
 
 
 def test_nothing_written_down_is_said() -> None:
@@ -91,28 +100,16 @@ def test_nothing_written_down_is_said() -> None:
 
 
 def test_a_key_that_binds_a_stage_is_reported_with_its_remedy() -> None:
-    plan = plan_from_bytes(bytes(STORY.plans[0].plan))
-    bound = replace(plan, key_bound={"a": KeyBound("anna", 31.0, {"cpu-1": 20.0})})
-    raw = msgspec.Raw(plan_to_bytes(bound))
-    said = "\n".join(
-        sentences(PlanHistory("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5)
-    )
+    said = of_first(key_bound={"a": KeyBound("anna", 31.0, {"cpu-1": 20.0})})
     assert "a: key_bound: events of key 'anna' come 31 times a second" in said
     assert "cpu-1 20; Stage(ordered=False) lifts that" in said
 
 
 def test_a_reserve_that_people_ask_for_is_reported() -> None:
-    plan = replace(plan_from_bytes(bytes(STORY.plans[0].plan)), reserve=1.5)
-    raw = msgspec.Raw(plan_to_bytes(plan))
-    stored = [msgspec.structs.replace(STORY.plans[0], plan=raw), STORY.plans[1]]
-    said = "\n".join(sentences(PlanHistory("p", stored, (), Overrides()), 5))
+    said = of_first(reserve=1.5)
     assert said.count("replicas for 1.5 times that traffic are always held (--reserve)") == 1
 
 
 def test_several_dispatchers_of_a_stage_are_reported_with_what_it_holds() -> None:
-    plan = replace(plan_from_bytes(bytes(STORY.plans[0].plan)), slots={"a": 2})
-    raw = msgspec.Raw(plan_to_bytes(plan))
-    said = "\n".join(
-        sentences(PlanHistory("p", [msgspec.structs.replace(STORY.plans[0], plan=raw)], (), Overrides()), 5)
-    )
+    said = of_first(slots={"a": 2})
     assert "a: 2 × cpu-1, batches up to 4, 2 dispatchers, 50% utilized" in said

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -8,25 +9,33 @@ import pytest
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
+from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
+from inferline_stream.settings import Settings
+from tests.support.emulated_runs import one_stage
 from tests.support.fake_actuator import FakeActuator
 
 SHAPE = Shape(("a",), ())
 
 
+def a_context(kinds: Iterable[Hardware]) -> PipelineContext:
+    return PipelineContext(one_stage(hardware=kinds), KafkaCluster(""), Settings())
+
+
 def fleet(wanted: dict[str, int], standby: int = 0, stock: int | None = None) -> Fleet:
-    kinds = {"cpu": Hardware("cpu", 0.1, stock=stock), "gpu": Hardware("gpu", 1.0)}
+    kinds = [Hardware("cpu", 0.1, stock=stock), Hardware("gpu", 1.0)]
     speeds = {"cpu": 0.1, "gpu": 0.01}
     measured = PipelineProfile(
         {("a", kind): Profile("a", kind, (ServiceTime(1, s),)) for kind, s in speeds.items()},
         independent_paths(SHAPE, {}),
     )
     plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 2),)}, 0.2, 0.4, 10.0, ((60.0, 600),), {"a": 1.0}, {"a": 0.5})
-    view = PipelineView("p", SHAPE, plan, measured, kinds, 0.99, {"a": 8}, (60.0,))
+    view = PipelineView(a_context(kinds), plan, measured, {"a": 8})
     return Fleet(FakeActuator(), view, {"a": wanted}, {"a": standby})
 
 

@@ -2,20 +2,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
-from inferline_stream.controlplane.records.control_records import StoredPlan
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.latency_histogram import LatencyHistogram
+from inferline_stream.observability.pipeline_state import StoredPlan
 from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
-from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.planner.plan_document import PlanDocument
+from tests.unit.controlplane.test_fleet import a_context
 
 SHAPE = Shape(("a",), ())
 MEASURED = PipelineProfile(
@@ -36,8 +36,7 @@ PLAN = Plan(
 
 
 def view() -> PipelineView:
-    kinds = {"cpu": Hardware("cpu", 0.1), "gpu": Hardware("gpu", 1.0)}
-    return PipelineView("p", SHAPE, PLAN, MEASURED, kinds, 0.99, {"a": 4}, (0.1, 60.0), declared_slo_s=0.5)
+    return PipelineView(a_context([Hardware("cpu", 0.1), Hardware("gpu", 1.0)]), PLAN, MEASURED, {"a": 4})
 
 
 def test_a_bound_among_the_others_splits_its_bucket_in_proportion() -> None:
@@ -58,19 +57,18 @@ def test_another_plan_with_other_windows_knows_the_traffic_of_the_last_minute() 
     for tick in range(1, 3001):
         seen.arrivals(tick * 0.02, [tick, 0, 0, 0])
     other = replace(PLAN, slo_s=0.3, envelope=((0.2, 5), (1.0, 30), (60.0, 700)))
-    seen.adopt(other, MEASURED, (0.2, 1.0, 60.0))
+    seen.adopt(other, MEASURED)
     assert seen.traffic.envelope(60.0) == pytest.approx((10, 50, 2999), abs=1)
     assert seen.state(60.0, 0.0, {}).slo_s == 0.3
 
 
 def test_a_plan_that_came_into_force_is_reported_with_what_it_holds() -> None:
     seen = view()
-    seen.planned(StoredPlan("c", 1, 12.0, "initial", "", msgspec.Raw(plan_to_bytes(PLAN)), 3))
+    seen.planned(StoredPlan("c", 1, 12.0, "initial", "", PlanDocument(plan=PLAN), 3))
     (shown,) = seen.state(60.0, 0.0, {}).plans
     assert (shown.number, shown.time_s, shown.reason) == (3, 12.0, "initial")
-    assert shown.allocations == {"a": (("cpu", 4, 2, 0.012, 1),)}
     assert seen.state(60.0, 0.0, {}).stages[0].hold_s == 0.012
-    assert (shown.cost_per_hour, shown.predicted_p99_s, shown.slo_s) == (0.2, 0.4, 0.5)
+    assert shown.plan == PLAN
 
 
 def test_events_are_late_by_the_slo_of_their_time() -> None:
@@ -81,7 +79,7 @@ def test_events_are_late_by_the_slo_of_their_time() -> None:
     buckets[-1] = 7  # above all
     seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, counts=StageCounts(latency_buckets=buckets)), 1.0)
     assert seen.state(1.0, 0.0, {}).late_events == 7
-    seen.adopt(replace(PLAN, slo_s=0.26), MEASURED, (0.1, 60.0))
+    seen.adopt(replace(PLAN, slo_s=0.26), MEASURED)
     assert seen.state(1.0, 0.0, {}).late_events == 7
     later = StageCounts(latency_buckets=[2 * n for n in buckets])
     seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 2, counts=later), 2.0)

@@ -13,16 +13,17 @@ from inferline_stream.actuators.actuator import DispatcherExit, ObservedDispatch
 from inferline_stream.controlplane.apply.slot_keeper import SlotKeeper
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
-from inferline_stream.controlplane.run_options import RecordOptions
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan, grant_key
 from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.settings import Settings
+from tests.support.emulated_runs import one_stage
 
 SHAPE = Shape(("a",), ())
 
@@ -36,8 +37,8 @@ class House:
         plan = Plan(
             "p", 0.5, {"a": (Allocation("cpu", 4, 1, 0.012),)}, 0.1, 0.4, rate, ((60.0, 600),), {"a": 1.0}, {"a": 0.5}
         )
-        kinds = {"cpu": Hardware("cpu", 0.1)}
-        self.view = PipelineView("p", SHAPE, plan, profile, kinds, 0.99, {"a": 8}, (60.0,))
+        context = PipelineContext(one_stage(hardware=[Hardware("cpu", 0.1)]), KafkaCluster(""), Settings())
+        self.view = PipelineView(context, plan, profile, {"a": 8})
         self.log = {grant_key(g.stage, g.slot): g for g in log}
         self.fails = False
         self.asked: list[list[str]] = []
@@ -45,10 +46,7 @@ class House:
         self.running = {name: ObservedDispatcher(name, "a", 0, 1, 1, "running", 0.0) for name in running}
         self._reports = 0
         leadership = SimpleNamespace(term=2, log=SimpleNamespace(grants=tuple(log)), renewals=0, write=self._write)
-        about = SimpleNamespace(
-            settings=Settings(), records=RecordOptions(), names=Names("p"), topic=lambda stage: stage,
-        )  # fmt: skip
-        self.keeper = SlotKeeper(about, self.view, leadership, self, self._spec)  # type: ignore[arg-type]
+        self.keeper = SlotKeeper(self.view, leadership, self, self._spec)  # type: ignore[arg-type]
 
     def _spec(self, dispatcher: str, stage: str, slot: int) -> SimpleNamespace:
         return SimpleNamespace(dispatcher=dispatcher, stage=stage, slot=slot)
@@ -74,7 +72,6 @@ class House:
 
     async def step(self, steps: int = 1) -> None:
         for _ in range(steps):
-            self.keeper.changed()
             await self.keeper.step(asyncio.get_running_loop().time())
 
     async def after(self, seconds: float) -> None:
@@ -230,4 +227,4 @@ async def test_partitions_with_lag_are_reported_with_who_should_work_on_them(hou
     house.view.offsets["a"].reached(0.0, [5, *[0] * 7])
     name = the_grant(house).dispatcher
     house.report(name, "serving")
-    assert house.keeper.stuck() == f"a/0 lags 5, {name} (serving, at none, 0 queued)"
+    assert house.keeper.stuck() == f"posts/0 lags 5, {name} (serving, at none, 0 queued)"

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from inferline_stream.controlplane import step_failures
-from inferline_stream.controlplane.step_failures import AGAIN_S, OVER_S, StepFailures
+from inferline_stream.controlplane import loop_steps
+from inferline_stream.controlplane.loop_steps import AGAIN_S, OVER_S, StepFailures
 from inferline_stream.errors import InferlineError
 
 STEP = "scale"
@@ -40,7 +40,7 @@ def test_only_what_is_unforeseen_is_logged_with_a_traceback(caplog: pytest.LogCa
 
 
 def test_texts_that_always_differ_take_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_failures, "_KNOWN", 3)
+    monkeypatch.setattr(loop_steps, "_KNOWN", 3)
     failures = StepFailures()
     for number in range(10):
         failures.add(STEP, InferlineError(f"failed at {number}"), number)
@@ -51,7 +51,7 @@ def test_texts_that_always_differ_take_no_more_memory(monkeypatch: pytest.Monkey
 def test_an_error_that_lasts_is_remembered_among_texts_that_always_differ(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(step_failures, "_KNOWN", 3)
+    monkeypatch.setattr(loop_steps, "_KNOWN", 3)
     failures = StepFailures()
     for number in range(10):
         failures.add(STEP, InferlineError(f"failed at {number}"), number)

@@ -1,5 +1,7 @@
 """A pipeline state with something in every field."""
 
+from typing import Any
+
 from inferline_stream.observability.latency_histogram import LatencyHistogram, latency_bounds_s
 from inferline_stream.observability.pipeline_state import (
     DecisionRecord,
@@ -7,11 +9,13 @@ from inferline_stream.observability.pipeline_state import (
     EnvelopeWindow,
     IsolationState,
     PipelineState,
-    PlanRecord,
     ReplicaCounts,
     StageState,
+    StoredPlan,
 )
 from inferline_stream.observability.stage_counts import BatchStats, StageCounts
+from inferline_stream.pipeline.plan import Allocation, Plan
+from inferline_stream.planner.plan_document import PlanDocument
 
 SLO_S = 0.25
 BOUNDS_S = latency_bounds_s(SLO_S)
@@ -93,9 +97,28 @@ def a_state(*, partitions: int = 4) -> PipelineState:
         recent_p95_s=0.12,
         devices=(DeviceState("GPU-a", "Tesla T4", 0.25, 0.7, 88, True),),
         plans=(
-            PlanRecord(1, 900.0, "initial", "", SLO_S, 0.21, 0.0665, 40.0, {"language": (("cpu-1", 8, 1, 0.0, 1),)}),
-            PlanRecord(
-                2, 950.0, "plan_saves", "more came", SLO_S, 0.2, 0.133, 55.0, {"language": (("cpu-1", 8, 2, 0.012, 1),)}
+            _stored(
+                1,
+                "initial",
+                "",
+                predicted_p99_s=0.21,
+                cost_per_hour=0.0665,
+                arrival_rate=40.0,
+                allocations={"language": (Allocation("cpu-1", 8, 1),)},
+            ),
+            _stored(
+                2,
+                "plan_saves",
+                "more came",
+                predicted_p99_s=0.2,
+                cost_per_hour=0.133,
+                arrival_rate=55.0,
+                allocations={"language": (Allocation("cpu-1", 8, 2, 0.012),)},
             ),
         ),
     )
+
+
+def _stored(number: int, reason: str, detail: str, **plan: Any) -> StoredPlan:
+    made = Plan(pipeline="moderation", slo_s=SLO_S, envelope=(), visit_ratios={}, utilization={}, **plan)
+    return StoredPlan("c", 1, 850.0 + 50 * number, reason, detail, PlanDocument(plan=made), number)

@@ -19,7 +19,7 @@ ARROWS = [("language", "verdict", False)]
 
 @pytest.fixture
 def page():
-    with PageServer(a_state, ARROWS, port=0) as server:
+    with closing(PageServer(a_state, ARROWS, port=0)) as server:
         yield server
 
 
@@ -30,7 +30,7 @@ def commands() -> list[Command]:
 
 @pytest.fixture
 def writable(commands: list[Command]):
-    with PageServer(a_state, ARROWS, port=0, control=PageControl(TOKEN, commands.append)) as server:
+    with closing(PageServer(a_state, ARROWS, port=0, control=PageControl(TOKEN, commands.append))) as server:
         yield server
 
 
@@ -116,7 +116,7 @@ def test_a_command_that_kafka_does_not_take_is_answered_in_words():
         raise Unreachable("Kafka at nowhere did not take it")
 
     with (
-        PageServer(a_state, ARROWS, port=0, control=PageControl(TOKEN, unreachable)) as server,
+        closing(PageServer(a_state, ARROWS, port=0, control=PageControl(TOKEN, unreachable))) as server,
         asking(server.port, "/control", "POST", '{"action": "pause"}', Authorization=f"Bearer {TOKEN}") as answer,
     ):
         assert (answer.status, answer.read()) == (503, b"Kafka at nowhere did not take it\n")
@@ -129,7 +129,7 @@ def test_a_token_that_could_be_guessed_is_a_usage_error():
 
 def test_who_comes_late_gets_what_was_before():
     times = itertools.count(1000)
-    with PageServer(lambda: replace(a_state(), time_s=float(next(times))), ARROWS, port=0) as server:
+    with closing(PageServer(lambda: replace(a_state(), time_s=float(next(times))), ARROWS, port=0)) as server:
         deadline_s = time.monotonic() + 10
         samples = []
         while len(samples) < 2:

@@ -50,7 +50,7 @@ ROWS = (row("default", 1.0, 3), row("keda", 2.0, 30), row("keda", 2.5, 0, "lag=3
 
 def draw_all(folder: Path, suffix: str) -> dict[str, Path]:
     files = {name: folder / f"{name}{suffix}" for name in ("curve", "profiles", "replay", "comparison")}
-    draw_cost_curve(files["curve"], {"default": CURVE}, chosen=PLAN)
+    draw_cost_curve(files["curve"], CURVE, "default", chosen=PLAN)
     draw_profiles(files["profiles"], MEASURED, ["read"])
     draw_replay(files["replay"], outcome(late=60), PLAN)
     draw_comparison(files["comparison"], Comparison(ROWS, 0.5, {}))
@@ -106,7 +106,7 @@ def test_numbers_at_one_place_are_written_as_ranges() -> None:
 
 
 def test_a_curve_on_which_no_slo_is_met_says_so(tmp_path: Path) -> None:
-    draw_cost_curve(tmp_path / "c.svg", {"default": CURVE[:1]})
+    draw_cost_curve(tmp_path / "c.svg", CURVE[:1], "default")
     assert "no plan meets any of these SLOs" in (tmp_path / "c.svg").read_text()
 
 

@@ -11,17 +11,16 @@ import pytest
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import read_observations
-from inferline_stream.controlplane.records.control_records import StoredPlan
 from inferline_stream.errors import InvalidFile, UsageError
 from inferline_stream.kafka.records import Record
-from inferline_stream.observability.pipeline_state import DecisionRecord
+from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.runs.archive import (
     EventTimes,
     RunRecord,
@@ -62,7 +61,7 @@ RECORD = RunRecord(
     ],
     paths=Paths((1, 0), (0.5, 0.5)),
     hop_overhead_s=0.002,
-    plans=[StoredPlan("c", 1, 1_700_000_000.0, "start", "", msgspec.Raw(plan_to_bytes(PLAN)), 1)],
+    plans=[StoredPlan("c", 1, 1_700_000_000.0, "start", "", PlanDocument(plan=PLAN), 1)],
     decisions=[
         DecisionRecord(
             1, "c", 1, 1_700_000_010.0, "scale_up", "envelope_exceeded", "a burst", {"read": {"cpu": 2}}, True

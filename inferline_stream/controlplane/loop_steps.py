@@ -1,8 +1,11 @@
-"""What steps of the control loop raise: logged when it is new, and counted from then on, so that it fills no log."""
+"""Steps of the control loop: what wakes one, what drives it in the loop's place, and what comes of its errors."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from inferline_stream.errors import InferlineError
@@ -19,6 +22,44 @@ _KNOWN = 50
 """Different errors that are remembered. Where texts differ every time, those not raised for longest are forgotten."""
 
 
+async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float, every_s: float = 0.05) -> bool:
+    """Ask until the answer is yes, or the time is up; whether it was yes."""
+    give_up_s = time.monotonic() + timeout_s
+    while not await holds():
+        if time.monotonic() >= give_up_s:
+            return False
+        await asyncio.sleep(every_s)
+    return True
+
+
+async def woken(wake: asyncio.Event, within_s: float) -> None:
+    """Wait until something has changed, or for so long."""
+    try:
+        async with asyncio.timeout(within_s):
+            await wake.wait()
+    except TimeoutError:
+        pass
+    wake.clear()
+
+
+@dataclass(slots=True)
+class Driver:
+    """What drives a step of the control loop in the loop's place, until it was silent for so long."""
+
+    silent_s: float
+    _heard_s: float = float("-inf")
+
+    def heard(self) -> float:
+        """It is at work now; returns the event loop's time."""
+        self._heard_s = asyncio.get_running_loop().time()
+        return self._heard_s
+
+    @property
+    def drives(self) -> bool:
+        """Whether it does at present."""
+        return asyncio.get_running_loop().time() - self._heard_s < self.silent_s
+
+
 @dataclass(slots=True)
 class _Repeated:
     step: object
@@ -29,7 +70,7 @@ class _Repeated:
 
 
 class StepFailures:
-    """Counts errors, and logs each once, then now and then, and its end."""
+    """Counts what steps raise, and logs each error once, then now and then, and its end, so that it fills no log."""
 
     def __init__(self) -> None:
         self.count = 0

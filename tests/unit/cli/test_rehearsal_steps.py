@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from inferline_stream.runs import rehearsal
+from inferline_stream.cli import rehearsal_steps
 
 
 async def test_the_feed_has_ended_before_the_session_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,8 +34,8 @@ async def test_the_feed_has_ended_before_the_session_does(monkeypatch: pytest.Mo
         finally:
             happened.append("the session ended")
 
-    monkeypatch.setattr(rehearsal, "open_run", session)
-    rehearsing = asyncio.create_task(rehearsal.rehearse(SimpleNamespace()))
+    monkeypatch.setattr(rehearsal_steps, "open_run", session)
+    rehearsing = asyncio.create_task(rehearsal_steps.rehearse(SimpleNamespace()))
     async with asyncio.timeout(10.0):
         await feeds.wait()
         rehearsing.cancel()
