@@ -1,13 +1,16 @@
-"""What knowing the trace could save: schedules made in hindsight, and a bound that no policy can pass."""
+"""What knowing the trace could save: a schedule found by local search, and a bound that no policy can pass."""
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import Floats
+from inferline_stream.estimator.kernels import Floats, Ints
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -15,103 +18,274 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Scheduled
 from inferline_stream.tuner.demand import supply_for
-from inferline_stream.tuner.plan_basis import Basis
+from inferline_stream.tuner.plan_basis import Basis, StageBasis
 from inferline_stream.tuner.replica_fit import fewer, more
 
 SLOT_S = 1.0
-"""Length of the slots for which a schedule is made."""
+"""Length of the slots in which a schedule holds as many replicas."""
 
-FACTORS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0)
-"""Factors on the demand among which the cheapest schedule that keeps the SLO is looked for."""
+FACTORS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+"""Factors on the traffic of each slot, among which the search begins."""
 
+REPLAYS = 100
+"""Of the local search."""
 
-def multiples(basis: Basis, trace: Trace) -> Floats:
-    """Multiple of the sample's traffic in each slot: the largest of any window that touches it.
+NEAR_S = 5.0
+"""Windows of traffic up to this long say what a slot needs."""
 
-    Windows compare as in `tuner.demand.burst_multiple`: lengthened by the slack that the SLO leaves.
-    """
-    slack_s = basis.knobs.burst_slack_share * basis.slo_s
-    slots = math.ceil((trace.arrivals_s[-1] if len(trace) else 0.0) / SLOT_S) + 1
-    most = np.zeros(slots)
-    times = trace.arrivals_s
-    for window_s in basis.windows_s:
-        if window_s > 5.0:
-            break
-        counts = np.arange(1, times.size + 1) - np.searchsorted(times, times - window_s, side="right")
-        rates = counts / (window_s + slack_s)
-        for back_s in np.arange(0.0, window_s + SLOT_S, SLOT_S):
-            slot = np.floor(np.maximum(times - min(back_s, window_s), 0.0) / SLOT_S).astype(np.int64)
-            np.maximum.at(most, slot, rates)
-    planned = max(
-        (n / (w + slack_s) for w, n in zip(basis.windows_s, basis.counts, strict=True) if w <= 5.0), default=1.0
-    )
-    return most / planned
+Move = tuple[float, int, int, int, Sequence[int]]
+"""Of a window: dollars more, late events more, its slots from and to, and the rows that change."""
 
 
-def schedule(basis: Basis, trace: Trace, *, factor: float, lead_s: float, hold_s: float) -> Scheduled:
-    """Replicas for what is known to come.
+@dataclass(frozen=True, slots=True, eq=False)
+class Schedule:
+    """Replicas over the trace, and how they did.
 
     Args:
-        basis: plan and staffing.
-        trace: the one that will be judged by.
-        factor: on the demand.
-        lead_s: how long before a slot its replicas are asked for.
-        hold_s: replicas stay if they are needed again within this time: coming back costs as much.
+        needed: (rows, slots) replicas at work, by stage and hardware kind.
+        asked: the same with those that are starting.
+        outcome: the replay.
+        late: (slots + 1,) late events that entered before each slot.
     """
-    ahead = _largest_ahead(multiples(basis, trace) * factor, math.ceil((lead_s + hold_s) / SLOT_S))
-    steps: list[tuple[float, Mapping[str, Mapping[str, int]]]] = []
-    fitted: dict[float, dict[str, dict[str, int]]] = {}
-    for slot, multiple in enumerate(ahead.tolist()):
-        if multiple not in fitted:
-            fitted[multiple] = _fit(basis, multiple)
-        if not steps or steps[-1][1] != fitted[multiple]:
-            steps.append((slot * SLOT_S, fitted[multiple]))
-    return Scheduled("clairvoyant" if lead_s > 0 else "instant clairvoyant", steps)
+
+    needed: Ints
+    asked: Ints
+    outcome: Outcome
+    late: Ints
 
 
-def _largest_ahead(values: Floats, slots: int) -> Floats:
+class Hindsight:
+    """The space of schedules for one trace.
+
+    Rows are the stages' hardware kinds, so that a stage's mixture may change. A replica is asked for its start-up time
+    before the slot that needs it, and stays where it would have to be asked for again before it is gone.
+
+    Args:
+        basis: the plan.
+        trace: the one to be judged by.
+        run: replays a schedule.
+        instant: whether replicas are there at once.
+        slot_s: length of a slot.
+    """
+
+    def __init__(
+        self, basis: Basis, trace: Trace, run: Callable[[Scheduled], Outcome], *, instant: bool, slot_s: float = SLOT_S
+    ) -> None:
+        self.basis, self.slots = basis, math.ceil((trace.arrivals_s[-1] if len(trace) else 0.0) / slot_s) + 1
+        self._run, self._slot_s, self._name = run, slot_s, "instant clairvoyant" if instant else "clairvoyant"
+        self._trace = trace
+        kinds = [(s, kind) for s, stage in enumerate(basis.stages) for kind in stage.kinds]
+        self.stage_of = np.array([s for s, _ in kinds])
+        self.hardware = [kind.hardware for _, kind in kinds]
+        self.price = np.array([kind.price_per_hour * slot_s / 3600 for _, kind in kinds])
+        self._lead = [0 if instant else math.ceil(kind.start_up_s / slot_s - 1e-9) for _, kind in kinds]
+
+    def tried(self, needed: Ints) -> Schedule:
+        """Replay a schedule."""
+        ahead = [_largest_ahead(row, lead) for row, lead in zip(needed, self._lead, strict=True)]
+        asked = self.within(np.array(ahead))
+        outcome = self._run(Scheduled(self._name, self._steps(asked)))
+        slot = (outcome.entry_s[outcome.latency_s > outcome.slo_s] / self._slot_s).astype(np.int64)
+        late = np.concatenate([[0], np.cumsum(np.bincount(slot, minlength=self.slots))])
+        return Schedule(needed, asked, outcome, late)
+
+    def plan(self) -> Ints:
+        """The plan's replicas all the time."""
+        planned = [kind.planned for stage in self.basis.stages for kind in stage.kinds]
+        return np.repeat(np.array(planned)[:, None], self.slots, axis=1)
+
+    def for_traffic(self, multiples: Iterable[float]) -> Ints:
+        """The policy's replicas for so many times the sample's traffic in each slot, within all limits."""
+        fitted: dict[float, list[int]] = {}
+        for multiple in (given := list(multiples)):
+            if multiple not in fitted:
+                fitted[multiple] = [n for stage in self.basis.stages for n in _fit(self.basis, stage, multiple)]
+        return self.within(np.array([fitted[multiple] for multiple in given]).T)
+
+    def within(self, replicas: Ints) -> Ints:
+        """The nearest schedule within slots, servers and stock; the later stages and kinds give way."""
+        replicas = np.maximum(replicas, 0)
+        for s, stage in enumerate(self.basis.stages):
+            rows = np.flatnonzero(self.stage_of == s)
+            replicas[rows[0]] += np.maximum(max(stage.slots, 1) - replicas[rows].sum(axis=0), 0)
+            if stage.most_replicas is not None:
+                self._cut(replicas, rows, stage.most_replicas)
+        for hardware, stock in self.basis.stock.items():
+            self._cut(replicas, np.array([r for r, name in enumerate(self.hardware) if name == hardware]), stock)
+        return replicas
+
+    def _cut(self, replicas: Ints, rows: Ints, most: int) -> None:
+        """Leave at most so many in these rows, and of every stage as many as it has slots."""
+        for row in rows[::-1]:
+            stage = self.stage_of[row]
+            spare = replicas[self.stage_of == stage].sum(axis=0) - max(self.basis.stages[stage].slots, 1)
+            over = np.maximum(replicas[rows].sum(axis=0) - most, 0)
+            replicas[row] -= np.minimum(over, np.minimum(replicas[row], np.maximum(spare, 0)))
+
+    def multiples(self) -> Floats:
+        """Multiple of the sample's traffic in each slot: the largest of any short window that touches it.
+
+        Windows of trace and sample compare after both are lengthened by the SLO, within which events may wait.
+        """
+        basis, times = self.basis, self._trace.arrivals_s
+        most = np.zeros(self.slots)
+        for window_s in (w for w in basis.windows_s if w <= NEAR_S):
+            counts = np.arange(1, times.size + 1) - np.searchsorted(times, times - window_s, side="right")
+            for back_s in np.arange(0.0, window_s + self._slot_s, self._slot_s):
+                slot = np.floor(np.maximum(times - min(back_s, window_s), 0.0) / self._slot_s).astype(np.int64)
+                np.maximum.at(most, slot, counts / (window_s + basis.slo_s))
+        short = zip(basis.windows_s, basis.counts, strict=True)
+        return most / max((n / (w + basis.slo_s) for w, n in short if w <= NEAR_S), default=1.0)
+
+    def _steps(self, asked: Ints) -> list[tuple[float, Mapping[str, Mapping[str, int]]]]:
+        steps: list[tuple[float, Mapping[str, Mapping[str, int]]]] = []
+        changed = np.ones_like(asked, dtype=bool)
+        changed[:, 1:] = asked[:, 1:] != asked[:, :-1]
+        for slot in np.flatnonzero(changed.any(axis=0)).tolist():
+            wanted: dict[str, dict[str, int]] = {}
+            for row in np.flatnonzero(changed[:, slot]).tolist():
+                stage = self.basis.stages[self.stage_of[row]].name
+                wanted.setdefault(stage, {})[self.hardware[row]] = int(asked[row, slot])
+            steps.append((slot * self._slot_s, wanted))
+        return steps
+
+
+def _fit(basis: Basis, stage: StageBasis, multiple: float) -> list[int]:
+    throughputs = {kind.hardware: kind.throughput for kind in stage.kinds}
+    needed = supply_for(basis, stage, multiple)
+    fit = more(stage, {k.hardware: k.planned for k in stage.kinds}, throughputs, needed, stock=basis.stock)
+    held = fewer(stage, fit.replicas, throughputs, needed, stage.slots)
+    return [held[kind.hardware] for kind in stage.kinds]
+
+
+def _largest_ahead(values: Ints, slots: int) -> Ints:
     """At each slot the largest value of it and the next so many."""
-    padded = np.concatenate([values, np.zeros(slots)])
-    largest: Floats = np.lib.stride_tricks.sliding_window_view(padded, slots + 1)[: values.size].max(axis=1)
+    padded = np.concatenate([values, np.zeros(slots, values.dtype)])
+    largest: Ints = np.lib.stride_tricks.sliding_window_view(padded, slots + 1)[: values.size].max(axis=1)
     return largest
 
 
-def _fit(basis: Basis, multiple: float) -> dict[str, dict[str, int]]:
-    wanted = {}
-    for stage in basis.stages:
-        throughputs = {kind.hardware: kind.throughput for kind in stage.kinds}
-        needed = supply_for(basis, stage, multiple)
-        fit = more(stage, {k.hardware: k.planned for k in stage.kinds}, throughputs, needed, stock=basis.stock)
-        wanted[stage.name] = fewer(stage, fit.replicas, throughputs, needed, stage.slots)
-    return wanted
+def cheapest(
+    basis: Basis,
+    trace: Trace,
+    run: Callable[[Scheduled], Outcome],
+    *,
+    instant: bool,
+    slot_s: float = SLOT_S,
+    replays: int = REPLAYS,
+    seed: int = 0,
+) -> Outcome:
+    """The cheapest schedule found that keeps the objective; the one with the fewest misses if none does.
 
-
-def cheapest(basis: Basis, trace: Trace, run: Callable[[Scheduled], Outcome], *, instant: bool) -> Outcome:
-    """The cheapest schedule that keeps the objective, over `FACTORS`; the one with the fewest misses if none does.
+    The search begins with the better of the plan alone and of what the policy holds for the traffic of each slot. It
+    then changes replicas by one in windows of all lengths. A replay tries one change in each of many windows that do
+    not touch, as the time at which an event entered says which window made it late. Of the changes, those are kept that
+    together save most within the misses allowed, if the replay of all of them agrees.
 
     Args:
-        basis: plan and staffing.
+        basis: the plan.
         trace: the one to be judged by.
         run: replays a schedule, with delays or (instant) without any.
         instant: whether replicas are there at once.
+        slot_s: length of the slots in which a schedule holds as many replicas.
+        replays: of the search.
+        seed: of the windows drawn.
     """
-    lead_s = 0.0 if instant else basis.start_up_s + basis.knobs.reaction_s
-    hold_s = 0.0 if instant else basis.start_up_s
-    best: Outcome | None = None
-    for factor in FACTORS:
-        found = run(schedule(basis, trace, factor=factor, lead_s=lead_s, hold_s=hold_s))
-        if best is None or _better(found, best, 1 - basis.objective):
-            best = found
-        if found.miss_rate <= 1 - basis.objective:
-            break
-    assert best is not None
-    return best
+    space = Hindsight(basis, trace, run, instant=instant, slot_s=slot_s)
+    allowed = 1 - basis.objective
+    best = _beginning(space, allowed)
+    rng = np.random.default_rng([seed, space.slots])
+    lengths = [length for k in range(20) if (length := space.slots >> k) >= 1]
+    tries = 0
+    while tries < replays:
+        length = lengths[tries % len(lengths)]
+        trial, windows = _changed(space, best, length, rng)
+        tries += 1
+        if not windows:
+            continue
+        tried = [best, space.tried(trial)]
+        kept = _exchanged(_moves(space, best, tried[1], windows), best, allowed)
+        if 0 < len(kept) < len(windows):
+            wanted = best.needed.copy()
+            for _, _, first, end, rows in kept:
+                wanted[rows, first:end] = trial[rows, first:end]
+            tried.append(space.tried(wanted))
+            tries += 1
+        best = min(tried, key=lambda s: s.outcome.rank(allowed))
+    return best.outcome
 
 
-def _better(a: Outcome, b: Outcome, allowed: float) -> bool:
-    if (a.miss_rate <= allowed) != (b.miss_rate <= allowed):
-        return a.miss_rate <= allowed
-    return a.cost < b.cost if a.miss_rate <= allowed else a.miss_rate < b.miss_rate
+def _beginning(space: Hindsight, allowed: float) -> Schedule:
+    """The better of the plan alone and the smallest of `FACTORS` that keeps the objective, or the largest."""
+    best = space.tried(space.plan())
+    multiples = space.multiples()
+    tried: dict[float, Schedule] = {}
+
+    def keeps(factor: float) -> bool:
+        tried[factor] = space.tried(space.for_traffic((multiples * factor).tolist()))
+        return tried[factor].outcome.miss_rate <= allowed
+
+    bisect.bisect_left(FACTORS, True, key=keeps)
+    return min((best, *tried.values()), key=lambda s: s.outcome.rank(allowed))
+
+
+def _changed(
+    space: Hindsight, best: Schedule, length: int, rng: np.random.Generator
+) -> tuple[Ints, list[tuple[int, int, list[int]]]]:
+    """A schedule with one change in each of many windows of so many slots, and the windows with the rows changed."""
+    trial = best.needed.copy()
+    paid = np.flatnonzero(space.price > 0)
+    spent = space.price[paid] * (best.asked[paid].sum(axis=1) + 1)
+    apart = max(length // 2, 2) if length < space.slots else 0
+    windows = []
+    for first in range(int(rng.integers(length + apart)) - length if apart else 0, space.slots, length + apart):
+        window = slice(max(first, 0), min(first + length, space.slots))
+        row = int(rng.choice(paid, p=spent / spent.sum()))
+        late = best.late[window.stop] - best.late[window.start]
+        more = late > 0 and rng.random() < 0.5
+        rows = [row]
+        trial[row, window] += 1 if more else -1
+        others = [r for r in paid if space.stage_of[r] == space.stage_of[row] and r != row]
+        if others and rng.random() < 0.5:
+            rows.append(int(rng.choice(others)))
+            trial[rows[1], window] += -1 if more else 1
+        windows.append((window.start, window.stop, rows))
+    trial = space.within(trial)
+    return trial, [(f, e, r) for f, e, r in windows if (trial[:, f:e] != best.needed[:, f:e]).any()]
+
+
+def _moves(
+    space: Hindsight, best: Schedule, tried: Schedule, windows: Sequence[tuple[int, int, list[int]]]
+) -> list[Move]:
+    """What each window's change costs and how many events it makes late, by when they entered."""
+    ends = [0, *((end + first) // 2 for (_, end, _), (first, _, _) in itertools.pairwise(windows))]
+    moves: list[Move] = []
+    for (first, end, rows), low, high in zip(windows, ends, [*ends[1:], space.slots], strict=True):
+        late = int(tried.late[high] - tried.late[low] - best.late[high] + best.late[low])
+        dollars = 0.0
+        for row in rows:
+            from_ = max(first - space._lead[row], 0)
+            more = tried.asked[row, from_:end].sum() - best.asked[row, from_:end].sum()
+            dollars += float(more * space.price[row])
+        moves.append((dollars, late, first, end, rows))
+    return moves
+
+
+def _exchanged(moves: Sequence[Move], best: Schedule, allowed: float) -> list[Move]:
+    """The moves that save most within the misses allowed, the surest first: those beyond one price of a late event."""
+    late = int(best.late[-1])
+    free = [m for m in moves if m[0] <= 0 and m[1] <= 0 and (m[0], m[1]) != (0, 0)]
+    if best.outcome.miss_rate > allowed:
+        return sorted((m for m in moves if m[1] < 0), key=lambda m: m[1])
+    may = late * allowed / best.outcome.miss_rate if late else allowed * best.outcome.entry_s.size
+    trades = [m for m in moves if m[0] * m[1] < 0]
+    chosen, saved = [], 0.0
+    for price in sorted({-m[0] / m[1] for m in trades}):
+        these = [m for m in trades if m[0] + price * m[1] <= 1e-12]
+        dollars = sum(m[0] for m in these)
+        if dollars < saved and late + sum(m[1] for m in (*free, *these)) <= may:
+            chosen, saved = these, dollars
+    return free + sorted(chosen, key=lambda m: -abs(m[0] / m[1]))
 
 
 def work_bound(

@@ -216,12 +216,7 @@ def _with_regret(rows: Sequence[Row]) -> tuple[Row, ...]:
 def _tuned(family: Family, run: Callable[[Setting], Outcome], allowed: float) -> dict[str, float]:
     """Return the cheapest setting that keeps the objective; the one that misses least if none does."""
 
-    def rank(setting: Setting) -> tuple[bool, float, float]:
-        found = run(setting)
-        kept = found.miss_rate <= allowed
-        return (not kept, 0.0 if kept else found.miss_rate, found.cost)
-
-    return min(({}, *family.settings()), key=rank)
+    return min(({}, *family.settings()), key=lambda setting: run(setting).rank(allowed))
 
 
 class _Arena:

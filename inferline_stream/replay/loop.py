@@ -19,7 +19,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.replay.plant import Plant
 from inferline_stream.replay.policy_view import Sight, View
-from inferline_stream.replay.scalers import Scaler, Wish
+from inferline_stream.replay.scalers import Scaler, Scheduled, Wish
 from inferline_stream.replay.stage_replicas import StageReplicas
 from inferline_stream.tuner.live_observations import LiveObservations
 
@@ -161,7 +161,9 @@ class _Loop:
         sight = Sight(self._plant, self._crews, looks_back)
         sight_s = 0.0 if looks_back else delay_s
         pending = sorted(slowdowns, key=lambda change: change.time_s)
-        if observations is None:
+        if observations is None and isinstance(scaler, Scheduled):  # it looks at nothing
+            asked_s, sight_s = scaler.times_s[scaler.times_s <= self._end_s], 0.0
+        elif observations is None:
             asked_s = period_s * np.arange(1, math.ceil(self._end_s / period_s) + 1)
         else:
             asked_s = observations.asked_s  # also after the last event: it became known later than it entered

@@ -70,10 +70,25 @@ class Outcome:
         return quantile_s(self.latency_s, 0.99)
 
     @property
+    def known(self) -> int:
+        """Events that have a latency: all but those that end without a sink record."""
+        return int(np.count_nonzero(~np.isnan(self.latency_s)))
+
+    @property
+    def late(self) -> int:
+        """Events that reach the sink late or never."""
+        return int(np.count_nonzero(self.latency_s > self.slo_s))
+
+    @property
     def miss_rate(self) -> float:
         """Share of the events that reach the sink late or never."""
-        known = int(np.count_nonzero(~np.isnan(self.latency_s)))
-        return int(np.count_nonzero(self.latency_s > self.slo_s)) / known if known else 0.0
+        known = self.known
+        return self.late / known if known else 0.0
+
+    def rank(self, allowed: float) -> tuple[bool, float, float]:
+        """Smaller is better: the cheapest within the share of misses allowed, else the fewest misses."""
+        kept = self.miss_rate <= allowed
+        return (not kept, 0.0 if kept else self.miss_rate, self.cost)
 
     def miss_rates(self, bin_s: float = 15.0) -> NDArray[np.float64]:
         """Miss rate by bin of entry time; NaN for a bin without events."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from inferline_stream.baselines.rule_inputs import PipelineRule, PipelineSeen, StageSeen
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
@@ -249,26 +252,25 @@ class Ruled:
 
 
 class Scheduled:
-    """Replicas by the clock, known beforehand.
+    """Replicas by the clock, known beforehand: it is asked when a step is due, unless it stands for a live policy.
 
     Args:
         name: of the schedule.
         steps: (time_s, stage → hardware kind → replicas), ascending.
-        period_s: how often it looks at the clock.
     """
 
-    def __init__(
-        self, name: str, steps: Sequence[tuple[float, Mapping[str, Mapping[str, int]]]], period_s: float = 0.5
-    ) -> None:
+    period_s = math.inf
+
+    def __init__(self, name: str, steps: Sequence[tuple[float, Mapping[str, Mapping[str, int]]]]) -> None:
         self.name = name
-        self.period_s = period_s
-        self._steps = list(steps)
+        self.steps = tuple(steps)
+        self.times_s = np.array([time_s for time_s, _ in steps])
         self._next = 0
 
     def decide(self, view: View) -> Wish | None:
-        """Whatever has come due since the last look; the last one counts."""
+        """Whatever has come due since the last time; the last one counts."""
         due = None
-        while self._next < len(self._steps) and self._steps[self._next][0] <= view.time_s + 1e-9:
-            due = self._steps[self._next][1]
+        while self._next < len(self.steps) and self.steps[self._next][0] <= view.time_s + 1e-9:
+            due = self.steps[self._next][1]
             self._next += 1
         return None if due is None else Wish(due, "scale", "schedule")

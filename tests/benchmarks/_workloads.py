@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ TRACES = Path(__file__).parent / "traces"
 BASE_RATE, PEAK_RATE = 150.0, 250.0
 SAMPLE_S = 600.0
 LEAP_AT_S, LEAP_RISE_S = 300.0, 60.0
+BIG_SPIKE_LEVEL_S = 30.0
 
 Seeded = np.random.Generator
 
@@ -52,11 +54,16 @@ def burst(rng: Seeded) -> tuple[Trace, Trace]:
 
 def big_spike(rng: Seeded) -> tuple[Trace, Trace]:
     """InferLine's Big Spike: its levels, digitised, with arrivals of CV 1; the first quarter is for planning."""
+    levels = [(rate, BIG_SPIKE_LEVEL_S) for rate in big_spike_rates().tolist()]
+    whole, end_s = levels_trace(levels, 1.0, rng), BIG_SPIKE_LEVEL_S * len(levels)
+    return whole.window(0.0, end_s / 4), whole.window(end_s / 4, end_s)
+
+
+@functools.cache
+def big_spike_rates() -> np.ndarray:
+    """Events per second of its levels, each of which lasts `BIG_SPIKE_LEVEL_S`."""
     with (TRACES / "inferline_big_spike_levels.csv").open() as file:
-        levels = [(float(row["mean_rate"]), 30.0) for row in csv.DictReader(file)]
-    whole = levels_trace(levels, 1.0, rng)
-    quarter_s = 30.0 * len(levels) / 4
-    return whole.window(0.0, quarter_s), whole.window(quarter_s, 30.0 * len(levels))
+        return np.array([float(row["mean_rate"]) for row in csv.DictReader(file)])
 
 
 def azure() -> Trace:
@@ -65,8 +72,8 @@ def azure() -> Trace:
         return trace_from_csv(file.read(), "azure_llm_2023_conv.csv")
 
 
-def world_cup(first_minute: str, minutes: int, rng: Seeded, *, share: float = 1.0) -> Trace:
-    """The 1998 World Cup's site from a minute (``1998-06-30 18:00:00``) on.
+def world_cup(first_minute: str | int, minutes: int, rng: Seeded, *, share: float = 1.0) -> Trace:
+    """The 1998 World Cup's site from a minute (``1998-06-30 18:00:00``, or its number) on.
 
     Counted per minute: the rate between the middles of minutes is drawn straight, the arrivals are Poisson.
     ``share`` thins them to that share of the requests.
@@ -76,7 +83,7 @@ def world_cup(first_minute: str, minutes: int, rng: Seeded, *, share: float = 1.
     return warped(lambda t: np.interp(t, middles_s, counts / 60.0), 1.0, 60.0 * counts.size, rng)
 
 
-def world_cup_requests(first_minute: str, minutes: int) -> float:
+def world_cup_requests(first_minute: str | int, minutes: int) -> float:
     """Requests to the site within so many minutes."""
     return float(_world_cup_counts(first_minute, minutes).sum())
 
@@ -88,8 +95,19 @@ def world_cup_busiest(day: str, minutes: int) -> str:
     return f"{day} {first // 60:02}:{first % 60:02}:00"
 
 
-def _world_cup_counts(first_minute: str, minutes: int) -> np.ndarray:
+def world_cup_minutes() -> int:
+    """How many minutes of the site are known."""
+    return len(_world_cup()[0])
+
+
+def _world_cup_counts(first_minute: str | int, minutes: int) -> np.ndarray:
+    periods, counts = _world_cup()
+    start = first_minute if isinstance(first_minute, int) else periods.index(first_minute)
+    return counts[start : start + minutes]
+
+
+@functools.cache
+def _world_cup() -> tuple[list[str], np.ndarray]:
     with gzip.open(TRACES / "worldcup98_per_minute.csv.gz", "rt") as file:
         rows = [line.strip().split(",") for line in file][1:]
-    start = next(i for i, (period, _) in enumerate(rows) if period == first_minute)
-    return np.array([int(count) for _, count in rows[start : start + minutes]], dtype=float)
+    return [period for period, _ in rows], np.array([int(count) for _, count in rows], dtype=float)

@@ -24,20 +24,11 @@ from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing, staffing
-from tests.benchmarks._judging import reversals
+from tests.benchmarks._families import site_day
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, big_spike, burst, ramp, world_cup
-from tests.benchmarks.replay import (
-    CALM_DAY,
-    DAY_BEFORE,
-    MEASURED,
-    PRICES,
-    WINDOWS,
-    planned,
-    quarters,
-    requests_of,
-    steady,
-)
+from tests.benchmarks.judging import reversals
+from tests.benchmarks.replay import MEASURED, PRICES, planned, steady
 
 Figures = dict[str, float | int | str | None]
 
@@ -66,7 +57,7 @@ OFF = MappingProxyType(
 SHIFT_S = 60.0
 """When branching or speed shifts."""
 
-NIGHT_MINUTES = 20
+NIGHT, NIGHT_MINUTES = "1998-06-30 22:30:00", 20
 BIN_S = 15.0
 
 
@@ -129,8 +120,8 @@ def cases(name: str, seed: int) -> Case:
     if name == "big_spike":
         return case(*big_spike(rng))
     if name == "night":
-        start, _ = WINDOWS["worldcup_night"]
-        return case(*quarters(world_cup(start, NIGHT_MINUTES, rng)))
+        night, quarter_s = world_cup(NIGHT, NIGHT_MINUTES, rng), 60.0 * NIGHT_MINUTES / 4
+        return case(night.window(0.0, quarter_s), night.window(quarter_s, 4 * quarter_s))
     return slower(rng) if name == "slower" else branching(rng)
 
 
@@ -151,7 +142,8 @@ def measure(quick: bool) -> Figures:
 def calm_day() -> Figures:
     """Cost and reversals of a day."""
     figures: Figures = {}
-    day = case(*requests_of("day", DAY_BEFORE, CALM_DAY))
+    drawn = site_day("day")
+    day = case(drawn.sample, drawn.trace)
     for off in ("default", "surer_within"):
         outcome = day.without(off)
         figures[f"{off}_day_cost_per_hour"] = round(outcome.cost_per_hour, 2)

@@ -26,7 +26,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.testing.kafka import find_apache_kafka
-from tests.benchmarks._families import FAMILIES, drawn
+from tests.benchmarks._families import FAMILIES, JUDGING, drawn
 from tests.benchmarks._machine import QUIET_CORES, quietest
 from tests.benchmarks._replay_fidelity import LIMITS, Pair, pair, stepping
 
@@ -80,7 +80,7 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
 
 async def _quietest(bootstrap_servers: str, folder: Path, family: str, judged_s: float) -> Pair:
     """The quietest of a few runs, the first that is quiet enough."""
-    rng = np.random.default_rng([list(FAMILIES).index(family), *b"judging"])
+    rng = np.random.default_rng([list(FAMILIES).index(family), *JUDGING.encode()])
     _, sample, trace = drawn(family, RATE, judged_s, rng)
     trace = Trace(trace.arrivals_s - trace.arrivals_s[0])
     name = family.replace("_", "")

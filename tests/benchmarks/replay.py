@@ -23,28 +23,23 @@ from inferline_stream.pipeline.shape import visit_ratios
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
-from inferline_stream.replay.clairvoyant import cheapest
 from inferline_stream.replay.compare import Comparison, compare
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Scaler, Scheduled, Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
-from tests.benchmarks._judging import OBJECTIVE, families, reversals, times_the_plan
+from tests.benchmarks import judging
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import (
     BASE_RATE,
     LEAP_AT_S,
     LEAP_RISE_S,
     SAMPLE_S,
-    azure,
     big_spike,
     burst,
     leap,
     ramp,
-    world_cup,
-    world_cup_busiest,
-    world_cup_requests,
 )
 
 Figures = dict[str, float | int | str | None]
@@ -66,23 +61,11 @@ CALM_S, RAMP_S = 600.0, 60.0
 ASKED_AFTER_S = (0.0, 1.0, 2.0, 3.0, 4.0)
 """How long after a ramp begins its replicas are asked for."""
 
-STATIONARY = ((10.0, 1.0), (45.0, 1.0), (150.0, 1.0), (150.0, 4.0))
-"""Rates and CVs of gaps of stationary traffic."""
-
 LEAPS_TO = (2.0, 4.0, 8.0)
 """Multiples of the rate before a leap. Replicas start within half of the time that it rises for."""
 
 SEEN_LATE = 1.6
 """Times as much has to be held where a leap is seen only some seconds after it began."""
-
-WINDOWS = {
-    "worldcup_rise": ("1998-06-30 17:15:00", 45),
-    "worldcup_match": ("1998-06-30 19:00:00", 45),
-    "worldcup_night": ("1998-06-30 22:30:00", 45),
-}
-
-DAY_BEFORE, CALM_DAY, MATCH_DAY = "1998-06-04", "1998-06-05", "1998-06-10"
-SAMPLE_MINUTES, DAY_MINUTES = 180, 24 * 60
 
 
 def planned(sample: Trace) -> Plan:
@@ -167,32 +150,12 @@ def unforeseen(seeds: int) -> Figures:
         rng = np.random.default_rng([seed, *b"unforeseen"])
         calm.append(run(plan, gamma_trace(BASE_RATE, 1.0, CALM_S, rng), Fixed()).worst_miss_rate(BIN_S))
         _, trace = ramp(30.0, rng)
-        twice = _replicas(times_the_plan(plan, 2.0))
+        twice = _replicas(judging.times_the_plan(plan, 2.0))
         for after_s, worst in late.items():
             outcome = run(plan, trace.window(0.0, 120.0), Scheduled("asked", [(RAMP_S + after_s, twice)]))
             worst.append(float(np.nanmax(outcome.miss_rates(BIN_S)[round(RAMP_S / BIN_S) :])))
     asked = {f"ramp_30_asked_after_{s:g}_s_worst": round(statistics.mean(worst), 4) for s, worst in late.items()}
     return {"calm_worst_no_tuner": round(statistics.mean(calm), 4), **asked}
-
-
-def stationary(seeds: int) -> Figures:
-    """What an hour of the planned traffic costs in multiples of the plan and misses, and what the plan alone misses."""
-    figures: Figures = {}
-    for rate, cv in STATIONARY:
-        multiples, missed, alone = [], [], []
-        for seed in range(seeds):
-            rng = np.random.default_rng([seed, *b"stationary"])
-            sample, hour = gamma_trace(rate, cv, SAMPLE_S, rng), gamma_trace(rate, cv, 3600.0, rng)
-            plan = planned(sample)
-            ours, fixed = run(plan, hour, tuned(plan, sample)), run(plan, hour, Fixed())
-            multiples.append(ours.cost / fixed.cost)
-            missed.append(ours.miss_rate)
-            alone.append(fixed.miss_rate)
-        name = f"stationary_{rate:g}_cv_{cv:g}"
-        figures[f"{name}_times_plan"] = round(statistics.mean(multiples), 3)
-        figures[f"{name}_missed"] = round(statistics.mean(missed), 5)
-        figures[f"{name}_missed_no_tuner"] = round(statistics.mean(alone), 5)
-    return figures
 
 
 def leap_reserves(seeds: int) -> Figures:
@@ -206,10 +169,10 @@ def leap_reserves(seeds: int) -> Figures:
     slow = replace(MEASURED, profiles=profiles)
 
     def least_multiple(plan: Plan, trace: Trace, top: float) -> float:
-        wanted = [(LEAP_AT_S, _replicas(times_the_plan(plan, 1.2 * top)))]
+        wanted = [(LEAP_AT_S, _replicas(judging.times_the_plan(plan, 1.2 * top)))]
         for tenths in range(10, math.ceil(10 * top) + 1):
-            held = replace(plan, allocations=times_the_plan(plan, tenths / 10))
-            if run(held, trace, Scheduled("asked", wanted), slow).miss_rate <= 1 - OBJECTIVE:
+            held = replace(plan, allocations=judging.times_the_plan(plan, tenths / 10))
+            if run(held, trace, Scheduled("asked", wanted), slow).miss_rate <= 1 - judging.OBJECTIVE:
                 return tenths / 10
         raise ValueError(f"a leap to {top:g} times the rate misses more than allowed with as many times the plan")
 
@@ -314,81 +277,6 @@ def compared(sample: Trace, trace: Trace, *, policies: Collection[str], tune: bo
     )
 
 
-def quarters(trace: Trace) -> tuple[Trace, Trace]:
-    """A quarter to plan on, the rest to judge by."""
-    end_s = float(trace.arrivals_s[-1]) + 1e-9
-    return trace.window(0.0, end_s / 4), trace.window(end_s / 4, end_s)
-
-
-def contest(quick: bool) -> Figures:
-    """Baselines, default or tuned, that keep at most 1 % misses for less money than our default policy."""
-    rng = np.random.default_rng(11)
-    traces = {"azure": quarters(azure()), "big_spike": big_spike(rng)}
-    if quick:
-        del traces["big_spike"]
-    for name, (start, minutes) in WINDOWS.items():
-        if not quick or name == "worldcup_night":
-            traces[name] = quarters(world_cup(start, 20 if quick else minutes, rng))
-    figures: Figures = {}
-    cheaper = kept = 0
-    for name, (sample, trace) in traces.items():
-        found = compared(sample, trace, policies=_RULES)
-        ours = found.row("default")
-        better = found.cheaper() if ours.keeps_objective else tuple(r for r in found.rows if r.keeps_objective)
-        cheaper += len(better)
-        kept += ours.keeps_objective
-        figures[f"{name}_cost"] = round(ours.outcome.cost, 3)
-        figures[f"{name}_miss_rate"] = round(ours.outcome.miss_rate, 5)
-        figures[f"{name}_regret"] = None if ours.regret is None else round(ours.regret, 3)
-        others = [r for r in found.rows if r.keeps_objective and r.policy in _BASELINES]
-        best = min(others, key=lambda r: r.outcome.cost, default=None)
-        figures[f"{name}_best_baseline"] = (
-            "none keeps 99 %" if best is None else f"{best.policy} ({best.setting}) {best.outcome.cost:.3f}"
-        )
-    return {"baselines_cheaper": cheaper, "traces_kept": f"{kept} of {len(traces)}", **figures}
-
-
-def days() -> Figures:
-    """Two whole days of the World Cup's site, each planned on the busiest three hours of the day before; one draw each.
-
-    ``day_*`` is of 5 June 1998, a calm day before the tournament. ``match_day_*`` is of 10 June, the first day with
-    matches: it has six times the requests, so that it and the day before it are thinned to as many as 5 June has.
-    """
-    calm = world_cup_requests(f"{CALM_DAY} 00:00:00", DAY_MINUTES)
-    share = calm / world_cup_requests(f"{MATCH_DAY} 00:00:00", DAY_MINUTES)
-    return {**day("day", DAY_BEFORE, CALM_DAY), **day("match_day", "1998-06-09", MATCH_DAY, share)}
-
-
-def requests_of(name: str, before: str, judged: str, share: float = 1.0) -> tuple[Trace, Trace]:
-    """The busiest three hours of the day before, and a day, both at that share of their requests."""
-    rng = np.random.default_rng([0, *name.encode()])
-    sample = world_cup(world_cup_busiest(before, SAMPLE_MINUTES), SAMPLE_MINUTES, rng, share=share)
-    return sample, world_cup(f"{judged} 00:00:00", DAY_MINUTES, rng, share=share)
-
-
-def day(name: str, before: str, judged: str, share: float = 1.0) -> Figures:
-    """Our policy and hindsight on such a day."""
-    sample, trace = requests_of(name, before, judged, share)
-    plan = planned(sample)
-    scaler = tuned(plan, sample)
-    ours = run(plan, trace, scaler)
-    best = cheapest(scaler.state.basis, trace, functools.partial(run, plan, trace), instant=False)
-    return {
-        f"{name}_regret": round(ours.cost / best.cost, 3),
-        f"{name}_miss_rate": round(ours.miss_rate, 5),
-        f"{name}_miss_rate_clairvoyant": round(best.miss_rate, 5),
-        f"{name}_reversals": reversals(ours),
-        f"{name}_steps": len(ours.steps),
-    }
-
-
-_BASELINES = (
-    *("keda", "hpa-cpu", "hpa-busy", "flink", "flink-fast", "ds2", "ray", "dataflow", "numaflow", "seldon"),
-    *("cg-mean", "cg-peak"),
-)
-_RULES = ("default", "clairvoyant", *_BASELINES)
-
-
 def measure(quick: bool) -> Figures:
     seeds = 3 if quick else 10
     return {
@@ -399,10 +287,7 @@ def measure(quick: bool) -> Figures:
         **experiment("ramp_30_after_calm", lambda rng: ramp(30.0, rng, calm_s=CALM_S), seeds),
         **({} if quick else experiment("ramp_10", lambda rng: ramp(10.0, rng), seeds)),
         **unforeseen(seeds),
-        **stationary(seeds),
         **leap_reserves(seeds),
         **experiment("burst", burst, seeds),
-        **contest(quick),
-        **({} if quick else days()),
-        **families(range(12 if quick else 240)),
+        **judging.measure(quick),
     }

@@ -111,7 +111,7 @@ def test_replicas_come_with_all_their_places_free_and_leave_with_their_last_batc
     trace = Trace(np.floor(times_s / grid_s) * grid_s if grid_s else times_s)
     changes = [(float(t), int(rng.integers(1, 7))) for t in np.arange(1.0, 11.0, 0.375)]
     held = {"a": (Allocation("x", int(rng.integers(1, 5)), 2, concurrency=at_once),)}
-    plan = Scheduled("by the clock", [(t, {"a": {"x": count}}) for t, count in changes], period_s=0.125)
+    plan = Scheduled("by the clock", [(t, {"a": {"x": count}}) for t, count in changes])
     found = run(measured, held, trace, plan, seed=seed)
     workload = prepare(ONE, measured, trace, seed=seed)
     lanes = workload.lanes(0).tolist() or [0] * len(trace)
@@ -139,7 +139,7 @@ def test_nothing_is_lost_and_no_key_overtaken_however_replicas_of_two_kinds_come
     steps.append((38.5, {"a": {"x": 3, "y": 1}}))
     hold_s = float(rng.choice([0.0, 0.05]))
     held = {"a": tuple(Allocation(kind, 4, 1, hold_s, int(rng.integers(1, 5))) for kind in "xy")}
-    found = run(measured, held, trace, Scheduled("by the clock", steps, period_s=0.1), seed=seed)
+    found = run(measured, held, trace, Scheduled("by the clock", steps), seed=seed)
     assert np.isfinite(found.latency_s).all()
     assert found.latency_s.min() >= 0.02 * 1.25 - 1e-9
     lanes = prepare(ONE, measured, trace, seed=seed).lanes(0)
@@ -164,7 +164,7 @@ def test_what_waits_for_a_fast_replica_goes_to_a_slow_one_once_the_fast_one_leav
     for concurrency, keys in ((1, BUSY_KEYS), (2, Keys())):
         held = {"a": (Allocation("x", 1, 1, concurrency=1), Allocation("y", 1, 1, concurrency=concurrency))}
         trace = Trace(np.array([0.0, 0.05, 9.0]))
-        leaves = Scheduled("less", [(0.1, {"a": {"x": 0}})], period_s=0.1)
+        leaves = Scheduled("less", [(0.1, {"a": {"x": 0}})])
         quiet = Keys((("rare", 1e-9),), keys.ordered)
         found = run(waiting(0.2, keys=quiet, kinds="xy"), held, trace, leaves)
         assert found.latency_s == pytest.approx([0.25, 0.05 + 2.5, 2.5])

@@ -52,7 +52,7 @@ def test_a_partition_moves_with_what_waits_in_it_once_its_owner_has_done_what_it
         measured,
         {"a": (Allocation("x", 1, 1),)},
         trace,
-        Scheduled("by the clock", changes, period_s=0.5),
+        Scheduled("by the clock", changes),
         conditions=Conditions(statistics_delay_s=0.0),
         partitions=2,
     )
@@ -102,7 +102,7 @@ def test_no_event_is_lost_or_served_twice_however_members_come_and_go(seed):
     trace = Trace(np.cumsum(rng.exponential(0.02, 2000)))
     steps = [(t, {"a": {"x": int(rng.integers(0, 7))}}) for t in np.arange(1.0, 38.0, 0.7)]
     steps.append((38.5, {"a": {"x": 5}}))
-    scaler = Scheduled("by the clock", steps, period_s=0.1)
+    scaler = Scheduled("by the clock", steps)
     found = run(
         one_stage(0.05, 0.06, 0.08, start_up_s=0.4), {"a": (Allocation("x", 4, 3),)}, trace, scaler, partitions=7
     )

@@ -84,7 +84,7 @@ def test_without_samples_arrivals_are_known_at_once():
 
 
 def test_costs_count_from_time_0_whenever_the_policy_was_first_asked():
-    found = lived(Scheduled("early", [(-0.5, {"a": {"x": 2}})], 0.1))
+    found = lived(Scheduled("early", [(-0.5, {"a": {"x": 2}})]))
     assert found.replica_hours["a", "x"] * 3600 == pytest.approx(2 * 2.7)
     assert found.steps[0].time_s == -0.5
 

@@ -158,7 +158,7 @@ def test_a_replica_that_leaves_ends_its_batch_and_takes_no_other():
 def test_a_replica_that_comes_and_leaves_idle_is_gone_at_once_while_another_one_finishes():
     """Batches of 4 s. One leaves at 0.5 s in the middle of its batch; another comes at 1 s and leaves idle at 1.5 s."""
     steps = [(time_s, {"a": {"x": count}}) for time_s, count in ((0.5, 0), (1.0, 1), (1.5, 0), (8.0, 1))]
-    plan = Scheduled("in and out", steps, period_s=0.5)
+    plan = Scheduled("in and out", steps)
     held, trace = {"a": (Allocation("x", 1, 1),)}, Trace(np.array([0.0, 9.0]))
     found = run(one_stage(4.0), held, trace, plan, conditions=Conditions(start_up_s=0.0))
     assert found.latency_s == pytest.approx([4.0, 4.0])
@@ -211,7 +211,7 @@ def test_a_stage_that_slows_down_serves_from_then_on_at_its_new_speed(units):
 
 def test_a_start_that_is_taken_back_is_paid_for_all_the_same():
     """Asked for at 1 s with a start of 2 s, given back at 1.5 s: two seconds of a replica, of use to nobody."""
-    plan = Scheduled("wavering", [(1.0, {"a": {"x": 2}}), (1.5, {"a": {"x": 1}})], period_s=0.5)
+    plan = Scheduled("wavering", [(1.0, {"a": {"x": 2}}), (1.5, {"a": {"x": 1}})])
     trace = Trace(np.arange(0.0, 10.1, 1.0))
     found = run(one_stage(0.1, start_up_s=2.0), {"a": (Allocation("x", 1, 1),)}, trace, plan)
     assert found.replica_hours["a", "x"] == pytest.approx((10.0 + 2.0) / 3600)
@@ -236,7 +236,7 @@ def test_hops_are_the_same_however_replicas_come_and_go(keys):
     trace = Trace(np.arange(0.0, 40.0, 0.02))
     steps = [(t, {"a": {"x": 40 + i % 7}, "b": {"x": 50 - i % 5}}) for i, t in enumerate(np.arange(0.51, 39.0, 0.17))]
     held = {stage: (Allocation("x", 1, 44),) for stage in CHAIN.stages}
-    changing = run(measured, held, trace, Scheduled("by the clock", steps, period_s=0.17), shape=CHAIN)
+    changing = run(measured, held, trace, Scheduled("by the clock", steps), shape=CHAIN)
     expected = simulate(CHAIN, held, measured, trace, order_slo_s=SLO_S)
     assert changing.changes > 100
     assert changing.latency_s.tobytes() == expected.latency_s.tobytes()

@@ -35,7 +35,7 @@ def test_each_slot_serves_its_events_with_the_replicas_that_a_supervisor_would_d
     trace = Trace(np.cumsum(rng.exponential(0.008, 3000)))
     changes = [(float(t), int(rng.integers(slots, most + 1))) for t in np.arange(1.0, 18.0, 0.75)]
     held = {"a": (Allocation("x", 4, 4, concurrency=at_once),)}
-    plan = Scheduled("by the clock", [(t, {"a": {"x": count}}) for t, count in changes], period_s=0.25)
+    plan = Scheduled("by the clock", [(t, {"a": {"x": count}}) for t, count in changes])
     together = run(measured, held, trace, plan, slots={"a": slots}, seed=seed)
     assert together.changes > 15
 
@@ -56,7 +56,7 @@ def test_each_slot_serves_its_events_with_the_replicas_that_a_supervisor_would_d
             measured,
             {"a": (Allocation("x", 4, first[slot], concurrency=at_once),)},
             Trace(trace.arrivals_s[own]),
-            Scheduled("by the clock", steps, period_s=0.25),
+            Scheduled("by the clock", steps),
         )
         assert together.latency_s[own].tobytes() == alone.latency_s.tobytes()
 
@@ -66,7 +66,7 @@ def test_a_replica_that_leaves_does_not_count_in_its_slot(asked_s):
     """Of four that are busy until 2 s, the last one leaves at 0.5 s; another one comes while it is there, or later."""
     trace = Trace(np.concatenate([np.zeros(20), np.full(60, 100.0)]))
     steps = [(0.5, {"a": {"x": 3}}), (asked_s, {"a": {"x": 4}})]
-    plan = Scheduled("less and more", steps, period_s=0.5)
+    plan = Scheduled("less and more", steps)
     found = run(waiting(1.6), {"a": (Allocation("x", 1, 4),)}, trace, plan, slots={"a": 2})
     slot_of = prepare(ONE, waiting(1.6), trace).partition_of(0, 2)
     at_once = (trace.arrivals_s == 100.0) & (np.abs(found.latency_s - 2.0) < 1e-9)
@@ -79,7 +79,7 @@ def test_a_slot_whose_last_replica_leaves_gets_one_in_place_of_one_of_a_fuller_s
     steps = [(1.0, {"a": {"x": 2}}), (10.0, {"a": {"y": 0}})]
     held = {"a": (Allocation("x", 1, 1), Allocation("y", 1, 1))}
     measured = waiting(0.02, kinds="xy", start_up_s=2.0)
-    found = run(measured, held, trace, Scheduled("no y", steps, period_s=0.5), slots={"a": 2})
+    found = run(measured, held, trace, Scheduled("no y", steps), slots={"a": 2})
     assert np.isfinite(found.latency_s).all()
     late = found.latency_s > 0.3
     assert late.any(), "it starts meanwhile"
@@ -95,7 +95,7 @@ def test_a_slot_keeps_its_last_replica_while_another_one_has_two():
     steps = [(1.0, {"a": {"x": 3}}), (4.0, {"a": {"y": 0}}), (10.0, {"a": {"x": 2}})]
     held = {"a": (Allocation("x", 1, 1), Allocation("y", 1, 1))}
     measured = waiting(0.02, kinds="xy", start_up_s=2.0)
-    found = run(measured, held, trace, Scheduled("less", steps, period_s=0.5), slots={"a": 2})
+    found = run(measured, held, trace, Scheduled("less", steps), slots={"a": 2})
     assert found.latency_s.max() < 0.3
     assert found.replica_hours["a", "x"] * 3600 == pytest.approx(2 * found.duration_s - 1.0 + 10.0 - 1.0, abs=0.1)
 
@@ -136,6 +136,6 @@ def test_nothing_is_lost_however_replicas_of_two_kinds_come_and_go(at_once):
     ]
     steps.append((38.5, {"a": {"x": 6, "y": 6}}))
     held = {"a": tuple(Allocation(kind, 4, 1, 0.05, at_once) for kind in "xy")}
-    found = run(measured, held, trace, Scheduled("by the clock", steps, period_s=0.1), slots={"a": 2})
+    found = run(measured, held, trace, Scheduled("by the clock", steps), slots={"a": 2})
     assert np.isfinite(found.latency_s).all()
     assert found.latency_s.min() >= 0.02 * 1.25 - 1e-9

@@ -1,0 +1,144 @@
+"""Schedules made in hindsight against all schedules that there are, where those can be counted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from inferline_stream.calculus.envelope import trace_envelope, windows_s
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
+from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.replay.clairvoyant import cheapest
+from inferline_stream.replay.loop import replay
+from inferline_stream.replay.outcome import Outcome
+from inferline_stream.replay.scalers import Scheduled
+from inferline_stream.tuner.policy import initial_state
+
+SLOT_S, SLOTS, MOST = 5.0, 3, 3
+ALLOWED = 0.01
+TIMES_S = {"fast": 0.02, "slow": 0.05}
+
+
+def service(stage: str, kind: str, start_up_s: float) -> Profile:
+    return Profile(stage, kind, (ServiceTime(1, TIMES_S[kind]), ServiceTime(4, 2.5 * TIMES_S[kind])), start_up_s)
+
+
+class Small:
+    """A trace of three slots, a plan for its mean, and all that hindsight replays of it.
+
+    Args:
+        kinds: prices of the kinds that each stage runs on.
+        stages: of the chain.
+        start_up_s: of every replica.
+        seed: of the arrivals.
+        stock: replicas of each kind that there are.
+    """
+
+    def __init__(self, kinds: dict[str, float], *, stages: int, start_up_s: float, seed: int, stock: int = MOST):
+        names = ("a", "b")[:stages]
+        self.shape = Shape(names, tuple(Arrow(i, i + 1) for i in range(stages - 1)))
+        profiles = {(name, kind): service(name, kind, start_up_s) for name in names for kind in kinds}
+        self.measured = PipelineProfile(profiles, independent_paths(self.shape, {}))
+        self.kinds = {kind: Hardware(kind, price, stock=stages * stock) for kind, price in kinds.items()}
+        rng = np.random.default_rng(seed)
+        rates = rng.choice([20.0, 60.0, 110.0], SLOTS)
+        parts = [gamma_trace(rate, 1.0, SLOT_S, rng).arrivals_s + SLOT_S * i for i, rate in enumerate(rates)]
+        self.trace = Trace(np.concatenate(parts))
+        held = {name: tuple(Allocation(kind, 4, 1) for kind in kinds) for name in names}
+        self.plan = Plan(
+            pipeline="small",
+            slo_s=0.3,
+            allocations=held,
+            cost_per_hour=cost_per_hour(held, self.kinds),
+            predicted_p99_s=0.1,
+            arrival_rate=self.trace.arrival_rate,
+            envelope=tuple(trace_envelope(self.trace, windows_s(0.1))),
+            visit_ratios=dict.fromkeys(names, 1.0),
+            utilization=dict.fromkeys(names, 0.6),
+        )
+        self.replayed: list[tuple[Scheduled, Outcome]] = []
+
+    def run(self, schedule: Scheduled) -> Outcome:
+        found = replay(
+            self.shape,
+            self.plan.allocations,
+            self.measured,
+            self.trace,
+            schedule,
+            catalogue=self.kinds,
+            slo_s=self.plan.slo_s,
+            slots={},
+        )
+        self.replayed.append((schedule, found))
+        return found
+
+    def hindsight(self, *, replays: int = 150, seed: int = 0, instant: bool = False) -> Outcome:
+        basis = initial_state(self.plan, self.measured, self.kinds).basis
+        return cheapest(basis, self.trace, self.run, instant=instant, slot_s=SLOT_S, replays=replays, seed=seed)
+
+    def every(self, most: int = MOST) -> list[Outcome]:
+        """All schedules of up to so many replicas of each kind in each slot, of the one stage."""
+        held = [
+            dict(zip(self.kinds, counts, strict=True))
+            for counts in itertools.product(range(most + 1), repeat=len(self.kinds))
+            if sum(counts)
+        ]
+        return [
+            self.run(Scheduled("any", [(SLOT_S * i, {"a": wanted}) for i, wanted in enumerate(steps)]))
+            for steps in itertools.product(held, repeat=SLOTS)
+        ]
+
+
+def best(outcomes: list[Outcome]) -> Outcome:
+    kept = [o for o in outcomes if o.miss_rate <= ALLOWED]
+    return min(kept, key=lambda o: o.cost) if kept else min(outcomes, key=lambda o: (o.miss_rate, o.cost))
+
+
+@pytest.mark.parametrize("start_up_s", [0.0, SLOT_S])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_of_one_stage_no_schedule_at_all_is_cheaper(seed: int, start_up_s: float):
+    small = Small({"fast": 1.0}, stages=1, start_up_s=start_up_s, seed=seed)
+    optimum = best(small.every())
+    found = small.hindsight()
+    assert (found.miss_rate <= ALLOWED) == (optimum.miss_rate <= ALLOWED)
+    assert found.cost == pytest.approx(optimum.cost, rel=1e-3)
+
+
+def test_of_kinds_that_mix_no_schedule_at_all_is_cheaper():
+    small = Small({"fast": 1.0, "slow": 0.25}, stages=1, start_up_s=0.0, seed=2, stock=2)
+    optimum = best(small.every(2))
+    found = small.hindsight(replays=300)
+    assert optimum.miss_rate <= ALLOWED
+    assert found.miss_rate <= ALLOWED
+    assert found.cost == pytest.approx(optimum.cost, rel=1e-3)
+
+
+@pytest.mark.parametrize("kinds", [{"fast": 1.0}, {"fast": 1.0, "slow": 0.25}])
+@pytest.mark.parametrize(("seed", "instant"), [(1, False), (2, True), (3, False)])
+def test_hindsight_is_the_best_of_all_that_it_replayed_and_within_stock(kinds, seed: int, *, instant: bool):
+    small = Small(kinds, stages=2, start_up_s=2.0, seed=seed)
+    found = small.hindsight(replays=40, instant=instant)
+    assert found is best([outcome for _, outcome in small.replayed])
+    for schedule, _ in small.replayed:
+        held: dict[tuple[str, str], int] = {}
+        for _, wanted in schedule.steps:
+            held |= {(stage, kind): n for stage, kinds_of in wanted.items() for kind, n in kinds_of.items()}
+            for kind in kinds:
+                assert 0 <= sum(n for (_, k), n in held.items() if k == kind) <= 2 * MOST
+            for stage in small.shape.stages:
+                assert sum(n for (s, _), n in held.items() if s == stage) >= 1
+
+
+def test_where_nothing_keeps_the_objective_hindsight_misses_least():
+    small = Small({"slow": 1.0}, stages=1, start_up_s=0.0, seed=1, stock=1)
+    small.trace = Trace(np.arange(0.0, SLOT_S * SLOTS, 0.005))
+    found = small.hindsight(replays=20)
+    assert found.miss_rate > ALLOWED
+    assert found.miss_rate == min(outcome.miss_rate for _, outcome in small.replayed)
+    assert math.isclose(found.cost, small.plan.cost_per_hour * found.duration_s / 3600, rel_tol=0.01)
