@@ -27,7 +27,7 @@ SLOT_S = 1.0
 FACTORS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 """Factors on the traffic of each slot, among which the search begins."""
 
-REPLAYS = 100
+REPLAYS = 80
 """Of the local search."""
 
 NEAR_S = 5.0
@@ -64,27 +64,33 @@ class Hindsight:
         basis: the plan.
         trace: the one to be judged by.
         run: replays a schedule.
-        instant: whether replicas are there at once.
+        start_up_s: of every replica; None for each profile's.
         slot_s: length of a slot.
     """
 
     def __init__(
-        self, basis: Basis, trace: Trace, run: Callable[[Scheduled], Outcome], *, instant: bool, slot_s: float = SLOT_S
+        self,
+        basis: Basis,
+        trace: Trace,
+        run: Callable[[Scheduled], Outcome],
+        *,
+        start_up_s: float | None,
+        slot_s: float,
     ) -> None:
         self.basis, self.slots = basis, math.ceil((trace.arrivals_s[-1] if len(trace) else 0.0) / slot_s) + 1
-        self._run, self._slot_s, self._name = run, slot_s, "instant clairvoyant" if instant else "clairvoyant"
-        self._trace = trace
+        self._run, self._slot_s, self._trace = run, slot_s, trace
         kinds = [(s, kind) for s, stage in enumerate(basis.stages) for kind in stage.kinds]
         self.stage_of = np.array([s for s, _ in kinds])
         self.hardware = [kind.hardware for _, kind in kinds]
         self.price = np.array([kind.price_per_hour * slot_s / 3600 for _, kind in kinds])
-        self._lead = [0 if instant else math.ceil(kind.start_up_s / slot_s - 1e-9) for _, kind in kinds]
+        starts_s = [kind.start_up_s if start_up_s is None else start_up_s for _, kind in kinds]
+        self.lead = [math.ceil(s / slot_s - 1e-9) for s in starts_s]
 
     def tried(self, needed: Ints) -> Schedule:
         """Replay a schedule."""
-        ahead = [_largest_ahead(row, lead) for row, lead in zip(needed, self._lead, strict=True)]
+        ahead = [_largest_ahead(row, lead) for row, lead in zip(needed, self.lead, strict=True)]
         asked = self.within(np.array(ahead))
-        outcome = self._run(Scheduled(self._name, self._steps(asked)))
+        outcome = self._run(Scheduled("clairvoyant", self._steps(asked)))
         slot = (outcome.entry_s[outcome.latency_s > outcome.slo_s] / self._slot_s).astype(np.int64)
         late = np.concatenate([[0], np.cumsum(np.bincount(slot, minlength=self.slots))])
         return Schedule(needed, asked, outcome, late)
@@ -170,7 +176,7 @@ def cheapest(
     trace: Trace,
     run: Callable[[Scheduled], Outcome],
     *,
-    instant: bool,
+    start_up_s: float | None = None,
     slot_s: float = SLOT_S,
     replays: int = REPLAYS,
     seed: int = 0,
@@ -185,13 +191,13 @@ def cheapest(
     Args:
         basis: the plan.
         trace: the one to be judged by.
-        run: replays a schedule, with delays or (instant) without any.
-        instant: whether replicas are there at once.
+        run: replays a schedule.
+        start_up_s: of every replica in these replays; None for each profile's.
         slot_s: length of the slots in which a schedule holds as many replicas.
         replays: of the search.
         seed: of the windows drawn.
     """
-    space = Hindsight(basis, trace, run, instant=instant, slot_s=slot_s)
+    space = Hindsight(basis, trace, run, start_up_s=start_up_s, slot_s=slot_s)
     allowed = 1 - basis.objective
     best = _beginning(space, allowed)
     rng = np.random.default_rng([seed, space.slots])
@@ -264,7 +270,7 @@ def _moves(
         late = int(tried.late[high] - tried.late[low] - best.late[high] + best.late[low])
         dollars = 0.0
         for row in rows:
-            from_ = max(first - space._lead[row], 0)
+            from_ = max(first - space.lead[row], 0)
             more = tried.asked[row, from_:end].sum() - best.asked[row, from_:end].sum()
             dollars += float(more * space.price[row])
         moves.append((dollars, late, first, end, rows))

@@ -199,7 +199,7 @@ def compare(
         if name in policies:
             report(name)
             how = replace(arena.conditions, start_up_s=0.0) if instant else arena.conditions
-            add(name, "default", cheapest(basis, trace, partial(arena.run, conditions=how), instant=instant))
+            add(name, "default", cheapest(basis, trace, partial(arena.run, conditions=how), start_up_s=how.start_up_s))
     without_groups = several if any(family.name in policies for family in FAMILIES) else None
     return Comparison(_with_regret(rows), arena.bound(objective), settings, without_groups)
 

@@ -52,8 +52,8 @@ LENGTHS_S = {900.0: 0.82, 3600.0: 0.16, 86_400.0: 0.02}
 HOURS_S = 20_000.0
 """Traffic from so many seconds on has days that take a day."""
 
-MOST_EVENTS = 150_000
-"""Of what is judged by, about, before the rate rises: higher rates last for less than a quarter of an hour."""
+MOST_EVENTS, SHORTEST_S = 150_000, 300.0
+"""Of what is judged by, about, before the rate rises: high rates last for less than a quarter of an hour."""
 
 MOST_REPLICAS = 60
 """Of a plan, about: rates are drawn below what so many carry. Traffic may rise to ten times as much."""
@@ -340,7 +340,7 @@ def drawn(family: str, rate: float, judged_s: float, rng: Seeded) -> tuple[Traff
     return traffic, traffic.trace.window(0.0, sample_s), traffic.trace.window(sample_s, whole_s)
 
 
-def case(seed: int, stream: str) -> Case:
+def case(seed: int, stream: str, most_events: float = MOST_EVENTS) -> Case:
     """The run of a seed: its family goes by the seed, everything else is drawn."""
     rng = np.random.default_rng([seed, *stream.encode()])
     family = list(FAMILIES)[seed % len(FAMILIES)]
@@ -349,11 +349,11 @@ def case(seed: int, stream: str) -> Case:
         through = replace(through, measured=lognormal(through.measured, classes=False), slo_s=2 * through.slo_s)
     start_up_s = float(rng.choice(START_UPS_S))
     length_s = float(rng.choice(list(LENGTHS_S), p=list(LENGTHS_S.values())))
-    highest = min(1000.0, highest_rate(through))
+    highest = min(highest_rate(through), most_events / SHORTEST_S)
     rate = float(np.exp(rng.uniform(np.log(max(1.0, highest / 100)), np.log(highest))))
     if length_s > min(LENGTHS_S):
-        rate = min(rate, MOST_EVENTS / length_s)
-    length_s = min(length_s, max(MOST_EVENTS / rate, 300.0))
+        rate = min(rate, most_events / length_s)
+    length_s = min(length_s, max(most_events / rate, SHORTEST_S))
     traffic, sample, trace = drawn(family, rate, length_s, rng)
     profiles = {key: replace(p, start_up_s=start_up_s) for key, p in through.measured.profiles.items()}
     how = f"{rate:.0f}/s start-up {start_up_s:g} s rise {traffic.rise_s:g} s"

@@ -42,7 +42,17 @@ from inferline_stream.replay.compare import CLAIRVOYANT, NO_TUNER, compare
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed
-from tests.benchmarks._families import DAYS, FAMILIES, JUDGING, TUNING, Case, case, planned_traffic, site_day
+from tests.benchmarks._families import (
+    DAYS,
+    FAMILIES,
+    JUDGING,
+    MOST_EVENTS,
+    TUNING,
+    Case,
+    case,
+    planned_traffic,
+    site_day,
+)
 from tests.benchmarks.swing import SYSTEMS as OTHERS
 
 Figures = dict[str, float | int | str | None]
@@ -67,7 +77,7 @@ ON_OUR_POOL = " on our pool"
 INFEASIBLE = "infeasible"
 """In place of a system where no plan meets the SLO on the sample."""
 
-RUNS, QUICK_RUNS = 240, 12
+RUNS, QUICK_RUNS, QUICK_EVENTS = 240, 12, 20_000
 
 STATIONARY = tuple((rate, cv) for cv in (1.0, 4.0, 15.0) for rate in (1.0, 10.0, 45.0, 150.0, 1000.0))
 """Rates and CVs of gaps of stationary traffic."""
@@ -215,14 +225,9 @@ def _drawn_and_judged(draw: Callable[[], Case], systems: Collection[str]) -> lis
     return judge(draw(), systems)
 
 
-def of_families(stream: str, runs: int, systems: Collection[str] = tuple(SYSTEMS), **how: Any) -> Figures:
-    """Figures of the first so many runs of a stream."""
-    return families(judged(drawn_from(stream, runs), systems, **how))
-
-
-def drawn_from(stream: str, runs: int) -> dict[str, Callable[[], Case]]:
+def drawn_from(stream: str, runs: int, most_events: float = MOST_EVENTS) -> dict[str, Callable[[], Case]]:
     """The first so many cases of a stream."""
-    return {f"{stream} {seed}": partial(case, seed, stream) for seed in range(runs)}
+    return {f"{stream} {seed}": partial(case, seed, stream, most_events) for seed in range(runs)}
 
 
 def families(runs: Iterable[Ran]) -> Figures:
@@ -285,7 +290,7 @@ def _cheaper(run: dict[str, Ran], *, our_pools: bool = True) -> Iterator[bool]:
 def _beaten(run: dict[str, Ran]) -> bool:
     """Whether one of the others was both cheaper and missed less."""
     ours = run[OURS]
-    others = [*_others(run), *(run[fleet] for fleet in (NO_TUNER, *FLEETS))]
+    others = [*_others(run), *(run[fleet] for fleet in (NO_TUNER, *FLEETS) if fleet in run)]
     return any(ran.cost < ours.cost and ran.late < ours.late for ran in others)
 
 
@@ -355,10 +360,10 @@ def days(**how: Any) -> Figures:
 
 
 def measure(quick: bool) -> Figures:
-    """Every figure of 240 runs that judge, ten draws of stationary traffic and two days; of 12 runs with ``quick``."""
+    """Figures of 240 runs that judge, ten draws of stationary traffic and two days; of 12 short runs with ``quick``."""
     if quick:
-        return of_families(JUDGING, QUICK_RUNS)
-    return {**of_families(JUDGING, RUNS), **stationary(10), **days()}
+        return families(judged(drawn_from(JUDGING, QUICK_RUNS, QUICK_EVENTS), tuple(SYSTEMS)))
+    return {**families(judged(drawn_from(JUDGING, RUNS), tuple(SYSTEMS))), **stationary(10), **days()}
 
 
 def main() -> None:
@@ -372,13 +377,12 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="the table in place of the figures")
     given = parser.parse_args()
     how = {"results": given.results, "processes": given.processes}
-    if given.table:
-        sys.stdout.write(table(judged(drawn_from(given.stream, given.runs), given.systems, **how)) + "\n")
-        return
-    figures = (
-        stationary(given.draws, **how) if given.draws else of_families(given.stream, given.runs, given.systems, **how)
-    )
-    sys.stdout.write(json.dumps(figures, indent=1) + "\n")
+    if given.draws:
+        found = json.dumps(stationary(given.draws, **how), indent=1)
+    else:
+        runs = judged(drawn_from(given.stream, given.runs), given.systems, **how)
+        found = table(runs) if given.table else json.dumps(families(runs), indent=1)
+    sys.stdout.write(found + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.replay.clairvoyant import cheapest
-from inferline_stream.replay.loop import replay
+from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Scheduled
 from inferline_stream.tuner.policy import initial_state
@@ -62,6 +62,7 @@ class Small:
             visit_ratios=dict.fromkeys(names, 1.0),
             utilization=dict.fromkeys(names, 0.6),
         )
+        self.conditions = Conditions()
         self.replayed: list[tuple[Scheduled, Outcome]] = []
 
     def run(self, schedule: Scheduled) -> Outcome:
@@ -74,13 +75,15 @@ class Small:
             catalogue=self.kinds,
             slo_s=self.plan.slo_s,
             slots={},
+            conditions=self.conditions,
         )
         self.replayed.append((schedule, found))
         return found
 
-    def hindsight(self, *, replays: int = 150, seed: int = 0, instant: bool = False) -> Outcome:
+    def hindsight(self, *, replays: int = 150, start_up_s: float | None = None) -> Outcome:
         basis = initial_state(self.plan, self.measured, self.kinds).basis
-        return cheapest(basis, self.trace, self.run, instant=instant, slot_s=SLOT_S, replays=replays, seed=seed)
+        self.conditions = Conditions(start_up_s)
+        return cheapest(basis, self.trace, self.run, start_up_s=start_up_s, slot_s=SLOT_S, replays=replays)
 
     def every(self, most: int = MOST) -> list[Outcome]:
         """All schedules of up to so many replicas of each kind in each slot, of the one stage."""
@@ -120,10 +123,10 @@ def test_of_kinds_that_mix_no_schedule_at_all_is_cheaper():
 
 
 @pytest.mark.parametrize("kinds", [{"fast": 1.0}, {"fast": 1.0, "slow": 0.25}])
-@pytest.mark.parametrize(("seed", "instant"), [(1, False), (2, True), (3, False)])
-def test_hindsight_is_the_best_of_all_that_it_replayed_and_within_stock(kinds, seed: int, *, instant: bool):
+@pytest.mark.parametrize(("seed", "start_up_s"), [(1, None), (2, 0.0), (3, 7.0)])
+def test_hindsight_is_the_best_of_all_that_it_replayed_and_within_stock(kinds, seed: int, start_up_s: float | None):
     small = Small(kinds, stages=2, start_up_s=2.0, seed=seed)
-    found = small.hindsight(replays=40, instant=instant)
+    found = small.hindsight(replays=40, start_up_s=start_up_s)
     assert found is best([outcome for _, outcome in small.replayed])
     for schedule, _ in small.replayed:
         held: dict[tuple[str, str], int] = {}

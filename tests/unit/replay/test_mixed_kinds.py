@@ -75,7 +75,7 @@ def decided(policy: str) -> Outcome:
     [
         lambda: decided("default"),
         lambda: decided("inferline"),
-        lambda: cheapest(planned().basis, twice(), replayed, instant=False),
+        lambda: cheapest(planned().basis, twice(), replayed),
     ],
     ids=["default", "inferline", "hindsight"],
 )
