@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import bisect
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inferline_stream.estimator.kernels import Floats, Ints
 from inferline_stream.pipeline.hardware import Catalogue
@@ -33,8 +34,24 @@ REPLAYS = 80
 NEAR_S = 5.0
 """Windows of traffic up to this long say what a slot needs."""
 
-Move = tuple[float, int, int, int, Sequence[int]]
-"""Of a window: dollars more, late events more, its slots from and to, and the rows that change."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Windows:
+    """Stretches of slots that do not touch, in each of which a schedule is changed.
+
+    Args:
+        first: (windows,) their first slots.
+        end: (windows,) the slots after their last.
+        rows: (windows, 2) the rows that change; the same one twice where it is one.
+    """
+
+    first: Ints
+    end: Ints
+    rows: Ints
+
+    def among(self, chosen: NDArray[np.bool_]) -> Windows:
+        """Those chosen."""
+        return Windows(self.first[chosen], self.end[chosen], self.rows[chosen])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +101,7 @@ class Hindsight:
         self.hardware = [kind.hardware for _, kind in kinds]
         self.price = np.array([kind.price_per_hour * slot_s / 3600 for _, kind in kinds])
         starts_s = [kind.start_up_s if start_up_s is None else start_up_s for _, kind in kinds]
-        self.lead = [math.ceil(s / slot_s - 1e-9) for s in starts_s]
+        self.lead = np.array([math.ceil(s / slot_s - 1e-9) for s in starts_s])
 
     def tried(self, needed: Ints) -> Schedule:
         """Replay a schedule."""
@@ -92,8 +109,7 @@ class Hindsight:
         asked = self.within(np.array(ahead))
         outcome = self._run(Scheduled("clairvoyant", self._steps(asked)))
         slot = (outcome.entry_s[outcome.latency_s > outcome.slo_s] / self._slot_s).astype(np.int64)
-        late = np.concatenate([[0], np.cumsum(np.bincount(slot, minlength=self.slots))])
-        return Schedule(needed, asked, outcome, late)
+        return Schedule(needed, asked, outcome, _before(np.bincount(slot, minlength=self.slots)))
 
     def plan(self) -> Ints:
         """The plan's replicas all the time."""
@@ -207,13 +223,13 @@ def cheapest(
         length = lengths[tries % len(lengths)]
         trial, windows = _changed(space, best, length, rng)
         tries += 1
-        if not windows:
+        if not windows.first.size:
             continue
         tried = [best, space.tried(trial)]
-        kept = _exchanged(_moves(space, best, tried[1], windows), best, allowed)
-        if 0 < len(kept) < len(windows):
+        kept = windows.among(_exchanged(*_differences(space, best, tried[1], windows), best.outcome, allowed))
+        if 0 < kept.first.size < windows.first.size:
             wanted = best.needed.copy()
-            for _, _, first, end, rows in kept:
+            for first, end, rows in zip(kept.first, kept.end, kept.rows, strict=True):
                 wanted[rows, first:end] = trial[rows, first:end]
             tried.append(space.tried(wanted))
             tries += 1
@@ -235,63 +251,71 @@ def _beginning(space: Hindsight, allowed: float) -> Schedule:
     return min((best, *tried.values()), key=lambda s: s.outcome.rank(allowed))
 
 
-def _changed(
-    space: Hindsight, best: Schedule, length: int, rng: np.random.Generator
-) -> tuple[Ints, list[tuple[int, int, list[int]]]]:
-    """A schedule with one change in each of many windows of so many slots, and the windows with the rows changed."""
-    trial = best.needed.copy()
-    paid = np.flatnonzero(space.price > 0)
-    spent = space.price[paid] * (best.asked[paid].sum(axis=1) + 1)
+def _changed(space: Hindsight, best: Schedule, length: int, rng: np.random.Generator) -> tuple[Ints, Windows]:
+    """A schedule with one change in each of many windows of so many slots, and those windows.
+
+    A row of what costs most is taken most often. It has one replica less, or one more where events were late; where a
+    stage mixes kinds, another kind of it may have one more, or less.
+    """
     apart = max(length // 2, 2) if length < space.slots else 0
-    windows = []
-    for first in range(int(rng.integers(length + apart)) - length if apart else 0, space.slots, length + apart):
-        window = slice(max(first, 0), min(first + length, space.slots))
-        row = int(rng.choice(paid, p=spent / spent.sum()))
-        late = best.late[window.stop] - best.late[window.start]
-        more = late > 0 and rng.random() < 0.5
-        rows = [row]
-        trial[row, window] += 1 if more else -1
-        others = [r for r in paid if space.stage_of[r] == space.stage_of[row] and r != row]
-        if others and rng.random() < 0.5:
-            rows.append(int(rng.choice(others)))
-            trial[rows[1], window] += -1 if more else 1
-        windows.append((window.start, window.stop, rows))
+    start = int(rng.integers(length + apart)) - length + 1 if apart else 0
+    first = np.arange(start, space.slots, length + apart)
+    end, first = np.minimum(first + length, space.slots), np.maximum(first, 0)
+    spent = space.price * (best.asked.sum(axis=1) + 1)
+    rows = np.repeat(rng.choice(spent.size, first.size, p=spent / spent.sum())[:, None], 2, axis=1)
+    steps = np.where((best.late[end] > best.late[first]) & (rng.random(first.size) < 0.5), 1, -1)
+    trial = best.needed.copy()
+    for i, (row, _) in enumerate(rows.tolist()):
+        trial[row, first[i] : end[i]] += steps[i]
+        others = np.flatnonzero((space.stage_of == space.stage_of[row]) & (space.price > 0))
+        if others.size > 1 and (other := int(rng.choice(others))) != row:
+            rows[i, 1] = other
+            trial[other, first[i] : end[i]] -= steps[i]
     trial = space.within(trial)
-    return trial, [(f, e, r) for f, e, r in windows if (trial[:, f:e] != best.needed[:, f:e]).any()]
+    changed = _before((trial != best.needed).any(axis=0))
+    return trial, Windows(first, end, rows).among(changed[end] > changed[first])
 
 
-def _moves(
-    space: Hindsight, best: Schedule, tried: Schedule, windows: Sequence[tuple[int, int, list[int]]]
-) -> list[Move]:
-    """What each window's change costs and how many events it makes late, by when they entered."""
-    ends = [0, *((end + first) // 2 for (_, end, _), (first, _, _) in itertools.pairwise(windows))]
-    moves: list[Move] = []
-    for (first, end, rows), low, high in zip(windows, ends, [*ends[1:], space.slots], strict=True):
-        late = int(tried.late[high] - tried.late[low] - best.late[high] + best.late[low])
-        dollars = 0.0
-        for row in rows:
-            from_ = max(first - space.lead[row], 0)
-            more = tried.asked[row, from_:end].sum() - best.asked[row, from_:end].sum()
-            dollars += float(more * space.price[row])
-        moves.append((dollars, late, first, end, rows))
-    return moves
+def _differences(space: Hindsight, best: Schedule, tried: Schedule, windows: Windows) -> tuple[Floats, Ints]:
+    """By window: the dollars that its change costs, and the events that it makes late, by when they entered."""
+    between = (windows.end[:-1] + windows.first[1:]) // 2
+    late = np.diff((tried.late - best.late)[np.concatenate([[0], between, [space.slots]])])
+    spent = np.array([_before(row) for row in (tried.asked - best.asked) * space.price[:, None]])
+    dollars = np.zeros(late.size)
+    for k, counts in enumerate((True, windows.rows[:, 1] != windows.rows[:, 0])):
+        rows = windows.rows[:, k]
+        asked = np.maximum(windows.first - space.lead[rows], 0)
+        dollars += counts * (spent[rows, windows.end] - spent[rows, asked])
+    return dollars, late
 
 
-def _exchanged(moves: Sequence[Move], best: Schedule, allowed: float) -> list[Move]:
-    """The moves that save most within the misses allowed, the surest first: those beyond one price of a late event."""
-    late = int(best.late[-1])
-    free = [m for m in moves if m[0] <= 0 and m[1] <= 0 and (m[0], m[1]) != (0, 0)]
-    if best.outcome.miss_rate > allowed:
-        return sorted((m for m in moves if m[1] < 0), key=lambda m: m[1])
-    may = late * allowed / best.outcome.miss_rate if late else allowed * best.outcome.entry_s.size
-    trades = [m for m in moves if m[0] * m[1] < 0]
-    chosen, saved = [], 0.0
-    for price in sorted({-m[0] / m[1] for m in trades}):
-        these = [m for m in trades if m[0] + price * m[1] <= 1e-12]
-        dollars = sum(m[0] for m in these)
-        if dollars < saved and late + sum(m[1] for m in (*free, *these)) <= may:
-            chosen, saved = these, dollars
-    return free + sorted(chosen, key=lambda m: -abs(m[0] / m[1]))
+def _exchanged(dollars: Floats, late: Ints, outcome: Outcome, allowed: float) -> NDArray[np.bool_]:
+    """Which changes together save most within the misses allowed: all that are worth one price of a late event.
+
+    Where more is missed than allowed, those that make fewer events late.
+    """
+    if outcome.miss_rate > allowed:
+        return late < 0
+    chosen = (dollars <= 0) & (late <= 0) & ((dollars < 0) | (late < 0))
+    trades = np.flatnonzero(dollars * late < 0)
+    price = -dollars[trades] / late[trades]
+    trades = trades[np.argsort(price)]
+    saves = dollars[trades] < 0
+    # At the price of the i-th, those from it on save more than their late events cost, and those up to it cost less.
+    totals = [
+        np.cumsum(np.where(saves, value[trades], 0)[::-1])[::-1] + np.cumsum(np.where(saves, 0, value[trades]))
+        for value in (dollars, late)
+    ]
+    may = allowed * outcome.known - outcome.late - late[chosen].sum()
+    if (possible := np.flatnonzero((totals[1] <= may) & (totals[0] < 0))).size:
+        best = possible[np.argmin(totals[0][possible])]
+        chosen[trades] = np.where(saves, np.arange(trades.size) >= best, np.arange(trades.size) <= best)
+    return chosen
+
+
+def _before(values: NDArray[Any]) -> NDArray[Any]:
+    """The sum of all values before each, and of all."""
+    return np.concatenate([[0], np.cumsum(values)])
 
 
 def work_bound(
