@@ -31,23 +31,25 @@ def test_figures_are_of_the_runs_in_which_hindsight_and_the_plan_keep_the_object
         *one("b", default=2.0, no_tuner=-0.5, keda=1.75),
         *one("c", default=-1.2, keda_on_our_pool=1.1),
         *one("d", default=-8.0, keda=-7.0, kept_by_hindsight=False),
+        *one("f", default=1.3, no_tuner=1.0),
         Ran("e", "steady", 0.25, True, "infeasible"),
     ]
     found = families(runs)
     expected = {
-        "runs": 4,
+        "runs": 5,
         "runs_infeasible": 1,
-        "runs_counted": 3,
-        "runs_plan_alone_keeps": 3,
-        "regret_mean": round((1.5 + 2.0 + 1.2) / 3, 3),
+        "runs_counted": 4,
+        "runs_plan_alone_keeps": 4,
+        "regret_mean": (1.5 + 2.0 + 1.2 + 1.3) / 4,
+        "regret_mean_elsewhere": round((1.5 + 2.0 + 1.2) / 3, 3),
         "regret_max": 2.0,
-        "over_plan_alone": round((1.5 + 1.2 + 8.0) / 1.25 / 3, 3),
-        "above_1_percent_share": round(1 / 3, 3),
-        "baselines_cheaper_share": 0.5,
-        "baselines_cheaper_share_as_they_come": 0.25,
+        "over_plan_alone": round(((1.5 + 1.2 + 8.0) / 1.25 + 1.3) / 4, 3),
+        "above_1_percent_share": 0.25,
+        "baselines_cheaper_share": 0.4,
+        "baselines_cheaper_share_as_they_come": 0.2,
         "beaten_in_hindsight": 1,
-        "frontier_default_late": round((2 + 2 + 50) / 3000, 5),
-        "frontier_no_tuner_kept": round(2 / 3, 3),
+        "frontier_default_late": round((2 + 2 + 50 + 2) / 4000, 5),
+        "frontier_no_tuner_kept": 0.75,
     }
     assert {name: found[name] for name in expected} == expected
 
