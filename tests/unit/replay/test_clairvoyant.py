@@ -14,7 +14,7 @@ from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.replay.clairvoyant import cheapest
+from inferline_stream.replay.clairvoyant import Hindsight, cheapest
 from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Scheduled
@@ -30,7 +30,7 @@ def service(stage: str, kind: str, start_up_s: float) -> Profile:
 
 
 class Small:
-    """A trace of three slots, a plan for its mean, and all that hindsight replays of it.
+    """A trace of a few slots, a plan for its mean, and all that hindsight replays of it.
 
     Args:
         kinds: prices of the kinds that each stage runs on.
@@ -38,16 +38,26 @@ class Small:
         start_up_s: of every replica.
         seed: of the arrivals.
         stock: replicas of each kind that there are.
+        slots: that the trace takes.
     """
 
-    def __init__(self, kinds: dict[str, float], *, stages: int, start_up_s: float, seed: int, stock: int = MOST):
+    def __init__(
+        self,
+        kinds: dict[str, float],
+        *,
+        stages: int,
+        start_up_s: float,
+        seed: int,
+        stock: int = MOST,
+        slots: int = SLOTS,
+    ):
         names = ("a", "b")[:stages]
         self.shape = Shape(names, tuple(Arrow(i, i + 1) for i in range(stages - 1)))
         profiles = {(name, kind): service(name, kind, start_up_s) for name in names for kind in kinds}
         self.measured = PipelineProfile(profiles, independent_paths(self.shape, {}))
         self.kinds = {kind: Hardware(kind, price, stock=stages * stock) for kind, price in kinds.items()}
         rng = np.random.default_rng(seed)
-        rates = rng.choice([20.0, 60.0, 110.0], SLOTS)
+        rates = rng.choice([20.0, 60.0, 110.0], slots)
         parts = [gamma_trace(rate, 1.0, SLOT_S, rng).arrivals_s + SLOT_S * i for i, rate in enumerate(rates)]
         self.trace = Trace(np.concatenate(parts))
         held = {name: tuple(Allocation(kind, 4, 1) for kind in kinds) for name in names}
@@ -145,3 +155,37 @@ def test_where_nothing_keeps_the_objective_hindsight_misses_least():
     assert found.miss_rate > ALLOWED
     assert found.miss_rate == min(outcome.miss_rate for _, outcome in small.replayed)
     assert math.isclose(found.cost, small.plan.cost_per_hour * found.duration_s / 3600, rel_tol=0.01)
+
+
+def test_replicas_are_asked_for_as_long_before_they_are_needed_as_they_take_to_start():
+    small = Small({"fast": 1.0}, stages=1, start_up_s=2 * SLOT_S - 1.0, seed=1, slots=8)
+    basis = initial_state(small.plan, small.measured, small.kinds).basis
+    space = Hindsight(basis, small.trace, small.run, start_up_s=None, slot_s=SLOT_S)
+    space.tried(np.array([[1, 1, 1, 3, 3, 1, 2, 1, 1]])[:, : space.slots])
+    ((schedule, _),) = small.replayed
+    asked = [(time_s, wanted["a"]["fast"]) for time_s, wanted in schedule.steps]
+    assert asked == [(0.0, 1), (5.0, 3), (25.0, 2), (35.0, 1)]
+
+
+def test_hindsight_beats_a_search_that_tries_one_change_in_each_replay():
+    slots = 40
+    small = Small({"fast": 1.0}, stages=2, start_up_s=0.0, seed=4, stock=100, slots=slots)
+    found = small.hindsight(replays=80)
+    rng, counts = np.random.default_rng(0), np.full((2, slots), 6)
+    plain = small.run(by_slot(counts))
+    for _ in range(100):
+        first, tried = int(rng.integers(slots)), counts.copy()
+        tried[rng.integers(2), first : first + int(rng.integers(1, slots))] -= 1
+        outcome = small.run(by_slot(np.maximum(tried, 1)))
+        if outcome.miss_rate <= ALLOWED and outcome.cost < plain.cost:
+            counts, plain = np.maximum(tried, 1), outcome
+    assert plain.miss_rate <= ALLOWED
+    assert found.miss_rate <= ALLOWED
+    assert found.cost < plain.cost
+    begun_with = best([outcome for _, outcome in small.replayed[:6]])
+    assert found.cost < 0.93 * begun_with.cost
+
+
+def by_slot(counts: np.ndarray) -> Scheduled:
+    steps = [(SLOT_S * i, {"a": {"fast": int(a)}, "b": {"fast": int(b)}}) for i, (a, b) in enumerate(counts.T)]
+    return Scheduled("plain", steps)
