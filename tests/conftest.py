@@ -49,11 +49,28 @@ def _doubles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Return how many processes run the tests: none beside pytest's own where one file is asked for.
 
-    Tests wait more than they compute, so there are more processes than cores; they share one Apache Kafka.
+    Slow tests wait more than they compute: there are two more processes than cores, which share one Apache Kafka, and
+    one that computes in what time they leave (`Scheduling`).
     """
     if len(config.args) == 1 and config.args[0].split("::")[0].endswith(".py"):
         return 0
-    return min(len(os.sched_getaffinity(0)) + 1, 8)
+    more = 0 if config.option.markexpr == "not slow" else 3
+    return min(len(os.sched_getaffinity(0)) + more, 10)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.support.scheduling import Scheduling
+
+    return Scheduling(config, log) if config.option.dist == "loadfile" else None
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if worker := getattr(session.config, "workerinput", None):
+        from tests.support.scheduling import is_last
+
+        if is_last(worker["workerid"], worker["workercount"]):
+            os.nice(19)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

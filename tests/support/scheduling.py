@@ -1,0 +1,32 @@
+"""Which process of pytest-xdist runs which file."""
+
+from __future__ import annotations
+
+from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
+
+COMPUTED = ("tests/laws/", "tests/unit/")
+"""Rooms that wait for little."""
+
+
+def is_last(worker: str, workers: int) -> bool:
+    """Whether a process, such as ``gw3``, computes in what time the others leave.
+
+    There is one where others remain for what waits, on any machine.
+    """
+    return workers > 2 and worker == f"gw{workers - 1}"
+
+
+class Scheduling(LoadFileScheduling):
+    """Files in the order in which they are collected, slow rooms first; the last process begins with the other rooms.
+
+    Tests of slow rooms wait for two thirds of their time, others compute. The last process has the lowest priority
+    and runs these beside those.
+    """
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if is_last(node.gateway.id, self.numnodes):
+            computed = next((file for file in self.workqueue if file.startswith(COMPUTED)), None)
+            if computed is not None:
+                self.workqueue.move_to_end(computed, last=False)
+        super()._assign_work_unit(node)
