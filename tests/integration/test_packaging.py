@@ -272,7 +272,7 @@ def test_the_readme_opens_with_three_commands_and_ci_runs_the_first_and_the_thir
     script = (ROOT / ".ci/run").read_text()
     assert "readme_command 1" in script
     assert 'eval "$(readme_command 3)"' in script
-    assert " .ci/package .venv/bin/python\n" in script
+    assert " .ci/package python3\n" in script
     quick = (ROOT / ".ci/package").read_text()
     assert "inferline-stream init demo" in quick
     assert "inferline-stream run demo" in quick
