@@ -8,9 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
@@ -281,27 +279,6 @@ def test_an_image_that_cannot_be_pulled_is_reported_and_local_java_is_next(tmp_p
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert f"apache/kafka:{KAFKA_VERSION}" in said
     assert "no route to the registry" in said
-
-
-@pytest.mark.skipif(shutil.which("podman") is None, reason="podman is not installed")
-def test_podman_reports_an_image_that_no_registry_has_and_local_java_is_next(tmp_path, java_is_there, caplog):
-    where = around(tmp_path, container_engine=f"unix://{tmp_path}/podman.sock", kafka_version="0.0.0-never-released")
-    with ExitStack() as stack:
-        run_root = stack.enter_context(tempfile.TemporaryDirectory(prefix="podman-"))  # at most 50 characters
-        storage = ["--storage-driver=vfs", f"--root={tmp_path}/root", f"--runroot={run_root}"]
-        command = ["podman", *storage, "system", "service", "--time=0", where.container_engine]
-        service = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
-        try:
-            deadline_s = time.monotonic() + DEADLINE_S
-            while container_engine(where) is None:
-                assert service.poll() is None
-                assert time.monotonic() < deadline_s, "podman's service does not answer"
-                time.sleep(0.05)
-            with find_apache_kafka(where) as found:
-                assert found.bootstrap_servers == "local:9092"
-        finally:
-            service.terminate()
-    assert "does not run apache/kafka:0.0.0-never-released" in caplog.text
 
 
 def test_without_java_an_image_that_cannot_be_pulled_is_in_the_error(tmp_path, no_java):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,55 +44,6 @@ def swing(tmp_path: Path) -> partial:
 
 def downs(*sessions: LiveRun) -> list[str]:
     return [d.detail for s in sessions for d in s.controller.view.decisions if d.action == "scale_down"]
-
-
-async def ready(under_way: LiveRun, stage: str, count: int) -> bool:
-    return under_way.controller.view.working(stage, "emulated-cpu", count) >= count
-
-
-async def test_a_controller_killed_in_the_middle_of_a_ramp_is_followed_by_one_that_knows_what_it_knew(
-    swing, apache_kafka: KafkaServer
-) -> None:
-    ramp = [(30, 3), (60, 2), (90, 2), (120, 9)]
-    run: Run = swing(apache_kafka.bootstrap_servers, levels=ramp, planned_rate=30.0)
-    successor = replace(run, feed=None)
-    async with (
-        asyncio.timeout(90),
-        LocalActuator(ProcessTerms(str(run.log_folder))) as actuator,
-        open_run(run, actuator) as first,
-    ):
-        await first.ready()
-        async with run.feed(run.bootstrap_servers, first.context.source) as feed:
-            await feed.ready()
-            feed.start()
-            await asyncio.sleep(6.0)  # in the middle of the ramp
-            wanted = {stage: sum(kinds.values()) for stage, kinds in first.controller.wanted.items()}
-            first.control.cancel()
-            died_s, out = time.monotonic(), first.controller.view.events_out
-            async with open_run(successor, actuator) as second:
-                took_s = time.monotonic() - died_s
-                await second.ready()
-                assert second.controller.view.growth.watched_since_s is not None
-                now_s = asyncio.get_running_loop().time()
-                assert now_s - second.controller.view.growth.watched_since_s > took_s  # no gap in what is known
-                assert all(sum(kinds.values()) >= wanted[s] for s, kinds in second.controller.wanted.items())
-                assert await until(partial(ready, second, "parse", 2), 10.0)
-                feed.stop()
-                await feed.finished()
-                ledger = await read_ledger(
-                    second.offsets, second.context, first.since, second.controller.view.partitions
-                )
-                assert ledger.events_out > out + 60  # nobody led for seconds: events went on
-                await second.drain()
-                ledger = await read_ledger(
-                    second.offsets, second.context, first.since, second.controller.view.partitions
-                )
-    ups = [d for s in (first, second) for d in s.controller.view.decisions if d.action == "scale_up"]
-    assert ups
-    assert all(d.reason and d.detail for d in ups)
-    assert downs(first, second) == []
-    assert ledger.lost() == (0, [])
-    assert (ledger.events_in, ledger.duplicated) == (ledger.events_out, 0)
 
 
 async def test_a_broker_that_pauses_loses_nothing_and_scales_nothing_down(swing, own_apache_kafka: LocalKafka) -> None:

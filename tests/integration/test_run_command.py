@@ -14,11 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.forked_command import forked_command
-
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()", "run"]
-FEW_PORTS = ["--no-ui", "--metrics-port", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +24,6 @@ def minimal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("example") / "minimal"
     shutil.copytree(ROOT / "topologies" / "minimal", folder, ignore=shutil.ignore_patterns(".*"))
     return folder
-
-
-def run(topology: Path, *options: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
-    return forked_command("run", str(topology), *FEW_PORTS, *options, timeout_s=timeout_s)
-
-
-def test_the_report_is_one_json_object_and_everything_for_people_goes_elsewhere(minimal: Path) -> None:
-    done = run(minimal, "--output", "json", "--duration", "4s", "--speed-up", "2")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert (report["lost"], report["duplicated"]) == (0, 0)
-    assert report["events_in"] == report["events_out"] > 50
-    assert report["cost"] > 0
-    assert 0 <= report["slo_miss_rate"] <= 1
-    assert isinstance(report["decisions"], list)
-    assert report["emulated"] is True
-    assert "Plan for minimal" in done.stderr
 
 
 def test_the_live_page_is_open_before_anything_is_profiled_and_shows_the_run_once_there_is_one(
@@ -70,31 +50,6 @@ def test_the_live_page_is_open_before_anything_is_profiled_and_shows_the_run_onc
         finally:
             process.terminate()
             process.stdout.read()
-
-
-def test_an_unreachable_broker_ends_the_run_with_code_5_within_half_a_minute(minimal: Path) -> None:
-    began_s = time.monotonic()
-    done = run(minimal, "--bootstrap-servers", "127.0.0.1:1")
-    assert done.returncode == 5
-    assert time.monotonic() - began_s < 30  # 10 s of them for the broker; the rest is for a busy machine
-    assert "127.0.0.1:1" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_an_slo_that_nothing_meets_ends_the_run_with_code_4_and_the_smallest_that_something_would(
-    minimal: Path, tmp_path: Path
-) -> None:
-    hasty = tmp_path / "hasty"
-    shutil.copytree(minimal, hasty)
-    topology = hasty / "topology.py"
-    topology.write_text(re.sub(r'slo="[^"]+"', 'slo="10ms"', topology.read_text()))
-    done = run(hasty)
-    assert done.returncode == 4
-    assert "Traceback" not in done.stderr
-    smallest = re.search(r"SLO of (\d+\.\d+) s or more", done.stderr)
-    assert smallest is not None, done.stderr
-    # With the search an event takes 4 + 25 + 3 ms on the fastest hardware, and two hops more than that.
-    assert 0.032 < float(smallest[1]) < 0.2
 
 
 def test_ctrl_c_drains_and_reports_and_metrics_tell_the_story_meanwhile(minimal: Path) -> None:
@@ -130,8 +85,3 @@ def test_ctrl_c_drains_and_reports_and_metrics_tell_the_story_meanwhile(minimal:
     assert 0 < report["events_in"] == report["events_out"]
     assert 0 < finished <= report["events_out"]
     assert 0 < arrived <= report["events_in"]
-
-
-def test_usage_mistakes_end_with_code_2(minimal: Path) -> None:
-    assert run(minimal, "--speed-up", "0").returncode == 2
-    assert run(minimal, "--duration", "soon").returncode == 2

@@ -150,35 +150,3 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied_w
     assert table.needed("parse", 1.0) == pytest.approx(planned_replicas * speed)  # at its own traffic it is the plan
     assert (report.lost, report.duplicated) == (0, 0)
     assert controller.failures == 0
-
-
-async def test_a_plan_that_saves_enough_comes_into_force_by_itself(swing, embedded_broker: KafkaServer) -> None:
-    """Twice the replicas that the traffic needs: looked at again after five seconds, there is a cheaper plan."""
-    run: Run = swing(
-        embedded_broker.bootstrap_servers,
-        levels=[(60, 16)],
-        replicas={"parse": 4, "check": 2, "decide": 2},
-        planned_rate=60.0,
-        replans=True,
-        sample=gamma_trace(60.0, 1.0, 30.0, np.random.default_rng(3)),
-        policy=POLICIES["default"],
-        settings=Settings(planner_every_s=5.0, planner_effort_s=2.0),
-    )
-    async with asyncio.timeout(120), open_run(run) as under_way:
-        await under_way.ready()
-        stop = asyncio.Event()
-        feeding = asyncio.create_task(under_way.fed(stop))
-        controller = under_way.controller
-        before = controller.view.plan
-
-        async def planned() -> bool:
-            return controller.view.plan is not before
-
-        assert await until(planned, 60.0), "nothing was planned again"
-        stop.set()
-        await feeding
-        report = await under_way.report(await under_way.drain())
-    plan = controller.decider.plans[1]
-    assert plan.reason == "plan_saves"
-    assert controller.view.plan.cost_per_hour < 0.9 * before.cost_per_hour
-    assert (report.lost, report.duplicated, controller.failures) == (0, 0, 0)

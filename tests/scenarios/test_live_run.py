@@ -11,29 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from inferline_stream.cli.main import app
-from inferline_stream.controlplane.loop_steps import until
-from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.kafka.records import Record
-from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.runs.archive import read_events, read_record
-from inferline_stream.runs.lifecycle import open_run, run_to_report
+from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.testing.kafka import KafkaServer
-from inferline_stream.tuner.decision import Action, Decision, Reason
-from inferline_stream.tuner.observation import Limits, Observation
-from inferline_stream.tuner.policy import POLICIES, TunerState
-
-
-async def test_a_stopped_run_drains_what_has_arrived(swing, embedded_broker: KafkaServer) -> None:
-    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(60, 60)])
-    stop = asyncio.Event()
-    asyncio.get_running_loop().call_later(5.0, stop.set)
-    async with asyncio.timeout(60):
-        report = await run_to_report(run, stop)
-    assert 0 < report.events_in < 600
-    assert report.events_in == report.events_out
-    assert (report.lost, report.duplicated) == (0, 0)
+from inferline_stream.tuner.policy import POLICIES
 
 
 async def test_an_advisory_run_decides_without_acting(swing, embedded_broker: KafkaServer) -> None:
@@ -67,38 +50,3 @@ async def test_a_record_replays_to_the_decisions_of_its_run(
         live, replayed = live[:2], replayed[:2]
     assert [step["replicas"] for step in replayed] == [replicas for _, replicas in live]
     assert [step["time_s"] for step in replayed] == pytest.approx([time_s for time_s, _ in live], abs=0.1)
-
-
-async def test_a_person_holds_a_stage_at_a_number_and_pauses_decisions(swing, embedded_broker: KafkaServer) -> None:
-    def obey(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | None]:
-        least = seen.limits.get("check", Limits()).minimum
-        if state.wanted["check"]["emulated-cpu"] == least:
-            return state, None
-        wanted = {**state.wanted, "check": {"emulated-cpu": least}}
-        return replace(state, wanted=wanted), Decision(
-            wanted, Action.SCALE_UP, Reason.LIMIT_CHANGED, "a person said so"
-        )
-
-    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(20, 6)], policy=obey)
-    async with asyncio.timeout(60), open_run(run) as under_way:
-        await under_way.ready()
-        control = under_way.context.names.control
-        two, pause = Override("scale", "check", 2), Override("pause")
-
-        async def two_checks() -> bool:
-            return under_way.controller.wanted["check"]["emulated-cpu"] == 2
-
-        async def paused() -> bool:
-            return under_way.controller.state.paused
-
-        await write_once(run.bootstrap_servers, Record.keyed(control, two.key, encode(two)))
-        assert await until(two_checks, 10.0)
-        await write_once(run.bootstrap_servers, Record.keyed(control, pause.key, encode(pause)))
-        assert await until(paused, 5.0)
-        await write_once(run.bootstrap_servers, Record.keyed(control, two.key, None))
-        decisions = len(under_way.controller.view.decisions)
-        await under_way.fed(asyncio.Event())
-        assert len(under_way.controller.view.decisions) == decisions
-        report = await under_way.report(await under_way.drain())
-    assert report.lost == 0
-    assert [(d.reason, d.replicas["check"]) for d in report.decisions] == [("limit_changed", 2)]

@@ -66,18 +66,6 @@ async def test_a_renamed_first_stage_takes_what_came_while_nothing_ran(build) ->
     assert (named_back.events_in, named_back.events_out, named_back.lost, named_back.duplicated) == (10, 10, 0, 0)
 
 
-async def test_a_first_stage_of_another_source_says_where_to_begin_only_when_it_is_asked(build) -> None:
-    first, other = build("before"), build("before", source="elsewhere")
-    async with asyncio.timeout(120):
-        await run_to_report(first, done())
-        with pytest.raises(UsageError, match=r"has not read topic .*elsewhere before.*partitions 0,1.*--start"):
-            await run_to_report(other, done())
-        await put(other, 10)
-        earliest = replace(other, records=replace(other.records, start="earliest"))
-        report = await run_to_report(earliest, done())
-    assert (report.events_in, report.events_out, report.lost) == (10, 10, 0)
-
-
 async def test_a_new_first_stage_is_refused_where_the_run_before_may_still_be_at_work(build) -> None:
     first, renamed = build("before"), build("after")
     async with asyncio.timeout(120):
