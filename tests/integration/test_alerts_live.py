@@ -136,9 +136,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         night.run.wait()
         night.start()
         stack.callback(night.stop)
-        night.until("inferline_slo_seconds", 60)  # its topics are there
+        night.until("inferline_slo_seconds", 180)  # its topics are there
         with night.traffic([(STEADY, 600.0)], "steady"):
-            night.ready(60)
+            night.ready(180)
             night.began_s = time.time()
             yield night
         assert night.run.poll() is None, night.log()
@@ -230,7 +230,7 @@ def test_a_dead_controller_pages_and_another_takes_up_where_it_was(watched: Watc
     assert reported.labels["severity"] == "page"
     assert "Start the controller again" in runbook(reported)
     watched.start()
-    watched.heard.wait("InferlineControllerDown", "resolved", 60, reported.at_s)
+    watched.heard.wait("InferlineControllerDown", "resolved", 180, reported.at_s)
     watched.ready(60)
     assert watched.heard.query("inferline_controller_term > 1")
 

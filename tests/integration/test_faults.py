@@ -28,8 +28,7 @@ LONG_S = 4.0
 
 KINDS = {
     "at_least_once": [
-        "kill_replica", "freeze_replica", "unreachable_broker", "kill_controller", "kill_dispatcher", "kill_supervisor",
-        "full_disk", "poison",
+        "kill_replica", "unreachable_broker", "kill_controller", "kill_supervisor", "full_disk", "poison",
     ],
     "exactly_once": [
         "kill_join_partner", "slow_broker", "freeze_controller", "restart_broker", "freeze_replica", "kill_dispatcher",

@@ -12,10 +12,12 @@ PEAK_MB = 160
 """Less than the bombs would take: 64 and 128 MiB, and as much again for the record that is taken out of them."""
 
 
-async def test_hostile_records_cost_no_good_event_no_process_and_no_memory(kafka: KafkaServer, tmp_path: Path) -> None:
+async def test_hostile_records_cost_no_good_event_no_process_and_no_memory(
+    apache_kafka: KafkaServer, tmp_path: Path
+) -> None:
     async with asyncio.timeout(240):
         figures = await attacked(
-            kafka.bootstrap_servers, tmp_path, hostile=300, bombs=4, empty=2_000, unserved=UNSERVED, seed=19
+            apache_kafka.bootstrap_servers, tmp_path, hostile=300, bombs=4, empty=2_000, unserved=UNSERVED, seed=19
         )
     assert figures["good_lost"] == 0
     assert figures["good_repeated"] == 0  # no process ended, so nothing had to be computed again

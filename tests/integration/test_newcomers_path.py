@@ -1,6 +1,6 @@
-"""A newcomer's path: install, init, edit two lines, check, profile, plan, run with the page open, a burst, the alert,
+"""A newcomer's path: init, edit two lines, check, profile, plan, run with the page open, a burst, the alert,
 explain, report. One script walks it by the tutorial's commands, each with what else the newcomer looks at; what it saw
-stays in tests/artifacts/newcomer, and the tests read that.
+stays in tests/artifacts/newcomer, and the tests read that. `.ci/package` installs the wheel as a newcomer would.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,41 +39,6 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None or shutil.which("prometheus-alertmanager") is None,
     reason="apt-get install chromium prometheus prometheus-alertmanager",
 )
-
-
-def installed(folder: Path) -> Path:
-    """The command as a wheel brings it: into an environment of its own, which borrows what the wheel depends on."""
-    source = folder / "source"
-    kept = shutil.ignore_patterns(".*", "__pycache__", "artifacts", "build", "*.egg-info")
-    for name in ("inferline_stream", "connectors"):
-        shutil.copytree(ROOT / name, source / name, ignore=kept)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    building = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
-    subprocess.run([*pip, *building], check=True, timeout=120)
-    venv.create(folder / "venv", with_pip=False)
-    python = folder / "venv/bin/python"
-    (wheel,) = folder.glob("*.whl")
-    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], check=True, timeout=120)
-    (packages,) = (folder / "venv/lib").glob("python3*/site-packages")
-    borrowed = [path for path in sys.path if path.endswith("site-packages")]
-    (packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
-    compiled_already(packages)
-    return folder / "venv/bin/inferline-stream"
-
-
-def compiled_already(packages: Path) -> None:
-    """Give a new installation this one's compiled kernels: compiling them takes a core for a quarter of a minute.
-
-    The wheel's quick start, which CI takes, compiles them. Kernels belong to a source of a certain size and time.
-    """
-    for compiled in (ROOT / "inferline_stream").rglob("__pycache__/*.nb?"):
-        there = packages / compiled.relative_to(ROOT)
-        there.parent.mkdir(exist_ok=True)
-        shutil.copy(compiled, there)
-        source = f"{compiled.name.split('.')[0]}.py"
-        shutil.copystat(compiled.parents[1] / source, there.parents[1] / source)
 
 
 def commands_of_the_tutorial() -> dict[str, list[str]]:
@@ -161,7 +125,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(ARTIFACTS, ignore_errors=True)
     ARTIFACTS.mkdir(parents=True)
     folder = tmp_path_factory.mktemp("newcomer")
-    newcomer = Newcomer(installed(folder), folder)
+    newcomer = Newcomer(Path(sys.executable).with_name("inferline-stream"), folder)
     newcomer.does("init")
     edited(folder / "reviews/topology.py")
     newcomer.does("check")
