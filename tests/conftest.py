@@ -67,10 +67,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     if worker := getattr(session.config, "workerinput", None):
-        from tests.support.scheduling import is_last
+        from tests.support.scheduling import is_last, yield_to_others
 
         if is_last(worker["workerid"], worker["workercount"]):
-            os.nice(19)
+            yield_to_others()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from pathlib import Path
+
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
@@ -15,6 +19,14 @@ def is_last(worker: str, workers: int) -> bool:
     There is one where others remain for what waits, on any machine.
     """
     return workers > 2 and worker == f"gw{workers - 1}"
+
+
+def yield_to_others() -> None:
+    """Let processes of this and of all other sessions go first."""
+    os.nice(19)
+    with contextlib.suppress(OSError):  # where sessions are groups, a nice value counts within its own alone
+        os.setsid()
+        Path("/proc/self/autogroup").write_text("19")
 
 
 class Scheduling(LoadFileScheduling):
