@@ -26,8 +26,7 @@ def deaths(director: Director) -> list[str]:
     return [each.reason for each in director.exits if isinstance(each, ReplicaExit) and not each.expected]
 
 
-@pytest.mark.parametrize("replicas", [1, 3])
-@pytest.mark.parametrize("value", [b"kill", b"short"])
+@pytest.mark.parametrize(("replicas", "value"), [(1, b"kill"), (3, b"short")])
 async def test_an_event_that_costs_its_replica_is_recognised_and_all_others_get_through(
     embedded_broker, replicas, value
 ):
@@ -50,58 +49,6 @@ async def test_an_event_that_costs_its_replica_is_recognised_and_all_others_get_
     assert [record.key.decode() for record in completed] == [culprit]
     assert Counter(map(event_id, results)) == Counter(ids)
     assert in_order_of_keys(results)
-
-
-async def test_of_a_producer_that_sends_only_killers_each_event_becomes_a_dead_letter_and_the_stage_lives(
-    embedded_broker,
-):
-    async with Director(
-        embedded_broker.bootstrap_servers, PASSING, partitions={"work": 1}, samples=SAMPLES
-    ) as director:
-        await director.start(replicas=2)
-        await director.put([b"kill"] * 3)
-        await director.until(lambda: director.total("work", "dead_lettered") == 3, "all have a verdict", 40.0)
-        ids = await director.put([b"x"] * 5)
-        await director.caught_up()
-        assert Counter(map(event_id, await director.results())) == Counter(ids)
-        assert len(await director.letters("work")) == 3
-
-
-CRASHING = """
-import os
-from pathlib import Path
-from inferline_stream import Pipeline, Stage, Topic
-
-
-def same(values: list[bytes]) -> list[bytes]:
-    if Path(__file__).with_name("broken").exists():
-        os.kill(os.getpid(), 9)
-    return values
-
-
-work = Stage("work", same, hardware=["cpu-1"])
-pipeline = Pipeline("crashing", slo="250ms", source=Topic("in", codec="raw"), sink=Topic("out", codec="raw"),
-                    stages=[work])
-"""
-
-
-async def test_a_replica_that_crashes_on_every_batch_costs_no_event_and_the_report_names_it(
-    embedded_broker, tmp_path: Path
-):
-    topology, broken = tmp_path / "topology.py", tmp_path / "broken"
-    topology.write_text(CRASHING)
-    broken.touch()
-    async with Director(
-        embedded_broker.bootstrap_servers, topology, partitions={"work": 1}, samples=SAMPLES
-    ) as director:
-        await director.start()
-        ids = await director.put([b"x"] * 20)
-        await director.until(lambda: "known to process" in director.report("work").reason, "the sample fails, too")
-        assert await director.letters("work") == []
-        broken.unlink()
-        await director.caught_up(30.0)
-        assert Counter(map(event_id, await director.results())) == Counter(ids)
-        assert await director.letters("work") == []
 
 
 async def test_a_dispatcher_without_free_descriptors_says_so_serves_on_and_recovers(embedded_broker):

@@ -5,7 +5,6 @@ On Apache Kafka alone: what a join needs of a broker has contracts on both, and 
 """
 
 import json
-import secrets
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -113,20 +112,6 @@ async def test_a_join_keeps_what_waits_for_a_part_when_its_dispatcher_changes_or
         await director.caught_up()
         sink = await director.results()
     assert Counter(json.loads(record.value) for record in sink) == Counter(range(60))
-
-
-async def test_events_that_are_read_again_pass_a_join_that_had_finished_them(apache_kafka, tmp_path):
-    file, prefix, partitions = fork(tmp_path, ordered=False), f"{secrets.token_hex(4)}-", {"both": 1}
-    for times in (1, 2):
-        async with Director(
-            apache_kafka.bootstrap_servers, file, prefix=prefix, partitions=partitions, start="earliest"
-        ) as director:
-            await director.start()
-            if times == 1:
-                await put(director, range(20))
-            await director.caught_up()
-            sink = await director.results()
-        assert Counter(json.loads(record.value) for record in sink) == dict.fromkeys(range(20), times)
 
 
 async def test_while_one_branch_is_away_nothing_is_given_up_and_every_event_comes_out(apache_kafka, tmp_path):
