@@ -102,7 +102,7 @@ class Clients:
     async def producer(self, **options: Any) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap_servers, **options)
         self._stack.push_async_callback(_stop, producer)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await producer.start()
         return producer
 
@@ -111,7 +111,7 @@ class Clients:
         options = {"auto_offset_reset": "earliest", "enable_auto_commit": False, "fetch_max_wait_ms": 100, **options}
         consumer = AIOKafkaConsumer(*topics, bootstrap_servers=self.bootstrap_servers, **options)
         self._stack.push_async_callback(_stop, consumer)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await consumer.start()
         return consumer
 
@@ -138,7 +138,7 @@ class Clients:
         return f"{kind}-{uuid.uuid4().hex[:12]}"
 
     @staticmethod
-    async def read(consumer: AIOKafkaConsumer, count: int, within_s: float = 20.0) -> list[ConsumerRecord]:
+    async def read(consumer: AIOKafkaConsumer, count: int, within_s: float = 60.0) -> list[ConsumerRecord]:
         """The next records; fails if they do not come in time."""
         records: list[ConsumerRecord] = []
         try:
@@ -159,7 +159,7 @@ class Clients:
             pass
 
     @staticmethod
-    async def eventually(condition: Callable[[], Any], what: str, within_s: float = 20.0) -> None:
+    async def eventually(condition: Callable[[], Any], what: str, within_s: float = 60.0) -> None:
         """Wait until a condition, which may be a coroutine function, holds."""
         deadline_s = time.monotonic() + within_s
         while True:
@@ -172,7 +172,7 @@ class Clients:
 
 
 async def _stop(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await client.stop()
 
 

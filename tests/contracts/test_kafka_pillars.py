@@ -135,7 +135,7 @@ async def test_an_offset_expires_unless_it_is_committed_again(own_clients):
         assert found[renewed] == 7
         return left not in found
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not await only_the_renewed_is_there():
             await asyncio.sleep(0.1)
 

@@ -29,7 +29,7 @@ async def test_processes_produce_and_copy_together_and_one_that_is_killed_loses_
         assert await (await start("kafka_process.py", "produce", servers, source, str(first), str(count))).wait() == 0
 
     async def see(count):
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(60):
             while len(seen) < count:
                 seen.add((await reader.getone()).value)
 

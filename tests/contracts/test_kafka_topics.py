@@ -143,7 +143,7 @@ async def write_until_compacted(clients, producer, topic, is_compacted):
         return is_compacted(records)
 
     number = 1000  # a value that no other record of these tests has
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while not await goes_on(number):
             number += 1
             await asyncio.sleep(0.15)

@@ -50,7 +50,7 @@ async def produce(clients, topic, data, transactional_id=None):
     request = ProduceRequest(
         transactional_id=transactional_id, required_acks=-1, timeout=10_000, topics=[(topic, [(0, data)])]
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             ((_, (answer,)),) = (await clients.send(request)).topics
             if answer[1] != NotLeaderForPartitionError.errno:
@@ -62,7 +62,7 @@ async def new_producer(clients, transactional_id=None, timeout_ms=60_000):
     """Id and epoch; waits for the coordinator, and until an earlier transaction of the same id has ended."""
     if transactional_id is not None:
         await clients.send(FindCoordinatorRequest(transactional_id, CoordinationType.TRANSACTION))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             answer = await clients.send(InitProducerIdRequest(transactional_id, timeout_ms))
             if answer.error_code not in (
@@ -125,7 +125,7 @@ async def test_sequences_begin_again_with_a_new_epoch_and_the_old_one_is_fenced(
 
 
 async def add_partition(clients, name, producer_id, epoch, topic):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             answer = await clients.send(AddPartitionsToTxnRequest(name, producer_id, epoch, [(topic, [0])]))
             ((_, ((_, code),)),) = answer.errors
@@ -289,7 +289,7 @@ async def test_a_reader_of_group_offsets_waits_for_the_transaction_that_may_chan
             await asyncio.sleep(0.2)
             assert not asking.done()
             reader = TopicReader(clients.bootstrap_servers, topic, group, topic, fetch_wait_s=0.02)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await reader.start(10.0)  # the dispatcher that is to end what another one left open
             await reader.stop()
             await end()

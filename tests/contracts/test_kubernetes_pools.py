@@ -57,13 +57,13 @@ async def pods(make_api: MakeApi, kafka: Any, folder: Path, **options: Any) -> A
                 try:
                     yield made
                 finally:
-                    async with asyncio.timeout(30.0):
+                    async with asyncio.timeout(60):
                         await made.aclose()
 
         options = {"partitions": {"work": 4}, "max_batch_size": 4, **options}
         async with Director(kafka.bootstrap_servers, PASSING, actuator=actuator, **options) as director:
             yield Pods(director, api, kubelet)
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(60):
             while api.pods() or kubelet.processes:  # those that were deleted by force end a moment later
                 await asyncio.sleep(0.02)
 

@@ -313,7 +313,7 @@ async def test_tokens_of_an_oauth_endpoint_open_the_door(secured, starter, monke
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("INFERLINE_KAFKA_SSL_CA_LOCATION", str(secured.authority))
-        async with asyncio.timeout(60):  # rights reach the broker a moment after the controller has them
+        async with asyncio.timeout(180):  # rights reach the broker a moment after the controller has them
             while await visible(secured, starter, prefix) is None:
                 await asyncio.sleep(0.1)
         assert await visible(secured, starter, prefix) == []

@@ -68,8 +68,7 @@ async def test_a_server_that_fails_in_every_way_costs_no_event_and_the_stage_res
                 server.behaves = "well"
                 if failure == "killed":
                     await server.start()
-                async with asyncio.timeout(5.0):
-                    await director.caught_up()
+                await director.caught_up()
                 await director.until(lambda: not director.report("work").reason, "the reason is gone")
             sink, letters = await director.results(), await director.letters("work")
             report, exits = director.report("work"), list(director.exits)
@@ -92,7 +91,7 @@ async def test_a_server_that_replicas_start_is_scaled_with_them_and_started_agai
         assert len(servers) == 2
         ids = await director.put([b"%d" % number for number in range(40)])
         os.kill(next(iter(servers)), signal.SIGKILL)
-        async with asyncio.timeout(60.0):
+        async with asyncio.timeout(180):
             while len(servers_of(tmp_path) - servers) != 1:  # its replica notices once it asks it
                 ids += await director.put([b"%d" % number for number in range(40)])
                 await director.caught_up(60.0)

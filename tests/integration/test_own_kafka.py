@@ -6,12 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from inferline_stream.settings import surroundings
 from inferline_stream.testing.local_kafka import classes_archive, kafka_jars
+from tests.support.deadlines import alive
 
 HOLD_A_KAFKA = """
 from inferline_stream.testing.local_kafka import LocalKafka
@@ -46,26 +46,16 @@ async def test_it_is_killed_suspended_and_restarted_on_the_same_address_with_the
     assert values == [b"before", b"after SIGKILL", b"while suspended", b"after SIGTERM"]
 
 
-def test_it_starts_with_the_classes_that_an_earlier_one_kept(own_apache_kafka):
-    kafka, where = own_apache_kafka, surroundings()
+def test_another_starts_with_the_classes_that_one_kept_and_does_not_outlive_a_test_run_that_is_killed(own_apache_kafka):
+    where = surroundings()
     kept = classes_archive(kafka_jars(where.cache, where.kafka_version))
-    assert str(kept) in Path(f"/proc/{kafka.pid}/maps").read_text()
-
-
-@pytest.mark.usefixtures("own_apache_kafka")  # says whether one can be started here
-def test_it_does_not_outlive_a_test_run_that_is_killed():
     command = [sys.executable, "-c", HOLD_A_KAFKA]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         pid = int(run.stdout.readline())
+        mapped = Path(f"/proc/{pid}/maps").read_text()
         run.kill()
-    deadline_s = time.monotonic() + 10
-    while lives(pid):
+    assert str(kept) in mapped
+    deadline_s = time.monotonic() + 60
+    while alive(pid):
         assert time.monotonic() < deadline_s, f"the broker {pid} lives on"
         time.sleep(0.05)
-
-
-def lives(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -29,7 +29,7 @@ async def test_what_is_read_from_kafka_is_what_the_controller_knows(swing, embed
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(40, 40)], changes=[(2.0, {"parse": 2})])
     where = ["--bootstrap-servers", run.bootstrap_servers, "--prefix", run.records.prefix]
     stop = asyncio.Event()
-    async with asyncio.timeout(90), open_run(run) as under_way:
+    async with asyncio.timeout(180), open_run(run) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(stop))
         await asyncio.sleep(10.0)  # what recent rates and percentiles are taken over

@@ -21,7 +21,7 @@ from inferline_stream.tuner.policy import POLICIES
 
 async def test_an_advisory_run_decides_without_acting(swing, embedded_broker: KafkaServer) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 3)], changes=[(0.5, {"parse": 3})], advisory=True)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         report = await run_to_report(run, asyncio.Event())
     assert [(d.applied, d.replicas["parse"]) for d in report.decisions] == [(False, 3)]
     assert report.replicas_most["parse"] == 1
@@ -37,7 +37,7 @@ async def test_a_record_replays_to_the_decisions_of_its_run(
     for stage in run.pipeline.stages:
         monkeypatch.setattr(stage, "isolation", Isolation(forked=True))
     run = replace(run, run_folder=tmp_path / "run")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         await run_to_report(run, asyncio.Event())
     record, events = read_record(tmp_path / "run"), read_events(tmp_path / "run")
     live = [(d.time_s - events.began_s, d.replicas) for d in record.decisions if d.action == "scale_up"]

@@ -19,7 +19,7 @@ async def test_traffic_beyond_the_plan_adds_nothing_while_others_take_the_cores_
 ) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(150, 60)], policy=POLICIES["default"])
     run.pipeline.hardware = (Hardware("emulated-cpu", 0.0665, cores=0.1),)
-    async with asyncio.timeout(90), open_run(replace(run, cores=100.0)) as under_way:
+    async with asyncio.timeout(180), open_run(replace(run, cores=100.0)) as under_way:
         await under_way.ready()
         view, stop = under_way.controller.view, asyncio.Event()
         view.core_use = CoreUse()  # it judges nothing: a test says what it sees
@@ -43,7 +43,7 @@ async def test_traffic_beyond_the_plan_adds_nothing_while_others_take_the_cores_
             state = under_way.controller.state  # made twice a second
             return state is not None and bool(state.oversubscribed)
 
-        assert await until(shown, 5.0)
+        assert await until(shown, 60.0)
         view.core_use.crowded = ""
         assert await until(added, 30.0), reasons()
         assert reasons().count(("hold", "oversubscribed")) == 2

@@ -42,7 +42,7 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
     now_ms = int(time.time() * 1e3)
     early, late = [now_ms - 4000 + 100 * i for i in range(10)], [now_ms - 1000 + 50 * i for i in range(6)]
     async with (
-        asyncio.timeout(30),
+        asyncio.timeout(60),
         AIOKafkaProducer(bootstrap_servers=servers, transactional_id=f"t-{names.pipeline}") as producer,
     ):
         await in_transactions(producer, source, early)

@@ -33,7 +33,7 @@ async def wait_at_the_source(run: Run, events: int) -> None:
 
 async def test_a_backlog_is_worked_off_and_distinguished_from_live_traffic(swing, embedded_broker: KafkaServer) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 3)])
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(180):
         first = await run_to_report(run, asyncio.Event())
         await wait_at_the_source(run, 50)
         second = await run_to_report(run, asyncio.Event())
@@ -57,7 +57,7 @@ async def test_the_first_replicas_are_those_for_what_is_known_to_come(
             await producer.send(source, b'{"number": %d}' % number, key=str(number).encode())
         await producer.flush()
     arrivals = None if known is None else gamma_trace(known, 1.0, 30.0, np.random.default_rng(1))
-    async with asyncio.timeout(60), open_run(replace(run, arrivals=arrivals)) as starting:
+    async with asyncio.timeout(180), open_run(replace(run, arrivals=arrivals)) as starting:
         (decision,) = starting.controller.decider.decisions
         assert (decision.action, decision.reason) == ("scale_up", reason)
         assert sum(decision.replicas["parse"].values()) > 1
@@ -86,7 +86,7 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
                 newest = [report for name in reports.living() if (report := reports.newest(name)) is not None]
                 return any(set(report.halted.values()) == {"its group has committed no offset"} for report in newest)
 
-            assert await until(reported, 20.0)
+            assert await until(reported, 60.0)
             topic = halted.context.source
             assert await halted.offsets.committed(group, topic, 8) == (Committed(-1),) * 8
             await halted.controller.retire(halted.context.shape.stages, 10.0)

@@ -74,7 +74,7 @@ async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(
         async def obeyed() -> bool:
             return "decide" in controller.decider.overrides.limits(0.0)
 
-        assert await until(obeyed, 10.0)
+        assert await until(obeyed, 60.0)
         await feeding
         report = await under_way.report(await under_way.drain())
     assert (report.lost, report.duplicated, controller.failures) == (0, 0, 0)

@@ -310,7 +310,7 @@ class Director:
         os.kill(pid, number)
         return pid
 
-    async def until(self, holds: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
+    async def until(self, holds: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
         """Wait until something holds, looking again after each report and each exit."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -324,7 +324,7 @@ class Director:
                 f"waited {timeout_s:g} s in vain until {what}; exits: {self.exits[-5:]}; last reports: {self.reports}"
             ) from None
 
-    async def until_finished(self, stage: str, events: int, timeout_s: float = 15.0) -> None:
+    async def until_finished(self, stage: str, events: int, timeout_s: float = 60.0) -> None:
         """Wait until a stage has finished so many events in all."""
         what = f"{stage} has finished {events} events"
         await self.until(lambda: self.total(stage, "events") >= events, what, timeout_s)
@@ -340,7 +340,7 @@ class Director:
                 total += sum(end - max(0, done.offset) for end, done in zip(ends, committed, strict=True))
         return total
 
-    async def caught_up(self, timeout_s: float = 20.0) -> None:
+    async def caught_up(self, timeout_s: float = 60.0) -> None:
         """Wait until no stage has a record to do."""
         async with asyncio.timeout(timeout_s):
             while await self.lag():

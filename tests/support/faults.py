@@ -91,7 +91,7 @@ class LineProcess:
         if (heard := await self.hear(timeout_s)) != expected:
             raise RuntimeError(f"process {self.pid} said {heard.decode()!r} instead of {expected.decode()!r}")
 
-    async def ask(self, timeout_s: float = 10.0) -> bytes:
+    async def ask(self, timeout_s: float = 30.0) -> bytes:
         """Its answer to an empty line."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
