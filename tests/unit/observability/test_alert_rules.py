@@ -78,9 +78,6 @@ def healthy(slo_s: float) -> dict[str, str]:
     return found
 
 
-FRESH = ("reports/toxicity", "offsets")
-
-
 def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
     """What differs from healthy for the alert to fire; None removes a series."""
     flat, stage = f"x{MINUTES}", {"stage": "toxicity"}
