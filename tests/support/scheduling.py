@@ -11,6 +11,8 @@ from xdist.workermanage import WorkerController
 
 COMPUTED = ("tests/laws/", "tests/unit/")
 """Rooms that wait for little."""
+ON_RAY = tuple(f"tests/contracts/test_{name}.py" for name in ("actuator_contract", "bench_contract", "ray"))
+"""Files of one process, which starts one Ray cluster: three would start, and idle until the tests end."""
 NICE = 5
 
 
@@ -39,6 +41,10 @@ class Scheduling(LoadFileScheduling):
     Tests of slow rooms wait for two thirds of their time, others compute. The last process has a lower priority
     and runs these beside those.
     """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return ON_RAY[0] if file in ON_RAY else file
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         if is_last(node.gateway.id, self.numnodes):
