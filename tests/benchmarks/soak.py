@@ -39,7 +39,7 @@ def measure(quick: bool) -> Figures:
         return asyncio.run(soaked(kafka.bootstrap_servers, Path(folder), 48.0 if quick else 1800.0))
 
 
-async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figures:
+async def soaked(bootstrap_servers: str, folder: Path, seconds: float, rate: float = RATE) -> Figures:
     """The figures of a run with so many seconds of traffic; replicas write to the folder."""
     changes_s = np.arange(CHANGE_S / 2, seconds - 5.0, CHANGE_S)
     changes_s = changes_s[: len(changes_s) // 2 * 2]  # it ends with the fewer ones, as it begins
@@ -47,11 +47,11 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float) -> Figure
         SOAKED,
         bootstrap_servers,
         folder,
-        levels=[(RATE, seconds)],
+        levels=[(rate, seconds)],
         changes=[(float(at_s), FEW if number % 2 else MORE) for number, at_s in enumerate(changes_s)],
         replicas=FEW,
         probability={("parse", "check"): 1 / 3},
-        planned_rate=RATE,
+        planned_rate=rate,
         key_field="number",
     )
     async with open_run(run) as under_way:

@@ -49,4 +49,5 @@ async def test_a_record_replays_to_the_decisions_of_its_run(
         assert abs(len(replayed) - len(live)) <= 1
         live, replayed = live[:2], replayed[:2]
     assert [step["replicas"] for step in replayed] == [replicas for _, replicas in live]
-    assert [step["time_s"] for step in replayed] == pytest.approx([time_s for time_s, _ in live], abs=0.1)
+    # On a busy machine a step of 0.1 s comes late, and what it sees is seen by the next.
+    assert [step["time_s"] for step in replayed] == pytest.approx([time_s for time_s, _ in live], abs=0.3)
