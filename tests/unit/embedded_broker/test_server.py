@@ -24,7 +24,7 @@ async def ask(broker, frame, answer_bytes):
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(frame)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return await (reader.readexactly(answer_bytes) if answer_bytes else reader.read())
     finally:
         writer.close()

@@ -118,7 +118,7 @@ async def test_what_is_being_sent_again_when_the_producer_is_closed_has_failed(k
     async with impatient as producer:
         for value in (b"0", b"1", b"2"):
             await producer.send("topic", value)
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(60.0):
             while len(producer._again) < 3:
                 await asyncio.sleep(0)
         assert producer.failed == 0, "they are on their way again"
