@@ -86,6 +86,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     With CI=true, what every machine of CI has to have is not left out: its tests fail.
     """
     from inferline_stream.settings import surroundings
+    from tests.support.scheduling import ON_RAY
 
     rooms = {item: item.path.relative_to(TESTS).parts[0] for item in items}
     for item, room in rooms.items():
@@ -93,6 +94,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
     items.sort(
         key=lambda item: (
+            item.nodeid.split("::")[0] not in ON_RAY,  # what takes longest in one process
             SLOW.index(rooms[item]) if rooms[item] in SLOW else len(SLOW),
             item.path.parent.name != LONGEST_UNITS,
         )
