@@ -17,7 +17,6 @@ import pytest
 from inferline_stream.actuators.actuator import ProcessTerms
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane import controller as controlling
-from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.event_ledger import read_ledger
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.record_producer import RecordProducer
