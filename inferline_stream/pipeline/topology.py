@@ -237,6 +237,8 @@ class Pipeline:
         objective: share of events that must meet the SLO.
         on_expired: what becomes of an event that is past the SLO before its batch begins: ``"process"`` it all the
             same, ``"drop"`` it, or ``"dlq"``, drop it and keep its record with the dead letters. It is a miss anyway.
+        order: in which order a stage's queue is served. ``"deadline"``: first what can still be on time, so that a
+            shortage makes few events late, and those later. ``"entry"``: what entered first, whether late or not.
     """
 
     def __init__(
@@ -251,6 +253,7 @@ class Pipeline:
         hardware: Iterable[Hardware] = (),
         objective: float = 0.99,
         on_expired: str = "process",
+        order: str = "deadline",
     ) -> None:
         self.name = name
         self.slo = slo
@@ -261,6 +264,7 @@ class Pipeline:
         self.hardware = tuple(hardware)
         self.objective = objective
         self.on_expired = on_expired
+        self.order = order
         self.declared = _caller()
 
     @property

@@ -30,6 +30,7 @@ from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Sample, St
 from inferline_stream.pipeline.units import is_whole
 
 CODECS = ("json", "msgpack", "raw")
+ORDERS = ("deadline", "entry")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
@@ -76,6 +77,8 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
     objective: Any = pipeline.objective
     if isinstance(objective, bool) or not isinstance(objective, int | float) or not 0 < objective < 1:
         yield f"objective {objective!r} must lie between 0 and 1, e.g. 0.99 for a P99 within the SLO"
+    if pipeline.order not in ORDERS:
+        yield f"order {pipeline.order!r} is none; use {' or '.join(map(repr, ORDERS))}"
     yield from _of_topics(pipeline)
     sample: Any = pipeline.sample
     if sample is not None and not isinstance(sample, Sample):

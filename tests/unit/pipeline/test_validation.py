@@ -47,6 +47,11 @@ def test_an_objective_is_a_share(objective: Any) -> None:
     assert "must lie between 0 and 1" in only_problem(moderation(objective=objective))
 
 
+def test_the_order_of_queues_is_one_of_two() -> None:
+    assert problems(moderation(order="entry")) == ()
+    assert "order 'fifo' is none; use 'deadline' or 'entry'" in only_problem(moderation(order="fifo"))
+
+
 @pytest.mark.parametrize("name", ["", "two words", "a.b", "-a", "a/b", "é", "a" * 81, 7, None])
 def test_a_name_can_stand_in_a_topic(name: Any) -> None:
     assert "cannot stand in a topic's name" in only_problem(moderation(name=name))
