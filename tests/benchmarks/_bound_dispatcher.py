@@ -21,7 +21,7 @@ from inferline_stream.dataplane.dispatcher import dispatcher, process, session
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
-from inferline_stream.dataplane.dispatcher.queue import StageQueue
+from inferline_stream.dataplane.dispatcher.queue import StageQueue, Taken
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.pipeline.isolation import Isolation
@@ -78,6 +78,7 @@ class BoundQueue:
         self._made = (slo_us, keys_in_order)
         self._parts: list[StageQueue] = []
         self._of: dict[Event, StageQueue] = {}
+        self.hurries = False
         self.chosen = 0
         BoundQueue.queue = self
 
@@ -91,7 +92,7 @@ class BoundQueue:
         """Give what waits to the members that there are now; what is in hand stays with who has it."""
         before, self._parts = self._parts, []
         for part in before:
-            for event in part.take(len(part)):
+            for event in part.take(len(part)).events:
                 self.add(event)
 
     @property
@@ -116,8 +117,12 @@ class BoundQueue:
         part = self._of[event] = self.part(number)
         part.add(event)
 
-    def take(self, limit: int) -> list[Event]:
+    def take(self, limit: int, *_: object) -> Taken:
+        """Always in order of entry."""
         return self.part(self.chosen).take(limit)
+
+    def hopeless(self) -> Iterator[Event]:
+        return iter(())
 
     def put_back(self, events: Sequence[Event], limit: int = 0) -> None:
         for event in reversed(events):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from inferline_stream.dataplane.frames import Call
 from inferline_stream.dataplane.slot_grants import HardwarePlan
@@ -17,6 +18,15 @@ WEIGHT = 0.2
 
 LARGEST_BATCH = 1 << 16
 """No plan has larger ones."""
+
+
+class BatchNeeds(NamedTuple):
+    """What a batch needs on one kind of hardware until its events are in the sink; see `pipeline.deadline_order`."""
+
+    cap: int
+    """Most hopeful events of a batch."""
+    times_us: Sequence[float]
+    """By batch size from 0 up to the limit, S(b) + R."""
 
 
 @dataclass(slots=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.key_order import KeyLane
+from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
+from inferline_stream.dataplane.dispatcher.waiting_room import KeyLane, WaitingRoom
+from inferline_stream.pipeline.deadline_order import FEW_LANES, HOPELESS_EVERY
 
 
 def rank(event: Event, slo_us: int) -> int:
@@ -20,8 +23,16 @@ def rank(event: Event, slo_us: int) -> int:
     return event.entered_us if event.entered_us > oldest_us else oldest_us  # a call of max takes longer
 
 
+class Taken(NamedTuple):
+    """A batch."""
+
+    events: list[Event]
+    hopeful: int
+    """How many of them, the first ones, could still be on time; 0 in order of entry."""
+
+
 class StageQueue:
-    """Events in the order of their `rank`.
+    """Events in the order of their `rank`; with `BatchNeeds`, those last that can no longer be on time.
 
     With `keys_in_order`, events of one key leave in the order in which they were added. `take` puts as many of them
     into one batch as it holds; the rest waits until `release` or `put_back` of every event that was taken. A key ranks
@@ -34,11 +45,14 @@ class StageQueue:
 
     def __init__(self, slo_us: int, *, keys_in_order: bool) -> None:
         self.size_bytes = 0
-        self.eligible = 0
-        """Events that `take` could return now."""
+        self.hurries = False
+        """Whether hopeless events go first, because they hold up what else could be read."""
         self._slo_us = slo_us
         self._keyed = keys_in_order
-        self._heap: list[tuple[int, int, Event | KeyLane]] = []
+        self._live, self._aside = WaitingRoom(), WaitingRoom()
+        """Hopeful events, as far as was found out, and hopeless ones."""
+        self._mixed = 0
+        """Batches that were formed while some of both waited."""
         self._lanes: dict[bytes, KeyLane] = {}
         """Of keys that have events waiting or in hand."""
         self._bytes: dict[int, int] = {}
@@ -49,32 +63,39 @@ class StageQueue:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def eligible(self) -> int:
+        """Events that `take` could return now."""
+        return self._live.eligible + self._aside.eligible
+
     def bytes_of(self, partition: int) -> int:
         """Return the size of a partition's waiting events."""
         return self._bytes.get(partition, 0)
 
+    def hopeless(self) -> Iterator[Event]:
+        """Return the eligible events that were found hopeless, in any order."""
+        return self._aside.waiting()
+
+    def first_entered_us(self) -> int | None:
+        """Return when the first eligible hopeful event entered the pipeline."""
+        entry = self._live.first()
+        if entry is None:
+            return None
+        item = entry[2]
+        return item.waiting[0][2].entered_us if type(item) is KeyLane else item.entered_us
+
     def oldest_ms(self) -> int | None:
-        """Return the smallest `arrived_ms` of an eligible event. Looks at each one: ask only while they are few."""
-        oldest: int | None = None
-        for _, place, item in self._heap:
-            if type(item) is not KeyLane:
-                arrived_ms = item.arrived_ms
-            elif item.place == place:
-                arrived_ms = min(event.arrived_ms for _, _, event in item.waiting)
-            else:
-                continue
-            if oldest is None or arrived_ms < oldest:
-                oldest = arrived_ms
-        return oldest
+        """Return the smallest `arrived_ms` of an eligible hopeful event. Looks at each: ask only while they are few."""
+        return min((event.arrived_ms for event in self._live.waiting()), default=None)
 
     def due_ms(self, limit: int, hold_ms: float) -> float:
         """Return when a free replica may take a batch, on the clock of `arrived_ms`: −∞ for at once.
 
         Args:
-            limit: the replica's batch limit; so many eligible events go at once.
-            hold_ms: how long after the oldest eligible event reached the stage fewer of them wait for more.
+            limit: most hopeful events of a batch; so many go at once.
+            hold_ms: how long after the oldest of them reached the stage fewer of them wait for more.
         """
-        if hold_ms <= 0 or self.eligible >= limit:
+        if hold_ms <= 0 or self._live.eligible >= limit:
             return -math.inf
         oldest_ms = self.oldest_ms()
         return -math.inf if oldest_ms is None else oldest_ms + hold_ms
@@ -87,66 +108,86 @@ class StageQueue:
         self.size_bytes += size
         self._bytes[partition] = self._bytes.get(partition, 0) + size
         self._length += 1
-        key = event.key
+        key, room = event.key, self._live
         if key is None or not self._keyed:
-            self.eligible += 1
-            heapq.heappush(self._heap, (place, sequence, event))
+            room.eligible += 1
+            heapq.heappush(room.heap, (place, sequence, event))
             return
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = KeyLane()
+            lane = self._lanes[key] = KeyLane(room)
         lowers = lane.append(place, sequence, event)
         if not lane.in_hand:
-            self.eligible += 1
+            room = lane.room
+            room.eligible += 1
+            room.behind += len(lane.waiting) > 1
             if lowers:
                 lane.place = sequence
-                heapq.heappush(self._heap, (place, sequence, lane))
+                heapq.heappush(room.heap, (place, sequence, lane))
 
-    def take(self, limit: int) -> list[Event]:
-        """Remove and return the next batch: at most `limit` events, none where none is eligible."""
-        heap, sizes = self._heap, self._bytes
+    def take(self, limit: int, needs: BatchNeeds | None = None, now_us: float = 0.0) -> Taken:
+        """Remove and return the next batch: at most `limit` events, none where none is eligible.
+
+        Args:
+            limit: of the replica's kind.
+            needs: what a batch needs there; None for the order of entry.
+            now_us: the present.
+        """
         batch: list[Event] = []
-        while heap and len(batch) < limit:
-            entry = heapq.heappop(heap)
-            item = entry[2]
-            if type(item) is not KeyLane:
-                if item.limit and item.limit < limit:
-                    limit = item.limit
-                    if len(batch) >= limit:
-                        heapq.heappush(heap, entry)
-                        break
-                self.eligible -= 1
-                batch.append(item)
-                continue
-            if item.place != entry[1]:
-                continue
-            waiting, before = item.waiting, len(batch)
-            count = min(len(waiting), limit - before)
-            for at in range(count):
-                most = waiting[at][2].limit
-                if most and most < limit:
-                    limit = most
-                if before + at >= limit:
-                    count = at
-                    break
-            if not count:
-                heapq.heappush(heap, entry)
-                break
-            self.eligible -= len(waiting)
-            item.in_hand, item.place = count, 0
-            if len(waiting) == 1:
-                item.low = None
-                batch.append(waiting.pop()[2])
+        live, aside, hopeful = self._live, self._aside, 0
+        if needs is None:
+            aside.fill(batch, live.fill(batch, limit))
+        else:
+            size = min(limit, self._sort_out(needs, now_us))
+            if size and aside.eligible:
+                self._mixed += 1
+                if self.hurries or not self._mixed % HOPELESS_EVERY:
+                    size = 0
+            if not size:
+                aside.fill(batch, limit)
+            elif live.fill(batch, size) == size:
+                hopeful = size
+                if aside.eligible:
+                    age_us = now_us - batch[0].entered_us
+                    while size < limit and age_us + needs.times_us[size + 1] <= self._slo_us:
+                        size += 1
+                    aside.fill(batch, size)
             else:
-                batch += item.pop(count)
+                hopeful = len(batch)
         self._length -= len(batch)
-        total = 0
+        sizes, total = self._bytes, 0
         for event in batch:
             size = event.size_bytes
             total += size
             sizes[event.partition] -= size
         self.size_bytes -= total
-        return batch
+        return Taken(batch, hopeful)
+
+    def _sort_out(self, needs: BatchNeeds, now_us: float) -> int:
+        """Move aside what is hopeless, as far as it is first; return how many hopeful events a batch holds."""
+        live, aside, slo_us = self._live, self._aside, self._slo_us
+        cap, times_us = needs
+        while (entry := live.first()) is not None:
+            item = entry[2]
+            size = min(cap, live.eligible)
+            if type(item) is not KeyLane:
+                entered_us = item.entered_us
+            elif live.eligible - live.behind < FEW_LANES:
+                entered_us = max(event.entered_us for _, _, event in item.waiting[:size])
+            else:
+                entered_us = item.waiting[0][2].entered_us
+            if now_us - entered_us + times_us[size] <= slo_us:
+                return size
+            heapq.heappop(live.heap)
+            if type(item) is KeyLane:
+                live.eligible -= len(item.waiting)
+                live.behind -= len(item.waiting) - 1
+                aside.put(entry[0], item)
+            else:
+                live.eligible -= 1
+                aside.eligible += 1
+                heapq.heappush(aside.heap, entry)
+        return 0
 
     def put_back(self, events: Sequence[Event], limit: int = 0) -> None:
         """Return events that `take` gave and that no replica ran: they wait before everything of their key.
@@ -166,8 +207,8 @@ class StageQueue:
             self._bytes[event.partition] += event.size_bytes
             place = rank(event, self._slo_us)
             if event.key is None or not self._keyed:
-                self.eligible += 1
-                heapq.heappush(self._heap, (place, self._front, event))
+                self._live.eligible += 1
+                heapq.heappush(self._live.heap, (place, self._front, event))
                 continue
             lane = self._lanes[event.key]
             lane.prepend(place, self._front, event)
@@ -194,16 +235,7 @@ class StageQueue:
 
     def drop(self, partition: int) -> list[Event]:
         """Remove and return a partition's waiting events. Those in hand are still to be released."""
-        dropped: list[Event] = []
-        heap: list[tuple[int, int, Event | KeyLane]] = []
-        for place, sequence, item in self._heap:
-            if type(item) is not KeyLane:
-                if item.partition == partition:
-                    dropped.append(item)
-                else:
-                    heap.append((place, sequence, item))
-        self._heap = heap
-        self.eligible = len(heap)
+        dropped = [*self._live.drop(partition), *self._aside.drop(partition)]
         for key, lane in list(self._lanes.items()):
             waiting, lane.waiting, lane.low = lane.waiting, [], None
             for place, sequence, event in waiting:
@@ -216,14 +248,12 @@ class StageQueue:
                     self._place(lane)
                 else:
                     del self._lanes[key]
-        heapq.heapify(heap)
         self._length -= len(dropped)
         self.size_bytes -= self._bytes.get(partition, 0)
         self._bytes[partition] = 0
         return dropped
 
     def _place(self, lane: KeyLane) -> None:
-        """Make a lane eligible, whose events are all waiting."""
+        """Make a lane eligible, whose events are all waiting. Whether it is hopeless is found out again."""
         lane.place = lane.waiting[0][1]
-        self.eligible += len(lane.waiting)
-        heapq.heappush(self._heap, (lane.rank, lane.place, lane))
+        self._live.put(lane.rank, lane)

@@ -192,7 +192,7 @@ class Session:
 
     def take(self, limit: int) -> list[Event]:
         """Take the next batch from the queue; events that are past the SLO may end here instead."""
-        batch, routes = self.queue.take(limit), self._slot.routes
+        batch, routes = self.queue.take(limit).events, self._slot.routes
         if routes.on_expired != "process":
             oldest_us = (self._slot.now_s - routes.slo_s) * 1e6
             late = [event for event in batch if event.entered_us < oldest_us and not event.replayed]

@@ -85,7 +85,7 @@ class VirtualDispatcher:
             if due_ms > now:
                 wakes.append((round(due_ms), None))
                 break
-            events = self.queue.take(limit)
+            events = self.queue.take(limit).events
             number = next(self.batches)
             self.pool.begin(replica, len(events), now / 1e3, number)
             self.used.add(replica.replica)

@@ -258,7 +258,7 @@ def test_a_step_of_the_wall_clock_changes_neither_how_long_an_event_waits_nor_it
     waited_ms = [event.taken_ms - event.arrived_ms for event in taken.ready]
     assert waited_ms == ([20, 20, 20, 0, 20, 20] if step_s < 0 else [20] * 6), "of the first one after it less is known"
     assert queue.due_ms(limit=8, hold_ms=50.0) == NOW_MS - 20 + 50
-    assert [event.offsets[0] for event in queue.take(6)] == list(range(6))
+    assert [event.offsets[0] for event in queue.take(6).events] == list(range(6))
 
 
 @pytest.mark.parametrize("wrong_ms", [DAY_MS, -DAY_MS])
@@ -274,5 +274,5 @@ def test_a_partition_a_day_ahead_or_behind_and_a_busy_one_get_their_turns_beside
             for taken, off_ms in ((right, 0), (wrong, wrong_ms)):
                 taken(stamped(now_ms + off_ms, offset=taken.partition.completion.position))
                 queue.add(taken.ready[-1])
-        served += [event in right.ready for event in queue.take(2)]
+        served += [event in right.ready for event in queue.take(2).events]
     assert 100 <= sum(served[100:]) <= 200
