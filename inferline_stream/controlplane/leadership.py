@@ -12,7 +12,14 @@ from typing import Self
 
 from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.dataplane.host_postings import host_of
-from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat, decode_control, encode_control, grant_key
+from inferline_stream.dataplane.slot_grants import (
+    LEADER_KEY,
+    Grant,
+    LeaderHeartbeat,
+    decode_control,
+    encode_control,
+    grant_key,
+)
 from inferline_stream.errors import InferlineError, Unreachable
 from inferline_stream.kafka.records import Fenced, Record
 from inferline_stream.kafka.topic_follower import TopicFollower
@@ -22,8 +29,7 @@ from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
 
-LEADER_KEY = "leader"
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 0.5
 TAKE_OVER_AFTER_S = 3.0
 """A leader that has written nothing for this long, while Kafka answered, is taken over from."""
 
@@ -152,6 +158,8 @@ class Leadership:
         self.term = 0
         self.devices: tuple[DeviceState, ...] = ()
         """Said with each heartbeat, so that `status` has them."""
+        self.rest_s: dict[str, float] = {}
+        """Said with each heartbeat, so that dispatchers have it: `LeaderHeartbeat.rest_s`."""
         self.log = AssignmentLog((), None, float("inf"))
         """What the topic said when this term began."""
 
@@ -233,7 +241,7 @@ class Leadership:
 
     async def heartbeat(self) -> None:
         """Write that this controller lives; errors as in `write`."""
-        heartbeat = encode_control(LeaderHeartbeat(self.term, self.controller, self.devices))
+        heartbeat = encode_control(LeaderHeartbeat(self.term, self.controller, self.devices, self.rest_s))
         await self._write([Record.keyed(self._names.assignments, LEADER_KEY, heartbeat)])
 
     async def resign(self) -> None:

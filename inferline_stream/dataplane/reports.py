@@ -8,6 +8,7 @@ import msgspec
 
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.observability.stage_counts import StageCounts, numbers
+from inferline_stream.pipeline.deadline_order import Stay
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 
 DispatcherPhase = Literal["starting", "standby", "serving", "draining", "gone", "failed"]
@@ -62,8 +63,19 @@ class PoolReport(msgspec.Struct):
     counts: StageCounts = msgspec.field(default_factory=StageCounts)
     clock_lead_s: float = 0.0
     """Largest lead of a record's time over this host's clock in the last minute."""
+    clock_lag_s: float = 0.0
+    """Largest time by which a record was older than one before it in its partition, in the last minute."""
     queued: int = 0
     """Events that wait for a replica now."""
+    hopeless: dict[int, int] = {}
+    """Partition → how many of those can no longer be on time, and are too young to be a backlog for that."""
+    aside: int = 0
+    """Of those that wait for a replica, how many can no longer be on time, of any age."""
+    oldest_wait_s: float = 0.0
+    """How long ago the oldest of those that wait for a replica entered the pipeline."""
+    stay: Stay | None = None
+    """How long events lately stayed that could be on time; its `last_s` counts from this report, and is never above 0.
+    None where there was no such event."""
     join_events: int = 0
     """Events whose parts wait for the rest now."""
     join_bytes: int = 0
@@ -87,7 +99,9 @@ class PoolReport(msgspec.Struct):
         found = numbers(counts) + [number for _, of in stats for number in numbers(of)]
         found += [*counts.edges_taken.values(), *counts.latency_buckets, *(r.start_up_s for r in self.replicas)]
         found += [getattr(self, name) for name in _NUMBERS]
-        if any(abs(number) >= _MOST for number in found):
+        if self.stay is not None:
+            found += [self.stay.sum_s, self.stay.events, self.stay.last_s]
+        if not all(abs(number) < _MOST for number in found):
             raise ValueError("a number is out of range")
         if len(counts.latency_buckets) > _MOST_BUCKETS:
             raise ValueError(f"{len(counts.latency_buckets)} latency buckets")

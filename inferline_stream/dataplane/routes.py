@@ -107,6 +107,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         source_max_bytes: largest record taken from the source; None for what Kafka takes.
         sink_max_bytes: largest result; None for what Kafka takes.
         server_budget_s: longest that a replica may take over a batch that it asks a server for; 0 without a server.
+        deadline_order: whether what can no longer be on time is served last; else in order of entry.
     """
 
     pipeline: str
@@ -125,6 +126,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     source_max_bytes: int | None = None
     sink_max_bytes: int | None = None
     server_budget_s: float = 0.0
+    deadline_order: bool = True
 
     @cached_property
     def names(self) -> Names:
@@ -245,6 +247,7 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         source_max_bytes=pipeline.source.max_bytes if not own.after else None,
         sink_max_bytes=pipeline.sink.max_bytes,
         server_budget_s=0.0 if own.server is None else own.server.budget_s,
+        deadline_order=pipeline.order == "deadline",
     )
 
 

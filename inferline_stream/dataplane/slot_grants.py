@@ -14,18 +14,22 @@ from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 
 _MOST = 2**53
 
+LEADER_KEY = "leader"
+
 
 class LeaderHeartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
-    """The leading controller lives. Key ``leader``."""
+    """The leading controller lives. Key: `LEADER_KEY`."""
 
     term: int
     controller: str
     devices: tuple[DeviceState, ...] = ()
     """`PipelineState.devices`."""
+    rest_s: dict[str, float] = {}
+    """By stage, R: what events take from there on, by what later stages lately took (`pipeline.deadline_order`)."""
     version: int = WIRE_VERSION
 
     def __post_init__(self) -> None:
-        _check(self.version, self.term)
+        _check(self.version, self.term, *self.rest_s.values())
 
 
 class HardwarePlan(msgspec.Struct, frozen=True):
@@ -52,6 +56,12 @@ class StagePlan(msgspec.Struct, frozen=True):
     """How long after the oldest eligible event reached the stage a free replica waits for a fuller batch."""
     sample: StageInput | None = None
     """An event that the stage is known to process: a fresh replica must pass it before another event is blamed."""
+    rest_s: float = 0.0
+    """R where no later stage is known to have taken longer than an event alone does."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rest_s < _MOST:
+            raise ValueError(f"{self.rest_s} s for the stages that follow")
 
 
 class Grant(msgspec.Struct, frozen=True, tag="grant"):
@@ -93,7 +103,7 @@ def grant_key(stage: str, slot: int) -> str:
     return f"{stage}/{slot}"
 
 
-def _check(version: int, *numbers: int) -> None:
+def _check(version: int, *numbers: float) -> None:
     check_version(version)
     if any(not 0 <= number < _MOST for number in numbers):
         raise ValueError(f"a number of {numbers} is out of range")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 
 from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
@@ -30,7 +31,9 @@ from inferline_stream.dataplane.frames import (
     answer_bytes,
 )
 from inferline_stream.dataplane.reports import ReplicaStatus
+from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
+from inferline_stream.pipeline.deadline_order import NEWS_LASTS_S
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +68,21 @@ class BatchExchange:
         """Whether a replica may be kept for suspects."""
         self._server_trouble = ""
         """Why a server last took no batch, in words; empty where every server has taken every batch."""
-        self.hold_s = 0.0
+        self._plan = StagePlan()
+        self._rest_s = 0.0
+        self._rest_until_s = -math.inf
+        """How long `_rest_s` counts, which the leader has said; then what the plan says does."""
+
+    def follow(self, plan: StagePlan) -> None:
+        """Hand out by this plan from now on."""
+        self._plan = plan
+        self._pool.configure(plan)
+
+    def hear_of_rest(self, heartbeat: LeaderHeartbeat) -> None:
+        """Learn from the leader what events take after this stage."""
+        rest_s = heartbeat.rest_s.get(self._slot.routes.stage)
+        if rest_s is not None:
+            self._rest_s, self._rest_until_s = rest_s, self._slot.now_s + NEWS_LASTS_S
 
     @property
     def trouble(self) -> str:
@@ -156,6 +173,8 @@ class BatchExchange:
             pool.fresh_after_s = session.suspects.suspicion.blocked_until_s
             if self._quarantine or len(session.suspects):
                 self._feed_quarantine(session)
+            routes, hold_ms = slot.routes, self._plan.hold_s * 1e3
+            rest_s = self._rest_s if now_s <= self._rest_until_s else self._plan.rest_s
             while (eligible := queue.eligible) and session.open():
                 replica = pool.choose(now_s, eligible)
                 if replica is None:
@@ -163,11 +182,14 @@ class BatchExchange:
                         slot.wake_at(again_s)
                     break
                 limit = pool.limit(replica.hardware)
-                if self.hold_s and (due_s := queue.due_ms(limit, self.hold_s * 1e3) / 1e3) > now_s:
+                needs = pool.batch_needs(replica, rest_s, routes.slo_s) if routes.deadline_order else None
+                most = limit if needs is None else needs.cap
+                if hold_ms and (due_s := queue.due_ms(most, hold_ms) / 1e3) > now_s:
                     slot.wake_at(due_s)
                     break
-                if events := session.take(limit):
-                    self._hand(replica, events)
+                events, hopeful = session.take(limit, needs)
+                if events:
+                    self._hand(replica, events).hopeful = hopeful
             if queue.eligible and pool.fresh_after_s > now_s:
                 slot.wake_at(pool.fresh_after_s)
         for deadline_s in (pool.next_deadline_s, self._trust.next_s):
@@ -290,6 +312,8 @@ class BatchExchange:
             session.suspects.probe_passed()
         elif hand.test and was_fresh and current:
             session.suspects.suspicion.lift()
+        if current and hand.hopeful and hand.events:
+            session.stayed(hand.events[: hand.hopeful])
         if hand.events:
             if not success:
                 self._keep(replica, hand, frame.outcomes)

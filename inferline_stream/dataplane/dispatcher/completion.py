@@ -15,6 +15,9 @@ CROWDED_BYTES, CLEAR_BYTES = METADATA_LIMIT_BYTES // 2, METADATA_LIMIT_BYTES // 
 """Possible size of the runs at which a partition is paused, and at which it goes on. The rest of the limit is room
 for what is fetched before the pause takes effect."""
 
+PRESSED_BYTES = (CROWDED_BYTES + CLEAR_BYTES) // 2
+"""The same from which events go first that hold the committed offset: so that no pause is needed."""
+
 RUNS_LEFT = 128
 """Runs that are left where the parts between the others move: they take an eighth of the metadata."""
 
@@ -168,6 +171,13 @@ class Completion:
         """
         self._crowded = self.most_bytes() > (CLEAR_BYTES if self._crowded else CROWDED_BYTES)
         return self._crowded
+
+    @property
+    def pressed(self) -> bool:
+        """Whether it will be crowded soon, unless the oldest offsets become complete."""
+        if not self._ahead and self._position - self.watermark < 5 * PRESSED_BYTES:  # the usual case: as a bitmap
+            return False
+        return self.most_bytes() > PRESSED_BYTES
 
     def has_room(self, waiting: int) -> bool:
         """Return whether half of a commit can hold all that becomes complete while so many offsets do not."""

@@ -29,7 +29,14 @@ from inferline_stream.dataplane.dispatcher.tracing import batch_spans
 from inferline_stream.dataplane.frames import ToDispatcher
 from inferline_stream.dataplane.process_specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
-from inferline_stream.dataplane.slot_grants import Grant, decode_control, grant_key, partitions_of
+from inferline_stream.dataplane.slot_grants import (
+    LEADER_KEY,
+    Grant,
+    LeaderHeartbeat,
+    decode_control,
+    grant_key,
+    partitions_of,
+)
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.dataplane.until_first import until_first
 from inferline_stream.errors import InferlineError
@@ -100,6 +107,7 @@ class Dispatcher:
         self._requests: set[asyncio.Task[None]] = set()
         self._connections: dict[str, ReplicaConnection] = {}
         self._timer: asyncio.Handle | None = None
+        self._grant_key = grant_key(routes.stage, spec.slot).encode()
         self._grant: Grant | None = None
         self._grant_changed = asyncio.Event()
         self._leaving = ""
@@ -327,12 +335,16 @@ class Dispatcher:
 
     def _follow(self, key: bytes | None, value: bytes | None) -> None:
         """Follow a record of the assignments topic: its order is that of the one leader, so the last one counts."""
-        if key != grant_key(self._routes.stage, self._spec.slot).encode():
+        if key not in (self._grant_key, LEADER_KEY.encode()):
             return
         try:
             grant = decode_control(value) if value else None
         except (msgspec.MsgspecError, RecursionError) as error:
-            logger.error("a grant cannot be read and is skipped: %s", error)
+            logger.error("a record of the leader cannot be read and is skipped: %s", error)
+            return
+        if key != self._grant_key:
+            if isinstance(grant, LeaderHeartbeat):
+                self._feed(grant)
             return
         self._grant = grant if isinstance(grant, Grant) else None  # deleted: the slot is nobody's
         if self._grant is not None:
@@ -484,7 +496,7 @@ class Dispatcher:
     def _fill(self, report: PoolReport) -> None:
         """Complete a report with what is only known now."""
         now_s = time.monotonic()
-        trouble = self._slot.fill(report) if self._slot is not None else ""
+        trouble = self._slot.fill(report, boot_clock_s()) if self._slot is not None else ""
         report.counts.replica_s += sum(status.phase != "starting" for status in report.replicas) * (
             now_s - self._filled_s
         )

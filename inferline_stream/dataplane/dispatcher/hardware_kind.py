@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from inferline_stream.dataplane.frames import Call
 from inferline_stream.dataplane.slot_grants import HardwarePlan
+from inferline_stream.pipeline.deadline_order import batch_cap
 
 MIN_WIDER_S, MAX_WIDER_S = 30.0, 3600.0
 """First and longest time until larger batches are tried again than a device had memory for: others may have used it."""
@@ -49,6 +50,8 @@ class HardwareKind:
     contention: list[tuple[int, list[float]]] = field(default_factory=list)
     """By ascending batches in hand, how many times as long each of the sizes takes."""
     interpolated: dict[tuple[int, int], float] = field(default_factory=dict)
+    needs: dict[tuple[int, int, float], BatchNeeds] = field(default_factory=dict)
+    """By batches in hand, batch limit and R: of the newest R alone."""
     measured: dict[int, float] = field(default_factory=dict)
     """Where there is no profile: moving average of the service time by batch size, to compare replicas by."""
 
@@ -63,7 +66,7 @@ class HardwareKind:
             for beside, factors in sorted(plan.contention.items())
             if beside > 1 and factors.keys() >= profile.keys() and profile
         ]
-        self.interpolated = {}
+        self.interpolated, self.needs = {}, {}
 
     @property
     def largest(self) -> int:
@@ -83,6 +86,23 @@ class HardwareKind:
             if found and beside > 1:
                 found *= self._slowed(batch_size, beside)
             self.interpolated[batch_size, beside] = found
+        return found
+
+    def batch_needs(self, beside: int, rest_s: float, slo_s: float) -> BatchNeeds:
+        """Return what a batch needs.
+
+        Args:
+            beside: batches in hand, itself included.
+            rest_s: R.
+            slo_s: the SLO, always the same.
+        """
+        at = (beside, self.largest, rest_s)
+        found = self.needs.get(at)
+        if found is None:
+            times_s = [self.service_s(size, beside) for size in range(1, self.largest + 1)]
+            needs = BatchNeeds(batch_cap(times_s, rest_s, slo_s), [(s + rest_s) * 1e6 for s in (0.0, *times_s)])
+            self.needs = {key: each for key, each in self.needs.items() if key[2] == rest_s} | {at: needs}
+            return needs
         return found
 
     def _slowed(self, batch_size: int, beside: int) -> float:

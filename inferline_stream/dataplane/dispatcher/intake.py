@@ -23,11 +23,11 @@ RECORD_OVERHEAD_BYTES = 600
 MOVED_BYTES = 4 * 1024 * 1024
 """Parts of a join that are moved to the end of their partition at once."""
 
-LEAD_SAID_AGAIN_S = 60.0
-"""How long the largest lead of a record's time is remembered, and how often it is logged."""
+SAID_AGAIN_S = 60.0
+"""How long the largest error of a record's time is remembered, and how often it is logged."""
 
-NOTEWORTHY_LEAD_S = 5.0
-"""A smaller lead is what clocks that are kept in step may differ by: it is measured and not warned of."""
+NOTEWORTHY_S = 5.0
+"""A smaller error is what clocks that are kept in step may differ by: it is measured and not warned of."""
 
 STEP_MS = 50
 """A larger change of the wall clock is a step. Smaller ones hold or hurry an event by no more than that."""
@@ -57,7 +57,9 @@ class Intake:
         self._now_s = self._wall_s = 0.0
         self._is_entry, self._is_join = routes.is_entry, routes.is_join
         self._ids_from = event_id_prefix(routes.input_topic, topic_id).encode()
-        self._lead = ClockLead(routes.input_topic)
+        self._lead = ClockError(routes.input_topic, _AHEAD)
+        self._lag = ClockError(routes.input_topic, _BEHIND)
+        self._tells_age = routes.is_entry and routes.entry_time_header is None
         self._ahead_ms = 0
         """How far the monotonic clock is ahead of the wall clock; the same until that one is stepped. Events of one
         clock keep their order to the microsecond that way."""
@@ -95,6 +97,10 @@ class Intake:
     def clock_lead_s(self) -> float:
         """Return how far the times of records were ahead of this host's clock in the last minute; 0 where none was."""
         return self._lead.seconds(self._wall_s)
+
+    def clock_lag_s(self) -> float:
+        """Return how much older records were than one before them in the last minute; 0 where none was."""
+        return self._lag.seconds(self._wall_s)
 
     def _take_in(self, partition: Partition, record: Record) -> None:
         found = read_headers(record.headers, entry=self._is_entry)
@@ -212,6 +218,8 @@ class Intake:
         newest_ms = max(stamp_ms, entry_us // 1000)
         if newest_ms > taken_ms:
             self._lead.note(partition.number, (newest_ms - taken_ms) / 1e3, now_s)
+        if self._tells_age and stamp_ms < partition.arrived_ms:
+            self._lag.note(partition.number, (partition.arrived_ms - stamp_ms) / 1e3, now_s)
         # The clock may have been set back since the newest record was taken in.
         arrived_ms = partition.arrived_ms = max(min(partition.arrived_ms, taken_ms), min(stamp_ms, taken_ms))
         entry_us, ahead_ms = min(entry_us, int(now_s * 1e6)), self._ahead_ms
@@ -309,42 +317,49 @@ class Intake:
         )
 
 
-class ClockLead:
-    """How far the times of records lie ahead of this host's clock: the largest lead of the last minute.
+_AHEAD = (
+    "%s/%d: a record's time lies %.1f s ahead of this host's clock. Such records count from when they are read. "
+    "Correct the clock of their producer, or this host's"
+)
+
+_BEHIND = (
+    "%s/%d: a record's time lies %.1f s before that of one which was there first. Such records count as so old, and go "
+    "last where they can no longer be on time. Correct the clock of their producer, or find what holds them up there"
+)
+
+
+class ClockError:
+    """How far the times of records lie from what they could be: the largest error of the last minute.
 
     Args:
         topic: whose records they are, for the log.
+        words: what is logged, with room for topic, partition and seconds.
     """
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, words: str) -> None:
         self._topic = topic
-        self._lead_s = 0.0
+        self._words = words
+        self._error_s = 0.0
         self._seen_s = 0.0
         self._said_s = float("-inf")
 
-    def note(self, partition: int, lead_s: float, now_s: float) -> None:
-        """Note a record whose time lies so far ahead of this host's clock.
+    def note(self, partition: int, error_s: float, now_s: float) -> None:
+        """Note a record whose time is so wrong.
 
         Args:
             partition: of the record.
-            lead_s: positive.
+            error_s: positive.
             now_s: this host's clock, seconds since the epoch.
         """
-        if lead_s >= self.seconds(now_s):
-            self._lead_s, self._seen_s = lead_s, now_s
-        if lead_s >= NOTEWORTHY_LEAD_S and not 0 <= now_s - self._said_s < LEAD_SAID_AGAIN_S:
+        if error_s >= self.seconds(now_s):
+            self._error_s, self._seen_s = error_s, now_s
+        if error_s >= NOTEWORTHY_S and not 0 <= now_s - self._said_s < SAID_AGAIN_S:
             self._said_s = now_s
-            logger.warning(
-                "%s/%d: a record's time lies %.1f s ahead of this host's clock. Such records count from when they are "
-                "read. Correct the clock of their producer, or this host's",
-                self._topic,
-                partition,
-                lead_s,
-            )
+            logger.warning(self._words, self._topic, partition, error_s)
 
     def seconds(self, now_s: float) -> float:
-        """Return the largest lead of the last minute; 0 where no record was ahead."""
-        return self._lead_s if 0 <= now_s - self._seen_s < LEAD_SAID_AGAIN_S else 0.0
+        """Return the largest error of the last minute; 0 where there was none."""
+        return self._error_s if 0 <= now_s - self._seen_s < SAID_AGAIN_S else 0.0
 
 
 def _size_bytes(key: bytes | None, value: bytes, headers: Iterable[Header]) -> int:

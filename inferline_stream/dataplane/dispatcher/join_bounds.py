@@ -16,6 +16,9 @@ from inferline_stream.kafka.records import Record
 QUEUE_BYTES = 16 * 1024 * 1024
 """Events that wait for replicas; beyond it only partitions with little of their own waiting are fetched."""
 
+HURRY_BYTES = QUEUE_BYTES * 3 // 4
+"""The same from which those that can no longer be on time go first: they would hide the others behind them."""
+
 AT_ONCE = 1000
 """Events whose parts are read again at once, at most."""
 

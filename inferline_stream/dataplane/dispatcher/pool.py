@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from inferline_stream.dataplane.dispatcher.hardware_kind import WEIGHT, HardwareKind
+from inferline_stream.dataplane.dispatcher.hardware_kind import WEIGHT, BatchNeeds, HardwareKind
 from inferline_stream.dataplane.dispatcher.pooled_replica import Hand, PooledReplica
 from inferline_stream.dataplane.frames import Call
 from inferline_stream.dataplane.reports import ReplicaStatus
@@ -86,6 +86,10 @@ class Pool:
         """Return the largest batch of a hardware kind; 1 where the plan has none."""
         kind = self._kinds.get(hardware)
         return kind.largest if kind is not None else 1
+
+    def batch_needs(self, replica: PooledReplica, rest_s: float, slo_s: float) -> BatchNeeds:
+        """Return what the next batch of a replica needs; see `HardwareKind.batch_needs`."""
+        return self._kinds[replica.hardware].batch_needs(len(replica.hands) + 1, rest_s, slo_s)
 
     def too_large(self, hardware: str, batch_size: int, now_s: float) -> None:
         """Note that a replica's device had no memory for a batch: none is so large for a while, on its kind."""

@@ -34,6 +34,8 @@ class Hand:
     """Of the session whose events it holds."""
     events: Sequence[Event] = ()
     """Empty for a sample, and once the events are no longer this replica's: its late result is dropped."""
+    hopeful: int = 0
+    """How many of them, the first ones, could be on time when it was formed."""
     alone: bool = False
     """Whether it is a suspect."""
     probe: bool = False

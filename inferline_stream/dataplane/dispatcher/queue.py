@@ -52,7 +52,7 @@ class StageQueue:
         self._live, self._aside = WaitingRoom(), WaitingRoom()
         """Hopeful events, as far as was found out, and hopeless ones."""
         self._mixed = 0
-        """Batches that were formed while some of both waited."""
+        """Batches that were formed while some of both waited, since the last that was of hopeless ones."""
         self._lanes: dict[bytes, KeyLane] = {}
         """Of keys that have events waiting or in hand."""
         self._bytes: dict[int, int] = {}
@@ -65,8 +65,8 @@ class StageQueue:
 
     @property
     def eligible(self) -> int:
-        """Events that `take` could return now."""
-        return self._live.eligible + self._aside.eligible
+        """Events of which the next batch could be: hopeful ones, or hopeless ones where no other waits."""
+        return self._live.eligible or self._aside.eligible
 
     def bytes_of(self, partition: int) -> int:
         """Return the size of a partition's waiting events."""
@@ -141,8 +141,8 @@ class StageQueue:
             size = min(limit, self._sort_out(needs, now_us))
             if size and aside.eligible:
                 self._mixed += 1
-                if self.hurries or not self._mixed % HOPELESS_EVERY:
-                    size = 0
+                if self.hurries or self._mixed >= HOPELESS_EVERY:
+                    self._mixed = size = 0
             if not size:
                 aside.fill(batch, limit)
             elif live.fill(batch, size) == size:

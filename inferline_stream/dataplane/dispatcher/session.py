@@ -7,21 +7,25 @@ it had queued or in hand is then worth nothing, and the next session reads it ag
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from inferline_stream.dataplane.dispatcher.event import Ending, Event, Expired, Outcome
+from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
-from inferline_stream.dataplane.dispatcher.join_bounds import QUEUE_BYTES, JoinBounds
+from inferline_stream.dataplane.dispatcher.join_bounds import HURRY_BYTES, QUEUE_BYTES, JoinBounds
 from inferline_stream.dataplane.dispatcher.partition_commits import Entry, Partition
 from inferline_stream.dataplane.dispatcher.poison_suspects import Suspects
-from inferline_stream.dataplane.dispatcher.queue import StageQueue
+from inferline_stream.dataplane.dispatcher.queue import StageQueue, Taken
 from inferline_stream.dataplane.dispatcher.result_delivery import ResultDelivery
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import Hold, Owned, ReadAgain, RecordsRead, Release
+from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.slot_grants import Grant
 from inferline_stream.kafka.offset_metadata import decode_metadata, known_partitions
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, recreated
+from inferline_stream.pipeline.deadline_order import DEMAND_AFTER_SLOS, Stay
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class Session:
         self.queue = StageQueue(round(routes.slo_s * 1e6), keys_in_order=routes.keys_in_order)
         self.suspects = Suspects()
         self.partitions: dict[int, Partition] = {}
+        self._stay = Stay()
         self.closed = not epoch
         """Whether nothing is handed out or taken in any more."""
         self.delivery = ResultDelivery(slot, self.partitions, self._completed)
@@ -120,6 +125,26 @@ class Session:
             self.queue.drop(number)
         self.suspects.drop()
 
+    # What is reported
+
+    def fill(self, report: PoolReport, now_s: float) -> None:
+        """Say what waits, and how long what could be on time has stayed lately."""
+        report.held = {number: each.completion.watermark for number, each in self.partitions.items()}
+        report.queued, report.suspects = len(self.queue), len(self.suspects)
+        now_us = now_s * 1e6
+        old_us = now_us - DEMAND_AFTER_SLOS * self._slot.routes.slo_s * 1e6
+        first_us = self.queue.first_entered_us()
+        oldest_us = now_us if first_us is None else first_us
+        young, report.aside = Counter[int](), 0
+        for event in self.queue.hopeless():
+            report.aside += 1
+            oldest_us = min(oldest_us, event.entered_us)
+            if event.entered_us >= old_us:
+                young[event.partition] += 1
+        report.hopeless, report.oldest_wait_s = dict(young), max(0.0, now_us - oldest_us) / 1e6
+        stay = self._stay
+        report.stay = Stay(stay.sum_s, stay.events, min(0.0, stay.last_s - now_s)) if stay.events else None
+
     # Take in
 
     def full(self) -> frozenset[int]:
@@ -146,12 +171,13 @@ class Session:
             if partition is not None and not partition.halted:
                 for record in records:
                     intake.take_in(partition, record)
-        slot.report.clock_lead_s = intake.clock_lead_s()
+        slot.report.clock_lead_s, slot.report.clock_lag_s = intake.clock_lead_s(), intake.clock_lag_s()
         for number, position in read.positions.items():
             partition = self.partitions.get(number)
             if partition is not None and position is not None and position > partition.completion.position:
                 partition.completion.read_to(position)
                 self.delivery.want()
+        self.queue.hurries = self._held_up()
         for number, why in read.lost.items():
             if number in self.partitions:
                 self._halt(self.partitions[number], why)
@@ -160,6 +186,15 @@ class Session:
             slot.report.counts.duplicates = intake.duplicates
             if read.records:
                 self.delivery.want()
+
+    def _held_up(self) -> bool:
+        """Return whether hopeless events take so much of what is bounded that reading would have to pause for them."""
+        if self.queue.size_bytes >= HURRY_BYTES:
+            return True
+        # What waits in a join keeps its offsets however long it does: there, complete events are held up instead.
+        return any(
+            each.completion.pressed if each.join is None else each.join.holds for each in self.partitions.values()
+        )
 
     def _ends(self, event: Event, outcome: Ending | Expired) -> None:
         self.delivery.finished((event,), (outcome,))
@@ -190,9 +225,10 @@ class Session:
         """Return whether batches may be handed out now."""
         return not self.closed and self.delivery.has_room()
 
-    def take(self, limit: int) -> list[Event]:
+    def take(self, limit: int, needs: BatchNeeds | None = None) -> Taken:
         """Take the next batch from the queue; events that are past the SLO may end here instead."""
-        batch, routes = self.queue.take(limit).events, self._slot.routes
+        routes = self._slot.routes
+        batch, hopeful = self.queue.take(limit, needs, self._slot.now_s * 1e6)
         if routes.on_expired != "process":
             oldest_us = (self._slot.now_s - routes.slo_s) * 1e6
             late = [event for event in batch if event.entered_us < oldest_us and not event.replayed]
@@ -201,7 +237,13 @@ class Session:
                 for event in late:
                     self._ends(event, Expired(routes.on_expired == "dlq"))
                 batch = [event for event in batch if event not in late]
-        return batch
+        return Taken(batch, hopeful)
+
+    def stayed(self, events: Sequence[Event]) -> None:
+        """Note that events have been served that could be on time."""
+        now_ms = self._slot.now_s * 1e3
+        mean_ms = sum(now_ms - event.taken_ms for event in events) / len(events)
+        self._stay = self._stay.add(max(0.0, mean_ms) / 1e3, len(events), self._slot.now_s)
 
     def requeue(self, events: Sequence[Event], limit: int = 0) -> None:
         """Queue events again, the latest of a key first, unless their partition is halted."""

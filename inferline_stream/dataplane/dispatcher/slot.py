@@ -22,7 +22,7 @@ from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.session import Session, added
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.reports import PoolReport
-from inferline_stream.dataplane.slot_grants import Grant
+from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat
 from inferline_stream.dataplane.supervisor_messages import Attach, ReplicaLost, Retire
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Slot:
             events.ReadAgain: self._read_again,
             events.Owned: self._owned,
             Grant: self._follow,
+            LeaderHeartbeat: exchange.hear_of_rest,
             events.TopicGone: self._topic_gone,
             Attach: exchange.attach,
             Retire: exchange.retire,
@@ -113,12 +114,11 @@ class Slot:
         """Return the longest frame that a replica may answer a batch with; None where it has no such batch in hand."""
         return self._exchange.answer_bytes(replica, epoch, batch)
 
-    def fill(self, report: PoolReport) -> str:
+    def fill(self, report: PoolReport, now_s: float) -> str:
         """Complete a report with what holds now; return what is wrong, in words."""
         session = self._session
         report.replicas = self._exchange.statuses()
-        report.held = {number: each.completion.watermark for number, each in session.partitions.items()}
-        report.queued, report.suspects = len(session.queue), len(session.suspects)
+        session.fill(report, now_s)
         trouble = session.trouble() or self._exchange.trouble if session.epoch else ""
         return trouble or self._pool.tight
 
@@ -136,8 +136,7 @@ class Slot:
 
     def _follow(self, grant: Grant) -> None:
         self._grant = grant
-        self._pool.configure(grant.plan)
-        self._exchange.hold_s = grant.plan.hold_s
+        self._exchange.follow(grant.plan)
         self._session.learn(grant)
 
     def _topic_gone(self, event: events.TopicGone) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from inferline_stream.dataplane.dispatcher.partition_commits import Entry
 from inferline_stream.dataplane.frames import ToDispatcher, ToReplica
-from inferline_stream.dataplane.slot_grants import Grant
+from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
 from inferline_stream.kafka.records import Outgoing, Record
 from inferline_stream.kafka.topic_state import TopicState
@@ -163,7 +163,7 @@ class LeaseLost(NamedTuple):
 
 
 SlotEvent = (
-    Owned | Grant | RecordsRead | ReadAgain | Produced | OffsetsCommitted | FoundCommitted | TopicGone
+    Owned | Grant | LeaderHeartbeat | RecordsRead | ReadAgain | Produced | OffsetsCommitted | FoundCommitted | TopicGone
     | Attach | Retire | ReplicaLost | Heard | ConnectionEnded | Drained | Dropped | Time
 )  # fmt: skip
 """A grant is the newest of the slot; the supervisor's own messages say what happens to replicas."""

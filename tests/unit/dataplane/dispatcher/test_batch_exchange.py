@@ -189,7 +189,7 @@ def test_the_queue_is_served_once_fresh_replicas_may_be_even_if_nothing_else_hap
 def test_a_suspect_that_is_due_waits_for_the_block_of_fresh_replicas_and_for_no_other_suspect():
     with fed() as pool:
         pool.fetched(b"huge", b"due")
-        huge, due = pool.session.take(2)
+        huge, due = pool.session.take(2).events
         suspects, now_s = pool.session.suspects, pool.now_s
         suspects.no_memory(huge, alone=False, now_s=now_s + 3600.0)
         suspects.suspect([[due]], passed=True, now_s=now_s)
@@ -354,6 +354,6 @@ def test_whatever_a_replica_claims_of_a_batch_the_report_can_be_read_and_the_res
             batch = replica.batch()
             replica.say(Results(batch.epoch, batch.batch, [Done(b"y", 0)], calls, busy_s))
             pool.until(lambda done=number + 1: pool.offset() == done, "it is committed")  # type: ignore[misc]
-        pool.slot.fill(pool.report)
+        pool.slot.fill(pool.report, pool.now_s)
         report = decode_report(encode_report(pool.report))
         assert sum(map(len, report.counts.batch_stats.values())) <= 1

@@ -192,7 +192,9 @@ async def test_records_go_through_a_replica_to_the_sender_and_are_then_committed
 
 async def test_a_replica_whose_answer_is_no_frame_is_replaced(run: Run) -> None:
     replica = run.attach()
-    await until(lambda: bool(run.dispatcher._slot.fill(run.dispatcher._report) or run.dispatcher._report.replicas), "")
+    await until(
+        lambda: bool(run.dispatcher._slot.fill(run.dispatcher._report, 0.0) or run.dispatcher._report.replicas), ""
+    )
     replica.sendall(b"no frame at all")
     run.supervisor.settimeout(5.0)
     said = await asyncio.to_thread(run.supervisor.recv, MAX_DATAGRAM_BYTES)
