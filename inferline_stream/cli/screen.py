@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
@@ -126,9 +127,10 @@ def headline(state: PipelineState, elapsed_s: float | None = None) -> Text:
     if elapsed_s is not None:  # only who has been there from the start can tell how many there were
         line = Text(f"{elapsed_s:6.1f} s  {line}in {state.events_in}  out {state.events_out}  ")
     line.append(f"lag {lag}  P50 {_duration(state.recent_p50_s)}  ")
-    late = state.recent_p99_s is not None and state.recent_p99_s > state.slo_s
+    late = (state.recent_late_share or 0.0) > 1 - state.objective
     line.append(f"P99 {_duration(state.recent_p99_s)}", style="bold red" if late else "green")
-    line.append(f" of {format_duration(state.slo_s)}  ${state.cost_per_hour:.4f}/h  replicas {replicas}")
+    line.append(f" of {format_duration(state.slo_s)}  late {_share(state.recent_late_share)}  ")
+    line.append(f"${state.cost_per_hour:.4f}/h  replicas {replicas}")
     return line
 
 
@@ -141,6 +143,8 @@ def _as_fields(state: PipelineState) -> dict[str, object]:
         "lag": sum(s.lag_records for s in state.stages),
         "p99_s": state.recent_p99_s,
         "slo_s": state.slo_s,
+        "late_share": state.recent_late_share,
+        "oldest_wait_s": round(state.oldest_wait_s, 3),
         "cost_per_hour": state.cost_per_hour,
         "replicas": {s.name: sum(k.ready for k in s.replicas) for s in state.stages},
     }
@@ -165,6 +169,7 @@ class StagesTable:
         for stage in self._state.stages:
             if stage.trouble:
                 yield Text(f"{stage.name}: {stage.trouble}", style="bold yellow")
+            yield from (Text(f"{stage.name}: {words}", style="yellow") for words in late_words(stage))
         for device in self._state.devices:
             if device.trouble:
                 yield Text(device.trouble, style="bold yellow")
@@ -196,6 +201,20 @@ def nodes_words(stage: StageState) -> str:
         parts = ["dispatcher"] * of.dispatchers + ([f"{of.replicas} ready"] if of.replicas else [])
         found.append(f"{node} ({', '.join(parts)})")
     return "; ".join(found)
+
+
+_NOTEWORTHY_S = 5.0
+"""Clocks that are kept in step may differ by less."""
+
+
+def late_words(stage: StageState) -> Iterator[str]:
+    """What of a stage is late before it is served."""
+    if stage.hopeless:
+        age = _duration(stage.oldest_wait_s)
+        yield f"{stage.hopeless} events can no longer be on time; the oldest entered {age} ago"
+    if stage.clock_lag_s > _NOTEWORTHY_S:
+        by = _duration(stage.clock_lag_s)
+        yield f"records are up to {by} older than others before them, and go last: a producer's clock is behind"
 
 
 def isolation_words(held: IsolationState | None) -> str:

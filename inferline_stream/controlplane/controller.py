@@ -196,6 +196,8 @@ class Controller:
     async def _heartbeat(self) -> None:
         """Write that this controller leads; errors as in `Leadership.write`."""
         sent_s = self._lease.now_s()
+        if self.view.context.pipeline.order == "deadline":
+            self.leadership.rest_s = self.view.rests_s(asyncio.get_running_loop().time())
         await self.leadership.heartbeat()
         self._lease.renew(sent_s)
 

@@ -68,9 +68,9 @@ class PoolReport(msgspec.Struct):
     queued: int = 0
     """Events that wait for a replica now."""
     hopeless: dict[int, int] = {}
-    """Partition → how many of those can no longer be on time, and are too young to be a backlog for that."""
-    aside: int = 0
-    """Of those that wait for a replica, how many can no longer be on time, of any age."""
+    """Partition → how many of those can no longer be on time."""
+    hidden: dict[int, int] = {}
+    """The same, of those that are too young to be a backlog for that."""
     oldest_wait_s: float = 0.0
     """How long ago the oldest of those that wait for a replica entered the pipeline."""
     stay: Stay | None = None

@@ -374,6 +374,7 @@ def _loss_alerts(target: Target) -> Iterator[Alert]:
     yield Alert(
         "InferlineScalingIneffective",
         f"inferline_stage_lag_seconds{{{match}}} > on (pipeline) group_left inferline_slo_seconds{{{match}}} "
+        f"and on (pipeline) inferline_recent_late_ratio{{{match}}} > {1 - target.objective:.4g} "
         f"and on (pipeline, stage) ({_replicas(target, 'ready')} >= {_replicas(target, 'wanted')}) "
         f"and on (pipeline, stage) deriv(inferline_stage_lag_seconds{{{match}}}[{time('1m')}]) > 0",
         "Stage {{ $labels.stage }} falls behind although every wanted replica is ready",

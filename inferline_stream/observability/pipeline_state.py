@@ -148,7 +148,14 @@ class StageState:
     clock_lead_s: float = gauge(
         "stage_clock_lead_seconds", "Largest lead of a record's time over its dispatcher's clock, last minute.", 0.0
     )
+    clock_lag_s: float = gauge(
+        "stage_clock_lag_seconds", "Most by which a record was older than one before it, last minute.", 0.0
+    )
     queued: int = gauge("stage_queued_events", "Events that wait for a replica.", 0)
+    hopeless: int = gauge("stage_hopeless_events", "Those of them that can no longer be on time.", 0)
+    oldest_wait_s: float = gauge(
+        "stage_oldest_wait_seconds", "Time since the oldest event that waits for a replica entered the pipeline.", 0.0
+    )
     suspects: int = gauge("stage_suspects", "Events that run alone, because one of them may have killed a replica.", 0)
     quarantined: int = gauge("stage_quarantined_replicas", "Replicas that run such events only.", 0)
     trouble: str = gauge(
@@ -339,6 +346,10 @@ class PipelineState:
     """Over about the last 10 s."""
     recent_p95_s: float | None = None
     recent_p99_s: float | None = gauge("recent_p99_seconds", "P99 observed over about the last 10 s.", None)
+    recent_late_share: float | None = gauge(
+        "recent_late_ratio", "Share of the events of about the last 10 s that were late at the sink.", None
+    )
+    """The P99 says little where late events wait until the others have been served."""
     latency: LatencyHistogram
     """Since the start."""
     late_events: int
@@ -410,6 +421,11 @@ class PipelineState:
             "counter", "duplicates", "Records dropped because their event had been seen.", lambda s: s.duplicates
         ),
     )  # fmt: skip
+
+    @property
+    def oldest_wait_s(self) -> float:
+        """Time since the oldest event that waits for a replica of any stage entered the pipeline."""
+        return max((stage.oldest_wait_s for stage in self.stages), default=0.0)
 
     @property
     def slo_events(self) -> int:

@@ -263,18 +263,19 @@ class SlotKeeper:
     def wanted(self) -> dict[str, StageSlots]:
         """Return what the grants of each stage should say now."""
         view, found = self.view, {}
+        rests_s = view.rests_s()
         for stage, settling in view.settling.items():
             if view.reports.join_overdue(stage):  # a grant for each round would be one a second
                 self._settled_parts[stage] = settling.settled
         for stage, partitions in view.partitions.items():
             found[stage] = StageSlots(
                 slots=0 if stage in self._retired else min(view.plan.slots.get(stage, 1), partitions),
-                plan=self._plan_of(stage),
+                plan=self._plan_of(stage, rests_s[stage]),
                 settled=self._settled_parts.get(stage, {}),
             )
         return found
 
-    def _plan_of(self, stage: str) -> StagePlan:
+    def _plan_of(self, stage: str, rest_s: float) -> StagePlan:
         view, hardware = self.view, {}
         allocations, profiles = view.plan.allocations[stage], view.measured.profiles
         for kind in sorted({k for name, k in profiles if name == stage} | {a.hardware for a in allocations}):
@@ -288,7 +289,7 @@ class SlotKeeper:
             times_s = {size: profile.service_time_s(size) for size in sizes}
             slowed = {each.concurrency: dict(zip(sizes, each.factors, strict=True)) for each in profile.contention}
             hardware[kind] = HardwarePlan(limit, times_s, concurrency, slowed)
-        return StagePlan(hardware, hold_of(allocations), view.samples.get(stage))
+        return StagePlan(hardware, hold_of(allocations), view.samples.get(stage), rest_s)
 
     # -- the end -------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from inferline_stream.observability.pipeline_state import (
     StageState,
     StoredPlan,
 )
+from inferline_stream.pipeline.deadline_order import rest_s
 from inferline_stream.pipeline.hardware import Catalogue, catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
@@ -226,15 +227,38 @@ class PipelineView:
                 self._throughput(stage, hardware, seen),
                 self.start_ups.next_s(stage, hardware),
             )
+        _, hidden = self.reports.late_by_partition(stage)
         return StageObservation(
             supply=supply,
             age_s=None if seen.heard_s is None else now_s - seen.heard_s,
             visit_ratio=ratio,
-            partition_lags=offsets.lags(),
-            partition_idle_s=offsets.idle_s(now_s),
+            partition_lags=tuple(max(0, lag - hidden[p]) for p, lag in enumerate(offsets.lags())),
+            partition_idle_s=self._idle_s(stage, now_s),
             oldest_lag_s=offsets.oldest_s(now_s),
             utilization=seen.utilization,
         )
+
+    def _idle_s(self, stage: str, now_s: float) -> tuple[float, ...]:
+        """How long each partition has stood still with lag. An event that is served last holds its offset, no more."""
+        hopeless, _ = self.reports.late_by_partition(stage)
+        return tuple(0.0 if hopeless[p] else idle_s for p, idle_s in enumerate(self.offsets[stage].idle_s(now_s)))
+
+    def rests_s(self, now_s: float | None = None) -> dict[str, float]:
+        """R of every stage: what events take from there on, by what stages lately took; without a time, at the least.
+
+        See `deadline_order.rest_s`.
+        """
+        measured, allocations = self.measured, self.plan.allocations
+        alone_s = {
+            stage: min(
+                (known.service_time_s(1) for a in held if (known := measured.profiles.get((stage, a.hardware)))),
+                default=0.0,
+            )
+            for stage, held in allocations.items()
+        }
+        stays_s = {} if now_s is None else self.reports.stays_s(now_s)
+        hop_s = max(0.0, measured.hop_overhead_s)
+        return rest_s(self.shape, measured.paths, stays_s, alone_s, hop_s=hop_s, slo_s=self.plan.slo_s)
 
     def working(self, stage: str, hardware: str, wanted: int) -> int:
         """Ready replicas, standbys and those about to leave not counted."""
@@ -300,6 +324,7 @@ class PipelineView:
             recent_p50_s=recent.quantile_s(0.5),
             recent_p95_s=recent.quantile_s(0.95),
             recent_p99_s=recent.quantile_s(0.99),
+            recent_late_share=recent.above(plan.slo_s) / sum(recent.counts) if sum(recent.counts) else None,
             late_events=self.latencies.late(),
             stages=stages,
             decisions=tuple(self.decisions),
@@ -350,7 +375,7 @@ class PipelineView:
         ways: dict[tuple[str, str], float] = {
             (kind, way): s for kind in kinds for way, s in self.start_ups.by_way(stage, kind).items() if way
         }
-        stuck = tuple(p for p, idle_s in enumerate(offsets.idle_s(now_s)) if idle_s > STUCK_AFTER_S)
+        stuck = tuple(p for p, idle_s in enumerate(self._idle_s(stage, now_s)) if idle_s > STUCK_AFTER_S)
         return replace(
             self.reports.stage(stage, now_s),
             replicas=tuple(counts),

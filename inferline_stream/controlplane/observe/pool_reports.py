@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.observe.live_profile import expected_service_s, slowdowns
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.latency_histogram import LatencyHistogram, latency_bounds_s
 from inferline_stream.observability.pipeline_state import IsolationState, NodeState, StageState
 from inferline_stream.observability.stage_counts import StageCounts
+from inferline_stream.pipeline.deadline_order import Stay
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 
@@ -260,7 +261,10 @@ class PoolReports:
             utilization=recent.busy_s / recent.replica_s if recent.replica_s > 0 else None,
             dispatcher_utilization=max(loads, default=None),
             clock_lead_s=max((r.clock_lead_s for r in living), default=0.0),
+            clock_lag_s=max((r.clock_lag_s for r in living), default=0.0),
             queued=sum(r.queued for r in living),
+            hopeless=sum(sum(r.hopeless.values()) for r in living),
+            oldest_wait_s=max((r.oldest_wait_s for r in living), default=0.0),
             suspects=sum(r.suspects for r in living),
             quarantined=sum(r.quarantined for r in self.replicas(name)),
             join_events=sum(r.join_events for r in living),
@@ -275,6 +279,25 @@ class PoolReports:
         dispatchers = Counter(report.node for report in living if report.node and report.phase == "serving")
         replicas = Counter(r.node for r in self.replicas(stage) if r.node and r.phase == "ready")
         return {node: NodeState(dispatchers[node], replicas[node]) for node in sorted({*dispatchers, *replicas})}
+
+    def late_by_partition(self, stage: str) -> tuple[Counter[int], Counter[int]]:
+        """Events of each partition that wait and can no longer be on time; those of them that are no backlog yet."""
+        hopeless, hidden = Counter[int](), Counter[int]()
+        for known in self._of(stage):
+            if not known.ended:
+                hopeless.update(known.newest.hopeless)
+                hidden.update(known.newest.hidden)
+        return hopeless, hidden
+
+    def stays_s(self, now_s: float) -> dict[str, float | None]:
+        """How long events that can be on time lately stayed at each stage, as far as that is known."""
+        stays = dict.fromkeys(self._shape.stages, Stay())
+        for known in self._reported.values():
+            report, stay = known.newest, known.newest.stay
+            if stay is not None and not known.ended and report.stage in stays:
+                at_s = known.heard_s + stay.last_s
+                stays[report.stage] = stays[report.stage].merged(replace(stay, last_s=at_s))
+        return {stage: stay.at(now_s) if stay.events > 0 else None for stage, stay in stays.items()}
 
     def _predicted_s(self, stage: str, recent: StageCounts) -> float | None:
         expected_s = 0.0

@@ -135,13 +135,13 @@ class Session:
         old_us = now_us - DEMAND_AFTER_SLOS * self._slot.routes.slo_s * 1e6
         first_us = self.queue.first_entered_us()
         oldest_us = now_us if first_us is None else first_us
-        young, report.aside = Counter[int](), 0
+        hopeless, hidden = Counter[int](), Counter[int]()
         for event in self.queue.hopeless():
-            report.aside += 1
+            hopeless[event.partition] += 1
             oldest_us = min(oldest_us, event.entered_us)
-            if event.entered_us >= old_us:
-                young[event.partition] += 1
-        report.hopeless, report.oldest_wait_s = dict(young), max(0.0, now_us - oldest_us) / 1e6
+            hidden[event.partition] += event.entered_us >= old_us
+        report.hopeless, report.hidden = dict(hopeless), dict(hidden)
+        report.oldest_wait_s = max(0.0, now_us - oldest_us) / 1e6
         stay = self._stay
         report.stay = Stay(stay.sum_s, stay.events, min(0.0, stay.last_s - now_s)) if stay.events else None
 

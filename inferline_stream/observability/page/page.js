@@ -31,7 +31,7 @@ function verdict(state) {
   if (trouble) return ["bad", `${trouble.name}: ${trouble.trouble}`];
   const stuck = state.stages.filter((s) => s.stuck.length).map((s) => s.name);
   if (stuck.length) return ["bad", `Partitions stuck in ${stuck.join(", ")}`];
-  if (state.recent_p99_s !== null && state.recent_p99_s > state.slo_s) return ["bad", "P99 above the SLO"];
+  if (state.recent_late_share > 1 - state.objective) return ["bad", `${percent(state.recent_late_share, 1)} of events late`];
   if (!state.plan_feasible) return ["warn", "No plan meets the SLO on recent traffic"];
   if (state.paused) return ["warn", "Decisions are held"];
   if (state.oversubscribed) return ["warn", "Others take the cores that replicas were planned with"];
@@ -44,8 +44,9 @@ function verdict(state) {
 }
 
 function tiles(state) {
-  const late = state.recent_p99_s !== null && state.recent_p99_s > state.slo_s;
-  tile("p99", seconds(state.recent_p99_s), [`SLO ${seconds(state.slo_s)}`, `plan expects ${seconds(state.predicted_p99_s)}`], late ? "bad" : state.recent_p99_s === null ? "" : "good");
+  const late = state.recent_late_share > 1 - state.objective, waited = Math.max(0, ...state.stages.map((s) => s.oldest_wait_s));
+  const tail = state.recent_late_share === null ? `plan expects ${seconds(state.predicted_p99_s)}` : `${percent(state.recent_late_share, 1)} late, the oldest waits ${seconds(waited)}`;
+  tile("p99", seconds(state.recent_p99_s), [`SLO ${seconds(state.slo_s)}, plan expects ${seconds(state.predicted_p99_s)}`, tail], late ? "bad" : state.recent_p99_s === null ? "" : "good");
   const share = state.slo_events ? state.slo_missed / state.slo_events : 0, budget = 1 - state.objective, left = 1 - share / budget;
   tile("miss", percent(share, 2), [`${percent(budget, budget < 0.01 ? 2 : 0)} is the budget`, left >= 0 ? `${percent(left, 0)} of it left` : `${number(share / budget)}× spent`], left < 0 ? "bad" : left < 0.25 ? "warn" : "");
   tile("rate", `${number(state.arrival_rate)}/s`, [`${number(state.events_in)} events in`, `${number(state.events_out)} out`]);
@@ -196,7 +197,7 @@ function stageDetails(state) {
     ["batch", batchOf(stage).replace("batch ", "")], ["records in", `${number(stage.arrival_rate)}/s`], ["utilization", stage.utilization === null ? "–" : percent(stage.utilization, 0)],
     ["wait", seconds(stage.wait_s)], ["service time", `${seconds(stage.service_time_s)}, predicted ${seconds(stage.predicted_service_s)}`],
     ["CPU of a batch", seconds(stage.cpu_s)], ["without a core", seconds(stage.core_wait_s)], ["lag", `${number(sum(stage.lags))} records`], ["oldest", sum(stage.lags) ? seconds(stage.lag_s) : "–"],
-    ["queued", `${number(stage.queued)} events`], ["dispatcher, of a core", stage.dispatcher_utilization === null ? "–" : percent(stage.dispatcher_utilization)],
+    ["queued", `${number(stage.queued)} events, ${number(stage.hopeless)} of them late`], ["oldest of them", stage.queued ? seconds(stage.oldest_wait_s) : "–"], ["dispatcher, of a core", stage.dispatcher_utilization === null ? "–" : percent(stage.dispatcher_utilization)],
     ["suspects", number(stage.suspects)], ["quarantined", number(stage.quarantined)], ["batches lost", number(stage.batches_lost)],
     ["dead letters", number(stage.dead_lettered)], ["restarts", number(stage.restarts)], ["kept from growing by", stage.limit || "nothing"],
     ...stage.nodes.map(([node, dispatchers, replicas]) => [`on ${node}`, `${dispatchers ? "its dispatcher, " : ""}${replicas} ready`]),

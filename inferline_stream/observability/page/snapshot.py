@@ -20,9 +20,9 @@ PLANS_SHOWN = 20
 _METRICS_ONLY = frozenset((
     "latency", "late_events", "completed_without_output", "decision_counts", "term", "failures", "unreadable", "prices",
     "replica_seconds", "total", "slowdown", "uncommitted_share", "letter_age_share", "start_up_s", "start_ups_s",
-    "clock_lead_s", "slots", "join_events", "join_bytes", "cpu_total_s", "core_wait_total_s", "partition_rates",
-    "heard_s", "events", "busy_s", "expired", "replica_s", "completed", "duplicates", "backlog", "latency_sum_s",
-    "remote_batches", "network_s", "batch_stats", "edges_taken", "latency_buckets",
+    "clock_lead_s", "clock_lag_s", "slots", "join_events", "join_bytes", "cpu_total_s", "core_wait_total_s",
+    "partition_rates", "heard_s", "events", "busy_s", "expired", "replica_s", "completed", "duplicates", "backlog",
+    "latency_sum_s", "remote_batches", "network_s", "batch_stats", "edges_taken", "latency_buckets",
 ))  # fmt: skip
 """Fields that the page has no use for."""
 

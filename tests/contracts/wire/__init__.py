@@ -41,6 +41,7 @@ from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.observability.pipeline_state import DecisionRecord, DeviceState, StoredPlan
 from inferline_stream.observability.stage_counts import BatchStats, StageCounts
+from inferline_stream.pipeline.deadline_order import Stay
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.plan import Allocation, Plan
@@ -101,7 +102,7 @@ FILLED: tuple[Any, ...] = (
         node="n-1",
         deadly_batches=(BatchId(1, 40, 7),),
     ),
-    LeaderHeartbeat(3, "p-0", (DeviceState("GPU-a", "Tesla T4", 0.25, 0.7, 88, True, 79, "GPU is lost"),)),
+    LeaderHeartbeat(3, "p-0", (DeviceState("GPU-a", "Tesla T4", 0.25, 0.7, 88, True, 79, "GPU is lost"),), {"a": 0.04}),
     Grant(
         stage="a",
         slot=0,
@@ -110,7 +111,7 @@ FILLED: tuple[Any, ...] = (
         term=3,
         number=9,
         begins=False,
-        plan=StagePlan({"cpu-1": HardwarePlan(8, {1: 0.02}, 2, {2: {1: 1.5}})}, 0.01, b"an event"),
+        plan=StagePlan({"cpu-1": HardwarePlan(8, {1: 0.02}, 2, {2: {1: 1.5}})}, 0.01, b"an event", 0.03),
         settled={0: (10, 12)},
     ),
     PoolReport(
@@ -145,7 +146,12 @@ FILLED: tuple[Any, ...] = (
             batches_lost=2,
         ),
         clock_lead_s=6.0,
+        clock_lag_s=8.0,
         queued=7,
+        hopeless={0: 3},
+        hidden={0: 2},
+        oldest_wait_s=9.0,
+        stay=Stay(0.5, 4.0, -0.25),
         join_events=4,
         join_bytes=5,
         join_overdue=True,

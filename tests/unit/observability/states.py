@@ -36,6 +36,7 @@ def a_state(*, partitions: int = 4) -> PipelineState:
         latency=LatencyHistogram(BOUNDS_S, tuple(counts), 123.0),
         recent_p50_s=0.05,
         recent_p99_s=0.3,
+        recent_late_share=0.03,
         stages=(
             StageState(
                 name="language",
@@ -64,7 +65,10 @@ def a_state(*, partitions: int = 4) -> PipelineState:
                     batch_stats={"cpu-1": {2: BatchStats(500, 10.0)}},
                 ),
                 clock_lead_s=0.25,
+                clock_lag_s=3600.0,
                 queued=3,
+                hopeless=2,
+                oldest_wait_s=3600.5,
                 suspects=1,
                 quarantined=1,
                 dispatcher_utilization=0.2,

@@ -36,6 +36,7 @@ def healthy(slo_s: float) -> dict[str, str]:
         series("inferline_slo_seconds"): f"{slo_s}{flat}",
         series("inferline_predicted_p99_seconds"): f"{0.8 * slo_s}{flat}",
         series("inferline_recent_p99_seconds"): f"{0.8 * slo_s}{flat}",
+        series("inferline_recent_late_ratio"): f"0{flat}",
         series("inferline_model_drift_ratio"): f"1{flat}",
         series("inferline_state_age_seconds"): f"0.5{flat}",
         series("inferline_plan_feasible"): f"1{flat}",
@@ -121,7 +122,10 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+1x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"0+1x{MINUTES}"},
         "InferlineDeadLettersExpire": {series("inferline_stage_dead_letter_age_ratio", **stage): f"0.85{flat}"},
-        "InferlineScalingIneffective": {series("inferline_stage_lag_seconds", **stage): f"0+{slo_s}x{MINUTES}"},
+        "InferlineScalingIneffective": {
+            series("inferline_stage_lag_seconds", **stage): f"0+{slo_s}x{MINUTES}",
+            series("inferline_recent_late_ratio"): f"0.6{flat}",
+        },
     }
     return cases[alert]
 
@@ -155,7 +159,7 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+0.2x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"5{flat}"},
         "InferlineDeadLettersExpire": {series("inferline_stage_dead_letter_age_ratio", **stage): f"0.79{flat}"},
-        "InferlineScalingIneffective": {lag: f"{slo_s * MINUTES}-{slo_s / 2}x{MINUTES}"},
+        "InferlineScalingIneffective": {lag: f"0+{slo_s}x{MINUTES}"},  # one event is served last, and none is late else
         "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1x{half} 0x{half}"},
         "InferlineDeviceFault": {
             series("inferline_device_lost", device="GPU-a", model="Tesla T4"): f"1x{half} 0x{half}",

@@ -77,10 +77,10 @@ def test_what_is_hopeless_is_reported_by_partition_until_it_is_old_enough_to_be_
     stage.come(0.95, 0.95, 3600.0, 0.0)
     stage.serve()
     report = stage.reported()
-    assert (report.hopeless, report.aside, report.queued) == ({0: 2}, 3, 3)
+    assert (report.hopeless, report.hidden, report.queued) == ({0: 3}, {0: 2}, 3)
     assert report.oldest_wait_s == pytest.approx(3600.1, abs=0.01)
     stage.advance(DEMAND_AFTER_SLOS * SLO_S)
-    assert (stage.reported().hopeless, stage.reported().aside) == ({}, 3)
+    assert (stage.reported().hopeless, stage.reported().hidden) == ({0: 3}, {0: 0})
 
 
 def test_the_leader_says_what_later_stages_take_and_after_a_while_the_plan_does_again():
