@@ -8,7 +8,6 @@ import msgspec
 
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.observability.stage_counts import StageCounts, numbers
-from inferline_stream.pipeline.deadline_order import Stay
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 
 DispatcherPhase = Literal["starting", "standby", "serving", "draining", "gone", "failed"]
@@ -73,9 +72,9 @@ class PoolReport(msgspec.Struct):
     """The same, of those that are too young to be a backlog for that."""
     oldest_wait_s: float = 0.0
     """How long ago the oldest of those that wait for a replica entered the pipeline."""
-    stay: Stay | None = None
-    """How long events lately stayed that could be on time; its `last_s` counts from this report, and is never above 0.
-    None where there was no such event."""
+    stay: tuple[float, float, float] | None = None
+    """How long events lately stayed that could be on time, as `deadline_order.Stay` has it, its `last_s` counted from
+    this report: never above 0. None where there was no such event."""
     join_events: int = 0
     """Events whose parts wait for the rest now."""
     join_bytes: int = 0
@@ -100,7 +99,7 @@ class PoolReport(msgspec.Struct):
         found += [*counts.edges_taken.values(), *counts.latency_buckets, *(r.start_up_s for r in self.replicas)]
         found += [getattr(self, name) for name in _NUMBERS]
         if self.stay is not None:
-            found += [self.stay.sum_s, self.stay.events, self.stay.last_s]
+            found += self.stay
         if not all(abs(number) < _MOST for number in found):
             raise ValueError("a number is out of range")
         if len(counts.latency_buckets) > _MOST_BUCKETS:

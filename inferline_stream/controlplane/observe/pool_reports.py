@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from inferline_stream.controlplane.observe.live_profile import expected_service_s, slowdowns
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
@@ -293,10 +293,10 @@ class PoolReports:
         """How long events that can be on time lately stayed at each stage, as far as that is known."""
         stays = dict.fromkeys(self._shape.stages, Stay())
         for known in self._reported.values():
-            report, stay = known.newest, known.newest.stay
-            if stay is not None and not known.ended and report.stage in stays:
-                at_s = known.heard_s + stay.last_s
-                stays[report.stage] = stays[report.stage].merged(replace(stay, last_s=at_s))
+            stage, stay = known.newest.stage, known.newest.stay
+            if stay is not None and not known.ended and stage in stays:
+                sum_s, events, last_s = stay
+                stays[stage] = stays[stage].merged(Stay(sum_s, events, known.heard_s + last_s))
         return {stage: stay.at(now_s) if stay.events > 0 else None for stage, stay in stays.items()}
 
     def _predicted_s(self, stage: str, recent: StageCounts) -> float | None:

@@ -143,7 +143,7 @@ class Session:
         report.hopeless, report.hidden = dict(hopeless), dict(hidden)
         report.oldest_wait_s = max(0.0, now_us - oldest_us) / 1e6
         stay = self._stay
-        report.stay = Stay(stay.sum_s, stay.events, min(0.0, stay.last_s - now_s)) if stay.events else None
+        report.stay = (stay.sum_s, stay.events, min(0.0, stay.last_s - now_s)) if stay.events else None
 
     # Take in
 

@@ -41,7 +41,6 @@ from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.observability.pipeline_state import DecisionRecord, DeviceState, StoredPlan
 from inferline_stream.observability.stage_counts import BatchStats, StageCounts
-from inferline_stream.pipeline.deadline_order import Stay
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.plan import Allocation, Plan
@@ -151,7 +150,7 @@ FILLED: tuple[Any, ...] = (
         hopeless={0: 3},
         hidden={0: 2},
         oldest_wait_s=9.0,
-        stay=Stay(0.5, 4.0, -0.25),
+        stay=(0.5, 4.0, -0.25),
         join_events=4,
         join_bytes=5,
         join_overdue=True,

@@ -9,7 +9,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.offset_metadata import Committed
-from inferline_stream.pipeline.deadline_order import NEWS_LASTS_S, Stay
+from inferline_stream.pipeline.deadline_order import NEWS_LASTS_S
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -53,9 +53,9 @@ def test_without_news_the_rest_is_the_shortest_way_alone_on_the_fastest_hardware
 
 def test_what_dispatchers_say_of_stays_counts_until_it_is_old() -> None:
     seen = view()
-    seen.reports.add(report("c", stay=Stay(0.6, 3.0, -0.5)), 100.0)
-    seen.reports.add(report("b", 0, stay=Stay(0.3, 3.0, 0.0)), 100.0)
-    seen.reports.add(report("b", 1, stay=Stay(0.9, 3.0, 0.0)), 100.0)
+    seen.reports.add(report("c", stay=(0.6, 3.0, -0.5)), 100.0)
+    seen.reports.add(report("b", 0, stay=(0.3, 3.0, 0.0)), 100.0)
+    seen.reports.add(report("b", 1, stay=(0.9, 3.0, 0.0)), 100.0)
     rests_s = seen.rests_s(100.0)
     after_b_s = TAKEN * (2 * HOP_S + 0.2) + (1 - TAKEN) * HOP_S
     assert rests_s == pytest.approx({"a": HOP_S + 0.2 + after_b_s, "b": after_b_s, "c": HOP_S})

@@ -107,10 +107,10 @@ def test_how_long_hopeful_events_stay_is_reported_and_how_long_hopeless_ones_do_
     for _ in range(3):
         stage.serve()
     stage.advance(0.25)
-    stay = stage.reported().stay
-    assert stay.last_s == pytest.approx(-0.35)  # the last one was hopeless
+    sum_s, events, last_s = stage.reported().stay
+    assert last_s == pytest.approx(-0.35)  # the last one was hopeless
     forgotten = 2.718281828 ** (-0.1 / 0.5)
-    assert stay.sum_s / stay.events == pytest.approx((0.1 * forgotten + 0.2) / (1 + forgotten))
+    assert sum_s / events == pytest.approx((0.1 * forgotten + 0.2) / (1 + forgotten))
 
 
 @pytest.mark.parametrize("hurries", [True, False])
