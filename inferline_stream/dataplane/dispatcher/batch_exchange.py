@@ -181,9 +181,12 @@ class BatchExchange:
                     if self._server_trouble and (again_s := pool.released_s(now_s)) is not None:
                         slot.wake_at(again_s)
                     break
-                limit = pool.limit(replica.hardware)
-                needs = pool.batch_needs(replica, rest_s, routes.slo_s) if routes.deadline_order else None
-                most = limit if needs is None else needs.cap
+                if routes.deadline_order:
+                    needs = pool.batch_needs(replica, rest_s, routes.slo_s)
+                    limit, most = needs.limit, needs.cap
+                else:
+                    needs, limit = None, pool.limit(replica.hardware)
+                    most = limit
                 if hold_ms and (due_s := queue.due_ms(most, hold_ms) / 1e3) > now_s:
                     slot.wake_at(due_s)
                     break

@@ -24,8 +24,10 @@ LARGEST_BATCH = 1 << 16
 class BatchNeeds(NamedTuple):
     """What a batch needs on one kind of hardware until its events are in the sink; see `pipeline.deadline_order`."""
 
+    limit: int
+    """Most events of a batch."""
     cap: int
-    """Most hopeful events of a batch."""
+    """Most hopeful ones."""
     times_us: Sequence[float]
     """By batch size from 0 up to the limit, S(b) + R."""
 
@@ -50,8 +52,10 @@ class HardwareKind:
     contention: list[tuple[int, list[float]]] = field(default_factory=list)
     """By ascending batches in hand, how many times as long each of the sizes takes."""
     interpolated: dict[tuple[int, int], float] = field(default_factory=dict)
-    needs: dict[tuple[int, int, float], BatchNeeds] = field(default_factory=dict)
-    """By batches in hand, batch limit and R: of the newest R alone."""
+    needs: dict[int, BatchNeeds] = field(default_factory=dict)
+    """By batches in hand, as `needs_by` has it."""
+    needs_by: tuple[int, float] = (0, 0.0)
+    """Batch limit and R."""
     measured: dict[int, float] = field(default_factory=dict)
     """Where there is no profile: moving average of the service time by batch size, to compare replicas by."""
 
@@ -96,13 +100,14 @@ class HardwareKind:
             rest_s: R.
             slo_s: the SLO, always the same.
         """
-        at = (beside, self.largest, rest_s)
-        found = self.needs.get(at)
+        limit = self.limit if self.limit < self.fits else self.fits
+        if (limit, rest_s) != self.needs_by:
+            self.needs, self.needs_by = {}, (limit, rest_s)
+        found = self.needs.get(beside)
         if found is None:
-            times_s = [self.service_s(size, beside) for size in range(1, self.largest + 1)]
-            needs = BatchNeeds(batch_cap(times_s, rest_s, slo_s), [(s + rest_s) * 1e6 for s in (0.0, *times_s)])
-            self.needs = {key: each for key, each in self.needs.items() if key[2] == rest_s} | {at: needs}
-            return needs
+            times_s = [self.service_s(size, beside) for size in range(1, limit + 1)]
+            cap, times_us = batch_cap(times_s, rest_s, slo_s), [(s + rest_s) * 1e6 for s in (0.0, *times_s)]
+            found = self.needs[beside] = BatchNeeds(limit, cap, times_us)
         return found
 
     def _slowed(self, batch_size: int, beside: int) -> float:

@@ -166,12 +166,16 @@ class StageQueue:
     def _sort_out(self, needs: BatchNeeds, now_us: float) -> int:
         """Move aside what is hopeless, as far as it is first; return how many hopeful events a batch holds."""
         live, aside, slo_us = self._live, self._aside, self._slo_us
-        cap, times_us = needs
-        while (entry := live.first()) is not None:
+        _, cap, times_us = needs
+        while live.heap:
+            entry = live.heap[0]
             item = entry[2]
-            size = min(cap, live.eligible)
+            size = live.eligible if live.eligible < cap else cap
             if type(item) is not KeyLane:
                 entered_us = item.entered_us
+            elif not live.counts(entry):
+                heapq.heappop(live.heap)
+                continue
             elif live.eligible - live.behind < FEW_LANES:
                 entered_us = max(event.entered_us for _, _, event in item.waiting[:size])
             else:

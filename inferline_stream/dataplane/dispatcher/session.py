@@ -7,6 +7,7 @@ it had queued or in hand is then worth nothing, and the next session reads it ag
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 JOIN_RECALL_RECORDS = 1000
 """A join's new owner reads this many records before the committed offset again, to know finished events by id."""
 
+SUM_STAYS_S = 0.01
+"""How often the stays of batches are summed: they are forgotten by half seconds, and the sum takes a microsecond."""
+
 
 class Session:
     """Moves the records of a slot's partitions through the stage.
@@ -50,6 +54,10 @@ class Session:
         self.suspects = Suspects()
         self.partitions: dict[int, Partition] = {}
         self._stay = Stay()
+        self._stayed = 0
+        self._stays_s = 0.0
+        """Events since then, and how long they stayed in all."""
+        self._stayed_until_s = self._sum_stays_at_s = -math.inf
         self.closed = not epoch
         """Whether nothing is handed out or taken in any more."""
         self.delivery = ResultDelivery(slot, self.partitions, self._completed)
@@ -142,6 +150,7 @@ class Session:
             hidden[event.partition] += event.entered_us >= old_us
         report.hopeless, report.hidden = dict(hopeless), dict(hidden)
         report.oldest_wait_s = max(0.0, now_us - oldest_us) / 1e6
+        self._sum_stays()
         stay = self._stay
         report.stay = (stay.sum_s, stay.events, min(0.0, stay.last_s - now_s)) if stay.events else None
 
@@ -228,22 +237,35 @@ class Session:
     def take(self, limit: int, needs: BatchNeeds | None = None) -> Taken:
         """Take the next batch from the queue; events that are past the SLO may end here instead."""
         routes = self._slot.routes
-        batch, hopeful = self.queue.take(limit, needs, self._slot.now_s * 1e6)
+        taken = self.queue.take(limit, needs, self._slot.now_s * 1e6)
         if routes.on_expired != "process":
             oldest_us = (self._slot.now_s - routes.slo_s) * 1e6
-            late = [event for event in batch if event.entered_us < oldest_us and not event.replayed]
+            late = [event for event in taken.events if event.entered_us < oldest_us and not event.replayed]
             if late:
                 self.queue.release(late)
                 for event in late:
                     self._ends(event, Expired(routes.on_expired == "dlq"))
-                batch = [event for event in batch if event not in late]
-        return Taken(batch, hopeful)
+                return Taken([event for event in taken.events if event not in late], taken.hopeful)
+        return taken
 
     def stayed(self, events: Sequence[Event]) -> None:
         """Note that events have been served that could be on time."""
-        now_ms = self._slot.now_s * 1e3
-        mean_ms = sum(now_ms - event.taken_ms for event in events) / len(events)
-        self._stay = self._stay.add(max(0.0, mean_ms) / 1e3, len(events), self._slot.now_s)
+        now_s = self._slot.now_s
+        if now_s >= self._sum_stays_at_s:
+            self._sum_stays()
+            self._sum_stays_at_s = now_s + SUM_STAYS_S
+        self._stayed += len(events)
+        self._stayed_until_s = now_s
+        now_ms, sum_ms = now_s * 1e3, 0.0
+        for event in events:
+            sum_ms += now_ms - event.taken_ms
+        self._stays_s += sum_ms / 1e3
+
+    def _sum_stays(self) -> None:
+        if self._stayed:
+            mean_s = max(0.0, self._stays_s / self._stayed)
+            self._stay = self._stay.add(mean_s, self._stayed, self._stayed_until_s)
+            self._stayed, self._stays_s = 0, 0.0
 
     def requeue(self, events: Sequence[Event], limit: int = 0) -> None:
         """Queue events again, the latest of a key first, unless their partition is halted."""

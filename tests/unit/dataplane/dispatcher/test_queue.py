@@ -251,7 +251,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 def needs(*times_ms, cap=None):
     """A batch of b needs the b-th of these times until its events are in the sink."""
-    return BatchNeeds(cap or len(times_ms), [0.0, *(1e3 * each for each in times_ms)])
+    return BatchNeeds(len(times_ms), cap or len(times_ms), [0.0, *(1e3 * each for each in times_ms)])
 
 
 def taken(queue, limit, of, at_ms):
@@ -416,7 +416,7 @@ class DeadlineMachine(RuleBasedStateMachine):
     )
     def take(self, limit, cap, grows_ms, rest_ms):
         cap, times_us = min(cap, limit), [1e3 * (rest_ms + 1 + b * grows_ms) for b in range(limit + 1)]
-        batch = self.queue.take(limit, BatchNeeds(cap, times_us), self.now_us)
+        batch = self.queue.take(limit, BatchNeeds(limit, cap, times_us), self.now_us)
         while hopeful := self.in_order(aside=False):
             waiting = sum(len(self.lanes[lane]) for lane in hopeful)
             size, own = min(cap, waiting), self.lanes[hopeful[0]]
