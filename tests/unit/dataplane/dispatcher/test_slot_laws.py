@@ -22,10 +22,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from inferline_stream.dataplane.dispatcher import doubtful_batches, join_bounds, result_delivery
+from inferline_stream.dataplane.dispatcher import doubtful_batches, join_bounds, queue, result_delivery
 from inferline_stream.dataplane.dispatcher import session as session_module
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Failed, Leave, Ready, Results, Returned
+from inferline_stream.dataplane.slot_grants import LeaderHeartbeat
 from inferline_stream.kafka.offset_metadata import decode_metadata
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_state import TopicState
@@ -39,9 +40,12 @@ OK, RAISES, KILLS, REFUSED = b"ok", b"raises", b"kills", b"refused"
 
 QUEUE_BYTES, UNSENT_BYTES, FETCH = 12_000, 12_000, 8
 
-TOPIC_ID = "abcdefgh"
+TOPIC_IDS = ("abcdefgh", "ijklmnop")
 
-BEGINNING = (0, f"i1;t={TOPIC_ID};c=2")
+SLO_S, HOPELESS_EVERY = 1.0, 4
+
+LONGEST_S = 0.5
+"""Longest that a batch and the rest of its way take, by what plans and leaders say here."""
 
 
 class WatchedSlot(PlayedSlot):
@@ -59,8 +63,12 @@ class WatchedSlot(PlayedSlot):
         self.numbers = list(range(kafka.topic.partitions))
         self.topic = kafka.topic
         self.acknowledges = False
+        self.since_late_turn = self.without_late = 0
+        """Batches since one of late events went before others, and in a row without a late event while one waited."""
 
     def perform(self, actions: Iterable[on.Action]) -> None:
+        actions = list(actions)
+        self.check_order(actions)
         for action in actions:
             if isinstance(action, on.Produce):
                 assert self.has_the_lease(), "it sends without a lease"
@@ -68,10 +76,38 @@ class WatchedSlot(PlayedSlot):
             elif isinstance(action, on.Commit):
                 assert self.has_the_lease(), "it commits without a lease"
                 self.kafka.check(action.entries)
+                assert not action.entries.keys() & self.report.halted.keys(), "a halted partition's offset moves"
             elif isinstance(action, on.SendFrame) and isinstance(action.frame, Batch):
                 delivery = self.session.delivery
                 assert delivery._finished_bytes + delivery._sending_bytes < UNSENT_BYTES, "too much is unsent"
             super().perform([action])
+
+    def check_order(self, actions: Iterable[on.Action]) -> None:
+        """What can be on time goes first, and what cannot has its turn: by events without a key, which wait alone."""
+        if not hasattr(self, "without_late"):  # what the first grant asks for
+            return
+        waiting = {event for room in self.rooms() for event in room.waiting() if event.key is None}
+        formed = []
+        for action in reversed(list(actions)):
+            if isinstance(action, on.SendFrame) and isinstance(action.frame, Batch):
+                hand = self.pool.replicas[action.replica].hands[action.frame.batch]
+                if not hand.alone and hand.events:
+                    formed.append((hand.events, set(waiting)))
+                    waiting.update(event for event in hand.events if event.key is None)
+        for events, left in reversed(formed):
+            entered_s = [event.entered_us / 1e6 for event in events]
+            late = [self.now_s - at_s > SLO_S for at_s in entered_s]
+            in_time = any(self.now_s - event.entered_us / 1e6 + LONGEST_S < SLO_S for event in left)
+            if all(late) and in_time and not self.session.queue.hurries:
+                assert self.since_late_turn >= HOPELESS_EVERY - 1, "late events go before others"
+                self.since_late_turn = -1
+            self.since_late_turn += 1
+            late_waits = any(self.now_s - event.entered_us / 1e6 > SLO_S for event in left)
+            self.without_late = self.without_late + 1 if late_waits and not any(late) else 0
+            assert self.without_late < HOPELESS_EVERY, "late events wait for ever"
+
+    def rooms(self) -> Iterable[Any]:
+        return (self.session.queue._live, self.session.queue._aside)
 
     def has_the_lease(self) -> bool:
         """Whether it has the lease, and had it since the session began."""
@@ -95,8 +131,8 @@ class Kafka:
 
     def __init__(self, *, transactional: bool) -> None:
         self.transactional = transactional
-        self.topic = TopicState(TOPIC_ID, 2)
-        self.entries: dict[int, Any] = dict.fromkeys((0, 1), BEGINNING)
+        self.topic = TopicState(TOPIC_IDS[0], 2)
+        self.entries: dict[int, Any] = dict.fromkeys((0, 1), self.beginning)
         self.log: dict[int, list[Any]] = defaultdict(list)
         self.out: list[Place] = []
         """Where results and letters come from that can be read, in their order."""
@@ -107,11 +143,24 @@ class Kafka:
         self.letters: set[Place] = set()
         """Events that went to the dead letters, once at least: there is no order between topics."""
         self.may_repeat = False
+        self.halted: set[int] = set()
+        """Partitions that were: what was sent of them then may be sent again, since no offset says so."""
 
-    def append(self, partition: int, key: bytes | None, nature: bytes) -> None:
+    @property
+    def beginning(self) -> tuple[int, str]:
+        """What somebody commits who says that the topic is to be read from its beginning."""
+        return 0, f"i1;t={self.topic.id};c=2"
+
+    def recreate(self) -> None:
+        """Delete the topic and create it again; what the group has committed stays."""
+        self.topic = TopicState(TOPIC_IDS[self.topic.id == TOPIC_IDS[0]], 2)
+        for kept in (self.log, self.key_of, self.out, self.acknowledged, self.letters, self.halted):
+            kept.clear()
+
+    def append(self, partition: int, key: bytes | None, nature: bytes, stamp_s: float) -> None:
         place = (partition, len(self.log[partition]))
         self.key_of[place] = key
-        stamp_ms = round(WALL_S * 1000)
+        stamp_ms = round(stamp_s * 1000)
         self.log[partition].append(Record(key, nature, (), stamp_ms, "in", *place))
 
     def begin(self, outgoing: Mapping[tuple[str, int], Any]) -> None:
@@ -158,13 +207,15 @@ class SlotLaws(RuleBasedStateMachine):
 
     transactional = False
 
-    @initialize(concurrency=st.sampled_from([1, 1, 3]), limit=st.sampled_from([1, 4]), sample=st.booleans())
-    def begin(self, concurrency: int, limit: int, sample: bool) -> None:
+    @initialize(concurrency=st.sampled_from([1, 1, 3]), limit=st.sampled_from([1, 4]), sample=st.booleans(),
+                profiled=st.booleans())  # fmt: skip
+    def begin(self, concurrency: int, limit: int, sample: bool, profiled: bool) -> None:
         self.rng = random.Random(1)
         self.kafka = Kafka(transactional=self.transactional)
         self.read: dict[int, int] = {}
         self.clock_s = 1000.0
         self.planned = {"limit": limit, "concurrency": concurrency, "sample": b"sample" if sample else None}
+        self.service_s = {1: 0.02, 8: 0.2} if profiled else {}
         self.heard: list[Any] = []
         self.serial = 0
         self.start()
@@ -175,14 +226,18 @@ class SlotLaws(RuleBasedStateMachine):
         """Start a dispatcher's process, and its first session."""
         self.slot = WatchedSlot(self.kafka)
         self.slot.now_s = self.clock_s
-        self.slot.plan(**self.planned)
+        self.plan()
         self.session()
+
+    def plan(self) -> None:
+        self.slot.plan(**self.planned, service_s=self.service_s)
 
     def session(self) -> None:
         self.serial += 1
         self.slot._epoch = self.serial
         self.slot.held.clear()
         self.slot.begin()
+        self.slot.since_late_turn = self.slot.without_late = 0
         self.read = dict(self.slot.held)
 
     def replica(self) -> Replica:
@@ -195,11 +250,13 @@ class SlotLaws(RuleBasedStateMachine):
     # What happens to records
 
     @rule(partition=st.integers(0, 2), key=st.sampled_from([None, b"a", b"b"]), count=st.integers(1, 12),
-          nature=st.sampled_from([OK] * 5 + [RAISES, KILLS, REFUSED]))  # fmt: skip
-    def records_come(self, partition: int, key: bytes | None, count: int, nature: bytes) -> None:
+          nature=st.sampled_from([OK] * 5 + [RAISES, KILLS, REFUSED]),
+          age_s=st.sampled_from([0.0, 0.0, 0.7, 3600.0]))  # fmt: skip
+    def records_come(self, partition: int, key: bytes | None, count: int, nature: bytes, age_s: float) -> None:
         for at in range(count):
             odd = nature if at == 0 else OK
-            self.kafka.append(partition % self.kafka.topic.partitions, key, odd)
+            entered_s = WALL_S + self.slot.now_s - (age_s if at % 2 else 0.0)
+            self.kafka.append(partition % self.kafka.topic.partitions, key, odd, entered_s)
         self.fetch(partition % self.kafka.topic.partitions)
 
     @rule(partition=st.integers(0, 2))
@@ -325,18 +382,55 @@ class SlotLaws(RuleBasedStateMachine):
     @rule(partition=st.integers(0, 1))
     def somebody_overwrites_an_offset(self, partition: int) -> None:
         if not self.transactional:
-            self.kafka.entries[partition] = BEGINNING
+            self.kafka.entries[partition] = self.kafka.beginning
 
     @rule()
     def the_topic_grows(self) -> None:
         if self.kafka.topic.partitions == 2:
-            self.kafka.topic = TopicState(TOPIC_ID, 3)
+            self.kafka.topic = TopicState(self.kafka.topic.id, 3)
             self.slot.grow(self.kafka.topic)
 
     @rule(limit=st.sampled_from([1, 2, 8]), hold_s=st.sampled_from([0.0, 0.0, 0.05]))
     def the_plan_changes(self, limit: int, hold_s: float) -> None:
         self.planned |= {"limit": limit, "hold_s": hold_s}
-        self.slot.plan(**self.planned)
+        self.plan()
+
+    @rule(rest_s=st.sampled_from([0.0, 0.1, 0.3]))
+    def the_leader_says_what_later_stages_take(self, rest_s: float) -> None:
+        self.slot.feed(LeaderHeartbeat(1, "c", rest_s={"work": rest_s}))
+
+    @rule(partition=st.integers(0, 2))
+    def records_are_gone_before_they_were_read(self, partition: int) -> None:
+        slot = self.slot
+        if partition in slot.held:
+            slot.feed(on.RecordsRead({}, {}, {partition: "gone"}, slot.now_s + WALL_S))
+            assert partition not in slot.held
+            self.kafka.halted.add(partition)
+
+    @precondition(lambda self: self.slot.report.halted)
+    @rule()
+    def somebody_says_where_to_go_on_and_starts_it_again(self) -> None:
+        self.the_dispatcher_dies()
+        assert not self.slot.report.halted
+
+    @rule()
+    def the_topic_is_created_again(self) -> None:
+        slot, kafka = self.slot, self.kafka
+        slot.feed(on.TopicGone("another topic has its name"))
+        assert not slot.held
+        assert slot.report.halted.keys() == set(slot.numbers)
+        kafka.recreate()
+        slot.topic, slot.numbers = kafka.topic, [0, 1]
+        for beginning in (None, kafka.beginning):  # the old offsets mean nothing, until somebody says where to begin
+            kafka.void(self.rng)
+            slot.drop()
+            slot.lease_lost = False
+            if beginning is not None:
+                kafka.entries.clear()
+                kafka.entries.update({0: beginning, 1: beginning})
+            self.session()
+            assert len(slot.held) == (0 if beginning is None else 2), slot.report.halted
+        kafka.may_repeat = not self.transactional
 
     # Sessions end
 
@@ -412,7 +506,8 @@ class SlotLaws(RuleBasedStateMachine):
     @invariant()
     def nothing_is_sent_twice(self) -> None:
         if not self.kafka.may_repeat:
-            assert len(set(self.kafka.out)) == len(self.kafka.out)
+            out = [place for place in self.kafka.out if place[0] not in self.kafka.halted]
+            assert len(set(out)) == len(out)
 
     # Faults end
 
@@ -443,12 +538,14 @@ class SlotLaws(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "slot"):
             return
+        if self.slot.report.halted:
+            self.somebody_says_where_to_go_on_and_starts_it_again()
         slot, kafka = self.slot, self.kafka
         self.planned |= {"sample": b"sample"}
-        slot.plan(**self.planned)
+        self.plan()
         every = {(partition, each.offset) for partition, records in kafka.log.items() for each in records}
         self.runs_until(lambda: all(p in slot.held for p in kafka.log) and every <= set(kafka.out))
-        self.runs_until(lambda: all(kafka.entries.get(p, BEGINNING)[0] == len(kafka.log[p]) for p in kafka.log))
+        self.runs_until(lambda: all(kafka.entries.get(p, kafka.beginning)[0] == len(kafka.log[p]) for p in kafka.log))
         self.nothing_is_sent_twice()
         self.results_of_a_key_are_in_order()
         assert (len(slot.session.queue), len(slot.session.suspects), slot.session.queue._lanes) == (0, 0, {})
@@ -466,5 +563,8 @@ def test_whatever_happens_to_a_slot_it_keeps_its_promises(laws, monkeypatch: pyt
     for module in (join_bounds, session_module):
         monkeypatch.setattr(module, "QUEUE_BYTES", QUEUE_BYTES)
     monkeypatch.setattr(result_delivery, "UNSENT_BYTES", UNSENT_BYTES)
+    monkeypatch.setattr(session_module, "HURRY_BYTES", QUEUE_BYTES * 3 // 4)
+    monkeypatch.setattr(queue, "HOPELESS_EVERY", HOPELESS_EVERY)
+    monkeypatch.setattr(queue, "FEW_LANES", 2)
     monkeypatch.setattr(doubtful_batches, "BLAMELESS_ASIDE_S", (0.1, 1.0))
     run_state_machine_as_test(laws, settings=settings(max_examples=120, stateful_step_count=50, deadline=None))
