@@ -90,7 +90,7 @@ def replace_report(report: PoolReport) -> PoolReport:
     return report
 
 
-def test_the_share_of_late_events_of_the_last_seconds_is_shown() -> None:
+def test_the_share_of_the_last_seconds_events_that_are_late_is_shown() -> None:
     seen = view()
     buckets = seen.latencies.histogram()
     assert seen.state(0.0, 0.0, {}).recent_late_share is None

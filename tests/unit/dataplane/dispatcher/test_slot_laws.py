@@ -66,7 +66,7 @@ class WatchedSlot(PlayedSlot):
         self.topic = kafka.topic
         self.acknowledges = False
         self.since_late_turn = self.without_late = 0
-        """Batches since one of late events went before others, and in a row without a late event while one waited."""
+        """Batches since one of hopeless events went first, and in a row without a late event while one waited."""
 
     def perform(self, actions: Iterable[on.Action]) -> None:
         actions = list(actions)
@@ -156,7 +156,7 @@ class Kafka:
 
     @property
     def beginning(self) -> tuple[int, str]:
-        """What somebody commits who says that the topic is to be read from its beginning."""
+        """What somebody commits who says that reading starts at the beginning of the topic."""
         return 0, f"i1;t={self.topic.id};c=2"
 
     def recreate(self) -> None:
