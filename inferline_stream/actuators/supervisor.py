@@ -328,7 +328,7 @@ class Supervisor:
 
     def _died_at(self, dispatcher: str, spec: DispatcherSpec, batch: BatchId) -> None:
         stage = spec.routes.stage
-        where = f"{spec.routes.input_topic}/{batch.partition}, the batch at offset {batch.base_offset}"
+        where = f"{spec.routes.place(batch.partition)}, the batch at offset {batch.base_offset}"
         logger.warning("dispatcher %s ended while it took in %s", dispatcher, where)
         if self._batch_deaths.died_at(stage, batch):
             logger.error("stage %s: dispatchers end whenever they take in %s: it is skipped", stage, where)

@@ -15,7 +15,13 @@ from rich.text import Text
 
 from inferline_stream.cli.output import logs_as_json
 from inferline_stream.controlplane.run_inputs import RunDisplay
-from inferline_stream.observability.pipeline_state import DecisionRecord, IsolationState, PipelineState, StageState
+from inferline_stream.observability.pipeline_state import (
+    BackgroundState,
+    DecisionRecord,
+    IsolationState,
+    PipelineState,
+    StageState,
+)
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.runs.report import RunReport
 
@@ -166,6 +172,8 @@ class StagesTable:
             yield whole
         else:
             yield from (self._table(_COUNTS), self._table(_FIGURES))
+        for of_class in self._state.backgrounds:
+            yield Text(background_words(of_class), style="dim")
         for stage in self._state.stages:
             if stage.trouble:
                 yield Text(f"{stage.name}: {stage.trouble}", style="bold yellow")
@@ -192,6 +200,14 @@ class StagesTable:
                     cells = own | shown if row == 0 else own
                     table.add_row(stage.name if row == 0 else "", *(cells.get(name, "") for name in columns))
         return table
+
+
+def background_words(of_class: BackgroundState) -> str:
+    """How far a class of background events has come."""
+    rate = "–" if of_class.rate is None else f"{of_class.rate:.1f}/s"
+    left = f"{of_class.left} left" if of_class.left else "done"
+    done = f", done in {format_duration(of_class.done_in_s)}" if of_class.left and of_class.done_in_s else ""
+    return f"background {of_class.topic}: {rate}, {left}{done}"
 
 
 def nodes_words(stage: StageState) -> str:
@@ -267,6 +283,8 @@ def _report(report: RunReport) -> Table:
     if report.verified < report.events_in:
         table.add_row("of them looked up by id", f"the last {report.verified}; the others are counted")
         table.add_row("counted without an end", str(report.unaccounted), style="bold red" if report.unaccounted else "")
+    for topic, of in report.backgrounds.items():
+        table.add_row(Text(f"background {topic}"), f"{of.events_out} of {of.events_in}, {of.left} left")
     table.add_section()
     table.add_row("P50 / P95 / P99", " / ".join(_duration(q) for q in (report.p50_s, report.p95_s, report.p99_s)))
     table.add_row("SLO (predicted P99)", f"{_duration(report.slo_s)} ({_duration(report.predicted_p99_s)})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.controlplane.run_options import RecordOptions
@@ -59,15 +59,34 @@ class PipelineContext:
         """Stages that read the source topic."""
         return frozenset(self.shape.stages[s] for s in self.shape.entries())
 
-    def topic(self, stage: str) -> str:
-        """Input topic of a stage."""
-        return self.source if stage in self.entries else self.names.stage_topic(stage)
+    @cached_property
+    def backgrounds(self) -> tuple[str, ...]:
+        """Topics of background events, without prefix: each is the name of a class."""
+        return tuple(topic.name for topic in self.pipeline.backgrounds)
+
+    def topic(self, stage: str, background: str = "") -> str:
+        """Input topic of a stage, for live events or for those of a background class."""
+        if stage not in self.entries:
+            return self.names.stage_topic(stage, background)
+        return self.names.topic(background) if background else self.source
+
+
+async def input_partitions(offsets: Offsets, context: PipelineContext) -> dict[str, dict[str, int]]:
+    """Return the partitions of each stage's input topic, by class of events: empty for live ones, first."""
+    return {
+        of: {stage: await offsets.partitions(context.topic(stage, of)) for stage in context.shape.stages}
+        for of in ("", *context.backgrounds)
+    }
 
 
 async def drained(
-    offsets: Offsets, context: PipelineContext, partitions: Mapping[str, int], source_end: Sequence[int]
+    offsets: Offsets,
+    context: PipelineContext,
+    partitions: Mapping[str, int],
+    source_end: Sequence[int],
+    background: str = "",
 ) -> bool:
-    """Whether nothing that was in the source topic before ``source_end`` is left in any stage.
+    """Whether nothing of a class that was in its source topic before ``source_end`` is left in any stage.
 
     Committed offsets are read before end offsets. A stage commits an event only after its results are in
     the next topic, so if nothing is left by these numbers, nothing is left anywhere.
@@ -77,17 +96,19 @@ async def drained(
         context: names.
         partitions: of the input topic of each stage that should be empty.
         source_end: end offsets of the source topic up to which entry stages must have come.
+        background: class of the events; by default live ones.
     """
+    topics = {stage: context.topic(stage, background) for stage in partitions}
     committed = {
-        stage: await offsets.committed(context.names.group(stage), context.topic(stage), n)
+        stage: await offsets.committed(context.names.group(stage, background), topics[stage], n)
         for stage, n in partitions.items()
     }
-    inner = {context.topic(stage): n for stage, n in partitions.items() if stage not in context.entries}
-    ends = {context.source: tuple(source_end), **(await offsets.ends(inner) if inner else {})}
+    inner = {topics[stage]: n for stage, n in partitions.items() if stage not in context.entries}
+    ends = await offsets.ends(inner) if inner else {}
     return all(
         max(0, done.offset) >= end
         for stage in partitions
-        for done, end in zip(committed[stage], ends[context.topic(stage)], strict=True)
+        for done, end in zip(committed[stage], ends.get(topics[stage], source_end), strict=True)
     )
 
 
@@ -96,12 +117,16 @@ async def lags(
     context: PipelineContext,
     partitions: Mapping[str, int],
     topic_of: Callable[[str], str] | None = None,
+    background: str = "",
 ) -> dict[str, int]:
-    """Records that are not finished, by consumer group; each stage's topic is the context's, or given."""
+    """Records of a class that are not finished, by consumer group; each stage's topic is the context's, or given."""
     left = {}
     for stage, n in partitions.items():
-        topic = (topic_of or context.topic)(stage)
-        committed = await offsets.committed(context.names.group(stage), topic, n)
+        group, topic = (
+            context.names.group(stage, background),
+            (topic_of or partial(context.topic, background=background))(stage),
+        )
+        committed = await offsets.committed(group, topic, n)
         ends = (await offsets.ends({topic: n}))[topic]
-        left[context.names.group(stage)] = sum(done.unfinished(end) for done, end in zip(committed, ends, strict=True))
+        left[group] = sum(done.unfinished(end) for done, end in zip(committed, ends, strict=True))
     return left

@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.leadership import AssignmentLog, read_log
+from inferline_stream.controlplane.observe.background_class import background_classes
 from inferline_stream.controlplane.observe.collector import Collector
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
 from inferline_stream.controlplane.observe.recovery import recover, recover_arrivals
-from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.pipeline_context import PipelineContext, input_partitions
 from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
     WANTED_KEY,
@@ -164,8 +165,9 @@ async def watch_pipeline(
         if plan is None:
             raise Unreachable(f"pipeline {pipeline.name!r} has not written down a plan yet; try again in a moment")
         _of_these_stages(plan, shape)
-        partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in shape.stages}
-        view = PipelineView(context, plan, PipelineProfile({}, independent_paths(shape, {}), 0.0), partitions)
+        partitions = await input_partitions(offsets, context)
+        measured = PipelineProfile({}, independent_paths(shape, {}), 0.0)
+        view = PipelineView(context, plan, measured, partitions[""], background_classes(shape, partitions))
         for stored in found.plans:
             view.planned(stored)
         for decision in found.decisions:

@@ -17,7 +17,7 @@ from typing import Any
 
 from inferline_stream.dataplane.codecs import codec
 from inferline_stream.dataplane.headers import LATEST_MS, MOST_REPLAYS, REPLAY, SENT_AGAIN, number
-from inferline_stream.dataplane.routes import input_topic
+from inferline_stream.dataplane.routes import input_topics
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.pipeline_topics import record_rules
@@ -188,8 +188,8 @@ def decoded(letter: Letter, pipeline: Pipeline, prefix: str = "") -> Any:
     names = Names(pipeline.name, prefix)
     name: str | Codec = pipeline.source.codec
     try:
-        if letter.input_topic != names.topic(pipeline.source.name):
-            stage = next(s for s in pipeline.stages if input_topic(pipeline, names, s.name) == letter.input_topic)
+        stage = next(s for s in pipeline.stages if letter.input_topic in input_topics(pipeline, names, s.name))
+        if stage.after:
             parent = letter.parent or stage.after[0].parent.name
             name = format_between(types_of(pipeline.stage(parent)).returns)
         return codec(name).decoder(Any)(letter.value or b"")
@@ -264,7 +264,8 @@ async def _send(sender: Writer, letters: Sequence[Letter], pipeline: Pipeline, n
     replays = {letter.event_id: 0 for letter in letters}
     for letter in letters:
         replays[letter.event_id] = min(MOST_REPLAYS, max(replays[letter.event_id], letter.replays + 1))
-    joins = {names.stage_topic(s.name) for s in pipeline.stages if len(s.after) > 1 and not s.ordered}
+    joins = [s.name for s in pipeline.stages if len(s.after) > 1 and not s.ordered]
+    by_event = {topic for join in joins for topic in input_topics(pipeline, names, join)}
     partitions = {topic: await sender.partitions_of(topic) for topic in {letter.input_topic for letter in letters}}
     outgoing: dict[tuple[str, int], list[Record]] = {}
     places: set[tuple[str, object]] = set()
@@ -272,7 +273,7 @@ async def _send(sender: Writer, letters: Sequence[Letter], pipeline: Pipeline, n
         topic = letter.input_topic
         record = (topic, letter.place or letter.id)
         if record not in places:  # a replica that died at the wrong moment has left two letters of one record
-            partition = _partition(letter, partitions[topic], by_event=topic in joins)
+            partition = _partition(letter, partitions[topic], by_event=topic in by_event)
             message = _as_it_was(letter, replays[letter.event_id])
             outgoing.setdefault((topic, partition), []).append(message)
         places.add(record)
@@ -281,11 +282,11 @@ async def _send(sender: Writer, letters: Sequence[Letter], pipeline: Pipeline, n
         outgoing.setdefault((letter.topic, letter.partition), []).append(note)
     await sender.begin()
     # A part is in a join only after what its others come from is there: else the join could give it up without them.
-    inputs = [input_topic(pipeline, names, stage.name) for stage in topological(pipeline.stages)]
+    inputs = [topic for stage in topological(pipeline.stages) for topic in input_topics(pipeline, names, stage.name)]
     for topic in dict.fromkeys([*inputs, *(topic for topic, _ in outgoing)]):
         if records := {place: messages for place, messages in outgoing.items() if place[0] == topic}:
             await sender.send(records)
-    await sender.commit({}, "")
+    await sender.commit({})
 
 
 def _as_it_was(letter: Letter, replay: int) -> Record:
@@ -318,5 +319,5 @@ def shown_bytes(data: bytes | None) -> str | None:
 
 def _topics(pipeline: Pipeline, names: Names) -> dict[str, str]:
     """Return every topic of dead letters, and the topic whose records it holds."""
-    inputs = dict.fromkeys(input_topic(pipeline, names, stage.name) for stage in pipeline.stages)
-    return {names.dead_letters(topic): topic for topic in inputs}
+    every = [topic for stage in pipeline.stages for topic in input_topics(pipeline, names, stage.name)]
+    return {names.dead_letters(topic): topic for topic in every}

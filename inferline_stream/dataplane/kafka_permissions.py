@@ -50,7 +50,8 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
     Creating topics (`run` without ``--no-create-topics``) takes the controller Create on them as well. Further topics
     and groups that a connector is given on its command line take rights of their own.
     """
-    names, routes = Names(pipeline.name, prefix), every_route(pipeline, prefix)
+    names = Names(pipeline.name, prefix)
+    routes = [of_class for route in every_route(pipeline, prefix).values() for of_class in route.classes]
     return [
         *_controller(pipeline, names, routes),
         *_dispatcher(names, routes),
@@ -59,17 +60,17 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
     ]
 
 
-def _controller(pipeline: Pipeline, names: Names, routes: Mapping[str, Routes]) -> Iterator[Permission]:
+def _controller(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
     source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
     wanted = _to_verify(pipeline, names)
-    for route in routes.values():  # to commit where a group starts takes the right to read its topic
+    for route in routes:  # to commit where a group starts takes the right to read its topic
         wanted[route.input_topic].add("Read")
     for topic in (source, sink, names.completed, names.stage_stats, names.control):
         wanted[topic].add("Read")
     for topic in (names.assignments, names.arrivals, names.decisions):
         wanted[topic] |= {"Read", "Write"}
     yield from _on_topics("controller", wanted, _RUN)
-    yield from (Permission("controller", "group", route.group, False, ("Read",), _RUN) for route in routes.values())
+    yield from (Permission("controller", "group", route.group, False, ("Read",), _RUN) for route in routes)
     yield Permission("controller", "group", names.control_groups, True, ("Delete", "Read"), _RUN)
     leader = f"{names.prefix}{names.pipeline}-controller"
     yield Permission("controller", "transactional-id", leader, False, ("Write",), _RUN)
@@ -81,32 +82,32 @@ def _controller(pipeline: Pipeline, names: Names, routes: Mapping[str, Routes]) 
     yield Permission("controller", "group", probe, True, ("Read",), _PROFILE)
 
 
-def _dispatcher(names: Names, routes: Mapping[str, Routes]) -> Iterator[Permission]:
+def _dispatcher(names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
     wanted: dict[str, set[str]] = defaultdict(set)
-    for route in routes.values():
+    for route in routes:
         wanted[route.input_topic].add("Read")
         for topic in route.topics_written:
             wanted[topic] |= {"Write", "DescribeConfigs"}  # how large its records may be
     wanted[names.assignments].add("Read")
     wanted[names.stage_stats].add("Write")
     yield from _on_topics("dispatcher", wanted, _RUN)
-    yield from (Permission("dispatcher", "group", route.group, False, ("Read",), _RUN) for route in routes.values())
+    yield from (Permission("dispatcher", "group", route.group, False, ("Read",), _RUN) for route in routes)
     yield from _slots("dispatcher", names, routes)
 
 
-def _connectors(pipeline: Pipeline, names: Names, routes: Mapping[str, Routes]) -> Iterator[Permission]:
+def _connectors(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
     source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
     yield Permission("source-connector", "topic", source, False, ("Write",), "sources")
     yield Permission("source-connector", "topic", sink, False, ("Read",), "http --results")
-    for route in routes.values():
+    for route in routes:
         if route.input_topic == source:
             yield Permission("source-connector", "group", route.group, False, ("Describe",), "http --most-behind")
     yield Permission("sink-connector", "topic", sink, False, ("Read",), "sinks")
     yield Permission("sink-connector", "group", f"{sink}-to-", True, ("Read",), "sinks")
 
 
-def _people(pipeline: Pipeline, names: Names, routes: Mapping[str, Routes]) -> Iterator[Permission]:
-    inputs = sorted({route.input_topic for route in routes.values()})
+def _people(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
+    inputs = sorted({route.input_topic for route in routes})
     source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
     seen: dict[str, set[str]] = {topic: {"Describe"} for topic in (*inputs, sink, names.completed)}
     for topic in (
@@ -115,7 +116,7 @@ def _people(pipeline: Pipeline, names: Names, routes: Mapping[str, Routes]) -> I
     ):
         seen[topic] = {"Read"}
     yield from _on_topics("viewer", seen, _STATUS)
-    yield from (Permission("viewer", "group", route.group, False, ("Describe",), _STATUS) for route in routes.values())
+    yield from (Permission("viewer", "group", route.group, False, ("Describe",), _STATUS) for route in routes)
     yield from _on_topics("viewer", _to_verify(pipeline, names), "topics --bootstrap-servers")
     overridden = {names.assignments: {"Read"}, names.decisions: {"Read"}, names.control: {"Read", "Write"}}
     yield from _on_topics("operator", overridden, _OVERRIDES)
@@ -137,8 +138,8 @@ def _on_topics(role: Role, wanted: Mapping[str, set[str]], needed_by: str) -> It
         yield Permission(role, "topic", topic, False, tuple(sorted(operations - implied)), needed_by)
 
 
-def _slots(role: Role, names: Names, routes: Mapping[str, Routes]) -> Iterator[Permission]:
-    for stage in routes:
+def _slots(role: Role, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
+    for stage in dict.fromkeys(route.stage for route in routes):
         slot = names.transactional_id(f"{stage}-")
         yield Permission(role, "transactional-id", slot, True, ("Write",), _EXACTLY_ONCE)
 

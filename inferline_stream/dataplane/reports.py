@@ -60,12 +60,15 @@ class PoolReport(msgspec.Struct):
     """Partition → why it is not read any more."""
     replicas: list[ReplicaStatus] = []
     counts: StageCounts = msgspec.field(default_factory=StageCounts)
+    """Of live events, and of the pool."""
+    background: dict[str, StageCounts] = {}
+    """Of background events, by their topic; of batches, those that hold no live event."""
     clock_lead_s: float = 0.0
     """Largest lead of a record's time over this host's clock in the last minute."""
     clock_lag_s: float = 0.0
     """Largest time by which a record was older than one before it in its partition, in the last minute."""
     queued: int = 0
-    """Events that wait for a replica now."""
+    """Live events that wait for a replica now."""
     hopeless: dict[int, int] = {}
     """Partition → how many of those can no longer be on time."""
     hidden: dict[int, int] = {}
@@ -75,6 +78,10 @@ class PoolReport(msgspec.Struct):
     stay: tuple[float, float, float] | None = None
     """How long events lately stayed that could be on time, as `deadline_order.Stay` has it, its `last_s` counted from
     this report: never above 0. None where there was no such event."""
+    background_queued: int = 0
+    """Background events that wait for a replica now."""
+    background_enough: bool = False
+    """Whether those are work for half as long as may wait: the stages before have no need to bring more."""
     join_events: int = 0
     """Events whose parts wait for the rest now."""
     join_bytes: int = 0
@@ -91,19 +98,23 @@ class PoolReport(msgspec.Struct):
 
     def __post_init__(self) -> None:
         check_version(self.version)
-        counts = self.counts
-        stats = [(size, of) for sizes in counts.batch_stats.values() for size, of in sizes.items()]
+        every = (self.counts, *self.background.values())
+        sums = [sizes for counts in every for sizes in counts.batch_stats.values()]
+        stats = [(size, of) for sizes in sums for size, of in sizes.items()]
         if any(size < 1 for size, _ in stats):
             raise ValueError(f"batch sizes {sorted(size for size, _ in stats)}")
-        found = numbers(counts) + [number for _, of in stats for number in numbers(of)]
-        found += [*counts.edges_taken.values(), *counts.latency_buckets, *(r.start_up_s for r in self.replicas)]
+        found = [number for _, of in stats for number in numbers(of)]
+        for counts in every:
+            found += [*numbers(counts), *counts.edges_taken.values(), *counts.latency_buckets]
+        found += [r.start_up_s for r in self.replicas]
         found += [getattr(self, name) for name in _NUMBERS]
         if self.stay is not None:
             found += self.stay
         if not all(abs(number) < _MOST for number in found):
             raise ValueError("a number is out of range")
-        if len(counts.latency_buckets) > _MOST_BUCKETS:
-            raise ValueError(f"{len(counts.latency_buckets)} latency buckets")
+        buckets = max(len(counts.latency_buckets) for counts in every)
+        if buckets > _MOST_BUCKETS:
+            raise ValueError(f"{buckets} latency buckets")
 
 
 _NUMBERS = tuple(

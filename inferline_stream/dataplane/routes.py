@@ -11,6 +11,7 @@ import msgspec
 
 from inferline_stream.dataplane.headers import version_value
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
 from inferline_stream.pipeline.keys import keeps_order
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import Arrow, Shape, shape_of
@@ -87,6 +88,15 @@ def follow(shape: Shape, stage: str, taken: Iterable[str] | None) -> Follow:
     return Follow(tuple(sends), completed=completed)
 
 
+class BackgroundTopic(msgspec.Struct, frozen=True):
+    """A topic of background events: its name without prefix, and what it says of its records, as `Topic` has it."""
+
+    name: str
+    weight: float = 1.0
+    timestamp_header: str | None = None
+    max_bytes: int | None = None
+
+
 class Routes(msgspec.Struct, frozen=True, dict=True):
     """A stage's place in its pipeline, as JSON carries it. Made by `routes_of`.
 
@@ -108,6 +118,8 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         sink_max_bytes: largest result; None for what Kafka takes.
         server_budget_s: longest that a replica may take over a batch that it asks a server for; 0 without a server.
         deadline_order: whether what can no longer be on time is served last; else in order of entry.
+        backgrounds: topics of background events, each a class of its own.
+        background: whose events these are the routes of; empty for live ones.
     """
 
     pipeline: str
@@ -127,6 +139,28 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     sink_max_bytes: int | None = None
     server_budget_s: float = 0.0
     deadline_order: bool = True
+    backgrounds: tuple[BackgroundTopic, ...] = ()
+    background: str = ""
+
+    @cached_property
+    def classes(self) -> tuple[Routes, ...]:
+        """The routes of every class of events, the live one first: their places are the numbers of the classes."""
+        entry = self.is_entry
+        others = (
+            msgspec.structs.replace(
+                self,
+                source=topic.name,
+                background=topic.name,
+                entry_time_header=topic.timestamp_header if entry else None,
+                source_max_bytes=topic.max_bytes if entry else None,
+            )
+            for topic in self.backgrounds
+        )
+        return (self, *others)
+
+    def place(self, partition: int) -> str:
+        """Return topic and partition of a number that a dispatcher has for a partition."""
+        return f"{self.classes[class_of(partition)].input_topic}/{partition % CLASS_STRIDE}"
 
     @cached_property
     def names(self) -> Names:
@@ -173,7 +207,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def group(self) -> str:
         """The stage's consumer group."""
-        return self.names.group(self.stage)
+        return self.names.group(self.stage, self.background)
 
     @cached_property
     def input_topic(self) -> str:
@@ -189,7 +223,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         """The topic that a stage reads: the source for entry stages, its own for all others."""
         at = self.stages.index(stage)
         entry = all(child != at for _, child, _ in self.arrows)
-        return self.names.topic(self.source) if entry else self.names.stage_topic(stage)
+        return self.names.topic(self.source) if entry else self.names.stage_topic(stage, self.background)
 
     @cached_property
     def _follows(self) -> dict[int | None, Follow]:
@@ -207,7 +241,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def topics_written(self) -> tuple[str, ...]:
-        """Every topic that the stage's dispatcher may write to, control topics aside."""
+        """Every topic that the stage's dispatcher may write to for the class, control topics aside."""
         stages = {*self.children, *(send.stage for send in self.follow(None).sends)}
         topics = {self.topic_of(stage) for stage in stages} | ({self.sink_topic} if self.is_final else set())
         return (*sorted(topics), self.names.completed, self.names.dead_letters(self.input_topic))
@@ -248,6 +282,10 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         sink_max_bytes=pipeline.sink.max_bytes,
         server_budget_s=0.0 if own.server is None else own.server.budget_s,
         deadline_order=pipeline.order == "deadline",
+        backgrounds=tuple(
+            BackgroundTopic(topic.name, topic.weight, topic.timestamp_header, topic.max_bytes)
+            for topic in pipeline.backgrounds
+        ),
     )
 
 
@@ -256,6 +294,8 @@ def every_route(pipeline: Pipeline, prefix: str = "") -> Mapping[str, Routes]:
     return {stage.name: routes_of(pipeline, stage.name, prefix) for stage in pipeline.stages}
 
 
-def input_topic(pipeline: Pipeline, names: Names, stage: str) -> str:
-    """Return the topic that a stage reads: the source for entry stages, its own for all others."""
-    return names.stage_topic(stage) if pipeline.stage(stage).after else names.topic(pipeline.source.name)
+def input_topics(pipeline: Pipeline, names: Names, stage: str) -> list[str]:
+    """Return the topics that a stage reads, of live events first: a source for entry stages, its own for all others."""
+    if pipeline.stage(stage).after:
+        return [names.stage_topic(stage, of) for of in ("", *(topic.name for topic in pipeline.backgrounds))]
+    return [names.topic(topic.name) for topic in (pipeline.source, *pipeline.backgrounds)]

@@ -88,6 +88,8 @@ class Grant(msgspec.Struct, frozen=True, tag="grant"):
     settled: dict[int, tuple[int, int]] = {}
     """Of a join's input, by partition: an event with its first part below the first offset gets no other part at or
     above the second, because every stage before the join has finished what it could come from."""
+    background_waits: bool = False
+    """Whether background events are left where they are: a stage after this one has enough of them."""
     version: int = WIRE_VERSION
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from inferline_stream.dataplane.routes import input_topic
+from inferline_stream.dataplane.routes import input_topics
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.offset_metadata import (
     Committed,
@@ -94,6 +94,8 @@ async def commit_start_offsets(
     entry stages of before stand: an event is finished that all of them have finished. Where entry stages are moved,
     joins forget which events were finished before: those come again.
 
+    A background topic is read from its beginning, once: ``start`` is about the live topic.
+
     Args:
         bootstrap_servers: of the cluster.
         pipeline: whose topics exist.
@@ -113,9 +115,20 @@ async def commit_start_offsets(
     entries = {stage.name for stage in pipeline.stages if not stage.after}
     left: Mapping[int, Committed] = {}
 
+    async def commit_background(offsets: Offsets, stage: Stage, of: str, topic: str) -> None:
+        group = await StageGroup.of(offsets, names.group(stage.name, of), topic)
+        again = before is not None and of in before.backgrounds and stage.name in before.edges
+        committed, begins = await group.committed(group.partitions), await group.begins()
+        added = _added(committed, begins)
+        await group.commit(added if again else {p: Committed(at) for p, at in begins.items() if p not in committed})
+        if missing := set(group.partitions) - committed.keys() - added.keys() if again else ():
+            _say_missing(group, missing)
+
     async def commit(offsets: Offsets, stage: Stage) -> None:
-        topic, name = input_topic(pipeline, names, stage.name), names.group(stage.name)
-        group = await StageGroup.of(offsets, name, topic)
+        topic, *others = input_topics(pipeline, names, stage.name)
+        for of, of_topic in zip(pipeline.backgrounds, others, strict=True):
+            await commit_background(offsets, stage, of.name, of_topic)
+        group = await StageGroup.of(offsets, names.group(stage.name), topic)
         committed = await group.committed(group.partitions)
         if start != "committed":  # what was committed of a topic of the same name that is gone counts for nothing
             committed = {p: entry for p, entry in committed.items() if not group.is_of_another_topic(entry)}
@@ -125,11 +138,7 @@ async def commit_start_offsets(
         elif start == "committed" and stage.name in known:
             await group.commit(added)
             if missing := set(group.partitions) - committed.keys() - added.keys():
-                logger.error(
-                    "group %s has no offset of %s/%s, which it has read before: halted. Offsets expire where a "
-                    "pipeline stood still for days; run with --start earliest, latest or a time",
-                    name, topic, ",".join(map(str, sorted(missing))),
-                )  # fmt: skip
+                _say_missing(group, missing)
         elif stage.after:
             begins = await group.begins()
             await group.commit({p: Committed(begin) for p, begin in begins.items() if p not in committed})
@@ -146,6 +155,14 @@ async def commit_start_offsets(
             left = await _left(offsets, names, before) if before.source[0] == pipeline.source.name else {}
         # All at once: a leader that is busy for long is taken for dead.
         await asyncio.gather(*(commit(offsets, stage) for stage in pipeline.stages))
+
+
+def _say_missing(group: StageGroup, partitions: Collection[int]) -> None:
+    logger.error(
+        "group %s has no offset of %s/%s, which it has read before: halted. Offsets expire where a pipeline stood "
+        "still for days; set an offset of the group, or for the live topic run with --start earliest, latest or a time",
+        group.name, group.topic, ",".join(map(str, sorted(partitions))),
+    )  # fmt: skip
 
 
 def has_read(before: Structure, pipeline: Pipeline) -> frozenset[str]:

@@ -10,9 +10,12 @@ import mmap
 import os
 import struct
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
 
 if TYPE_CHECKING:
     from aiokafka import TopicPartition
@@ -66,28 +69,28 @@ class BatchWatch:
     """Marks the batch that is being unpacked or taken in, and knows those that must not be.
 
     Args:
-        topic: only its batches are marked.
+        topics: only their batches are marked, of each class of events; see `event_classes`.
         file: descriptor of the mark, which this owns now; -1 for memory that nobody else sees.
         deadly: batches that ended dispatchers.
     """
 
-    def __init__(self, topic: str, file: int = -1, deadly: tuple[BatchId, ...] = ()) -> None:
-        self._topic = topic
+    def __init__(self, topics: Sequence[str], file: int = -1, deadly: tuple[BatchId, ...] = ()) -> None:
+        self._first = {topic: at * CLASS_STRIDE for at, topic in enumerate(topics)}
         self._mark = mmap.mmap(file, _MARK.size)
         if file >= 0:
             os.close(file)
         self._deadly = frozenset(deadly)
         self._unpacked: dict[int, list[MarkedBatch]] = {}
-        """By partition, those whose records are not all taken in yet."""
+        """By partition, as dispatchers number them, those whose records are not all taken in yet."""
 
     def is_deadly(self, batch: MarkedBatch) -> bool:
         """Return whether a batch ended dispatchers."""
-        return bool(self._deadly) and batch.place.topic == self._topic and _id_of(batch) in self._deadly
+        return bool(self._deadly) and batch.place.topic in self._first and self._id_of(batch) in self._deadly
 
     def unpacks(self, batch: MarkedBatch) -> None:
         """Mark a batch from which records are about to be unpacked."""
-        if batch.place.topic == self._topic:
-            self._unpacked.setdefault(batch.place.partition, []).append(batch)
+        if batch.place.topic in self._first:
+            self._unpacked.setdefault(self._id_of(batch).partition, []).append(batch)
             self._set(batch)
 
     def takes_in(self, partition: int, offset: int) -> int:
@@ -104,16 +107,15 @@ class BatchWatch:
         """Clear the mark: no batch is being unpacked or taken in."""
         self._mark[_COUNTS_AT] = 0
 
-    def done(self) -> None:
-        """Clear the mark, and forget what was unpacked: it is taken in, or of no use."""
+    def done(self, class_number: int = 0) -> None:
+        """Clear the mark, and forget what was unpacked of a class: it is taken in, or of no use."""
         self.rests()
-        self._unpacked.clear()
+        self._unpacked = {each: left for each, left in self._unpacked.items() if class_of(each) != class_number}
 
     def _set(self, batch: MarkedBatch) -> None:
         self.rests()
         ran_s = time.process_time()
-        _MARK.pack_into(self._mark, 0, ran_s, batch.base_offset, batch.checksum, batch.place.partition, 1)
+        _MARK.pack_into(self._mark, 0, ran_s, batch.base_offset, batch.checksum, self._id_of(batch).partition, 1)
 
-
-def _id_of(batch: MarkedBatch) -> BatchId:
-    return BatchId(batch.place.partition, batch.base_offset, batch.checksum)
+    def _id_of(self, batch: MarkedBatch) -> BatchId:
+        return BatchId(self._first[batch.place.topic] + batch.place.partition, batch.base_offset, batch.checksum)

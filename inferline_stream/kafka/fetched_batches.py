@@ -129,7 +129,7 @@ class Unpacker:
     """
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES, watch: BatchWatch | None = None) -> None:
-        self.watch = watch or BatchWatch("")
+        self.watch = watch or BatchWatch(())
         self._decompressor = Decompressor(limit_bytes)
         self._allowance = _Allowance()
 

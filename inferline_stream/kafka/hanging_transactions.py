@@ -1,4 +1,4 @@
-"""A transactional producer that can end what Kafka has left hanging.
+"""A transactional producer that ends what Kafka has left hanging, and commits offsets of several groups at once.
 
 A transaction ends by a marker in each of its partitions. Apache Kafka 4.4 forgets the marker of a partition that has
 no leader just then (`KRaftMetadataCache.getPartitionLeaderEndpoint` gives none, which its transaction coordinator takes
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -107,6 +107,8 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka
 
     _last_committed: bool | None = None
     """Whether the last transaction of this id was committed, as of the start; None where that is not known."""
+    _last_group = ""
+    """Whose coordinator is known."""
 
     async def start(self) -> None:
         """Connect, fence the producer that held the id, and learn how the last transaction ended.
@@ -123,12 +125,25 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka
         self._last_committed = outcome.committed
         await self._sender.start()
 
-    async def end_hanging(self, partitions: Iterable[TopicPartition], group: str) -> None:
+    async def add_offsets(self, offsets: Mapping[str, Mapping[TopicPartition, tuple[int, str]]]) -> None:
+        """Make offsets part of the transaction, by group: aiokafka knows one group of each, and one coordinator.
+
+        Raises:
+            KafkaError: a successor has taken the id, or Kafka refuses.
+        """
+        for group, of_group in offsets.items():
+            if group != self._last_group:
+                self._txn_manager._txn_consumer_group = None
+                self._sender._coordinator_dead(CoordinationType.GROUP)
+                self._last_group = group
+            await self.send_offsets_to_transaction(of_group, group)
+
+    async def end_hanging(self, partitions: Iterable[TopicPartition], groups: Iterable[str]) -> None:
         """End for good, as it was ended, what the last transaction before the start may have left undecided.
 
         Args:
             partitions: of every topic that transactions of this id write.
-            group: whose offsets they hold.
+            groups: whose offsets they hold.
 
         Raises:
             KafkaError: a successor has taken the id, or Kafka refuses.
@@ -140,7 +155,8 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka
             self._txn_manager.maybe_add_partition_to_txn(partition)
         while self._txn_manager.partitions_to_add():  # noqa: ASYNC110  aiokafka's task brings it about
             await asyncio.sleep(_POLL_S)
-        await self._done(AddOffsetsToTxnHandler(self._sender, group))
+        for group in groups:
+            await self._done(AddOffsetsToTxnHandler(self._sender, group))
         await (self.commit_transaction() if self._last_committed else self.abort_transaction())
 
     async def _done(self, handler: BaseHandler) -> None:

@@ -82,17 +82,31 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
     inner = [stage.name for stage in pipeline.stages if stage.after]
     parents = {edge.parent.name for stage in pipeline.stages for edge in stage.after}
     final = next((stage.name for stage in pipeline.stages if stage.name not in parents), "")
-    large, sink_large = _takes(pipeline.source.max_bytes), _takes(pipeline.sink.max_bytes)
+    sink_large = _takes(pipeline.sink.max_bytes)
     of_source = pipeline.source.partitions or max((wanted.get(e, DEFAULT_PARTITIONS) for e in entries), default=1)
     of_final = wanted.get(final, DEFAULT_PARTITIONS)
-    source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
+    sink = names.topic(pipeline.sink.name)
+    sources = {
+        names.topic(topic.name): WantedTopic(
+            names.topic(topic.name),
+            topic.partitions or of_source,
+            "source: background events" if topic.background else "source: events arrive here",
+            _takes(topic.max_bytes),
+        )
+        for topic in (pipeline.source, *pipeline.backgrounds)
+    }
+    classes = ("", *(topic.name for topic in pipeline.backgrounds))
+    stage_topics = {names.stage_topic(stage, of): (stage, of) for of in classes for stage in inner}
     found = [
-        WantedTopic(source, of_source, "source: events arrive here", large),
+        *sources.values(),
         *(
             WantedTopic(
-                names.stage_topic(stage), wanted.get(stage, DEFAULT_PARTITIONS), f"input of stage {stage}", _INNER
+                topic,
+                wanted.get(stage, DEFAULT_PARTITIONS),
+                f"input of stage {stage}" + (f", background events of {of}" if of else ""),
+                _INNER,
             )
-            for stage in inner
+            for topic, (stage, of) in stage_topics.items()
         ),
         WantedTopic(sink, pipeline.sink.partitions or of_final, "sink: results of the final stage", sink_large),
         WantedTopic(names.completed, of_final, "events that ended without a result, with the reason", _WEEK),
@@ -101,9 +115,9 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
                 names.dead_letters(topic),
                 1,
                 f"records of {topic} that could not be processed",
-                {**_WEEK, **(large if topic == source else {})},
+                {**_WEEK, **(sources[topic].settings if topic in sources else {})},
             )
-            for topic in (source, *map(names.stage_topic, inner))
+            for topic in (*sources, *stage_topics)
         ),
         WantedTopic(names.assignments, 1, "leadership and which dispatcher serves which slot", _CONTROL),
         WantedTopic(names.stage_stats, 1, "what dispatchers report", _HOUR),

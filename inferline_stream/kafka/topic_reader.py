@@ -103,7 +103,7 @@ class TopicReader:
         request_timeout_s: float = 40.0,
         fetch_wait_s: float = 0.5,
     ) -> None:
-        self._where, self._topic, self._group = bootstrap_servers, topic, group
+        self._where, self._topic, self.group = bootstrap_servers, topic, group or ""
         self._beside = TopicPartition(assignments, 0) if assignments else None
         self._beside_at, self._beside_end = 0, 0
         self._fetch_wait_s = fetch_wait_s
@@ -169,12 +169,12 @@ class TopicReader:
             self._adapt_wait()
             # Before the first partition is held, and aiokafka fails where they are assigned again meanwhile. Offsets
             # are not asked for: what the dispatcher before left open is ended after it.
-            if self._group is not None:
+            if self.group:
                 try:
                     async with asyncio.timeout(timeout_s):
                         await self._consumer._coordinator.ensure_coordinator_known()
                 except TimeoutError as error:
-                    raise Unreachable(f"Kafka at {self._where} has no coordinator of group {self._group}") from error
+                    raise Unreachable(f"Kafka at {self._where} has no coordinator of group {self.group}") from error
                 except KafkaError as error:
                     raise self._refused(error) from error
 
@@ -276,10 +276,14 @@ class TopicReader:
             KafkaError: Kafka reports an error that does not pass.
             KafkaFailed: the assignments topic cannot be read on.
         """
-        wanted: tuple[TopicPartition | None, ...] = ()
+        wanted: list[TopicPartition] = []
         self._resume_damaged()
         if full:
-            wanted = (self._beside, *(self._tp(partition) for partition in self.positions if partition not in full))
+            wanted = [self._tp(partition) for partition in self.positions if partition not in full]
+            wanted += [self._beside] if self._beside else []
+            if not wanted:
+                await asyncio.sleep(wait_s)
+                return _NOTHING
         try:
             found = await self._consumer.getmany(*wanted, timeout_ms=round(wait_s * 1000), max_records=most)
         except OffsetOutOfRangeError as error:
@@ -406,7 +410,7 @@ class TopicReader:
             return await group_offsets(coordinator, self._topic, list(partitions), within_s)
         except UndecidedOffsets:
             raise KafkaFailed(
-                f"a transaction has left offsets of group {self._group} on {self._topic} undecided for "
+                f"a transaction has left offsets of group {self.group} on {self._topic} undecided for "
                 f"{UNDECIDED_S:g} s: Kafka may have lost its end. `kafka-transactions.sh find-hanging` names it, and "
                 "`abort` ends it"
             ) from None
@@ -416,7 +420,7 @@ class TopicReader:
     def _refused(self, error: KafkaError) -> KafkaFailed:
         rights = isinstance(error, (GroupAuthorizationFailedError, TopicAuthorizationFailedError))
         remedy = "; the group needs the rights Describe and Read, the topic Read" if rights else ""
-        return KafkaFailed(f"the offsets of group {self._group} on {self._topic} cannot be read: {error!r}{remedy}")
+        return KafkaFailed(f"the offsets of group {self.group} on {self._topic} cannot be read: {error!r}{remedy}")
 
     async def commit(self, offsets: Mapping[int, Entry]) -> None:
         """Commit to the group; tries again for as long as the error is one that may pass.
@@ -428,10 +432,10 @@ class TopicReader:
             await self._consumer.commit(self.offsets_for_transaction(offsets))
         except CommitFailedError as error:
             raise KafkaFailed(
-                f"group {self._group} has members that subscribe to it; they and dispatchers must not share a group"
+                f"group {self.group} has members that subscribe to it; they and dispatchers must not share a group"
             ) from error
         except KafkaError as error:
-            raise KafkaFailed(f"group {self._group} refuses a commit: {error!r}") from error
+            raise KafkaFailed(f"group {self.group} refuses a commit: {error!r}") from error
 
     def keep_offsets(self, kept_ms: int) -> None:
         """Have each commit say how long Kafka keeps it: aiokafka has no option for that."""

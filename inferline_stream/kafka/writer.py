@@ -231,13 +231,13 @@ class Writer:
 
     # Transactions
 
-    async def start_again(self, timeout_s: float, partitions: Mapping[str, int], group: str) -> None:
+    async def start_again(self, timeout_s: float, partitions: Mapping[str, int], groups: Collection[str]) -> None:
         """Connect as a new producer: what the one before had under way is void.
 
         Args:
             timeout_s: longest wait for the connection, and again for the end of what was left undecided.
             partitions: of each topic that transactions write.
-            group: whose offsets they hold.
+            groups: whose offsets they hold.
 
         Raises:
             Unreachable: no answer in time.
@@ -250,7 +250,7 @@ class Writer:
         try:
             with _translated("a transaction"):
                 async with asyncio.timeout(timeout_s):
-                    await self._client.end_hanging(every, group)
+                    await self._client.end_hanging(every, groups)
         except TimeoutError:
             raise Unreachable(
                 f"no transaction over {', '.join(sorted(partitions))} could be ended within {timeout_s:g} s; see that "
@@ -267,15 +267,14 @@ class Writer:
         with _translated("a transaction"):
             await self._client.begin_transaction()
 
-    async def commit(self, offsets: Mapping[TopicPartition, tuple[int, str]], group: str) -> None:
-        """Make a group's offsets part of the transaction, and commit it.
+    async def commit(self, offsets: Mapping[str, Mapping[TopicPartition, tuple[int, str]]]) -> None:
+        """Make offsets part of the transaction, by group, and commit it.
 
         Raises:
             Fenced: a successor has taken this producer's id.
         """
         with _translated("a transaction"):
-            if offsets:
-                await self._client.send_offsets_to_transaction(offsets, group)
+            await self._client.add_offsets(offsets)
             await self._client.commit_transaction()
 
     async def write(self, records: Iterable[Record]) -> None:

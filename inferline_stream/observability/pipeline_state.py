@@ -246,6 +246,27 @@ class StageState:
 
 
 @dataclass(frozen=True, slots=True)
+class BackgroundState:
+    """One class of background events now. Everything else in a state is of live events."""
+
+    topic: str
+    left: int = gauge("background_left_records", "Background records that not every first stage has finished.", 0)
+    rate: float | None = gauge(
+        "background_rate_per_second", "Such records finished per second, mean of the last minutes.", None
+    )
+    done_in_s: float | None = gauge(
+        "background_done_in_seconds", "Time until none is left at that rate; missing where nobody can tell.", None
+    )
+    results: int = counter("background_results", "Background events that the final stage has finished.", 0)
+    dead_lettered: int = counter("background_dead_lettered", "Background events sent to the dead letters.", 0)
+    busy_s: float = counter("background_busy_seconds", "Time replicas spent in batches of background events.", 0.0)
+    lags: Mapping[str, int] = gauge(
+        "background_lag_records", "Background records that are not finished.", dict, "stage"
+    )
+    """By stage."""
+
+
+@dataclass(frozen=True, slots=True)
 class EnvelopeWindow:
     """Most arrivals in any window of this length: live, and in the trace that the plan was made for."""
 
@@ -400,6 +421,7 @@ class PipelineState:
         "replica_seconds", "Replica-seconds held; times the price, the cost.", dict, "stage", "hardware"
     )
     stages: tuple[StageState, ...]
+    backgrounds: tuple[BackgroundState, ...] = ()
     devices: tuple[DeviceState, ...] = ()
     """GPUs of this host, once a replica needed one. In a cluster, others report them."""
     decisions: tuple[DecisionRecord, ...]

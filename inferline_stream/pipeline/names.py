@@ -49,13 +49,13 @@ class Names:
         """A topic that the user names: source or sink."""
         return self.prefix + name
 
-    def stage_topic(self, stage: str) -> str:
-        """Input topic of a stage that is not an entry stage."""
-        return f"{self.prefix}{self.pipeline}.{stage}"
+    def stage_topic(self, stage: str, background: str = "") -> str:
+        """Input topic of a stage that is not an entry stage, of live events or of those of a background topic."""
+        return self.group(stage, background)
 
-    def group(self, stage: str) -> str:
-        """Consumer group of a stage."""
-        return f"{self.prefix}{self.pipeline}.{stage}"
+    def group(self, stage: str, background: str = "") -> str:
+        """Consumer group of a stage, for live events or for those of a background topic."""
+        return f"{self.prefix}{self.pipeline}.{stage}" + (f".{background}" if background else "")
 
     def transactional_id(self, slot: str) -> str:
         """Return the transactional id of a slot's producer, where results are exactly once.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,9 @@ class Topic:
             what Kafka takes (`max.message.bytes`); a topic that has to be created is made to take so much.
         arrivals: of the source: what shows how many came. ``"offsets"``, growth of the log, reads no record;
             ``"timestamps"`` reads the records, and is needed where producers write in transactions.
+        background: of a source beside the live one: its events are served where no live event waits, from the topic's
+            beginning on. They have no SLO, and nothing is planned or scaled for them.
+        weight: of a background topic among several: they share what live events leave idle in this proportion.
     """
 
     name: str
@@ -79,6 +82,8 @@ class Topic:
     timestamp_header: str | None = None
     arrivals: str = "offsets"
     max_bytes: int | None = None
+    background: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +214,11 @@ class Stage:
         return f"Stage({self.name!r})"
 
 
+def _listed(source: Any) -> tuple[Any, ...]:
+    """What stands for sources, whatever it is: `validation` judges it."""
+    return tuple(source) if isinstance(source, list | tuple) else (source,)
+
+
 def _caller() -> str:
     """``file:line`` of the code that constructs the object whose constructor calls this."""
     frame = sys._getframe(2)
@@ -229,7 +239,8 @@ class Pipeline:
     Args:
         name: names the pipeline's topics, groups and metrics.
         slo: target for the end-to-end P99, a duration such as ``"250ms"``.
-        source: topic that events arrive on.
+        source: topic that events arrive on; or a list of the live one and of background topics, such as an archive, see
+            `Topic`.
         sink: topic that the final stage's results go to.
         stages: every stage, in any order.
         sample: arrivals and events to profile and plan with.
@@ -246,7 +257,7 @@ class Pipeline:
         name: str,
         *,
         slo: str,
-        source: Topic,
+        source: Topic | Sequence[Topic],
         sink: Topic,
         stages: Iterable[Stage],
         sample: Sample | None = None,
@@ -257,7 +268,7 @@ class Pipeline:
     ) -> None:
         self.name = name
         self.slo = slo
-        self.source = source
+        self.sources: tuple[Topic, ...] = (source,) if isinstance(source, Topic) else _listed(source)
         self.sink = sink
         self.stages = tuple(stages)
         self.sample = sample
@@ -266,6 +277,17 @@ class Pipeline:
         self.on_expired = on_expired
         self.order = order
         self.declared = _caller()
+
+    @property
+    def source(self) -> Topic:
+        """The topic of live events, which the pipeline is planned and scaled for."""
+        live = (topic for topic in self.sources if not getattr(topic, "background", False))
+        return next(live, self.sources[0] if self.sources else Topic(""))
+
+    @property
+    def backgrounds(self) -> tuple[Topic, ...]:
+        """The topics of background events, each a class of its own."""
+        return tuple(topic for topic in self.sources if topic is not self.source)
 
     @property
     def slo_s(self) -> float:

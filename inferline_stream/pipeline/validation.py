@@ -21,6 +21,7 @@ from inferline_stream.pipeline.annotations import (
     without_none,
 )
 from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_times, emulated_s
+from inferline_stream.pipeline.event_classes import problems_of_classes
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
@@ -118,8 +119,9 @@ def _of_stage_list(stages: Sequence[Any]) -> Iterator[str]:
 def _of_topics(pipeline: Pipeline) -> Iterator[str]:
     names = Names(str(pipeline.name))
     own = names.own | {names.stage_topic(str(getattr(stage, "name", ""))) for stage in pipeline.stages}
+    yield from problems_of_classes(pipeline)
     end: Any
-    for role, end in (("source", pipeline.source), ("sink", pipeline.sink)):
+    for role, end in (*(("source", source) for source in pipeline.sources), ("sink", pipeline.sink)):
         if not isinstance(end, Topic):
             yield f'{role} {end!r} is no Topic; write Topic("{end if isinstance(end, str) else role}")'
             continue
@@ -138,9 +140,9 @@ def _of_topics(pipeline: Pipeline) -> Iterator[str]:
         header: Any = end.timestamp_header
         if header is not None and not (isinstance(header, str) and header):
             yield f"{role} topic {name!r}: timestamp_header {header!r} must be the name of a header"
-    if isinstance(pipeline.source, Topic) and isinstance(pipeline.sink, Topic):  # noqa: SIM102  one idea each
-        if pipeline.source.name == pipeline.sink.name:
-            yield f"source and sink are both topic {pipeline.source.name!r}; results would come back as events"
+    for source in pipeline.sources:
+        if isinstance(source, Topic) and isinstance(pipeline.sink, Topic) and source.name == pipeline.sink.name:
+            yield f"source and sink are both topic {source.name!r}; results would come back as events"
 
 
 def _of_own_hardware(kinds: Sequence[Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from inferline_stream.pipeline.annotations import types_of
@@ -27,6 +27,7 @@ class Structure:
         formats: of each stage's results on the way to the next.
         edges: by stage, its parents; whether the edge is conditional.
         ordered: joins that keep the order of a key.
+        backgrounds: topics of background events. What a record holds does not depend on them.
     """
 
     source: tuple[str, str]
@@ -34,6 +35,7 @@ class Structure:
     formats: Mapping[str, str]
     edges: Mapping[str, Mapping[str, bool]]
     ordered: tuple[str, ...] = ()
+    backgrounds: tuple[str, ...] = ()
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -42,8 +44,8 @@ class Structure:
 
     @property
     def version(self) -> str:
-        """Eight digits that differ where anything of it does."""
-        canonical = json.dumps(asdict(self), sort_keys=True).encode()
+        """Eight digits that differ where anything of it does that records depend on."""
+        canonical = json.dumps(asdict(replace(self, backgrounds=())), sort_keys=True).encode()
         return hashlib.blake2s(canonical, digest_size=4).hexdigest()
 
 
@@ -63,6 +65,7 @@ def structure_of(pipeline: Pipeline) -> Structure:
             for stage in pipeline.stages
         },
         ordered=tuple(sorted(stage.name for stage in pipeline.stages if stage.ordered and len(stage.after) > 1)),
+        backgrounds=tuple(topic.name for topic in pipeline.backgrounds),
     )
 
 
@@ -81,6 +84,9 @@ def incompatibilities(running: Structure, wanted: Structure) -> list[str]:
         before, now = getattr(running, end), getattr(wanted, end)
         if before != now:
             found.append(f"the {end} was topic {before[0]} ({before[1]}) and is topic {now[0]} ({now[1]})")
+    if running.backgrounds != wanted.backgrounds:
+        was, is_ = _names(running.backgrounds), _names(wanted.backgrounds)
+        found.append(f"the background topics were {was} and are {is_}")
     before, now = running.edges, wanted.edges
     found += [
         f"stage {stage} is gone: what waits for it would never be processed" for stage in before if stage not in now

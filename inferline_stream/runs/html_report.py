@@ -153,6 +153,10 @@ def _tiles(record: RunRecord) -> str:
     tiles = [
         ("events", f"{report.events_in}", f"{report.events_out} results" + (f", {endings}" if endings else "")),
         ("lost or twice", f"{report.lost} / {report.duplicated}", "every event is accounted for"),
+        *(
+            (f"background {topic}", f"{of.events_out}", f"of {of.events_in} done, {of.left} left")
+            for topic, of in report.backgrounds.items()
+        ),
         ("P50", _time(report.p50_s), ""),
         ("P99", _time(report.p99_s), f"predicted {_time(report.predicted_p99_s)}, SLO {_time(report.slo_s)}"),
         ("cost", f"${report.cost:.4f}", f"${report.cost / hours:.3f}/h" if hours > 0 else ""),

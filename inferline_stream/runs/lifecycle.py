@@ -22,10 +22,11 @@ from inferline_stream.baselines.coarse import peak_cost_per_hour
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
+from inferline_stream.controlplane.observe.background_class import background_classes
 from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, ledger_begin
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered, recover
-from inferline_stream.controlplane.pipeline_context import PipelineContext, lags
+from inferline_stream.controlplane.pipeline_context import PipelineContext, input_partitions, lags
 from inferline_stream.controlplane.replica_counts import copied, replicas_of_plan
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.slot_grants import Grant
@@ -63,7 +64,8 @@ async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[
     await _ready_topics(run)
     async with contextlib.AsyncExitStack() as stack:
         offsets = await stack.enter_async_context(Offsets(run.bootstrap_servers))
-        partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in context.shape.stages}
+        every = await input_partitions(offsets, context)
+        partitions = every[""]
         controller_name = f"{run.pipeline.name}-{secrets.token_hex(4)}"
         leadership = await stack.enter_async_context(
             Leadership(run.bootstrap_servers, context.names, controller_name, context.decoder)
@@ -77,7 +79,7 @@ async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[
         await _refuse_other_structure(run, found, leadership.log.grants, offsets, context)
         since = await _begun(run, found, context, offsets, partitions)
         plan, wanted = _going_on(run, found)
-        view = PipelineView(context, plan, run.measured, partitions)
+        view = PipelineView(context, plan, run.measured, partitions, background_classes(context.shape, every))
         view.core_use = core_use
         if run.sample is not None:
             view.coarse_peak_per_hour = peak_cost_per_hour(view.shape, run.measured, plan, run.kinds, run.sample)
@@ -199,7 +201,7 @@ async def _begun(
         await commit_start_offsets(
             run.bootstrap_servers, run.pipeline, run.records.prefix, run.records.start, before=before
         )
-    since = await ledger_begin(offsets, context, partitions)
+    since = await ledger_begin(offsets, context)
     # What a leader that fell silent has left is live traffic, and late by our doing.
     return replace(since, live=since.source) if taken_over else since
 
@@ -232,14 +234,16 @@ async def _refuse_other_structure(
             f"not known where {', '.join(sorted(new))} would begin. Run the pipeline as it was. Then {DRAIN_FIRST}. "
             "Or say with --start where to begin"
         )
-    topics = {stage: context.names.stage_topic(stage) for stage in before.edges if stage not in before.entries}
-    there = await offsets.existing(topics.values())
-    inner = {stage: there[topic] for stage, topic in topics.items() if topic in there}
-    if left := {
-        group: count for group, count in (await lags(offsets, context, inner, topics.__getitem__)).items() if count
-    }:
-        under_way = ", ".join(f"{count} in {group}" for group, count in left.items())
-        raise UsageError(f"{changed}. Records are under way: {under_way}. {DRAIN_FIRST.capitalize()}")
+    left: dict[str, int] = {}
+    for of in ("", *before.backgrounds):
+        topics = {stage: context.names.stage_topic(stage, of) for stage in before.edges if stage not in before.entries}
+        there = await offsets.existing(topics.values())
+        inner = {stage: there[topic] for stage, topic in topics.items() if topic in there}
+        under_way = await lags(offsets, context, inner, topics.__getitem__, of)
+        left |= {group: count for group, count in under_way.items() if count}
+    if left:
+        where = ", ".join(f"{count} in {group}" for group, count in left.items())
+        raise UsageError(f"{changed}. Records are under way: {where}. {DRAIN_FIRST.capitalize()}")
 
 
 def _going_on(run: Run, found: Recovered) -> tuple[Plan, dict[str, dict[str, int]]]:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.leadership import LeadershipLost
@@ -161,8 +162,10 @@ class LiveRun:
             Records left unfinished, by consumer group.
         """
         self.controller.decider.held = True  # falling traffic at the end is no reason to scale
+        self.controller.slots.leave_background()
         self.run.display.step("draining")
-        end = (await self.offsets.ends({self.context.source: len(self.since.source)}))[self.context.source]
+        live = len(self.since.of_class(self.since.source))
+        end = (await self.offsets.ends({self.context.source: live}))[self.context.source]
         partitions = self.controller.view.partitions
         left, moved_s = None, time.monotonic()
         while not await drained(self.offsets, self.context, partitions, end):
@@ -178,12 +181,14 @@ class LiveRun:
                 )
                 break
             await asyncio.sleep(0.1)
-        if self.run.feed is None:  # others may go on writing: what came after is left for the next run
+        backgrounds = self.controller.view.backgrounds
+        if self.run.feed is None or backgrounds:  # others may go on writing: what came after is left for the next run
             await self.controller.retire(self.context.entries, self.run.settings.drain_timeout_s)
-            rest = {stage: n for stage, n in partitions.items() if stage not in self.context.entries}
-            await until(
-                lambda: drained(self.offsets, self.context, rest, ()), self.run.settings.drain_timeout_s, every_s=0.1
-            )
+            classes = {"": partitions} | {of: background.partitions for of, background in backgrounds.items()}
+            for of, of_class in classes.items():
+                rest = {stage: n for stage, n in of_class.items() if stage not in self.context.entries}
+                through = partial(drained, self.offsets, self.context, rest, (), of)
+                await until(through, self.run.settings.drain_timeout_s, every_s=0.1)
         await self.controller.retire(frozenset(partitions), self.run.settings.drain_timeout_s)
         return await lags(self.offsets, self.context, partitions)
 
@@ -204,7 +209,6 @@ class LiveRun:
             self.offsets,
             self.context,
             self.since,
-            self.controller.view.partitions,
             to_committed=self.run.feed is None,
             begin=self.controller.collector.end_offsets.begin if self.controller.collector is not None else None,
         )

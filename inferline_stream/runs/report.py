@@ -9,10 +9,31 @@ import msgspec
 import numpy as np
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
-from inferline_stream.observability.pipeline_state import DecisionLine, DecisionRecord, PipelineState
+from inferline_stream.observability.pipeline_state import BackgroundState, DecisionLine, DecisionRecord, PipelineState
 
 _NO_OUTPUT = frozenset(("skipped",))
 """The only ending without a sink record that is not a miss: the topology says that the event has no output."""
+
+
+class BackgroundReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one topic's background events. Nothing else in a report counts them, losses excepted."""
+
+    events_in: int
+    """That the first stages have finished during the run."""
+    events_out: int
+    """With a result; of a run too long to look every event up, as dispatchers have counted."""
+    completed: dict[str, int]
+    """Verified events that ended without a sink record, by reason."""
+    lost: int
+    """Verified events that neither reached the sink nor ended."""
+    duplicated: int
+    """Sink records beyond the first of a verified event."""
+    left: int
+    """Records that the first stages have not finished."""
+    replica_s: float
+    """Time that replicas spent in batches of them."""
+    done_in_s: float | None
+    """When they would have been done at the rate of the last minutes; None where nobody can tell."""
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +41,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     pipeline: str
     lost: int
-    """Verified events that neither reached the sink nor ended for a reason that was recorded."""
+    """Verified events, background ones included, that neither reached the sink nor ended for a recorded reason."""
     duplicated: int
     """Sink records beyond the first of a verified event."""
     events_in: int
@@ -61,6 +82,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """Events that were looked up by their ids: all, or of a long run the newest. The others are counted."""
     unaccounted: int = 0
     """Of those counted: how many more entered than reached the sink, ended or were dropped as repeated, at least."""
+    backgrounds: dict[str, BackgroundReport] = {}
+    """By topic."""
 
 
 def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[DecisionLine]:
@@ -131,14 +154,22 @@ def run_report(
         lateness_p99_s: of the trace replay, if there was one.
         counts_events: whether the growth of the source topic counts events alone; see `Topic`.
     """
+    backgrounds = {of.topic: _background(ledger.backgrounds[of.topic], of) for of in state.backgrounds}
     lost, lost_ids = ledger.lost()
+    for of_class in ledger.backgrounds.values():
+        more, ids = of_class.lost()
+        lost, lost_ids = lost + more, lost_ids + ids
     probabilities = (0.5, 0.95, 0.99)
     if ledger.began:
         p50_s, p95_s, p99_s = (state.latency.quantile_s(p) for p in probabilities)
     else:
         p50_s, p95_s, p99_s = quantiles_s(ledger, probabilities)
-    earlier_out = min(ledger.earlier_out, ledger.earlier_in)  # the growth of a log counts what is there twice, too
-    unaccounted = ledger.earlier_in - earlier_out - ledger.earlier_ended - state.duplicates if ledger.began else 0
+    earlier_in = ledger.earlier_in + sum(of_class.earlier_in for of_class in ledger.backgrounds.values())
+    # The growth of a log counts what is there twice, too, and what there is of every class.
+    earlier_out = min(ledger.earlier_out, earlier_in)
+    unaccounted = earlier_in - earlier_out - ledger.earlier_ended - state.duplicates if ledger.began else 0
+    of_others = sum(of.events_out - ledger.backgrounds[topic].events_out for topic, of in backgrounds.items())
+    earlier_out = min(max(0, ledger.earlier_out - of_others), ledger.earlier_in)
     return RunReport(
         pipeline=state.pipeline,
         lost=lost,
@@ -147,7 +178,7 @@ def run_report(
         events_out=ledger.events_out + earlier_out,
         verified=ledger.events_in,
         unaccounted=max(0, unaccounted) if counts_events else 0,
-        slo_miss_rate=counted_miss_rate(state, lost) if ledger.began else miss_rate(ledger, state.slo_s),
+        slo_miss_rate=counted_miss_rate(state, ledger.lost()[0]) if ledger.began else miss_rate(ledger, state.slo_s),
         cost=round(state.cost, 6),
         decisions=decision_lines(state.decisions, started_s),
         slo_s=state.slo_s,
@@ -167,4 +198,19 @@ def run_report(
         unknown=ledger.unknown,
         backlog=ledger.backlog + ledger.earlier_backlog,
         backlog_done_s=None if ledger.backlog_done_s is None else round(ledger.backlog_done_s - started_s, 3),
+        backgrounds=backgrounds,
+    )
+
+
+def _background(ledger: EventLedger, state: BackgroundState) -> BackgroundReport:
+    lost, _ = ledger.lost()
+    return BackgroundReport(
+        events_in=ledger.events_in + ledger.earlier_in,
+        events_out=max(ledger.events_out, state.results) if ledger.began else ledger.events_out,
+        completed=dict(ledger.reasons),
+        lost=lost,
+        duplicated=ledger.duplicated,
+        left=state.left,
+        replica_s=round(state.busy_s, 3),
+        done_in_s=state.done_in_s,
     )

@@ -119,11 +119,11 @@ async def test_many_records_that_say_the_same_take_little_space_in_a_packed_topi
     same = [("errors", b"ValueError: why this one failed, and much more of that")]
     sent = [Record(b"k%d" % n, None, same, 1_700_000_000_000 + n) for n in range(1000)]
     if transactional:
-        await sender.start_again(20, {topic: 3}, place.group)
+        await sender.start_again(20, {topic: 3}, [place.group])
         await sender.begin()
     await sender.send({(topic, 0): sent})
     if transactional:
-        await sender.commit({}, "")
+        await sender.commit({})
     plain_bytes = sum(record_bytes(message.key, None, message.headers) for message in sent)
     assert await stored_bytes(place) < plain_bytes / 20
     reader = await place.reader()
@@ -242,7 +242,7 @@ async def test_a_transaction_is_read_whole_with_its_offsets_or_not_at_all(place)
     await sender.begin()
     await sender.send({(place.topic, 0): messages(1, 2)})
     await nothing(reader)
-    await sender.commit(reader.offsets_for_transaction({1: (5, "i1;o=me")}), place.group)
+    await sender.commit({place.group: reader.offsets_for_transaction({1: (5, "i1;o=me")})})
     found = await read(reader, 2)
     assert values(found[0]) == [b"1", b"2"]
     assert await reader.committed([0, 1]) == {1: (5, "i1;o=me")}
@@ -252,12 +252,12 @@ async def test_a_transaction_is_read_whole_with_its_offsets_or_not_at_all(place)
             position = max(position, (await reader.fetch((), 0.2)).positions.get(0, 0))
     assert position == 3
     await sender.begin()
-    await sender.commit(reader.offsets_for_transaction({}), place.group)
+    await sender.commit({})
 
 
 async def in_one_go(sender: Writer, place: Place, number: int) -> None:
     await sender.send({(place.topic, 0): messages(number)})
-    await sender.commit(None, place.group)
+    await sender.commit({})
 
 
 async def test_a_sender_that_takes_a_transactional_id_fences_the_one_before(place):
@@ -269,7 +269,7 @@ async def test_a_sender_that_takes_a_transactional_id_fences_the_one_before(plac
         await in_one_go(old, place, 2)
     await new.begin()
     await new.send({(place.topic, 0): messages(3)})
-    await new.commit(None, place.group)
+    await new.commit({})
     reader = await place.reader()
     reader.hold({0: 0})
     assert values((await read(reader, 1))[0]) == [b"3"]
@@ -282,11 +282,11 @@ async def test_a_sender_that_is_void_sends_nothing_until_it_starts_again(place):
     sender.void()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
-            await sender.commit(None, place.group)
+            await sender.commit({})
     fencing = await place.sender(name)
     await fencing.begin()
     await in_one_go(fencing, place, 2)
-    await sender.start_again(10.0, {place.topic: 1}, place.group)
+    await sender.start_again(10.0, {place.topic: 1}, [place.group])
     await sender.begin()
     await in_one_go(sender, place, 3)
     reader = await place.reader()

@@ -88,7 +88,7 @@ async def test_where_nobody_knows_how_a_transaction_was_to_end_the_reader_names_
         await hang(director, "none")
         names, of = director.names, director.routes["work"]
         sender = Writer(where, "sender", names.transactional_id("work-0"))
-        await sender.start_again(10.0, {of.sink_topic: 1}, of.group)
+        await sender.start_again(10.0, {of.sink_topic: 1}, [of.group])
         await sender.stop()
         reader = topic_reader.TopicReader(where, of.input_topic, of.group, names.assignments, fetch_wait_s=0.02)
         await reader.start(10.0)

@@ -219,7 +219,7 @@ class Scene:
 
     async def ledger(self, offsets: Offsets) -> EventLedger:
         """What became of every event."""
-        return await read_ledger(offsets, self.context, self.since, self.partitions)
+        return await read_ledger(offsets, self.context, self.since)
 
     async def file_differs(self, offsets: Offsets) -> Counter[str]:
         """Events that the file lacks (negative) or holds more than once (positive), once it has caught up."""
@@ -266,7 +266,7 @@ async def scene(
         await leader.says(b"ready", run.settings.start_timeout_s)
         async with Offsets(run.bootstrap_servers) as offsets:
             partitions = {stage: await offsets.partitions(context.topic(stage)) for stage in shape.stages}
-            since = await ledger_begin(offsets, context, partitions)
+            since = await ledger_begin(offsets, context)
         file = Path(controlled.folder) / "out.jsonl"
         struck = Scene(
             kafka, controlled, context, since, partitions, leader, await _controller(controlled),

@@ -18,6 +18,7 @@ from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
 from inferline_stream.errors import Unreachable
+from inferline_stream.pipeline.event_classes import numbered
 from inferline_stream.pipeline.plan import hold_of
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,8 @@ class SlotKeeper:
     _unclean: set[str] = field(default_factory=set)
     """Those of them that may have left a transaction open."""
     _retired: set[str] = field(default_factory=set)
+    _drains: bool = False
+    """Whether the run ends."""
     _settled_parts: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
     """What the grants of each join say is settled."""
     _asked: dict[str, Mapping[str, int]] = field(default_factory=dict)
@@ -264,14 +267,18 @@ class SlotKeeper:
         """Return what the grants of each stage should say now."""
         view, found = self.view, {}
         rests_s = view.rests_s()
-        for stage, settling in view.settling.items():
-            if view.reports.join_overdue(stage):  # a grant for each round would be one a second
-                self._settled_parts[stage] = settling.settled
+        for number, joins in enumerate((view.settling, *(of_class.settling for of_class in view.backgrounds.values()))):
+            for stage, settling in joins.items():
+                if view.reports.join_overdue(stage):  # a grant for each round would be one a second
+                    places = numbered(number, settling.settled)
+                    parts = dict(zip(places, settling.settled.values(), strict=True))
+                    self._settled_parts[stage] = self._settled_parts.get(stage, {}) | parts
         for stage, partitions in view.partitions.items():
             found[stage] = StageSlots(
                 slots=0 if stage in self._retired else min(view.plan.slots.get(stage, 1), partitions),
                 plan=self._plan_of(stage, rests_s[stage]),
                 settled=self._settled_parts.get(stage, {}),
+                background_waits=view.background_waits(stage) or (self._drains and stage in view.context.entries),
             )
         return found
 
@@ -292,6 +299,11 @@ class SlotKeeper:
         return StagePlan(hardware, hold_of(allocations), view.samples.get(stage), rest_s)
 
     # -- the end -------------------------------------------------------------------------------------
+
+    def leave_background(self) -> None:
+        """Have the first stages take in no more background events."""
+        self._drains = True
+        self._wake.set()
 
     def retire(self, stages: Collection[str]) -> None:
         """Take back every slot of these stages: their dispatchers finish what replicas have in hand and end."""

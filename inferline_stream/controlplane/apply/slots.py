@@ -26,11 +26,13 @@ class StageSlots:
         slots: D; 0 to end the stage.
         plan: see `StagePlan`.
         settled: see `Grant`.
+        background_waits: see `Grant`.
     """
 
     slots: int = 1
     plan: StagePlan = field(default_factory=StagePlan)
     settled: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    background_waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,7 @@ class _Step:
             )
             grant = Grant(
                 stage, slot, wanted.slots, dispatcher, self.term, 0, begins,
-                wanted.plan, dict(wanted.settled),
+                wanted.plan, dict(wanted.settled), wanted.background_waits,
             )  # fmt: skip
             if now is None or grant != msgspec.structs.replace(now, term=self.term, number=0):
                 self._write(grant)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -15,8 +15,10 @@ import numpy as np
 from inferline_stream.calculus.envelope_state import Times
 from inferline_stream.controlplane.loop_steps import Driver
 from inferline_stream.controlplane.observe.event_ledger import EndOffsets
+from inferline_stream.controlplane.observe.log_growth import OffsetHistory
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S, arrivals_between, recent_ticks
+from inferline_stream.controlplane.observe.settled_parts import SettledParts
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.dataplane.reports import PoolReport, decode_report
@@ -35,6 +37,9 @@ LAGS_S = 0.25
 
 _TOPICS_EVERY = 5
 """Every so many samples of the source's end offsets, those of all other topics are read with them."""
+
+_LOOKS_BACK = 20
+"""So many looks at all topics take two seconds: an event whose result was there then is committed by now."""
 
 _AGENT_SILENT_S = 1.5
 """An agent that has brought nothing for so long (dispatchers report twice a second) may be gone: we read again."""
@@ -143,6 +148,9 @@ class Collector:
         """
         context = self.view.context
         self._topics = {context.topic(stage): n for stage, n in self.view.partitions.items()}
+        for of, background in self.view.backgrounds.items():
+            self._topics |= {context.topic(stage, of): n for stage, n in background.partitions.items()}
+            self.end_offsets.looks_back = _LOOKS_BACK
         for topic in (context.sink, context.names.completed):
             self._topics[topic] = await self.offsets.partitions(topic)
 
@@ -170,12 +178,14 @@ class Collector:
             self.view.arrivals(now_s, counts)
         self.ticks.sampled(now_ms, counts)
         if everything:
-            for stage, history in self.view.offsets.items():
-                history.reached(now_s, ends[context.topic(stage)])
-            by_stage = {stage: ends[context.topic(stage)] for stage in self.view.offsets}
-            for settling in self.view.settling.values():
-                settling.ends(asked_s, now_s, by_stage)
-            self.end_offsets.look(ends[context.source], ends[context.sink], ends[context.names.completed])
+            for of, offsets, joins in self._classes():
+                by_stage = {stage: ends[context.topic(stage, of)] for stage in offsets}
+                for stage, history in offsets.items():
+                    history.reached(now_s, by_stage[stage])
+                for settling in joins.values():
+                    settling.ends(asked_s, now_s, by_stage)
+            begun = [offset for background in self.view.backgrounds.values() for offset in background.finished()]
+            self.end_offsets.look((*ends[context.source], *begun), ends[context.sink], ends[context.names.completed])
             out = self._since_start(context.sink, ends)
             if context.records.delivery == "exactly_once":  # the log also holds each transaction's end
                 out = sum(self.view.latencies.histogram().counts)
@@ -207,41 +217,58 @@ class Collector:
         return total - self._first_ends.setdefault(topic, total)
 
     async def lags(self) -> None:
-        """Read the committed offsets of every stage's group."""
-        for stage, history in self.view.offsets.items():
-            committed = await self.offsets.committed(
-                self.view.context.names.group(stage), self.view.context.topic(stage), self.view.partitions[stage]
-            )
-            history.committed(asyncio.get_running_loop().time(), committed)
-            now_s, passed = asyncio.get_running_loop().time(), [found.offset for found in committed]
-            waits = stage in self.view.settling and self.view.reports.join_waits(stage)
-            for settling in self.view.settling.values():
-                settling.committed(now_s, stage, passed, waits=waits)
+        """Read the committed offsets of every stage's groups."""
+        context = self.view.context
+        for of, offsets, joins in self._classes():
+            for stage, history in offsets.items():
+                committed = await self.offsets.committed(
+                    context.names.group(stage, of), context.topic(stage, of), len(history.ends)
+                )
+                now_s, passed = asyncio.get_running_loop().time(), [found.offset for found in committed]
+                history.committed(now_s, committed)
+                waits = stage in joins and self.view.reports.join_waits(stage)
+                for settling in joins.values():
+                    settling.committed(now_s, stage, passed, waits=waits)
+        for background in self.view.backgrounds.values():
+            background.look(asyncio.get_running_loop().time())
         if (now_s := asyncio.get_running_loop().time()) >= self._look_s:
             self._look_s = now_s + self.view.context.settings.topic_check_s
             await self._look_at_topics()
+
+    def _classes(self) -> Iterator[tuple[str, Mapping[str, OffsetHistory], Mapping[str, SettledParts]]]:
+        """Yield each class of events with the offsets of its stages and what is settled in its joins."""
+        yield "", self.view.offsets, self.view.settling
+        for of, background in self.view.backgrounds.items():
+            yield of, background.offsets, background.settling
 
     async def _look_at_topics(self) -> None:
         """Find out which partitions the topics were given, and where those between stages begin now."""
         context, view = self.view.context, self.view
         found = await self.offsets.existing(self._topics)
-        for stage, history in view.offsets.items():
-            topic = context.topic(stage)
-            if found.get(topic, 0) > self._topics[topic]:
-                logger.info("topic %s has %d partitions now", topic, found[topic])
-            view.grow(stage, found.get(topic, 0))
-            if stage not in context.entries:
-                history.begin((await self.offsets.begins({topic: view.partitions[stage]}))[topic])
+        for of, offsets, _ in self._classes():
+            for stage, history in offsets.items():
+                topic = context.topic(stage, of)
+                if found.get(topic, 0) > self._topics[topic]:
+                    logger.info("topic %s has %d partitions now", topic, found[topic])
+                (view.backgrounds[of] if of else view).grow(stage, found.get(topic, 0))
+                if stage not in context.entries:
+                    history.begin((await self.offsets.begins({topic: len(history.ends)}))[topic])
         self._topics |= {topic: max(count, found.get(topic, 0)) for topic, count in self._topics.items()}
 
     async def letters(self) -> None:
         """Find out how old the oldest dead letter of each stage is, as a share of the time that its topic keeps it."""
-        topics = {stage: Names.dead_letters(self.view.context.topic(stage)) for stage in self.view.offsets}
-        there = await self.offsets.existing(set(topics.values()))
-        kept_s, died_s = await self.view.context.kafka.retentions(there), await self.offsets.oldest_s(there)
+        context = self.view.context
+        topics = {
+            stage: [Names.dead_letters(context.topic(stage, of)) for of in ("", *self.view.backgrounds)]
+            for stage in self.view.offsets
+        }
+        there = await self.offsets.existing({topic for of_stage in topics.values() for topic in of_stage})
+        kept_s, died_s = await context.kafka.retentions(there), await self.offsets.oldest_s(there)
         now_s = time.time()
         shares = {topic: max(0.0, now_s - died_s[topic]) / kept_s[topic] for topic in died_s.keys() & kept_s.keys()}
-        self.view.letter_age_shares = {stage: shares.get(topic, 0.0) for stage, topic in topics.items()}
+        self.view.letter_age_shares = {
+            stage: max(shares.get(topic, 0.0) for topic in of_stage) for stage, of_stage in topics.items()
+        }
 
     def by_agent(self, partition: int, offset: int, value: bytes | None) -> None:
         """A record of the stage-stats topic that the Faust app's agent brings."""

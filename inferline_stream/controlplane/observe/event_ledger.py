@@ -1,6 +1,8 @@
 """A run's events, accounted for by their ids: entered, reached the sink, ended without, lost or twice there.
 
 Of a long run these are the newest events (`EndOffsets`), so that memory and time stay bounded; the others are counted.
+Each class of events has a ledger of its own. Where offsets of the source are listed, those of the topics of background
+events follow: the run answers for as much of them as the first stages have finished.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import itertools
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
+from typing import TypeVar
 
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.headers import REASON, number, read_headers
@@ -25,6 +28,8 @@ VERIFIED = 100_000
 """Newest events that the end of a run looks up by their ids: some seconds to read, and 300 bytes each at most."""
 
 _APART = VERIFIED // 16
+
+T = TypeVar("T")
 
 _MOST = 255
 _LONGEST_NAME = 64
@@ -81,6 +86,8 @@ class EventLedger:
     """Events with an id of their own → [sink records, other endings]."""
     _old: set[bytes] = field(default_factory=set)
     """Those of them that are not live."""
+    backgrounds: dict[str, EventLedger] = field(default_factory=dict)
+    """Those of background events, by topic."""
 
     def __post_init__(self) -> None:
         sizes = [max(0, end - first) for first, end in zip(self.first, self.ends, strict=True)]
@@ -127,6 +134,13 @@ class EventLedger:
 
     def _old_done(self, record: Record) -> None:
         self.backlog_done_s = max(self.backlog_done_s or 0.0, record.time_ms / 1e3)
+
+    def of(self, name: bytes) -> EventLedger:
+        """Return the ledger of an event's class, by its id: this one where no background class knows it."""
+        return next((ledger for ledger in self.backgrounds.values() if ledger._knows(name)), self)
+
+    def _knows(self, name: bytes) -> bool:
+        return _kept(name) in self._named or self._place(name) is not None
 
     def _is_old(self, name: bytes) -> bool:
         """Whether an event of this run was there before it."""
@@ -234,6 +248,16 @@ class LedgerBegin:
     """Of the source: what is before was there already."""
     finished: tuple[tuple[Run, ...], ...] = ()
     """Of the source: what was finished above its offset."""
+    partitions: Mapping[str, int] = field(default_factory=dict)
+    """Of each class's source topic, in the order of the offsets: empty for live ones; without any, all are live."""
+
+    def of_class(self, offsets: Sequence[T], background: str = "") -> tuple[T, ...]:
+        """Return a class's part of what is listed by the partitions of the source."""
+        if background not in self.partitions:
+            return tuple(offsets)
+        before = itertools.takewhile(lambda of: of != background, self.partitions)
+        at = sum(self.partitions[of] for of in before)
+        return tuple(offsets[at : at + self.partitions[background]])
 
 
 @dataclass(slots=True)
@@ -248,16 +272,22 @@ class EndOffsets:
     verified: int = VERIFIED
     apart: int = _APART
     _marks: deque[LedgerBegin] = field(default_factory=deque)
-    _results: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    """Ends of the sink and the completed topic at the last look."""
+    looks_back: int = 1
+    """How many looks ago the results ended that a mark names. What had not entered then cannot have come out before; of
+    background events it is the committed offsets that say what has, and those are older."""
+    _results: deque[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=deque)
+    """Ends of the sink and the completed topic at the last looks."""
 
     def look(self, source: Sequence[int], sink: Sequence[int], completed: Sequence[int]) -> None:
         """End offsets now."""
         now, total = (tuple(sink), tuple(completed)), sum(source)
-        # Those of the look before: what entered since cannot have got there earlier.
-        if self._results is not None and (not self._marks or total - sum(self._marks[-1].source) >= self.apart):
-            self._marks.append(LedgerBegin(tuple(source), *self._results, live=()))
-        self._results = now
+        if len(self._results) == self.looks_back and (
+            not self._marks or total - sum(self._marks[-1].source) >= self.apart
+        ):
+            self._marks.append(LedgerBegin(tuple(source), *self._results[0], live=()))
+        self._results.append(now)
+        if len(self._results) > self.looks_back:
+            self._results.popleft()
         while self._marks and total - sum(self._marks[0].source) > self.verified:
             self._marks.popleft()
 
@@ -279,28 +309,31 @@ class EndOffsets:
             first = [
                 max(at, end - max(0, end - at) * self.verified // left) for at, end in zip(first, ends, strict=True)
             ]
-        return LedgerBegin(tuple(first), mark.sink, mark.completed, since.live, since.finished)
+        return replace(since, source=tuple(first), sink=mark.sink, completed=mark.completed)
 
 
 Begin = Callable[[LedgerBegin, Sequence[int]], LedgerBegin]
 """See `EndOffsets.begin`."""
 
 
-async def ledger_begin(offsets: Offsets, context: PipelineContext, partitions: Mapping[str, int]) -> LedgerBegin:
+async def ledger_begin(offsets: Offsets, context: PipelineContext) -> LedgerBegin:
     """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
-    first = await _committed(offsets, context, partitions)
+    first = {of: await _committed(offsets, context, of) for of in ("", *context.backgrounds)}
     topics = {
-        context.source: len(first),
+        context.source: len(first[""]),
         context.sink: await offsets.partitions(context.sink),
         context.names.completed: await offsets.partitions(context.names.completed),
     }
     ends = await offsets.ends(topics)
+    every = [each for of_class in first.values() for each in of_class]
+    began = tuple(each.offset for each in every)
     return LedgerBegin(
-        tuple(each.offset for each in first),
+        began,
         ends[context.sink],
         ends[context.names.completed],
-        ends[context.source],
-        tuple(each.runs for each in first),
+        (*ends[context.source], *began[len(first[""]) :]),
+        tuple(each.runs for each in every),
+        {of: len(of_class) for of, of_class in first.items()},
     )
 
 
@@ -308,7 +341,6 @@ async def read_ledger(
     offsets: Offsets,
     context: PipelineContext,
     since: LedgerBegin,
-    partitions: Mapping[str, int],
     *,
     to_committed: bool = False,
     begin: Begin | None = None,
@@ -319,7 +351,6 @@ async def read_ledger(
         offsets: to read them.
         context: names.
         since: where the run began.
-        partitions: of each stage's input topic.
         to_committed: answer only for what the entry stages have committed: others may go on writing.
         begin: of the run's beginning and the source's ends, makes where the events begin that are looked up by id; by
             default all of them are. Those before are counted by the growth of the topics.
@@ -329,37 +360,63 @@ async def read_ledger(
     """
     ends = await offsets.ends(
         {
-            context.source: len(since.source),
+            context.source: len(since.of_class(since.source)),
             context.sink: len(since.sink),
             context.names.completed: len(since.completed),
         }
     )
+    source = ends[context.source]
     if to_committed:
-        ends[context.source] = tuple(each.offset for each in await _committed(offsets, context, partitions))
-    start = since if begin is None else begin(since, ends[context.source])
-    began = () if start is since else since.source
-    prefix = event_id_prefix(context.source, await offsets.topic_id(context.source))
-    ledger = EventLedger(prefix, start.source, ends[context.source], since.live, began, since.finished)
+        source = tuple(each.offset for each in await _committed(offsets, context))
+    for of in context.backgrounds:
+        source += tuple(each.offset for each in await _committed(offsets, context, of))
+    start = since if begin is None else begin(since, source)
+    topics = {of: _source(context, of) for of in ("", *context.backgrounds)}
+    prefixes = {of: event_id_prefix(topic, await offsets.topic_id(topic)) for of, topic in topics.items()}
+    ledger = _ledger("", prefixes[""], since, start, source)
+    ledger.backgrounds = {of: _ledger(of, prefixes[of], since, start, source) for of in context.backgrounds}
     ledger.earlier_out = sum(start.sink) - sum(since.sink)
     ledger.earlier_ended = sum(start.completed) - sum(since.completed)
+    for of, each in {"": ledger, **ledger.backgrounds}.items():
+        await _read(context, topics[of], each.first, each.ends, each.entered)
     for topic, first, take in (
-        (context.source, start.source, ledger.entered),
-        (context.sink, start.sink, ledger.out),
-        (context.names.completed, start.completed, ledger.ended),
+        (context.sink, start.sink, lambda record: ledger.of(read_headers(record.headers).event_id or b"").out(record)),
+        (context.names.completed, start.completed, lambda record: ledger.of(record.key or b"").ended(record)),
     ):
-        end = dict(enumerate(ends[topic]))
-        async with context.kafka.follow(topic, dict(enumerate(first))) as follower:
-            async for record in follower.until(end):
-                take(record)
+        await _read(context, topic, first, ends[topic], take)
     return ledger
 
 
-async def _committed(
-    offsets: Offsets, context: PipelineContext, partitions: Mapping[str, int]
-) -> tuple[Committed, ...]:
-    """What every entry stage has finished of the source topic."""
+def _ledger(of: str, prefix: str, since: LedgerBegin, start: LedgerBegin, ends: Sequence[int]) -> EventLedger:
+    """Return an empty ledger of a class."""
+    return EventLedger(
+        prefix,
+        since.of_class(start.source, of),
+        since.of_class(ends, of),
+        since.of_class(since.live, of),
+        () if start is since else since.of_class(since.source, of),
+        since.of_class(since.finished, of),
+    )
+
+
+async def _read(
+    context: PipelineContext, topic: str, first: Sequence[int], ends: Sequence[int], take: Callable[[Record], None]
+) -> None:
+    async with context.kafka.follow(topic, dict(enumerate(first))) as follower:
+        async for record in follower.until(dict(enumerate(ends))):
+            take(record)
+
+
+def _source(context: PipelineContext, background: str) -> str:
+    return context.names.topic(background) if background else context.source
+
+
+async def _committed(offsets: Offsets, context: PipelineContext, background: str = "") -> tuple[Committed, ...]:
+    """What every entry stage has finished of a class's source topic."""
+    topic = _source(context, background)
+    partitions = await offsets.partitions(topic)
     committed = [
-        await offsets.committed(context.names.group(stage), context.source, partitions[stage])
+        await offsets.committed(context.names.group(stage, background), topic, partitions)
         for stage in sorted(context.entries)
     ]
     return tuple(map(finished_by_all, zip(*committed, strict=True)))

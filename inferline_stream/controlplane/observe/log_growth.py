@@ -144,6 +144,10 @@ class OffsetHistory:
         """Records that are not finished, by partition."""
         return tuple(self._lag(p) for p in range(len(self._samples)))
 
+    def finished(self) -> tuple[int, ...]:
+        """One past the last offset that the group has finished, by partition; some before it may not be."""
+        return tuple(max(0, done.offset, *(end for _, end in done.runs)) for done in self._committed)
+
     def idle_s(self, now_s: float) -> tuple[float, ...]:
         """How long each partition's committed offset has stood still while it had lag."""
         return tuple(max(0.0, now_s - self._moved_s[p]) if self._lag(p) else 0.0 for p in range(len(self._samples)))

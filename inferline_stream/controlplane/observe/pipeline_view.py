@@ -11,6 +11,7 @@ from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
 from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 from inferline_stream.controlplane.core_use import CoreUse
+from inferline_stream.controlplane.observe.background_class import BackgroundClass
 from inferline_stream.controlplane.observe.log_growth import LogGrowth, OffsetHistory
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S, Latencies, PoolReports
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
@@ -19,6 +20,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.replica_counts import cost_per_hour, of_kinds, replicas_of_plan
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.observability.pipeline_state import (
+    BackgroundState,
     DecisionRecord,
     EnvelopeWindow,
     PipelineState,
@@ -52,12 +54,14 @@ class PipelineView:
         plan: in force.
         measured: profiles.
         partitions: of each stage's input topic.
+        backgrounds: classes of background events, by topic; all else here is of live events.
     """
 
     context: PipelineContext
     plan: Plan
     measured: PipelineProfile
     partitions: Mapping[str, int]
+    backgrounds: Mapping[str, BackgroundClass] = field(default_factory=dict)
     catalogue: Catalogue = field(init=False)
     """Hardware kinds, with prices as people have set them."""
     growth: LogGrowth = field(default_factory=LogGrowth)
@@ -179,6 +183,14 @@ class PipelineView:
     def samples(self) -> Mapping[str, StageInput]:
         """One event of each stage that it is known to process, where profiles keep one."""
         return self.measured.samples
+
+    def background_waits(self, stage: str) -> bool:
+        """Whether a stage should take in no background events: those after it have enough, or another first stage has
+        to catch up."""
+        ahead = any(of_class.is_ahead(stage) for of_class in self.backgrounds.values())
+        at = self.shape.stages.index(stage)
+        children = [self.shape.stages[self.shape.arrows[arrow].child] for arrow in self.shape.children(at)]
+        return ahead or any(self.reports.background_enough(child) for child in children)
 
     def observation(
         self, now_s: float, wanted: Replicas, limits: Mapping[str, Limits], stock: Mapping[str, int]
@@ -343,6 +355,22 @@ class PipelineView:
             plans=tuple(self.plans),
             coarse_peak_per_hour=self.coarse_peak_per_hour,
             oversubscribed=self.core_use.crowded,
+            backgrounds=tuple(map(self._background_state, self.backgrounds)),
+        )
+
+    def _background_state(self, topic: str) -> BackgroundState:
+        of_class, stages = self.backgrounds[topic], self.shape.stages
+        counts = {stage: self.reports.background(stage, topic) for stage in stages}
+        final = stages[self.shape.finals()[0]]
+        return BackgroundState(
+            topic,
+            left=of_class.left,
+            rate=of_class.rate,
+            done_in_s=of_class.done_in_s,
+            results=counts[final].events - counts[final].dead_lettered,
+            dead_lettered=sum(each.dead_lettered for each in counts.values()),
+            busy_s=sum(each.busy_s for each in counts.values()),
+            lags={stage: sum(of_class.offsets[stage].lags()) for stage in stages},
         )
 
     def _input_age_s(self, now_s: float, stages: Sequence[StageState]) -> dict[str, float]:
@@ -375,6 +403,8 @@ class PipelineView:
         ways: dict[tuple[str, str], float] = {
             (kind, way): s for kind in kinds for way, s in self.start_ups.by_way(stage, kind).items() if way
         }
+        histories = (offsets, *(of_class.offsets[stage] for of_class in self.backgrounds.values()))
+        shares = [share for each in histories if (share := each.uncommitted_share()) is not None]
         stuck = tuple(p for p, idle_s in enumerate(self._idle_s(stage, now_s)) if idle_s > STUCK_AFTER_S)
         return replace(
             self.reports.stage(stage, now_s),
@@ -386,7 +416,7 @@ class PipelineView:
             arrival_rate=sum(rates),
             lags=offsets.lags(),
             lag_s=offsets.oldest_s(now_s),
-            uncommitted_share=offsets.uncommitted_share(),
+            uncommitted_share=max(shares, default=None),
             letter_age_share=self.letter_age_shares.get(stage),
             start_up_s=max(start_ups, default=None),
             start_ups_s=ways,

@@ -64,6 +64,8 @@ class PoolReports:
         self._reported: dict[str, DispatcherReports] = {}
         self._past: dict[str, StageCounts] = {stage: StageCounts() for stage in shape.stages}
         """Sums of ended incarnations, by stage."""
+        self._past_background: dict[tuple[str, str], StageCounts] = {}
+        """The same of background events, by stage and class."""
         self._heard_past_s: dict[str, float] = {}
         self._pools: dict[tuple[str, int], dict[str, ReplicaStatus]] = {}
         """Replicas by stage and slot, as the slot's last serving dispatcher reported them."""
@@ -125,6 +127,8 @@ class PoolReports:
     def _fold(self, known: DispatcherReports) -> None:
         stage = known.newest.stage
         self._past.setdefault(stage, StageCounts()).add(known.newest.counts)
+        for of, counts in known.newest.background.items():
+            self._past_background.setdefault((stage, of), StageCounts()).add(counts)
         self._heard_past_s[stage] = max(known.heard_s, self._heard_past_s.get(stage, known.heard_s))
 
     def _forget_late(self, now_s: float) -> None:
@@ -222,6 +226,17 @@ class PoolReports:
         for known in self._of(stage):
             found.add(known.newest.counts)
         return found
+
+    def background(self, stage: str, of: str) -> StageCounts:
+        """What was counted of a class of background events in a stage, since the start of the run."""
+        found = StageCounts().add(self._past_background.get((stage, of), StageCounts()))
+        for known in self._of(stage):
+            found.add(known.newest.background.get(of, StageCounts()))
+        return found
+
+    def background_enough(self, stage: str) -> bool:
+        """Whether a dispatcher of a stage has background events enough waiting."""
+        return any(known.newest.background_enough for known in self._of(stage) if not known.ended)
 
     def totals(self, before: Mapping[str, StageCounts] | None = None) -> dict[str, StageCounts]:
         """Every stage's counters since the start of the run, or since the totals of before."""
@@ -323,10 +338,10 @@ class PoolReports:
                 ratios[name] = 1.0
             elif len(arrows) > 1:
                 left, own = recent[name].events, recent[name]
-                ratios[name] = min(1.0, own.served / left) if left >= _FEWEST_EVENTS else None
+                ratios[name] = min(1.0, (own.served - own.filled) / left) if left >= _FEWEST_EVENTS else None
             else:
                 parent = self._shape.stages[self._shape.arrows[arrows[0]].parent]
-                left, above = recent[parent].served, ratios[parent]
+                left, above = recent[parent].served - recent[parent].filled, ratios[parent]
                 took = recent[parent].edges_taken.get(name, 0)
                 ratios[name] = above * took / left if above is not None and left >= _FEWEST_EVENTS else None
         return ratios

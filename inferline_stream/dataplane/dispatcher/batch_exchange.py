@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import logging
 import math
 from collections.abc import Sequence
 
+from inferline_stream.dataplane.dispatcher.background import DELAY_SHARE, WAITING_S
 from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
 from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
 from inferline_stream.dataplane.dispatcher.lost_batches import LostBatches
 from inferline_stream.dataplane.dispatcher.poison_suspects import Probe
 from inferline_stream.dataplane.dispatcher.pool import SLOW_PEERS, Pool
@@ -34,6 +37,7 @@ from inferline_stream.dataplane.reports import ReplicaStatus
 from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
 from inferline_stream.pipeline.deadline_order import NEWS_LASTS_S
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +76,10 @@ class BatchExchange:
         self._rest_s = 0.0
         self._rest_until_s = -math.inf
         """How long `_rest_s` counts, which the leader has said; then what the plan says does."""
+        routes = slot.routes
+        stages = routes.shape.longest_path_s([1.0] * len(routes.stages))
+        self._background_s = DELAY_SHARE * routes.slo_s / stages
+        """Longest that a batch of background events may take."""
 
     def follow(self, plan: StagePlan) -> None:
         """Hand out by this plan from now on."""
@@ -192,14 +200,49 @@ class BatchExchange:
                     break
                 events, hopeful = session.take(limit, needs)
                 if events:
+                    if needs is not None and hopeful == len(events) < limit and not queue.eligible:
+                        events += self._filling(events, limit, needs)
                     self._hand(replica, events).hopeful = hopeful
-            if queue.eligible and pool.fresh_after_s > now_s:
+            if not queue.eligible and slot.routes.backgrounds:
+                self._hand_out_background(session)
+            if (queue.eligible or session.background.eligible) and pool.fresh_after_s > now_s:
                 slot.wake_at(pool.fresh_after_s)
         for deadline_s in (pool.next_deadline_s, self._trust.next_s):
             if deadline_s is not None:
                 slot.wake_at(deadline_s)
         if len(pool.replicas) >= SLOW_PEERS:
             slot.wake_at(self._stragglers_at_s)
+
+    def _hand_out_background(self, session: Session) -> None:
+        """Hand background events to the replicas that live events leave idle."""
+        background, pool = session.background, self._pool
+        while (eligible := background.eligible) and session.open():
+            replica = pool.choose(self._slot.now_s, eligible)
+            if replica is None:
+                return
+            self._hand(replica, background.take(pool.limit_within(replica.hardware, self._background_s)))
+
+    def _filling(self, live: Sequence[Event], limit: int, needs: BatchNeeds) -> list[Event]:
+        """Return background events for the room that live ones leave in a batch.
+
+        As many as leave the first live one in time, by the same needs as without them, and as delay it by no more than
+        a background batch may.
+        """
+        session, slot = self._session, self._slot
+        if not session.background.eligible or any(event.limit for event in live):
+            return []
+        left_us = slot.routes.slo_s * 1e6 - (slot.now_s * 1e6 - live[0].entered_us)
+        most_us = min(left_us, needs.times_us[len(live)] + self._background_s * 1e6)
+        size = bisect.bisect_right(needs.times_us, most_us, len(live), limit + 1) - 1
+        filling = session.background.take(size - len(live)) if size > len(live) else []
+        if any(0 < event.limit < size for event in filling):
+            session.requeue(filling)
+            return []
+        return filling
+
+    def most_background(self) -> int:
+        """Return how many background events may wait for replicas."""
+        return self._pool.served_within(WAITING_S, self._background_s)
 
     def _feed_quarantine(self, session: Session) -> None:
         """Run the next suspect alone, on the one replica that runs suspects; free it once there are none."""
@@ -241,9 +284,11 @@ class BatchExchange:
         payloads = [event.payload for event in events] if sample is None else [sample.input]
         hand = self._pool.begin(replica, len(payloads), slot.now_s, next(self._numbers))
         hand.epoch, hand.events = session.epoch, events
+        hand.class_number = min((class_of(event.partition) for event in events), default=0)
         if slot.spans is not None and sample is None:
             hand.span = slot.spans.begin(events, replica.replica, replica.hardware)
-        count_waits(slot.report.counts, events, slot.now_s)
+        if not hand.class_number:
+            count_waits(slot.report.counts, events, slot.now_s)
         frame = Batch(session.epoch, hand.batch, payloads, slot.emitter.result_bytes)
         slot.ask(SendFrame(replica.replica, frame))
         return hand
@@ -284,12 +329,7 @@ class BatchExchange:
         self._slot.ask(Report())
 
     def _results(self, replica: PooledReplica, frame: Results) -> None:
-        hand, session, now_s, report = (
-            replica.hands.get(frame.batch),
-            self._session,
-            self._slot.now_s,
-            self._slot.report,
-        )
+        hand, session, now_s = replica.hands.get(frame.batch), self._session, self._slot.now_s
         if hand is None or hand.epoch != frame.epoch:
             return  # of another dispatcher's time
         if hand.events and len(frame.outcomes) != len(hand.events):
@@ -297,14 +337,17 @@ class BatchExchange:
             return
         success = any(type(outcome) is Done for outcome in frame.outcomes)
         took_s = max(0.0, now_s - hand.began_s)
-        report.counts.busy_s += took_s / self._pool.concurrency(replica.hardware)
+        counts = self._slot.counts[hand.class_number]
+        counts.busy_s += took_s / self._pool.concurrency(replica.hardware)
         calls = believed_calls(frame, hand.batch_size)
         if frame.too_large > 0:  # before the batch counts as one after which larger ones may be tried
             self._pool.too_large(replica.hardware, frame.too_large, now_s)
         was_fresh = not replica.passed
         self._pool.finish(replica, calls, now_s, frame.batch, success=success)
         busy_s, remote = believed_s(frame.busy_s), bool(replica.status.node)
-        count_batch(report.counts, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=hand.beside)
+        if not hand.class_number:
+            counts.filled += sum(event.partition >= CLASS_STRIDE for event in hand.events)
+        count_batch(counts, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=hand.beside)
         if hand.span is not None and self._slot.spans is not None:
             self._slot.spans.end(hand.span, frame.outcomes)
         current = hand.epoch == session.epoch

@@ -47,6 +47,7 @@ from inferline_stream.kafka.records import Fenced, Record, RecordsGone
 from inferline_stream.kafka.topic_reader import TopicReader
 from inferline_stream.kafka.writer import Writer
 from inferline_stream.observability.latency_histogram import latency_bounds_s
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of, numbered
 from inferline_stream.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,10 @@ FETCH_WAIT_S = 0.2
 
 FULL_WAIT_S = 0.01
 """Longest fetch where some partitions have enough waiting: the others may bring nothing meanwhile."""
+
+
+BACKGROUND_WAIT_S = 0.05
+"""The same where background events have enough waiting."""
 
 
 class Dispatcher:
@@ -80,19 +85,33 @@ class Dispatcher:
         self._connected = connected
         self._routes = routes = spec.routes
         self._settings = settings = Settings(**spec.settings)
-        self._batch_watch = BatchWatch(routes.input_topic, mark, spec.deadly_batches)
+        topics = [of.input_topic for of in routes.classes]
+        self._batch_watch = BatchWatch(topics, mark, spec.deadly_batches)
         bound_batches(round(settings.decompressed_bytes), self._batch_watch)
         buckets = len(latency_bounds_s(routes.slo_s)) + 1
-        self._report = report = new_report(spec.dispatcher, spec.incarnation, routes.stage, spec.slot, buckets)
+        backgrounds = [topic.name for topic in routes.backgrounds]
+        self._report = report = new_report(
+            spec.dispatcher, spec.incarnation, routes.stage, spec.slot, buckets, backgrounds=backgrounds
+        )
         report.node = spec.node
         self._lease = Lease(settings.lease_s)
         servers, names = spec.bootstrap_servers, routes.names
-        self._reader = TopicReader(
-            servers, routes.input_topic, routes.group, names.assignments, fetch_wait_s=settings.fetch_wait_s
+        self._readers = tuple(
+            TopicReader(
+                servers,
+                of.input_topic,
+                of.group,
+                "" if of.background else names.assignments,
+                fetch_wait_s=settings.fetch_wait_s,
+            )
+            for of in routes.classes
         )
+        """Of each class: none waits for what another fetches."""
+        self._reader = self._readers[0]
+        """Of live events, and of grants."""
         exactly_once = spec.delivery == "exactly_once"
         transactional_id = names.transactional_id(f"{routes.stage}-{spec.slot}") if exactly_once else None
-        packed = (names.completed, names.dead_letters(routes.input_topic))
+        packed = (names.completed, *map(names.dead_letters, topics))
         self._sender = Writer(servers, f"inferline-{spec.dispatcher}", transactional_id, packed=packed)
         reporter = f"inferline-report-{spec.dispatcher}"
         self._reports = Writer(servers, reporter, once=False, request_timeout_s=settings.lease_s)
@@ -113,15 +132,15 @@ class Dispatcher:
         self._leaving = ""
         self._has_served = False
         self._partitions: dict[str, int] = {}
-        self._partitions_read = 0
-        """That the stage's topic had when the session took its own of them."""
+        self._partitions_read: list[int] = []
+        """That the stage's topic of each class had when the session took its own of them."""
         self._filled_s = time.monotonic()
         self._performers: Mapping[type, Callable[[Any], None]] = {
             on.SendFrame: lambda action: self._connections[action.replica].send(action.frame),
             on.Disconnect: self._disconnect,
             Replace: self._supervisor.say,
-            on.Hold: lambda action: self._reader.hold(action.positions),
-            on.Release: lambda action: self._reader.release(action.partitions),
+            on.Hold: self._hold,
+            on.Release: self._release,
             on.Report: lambda _: self._reporter.touch(),
             on.WakeAt: self._set_timer,
             on.Produce: lambda action: self._request(self._produce(action)),
@@ -150,10 +169,10 @@ class Dispatcher:
         reporting = asyncio.create_task(self._reporter.run())
         self._reporter.touch()
         try:
-            written = self._routes.topics_written
+            written = {topic for of in self._routes.classes for topic in of.topics_written}
             rules, *_ = await asyncio.gather(
                 record_rules(self._spec.bootstrap_servers, written, timeout_s),
-                self._reader.start(timeout_s),
+                *(reader.start(timeout_s) for reader in self._readers),
                 *(() if self._sender.transactional else (self._sender.start(timeout_s),)),
             )
             self._sender.limits = rules.limits
@@ -161,7 +180,8 @@ class Dispatcher:
             self._connected()
             self._supervisor.listen()
             await self._reporter.now("standby")
-            await until_first(self._fetch(), self._serve(), self._look_at_topic(), beside=reporting)
+            fetching = map(self._fetch, range(len(self._readers)))
+            await until_first(*fetching, self._serve(), self._look_at_topics(), beside=reporting)
         except Fenced as error:
             return await self._failed(EXIT_FENCED, str(error))
         except InferlineError as error:
@@ -176,8 +196,8 @@ class Dispatcher:
             reporting.cancel()
             self._supervisor.close()
             self._close()
-            for client in (self._reader, self._sender, self._reports):
-                await client.stop()
+            for stopping in (*(reader.stop for reader in self._readers), self._sender.stop, self._reports.stop):
+                await stopping()
             if self._spans is not None:
                 self._spans.close()
 
@@ -238,6 +258,21 @@ class Dispatcher:
         else:
             self._session_over.set_exception(error)
 
+    def _by_class(self, numbers: Iterable[int]) -> Iterator[tuple[TopicReader, int, list[int]]]:
+        """Yield each class's reader, the number of its first partition, and those of the numbers that are its own."""
+        every = list(numbers)
+        for class_number, reader in enumerate(self._readers):
+            if own := [number for number in every if class_of(number) == class_number]:
+                yield reader, class_number * CLASS_STRIDE, own
+
+    def _hold(self, action: on.Hold) -> None:
+        for reader, first, own in self._by_class(action.positions):
+            reader.hold({number - first: action.positions[number] for number in own})
+
+    def _release(self, action: on.Release) -> None:
+        for reader, first, own in self._by_class(action.partitions):
+            reader.release([number - first for number in own])
+
     async def _produce(self, action: on.Produce) -> on.SlotEvent:
         if self._sender.transactional:
             await self._sender.begin()
@@ -246,18 +281,27 @@ class Dispatcher:
         return on.Produced()
 
     async def _commit(self, action: on.Commit) -> on.SlotEvent:
+        entries = [
+            (reader, {number - first: action.entries[number] for number in own})
+            for reader, first, own in self._by_class(action.entries)
+        ]
         if self._sender.transactional:
-            await self._sender.commit(self._reader.offsets_for_transaction(action.entries), self._routes.group)
+            await self._sender.commit({reader.group: reader.offsets_for_transaction(own) for reader, own in entries})
         else:
-            await self._reader.commit(action.entries)
+            await asyncio.gather(*(reader.commit(own) for reader, own in entries))
         return on.OffsetsCommitted()
 
     async def _look_up(self, action: on.LookUp) -> on.SlotEvent:
-        return on.FoundCommitted(await self._reader.committed(action.partitions))
+        found: dict[int, tuple[int, str]] = {}
+        for reader, first, own in self._by_class(action.partitions):
+            committed = await reader.committed([number - first for number in own])
+            found |= {first + number: entry for number, entry in committed.items()}
+        return on.FoundCommitted(found)
 
     async def _look_again(self, action: on.LookAgain) -> on.SlotEvent:
+        reader, first, _ = next(self._by_class([action.partition]))
         try:
-            return on.ReadAgain(action.partition, await self._reader.read_again(action.partition, action.offsets))
+            return on.ReadAgain(action.partition, await reader.read_again(action.partition - first, action.offsets))
         except RecordsGone as error:
             return on.ReadAgain(action.partition, {}, str(error))
 
@@ -305,18 +349,21 @@ class Dispatcher:
 
     # Grants
 
-    async def _fetch(self) -> None:
-        """Fetch for ever: grants, and the records of whatever session there is."""
-        pace, slot = Pace(), self._slot
+    async def _fetch(self, class_number: int) -> None:
+        """Fetch a class for ever: the records of whatever session there is, and with the live one grants."""
+        pace, slot, reader, first = Pace(), self._slot, self._readers[class_number], class_number * CLASS_STRIDE
         assert slot is not None
+        full_wait_s = BACKGROUND_WAIT_S if class_number else FULL_WAIT_S
         while True:
-            full = slot.full()
-            fetched = await self._reader.fetch(full, FULL_WAIT_S if full else FETCH_WAIT_S)
+            full = [number - first for number in slot.full() if class_of(number) == class_number]
+            fetched = await reader.fetch(full, full_wait_s if full else FETCH_WAIT_S)
             for record in fetched.control:
                 self._follow(record.key, record.value)
-            marked = {number: self._marked(number, records) for number, records in fetched.records.items()}
-            self._feed(on.RecordsRead(marked, fetched.positions, fetched.lost, time.time()))
-            self._batch_watch.done()
+            marked = {first + number: self._marked(first + number, each) for number, each in fetched.records.items()}
+            positions = {first + number: at for number, at in fetched.positions.items()}
+            lost = {first + number: why for number, why in fetched.lost.items()}
+            self._feed(on.RecordsRead(marked, positions, lost, time.time()))
+            self._batch_watch.done(class_number)
             if self._grant is None and self._reader.caught_up():
                 self._grant_changed.set()
             if fetched.records:
@@ -397,12 +444,12 @@ class Dispatcher:
         if self._sender.transactional:
             # Voids what anybody has under way: one that served before, or this one before its lease ended. Not done
             # sooner, since it fences the dispatcher that serves.
-            timeout_s, group = self._settings.connect_timeout_s, self._routes.group
-            await self._sender.start_again(timeout_s, self._partitions, group)
-        self._partitions_read = self._reader.topic.partitions
-        numbers = partitions_of(self._spec.slot, grant.slots, self._partitions_read)
-        committed = dict(await self._reader.committed(numbers))
-        owned = await self._owned(numbers, committed)
+            groups = [of.group for of in self._routes.classes]
+            await self._sender.start_again(self._settings.connect_timeout_s, self._partitions, groups)
+        self._partitions_read = [reader.topic.partitions for reader in self._readers]
+        owned, *backgrounds = await asyncio.gather(
+            *(self._owned_of(class_number, grant.slots) for class_number in range(len(self._readers)))
+        )
         if not (self._holds(grant.slots) and self._lease.valid()):
             # Lost on the way. Reports said "standby" until now, so the successor may serve already.
             self._drop()
@@ -413,6 +460,8 @@ class Dispatcher:
             self._report.phase = "serving"
             self._supervisor.say(Serving())
             self._feed(owned._replace(epoch=time.time_ns()))
+            for of_class in backgrounds:
+                self._feed(of_class)
             await self._reporter.now()
             await asyncio.wait((over, watching), return_when=asyncio.FIRST_COMPLETED)
             if not over.done() and watching.result():  # finish what replicas have in hand, send and commit it
@@ -435,13 +484,23 @@ class Dispatcher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _owned_of(self, class_number: int, slots: int) -> on.Owned:
+        """Return what the slot owns of a class as a session begins."""
+        reader = self._readers[class_number]
+        numbers = partitions_of(self._spec.slot, slots, self._partitions_read[class_number])
+        return await self._owned(class_number, numbers, await reader.committed(numbers))
+
     async def _owned(
-        self, numbers: Sequence[int], committed: Mapping[int, tuple[int, str]], before: int = 0
+        self, class_number: int, partitions: Sequence[int], committed: Mapping[int, tuple[int, str]], before: int = 0
     ) -> on.Owned:
         assert self._slot is not None
-        topic, needed = self._reader.topic, self._slot.beginnings_needed(numbers, committed, before)
-        begins = await self._reader.beginnings(needed) if needed else {}
-        return on.Owned(numbers, committed, begins, topic, partitions_before=before)
+        reader, first = self._readers[class_number], class_number * CLASS_STRIDE
+        numbers = numbered(class_number, partitions)
+        entries = {first + number: entry for number, entry in committed.items()}
+        needed = self._slot.beginnings_needed(numbers, entries, before)
+        begins = await reader.beginnings([number - first for number in needed]) if needed else {}
+        beginnings = {first + number: offset for number, offset in begins.items()}
+        return on.Owned(numbers, entries, beginnings, reader.topic, partitions_before=before)
 
     async def _watch(self, slots: int) -> bool:
         """Wait until the slot is another's (True) or the lease has expired (False)."""
@@ -475,21 +534,29 @@ class Dispatcher:
         while not self._reader.caught_up():  # noqa: ASYNC110  the fetching task brings it about
             await asyncio.sleep(0.01)
 
-    async def _look_at_topic(self) -> None:
-        """Find out that the topic was deleted, or created again, or has more partitions."""
+    async def _look_at_topics(self) -> None:
+        """Find out that a topic was deleted, or created again, or has more partitions."""
         while True:
             await asyncio.sleep(self._settings.topic_check_s)
-            why, _ = await self._reader.look_at_topic()
-            session, before, now = self._session_over, self._partitions_read, self._reader.topic.partitions
-            if why:
-                self._feed(on.TopicGone(why))
-            elif before < now and self._grant is not None and not session.done():
-                every = partitions_of(self._spec.slot, self._grant.slots, now)
-                numbers = [number for number in every if number >= before]
-                owned = await self._owned(numbers, await self._reader.committed(numbers), before)
-                if session is self._session_over:
-                    self._partitions_read = now
-                    self._feed(owned)
+            for class_number, reader in enumerate(self._readers):
+                why, _ = await reader.look_at_topic()
+                if why:
+                    self._feed(on.TopicGone(why, class_number))
+                else:
+                    await self._look_for_added(class_number, reader)
+
+    async def _look_for_added(self, class_number: int, reader: TopicReader) -> None:
+        """Own the partitions that a topic was given since the session began."""
+        session, now = self._session_over, reader.topic.partitions
+        if session.done() or self._grant is None or self._partitions_read[class_number] >= now:
+            return
+        before = self._partitions_read[class_number]
+        every = partitions_of(self._spec.slot, self._grant.slots, now)
+        numbers = [number for number in every if number >= before]
+        owned = await self._owned(class_number, numbers, await reader.committed(numbers), before)
+        if session is self._session_over:
+            self._partitions_read[class_number] = now
+            self._feed(owned)
 
     # Report
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from inferline_stream.dataplane.dispatcher.event import Dead, Event, Expired, Late, Outcome, Requeued, Skipped
+from inferline_stream.dataplane.dispatcher.report_counts import counts_of_classes
 from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import (
     CUT_BYTES,
@@ -25,6 +26,7 @@ from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.records import LIMIT_BYTES, Header, Record, murmur2, record_bytes
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.names import ERRORS_PREFIX, PARENT
 
 _HASHES_REMEMBERED = 65_536
@@ -37,7 +39,7 @@ class Emitter:
         routes: of the stage.
         partitions: of every topic written to.
         rng: chooses partitions for records without a key.
-        report: the dispatcher's, whose counters it keeps.
+        report: the dispatcher's, whose counters it keeps, by the class of events.
         rules: what the topics written to take, where it is known.
     """
 
@@ -52,9 +54,10 @@ class Emitter:
         self._routes = routes
         self._partitions = partitions
         self._rng = rng
-        self._counts = report.counts
+        self._counts = counts_of_classes(report)
         self._hashes: dict[bytes, int] = {}
-        self._topics = {stage: routes.topic_of(stage) for stage in routes.stages}
+        self._topics = [{stage: of.topic_of(stage) for stage in of.stages} for of in routes.classes]
+        """Input topics by the class of events and the stage."""
         rules = rules or RecordRules({})
         self._limits = dict(rules.limits)
         self._needs_key = not routes.children and routes.sink_topic in rules.compacted
@@ -64,7 +67,8 @@ class Emitter:
         joining = record_bytes(None, None, join_headers([], routes.stage, routes.stages)) - record_bytes(None, None, ())
         self.result_bytes = (
             min(
-                self._limit(self._topics[child]) - (joining if child in routes.joins else 0)
+                self._limit(topics[child]) - (joining if child in routes.joins else 0)
+                for topics in self._topics
                 for child in routes.children
             )
             if routes.children
@@ -86,7 +90,7 @@ class Emitter:
 
     def add(self, event: Event, outcome: Outcome) -> None:
         """Collect what one outcome causes."""
-        counts = self._counts
+        counts = self._counts[event.partition // CLASS_STRIDE]
         kind = type(outcome)
         counts.events += kind is not Requeued and kind is not Late
         if kind is Done:
@@ -123,12 +127,12 @@ class Emitter:
             for record in event.records:
                 headers = [header for header in record.headers if header[0] != MOVED]
                 headers.append((MOVED, b"%d" % outcome.moved))
-                topic = self._routes.input_topic
+                topic = self._topics[event.partition // CLASS_STRIDE][self._routes.stage]
                 self._put(topic, record.partition, record.key, record.value, headers, timestamp_ms=record.timestamp_ms)
 
     def _fail(self, event: Event, failed: Failed) -> None:
         """Make a dead letter of an event: its stage failed on it, or no topic takes its result."""
-        self._counts.dead_lettered += 1
+        self._counts[event.partition // CLASS_STRIDE].dead_lettered += 1
         self._letters(event, event.records, failed)
         self._complete(event, "dead_lettered")
         self._pass_by(event, dead=LETTERED)
@@ -140,7 +144,8 @@ class Emitter:
             topic = routes.sink_topic
             self._put(topic, self._partition(topic, event.key), event.key, value, event.headers)
             return
-        taken = self._counts.edges_taken
+        class_number = event.partition // CLASS_STRIDE
+        taken, topics = self._counts[class_number].edges_taken, self._topics[class_number]
         for send in follow.sends:
             if send.result:
                 taken[send.stage] = taken.get(send.stage, 0) + 1
@@ -149,7 +154,7 @@ class Emitter:
                 headers = join_headers(event.headers, parent, send.skipped)
                 self._to_join(send.stage, event, value if send.result else b"", headers)
             else:
-                topic = self._topics[send.stage]
+                topic = topics[send.stage]
                 self._put(topic, self._partition(topic, event.key), event.key, value, event.headers)
         if follow.completed:
             self._complete(event, "skipped")
@@ -164,7 +169,7 @@ class Emitter:
             self._complete(event, "skipped")
 
     def _to_join(self, stage: str, event: Event, value: bytes, headers: list[Header]) -> None:
-        topic, key = self._topics[stage], event.key
+        topic, key = self._topics[event.partition // CLASS_STRIDE][stage], event.key
         if not value and record_bytes(key, value, headers) > self._limit(topic):
             # A marker has to come through: the event's neighbours wait for it where a key has an order.
             headers = our_headers(headers)
@@ -177,7 +182,7 @@ class Emitter:
         self._put(topic, hashed % self._partitions[topic], key, value, headers)
 
     def _complete(self, event: Event, reason: str) -> None:
-        self._counts.completed += 1
+        self._counts[event.partition // CLASS_STRIDE].completed += 1
         topic = self._routes.names.completed
         partition = (murmur2(event.event_id) & 0x7FFFFFFF) % self._partitions[topic]
         value = msgspec.json.encode({"reason": reason, "stage": self._routes.stage})
@@ -192,7 +197,7 @@ class Emitter:
         self._letters(event, parts, Failed("DiedUpstream", "the event died on another branch", ""))
 
     def _letters(self, event: Event, records: Iterable[Record], failed: Failed) -> None:
-        topic = self._routes.names.dead_letters(self._routes.input_topic)
+        topic = self._routes.names.dead_letters(self._topics[event.partition // CLASS_STRIDE][self._routes.stage])
         for record in records:
             headers = [
                 *letter_headers(record.headers, event.event_id, entry=self._routes.is_entry),

@@ -12,6 +12,7 @@ class Event(msgspec.Struct, gc=False, eq=False):
     """An event that waits for the stage or is in a replica's hand."""
 
     partition: int
+    """As dispatchers number those of all classes; see `event_classes`."""
     offsets: tuple[int, ...]
     """Of its record; of every part, for a join, in order of arrival."""
     event_id: bytes

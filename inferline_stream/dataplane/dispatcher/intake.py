@@ -183,7 +183,7 @@ class Intake:
         version = routes.version if self._is_entry else found.version
         value, key, headers = record.value or b"", record.key, event_headers(found, event_id, entry_us, version)
         return Event(
-            record.partition,
+            partition.number,
             (record.offset,),
             event_id,
             entry_us,

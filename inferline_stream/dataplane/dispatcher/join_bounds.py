@@ -29,7 +29,7 @@ class JoinBounds:
     Args:
         slot: whose session it is.
         partitions: the session's, as they are at any time.
-        intake: lets events go on.
+        intakes: let events go on, by class.
         delivery: says whether more events may end.
         queue: takes those that go on.
     """
@@ -38,13 +38,13 @@ class JoinBounds:
         self,
         slot: SlotContext,
         partitions: Mapping[int, Partition],
-        intake: Intake,
+        intakes: Mapping[int, Intake],
         delivery: ResultDelivery,
         queue: StageQueue,
     ) -> None:
         self._slot = slot
         self._partitions = partitions
-        self._intake = intake
+        self._intakes = intakes
         self._delivery = delivery
         self._queue = queue
         self._settled: Mapping[int, tuple[int, int]] = {}
@@ -69,10 +69,10 @@ class JoinBounds:
             if partition.completion.position >= read:
                 join.settled = max(join.settled, settled)
             while self._delivery.has_room() and (parts := join.overdue(age_s, now_s)) is not None:
-                self._intake.give_up(partition, parts, f"waited longer than {age_s:g} s")
+                self._intakes[partition.class_number].give_up(partition, parts, f"waited longer than {age_s:g} s")
             join.fit(share_bytes)
             if not join.ordered and not partition.moving and partition.scattered:
-                self._intake.move_to_end(partition)
+                self._intakes[partition.class_number].move_to_end(partition)
             report.join_events += len(join)
             report.join_bytes += join.size_bytes
             report.join_overdue |= join.is_overdue(age_s, now_s)
@@ -83,7 +83,7 @@ class JoinBounds:
         for partition in self._partitions.values():
             if partition.join is not None and not partition.halted and partition.join.holds:
                 partition.look_again()
-                self._intake.release(partition)
+                self._intakes[partition.class_number].release(partition)
 
     def read_again(self) -> None:
         """Have parts read again of which only the offsets were kept and whose events go on, as far as there is room."""
@@ -97,13 +97,13 @@ class JoinBounds:
                     self._reading = events
                     self._slot.ask(LookAgain(partition.number, offsets))
                     return
-                self._intake.read_again(partition, events, {})
+                self._intakes[partition.class_number].read_again(partition, events, {})
 
     def found(self, partition: Partition, records: Mapping[int, Record] | None) -> None:
         """Let the events go on whose parts were read again; None where Kafka no longer has them."""
         events, self._reading = self._reading, 0
         if events and records is not None and not partition.halted:  # meanwhile
-            self._intake.read_again(partition, events, records)
+            self._intakes[partition.class_number].read_again(partition, events, records)
 
     def _has_room(self) -> bool:
         return self._delivery.has_room() and self._queue.size_bytes < QUEUE_BYTES

@@ -9,6 +9,7 @@ from inferline_stream.dataplane.dispatcher.event import Ending
 from inferline_stream.dataplane.dispatcher.join import Gathered, Join
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, encode_metadata
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState
+from inferline_stream.pipeline.event_classes import class_of
 
 Entry = tuple[int, str]
 """Offset and metadata of a commit."""
@@ -28,7 +29,7 @@ class Partition:
     """What is complete of a partition, and what the group knows of that.
 
     Args:
-        number: of the partition.
+        number: of the partition, as `event_classes` numbers those of all classes.
         found: what the group had committed.
         owner: name under which this dispatcher commits.
         join: the join's state, for a stage with several parents.
@@ -66,6 +67,11 @@ class Partition:
         self._version = -1
         self._room: int | None = None
         self._topic = topic
+
+    @property
+    def class_number(self) -> int:
+        """Whose events it holds."""
+        return class_of(self.number)
 
     def has_room(self, parts: Gathered) -> bool:
         """Return whether a join's event may go on: a commit can hold all that becomes complete by then.

@@ -95,6 +95,26 @@ class Pool:
         """Note that a replica's device had no memory for a batch: none is so large for a while, on its kind."""
         self._kinds[hardware].too_large(batch_size, now_s)
 
+    def limit_within(self, hardware: str, within_s: float) -> int:
+        """Return the largest batch of a hardware kind that takes no longer than that, at least 1."""
+        kind = self._kinds.get(hardware)
+        sizes = range(1, kind.largest + 1) if kind is not None else range(1)
+        return max(1, bisect.bisect_right(sizes, within_s, key=kind.service_s)) if kind is not None else 1
+
+    def served_within(self, within_s: float, batch_s: float) -> int:
+        """Return how many events the replicas serve within a time in batches that take so long; two batches at least.
+
+        Where a kind was not profiled, four batches of each of its replicas.
+        """
+        events = 0
+        for replica in self.replicas.values():
+            if replica.ready and not replica.leaving:
+                kind, batch = self._kinds[replica.hardware], self.limit_within(replica.hardware, batch_s)
+                takes_s = kind.service_s(batch, kind.concurrency)
+                batches = max(2.0, within_s / takes_s) if takes_s else 4.0
+                events += math.ceil(batches * batch * kind.concurrency)
+        return events
+
     @property
     def tight(self) -> str:
         """Which kinds have no memory for the plan's batches, in words; empty if all do."""

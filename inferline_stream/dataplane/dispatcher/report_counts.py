@@ -78,7 +78,15 @@ def count_latency(counts: StageCounts, bounds_s: Sequence[float], latency_s: flo
     counts.latency_sum_s += latency_s
 
 
-def new_report(dispatcher: str, incarnation: int, stage: str, slot: int, buckets: int) -> PoolReport:
+def new_report(
+    dispatcher: str, incarnation: int, stage: str, slot: int, buckets: int, *, backgrounds: Iterable[str] = ()
+) -> PoolReport:
     """Return the report of a dispatcher that starts."""
     counts = StageCounts(latency_buckets=[0] * buckets)
-    return PoolReport(dispatcher, incarnation, stage, slot, "starting", 0, counts=counts)
+    background = {topic: StageCounts() for topic in backgrounds}
+    return PoolReport(dispatcher, incarnation, stage, slot, "starting", 0, counts=counts, background=background)
+
+
+def counts_of_classes(report: PoolReport) -> tuple[StageCounts, ...]:
+    """Return a report's counts by the number of the class."""
+    return (report.counts, *report.background.values())

@@ -24,6 +24,7 @@ from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import Commit, LeaseLost, LookUp, Produce
 from inferline_stream.dataplane.frames import Done
 from inferline_stream.observability.latency_histogram import latency_bounds_s
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class ResultDelivery:
         self._measure(sent)
 
     def _measure(self, sent: Sequence[tuple[Event, Outcome]]) -> None:
-        """Count end-to-end latencies, once Kafka has the results."""
+        """Count end-to-end latencies of live events, once Kafka has the results."""
         routes, report = self._slot.routes, self._slot.report
         if not routes.is_final:
             return
@@ -203,7 +204,7 @@ class ResultDelivery:
         # Where a header holds the entry time, it may be of any age and says nothing of when the event came here.
         live_since_us = self._slot.live_since_us if routes.entry_time_header is None else 0.0
         for event, outcome in sent:
-            if type(outcome) is not Done or event.replayed:
+            if type(outcome) is not Done or event.replayed or event.partition >= CLASS_STRIDE:
                 continue
             if event.entry_us < live_since_us:
                 report.counts.backlog += 1
@@ -231,7 +232,7 @@ class ResultDelivery:
         for partition in theirs:
             entry = entries.get(partition.number)
             if not partition.found_committed(entry):  # a dispatcher that had been suspended and woke up
-                where = f"{self._slot.routes.input_topic}/{partition.number}"
+                where = self._slot.routes.place(partition.number)
                 logger.warning("%s: somebody else committed %s; committed again", where, entry)
                 self._wanted = True
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from inferline_stream.dataplane.dispatcher.background import BackgroundQueues
 from inferline_stream.dataplane.dispatcher.event import Ending, Event, Expired, Outcome
 from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
 from inferline_stream.dataplane.dispatcher.intake import Intake
@@ -25,8 +26,9 @@ from inferline_stream.dataplane.dispatcher.slot_events import Hold, Owned, ReadA
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.slot_grants import Grant
 from inferline_stream.kafka.offset_metadata import decode_metadata, known_partitions
-from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, recreated
+from inferline_stream.kafka.topic_state import recreated
 from inferline_stream.pipeline.deadline_order import DEMAND_AFTER_SLOS, Stay
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +45,16 @@ class Session:
     Args:
         slot: whose it is.
         epoch: names it in frames; 0 for that of a slot which nobody serves.
-        topic_id: of the incarnation of the topic that is read.
     """
 
-    def __init__(self, slot: SlotContext, epoch: int = 0, topic_id: str = UNKNOWN_TOPIC.id) -> None:
-        routes = slot.routes
+    def __init__(self, slot: SlotContext, epoch: int = 0) -> None:
+        routes, slo_us = slot.routes, round(slot.routes.slo_s * 1e6)
         self._slot = slot
         self.epoch = epoch
-        self.queue = StageQueue(round(routes.slo_s * 1e6), keys_in_order=routes.keys_in_order)
+        self.queue = StageQueue(slo_us, keys_in_order=routes.keys_in_order)
+        """Of live events."""
+        weights = [topic.weight for topic in routes.backgrounds]
+        self.background = BackgroundQueues(weights, slo_us, keys_in_order=routes.keys_in_order)
         self.suspects = Suspects()
         self.partitions: dict[int, Partition] = {}
         self._stay = Stay()
@@ -61,21 +65,30 @@ class Session:
         self.closed = not epoch
         """Whether nothing is handed out or taken in any more."""
         self.delivery = ResultDelivery(slot, self.partitions, self._completed)
-        self._intake = Intake(routes, self.queue.add, self._ends, topic_id=topic_id)
-        self._joins = JoinBounds(slot, self.partitions, self._intake, self.delivery, self.queue)
+        self._intakes: dict[int, Intake] = {}
+        """By class, once it is owned."""
+        self._joins = JoinBounds(slot, self.partitions, self._intakes, self.delivery, self.queue)
 
     # Partitions
 
     def own(self, owned: Owned) -> None:
-        """Own these partitions from the offsets that the group has committed."""
+        """Own these partitions of a class from the offsets that its group has committed."""
         slot, topic, begins = self._slot, owned.topic, owned.beginnings
+        if not owned.numbers:
+            return
+        class_number = class_of(owned.numbers[0])
+        if class_number not in self._intakes:
+            routes = slot.routes.classes[class_number]
+            add = self._queue_of(owned.numbers[0]).add
+            self._intakes[class_number] = Intake(routes, add, self._ends, topic_id=topic.id)
         committed = dict(owned.committed)
         committed |= {
             number: (begins[number], "") for number in added(owned.numbers, committed, owned.partitions_before)
         }
         positions = {}
         for partition in self.partitions.values():
-            partition.grown(topic)
+            if partition.class_number == class_number:
+                partition.grown(topic)
         for number in [each for each in owned.numbers if each not in self.partitions]:
             entry = committed.get(number)
             found = decode_metadata(*(entry or (0, "")))
@@ -96,18 +109,19 @@ class Session:
         slot.ask(Hold(positions))
         self.delivery.want()
 
-    def halt(self, why: str) -> None:
-        """Stop reading every partition."""
+    def halt(self, why: str, class_number: int) -> None:
+        """Stop reading every partition of a class."""
         for partition in self.partitions.values():
-            if partition.halted != why:
+            if partition.class_number == class_number and partition.halted != why:
                 self._halt(partition, why)
 
     def _halt(self, partition: Partition, why: str) -> None:
         """Stop reading a partition: reading on anywhere else would lose events silently."""
         partition.halted = why
         self._slot.ask(Release([partition.number]))
-        self.queue.drop(partition.number)
-        self.queue.release(self.suspects.drop(partition.number))
+        queue = self._queue_of(partition.number)
+        queue.drop(partition.number)
+        queue.release(self.suspects.drop(partition.number))
         self._slot.report.halted[partition.number] = why
         logger.error("%s", self.trouble())
 
@@ -116,7 +130,7 @@ class Session:
         routes = self._slot.routes
         for partition in self.partitions.values():
             if partition.halted:
-                where, group = f"{routes.input_topic}/{partition.number}", routes.group
+                where, group = routes.place(partition.number), routes.classes[partition.class_number].group
                 return f"{where} is halted: {partition.halted}; set an offset of group {group} and restart"
         return f"stage {routes.stage}: {self.suspects.trouble}" if self.suspects.trouble else ""
 
@@ -124,14 +138,18 @@ class Session:
         """Learn what a grant says of the stage's events."""
         self._joins.learn(grant.settled)
         self.suspects.learn(grant.plan.sample)
+        self.background.closed = grant.background_waits
 
     def close(self) -> None:
         """Take in and hand out nothing more."""
         self.closed = True
         self._slot.ask(Release(list(self.partitions)))
         for number in self.partitions:
-            self.queue.drop(number)
+            self._queue_of(number).drop(number)
         self.suspects.drop()
+
+    def _queue_of(self, partition: int) -> StageQueue:
+        return self.queue if partition < CLASS_STRIDE else self.background.queue_of(partition)
 
     # What is reported
 
@@ -139,6 +157,7 @@ class Session:
         """Say what waits, and how long what could be on time has stayed lately."""
         report.held = {number: each.completion.watermark for number, each in self.partitions.items()}
         report.queued, report.suspects = len(self.queue), len(self.suspects)
+        report.background_queued = len(self.background)
         now_us = now_s * 1e6
         old_us = now_us - DEMAND_AFTER_SLOS * self._slot.routes.slo_s * 1e6
         first_us = self.queue.first_entered_us()
@@ -156,8 +175,12 @@ class Session:
 
     # Take in
 
-    def full(self) -> frozenset[int]:
-        """Return the partitions that are not to be fetched now."""
+    def full(self, most_background: int = 0) -> frozenset[int]:
+        """Return the partitions that are not to be fetched now.
+
+        Args:
+            most_background: background events that may wait.
+        """
         if not self.delivery.has_room():
             return frozenset(self.partitions)
         full, share = set[int](), QUEUE_BYTES / max(1, len(self.partitions))
@@ -167,20 +190,25 @@ class Session:
             full |= {number for number, partition in self.partitions.items() if partition.unread_bytes > share}
         else:
             full |= {number for number, partition in self.partitions.items() if partition.completion.crowded}
+        if self._slot.routes.backgrounds and self.background.full(most_background):
+            full |= {number for number in self.partitions if number >= CLASS_STRIDE}
         return frozenset(full)
 
     def take_in(self, read: RecordsRead) -> None:
         """Take in what a fetch has brought."""
         if self.closed:
             return
-        slot, intake = self._slot, self._intake
-        intake.at(slot.now_s, read.wall_s)
+        slot = self._slot
+        for intake in self._intakes.values():
+            intake.at(slot.now_s, read.wall_s)
         for number, records in read.records.items():
             partition = self.partitions.get(number)
             if partition is not None and not partition.halted:
+                intake = self._intakes[partition.class_number]
                 for record in records:
                     intake.take_in(partition, record)
-        slot.report.clock_lead_s, slot.report.clock_lag_s = intake.clock_lead_s(), intake.clock_lag_s()
+        if (live := self._intakes.get(0)) is not None:
+            slot.report.clock_lead_s, slot.report.clock_lag_s = live.clock_lead_s(), live.clock_lag_s()
         for number, position in read.positions.items():
             partition = self.partitions.get(number)
             if partition is not None and position is not None and position > partition.completion.position:
@@ -192,7 +220,8 @@ class Session:
                 self._halt(self.partitions[number], why)
         if slot.routes.is_join:
             self._joins.bound()
-            slot.report.counts.duplicates = intake.duplicates
+            for class_number, intake in self._intakes.items():
+                slot.counts[class_number].duplicates = intake.duplicates
             if read.records:
                 self.delivery.want()
 
@@ -201,9 +230,8 @@ class Session:
         if self.queue.size_bytes >= HURRY_BYTES:
             return True
         # What waits in a join keeps its offsets however long it does: there, complete events are held up instead.
-        return any(
-            each.completion.pressed if each.join is None else each.join.holds for each in self.partitions.values()
-        )
+        live = (each for each in self.partitions.values() if not each.class_number)
+        return any(each.completion.pressed if each.join is None else each.join.holds for each in live)
 
     def _ends(self, event: Event, outcome: Ending | Expired) -> None:
         self.delivery.finished((event,), (outcome,))
@@ -220,12 +248,13 @@ class Session:
             return
         if again.gone:
             self._halt(partition, again.gone)
-        self._intake.at(self._slot.now_s)
+        self._intakes[partition.class_number].at(self._slot.now_s)
         self._joins.found(partition, None if again.gone else again.found)
 
     def _completed(self) -> None:
         if self._slot.routes.is_join and not self.closed:
-            self._intake.at(self._slot.now_s)
+            for intake in self._intakes.values():
+                intake.at(self._slot.now_s)
             self._joins.release()
 
     # Hand out
@@ -235,7 +264,7 @@ class Session:
         return not self.closed and self.delivery.has_room()
 
     def take(self, limit: int, needs: BatchNeeds | None = None) -> Taken:
-        """Take the next batch from the queue; events that are past the SLO may end here instead."""
+        """Take the next batch of live events from the queue; those that are past the SLO may end here instead."""
         routes = self._slot.routes
         taken = self.queue.take(limit, needs, self._slot.now_s * 1e6)
         if routes.on_expired != "process":
@@ -270,13 +299,27 @@ class Session:
     def requeue(self, events: Sequence[Event], limit: int = 0) -> None:
         """Queue events again, the latest of a key first, unless their partition is halted."""
         halted = [event for event in events if self.partitions[event.partition].halted]
-        self.queue.release(halted)
-        self.queue.put_back([event for event in events if event not in halted], limit)
+        self._release(halted)
+        for queue, of_class in self._by_queue([event for event in events if event not in halted]):
+            queue.put_back(of_class, limit)
 
     def finished(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
         """Take the outcomes of events, in their order."""
-        self.queue.release(events)
+        self._release(events)
         self.delivery.finished(events, outcomes)
+
+    def _release(self, events: Sequence[Event]) -> None:
+        for queue, of_class in self._by_queue(events):
+            queue.release(of_class)
+
+    def _by_queue(self, events: Sequence[Event]) -> Iterator[tuple[StageQueue, Sequence[Event]]]:
+        """Yield each class's queue with its events, in their order."""
+        if not self._slot.routes.backgrounds:
+            yield self.queue, events
+            return
+        for class_number in sorted({class_of(event.partition) for event in events}):
+            of_class = [event for event in events if class_of(event.partition) == class_number]
+            yield self._queue_of(of_class[0].partition), of_class
 
 
 def added(numbers: Sequence[int], committed: Mapping[int, Entry], partitions_before: int) -> list[int]:
@@ -288,4 +331,4 @@ def added(numbers: Sequence[int], committed: Mapping[int, Entry], partitions_bef
         partitions_before: that the topic is known to have had; what commits say of it counts, too.
     """
     known = max(partitions_before, known_partitions(committed.values()))
-    return [number for number in numbers if number not in committed and 0 < known <= number]
+    return [number for number in numbers if number not in committed and 0 < known <= number % CLASS_STRIDE]

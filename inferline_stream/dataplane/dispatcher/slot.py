@@ -101,7 +101,7 @@ class Slot:
 
     def full(self) -> frozenset[int]:
         """Return the partitions that are not to be fetched now."""
-        return self._session.full()
+        return self._session.full(self._exchange.most_background())
 
     def beginnings_needed(
         self, numbers: Sequence[int], committed: Mapping[int, Entry], partitions_before: int = 0
@@ -119,6 +119,7 @@ class Slot:
         session = self._session
         report.replicas = self._exchange.statuses()
         session.fill(report, now_s)
+        report.background_enough = 2 * report.background_queued > self._exchange.most_background() > 0
         trouble = session.trouble() or self._exchange.trouble if session.epoch else ""
         return trouble or self._pool.tight
 
@@ -126,7 +127,7 @@ class Slot:
 
     def _owned(self, event: events.Owned) -> None:
         if event.epoch:
-            self._session = Session(self._context, event.epoch, event.topic.id)
+            self._session = Session(self._context, event.epoch)
             self._draining = False
             if self._grant is not None:
                 self._session.learn(self._grant)
@@ -140,7 +141,7 @@ class Slot:
         self._session.learn(grant)
 
     def _topic_gone(self, event: events.TopicGone) -> None:
-        self._session.halt(event.why)
+        self._session.halt(event.why, event.class_number)
         self._context.ask(events.Report())
 
     def _drain(self, _: events.Drained) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.lease import Lease
+from inferline_stream.dataplane.dispatcher.report_counts import counts_of_classes
 from inferline_stream.dataplane.dispatcher.slot_events import Action
 from inferline_stream.dataplane.dispatcher.tracing import BatchSpans
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
+from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.settings import Settings
 
 
@@ -43,6 +46,11 @@ class SlotContext:
     wake_s: float = math.inf
     """When time matters next, as far as this was found out since the last event."""
     actions: list[Action] = field(default_factory=list)
+    counts: Sequence[StageCounts] = field(init=False)
+    """Of the report, by the number of the class."""
+
+    def __post_init__(self) -> None:
+        self.counts = counts_of_classes(self.report)
 
     def ask(self, action: Action) -> None:
         """Ask for something."""

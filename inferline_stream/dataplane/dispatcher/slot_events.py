@@ -16,7 +16,8 @@ from inferline_stream.kafka.topic_state import TopicState
 
 
 class Owned(NamedTuple):
-    """Partitions are the slot's from now on: all of them, of a new session, or those that were added to the topic."""
+    """Partitions of a class are the slot's from now on: all of the live one, of a new session; or those of a background
+    class, or that were added to the topic."""
 
     numbers: Sequence[int]
     committed: Mapping[int, Entry]
@@ -64,9 +65,10 @@ class FoundCommitted(NamedTuple):
 
 
 class TopicGone(NamedTuple):
-    """The topic was deleted, or is another one of the same name: why there is nothing more to read."""
+    """A class's topic was deleted, or is another one of the same name: why there is nothing more to read."""
 
     why: str
+    class_number: int = 0
 
 
 class Heard(NamedTuple):

@@ -98,7 +98,7 @@ class BatchSpans:
         self._kind = SpanKind.CONSUMER
         self._propagator = TraceContextTextMapPropagator()
         self._name = f"process {routes.input_topic}"
-        self._topic = routes.input_topic
+        self._place = routes.place
         self._attributes = {
             "messaging.system": "kafka",
             "messaging.operation.name": "process",
@@ -170,9 +170,10 @@ class BatchSpans:
             carried = self._propagator.extract(_carrier(record.headers))
             cause = get_current_span(carried).get_span_context()
             if cause.is_valid:
+                topic, _, partition = self._place(event.partition).rpartition("/")
                 where: Mapping[str, str | int] = {
-                    "messaging.destination.name": self._topic,
-                    "messaging.destination.partition.id": str(event.partition),
+                    "messaging.destination.name": topic,
+                    "messaging.destination.partition.id": partition,
                     "messaging.kafka.offset": record.offset,
                 }
                 yield Link(cause, where)

@@ -59,6 +59,16 @@ function tiles(state) {
   tile("cost", `${dollars(state.cost_per_hour)}/h`, [`${dollars(state.cost)} so far`, coarse ? `CG-Peak ${dollars(coarse)}/h` : `plan ${dollars(state.plan_cost_per_hour)}/h`]);
 }
 
+function background(state) {
+  const words = (of) => {
+    if (!of.left) return `${of.topic}: done`;
+    const rate = of.rate === null ? "" : ` at ${number(of.rate)}/s`;
+    return `${of.topic}: ${number(of.left)} left${rate}${of.done_in_s === null ? "" : `, done in ${seconds(of.done_in_s)}`}`;
+  };
+  byId("background").hidden = !state.backgrounds.length;
+  byId("background").textContent = `Background events. ${state.backgrounds.map(words).join("; ")}.`;
+}
+
 function envelope(state) {
   const points = state.envelope.filter(([, live, planned]) => live > 0 || planned > 0);
   if (!points.length) return;
@@ -244,6 +254,7 @@ function draw(state) {
   byId("pause").textContent = state.paused ? "Decide again" : "Hold decisions";
   byId("pause").dataset.action = state.paused ? "resume" : "pause";
   tiles(state);
+  background(state);
   drawDag(byId("dag"), state, selected);
   if (state.stages.length > LARGE) byId("dag-note").textContent = "Each stage: replicas; hardware · batch / its limit · wait; utilization. Open one for all its figures.";
   for (const part of [stageDetails, envelope, latency, replicas, cost, heat, decisions, plans]) part(state);

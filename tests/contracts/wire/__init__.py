@@ -34,7 +34,7 @@ from inferline_stream.dataplane.frames import (
 from inferline_stream.dataplane.host_postings import Posting
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
-from inferline_stream.dataplane.routes import Routes
+from inferline_stream.dataplane.routes import BackgroundTopic, Routes
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.isolation.enforced import Enforced
@@ -69,6 +69,7 @@ ROUTES = Routes(
     entry_time_header="sent",
     source_max_bytes=4000,
     sink_max_bytes=5000,
+    backgrounds=(BackgroundTopic("archive", 2.0, "sent", 6000),),
 )
 
 PLAN = PlanDocument(
@@ -112,6 +113,7 @@ FILLED: tuple[Any, ...] = (
         begins=False,
         plan=StagePlan({"cpu-1": HardwarePlan(8, {1: 0.02}, 2, {2: {1: 1.5}})}, 0.01, b"an event", 0.03),
         settled={0: (10, 12)},
+        background_waits=True,
     ),
     PoolReport(
         dispatcher="a-0-5f",
@@ -144,6 +146,7 @@ FILLED: tuple[Any, ...] = (
             network_s=0.5,
             batches_lost=2,
         ),
+        background={"archive": StageCounts(events=5)},
         clock_lead_s=6.0,
         clock_lag_s=8.0,
         queued=7,
@@ -151,6 +154,8 @@ FILLED: tuple[Any, ...] = (
         hidden={0: 2},
         oldest_wait_s=9.0,
         stay=(0.5, 4.0, -0.25),
+        background_queued=8,
+        background_enough=True,
         join_events=4,
         join_bytes=5,
         join_overdue=True,

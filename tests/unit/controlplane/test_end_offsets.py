@@ -96,9 +96,9 @@ def report_of(topics: Topics, *, marks: EndOffsets, every: int) -> tuple[RunRepo
         return "id"
 
     kafka = SimpleNamespace(follow=topics.follower)
-    context: Any = SimpleNamespace(source="posts", sink="out", names=NAMES, kafka=kafka)
+    context: Any = SimpleNamespace(source="posts", sink="out", names=NAMES, kafka=kafka, backgrounds=())
     offsets: Any = SimpleNamespace(ends=ends, topic_id=topic_id)
-    ledger = asyncio.run(read_ledger(offsets, context, START, {}, begin=marks.begin))
+    ledger = asyncio.run(read_ledger(offsets, context, START, begin=marks.begin))
     return run_report(
         ledger, quiet(), started_s=0.0, duration_s=1.0, replicas_most={}, lag={}, exits=[], emulated=False,
         advisory=False, lateness_p99_s=None,

@@ -149,7 +149,7 @@ def batch_id(data: bytes, partition: int = 0) -> BatchId:
 
 
 async def test_a_batch_is_marked_while_it_is_unpacked_and_while_it_is_taken_in(mark):
-    watch = BatchWatch("in", os.dup(mark))
+    watch = BatchWatch(["in"], os.dup(mark))
     one, two = batch(5, [b"a", b"b", b"c"]), batch(8, [b"d"], 1)
     records = fetched(one + two, Unpacker(LIMIT_BYTES, watch), 5)
     seen = []
@@ -167,7 +167,7 @@ async def test_a_batch_is_marked_while_it_is_unpacked_and_while_it_is_taken_in(m
 
 
 async def test_the_rest_of_a_batch_is_marked_again_in_a_later_fetch(mark):
-    watch = BatchWatch("in", os.dup(mark))
+    watch = BatchWatch(["in"], os.dup(mark))
     records = fetched(data := batch(0, [b"a", b"b", b"c"]), Unpacker(LIMIT_BYTES, watch))
     next(records)
     watch.done()
@@ -182,7 +182,7 @@ async def test_a_batch_that_takes_all_memory_stays_marked_and_one_that_is_unread
     def no_memory(data: bytes) -> None:
         raise MemoryError
 
-    unpacker = Unpacker(LIMIT_BYTES, BatchWatch("in", os.dup(mark)))
+    unpacker = Unpacker(LIMIT_BYTES, BatchWatch(["in"], os.dup(mark)))
     garbage = bytearray(batch(0, [b"x" * 100], 4))
     garbage[61:] = bytes(len(garbage[61:]))
     assert len(list(fetched(sealed(garbage), unpacker))) == 1
@@ -195,7 +195,7 @@ async def test_a_batch_that_takes_all_memory_stays_marked_and_one_that_is_unread
 
 async def test_nothing_but_the_deadly_batch_is_skipped_and_it_is_not_unpacked():
     good, deadly = batch(0, [b"a"]), batch(1, [b"b", b"c"])
-    watch = BatchWatch("in", deadly=(batch_id(deadly), batch_id(good, 1), BatchId(0, 3, 7)))
+    watch = BatchWatch(["in"], deadly=(batch_id(deadly), batch_id(good, 1), BatchId(0, 3, 7)))
     found = list(fetched(good + deadly + batch(3, [b"d"]), Unpacker(LIMIT_BYTES, watch)))
     assert [(r.offset, r.value) for r in found] == [(0, b"a"), (2, b""), (3, b"d")]
     assert found[1].value.kind == "BatchEndsDispatcher"

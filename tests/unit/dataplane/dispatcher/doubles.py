@@ -89,9 +89,11 @@ class PlayedSlot:
         self.lease_lost = self.drained = False
         self.replaced: list[str] = []
         self.replicas: dict[str, Replica] = {}
-        self.report = new_report("d", 1, "work", 0, 40)
+        backgrounds = [topic.name for topic in self.routes.backgrounds]
+        self.report = new_report("d", 1, "work", 0, 40, backgrounds=backgrounds)
         self.lease = Lease(2.0, lambda: self.now_s)
-        topics = dict.fromkeys([*self.routes.topics_written, "out"], 1)
+        written = [topic for of_class in self.routes.classes for topic in of_class.topics_written]
+        topics = dict.fromkeys([*written, "out"], 1)
         emitter = Emitter(self.routes, topics, random.Random(1), self.report)
         settings = settings or Settings()
         self.context = SlotContext(

@@ -31,7 +31,7 @@ class Log:
     def __init__(self) -> None:
         self.held: dict[int, int] = {}
         self.entries: dict[int, Entry] = {0: (0, "")}
-        self.topic = TopicState("", 1)
+        self.topic, self.group = TopicState("", 1), "p.work"
         self.fetches: asyncio.Queue[Fetched] = asyncio.Queue()
         self.fetching = 0
         self.may_catch_up = True
@@ -94,9 +94,10 @@ class Sender:
             raise self.fails
         self.did.append([message.value for messages in outgoing.values() for message in messages])
 
-    async def commit(self, offsets: Mapping[int, Entry], group: str) -> None:
-        self._log.entries.update(offsets)
-        self.did.append(offsets[0][0])
+    async def commit(self, offsets: Mapping[str, Mapping[int, Entry]]) -> None:
+        (of_group,) = offsets.values()
+        self._log.entries.update(of_group)
+        self.did.append(of_group[0][0])
 
     def void(self) -> None:
         self.did.append("void")
@@ -122,7 +123,7 @@ class Run:
         self.dispatcher = made = Dispatcher(DispatcherSpec(ME, 0, routes(), "127.0.0.1:9"), self.channel)
         made._know(dict.fromkeys([*made._routes.topics_written, "out"], 1), RecordRules({}))
         self.serving = asyncio.create_task(made._serve())
-        self.fetching = asyncio.create_task(made._fetch())
+        self.fetching = asyncio.create_task(made._fetch(0))
         self.frames, self.ends = to_replica(), [self.supervisor, self.channel]
 
     async def serve(self) -> None:

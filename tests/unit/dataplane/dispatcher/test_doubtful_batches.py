@@ -278,7 +278,7 @@ def test_what_is_in_hand_of_a_halted_partition_does_not_run_again():
         pool.fetched(b"1", b"2")
         batch = doubted.batch()
         lost.batch()
-        pool.session.halt("the topic was deleted")
+        pool.session.halt("the topic was deleted", 0)
         refuses(doubted, batch)
         pool.lost(lost.name)
         pool.retire(doubted.name)
@@ -294,7 +294,7 @@ def test_suspects_of_a_halted_partition_do_not_run_again():
         replica.die()
         session = pool.session
         pool.until(lambda: len(session.suspects) == 2, "both are suspects")
-        session.halt("the topic was deleted")
+        session.halt("the topic was deleted", 0)
         assert len(session.suspects) == 0
 
 

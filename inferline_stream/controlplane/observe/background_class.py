@@ -1,0 +1,88 @@
+"""How far a class of background events has come, and when it is likely to be done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from inferline_stream.controlplane.observe.log_growth import OffsetHistory
+from inferline_stream.controlplane.observe.settled_parts import SettledParts
+from inferline_stream.pipeline.shape import Shape
+
+_RATE_OVER_S = 300.0
+"""A forecast takes the rate of so long: what live events leave idle comes and goes with them."""
+
+_LOOKS_APART_S, _SHORTEST_S = 1.0, 2.0
+
+MOST_AHEAD = 5000
+"""Records that one first stage may be ahead of another: joins would wait with the parts that it makes."""
+
+
+class BackgroundClass:
+    """The topics of one class of background events: where they end, and what is finished of them.
+
+    Args:
+        shape: of the pipeline.
+        partitions: of each stage's input topic.
+    """
+
+    def __init__(self, shape: Shape, partitions: Mapping[str, int]) -> None:
+        self.partitions = dict(partitions)
+        self.offsets = {stage: OffsetHistory(n) for stage, n in partitions.items()}
+        joins = [shape.stages[at] for at in shape.joins()]
+        self.settling = {join: SettledParts(join, shape.upstream([join])[:-1]) for join in joins}
+        self._entries = [shape.stages[at] for at in shape.entries()]
+        self._looks: deque[tuple[float, int]] = deque()
+        """When how many records of the source were finished by every first stage."""
+
+    def grow(self, stage: str, partitions: int) -> None:
+        """The input topic of a stage has so many partitions."""
+        if partitions > self.partitions[stage]:
+            self.partitions[stage] = partitions
+            self.offsets[stage].grow(partitions)
+
+    def look(self, now_s: float) -> None:
+        """Take note of how much is finished now."""
+        if not self._looks or now_s - self._looks[-1][0] >= _LOOKS_APART_S:
+            self._looks.append((now_s, min(map(self._finished, self._entries))))
+        while self._looks[0][0] < now_s - _RATE_OVER_S:
+            self._looks.popleft()
+
+    def _finished(self, stage: str) -> int:
+        history = self.offsets[stage]
+        return sum(history.ends) - sum(history.lags())
+
+    def is_ahead(self, stage: str) -> bool:
+        """Whether a first stage has come so much further than another one that it should wait for that."""
+        if stage not in self._entries:
+            return False
+        return self._finished(stage) - min(map(self._finished, self._entries)) > MOST_AHEAD
+
+    def finished(self) -> list[int]:
+        """One past the last record of the source topic that any first stage has finished, by partition."""
+        return list(map(max, zip(*(self.offsets[stage].finished() for stage in self._entries), strict=True)))
+
+    @property
+    def left(self) -> int:
+        """Records of the source topic that are not finished by every first stage."""
+        return max(sum(self.offsets[stage].lags()) for stage in self._entries)
+
+    @property
+    def rate(self) -> float | None:
+        """Records of the source topic finished per second, over the last minutes; None where it is not known yet."""
+        if not self._looks:
+            return None
+        (since_s, first), (until_s, last) = self._looks[0], self._looks[-1]
+        return (last - first) / (until_s - since_s) if until_s - since_s >= _SHORTEST_S else None
+
+    @property
+    def done_in_s(self) -> float | None:
+        """Time until nothing is left at the present rate; None where nobody can tell."""
+        if not self.left:
+            return 0.0
+        return self.left / self.rate if self.rate else None
+
+
+def background_classes(shape: Shape, partitions: Mapping[str, Mapping[str, int]]) -> dict[str, BackgroundClass]:
+    """Return the background classes of a pipeline, given the partitions of every class, empty for live events."""
+    return {of: BackgroundClass(shape, of_class) for of, of_class in partitions.items() if of}

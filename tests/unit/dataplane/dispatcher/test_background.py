@@ -1,0 +1,154 @@
+"""Background events in a slot: behind live ones, in small batches, of several classes by their weights."""
+
+from __future__ import annotations
+
+import pytest
+
+from inferline_stream import Topic
+from inferline_stream.dataplane.dispatcher import slot_events as on
+from inferline_stream.dataplane.dispatcher.background import DELAY_SHARE
+from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan
+from inferline_stream.kafka.records import Record
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE
+from tests.unit.dataplane.dispatcher.doubles import KIND, PlayedSlot
+
+A, B = CLASS_STRIDE, 2 * CLASS_STRIDE
+"""Partition 0 of each background class."""
+
+SLO_S = 1.0
+
+
+class Backfilled(PlayedSlot):
+    """A slot with two background classes, the second of three times the weight."""
+
+    def __init__(self, *, limit: int = 8, batch_s: float = 0.01, **of_pipeline: object) -> None:
+        source = [
+            Topic("in", codec="raw"),
+            Topic("a", codec="raw", background=True),
+            Topic("b", codec="raw", background=True, weight=3.0),
+        ]
+        super().__init__(source=source, limit=limit, **of_pipeline)
+        self.plan(limit=limit, service_s={1: batch_s, limit: batch_s * limit})
+        self.entries |= {A: (0, ""), B: (0, "")}
+        self.begin()
+        for number in (A, B):
+            self._own([number])
+        self._next = {0: 0, A: 0, B: 0}
+
+    def comes(self, *values: bytes, partition: int, key: bytes | None = None) -> None:
+        """Read records."""
+        first = self._next[partition]
+        self._next[partition] = first + len(values)
+        records = [
+            Record(key, value, (), 1, "t", partition % CLASS_STRIDE, first + at) for at, value in enumerate(values)
+        ]
+        self.read({partition: records}, {})
+
+
+def test_a_background_event_is_served_where_no_live_one_waits() -> None:
+    slot = Backfilled(limit=1)
+    slot.comes(b"old 1", b"old 2", partition=A)
+    slot.comes(b"new 1", b"new 2", partition=0)
+    replica = slot.attached()
+    served = []
+    for _ in range(4):
+        batch = replica.batch()
+        served += batch.inputs
+        replica.answer(batch)
+    assert served == [b"new 1", b"new 2", b"old 1", b"old 2"]
+    slot.advance(1.0)
+    assert {number: offset for number, (offset, _) in slot.entries.items()} == {0: 2, 1: 0, A: 2, B: 0}
+
+
+def test_a_background_batch_delays_a_live_event_by_a_small_share_of_the_slo() -> None:
+    slot = Backfilled(limit=8, batch_s=0.015)
+    slot.comes(*[b"old"] * 20, partition=A)
+    batch = slot.attached().batch()
+    assert len(batch.inputs) == 3  # of one stage: the largest with b · 15 ms ≤ 5 % of a second
+    assert len(batch.inputs) * 0.015 <= DELAY_SHARE * SLO_S < (len(batch.inputs) + 1) * 0.015
+
+
+def test_a_live_batch_is_filled_as_far_as_its_oldest_event_and_the_small_share_allow() -> None:
+    for ago_s, filled in ((0.5, 4), (0.965, 2)):  # 50 ms more than alone; 35 ms in all
+        slot = Backfilled(limit=8, batch_s=0.011)
+        busy = slot.attached()
+        slot.fetched(b"busy")
+        held = busy.batch()
+        slot.fetched(b"new", first=1, ago_s=ago_s)
+        slot.comes(*[b"old"] * 20, partition=A)
+        busy.answer(held)
+        assert busy.batch().inputs == [b"new", *[b"old"] * filled]
+        slot.drop()
+
+
+def test_an_event_that_takes_longer_than_that_is_served_alone() -> None:
+    slot = Backfilled(limit=8, batch_s=0.5)
+    slot.comes(b"1", b"2", partition=A)
+    assert slot.attached().batch().inputs == [b"1"]
+
+
+def test_classes_share_by_their_weights_what_live_events_leave() -> None:
+    slot = Backfilled(limit=1)
+    for number, name in ((A, b"a"), (B, b"b")):
+        slot.comes(*[name] * 40, partition=number)
+    replica = slot.attached()
+    served = []
+    for _ in range(40):
+        batch = replica.batch()
+        served += batch.inputs
+        replica.answer(batch)
+    assert served.count(b"b") == pytest.approx(30, abs=1)
+
+
+def test_a_key_has_its_order_within_its_class() -> None:
+    slot = Backfilled(limit=1)
+    slot.comes(b"old 1", b"old 2", partition=A, key=b"k")
+    first, second = slot.attached(), slot.attached()
+    old = first.batch()
+    assert second.idle()  # the second one of the key waits for the first
+    slot.comes(b"new", partition=0, key=b"k")
+    assert second.batch().inputs == [b"new"]  # the live one for none of them
+    first.answer(old)
+    assert first.batch().inputs == [b"old 2"]
+
+
+def test_intake_stops_once_a_second_of_background_work_waits_and_while_the_next_stage_has_enough() -> None:
+    slot = Backfilled(limit=1, batch_s=0.05)
+    assert slot.slot.full() == {A, B}  # no replica would serve them
+    slot.attached()
+    assert slot.slot.full() == frozenset()
+    slot.comes(*[b"old"] * 20, partition=A)
+    assert slot.slot.full() == frozenset()  # one of twenty is in hand
+    slot.comes(b"old", partition=A)
+    assert slot.slot.full() == {A, B}
+    slot = Backfilled(limit=1)
+    slot.attached()
+    plan = StagePlan({KIND: HardwarePlan(1, {1: 0.01})})
+    for waits in (True, False):
+        slot.perform(slot.slot.on(Grant("work", 0, 1, "d", 1, 2, plan=plan, background_waits=waits), slot.now_s))
+        assert slot.slot.full() == ({A, B} if waits else frozenset())
+
+
+def test_counts_latencies_and_expiry_are_of_live_events_alone() -> None:
+    slot = Backfilled(limit=1, on_expired="drop")
+    slot.comes(b"old", partition=A)
+    replica = slot.attached()
+    replica.answer(replica.batch())  # not dropped, though it entered in 1970
+    counts, background = slot.report.counts, slot.report.background
+    assert (counts.events, sum(counts.latency_buckets), counts.backlog, counts.batches, counts.wait_s) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
+    assert (background["a"].events, background["a"].batches, background["b"].events) == (1, 1, 0)
+    assert slot.sent == [b"old"]
+
+
+def test_a_topic_that_is_deleted_halts_its_class_alone() -> None:
+    slot = Backfilled()
+    slot.feed(on.TopicGone("the topic was deleted", 1))
+    assert list(slot.report.halted) == [A]
+    assert "a/0 is halted" in slot.session.trouble()
+    assert slot.session.partitions[0].halted == ""

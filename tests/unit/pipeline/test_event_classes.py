@@ -1,0 +1,76 @@
+"""Background topics beside the live one: what may be declared, and what each class gets of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from inferline_stream import Topic
+from inferline_stream.dataplane.dead_letters import _topics
+from inferline_stream.dataplane.kafka_permissions import permissions
+from inferline_stream.dataplane.routes import routes_of
+from inferline_stream.kafka.pipeline_topics import topics_of
+from inferline_stream.pipeline.event_classes import class_of, numbered
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.validation import problems
+from tests.unit.pipeline.declaring import moderation, only_problem
+
+POSTS, ARCHIVE = Topic("posts"), Topic("archive", background=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ([], "source lists no topic"),
+        ([ARCHIVE], "source has background topics only ('archive')"),
+        ([POSTS, Topic("more")], "source lists 2 live topics ('posts', 'more'), and a pipeline has one"),
+        ([POSTS, ARCHIVE, ARCHIVE], "source topic 'archive' is listed 2 times"),
+        ([POSTS, "archive"], "source 'archive' is no Topic"),
+        ([POSTS, Topic("archive", background="yes")], "background 'yes' must be True or False"),  # type: ignore[arg-type]
+        ([POSTS, Topic("archive", background=True, codec="raw")], "stages read one: give both the same"),
+        ([POSTS, Topic("archive", background=True, arrivals="timestamps")], "arrivals are counted of the live topic"),
+        ([POSTS, Topic("dlq", background=True)], "would be called like those of dead letters"),
+        ([POSTS, Topic("a" * 213, background=True)], "is longer than 229 characters"),
+        ([POSTS, Topic("archive", background=True, weight=0)], "weight 0 must be a number above 0"),
+        ([Topic("posts", weight=2.0), ARCHIVE], "weight is of background topics"),
+        ([POSTS, Topic("verdicts", background=True)], "results would come back as events"),
+    ],
+)
+def test_a_wrong_background_topic_is_refused_with_the_remedy(source: Any, problem: str) -> None:
+    assert problem in only_problem(moderation(source=source))
+
+
+def test_results_of_all_classes_go_to_one_sink() -> None:
+    assert "background is of a source" in only_problem(moderation(sink=Topic("verdicts", background=True)))
+
+
+def test_the_live_topic_is_the_source_wherever_it_is_listed() -> None:
+    pipeline = moderation(source=[ARCHIVE, POSTS])
+    assert problems(pipeline) == ()
+    assert (pipeline.source, pipeline.backgrounds) == (POSTS, (ARCHIVE,))
+
+
+def test_a_class_has_topics_groups_dead_letters_and_rights_of_its_own() -> None:
+    alone, pipeline = moderation(), moderation(source=[POSTS, ARCHIVE])
+    more = [topic.name for topic in topics_of(pipeline, "x.") if topic not in topics_of(alone, "x.")]
+    inner = [f"x.moderation.{stage.name}.archive" for stage in pipeline.stages if stage.after]
+    inputs = ["x.archive", *inner]
+    assert sorted(more) == sorted([*inputs, *(f"{topic}.dlq" for topic in inputs)])
+    letters = _topics(pipeline, Names("moderation", "x."))
+    assert {topic: letters[f"{topic}.dlq"] for topic in inputs} == dict(zip(inputs, inputs, strict=True))
+    rights = {(each.role, each.resource, each.name, each.operations) for each in permissions(pipeline, "x.")}
+    for stage in pipeline.stages:
+        assert ("dispatcher", "group", f"x.moderation.{stage.name}.archive", ("Read",)) in rights
+    for topic in inputs:
+        assert any(of == topic and "Read" in how for role, _, of, how in rights if role == "dispatcher")
+
+
+def test_a_dispatcher_numbers_the_partitions_of_all_classes() -> None:
+    routes = routes_of(moderation(source=[POSTS, ARCHIVE]), "toxicity")
+    live, background = routes.classes
+    assert (live.input_topic, background.input_topic) == ("moderation.toxicity", "moderation.toxicity.archive")
+    (number,) = numbered(1, [7])
+    assert (class_of(number), class_of(7)) == (1, 0)
+    assert routes.place(number) == "moderation.toxicity.archive/7"
+    assert routes.place(7) == "moderation.toxicity/7"
