@@ -62,7 +62,7 @@ class PoolReport(msgspec.Struct):
     counts: StageCounts = msgspec.field(default_factory=StageCounts)
     """Of live events, and of the pool."""
     background: dict[str, StageCounts] = {}
-    """Of background events, by their topic; of batches, those that hold no live event."""
+    """Of background events and their batches, by their topic."""
     clock_lead_s: float = 0.0
     """Largest lead of a record's time over this host's clock in the last minute."""
     clock_lag_s: float = 0.0

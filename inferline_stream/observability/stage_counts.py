@@ -54,8 +54,6 @@ class StageCounts:
     """Events that ended here without a sink record."""
     duplicates: int = 0
     """Records dropped because their event had been seen."""
-    filled: int = 0
-    """Background events in batches with live ones: `served` counts them, as the batches' sizes do."""
     backlog: int = 0
     """Final stage only: results of events that are no live traffic; they are in no bucket."""
     latency_buckets: list[int] = field(default_factory=list)

@@ -338,10 +338,10 @@ class PoolReports:
                 ratios[name] = 1.0
             elif len(arrows) > 1:
                 left, own = recent[name].events, recent[name]
-                ratios[name] = min(1.0, (own.served - own.filled) / left) if left >= _FEWEST_EVENTS else None
+                ratios[name] = min(1.0, own.served / left) if left >= _FEWEST_EVENTS else None
             else:
                 parent = self._shape.stages[self._shape.arrows[arrows[0]].parent]
-                left, above = recent[parent].served - recent[parent].filled, ratios[parent]
+                left, above = recent[parent].served, ratios[parent]
                 took = recent[parent].edges_taken.get(name, 0)
                 ratios[name] = above * took / left if above is not None and left >= _FEWEST_EVENTS else None
         return ratios

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import logging
 import math
@@ -11,7 +10,6 @@ from collections.abc import Sequence
 from inferline_stream.dataplane.dispatcher.background import DELAY_SHARE, WAITING_S
 from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
 from inferline_stream.dataplane.dispatcher.lost_batches import LostBatches
 from inferline_stream.dataplane.dispatcher.poison_suspects import Probe
 from inferline_stream.dataplane.dispatcher.pool import SLOW_PEERS, Pool
@@ -37,7 +35,7 @@ from inferline_stream.dataplane.reports import ReplicaStatus
 from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
 from inferline_stream.pipeline.deadline_order import NEWS_LASTS_S
-from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
+from inferline_stream.pipeline.event_classes import class_of
 
 logger = logging.getLogger(__name__)
 
@@ -200,8 +198,6 @@ class BatchExchange:
                     break
                 events, hopeful = session.take(limit, needs)
                 if events:
-                    if needs is not None and hopeful == len(events) < limit and not queue.eligible:
-                        events += self._filling(events, limit, needs)
                     self._hand(replica, events).hopeful = hopeful
             if not queue.eligible and slot.routes.backgrounds:
                 self._hand_out_background(session)
@@ -221,24 +217,6 @@ class BatchExchange:
             if replica is None:
                 return
             self._hand(replica, background.take(pool.limit_within(replica.hardware, self._background_s)))
-
-    def _filling(self, live: Sequence[Event], limit: int, needs: BatchNeeds) -> list[Event]:
-        """Return background events for the room that live ones leave in a batch.
-
-        As many as leave the first live one in time, by the same needs as without them, and as delay it by no more than
-        a background batch may.
-        """
-        session, slot = self._session, self._slot
-        if not session.background.eligible or any(event.limit for event in live):
-            return []
-        left_us = slot.routes.slo_s * 1e6 - (slot.now_s * 1e6 - live[0].entered_us)
-        most_us = min(left_us, needs.times_us[len(live)] + self._background_s * 1e6)
-        size = bisect.bisect_right(needs.times_us, most_us, len(live), limit + 1) - 1
-        filling = session.background.take(size - len(live)) if size > len(live) else []
-        if any(0 < event.limit < size for event in filling):
-            session.requeue(filling)
-            return []
-        return filling
 
     def most_background(self) -> int:
         """Return how many background events may wait for replicas."""
@@ -284,7 +262,7 @@ class BatchExchange:
         payloads = [event.payload for event in events] if sample is None else [sample.input]
         hand = self._pool.begin(replica, len(payloads), slot.now_s, next(self._numbers))
         hand.epoch, hand.events = session.epoch, events
-        hand.class_number = min((class_of(event.partition) for event in events), default=0)
+        hand.class_number = class_of(events[0].partition) if events else 0
         if slot.spans is not None and sample is None:
             hand.span = slot.spans.begin(events, replica.replica, replica.hardware)
         if not hand.class_number:
@@ -345,8 +323,6 @@ class BatchExchange:
         was_fresh = not replica.passed
         self._pool.finish(replica, calls, now_s, frame.batch, success=success)
         busy_s, remote = believed_s(frame.busy_s), bool(replica.status.node)
-        if not hand.class_number:
-            counts.filled += sum(event.partition >= CLASS_STRIDE for event in hand.events)
         count_batch(counts, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=hand.beside)
         if hand.span is not None and self._slot.spans is not None:
             self._slot.spans.end(hand.span, frame.outcomes)

@@ -33,7 +33,7 @@ class Hand:
     epoch: int = 0
     """Of the session whose events it holds."""
     class_number: int = 0
-    """Of events, see `event_classes`; 0 as soon as there is a live one."""
+    """Of its events, see `event_classes`."""
     events: Sequence[Event] = ()
     """Empty for a sample, and once the events are no longer this replica's: its late result is dropped."""
     hopeful: int = 0

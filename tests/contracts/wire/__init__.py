@@ -69,6 +69,7 @@ ROUTES = Routes(
     entry_time_header="sent",
     source_max_bytes=4000,
     sink_max_bytes=5000,
+    deadline_order=False,
     backgrounds=(BackgroundTopic("archive", 2.0, "sent", 6000),),
 )
 

@@ -68,19 +68,6 @@ def test_a_background_batch_delays_a_live_event_by_a_small_share_of_the_slo() ->
     assert len(batch.inputs) * 0.015 <= DELAY_SHARE * SLO_S < (len(batch.inputs) + 1) * 0.015
 
 
-def test_a_live_batch_is_filled_as_far_as_its_oldest_event_and_the_small_share_allow() -> None:
-    for ago_s, filled in ((0.5, 4), (0.965, 2)):  # 50 ms more than alone; 35 ms in all
-        slot = Backfilled(limit=8, batch_s=0.011)
-        busy = slot.attached()
-        slot.fetched(b"busy")
-        held = busy.batch()
-        slot.fetched(b"new", first=1, ago_s=ago_s)
-        slot.comes(*[b"old"] * 20, partition=A)
-        busy.answer(held)
-        assert busy.batch().inputs == [b"new", *[b"old"] * filled]
-        slot.drop()
-
-
 def test_an_event_that_takes_longer_than_that_is_served_alone() -> None:
     slot = Backfilled(limit=8, batch_s=0.5)
     slot.comes(b"1", b"2", partition=A)
