@@ -107,7 +107,7 @@ def report_of(topics: Topics, *, marks: EndOffsets, every: int) -> tuple[RunRepo
 
 def quiet() -> PipelineState:
     counted = LatencyHistogram((SLO_S / 2, SLO_S), (9900, 90, 10), 100.0)
-    return replace(a_state(), stages=(), latency=counted, late_events=10, decisions=())
+    return replace(a_state(), stages=(), latency=counted, late_events=10, decisions=(), backgrounds=())
 
 
 @pytest.mark.parametrize("own_ids", [False, True])
