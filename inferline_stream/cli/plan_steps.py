@@ -136,6 +136,7 @@ class PlanInputs:
             objective=pipeline.objective,
             seed=self.search.seed,
             order_slo_s=pipeline.slo_s,
+            order=pipeline.order,
             cores=math.inf if unbounded else cores_for_replicas(self, measured),
         )
 

@@ -93,6 +93,7 @@ def replay(
             scaler,
             catalogue=inputs.kinds,
             slo_s=inputs.plan.slo_s,
+            order=inputs.plan.order,
             conditions=conditions,
             slots=inputs.plan.slots,
             seed=given.seed,

@@ -51,6 +51,7 @@ class StageStatistics:
         service_time_s: mean time in service, over events.
         utilization: share of the time from the first entry to its last departure in which a replica was busy; where it
             can run several batches at once, mean share of them that it had in hand.
+        largest_batch: see `SharedPool.largest`.
     """
 
     arrivals: int
@@ -58,18 +59,13 @@ class StageStatistics:
     wait_s: float
     service_time_s: float
     utilization: float
+    largest_batch: int
 
     @property
     def mean_batch_size(self) -> float:
         """Events per batch; NaN without any."""
         count = int(self.batches.sum())
         return self.arrivals / count if count else math.nan
-
-    @property
-    def largest_batch(self) -> int:
-        """Events in the largest batch; 0 without any."""
-        sizes = np.flatnonzero(self.batches)
-        return int(sizes[-1]) if sizes.size else 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,7 +202,7 @@ def simulate_stage(
             if count > allowed:
                 break
         parts.append(_copy(gone) if known_s < math.inf else gone)
-    report(server.arrivals, _largest_batch(server, station))
+    report(server.arrivals, server.largest)
     if allowed is not None and count > allowed:
         return None
     return Departures(*(parts[0] if len(parts) == 1 else _concatenated(parts)), arrivals.skipped)
@@ -310,6 +306,7 @@ class _Run:
             wait_s=max(0.0, (self._waits[s] - served_s) / n - self.workload.hop_s) if n else math.nan,
             service_time_s=served_s / n if n else math.nan,
             utilization=busy_s / (span_s * int(station.at_once.sum())) if n else 0.0,
+            largest_batch=server.largest,
         )
 
 
@@ -317,12 +314,6 @@ def _batches(server: StagePools, station: Station) -> kernels.Ints:
     """Batches by size, over all kinds of replicas."""
     batches: kernels.Ints = server.account.batches.reshape(-1, station.width).sum(axis=0)
     return batches
-
-
-def _largest_batch(server: StagePools, station: Station) -> int:
-    """Events in the largest batch that has begun; 0 without any."""
-    sizes = np.flatnonzero(_batches(server, station))
-    return int(sizes[-1]) if sizes.size else 0
 
 
 class _Kept(Mapping[int, Departures]):

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inferline_stream.estimator.general_queue import Crews, GeneralState, Heap, Lanes
-from inferline_stream.estimator.kernels import Account, Events, Floats, FloatTable, Ints, Queue, Tokens
-from inferline_stream.estimator.shared_pool import moved, power_of_two, service_of
+from inferline_stream.estimator.general_queue import HOPELESS, LARGEST, PLACES, Crews, GeneralState, Lanes
+from inferline_stream.estimator.kernels import Account, Events, Flags, Floats, FloatTable, Ints, Queue, Tokens
+from inferline_stream.estimator.shared_pool import moved, no_heap, power_of_two, service_of, with_rest, with_room
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import NO_KEYS, Workload
 
@@ -56,7 +56,7 @@ class GeneralPool:
         self.arrivals = 0
         self.account = Account(_ints(station.table.shape[0]), np.zeros(2))
         self._service, self._profiled = service_of(workload, stage, station, code), (station.table, station.varying)
-        self._varies = station.varies
+        self._varies, self._triages = station.varies, station.triages
         self._serve = code.serve_in_turn
         self._entry_s = workload.entry_s
         self._at_once = np.ones_like(station.limits) if station.concurrency is None else station.concurrency
@@ -65,13 +65,16 @@ class GeneralPool:
         self._events = np.empty(0, dtype=np.int32)
         self._out = Tokens(np.empty(0), np.empty(0, dtype=np.int32))
         self._base = 0
-        nobody, heap = _ints(0), Heap(np.empty(0), _ints(0), _ints(0), _ints(1))
+        nobody = _ints(0)
         self._state = GeneralState(
             _ints(5),
             np.array([math.inf, -math.inf]),
             *(np.empty(0), nobody, nobody, nobody, np.empty(0, dtype=np.int32)),
             lanes,
-            heap,
+            no_heap(),
+            no_heap(),
+            _ints(6),
+            np.zeros(len(workload) if station.triages and not staffed else 0, dtype=np.uint8),
             Crews(nobody, nobody, nobody, nobody),
         )
         kinds = station.kinds if staffed else nobody
@@ -103,7 +106,7 @@ class GeneralPool:
 
         The arrays are reused by the next call.
         """
-        return self.advance_in_turn(np.array([horizon_s]), np.empty((1, 2)))
+        return self.advance_in_turn(np.array([horizon_s]), np.empty((1, 3)))
 
     def advance_in_turn(self, until_s: Floats, spent_s: FloatTable) -> Tokens:
         """As `advance`, up to the last of several instants. What is spent is written, see `serve_in_turn`."""
@@ -112,11 +115,27 @@ class GeneralPool:
         n = self._serve(queue, self._service, self.account, self._state, (self._out, until_s, spent))
         return Tokens(self._out.times[:n], self._out.events[:n])
 
+    @property
+    def largest(self) -> int:
+        """See `SharedPool.largest`."""
+        return int(self._state.tally[LARGEST])
+
     def slow(self, factor: float) -> None:
         """Batches that begin from now on take so many times what they take as profiled."""
         table, varying = self._profiled
         drawn = varying._replace(fixed_s=varying.fixed_s * factor, per_unit_s=varying.per_unit_s * factor)
-        self._service, self._varies = self._service._replace(table=table * factor, varying=drawn), True
+        slower = self._service._replace(table=table * factor, varying=drawn)
+        self._service, self._varies = with_rest(slower, slower.rest_s), True
+
+    def set_rest(self, rest_s: float) -> None:
+        """Batches from now on are taken by this R."""
+        if rest_s != self._service.rest_s:
+            self._service = with_rest(self._service, rest_s)
+
+    @property
+    def fate(self) -> Flags:
+        """By event, see `GeneralState`; of a pool that was not staffed from the beginning, in order of the deadline."""
+        return self._state.fate
 
     def add(self, kind: int, now_s: float) -> None:
         """A replica that is ready now, with all its places free."""
@@ -163,7 +182,7 @@ class GeneralPool:
         marks, heap = self._state.marks, self._state.heap
         waiting = heap.item[: heap.size[0]].astype(np.int32)
         coming = slice(int(marks[_ARRIVED]) - self._base, self.arrivals - self._base)
-        heap.size[0] = marks[_ELIGIBLE] = 0
+        heap.size[0] = marks[_ELIGIBLE] = self._state.tally[PLACES] = 0
         self.arrivals = int(marks[_ARRIVED])
         self._state.clock[1] = now_s
         return Tokens(
@@ -173,15 +192,14 @@ class GeneralPool:
 
     def _make_room(self, coming: int) -> None:
         """For all that may wait, and may leave, while so many arrive. An arrival may leave an outdated entry behind."""
-        heap, lanes = self._state.heap, self._state.lanes
-        waiting = int(heap.size[0])
-        entries = waiting + 2 * coming + lanes.first.size
-        if heap.item.size < entries:
-            room = entries * 3 // 2
-            rank_s, number, item = (moved(array, 0, waiting, room) for array in heap[:3])
-            self._state = self._state._replace(heap=Heap(rank_s, number, item, heap.size))
+        state, lanes = self._state, self._state.lanes
+        entries = int(state.heap.size[0]) + 2 * coming + lanes.first.size
+        heap = with_room(state.heap, entries)
+        aside = with_room(state.aside, entries + int(state.aside.size[0])) if self._triages else state.aside
+        self._state = state._replace(heap=heap, aside=aside)
         in_lanes = int(lanes.waiting.sum()) if lanes.lane_of.size else 0
-        leaving = int(self._state.marks[_ELIGIBLE]) + in_lanes + coming + self._state.members.size
+        waiting = int(state.marks[_ELIGIBLE] + state.tally[HOPELESS]) + in_lanes
+        leaving = waiting + coming + state.members.size
         if self._out.times.size < leaving:
             self._out = Tokens(np.empty(leaving * 3 // 2), np.empty(leaving * 3 // 2, dtype=np.int32))
 
@@ -230,7 +248,7 @@ def lanes_of(workload: Workload, stage: int, station: Station) -> Lanes:
     return Lanes(
         lane_of=lane_of,
         following=np.empty(keyed, dtype=np.int32),
-        sent_s=np.empty(len(workload) if keyed or station.hold_s > 0 or station.partitions else 0),
+        sent_s=np.empty(len(workload) if keyed or station.hold_s > 0 or station.partitions or station.triages else 0),
         number=_ints(keyed),
         first=_ints(lanes),
         last=_ints(lanes),
@@ -238,6 +256,7 @@ def lanes_of(workload: Workload, stage: int, station: Station) -> Lanes:
         in_hand=_ints(lanes),
         rank_s=np.zeros(lanes),
         falls=_ints(lanes),
+        aside=_ints(lanes),
     )
 
 

@@ -3,7 +3,8 @@
 It obeys the rules in `estimator.kernels`. Where none of this is needed, `shared_queue` is two to four times as fast.
 
 A lane per key holds its events that wait. Eligible are events without a lane and lanes none of whose events is in hand:
-they stand in a heap. An entry of a lane is out of date once its rank or its first event is another.
+they stand in a heap. An entry of a lane is out of date once its rank or its first event is another. Those that are
+hopeless stand in a heap of their own, see `pipeline.deadline_order`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from inferline_stream.estimator.kernels import (
     ZERO,
     Account,
     Events,
+    Flags,
     Floats,
     FloatTable,
     Index,
@@ -29,7 +31,14 @@ from inferline_stream.estimator.kernels import (
     Tokens,
     drawn_s,
 )
-from inferline_stream.estimator.shared_queue import Ring, bring_forward, put_back
+from inferline_stream.estimator.rank_heap import Heap, drop_first, push
+from inferline_stream.pipeline.deadline_order import DEMAND_AFTER_SLOS, FEW_LANES, HOPELESS_EVERY
+
+NEVER, HIDDEN, OLD, WAS = 0, 1, 2, 3
+"""An event at a stage: hopeful; hopeless, and no demand; so old that it is demand; taken as a hopeless one."""
+
+PLACES, HOPELESS, SINCE, AGED, DEMAND, LARGEST = range(6)
+"""Places in `GeneralState.tally`."""
 
 
 class Lanes(NamedTuple):
@@ -46,6 +55,7 @@ class Lanes(NamedTuple):
         in_hand: (lanes,) events in hand.
         rank_s: (lanes,) least rank of those that wait.
         falls: (lanes,) whether the rank of one that waits is below that of the one before it.
+        aside: (lanes,) whether it is hopeless.
     """
 
     lane_of: Masks
@@ -58,6 +68,7 @@ class Lanes(NamedTuple):
     in_hand: Ints
     rank_s: Floats
     falls: Ints
+    aside: Ints
 
 
 class Crews(NamedTuple):
@@ -77,15 +88,6 @@ class Crews(NamedTuple):
     in_hand: Ints
 
 
-class Heap(NamedTuple):
-    """Eligible entries, the least rank and number first: ``item`` is an event, or a lane below 0. ``size`` is (1,)."""
-
-    rank_s: Floats
-    number: Ints
-    item: Ints
-    size: Ints
-
-
 class GeneralState(NamedTuple):
     """Replicas and what waits for them. A replica has one place, or several where it runs several batches at once.
 
@@ -101,6 +103,11 @@ class GeneralState(NamedTuple):
         members: (places · width) events of the batch in hand, row after row.
         lanes: of the keys.
         heap: of what is eligible; has room for twice the arrivals and all lanes beside what it holds.
+        aside: of what is hopeless; room for as much again.
+        tally: hopeful entries of the heap; hopeless events that wait; batches made beside these since the last that was
+            theirs; first event that is not too old to be hidden (`DEMAND_AFTER_SLOS`); hopeless ones before it; the
+            largest batch that was looked at, which is the limit where a cap cut it.
+        fate: by event, what has become of it; empty where nobody asks.
         crews: which places are which replica's.
     """
 
@@ -113,6 +120,9 @@ class GeneralState(NamedTuple):
     members: Events
     lanes: Lanes
     heap: Heap
+    aside: Heap
+    tally: Ints
+    fate: Flags
     crews: Crews
 
 
@@ -121,9 +131,58 @@ def is_current(lanes: Lanes, lane: np.uint64, rank_s: float, number: np.int64) -
     return bool(
         lanes.in_hand[lane] == 0
         and lanes.waiting[lane] > 0
+        and lanes.aside[lane] == 0
         and lanes.rank_s[lane] == rank_s
         and lanes.number[Index(lanes.first[lane])] == number
     )
+
+
+class Ring(NamedTuple):
+    """Places in the order in which they are free, see `GeneralState`; ``first`` is the row."""
+
+    time: Floats
+    first: Ints
+    size: Ints
+    kind: Ints
+
+
+def bring_forward(ring: Ring, head: np.uint64, taken: np.uint64) -> None:
+    """Overwrite the place of a free replica by those before it: the head is then free for its return."""
+    wrap = Index(ring.time.size - 1)
+    while taken > head:
+        to = taken & wrap
+        taken -= ONE
+        ring.time[to] = ring.time[taken & wrap]
+        ring.first[to] = ring.first[taken & wrap]
+        ring.size[to] = ring.size[taken & wrap]
+        ring.kind[to] = ring.kind[taken & wrap]
+
+
+def put_back(
+    ring: Ring, lowest: np.uint64, slot: np.uint64, replica: tuple[float, np.int64, np.int64, np.int64]
+) -> None:
+    """Put a replica with a batch behind all that end no later.
+
+    Args:
+        ring: the others; ``slot`` is behind them.
+        lowest: the first place that it may come to.
+        slot: the first place that is free.
+        replica: time, first, size and kind.
+    """
+    wrap = Index(ring.time.size - 1)
+    finish_s, first, size, kind = replica
+    while slot > lowest and ring.time[(slot - ONE) & wrap] > finish_s:
+        to = slot & wrap
+        slot -= ONE
+        ring.time[to] = ring.time[slot & wrap]
+        ring.first[to] = ring.first[slot & wrap]
+        ring.size[to] = ring.size[slot & wrap]
+        ring.kind[to] = ring.kind[slot & wrap]
+    slot = slot & wrap
+    ring.time[slot] = finish_s
+    ring.first[slot] = first
+    ring.size[slot] = size
+    ring.kind[slot] = kind
 
 
 def oldest_sent_s(lanes: Lanes, heap: Heap) -> float:
@@ -141,47 +200,15 @@ def oldest_sent_s(lanes: Lanes, heap: Heap) -> float:
     return oldest_s
 
 
-def push(heap: Heap, end: np.uint64, entry: tuple[float, np.int64, np.int64]) -> None:
-    """Put an entry into the heap, which has so many."""
-    rank_s, number, item = entry
-    place = end
-    while place > ZERO:
-        above = (place - ONE) >> ONE
-        if heap.rank_s[above] < rank_s or (heap.rank_s[above] == rank_s and heap.number[above] < number):
-            break
-        heap.rank_s[place] = heap.rank_s[above]
-        heap.number[place] = heap.number[above]
-        heap.item[place] = heap.item[above]
-        place = above
-    heap.rank_s[place] = rank_s
-    heap.number[place] = number
-    heap.item[place] = item
-
-
-def drop_first(heap: Heap, end: np.uint64) -> None:
-    """Take the first entry out of the heap, which has so many without it: the last one finds its place."""
-    rank_s = heap.rank_s[end]
-    number = heap.number[end]
-    item = heap.item[end]
-    place = ZERO
-    below = ONE
-    while below < end:
-        beside = below + ONE
-        if beside < end and (
-            heap.rank_s[beside] < heap.rank_s[below]
-            or (heap.rank_s[beside] == heap.rank_s[below] and heap.number[beside] < heap.number[below])
-        ):
-            below = beside
-        if rank_s < heap.rank_s[below] or (rank_s == heap.rank_s[below] and number < heap.number[below]):
-            break
-        heap.rank_s[place] = heap.rank_s[below]
-        heap.number[place] = heap.number[below]
-        heap.item[place] = heap.item[below]
-        place = below
-        below = (place << ONE) + ONE
-    heap.rank_s[place] = rank_s
-    heap.number[place] = number
-    heap.item[place] = item
+def note_fate(fate: Flags, tally: Ints, event: np.uint64, becomes: int) -> None:
+    """Note what becomes of an event: hopeless, taken as such, or hopeful with the rest of its lane."""
+    if fate.size > 0:
+        if fate[event] == OLD:
+            tally[DEMAND] -= 1
+        fate[event] = becomes
+        if becomes == HIDDEN and np.int64(event) < tally[AGED]:
+            fate[event] = OLD
+            tally[DEMAND] += 1
 
 
 def serve_general(queue: Queue, service: Service, account: Account, state: GeneralState, out: Tokens) -> np.int64:
@@ -198,17 +225,22 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
         How many departures were written.
     """
     times, events, _, _, horizon_s, entry_s = queue
-    limits, table, varying, lots, hold_s, hop_s, slo_s = service
+    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span = service
     means = lots.size == 0
-    marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, crews = state
+    judges = rest_s > -math.inf
+    marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, aside, tally, fate, crews = state
     replica_of, kinds, at_once, under_way = crews
     ring = Ring(ring_time, ring_row, ring_size, ring_kind)
-    lane_of, following, sent_s, number_of, first_of, last_of, waiting_in, in_hand, rank_of, falls = lanes
+    lane_of, following, sent_s, number_of, first_of, last_of, waiting_in, in_hand, rank_of, falls, set_aside = lanes
     keyed = lane_of.size > 0
     heap_rank, heap_number, heap_item, _ = heap
     batches, totals = account
     out_times, out_events = out
     entries = Index(heap.size[0])
+    asides = Index(aside.size[0])
+    places = tally[PLACES]
+    hopeless = tally[HOPELESS]
+    largest = Index(tally[LARGEST])
     n = Index(queue.n) - Index(queue.base)
     wrap = Index(ring_time.size - 1)
     width = Index(members.size // replica_of.size)
@@ -260,6 +292,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                         rank_s = min(rank_s, other_s)
                 rank_of[lane] = rank_s
                 eligible += waiting_in[lane]
+                places += 1
                 push(heap, entries, (rank_s, number, -np.int64(lane)))
                 entries += ONE
             if at_once[ending] > 0:
@@ -280,6 +313,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
             lane = Index(lane_of[own]) if keyed else ZERO
             if lane == ZERO:
                 eligible += 1
+                places += 1
             else:
                 number_of[own] = number
                 following[own] = -1
@@ -299,7 +333,12 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                 waiting_in[lane] += 1
                 if in_hand[lane] > 0:
                     continue
+                if set_aside[lane] > 0:
+                    hopeless += 1
+                    note_fate(fate, tally, own, HIDDEN)
+                    continue
                 eligible += 1
+                places += waiting_in[lane] == 1
                 if not lowers:
                     continue
                 number = number_of[Index(first_of[lane])]
@@ -308,8 +347,8 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
             entries += ONE
         # Batches.
         wake_s = math.inf
-        while eligible > 0 and free > ZERO:
-            waiting = Index(eligible)
+        while (eligible > 0 or hopeless > 0) and free > ZERO:
+            waiting = Index(eligible if eligible > 0 else hopeless)
             kind = Index(ring_kind[head & wrap])
             taken = head
             if levels > ONE:
@@ -340,9 +379,9 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     left_s = ring_time[slot] - t
                     if (left_s + expected_s) * TIE < best_s:
                         served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[other_kind]
-                if served_by_busy >= eligible:
+                if served_by_busy >= np.int64(waiting):
                     break
-            elif limits.size > 1:  # as in `chosen`, which takes a quarter longer here
+            elif limits.size > 1:
                 best_s = math.inf
                 for candidate in range(limits.size):
                     expected_s = table[Index(candidate) * width + min(Index(limits[candidate]), waiting)]
@@ -363,19 +402,70 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     left_s = ring_time[slot] - t
                     if (left_s + expected_s) * TIE < best_s:
                         served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring_kind[slot]]
-                if served_by_busy >= eligible:
+                if served_by_busy >= np.int64(waiting):
                     break
+            row = ring_row[taken & wrap]
+            level = kind * levels + Index(under_way[replica_of[Index(row)]])
+            row_of_table = level * width
             limit = Index(limits[kind])
-            if hold_s > 0 and waiting < limit:
+            cap = Index(caps[level])
+            if hold_s > 0 and eligible > 0 and waiting < cap:
                 heap.size[0] = np.int64(entries)
                 due_s = oldest_sent_s(lanes, heap) + hold_s
                 if due_s > t:
                     wake_s = due_s
                     break
-            row = ring_row[taken & wrap]
+            largest = max(largest, limit if np.int64(cap) <= eligible else Index(eligible))
+            # Those that cannot be on time any more go aside.
+            while judges and eligible > 0:
+                item = heap_item[ZERO]
+                number = heap_number[ZERO]
+                rank_s = heap_rank[ZERO]
+                lane = Index(-item) if item < 0 else ZERO
+                batch = min(cap, Index(eligible))
+                if lane == ZERO:
+                    hopeful_s = entry_s[Index(item)]
+                elif not is_current(lanes, lane, rank_s, number):
+                    entries -= ONE
+                    drop_first(heap, entries)
+                    continue
+                else:
+                    other = Index(first_of[lane])
+                    hopeful_s = entry_s[other]
+                    if places < FEW_LANES:
+                        for _ in range(1, np.int64(batch)):
+                            if following[other] < 0:
+                                break
+                            other = Index(following[other])
+                            hopeful_s = max(hopeful_s, entry_s[other])
+                if not t - hopeful_s + table[row_of_table + batch] + rest_s > slo_s:
+                    break
+                entries -= ONE
+                drop_first(heap, entries)
+                push(aside, asides, (rank_s, number, item))
+                asides += ONE
+                places -= 1
+                if lane == ZERO:
+                    eligible -= 1
+                    hopeless += 1
+                    note_fate(fate, tally, Index(item), HIDDEN)
+                else:
+                    eligible -= waiting_in[lane]
+                    hopeless += waiting_in[lane]
+                    set_aside[lane] = 1
+                    event_taken = first_of[lane]
+                    while event_taken >= 0:
+                        note_fate(fate, tally, Index(event_taken), HIDDEN)
+                        event_taken = np.int64(following[Index(event_taken)])
+            most = cap
+            if hopeless > 0 and eligible > 0:
+                tally[SINCE] += 1
+                if tally[SINCE] >= HOPELESS_EVERY or np.int64(m) + queue.base - aside.number[ZERO] > span:
+                    tally[SINCE] = 0
+                    most = ZERO
             first = Index(row) * width
             size = ZERO
-            while size < limit and entries > ZERO:
+            while size < most and entries > ZERO:
                 item = heap_item[ZERO]
                 number = heap_number[ZERO]
                 rank_s = heap_rank[ZERO]
@@ -384,14 +474,11 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     members[first + size] = np.int32(item)
                     size += ONE
                     eligible -= 1
-                elif (
-                    in_hand[lane] == 0
-                    and waiting_in[lane] > 0
-                    and rank_of[lane] == rank_s
-                    and number_of[Index(first_of[lane])] == number
-                ):
+                    places -= 1
+                elif is_current(lanes, lane, rank_s, number):
                     eligible -= waiting_in[lane]
-                    while size < limit and waiting_in[lane] > 0:
+                    places -= 1
+                    while size < most and waiting_in[lane] > 0:
                         event_taken = first_of[lane]
                         members[first + size] = np.int32(event_taken)
                         size += ONE
@@ -400,9 +487,43 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                         in_hand[lane] += 1
                 entries -= ONE
                 drop_first(heap, entries)
+            # Then hopeless ones, as far as the first hopeful one still makes it.
+            spare_s = math.inf
+            if hopeless > 0 and size > ZERO:
+                spare_s = slo_s
+                hopeful_s = entry_s[Index(members[first])]
+            while hopeless > 0 and size < limit:
+                if spare_s < math.inf and t - hopeful_s + table[row_of_table + size + ONE] + rest_s > spare_s:
+                    break
+                item = aside.item[ZERO]
+                lane = Index(-item) if item < 0 else ZERO
+                asides -= ONE
+                drop_first(aside, asides)
+                if lane == ZERO:
+                    members[first + size] = np.int32(item)
+                    size += ONE
+                    hopeless -= 1
+                    note_fate(fate, tally, Index(item), WAS)
+                    continue
+                hopeless -= waiting_in[lane]
+                set_aside[lane] = 0
+                event_taken = first_of[lane]
+                while event_taken >= 0:
+                    fits = size < limit and not (
+                        spare_s < math.inf and t - hopeful_s + table[row_of_table + size + ONE] + rest_s > spare_s
+                    )
+                    note_fate(fate, tally, Index(event_taken), WAS if fits else NEVER)
+                    if fits:
+                        members[first + size] = np.int32(event_taken)
+                        size += ONE
+                        first_of[lane] = np.int64(following[Index(event_taken)])
+                        waiting_in[lane] -= 1
+                        in_hand[lane] += 1
+                    event_taken = np.int64(following[Index(event_taken)])
             bring_forward(ring, head, taken)
             under_way[replica_of[Index(row)]] += 1
-            row_of_table = (kind * levels + Index(under_way[replica_of[Index(row)]]) - ONE) * width + size
+            row_of_table += size
+            largest = max(largest, size)
             if means:
                 service_s = table[row_of_table]
             else:
@@ -417,6 +538,10 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
             put_back(ring, head + free, back, (t + service_s, row, np.int64(size), np.int64(kind)))
             head = head & wrap
     heap.size[0] = np.int64(entries)
+    aside.size[0] = np.int64(asides)
+    tally[PLACES] = places
+    tally[HOPELESS] = hopeless
+    tally[LARGEST] = np.int64(largest)
     marks[0] = np.int64(head & wrap)
     marks[1] = np.int64(replicas)
     marks[2] = np.int64(free)
@@ -440,8 +565,9 @@ def serve_in_turn(
         service: how batches are served.
         account: what was done.
         state: read and written.
-        out: departures, written; the instants, ascending; and (instants, 2), written: Σ of the service times of the
-            batches begun before each, and Σ of their S(b), with S(b) as profiled; empty where all take just that.
+        out: departures, written; the instants, ascending; and (instants, 3), written: Σ of the service times of the
+            batches begun before each, Σ of their S(b), with S(b) as profiled (empty where all take just that), and
+            hopeless events that wait and are no demand.
 
     Returns:
         How many departures were written.
@@ -459,4 +585,13 @@ def serve_in_turn(
             for row in range(account.batches.size):
                 if account.batches[row] > 0:
                     spent_s[k, 1] += account.batches[row] * profiled_s[row]
+        if state.fate.size > 0:
+            latest_s = instants_s[k] - DEMAND_AFTER_SLOS * service.slo_s
+            while state.tally[AGED] < entry_s.size and entry_s[Index(state.tally[AGED])] < latest_s:
+                event = Index(state.tally[AGED])
+                if state.fate[event] == HIDDEN:
+                    state.fate[event] = OLD
+                    state.tally[DEMAND] += 1
+                state.tally[AGED] += 1
+        spent_s[k, 2] = np.float64(state.tally[HOPELESS] - state.tally[DEMAND])
     return gone

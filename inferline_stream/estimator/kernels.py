@@ -9,9 +9,11 @@ Rules, held bit for bit by the event-heap reference (`tests.support.event_heap`)
 - At one instant arrivals (records and skip markers) come first, ordered by (sent, sending stage, start of their batch,
   position in it), then dispatch. A batch therefore holds whatever has arrived up to its start, that instant included.
 - One queue: in order of max(entry time, arrival − SLO), of equal ones in order of arrival. Whenever a replica is free,
-  a batch is made of the first that wait. Of several kinds that are free the one whose batch would end first takes it,
-  within `TIE` the first of the allocations. It leaves what waits to busy replicas where those, one batch after the
-  other, could end all of it before it would end its own.
+  a batch is made of the first that wait; which of them go last, and how many the batch takes, says
+  `pipeline.deadline_order`. In order of entry nothing is hopeless: R is −∞. Of several kinds that are free the one
+  whose batch would end first takes it, within `TIE` the first of the allocations. It leaves what waits to busy replicas
+  where those, one batch after the other, could end all of it before it would end its own. What waits are the hopeful
+  ones, while there are any.
 - With a hold that replica waits until its batch limit is reached or the oldest that waits was sent that long ago: a
   dispatcher counts from when a record entered its topic.
 - Where events of one key keep their order, those of a key of which a batch is in hand are not eligible until it ends.
@@ -101,7 +103,9 @@ class Service(NamedTuple):
     """See `station.Station`; besides, the time from sending to arrival, and the SLO of the queue's order.
 
     ``lots`` is by event: above the lowest 8 bits its place among the units, in them that of its batch's factor, where
-    it is the first of a batch. Empty where nothing varies.
+    it is the first of a batch. Empty where nothing varies. ``rest_s`` is R, and ``caps`` (kinds · levels,) the largest
+    batch that leaves time for it, as `pipeline.deadline_order` says; −∞ and the limits in order of entry. ``span`` is
+    how many arrivals may lie behind the first hopeless one.
     """
 
     limits: Ints
@@ -111,6 +115,9 @@ class Service(NamedTuple):
     hold_s: float
     hop_s: float
     slo_s: float
+    rest_s: float
+    caps: Ints
+    span: int
 
 
 class Account(NamedTuple):

@@ -13,12 +13,13 @@ import threading
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
-from inferline_stream.estimator import general_queue, kernels, shared_queue
+from inferline_stream.estimator import general_queue, kernels, rank_heap, shared_queue
+from inferline_stream.pipeline import deadline_order
 
-_SOURCES = (kernels, shared_queue, general_queue)
-_INLINED = ("drawn_s", "chosen", "bring_forward", "put_back", "push", "drop_first")
+_SOURCES = (kernels, rank_heap, shared_queue, general_queue)
+_INLINED = ("drawn_s", "bring_forward", "put_back", "is_current", "note_fate", "push", "drop_first")
 """Where they are called, each is part of its caller: a call would count references to every array that it is given."""
-_CALLED = ("draw", "put_in_order", "held_until", "emit_rest", "is_current", "oldest_sent_s", "serve_general")
+_CALLED = ("draw", "put_in_order", "held_until", "emit_rest", "oldest_sent_s", "serve_general")
 _ENTERED = (
     "draw_masks",
     "draw_keys",
@@ -27,7 +28,7 @@ _ENTERED = (
     "merge",
     "delay",
     "serve_shared",
-    "serve_choosing",
+    "serve_triaged",
     "serve_in_turn",
     "look",
     "count_late",
@@ -48,8 +49,8 @@ def compiled() -> Any:
 
 
 def sources_version() -> str:
-    """Changes whenever the source of any kernel does."""
-    sources = "".join(inspect.getsource(source) for source in _SOURCES)
+    """Changes whenever the source of any kernel does, or one of the constants that it has from elsewhere."""
+    sources = "".join(inspect.getsource(source) for source in (*_SOURCES, deadline_order))
     return hashlib.sha256(sources.encode()).hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""One queue and the replicas that serve it from the beginning to the end: `shared_queue`, with its buffers."""
+"""One queue and replicas of one kind that serve it from the beginning to the end: `shared_queue`, with its buffers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.estimator.kernels import Account, Ints, Queue, Service, Tokens
-from inferline_stream.estimator.shared_queue import SharedState
+from inferline_stream.estimator.rank_heap import Heap
+from inferline_stream.estimator.shared_queue import SharedState, TriagedState
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
+from inferline_stream.pipeline.deadline_order import batch_cap
 
 NO_LOTS = np.empty(0, dtype=np.uint16)
 """Of a stage whose service times do not vary."""
 
-_NEEDED = 3  # place in `marks` of the first position still needed
+_NEEDED, _LARGEST = 3, 7  # places in `marks`
 
 
 class SharedPool:
@@ -30,8 +32,7 @@ class SharedPool:
 
     def __init__(self, workload: Workload, stage: int, station: Station, code: Any) -> None:
         self.arrivals = 0
-        kinds = station.limits.size
-        self.account = Account(np.zeros(kinds * station.width, dtype=np.int64), np.zeros(2))
+        self.account = Account(np.zeros(station.width, dtype=np.int64), np.zeros(2))
         self._station = station
         self._service = service_of(workload, stage, station, code)
         self._entry_s = workload.entry_s
@@ -39,8 +40,17 @@ class SharedPool:
         self._events = np.empty(0, dtype=np.int32)
         self._out = Tokens(np.empty(0), np.empty(0, dtype=np.int32))
         self._base = 0
-        self._serve = code.serve_choosing if kinds > 1 else code.serve_shared
+        self._serve = code.serve_triaged if station.triages else code.serve_shared
         self._state = _unused(station)
+
+    @property
+    def largest(self) -> int:
+        """The largest batch that has begun, or in order of the deadline that was thought of: a limit above it, or one
+        not below it, changes nothing.
+        """
+        if isinstance(self._state, TriagedState):
+            return int(self._state.marks[_LARGEST])
+        return largest_batch(self.account)
 
     def receive(self, sent: Tokens) -> None:
         """Records that were sent to the stage, none before any received earlier."""
@@ -69,9 +79,13 @@ class SharedPool:
         self._times = moved(self._times, first, held, room)
         self._events = moved(self._events, first, held, room)
         self._base += first
-        in_flight = self._station.replicas * self._station.width
-        if self._out.times.size < room + in_flight:
-            self._out = Tokens(np.empty(room + in_flight), np.empty(room + in_flight, dtype=np.int32))
+        leaving = room + self._station.replicas * self._station.width
+        if isinstance(self._state, TriagedState):
+            waiting = int(self._state.aside.size[0]) + room
+            self._state = self._state._replace(aside=with_room(self._state.aside, waiting))
+            leaving += waiting
+        if self._out.times.size < leaving:
+            self._out = Tokens(np.empty(leaving), np.empty(leaving, dtype=np.int32))
         return held
 
 
@@ -84,15 +98,37 @@ def moved(array: Any, first: int, held: int, room: int) -> Any:
     return target
 
 
-def _unused(station: Station) -> SharedState:
+def _unused(station: Station) -> SharedState | TriagedState:
     """No replica was ever used."""
-    slots = power_of_two(station.replicas)
-    kinds = _ints(slots)
-    kinds[: station.replicas] = station.kinds
-    marks = _ints(6)
-    marks[1] = station.replicas
-    never = np.full(slots, -math.inf)
-    return SharedState(marks, np.full(1, -math.inf), never, _ints(slots), _ints(slots), kinds)
+    replicas, slots = station.replicas, power_of_two(station.replicas)
+    marks = _ints(8)
+    marks[1] = replicas
+    clock, never = np.full(1, -math.inf), np.full(slots, -math.inf)
+    if not station.triages:
+        return SharedState(marks, clock, never, _ints(slots), _ints(slots))
+    rows = np.pad(np.arange(replicas), (0, slots - replicas))
+    members = np.zeros(replicas * station.width, dtype=np.int32)
+    return TriagedState(marks, clock, never, rows, _ints(slots), members, no_heap())
+
+
+def no_heap() -> Heap:
+    """An empty one."""
+    return Heap(np.empty(0), _ints(0), _ints(0), _ints(1))
+
+
+def with_room(heap: Heap, entries: int) -> Heap:
+    """The same with room for so many."""
+    if heap.item.size >= entries:
+        return heap
+    held, room = int(heap.size[0]), entries * 3 // 2
+    rank_s, number, item = (moved(array, 0, held, room) for array in heap[:3])
+    return Heap(rank_s, number, item, heap.size)
+
+
+def largest_batch(account: Account) -> int:
+    """Events in the largest batch of replicas of one kind; 0 without any."""
+    sizes = np.flatnonzero(account.batches)
+    return int(sizes[-1]) if sizes.size else 0
 
 
 def _ints(size: int) -> Ints:
@@ -101,7 +137,7 @@ def _ints(size: int) -> Ints:
 
 def service_of(workload: Workload, stage: int, station: Station, code: Any) -> Service:
     """How a station serves batches, as the kernels take it."""
-    return Service(
+    service = Service(
         station.limits,
         station.table,
         station.varying,
@@ -109,7 +145,22 @@ def service_of(workload: Workload, stage: int, station: Station, code: Any) -> S
         station.hold_s,
         workload.hop_s,
         station.order_slo_s,
+        station.rest_s,
+        np.repeat(station.limits, station.levels),
+        station.span,
     )
+    return with_rest(service, station.rest_s)
+
+
+def with_rest(service: Service, rest_s: float) -> Service:
+    """The same with another R, and the batches that it leaves time for."""
+    by_row = service.table.reshape(service.caps.size, -1)[:, 1:]
+    levels = service.caps.size // service.limits.size
+    caps = [
+        batch_cap(row[:limit], rest_s, service.slo_s) if rest_s > -math.inf else limit
+        for row, limit in zip(by_row, np.repeat(service.limits, levels).tolist(), strict=True)
+    ]
+    return service._replace(rest_s=rest_s, caps=np.array(caps, dtype=np.int64))
 
 
 def power_of_two(least: int) -> int:

@@ -1,12 +1,12 @@
 """One queue per stage, from which every free replica takes: rules in `estimator.kernels`.
 
 As long as what waits has arrived in order of its keys, the queue is a stretch of the arrivals and costs nothing to
-keep. An arrival that is to go before others that wait is moved in front of them within the buffer.
+keep. An arrival that is to go before others that wait is moved in front of them within the buffer. Hopeless events
+leave it for a heap, see `pipeline.deadline_order`.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +14,9 @@ import numpy as np
 from inferline_stream.estimator.kernels import (
     EIGHT,
     ONE,
-    TIE,
     ZERO,
     Account,
+    Events,
     Floats,
     Index,
     Ints,
@@ -25,6 +25,8 @@ from inferline_stream.estimator.kernels import (
     Tokens,
     drawn_s,
 )
+from inferline_stream.estimator.rank_heap import Heap, drop_first, push
+from inferline_stream.pipeline.deadline_order import HOPELESS_EVERY
 
 
 class SharedState(NamedTuple):
@@ -32,12 +34,11 @@ class SharedState(NamedTuple):
 
     Args:
         marks: head of the ring, replicas, first position that waits, first position still needed, first one that is not
-            known to be in order, first one that has not arrived (`serve_choosing`).
-        clock: (1,) the last dispatch, or in `serve_choosing` the last look at a batch that had to wait.
+            known to be in order.
+        clock: (1,) the last dispatch.
         ring_time: (2^k,) replicas in the order in which they are free, in a ring; when.
         ring_start: (2^k,) position of the first event of the replica's batch.
         ring_size: (2^k,) events of the batch; 0 once emitted.
-        ring_kind: (2^k,) kind of the replica.
     """
 
     marks: Ints
@@ -45,7 +46,6 @@ class SharedState(NamedTuple):
     ring_time: Floats
     ring_start: Ints
     ring_size: Ints
-    ring_kind: Ints
 
 
 def put_in_order(i: np.uint64, d: np.uint64, t: float, queue: Queue, service: Service) -> np.uint64:
@@ -79,36 +79,37 @@ def put_in_order(i: np.uint64, d: np.uint64, t: float, queue: Queue, service: Se
     return d
 
 
-def held_until(i: np.uint64, t: float, queue: Queue, service: Service) -> float:
+def held_until(i: np.uint64, t: float, cap: np.uint64, queue: Queue, service: Service) -> float:
     """When a replica that is free at t takes a batch: once it is full, or the hold since the oldest was sent is over.
 
     Args:
         i: first that waits.
         t: the present, or the arrival of the first.
+        cap: events of a full batch.
         queue: arrivals; those that arrive after t are in order of arrival.
-        service: has the batch limit and the hold.
+        service: has the hold.
     """
     times = queue.times
     hop_s = service.hop_s
     n = Index(queue.n) - Index(queue.base)
-    full = min(i + Index(service.limits[0]), n)
+    full = min(i + cap, n)
     oldest_s = times[i]
     m = i + ONE
     while m < full and times[m] + hop_s <= t:
         oldest_s = min(oldest_s, times[m])
         m += ONE
     due_s = oldest_s + service.hold_s
-    if m - i == Index(service.limits[0]) or due_s <= t:
+    if m - i == cap or due_s <= t:
         return t
     while m < full and times[m] + hop_s <= due_s:
         m += ONE
-    if m - i == Index(service.limits[0]):
+    if m - i == cap:
         return float(times[m - ONE] + hop_s)
     return float(due_s)
 
 
 def serve_shared(queue: Queue, service: Service, account: Account, state: SharedState, out: Tokens) -> np.int64:
-    """Replicas of one kind. Returns how many departures were written.
+    """Serve in order of entry. Returns how many departures were written.
 
     Args:
         queue: arrivals; those that wait are put in order in place.
@@ -118,8 +119,8 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
         out: departures, written.
     """
     times, events, _, _, horizon_s, _ = queue
-    limits, table, varying, lots, hold_s, hop_s, _ = service
-    marks, clock, ring_time, ring_start, ring_size, _ = state
+    limits, table, varying, lots, hold_s, hop_s, _, _, _, _ = service
+    marks, clock, ring_time, ring_start, ring_size = state
     base = Index(queue.base)
     n = Index(queue.n) - base
     wrap = Index(ring_time.size - 1)
@@ -138,7 +139,7 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
         free_s = ring_time[head]
         t = max(times[i] + hop_s, free_s)
         if hold_s > 0:
-            t = held_until(i, max(t, now_s), queue, service)
+            t = held_until(i, max(t, now_s), limit, queue, service)
         if t >= horizon_s:
             break
         now_s = t
@@ -200,7 +201,7 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
 
 def emit_rest(queue: Queue, state: SharedState, gone: np.uint64, out: Tokens) -> np.uint64:
     """Emit the batches that end before the horizon, and note which arrivals are still needed."""
-    marks, _, ring_time, ring_start, ring_size, _ = state
+    marks, _, ring_time, ring_start, ring_size = state
     base = Index(queue.base)
     wrap = Index(ring_time.size - 1)
     head = Index(marks[0])
@@ -222,179 +223,165 @@ def emit_rest(queue: Queue, state: SharedState, gone: np.uint64, out: Tokens) ->
     return gone
 
 
-class Ring(NamedTuple):
-    """Replicas in the order in which they are free, see `SharedState`; ``first`` is what is known of the batch."""
-
-    time: Floats
-    first: Ints
-    size: Ints
-    kind: Ints
-
-
-def chosen(
-    ring: Ring, kinds: tuple[Ints, Floats], places: tuple[np.uint64, np.uint64, np.uint64], t: float, waiting: np.uint64
-) -> tuple[np.uint64, np.uint64, np.int64]:
-    """Choose the free replica whose batch would end first.
+class TriagedState(NamedTuple):
+    """As `SharedState`, where batches are no stretches of the arrivals: each replica has a row of ``members``.
 
     Args:
-        ring: has one that is free.
-        kinds: limits and table, see `Service`.
-        places: head of the ring, how many of its first ones are free, replicas.
-        t: the present.
-        waiting: events that wait.
-
-    Returns:
-        Its kind, its place, and how many events busy replicas could end before it would end its batch.
+        marks: as there; then batches made beside hopeless events since the last that was theirs, hopeless ones so far,
+            and the largest batch that was looked at, which is the limit where a cap cut it.
+        clock: (1,) the last dispatch.
+        ring_time: as there.
+        ring_row: (2^k,) the replica's row of ``members``.
+        ring_size: as there.
+        members: (replicas · width) events of the batch in hand, row after row.
+        aside: hopeless ones; room for all that wait.
     """
-    limits, table = kinds
-    head, free, replicas = places
-    wrap = Index(ring.time.size - 1)
-    width = Index(table.shape[0] // limits.size)
-    kind = Index(ring.kind[head & wrap])
-    taken = head
-    best_s = math.inf
-    for other in range(limits.size):
-        expected_s = table[Index(other) * width + min(Index(limits[other]), waiting)]
-        if expected_s * TIE < best_s:
-            for ahead in range(np.int64(free)):
-                if ring.kind[(head + Index(ahead)) & wrap] == other:
-                    best_s = expected_s
-                    kind = Index(other)
-                    taken = head + Index(ahead)
-                    break
-    served_by_busy = np.int64(0)
-    for ahead in range(np.int64(free), np.int64(replicas)):
-        slot = (head + Index(ahead)) & wrap
-        most = Index(limits[ring.kind[slot]])
-        expected_s = table[Index(ring.kind[slot]) * width + min(most, waiting)]
-        left_s = ring.time[slot] - t
-        if (left_s + expected_s) * TIE < best_s:
-            served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring.kind[slot]]
-    return kind, taken, served_by_busy
+
+    marks: Ints
+    clock: Floats
+    ring_time: Floats
+    ring_row: Ints
+    ring_size: Ints
+    members: Events
+    aside: Heap
 
 
-def bring_forward(ring: Ring, head: np.uint64, taken: np.uint64) -> None:
-    """Overwrite the place of a free replica by those before it: the head is then free for its return."""
-    wrap = Index(ring.time.size - 1)
-    while taken > head:
-        to = taken & wrap
-        taken -= ONE
-        ring.time[to] = ring.time[taken & wrap]
-        ring.first[to] = ring.first[taken & wrap]
-        ring.size[to] = ring.size[taken & wrap]
-        ring.kind[to] = ring.kind[taken & wrap]
-
-
-def put_back(
-    ring: Ring, lowest: np.uint64, slot: np.uint64, replica: tuple[float, np.int64, np.int64, np.int64]
-) -> None:
-    """Put a replica with a batch behind all that end no later.
-
-    Args:
-        ring: the others; ``slot`` is behind them.
-        lowest: the first place that it may come to.
-        slot: the first place that is free.
-        replica: time, first, size and kind.
-    """
-    wrap = Index(ring.time.size - 1)
-    finish_s, first, size, kind = replica
-    while slot > lowest and ring.time[(slot - ONE) & wrap] > finish_s:
-        to = slot & wrap
-        slot -= ONE
-        ring.time[to] = ring.time[slot & wrap]
-        ring.first[to] = ring.first[slot & wrap]
-        ring.size[to] = ring.size[slot & wrap]
-        ring.kind[to] = ring.kind[slot & wrap]
-    slot = slot & wrap
-    ring.time[slot] = finish_s
-    ring.first[slot] = first
-    ring.size[slot] = size
-    ring.kind[slot] = kind
-
-
-def serve_choosing(queue: Queue, service: Service, account: Account, state: SharedState, out: Tokens) -> np.int64:
-    """As `serve_shared`, for replicas of several kinds: somewhat slower."""
-    times, events, _, _, horizon_s, _ = queue
-    limits, table, varying, lots, hold_s, hop_s, _ = service
-    means = lots.size == 0
-    marks, clock, ring_time, ring_start, ring_size, ring_kind = state
-    ring = Ring(ring_time, ring_start, ring_size, ring_kind)
+def serve_triaged(queue: Queue, service: Service, account: Account, state: TriagedState, out: Tokens) -> np.int64:
+    """As `serve_shared`, with hopeless events last."""
+    times, events, _, _, horizon_s, entry_s = queue
+    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, _ = service
+    marks, clock, ring_time, ring_row, ring_size, members, aside = state
     base = Index(queue.base)
     n = Index(queue.n) - base
     wrap = Index(ring_time.size - 1)
-    width = Index(table.shape[0] // limits.size)
+    now_s = clock[0]
+    limit = Index(limits[0])
+    cap = Index(caps[0])
     head = Index(marks[0])
     replicas = Index(marks[1])
-    i = Index(marks[2]) - base
-    d = Index(marks[4]) - base
-    m = Index(marks[5]) - base  # first that has not arrived
-    now_s = clock[0]
+    width = Index(members.size) // replicas
+    i = Index(marks[2]) - base  # first that waits
+    d = Index(marks[4]) - base  # first that is not known to be in order
+    hopeless = Index(aside.size[0])
+    largest = Index(marks[7])
+    means = lots.size == 0
     gone = ZERO
-    while i < n:
-        t = max(times[i] + hop_s, ring_time[head], now_s)
+    room = Index(out.times.size)
+    held = Index(members.size)
+    busy_s, served_s = account.totals
+    while i < n or hopeless > ZERO:
+        free_s = ring_time[head]
+        t = max(free_s, now_s)
+        if hopeless == ZERO:
+            t = max(t, times[i] + hop_s)
+        if hold_s > 0 and i < n and times[i] + hop_s <= t:
+            t = held_until(i, t, cap, queue, service)
         if t >= horizon_s:
             break
+        now_s = t
+        row = ring_row[head]
+        first = Index(row) * width
+        end = gone + Index(ring_size[head])
+        k = first
+        if limit > ONE and end + EIGHT <= room and k + (end - gone) + EIGHT <= held:
+            while gone < end:
+                for q in range(8):
+                    out.times[gone + Index(q)] = free_s
+                    out.events[gone + Index(q)] = members[k + Index(q)]
+                gone += EIGHT
+                k += EIGHT
+            gone = end
+        while gone < end:
+            out.times[gone] = free_s
+            out.events[gone] = members[k]
+            gone += ONE
+            k += ONE
         if d <= i:
             d = i + ONE
         while d < n and events[d] > events[d - ONE]:  # what entered and arrived later is due later
             d += ONE
         if d < n and times[d] + hop_s <= t:
             d = put_in_order(i, d, t, queue, service)
-        m = max(m, i + ONE)
-        while m < n and times[m] + hop_s <= t:
-            m += ONE
-        waiting = m - i
-        free = ONE
-        while free < replicas and ring_time[(head + free) & wrap] <= t:
-            free += ONE
-        kind, taken, served_by_busy = chosen(ring, (limits, table), (head, free, replicas), t, waiting)
-        limit = Index(limits[kind])
-        again_s = ring_time[(head + free) & wrap] if free < replicas else math.inf
-        waits = bool(served_by_busy >= np.int64(waiting))
-        if hold_s > 0 and waiting < limit and not waits:
-            oldest_s = times[i]
-            k = i + ONE
-            while k < m:
-                oldest_s = min(oldest_s, times[k])
+        j = i
+        end = min(i + cap, n)
+        while j < end and times[j] + hop_s <= t:
+            j += ONE
+        size = j - i
+        while size > ZERO:
+            largest = max(largest, limit if size == cap else size)
+            hopeful_s = entry_s[Index(events[i])]
+            if not t - hopeful_s + table[size] + rest_s > slo_s:
+                break
+            sent_s = times[i]
+            rank_s = max(hopeful_s, sent_s + hop_s - slo_s)
+            push(aside, hopeless, (rank_s, marks[6], np.int64(events[i])))
+            hopeless += ONE
+            marks[6] += 1
+            i += ONE
+            end = min(i + cap, n)
+            while j < end and times[j] + hop_s <= t:
+                j += ONE
+            size = j - i
+        k = first
+        if hopeless > ZERO:
+            if size > ZERO:
+                marks[5] += 1
+                if marks[5] >= HOPELESS_EVERY:
+                    marks[5] = 0
+                    size = ZERO
+                    j = i
+            while i < j:
+                members[k] = events[i]
                 k += ONE
-            due_s = oldest_s + hold_s
-            if due_s > t:
-                waits = True
-                again_s = min(again_s, due_s)
-        if waits:
-            # Look again when another event arrives, when another replica is free, or when the oldest has waited enough.
-            if m < n:
-                again_s = min(again_s, times[m] + hop_s)
-            now_s = min(again_s, horizon_s)
-            continue
-        now_s = t
-        size = min(limit, waiting)
-        at = head
-        while at <= taken:  # in order of time: also those that were free before it
-            slot = at & wrap
-            k = Index(ring_start[slot]) - base
-            end = gone + Index(ring_size[slot])
-            while gone < end:
-                out.times[gone] = ring_time[slot]
-                out.events[gone] = events[k]
-                gone += ONE
+                i += ONE
+            hopeful = size
+            while hopeless > ZERO and size < limit:
+                if hopeful > ZERO and t - hopeful_s + table[size + ONE] + rest_s > slo_s:
+                    break
+                hopeless -= ONE
+                members[k] = np.int32(aside.item[ZERO])
+                drop_first(aside, hopeless)
                 k += ONE
-            ring_size[slot] = 0
-            at += ONE
-        bring_forward(ring, head, taken)
-        row = kind * width + size
-        service_s = table[row] if means else drawn_s(varying, lots, events, (i, size, kind, row))
-        account.batches[row] += 1
-        account.totals[0] += service_s
-        account.totals[1] += service_s * np.float64(size)
-        back = head + replicas
+                size += ONE
+            largest = max(largest, size)
+        else:
+            while i < j:
+                members[k] = events[i]
+                k += ONE
+                i += ONE
+        service_s = table[size] if means else drawn_s(varying, lots, members, (first, size, ZERO, size))
+        account.batches[size] += 1
+        busy_s += service_s
+        served_s += service_s * np.float64(size)
+        finish_s = t + service_s
+        slot = head + replicas
         head += ONE
-        put_back(ring, head, back, (t + service_s, np.int64(i + base), np.int64(size), np.int64(kind)))
+        while slot > head and ring_time[(slot - ONE) & wrap] > finish_s:
+            to = slot & wrap
+            slot -= ONE
+            ring_time[to] = ring_time[slot & wrap]
+            ring_row[to] = ring_row[slot & wrap]
+            ring_size[to] = ring_size[slot & wrap]
+        slot = slot & wrap
+        ring_time[slot] = finish_s
+        ring_row[slot] = row
+        ring_size[slot] = np.int64(size)
         head = head & wrap
-        i += size
+    for place in range(np.int64(replicas)):
+        slot = (head + Index(place)) & wrap
+        if ring_time[slot] < horizon_s:
+            k = Index(ring_row[slot]) * width
+            for q in range(ring_size[slot]):
+                out.times[gone] = ring_time[slot]
+                out.events[gone] = members[k + Index(q)]
+                gone += ONE
+            ring_size[slot] = 0
     marks[0] = np.int64(head)
-    marks[2] = np.int64(i + base)
+    marks[2] = marks[3] = np.int64(i + base)
     marks[4] = np.int64(d + base)
-    marks[5] = np.int64(m + base)
+    aside.size[0] = np.int64(hopeless)
+    marks[7] = np.int64(largest)
     clock[0] = now_s
-    return np.int64(emit_rest(queue, state, gone, out))
+    account.totals[0] = busy_s
+    account.totals[1] = served_s
+    return np.int64(gone)

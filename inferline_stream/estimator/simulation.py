@@ -11,7 +11,7 @@ from inferline_stream.errors import InvalidInput
 from inferline_stream.estimator.evaluation import StageStatistics, evaluate
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.estimator.quantile import quantile_s
-from inferline_stream.estimator.station import station
+from inferline_stream.estimator.station import rests_s, station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -57,6 +57,7 @@ def simulate(
     trace: Trace,
     *,
     order_slo_s: float = 0.0,
+    order: str = "deadline",
     slots: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Simulation:
@@ -69,6 +70,7 @@ def simulate(
         trace: when events enter.
         order_slo_s: the SLO: each stage's queue is in order of max(entry time, arrival − SLO). 0 is the order of
             arrival, infinity the order of entry.
+        order: as in `Pipeline`. No stage has news of the others: what leaves one depends on none that comes after it.
         slots: dispatchers as in `Plan`, though no more than replicas; by default as many as the trace needs.
         seed: of the paths, slots and service times drawn. The same seed gives the same luck to every plan.
 
@@ -81,12 +83,14 @@ def simulate(
     if slots is None and measured.overheads is not None:
         ratios = visit_ratios(shape, measured.paths)
         slots = {name: measured.overheads.slots(trace.arrival_rate * ratios[name]) for name in shape.stages}
+    rests = rests_s(shape, measured, order, order_slo_s)
     stations = [
         station(
             measured,
             name,
             allocations[name],
             order_slo_s=order_slo_s,
+            rest_s=rests[name],
             slots=max(1, min((slots or {}).get(name, 1), sum(a.replicas for a in allocations[name]))),
         )
         for name in shape.stages

@@ -33,7 +33,7 @@ class StagePools:
         keeps_order = lanes.lane_of.size > 0
         self._pools: list[Pool] = [
             GeneralPool(workload, stage, station.of_slot(slot), lanes, code)
-            if keeps_order or station.levels > 1
+            if keeps_order or station.levels > 1 or station.limits.size > 1
             else SharedPool(workload, stage, station.of_slot(slot), code)
             for slot in range(station.slots)
         ]
@@ -49,6 +49,11 @@ class StagePools:
         accounts = [pool.account for pool in self._pools]
         batches, totals = (np.sum([account[k] for account in accounts], axis=0) for k in (0, 1))
         return Account(batches, totals)
+
+    @property
+    def largest(self) -> int:
+        """See `SharedPool.largest`."""
+        return max(pool.largest for pool in self._pools)
 
     def receive(self, sent: Tokens) -> None:
         """Records that were sent to the stage, none before any received earlier."""

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from inferline_stream.errors import InvalidInput
 from inferline_stream.estimator.kernels import Floats, Varying
 from inferline_stream.estimator.service_table import ServiceTable, service_table
-from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline import deadline_order
+from inferline_stream.pipeline.plan import Allocation, Allocations
 from inferline_stream.pipeline.profile import LEVELS, PipelineProfile, Profile
+from inferline_stream.pipeline.shape import Shape
 
 STEADY = Varying(np.empty(0), np.empty(0), np.empty((0, LEVELS)), np.empty((0, LEVELS)), np.empty(0, dtype=np.uint8))
 """Every batch takes S(b)."""
@@ -35,6 +37,8 @@ class Station:
         order_slo_s: SLO of the order of the queue, max(entry time, arrival − SLO); 0 is the order of arrival.
         varying: how service times differ from S(b).
         slots: dispatchers, each with a pool and a queue of its own: partitions and replicas are dealt to them in turn.
+        rest_s: R of `pipeline.deadline_order`, until another one is given; −∞ in order of entry.
+        span: arrivals of a slot that may lie behind its first hopeless one; without end by default.
         partitions: of an ordinary consumer group, in which each slot is a member; 0 for dispatchers, with one each.
         concurrency: int64 (kinds,) most batches that a replica of each kind has in hand; None for one each.
 
@@ -51,6 +55,8 @@ class Station:
     varying: Varying = STEADY
     slots: int = 1
     concurrency: NDArray[np.int64] | None = None
+    rest_s: float = -math.inf
+    span: int = 1 << 62
     partitions: int = 0
 
     def __post_init__(self) -> None:
@@ -97,6 +103,11 @@ class Station:
         """Over all kinds."""
         return int(self.kinds.size)
 
+    @property
+    def triages(self) -> bool:
+        """Whether hopeless events go last."""
+        return self.rest_s > -math.inf
+
     def of_slot(self, slot: int) -> Station:
         """Return the pool of one slot."""
         kinds = np.ascontiguousarray(self.kinds[slot :: self.slots])  # another layout would compile the kernels again
@@ -132,8 +143,10 @@ def station(
     allocations: Sequence[Allocation],
     *,
     order_slo_s: float = 0.0,
+    rest_s: float = -math.inf,
     partitions: int | None = None,
     slots: int = 1,
+    span: int = 1 << 62,
 ) -> Station:
     """Resolve a stage's allocations.
 
@@ -142,9 +155,11 @@ def station(
         stage: the stage's name.
         allocations: several for mixed hardware.
         order_slo_s: see `Station`.
+        rest_s: see `Station`; members of a consumer group take what comes in its order.
         partitions: of the stage's input topic, where replicas are the members of a consumer group and take records as
             they arrive; None for dispatchers. Members beyond them have nothing to do, and are left out.
         slots: see `Station`; of a group there is one for each member.
+        span: see `Station`.
 
     Raises:
         InvalidInput: no replicas, an unknown profile or batch size, holds that differ, or partitions that cannot be.
@@ -165,7 +180,7 @@ def station(
             raise InvalidInput(f"stage {stage!r}: {partitions} partitions, its topic needs 1 to {MOST_PARTITIONS}")
         if levels > 1 or held[0].hold_s > 0:
             raise ValueError(f"stage {stage!r}: members of a consumer group neither run several batches nor hold one")
-        kinds, order_slo_s = kinds[:partitions], 0.0
+        kinds, order_slo_s, rest_s = kinds[:partitions], 0.0, -math.inf
         slots = kinds.size
     return Station(
         limits=np.array([a.max_batch_size for a in held], dtype=np.int64),
@@ -176,8 +191,34 @@ def station(
         varying=varying(tables, width, by_level) if any(x.varies for x in tables) else STEADY,
         slots=slots,
         concurrency=np.array([a.concurrency for a in held], dtype=np.int64) if levels > 1 else None,
+        rest_s=rest_s,
+        span=span,
         partitions=partitions or 0,
     )
+
+
+def rests_s(
+    shape: Shape, measured: PipelineProfile, order: str, slo_s: float, held: Allocations | None = None
+) -> dict[str, float]:
+    """R of every stage while it has no news of the others; −∞ in order of entry, and where the order has no SLO.
+
+    Args:
+        shape: the DAG.
+        measured: profiles, paths and the time of a hop.
+        order: as in `Pipeline`.
+        slo_s: the SLO by which queues are ordered.
+        held: what the stages run on; without it, the fastest that they were profiled on.
+    """
+    if order == "entry" or not 0 < slo_s < math.inf:
+        return dict.fromkeys(shape.stages, -math.inf)
+    kinds = {
+        name: [a.hardware for a in held[name]] if held is not None else measured.hardware_of(name)
+        for name in shape.stages
+    }
+    alone_s = {
+        name: min(_profile(measured, name, kind).service_time_s(1) for kind in kinds[name]) for name in shape.stages
+    }
+    return deadline_order.rest_s(shape, measured.paths, {}, alone_s, hop_s=measured.hop_overhead_s, slo_s=slo_s)
 
 
 def _by_level(measured: PipelineProfile, stage: str, held: Allocation, levels: int) -> list[ServiceTable]:

@@ -35,7 +35,12 @@ def compile_kernels(progress: Progress | None = None) -> None:
     spread_s = tuple(np.linspace(0.0, 0.5, len(HOP_PROBABILITIES)).tolist())
     keyed = replace(measured, keys=Keys((("busy", 0.5),), shape.stages), hop_spread_s=spread_s)
     plain, with_keys = (prepare(shape, profile, Trace(np.arange(8.0))) for profile in (measured, keyed))
-    steps = [(plain, _station()), (plain, replace(_station(2), slots=2)), (with_keys, _station())]
+    steps = [
+        (plain, _station()),
+        (plain, replace(_station(), order_slo_s=1.0, rest_s=0.0)),
+        (plain, replace(_station(2), slots=2)),
+        (with_keys, _station()),
+    ]
     report = progress or (lambda done, of: None)
     for done, (workload, station) in enumerate(steps):
         report(done, len(steps))

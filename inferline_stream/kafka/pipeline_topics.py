@@ -16,12 +16,9 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from inferline_stream.errors import InvalidInput, Unreachable
 from inferline_stream.kafka.connection import client_options, closed, in_time, unreachable
 from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.topology import DEFAULT_PARTITIONS, Pipeline
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_PARTITIONS = 8
-"""They bound how many slots a stage can have, not how many replicas."""
 
 REPLICATION = 3
 """Copies of a created topic; fewer, with a warning, where there are fewer brokers."""

@@ -117,6 +117,7 @@ class Plan:
             those is cheaper.
         slots: by stage, dispatchers, each with a queue of its own; stages that are missing have one.
         key_bound: by stage, the most frequent key, where one replica of some hardware kind could not serve it.
+        order: of the queues, as in `Pipeline`.
         reserve: multiple of the sample's traffic for which replicas are always held while the policy scales; None for
             what leaps of the sample and since ask for.
     """
@@ -134,4 +135,5 @@ class Plan:
     lower_bound_per_hour: float = 0.0
     slots: Mapping[str, int] = field(default_factory=dict)
     key_bound: Mapping[str, KeyBound] = field(default_factory=dict)
+    order: str = "deadline"
     reserve: float | None = None

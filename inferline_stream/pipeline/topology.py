@@ -53,6 +53,12 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_BATCH_SIZE = 64
 
+ORDERS = ("deadline", "entry")
+"""In which a stage's queue may be served, see `Pipeline`."""
+
+DEFAULT_PARTITIONS = 8
+"""Of topics that have to be created. They bound how many slots a stage can have, not how many replicas."""
+
 DEFAULT_CONCURRENCY = 16
 """Of stages declared with ``async def``."""
 

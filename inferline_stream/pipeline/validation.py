@@ -27,11 +27,10 @@ from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import maybe_missing, topological
-from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Sample, Stage, Topic, is_asynchronous
+from inferline_stream.pipeline.topology import ORDERS, Codec, Edge, Pipeline, Sample, Stage, Topic, is_asynchronous
 from inferline_stream.pipeline.units import is_whole
 
 CODECS = ("json", "msgpack", "raw")
-ORDERS = ("deadline", "entry")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.evaluation import SLICE_EVENTS as ESTIMATOR_SLICE
 from inferline_stream.estimator.evaluation import Departures, arrivals_at, evaluate, simulate_stage
 from inferline_stream.estimator.quantile import quantile_s
-from inferline_stream.estimator.station import Station, station
+from inferline_stream.estimator.station import Station, rests_s, station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import busiest
@@ -133,6 +133,8 @@ class Evaluator:
         self._unreached: dict[Hashable, tuple[int, Candidate]] = {}
         self._stations: dict[tuple[int, Option], Station] = {}
         self._slots = slots(problem)
+        # No news of other stages: what leaves one depends on those before it alone, on which the whole search rests.
+        self._rests_s = rests_s(problem.shape, problem.measured, problem.order, problem.queue_slo_s)
         self.above = _ancestors(problem)
         events = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
         candidates = KEPT_BYTES // (events * _BYTES_PER_DEPARTURE)
@@ -311,6 +313,7 @@ class Evaluator:
                 name,
                 option,
                 order_slo_s=self.problem.queue_slo_s,
+                rest_s=self._rests_s[name],
                 partitions=self.problem.partitions.get(name),
                 slots=min(self._slots[stage], sum(a.replicas for a in option)),
             )

@@ -9,6 +9,7 @@ import msgspec
 
 from inferline_stream.errors import InvalidFile
 from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.topology import ORDERS
 from inferline_stream.pipeline.units import format_duration
 
 PLAN_VERSION = 2
@@ -92,6 +93,8 @@ def check_plan(plan: Plan, where: str) -> None:
             problems.append(f"{where}: {field} lacks stage {', '.join(missing)}; run `inferline-stream plan` again")
     if plan.reserve is not None and not 0 <= plan.reserve < math.inf:
         problems.append(f"{where}: reserve {plan.reserve} must be 0 or more times the planned traffic")
+    if plan.order not in ORDERS:
+        problems.append(f"{where}: order {plan.order!r} is none; use {' or '.join(map(repr, ORDERS))}")
     if not plan.slo_s > 0:
         problems.append(f"{where}: SLO {plan.slo_s} s must be above 0")
     if [window for window, _ in plan.envelope] != sorted({window for window, _ in plan.envelope}):

@@ -48,6 +48,7 @@ class Problem:
         seed: the estimator's seed.
         order_slo_s: SLO by which queues are ordered, see `simulation.simulate`; None is the target.
         cores: most that all replicas together may have.
+        order: of the queues, as in `Pipeline`; where replicas own partitions it is that of entry.
 
     Raises:
         InvalidInput: a stage that was profiled on no hardware of the catalogue.
@@ -65,6 +66,7 @@ class Problem:
     seed: int = 0
     order_slo_s: float | None = None
     cores: float = math.inf
+    order: str = "deadline"
 
     def __post_init__(self) -> None:
         if not self.traces or not all(len(trace) for trace in self.traces):

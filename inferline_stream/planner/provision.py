@@ -378,6 +378,7 @@ def plan_of(problem: Problem, outcome: SearchOutcome, *, pipeline: str) -> Plan:
     return Plan(
         pipeline=pipeline,
         slo_s=problem.target_s,
+        order=problem.order,
         allocations=dict(zip(stages, candidate, strict=True)),
         cost_per_hour=cost_of(problem, candidate),
         predicted_p99_s=outcome.p99_s,

@@ -131,8 +131,9 @@ def compare(
     Our policies run with their defaults. Each rule of others runs with its defaults, and with the setting that is
     cheapest within the objective on another trace (or misses least, if none keeps it), out of its space and its
     defaults. Rules of others scale ordinary consumer groups of `PARTITIONS` partitions, and once more our pools, so
-    that rule and queues can be distinguished: there, each dispatcher of a stage keeps a replica. Where a stage runs
-    several batches at once, they scale our pools only.
+    that rule and queues can be distinguished: there, each dispatcher of a stage keeps a replica, and queues are in the
+    plan's order, as they are in hindsight; groups have that of entry. Where a stage runs several batches at once, they
+    scale our pools only.
 
     Args:
         shape: the DAG.
@@ -261,6 +262,7 @@ class _Arena:
             scaler,
             catalogue=self._catalogue,
             slo_s=self._plan.slo_s,
+            order=self._plan.order,
             conditions=conditions or self.conditions,
             slots=self._plan.slots,
             workload=workload,

@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from inferline_stream.errors import UsageError
-from inferline_stream.estimator.station import station
+from inferline_stream.estimator.station import rests_s, station
 from inferline_stream.estimator.workload import Workload, prepare
+from inferline_stream.pipeline.deadline_order import OFFSETS_SPAN
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.topology import DEFAULT_PARTITIONS
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay.news import News
 from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.replay.plant import Plant
 from inferline_stream.replay.policy_view import Sight, View
@@ -66,6 +69,7 @@ def replay(
     catalogue: Catalogue,
     slo_s: float,
     slots: Mapping[str, int],
+    order: str = "deadline",
     conditions: Conditions | None = None,
     seed: int = 0,
     slowdowns: Sequence[Slowdown] = (),
@@ -88,6 +92,7 @@ def replay(
         catalogue: prices.
         slo_s: beyond it an event is a miss.
         slots: of the stages that have several, as in `Plan`; members of consumer groups have none.
+        order: of the queues, as in `Pipeline`; consumer groups have that of entry.
         conditions: delays.
         seed: of every draw.
         slowdowns: changes of service times, for experiments.
@@ -101,7 +106,10 @@ def replay(
     """
     conditions = conditions or Conditions()
     workload = workload or prepare(shape, measured, trace, seed=seed)
-    loop = _Loop(shape, allocations, measured, workload, conditions, slots=slots, slo_s=slo_s, partitions=partitions)
+    order = order if partitions is None else "entry"
+    loop = _Loop(
+        shape, allocations, measured, workload, conditions, slots=slots, slo_s=slo_s, order=order, partitions=partitions
+    )
     steps = loop.run(scaler, slowdowns, observations, progress)
     return loop.outcome(scaler.name, catalogue, steps)
 
@@ -117,6 +125,7 @@ class _Loop:
         *,
         slots: Mapping[str, int],
         slo_s: float,
+        order: str,
         partitions: int | None,
     ) -> None:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
@@ -129,13 +138,23 @@ class _Loop:
             )
         order_slo_s = slo_s if partitions is None else 0.0
         one_each = {name: [replace(a, replicas=1) for a in allocations[name]] for name in shape.stages}
-        stations = [
-            station(measured, name, one_each[name], order_slo_s=order_slo_s, partitions=partitions)
-            for name in shape.stages
-        ]
+        rests = rests_s(shape, measured, order, slo_s, allocations)
         slots_of = [slots.get(name, 1) if partitions is None else 1 for name in shape.stages]
+        stations = [
+            station(
+                measured,
+                name,
+                one_each[name],
+                order_slo_s=order_slo_s,
+                rest_s=rests[name],
+                partitions=partitions,
+                span=OFFSETS_SPAN * max(1, DEFAULT_PARTITIONS // count),
+            )
+            for name, count in zip(shape.stages, slots_of, strict=True)
+        ]
+        news = News(shape, allocations, measured, slo_s, workload.entry_s) if order == "deadline" else None
         self._hardware = {name: tuple(a.hardware for a in held) for name, held in one_each.items()}
-        self._plant = Plant(workload, stations, slots_of)
+        self._plant = Plant(workload, stations, slots_of, news)
         self._crews: list[StageReplicas] = []
         for s, name in enumerate(shape.stages):
             profiles = [measured.profiles[name, hardware] for hardware in self._hardware[name]]

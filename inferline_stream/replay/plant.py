@@ -21,6 +21,7 @@ from inferline_stream.estimator.stage_arrivals import Flow
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.replay.consumer_group import ConsumerGroup
+from inferline_stream.replay.news import News
 from inferline_stream.replay.stage_queues import StageQueues
 
 
@@ -31,9 +32,12 @@ class Plant:
         workload: events and their paths.
         stations: in the shape's order, how a replica of each kind serves; of a consumer group with its partitions.
         slots: of each stage; groups have none.
+        news: what stages know of each other, in order of the deadline.
     """
 
-    def __init__(self, workload: Workload, stations: Sequence[Station], slots: Sequence[int]) -> None:
+    def __init__(
+        self, workload: Workload, stations: Sequence[Station], slots: Sequence[int], news: News | None = None
+    ) -> None:
         self.now_s = -math.inf
         self._workload, self._code = workload, compiled()
         self._latency_s: Floats = np.full(len(workload), math.nan)
@@ -49,6 +53,7 @@ class Plant:
         self._flow = Flow(workload, range(len(stations)), self._code)
         self._looks: list[float] = []
         self._served_s, self._entered = -math.inf, 0
+        self._news = news
 
     def advance(self, until_s: float) -> None:
         """Let everything happen that happens before ``until_s``."""
@@ -94,11 +99,22 @@ class Plant:
 
     def _serve(self) -> None:
         """Serve the queues up to the present."""
-        now_s, looks_s, workload = self.now_s, np.array(self._looks), self._workload
-        if now_s == self._served_s and not looks_s.size:
+        if self._served_s == self.now_s and not self._looks:
             return
-        self._served_s = now_s
+        looks_s = np.array(self._looks)
         self._looks.clear()
+        if self._news is not None:
+            while (news_s := self._news.next_s) <= min(self.now_s, self._news.end_s):
+                before = int(np.searchsorted(looks_s, news_s, side="right"))
+                self._serve_until(news_s, looks_s[:before])
+                looks_s = looks_s[before:]
+                for stage, rest_s in zip(self._stages, self._news.rests_s(news_s), strict=True):
+                    stage.set_rest(rest_s)
+        self._serve_until(self.now_s, looks_s)
+
+    def _serve_until(self, now_s: float, looks_s: Floats) -> None:
+        workload = self._workload
+        self._served_s = now_s
         first, self._entered = self._entered, int(np.searchsorted(workload.entry_s, now_s, side="left"))
         gone: list[Tokens] = []
 
@@ -107,6 +123,9 @@ class Plant:
 
         for s, stage in enumerate(self._stages):
             arrived = self._flow.arrivals(s, (first, self._entered), tokens_of, now_s)
-            gone.append(self._flow.sent(s, stage.advance(arrived, now_s, looks_s), now_s))
+            left = stage.advance(arrived, now_s, looks_s)
+            if self._news is not None:
+                self._news.add(s, *stage.hopeful(left))
+            gone.append(self._flow.sent(s, left, now_s))
         for s in workload.shape.finals():
             self._code.record_latencies(gone[s], workload.entry_s, workload.hop_s, self._latency_s)

@@ -24,6 +24,7 @@ class Glimpse:
         arrived: records sent to its queue.
         completed: records that have left it.
         lag: records not yet completed.
+        hidden: of them, hopeless ones that are no demand.
         oldest_s: when the oldest record not yet completed was sent; None if all are.
         busy_s: Σ of service times begun.
         nominal_s: the same as the profile has it.
@@ -36,6 +37,7 @@ class Glimpse:
     arrived: int
     completed: int
     lag: int
+    hidden: int
     oldest_s: float | None
     busy_s: float
     nominal_s: float
@@ -125,6 +127,8 @@ class Sight:
 
 
 def _glimpse(time_s: float, seen: Sequence[float], counted: Counted) -> Glimpse:
-    came, left, oldest_s, busy_s, nominal_s = seen
+    came, left, oldest_s, busy_s, nominal_s, hidden = seen
     lag = int(came - left)
-    return Glimpse(time_s, int(came), int(left), lag, oldest_s if lag else None, busy_s, nominal_s, *counted)
+    return Glimpse(
+        time_s, int(came), int(left), lag, int(hidden), oldest_s if lag else None, busy_s, nominal_s, *counted
+    )

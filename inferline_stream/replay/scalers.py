@@ -146,7 +146,7 @@ class Tuner:
             },
             view.time_s - seen.time_s,
             visit_ratio,
-            (seen.lag,),
+            (seen.lag - seen.hidden,),
             (),
             0.0 if seen.oldest_s is None else seen.time_s - seen.oldest_s,
             seen.busy_share(before),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.estimator.general_pool import GeneralPool, lanes_of
+from inferline_stream.estimator.general_queue import WAS
 from inferline_stream.estimator.kernels import Floats, FloatTable, Ints, Tokens
 from inferline_stream.estimator.shared_pool import moved
 from inferline_stream.estimator.stage_pools import dealt, together
@@ -32,7 +33,9 @@ class StageQueues:
         events, lanes = len(workload), lanes_of(workload, stage, station)
         self.seen: list[FloatTable] = []
         """By `advance`, and look: records that came, that left, when the oldest there was sent (NaN without one), Σ of
-        the service times of the batches begun, and the same as the profile has it."""
+        the service times of the batches begun, the same as the profile has it, and hopeless records that wait and are
+        no demand."""
+        self._hop_s, self._sent_s = workload.hop_s, lanes.sent_s
         self._pools = [GeneralPool(workload, stage, station, lanes, code, staffed=False) for _ in range(slots)]
         self._partition_of = workload.partition_of(stage, slots, code=code)
         self._owner = np.arange(slots)
@@ -52,7 +55,7 @@ class StageQueues:
         """
         self._note(sent)
         self._receive(sent)
-        seen = np.empty((looks_s.size, 5))
+        seen = np.empty((looks_s.size, 6))
         gone = self._serve(until_s, looks_s, seen)
         self._look(self._arrived, gone, self._left, self._marks, (looks_s, seen))
         self.seen.append(seen)
@@ -81,7 +84,7 @@ class StageQueues:
             after = self._serve(until_s, looks_s[first:], seen[first:])
             return Tokens(np.concatenate([before.times, after.times]), np.concatenate([before.events, after.events]))
         instants_s = np.append(looks_s, until_s)
-        spent_s = np.zeros((len(self._pools), instants_s.size, 2))
+        spent_s = np.zeros((len(self._pools), instants_s.size, 3))
         gone = [pool.advance_in_turn(instants_s, own) for pool, own in zip(self._pools, spent_s, strict=True)]
         seen[:, 3:] = spent_s[0, :-1] if len(gone) == 1 else spent_s[:, :-1].sum(axis=0)
         return together(gone)
@@ -93,6 +96,18 @@ class StageQueues:
     def leave(self, slot: int, kind: int, now_s: float) -> float:
         """A replica of this kind takes no further batch. Returns when it is done, and gone."""
         return self._pools[slot].leave(kind, now_s)
+
+    def set_rest(self, rest_s: float) -> None:
+        """Batches from now on are taken by this R."""
+        for pool in self._pools:
+            pool.set_rest(rest_s)
+
+    def hopeful(self, gone: Tokens) -> tuple[Tokens, Floats]:
+        """Those departures that were taken as hopeful ones, and when they had arrived."""
+        events = gone.events
+        fates = [pool.fate[events] for pool in self._pools]
+        taken = (fates[0] if len(fates) == 1 else np.max(fates, axis=0)) != WAS
+        return Tokens(gone.times[taken], events[taken]), self._sent_s[events[taken]] + self._hop_s
 
     def slow(self, factor: float) -> None:
         """Batches that begin from now on take so many times what they take as profiled."""

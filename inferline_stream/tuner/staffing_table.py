@@ -194,6 +194,7 @@ class _Search:
             self._measured,
             sample,
             order_slo_s=self._plan.slo_s,
+            order=self._plan.order,
             slots=self._plan.slots,
             seed=self._seed,
         )

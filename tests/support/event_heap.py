@@ -1,8 +1,8 @@
 """The same pipeline simulated with one heap of everything that is going to happen, as plainly as can be.
 
-It obeys the rules written in `estimator.kernels` and nothing else of the estimator: records and skip markers travel
-along every arrow, joins count them, replicas take batches from lists. It is the oracle of the exact tests, some
-thousand times slower, and its log holds what happened to each event at each stage.
+It obeys the rules written in `estimator.kernels` and `pipeline.deadline_order`, and nothing else of the estimator:
+records and skip markers travel along every arrow, joins count them, replicas take batches from lists. It is the oracle
+of the exact tests, some thousand times slower, and its log holds what happened to each event at each stage.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import numpy as np
 from inferline_stream.estimator.kernels import TIE, Floats, draw
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
+from inferline_stream.pipeline.deadline_order import FEW_LANES, HOPELESS_EVERY
+from inferline_stream.pipeline.shape import Paths, visited
 
 _BATCH_ENDS, _ARRIVES, _DISPATCH = range(3)
 
@@ -53,6 +55,9 @@ class HeapSimulation:
     log: Sequence[Happening]
 
 
+_Group = tuple[str, int]
+"""An event without a key, or all the waiting events of one."""
+
 _Place = tuple[float, int, tuple[Any, ...]]
 """When something was sent, by which stage (-1 is the source), and its place among what that stage sent."""
 
@@ -63,6 +68,7 @@ class _Batch:
     order: int
     number: int
     events: list[int]
+    hopeful: list[tuple[float, int]]  # (arrival, event)
 
 
 @dataclass(slots=True)
@@ -86,21 +92,46 @@ class _Stage:
     sent_s: dict[int, float] = field(default_factory=dict)  # by event: when its (last) record was sent
     keys: dict[int, int] = field(default_factory=dict)  # by event, where keys keep their order
     in_hand: list[int] = field(default_factory=list)  # keys of the events in hand
+    numbers: dict[int, int] = field(default_factory=dict)  # by event: how many arrived before it
+    hopeless: dict[_Group, tuple[float, int]] = field(default_factory=dict)  # and their places in order
+    shared: int = 0  # batches made while hopeless ones waited beside hopeful ones, since the last that was theirs
 
 
-def simulate_with_heap(workload: Workload, stations: Mapping[int, Station] | Sequence[Station]) -> HeapSimulation:
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """What stages hear of each other.
+
+    Args:
+        paths: sets of arrows, with their shares.
+        alone_s: by stage, what a stay that is not known is taken for.
+        hop_s: mean time between two stages.
+        slo_s: the SLO.
+    """
+
+    paths: Paths
+    alone_s: Sequence[float]
+    hop_s: float
+    slo_s: float
+
+
+def simulate_with_heap(
+    workload: Workload, stations: Mapping[int, Station] | Sequence[Station], reports: Reports | None = None
+) -> HeapSimulation:
     """Simulate event by event. A few microseconds to milliseconds each: for some thousand events.
 
     Args:
         workload: events and their paths.
         stations: by position of the stage.
+        reports: what stages hear of each other; by default nothing.
     """
-    return _Simulation(workload, [stations[s] for s in range(len(workload.shape.stages))]).run()
+    return _Simulation(workload, [stations[s] for s in range(len(workload.shape.stages))], reports).run()
 
 
 class _Simulation:
-    def __init__(self, workload: Workload, stations: Sequence[Station]) -> None:
-        self.workload = workload
+    def __init__(self, workload: Workload, stations: Sequence[Station], reports: Reports | None) -> None:
+        self.workload, self.reports = workload, reports
+        self.stays: list[list[tuple[float, float]]] = [[] for _ in stations]  # (end of service, since arrival), hopeful
+        self.rests: dict[int, list[float]] = {}
         self.heap: list[tuple[float, int, tuple[Any, ...], int, tuple[Any, ...]]] = []
         self.log: list[Happening] = []
         self.latency_s = np.full(len(workload), math.nan)
@@ -176,6 +207,7 @@ class _Simulation:
         partitions = pools[0].station.partitions or len(pools)
         slot = self._partition(s, event, partitions) % len(pools)
         self.log.append(Happening(now, s, event, "arrives", -1, -1))
+        pools[slot].numbers[event] = len(pools[slot].numbers)
         pools[slot].waiting.append((now, event))
         pools[slot].sent_s[event] = place[0]
         self._plan(now, _DISPATCH, (), s, slot)
@@ -197,6 +229,16 @@ class _Simulation:
             if self._awaits_others(now, stage, chosen) or not self._start(now, s, slot, chosen):
                 return
 
+    def _group(self, stage: _Stage, event: int) -> _Group:
+        return ("key", stage.keys[event]) if event in stage.keys else ("event", event)
+
+    def _hopeful(self, stage: _Stage) -> list[tuple[float, int]]:
+        return [entry for entry in self._eligible(stage) if self._group(stage, entry[1]) not in stage.hopeless]
+
+    def _counted(self, stage: _Stage) -> int:
+        """Events that wait: the hopeful ones, while there are any."""
+        return len(self._hopeful(stage)) or len(self._eligible(stage))
+
     def _chosen(self, stage: _Stage, free: list[int]) -> int:
         """The first of those that end first, by kind; one that would end a hair earlier counts as equal."""
         best = -1
@@ -216,7 +258,7 @@ class _Simulation:
                 left_s, expected_s = end_s - now, self._expected_s(stage, r, len(replica.ends_s))
                 if (left_s + expected_s) * TIE < within_s:
                     served += int((within_s / TIE - left_s) / expected_s) * int(stage.station.limits[replica.kind])
-        return served >= len(self._eligible(stage))
+        return served >= self._counted(stage)
 
     def _eligible(self, stage: _Stage) -> list[tuple[float, int]]:
         """What waits in the one queue, less the events of keys of which some are in hand."""
@@ -225,7 +267,7 @@ class _Simulation:
     def _expected_s(self, stage: _Stage, r: int, in_hand: int | None = None) -> float:
         """How long a replica would take for what waits: the mean. With one more in hand, or with so many."""
         station, replica = stage.station, stage.replicas[r]
-        size = min(int(station.limits[replica.kind]), len(self._eligible(stage)))
+        size = min(int(station.limits[replica.kind]), self._counted(stage))
         row = self._row(station, replica.kind, len(replica.ends_s) + 1 if in_hand is None else in_hand, size)
         return float(station.table[row])
 
@@ -238,36 +280,121 @@ class _Simulation:
         stage = self.stages[s][slot]
         station, replica = stage.station, stage.replicas[r]
         limit = int(station.limits[replica.kind])
-        queued = self._eligible(stage)
-        if not queued:
+        if not self._eligible(stage):
             return False
-        due = min(stage.sent_s[event] for _, event in queued) + station.hold_s
-        if station.hold_s > 0 and len(queued) < limit and due > now:
+        in_hand = len(replica.ends_s) + 1
+        serving_s = [
+            0.0,
+            *(float(station.table[self._row(station, replica.kind, in_hand, b)]) for b in range(1, limit + 1)),
+        ]
+        rest_s = self._rest_s(now, s, station)
+        cap = max(b for b in range(1, limit + 1) if b == 1 or serving_s[b] + rest_s <= 0.9 * station.order_slo_s)
+        cap = cap if station.triages else limit
+        queued = self._hopeful(stage)
+        due = min((stage.sent_s[event] for _, event in queued), default=-math.inf) + station.hold_s
+        if station.hold_s > 0 and len(queued) < cap and due > now:
             self._plan(due, _DISPATCH, (), s, slot)
             return False
-        batch = self._in_order(stage)[:limit]
+        batch = (
+            self._batch(now, stage, (serving_s, rest_s, cap, limit)) if station.triages else self._first(stage)[:limit]
+        )
+        hopeful = [entry for entry in self._hopeful(stage) if entry[1] in batch]
+        for event in batch:
+            stage.hopeless.pop(self._group(stage, event), None)
         stage.waiting = [entry for entry in stage.waiting if entry[1] not in batch]
         stage.in_hand += [stage.keys[event] for event in batch if event in stage.keys]
         self.batches += 1
-        row = self._row(station, replica.kind, len(replica.ends_s) + 1, len(batch))
+        row = self._row(station, replica.kind, in_hand, len(batch))
         end = now + self._service_s(station, replica.kind, row, batch, stage.service_key)
         replica.ends_s.append(end)
         order = self.batches
         self.log += [Happening(now, s, event, "starts", self._number(s, slot, r), self.batches) for event in batch]
-        self._plan(end, _BATCH_ENDS, (s, slot, now, order), s, slot, r, _Batch(now, order, self.batches, batch))
+        self._plan(
+            end, _BATCH_ENDS, (s, slot, now, order), s, slot, r, _Batch(now, order, self.batches, batch, hopeful)
+        )
         return True
 
     def _number(self, s: int, slot: int, r: int) -> int:
         """Of a slot's replica, among those of the stage."""
         return slot + r * len(self.stages[s])
 
-    def _in_order(self, stage: _Stage) -> list[int]:
-        """The eligible events of one queue, those of a key together; of equal ones the first to arrive."""
-        together: dict[object, list[tuple[float, int]]] = {}
-        for entry in self._eligible(stage):
-            together.setdefault(("key", key) if (key := stage.keys.get(entry[1])) else entry[1], []).append(entry)
-        groups = sorted(together.values(), key=lambda g: min(self._rank_s(stage.station, *entry) for entry in g))
-        return [event for group in groups for _, event in group]
+    def _batch(self, now: float, stage: _Stage, how: tuple[Sequence[float], float, int, int]) -> list[int]:
+        """Hopeless last: moves aside what cannot be on time, and takes a batch."""
+        serving_s, rest_s, cap, limit = how
+        slo_s, entry_s = stage.station.order_slo_s, self.workload.entry_s.tolist()
+        while groups := self._in_order(stage, self._hopeful(stage)):
+            b = min(cap, sum(len(group) for group in groups))
+            judged = groups[0][: b if len(groups) < FEW_LANES else 1]
+            if any(not now - entry_s[event] + serving_s[b] + rest_s > slo_s for _, event in judged):
+                break
+            rank_s = min(self._rank_s(stage.station, *entry) for entry in groups[0])
+            first = groups[0][0][1]
+            stage.hopeless[self._group(stage, first)] = rank_s, stage.numbers[first]
+        places = [stage.hopeless.get(self._group(stage, event)) for _, event in self._eligible(stage)]
+        theirs = not groups
+        if groups and any(places):
+            stage.shared += 1
+            far = len(stage.numbers) - min(place for place in places if place)[1] > stage.station.span
+            if theirs := stage.shared == HOPELESS_EVERY or far:
+                stage.shared = 0
+        batch = [] if theirs else [event for group in groups for _, event in group][:cap]
+        last = [entry for entry in self._eligible(stage) if self._group(stage, entry[1]) in stage.hopeless]
+        for group in sorted(self._in_order(stage, last), key=lambda g: stage.hopeless[self._group(stage, g[0][1])]):
+            for _, event in group:
+                if len(batch) < limit and (
+                    theirs or now - entry_s[batch[0]] + serving_s[len(batch) + 1] + rest_s <= slo_s
+                ):
+                    batch.append(event)
+        return batch
+
+    def _rest_s(self, now: float, s: int, station: Station) -> float:
+        entry_s = self.workload.entry_s
+        if self.reports is None:
+            return station.rest_s
+        first = math.floor(float(entry_s[0]) / 0.5) + 1
+        period = min(math.floor(now / 0.5), math.floor((float(entry_s[-1]) + self.reports.slo_s) / 0.5))
+        if period <= first:
+            return station.rest_s
+        if period not in self.rests:
+            self.rests[period] = self._reported_rests_s(period, self.reports)
+        return self.rests[period][s]
+
+    def _reported_rests_s(self, period: int, reports: Reports) -> list[float]:
+        """By what had ended a period before this one began."""
+        shape, known = self.workload.shape, dict[int, float]()
+        for s, stays in enumerate(self.stays):
+            ended = [(end_s, stay_s) for end_s, stay_s in stays if end_s < 0.5 * (period - 1)]
+            if ended and period * 0.5 - ended[-1][0] <= 2.0:
+                weights = [math.exp((end_s - ended[-1][0]) / 0.5) for end_s, _ in ended]
+                known[s] = math.fsum(w * t for w, (_, t) in zip(weights, ended, strict=True)) / math.fsum(weights)
+
+        def after(s: int) -> set[int]:
+            children = {shape.arrows[a].child for a in shape.children(s)}
+            return children.union(*map(after, children))
+
+        def longest_s(s: int, mask: int) -> float:
+            children = [shape.arrows[a].child for a in shape.children(s) if mask >> a & 1]
+            stays = [min(reports.slo_s, known.get(c, reports.alone_s[c])) + longest_s(c, mask) for c in children]
+            return reports.hop_s + max(stays, default=0.0)
+
+        found, paths = [], reports.paths
+        for s in range(len(shape.stages)):
+            seen = [
+                (w, longest_s(s, m)) for m, w in zip(paths.masks, paths.weights, strict=True) if visited(shape, m)[s]
+            ]
+            mean_s = sum(w * t for w, t in seen) / sum(w for w, _ in seen) if seen else 0.0
+            found.append(mean_s if after(s) & known.keys() else min((t for _, t in seen), default=0.0))
+        return found
+
+    def _first(self, stage: _Stage) -> list[int]:
+        return [event for group in self._in_order(stage, self._eligible(stage)) for _, event in group]
+
+    def _in_order(self, stage: _Stage, entries: list[tuple[float, int]]) -> list[list[tuple[float, int]]]:
+        """The events of one queue, those of a key together; of equal ones the first to arrive."""
+        together: dict[_Group, list[tuple[float, int]]] = {}
+        for entry in entries:
+            together.setdefault(self._group(stage, entry[1]), []).append(entry)
+        return sorted(together.values(), key=lambda g: min(self._rank_s(stage.station, *entry) for entry in g))
 
     def _rank_s(self, station: Station, arrival_s: float, event: int) -> float:
         return max(float(self.workload.entry_s[event]), arrival_s - station.order_slo_s)
@@ -285,6 +412,7 @@ class _Simulation:
     def _end(self, now: float, s: int, slot: int, r: int, batch: _Batch) -> None:
         stage = self.stages[s][slot]
         stage.replicas[r].ends_s.remove(now)
+        self.stays[s] += [(now, now - arrival_s) for arrival_s, _ in batch.hopeful]
         for event in batch.events:
             if event in stage.keys:
                 stage.in_hand.remove(stage.keys[event])

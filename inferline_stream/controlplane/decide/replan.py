@@ -105,6 +105,7 @@ def replan(inputs: ReplanInputs) -> ReplanResult:
             max_batch_sizes=inputs.max_batch_sizes,
             objective=inputs.objective,
             cores=inputs.cores,
+            order=before.order,
         )
         margin = SAVING_MARGIN if p99_s <= inputs.slo_s else None
         options = SearchSettings(margin=margin, stop=lambda: time.monotonic() > give_up_s)
@@ -139,6 +140,7 @@ def _quantile_s(inputs: ReplanInputs, trace: Trace) -> float:
         inputs.measured,
         trace,
         order_slo_s=inputs.slo_s,
+        order=plan.order,
         slots=plan.slots,
     )
     return found.quantile_s(inputs.objective)

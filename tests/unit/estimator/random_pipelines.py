@@ -43,7 +43,28 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> Random
         times = times + 1.7e9
     workload = prepare(shape, measured, Trace(times), seed=seed, code=code)
     stations = [with_concurrency(random_station(rng, grid), seed + s) for s, _ in enumerate(shape.stages)]
-    return RandomPipeline(workload, [with_slots(station, seed + s) for s, station in enumerate(stations)])
+    stations = [with_slots(station, seed + s) for s, station in enumerate(stations)]
+    return RandomPipeline(workload, [with_deadline(station, seed + s) for s, station in enumerate(stations)])
+
+
+def with_deadline(station: Station, seed: int) -> Station:
+    """Most stations that have an SLO with hopeless events last; half of them of one kind, with a kernel of its own."""
+    rng = np.random.default_rng([seed, 5])
+    if station.partitions or not 0 < station.order_slo_s < np.inf or rng.random() < 0.4:
+        return station
+    slo_s = station.order_slo_s * float(rng.choice([1.0, 4.0, 16.0]))
+    rest_s = slo_s * float(rng.choice([0.0, 0.125, 0.5, 1.5]))
+    if rng.random() < 0.5:
+        table, varying = station.table[: station.width], station.varying
+        if station.varies:
+            fixed_s, per_unit_s, factors = (rows[: station.width] for rows in varying[:3])
+            varying = Varying(fixed_s, per_unit_s, factors, varying.units[:1], varying.largest[:1])
+        limits = np.array([station.width - 1])
+        kinds, hold_s = np.zeros_like(station.kinds), station.hold_s * int(rng.integers(2))
+        station = replace(
+            station, limits=limits, table=table, varying=varying, kinds=kinds, hold_s=hold_s, concurrency=None
+        )
+    return replace(station, order_slo_s=slo_s, rest_s=rest_s)
 
 
 def with_concurrency(station: Station, seed: int) -> Station:

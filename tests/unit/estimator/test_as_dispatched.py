@@ -120,7 +120,7 @@ def test_the_dispatchers_queue_and_pool_hold_as_the_estimator_says(seed: int) ->
     left_ms = VirtualDispatcher(held, service_ms, slo_ms=100).run(sent_ms)
     sent_s = np.array(sent_ms) / SECOND
     profile = measured(ONE, {"a": {b: ms / SECOND for b, ms in service_ms["h"].items()}}, hop_s=HOP_MS / SECOND)
-    found = simulate(ONE, {"a": held}, profile, Trace(sent_s), order_slo_s=100 / SECOND)
+    found = simulate(ONE, {"a": held}, profile, Trace(sent_s), order_slo_s=100 / SECOND, order="entry")
     assert any(found.stages["a"].batches[2:])
     assert left_ms == ((found.latency_s + sent_s) * SECOND - HOP_MS).tolist()
 
@@ -139,9 +139,9 @@ def test_the_dispatchers_queue_and_pool_keep_the_order_of_keys_as_the_estimator_
     keyed = replace(profile, keys=keys)
     key_of = prepare(ONE, keyed, Trace(sent_s)).keys
     left_ms = VirtualDispatcher(held, service_ms, slo_ms=100, key_of=key_of).run(sent_ms)
-    found = simulate(ONE, {"a": held}, keyed, Trace(sent_s), order_slo_s=100 / SECOND)
+    found = simulate(ONE, {"a": held}, keyed, Trace(sent_s), order_slo_s=100 / SECOND, order="entry")
     assert left_ms == ((found.latency_s + sent_s) * SECOND - HOP_MS).tolist()
-    unordered = simulate(ONE, {"a": held}, profile, Trace(sent_s), order_slo_s=100 / SECOND)
+    unordered = simulate(ONE, {"a": held}, profile, Trace(sent_s), order_slo_s=100 / SECOND, order="entry")
     assert not np.array_equal(found.latency_s, unordered.latency_s)
 
 
@@ -158,7 +158,7 @@ def test_the_dispatchers_pool_chooses_among_kinds_with_limits_of_their_own_as_th
     sent_s = np.array(sent_ms) / SECOND
     times = {f"a.{k}": {b: ms / SECOND for b, ms in service_ms[k].items()} for k in chosen}
     profile = measured(ONE, times, hop_s=HOP_MS / SECOND)
-    found = simulate(ONE, {"a": held}, profile, Trace(sent_s), order_slo_s=100 / SECOND)
+    found = simulate(ONE, {"a": held}, profile, Trace(sent_s), order_slo_s=100 / SECOND, order="entry")
     assert left_ms == ((found.latency_s + sent_s) * SECOND - HOP_MS).tolist()
 
 
@@ -192,5 +192,7 @@ def test_the_dispatchers_pool_gives_replicas_several_batches_at_once_as_the_esti
         )
         for (stage, k), own in profile.profiles.items()
     }
-    found = simulate(ONE, {"a": held}, replace(profile, profiles=slowed), Trace(sent_s), order_slo_s=100 / SECOND)
+    found = simulate(
+        ONE, {"a": held}, replace(profile, profiles=slowed), Trace(sent_s), order_slo_s=100 / SECOND, order="entry"
+    )
     assert left_ms == ((found.latency_s + sent_s) * SECOND - HOP_MS).tolist()

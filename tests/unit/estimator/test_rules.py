@@ -64,7 +64,7 @@ def test_waiting_for_a_fuller_batch_ends_when_the_oldest_has_waited_long_enough(
     assert close(found.latency_s, [6.5, 5.5, 6.0])
 
 
-@pytest.mark.parametrize("queue", [{}, {"order_slo_s": 2.0}, {"order_slo_s": np.inf}])
+@pytest.mark.parametrize("queue", [{}, {"order_slo_s": 2.0, "order": "entry"}, {"order_slo_s": np.inf}])
 def test_a_hold_means_the_same_in_every_order(queue: dict[str, object]) -> None:
     found = one_stage((0.0, 1.0, 9.0, 9.5, 9.6, 9.7), {1: 1.0, 2: 1.5, 3: 2.0}, hold_s=5.0, **queue)
     assert close(found.latency_s, [6.5, 5.5, 2.6, 2.1, 2.0, 6.0])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.quantile import quantile_s
-from inferline_stream.estimator.station import station
+from inferline_stream.estimator.station import rests_s, station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.plan import Allocation
@@ -154,8 +154,16 @@ def least_cost(problem: Problem, most: int) -> float:
 
 def latencies_s(problem: Problem, candidate: Candidate, trace: Trace | None, order_slo_s: float) -> NDArray[np.float64]:
     """By a simulation from scratch, without bounds, cached departures or early ends."""
+    rests = rests_s(problem.shape, problem.measured, problem.order, order_slo_s)
     stations = [
-        station(problem.measured, name, option, order_slo_s=order_slo_s, partitions=problem.partitions.get(name))
+        station(
+            problem.measured,
+            name,
+            option,
+            order_slo_s=order_slo_s,
+            rest_s=rests[name],
+            partitions=problem.partitions.get(name),
+        )
         for name, option in zip(problem.shape.stages, candidate, strict=True)
     ]
     workload = prepare(problem.shape, problem.measured, trace or problem.traces[0], seed=problem.seed)

@@ -60,8 +60,10 @@ def test_every_policy_serves_it_and_rules_of_others_only_on_our_pools() -> None:
 def test_every_policy_keeps_a_replica_for_each_dispatcher() -> None:
     plan, measured = served(1)
     held = {**plan.allocations, "b": (Allocation("x", 1, 3),)}
-    found = compared(replace(plan, allocations=held, slots={"b": 3}), measured)
-    alone = simulate(plans.SHAPE, held, measured, BURST, order_slo_s=plan.slo_s, slots={"b": 3}).latency_s
+    found = compared(replace(plan, allocations=held, slots={"b": 3}, order="entry"), measured)
+    alone = simulate(
+        plans.SHAPE, held, measured, BURST, order_slo_s=plan.slo_s, order="entry", slots={"b": 3}
+    ).latency_s
     assert np.array_equal(found.row(NO_TUNER).outcome.latency_s, alone, equal_nan=True)
     for row in found.rows:
         asked = [sum(step.replicas["b"].values()) for step in row.outcome.steps if "b" in step.replicas]
