@@ -216,7 +216,8 @@ def rests_s(
         for name in shape.stages
     }
     alone_s = {
-        name: min(_profile(measured, name, kind).service_time_s(1) for kind in kinds[name]) for name in shape.stages
+        name: min([_profile(measured, name, kind).service_time_s(1) for kind in kinds[name]], default=0.0)
+        for name in shape.stages
     }
     return deadline_order.rest_s(shape, measured.paths, {}, alone_s, hop_s=measured.hop_overhead_s, slo_s=slo_s)
 

@@ -88,8 +88,8 @@ def test_where_one_stage_costs_twenty_times_as_much_the_other_gets_the_replicas_
 def test_twice_as_many_events_may_be_late_where_only_the_busiest_moments_are(multiple, late_share, enough):
     """Whether the plan's replicas are enough where that share of the events is late with them."""
     held = plan().allocations
-    found = simulate(SHAPE, held, measured(), SAMPLE.sped_up(multiple), order_slo_s=0.5, slots={})
-    given = replace(plan(), slo_s=found.quantile_s(1 - late_share))
+    found = simulate(SHAPE, held, measured(), SAMPLE.sped_up(multiple), order_slo_s=0.5, order="entry", slots={})
+    given = replace(plan(), slo_s=found.quantile_s(1 - late_share), order="entry")
     table = staffing(SHAPE, given, measured(), SAMPLE, PRICES, multiples=(1.0, multiple))
     assert ((table.needed("a", multiple), table.needed("b", multiple)) == (200.0, 150.0)) is enough
 
