@@ -14,7 +14,9 @@ from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
+from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.simulation import simulate
+from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.plan import Allocation
@@ -37,7 +39,9 @@ class VirtualDispatcher:
         service_ms: dict[str, dict[int, int]],
         slo_ms: int,
         key_of: Sequence[int] = (),
+        rest_ms: float | None = None,
     ) -> None:
+        self.slo_s, self.rest_ms = slo_ms / 1e3, rest_ms
         self.queue, self.pool, self.key_of = StageQueue(slo_ms * 1000, keys_in_order=bool(len(key_of))), Pool(), key_of
         limits = {a.hardware: a.max_batch_size for a in held}
         profile = {kind: {size: ms / 1e3 for size, ms in times.items()} for kind, times in service_ms.items()}
@@ -81,11 +85,12 @@ class VirtualDispatcher:
             if replica is None:
                 break
             limit = self.pool.limit(replica.hardware)
-            due_ms = self.queue.due_ms(limit, self.hold_ms)
+            needs = None if self.rest_ms is None else self.pool.batch_needs(replica, self.rest_ms / 1e3, self.slo_s)
+            due_ms = self.queue.due_ms(limit if needs is None else needs.cap, self.hold_ms)
             if due_ms > now:
                 wakes.append((round(due_ms), None))
                 break
-            events = self.queue.take(limit).events
+            events = self.queue.take(limit, needs, now * 1e3).events
             number = next(self.batches)
             self.pool.begin(replica, len(events), now / 1e3, number)
             self.used.add(replica.replica)
@@ -160,6 +165,39 @@ def test_the_dispatchers_pool_chooses_among_kinds_with_limits_of_their_own_as_th
     profile = measured(ONE, times, hop_s=HOP_MS / SECOND)
     found = simulate(ONE, {"a": held}, profile, Trace(sent_s), order_slo_s=100 / SECOND, order="entry")
     assert left_ms == ((found.latency_s + sent_s) * SECOND - HOP_MS).tolist()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_dispatchers_queue_puts_the_same_events_last_as_the_estimator(seed: int) -> None:
+    """In both kernels: of one kind, and of several, of busy keys or of more than few, held or not, several at once."""
+    rng = np.random.default_rng(7000 + seed)
+    kinds = {"a": (40, 9, 4), "b": (18, 4, 8), "c": (7, 2, 1)}
+    service_ms = {k: {b: fixed + each * b for b in range(1, limit + 1)} for k, (fixed, each, limit) in kinds.items()}
+    keyed, hold_s = bool(seed % 2), int(rng.choice([0, 0, 20])) / SECOND
+    at_once = int(rng.integers(1, 4)) if seed % 4 == 3 else 1
+    chosen = ["b"] if seed % 4 == 3 else [str(k) for k in rng.permutation(list(kinds))[: int(rng.integers(1, 4))]]
+    held = tuple(Allocation(k, kinds[k][2], int(rng.integers(1, 3)), hold_s, at_once) for k in chosen)
+    most_per_ms = sum(a.replicas * a.max_batch_size / service_ms[a.hardware][a.max_batch_size] for a in held)
+    sent_ms = np.cumsum(rng.gamma(0.5, 2 / (1.1 * most_per_ms), 1200)).astype(int).tolist()
+    sent_s, slo_ms, rest_ms = np.array(sent_ms) / SECOND, int(rng.choice([120, 240])), float(rng.choice([0.5, 40.5]))
+    times = {f"a.{k}": {b: ms / SECOND for b, ms in service_ms[k].items()} for k in chosen}
+    profile = measured(ONE, times, hop_s=HOP_MS / SECOND)
+    if at_once > 1:
+        contention = tuple(Contention(n, (float(n),) * len(service_ms["b"])) for n in range(2, at_once + 1))
+        slowed = {key: replace(own, contention=contention) for key, own in profile.profiles.items()}
+        profile = replace(profile, profiles=slowed)
+    if keyed:
+        many = int(rng.choice([5, 400]))
+        profile = replace(profile, keys=Keys(tuple((f"k{i}", 0.9 / many) for i in range(many)), ("a",)))
+    workload = prepare(ONE, profile, Trace(sent_s))
+    key_of = workload.keys if keyed else ()
+    left_ms = VirtualDispatcher(held, service_ms, slo_ms, key_of, rest_ms).run(sent_ms)
+    serving = station(profile, "a", held, order_slo_s=slo_ms / SECOND, rest_s=rest_ms / SECOND)
+    found = evaluate(workload, [serving]).latency_s
+    assert found is not None
+    assert left_ms == ((found + sent_s) * SECOND - HOP_MS).tolist()
+    in_order = evaluate(workload, [replace(serving, rest_s=-np.inf)]).latency_s
+    assert not np.array_equal(found, in_order)
 
 
 def test_a_held_pool_leaves_the_replicas_with_the_highest_numbers_idle() -> None:
