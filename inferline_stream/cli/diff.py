@@ -57,7 +57,7 @@ def diff(
     table.add_row("predicted P99", *map(format_duration, p99s), "")
     table.add_row("events/s", f"{first.arrival_rate:.1f}", f"{second.arrival_rate:.1f}", "")
     if (first.reserve, second.reserve) != (None, None):
-        reserves = ("by leaps" if plan.reserve is None else f"{plan.reserve:g} times" for plan in (first, second))
+        reserves = ("by odds" if plan.reserve is None else f"{plan.reserve:g} times" for plan in (first, second))
         table.add_row("reserve", *reserves, "")
     console().print(table)
 

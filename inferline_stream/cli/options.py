@@ -44,8 +44,8 @@ Reserve = Annotated[
         min=0,
         callback=_finite,
         metavar="MULTIPLE",
-        help="always hold replicas for so many times the planned traffic; without it, as many as leaps of the sample "
-        "and since ask for",
+        help="always hold replicas for so many times the planned traffic; without it, as many as the odds of the "
+        "sample and since are worth",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="of generated traffic and of the random branches of simulated events")]

@@ -28,7 +28,10 @@ from inferline_stream.settings import from_environment
 
 if TYPE_CHECKING:
     from inferline_stream.cli.plan_steps import Declared
+    from inferline_stream.pipeline.plan import Plan
     from inferline_stream.pipeline.trace import Trace
+    from inferline_stream.planner.problem import Problem
+    from inferline_stream.tuner.odds import RiskPoint
 
 
 def plan(
@@ -48,6 +51,12 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option(help="also draw the curve of --curve into this .png or .svg file")
     ] = None,
+    risk: Annotated[
+        bool,
+        typer.Option(
+            "--risk", help="also say what reserve costs on traffic like the sample, and how many events come beyond it"
+        ),
+    ] = False,
     save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None,
     platform: Platform,
     rehearse: Annotated[
@@ -72,7 +81,14 @@ def plan(
         profiled,
         profiling_options,
     )
-    from inferline_stream.cli.plan_text import CURVE_FACTORS, curve_document, explanation_document, show_curve, show_why
+    from inferline_stream.cli.plan_text import (
+        CURVE_FACTORS,
+        curve_document,
+        explanation_document,
+        show_curve,
+        show_risk,
+        show_why,
+    )
     from inferline_stream.cli.platform import check, profiling_cluster
     from inferline_stream.cli.rehearsal_steps import rehearsed
     from inferline_stream.planner.plan_explanation import CurvePoint, cost_curve, explain
@@ -104,8 +120,10 @@ def plan(
         )
         found = next((p.plan for p in points if p.slo_s == slo_s and p.plan is not None), found)
     pipeline = inputs.what.pipeline
-    why = explain(found, inputs.problem(measured, found.slo_s))
+    problem = inputs.problem(measured, found.slo_s)
+    why = explain(found, problem)
     reserved = reserve_of(basis_of(found, measured, inputs.kinds, objective=pipeline.objective))
+    risks = _risks(problem, found) if risk else ()
     if save is not None:
         save.write_bytes(plan_to_bytes(found))
     if plot is not None:
@@ -116,15 +134,32 @@ def plan(
     if output == "json":
         curves = curve_document(points) if points else msgspec.UNSET
         document = plan_to_bytes(
-            found, explanation=explanation_document(why, reserved), curve=curves, not_credible=doubt
+            found, explanation=explanation_document(why, reserved, risks), curve=curves, not_credible=doubt
         )
         typer.echo(document.decode(), nl=False)
         return
     people = console()
     people.print(plan_table(found, pipeline, doubt))
     show_why(people, found, why, reserved)
+    if risk:
+        show_risk(people, risks, pipeline.objective)
     if points:
         show_curve(people, points, found)
+
+
+def _risks(problem: Problem, found: Plan) -> tuple[RiskPoint, ...]:
+    """What reserve buys on the first of the traces; empty where that is too short for a record."""
+    from inferline_stream.tuner.odds import frontier
+    from inferline_stream.tuner.plan_basis import basis_of
+    from inferline_stream.tuner.staffing_table import staffing
+
+    prices = {name: kind.price_per_hour for name, kind in problem.catalogue.items()}
+    sample, objective = problem.traces[0], problem.objective
+    table = staffing(problem.shape, found, problem.measured, sample, prices, objective=objective, seed=problem.seed)
+    basis = basis_of(found, problem.measured, problem.catalogue, objective=objective, staffing=table)
+    if table.record is None or basis.levels is None:
+        return ()
+    return frontier(basis.levels, table.record, basis.start_up_s + basis.knobs.reaction_s, objective)
 
 
 def _traces(

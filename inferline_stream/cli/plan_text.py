@@ -9,6 +9,7 @@ from inferline_stream.pipeline.plan import Plan, replicas_of
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.plan_explanation import CurvePoint, Explanation
 from inferline_stream.tuner.demand import Reserve
+from inferline_stream.tuner.odds import RiskPoint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,10 +50,29 @@ def _in_reserve(plan: Plan, reserve: Reserve) -> str:
     more = {stage: count - planned[stage] for stage, count in reserve.replicas.items() if count > planned[stage]}
     beyond = ", with " + ", ".join(f"{count} more of {stage}" for stage, count in more.items()) if more else ""
     return (
-        f"Reserve: after a leap of traffic, and at first, the plan's replicas stay{beyond}: "
+        f"Reserve: at first, and after traffic beyond the sample, the plan's replicas stay{beyond}: "
         f"${reserve.cost_per_hour:.4f}/h. At most they carry {reserve.multiple:.2g} times the planned rate. "
         "Another one: --reserve."
     )
+
+
+def show_risk(people: Console, points: Sequence[RiskPoint], objective: float) -> None:
+    """What reserve costs, and what comes beyond it; the price that the policy decides by is marked."""
+    from rich.table import Table
+
+    if not points:
+        people.print("The sample is too short to say what reserve buys: a replica takes longer to start.")
+        return
+    table = Table(title="What reserve buys on traffic like the sample")
+    for column in ("held", "$/h", "beyond it"):
+        table.add_column(column, justify="right")
+    for point in points:
+        held = (
+            f"--reserve {point.reserve:g}" if point.share is None else f"by odds, as if {point.share:.1%} might be late"
+        )
+        chosen = point.share is not None and abs(point.share - (1 - objective)) < 1e-9
+        table.add_row(held, f"{point.cost_per_hour:.4f}", f"{point.late:.3%}", style="bold" if chosen else "")
+    people.print(table)
 
 
 def _proof(plan: Plan) -> str:
@@ -84,10 +104,11 @@ def show_curve(people: Console, points: Sequence[CurvePoint], chosen: Plan) -> N
     people.print(table)
 
 
-def explanation_document(why: Explanation, reserve: Reserve) -> dict[str, Any]:
+def explanation_document(why: Explanation, reserve: Reserve, risk: Sequence[RiskPoint]) -> dict[str, Any]:
     """The explanation for JSON."""
     return {
         "reserve": reserve,
+        **({"risk": risk} if risk else {}),
         "binding": why.binding,
         "slack_s": why.slack_s,
         "p99_low_s": why.p99.low_s,

@@ -119,7 +119,7 @@ class Plan:
         key_bound: by stage, the most frequent key, where one replica of some hardware kind could not serve it.
         order: of the queues, as in `Pipeline`.
         reserve: multiple of the sample's traffic for which replicas are always held while the policy scales; None for
-            what leaps of the sample and since ask for.
+            what the odds of the sample and since are worth.
     """
 
     pipeline: str

@@ -34,7 +34,7 @@ class Reason(StrEnum):
     THROUGHPUT_FELL = "throughput_fell"
     """Replicas of a stage are slower than profiled."""
     INSURANCE = "insurance"
-    """A reserve is held: the plan's replicas and a few beyond where they are cheap, or what people say."""
+    """A reserve is held: what the odds of a rise are worth, what a beginning asks for, or what people say."""
     LOAD_FELL = "load_fell"
     """The load fits fewer replicas."""
     LIMIT_CHANGED = "limit_changed"

@@ -5,28 +5,23 @@ And what is held in reserve beside the traffic's own replicas.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.forecast import (
-    ABSORBED_SHARE,
-    LONGEST_RISE_S,
-    SURGE_SPAN_S,
-    climbing_rate,
-    fallen_to,
-    rises,
-    rising_rate,
-    share_within,
-    surged,
-)
+from inferline_stream.tuner.forecast import ABSORBED_SHARE, expected_multiple
 from inferline_stream.tuner.observation import Observation, StageObservation
+from inferline_stream.tuner.odds import MERGED_S, LevelChoice, Levels, TrafficRecord, cheapest
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
-from inferline_stream.tuner.policy_settings import PolicySettings
-from inferline_stream.tuner.traffic import PEAK_SPAN_S
+from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, burst_rate
 from inferline_stream.tuner.tuner_state import TunerState
+
+BEGINNING_START_UPS = 2.0
+"""`PolicySettings.beginning_s` in start-up times, at least."""
+
+NEWS = 1.01
+"""What is expected has to grow by a hundredth for a level to be chosen before the next second."""
 
 BUSY = 0.5
 """Utilization below which records that wait do not wait for want of replicas."""
@@ -41,12 +36,13 @@ class TrafficMultiple:
     """How much traffic there is, in multiples of the sample's, and where that was seen.
 
     Args:
-        multiple: of the sample's traffic, forecast included.
+        multiple: of the sample's traffic that is surely there or coming; what the odds add comes on top.
         reason: what the multiple was seen in.
         detail: in words.
         outgrown: whether what arrived, without any forecast, was beyond the plan and the room that it leaves. Now and
             then the busiest windows of steady traffic exceed those of its sample.
         fallen: whether the rate has surely fallen from its recent peak.
+        expected: what is expected in the units of the record, forecasts included; `multiple` where there is none.
     """
 
     multiple: float
@@ -54,24 +50,7 @@ class TrafficMultiple:
     detail: str
     outgrown: bool
     fallen: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Leaps:
-    """What is known of leaps, where traffic has leapt lately.
-
-    Args:
-        unanswered: share of the largest rise that comes before replicas that are asked for at once help
-            (`PolicySettings.unanswered_share`).
-        followed: whether only that share is held in reserve: replicas that are asked for meanwhile carry the rest.
-        sudden: whether a leap is as good as over by then, so that a trend shows only what has been.
-        rises: by how much the rate rose (`tuner.forecast.rises`); empty if nothing is known of it.
-    """
-
-    unanswered: float
-    followed: bool
-    sudden: bool
-    rises: tuple[float, ...] = ()
+    expected: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,110 +75,100 @@ class Demand:
 
 
 def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str, Demand]]:
-    """By stage, in topological order; and the state that remembers since when stages need less than the plan."""
-    basis, knobs = state.basis, state.basis.knobs
-    state = _with_leaps(state, seen)
-    start_up_s = _longest_start_up_s(basis, seen)
-    leaps = _leaps(state, seen, start_up_s)
-    traffic = traffic_of(basis, seen, leaps)
-    # Not where a forecast exceeds the plan: the replicas that it asks for answer it, and it is often wrong about noise.
+    """What each stage needs now.
+
+    Args:
+        state: what is planned, and what has come of what was expected.
+        seen: the pipeline now.
+
+    Returns:
+        The state that remembers what was seen, and the demand of each stage.
+    """
+    basis, lead_s = state.basis, _lead_s(state.basis, seen)
+    # People who hold a reserve say themselves what the odds are.
+    record = state.record if basis.reserve is None else None
+    traffic = traffic_of(basis, seen, lead_s, None if record is None else record.rate)
     if traffic.outgrown or state.outgrown_s == -math.inf:
         state = replace(state, outgrown_s=seen.time_s)
-    calm_memory_s = _calm_memory_s(knobs, start_up_s)
-    if basis.reserve is not None:
-        floor, memory_s = supplies(basis, basis.reserve), math.inf
-    elif leaps is not None:
-        floor, memory_s = _floor(basis, traffic, leaps), knobs.plan_memory_s
-    elif _outgrown(state, seen, calm_memory_s):
-        floor, memory_s = basis.floor, knobs.plan_memory_s
-    else:
-        floor, memory_s = basis.supply, calm_memory_s
+    if record is not None and record.leaps and state.leapt_s == -math.inf:
+        state = replace(state, leapt_s=seen.time_s)  # what the sample did counts as just before
+    if record is not None and basis.levels is not None:
+        state = _chosen(_recorded(state, record, seen, traffic.expected, lead_s), basis.levels, seen, traffic, lead_s)
+        if state.choice is not None and state.choice.multiple > traffic.multiple:
+            traffic = _by_odds(traffic, state.choice, lead_s)
+    floor, why = _floor(state, seen, lead_s)
     found: dict[str, Demand] = {}
-    below_since_s: dict[str, float] = {}
     for stage in basis.stages:
         demand = _demand(basis, stage, seen, traffic)
         profiled = {kind.hardware: kind.throughput for kind in stage.kinds}
         slowed = min((demand.throughputs[hardware] / profiled[hardware] for hardware in profiled), default=1.0)
         # The floor is a number of replicas, given as what they serve when they are as fast as profiled: that they are
         # slower just now is no reason to hold more of them than were bought.
-        if demand.needed / slowed < floor[stage.name]:
-            below_since_s[stage.name] = since_s = state.below_since_s.get(stage.name, seen.time_s)
-            if demand.needed < stage.supply and seen.time_s - since_s >= memory_s:
-                found[stage.name] = demand
-                continue
-            detail = (
-                f"the plan's supply is kept for {memory_s / 60:.0f} min after its last use"
-                if basis.reserve is None
-                else f"replicas for {basis.reserve:g} times the planned traffic are always held"
-            )
-            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, detail, demand.stuck, demand.fallen)
+        if demand.needed / slowed < floor.get(stage.name, 0.0):
+            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, why, demand.stuck, demand.fallen)
         found[stage.name] = demand
-    if below_since_s != state.below_since_s:
-        state = replace(state, below_since_s=below_since_s)
     return state, found
 
 
-def calm(state: TunerState, seen: Observation) -> bool:
-    """Whether traffic has neither leapt nor outgrown the plan lately, so that nothing is held in reserve."""
-    calm_memory_s = _calm_memory_s(state.basis.knobs, _longest_start_up_s(state.basis, seen))
-    return not _leapt(state, seen) and not _outgrown(state, seen, calm_memory_s)
+def _floor(state: TunerState, seen: Observation, lead_s: float) -> tuple[Mapping[str, float], str]:
+    """Supply by stage that is held whatever the odds, and why."""
+    basis = state.basis
+    if basis.reserve is not None:
+        why = f"replicas for {basis.reserve:g} times the planned traffic are always held"
+        return supplies(basis, basis.reserve), why
+    if basis.knobs.beginning_s:
+        begun_s = max(basis.knobs.beginning_s, BEGINNING_START_UPS * (lead_s - basis.knobs.reaction_s))
+        if seen.time_s - state.outgrown_s < begun_s:
+            why = f"no odds are known within {begun_s:.0f} s of a beginning or of traffic beyond the sample"
+            return basis.floor, why
+    if seen.time_s - state.leapt_s < basis.knobs.leaps_s:
+        return (
+            basis.floor,
+            f"traffic has leapt within {basis.knobs.leaps_s / 60:.0f} min, and another leap may go further",
+        )
+    return {}, ""
 
 
-def _leapt(state: TunerState, seen: Observation) -> bool:
-    return seen.time_s - state.leapt_s < state.basis.knobs.plan_memory_s
+def _recorded(
+    state: TunerState, record: TrafficRecord, seen: Observation, expected: float, lead_s: float
+) -> TunerState:
+    """The state whose record has what came of what was expected one lead ago, once in each second."""
+    if int(seen.time_s) == state.chosen_s:
+        return state
+    waiting = (*state.expected, (seen.time_s, expected))
+    due = [moment for moment in waiting if moment[0] <= seen.time_s - lead_s]
+    pairs = state.pairs
+    if due and seen.watched_s >= RATE_WINDOW_S:
+        said, came = due[-1][1], seen.arrival_rate / record.rate
+        pairs = (*pairs, (said, came, seen.time_s))
+        if seen.watched_s >= PEAK_SPAN_S + lead_s and record.leapt(said, came):
+            state = replace(state, leapt_s=seen.time_s)
+    state = replace(state, expected=waiting[len(due) :], pairs=pairs)
+    if len(pairs) < MERGED_S:
+        return state
+    return replace(state, record=record.with_pairs(pairs, seen.time_s), pairs=())
 
 
-def _outgrown(state: TunerState, seen: Observation, calm_memory_s: float) -> bool:
-    return seen.time_s - state.outgrown_s < calm_memory_s
+def _chosen(
+    state: TunerState, levels: Levels, seen: Observation, traffic: TrafficMultiple, lead_s: float
+) -> TunerState:
+    """The state with the level that is cheapest now: chosen once a second, and at once where more is expected."""
+    second, before, expected = int(seen.time_s), state.choice, traffic.expected
+    if before is not None and second == state.chosen_s and expected <= before.expected * NEWS:
+        return state
+    if state.record is None or seen.watched_s < 1:
+        return replace(state, chosen_s=second)
+    return replace(state, choice=cheapest(levels, state.record, expected, lead_s), chosen_s=second)
 
 
-def _calm_memory_s(knobs: PolicySettings, start_up_s: float) -> float:
-    return min(max(knobs.calm_memory_s, knobs.calm_start_ups * start_up_s), knobs.plan_memory_s)
-
-
-def _with_leaps(state: TunerState, seen: Observation) -> TunerState:
-    """The state that knows when traffic last leapt and how fast. What the sample did counts as just before.
-
-    How fast is learned once a leap is over: before, what has come of it would pass for all of it.
-    """
-    if state.outgrown_s == -math.inf and state.basis.leaps:
-        state = replace(state, leapt_s=seen.time_s)
-    if seen.watched_s < len(seen.recent):
-        return replace(state, leap=()) if state.leap else state
-    leaping = surged(seen.recent)
-    if leaping:
-        state = replace(state, leapt_s=seen.time_s)
-    if not state.leap:
-        return replace(state, leap=seen.recent, leap_counted_s=seen.time_s) if leaping else state
-    since_s = int(seen.time_s - state.leap_counted_s)
-    if since_s:
-        leap = (*state.leap, *seen.recent[-since_s:])[-LONGEST_RISE_S - 2 * SURGE_SPAN_S :]
-        state = replace(state, leap=leap, leap_counted_s=state.leap_counted_s + since_s)
-    return state if leaping else replace(state, leap=(), rises=_larger(state.rises, rises(state.leap)))
-
-
-def _larger(some: tuple[float, ...], others: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(max(a, b) for a, b in itertools.zip_longest(some, others, fillvalue=0.0))
-
-
-def _leaps(state: TunerState, seen: Observation, start_up_s: float) -> Leaps | None:
-    """None where traffic has not leapt lately. Of leaps of which nothing is known, all is held, and trends go on."""
-    if not _leapt(state, seen):
-        return None
-    staffing, knobs = state.basis.staffing, state.basis.knobs
-    # What a sample that does not leap rises by is noise.
-    known = state.rises if staffing is None or not staffing.surges else _larger(staffing.rises, state.rises)
-    unanswered = share_within(known, knobs.unanswered_share * start_up_s)
-    followed = share_within(known, start_up_s) <= knobs.sudden_share
-    return Leaps(unanswered, followed, any(known) and unanswered > knobs.sudden_share, known)
-
-
-def _floor(basis: Basis, traffic: TrafficMultiple, leaps: Leaps) -> Mapping[str, float]:
-    """Supply by stage that is held after a leap: for as much of another one as comes before it is answered."""
-    if not leaps.followed:
-        return basis.floor
-    part = supplies(basis, traffic.multiple + leaps.unanswered)
-    return {name: min(supply, part[name]) for name, supply in basis.floor.items()}
+def _by_odds(traffic: TrafficMultiple, choice: LevelChoice, lead_s: float) -> TrafficMultiple:
+    detail = (
+        f"{choice.expected:.2f} times the planned traffic expected within {lead_s:.1f} s; of moments like this one "
+        f"{choice.odds:.1%} were followed by more than {choice.multiple:.2f} times: one more replica costs more than "
+        f"the {choice.late:.2%} of events that are late by it, at ${choice.price:.2g} each"
+    )
+    reason = Reason.INSURANCE if choice.multiple > choice.expected else Reason.RATE_RISING
+    return replace(traffic, multiple=choice.multiple, reason=reason, detail=detail)
 
 
 def supplies(basis: Basis, multiple: float) -> Mapping[str, float]:
@@ -207,55 +176,41 @@ def supplies(basis: Basis, multiple: float) -> Mapping[str, float]:
     return {stage.name: supply_for(basis, stage, multiple) for stage in basis.stages}
 
 
-def traffic_of(basis: Basis, seen: Observation, leaps: Leaps | None = None) -> TrafficMultiple:
-    """The larger of what the envelope shows and what the rate is rising to.
+def traffic_of(basis: Basis, seen: Observation, lead_s: float, unit: float | None = None) -> TrafficMultiple:
+    """How much traffic there is, and what is expected of it.
 
-    A forecast is of a rate. It is compared with the highest that the sample kept up, which the plan carries: compared
-    with the mean of a sample that leaps, a leap like the sample's would ask for several times the plan.
+    A forecast counts like against like: what comes of it is read from the record. It counts by itself where there is no
+    record, and in full where arrivals have outgrown the sample, so that noise like the sample's is no explanation.
 
     Args:
         basis: what is planned.
         seen: the pipeline now.
-        leaps: where traffic has leapt lately, a forecast may go further, and has to rest on more seconds. Where leaps
-            are sudden, it stops at the present end of its line, until traffic has outgrown the plan. Where they are
-            followed, a climb from a level counts, too, and where people hold a reserve: they expect leaps.
+        lead_s: from asking for a replica to its working.
+        unit: events per second that the record counts as 1; None where there is none.
     """
-    multiple, detail = burst_multiple(basis, seen)
-    outgrown = multiple > 1 + ABSORBED_SHARE
+    slack_s = basis.knobs.burst_slack_share * basis.slo_s
+    live, where = burst_rate(basis.windows_s, seen.envelope, slack_s)
+    burst = live / max(basis.busiest_rate, 1e-9)
+    window_s, count, planned = basis.windows_s[where], seen.envelope[where], basis.counts[where]
+    detail = f"{count} arrivals within {window_s:.3g} s, planned for {planned}"
     carried_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
-    knobs = basis.knobs
-    lead_s = knobs.reaction_s + _longest_start_up_s(basis, seen)
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
-    looked_for = knobs.fallen_wait_s < knobs.down_after_s and seen.watched_s >= len(seen.recent)
-    share = fallen_to(seen.recent) if looked_for else 1.0
-    if share < 1:
-        multiple, recent = multiple * share, recent[-SURGE_SPAN_S:]
-        detail += f", and traffic has fallen to {share:.0%} of its peak since"
-    seen_rate = multiple * carried_rate
-    limit, believed = knobs.forecast_limit, math.inf
-    if leaps is not None:
-        limit, believed = 1.0 if leaps.sudden and not outgrown else knobs.leap_limit, knobs.leap_belief
-    rate = rising_rate(
-        recent,
-        lead_s,
-        confidence=knobs.forecast_confidence,
-        limit=limit,
-        above=seen_rate,
-        believed=believed,
-        carried=carried_rate,
-        inner_confidence=knobs.inner_confidence,
-    )
-    if basis.reserve or (leaps is not None and leaps.followed):
-        known = () if leaps is None else leaps.rises
-        rate = climbing_rate(recent, lead_s, limit=knobs.climb_limit, above=rate, known=known)
-    if carried_rate > 0 and rate > seen_rate:
-        expected = f"{rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
-        return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, expected, outgrown, share < 1)
-    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown, share < 1)
+    found = expected_multiple(burst, recent, lead_s, unit or carried_rate)
+    fallen, outgrown = found.fallen_to < 1, burst > 1 + ABSORBED_SHARE
+    if fallen:
+        detail += f", and traffic has fallen to {found.fallen_to:.0%} of its peak since"
+    multiple = burst * found.fallen_to
+    if (unit is None or outgrown) and carried_rate > 0 and found.rate > multiple * carried_rate:
+        rising = f"{found.rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
+        return TrafficMultiple(found.rate / carried_rate, Reason.RATE_RISING, rising, outgrown, fallen, found.multiple)
+    if unit is not None and multiple <= 1:
+        multiple = 0.0  # of what is within the sample, the record knows what comes
+    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown, fallen, found.multiple)
 
 
-def _longest_start_up_s(basis: Basis, seen: Observation) -> float:
-    return max(_start_up_s(kind, stage, seen) for stage in basis.stages for kind in stage.kinds)
+def _lead_s(basis: Basis, seen: Observation) -> float:
+    longest_s = max((_start_up_s(kind, stage, seen) for stage in basis.stages for kind in stage.kinds), default=0.0)
+    return basis.knobs.reaction_s + longest_s
 
 
 def _start_up_s(kind: Kind, stage: StageBasis, seen: Observation) -> float:
@@ -263,27 +218,6 @@ def _start_up_s(kind: Kind, stage: StageBasis, seen: Observation) -> float:
     there = seen.stages.get(stage.name)
     supply = there.supply.get(kind.hardware) if there is not None else None
     return kind.start_up_s if supply is None or supply.start_up_s is None else supply.start_up_s
-
-
-def burst_multiple(basis: Basis, seen: Observation) -> tuple[float, str]:
-    """How many times the sample's rate the envelope shows: the ratio rule, deaf to bursts that waiting absorbs.
-
-    An event may wait for the slack D that the SLO leaves it. A window w with q arrivals therefore needs no
-    more than the rate q/(w + D): the horizontal distance of network calculus turned around. The paper compares q/w and
-    answers to the largest of them all, which a short burst makes far too large. Windows longer than `PEAK_SPAN_S`, in
-    which the others are looked for, show only what is over.
-    """
-    slack_s = basis.knobs.burst_slack_share * basis.slo_s
-    live = 0.0
-    where = 0
-    for i, window_s in enumerate(basis.windows_s):
-        if window_s > PEAK_SPAN_S:
-            break
-        rate = seen.envelope[i] / (window_s + slack_s)
-        if rate > live:
-            live, where = rate, i
-    window_s, count, expected = basis.windows_s[where], seen.envelope[where], basis.counts[where]
-    return live / max(basis.busiest_rate, 1e-9), f"{count} arrivals within {window_s:.3g} s, planned for {expected}"
 
 
 def supply_for(basis: Basis, stage: StageBasis, multiple: float) -> float:
@@ -349,7 +283,7 @@ def _stuck(there: StageObservation, stuck_s: float) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Replicas that are held whatever the traffic, or after leaps and for a while from the start on.
+    """Replicas that are held whatever the traffic, or for a while in a beginning.
 
     Args:
         always: whether whatever the traffic, because people said for how much of it.

@@ -53,12 +53,11 @@ def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Dou
     moved = replace(
         state,
         changed_s=seen.time_s,
-        leapt_s=state.leapt_s + step_s,
-        leap=(),
         outgrown_s=state.outgrown_s + step_s,
-        patience=replace(state.patience, counted_s=state.patience.counted_s + step_s, moved={}),
+        leapt_s=state.leapt_s + step_s,
+        expected=(),
+        choice=None,
         fits_since_s={},
-        below_since_s={},
         blind_until_s=seen.time_s + HISTORY_S,
     )
     return moved, Doubt(Reason.CLOCK_JUMPED, "", detail)

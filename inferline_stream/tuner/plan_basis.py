@@ -6,12 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog_bound, curve_of_envelope
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.tuner.odds import Levels
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
+from inferline_stream.tuner.traffic import burst_rate
+
+MOST_TIMES, BEYOND = 20.0, 1.1
+"""Levels go up to so many times the planned traffic, beyond the table in steps of a tenth."""
 
 Replicas = Mapping[str, Mapping[str, int]]
 """Replicas wanted: stage → hardware kind → replicas."""
@@ -68,12 +75,16 @@ class StageBasis:
     """Σ k⁰·µ, events per second that the planned replicas give."""
     mixture: Mapping[str, int] = field(init=False)
     """Planned replicas by hardware kind; one of each where none is planned."""
+    price_per_hour: float = field(init=False)
+    """Dollars per hour of a replica, in the mean of the mixture."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "planned", sum(kind.planned for kind in self.kinds))
         object.__setattr__(self, "supply", sum(kind.planned * kind.throughput for kind in self.kinds))
         mixture = {kind.hardware: kind.planned if self.planned else 1 for kind in self.kinds}
         object.__setattr__(self, "mixture", mixture)
+        price = sum(kind.price_per_hour * mixture[kind.hardware] for kind in self.kinds) / max(sum(mixture.values()), 1)
+        object.__setattr__(self, "price_per_hour", price)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +118,8 @@ class Basis:
     """Longest start-up time of any kind, as profiled."""
     floor: Mapping[str, float] = field(init=False)
     """Supply by stage of the plan and of what is insured beyond it."""
-    supply: Mapping[str, float] = field(init=False)
-    """Supply by stage of the plan alone."""
-    leaps: bool = field(init=False)
-    """Whether the sample's rate is known to leap."""
+    levels: Levels | None = field(init=False)
+    """What may be held, as the table of staffing has it; None without a table."""
     busiest_rate: float = field(init=False)
     """Largest rate of any window of the sample, lengthened by slack for events (`PolicySettings.burst_slack_share`)."""
     backlog_bound: Mapping[str, float] = field(init=False)
@@ -120,14 +129,38 @@ class Basis:
         longest_s = max((kind.start_up_s for stage in self.stages for kind in stage.kinds), default=0.0)
         object.__setattr__(self, "start_up_s", longest_s)
         slack_s = self.knobs.burst_slack_share * self.slo_s
-        rates = [count / (window_s + slack_s) for window_s, count in zip(self.windows_s, self.counts, strict=True)]
-        object.__setattr__(self, "busiest_rate", max(rates, default=0.0))
+        object.__setattr__(self, "busiest_rate", burst_rate(self.windows_s, self.counts, slack_s)[0])
         # What follows the longest window is left out: a plan may be all but full within the busiest minute.
         curve = replace(curve_of_envelope(list(zip(self.windows_s, self.counts, strict=True))), window_s=math.inf)
         object.__setattr__(self, "backlog_bound", {s.name: _backlog_bound(s, curve) for s in self.stages})
-        object.__setattr__(self, "leaps", self.staffing is not None and self.staffing.surges)
         object.__setattr__(self, "floor", insured(self.stages, self.arrival_rate, self.knobs.insurance))
-        object.__setattr__(self, "supply", insured(self.stages, self.arrival_rate, ()))
+        object.__setattr__(self, "levels", None if self.staffing is None else self._levels(self.staffing))
+
+    def _levels(self, table: Staffing) -> Levels:
+        """Each number of replicas in the table, and beyond it in proportion, by the most traffic that it is for."""
+        multiples = [m for m in table.multiples if all(name in table.supply for name in (s.name for s in self.stages))]
+        while multiples and multiples[-1] < MOST_TIMES:
+            multiples.append(multiples[-1] * BEYOND)
+        costs: list[float] = []
+        carried: list[float] = []
+        before: list[int] = []
+        # Where replicas cost nothing, as on a machine of one's own, they count instead.
+        paid = any(kind.price_per_hour for stage in self.stages for kind in stage.kinds if kind.planned)
+        for multiple in multiples:
+            now = [self._replicas(stage, table.needed(stage.name, multiple)) for stage in self.stages]
+            if now != before:
+                held = zip(now, self.stages, strict=True)
+                costs.append(sum(n * stage.price_per_hour if paid else n for n, stage in held))
+                carried.append(multiple)
+            carried[-1], before = multiple, now
+        cost = sum(stage.planned * (stage.price_per_hour if paid else 1.0) for stage in self.stages)
+        price = cost / 3600 / max(self.arrival_rate, 1e-9) / (1 - self.objective)
+        return Levels(np.array(carried), np.array(costs), price, self.arrival_rate)
+
+    @staticmethod
+    def _replicas(stage: StageBasis, supply: float) -> int:
+        """In the plan's mixture."""
+        return max(math.ceil(supply / stage.supply * stage.planned - 1e-9), stage.slots) if stage.supply else 0
 
     def planned(self) -> dict[str, dict[str, int]]:
         """The plan's replicas."""

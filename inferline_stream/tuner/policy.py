@@ -9,14 +9,14 @@ from types import MappingProxyType
 
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.tuner.decision import Action, Decision, Reason
-from inferline_stream.tuner.demand import Demand, calm, demands
+from inferline_stream.tuner.demand import Demand, demands
 from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubts, on_this_clock
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.paper_policy import inferline_step
-from inferline_stream.tuner.plan_basis import Replicas, StageBasis
+from inferline_stream.tuner.plan_basis import StageBasis
 from inferline_stream.tuner.replica_fit import fewer, more, within
 from inferline_stream.tuner.traffic import RATE_WINDOW_S, Traffic
-from inferline_stream.tuner.tuner_state import Patience, TunerState, initial_state
+from inferline_stream.tuner.tuner_state import TunerState, initial_state
 
 __all__ = ["POLICIES", "Policy", "TunerState", "foreseen", "inferline_step", "initial_state", "step"]
 
@@ -168,8 +168,7 @@ def _changed(
     else:
         reason, detail = needed[leading].reason, needed[leading].detail
     fits = {name: since_s for name, since_s in state.fits_since_s.items() if name not in changed}
-    patience = _patience(state, seen, wanted)
-    state = replace(state, wanted=wanted, changed_s=seen.time_s, patience=patience, fits_since_s=fits)
+    state = replace(state, wanted=wanted, changed_s=seen.time_s, fits_since_s=fits)
     return state, Decision(wanted, action, reason, f"stage {leading!r}: {detail}")
 
 
@@ -182,11 +181,10 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
         demand, held = needed[name], state.wanted[name]
         if any(kind.pending for kind in seen.stages[name].supply.values()):
             continue
-        enough = demand.needed * (1 + knobs.down_margin)
         limits = seen.limits.get(name, _NO_LIMITS)
-        after = fewer(stage, held, demand.throughputs, enough, limits.minimum)
+        after = fewer(stage, held, demand.throughputs, demand.needed, limits.minimum)
         if sum(after.values()) < (least := _fewest(stage, limits, after)):
-            after = fewer(stage, held, demand.throughputs, enough, least)
+            after = fewer(stage, held, demand.throughputs, demand.needed, least)
         if after != held:
             fitting[name] = after
     fits_since_s = {name: state.fits_since_s.get(name, now_s) for name in fitting}
@@ -195,22 +193,15 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
     if not fitting or now_s < state.blind_until_s or seen.watched_s < HISTORY_S:
         return state, None
     fallen = any(demand.fallen for demand in needed.values())
-    wait_s = state.patience.wait_s(now_s, knobs.fallen_wait_s if fallen else knobs.down_after_s)
+    wait_s = min(knobs.fallen_wait_s, knobs.down_after_s) if fallen else knobs.down_after_s
     names = [name for name, since_s in fits_since_s.items() if now_s - since_s >= wait_s]
     if not names:
         return state, None
     wanted = {**state.wanted, **{name: fitting[name] for name in names}}
     detail = "; ".join(f"stage {name!r} needs {needed[name].needed:.1f}/s" for name in names)
-    if wait_s > knobs.down_after_s:
-        detail += f", for {wait_s:.0f} s rather than {knobs.down_after_s:.0f} s: replicas came and went"
+    detail += f", and has for {wait_s:.0f} s"
     decision = Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail)
-    patience = _patience(state, seen, wanted)
-    return replace(state, wanted=wanted, changed_s=now_s, patience=patience), decision
-
-
-def _patience(state: TunerState, seen: Observation, wanted: Replicas) -> Patience:
-    """What is learned from a decision that is made now."""
-    return state.patience.after(state.wanted, wanted, seen.time_s, calm=calm(state, seen))
+    return replace(state, wanted=wanted, changed_s=now_s), decision
 
 
 def _stuck(needed: Mapping[str, Demand]) -> tuple[Doubt, ...]:

@@ -11,6 +11,7 @@ import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 
@@ -19,8 +20,11 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace, busiest
-from inferline_stream.tuner.forecast import highest_rate, rises, surges
+from inferline_stream.tuner.forecast import index_of_dispersion
 from inferline_stream.tuner.mixture import mixture
+from inferline_stream.tuner.odds import TrafficRecord, record_of
+from inferline_stream.tuner.policy_settings import PolicySettings
+from inferline_stream.tuner.traffic import RATE_WINDOW_S
 
 MULTIPLES = (
     *(0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
@@ -46,16 +50,14 @@ class Staffing:
         supply: by stage, events per second that the replicas found give at full batches, one per multiple,
             never falling.
         carried_rate: events per second that the plan carries: the mean of the stretch that was simulated or, if that is
-            more, the highest rate that the sample kept up for more events than may be late (`forecast.highest_rate`).
-        surges: whether the sample's rate leaps (`tuner.forecast.surges`).
-        rises: of the sample's rate (`tuner.forecast.rises`).
+            more, the highest rate that the sample kept up for all but the seconds that may be late.
+        record: of the sample, what was expected and what came; None where it is too short for one.
     """
 
     multiples: tuple[float, ...]
     supply: Mapping[str, tuple[float, ...]]
     carried_rate: float
-    surges: bool = True
-    rises: tuple[float, ...] = ()
+    record: TrafficRecord | None = None
 
     def needed(self, stage: str, multiple: float) -> float:
         """Supply for a multiple of the traffic; beyond the table in proportion."""
@@ -106,9 +108,20 @@ def staffing(
         name: tuple(found[multiple][name] * throughput for multiple in multiples)
         for name, throughput in search.throughput.items()
     }
+    start_up_s = max(
+        measured.profiles[name, a.hardware].start_up_s for name in shape.stages for a in plan.allocations[name]
+    )
+    lead_s = start_up_s + PolicySettings().reaction_s
+    record = record_of(sample, plan.envelope, plan.slo_s, lead_s, objective)
+    kept_up = 0.0 if record is None else _surely(record.rate, sample, objective)
+    return Staffing(tuple(multiples), supply, max(stretch.arrival_rate, kept_up), record)
+
+
+def _surely(rate: float, sample: Trace, objective: float) -> float:
+    """What is left of that rate, a quantile of those of a few seconds, without what such a quantile has by chance."""
     seconds = np.bincount(sample.arrivals_s.astype(np.int64)).tolist()
-    carried_rate = max(stretch.arrival_rate, highest_rate(seconds, least_share=1 - objective))
-    return Staffing(tuple(multiples), supply, carried_rate, surges(seconds), rises(seconds))
+    by_chance = NormalDist().inv_cdf(objective) * math.sqrt(rate * index_of_dispersion(seconds) / RATE_WINDOW_S)
+    return rate - by_chance
 
 
 class _Search:

@@ -16,6 +16,23 @@ PEAK_SPAN_S = 30.0
 """How far back the busiest of the shorter windows is looked for, and the largest of the rates (InferLine §5)."""
 
 
+def burst_rate(windows_s: Sequence[float], counts: Sequence[int], slack_s: float) -> tuple[float, int]:
+    """The largest rate of any window, bursts that waiting absorbs left out; and which window has it.
+
+    An event may wait for the slack D that the SLO leaves it. A window w with q arrivals therefore needs no
+    more than the rate q/(w + D): the horizontal distance of network calculus turned around. The paper compares q/w and
+    answers to the largest of them all, which a short burst makes far too large. Windows longer than `PEAK_SPAN_S`, in
+    which the others are looked for, show only what is over.
+    """
+    best, where = 0.0, 0
+    for i, (window_s, count) in enumerate(zip(windows_s, counts, strict=True)):
+        if window_s > PEAK_SPAN_S:
+            break
+        if (rate := count / (window_s + slack_s)) > best:
+            best, where = rate, i
+    return best, where
+
+
 class Traffic:
     """Envelope of what came lately, rate of the last 5 s, and the largest such rate of the last 30 s.
 

@@ -1,4 +1,4 @@
-"""What a policy remembers from one step to the next, and what it has learned of the noise in its traffic."""
+"""What a policy remembers from one step to the next."""
 
 from __future__ import annotations
 
@@ -10,67 +10,10 @@ from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.odds import LevelChoice, Pair, TrafficRecord
 from inferline_stream.tuner.plan_basis import Basis, Replicas, basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
-
-REVERSAL_S = 60.0
-"""A stage whose replicas go the other way within this time has changed its mind."""
-
-FREE = 6.0
-"""Reversals of all stages together that change nothing: an hour of calm traffic may cause as many."""
-
-GROWTH, MOST = 4.0, 2.0
-"""Each one beyond those makes the wait four times as long, and the second is the last one that does: half a minute
-grows to eight. With two minutes a day of web traffic has 80 reversals, with four 40, with eight 16."""
-
-FORGIVEN_S = 8 * 3600.0
-"""Within this time a reversal is forgiven: traffic that was noisy in the morning mostly is so at noon."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """What the policy has learned of the noise in its traffic.
-
-    Args:
-        reversals: of calm traffic, that were not forgiven when the last one came.
-        counted_s: when that was.
-        moved: by stage, whether its last change was for more replicas, and when that was.
-    """
-
-    reversals: float = 0.0
-    counted_s: float = 0.0
-    moved: Mapping[str, tuple[bool, float]] = field(default_factory=dict)
-
-    def wait_s(self, now_s: float, shortest_s: float) -> float:
-        """How long a stage waits now, given how long it waits where there are no reversals."""
-        return shortest_s * math.pow(GROWTH, max(self._left(now_s) - FREE, 0.0))
-
-    def after(self, held: Replicas, wanted: Replicas, now_s: float, *, calm: bool) -> Patience:
-        """What is known after a decision.
-
-        Args:
-            held: replicas wanted before.
-            wanted: replicas wanted from now on.
-            now_s: the time.
-            calm: whether traffic neither leapt nor outgrew the plan lately. Where it did, replicas that come and go
-                are no noise.
-        """
-        moved, reversals = dict(self.moved), 0
-        for stage, kinds in wanted.items():
-            change = sum(kinds.values()) - sum(held[stage].values())
-            if change == 0:
-                continue
-            grows = change > 0
-            grew, moved_s = moved.get(stage, (grows, now_s))
-            reversals += grew is not grows and now_s - moved_s < REVERSAL_S
-            moved[stage] = grows, now_s
-        if not reversals or not calm:
-            return Patience(self.reversals, self.counted_s, moved)
-        return Patience(min(self._left(now_s) + reversals, FREE + MOST), now_s, moved)
-
-    def _left(self, now_s: float) -> float:
-        return max(self.reversals - (now_s - self.counted_s) / FORGIVEN_S, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +25,14 @@ class TunerState:
         wanted: replicas asked for last, by stage and hardware kind; kinds without any are listed with 0.
         time_s: time of the last observation; None before the first.
         changed_s: time of the last change of any stage (of the first observation if none).
-        patience: how long stages wait before they give replicas back.
         fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
-        below_since_s: by stage, since when it has needed less than plan and insurance give, without a break.
-        leapt_s: when traffic last leapt, in the sample or live: see `PolicySettings.plan_memory_s`.
-        outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.calm_memory_s`.
-        rises: the largest that were seen when traffic leapt live (`tuner.forecast.rises`); empty before it has.
-        leap: arrivals in each second of a leap that goes on, from half a minute before it was seen; empty if none does.
-        leap_counted_s: until when they were counted.
+        outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.beginning_s`.
+        leapt_s: when more came than was expected, in the sample or live: see `PolicySettings.leaps_s`.
+        record: what came of what was expected, in the sample and since; None without a table of staffing.
+        pairs: of the last seconds, that the record does not have yet.
+        expected: the moments of which it is not known yet what comes: when, and what was expected.
+        choice: the level chosen last; None before the first.
+        chosen_s: the second it was chosen in.
         reported: conditions that were reported, and when each was last seen.
         blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
     """
@@ -98,14 +41,14 @@ class TunerState:
     wanted: Replicas
     time_s: float | None = None
     changed_s: float = -math.inf
-    patience: Patience = field(default_factory=Patience)
     fits_since_s: Mapping[str, float] = field(default_factory=dict)
-    below_since_s: Mapping[str, float] = field(default_factory=dict)
-    leapt_s: float = -math.inf
     outgrown_s: float = -math.inf
-    rises: tuple[float, ...] = ()
-    leap: tuple[int, ...] = ()
-    leap_counted_s: float = -math.inf
+    leapt_s: float = -math.inf
+    record: TrafficRecord | None = None
+    pairs: tuple[Pair, ...] = ()
+    expected: tuple[tuple[float, float], ...] = ()
+    choice: LevelChoice | None = None
+    chosen_s: int = -1
     reported: Mapping[tuple[Reason, str], float] = field(default_factory=dict)
     blind_until_s: float = -math.inf
 
@@ -116,11 +59,9 @@ class TunerState:
 
 
 def staffed(state: TunerState, staffing: Staffing) -> TunerState:
-    """The state that decides by this table from now on; it was made for the plan in force."""
-    state = replace(state, basis=replace(state.basis, staffing=staffing))
-    if staffing.surges and state.time_s is not None:
-        state = replace(state, leapt_s=state.time_s)
-    return state
+    """The state that decides by this table and its record from now on; it was made for the plan in force."""
+    basis = replace(state.basis, staffing=staffing)
+    return replace(state, basis=basis, record=staffing.record, pairs=(), expected=(), choice=None)
 
 
 def initial_state(
@@ -160,4 +101,4 @@ def initial_state(
         for hardware, replicas in by_hardware.items():
             if hardware in wanted.get(stage, {}):
                 wanted[stage][hardware] = replicas
-    return TunerState(basis, wanted)
+    return TunerState(basis, wanted, record=None if staffing is None else staffing.record)

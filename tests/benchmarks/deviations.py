@@ -2,8 +2,7 @@
 
 On the reference pipeline, as `replay`: the mean over seeds of the worst bin of 15 s on ramps and rising bursts, when
 every event comes to need NMT, and when ResNet-152 slows down; misses and dollars per hour on Big Spike, and on a
-night of the World Cup, whose traffic leaps nowhere. Without ``--quick`` also a calm day of it, for the rule that is for
-such days: forecasts within the plan have to be surer.
+night of the World Cup, whose traffic leaps nowhere.
 """
 
 from __future__ import annotations
@@ -24,10 +23,8 @@ from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing, staffing
-from tests.benchmarks._families import site_day
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, big_spike, burst, ramp, world_cup
-from tests.benchmarks.judging import reversals
 from tests.benchmarks.replay import MEASURED, PRICES, planned, steady
 
 Figures = dict[str, float | int | str | None]
@@ -36,20 +33,18 @@ OFF = MappingProxyType(
     {
         "default": PolicySettings(),
         "burst_slack": PolicySettings(burst_slack_share=0.0),
-        "forecast": PolicySettings(forecast_confidence=float("inf"), climb_limit=0.0),
-        "surer_within": PolicySettings(inner_confidence=PolicySettings().forecast_confidence),
         "staffing_table": PolicySettings(),
         "shifts": PolicySettings(shift=float("inf")),
         "backlog": PolicySettings(drain_s=float("inf")),
-        "plan_memory": PolicySettings(plan_memory_s=0.0),
+        "odds": PolicySettings(),
         "insurance": PolicySettings(insurance=()),
-        "calm": PolicySettings(calm_memory_s=PolicySettings().plan_memory_s),
+        "beginning": PolicySettings(beginning_s=0.0),
         "patience": PolicySettings(down_after_s=0.0),
-        "fallen": PolicySettings(fallen_wait_s=float("inf")),
+        "fallen": PolicySettings(fallen_wait_s=PolicySettings().down_after_s),
         "inferline": PolicySettings(),
     }
 )
-"""What is switched off → how (``staffing_table``: no table is given).
+"""What is switched off → how (``staffing_table``: no table is given; ``odds``: one without a record).
 
 ``default`` switches nothing off; ``inferline`` is the paper's Tuner.
 """
@@ -75,6 +70,8 @@ class Case:
         """The trace under the default policy less that, or under the paper's."""
         policy = "inferline" if name == "inferline" else "default"
         table = None if name == "staffing_table" else self.table
+        if name == "odds":
+            table = replace(self.table, record=None)
         state = initial_state(self.plan, MEASURED, CATALOGUE, staffing=table, knobs=OFF[name])
         return replay(
             SHAPE,
@@ -136,16 +133,4 @@ def measure(quick: bool) -> Figures:
             figures[f"{off}_{name}_worst"] = round(worst, 4)
             figures[f"{off}_{name}_cost_per_hour"] = round(statistics.mean(o.cost_per_hour for o in outcomes), 2)
             figures[f"{off}_{name}_miss_rate"] = round(statistics.mean(o.miss_rate for o in outcomes), 5)
-    return figures if quick else figures | calm_day()
-
-
-def calm_day() -> Figures:
-    """Cost and reversals of a day."""
-    figures: Figures = {}
-    drawn = site_day("day")
-    day = case(drawn.sample, drawn.trace)
-    for off in ("default", "surer_within"):
-        outcome = day.without(off)
-        figures[f"{off}_day_cost_per_hour"] = round(outcome.cost_per_hour, 2)
-        figures[f"{off}_day_reversals"] = reversals(outcome)
     return figures

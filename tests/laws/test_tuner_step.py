@@ -59,7 +59,7 @@ def test_no_stage_is_short_of_the_rate_while_stock_allows_it(history, stock):
 def test_at_a_steady_load_it_comes_to_rest(rate, noise):
     """Speeds wobble about one level by less than a tenth: after two minutes nothing changes any more."""
     rng = np.random.default_rng(int(rate))
-    tuner = state(PolicySettings(plan_memory_s=0.0))
+    tuner = state(PolicySettings(beginning_s=0.0))
     changes = []
     for tick in range(600):
         observation = traffic(0.5 * tick, rate, watched_s=0.5 * tick)
@@ -100,7 +100,7 @@ blind = st.fixed_dictionaries(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(blind, st.floats(0.05, 4.0)), min_size=1, max_size=40))
 def test_what_is_missing_or_old_never_takes_a_replica_away(history):
-    tuner, _ = step(state(PolicySettings(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
+    tuner, _ = step(state(PolicySettings(insurance=(), beginning_s=0.0)), traffic(0.0, 300.0))
     time_s = 0.0
     for fault, later_s in history:
         time_s += later_s
@@ -123,7 +123,7 @@ def test_what_is_missing_or_old_never_takes_a_replica_away(history):
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from([0.1, 0.1, 0.1, -3.0, 0.0, 7.0, 4000.0, -1e6]), min_size=5, max_size=60))
 def test_after_the_clock_has_jumped_nothing_is_taken_away_for_a_minute(leaps):
-    tuner, _ = step(state(PolicySettings(insurance=(), plan_memory_s=0.0)), traffic(0.0, 300.0))
+    tuner, _ = step(state(PolicySettings(insurance=(), beginning_s=0.0)), traffic(0.0, 300.0))
     time_s, calm_s = 0.0, math.inf
     for leap_s in leaps:
         time_s += leap_s
@@ -159,7 +159,7 @@ def test_limits_that_people_set_hold_at_once(low, high, rate):
 
 
 def test_without_any_traffic_the_minimum_that_people_set_is_kept():
-    tuner = state(PolicySettings(insurance=(), plan_memory_s=0.0))
+    tuner = state(PolicySettings(insurance=(), beginning_s=0.0))
     for tick in range(0, 2000):
         tuner, _ = step(tuner, traffic(0.1 * tick, 0.0, limits={"b": Limits(2, None)}))
     assert totals(tuner.wanted) == {"a": 1, "b": 2}
@@ -198,6 +198,6 @@ def test_slow_replicas_count_where_they_limit(slower, grows):
         name: replace(there, supply={"x": replace(there.supply["x"], throughput=factor * THROUGHPUTS[name])})
         for (name, there), factor in zip(usual.stages.items(), (1.0, slower), strict=True)
     }
-    tuner, decision = step(state(PolicySettings(insurance=(), plan_memory_s=0.0)), replace(usual, stages=stages))
+    tuner, decision = step(state(PolicySettings(insurance=(), beginning_s=0.0)), replace(usual, stages=stages))
     assert (totals(tuner.wanted)["b"] > 3) is grows
     assert (decision is not None and decision.reason is Reason.THROUGHPUT_FELL) is grows

@@ -60,7 +60,8 @@ class PolicyMemory:
     def again(self, held: Mapping[str, Mapping[str, int]]) -> None:
         """Begin again from the plan in force and these replicas.
 
-        What was remembered of loads is no longer true; how noisy traffic is, and what people have seen, is.
+        What was remembered of loads, and of what came of them, is of the plan before. What people have seen is still
+        true.
         """
         view, before = self.view, self._stepped
         state = initial_state(
@@ -72,14 +73,7 @@ class PolicyMemory:
             held=held,
         )
         if before is not None:
-            state = replace(
-                state,
-                patience=before.patience,
-                leapt_s=before.leapt_s,
-                outgrown_s=before.outgrown_s,
-                rises=before.rises,
-                reported=before.reported,
-            )
+            state = replace(state, outgrown_s=before.outgrown_s, leapt_s=before.leapt_s, reported=before.reported)
         self.state = state
 
     def step(self, seen: Observation) -> Decision | None:

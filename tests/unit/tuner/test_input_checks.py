@@ -9,8 +9,7 @@ import pytest
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.input_checks import doubts, on_this_clock
 from inferline_stream.tuner.observation import StageObservation, Supply
-from inferline_stream.tuner.staffing_table import Staffing
-from inferline_stream.tuner.tuner_state import Patience, TunerState, initial_state, staffed
+from inferline_stream.tuner.tuner_state import TunerState, initial_state
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen, state
 
 
@@ -63,12 +62,9 @@ def moved(step_s: float) -> TunerState:
         state(),
         time_s=100.0,
         changed_s=90.0,
-        leapt_s=70.0,
         outgrown_s=60.0,
-        leap=(7, 9),
-        patience=Patience(7.0, 80.0, {"a": (True, 90.0)}),
+        expected=((98.0, 1.0),),
         fits_since_s={"a": 95.0},
-        below_since_s={"b": 96.0},
     )
     after, doubt = on_this_clock(before, seen(100.0 + step_s))
     assert (doubt is None) == (0 <= step_s <= 5.0)
@@ -79,37 +75,23 @@ def moved(step_s: float) -> TunerState:
 @pytest.mark.parametrize("step_s", [0.0, 0.1, 5.0])
 def test_a_step_forward_of_up_to_five_seconds_keeps_what_was_seen_before(step_s):
     after = moved(step_s)
-    assert (after.changed_s, after.leapt_s, after.outgrown_s, after.blind_until_s) == (90.0, 70.0, 60.0, -float("inf"))
-    assert (after.fits_since_s, after.below_since_s) == ({"a": 95.0}, {"b": 96.0})
-    assert after.patience == Patience(7.0, 80.0, {"a": (True, 90.0)})
-    assert after.leap == (7, 9)
+    assert (after.changed_s, after.outgrown_s, after.blind_until_s) == (90.0, 60.0, -float("inf"))
+    assert (after.fits_since_s, after.expected) == ({"a": 95.0}, ((98.0, 1.0),))
 
 
 @pytest.mark.parametrize("step_s", [-0.1, 5.1, -1e6, 4000.0])
-def test_after_a_leap_times_begin_again_and_insurance_lasts_as_long_as_it_would_have(step_s):
+def test_after_a_leap_times_begin_again_and_a_beginning_lasts_as_long_as_it_would_have(step_s):
     after = moved(step_s)
     assert after.changed_s == 100.0 + step_s
-    assert after.leapt_s == pytest.approx(70.0 + step_s)
     assert after.outgrown_s == pytest.approx(60.0 + step_s)
     assert after.blind_until_s == pytest.approx(160.0 + step_s)
-    assert (after.fits_since_s, after.below_since_s) == ({}, {})
-    assert after.patience == Patience(7.0, 80.0 + step_s)
-    assert not after.leap, "its seconds are not those that follow"
+    assert after.fits_since_s == {}
+    assert not after.expected, "what comes now is not what was to come then"
 
 
 def test_the_first_step_begins_the_clock():
     after, doubt = on_this_clock(state(), seen(1e9))
     assert (after.time_s, after.changed_s, doubt) == (1e9, 1e9, None)
-
-
-def test_a_table_that_comes_later_insures_from_then_on_where_its_sample_leaps():
-    def leapt_s(*, surges: bool, time_s: float | None) -> float:
-        begun = replace(state(), time_s=time_s, leapt_s=20.0)
-        return staffed(begun, Staffing((1.0,), {"a": (1.0,), "b": (1.0,)}, 1.0, surges)).leapt_s
-
-    assert leapt_s(surges=True, time_s=50.0) == 50.0
-    assert leapt_s(surges=False, time_s=50.0) == 20.0
-    assert leapt_s(surges=True, time_s=None) == 20.0
 
 
 def test_replicas_held_at_a_restart_count_where_the_plan_has_their_kind():

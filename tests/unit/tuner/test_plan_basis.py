@@ -24,7 +24,6 @@ def test_a_basis_has_the_plans_replicas_throughputs_and_utilizations():
     assert basis.stock == {"x": 9}
     assert (basis.start_up_s, a.kinds[0].price_per_hour) == (2.0, 1.5)
     assert basis.busiest_rate == 300 / 1.25
-    assert basis.supply == {"a": 200.0, "b": 150.0}
 
 
 def test_without_replicas_a_stage_is_busier_than_any():

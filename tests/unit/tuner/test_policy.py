@@ -16,10 +16,10 @@ from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.plan_basis import Kind, StageBasis
 from inferline_stream.tuner.policy import POLICIES, _changed, initial_state, step
 from inferline_stream.tuner.policy_settings import PolicySettings
-from inferline_stream.tuner.tuner_state import Patience, TunerState
+from inferline_stream.tuner.tuner_state import TunerState
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen, state
 
-PLAIN = PolicySettings(insurance=(), plan_memory_s=0.0)
+PLAIN = PolicySettings(insurance=(), beginning_s=0.0)
 """Nothing beyond the plan, and the plan's own replicas are given back like any others."""
 
 LOW = (60, 120, 1200)
@@ -297,10 +297,6 @@ def test_once_traffic_has_surely_fallen_replicas_are_given_back_after_ten_second
     fallen = seconds(1, 60, envelope=TWICE, recent=FALLEN)
     assert down_at(raised(), *fallen) == [11.0]
     assert down_at(raised(), *seconds(1, 60, envelope=TWICE, recent=(200,) * 30)) == []
-    assert down_at(raised(fallen_wait_s=30.0), *fallen) == []
-    assert down_at(raised(), *[replace(o, watched_s=60.0, recent=FALLEN * 3) for o in fallen]) == []
-    noisy = replace(raised(), patience=Patience(7.0, 0.0))
-    assert down_at(noisy, *fallen) == [pytest.approx(41.0, abs=0.5)], "four times as long where they come and go"
 
 
 def test_a_stage_that_grows_does_not_make_another_wait_again():
@@ -328,17 +324,6 @@ def test_after_a_leap_of_the_clock_nothing_is_given_back_for_a_minute():
 def test_a_stage_whose_replicas_are_not_all_ready_gives_none_back_and_begins_to_wait_when_they_are():
     starting = seconds(1, 20, pending=(1, 1))
     assert down_at(raised(), *starting, *seconds(21, 60)) == [51.0]
-
-
-def test_a_margin_is_kept_when_replicas_are_given_back():
-    def left(margin: float) -> int:
-        knobs = replace(PLAIN, down_margin=margin)
-        tuner, _ = step(state(knobs), observed(0.0, TWICE))
-        envelope = (195, 300, 3000)
-        tuner, _ = decisions(tuner, *seconds(1, 60, envelope=envelope))
-        return tuner.wanted["a"]["x"]
-
-    assert (left(0.0), left(0.5)) == (2, 3)
 
 
 def test_a_condition_is_reported_again_once_it_has_been_away_for_half_a_minute():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.demand import demands, reserve_of, traffic_of
+from inferline_stream.tuner.demand import demands, reserve_of
 from inferline_stream.tuner.plan_basis import basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
@@ -16,8 +15,8 @@ from inferline_stream.tuner.tuner_state import TunerState, initial_state
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen
 
 LOW, AT_PLAN = (30, 60, 600), (300, 600, 6000)
-TABLE = Staffing((0.1, 1.0, 2.0), {"a": (20.0, 200.0, 400.0), "b": (15.0, 150.0, 300.0)}, 100.0, True)
-KNOBS = PolicySettings(insurance=((2.5, 0.25),), forecast_confidence=math.inf)
+TABLE = Staffing((0.1, 1.0, 2.0), {"a": (20.0, 200.0, 400.0), "b": (15.0, 150.0, 300.0)}, 100.0)
+KNOBS = PolicySettings(insurance=((2.5, 0.25),))
 
 
 def tuner(reserve: float | None) -> TunerState:
@@ -40,19 +39,13 @@ def test_it_is_held_from_the_beginning_and_for_ever_in_place_of_what_leaps_ask_f
     assert needed(2.0, *moments) == [400.0, 400.0, 600.0, 400.0, 400.0]
     assert needed(1.0, *moments) == [200.0, 200.0, 600.0, 200.0, 200.0]
     assert needed(0.0, *moments) == [20.0, 200.0, 600.0, 20.0, 20.0]
-    assert needed(None, *moments) == [300.0, 300.0, 600.0, 200.0, 20.0], "plan and insurance, for a while"
+    assert needed(None, *moments) == [300.0, 200.0, 600.0, 20.0, 20.0], "plan and insurance, in the beginning"
 
 
 def test_a_decision_for_it_says_so():
     _, wanted = demands(tuner(1.5), seen(0.0, LOW))
     assert wanted["a"].reason is wanted["b"].reason is Reason.INSURANCE
     assert wanted["a"].detail == "replicas for 1.5 times the planned traffic are always held"
-
-
-def test_who_holds_more_than_none_expects_leaps_so_that_climbs_count_before_there_was_any():
-    climbing = seen(60.0, recent=(1000,) * 27 + (1100, 1300, 1500), watched_s=60.0)
-    expected = [traffic_of(tuner(reserve).basis, climbing).multiple for reserve in (None, 0.0, 2.0)]
-    assert expected[0] == expected[1] < 1 < expected[2]
 
 
 def test_without_one_it_is_the_plan_and_what_is_insured_beyond_it():

@@ -1,0 +1,227 @@
+"""The level of supply that is cheapest by odds and price, from a record of what came after moments like this one.
+
+One second of the record is a pair: what was expected then, and what came once a replica asked for then could work. Both
+are multiples of one rate, the highest that comes for all but the share of the sample's seconds that may be late.
+`docs/explanation/reserve.md` derives the decision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferline_stream.calculus.envelope import compiled_kernel
+from inferline_stream.estimator.kernels import Floats
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.tuner.forecast import expected_multiple, index_of_dispersion
+from inferline_stream.tuner.policy_settings import PolicySettings
+from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, Traffic, burst_rate
+
+FUTURES = 10
+"""Lead times that the moments looked at span at least: moments within one lead share what comes of them, so that fewer
+would show no odds at all."""
+
+ALIKE = 0.1
+"""Relative difference up to which two expectations are alike: what a plan's room absorbs."""
+
+LEAP_SURE = 4.0
+"""Standard errors by which what came exceeds what was expected in a leap: an hour has 720 rates of five seconds, and
+one in 40 hours does so by chance."""
+
+LONGEST_S = 3 * 3600.0
+"""How far the record of live traffic goes back; the sample's stays."""
+
+MERGED_S = 10
+"""Seconds after which new pairs are sorted in."""
+
+Pair = tuple[float, float, float]
+"""Expected, came, and when that was."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrafficRecord:
+    """What came of what was expected, one pair a second.
+
+    Args:
+        rate: events per second that count as 1.
+        expected: (seconds,), ascending.
+        came: (seconds,): the rate one lead later.
+        since_s: (seconds,): when that was; −∞ in the sample.
+        dispersion: of the sample's counts of a second, variance over mean.
+        leaps: whether the sample leaps.
+    """
+
+    rate: float
+    expected: Floats
+    came: Floats
+    since_s: Floats
+    dispersion: float = 1.0
+    leaps: bool = False
+
+    def leapt(self, expected: float, came: float) -> bool:
+        """Whether so much more came than was expected one lead before that it is no chance: no replica was in time."""
+        events = self.rate * RATE_WINDOW_S
+        noise = LEAP_SURE * math.sqrt(came * events * self.dispersion)
+        return came > expected * (1 + ALIKE) and (came - expected) * events > noise
+
+    def alike(self, expected: float, lead_s: float) -> Floats:
+        """What came after the moments most like this one, in the size of this one.
+
+        Those within `ALIKE`, and at least so many as `FUTURES` lead times have. A moment beyond all of them counts as
+        the largest, in proportion: only what exceeds what the same forecast has said before is news.
+        """
+        first, end = np.searchsorted(self.expected, (expected * (1 - ALIKE), expected * (1 + ALIKE))).tolist()
+        seconds = self.expected.size
+        least = min(math.ceil(FUTURES * lead_s), seconds)
+        if end - first < least:
+            middle = int(np.searchsorted(self.expected, expected))
+            first = max(0, min(middle - least // 2, seconds - least))
+            end = first + least
+        lowest, highest = float(self.expected[first]), float(self.expected[end - 1])
+        known = min(max(expected, lowest), highest)
+        return self.came[first:end] * (expected / known if known > 0 else 1.0)
+
+    def with_pairs(self, pairs: Sequence[Pair], now_s: float) -> TrafficRecord:
+        """The record with newer pairs, without those from too long ago."""
+        new = np.array(pairs).T
+        table = np.concatenate([np.stack([self.expected, self.came, self.since_s]), new], axis=1)
+        table = table[:, (table[2] == -math.inf) | (table[2] > now_s - LONGEST_S)]
+        said, came, since_s = table[:, np.argsort(table[0], kind="stable")]
+        return replace(self, expected=said, came=came, since_s=since_s)
+
+
+def record_of(
+    sample: Trace, envelope: Sequence[tuple[float, int]], slo_s: float, lead_s: float, objective: float
+) -> TrafficRecord | None:
+    """What the forecaster would have said of the plan's own sample, second by second, and what came of it.
+
+    Args:
+        sample: what was planned for.
+        envelope: of it (`pipeline.plan.Plan`).
+        slo_s: latency target.
+        lead_s: from asking for a replica to its working.
+        objective: share of events that must meet the SLO.
+
+    Returns:
+        The record; None of a sample that has fewer seconds than a lead and the window of a rate.
+    """
+    length, window = int(sample.arrivals_s[-1]) if len(sample) else 0, int(RATE_WINDOW_S)
+    lead, slack_s = math.ceil(lead_s), PolicySettings().burst_slack_share * slo_s
+    if length < lead + 2 * window:
+        return None
+    seconds = np.bincount(sample.arrivals_s.astype(np.int64), minlength=length)[:length]
+    rates = np.convolve(seconds, np.full(window, 1 / window), mode="valid")  # of the last 5 s, from second 5 on
+    rate = max(float(np.quantile(rates, objective, method="higher")), sample.arrival_rate)
+    windows_s = [w for w, _ in envelope]
+    busiest = burst_rate(windows_s, [count for _, count in envelope], slack_s)[0]
+    traffic = Traffic(windows_s, compiled_kernel())
+    ends = np.searchsorted(sample.arrivals_s, np.arange(length + 1))
+    expected = np.empty(length)
+    for second in range(1, length + 1):
+        traffic.add(sample.arrivals_s[ends[second - 1] : ends[second]])
+        burst = burst_rate(windows_s, traffic.envelope(second), slack_s)[0] / busiest
+        recent = seconds[max(0, second - int(PEAK_SPAN_S)) : second].tolist()
+        expected[second - 1] = expected_multiple(burst, recent, lead_s, rate).multiple
+    pairs = np.stack([expected[window - 1 : length - lead], rates[lead:] / rate])
+    settled = pairs[:, int(PEAK_SPAN_S) - window + 1 :].T.tolist()  # before, little is seen, and less is expected
+    said, came = pairs[:, np.argsort(pairs[0], kind="stable")]
+    dispersion = index_of_dispersion(seconds.tolist())
+    known = TrafficRecord(rate, said, came, np.full(said.size, -math.inf), dispersion)
+    return replace(known, leaps=any(known.leapt(before, after) for before, after in settled))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Levels:
+    """Numbers of replicas, each with what it carries and costs.
+
+    Args:
+        multiples: ascending, of the planned traffic.
+        cost_per_hour: dollars of each.
+        price: dollars of a late event.
+        rate: planned λ, events per second.
+    """
+
+    multiples: Floats
+    cost_per_hour: Floats
+    price: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class LevelChoice:
+    """A level, and what was weighed.
+
+    Args:
+        multiple: what it carries, of the planned traffic.
+        expected: what it was chosen for.
+        odds: that more comes than it carries.
+        late: share of the planned events that would be late by what comes beyond it.
+        price: dollars of one late event.
+    """
+
+    multiple: float
+    expected: float
+    odds: float
+    late: float
+    price: float
+
+
+def cheapest(levels: Levels, record: TrafficRecord, expected: float, lead_s: float) -> LevelChoice:
+    """The level whose replicas, and late events at their odds and price, cost least together."""
+    came = record.alike(expected, lead_s)
+    beyond = np.maximum(came - levels.multiples[:, None], 0.0).mean(axis=1)
+    total = levels.cost_per_hour + 3600 * levels.price * record.rate * beyond
+    best = int(np.argmin(total))
+    carried = float(levels.multiples[best])
+    late = float(beyond[best]) * record.rate / levels.rate
+    return LevelChoice(carried, expected, float(np.mean(came > carried)), late, levels.price)
+
+
+@dataclass(frozen=True, slots=True)
+class RiskPoint:
+    """What a way to hold reserve costs on traffic of the sample's kind, and how much it leaves late.
+
+    Args:
+        share: of the events that a late one is priced by; None of a multiple that is always held.
+        reserve: multiple that is always held; None of a price.
+        cost_per_hour: dollars per hour, in the mean.
+        late: share of the events that come beyond what is held.
+    """
+
+    share: float | None
+    reserve: float | None
+    cost_per_hour: float
+    late: float
+
+
+SHARES = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+RESERVES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+
+
+def frontier(levels: Levels, record: TrafficRecord, lead_s: float, objective: float) -> tuple[RiskPoint, ...]:
+    """What the sample's kind of traffic costs and leaves late, at other prices and with reserves that are always held.
+
+    Args:
+        levels: at the price that the objective gives.
+        record: of the sample.
+        lead_s: from asking for a replica to its working.
+        objective: share of events that must meet the SLO.
+    """
+
+    def point(share: float | None, reserve: float | None, held: NDArray[np.intp]) -> RiskPoint:
+        beyond = np.maximum(record.came - levels.multiples[held], 0.0).mean() * record.rate / levels.rate
+        return RiskPoint(share, reserve, float(levels.cost_per_hour[held].mean()), float(beyond))
+
+    found = []
+    for share in SHARES:
+        priced = replace(levels, price=levels.price * (1 - objective) / share)
+        chosen = [cheapest(priced, record, moment, lead_s).multiple for moment in record.expected.tolist()]
+        found.append(point(share, None, np.searchsorted(levels.multiples, chosen)))
+    for reserve in RESERVES:
+        held = np.maximum(np.searchsorted(levels.multiples, [reserve] * record.came.size), 0)
+        found.append(point(None, reserve, np.minimum(held, levels.multiples.size - 1)))
+    return tuple(found)

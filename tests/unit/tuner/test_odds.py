@@ -1,0 +1,187 @@
+"""The level that is held is the cheapest by the odds of the record and the price that the objective gives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.demand import demands
+from inferline_stream.tuner.observation import Observation
+from inferline_stream.tuner.odds import Levels, TrafficRecord, cheapest, frontier, record_of
+from inferline_stream.tuner.policy_settings import PolicySettings
+from inferline_stream.tuner.staffing_table import Staffing
+from inferline_stream.tuner.tuner_state import TunerState, staffed
+from tests.unit.tuner.plans import ENVELOPE, seen, state
+
+LEVELS = Levels(np.array([0.5, 1.0, 1.5, 2.0]), np.array([2.0, 4.0, 6.0, 8.0]), 4 / 3600 / 100 / 0.01, 100.0)
+"""$4 an hour carry 100/s, of which 1 % may be late: a late event costs a hundred times what an event does."""
+
+
+def record(pairs: list[tuple[float, float]], rate: float = 100.0) -> TrafficRecord:
+    said, came = np.array(sorted(pairs, key=lambda pair: pair[0])).T
+    return TrafficRecord(rate, said, came, np.full(said.size, -math.inf))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.005, 0.009, 0.011, 0.02, 0.5])
+def test_a_leap_is_held_for_once_its_odds_exceed_the_share_that_may_be_late(share):
+    """One level more costs $2, and saves half the planned events at odds p, $400 an hour if all were late: p > 1 %."""
+    leaps = round(1000 * share)
+    known = record([(0.9, 1.5)] * leaps + [(0.9, 0.9)] * (1000 - leaps))
+    assert cheapest(LEVELS, known, 0.9, 6.0).multiple == (1.5 if share > 0.01 else 1.0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_is_the_level_that_costs_least_with_what_was_late_of_moments_like_this_one(seed):
+    rng = np.random.default_rng([seed, 42])
+    pairs = [(float(s), float(s * rng.lognormal(0, 0.2))) for s in rng.uniform(0.3, 2.0, 500)]
+    expected = float(rng.uniform(0.4, 1.9))
+    near = [came for said, came in pairs if 0.9 * expected <= said < 1.1 * expected]
+    assert len(near) >= 10
+    cost = {
+        level: dollars + LEVELS.price * 3600 * 100 * sum(max(came - level, 0.0) for came in near) / len(near)
+        for level, dollars in zip(LEVELS.multiples.tolist(), LEVELS.cost_per_hour.tolist(), strict=True)
+    }
+    found = cheapest(LEVELS, record(pairs), expected, 1.0)
+    assert found.multiple == min(cost, key=lambda level: cost[level])
+    assert found.odds == pytest.approx(np.mean([came > found.multiple for came in near]))
+
+
+def test_what_is_expected_counts_beyond_the_most_that_was_said_before_and_no_more():
+    """The forecaster has often said 1.2, and no more than 1 came: 1.2 is no news, and 2.4 is twice the traffic."""
+    known = record([(1.0 + 0.2 * (i % 2), 1.0) for i in range(400)])
+    assert cheapest(LEVELS, known, 1.2, 6.0).multiple == 1.0
+    assert cheapest(LEVELS, known, 2.3, 6.0).multiple == 2.0
+    assert known.alike(2.4, 6.0).max() == pytest.approx(2.0)
+    assert known.alike(0.5, 6.0).max() == pytest.approx(0.5)
+
+
+def test_moments_that_share_one_future_are_no_odds():
+    """Of 100 moments like this one none leapt, of 900 others each tenth did: within 90 s lies one future only."""
+    known = record([(0.5, 0.5)] * 100 + [(1.0, 1.5 if i % 10 == 0 else 1.0) for i in range(900)])
+    assert cheapest(LEVELS, known, 0.5, 5.0).multiple == 0.5
+    assert cheapest(LEVELS, known, 0.5, 90.0).multiple == 1.5
+
+
+def test_the_samples_record_counts_what_all_but_the_share_that_may_be_late_is_within():
+    sample = gamma_trace(100.0, 1.0, 600.0, np.random.default_rng(3))
+    known = record_of(sample, ENVELOPE, 0.5, 6.0, 0.99)
+    assert known is not None
+    assert np.mean(known.came > 1.0) <= 0.01 < np.mean(known.came > 0.97)
+    assert known.rate == pytest.approx(100 + 2.33 * math.sqrt(100 / 5), rel=0.05)
+    counts = np.bincount(sample.arrivals_s.astype(int))
+    assert known.came.max() == pytest.approx(max(counts[i : i + 5].sum() for i in range(6, 590)) / 5 / known.rate)
+    assert record_of(Trace(sample.arrivals_s[:1500]), ENVELOPE, 0.5, 6.0, 0.99) is None
+
+
+def test_a_dearer_late_event_buys_fewer_of_them_and_a_reserve_is_what_its_level_costs():
+    rng = np.random.default_rng(5)
+    known = record([(1.0, float(came)) for came in rng.lognormal(-0.3, 0.4, 1000)])
+    found = frontier(LEVELS, known, 6.0, 0.99)
+    priced = [point for point in found if point.share is not None]
+    assert [p.cost_per_hour for p in priced] == sorted(p.cost_per_hour for p in priced)
+    assert [p.late for p in priced] == sorted((p.late for p in priced), reverse=True)
+    assert priced[0].cost_per_hour < priced[-1].cost_per_hour
+    (half_more,) = [point for point in found if point.reserve == 1.5]
+    assert half_more.cost_per_hour == 6.0
+    assert half_more.late == pytest.approx(np.mean(np.maximum(known.came - 1.5, 0.0)))
+
+
+SUPPLY = {"a": (100.0, 200.0, 300.0, 400.0), "b": (75.0, 150.0, 225.0, 300.0)}
+PLAIN = PolicySettings(insurance=(), beginning_s=0.0)
+
+
+def watched(known: TrafficRecord, rates: list[float], *, step_s: float = 0.5) -> TunerState:
+    """The state after so many seconds at these rates."""
+    tuner = staffed(state(PLAIN), Staffing((0.5, 1.0, 1.5, 2.0), SUPPLY, 100.0, known))
+    for tick in range(round(len(rates) / step_s)):
+        tuner, _ = demands(tuner, moment(tick * step_s, rates[int(tick * step_s)]))
+    return tuner
+
+
+def moment(time_s: float, rate: float) -> Observation:
+    return seen(time_s, (int(rate), int(rate), int(rate)), peak_rate=rate, recent=(int(rate),) * 30)
+
+
+def test_each_second_adds_what_came_of_what_was_expected_one_lead_before():
+    """Replicas take 2 s to start and 1 s to work."""
+    known = record([(0.9, 0.9)] * 50)
+    tuner = watched(known, [50.0] * 10 + [80.0] * 10)
+    assert tuner.record is not None
+    live = tuner.record.since_s >= 0
+    added = [*zip(tuner.record.expected[live], tuner.record.came[live], strict=True)]
+    added += [(said, came) for said, came, _ in tuner.pairs]
+    assert len(added) == 20 - 3
+    assert sum(came == pytest.approx(0.8) and said < 0.6 for said, came in added) == 3
+
+
+def test_the_policy_holds_what_the_odds_ask_for_and_says_so_in_numbers():
+    known = record([(0.5, 1.4)] * 30 + [(0.5, 0.5)] * 970)
+    _, needed = demands(watched(known, [50.0] * 2), moment(2.0, 50.0))
+    assert needed["a"].needed == 300.0
+    assert needed["a"].reason is Reason.INSURANCE
+    for number in ("0.49 times", "within 3.0 s", "0.0% were followed by more than 1.50 times", "$0.0014 each"):
+        assert number in needed["a"].detail
+    calm = record([(0.5, 0.5)] * 1000)
+    _, needed = demands(watched(calm, [50.0] * 2), moment(2.0, 50.0))
+    assert needed["a"].needed == 100.0
+
+
+def test_a_leap_is_more_than_was_expected_by_a_tenth_and_by_no_chance():
+    """At 100/s five seconds have 500 events, and chance makes 4 · √500 = 89 of them."""
+    known = record([(1.0, 1.0)])
+    assert known.leapt(0.8, 1.0)
+    assert not known.leapt(0.83, 1.0)
+    assert not replace(known, dispersion=4.0).leapt(0.8, 1.0)
+    assert not replace(known, rate=1e6).leapt(0.92, 1.0)
+    assert replace(known, rate=1e6).leapt(0.9, 1.0)
+
+
+def test_steady_samples_leap_nowhere_and_one_that_doubles_at_once_does():
+    for cv in (4.0, 1.0):
+        sample = gamma_trace(150.0, cv, 600.0, np.random.default_rng(1))
+        known = record_of(sample, ENVELOPE, 0.5, 6.0, 0.99)
+        assert known is not None
+        assert not known.leaps
+    twice = Trace(
+        np.concatenate([sample.arrivals_s[:45_000], sample.arrivals_s[44_999] + sample.arrivals_s[:45_000] / 2])
+    )
+    leaping = record_of(twice, ENVELOPE, 0.5, 6.0, 0.99)
+    assert leaping is not None
+    assert leaping.leaps
+
+
+def test_after_a_leap_plan_and_insurance_are_held_for_half_an_hour():
+    knobs = PolicySettings(insurance=((2.5, 0.25),), beginning_s=0.0)
+    calm = record([(0.3, 0.3)] * 1000)
+
+    def needed(known: TrafficRecord, time_s: float) -> float:
+        tuner = state(knobs)
+        tuner = staffed(tuner, Staffing((0.5, 1.0, 1.5, 2.0), SUPPLY, 100.0, known))
+        tuner, _ = demands(tuner, moment(0.0, 30.0))
+        return demands(tuner, moment(time_s, 30.0))[1]["a"].needed
+
+    assert needed(calm, 10.0) == 100.0
+    assert needed(replace(calm, leaps=True), 1799.0) == 300.0
+    assert needed(replace(calm, leaps=True), 1800.0) == 100.0
+
+
+def test_what_has_arrived_beyond_the_sample_is_served_whatever_the_record_says():
+    known = record([(2.0, 0.5)] * 1000)
+    _, needed = demands(watched(known, [50.0] * 2), seen(2.0, (450, 600, 6000), recent=(50,) * 30))
+    assert needed["a"].needed == 300.0
+    assert needed["a"].reason is Reason.ENVELOPE_EXCEEDED
+
+
+def test_what_was_seen_before_the_clock_jumped_is_no_future_of_what_comes_after():
+    from inferline_stream.tuner.input_checks import on_this_clock
+
+    tuner = replace(watched(record([(0.9, 0.9)] * 50), [50.0] * 4), time_s=4.0)
+    assert tuner.expected
+    moved, _ = on_this_clock(tuner, moment(400.0, 50.0))
+    assert moved.expected == ()
+    assert moved.record is tuner.record
