@@ -25,7 +25,8 @@ def _one_server(trace, objective=1.0, hop_s=0.5):
     shape = Shape(("s",), ())
     profile = Profile("s", "k", (ServiceTime(1, SERVICE_S),))
     measured = PipelineProfile({("s", "k"): profile}, Paths((0,), (1.0,)), hop_s)
-    problem = Problem(shape, measured, (trace,), 1.0, {"k": Hardware("k", 1.0)}, objective=objective)
+    catalogue = {"k": Hardware("k", 1.0)}
+    problem = Problem(shape, measured, (trace,), 1.0, catalogue, objective=objective, order="entry")
     candidate = ((Allocation("k", 1, 1),),)
     return replace(problem, target_s=p99_s(problem, candidate)), candidate
 
