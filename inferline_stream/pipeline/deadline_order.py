@@ -13,8 +13,8 @@ SLO. A batch is taken in these steps, by the dispatcher's queue and the Estimato
 2. While hopeful events wait, h of them: the first by rank is judged with b = min(cap, h). It is hopeless if
    ``t - e + S(b) + R > T``. Then it is moved aside, h is one less, and the next one is judged.
 3. If hopeful events and hopeless ones wait, each `HOPELESS_EVERY`-th such batch goes to hopeless ones, as if no
-   hopeful one waited. So does any while the offsets between the first hopeless one and the last arrival
-   do not fit a commit (`OFFSETS_SPAN`): the partition would have to pause.
+   hopeful one waited. So does any while there are more than `OFFSETS_SPAN` offsets between the first hopeless one and
+   the last arrival: they would soon not fit a commit, and the partition would have to pause.
 4. Else the batch takes the first min(cap, h) hopeful ones, then hopeless ones while ``size < limit`` and the first
    hopeful one of the batch still makes it: ``t - e + S(size + 1) + R <= T``. Where no hopeful one is left it takes
    hopeless ones, up to the limit.
@@ -56,8 +56,9 @@ FEW_LANES = 100
 """Keys, of hopeful events that may be taken, below which few of them carry a stage; an event without a key, or with one
 too rare to be known, is one of its own."""
 
-OFFSETS_SPAN = 24_000
-"""Offsets, of one partition, that the metadata of a commit describes as a bitmap."""
+OFFSETS_SPAN = 9_216
+"""Offsets, of one partition, from the first hopeless one on, that may wait to be committed before hopeless events go
+first: three eighths of what the metadata of a commit describes as a bitmap. At half of it the partition pauses."""
 
 
 def batch_cap(service_s: Sequence[float], rest_s: float, slo_s: float) -> int:

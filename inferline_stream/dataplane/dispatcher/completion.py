@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections import deque
 
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, Run, merged
+from inferline_stream.pipeline.deadline_order import OFFSETS_SPAN
 
 CROWDED_BYTES, CLEAR_BYTES = METADATA_LIMIT_BYTES // 2, METADATA_LIMIT_BYTES // 4
 """Possible size of the runs at which a partition is paused, and at which it goes on. The rest of the limit is room
 for what is fetched before the pause takes effect."""
 
-PRESSED_BYTES = (CROWDED_BYTES + CLEAR_BYTES) // 2
-"""The same from which events go first that hold the committed offset: so that no pause is needed."""
+PRESSED_BYTES = OFFSETS_SPAN // 6
+"""The same from which events go first that hold the committed offset: so that no pause is needed. It is half way to
+one, of a bitmap in base64, which takes six offsets a byte."""
 
 RUNS_LEFT = 128
 """Runs that are left where the parts between the others move: they take an eighth of the metadata."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from inferline_stream.dataplane.dispatcher import completion as completion_module
 from inferline_stream.dataplane.dispatcher.completion import Completion
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, decode_metadata, encode_metadata
+from inferline_stream.pipeline.deadline_order import OFFSETS_SPAN
 
 offsets = st.lists(st.integers(0, 400), unique=True, max_size=60).map(sorted)
 steps = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), max_size=40)
@@ -276,3 +277,11 @@ def test_runs_that_do_not_fit_are_seen():
     for offset in range(1, 60_000, 2):
         completion.complete(offset)
     assert not fits(completion)
+
+
+def test_hopeless_events_go_first_from_the_span_on_that_replay_has():
+    for span, pressed in ((round(0.99 * OFFSETS_SPAN), False), (round(1.01 * OFFSETS_SPAN), True)):
+        completion = Completion(Committed(0))
+        for offset in range(span):
+            completion.read(offset)
+        assert (completion.pressed, completion.crowded) == (pressed, False)
