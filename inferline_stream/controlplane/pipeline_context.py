@@ -108,7 +108,8 @@ async def drained(
     return all(
         max(0, done.offset) >= end
         for stage in partitions
-        for done, end in zip(committed[stage], ends.get(topics[stage], source_end), strict=True)
+        # The source may have been given partitions since its end was looked at.
+        for done, end in zip(committed[stage], ends.get(topics[stage], source_end), strict=False)
     )
 
 

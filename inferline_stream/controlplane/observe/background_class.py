@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Mapping
 
@@ -60,7 +61,8 @@ class BackgroundClass:
 
     def finished(self) -> list[int]:
         """One past the last record of the source topic that any first stage has finished, by partition."""
-        return list(map(max, zip(*(self.offsets[stage].finished() for stage in self._entries), strict=True)))
+        each = (self.offsets[stage].finished() for stage in self._entries)
+        return list(map(max, itertools.zip_longest(*each, fillvalue=0)))  # one may have heard first of a partition
 
     @property
     def left(self) -> int:
@@ -80,7 +82,7 @@ class BackgroundClass:
         """Time until nothing is left at the present rate; None where nobody can tell."""
         if not self.left:
             return 0.0
-        return self.left / self.rate if self.rate else None
+        return self.left / rate if (rate := self.rate) and rate > 0 else None
 
 
 def background_classes(shape: Shape, partitions: Mapping[str, Mapping[str, int]]) -> dict[str, BackgroundClass]:

@@ -366,10 +366,10 @@ async def read_ledger(
         }
     )
     source = ends[context.source]
-    if to_committed:
-        source = tuple(each.offset for each in await _committed(offsets, context))
-    for of in context.backgrounds:
-        source += tuple(each.offset for each in await _committed(offsets, context, of))
+    for of in (*([""] if to_committed else []), *context.backgrounds):
+        # Partitions that a topic was given during the run are not looked up.
+        committed = (await _committed(offsets, context, of))[: len(since.of_class(since.source, of))]
+        source = (*(source if of else ()), *(each.offset for each in committed))
     start = since if begin is None else begin(since, source)
     topics = {of: _source(context, of) for of in ("", *context.backgrounds)}
     prefixes = {of: event_id_prefix(topic, await offsets.topic_id(topic)) for of, topic in topics.items()}

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from inferline_stream.controlplane.observe.background_class import MOST_AHEAD, BackgroundClass
-from inferline_stream.controlplane.observe.event_ledger import EventLedger, LedgerBegin
+from inferline_stream.controlplane.observe.event_ledger import EndOffsets, EventLedger, LedgerBegin, read_ledger
+from inferline_stream.controlplane.pipeline_context import drained
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.records import Record
-from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
-from inferline_stream.pipeline.shape import Arrow, Shape
+from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
+from inferline_stream.pipeline.shape import Arrow, Shape, shape_of
+from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
+from tests.unit.dataplane.dispatcher.doubles import same
 
 SHAPE = Shape(("a", "b", "join"), (Arrow(0, 2), Arrow(1, 2)))
 """Two first stages, and a join of both."""
@@ -42,6 +50,57 @@ def test_a_first_stage_waits_for_one_that_is_far_behind() -> None:
     assert not of.is_ahead("a")
     seen(1.0, (100_000,), (MOST_AHEAD + 1,), (0,), of)
     assert [of.is_ahead(stage) for stage in SHAPE.stages] == [True, False, False]
+
+
+def test_a_partition_that_one_first_stage_has_heard_of_first_stops_nothing() -> None:
+    of = BackgroundClass(SHAPE, {"a": 1, "b": 1, "join": 1})
+    seen(0.0, (10,), (3,), (4,), of)
+    of.grow("a", 2)
+    of.look(1.0)
+    assert of.finished() == [4, 0]
+
+
+def test_topics_that_were_given_partitions_during_a_run_are_drained_and_looked_up_as_they_were() -> None:
+    class Grown:
+        """Two partitions of each topic now; the second is new, and nothing of it is finished."""
+
+        async def partitions(self, topic: str) -> int:
+            return 2
+
+        async def topic_id(self, topic: str) -> str:
+            return "id"
+
+        async def committed(self, group: str, topic: str, partitions: int) -> tuple[Committed, ...]:
+            return (Committed(7), Committed(0))[:partitions]
+
+        async def ends(self, partitions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+            return {topic: (9, 9)[:n] for topic, n in partitions.items()}
+
+    class Empty:
+        def __init__(self, *_: object) -> None: ...
+
+        async def __aenter__(self) -> Empty:
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+        async def until(self, _: object) -> AsyncIterator[Record]:
+            for record in ():
+                yield record
+
+    stages = [Stage("work", same, hardware="cpu-1")]
+    source = [Topic("posts"), Topic("archive", background=True)]
+    pipeline = Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=stages)
+    context: Any = SimpleNamespace(
+        source="posts", sink="out", names=Names("p"), backgrounds=("archive",), entries={"work"},
+        shape=shape_of(pipeline), topic=lambda stage, of="": of or "posts", kafka=SimpleNamespace(follow=Empty),
+    )  # fmt: skip
+    offsets: Any = Grown()
+    since = LedgerBegin((5, 6), (0,), (0,), (5, 6), ((), ()), {"": 1, "archive": 1})
+    ledger = asyncio.run(read_ledger(offsets, context, since, to_committed=True, begin=EndOffsets().begin))
+    assert (ledger.ends, ledger.backgrounds["archive"].ends) == ((7,), (7,))
+    assert asyncio.run(drained(offsets, context, {"work": 2}, (7,)))
+    assert not asyncio.run(drained(offsets, context, {"work": 2}, (8,)))
 
 
 def test_an_event_is_counted_in_the_ledger_of_its_class() -> None:
