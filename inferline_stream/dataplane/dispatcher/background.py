@@ -14,7 +14,7 @@ WAITING_S = 1.0
 and less could leave them idle until the controller has seen that they need more."""
 
 WAITING_BYTES = 4 * 1024 * 1024
-"""Background events that wait in a dispatcher."""
+"""Background events of a class that wait in a dispatcher."""
 
 DELAY_SHARE = 0.05
 """How much of the SLO background batches may take on an event's longest way, one a stage: a live event that comes meets
@@ -51,13 +51,15 @@ class BackgroundQueues:
         """Events that `take` could return, of all classes."""
         return sum(queue.eligible for queue in self._queues)
 
-    def full(self, most: int) -> bool:
-        """Return whether no more are to be fetched now.
+    def full(self, partition: int, most: int) -> bool:
+        """Return whether no more of a partition's class are to be fetched now: no class keeps out another one.
 
         Args:
-            most: events that may wait.
+            partition: of the class.
+            most: events that may wait for replicas alone. Those that wait for others of their key do not count.
         """
-        return self.closed or len(self) >= most or sum(queue.size_bytes for queue in self._queues) >= WAITING_BYTES
+        queue = self.queue_of(partition)
+        return self.closed or queue.eligible >= most or queue.size_bytes >= WAITING_BYTES
 
     def take(self, limit: int) -> list[Event]:
         """Remove and return the next batch, of one class: at most `limit` events, none where none is eligible."""

@@ -178,14 +178,13 @@ class BatchExchange:
             self._test_doubted(session)
             pool.fresh_after_s = session.suspects.suspicion.blocked_until_s
             if self._quarantine or len(session.suspects):
+                session.leave_halted()
                 self._feed_quarantine(session)
             routes, hold_ms = slot.routes, self._plan.hold_s * 1e3
             rest_s = self._rest_s if now_s <= self._rest_until_s else self._plan.rest_s
             while (eligible := queue.eligible) and session.open():
-                replica = pool.choose(now_s, eligible)
+                replica = self._choose(eligible)
                 if replica is None:
-                    if self._server_trouble and (again_s := pool.released_s(now_s)) is not None:
-                        slot.wake_at(again_s)
                     break
                 if routes.deadline_order:
                     needs = pool.batch_needs(replica, rest_s, routes.slo_s)
@@ -209,11 +208,19 @@ class BatchExchange:
         if len(pool.replicas) >= SLOW_PEERS:
             slot.wake_at(self._stragglers_at_s)
 
+    def _choose(self, eligible: int) -> PooledReplica | None:
+        """Return the replica that gets the next batch; None where there is none now."""
+        pool, now_s = self._pool, self._slot.now_s
+        replica = pool.choose(now_s, eligible)
+        if replica is None and self._server_trouble and (again_s := pool.released_s(now_s)) is not None:
+            self._slot.wake_at(again_s)
+        return replica
+
     def _hand_out_background(self, session: Session) -> None:
         """Hand background events to the replicas that live events leave idle."""
         background, pool = session.background, self._pool
         while (eligible := background.eligible) and session.open():
-            replica = pool.choose(self._slot.now_s, eligible)
+            replica = self._choose(eligible)
             if replica is None:
                 return
             self._hand(replica, background.take(pool.limit_within(replica.hardware, self._background_s)))

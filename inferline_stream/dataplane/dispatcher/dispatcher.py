@@ -288,7 +288,8 @@ class Dispatcher:
         if self._sender.transactional:
             await self._sender.commit({reader.group: reader.offsets_for_transaction(own) for reader, own in entries})
         else:
-            await asyncio.gather(*(reader.commit(own) for reader, own in entries))
+            for reader, own in entries:  # one by one: none goes on where another one has failed and ended the session
+                await reader.commit(own)
         return on.OffsetsCommitted()
 
     async def _look_up(self, action: on.LookUp) -> on.SlotEvent:

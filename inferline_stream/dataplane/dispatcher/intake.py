@@ -87,7 +87,7 @@ class Intake:
             else:
                 self._recall(partition, record)
         except Exception as error:  # a record is its sender's: whatever it holds must not stop those behind it
-            where = f"{self._routes.input_topic}/{partition.number}/{record.offset}"
+            where = f"{self._routes.input_topic}/{record.partition}/{record.offset}"
             logger.exception("record %s cannot be taken in", where)
             join = partition.join
             if is_new and (join is None or join.waiting_at(record.offset) is None):
@@ -217,9 +217,9 @@ class Intake:
             entry_us = stamp_ms * 1000
         newest_ms = max(stamp_ms, entry_us // 1000)
         if newest_ms > taken_ms:
-            self._lead.note(partition.number, (newest_ms - taken_ms) / 1e3, now_s)
+            self._lead.note(record.partition, (newest_ms - taken_ms) / 1e3, now_s)
         if self._tells_age and stamp_ms < partition.arrived_ms:
-            self._lag.note(partition.number, (partition.arrived_ms - stamp_ms) / 1e3, now_s)
+            self._lag.note(record.partition, (partition.arrived_ms - stamp_ms) / 1e3, now_s)
         # The clock may have been set back since the newest record was taken in.
         arrived_ms = partition.arrived_ms = max(min(partition.arrived_ms, taken_ms), min(stamp_ms, taken_ms))
         entry_us, ahead_ms = min(entry_us, int(now_s * 1e6)), self._ahead_ms

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
-from inferline_stream.dataplane.dispatcher.queue import StageQueue
 from inferline_stream.dataplane.dispatcher.result_delivery import ResultDelivery
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import LookAgain
@@ -31,7 +30,7 @@ class JoinBounds:
         partitions: the session's, as they are at any time.
         intakes: let events go on, by class.
         delivery: says whether more events may end.
-        queue: takes those that go on.
+        may_wait: says whether more events of a partition may wait for replicas.
     """
 
     def __init__(
@@ -40,13 +39,13 @@ class JoinBounds:
         partitions: Mapping[int, Partition],
         intakes: Mapping[int, Intake],
         delivery: ResultDelivery,
-        queue: StageQueue,
+        may_wait: Callable[[int], bool],
     ) -> None:
         self._slot = slot
         self._partitions = partitions
         self._intakes = intakes
         self._delivery = delivery
-        self._queue = queue
+        self._may_wait = may_wait
         self._settled: Mapping[int, tuple[int, int]] = {}
         self._reading = 0
         """Events whose parts are being read again."""
@@ -90,7 +89,7 @@ class JoinBounds:
         if self._reading:
             return
         for partition in self._partitions.values():
-            while partition.unread and not partition.halted and self._has_room():
+            while partition.unread and not partition.halted and self._has_room(partition):
                 events = min(AT_ONCE, len(partition.unread))
                 offsets = [offset for parts, _ in islice(partition.unread, events) for offset in parts.unread()]
                 if offsets:
@@ -105,5 +104,5 @@ class JoinBounds:
         if events and records is not None and not partition.halted:  # meanwhile
             self._intakes[partition.class_number].read_again(partition, events, records)
 
-    def _has_room(self) -> bool:
-        return self._delivery.has_room() and self._queue.size_bytes < QUEUE_BYTES
+    def _has_room(self, partition: Partition) -> bool:
+        return self._delivery.has_room() and self._may_wait(partition.number)

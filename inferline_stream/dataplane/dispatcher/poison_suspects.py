@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.replica_trust import MAX_BACK_OFF_S, MIN_BACK_OFF_S, Suspicion
 from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.pipeline.event_classes import class_of
 
 KILLS = 2
 """Replicas that an event must kill alone to be condemned; one where another event of its lost batch was."""
@@ -211,8 +212,8 @@ class Suspects:
         Args:
             replica_passed: whether it has finished a batch or a probe since it was attached.
             now_s: by a monotonic clock.
-            yields: whether it is the only replica and the queue holds events: they get every second turn while
-                replicas are under suspicion, since no sample can be trusted for ever.
+            yields: whether it is the only replica and the queue holds live events: they get every second turn while
+                replicas are under suspicion, since no sample can be trusted for ever, and go before background ones.
         """
         due = self._due(now_s)
         if not due or self._running is not None or self._probing:
@@ -224,6 +225,8 @@ class Suspects:
                 self._yielded = True
                 return None
         first = due[0]
+        if yields and class_of(first.event.partition):
+            return None
         self._fresh = not replica_passed
         if self._fresh and self.sample is not None:
             if self.suspicion.level or first.event.kills or first.case.convicted:
@@ -285,14 +288,15 @@ class Suspects:
         return added
 
     def _due(self, now_s: float) -> list[_Suspect]:
-        """Return suspects that may run now; those behind a key's one that waits for memory may not."""
-        waiting = {s.event.key for s in self._suspects if s.until_s > now_s and s.event.key is not None}
-        return [s for s in self._suspects if s.until_s <= now_s and s.event.key not in waiting]
+        """Return suspects that may run now, live ones first; those behind a key's one that waits for memory may not."""
+        waiting = {_lane(s.event) for s in self._suspects if s.until_s > now_s and s.event.key is not None}
+        due = [s for s in self._suspects if s.until_s <= now_s and _lane(s.event) not in waiting]
+        return sorted(due, key=lambda suspect: class_of(suspect.event.partition) > 0)
 
     def _least_suspected(self, due: Sequence[_Suspect]) -> _Suspect:
         """Without a sample another suspect has to show what the stage processes, each key's events in their order."""
-        firsts: dict[bytes, _Suspect] = {}
-        free = [s for s in due if s.event.key is None or firsts.setdefault(s.event.key, s) is s]
+        firsts: dict[tuple[int, bytes | None], _Suspect] = {}
+        free = [s for s in due if s.event.key is None or firsts.setdefault(_lane(s.event), s) is s]
         return min(free, key=lambda suspect: suspect.event.kills)
 
     def _trust(self) -> None:
@@ -302,6 +306,11 @@ class Suspects:
     def _back_off(self, now_s: float, why: str) -> None:
         self.suspicion.back_off(now_s, why)
         self._yielded = False
+
+
+def _lane(event: Event) -> tuple[int, bytes | None]:
+    """Within what an event has its order: the key of a class."""
+    return class_of(event.partition), event.key
 
 
 def _verdict(kills: int, cause: str) -> str:

@@ -149,7 +149,8 @@ class StageQueue:
                 hopeful = size
                 if aside.eligible:
                     age_us = now_us - batch[0].entered_us
-                    while size < limit and age_us + needs.times_us[size + 1] <= self._slo_us:
+                    most = min([limit, *(event.limit for event in batch if event.limit)])
+                    while size < most and age_us + needs.times_us[size + 1] <= self._slo_us:
                         size += 1
                     aside.fill(batch, size)
             else:

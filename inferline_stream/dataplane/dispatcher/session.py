@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from inferline_stream.dataplane.dispatcher.background import BackgroundQueues
+from inferline_stream.dataplane.dispatcher.background import WAITING_BYTES, BackgroundQueues
 from inferline_stream.dataplane.dispatcher.event import Ending, Event, Expired, Outcome
 from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
 from inferline_stream.dataplane.dispatcher.intake import Intake
@@ -67,7 +67,7 @@ class Session:
         self.delivery = ResultDelivery(slot, self.partitions, self._completed)
         self._intakes: dict[int, Intake] = {}
         """By class, once it is owned."""
-        self._joins = JoinBounds(slot, self.partitions, self._intakes, self.delivery, self.queue)
+        self._joins = JoinBounds(slot, self.partitions, self._intakes, self.delivery, self._may_wait)
 
     # Partitions
 
@@ -125,6 +125,12 @@ class Session:
         self._slot.report.halted[partition.number] = why
         logger.error("%s", self.trouble())
 
+    def leave_halted(self) -> None:
+        """Suspect no event of a halted partition: it may have been in hand then, and its replica has ended since."""
+        for number, partition in self.partitions.items():
+            if partition.halted:
+                self._queue_of(number).release(self.suspects.drop(number))
+
     def trouble(self) -> str:
         """Return what is wrong with the slot now, in words; empty where nothing is."""
         routes = self._slot.routes
@@ -150,6 +156,11 @@ class Session:
 
     def _queue_of(self, partition: int) -> StageQueue:
         return self.queue if partition < CLASS_STRIDE else self.background.queue_of(partition)
+
+    def _may_wait(self, partition: int) -> bool:
+        """Return whether more events of a partition may wait for replicas, by their size."""
+        most = QUEUE_BYTES if partition < CLASS_STRIDE else WAITING_BYTES
+        return self._queue_of(partition).size_bytes < most
 
     # What is reported
 
@@ -179,7 +190,7 @@ class Session:
         """Return the partitions that are not to be fetched now.
 
         Args:
-            most_background: background events that may wait.
+            most_background: events of each background class that may wait for replicas alone.
         """
         if not self.delivery.has_room():
             return frozenset(self.partitions)
@@ -190,8 +201,9 @@ class Session:
             full |= {number for number, partition in self.partitions.items() if partition.unread_bytes > share}
         else:
             full |= {number for number, partition in self.partitions.items() if partition.completion.crowded}
-        if self._slot.routes.backgrounds and self.background.full(most_background):
-            full |= {number for number in self.partitions if number >= CLASS_STRIDE}
+        if self._slot.routes.backgrounds:
+            background = (number for number in self.partitions if number >= CLASS_STRIDE)
+            full |= {number for number in background if self.background.full(number, most_background)}
         return frozenset(full)
 
     def take_in(self, read: RecordsRead) -> None:
@@ -230,8 +242,14 @@ class Session:
         if self.queue.size_bytes >= HURRY_BYTES:
             return True
         # What waits in a join keeps its offsets however long it does: there, complete events are held up instead.
-        live = (each for each in self.partitions.values() if not each.class_number)
-        return any(each.completion.pressed if each.join is None else each.join.holds for each in live)
+        pressed = {
+            number
+            for number, each in self.partitions.items()
+            if not (each.class_number or each.halted)
+            and (each.completion.pressed if each.join is None else each.join.holds)
+        }
+        # Something else may hold up an offset: it would not come sooner for hopeless events of other partitions.
+        return bool(pressed) and any(event.partition in pressed for event in self.queue.hopeless())
 
     def _ends(self, event: Event, outcome: Ending | Expired) -> None:
         self.delivery.finished((event,), (outcome,))
@@ -274,7 +292,8 @@ class Session:
                 self.queue.release(late)
                 for event in late:
                     self._ends(event, Expired(routes.on_expired == "dlq"))
-                return Taken([event for event in taken.events if event not in late], taken.hopeful)
+                left = [event for event in taken.events if event not in late]
+                return Taken(left, taken.hopeful - sum(event in late for event in taken.events[: taken.hopeful]))
         return taken
 
     def stayed(self, events: Sequence[Event]) -> None:

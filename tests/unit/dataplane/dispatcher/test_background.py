@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from inferline_stream import Topic
+from inferline_stream.dataplane.dispatcher import join_bounds, session
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.dispatcher.background import DELAY_SHARE
+from inferline_stream.dataplane.frames import Returned
+from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
+from inferline_stream.pipeline.names import EVENT_ID, PARENT
+from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
+from inferline_stream.settings import Settings
 from tests.unit.dataplane.dispatcher.doubles import KIND, PlayedSlot
+from tests.unit.dataplane.dispatcher.test_intake_and_emitter import ask, both, even, left, right
 
 A, B = CLASS_STRIDE, 2 * CLASS_STRIDE
 """Partition 0 of each background class."""
@@ -107,6 +113,8 @@ def test_intake_stops_once_a_second_of_background_work_waits_and_while_the_next_
     slot.comes(*[b"old"] * 20, partition=A)
     assert slot.slot.full() == frozenset()  # one of twenty is in hand
     slot.comes(b"old", partition=A)
+    assert slot.slot.full() == {A}  # the other class has its turn: it may have as much
+    slot.comes(*[b"old"] * 20, partition=B)
     assert slot.slot.full() == {A, B}
     slot = Backfilled(limit=1)
     slot.attached()
@@ -139,3 +147,68 @@ def test_a_topic_that_is_deleted_halts_its_class_alone() -> None:
     assert list(slot.report.halted) == [A]
     assert "a/0 is halted" in slot.session.trouble()
     assert slot.session.partitions[0].halted == ""
+
+
+def test_events_behind_one_of_their_key_are_no_work_that_keeps_others_out() -> None:
+    slot = Backfilled(limit=1, batch_s=0.1)
+    slot.attached()
+    slot.attached()
+    slot.comes(*[b"old"] * 100, partition=A, key=b"k")  # one is in hand: the second replica is idle
+    assert slot.slot.full() == frozenset()
+    slot.slot.fill(slot.report, slot.now_s)
+    assert (slot.report.background_queued, slot.report.background_enough) == (99, False)
+    slot.comes(*[b"x" * 1_000_000] * 5, partition=A, key=b"k")
+    assert slot.slot.full() == {A}
+
+
+def test_a_replica_whose_server_took_no_background_batch_gets_it_again_with_no_live_event_in_sight() -> None:
+    slot = Backfilled(limit=1)
+    slot.comes(b"old", partition=A)
+    replica = slot.attached()
+    batch = replica.batch()
+    began_s = slot.now_s
+    replica.say(Returned(batch.epoch, batch.batch, "the server is away", 0.5, busy=True))
+    assert replica.batch().inputs == [b"old"]
+    assert slot.now_s == pytest.approx(began_s + 0.5)
+
+
+def test_on_the_only_replica_live_events_go_before_suspects_of_a_background_batch() -> None:
+    slot = Backfilled(limit=4, batch_s=0.01)
+    slot.comes(*[b"old"] * 4, partition=A)
+    killed = slot.attached()
+    assert len(killed.batch().inputs) == 4
+    killed.die()
+    replica = slot.attached()
+    batch = replica.batch()
+    assert batch.inputs == [b"old"]  # alone
+    slot.comes(b"new 1", b"new 2", partition=0)
+    served = []
+    for _ in range(4):
+        replica.answer(batch)
+        batch = replica.batch()
+        served.append(batch.inputs)
+    assert served == [[b"new 1", b"new 2"], [b"old"], [b"old"], [b"old"]]
+
+
+def test_a_join_reads_no_more_background_parts_again_than_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join_bounds, "AT_ONCE", 10)
+    monkeypatch.setattr(session, "WAITING_BYTES", 30_000)
+    first = Stage("ask", ask, hardware="cpu-1")
+    one = Stage("left", left, hardware="cpu-1", after=[first.when(even)])
+    other = Stage("right", right, hardware="cpu-1", after=[first])
+    final = Stage("both", both, hardware="cpu-1", after=[one, other])
+    source = [Topic("in"), Topic("a", background=True)]
+    pipeline = Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=[first, one, other, final])
+    slot = PlayedSlot({A: (0, "")}, stage=routes_of(pipeline, "both"), settings=Settings(join_bytes=0.0))
+    slot.begin()
+    for parent in (b"left", b"right"):
+        for number in range(200):
+            headers = ((EVENT_ID, b"%d" % number), (PARENT, parent))
+            slot.log.append(Record(None, b"x" * 500, headers, 1, "p.both.a", 0, len(slot.log)))
+    for at in range(0, 400, 50):
+        slot.read({A: slot.log[at : at + 50]}, {A: at + 50})
+    assert slot.again
+    assert 30_000 <= slot.session.background.queue_of(A).size_bytes <= 30_000 + 10 * 3000
+    while events := slot.hand_out(64):
+        slot.answer(events)
+    slot.until(lambda: slot.offset(A) == 400, "all are through")

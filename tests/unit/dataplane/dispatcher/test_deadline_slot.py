@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 from inferline_stream.dataplane.dispatcher import completion, queue, session
+from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.slot_grants import LeaderHeartbeat
 from inferline_stream.kafka.records import Record
@@ -17,8 +18,8 @@ SLO_S = 1.0
 class Stage(PlayedSlot):
     """One replica that takes 100 ms for each event, alone."""
 
-    def __init__(self, **how):
-        super().__init__({0: (0, "")}, limit=1, **how)
+    def __init__(self, partitions=1, **how):
+        super().__init__(dict.fromkeys(range(partitions), (0, "")), limit=1, **how)
         self.planned = {"limit": 1, "service_s": {1: 0.1}}
         self.plan(**self.planned)
         self.begin()
@@ -153,3 +154,39 @@ def test_a_full_queue_of_hopeless_events_is_worked_off():
     stage.session.queue.hurries = True
     assert [stage.serve() for _ in range(40)] == [3600.0] * 40
     assert stage.offset() == 40
+
+
+@pytest.mark.parametrize("halted", [False, True])
+def test_hopeless_events_hurry_nobody_where_another_partition_is_held_up_by_something_else(halted, monkeypatch):
+    """By events behind one of their key that takes long, or because it is halted: theirs would come no sooner."""
+    for name, size in (("CLEAR", 32), ("PRESSED", 48), ("CROWDED", 10_000)):
+        monkeypatch.setattr(completion, f"{name}_BYTES", size)
+    stage = Stage(partitions=2)
+    stage.fetched(b"0", partition=1, key=b"k")
+    assert stage.replica.batch()  # and keeps it
+    stage.replica = stage.attached()
+    for first in range(1, 400, 2):
+        stage.fetched(b"0", partition=1, first=first)
+        stage.fetched(b"0", partition=1, first=first + 1, key=b"k")
+        stage.replica.answer(stage.replica.batch())
+    assert stage.session.partitions[1].completion.pressed
+    if halted:
+        stage.feed(on.RecordsRead({}, {}, {1: "gone"}, stage.now_s + WALL_S))
+        assert list(stage.report.halted) == [1]
+    stage.come(0.0)
+    stage.come(3600.0, 0.0)
+    for _ in range(5):
+        assert stage.serve() == 0.0
+        stage.come(0.0)
+    assert sum(stage.reported().hopeless.values()) == 1
+
+
+def test_a_hopeless_event_that_is_dropped_does_not_count_among_those_that_stayed():
+    stage = Stage(on_expired="drop")
+    stage.plan(limit=2, service_s={1: 0.1, 2: 0.1})
+    stage.come(0.0)
+    stage.fetched(b"2.0", key=b"k", first=1, ago_s=2.0)
+    stage.fetched(b"0.0", key=b"k", first=2)
+    stage.replica.answer(stage.replica.batch())
+    (hand,) = stage.pool.replicas[stage.replica.name].hands.values()
+    assert ([event.payload for event in hand.events], hand.hopeful) == ([b"0.0"], 1)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.poison_suspects import Probe, Suspects
 from inferline_stream.dataplane.dispatcher.pool import MAX_HELD_S
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 
 
 def event(name, key=None, partition=0):
@@ -319,3 +320,20 @@ def test_a_replica_that_has_passed_waits_for_no_block_but_for_the_first_that_wai
     assert suspects.again_s(True, 0.15) == pytest.approx(0.2)
     assert suspects.again_s(False, 0.15) == 9.0
     assert suspects.next(True, suspects.again_s(True, 0.15)) is first
+
+
+def test_a_background_event_that_no_device_has_memory_for_holds_back_no_live_one_of_its_key():
+    suspects = Suspects()
+    suspects.no_memory(event(0, b"k", partition=CLASS_STRIDE), alone=False, now_s=0.0)
+    suspects.suspect([[event(1, b"k")]], passed=True, now_s=0.0)
+    assert suspects.next(True, 0.0).offsets == (1,)
+
+
+def test_live_suspects_run_before_background_ones_and_those_wait_for_the_queue_of_the_only_replica():
+    suspects = Suspects()
+    old, new = event(0, partition=CLASS_STRIDE), event(1)
+    suspects.suspect([[old], [new]], passed=True, now_s=0.0)
+    assert suspects.next(True, 0.0, yields=True) is new
+    assert suspects.passed(new)
+    assert suspects.next(True, 0.0, yields=True) is None
+    assert suspects.next(True, 0.0) is old

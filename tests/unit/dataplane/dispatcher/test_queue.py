@@ -286,6 +286,13 @@ def test_a_batch_is_filled_with_hopeless_events_while_its_first_one_still_makes_
     assert taken(queue, 4, needs(1, 2, 4.5, 4.6), 6) == ([4, 5], 2)
 
 
+def test_hopeless_events_fill_no_batch_beyond_the_largest_that_one_of_its_events_may_be_in():
+    """Larger ones had no memory: they would end a replica again and again."""
+    queue = filled(event(1), event(2), event(3, entry_ms=8), event(4, entry_ms=8))
+    queue.put_back(queue.take(2, needs(1, 1), 9_000).events, 2)
+    assert taken(queue, 4, needs(1, 1, 1, 1), 9) == ([3, 4], 2)
+
+
 def test_one_batch_in_some_goes_to_hopeless_events_so_that_none_waits_for_ever():
     queue = filled(*(event(name, entry_ms=0) for name in range(3)), slo_us=1_000)
     for turn in range(1, 2 * HOPELESS_EVERY + 1):

@@ -9,7 +9,7 @@ from inferline_stream.dataplane.frames import Done
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, decode_metadata
 from inferline_stream.kafka.topic_state import TopicState
 from inferline_stream.pipeline.topology import Topic
-from tests.unit.dataplane.dispatcher.doubles import PlayedSlot
+from tests.unit.dataplane.dispatcher.doubles import WALL_S, PlayedSlot
 
 BOTH = pytest.mark.parametrize("transactional", [False, True])
 
@@ -144,6 +144,39 @@ def test_a_partition_whose_group_has_no_offset_is_halted_and_its_records_are_not
     slot.fetched(b"x", partition=1)
     assert len(session.queue) == 0
     assert "in/1 is halted" in session.trouble()
+
+
+def test_a_partition_that_cannot_be_read_on_is_halted_and_what_comes_of_it_all_the_same_is_not_taken():
+    """A fetch that was under way may bring it."""
+    slot = PlayedSlot()
+    with slot.running() as session:
+        slot.fetched(b"in hand", b"waits", partition=1)
+        events = slot.hand_out(1)
+        slot.feed(on.RecordsRead({}, {}, {1: "Kafka no longer has offset 2"}, slot.now_s + WALL_S))
+        assert (slot.held, slot.report.halted) == ({0: 0}, {1: "Kafka no longer has offset 2"})
+        slot.fetched(b"late", partition=1, first=2)
+        slot.answer(events)
+        slot.advance(1.0)
+        assert len(session.queue) == 0
+        assert (slot.sent, slot.offset(1)) == ([b"in hand"], 0)
+        slot.fetched(b"other")
+        slot.answer(slot.hand_out(1))
+        slot.until(lambda: slot.offset() == 1, "the other partition is served on")
+
+
+def test_events_of_a_halted_partition_are_no_suspects_once_their_replica_ends():
+    slot = PlayedSlot(limit=2)
+    with slot.running() as session:
+        killed = slot.attached()
+        slot.fetched(b"a", b"b", partition=1, key=b"k")
+        assert killed.batch()
+        slot.feed(on.RecordsRead({}, {}, {1: "gone"}, slot.now_s + WALL_S))
+        killed.die()
+        replica = slot.attached()
+        assert replica.idle()
+        assert len(session.suspects) == 0
+        slot.fetched(b"c", key=b"k")
+        assert replica.batch().inputs == [b"c"], "their key is free"
 
 
 def test_a_partition_that_is_new_since_the_last_commit_begins_at_its_beginning_and_a_known_one_is_halted():
