@@ -108,11 +108,16 @@ class GeneralPool:
         """
         return self.advance_in_turn(np.array([horizon_s]), np.empty((1, 3)))
 
-    def advance_in_turn(self, until_s: Floats, spent_s: FloatTable) -> Tokens:
-        """As `advance`, up to the last of several instants. What is spent is written, see `serve_in_turn`."""
+    def advance_in_turn(self, until_s: Floats, spent_s: FloatTable, rests_s: Floats = _NOTHING) -> Tokens:
+        """As `advance`, up to the last of several instants, with the R until each, if it changes.
+
+        What is spent is written, see `serve_in_turn`.
+        """
         queue = Queue(self._times, self._events, self.arrivals, self._base, 0.0, self._entry_s)
         spent = (spent_s, self._profiled[0] if self._varies else _NOTHING)
-        n = self._serve(queue, self._service, self.account, self._state, (self._out, until_s, spent))
+        n = self._serve(queue, self._service, self.account, self._state, (self._out, until_s, rests_s, spent))
+        if rests_s.size:
+            self._service = self._service._replace(rest_s=float(rests_s[-1]))
         return Tokens(self._out.times[:n], self._out.events[:n])
 
     @property
@@ -126,11 +131,6 @@ class GeneralPool:
         drawn = varying._replace(fixed_s=varying.fixed_s * factor, per_unit_s=varying.per_unit_s * factor)
         slower = self._service._replace(table=table * factor, varying=drawn)
         self._service, self._varies = with_rest(slower, slower.rest_s), True
-
-    def set_rest(self, rest_s: float) -> None:
-        """Batches from now on are taken by this R."""
-        if rest_s != self._service.rest_s:
-            self._service = with_rest(self._service, rest_s)
 
     @property
     def fate(self) -> Flags:

@@ -32,7 +32,13 @@ from inferline_stream.estimator.kernels import (
     drawn_s,
 )
 from inferline_stream.estimator.rank_heap import Heap, drop_first, push
-from inferline_stream.pipeline.deadline_order import DEMAND_AFTER_SLOS, FEW_LANES, HOPELESS_EVERY
+from inferline_stream.pipeline.deadline_order import (
+    BATCH_SHARE,
+    DEMAND_AFTER_SLOS,
+    FEW_LANES,
+    HOPELESS_EVERY,
+    NEWS_EVERY_S,
+)
 
 NEVER, HIDDEN, OLD, WAS = 0, 1, 2, 3
 """An event at a stage: hopeful; hopeless, and no demand; so old that it is demand; taken as a hopeless one."""
@@ -551,21 +557,33 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
     return np.int64(gone)
 
 
+def set_caps(service: Service, rest_s: float) -> None:
+    """Write the batches that R leaves time for, as `pipeline.deadline_order.batch_cap` has them."""
+    limits, table, _, _, _, _, slo_s, _, caps, _ = service
+    width, levels = table.size // caps.size, caps.size // limits.size
+    for row in range(caps.size):
+        cap = limits[row // levels]
+        while cap > 1 and not table[row * width + cap] + rest_s <= BATCH_SHARE * slo_s:
+            cap -= 1
+        caps[row] = cap
+
+
 def serve_in_turn(
     queue: Queue,
     service: Service,
     account: Account,
     state: GeneralState,
-    out: tuple[Tokens, Floats, tuple[FloatTable, Floats]],
+    out: tuple[Tokens, Floats, Floats, tuple[FloatTable, Floats]],
 ) -> np.int64:
     """Serve the queue up to one instant after another.
 
     Args:
         queue: arrivals; those that arrive before the last of the instants are all there.
-        service: how batches are served.
+        service: how batches are served; ``caps`` are written.
         account: what was done.
         state: read and written.
-        out: departures, written; the instants, ascending; and (instants, 3), written: Σ of the service times of the
+        out: departures, written; the instants, ascending; R until each, empty where it stays;
+            and (instants, 3), written: Σ of the service times of the
             batches begun before each, Σ of their S(b), with S(b) as profiled (empty where all take just that), and
             hopeless events that wait and are no demand.
 
@@ -573,9 +591,14 @@ def serve_in_turn(
         How many departures were written.
     """
     times, events, n, base, _, entry_s = queue
-    (gone_times, gone_events), instants_s, (spent_s, profiled_s) = out
+    (gone_times, gone_events), instants_s, rests_s, (spent_s, profiled_s) = out
+    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span = service
     gone = np.int64(0)
     for k in range(instants_s.size):
+        if rests_s.size > 0 and rests_s[k] != rest_s:
+            rest_s = rests_s[k]
+            set_caps(service, rest_s)
+            service = Service(limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span)
         if state.marks[1] > 0:
             part = Queue(times, events, n, base, instants_s[k], entry_s)
             gone += serve_general(part, service, account, state, Tokens(gone_times[gone:], gone_events[gone:]))
@@ -595,3 +618,27 @@ def serve_in_turn(
                 state.tally[AGED] += 1
         spent_s[k, 2] = np.float64(state.tally[HOPELESS] - state.tally[DEMAND])
     return gone
+
+
+def note_stays(gone: Tokens, fates: Flags, arrived_s: Floats, stay: Floats, reports: tuple[Floats, FloatTable]) -> None:
+    """Note what hopeful events took at a stage, each as `pipeline.deadline_order.Stay.add` does.
+
+    Args:
+        gone: departures of the stage, in order.
+        fates: of each.
+        arrived_s: when each had come.
+        stay: (3,) Σ of the stays, of their number, each forgotten since its end, and the last end; written.
+        reports: instants, ascending, and (instants, 3), written: the same before each of them.
+    """
+    until_s, found = reports
+    n = 0
+    for k in range(until_s.size + 1):
+        while n < gone.times.size and (k == until_s.size or gone.times[n] < until_s[k]):
+            if fates[n] != WAS:
+                kept = math.exp((stay[2] - gone.times[n]) / NEWS_EVERY_S)
+                stay[0] = stay[0] * kept + (gone.times[n] - arrived_s[n])
+                stay[1] = stay[1] * kept + 1.0
+                stay[2] = gone.times[n]
+            n += 1
+        if k < until_s.size:
+            found[k, 0], found[k, 1], found[k, 2] = stay

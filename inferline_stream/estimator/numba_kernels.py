@@ -19,7 +19,7 @@ from inferline_stream.pipeline import deadline_order
 _SOURCES = (kernels, rank_heap, shared_queue, general_queue)
 _INLINED = ("drawn_s", "bring_forward", "put_back", "is_current", "note_fate", "push", "drop_first")
 """Where they are called, each is part of its caller: a call would count references to every array that it is given."""
-_CALLED = ("draw", "put_in_order", "held_until", "emit_rest", "oldest_sent_s", "serve_general")
+_CALLED = ("draw", "put_in_order", "held_until", "emit_rest", "oldest_sent_s", "serve_general", "set_caps")
 _ENTERED = (
     "draw_masks",
     "draw_keys",
@@ -30,6 +30,7 @@ _ENTERED = (
     "serve_shared",
     "serve_triaged",
     "serve_in_turn",
+    "note_stays",
     "look",
     "count_late",
     "count_missing",

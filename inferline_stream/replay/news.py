@@ -1,16 +1,17 @@
 """What stages know of each other in order of the deadline: stays as reports carry them, R as grants do.
 
-At each multiple of `NEWS_EVERY_S` every stage gets the R that follows from what stages had taken a period before.
+At each multiple of `NEWS_EVERY_S` every stage gets the R that follows from what stages had taken a period before. What
+is known at one of them therefore says R up to the second one after it: so far the queues can be served at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import Floats, Tokens
+from inferline_stream.estimator.kernels import Floats, FloatTable
 from inferline_stream.pipeline.deadline_order import NEWS_EVERY_S, Stay, rest_s
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -18,7 +19,7 @@ from inferline_stream.pipeline.shape import Shape
 
 
 class News:
-    """The stays of all stages.
+    """The stays of all stages, and R.
 
     Args:
         shape: the DAG.
@@ -32,31 +33,62 @@ class News:
         self, shape: Shape, allocations: Allocations, measured: PipelineProfile, slo_s: float, entry_s: Floats
     ) -> None:
         begin_s, end_s = (float(entry_s[0]), float(entry_s[-1])) if entry_s.size else (0.0, 0.0)
-        self.end_s = end_s + slo_s
-        self.next_s = (math.floor(begin_s / NEWS_EVERY_S) + 1) * NEWS_EVERY_S
-        """When R changes next."""
+        self._end_s = end_s + slo_s
         self._shape, self._measured, self._slo_s = shape, measured, slo_s
         self._alone_s: Mapping[str, float] = {
             name: min(measured.profiles[name, a.hardware].service_time_s(1) for a in allocations[name])
             for name in shape.stages
         }
-        self._stays = [Stay()] * len(shape.stages)
-        self._reported = list(self._stays)
+        self.stays = np.tile([0.0, 0.0, -math.inf], (len(shape.stages), 1))
+        """By stage, as in `Stay`: as of the last departure."""
+        self.awaited = [bool(shape.parents(s)) for s in range(len(shape.stages))]
+        """By stage, whether one before it has to know its stay."""
+        self._reported_s = (math.floor(begin_s / NEWS_EVERY_S) + 1) * NEWS_EVERY_S
+        self._rests = [self._rests_of(self.stays, begin_s)]
+        self._changes_s: list[float] = []
+        if self._reported_s <= self._end_s:
+            self._rests.append(self._rests[0])
+            self._changes_s.append(self._reported_s)
 
-    def add(self, s: int, gone: Tokens, arrived_s: Floats) -> None:
-        """Hopeful events that a stage was done with, in order of time, and when each had come to it."""
-        if gone.times.size:
-            last_s = float(gone.times[-1])
-            weights = np.exp((gone.times - last_s) / NEWS_EVERY_S)
-            lately = Stay(float(weights @ (gone.times - arrived_s)), float(weights.sum()), last_s)
-            self._stays[s] = self._stays[s].merged(lately)
+    @property
+    def known_s(self) -> float:
+        """Until when R is known."""
+        next_s = self._reported_s + NEWS_EVERY_S
+        return next_s if next_s <= self._end_s else math.inf
 
-    def rests_s(self, now_s: float) -> Sequence[float]:
-        """R of every stage from now on, which is `next_s`."""
-        names = self._shape.stages
-        stay_s = {name: stay.at(now_s) for name, stay in zip(names, self._reported, strict=True)}
-        self._reported, self.next_s = list(self._stays), now_s + NEWS_EVERY_S
-        measured = self._measured
+    def rests(self, until_s: float) -> tuple[Floats, FloatTable]:
+        """When R changes before then, ascending; and, by stage, R before, between and after."""
+        changes_s = [change_s for change_s in self._changes_s if change_s < until_s]
+        return np.array(changes_s), np.array(self._rests[: len(changes_s) + 1]).T
+
+    def reports_s(self, until_s: float) -> Floats:
+        """When stays are reported up to then."""
+        found: list[float] = []
+        while (next_s := self._reported_s + NEWS_EVERY_S * len(found)) <= until_s and (
+            next_s + NEWS_EVERY_S <= self._end_s
+        ):
+            found.append(next_s)
+        return np.array(found)
+
+    def served(self, until_s: float, reports_s: Floats, reported: FloatTable) -> None:
+        """All queues are served up to then.
+
+        Args:
+            until_s: not beyond `known_s`.
+            reports_s: see `reports_s`.
+            reported: (stages, reports, 3), `stays` before each of them; of those that are awaited.
+        """
+        while self._changes_s and self._changes_s[0] < until_s:
+            self._changes_s.pop(0)
+            self._rests.pop(0)
+        for k, report_s in enumerate(reports_s.tolist()):
+            self._reported_s = report_s + NEWS_EVERY_S
+            self._changes_s.append(self._reported_s)
+            self._rests.append(self._rests_of(reported[:, k], self._reported_s))
+
+    def _rests_of(self, stays: FloatTable, now_s: float) -> list[float]:
+        names, measured = self._shape.stages, self._measured
+        stay_s = {name: Stay(*stay).at(now_s) for name, stay in zip(names, stays.tolist(), strict=True)}
         found = rest_s(
             self._shape, measured.paths, stay_s, self._alone_s, hop_s=measured.hop_overhead_s, slo_s=self._slo_s
         )

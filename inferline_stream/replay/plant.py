@@ -103,17 +103,15 @@ class Plant:
             return
         looks_s = np.array(self._looks)
         self._looks.clear()
-        if self._news is not None:
-            while (news_s := self._news.next_s) <= min(self.now_s, self._news.end_s):
-                before = int(np.searchsorted(looks_s, news_s, side="right"))
-                self._serve_until(news_s, looks_s[:before])
-                looks_s = looks_s[before:]
-                for stage, rest_s in zip(self._stages, self._news.rests_s(news_s), strict=True):
-                    stage.set_rest(rest_s)
+        while self._news is not None and self._news.known_s < self.now_s:
+            before = int(np.searchsorted(looks_s, self._news.known_s, side="right"))
+            self._serve_until(self._news.known_s, looks_s[:before])
+            looks_s = looks_s[before:]
         self._serve_until(self.now_s, looks_s)
 
     def _serve_until(self, now_s: float, looks_s: Floats) -> None:
-        workload = self._workload
+        """Serve the queues up to an instant until which every R is known."""
+        workload, news = self._workload, self._news
         self._served_s = now_s
         first, self._entered = self._entered, int(np.searchsorted(workload.entry_s, now_s, side="left"))
         gone: list[Tokens] = []
@@ -121,11 +119,17 @@ class Plant:
         def tokens_of(source: Source) -> Tokens:
             return self._flow.skipped[source[0]] if source[1] else gone[source[0]]
 
+        if news is not None:
+            (changes_s, rests_s), reports_s = news.rests(now_s), news.reports_s(now_s)
+            reported = np.tile([0.0, 0.0, -math.inf], (len(self._stages), reports_s.size, 1))
         for s, stage in enumerate(self._stages):
             arrived = self._flow.arrivals(s, (first, self._entered), tokens_of, now_s)
-            left = stage.advance(arrived, now_s, looks_s)
-            if self._news is not None:
-                self._news.add(s, *stage.hopeful(left))
+            rests = (changes_s, rests_s[s]) if news is not None and changes_s.size else None
+            left = stage.advance(arrived, now_s, looks_s, rests)
+            if news is not None and news.awaited[s]:
+                stage.note_stays(left, news.stays[s], reports_s, reported[s])
             gone.append(self._flow.sent(s, left, now_s))
+        if news is not None:
+            news.served(now_s, reports_s, reported)
         for s in workload.shape.finals():
             self._code.record_latencies(gone[s], workload.entry_s, workload.hop_s, self._latency_s)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.estimator.general_pool import GeneralPool, lanes_of
-from inferline_stream.estimator.general_queue import WAS
 from inferline_stream.estimator.kernels import Floats, FloatTable, Ints, Tokens
 from inferline_stream.estimator.shared_pool import moved
 from inferline_stream.estimator.stage_pools import dealt, together
@@ -16,6 +15,12 @@ from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
 
 _ROOM = 1 << 16
+
+_ALWAYS = np.empty(0)
+"""R where it never changes."""
+
+Rests = tuple[Floats, Floats]
+"""When R changes, ascending, and what it is before, between and after."""
 
 
 class StageQueues:
@@ -43,20 +48,21 @@ class StageQueues:
         self._arrived = Tokens(np.empty(_ROOM), np.empty(_ROOM, np.int32))
         self._left = np.zeros(events, np.uint8)
         self._marks = np.zeros(5, np.int64)
-        self._look = code.look
+        self._look, self._note_stays = code.look, code.note_stays
 
-    def advance(self, sent: Tokens, until_s: float, looks_s: Floats) -> Tokens:
+    def advance(self, sent: Tokens, until_s: float, looks_s: Floats, rests: Rests | None = None) -> Tokens:
         """Departures before ``until_s``.
 
         Args:
             sent: records sent to the stage before then, and after the last call.
             until_s: not before the last call's.
             looks_s: instants in between at which `seen` is counted.
+            rests: instants in between, ascending, at which R changes, and R before, between and after them.
         """
         self._note(sent)
         self._receive(sent)
         seen = np.empty((looks_s.size, 6))
-        gone = self._serve(until_s, looks_s, seen)
+        gone = self._serve(until_s, looks_s, seen, rests)
         self._look(self._arrived, gone, self._left, self._marks, (looks_s, seen))
         self.seen.append(seen)
         return gone
@@ -73,7 +79,7 @@ class StageQueues:
         self._arrived.times[known:end], self._arrived.events[known:end] = sent.times, sent.events
         self._marks[0] = end
 
-    def _serve(self, until_s: float, looks_s: Floats, seen: FloatTable) -> Tokens:
+    def _serve(self, until_s: float, looks_s: Floats, seen: FloatTable, rests: Rests | None = None) -> Tokens:
         """Departures before ``until_s``; what was spent is written behind what is seen."""
         move_s = float(self._moves_s.min()) if self._moves else math.inf
         if move_s < until_s:
@@ -83,10 +89,16 @@ class StageQueues:
             self._move(move_s)
             after = self._serve(until_s, looks_s[first:], seen[first:])
             return Tokens(np.concatenate([before.times, after.times]), np.concatenate([before.events, after.events]))
-        instants_s = np.append(looks_s, until_s)
+        instants_s, rests_s = np.append(looks_s, until_s), _ALWAYS
+        looked: slice | Ints = slice(looks_s.size)
+        if rests is not None:
+            changes_s, by_period_s = rests
+            instants_s = np.sort(np.concatenate([instants_s, changes_s]))
+            rests_s = by_period_s[np.searchsorted(changes_s, instants_s)]
+            looked = np.searchsorted(instants_s, looks_s)
         spent_s = np.zeros((len(self._pools), instants_s.size, 3))
-        gone = [pool.advance_in_turn(instants_s, own) for pool, own in zip(self._pools, spent_s, strict=True)]
-        seen[:, 3:] = spent_s[0, :-1] if len(gone) == 1 else spent_s[:, :-1].sum(axis=0)
+        gone = [pool.advance_in_turn(instants_s, own, rests_s) for pool, own in zip(self._pools, spent_s, strict=True)]
+        seen[:, 3:] = spent_s[0, looked] if len(gone) == 1 else spent_s[:, looked].sum(axis=0)
         return together(gone)
 
     def add(self, slot: int, kind: int, now_s: float) -> None:
@@ -97,17 +109,12 @@ class StageQueues:
         """A replica of this kind takes no further batch. Returns when it is done, and gone."""
         return self._pools[slot].leave(kind, now_s)
 
-    def set_rest(self, rest_s: float) -> None:
-        """Batches from now on are taken by this R."""
-        for pool in self._pools:
-            pool.set_rest(rest_s)
-
-    def hopeful(self, gone: Tokens) -> tuple[Tokens, Floats]:
-        """Those departures that were taken as hopeful ones, and when they had arrived."""
+    def note_stays(self, gone: Tokens, stay: Floats, until_s: Floats, found: FloatTable) -> None:
+        """Note what hopeful departures took, see `general_queue.note_stays`."""
         events = gone.events
         fates = [pool.fate[events] for pool in self._pools]
-        taken = (fates[0] if len(fates) == 1 else np.max(fates, axis=0)) != WAS
-        return Tokens(gone.times[taken], events[taken]), self._sent_s[events[taken]] + self._hop_s
+        taken = fates[0] if len(fates) == 1 else np.max(fates, axis=0)
+        self._note_stays(gone, taken, self._sent_s[events] + self._hop_s, stay, (until_s, found))
 
     def slow(self, factor: float) -> None:
         """Batches that begin from now on take so many times what they take as profiled."""
