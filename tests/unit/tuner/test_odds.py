@@ -12,7 +12,7 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import demands
 from inferline_stream.tuner.observation import Observation
-from inferline_stream.tuner.odds import Levels, TrafficRecord, cheapest, frontier, record_of
+from inferline_stream.tuner.odds import LONGEST_S, Levels, TrafficRecord, cheapest, frontier, record_of
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.tuner_state import TunerState, staffed
@@ -184,4 +184,29 @@ def test_what_was_seen_before_the_clock_jumped_is_no_future_of_what_comes_after(
     assert tuner.expected
     moved, _ = on_this_clock(tuner, moment(400.0, 50.0))
     assert moved.expected == ()
-    assert moved.record is tuner.record
+
+
+@pytest.mark.parametrize("jump_s", [-1e8, 1e6])
+def test_a_jump_of_the_clock_neither_keeps_nor_forgets_what_was_recorded(jump_s):
+    from inferline_stream.tuner.input_checks import on_this_clock
+
+    known = record([(0.9, 0.9)] * 50).with_pairs([(0.8, 0.8, 100.0)] * 10, 100.0)
+    tuner = replace(watched(known, [50.0] * 4), time_s=104.0, record=known, pairs=((0.7, 0.7, 103.0),))
+    moved, _ = on_this_clock(tuner, moment(104.0 + jump_s, 50.0))
+    assert moved.record is not None
+    assert moved.record.expected.size == 60
+    later_s = 104.0 + jump_s + LONGEST_S
+    assert moved.record.with_pairs(moved.pairs, later_s - 6.0).expected.size == 61
+    assert moved.record.with_pairs(moved.pairs, later_s).expected.size == 50
+
+
+def test_a_choice_is_the_one_of_the_whole_table_of_levels_and_moments():
+    rng = np.random.default_rng(7)
+    for _ in range(50):
+        levels = Levels(np.sort(rng.uniform(0.1, 5.0, 40)), np.sort(rng.uniform(1.0, 50.0, 40)), 0.001, 50.0)
+        known = record([(1.0, float(came)) for came in rng.lognormal(0.3, 0.5, 200)], 50.0)
+        beyond = [sum(max(came - m, 0.0) for came in known.came) / 200 for m in levels.multiples]
+        costs = levels.cost_per_hour + 3600 * 0.001 * 50.0 * np.array(beyond)
+        found = cheapest(levels, known, 1.0, 6.0)
+        assert found.multiple == levels.multiples[int(np.argmin(costs))]
+        assert found.late == pytest.approx(beyond[int(np.argmin(costs))], abs=1e-12)
