@@ -73,6 +73,8 @@ class PoolReport(msgspec.Struct):
     """Partition → how many of those can no longer be on time."""
     hidden: dict[int, int] = {}
     """The same, of those that are too young to be a backlog for that."""
+    waited_for: list[int] = []
+    """Partitions whose first event that is not complete is one of those: its offset stands still until it is served."""
     oldest_wait_s: float = 0.0
     """How long ago the oldest of those that wait for a replica entered the pipeline."""
     stay: tuple[float, float, float] | None = None

@@ -251,9 +251,9 @@ class PipelineView:
         )
 
     def _idle_s(self, stage: str, now_s: float) -> tuple[float, ...]:
-        """How long each partition has stood still with lag. An event that is served last holds its offset, no more."""
-        hopeless, _ = self.reports.late_by_partition(stage)
-        return tuple(0.0 if hopeless[p] else idle_s for p, idle_s in enumerate(self.offsets[stage].idle_s(now_s)))
+        """How long each partition has stood still with lag, but for one that waits for an event that is served last."""
+        held, _ = self.reports.late_by_partition(stage)
+        return tuple(0.0 if p in held else idle_s for p, idle_s in enumerate(self.offsets[stage].idle_s(now_s)))
 
     def rests_s(self, now_s: float | None = None) -> dict[str, float]:
         """R of every stage: what events take from there on, by what stages lately took; without a time, at the least.

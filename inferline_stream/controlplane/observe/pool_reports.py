@@ -295,14 +295,14 @@ class PoolReports:
         replicas = Counter(r.node for r in self.replicas(stage) if r.node and r.phase == "ready")
         return {node: NodeState(dispatchers[node], replicas[node]) for node in sorted({*dispatchers, *replicas})}
 
-    def late_by_partition(self, stage: str) -> tuple[Counter[int], Counter[int]]:
-        """Events of each partition that wait and can no longer be on time; those of them that are no backlog yet."""
-        hopeless, hidden = Counter[int](), Counter[int]()
+    def late_by_partition(self, stage: str) -> tuple[set[int], Counter[int]]:
+        """Partitions held by a waiting event that can no longer be on time; such events that are no backlog yet."""
+        held, hidden = set[int](), Counter[int]()
         for known in self._of(stage):
             if not known.ended:
-                hopeless.update(known.newest.hopeless)
+                held.update(known.newest.waited_for)
                 hidden.update(known.newest.hidden)
-        return hopeless, hidden
+        return held, hidden
 
     def stays_s(self, now_s: float) -> dict[str, float | None]:
         """How long events that can be on time lately stayed at each stage, as far as that is known."""

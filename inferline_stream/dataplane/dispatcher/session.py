@@ -173,12 +173,14 @@ class Session:
         old_us = now_us - DEMAND_AFTER_SLOS * self._slot.routes.slo_s * 1e6
         first_us = self.queue.first_entered_us()
         oldest_us = now_us if first_us is None else first_us
-        hopeless, hidden = Counter[int](), Counter[int]()
+        hopeless, hidden, held = Counter[int](), Counter[int](), set[int]()
         for event in self.queue.hopeless():
             hopeless[event.partition] += 1
+            if self.partitions[event.partition].completion.watermark in event.offsets:
+                held.add(event.partition)
             oldest_us = min(oldest_us, event.entered_us)
             hidden[event.partition] += event.entered_us >= old_us
-        report.hopeless, report.hidden = dict(hopeless), dict(hidden)
+        report.hopeless, report.hidden, report.waited_for = dict(hopeless), dict(hidden), sorted(held)
         report.oldest_wait_s = max(0.0, now_us - oldest_us) / 1e6
         self._sum_stays()
         stay = self._stay

@@ -153,6 +153,7 @@ FILLED: tuple[Any, ...] = (
         queued=7,
         hopeless={0: 3},
         hidden={0: 2},
+        waited_for=[0],
         oldest_wait_s=9.0,
         stay=(0.5, 4.0, -0.25),
         background_queued=8,

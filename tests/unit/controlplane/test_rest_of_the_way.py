@@ -72,7 +72,7 @@ def test_hopeless_events_are_no_backlog_while_they_are_young_and_what_they_hold_
     history.reached(0.0, (10, 10))
     for at_s in (0.0, 100.0):
         history.committed(at_s, [Committed(2), Committed(4)])
-    seen.reports.add(report("a", hopeless={0: 5}, hidden={0: 3}, queued=6, oldest_wait_s=7.0), 100.0)
+    seen.reports.add(report("a", hopeless={0: 5}, hidden={0: 3}, waited_for=[0], queued=6, oldest_wait_s=7.0), 100.0)
 
     def observed() -> tuple[tuple[int, ...], tuple[float, ...]]:
         stage = seen.observation(100.0, {}, {}, {}).stages["a"]

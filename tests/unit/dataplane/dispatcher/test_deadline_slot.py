@@ -79,9 +79,20 @@ def test_what_is_hopeless_is_reported_by_partition_until_it_is_old_enough_to_be_
     stage.serve()
     report = stage.reported()
     assert (report.hopeless, report.hidden, report.queued) == ({0: 3}, {0: 2}, 3)
+    assert report.waited_for == [0]  # the first that is not complete is one of them
     assert report.oldest_wait_s == pytest.approx(3600.1, abs=0.01)
     stage.advance(DEMAND_AFTER_SLOS * SLO_S)
     assert (stage.reported().hopeless, stage.reported().hidden) == ({0: 3}, {0: 0})
+
+
+def test_a_partition_whose_first_event_is_in_hand_waits_for_no_hopeless_one():
+    """It may hang there: that is what a stuck partition is."""
+    stage = Stage()
+    stage.come(0.0)
+    stage.come(0.95, 0.0)
+    stage.attached()
+    assert stage.reported().hopeless == {0: 1}
+    assert stage.reported().waited_for == []
 
 
 def test_the_leader_says_what_later_stages_take_and_after_a_while_the_plan_does_again():
