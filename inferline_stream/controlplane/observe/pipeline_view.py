@@ -251,8 +251,12 @@ class PipelineView:
         )
 
     def _idle_s(self, stage: str, now_s: float) -> tuple[float, ...]:
-        """How long each partition has stood still with lag, but for one that waits for an event that is served last."""
-        held, _ = self.reports.late_by_partition(stage)
+        """How long each partition has stood still with lag, but for one that waits for an event that is served last.
+
+        That is an excuse only while others are served: a stage that hangs has all its events wait.
+        """
+        serves = self.reports.stays_s(now_s).get(stage) is not None
+        held = self.reports.late_by_partition(stage)[0] if serves else set[int]()
         return tuple(0.0 if p in held else idle_s for p, idle_s in enumerate(self.offsets[stage].idle_s(now_s)))
 
     def rests_s(self, now_s: float | None = None) -> dict[str, float]:

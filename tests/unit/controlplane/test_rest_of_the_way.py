@@ -72,13 +72,16 @@ def test_hopeless_events_are_no_backlog_while_they_are_young_and_what_they_hold_
     history.reached(0.0, (10, 10))
     for at_s in (0.0, 100.0):
         history.committed(at_s, [Committed(2), Committed(4)])
-    seen.reports.add(report("a", hopeless={0: 5}, hidden={0: 3}, waited_for=[0], queued=6, oldest_wait_s=7.0), 100.0)
+    late = {"hopeless": {0: 5}, "hidden": {0: 3}, "waited_for": [0], "queued": 6, "oldest_wait_s": 7.0}
+    seen.reports.add(report("a", stay=(1.0, 2.0, 0.0), **late), 100.0)
 
     def observed() -> tuple[tuple[int, ...], tuple[float, ...]]:
         stage = seen.observation(100.0, {}, {}, {}).stages["a"]
         return stage.partition_lags, stage.partition_idle_s
 
     assert observed() == ((8 - 3, 6), (0.0, 100.0))
+    hangs = seen.observation(100.25 + NEWS_LASTS_S, {}, {}, {}).stages["a"]
+    assert min(hangs.partition_idle_s) > 100.0  # nothing is served there any more
     shown = seen.state(100.0, 0.0, {}).stages[0]
     assert (shown.hopeless, shown.oldest_wait_s, shown.lags) == (5, 7.0, (8, 6))
     seen.reports.add(replace_report(report("a", queued=1)), 100.5)
