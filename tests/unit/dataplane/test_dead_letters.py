@@ -52,7 +52,7 @@ class Sender:
     async def send(self, outgoing: Any) -> None:
         self.outgoing |= outgoing
 
-    async def commit(self, offsets: Any, group: str) -> None:
+    async def commit(self, offsets: Any) -> None:
         pass
 
 

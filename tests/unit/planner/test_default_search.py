@@ -72,7 +72,7 @@ def test_the_default_plan_meets_the_slo_on_the_whole_trace_and_costs_no_more_tha
 
 
 def test_the_margin_is_kept_free_where_it_can_be():
-    problem = random_problem(6, slack=3.0)
+    problem = replace(random_problem(6, slack=3.0), order="entry")
     plan = _plan(problem, margin=0.2)
     assert plan.predicted_p99_s <= 0.8 * plan.slo_s < 0.9 * plan.slo_s < _plan(problem, margin=0.0).predicted_p99_s
     assert plan.cost_per_hour < _plan(problem, algorithm="inferline").cost_per_hour

@@ -40,7 +40,7 @@ def test_a_descent_from_plenty_falls_step_by_step_to_the_least_cost_there_is_and
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_repair_of_what_is_hardly_too_little_finds_the_least_cost_there_is(seed):
-    problem = _problem(seed)
+    problem = replace(_problem(seed), order="entry")
     evaluator, optimum = Evaluator(problem), least_cost(problem, most=4)
     little = [c for c in candidates(problem, most=4) if cost_of(problem, c) < optimum - COST_EPSILON][-1]
     surrogate = Surrogate(evaluator, evaluator.bounds, little)

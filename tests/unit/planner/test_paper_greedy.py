@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,7 +191,10 @@ def test_the_start_is_one_replica_batch_one_on_the_fastest_kind_in_stock():
 
 def test_stock_is_never_overdrawn():
     catalogue = prices(fast=2, middle=4)
-    plenty, problem = (random_problem(3, stages=3, slack=6.0, catalogue=kinds) for kinds in (prices(), catalogue))
+    plenty, problem = (
+        replace(random_problem(3, stages=3, slack=6.0, catalogue=kinds), order="entry")
+        for kinds in (prices(), catalogue)
+    )
     start = initialise(_search(problem))
     for wanted, held in (
         (initialise(_search(plenty)), start),

@@ -1,6 +1,7 @@
 """Predictions where they have to be exact: nothing waits below what is changed."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_above_plenty_the_late_events_of_every_change_are_predicted_exactly(stag
 
 @pytest.mark.parametrize("partitions", [0, 6])
 def test_at_the_last_stage_the_late_events_of_every_change_are_predicted_exactly_wherever_the_base_moves(partitions):
-    problem = random_problem(0, stages=2, partitions=partitions, slack=3.0)
+    problem = replace(random_problem(0, stages=2, partitions=partitions, slack=3.0), order="entry")
     evaluator, last = Evaluator(problem), (Allocation("fast", 4, 2),)
     surrogate = Surrogate(evaluator, evaluator.bounds, (last, last))
     for first in (last, (Allocation("middle", 4, 3),)):
