@@ -59,7 +59,6 @@ def check(
 
 
 def _check(pipeline: Pipeline, file: Path) -> None:
-
     from inferline_stream.profiler.topology_check import building_problems, event_problems, sample_problems
 
     declared = problems(pipeline)
@@ -103,7 +102,6 @@ def _row(name: str, value: object, source: str, meaning: str) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> object:
-
     table = Table(title="Configuration")
     for column in ("name", "value", "from", "meaning"):
         table.add_column(column, overflow="fold")

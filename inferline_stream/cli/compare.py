@@ -82,7 +82,6 @@ def compare(
 
 
 def _rows_table(comparison: Comparison) -> Table:
-
     table = Table(title="Policies, cheapest first")
     table.add_column("policy")
     table.add_column("setting")

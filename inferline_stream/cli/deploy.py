@@ -56,7 +56,6 @@ def deploy(
 
 
 def _newer_code(topology: Path, running: Running, output: Output) -> None:
-
     from inferline_stream.controlplane.leadership import leads
     from inferline_stream.controlplane.observe.recovery import recover
     from inferline_stream.controlplane.records.record_writers import write_overrides

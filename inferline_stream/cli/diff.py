@@ -63,7 +63,6 @@ def diff(
 
 
 def _read(file: Path) -> Plan:
-
     try:
         return plan_from_bytes(file.read_bytes(), str(file))
     except OSError as error:

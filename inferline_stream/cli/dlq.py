@@ -112,7 +112,6 @@ def _print_sent(done: SentAgain, *, as_json: bool) -> None:
 
 
 def _list(letters: Sequence[Letter]) -> None:
-
     table = Table(title="Dead letters", caption=f"{len(letters)} letters; `dlq show` prints them in full")
     for name in ("letter", "died", "stage", "event", "why", "sent again"):
         table.add_column(name, overflow="fold")
@@ -124,7 +123,6 @@ def _list(letters: Sequence[Letter]) -> None:
 
 
 def _show(letter: Letter, pipeline: Pipeline, prefix: str) -> None:
-
     shown = _in_full(letter, pipeline, prefix)
     headers, traceback = shown.pop("headers"), shown.pop("traceback")
     for name, value in shown.items():
@@ -187,7 +185,6 @@ def _as_json(value: Any) -> Any:
 
 
 def _time(time_ms: int | None) -> str:
-
     if time_ms is None:
         return ""
     try:

@@ -64,7 +64,6 @@ def profile(
 
 
 def _table(measured: PipelineProfile, names: list[str]) -> object:
-
     caption = f"time between two stages: {format_duration(measured.hop_overhead_s)}"
     if measured.network_s:
         caption += f", {format_duration(measured.network_s)} of it between hosts"

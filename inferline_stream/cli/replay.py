@@ -219,7 +219,6 @@ def _tuner(policy: str, inputs: ReplayInputs) -> Tuner:
 
 
 def _steps_table(outcome: Outcome) -> Table:
-
     after = Column("after", justify="right")
     table = Table(after, "what", "why", "replicas then", title=f"Policy {outcome.policy}")
     for step in outcome.steps:
@@ -231,7 +230,6 @@ def _steps_table(outcome: Outcome) -> Table:
 
 
 def _in_words(outcome: Outcome, objective: float) -> str:
-
     p99 = "never" if outcome.p99_s == float("inf") else format_duration(outcome.p99_s)
     return (
         f"{outcome.entry_s.size} events in {format_duration(outcome.duration_s)}: "

@@ -48,7 +48,6 @@ def rules(
 
 
 def _table(document: dict[str, Any]) -> object:
-
     (group,) = document["groups"]
     title = f"Alerts of {group['name'].removeprefix('inferline.')}"
     table = Table("alert", "severity", "for", "tells", title=title)

@@ -79,7 +79,6 @@ def probe(
 
 
 def _show_probes(found: dict[str, Probed]) -> None:
-
     table = Table("tried", *found, title="Ways out of a replica")
     columns = [one.attempts for one in found.values()]
     for row in zip(*columns, strict=True):

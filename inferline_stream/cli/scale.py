@@ -73,7 +73,6 @@ def scale(
 
 
 def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tuple[str, float]]:
-
     kinds, found = catalogue(pipeline.hardware), []
     for text in given:
         kind, _, number = text.partition("=")

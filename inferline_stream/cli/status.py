@@ -101,7 +101,6 @@ def envelope_table(state: PipelineState) -> Table:
 
 
 def _decision(made: DecisionRecord, now_s: float) -> Text:
-
     advised = "" if made.applied or made.action == "hold" else " (advised)"
     age = format_duration(max(0.0, now_s - made.time_s))
     return Text(f"{age:>8} ago  {made.action}{advised}  {made.reason}: {made.detail}")

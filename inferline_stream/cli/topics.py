@@ -103,7 +103,6 @@ def _print_json(wanted: list[WantedTopic], rights: list[Permission], differences
 
 
 def _table(wanted: list[WantedTopic], rights: list[Permission]) -> None:
-
     table = Table(title="Topics", caption="--print prints the commands that create them")
     for name in ("topic", "partitions", "settings", "purpose"):
         table.add_column(name, justify="right" if name == "partitions" else "left", overflow="fold")
