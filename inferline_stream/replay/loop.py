@@ -152,7 +152,8 @@ class _Loop:
             )
             for name, count in zip(shape.stages, slots_of, strict=True)
         ]
-        news = News(shape, allocations, measured, slo_s, workload.entry_s) if order == "deadline" else None
+        triages = any(each.triages for each in stations)  # not without an SLO, nor in order of entry
+        news = News(shape, allocations, measured, slo_s, workload.entry_s) if triages else None
         self._hardware = {name: tuple(a.hardware for a in held) for name, held in one_each.items()}
         self._plant = Plant(workload, stations, slots_of, news)
         self._crews: list[StageReplicas] = []

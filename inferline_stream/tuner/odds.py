@@ -207,7 +207,10 @@ class RiskPoint:
 
 
 SHARES = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+"""Of the events that may be late, by which late ones are priced in `frontier`."""
+
 RESERVES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+"""Multiples of the sample's traffic that `frontier` holds always."""
 
 
 def frontier(levels: Levels, record: TrafficRecord, lead_s: float, objective: float) -> tuple[RiskPoint, ...]:
@@ -230,6 +233,6 @@ def frontier(levels: Levels, record: TrafficRecord, lead_s: float, objective: fl
         chosen = [cheapest(priced, record, moment, lead_s).multiple for moment in record.expected.tolist()]
         found.append(point(share, None, np.searchsorted(levels.multiples, chosen)))
     for reserve in RESERVES:
-        held = np.maximum(np.searchsorted(levels.multiples, [reserve] * record.came.size), 0)
-        found.append(point(None, reserve, np.minimum(held, levels.multiples.size - 1)))
+        held = min(int(np.searchsorted(levels.multiples, reserve)), levels.multiples.size - 1)
+        found.append(point(None, reserve, np.full(record.came.size, held)))
     return tuple(found)

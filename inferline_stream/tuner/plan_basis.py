@@ -138,8 +138,8 @@ class Basis:
 
     def _levels(self, table: Staffing) -> Levels:
         """Each number of replicas in the table, and beyond it in proportion, by the most traffic that it is for."""
-        multiples = [m for m in table.multiples if all(name in table.supply for name in (s.name for s in self.stages))]
-        while multiples and multiples[-1] < MOST_TIMES:
+        multiples = list(table.multiples)
+        while multiples[-1] < MOST_TIMES:
             multiples.append(multiples[-1] * BEYOND)
         costs: list[float] = []
         carried: list[float] = []

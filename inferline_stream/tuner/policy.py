@@ -198,8 +198,8 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
     if not names:
         return state, None
     wanted = {**state.wanted, **{name: fitting[name] for name in names}}
-    detail = "; ".join(f"stage {name!r} needs {needed[name].needed:.1f}/s" for name in names)
-    detail += f", and has for {wait_s:.0f} s"
+    detail = "; ".join(f"stage {name!r} needs {needed[name].needed:.1f}/s in full batches" for name in names)
+    detail += f", and has had more for {wait_s:.0f} s"
     decision = Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail)
     return replace(state, wanted=wanted, changed_s=now_s), decision
 

@@ -50,9 +50,8 @@ def run(measured, held, trace, scaler=None, *, shape=ONE, slots=None, **more):
         trace,
         scaler or Fixed(),
         catalogue=KINDS,
-        slo_s=SLO_S,
         slots=slots or {},
-        **{"order": "entry", **more},
+        **{"order": "entry", "slo_s": SLO_S, **more},
     )
 
 
@@ -207,6 +206,13 @@ def test_a_stage_that_slows_down_serves_from_then_on_at_its_new_speed(units):
     assert found == pytest.approx(run(measured, held, trace).latency_s * ([1] * 5 + [3] * 5))
     assert watching.stages[0].busy_s == pytest.approx(found[:9].sum())
     assert watching.stages[0].nominal_s == pytest.approx(0.2 * 9)
+
+
+def test_without_an_slo_no_event_is_hopeless_and_the_order_is_that_of_entry():
+    """Four times more than one replica serves: all but the first would go last."""
+    trace, held = Trace(np.arange(0.0, 5.0, 0.05)), {"a": (Allocation("x", 1, 1),)}
+    found, entry = (run(one_stage(0.2), held, trace, order=order, slo_s=np.inf) for order in ("deadline", "entry"))
+    assert found.latency_s.tolist() == entry.latency_s.tolist()
 
 
 def test_a_start_that_is_taken_back_is_paid_for_all_the_same():
