@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 pytest_plugins = ["inferline_stream.testing.fixtures"]
 
 # The same examples on every run, and no deadline: machines are noisy, and a test that fails must fail again.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+# Constants of the modules that a process happened to import before would enter its examples.
+providers._get_local_constants = lambda: providers._local_constants
 
 # A shell has what runs in its background ignore Ctrl-C, and commands that tests start and interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -160,8 +160,9 @@ class Kafka:
         return 0, f"i1;t={self.topic.id};c=2"
 
     def recreate(self) -> None:
-        """Delete the topic and create it again; what the group has committed stays."""
+        """Delete the topic and create it again; what the group has committed stays, results of old records do not."""
         self.topic = TopicState(TOPIC_IDS[self.topic.id == TOPIC_IDS[0]], 2)
+        self.sending, self.in_transaction = [], []
         for kept in (self.log, self.key_of, self.out, self.acknowledged, self.letters, self.halted):
             kept.clear()
 
