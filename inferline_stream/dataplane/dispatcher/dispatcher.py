@@ -10,12 +10,13 @@ import math
 import random
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from inferline_stream.dataplane.dispatcher import slot_events as on
+from inferline_stream.dataplane.dispatcher.class_readers import ClassReaders
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter, boot_clock_s
 from inferline_stream.dataplane.dispatcher.pace import Pace
@@ -47,7 +48,7 @@ from inferline_stream.kafka.records import Fenced, Record, RecordsGone
 from inferline_stream.kafka.topic_reader import TopicReader
 from inferline_stream.kafka.writer import Writer
 from inferline_stream.observability.latency_histogram import latency_bounds_s
-from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of, numbered
+from inferline_stream.pipeline.event_classes import class_of, numbered
 from inferline_stream.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,6 @@ FETCH_WAIT_S = 0.2
 
 FULL_WAIT_S = 0.01
 """Longest fetch where some partitions have enough waiting: the others may bring nothing meanwhile."""
-
 
 BACKGROUND_WAIT_S = 0.05
 """The same where background events have enough waiting."""
@@ -96,19 +96,13 @@ class Dispatcher:
         report.node = spec.node
         self._lease = Lease(settings.lease_s)
         servers, names = spec.bootstrap_servers, routes.names
-        self._readers = tuple(
-            TopicReader(
-                servers,
-                of.input_topic,
-                of.group,
-                "" if of.background else names.assignments,
-                fetch_wait_s=settings.fetch_wait_s,
-            )
-            for of in routes.classes
+        grants, wait_s = ("" if of.background else names.assignments for of in routes.classes), settings.fetch_wait_s
+        self._readers = ClassReaders(
+            [
+                TopicReader(servers, of.input_topic, of.group, control, fetch_wait_s=wait_s)
+                for of, control in zip(routes.classes, grants, strict=True)
+            ]
         )
-        """Of each class: none waits for what another fetches."""
-        self._reader = self._readers[0]
-        """Of live events, and of grants."""
         exactly_once = spec.delivery == "exactly_once"
         transactional_id = names.transactional_id(f"{routes.stage}-{spec.slot}") if exactly_once else None
         packed = (names.completed, *map(names.dead_letters, topics))
@@ -139,8 +133,8 @@ class Dispatcher:
             on.SendFrame: lambda action: self._connections[action.replica].send(action.frame),
             on.Disconnect: self._disconnect,
             Replace: self._supervisor.say,
-            on.Hold: self._hold,
-            on.Release: self._release,
+            on.Hold: lambda action: self._readers.hold(action.positions),
+            on.Release: lambda action: self._readers.release(action.partitions),
             on.Report: lambda _: self._reporter.touch(),
             on.WakeAt: self._set_timer,
             on.Produce: lambda action: self._request(self._produce(action)),
@@ -172,7 +166,7 @@ class Dispatcher:
             written = {topic for of in self._routes.classes for topic in of.topics_written}
             rules, *_ = await asyncio.gather(
                 record_rules(self._spec.bootstrap_servers, written, timeout_s),
-                *(reader.start(timeout_s) for reader in self._readers),
+                self._readers.start(timeout_s),
                 *(() if self._sender.transactional else (self._sender.start(timeout_s),)),
             )
             self._sender.limits = rules.limits
@@ -180,7 +174,7 @@ class Dispatcher:
             self._connected()
             self._supervisor.listen()
             await self._reporter.now("standby")
-            fetching = map(self._fetch, range(len(self._readers)))
+            fetching = map(self._fetch, range(len(self._routes.classes)))
             await until_first(*fetching, self._serve(), self._look_at_topics(), beside=reporting)
         except Fenced as error:
             return await self._failed(EXIT_FENCED, str(error))
@@ -196,8 +190,8 @@ class Dispatcher:
             reporting.cancel()
             self._supervisor.close()
             self._close()
-            for stopping in (*(reader.stop for reader in self._readers), self._sender.stop, self._reports.stop):
-                await stopping()
+            for client in (self._readers, self._sender, self._reports):
+                await client.stop()
             if self._spans is not None:
                 self._spans.close()
 
@@ -258,21 +252,6 @@ class Dispatcher:
         else:
             self._session_over.set_exception(error)
 
-    def _by_class(self, numbers: Iterable[int]) -> Iterator[tuple[TopicReader, int, list[int]]]:
-        """Yield each class's reader, the number of its first partition, and those of the numbers that are its own."""
-        every = list(numbers)
-        for class_number, reader in enumerate(self._readers):
-            if own := [number for number in every if class_of(number) == class_number]:
-                yield reader, class_number * CLASS_STRIDE, own
-
-    def _hold(self, action: on.Hold) -> None:
-        for reader, first, own in self._by_class(action.positions):
-            reader.hold({number - first: action.positions[number] for number in own})
-
-    def _release(self, action: on.Release) -> None:
-        for reader, first, own in self._by_class(action.partitions):
-            reader.release([number - first for number in own])
-
     async def _produce(self, action: on.Produce) -> on.SlotEvent:
         if self._sender.transactional:
             await self._sender.begin()
@@ -281,28 +260,19 @@ class Dispatcher:
         return on.Produced()
 
     async def _commit(self, action: on.Commit) -> on.SlotEvent:
-        entries = [
-            (reader, {number - first: action.entries[number] for number in own})
-            for reader, first, own in self._by_class(action.entries)
-        ]
         if self._sender.transactional:
-            await self._sender.commit({reader.group: reader.offsets_for_transaction(own) for reader, own in entries})
+            by_class = self._readers.by_class(action.entries)
+            await self._sender.commit({reader.group: reader.offsets_for_transaction(own) for reader, own in by_class})
         else:
-            for reader, own in entries:  # one by one: none goes on where another one has failed and ended the session
-                await reader.commit(own)
+            await self._readers.commit(action.entries)
         return on.OffsetsCommitted()
 
     async def _look_up(self, action: on.LookUp) -> on.SlotEvent:
-        found: dict[int, tuple[int, str]] = {}
-        for reader, first, own in self._by_class(action.partitions):
-            committed = await reader.committed([number - first for number in own])
-            found |= {first + number: entry for number, entry in committed.items()}
-        return on.FoundCommitted(found)
+        return on.FoundCommitted(await self._readers.committed(action.partitions))
 
     async def _look_again(self, action: on.LookAgain) -> on.SlotEvent:
-        reader, first, _ = next(self._by_class([action.partition]))
         try:
-            return on.ReadAgain(action.partition, await reader.read_again(action.partition - first, action.offsets))
+            return on.ReadAgain(action.partition, await self._readers.read_again(action.partition, action.offsets))
         except RecordsGone as error:
             return on.ReadAgain(action.partition, {}, str(error))
 
@@ -352,20 +322,18 @@ class Dispatcher:
 
     async def _fetch(self, class_number: int) -> None:
         """Fetch a class for ever: the records of whatever session there is, and with the live one grants."""
-        pace, slot, reader, first = Pace(), self._slot, self._readers[class_number], class_number * CLASS_STRIDE
+        pace, slot = Pace(), self._slot
         assert slot is not None
         full_wait_s = BACKGROUND_WAIT_S if class_number else FULL_WAIT_S
         while True:
-            full = [number - first for number in slot.full() if class_of(number) == class_number]
-            fetched = await reader.fetch(full, full_wait_s if full else FETCH_WAIT_S)
+            full = [number for number in slot.full() if class_of(number) == class_number]
+            fetched = await self._readers.fetch(class_number, full, full_wait_s if full else FETCH_WAIT_S)
             for record in fetched.control:
                 self._follow(record.key, record.value)
-            marked = {first + number: self._marked(first + number, each) for number, each in fetched.records.items()}
-            positions = {first + number: at for number, at in fetched.positions.items()}
-            lost = {first + number: why for number, why in fetched.lost.items()}
-            self._feed(on.RecordsRead(marked, positions, lost, time.time()))
+            marked = {number: self._marked(number, records) for number, records in fetched.records.items()}
+            self._feed(on.RecordsRead(marked, fetched.positions, fetched.lost, time.time()))
             self._batch_watch.done(class_number)
-            if self._grant is None and self._reader.caught_up():
+            if self._grant is None and self._readers.live.caught_up():
                 self._grant_changed.set()
             if fetched.records:
                 count = sum(map(len, fetched.records.values()))
@@ -408,7 +376,7 @@ class Dispatcher:
             and grant is not None
             and grant.dispatcher == self._spec.dispatcher
             and grant.begins
-            and self._reader.caught_up()
+            and self._readers.live.caught_up()
         )
 
     def _holds(self, slots: int) -> bool:
@@ -417,7 +385,7 @@ class Dispatcher:
 
     def _is_superseded(self) -> bool:
         grant = self._grant
-        return self._reader.caught_up() and (grant is None or grant.dispatcher != self._spec.dispatcher)
+        return self._readers.live.caught_up() and (grant is None or grant.dispatcher != self._spec.dispatcher)
 
     # Serve
 
@@ -447,9 +415,9 @@ class Dispatcher:
             # sooner, since it fences the dispatcher that serves.
             groups = [of.group for of in self._routes.classes]
             await self._sender.start_again(self._settings.connect_timeout_s, self._partitions, groups)
-        self._partitions_read = [reader.topic.partitions for reader in self._readers]
+        self._partitions_read = [reader.topic.partitions for reader in self._readers.readers]
         owned, *backgrounds = await asyncio.gather(
-            *(self._owned_of(class_number, grant.slots) for class_number in range(len(self._readers)))
+            *(self._owned(class_number, grant.slots, had) for class_number, had in enumerate(self._partitions_read))
         )
         if not (self._holds(grant.slots) and self._lease.valid()):
             # Lost on the way. Reports said "standby" until now, so the successor may serve already.
@@ -485,23 +453,15 @@ class Dispatcher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _owned_of(self, class_number: int, slots: int) -> on.Owned:
-        """Return what the slot owns of a class as a session begins."""
-        reader = self._readers[class_number]
-        numbers = partitions_of(self._spec.slot, slots, self._partitions_read[class_number])
-        return await self._owned(class_number, numbers, await reader.committed(numbers))
-
-    async def _owned(
-        self, class_number: int, partitions: Sequence[int], committed: Mapping[int, tuple[int, str]], before: int = 0
-    ) -> on.Owned:
+    async def _owned(self, class_number: int, slots: int, partitions: int, before: int = 0) -> on.Owned:
+        """Return what the slot owns of a class whose topic has so many partitions, and had ``before``."""
         assert self._slot is not None
-        reader, first = self._readers[class_number], class_number * CLASS_STRIDE
-        numbers = numbered(class_number, partitions)
-        entries = {first + number: entry for number, entry in committed.items()}
-        needed = self._slot.beginnings_needed(numbers, entries, before)
-        begins = await reader.beginnings([number - first for number in needed]) if needed else {}
-        beginnings = {first + number: offset for number, offset in begins.items()}
-        return on.Owned(numbers, entries, beginnings, reader.topic, partitions_before=before)
+        every = partitions_of(self._spec.slot, slots, partitions)
+        numbers = numbered(class_number, [number for number in every if number >= before])
+        committed = await self._readers.committed(numbers)
+        begins = await self._readers.beginnings(self._slot.beginnings_needed(numbers, committed, before))
+        topic = self._readers.readers[class_number].topic
+        return on.Owned(numbers, committed, begins, topic, partitions_before=before)
 
     async def _watch(self, slots: int) -> bool:
         """Wait until the slot is another's (True) or the lease has expired (False)."""
@@ -531,15 +491,15 @@ class Dispatcher:
             if self._leaving:
                 return
             await asyncio.sleep(0.05)
-        await self._reader.look_for_grants()
-        while not self._reader.caught_up():  # noqa: ASYNC110  the fetching task brings it about
+        await self._readers.live.look_for_grants()
+        while not self._readers.live.caught_up():  # noqa: ASYNC110  the fetching task brings it about
             await asyncio.sleep(0.01)
 
     async def _look_at_topics(self) -> None:
         """Find out that a topic was deleted, or created again, or has more partitions."""
         while True:
             await asyncio.sleep(self._settings.topic_check_s)
-            for class_number, reader in enumerate(self._readers):
+            for class_number, reader in enumerate(self._readers.readers):
                 why, _ = await reader.look_at_topic()
                 if why:
                     self._feed(on.TopicGone(why, class_number))
@@ -552,9 +512,7 @@ class Dispatcher:
         if session.done() or self._grant is None or self._partitions_read[class_number] >= now:
             return
         before = self._partitions_read[class_number]
-        every = partitions_of(self._spec.slot, self._grant.slots, now)
-        numbers = [number for number in every if number >= before]
-        owned = await self._owned(class_number, numbers, await reader.committed(numbers), before)
+        owned = await self._owned(class_number, self._grant.slots, now, before)
         if session is self._session_over:
             self._partitions_read[class_number] = now
             self._feed(owned)

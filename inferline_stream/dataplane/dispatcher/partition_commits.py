@@ -7,12 +7,9 @@ from collections import deque
 from inferline_stream.dataplane.dispatcher.completion import CLEAR_BYTES, CROWDED_BYTES, Completion
 from inferline_stream.dataplane.dispatcher.event import Ending
 from inferline_stream.dataplane.dispatcher.join import Gathered, Join
-from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, encode_metadata
+from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, Entry, encode_metadata
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState
 from inferline_stream.pipeline.event_classes import class_of
-
-Entry = tuple[int, str]
-"""Offset and metadata of a commit."""
 
 _PART_BYTES = 8
 """Most that one more complete offset adds to a commit's metadata: two numbers of three bytes each."""

@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from inferline_stream.dataplane.dispatcher.event import Event, Outcome, Requeued
 from inferline_stream.dataplane.dispatcher.pace import Pace
-from inferline_stream.dataplane.dispatcher.partition_commits import Entry, Partition
+from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import count_latency
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import Commit, LeaseLost, LookUp, Produce
 from inferline_stream.dataplane.frames import Done
+from inferline_stream.kafka.offset_metadata import Entry
 from inferline_stream.observability.latency_histogram import latency_bounds_s
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 

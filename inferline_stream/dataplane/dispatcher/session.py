@@ -17,7 +17,7 @@ from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.join_bounds import HURRY_BYTES, QUEUE_BYTES, JoinBounds
-from inferline_stream.dataplane.dispatcher.partition_commits import Entry, Partition
+from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.poison_suspects import Suspects
 from inferline_stream.dataplane.dispatcher.queue import StageQueue, Taken
 from inferline_stream.dataplane.dispatcher.result_delivery import ResultDelivery
@@ -25,7 +25,7 @@ from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import Hold, Owned, ReadAgain, RecordsRead, Release
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.slot_grants import Grant
-from inferline_stream.kafka.offset_metadata import decode_metadata, known_partitions
+from inferline_stream.kafka.offset_metadata import Entry, decode_metadata, known_partitions
 from inferline_stream.kafka.topic_state import recreated
 from inferline_stream.pipeline.deadline_order import DEMAND_AFTER_SLOS, Stay
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of

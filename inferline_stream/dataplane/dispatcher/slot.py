@@ -17,13 +17,13 @@ from typing import Any
 
 from inferline_stream.dataplane.dispatcher import slot_events as events
 from inferline_stream.dataplane.dispatcher.batch_exchange import BatchExchange
-from inferline_stream.dataplane.dispatcher.partition_commits import Entry
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.session import Session, added
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat
 from inferline_stream.dataplane.supervisor_messages import Attach, ReplicaLost, Retire
+from inferline_stream.kafka.offset_metadata import Entry
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from inferline_stream.dataplane.dispatcher.partition_commits import Entry
 from inferline_stream.dataplane.frames import ToDispatcher, ToReplica
 from inferline_stream.dataplane.slot_grants import Grant, LeaderHeartbeat
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
+from inferline_stream.kafka.offset_metadata import Entry
 from inferline_stream.kafka.records import Outgoing, Record
 from inferline_stream.kafka.topic_state import TopicState
 
