@@ -67,6 +67,8 @@ class WatchedSlot(PlayedSlot):
         self.acknowledges = False
         self.since_late_turn = self.without_late = 0
         """Batches since one of hopeless events went first, and in a row without a late event while one waited."""
+        self.waited: set[Any] = set()
+        """Events that waited before this step: others may have come after some of its batches."""
 
     def perform(self, actions: Iterable[on.Action]) -> None:
         actions = list(actions)
@@ -110,9 +112,10 @@ class WatchedSlot(PlayedSlot):
                 assert self.since_late_turn >= HOPELESS_EVERY - 1, "late events go before others"
                 self.since_late_turn = -1
             self.since_late_turn += 1
-            late_waits = any(self.now_s - event.entered_us / 1e6 > SLO_S for event in left)
+            late_waits = any(self.now_s - event.entered_us / 1e6 > SLO_S for event in left & self.waited)
             self.without_late = self.without_late + 1 if late_waits and not any(late) else 0
             assert self.without_late < HOPELESS_EVERY, "late events wait for ever"
+        self.waited = waiting
 
     def rooms(self) -> Iterable[Any]:
         return (self.session.queue._live, self.session.queue._aside)
