@@ -8,7 +8,7 @@ InferlineError
 ├── Infeasible             4  no plan meets the SLO; carries the smallest that would be met
 ├── Unreachable            5  Kafka, a metrics source or, to the profiler, a model server does not answer
 │   └── Unsettled             a transaction could not be ended (kafka.writer)
-├── GateFailed             6  the run ended, its SLO gate did not hold
+├── GateFailed             6  a gate did not hold: a run's SLO, or a plan's budget
 ├── StageFailed            1  a stage raised or broke its contract on a batch
 │   └── ReplicaFailed         on the profiler's bench (profiler.replica_failures)
 ├── ServerUnavailable      1  what a stage asks takes no batch now; raised by stages, too
@@ -72,7 +72,7 @@ class Unreachable(InferlineError):
 
 
 class GateFailed(InferlineError):
-    """A run ended and its SLO gate did not hold."""
+    """A run ended and its SLO gate did not hold, or a plan is dearer than its budget."""
 
     exit_code = 6
 

@@ -7,15 +7,12 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
 from inferline_stream.cli.options import Output, pipeline_of
 from inferline_stream.cli.output import console, print_json
-from inferline_stream.errors import InvalidFile, UsageError
+from inferline_stream.cli.plan_changes import Budget, Markdown, PlanChanges, check_budget, plan_in
+from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.plan import Plan, in_words
-from inferline_stream.pipeline.units import format_duration
-from inferline_stream.planner.plan_document import plan_from_bytes
 
 
 def diff(
@@ -25,45 +22,19 @@ def diff(
     topology: Annotated[
         Path | None, typer.Option(help="whose hardware kinds and prices count beside the default ones")
     ] = None,
+    markdown: Markdown = False,
+    budget: Budget = None,
     output: Output = "table",
 ) -> None:
     """Compare two plans: hardware, batch limits and replicas of every stage, cost, SLO and P99."""
-    from inferline_stream.planner.plan_diff import difference
-
+    if markdown and output == "json":
+        raise UsageError("--markdown and --output json are two ways to print: leave one of them out")
     extra = () if topology is None else pipeline_of(topology, valid=False).hardware
-    first, second = _read(before), _read(after)
-    try:
-        found = difference(first, second, catalogue(extra))
-    except KeyError as error:
-        raise UsageError(f"hardware {error.args[0]!r} has no price; give --topology, whose hardware it is") from None
+    changes = PlanChanges.between(plan_in(before), plan_in(after), (before.name, after.name), catalogue(extra))
     if output == "json":
-        print_json({**msgspec.to_builtins(found), "unchanged": found.unchanged})
-        return
-    table = Table(title=f"{before.name} → {after.name}")
-    for name in ("stage", before.name, after.name):
-        table.add_column(name)
-    table.add_column("$/h", justify="right")
-    for stage in found.stages:
-        style = "dim" if stage.unchanged else "bold"
-        now = "the same" if stage.unchanged else in_words(stage.after) or "–"
-        table.add_row(
-            stage.stage, in_words(stage.before) or "–", now, f"{stage.cost_change_per_hour:+.4f}", style=style
-        )
-    table.add_section()
-    cost = f"{found.cost_change_per_hour:+.4f}"
-    table.add_row("all", f"${first.cost_per_hour:.4f}/h", f"${second.cost_per_hour:.4f}/h", cost)
-    slos, p99s = ((first.slo_s, second.slo_s), (first.predicted_p99_s, second.predicted_p99_s))
-    table.add_row("SLO", *map(format_duration, slos), "")
-    table.add_row("predicted P99", *map(format_duration, p99s), "")
-    table.add_row("events/s", f"{first.arrival_rate:.1f}", f"{second.arrival_rate:.1f}", "")
-    if (first.reserve, second.reserve) != (None, None):
-        reserves = ("by odds" if plan.reserve is None else f"{plan.reserve:g} times" for plan in (first, second))
-        table.add_row("reserve", *reserves, "")
-    console().print(table)
-
-
-def _read(file: Path) -> Plan:
-    try:
-        return plan_from_bytes(file.read_bytes(), str(file))
-    except OSError as error:
-        raise InvalidFile(f"{file}: cannot be read ({error.strerror}); give a plan written by `plan`") from None
+        print_json({**msgspec.to_builtins(changes.found), "unchanged": changes.found.unchanged})
+    elif markdown:
+        typer.echo(changes.markdown(budget), nl=False)
+    else:
+        console().print(changes.table())
+    check_budget(changes.after, budget)

@@ -35,7 +35,8 @@ app = typer.Typer(
     help="The cheapest plan that keeps a pipeline's P99 latency under its SLO, on Kafka, and replicas that follow it.",
     epilog="Every flag may also be set in the environment: INFERLINE_BOOTSTRAP_SERVERS for --bootstrap-servers.\n\n"
     "Exit codes: 0 done, 1 failed, 2 usage, 3 topology or file to correct, 4 no plan meets the SLO, "
-    "5 Kafka or a model server does not answer, 6 the SLO gate did not hold, 130 interrupted, 143 terminated.",
+    "5 Kafka or a model server does not answer, 6 the SLO gate or a budget did not hold, 130 interrupted, "
+    "143 terminated.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -21,6 +21,7 @@ from inferline_stream.cli.options import (
     duration_of,
 )
 from inferline_stream.cli.output import console
+from inferline_stream.cli.plan_changes import Budget, Markdown, PlanChanges, check_budget, plan_in
 from inferline_stream.controlplane.run_options import Prefix
 from inferline_stream.errors import UsageError
 from inferline_stream.planner.plan_document import plan_to_bytes
@@ -58,6 +59,11 @@ def plan(
         ),
     ] = False,
     save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="print what changes from this plan, which `plan --save` wrote, and nothing else")
+    ] = None,
+    markdown: Markdown = False,
+    budget: Budget = None,
     platform: Platform,
     rehearse: Annotated[
         bool,
@@ -101,6 +107,11 @@ def plan(
             f"--rehearse runs the plan on this machine, and --on {platform.on} is another: leave one of them out"
         )
     check_plot(plot)
+    if markdown and against is None:
+        raise UsageError("--markdown prints what changes; give --against with the plan to compare with")
+    if against is not None and output == "json":
+        raise UsageError("--against prints for people: leave --output json out, or give both plans to `diff`")
+    known = None if against is None else plan_in(against)
     what = declared(topology, bootstrap_servers, prefix)
     traces = _traces(trace or (), what, bootstrap_servers=bootstrap_servers, prefix=prefix, seed=search.seed)
     slo_s = what.pipeline.slo_s if slo is None else duration_of("--slo", slo)
@@ -131,13 +142,22 @@ def plan(
 
         draw_cost_curve(plot, points, pipeline.name, title=f"What an SLO costs: {pipeline.name}", chosen=found)
     doubt = not_credible(found, inputs, measured)
+    if known is not None and against is not None:
+        changes = PlanChanges.between(known, found, (against.name, "now"), inputs.kinds)
+        if markdown:
+            typer.echo(changes.markdown(budget), nl=False)
+        else:
+            console().print(changes.table())
+        if doubt:
+            typer.echo(doubt, err=True)
+        return check_budget(found, budget)
     if output == "json":
         curves = curve_document(points) if points else msgspec.UNSET
         document = plan_to_bytes(
             found, explanation=explanation_document(why, reserved, risks), curve=curves, not_credible=doubt
         )
         typer.echo(document.decode(), nl=False)
-        return
+        return check_budget(found, budget)
     people = console()
     people.print(plan_table(found, pipeline, doubt))
     show_why(people, found, why, reserved)
@@ -145,6 +165,7 @@ def plan(
         show_risk(people, risks, pipeline.objective)
     if points:
         show_curve(people, points, found)
+    check_budget(found, budget)
 
 
 def _risks(problem: Problem, found: Plan) -> tuple[RiskPoint, ...]:

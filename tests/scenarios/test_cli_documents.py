@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import pytest
 import typer.main
+import yaml
 
 import inferline_stream.cli as room
 from inferline_stream.cli.main import app
@@ -248,3 +250,83 @@ def test_every_verb_is_listed_and_a_shell_can_complete_them(folder: Path) -> Non
     assert [verb for verb in VERBS if not re.search(rf"│ {verb} ", listed)] == []
     completing = {"_INFERLINE_STREAM_COMPLETE": "complete_bash", "COMP_WORDS": "inferline-stream re", "COMP_CWORD": "1"}
     assert sorted(call(folder, **completing).stdout.split()) == [verb for verb in VERBS if verb.startswith("re")]
+
+
+PULL_REQUESTS = Path(room.__file__).parents[2] / "docs/how-to/pull-requests.md"
+
+
+@pytest.fixture(scope="module")
+def repository(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose `reviews` holds the plan in force, with one replica more; it is its own remote."""
+    at = tmp_path_factory.mktemp("repository")
+    shutil.copytree(folder / "reviews", at / "reviews")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["plan"]["allocations"]["study"][0]["replicas"] += 1
+    (at / "reviews/plan.json").write_text(json.dumps(plan))
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for step in (
+        ("init", "-qb", "main"),
+        ("add", "."),
+        (*who, "commit", "-qm", "one"),
+        ("remote", "add", "origin", "."),
+    ):
+        subprocess.run(["git", *step], cwd=at, check=True)
+    return at
+
+
+def steps_of(service: str) -> str:
+    """What the page's job runs for a pull request, as one script: without what installs and what comments."""
+    github, gitlab = (
+        yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", PULL_REQUESTS.read_text(), re.M | re.S)
+    )
+    if service == "GitLab":
+        return "\n".join(gitlab["plan"]["script"])
+    (step,) = (each for each in github["jobs"]["plan"]["steps"] if each.get("name") == "Plan")
+    assert step["shell"] == "bash"  # by which GitHub sets pipefail
+    return step["run"]
+
+
+@pytest.mark.parametrize(("service", "budget", "code"), [("GitHub", 500, 0), ("GitHub", 1, 6), ("GitLab", 1, 6)])
+def test_a_pull_request_shows_what_its_plan_costs(service, budget, code, folder: Path, repository: Path) -> None:
+    script = steps_of(service)
+    assert script.count("--budget 500") == 1
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    settings = {**os.environ, "PATH": path, "BASE": "main", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME": "main"}
+    script = script.replace("--budget 500", f"--budget {budget}")
+    ran = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", script],
+        cwd=repository,
+        env=settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == code, ran.stderr
+    changes = (repository / "changes.md").read_text()
+    planned = json.loads((folder / "plan.json").read_text())["plan"]
+    held = {stage: each[0]["replicas"] for stage, each in planned["allocations"].items()}
+    cost, total = planned["cost_per_hour"] * 730, sum(held.values())
+    price = cost / total  # of one replica
+    assert changes.startswith(f"### `reviews`: ${cost:,.2f} a month (−${price:.2f}, {-1 / (total + 1):.1%})\n")
+    kept, fewer = held["parse"], held["study"]
+    assert f"\n| parse | {kept} × emulated-cpu, batches up to 8 | the same | $0.00 |\n" in changes
+    assert re.search(
+        rf"^\| study \| {fewer + 1} × emulated-cpu, .+ \| \*\*{fewer} × emulated-cpu, .+\*\* \| −\$", changes, re.M
+    )
+    over = f"**over it by ${cost - 1:,.2f}**" if code else f"${500 - cost:,.2f} below it"
+    assert changes.endswith(f"Budget: ${budget:.2f} a month, {over}.\n")
+    assert ("which is more than --budget $1.00" in ran.stderr) == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["plan", "reviews", "--markdown"], "give --against"),
+        (["plan", "reviews", "--against", "plan.json", "--output", "json"], "leave --output json out"),
+        (["diff", "plan.json", "plan.json", "--markdown", "--output", "json"], "leave one of them out"),
+    ],
+)
+def test_two_ways_to_print_exclude_each_other(arguments, remedy, folder: Path) -> None:
+    ran = call(folder, *arguments)
+    assert ran.returncode == 2
+    assert remedy in ran.stderr
