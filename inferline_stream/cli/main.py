@@ -28,6 +28,7 @@ from inferline_stream.cli.scale import scale
 from inferline_stream.cli.status import status
 from inferline_stream.cli.top import top
 from inferline_stream.cli.topics import topics
+from inferline_stream.cli.trust import trust
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -88,6 +89,7 @@ add_commands(
         (top, "inferline-stream top reviews/topology.py --bootstrap-servers localhost:9092"),
         (explain, "inferline-stream explain reviews/topology.py --bootstrap-servers localhost:9092"),
         (report, "inferline-stream report reviews/topology.py --save report.html"),
+        (trust, "inferline-stream trust reviews/topology.py --newest 5"),
         (topics, "inferline-stream topics reviews/topology.py --print --principal User:reviews"),
         (rules, "inferline-stream rules reviews/topology.py --save rules.yml"),
         (version, "inferline-stream version"),

@@ -44,6 +44,8 @@ class LiveRun:
     replicas_most: dict[str, int] = field(default_factory=dict)
     started_s: float = field(default_factory=time.time)
     lateness_p99_s: float | None = None
+    preparation_cost: float = 0.0
+    """What replicas had cost when traffic was let in."""
 
     async def ready(self) -> None:
         """Wait until every replica of the plan is ready; those that have no place yet are not waited for.
@@ -132,6 +134,7 @@ class LiveRun:
                 self.controller.decider.awaits_feed = False
                 self.run.display.step("replaying")
             self.started_s = time.time()
+            self.preparation_cost = self.controller.view.cost
             ending: list[asyncio.Task[object]] = [asyncio.create_task(stop.wait())]
             if feed is not None:
                 ending.append(asyncio.create_task(feed.finished()))
@@ -224,6 +227,7 @@ class LiveRun:
                 self.run.kinds[a.hardware].emulated for kinds in self.run.plan.allocations.values() for a in kinds
             ),
             advisory=self.run.advisory,
+            preparation_cost=self.preparation_cost,
             lateness_p99_s=self.lateness_p99_s,
             counts_events=self.context.pipeline.source.arrivals != "timestamps",
         )

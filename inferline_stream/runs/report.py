@@ -70,6 +70,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     emulated: bool
     """Whether any replica slept instead of computing."""
     advisory: bool
+    preparation_cost: float = 0.0
+    """Of `cost`: what replicas cost before the run's duration began, while they started."""
     lateness_p99_s: float | None = None
     """How late the trace replay sent, against the trace."""
     unknown: int = 0
@@ -136,6 +138,7 @@ def run_report(
     exits: Sequence[str],
     emulated: bool,
     advisory: bool,
+    preparation_cost: float = 0.0,
     lateness_p99_s: float | None,
     counts_events: bool = True,
 ) -> RunReport:
@@ -151,6 +154,7 @@ def run_report(
         exits: replicas that ended unexpectedly.
         emulated: whether any replica slept instead of computing.
         advisory: whether decisions were only reported.
+        preparation_cost: dollars that replicas had cost when the duration began.
         lateness_p99_s: of the trace replay, if there was one.
         counts_events: whether the growth of the source topic counts events alone; see `Topic`.
     """
@@ -194,6 +198,7 @@ def run_report(
         lost_ids=lost_ids,
         emulated=emulated,
         advisory=advisory,
+        preparation_cost=round(preparation_cost, 6),
         lateness_p99_s=lateness_p99_s,
         unknown=ledger.unknown,
         backlog=ledger.backlog + ledger.earlier_backlog,

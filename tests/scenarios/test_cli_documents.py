@@ -45,7 +45,11 @@ CALLS = {
     "sandbox audit": ["sandbox", "audit", "reviews", "--stage", "rate"],
     "version": ["version"],
 }
-OF_A_FINISHED_RUN = {"explain": ["explain", "reviews"], "report": ["report", "reviews", "--save", "report.html"]}
+OF_A_FINISHED_RUN = {
+    "explain": ["explain", "reviews"],
+    "report": ["report", "reviews", "--save", "report.html"],
+    "trust": ["trust", "reviews"],
+}
 
 
 def call(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -72,11 +72,11 @@ async def test_events_that_kafka_refused_are_reported_with_the_reason(
     given: dict[str, Any] = {
         "run": SimpleNamespace(feed=feed, bootstrap_servers="kafka:9092", duration_s=None, display=display),
         "context": SimpleNamespace(source="in"),
-        "controller": SimpleNamespace(state=None, decider=SimpleNamespace()),
+        "controller": SimpleNamespace(state=None, decider=SimpleNamespace(), view=SimpleNamespace(cost=0.01)),
         "control": control,
     }
     under_way = LiveRun(offsets=cast("Any", None), since=cast("Any", None), **given)
     async with asyncio.timeout(DEADLINE_S):
         await under_way.fed(asyncio.Event())
     assert display.notes == notes
-    assert under_way.lateness_p99_s == 0.002
+    assert (under_way.lateness_p99_s, under_way.preparation_cost) == (0.002, 0.01)

@@ -1,0 +1,137 @@
+"""What a policy is tried on in simulated time: a plan with profiles and arrivals, a finished run's among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from inferline_stream.calculus.envelope import compiled_kernel
+from inferline_stream.controlplane.observe.observation_log import read_observations
+from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.plan import Allocations, Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay.loop import Conditions, replay
+from inferline_stream.replay.outcome import Outcome
+from inferline_stream.replay.scalers import Fixed, Scaler, Tuner
+from inferline_stream.runs.archive import RunRecord, read_events, read_record
+from inferline_stream.settings import from_environment
+from inferline_stream.tuner.live_observations import LiveObservations
+from inferline_stream.tuner.policy import POLICIES, initial_state
+from inferline_stream.tuner.staffing_table import staffing
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayInputs:
+    """What policies are tried on."""
+
+    name: str
+    shape: Shape
+    plan: Plan
+    measured: PipelineProfile
+    sample: Trace
+    trace: Trace
+    kinds: Catalogue
+    objective: float
+    observations: LiveObservations | None = None
+    """Of the run's own policy."""
+    held: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Replicas that the run's traffic found, by stage and hardware kind, where they were not the plan's."""
+
+    @property
+    def begun(self) -> Allocations:
+        """The plan's allocations with the replicas that traffic finds."""
+        return {
+            stage: tuple(replace(a, replicas=self.held.get(stage, {}).get(a.hardware, a.replicas)) for a in kinds)
+            for stage, kinds in self.plan.allocations.items()
+        }
+
+    def replayed(
+        self,
+        policy: str = "default",
+        *,
+        conditions: Conditions | None = None,
+        seed: int = 0,
+        progress: Callable[[float, float], None] | None = None,
+    ) -> Outcome:
+        """Run one of our policies on the arrivals, or "none", which leaves the plan as it is.
+
+        Args:
+            policy: of `POLICIES`, or "none".
+            conditions: how the world answers.
+            seed: of every draw.
+            progress: called with how much of the trace has passed: seconds of seconds.
+        """
+        scaler: Scaler = Fixed("none") if policy == "none" else self._tuner(policy)
+        return replay(
+            self.shape,
+            self.plan.allocations if policy == "none" else self.begun,
+            self.measured,
+            self.trace,
+            scaler,
+            catalogue=self.kinds,
+            slo_s=self.plan.slo_s,
+            order=self.plan.order,
+            conditions=conditions,
+            slots=self.plan.slots,
+            seed=seed,
+            observations=self.observations,
+            progress=progress,
+        )
+
+    def _tuner(self, policy: str) -> Tuner:
+        state = initial_state(
+            self.plan,
+            self.measured,
+            self.kinds,
+            objective=self.objective,
+            shortest_window_s=from_environment().shortest_window_s,
+            held=self.held,
+        )
+        later, staffed_s = None, -math.inf if self.observations is None else self.observations.staffed_s
+        if policy == "default" and not math.isnan(staffed_s):
+            prices = {name: kind.price_per_hour for name, kind in self.kinds.items()}
+            table = staffing(self.shape, self.plan, self.measured, self.sample, prices, objective=self.objective)
+            later = staffed_s, table
+        return Tuner(policy, POLICIES[policy], state, self.shape, later=later, kernel=compiled_kernel())
+
+
+def inputs_of_run(folder: Path, *, trace: Trace | None = None, plan: Plan | None = None) -> ReplayInputs:
+    """Return what a finished run was given: its plan, its profiles with the start-up times it had, its arrivals.
+
+    Args:
+        folder: of the run.
+        trace: arrivals in place of the run's. The run's observations are then of no use.
+        plan: in place of the run's first.
+
+    Raises:
+        InvalidFile: it is no record of a run.
+        UsageError: no event came.
+    """
+    record, events = read_record(folder), read_events(folder)
+    arrivals = Trace(events.arrivals_s) if trace is None else trace
+    if not len(arrivals):
+        raise UsageError(f"{folder}: no event came in this run; give --trace")
+    observations = read_observations(folder) if trace is None else None
+    return ReplayInputs(
+        record.report.pipeline,
+        record.shape,
+        plan or record.plans[0].plan,
+        record.as_it_ran,
+        Trace(events.sample_s) if events.sample_s.size else arrivals,
+        arrivals,
+        record.kinds,
+        record.objective,
+        observations,
+        {} if observations is None else _held(record, events.began_s + float(observations.asked_s[0])),
+    )
+
+
+def _held(record: RunRecord, asked_s: float) -> Mapping[str, Mapping[str, int]]:
+    """Replicas by what was decided before traffic, on what was known to come; empty where nothing was."""
+    before = [d.replicas for d in record.decisions if d.applied and d.action != "hold" and d.time_s < asked_s]
+    return before[-1] if before else {}
