@@ -64,6 +64,11 @@ def plan(
     ] = None,
     markdown: Markdown = False,
     budget: Budget = None,
+    ui: Annotated[
+        bool,
+        typer.Option("--ui", help="then serve a page to try other SLOs, traffic and prices on, until Ctrl-C"),
+    ] = False,
+    ui_port: Annotated[int, typer.Option(min=0, max=65_535, help="of the page of --ui; 0 for any free one")] = 8788,
     platform: Platform,
     rehearse: Annotated[
         bool,
@@ -111,6 +116,8 @@ def plan(
         raise UsageError("--markdown prints what changes; give --against with the plan to compare with")
     if against is not None and output == "json":
         raise UsageError("--against prints for people: leave --output json out, or give both plans to `diff`")
+    if ui and (against is not None or output == "json"):
+        raise UsageError("--ui serves a page for people: leave --against and --output json out")
     known = None if against is None else plan_in(against)
     what = declared(topology, bootstrap_servers, prefix)
     traces = _traces(trace or (), what, bootstrap_servers=bootstrap_servers, prefix=prefix, seed=search.seed)
@@ -165,6 +172,10 @@ def plan(
         show_risk(people, risks, pipeline.objective)
     if points:
         show_curve(people, points, found)
+    if ui:
+        from inferline_stream.cli.what_if import WhatIf, serve
+
+        serve(WhatIf(inputs, measured, found, ("inferline-stream", "plan", str(topology))), ui_port)
     check_budget(found, budget)
 
 

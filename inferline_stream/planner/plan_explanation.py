@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from inferline_stream.errors import Infeasible
+from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of, in_words
 from inferline_stream.planner.confidence import Interval, p99_confidence
@@ -191,3 +192,26 @@ def cost_curve(
             earlier.append(plan)
         points.append(CurvePoint(slo_s, plan))
     return tuple(points)
+
+
+def latency_shares(plan: Plan, problem: Problem) -> Mapping[str, float]:
+    """Return each stage's part of all the time that events spend in queues and in service, on the first trace.
+
+    Args:
+        plan: the plan.
+        problem: what it was made for.
+
+    Raises:
+        ValueError: see `explain`.
+    """
+    candidate = candidate_of(problem, plan)
+    if candidate is None:
+        raise ValueError(f"the plan of {plan.pipeline!r} does not fit the stages, profile and hardware given")
+    evaluator = Evaluator(problem)
+    found = evaluate(evaluator.workloads[0], evaluator.stations(candidate), latencies=False).statistics
+    spent_s = {
+        name: found[s].arrivals * (found[s].wait_s + found[s].service_time_s) if found[s].arrivals else 0.0
+        for s, name in enumerate(problem.shape.stages)
+    }
+    total_s = sum(spent_s.values()) or 1.0
+    return {name: each_s / total_s for name, each_s in spent_s.items()}

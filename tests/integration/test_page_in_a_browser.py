@@ -13,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inferline_stream.observability.metrics import serve_metrics
 from inferline_stream.observability.page.server import Command, PageControl, PageServer
+from inferline_stream.observability.page.what_if_server import WhatIfServer
 from inferline_stream.observability.pipeline_state import PipelineState
+from tests.support.one_stage import one_stage
 from tests.unit.observability.states import a_state
 
 CHROMIUM = shutil.which("chromium")
@@ -210,6 +212,25 @@ def test_text_has_the_contrast_that_wcag_asks_for(browser, scheme):
     tab.close()
     low = {n: contrast(c, colours["card"]) for n, c in colours.items() if n != "card"}
     assert {n: ratio for n, ratio in low.items() if ratio < 4.5} == {}
+
+
+def test_a_slider_moved_with_the_keyboard_changes_plan_replay_and_curve(tab):
+    with closing(WhatIfServer(one_stage().answers(), port=0)) as server:
+        tab.goto(server.url)
+        tab.wait_for_selector("#curve:not(.stale) svg")
+        assert tab.inner_text("#tile-cost .value") == "$0.100/h"
+        tab.focus("#traffic")
+        for _ in range(33):  # of 100 steps from 1/8 to 8 times: four times 40 events of 10 ms a second
+            tab.keyboard.press("ArrowRight")
+        tab.locator("#tile-cost .value", has_text="$0.200/h").wait_for()
+        tab.wait_for_selector("#curve:not(.stale) svg")
+        assert tab.inner_text("#tile-late .value") == "0.00 %"
+        assert "2 × whole" in tab.inner_text("#stages")
+        assert "# with traffic ×" in tab.inner_text("#command")
+        tab.get_by_role("button", name="As declared").press("Enter")
+        tab.locator("#tile-cost .value", has_text="$0.100/h").wait_for()
+        assert tab.evaluate("[...document.querySelectorAll('input, select')].every((each) => each.labels.length === 1)")
+    assert tab.complaints == []
 
 
 def test_a_decision_opens_to_its_reason_and_stays_open_while_updates_arrive(tab):

@@ -99,7 +99,7 @@ _FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -202,7 +202,8 @@ def _obeyed(control: PageControl, body: bytes, stages: frozenset[str]) -> tuple[
 
 
 @cache
-def _file(name: str) -> bytes:
+def page_file(name: str) -> bytes:
+    """Return a file of the page."""
     return files(__package__).joinpath(name).read_bytes()
 
 
@@ -219,7 +220,7 @@ def _handler(
     class PageHandler(LimitedHandler):
         protocol_version = "HTTP/1.1"
         other_host = "ask for this page by its own address"
-        fixed_headers = _HEADERS
+        fixed_headers = HEADERS
 
         def do_GET(self) -> None:
             if self.path == "/events":
@@ -229,7 +230,7 @@ def _handler(
                 self.answer(HTTPStatus.OK, "application/json", known)
             elif self.path in _FILES:
                 name, kind = _FILES[self.path]
-                self.answer(HTTPStatus.OK, kind, _file(name))
+                self.answer(HTTPStatus.OK, kind, page_file(name))
             else:
                 self.answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page\n")
 
@@ -257,7 +258,7 @@ def _handler(
             self.close_connection = True
             try:
                 self.send_response(HTTPStatus.OK)
-                for header, value in {**_HEADERS, "Content-Type": "text/event-stream"}.items():
+                for header, value in {**HEADERS, "Content-Type": "text/event-stream"}.items():
                     self.send_header(header, value)
                 self.end_headers()
                 self.wfile.write(b"retry: 1000\n\n")

@@ -1,0 +1,256 @@
+"""What another SLO, other traffic, other prices would come to: plans and replays for the page of `plan --ui`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shlex
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import msgspec
+import typer
+from msgspec import Meta
+
+from inferline_stream.cli.plan_steps import PlanInputs, planned
+from inferline_stream.cli.plan_text import CURVE_FACTORS
+from inferline_stream.errors import Infeasible, UsageError
+from inferline_stream.pipeline.plan import Plan, cost_per_hour, in_words
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.units import format_duration
+from inferline_stream.planner.evaluator import Stopped
+from inferline_stream.planner.plan_explanation import latency_shares
+from inferline_stream.replay.loop import Conditions
+from inferline_stream.runs.replay_inputs import ReplayInputs
+
+_Positive = Annotated[float, Meta(gt=0, le=1e6)]
+
+
+class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be other than declared; what is left out is as it is.
+
+    Args:
+        slo_s: SLO in seconds.
+        traffic: multiple of the sample's rate.
+        start_up_s: of every replica, in seconds.
+        reserve: multiple of the planned traffic for which replicas are always held.
+        order: of the queues.
+        prices: by hardware kind, dollars per hour.
+    """
+
+    slo_s: _Positive | None = None
+    traffic: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
+    start_up_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+    reserve: Annotated[float, Meta(ge=0, le=100)] | None = None
+    order: Literal["deadline", "entry"] | None = None
+    prices: dict[str, _Positive] = {}
+
+    @property
+    def plans(self) -> bytes:
+        """All that the search for a plan depends on, as a key."""
+        return msgspec.json.encode(msgspec.structs.replace(self, start_up_s=None, reserve=None), order="sorted")
+
+
+class Superseded(LookupError):
+    """A newer question has come before this one's answer was there."""
+
+
+@dataclass(slots=True)
+class WhatIf:
+    """Answers questions about one pipeline, one at a time; a newer plan that is asked for ends the work on older ones.
+
+    Args:
+        inputs: as declared.
+        measured: profiles.
+        first: the plan for them.
+        command: words of the command that made it.
+    """
+
+    inputs: PlanInputs
+    measured: PipelineProfile
+    first: Plan
+    command: tuple[str, ...]
+    _plans: dict[bytes, Plan | Infeasible] = field(default_factory=dict)
+    _replays: dict[bytes, dict[str, Any]] = field(default_factory=dict)
+    _busy: threading.Lock = field(default_factory=threading.Lock)
+    _newest: int = 0
+
+    def answers(self) -> Mapping[str, Callable[[bytes], Any]]:
+        """Return what the page asks for, by path: each takes a `Question` as JSON."""
+        read = msgspec.json.Decoder(Question).decode
+        return {
+            "/declared": lambda _: self.declared(),
+            "/plan": lambda asked: self.plan(read(asked)),
+            "/replay": lambda asked: self.replay(read(asked)),
+            "/curve": lambda asked: self.curve(read(asked)),
+        }
+
+    def declared(self) -> dict[str, Any]:
+        """Return what the page begins with: name, SLO, traffic, start-up time, kinds with prices."""
+        used = {a.hardware for held in self.first.allocations.values() for a in held}
+        names = dict.fromkeys(name for stage in self.inputs.what.pipeline.stages for name in stage.hardware)
+        return {
+            "pipeline": self.first.pipeline,
+            "slo_s": self.first.slo_s,
+            "arrival_rate": self.first.arrival_rate,
+            "objective": self.inputs.what.pipeline.objective,
+            "start_up_s": max(p.start_up_s for (_, kind), p in self.measured.profiles.items() if kind in used),
+            "order": self.first.order,
+            "reserve": self.first.reserve,
+            "prices": {name: self.inputs.kinds[name].price_per_hour for name in names},
+        }
+
+    def plan(self, question: Question) -> dict[str, Any]:
+        """Return the cheapest plan, or the sentence that says why there is none, and the command that prints it.
+
+        Raises:
+            Superseded: a newer question has come.
+        """
+        self._newest += 1
+        found = self._found(question, self._newest)
+        answer: dict[str, Any] = {"command": self._command(question)}
+        if isinstance(found, Infeasible):
+            return answer | {"infeasible": str(found)}
+        inputs, kinds = self._inputs(question), self._inputs(question).kinds
+        shares = latency_shares(found, inputs.problem(self.measured, found.slo_s))
+        return answer | {
+            "cost_per_hour": found.cost_per_hour,
+            "predicted_p99_s": found.predicted_p99_s,
+            "stages": [
+                {
+                    "stage": stage,
+                    "held": in_words(held),
+                    "replicas": sum(a.replicas for a in held),
+                    "cost_per_hour": cost_per_hour({stage: held}, kinds),
+                    "utilization": found.utilization.get(stage, 0.0),
+                    "latency_share": shares[stage],
+                }
+                for stage, held in found.allocations.items()
+            ],
+        }
+
+    def replay(self, question: Question) -> dict[str, Any]:
+        """Return what the policy makes of that plan on the sample's arrivals: cost and late events.
+
+        Raises:
+            Superseded: a newer question has come.
+        """
+        key = msgspec.json.encode(question, order="sorted")
+        if key not in self._replays:
+            number = self._newest
+            found = self._found(question, number)
+            with self._turn(number):
+                self._replays[key] = {} if isinstance(found, Infeasible) else self._replayed(question, found)
+        return self._replays[key]
+
+    def curve(self, question: Question) -> dict[str, Any]:
+        """Return what multiples of the declared SLO would cost; null where no plan meets one.
+
+        Raises:
+            Superseded: a newer question has come.
+        """
+        number, cheapest, points = self._newest, math.inf, []
+        for factor in CURVE_FACTORS:
+            slo_s = self.first.slo_s * factor
+            found = self._found(msgspec.structs.replace(question, slo_s=slo_s), number)
+            if not isinstance(found, Infeasible):  # a plan for a tighter SLO is one for every looser SLO, too
+                cheapest = min(cheapest, found.cost_per_hour)
+            points.append({"slo_s": slo_s, "cost_per_hour": cheapest if math.isfinite(cheapest) else None})
+        return {"points": points}
+
+    def leave(self) -> None:
+        """End the work on every question."""
+        self._newest += 1
+
+    def _found(self, question: Question, number: int) -> Plan | Infeasible:
+        key = question.plans
+        if key not in self._plans:
+            with self._turn(number):
+                if key not in self._plans:
+                    self._plans[key] = self._planned(question, number)
+        return self._plans[key]
+
+    @contextlib.contextmanager
+    def _turn(self, number: int) -> Iterator[None]:
+        """Work, once nobody else does; what was stopped meanwhile is no answer."""
+        with self._busy:
+            self._check(number)
+            yield
+
+    def _check(self, number: int) -> None:
+        if number != self._newest:
+            raise Superseded
+
+    def _planned(self, question: Question, number: int) -> Plan | Infeasible:
+        inputs = replace(self._inputs(question), stop=lambda: number != self._newest)
+        try:
+            found: Plan | Infeasible = planned(inputs, self.measured)
+        except Infeasible as error:
+            found = error
+        except Stopped:
+            raise Superseded from None
+        self._check(number)  # else it is the best so far
+        return found
+
+    def _replayed(self, question: Question, plan: Plan) -> dict[str, Any]:
+        inputs = self._inputs(question)
+        outcome = ReplayInputs(
+            plan.pipeline,
+            shape_of(inputs.what.pipeline),
+            replace(plan, reserve=question.reserve),
+            self.measured,
+            inputs.all_traces[0],
+            inputs.all_traces[0],
+            inputs.kinds,
+            inputs.what.pipeline.objective,
+        ).replayed(conditions=Conditions(start_up_s=question.start_up_s), seed=inputs.search.seed)
+        return {"cost_per_hour": outcome.cost_per_hour, "miss_rate": outcome.miss_rate, "changes": outcome.changes}
+
+    def _inputs(self, question: Question) -> PlanInputs:
+        """What is declared, with what the question says."""
+        kinds, pipeline = self.inputs.kinds, copy(self.inputs.what.pipeline)
+        unknown = sorted(question.prices.keys() - kinds.keys())
+        if unknown:
+            raise UsageError(f"no hardware {unknown[0]!r}; there are {', '.join(sorted(kinds))}")
+        pipeline.order = question.order or pipeline.order
+        priced = (replace(kinds[name], price_per_hour=price) for name, price in question.prices.items())
+        pipeline.hardware = (*pipeline.hardware, *priced)
+        return replace(
+            self.inputs,
+            what=replace(self.inputs.what, pipeline=pipeline),
+            slo_s=question.slo_s or self.first.slo_s,
+            traces=tuple(trace.sped_up(question.traffic) for trace in self.inputs.all_traces),
+        )
+
+    def _command(self, question: Question) -> str:
+        """The command that prints the plan, as far as options say what the question does."""
+        words = [*self.command, "--slo", format_duration(question.slo_s or self.first.slo_s)]
+        if question.reserve is not None:
+            words += ["--reserve", f"{question.reserve:g}"]
+        others = [f"traffic × {question.traffic:g}"] if question.traffic != 1 else []
+        others += [f"{name} at ${price:g}/h" for name, price in sorted(question.prices.items())]
+        others += [f'order="{question.order}"'] if question.order not in (None, self.first.order) else []
+        return shlex.join(words) + (f"  # with {', '.join(others)} declared" if others else "")
+
+
+def serve(what_if: WhatIf, port: int) -> None:
+    """Serve the page until Ctrl-C, and say where.
+
+    Raises:
+        UsageError: the port is taken or may not be used.
+    """
+    from inferline_stream.observability.page.what_if_server import WhatIfServer
+
+    server = WhatIfServer(what_if.answers(), port)
+    try:
+        typer.echo(f"what if: {server.url} (Ctrl-C ends it)", err=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        what_if.leave()
+        server.close()

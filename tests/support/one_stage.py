@@ -1,0 +1,30 @@
+"""A pipeline whose plans are known by formula: one stage of 10 ms an event, no batches, events at equal distances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from inferline_stream import Pipeline, Stage, Topic
+from inferline_stream.cli.options import Platform
+from inferline_stream.cli.plan_steps import Declared, PlanInputs, planned
+from inferline_stream.cli.what_if import WhatIf
+from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
+from inferline_stream.pipeline.shape import independent_paths, shape_of
+from inferline_stream.pipeline.trace import Trace
+
+RATE, SERVICE_S, PRICE, SLO_S = 40.0, 0.01, 0.1, 0.1
+
+
+def one_stage() -> WhatIf:
+    """The pipeline, on hardware of $0.1 an hour."""
+    stage = Stage("a", lambda values: values, hardware=["whole"], max_batch_size=1)
+    kinds = [Hardware("whole", PRICE, cores=1.0)]
+    pipeline = Pipeline("p", slo="100ms", source=Topic("in"), sink=Topic("out"), stages=[stage], hardware=kinds)
+    profile = Profile("a", "whole", (ServiceTime(1, SERVICE_S),), 2.0)
+    measured = PipelineProfile({("a", "whole"): profile}, independent_paths(shape_of(pipeline), {}))
+    what = Declared(pipeline, Path("topology.py"), [], Trace(np.arange(0.0, 60.0, 1 / RATE)))
+    inputs = PlanInputs(what=what, platform=Platform(oversubscribe=True))
+    return WhatIf(inputs, measured, planned(inputs, measured), ("inferline-stream", "plan", "my folder"))

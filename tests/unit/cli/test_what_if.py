@@ -1,0 +1,138 @@
+"""What other SLOs, traffic and prices come to, on one stage whose plans are known by formula."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from inferline_stream.cli.what_if import Question, Superseded, WhatIf
+from inferline_stream.errors import UsageError
+from inferline_stream.observability.page.what_if_server import WhatIfServer
+from tests.support.one_stage import PRICE, RATE, SERVICE_S, SLO_S, one_stage
+
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def what_if() -> WhatIf:
+    return one_stage()
+
+
+@pytest.mark.parametrize(
+    ("question", "replicas", "price"),
+    [
+        (Question(), 1, PRICE),
+        (Question(traffic=3.75), 2, PRICE),  # 150 events of 10 ms a second
+        (Question(traffic=6.25, prices={"whole": 0.4}), 3, 0.4),
+        (Question(slo_s=0.011), 1, PRICE),
+    ],
+)
+def test_a_plan_has_the_replicas_that_the_traffic_needs(question, replicas, price, what_if) -> None:
+    found = what_if.plan(question)
+    assert found["cost_per_hour"] == pytest.approx(replicas * price)
+    (stage,) = found["stages"]
+    assert (stage["stage"], stage["replicas"], stage["latency_share"]) == ("a", replicas, 1.0)
+    assert stage["utilization"] == pytest.approx(RATE * question.traffic * SERVICE_S / replicas, rel=0.01)
+    assert found["predicted_p99_s"] <= (question.slo_s or SLO_S)
+
+
+def test_a_plan_that_cannot_be_is_answered_in_words(what_if) -> None:
+    found = what_if.plan(Question(slo_s=0.009))
+    assert "cost_per_hour" not in found
+    assert "an event needs 0.01 s when nothing waits" in found["infeasible"]
+    assert what_if.replay(Question(slo_s=0.009)) == {}
+
+
+def test_a_replay_scales_that_plan_with_what_is_held_always(what_if) -> None:
+    steady = what_if.replay(Question())
+    assert (steady["miss_rate"], steady["cost_per_hour"]) == (0.0, pytest.approx(PRICE))
+    held = what_if.replay(Question(reserve=3.75, start_up_s=0.0))
+    assert held["cost_per_hour"] > 1.9 * PRICE  # 150 events of 10 ms a second keep more than one busy
+
+
+def test_the_curve_never_rises(what_if) -> None:
+    points = what_if.curve(Question(traffic=3.75))["points"]
+    assert [point["slo_s"] / SLO_S for point in points] == pytest.approx(
+        [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 3, 4]
+    )
+    assert all(point["cost_per_hour"] == pytest.approx(2 * PRICE) for point in points)
+
+
+def test_the_command_prints_the_same_plan_or_says_what_to_declare(what_if) -> None:
+    plain = what_if.plan(Question(slo_s=0.2, reserve=2))["command"]
+    assert plain == "inferline-stream plan 'my folder' --slo 200ms --reserve 2"
+    declared = what_if.plan(Question(traffic=2, prices={"whole": 0.2}, order="entry"))["command"]
+    assert declared.endswith('--slo 100ms  # with traffic × 2, whole at $0.2/h, order="entry" declared')
+
+
+def test_a_newer_question_ends_the_wait_of_older_ones(what_if) -> None:
+    began = what_if._newest
+
+    def told(questions: int) -> None:
+        deadline_s = time.monotonic() + DEADLINE_S
+        while what_if._newest < began + questions:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.001)
+
+    with ThreadPoolExecutor(2) as pool:
+        with what_if._busy:  # by somebody else's search
+            older = pool.submit(what_if.plan, Question(traffic=1.1))
+            told(1)
+            newer = pool.submit(what_if.plan, Question(traffic=1.2))
+            told(2)
+        assert newer.result(DEADLINE_S)["cost_per_hour"] == pytest.approx(PRICE)
+        with pytest.raises(Superseded):
+            older.result(DEADLINE_S)
+
+
+def test_hardware_that_nobody_knows_is_named(what_if) -> None:
+    with pytest.raises(UsageError, match=r"no hardware 'tpu'; there are .*whole"):
+        what_if.plan(Question(prices={"tpu": 1.0}))
+
+
+@pytest.fixture
+def served(what_if: WhatIf) -> Iterator[str]:
+    with closing(WhatIfServer(what_if.answers(), port=0)) as server:
+        yield server.url
+
+
+def asked(url: str, path: str, question: Any) -> tuple[int, bytes]:
+    query = urllib.parse.urlencode({"question": question if isinstance(question, str) else json.dumps(question)})
+    try:
+        with urllib.request.urlopen(f"{url}{path}?{query}", timeout=DEADLINE_S) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_the_page_asks_over_http(served: str) -> None:
+    status, body = asked(served, "plan", {"traffic": 3.75})
+    assert (status, json.loads(body)["cost_per_hour"]) == (200, pytest.approx(2 * PRICE))
+    status, body = asked(served, "declared", {})
+    assert json.loads(body)["prices"] == {"whole": PRICE}
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ({"slo_s": -1}, b"slo_s"),
+        ({"slo": 1}, b"unknown field"),
+        ("{", b"truncated"),
+        ({"traffic": 1e9}, b"traffic"),
+        ({"prices": {"tpu": 1}}, b"no hardware 'tpu'"),
+    ],
+)
+def test_what_is_no_question_is_refused_in_words(served: str, question: Any, words: bytes) -> None:
+    status, body = asked(served, "plan", question)
+    assert status == 400
+    assert words in body
+    assert asked(served, "nothing", {})[0] == 404
