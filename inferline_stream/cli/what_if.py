@@ -31,7 +31,7 @@ _Positive = Annotated[float, Meta(gt=0, le=1e6)]
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is to be other than declared; what is left out is as it is.
+    """What is other than declared; what is left out is as it is.
 
     Args:
         slo_s: SLO in seconds.

@@ -77,7 +77,7 @@ def test_the_command_prints_the_same_plan_or_says_what_to_declare(what_if) -> No
 def test_a_newer_question_ends_the_wait_of_older_ones(what_if) -> None:
     began = what_if._newest
 
-    def told(questions: int) -> None:
+    def asked_so_far(questions: int) -> None:
         deadline_s = time.monotonic() + DEADLINE_S
         while what_if._newest < began + questions:
             assert time.monotonic() < deadline_s
@@ -86,9 +86,9 @@ def test_a_newer_question_ends_the_wait_of_older_ones(what_if) -> None:
     with ThreadPoolExecutor(2) as pool:
         with what_if._busy:  # by somebody else's search
             older = pool.submit(what_if.plan, Question(traffic=1.1))
-            told(1)
+            asked_so_far(1)
             newer = pool.submit(what_if.plan, Question(traffic=1.2))
-            told(2)
+            asked_so_far(2)
         assert newer.result(DEADLINE_S)["cost_per_hour"] == pytest.approx(PRICE)
         with pytest.raises(Superseded):
             older.result(DEADLINE_S)
