@@ -99,7 +99,8 @@ def devices_for(
 ) -> tuple[str, ...] | None:
     """UUIDs of the devices to run on, none for kinds without a GPU; None where there is no room.
 
-    A kind with a share of a GPU is put on the fullest device that still has room: whole ones stay whole.
+    A kind with a share of a GPU is put on the fullest device that still has room: whole ones stay whole. Beside it are
+    replicas with the same share alone: a device gives all that use it as much of its time.
 
     Args:
         hardware: the kind.
@@ -109,10 +110,12 @@ def devices_for(
     if not hardware.gpus:
         return ()
     load = {device.uuid: device.occupied for device in machine}
+    others = set[str]()
     for kind, given in taken:
         for uuid in given:
             load[uuid] = load.get(uuid, 0.0) + _share(kind)
-    fitting = [device.uuid for device in machine if carries(device, hardware)]
+            others |= {uuid} if kind.parts != hardware.parts else set()
+    fitting = [device.uuid for device in machine if carries(device, hardware) and device.uuid not in others]
     free = [uuid for uuid in fitting if load[uuid] + _share(hardware) <= 1 + 1e-9]
     needed = 1 if hardware.slice else math.ceil(hardware.gpus)
     chosen = sorted(free, key=lambda uuid: -load[uuid])[:needed]  # stable: by the machine's own order among equals

@@ -7,6 +7,7 @@ the manner of AutoScale (Gandhi et al., TOCS 2012): up as soon as the rate asks 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from inferline_stream.baselines.rule_inputs import PipelineSeen
 from inferline_stream.calculus.envelope import trace_envelope
-from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.hardware import Catalogue, dollars_per_hour
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
@@ -109,7 +110,7 @@ def peak_cost_per_hour(
     except ValueError:
         return None
     units = units_for(peak_rate(sample, plan.slo_s), one.throughput)
-    return units * sum(catalogue[kind].price_per_hour for kind in hardware.values())
+    return dollars_per_hour({kind: units * n for kind, n in Counter(hardware.values()).items()}, catalogue)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from inferline_stream.actuators.kubernetes.gpu_nodes import shares as check_shares
 from inferline_stream.actuators.kubernetes.installation import (
     Installation,
     file_name,
@@ -84,9 +83,6 @@ def _rendered(
     pipeline, pods, stock = what.pipeline, wanted.pods, wanted.stock or ()
     account = wanted.service_account or dns_label(f"{pipeline.name}-pod")
     shared = with_stock(pipeline, stock)
-    for stage in pipeline.stages:
-        for name in stage.hardware:
-            check_shares(catalogue(pipeline.hardware)[name])
     held = {name: kind.stock for name, kind in catalogue(shared.hardware).items() if kind.stock is not None}
     named = {share.partition("=")[0] for share in stock}
     ports = dispatcher_confinement(running.bootstrap_servers).ports

@@ -27,7 +27,7 @@ from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, simulation_bytes
 from inferline_stream.pipeline.units import format_duration
-from inferline_stream.planner.problem import Problem, replica_cores
+from inferline_stream.planner.problem import COST_EPSILON, Problem, replica_cores
 from inferline_stream.profiler.benches import MakeActuator
 from inferline_stream.profiler.machine import this_machine
 from inferline_stream.profiler.overheads import keep_overheads, measure_overheads, needs_overheads, overheads_file
@@ -416,6 +416,11 @@ def plan_table(plan: Plan, pipeline: Pipeline, warning: str = "") -> Table:
     )
     for stage, bound in plan.key_bound.items():
         table.caption += f"\n{stage}: {bound}"
+    shared = sum(
+        a.replicas * kinds[a.hardware].price_per_hour for options in plan.allocations.values() for a in options
+    )
+    if plan.cost_per_hour > shared + COST_EPSILON:
+        table.caption += f"\n${plan.cost_per_hour - shared:.4f} of it is for places on shared devices that nobody has"
     if any(kinds[a.hardware].emulated for allocations in plan.allocations.values() for a in allocations):
         table.caption += "\nemulated hardware sleeps its declared service times and computes nothing"
     if warning:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState, StoredPlan
+from inferline_stream.pipeline.hardware import dollars_per_hour
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, independent_paths
@@ -132,12 +134,13 @@ class Observer:
     def _state_at(self, now_s: float) -> PipelineState:
         view = self.view
         state = view.state(now_s, time.time(), self.wanted)
-        prices = {name: kind.price_per_hour for name, kind in view.catalogue.items()}
-        held = sum(c.ready * prices[c.hardware] for stage in state.stages for c in stage.replicas)
+        ready = Counter[str]()
+        for counts in (c for stage in state.stages for c in stage.replicas):
+            ready[counts.hardware] += counts.ready
         return replace(
             state,
             paused=self.overrides.paused(time.time()),
-            cost_per_hour=held,
+            cost_per_hour=dollars_per_hour(ready, view.catalogue),
             unreadable=dict(self.view.context.decoder.counts),
         )
 

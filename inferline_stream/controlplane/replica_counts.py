@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from inferline_stream.actuators.actuator import ObservedReplica
-from inferline_stream.pipeline.hardware import Catalogue, share_gpus
+from inferline_stream.pipeline.hardware import Catalogue, dollars_per_hour, share_gpus
 from inferline_stream.pipeline.plan import Allocations, Plan
 from inferline_stream.tuner.plan_basis import Replicas
 
@@ -85,8 +85,10 @@ def stock_of_gpus(held: Replicas, catalogue: Catalogue) -> dict[str, int]:
     for name, kind in catalogue.items():
         if kind.gpu_stock is not None:
             sharing = [c for c in counts if share_gpus(catalogue[c].gpu_model, kind.gpu_model)]
-            left = max(0.0, kind.gpu_stock - sum(counts[c] * catalogue[c].gpus for c in sharing))
-            most = counts[name] + math.floor(left / kind.gpus + _ROUNDING)
+            left = max(0.0, kind.gpu_stock - sum(catalogue[c].gpus_of(counts[c]) for c in sharing))
+            # The rest of a device that is shared is for its own kind.
+            places = math.ceil(counts[name] / kind.parts) + math.floor(left / kind.gpus_of(1) + _ROUNDING)
+            most = places * kind.parts
             found[name] = most if kind.stock is None else min(most, kind.stock)
     return found
 
@@ -132,4 +134,4 @@ def within(stock: Mapping[str, int], room: Mapping[str, int], catalogue: Catalog
 
 def cost_per_hour(replicas: Sequence[ObservedReplica], catalogue: Catalogue) -> float:
     """Dollars per hour of every replica held: starting and leaving ones too, but no empty slot."""
-    return sum(catalogue[r.hardware].price_per_hour for r in replicas if r.state != "waiting")
+    return dollars_per_hour(Counter(r.hardware for r in replicas if r.state != "waiting"), catalogue)

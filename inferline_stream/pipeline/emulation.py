@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from inferline_stream.pipeline.hardware import divided
 from inferline_stream.pipeline.units import duration_s, is_whole
 
 
@@ -37,6 +38,9 @@ class Emulated:
 def emulated_s(emulated: Emulated | Mapping[Any, Any] | None, hardware: str) -> dict[int, float]:
     """Declared service time in seconds by batch size, ascending; starts at batch size 1.
 
+    One of n replicas that share a device takes n times what is declared for the whole, unless it has times of its own:
+    the others are always busy, and the device gives each as much of its time.
+
     Args:
         emulated: as `Stage.emulated` holds it: times for all emulated kinds, or by kind.
         hardware: the emulated kind.
@@ -45,14 +49,16 @@ def emulated_s(emulated: Emulated | Mapping[Any, Any] | None, hardware: str) -> 
         ValueError: no times for this kind, none for batch size 1, or a batch size or duration that
             is none.
     """
-    table = _table(declared_times(emulated), hardware)
+    times, whole, parts = declared_times(emulated), *divided(hardware)
+    shared = parts if not (by_kind(times) and hardware in (times or ())) else 1
+    table = _table(times, whole if shared > 1 else hardware)
     if not table:
         raise ValueError(f'no service times for {hardware!r}; give emulated={{1: "20ms", 8: "60ms"}}')
     times_s = {}
     for size, time in table.items():
         if not is_whole(size):
             raise ValueError(f"emulated batch size {size!r} must be a whole number, 1 or more")
-        times_s[size] = duration_s(time)
+        times_s[size] = duration_s(time) * shared
         if times_s[size] <= 0:
             raise ValueError(f"emulated service time {time!r} of batch size {size} must be above 0")
     if 1 not in times_s:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from types import MappingProxyType
 
@@ -14,6 +14,14 @@ EMULATED_PREFIX = "emulated-"
 SLICE = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:\+\w+(?:\.all)?|-me\b)?")
 """A MIG profile: ``1g.10gb``, with media engines (``1g.10gb+me``, ``+me.all``), without (``-me``), with graphics
 (``+gfx``), or a part of an instance's cores (``1c.3g.40gb``)."""
+
+MOST_PARTS = 8
+"""Replicas among which the catalogue divides a device."""
+
+_SHARE = re.compile(r"-1of(\d+)$")
+
+_PART_ERROR = 0.01
+"""Of a device: 0.33 is a third of one."""
 
 _VENDOR = frozenset(("nvidia", "tesla"))
 _FORM = re.compile(r"sxm\d*|pcie|nvl|hbm\d*e?|\d+gb")
@@ -27,6 +35,12 @@ def is_model(reported: str, model: str) -> bool:
     """
     words, wanted = _words(reported), _words(model)
     return words[: len(wanted)] == wanted and all(map(_FORM.fullmatch, words[len(wanted) :]))
+
+
+def divided(name: str) -> tuple[str, int]:
+    """Return of which kind one is a share, by its name, and of how many: ``t4`` and 2 of ``t4-1of2``; itself and 1."""
+    found = _SHARE.search(name)
+    return (name[: found.start()], int(found.group(1))) if found else (name, 1)
 
 
 @cache
@@ -48,8 +62,8 @@ class Hardware:
             slot and sleeps the profiled service time: it uses no core.
         price_per_hour: dollars per replica and hour, the CPU beside a GPU included.
         cores: CPU cores one replica may use; below 1 a control group holds it to that share of a core.
-        gpus: share of a GPU one replica holds, or how many. On a share it is profiled beside copies that use the rest
-            of the device, and with no more memory than its share: nothing holds it to either later.
+        gpus: how many GPUs one replica holds, or 1/2, 1/3, … of one, whose rest replicas with the same share get. It is
+            profiled beside copies that use the rest of the device, and with no more memory than its share.
         gpu_model: name by which the device reports itself, e.g. ``"Tesla T4"``, its form left out or not.
         stock: most replicas of this kind at once, over all stages; None for no limit.
         gpu_stock: GPUs of this model, which all kinds that name it share; None for no limit.
@@ -83,6 +97,11 @@ class Hardware:
             raise ValueError(f"hardware {self.name!r}: cores {self.cores} and gpus {self.gpus} must be 0 or more")
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError(f"hardware {self.name!r}: gpus {self.gpus} must be a share up to 1, or a whole number")
+        if self.shares_gpu and abs(self.parts * self.gpus - 1) > _PART_ERROR:
+            raise ValueError(
+                f"hardware {self.name!r}: a GPU gives all that share it as much of its time, and gpus={self.gpus:g} is "
+                "no such part; write gpus=1/2, 1/3, …"
+            )
         if self.stock is not None and self.stock < 0:
             raise ValueError(f"hardware {self.name!r}: stock {self.stock} must be 0 or more")
 
@@ -113,6 +132,30 @@ class Hardware:
         """Whether a replica shares its device with others."""
         return 0 < self.gpus < 1 and not self.slice
 
+    @property
+    def parts(self) -> int:
+        """Replicas that share one device; 1 where each has its own. An emulated kind's name says it."""
+        if self.shares_gpu:
+            return round(1 / self.gpus)
+        return divided(self.name)[1] if self.emulated else 1
+
+    def shared(self, parts: int) -> Hardware:
+        """Return one of so many equal parts of a device of this kind: ``t4-1of2`` is half of a ``t4``."""
+        places = None if self.stock is None else self.stock * parts
+        return replace(
+            self,
+            name=f"{self.name}-1of{parts}",
+            price_per_hour=self.price_per_hour / parts,
+            cores=max(1.0, self.cores // parts) if self.cores >= 1 else self.cores,
+            gpus=self.gpus / parts,
+            stock=places if self.emulated else None,
+            gpu_stock=self.stock if self.gpu_stock is None and not self.emulated else self.gpu_stock,
+        )
+
+    def gpus_of(self, replicas: int) -> float:
+        """Return the GPUs that so many replicas take: none but the same kind gets the rest of one that is shared."""
+        return math.ceil(replicas / self.parts) * self.parts * self.gpus
+
 
 Catalogue = Mapping[str, Hardware]
 """Hardware kinds by name."""
@@ -130,15 +173,16 @@ _DEFAULTS = (
     Hardware("k80", 0.634 + _CPU_PER_HOUR, gpus=1, gpu_model="Tesla K80"),
     Hardware("v100-2019", 2.528 + _CPU_PER_HOUR, gpus=1, gpu_model="Tesla V100"),
     # AWS's on-demand list prices of 2025-11-30 in us-east-1 (github.com/tsaol/aws-gpu, from instances.vantage.sh): the
-    # smallest instance with one such GPU, or that part of the smallest with several.
-    Hardware("t4", 0.526, gpus=1, gpu_model="Tesla T4"),  # g4dn.xlarge
-    Hardware("v100", 3.06, gpus=1, gpu_model="Tesla V100"),  # p3.2xlarge
-    Hardware("l4", 0.8048, gpus=1, gpu_model="NVIDIA L4"),  # g6.xlarge
-    Hardware("l40s", 1.861, gpus=1, gpu_model="NVIDIA L40S"),  # g6e.xlarge
-    Hardware("a10g", 1.006, gpus=1, gpu_model="NVIDIA A10G"),  # g5.xlarge
-    Hardware("a100", 2.74, gpus=1, gpu_model="NVIDIA A100"),  # p4d.24xlarge / 8, of 40 GB
-    Hardware("h100", 6.88, gpus=1, gpu_model="NVIDIA H100"),  # p5.4xlarge, of 80 GB
-    Hardware("h200", 7.912, gpus=1, gpu_model="NVIDIA H200"),  # p5en.48xlarge / 8, of 141 GB
+    # smallest instance with one such GPU, or that part of the smallest with several. A replica has its vCPUs but one,
+    # which is for the dispatcher and the system.
+    Hardware("t4", 0.526, cores=3, gpus=1, gpu_model="Tesla T4"),  # g4dn.xlarge
+    Hardware("v100", 3.06, cores=7, gpus=1, gpu_model="Tesla V100"),  # p3.2xlarge
+    Hardware("l4", 0.8048, cores=3, gpus=1, gpu_model="NVIDIA L4"),  # g6.xlarge
+    Hardware("l40s", 1.861, cores=3, gpus=1, gpu_model="NVIDIA L40S"),  # g6e.xlarge
+    Hardware("a10g", 1.006, cores=3, gpus=1, gpu_model="NVIDIA A10G"),  # g5.xlarge
+    Hardware("a100", 2.74, cores=11, gpus=1, gpu_model="NVIDIA A100"),  # p4d.24xlarge / 8, of 40 GB
+    Hardware("h100", 6.88, cores=15, gpus=1, gpu_model="NVIDIA H100"),  # p5.4xlarge, of 80 GB
+    Hardware("h200", 7.912, cores=23, gpus=1, gpu_model="NVIDIA H200"),  # p5en.48xlarge / 8, of 141 GB
     # Emulated kinds sleep instead of computing: for trying out plans larger than this machine.
     Hardware("emulated-cpu", _CPU_PER_HOUR, cores=0),
     Hardware("emulated-gpu-small", 0.526, cores=0),
@@ -147,7 +191,29 @@ _DEFAULTS = (
 
 
 def catalogue(extra: Iterable[Hardware] = ()) -> Catalogue:
-    """The default kinds, extended and overridden by name with ``extra``."""
+    """The default kinds, extended and overridden by name with ``extra``, and shares of each device among them.
+
+    A share of ``t4`` is called ``t4-1of2``, up to ``t4-1of8``, and costs that part of its price.
+    """
     kinds = {kind.name: kind for kind in _DEFAULTS}
     kinds.update({kind.name: kind for kind in extra})
-    return MappingProxyType(kinds)
+    whole = [kind for kind in kinds.values() if _is_divisible(kind)]
+    shares = (kind.shared(parts) for kind in whole for parts in range(2, MOST_PARTS + 1))
+    return MappingProxyType({**{share.name: share for share in shares}, **kinds})
+
+
+def _is_divisible(kind: Hardware) -> bool:
+    return kind.parts == 1 if kind.emulated else kind.gpus == 1 and not kind.slice and not kind.device_class
+
+
+def dollars_per_hour(counts: Mapping[str, int], catalogue: Catalogue) -> float:
+    """Return what replicas cost: a device that replicas of a kind share is paid as a whole, by however few.
+
+    Args:
+        counts: replicas by kind, over all stages.
+        catalogue: kinds with their prices.
+    """
+    return math.fsum(
+        math.ceil(count / kind.parts) * kind.parts * kind.price_per_hour
+        for kind, count in ((catalogue[name], count) for name, count in counts.items())
+    )

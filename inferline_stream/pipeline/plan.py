@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.hardware import Catalogue, dollars_per_hour
 from inferline_stream.pipeline.units import format_duration
 
 
@@ -69,8 +71,16 @@ def in_words(allocations: tuple[Allocation, ...]) -> str:
 
 
 def cost_per_hour(allocations: Allocations, catalogue: Catalogue) -> float:
-    """Dollars per hour of every replica held (InferLine: cost is linear in replicas)."""
-    return sum(a.replicas * catalogue[a.hardware].price_per_hour for stage in allocations.values() for a in stage)
+    """Dollars per hour of every replica held: linear in replicas (InferLine), and whole devices of those shared."""
+    return dollars_per_hour(counts_by_kind(allocations.values()), catalogue)
+
+
+def counts_by_kind(options: Iterable[tuple[Allocation, ...]]) -> Counter[str]:
+    """Replicas of each hardware kind, over all stages."""
+    counts = Counter[str]()
+    for a in itertools.chain.from_iterable(options):
+        counts[a.hardware] += a.replicas
+    return counts
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from inferline_stream.pipeline.annotations import (
 )
 from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_times, emulated_s
 from inferline_stream.pipeline.event_classes import problems_of_classes
-from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue
+from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue, divided
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names
@@ -226,7 +226,7 @@ def _of_emulation(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     times = declared_times(stage.emulated)
     if by_kind(times):
         for declared in times or ():
-            if declared not in stage.hardware:
+            if declared not in (*stage.hardware, *(divided(kind)[0] for kind in emulated)):
                 nearest = _close(declared, emulated)
                 yield f"emulated service times for {declared!r}, which is not among its hardware{nearest}"
     elif times and not emulated:

@@ -8,6 +8,8 @@ share the simulation of their beginning. A beginning is given up when
   fluid server keeps up with what now really arrives there (`Bounds`);
 - another option of the same or a lower price gave the same departures, and took no scarce kind in its stead.
 
+Until the last stage, shares of devices count as shares: what is paid for the devices is never less.
+
 None of it assumes that more replicas help. The space searched: one hardware kind per stage, batch limits that were
 profiled and raise throughput, no batch held.
 """
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.evaluation import Departures, arrivals_at, fastest_rest_s, simulate_stage
 from inferline_stream.planner.bounds import slowest_rate
 from inferline_stream.planner.evaluator import SLICE_EVENTS, Evaluator, Stopped
-from inferline_stream.planner.problem import COST_EPSILON, Candidate, Option, cost_of, in_stock, is_scarce, price_of
+from inferline_stream.planner.problem import COST_EPSILON, Candidate, Option, in_stock, is_scarce, paid_of, price_of
 from inferline_stream.planner.stage_options import stage_options
 
 Upstream = tuple[dict[int, Departures], ...]
@@ -98,7 +100,7 @@ class _Tree:
         self._problem = evaluator.problem
         self._take = take
         self.best = best
-        self.cost = math.inf if best is None else cost_of(evaluator.problem, best)
+        self.cost = math.inf if best is None else paid_of(evaluator.problem, best)
         self.reached = 0.0
         """Cost below which everything has been searched: options of the first stage are tried in order of price."""
         self._fastest = dict(enumerate(evaluator.bounds.fastest_s))
@@ -108,8 +110,9 @@ class _Tree:
         """Search all candidates that begin with what is chosen."""
         stage = len(chosen)
         if stage == len(self._problem.shape.stages):
-            if self._evaluator.feasible(chosen):
-                self.best, self.cost = chosen, spent
+            paid = paid_of(self._problem, chosen)
+            if paid < self.cost - COST_EPSILON and self._evaluator.feasible(chosen):
+                self.best, self.cost = chosen, paid
                 self._take(chosen)
             return
         rates = self._rates(stage, upstream)
@@ -133,12 +136,14 @@ class _Tree:
             if served is None:
                 continue
             mark = hashlib.sha256(b"".join(d.times_s.tobytes() + d.events.tobytes() for d in served)).digest()
-            # What a scarce kind spares in price may be missing below, so it stands in for none but itself.
+            # What a scarce kind spares in price may be missing below, so it stands in for none but itself. Nor does a
+            # share, for which a whole device may have to be paid; and for a share, whose device may be paid, no other.
             kind = option[0].hardware
-            scarce = kind if is_scarce(self._problem, kind) else None
-            if not seen.isdisjoint({(mark, None), (mark, scarce)}):
+            shared = self._problem.catalogue[kind].parts > 1
+            own = kind if shared or is_scarce(self._problem, kind) else None
+            if not seen.isdisjoint({(mark, own), *(() if shared else ((mark, None),))}):
                 continue
-            seen.add((mark, scarce))
+            seen.add((mark, own))
             below = tuple({**u, stage: d} for u, d in zip(upstream, served, strict=True))
             self.descend((*chosen, option), below, spent + price)
 

@@ -36,7 +36,7 @@ class PlanDifference:
 
     Args:
         stages: every stage of either plan, the first plan's order first.
-        cost_change_per_hour: dollars per hour over all stages.
+        cost_change_per_hour: dollars per hour over all stages, and for what they leave of shared devices.
         slo_change_s: the second plan's SLO less the first's.
         p99_change_s: the second plan's predicted P99 less the first's.
         arrival_rate_change: the second plan's λ less the first's, per second.
@@ -71,7 +71,7 @@ def difference(before: Plan, after: Plan, catalogue: Catalogue) -> PlanDifferenc
     )
     return PlanDifference(
         stages=stages,
-        cost_change_per_hour=sum(stage.cost_change_per_hour for stage in stages),
+        cost_change_per_hour=cost_per_hour(after.allocations, catalogue) - cost_per_hour(before.allocations, catalogue),
         slo_change_s=after.slo_s - before.slo_s,
         p99_change_s=after.predicted_p99_s - before.predicted_p99_s,
         arrival_rate_change=after.arrival_rate - before.arrival_rate,
@@ -83,8 +83,13 @@ def difference(before: Plan, after: Plan, catalogue: Catalogue) -> PlanDifferenc
 def _stage_difference(
     stage: str, before: tuple[Allocation, ...], after: tuple[Allocation, ...], catalogue: Catalogue
 ) -> StageDifference:
-    change = cost_per_hour({stage: after}, catalogue) - cost_per_hour({stage: before}, catalogue)
+    change = _price(after, catalogue) - _price(before, catalogue)
     return StageDifference(stage, before, after, change)
+
+
+def _price(allocations: tuple[Allocation, ...], catalogue: Catalogue) -> float:
+    """Of a stage by itself, whose shares of devices count as shares."""
+    return sum(a.replicas * catalogue[a.hardware].price_per_hour for a in allocations)
 
 
 def _held(allocations: tuple[Allocation, ...]) -> frozenset[Allocation]:

@@ -13,7 +13,16 @@ from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of, in_words
 from inferline_stream.planner.confidence import Interval, p99_confidence
 from inferline_stream.planner.evaluator import Evaluator
-from inferline_stream.planner.problem import Candidate, Option, Problem, in_stock, price_of, replaced
+from inferline_stream.planner.problem import (
+    COST_EPSILON,
+    Candidate,
+    Option,
+    Problem,
+    in_stock,
+    paid_of,
+    price_of,
+    replaced,
+)
 from inferline_stream.planner.provision import candidate_of
 from inferline_stream.planner.reasons import Reasons
 from inferline_stream.planner.stage_options import stage_options
@@ -25,8 +34,8 @@ class Alternative:
 
     Args:
         allocations: the stage's allocations then.
-        cost_change_per_hour: dollars per hour, below 0.
-        p99_s: latency at the objective then; None where the stage could not even keep up.
+        cost_change_per_hour: dollars per hour, below 0 but where the device of a share is paid all the same.
+        p99_s: latency at the objective then; None where the stage could not even keep up, and where nothing is saved.
         reason: one sentence.
     """
 
@@ -131,9 +140,12 @@ def _alternatives(evaluator: Evaluator, candidate: Candidate, stage: int) -> lis
 def _alternative(evaluator: Evaluator, candidate: Candidate, stage: int, option: Option) -> Alternative:
     problem = evaluator.problem
     changed = replaced(candidate, stage, option)
-    saved = price_of(problem, option) - price_of(problem, candidate[stage])
-    p99_s = evaluator.quantile_s(changed)
+    saved = paid_of(problem, changed) - paid_of(problem, candidate)
     words = in_words(option)
+    if saved > -COST_EPSILON:
+        reason = f"{words} would save nothing: a device that replicas share is paid as a whole"
+        return Alternative(option, saved, None, reason)
+    p99_s = evaluator.quantile_s(changed)
     if not in_stock(problem, changed):
         reason = f"{words} would exceed the stock"
     elif p99_s > problem.target_s:

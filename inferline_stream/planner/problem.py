@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from inferline_stream.errors import InvalidInput
-from inferline_stream.pipeline.hardware import Catalogue, share_gpus
-from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.hardware import Catalogue, dollars_per_hour, share_gpus
+from inferline_stream.pipeline.plan import Allocation, counts_by_kind
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.trace import Trace
@@ -135,7 +135,7 @@ def replica_cap(problem: Problem, stage: str, hardware: str) -> float:
     if kind.cores > 0 and math.isfinite(problem.cores):
         stock = min(stock, math.floor(problem.cores / kind.cores + _ROUNDING))
     if kind.gpu_stock is not None:
-        stock = min(stock, math.floor(kind.gpu_stock / kind.gpus + _ROUNDING))
+        stock = min(stock, math.floor(kind.gpu_stock / kind.gpus_of(1) + _ROUNDING) * kind.parts)
     return min(stock, _most_in_all(problem, stage, (Allocation(hardware, 1, 1),)))
 
 
@@ -164,8 +164,29 @@ def price_of(problem: Problem, option: Option) -> float:
 
 
 def cost_of(problem: Problem, candidate: Candidate) -> float:
-    """Dollars per hour of a candidate."""
+    """Dollars per hour of a candidate, shares of devices counted as such: what a search goes down in."""
     return math.fsum(price_of(problem, option) for option in candidate)
+
+
+def paid_of(problem: Problem, candidate: Candidate) -> float:
+    """Dollars per hour of a candidate and of all that it leaves of shared devices: no less than `cost_of`."""
+    return dollars_per_hour(counts_by_kind(candidate), problem.catalogue)
+
+
+def shares_devices(problem: Problem) -> bool:
+    """Whether some stage may have a share of a device."""
+    kinds = {kind for stage in problem.shape.stages for kind in hardware_kinds(problem, stage)}
+    return any(problem.catalogue[kind].parts > 1 for kind in kinds)
+
+
+def with_whole_devices(problem: Problem) -> Problem:
+    """Return the problem without shares of devices.
+
+    Raises:
+        InvalidInput: some stage may have nothing else.
+    """
+    whole = {name: kind for name, kind in problem.catalogue.items() if kind.parts == 1}
+    return replace(problem, catalogue=whole)
 
 
 def in_stock(problem: Problem, candidate: Candidate) -> bool:
@@ -187,15 +208,10 @@ def in_stock(problem: Problem, candidate: Candidate) -> bool:
 
 def in_machine(problem: Problem, candidate: Candidate) -> bool:
     """Whether cores, and GPUs that several kinds share, suffice for a candidate, or for its beginning."""
-    held: dict[str, float] = {}
-    for option in candidate:
-        for a in option:
-            kind = problem.catalogue[a.hardware]
-            if kind.gpu_stock is not None:
-                held[a.hardware] = held.get(a.hardware, 0.0) + a.replicas * kind.gpus
-    for name in held:
-        kind = problem.catalogue[name]
-        gpus = sum(n for other, n in held.items() if share_gpus(problem.catalogue[other].gpu_model, kind.gpu_model))
+    counts = counts_by_kind(candidate)
+    held = [(kind, kind.gpus_of(counts[name])) for name in counts if (kind := problem.catalogue[name]).gpus]
+    for kind, _ in held:
+        gpus = sum(n for other, n in held if share_gpus(other.gpu_model, kind.gpu_model))
         if kind.gpu_stock is not None and gpus > kind.gpu_stock + _ROUNDING:
             return False
     return sum(cores_of(problem.catalogue, option) for option in candidate) <= problem.cores + _ROUNDING

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, trace_envelope, windows_s
+from inferline_stream.errors import Infeasible, InvalidInput
 from inferline_stream.pipeline.plan import KeyBound, Plan
 from inferline_stream.pipeline.shape import visit_ratios
 from inferline_stream.pipeline.trace import busiest
@@ -24,12 +25,14 @@ from inferline_stream.planner.problem import (
     Candidate,
     Problem,
     arrival_rates,
-    cost_of,
     fastest_path_s,
     hardware_kinds,
     in_stock,
     is_scarce,
+    paid_of,
+    shares_devices,
     slots,
+    with_whole_devices,
 )
 from inferline_stream.planner.stage_options import combined
 
@@ -146,6 +149,7 @@ def search(problem: Problem, options: SearchSettings = _DEFAULTS, *, known: Sequ
     journal = _Journal(problem, options.progress)
     journal.watch(whole)
     try:
+        known = [*known, *_without_shares(problem, options)]
         for candidate in known:
             if in_stock(problem, candidate) and whole.feasible(candidate):
                 journal.take(candidate)
@@ -162,11 +166,21 @@ def search(problem: Problem, options: SearchSettings = _DEFAULTS, *, known: Sequ
         raise infeasible(problem, Evaluator(problem, workloads=whole.workloads))
     p99_s = whole.quantile_s(journal.best)
     # Known plans need not keep the margin that the bound was proven with.
-    lower_bound = min(journal.lower_bound, cost_of(problem, journal.best))
+    lower_bound = min(journal.lower_bound, paid_of(problem, journal.best))
     keys = key_bounds(problem, whole.bounds, journal.best)
     return SearchOutcome(
         journal.best, p99_s, lower_bound, options.algorithm, journal.evaluations, journal.simulated_events, keys
     )
+
+
+def _without_shares(problem: Problem, options: SearchSettings) -> list[Candidate]:
+    """The plan of whole devices, where shares are a choice: a search counts shares, and whole devices are paid."""
+    if options.algorithm == "inferline" or not shares_devices(problem):
+        return []
+    try:
+        return [search(with_whole_devices(problem), options).candidate]
+    except (Infeasible, InvalidInput):
+        return []
 
 
 def _targets(whole: Evaluator, journal: _Journal, options: SearchSettings) -> Iterator[Evaluator]:
@@ -232,12 +246,12 @@ def _proven(
 
 def _dearer(problem: Problem, found: Candidate, papers: Sequence[Candidate]) -> bool:
     """Whether what keeps the margin costs more than what the paper's algorithm found without one."""
-    return any(cost_of(problem, paper) < cost_of(problem, found) - COST_EPSILON for paper in papers)
+    return any(paid_of(problem, paper) < paid_of(problem, found) - COST_EPSILON for paper in papers)
 
 
 def _settled(whole: Evaluator, kept_free: Evaluator, cheapest: Candidate | None, found: Candidate) -> Candidate:
     """What was found with the margin free, or what is cheaper without: no needless holds, and the largest limits."""
-    if cheapest is not None and cost_of(whole.problem, cheapest) < cost_of(whole.problem, found) - COST_EPSILON:
+    if cheapest is not None and paid_of(whole.problem, cheapest) < paid_of(whole.problem, found) - COST_EPSILON:
         return with_largest_limits(whole, without_needless_holds(whole, cheapest))
     return with_largest_limits(kept_free, without_needless_holds(kept_free, found))
 
@@ -324,26 +338,29 @@ class _Journal:
 
     def take(self, candidate: Candidate) -> None:
         """A candidate that meets the SLO on the whole of every trace."""
-        cost = cost_of(self._problem, candidate)
-        if self.best is None or cost < cost_of(self._problem, self.best) - COST_EPSILON:
+        cost = paid_of(self._problem, candidate)
+        if self.best is None or cost < paid_of(self._problem, self.best) - COST_EPSILON:
             self.best = candidate
         self.report("found", candidate)
 
     def take_all(self, candidates: Iterable[Candidate]) -> Candidate | None:
-        """Take each candidate as it comes. Returns the last one; None without any."""
-        last = None
-        for last in candidates:
-            self.take(last)
-        return last
+        """Take each candidate as it comes. Returns the cheapest, the last one of several; None without any."""
+        cheapest = None
+        for candidate in candidates:
+            self.take(candidate)
+            paid = paid_of(self._problem, candidate)
+            if cheapest is None or paid <= paid_of(self._problem, cheapest) + COST_EPSILON:
+                cheapest = candidate
+        return cheapest
 
     def end_with(self, candidate: Candidate) -> None:
         """Prefer the one that a search ended with to others of its cost: the paper's doubles batches at no cost."""
-        if self.best is None or cost_of(self._problem, candidate) <= cost_of(self._problem, self.best) + COST_EPSILON:
+        if self.best is None or paid_of(self._problem, candidate) <= paid_of(self._problem, self.best) + COST_EPSILON:
             self.best = candidate
 
     def report(self, phase: str, _candidate: Candidate | None) -> None:
         if self._progress is not None:
-            cost = None if self.best is None else cost_of(self._problem, self.best)
+            cost = None if self.best is None else paid_of(self._problem, self.best)
             self._progress(SearchProgress(phase, cost, self.evaluations, self.simulated_events))
 
 
@@ -380,7 +397,7 @@ def plan_of(problem: Problem, outcome: SearchOutcome, *, pipeline: str) -> Plan:
         slo_s=problem.target_s,
         order=problem.order,
         allocations=dict(zip(stages, candidate, strict=True)),
-        cost_per_hour=cost_of(problem, candidate),
+        cost_per_hour=paid_of(problem, candidate),
         predicted_p99_s=outcome.p99_s,
         arrival_rate=max(t.arrival_rate for t in problem.traces),
         envelope=tuple((w, max(envelope[w] for envelope in envelopes)) for w in windows),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from inferline_stream.estimator.evaluation import StageStatistics, evaluate
-from inferline_stream.pipeline.plan import Allocation, hold_of
+from inferline_stream.pipeline.plan import Allocation, counts_by_kind, hold_of
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.key_bounds import key_bound, without_order
@@ -47,11 +48,7 @@ class Reasons:
         """Yield why a stage has what it has."""
         for place, part in enumerate(self._candidate[stage]):
             yield self._hardware(stage, part)
-            if (kind := self._problem.catalogue[part.hardware]).shares_gpu:
-                yield (
-                    f"{kind.name} is {kind.gpus:g} of a GPU, whose rest nothing keeps others from: its times are those "
-                    "beside others that always use the rest"
-                )
+            yield from self._share(part)
             yield self._batch(stage, place)
         if len(self._candidate[stage]) > 1:
             yield self._mixture(stage)
@@ -99,6 +96,25 @@ class Reasons:
             return f"{words}; larger ones serve no more, were not profiled, or are not allowed"
         changed = (*option[:place], replace(part, max_batch_size=larger), *option[place + 1 :])
         return f"{words}; with batches up to {larger} P99 would be {self._p99(stage, changed)}"
+
+    def _share(self, part: Allocation) -> Iterator[str]:
+        """Say who shares a device, what its times stand for, and what of the devices nobody uses."""
+        kind = self._problem.catalogue[part.hardware]
+        if kind.parts == 1:
+            return
+        held = counts_by_kind(self._candidate)[kind.name]
+        devices = math.ceil(held / kind.parts)
+        stages = [
+            name
+            for name, option in zip(self._problem.shape.stages, self._candidate, strict=True)
+            if any(a.hardware == kind.name for a in option)
+        ]
+        yield (
+            f"{kind.name} is one of {kind.parts} replicas on a device, and its times are those beside others that are "
+            f"always busy; {held} of {', '.join(stages)} take {devices}"
+        )
+        if free := devices * kind.parts - held:
+            yield f"{free} of the {devices * kind.parts} places on {kind.name} are free, and paid"
 
     def _concurrency(self, stage: int, part: Allocation) -> str:
         profile = self._problem.measured.profiles[self._problem.shape.stages[stage], part.hardware]

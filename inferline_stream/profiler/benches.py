@@ -46,7 +46,7 @@ from inferline_stream.profiler.bench_messages import (
 )
 from inferline_stream.profiler.replica_failures import ReplicaFailed, late
 from inferline_stream.profiler.sample_run import INPUT_BYTES
-from inferline_stream.profiler.this_host import ThisHost, copies, crowding, neighbour
+from inferline_stream.profiler.this_host import ThisHost, neighbour
 from inferline_stream.settings import Settings
 
 MakeActuator = Callable[[Names], AbstractAsyncContextManager[Actuator]]
@@ -132,7 +132,7 @@ class Benches:
         """
         key = self._key(spec)
         bench = Bench(self, stage, spec, key, await self._dispatcher(key[0]))
-        bench.copies = copies(spec.hardware) if crowded else 1
+        bench.copies = spec.hardware.parts if crowded else 1
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         self._open[key[0]] += 1
@@ -426,7 +426,7 @@ class Bench:
                 self._singles_s += times.network_s
             least_s = max(0.0, least_s - min(self._singles_s))
         elif not order.sleeps_s:
-            return [took_s * crowding(self.spec.hardware) for took_s in times.took_s]
+            return list(times.took_s)
         return [took_s - network_s + least_s for took_s, network_s in zip(times.took_s, times.network_s, strict=True)]
 
     async def timed(self, inputs: Sequence[StageInput], order: Measure) -> Times:

@@ -149,16 +149,6 @@ def neighbour(kind: Hardware, replica: ObservedReplica | None) -> Iterator[None]
         limits.leave_groups(beside.pid)
 
 
-def copies(kind: Hardware) -> int:
-    """Return how many replicas of a kind there are on a device."""
-    return math.floor(1 / kind.gpus + 1e-6) if kind.shares_gpu else 1
-
-
-def crowding(kind: Hardware) -> float:
-    """Return how many times as long batches take where the device is shared with more than the copies."""
-    return 1 / (kind.gpus * copies(kind)) if kind.shares_gpu else 1.0
-
-
 @dataclass(frozen=True, slots=True)
 class HeldDevice:
     """Devices that a replica and its copies are given, and what they take of their memory.
@@ -177,7 +167,7 @@ class HeldDevice:
     def taken_bytes(self) -> int | None:
         """Memory of its devices that the replica has taken, as much as each copy; None where nothing says."""
         taken = used_bytes(tuple(device.uuid for device in self.devices))
-        return None if taken is None else max(0, taken - self.before_bytes) // copies(self.kind)
+        return None if taken is None else max(0, taken - self.before_bytes) // self.kind.parts
 
     @property
     def share_bytes(self) -> float:

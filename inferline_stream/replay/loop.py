@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from inferline_stream.errors import UsageError
 from inferline_stream.estimator.station import rests_s, station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.deadline_order import OFFSETS_SPAN
-from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
@@ -248,11 +249,14 @@ class _Loop:
     def outcome(self, policy: str, catalogue: Catalogue, steps: tuple[Step, ...]) -> Outcome:
         """Everything that the replay gave."""
         hours: dict[tuple[str, str], float] = {}
+        held: dict[str, list[tuple[float, float]]] = {}
         for crew, (name, hardware) in zip(self._crews, self._hardware.items(), strict=True):
             for replica in (*crew.gone, *crew.present.values()):
                 left_s = self._end_s if replica.left_s is None else min(replica.left_s, self._end_s)
                 key = (name, hardware[replica.kind])
-                hours[key] = hours.get(key, 0.0) + max(left_s - max(replica.asked_s, 0.0), 0.0) / 3600
+                asked_s = max(replica.asked_s, 0.0)
+                hours[key] = hours.get(key, 0.0) + max(left_s - asked_s, 0.0) / 3600
+                held.setdefault(hardware[replica.kind], []).append((asked_s, max(left_s, asked_s)))
         latency_s = self._plant.latency_s
         finals = self._shape.finals()
         reaches = np.max([self._workload.feeds[s].visits for s in finals], axis=0)[self._workload.masks] > 0
@@ -265,7 +269,19 @@ class _Loop:
             steps=steps,
             duration_s=self._end_s,
             replica_hours=hours,
-            cost=sum(h * catalogue[hardware].price_per_hour for (_, hardware), h in hours.items()),
+            cost=sum(_paid(catalogue[hardware], spans) for hardware, spans in held.items()),
             peak_replicas=self.peak,
             changes=sum(crew.changes for crew in self._crews),
         )
+
+
+def _paid(kind: Hardware, spans: Sequence[tuple[float, float]]) -> float:
+    """Return the dollars for replicas of a kind, by when each was asked for and left: of shares, for whole devices."""
+    if kind.parts == 1:
+        return sum(left_s - asked_s for asked_s, left_s in spans) / 3600 * kind.price_per_hour
+    changes = sorted([(asked_s, 1) for asked_s, _ in spans] + [(left_s, -1) for _, left_s in spans])
+    devices_s, count = 0.0, 0
+    for (now_s, change), (next_s, _) in itertools.pairwise(changes):
+        count += change
+        devices_s += math.ceil(count / kind.parts) * (next_s - now_s)
+    return devices_s / 3600 * kind.parts * kind.price_per_hour

@@ -13,7 +13,7 @@ from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
 from lightkube.types import PatchType
 
-from inferline_stream.actuators.kubernetes import gpu_nodes, object_names
+from inferline_stream.actuators.kubernetes import object_names
 from inferline_stream.actuators.kubernetes.api_server import apply, passing, plain, secret_exists
 from inferline_stream.actuators.kubernetes.manifests import DISPATCHER_PORT, SPARE, Cluster, StageManifests
 from inferline_stream.actuators.kubernetes.object_names import DISPATCHER, FIELD_MANAGER, REPLICA
@@ -55,13 +55,7 @@ class Deployments:
         return {key: self._specs[key] for key in self._applied}
 
     def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
-        """Set the templates of replicas, by stage and hardware kind.
-
-        Raises:
-            InvalidTopology: a share of a GPU that nodes cannot lend.
-        """
-        for spec in specs.values():
-            gpu_nodes.shares(spec.hardware)
+        """Set the templates of replicas, by stage and hardware kind."""
         self._applied = {key for key in self._applied if specs.get(key) == self._specs[key]}
         self._stops_first &= self._applied  # the next update may find a place
         self._specs = dict(specs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.hardware import Hardware
 
 _PRODUCTS = {
@@ -15,9 +14,6 @@ _PRODUCTS = {
     "NVIDIA H200": ("NVIDIA-H200", "NVIDIA-H200-NVL"),
 }
 """What NVIDIA's feature discovery labels nodes with, of models that come in several forms."""
-
-_MOST_SHARES = 48
-"""Replicas of one GPU; more are no share of any use."""
 
 
 def written(profile: str) -> str:
@@ -37,23 +33,6 @@ def products(hardware: Hardware) -> tuple[str, ...]:
     return tuple(f"{product}-SHARED" for product in found) if hardware.shares_gpu else found
 
 
-def shares(hardware: Hardware) -> int:
-    """Return among how many pods nodes have to share a GPU so that one of them is what a kind pays for; 1 for none.
-
-    Raises:
-        InvalidTopology: no whole number of such shares makes a GPU, so that a pod would get more than is paid for.
-    """
-    if not hardware.shares_gpu:
-        return 1
-    parts = round(1 / hardware.gpus)
-    if not 1 < parts <= _MOST_SHARES or abs(parts * hardware.gpus - 1) > 0.01:
-        raise InvalidTopology(
-            f"hardware {hardware.name!r}: Kubernetes lends whole parts of a GPU, and gpus={hardware.gpus:g} is none; "
-            "write 1/2, 1/3, …, and have nodes share their GPUs among as many pods"
-        )
-    return parts
-
-
 def node_requirements(hardware: Hardware) -> list[dict[str, Any]]:
     """What the labels of a node have to say so that a replica may run there; nothing where any will do."""
 
@@ -66,8 +45,8 @@ def node_requirements(hardware: Hardware) -> list[dict[str, Any]]:
     if not hardware.gpus or hardware.device_class:  # devices of a class are found wherever they are
         return []
     wanted = [says("product", "In", *found)] if (found := products(hardware)) else []
-    if (parts := shares(hardware)) > 1:
-        return [*wanted, says("replicas", "In", str(parts))]
+    if hardware.shares_gpu:
+        return [*wanted, says("replicas", "In", str(hardware.parts))]
     # Without a model nothing else keeps a whole GPU's replica from a node that lends only a part.
     return wanted or [says("sharing-strategy", "NotIn", "time-slicing", "mps")]
 

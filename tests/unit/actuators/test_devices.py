@@ -52,6 +52,8 @@ def test_each_replica_has_a_gpu_of_its_own_until_there_is_none_left() -> None:
 def test_shares_fill_one_gpu_before_they_break_another() -> None:
     taken: list[tuple[Hardware, tuple[str, ...]]] = [(HALF_T4, ("GPU-1",))]
     assert devices_for(HALF_T4, MACHINE, taken) == ("GPU-1",)
+    third = Hardware("t4-third", 0.2, gpus=1 / 3, gpu_model="Tesla T4")
+    assert devices_for(third, MACHINE, taken) == ("GPU-0",), "three contexts would get a third of the time each"
     taken.append((HALF_T4, ("GPU-1",)))
     assert devices_for(HALF_T4, MACHINE, taken) == ("GPU-0",)
     assert devices_for(TWO_T4, MACHINE, taken) is None
@@ -287,7 +289,7 @@ def test_a_device_that_is_busy_for_others_is_theirs_however_little_memory_they_h
     )
     assert {device.uuid: device.occupied for device in devices()} == {"busy": 0.6, "idle": 0, "ours": 0, "ended": 0}
     assert devices_for(T4, devices()[:1], []) is None
-    assert devices_for(Hardware("t4-0.4", 0.2, gpus=0.4, gpu_model="Tesla T4"), devices()[:1], []) == ("busy",)
+    assert devices_for(Hardware("t4-third", 0.2, gpus=1 / 3, gpu_model="Tesla T4"), devices()[:1], []) == ("busy",)
 
 
 async def test_processes_that_descend_from_this_one_are_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +330,6 @@ def test_the_stock_of_a_kind_is_what_the_machine_has_room_for() -> None:
     assert stock(HALF_T4, four) == (8, 4.0)
     assert stock(TWO_T4, four[:3]) == (1, 3.0)
     assert stock(Hardware("few", 0.5, gpus=1, gpu_model="Tesla T4", stock=2), four) == (2, 4.0)
-    assert stock(Hardware("most", 0.4, gpus=0.6, gpu_model="Tesla T4"), four) == (4, 4.0), "not 6 of 4.0 / 0.6"
     used = Device("GPU-4", "Tesla T4", 16 << 30, used_bytes=8 << 30)
     assert stock(T4, (*four, used)) == (4, 4.5)
     assert stock(SLICE, MACHINE) == (2, None)

@@ -61,6 +61,9 @@ def test_kinds_that_share_gpus_have_room_for_what_the_others_leave() -> None:
     t4 = {"gpu_model": "Tesla T4", "gpu_stock": 4.0}
     kinds = catalogue([Hardware("whole", 0.5, gpus=1, stock=4, **t4), Hardware("half", 0.3, gpus=0.5, stock=8, **t4)])
     held = {"a": {"whole": 2}, "b": {"half": 1}, "c": {"half": 1}, "d": {"cpu-1": 9}}
-    assert stock_of_gpus(held, kinds) == {"whole": 3, "half": 4}
-    assert stock_of_gpus({"a": {"whole": 5}}, kinds) == {"whole": 4, "half": 0}
+    found = stock_of_gpus(held, kinds)
+    assert (found["whole"], found["half"], found["whole-1of4"]) == (3, 4, 4)
+    found = stock_of_gpus({"a": {"whole": 5}}, kinds)
+    assert (found["whole"], found["half"]) == (4, 0)
+    assert stock_of_gpus({"a": {"half": 3}, "b": {"whole": 2}}, kinds)["half"] == 4, "the rest of a shared one"
     assert stock_of_gpus({}, catalogue()) == {}

@@ -63,6 +63,7 @@ def test_emulated_kinds_use_no_core() -> None:
         {"gpus": -1},
         {"stock": -1},
         {"gpus": 1.5},
+        {"gpus": 0.6},
         {"device_class": "gpu.nvidia.com"},
         {"gpus": 0.5, "device_class": "gpu.nvidia.com"},
     ],
@@ -92,6 +93,24 @@ def test_times_may_be_declared_by_kind() -> None:
     assert emulated_s(both, "emulated-gpu-small") == {1: 0.005}
     with pytest.raises(ValueError, match="no service times for 'emulated-gpu-large'"):
         emulated_s(both, "emulated-gpu-large")
+
+
+def test_one_of_n_that_share_a_device_takes_n_times_as_long_unless_its_times_are_declared() -> None:
+    both = {"emulated-gpu-small": {1: "5ms"}, "emulated-gpu-small-1of2": {1: "7ms"}}
+    assert emulated_s(both, "emulated-gpu-small-1of2") == {1: 0.007}
+    assert emulated_s(both, "emulated-gpu-small-1of4") == {1: pytest.approx(0.02)}
+    assert emulated_s({1: "5ms"}, "emulated-gpu-small-1of3") == {1: pytest.approx(0.015)}
+
+
+@pytest.mark.parametrize("name", ["t4", "emulated-gpu-small"])
+def test_shares_of_each_device_are_in_the_catalogue_and_whole_devices_are_paid(name: str) -> None:
+    kinds = catalogue()
+    whole, third = kinds[name], kinds[f"{name}-1of3"]
+    assert (third.parts, third.price_per_hour) == (3, pytest.approx(whole.price_per_hour / 3))
+    for replicas, devices in ((1, 1), (3, 1), (4, 2)):
+        held = {"a": (Allocation(third.name, 1, 1),), "b": (Allocation(third.name, 8, replicas - 1),)}
+        assert cost_per_hour(held, kinds) == pytest.approx(devices * whole.price_per_hour)
+    assert "cpu-4-1of2" not in kinds
 
 
 def test_a_table_is_by_kind_if_all_of_its_keys_are_names() -> None:

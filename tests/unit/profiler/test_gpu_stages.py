@@ -64,7 +64,7 @@ async def test_the_sample_and_the_profiles_are_run_by_turns_where_models_do_not_
     topology: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, [Locked(topology.parent, "GPU-0", taken=TAKEN)])
-    machine, options = Machine("Test CPU", 2, ("Tesla T4",)), Options(sample_s=30.0, stage_s=0.1)
+    machine, options = Machine("Test CPU", 4, ("Tesla T4",)), Options(sample_s=30.0, stage_s=0.1)
     measured = await profile_pipeline(load_topology(topology), topology, EVENTS, options=options, machine=machine)
     assert {key: {e.device_bytes for e in profile.service_times} for key, profile in measured.profiles.items()} == {
         ("embed", "t4"): {TAKEN},

@@ -259,3 +259,14 @@ def test_a_stage_that_no_event_visits_gets_none():
     found = run(measured, held, Trace(np.arange(9.0)), watching, shape=shape)
     assert found.latency_s == pytest.approx(0.2)
     assert [glimpse.arrived for glimpse in watching.stages] == [8, 0, 8]
+
+
+def test_a_device_that_replicas_share_is_paid_as_a_whole_while_any_of_them_is_there() -> None:
+    half = Hardware("gpu", 2.0, gpus=1).shared(2)
+    profiles = {(stage, half.name): Profile(stage, half.name, (ServiceTime(1, 0.02),)) for stage in CHAIN.stages}
+    measured = PipelineProfile(profiles, independent_paths(CHAIN, {}))
+    held = {stage: (Allocation(half.name, 1, 1),) for stage in CHAIN.stages}
+    scaler = Scheduled("third", [(10.0, {"a": {half.name: 1}, "b": {half.name: 2}})])
+    trace = Trace(tuple(np.arange(20.0)))
+    found = replay(CHAIN, held, measured, trace, scaler, catalogue={half.name: half}, slo_s=SLO_S, slots={})
+    assert found.cost == pytest.approx((10.0 * 1 + (found.duration_s - 10.0) * 2) * 2.0 / 3600)
