@@ -196,6 +196,11 @@ def gpus_by_bus(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
 
 
+def mps_folder(environment: Mapping[str, str] = os.environ) -> str:
+    """Folder of the pipes of MPS's daemon, by which processes share a GPU."""
+    return environment.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps"  # noqa: S108  NVIDIA's own default
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class KafkaSecurity:
     """How clients prove to Kafka who they are, and know that it is Kafka. Shown without its secrets.

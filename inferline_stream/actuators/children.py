@@ -18,6 +18,7 @@ from typing import IO
 
 import msgspec
 
+from inferline_stream.actuators import mps
 from inferline_stream.actuators.batch_deaths import is_batchs_doing
 from inferline_stream.actuators.child import Child
 from inferline_stream.actuators.child_logs import ChildLogs
@@ -139,6 +140,7 @@ class Children:
             pinned=pinned,
             devices=devices or None if self._placed else devices,
             minors=_minors(known),
+            also=mps.variables(spec.hardware, spec.isolation, known),
         )
         if spec.isolation.level in RUNTIMES and audit is None:
             child = self._contained(spec, launch)

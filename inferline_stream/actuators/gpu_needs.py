@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inferline_stream.actuators.devices import Device
+from inferline_stream.actuators.mps import daemon
 from inferline_stream.actuators.nvml import devices as machine_devices
 from inferline_stream.isolation.containers import ENGINES
 
@@ -53,6 +54,7 @@ def gpu_needs(
     which: Callable[[str], str | None] = shutil.which,
     cuda_version: Callable[[], int] | None = None,
     framework_lack: Callable[[], str] | None = None,
+    mps_daemon: Callable[[], Path | None] = daemon,
 ) -> tuple[GpuNeed, ...]:
     """Look at everything, in the order in which each needs the one before.
 
@@ -62,6 +64,7 @@ def gpu_needs(
         which: finds programs.
         cuda_version: of the driver's CUDA library, 1000 · major + 10 · minor; 0 where there is none.
         framework_lack: why no framework that is installed can use a GPU, in words; empty if one can.
+        mps_daemon: see `mps.daemon`.
     """
     return (
         _driver(root),
@@ -71,6 +74,7 @@ def gpu_needs(
         _cuda((cuda_version or _cuda_version)()),
         _framework((framework_lack or _framework_lack)()),
         _engine(root, which),
+        _sharing(mps_daemon()),
     )
 
 
@@ -160,6 +164,14 @@ def _engine(root: Path, which: Callable[[str], str | None]) -> GpuNeed:
         remedy = "install nvidia-container-toolkit, run `nvidia-ctk runtime configure`, and restart docker"
         return GpuNeed("container engine", "docker finds no NVIDIA toolkit", remedy, optional=True)
     return GpuNeed("container engine", engine)
+
+
+def _sharing(folder: Path | None) -> GpuNeed:
+    """Only kinds such as ``t4-1of2`` share a device."""
+    if folder is not None:
+        return GpuNeed("sharing", "by MPS, of stages that have isolation 'none'; of others by time slices")
+    remedy = "run `nvidia-cuda-mps-control -d` as this user, for stages that have isolation 'none'"
+    return GpuNeed("sharing", "by time slices, since no daemon of MPS runs", remedy, optional=True)
 
 
 def _cuda_version() -> int:

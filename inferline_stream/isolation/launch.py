@@ -12,9 +12,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from inferline_stream.isolation import bootstrap, limits
 from inferline_stream.isolation.audit import Audit
@@ -37,6 +38,7 @@ class Launch:
         forks: whether it is a parent that replicas are forked from.
         devices: UUIDs of the GPUs that it may use; None for those that this process may use.
         minors: of their nodes; where they are None, as the driver lists them.
+        also: further variables of its environment.
 
     Raises:
         InvalidInput: the isolation is a container, and this machine has no engine.
@@ -54,6 +56,7 @@ class Launch:
         forks: bool = False,
         devices: Sequence[str] | None = None,
         minors: tuple[int, ...] | None = None,
+        also: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._container: Container | None = None
         self._names: NameService | None = None
@@ -85,7 +88,7 @@ class Launch:
         self.confinement = confinement if within is None else within
         """As its environment says, its own folder included."""
         self.command = [*bootstrap.command(module, pinned, orphaned, within, forks=forks), *arguments]
-        self.environment = bootstrap.environment(cores, within, os.environ, devices)
+        self.environment = {**bootstrap.environment(cores, within, os.environ, devices), **also}
 
     def started(self, process: int) -> None:
         """It runs, and holds the inherited descriptors itself."""

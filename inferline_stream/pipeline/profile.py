@@ -179,6 +179,7 @@ class Profile:
         contention: by ascending concurrency, what was measured of batches beside others; empty where a replica runs
             one batch at a time.
         most_replicas: replicas that are of use; None for any number.
+        shared_by: how its device was shared as it was measured, in words; empty where it had it alone.
 
     Raises:
         ValueError: no service time for batch size 1, unordered batch sizes or concurrencies, a bad start-up time.
@@ -192,6 +193,7 @@ class Profile:
     waited_share: float = 0.0
     contention: tuple[Contention, ...] = ()
     most_replicas: int | None = None
+    shared_by: str = ""
 
     def __post_init__(self) -> None:
         sizes = [entry.batch_size for entry in self.service_times]

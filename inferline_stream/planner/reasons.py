@@ -48,7 +48,7 @@ class Reasons:
         """Yield why a stage has what it has."""
         for place, part in enumerate(self._candidate[stage]):
             yield self._hardware(stage, part)
-            yield from self._share(part)
+            yield from self._share(stage, part)
             yield self._batch(stage, place)
         if len(self._candidate[stage]) > 1:
             yield self._mixture(stage)
@@ -97,11 +97,13 @@ class Reasons:
         changed = (*option[:place], replace(part, max_batch_size=larger), *option[place + 1 :])
         return f"{words}; with batches up to {larger} P99 would be {self._p99(stage, changed)}"
 
-    def _share(self, part: Allocation) -> Iterator[str]:
+    def _share(self, stage: int, part: Allocation) -> Iterator[str]:
         """Say who shares a device, what its times stand for, and what of the devices nobody uses."""
         kind = self._problem.catalogue[part.hardware]
         if kind.parts == 1:
             return
+        profile = self._problem.measured.profiles[self._problem.shape.stages[stage], kind.name]
+        by = f", by {profile.shared_by}" if profile.shared_by else ""
         held = counts_by_kind(self._candidate)[kind.name]
         devices = math.ceil(held / kind.parts)
         stages = [
@@ -110,8 +112,8 @@ class Reasons:
             if any(a.hardware == kind.name for a in option)
         ]
         yield (
-            f"{kind.name} is one of {kind.parts} replicas on a device, and its times are those beside others that are "
-            f"always busy; {held} of {', '.join(stages)} take {devices}"
+            f"{kind.name} is one of {kind.parts} replicas on a device{by}, and its times are those beside others that "
+            f"are always busy; {held} of {', '.join(stages)} take {devices}"
         )
         if free := devices * kind.parts - held:
             yield f"{free} of the {devices * kind.parts} places on {kind.name} are free, and paid"

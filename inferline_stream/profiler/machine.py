@@ -55,13 +55,13 @@ def why_not_here(hardware: Hardware, machine: Machine) -> str | None:
             f"cores of {hardware.name}: run as root, give the user's session the controller (systemd: Delegate=cpu), "
             "or let replicas take what they get with --oversubscribe"
         )
-    if hardware.cores > machine.cores:
-        return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
     needed = 1 if hardware.slice else math.ceil(hardware.gpus)
     if sum(carries(_device(gpu), hardware) for gpu in machine.gpus) < needed:
         has = ", ".join(machine.gpus) if machine.gpus else "no GPU"
         needs = f"{hardware.gpu_model or 'a GPU'} {hardware.slice}".rstrip() + (f" × {needed}" if needed > 1 else "")
         return f"this machine has {has}, {hardware.name} needs {needs}"
+    if hardware.cores > machine.cores:
+        return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
     return None
 
 

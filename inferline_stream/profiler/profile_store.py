@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from inferline_stream.actuators.mps import shared_by
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidFile
 from inferline_stream.pipeline.emulation import Emulated, emulated_s
@@ -385,6 +386,9 @@ class ProfileStore:
             return f"its isolation has changed from {stored.isolation} to {_isolation(stage)}"
         if _without_stock(stored.hardware) != _without_stock(self._kinds[stored.hardware.name]):
             return f"hardware {stored.hardware.name!r} has changed"
+        by, here = stored.profile.shared_by, shared_by(self._kinds[stored.hardware.name], stage.confined)
+        if by != here and why_not_here(stored.hardware, self._machine) is None:
+            return f"it was measured where replicas shared a GPU by {by}, and here they share it by {here}"
         if stored.hardware.emulated:
             declared = emulated_s(stage.emulated, stored.hardware.name)
             if stored.emulated_s != declared:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+from inferline_stream.actuators.mps import shared_by
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import InvalidTopology, StageFailed, Unreachable
@@ -340,7 +341,12 @@ class ProfilingSession:
             note = "; ".join(filter(None, (note, refused)))
         node = "" if bench.seen is None else bench.seen.node
         start_up_s, waited, most = bench.start_up_s, bench.waited_share, stage.most_replicas
-        return Profile(stage.name, kind.name, times, start_up_s, variation, waited, contention, most), note, node
+        shared = "" if device is None else shared_by(kind, stage.confined)
+        return (
+            Profile(stage.name, kind.name, times, start_up_s, variation, waited, contention, most, shared),
+            note,
+            node,
+        )
 
     async def _forked_start_up_s(self, stage: Stage, kind: Hardware) -> float | None:
         """Return how long the next replica takes where a fork server forks it; None where none can."""

@@ -455,6 +455,20 @@ async def test_a_replica_that_was_placed_is_given_what_its_host_sees_however_muc
         children.close()
 
 
+async def test_a_replica_on_a_gpu_computes_with_the_cores_that_come_with_its_price(tmp_path: Path) -> None:
+    """A g4dn.xlarge has four vCPUs beside its T4; halves of that GPU have half of the three that are left."""
+    children = Children(tmp_path, lambda *_: None, devices=MACHINE[:2], replica_module="replica_double")
+    kinds = catalogue()
+    try:
+        started = [
+            children.start_replica(ReplicaSpec(name, "a", "/nowhere/topology.py", kinds[name]))
+            for name in ("t4", "t4-1of2")
+        ]
+        assert [child.launch.environment["OMP_NUM_THREADS"] for child in started] == ["3", "1"]
+    finally:
+        children.close()
+
+
 async def test_one_that_still_waits_for_a_gpu_leaves_at_once(tmp_path: Path) -> None:
     async with asyncio.timeout(DEADLINE_S), Supervisor(partial(Children, tmp_path, devices=())) as actuator:
         await actuator.know({("a", "t4"): ReplicaSpec("", "a", "/nowhere/topology.py", T4)})

@@ -18,6 +18,7 @@ def looked_at(
     programs: Collection[str] = ("podman", "nvidia-modprobe"),
     cuda: int = 13000,
     lack: str = "",
+    mps: bool = True,
 ) -> dict[str, GpuNeed]:
     found = gpu_needs(
         root,
@@ -25,6 +26,7 @@ def looked_at(
         which=lambda name: f"/usr/bin/{name}" if name in programs else None,
         cuda_version=lambda: cuda,
         framework_lack=lambda: lack,
+        mps_daemon=lambda: root if mps else None,
     )
     return {need.name: need for need in found}
 
@@ -73,6 +75,7 @@ def test_a_file_that_is_missing_is_one_need_with_its_remedy(gone: str, name: str
         ({"lack": "torch.cuda.is_available() is false"}, "the stage's framework", "pip install onnxruntime-gpu"),
         ({"programs": ("docker",)}, "container engine", "nvidia-ctk runtime configure"),
         ({"programs": ()}, "container engine", "install podman or docker"),
+        ({"mps": False}, "sharing", "nvidia-cuda-mps-control -d"),
     ],
 )
 def test_what_a_library_or_a_program_lacks_is_one_need_with_its_remedy(
@@ -83,11 +86,12 @@ def test_what_a_library_or_a_program_lacks_is_one_need_with_its_remedy(
     assert remedy in found[name].remedy
 
 
-def test_only_containers_need_an_engine(root: Path) -> None:
+def test_only_containers_need_an_engine_and_only_shares_a_daemon(root: Path) -> None:
     assert [need.name for need in looked_at(root).values() if need.optional] == []
-    assert [need.name for need in looked_at(root, programs=()).values() if need.optional] == ["container engine"]
+    lacking = looked_at(root, programs=(), mps=False)
+    assert [need.name for need in lacking.values() if need.optional] == ["container engine", "sharing"]
 
 
 def test_nothing_at_all_is_every_need(tmp_path: Path) -> None:
-    found = looked_at(tmp_path, devices=(), programs=(), cuda=0, lack="neither is installed")
+    found = looked_at(tmp_path, devices=(), programs=(), cuda=0, lack="neither is installed", mps=False)
     assert all(need.remedy for need in found.values())
