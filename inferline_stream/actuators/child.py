@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -135,6 +136,8 @@ class Child:
         if lack:
             self.fault = f"its stage's code did not seal it, although it says so: {lack}"
             self.signal(signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a fork is in its parent's group
+                os.killpg(self.process.pid, signal.SIGKILL)
             return
         self.sealed = True
         if self.held is not None:

@@ -141,6 +141,8 @@ class Children:
             devices=devices or None if self._placed else devices,
             minors=_minors(known),
             also=mps.variables(spec.hardware, spec.isolation, known),
+            kernels=str(Path(spec.topology).parent / ".inferline" / "kernels" / f"{spec.stage}.{spec.hardware.name}"),
+            profiled=spec.purpose == "profile",
         )
         if spec.isolation.level in RUNTIMES and audit is None:
             child = self._contained(spec, launch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import signal
 import threading
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,6 @@ from typing import Any
 
 import ray
 from ray._private import worker
-from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 from ray._private.services import canonicalize_bootstrap_address_or_die  # what `ray.init` itself asks
 from ray._private.state import state
 from ray.exceptions import RayError
@@ -21,6 +21,8 @@ from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import Unreachable
 
 logger = logging.getLogger(__name__)
+
+_MODEL = re.compile(r"\w+\s+((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)")
 
 _CONNECT_S = 5.0
 """Longest wait for the cluster's first answer."""
@@ -70,11 +72,18 @@ def requirements(spec: ReplicaSpec) -> dict[str, Any]:
     if hardware.slice:
         asked |= {"num_gpus": 1, "resources": {hardware.name: 1}}
     elif hardware.gpus and hardware.gpu_model is not None:
-        named: Any = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type  # untyped
-        asked["accelerator_type"] = named(hardware.gpu_model)
+        asked["accelerator_type"] = accelerator_type(hardware.gpu_model)
     if spec.isolation.memory_mb is not None:
         asked["memory"] = spec.isolation.memory_mb << 20
     return asked
+
+
+def accelerator_type(model: str) -> str:
+    """Return what Ray calls a GPU's model: its first word of capitals and digits, or all but the maker's name."""
+    found = _MODEL.match(model)
+    if found and len(found.group(1)) > 1:
+        return found.group(1).replace(" ", "-")
+    return re.sub(r"^NVIDIA\s+", "", model).strip().replace(" ", "-")
 
 
 async def room(specs: Iterable[ReplicaSpec]) -> Mapping[str, int]:

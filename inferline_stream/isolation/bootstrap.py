@@ -8,8 +8,10 @@ library that has started a thread before would keep a way out.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
+import shutil
 import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -35,6 +37,24 @@ _CACHES = {"CUDA_CACHE_PATH": "cuda", "TRITON_CACHE_DIR": "triton", "TORCHINDUCT
 """Where a process on a GPU keeps what it compiles. By default that is in the home folder, where it may not write."""
 
 EXIT_UNSUPPORTED = 3
+
+
+def keep_compiled(scratch: str, kept: str) -> None:
+    """Keep what a process that has ended has compiled, in the place of what was kept before.
+
+    Its code may have put anything there: links stay links, so that nothing they lead to is read.
+    """
+    folders = ((name, os.path.join(scratch, name)) for name in _CACHES.values())
+    made = [n for n, path in folders if os.path.isdir(path) and not os.path.islink(path) and os.listdir(path)]
+    if not made:
+        return
+    new = f"{kept}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    for name in made:
+        with contextlib.suppress(OSError):  # of a pipe or the like, which no cache has
+            shutil.copytree(os.path.join(scratch, name), os.path.join(new, name), symlinks=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    os.replace(new, kept)
 
 
 def command(
@@ -122,8 +142,12 @@ def _confine(text: str, *, forks: bool) -> None:
     from inferline_stream.isolation.confinement import decoded
     from inferline_stream.isolation.seal import confine
 
+    confinement = decoded(text)
+    if confinement.kernels:
+        with contextlib.suppress(OSError):  # none yet, or replaced meanwhile: it compiles again
+            shutil.copytree(confinement.kernels, confinement.scratch, symlinks=True, dirs_exist_ok=True)
     try:
-        confine(decoded(text), forks=forks)
+        confine(confinement, forks=forks)
     except InferlineError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_UNSUPPORTED)

@@ -43,6 +43,8 @@ class Confinement:
         minors: numbers of the GPUs that are its own, N of ``/dev/nvidiaN``; None where that is not known, for all.
         listens: TCP ports that it may be reached at; 0 for whichever is free. A stage has none.
         scratch: folder of its own for temporary files; empty for none.
+        kernels: folder of what the profile's replicas have compiled for its GPU, which it begins with a copy of; empty
+            for none. It is not granted: no replica writes what another one runs.
         audit: where to say that calls are looked at rather than refused, see `isolation.audit`; -1 otherwise.
     """
 
@@ -55,6 +57,7 @@ class Confinement:
     minors: tuple[int, ...] | None = None
     listens: tuple[int, ...] = ()
     scratch: str = ""
+    kernels: str = ""
     audit: int = -1
 
     @property
@@ -92,7 +95,7 @@ def confined(
     """
     file = Path(topology).resolve()
     fields = asdict(isolation)
-    for kind in ("reads", "writes"):
+    for kind in ("reads", "writes", "executes"):
         # Not resolved: rules follow links when they are made.
         fields[kind] = tuple(os.path.join(file.parent, os.path.expanduser(path)) for path in fields[kind])
     ports, files = _kafka(bootstrap_servers)

@@ -74,6 +74,7 @@ def look(confinement: Confinement) -> Enforced:
     calls = None
     if on is not None and kernel_calls.status("Seccomp") == "2":
         options = {"network": confinement.network, "helpers": bool(isolation.helpers)}
+        options["programs"] = bool(isolation.executes)
         starting = (
             syscall_rules.beside_driver(os.getpid(), on, **options)
             if confinement.gpu
@@ -134,6 +135,8 @@ def unsealed(process: int, confinement: Confinement, *, forked: bool = False) ->
     isolation = confinement.isolation
     if not isolation.sandboxed or confinement.audit >= 0 or syscall_rules.machine() is None:
         return ""
+    if isolation.executes and (left := _left_behind(process)):
+        return f"{left}, which it has started, still runs"
     inherited = int(kernel_calls.status("Seccomp_filters") or 0)
     started = inherited + int(forked) + 1
     wanted = started + int(isolation.seal != "off")
@@ -149,6 +152,18 @@ def unsealed(process: int, confinement: Confinement, *, forked: bool = False) ->
                     return lack
                 checked.add(thread)
     return "its threads come and go faster than they can be looked at"
+
+
+def _left_behind(process: int) -> str:
+    """Return the name of another process in a child's session, which none of them can leave; empty if there is none."""
+    for folder in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            with open(f"/proc/{folder}/stat", encoding="utf-8", errors="replace") as file:
+                name, _, rest = file.read().partition("(")[2].rpartition(")")
+            state, _, _, session, *_ = rest.split()
+            if int(session) == process and int(folder) != process and state not in "ZX":
+                return name
+    return ""
 
 
 def _lack(process: str, started: int, wanted: int, isolation: Isolation) -> str:

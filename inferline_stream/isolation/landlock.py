@@ -38,6 +38,7 @@ class PathGrant:
         names: whether only the names in it may be listed.
         device: whether it is a device that may be controlled.
         refill: whether files in it may be written beside being read, and none made.
+        program: whether it may be run.
     """
 
     path: str
@@ -45,6 +46,7 @@ class PathGrant:
     names: bool = False
     device: bool = False
     refill: bool = False
+    program: bool = False
 
 
 def abi() -> int:
@@ -108,8 +110,10 @@ def _allow(ruleset: int, grant: PathGrant, handled: int) -> None:
             wanted |= _IOCTL_DEV
         if grant.refill:
             wanted |= _WRITE_FILE | _TRUNCATE
+        if grant.program:
+            wanted |= _EXECUTE
         if not folder:
-            wanted &= _READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
+            wanted &= _EXECUTE | _READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
         if wanted & handled:
             kernel_calls.call("landlock_add_rule", ruleset, _BENEATH, struct.pack("<Qi", wanted & handled, file), 0)
     finally:

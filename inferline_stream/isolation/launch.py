@@ -39,6 +39,8 @@ class Launch:
         devices: UUIDs of the GPUs that it may use; None for those that this process may use.
         minors: of their nodes; where they are None, as the driver lists them.
         also: further variables of its environment.
+        kernels: folder of what is compiled for its GPU, see `Confinement`; empty for none.
+        profiled: whether what it compiles is kept there.
 
     Raises:
         InvalidInput: the isolation is a container, and this machine has no engine.
@@ -57,10 +59,12 @@ class Launch:
         devices: Sequence[str] | None = None,
         minors: tuple[int, ...] | None = None,
         also: Mapping[str, str] = MappingProxyType({}),
+        kernels: str = "",
+        profiled: bool = False,
     ) -> None:
         self._container: Container | None = None
         self._names: NameService | None = None
-        self._scratch = ""
+        self._scratch = self._kept = ""
         self._cores = cores
         self._process = 0
         self._audit = audit
@@ -80,7 +84,8 @@ class Launch:
             self._container, self.command, self.environment, self.files = made, made.command, made.environment, ()
             return
         if within is not None and within.gpu and devices is not None:
-            within = replace(within, minors=minors_of(devices) if minors is None else minors)
+            within = replace(within, minors=minors_of(devices) if minors is None else minors, kernels=kernels)
+            self._kept = kernels if profiled else ""
         if within is not None and within.kafka_ports:  # a process that may connect to nothing needs no addresses
             self._names = NameService()
             self.files = (*self.files, self._names.theirs.fileno())
@@ -138,6 +143,11 @@ class Launch:
             asyncio.get_running_loop().run_in_executor(
                 None, lambda: subprocess.run(removing, check=False, capture_output=True)
             )
+        if self._kept:
+            try:
+                bootstrap.keep_compiled(self._scratch, self._kept)
+            except OSError as error:
+                logger.warning("what was compiled for the GPU is not kept in %s: %s", self._kept, error)
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
 

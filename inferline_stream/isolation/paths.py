@@ -65,6 +65,10 @@ def grants(confinement: Confinement) -> Iterator[PathGrant]:
             yield from _code(Path(entry)) if whose else [PathGrant(entry, names=True)]
     for path in (*isolation.writes, *filter(None, [confinement.scratch])):
         yield PathGrant(path, write=True)
+    for path in isolation.executes:
+        yield PathGrant(path, program=True)
+    for path in _loaders() if isolation.executes else ():
+        yield PathGrant(path, program=True)
     for _, path in isolation.mounts:
         yield PathGrant(path)
     if confinement.gpu or isolation.shm_mb is not None:
@@ -86,6 +90,12 @@ def _gpu(minors: tuple[int, ...] | None) -> Iterator[PathGrant]:
         # Those without a number belong to no GPU: nvidiactl, nvidia-uvm, nvidia-caps.
         if name.startswith("nvidia") and (node is None or minors is None or int(node[1]) in minors):
             yield PathGrant(f"/dev/{name}", write=True, device=True)
+
+
+def _loaders() -> Iterator[str]:
+    """What the kernel runs to start a program: the loader of its libraries, which runs what could be loaded, too."""
+    for folder in ("/lib", "/lib64", "/lib/*-linux-gnu", "/lib/*-linux-musl"):
+        yield from glob.glob(f"{folder}/ld-*.so*")
 
 
 def _own_process() -> Iterator[str]:

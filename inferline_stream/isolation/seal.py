@@ -68,9 +68,16 @@ def confine(confinement: Confinement, *, forks: bool = False) -> None:
     sealing = isolation.seal != "off" and not forks
     fixed = sealing and kernel_calls.fix_filter(syscall_rules.program(_sealed_calls(confinement, on), on))
     if confinement.gpu:
-        calls = syscall_rules.beside_driver(os.getpid(), on, **_allowed(confinement), fixed=fixed)
+        programs = bool(isolation.executes)
+        calls = syscall_rules.beside_driver(os.getpid(), on, **_allowed(confinement), programs=programs, fixed=fixed)
     else:
-        more = {"jit": isolation.jit, "serves": bool(confinement.listens), "forks": forks, "fixed": fixed}
+        more = {
+            "jit": isolation.jit,
+            "programs": bool(isolation.executes),
+            "serves": bool(confinement.listens),
+            "forks": forks,
+            "fixed": fixed,
+        }
         calls = syscall_rules.launching(os.getpid(), **_allowed(confinement), **more)
     with _supported(isolation):
         kernel_calls.install_filter(syscall_rules.program(calls, on))

@@ -23,6 +23,7 @@ _FASTOPEN = 0x20000000
 _WRITE, _EXEC = 2, 4
 _NEW_THREAD = 0x3D0F00  # exactly what the C libraries pass for a thread: no new namespace, no new process
 _FORK = 0x01200011
+_SPAWN = 0x4111  # a child that borrows its parent's memory until it is another program
 _EMPTY_PATH = 0x1000
 _READ_ONLY = 0o2000000 | 0o740000 | 0o4000 | 0o400 | 0o1000000
 """Flags of open that neither write nor create: CLOEXEC, DIRECTORY, LARGEFILE, NOFOLLOW (and DIRECT; the machines
@@ -172,6 +173,7 @@ def launching(
     signals: bool = False,
     serves: bool = False,
     forks: bool = False,
+    programs: bool = False,
     fixed: bool = False,
 ) -> Calls:
     """What a process may do from before its first import to the seal. Files and TCP ports are Landlock's to judge.
@@ -184,6 +186,7 @@ def launching(
         signals: whether it may signal its helpers.
         serves: whether it may listen; at which ports is Landlock's to judge.
         forks: whether it is a parent that forks replicas, hands them their files and tells how they ended.
+        programs: whether it may run others, which Landlock judges.
         fixed: whether the only filter that it may put itself under is the one at `FIXED_FILTER_AT`: another one that
             allows everything would look the same from outside.
     """
@@ -217,6 +220,8 @@ def launching(
         calls |= _plain("bind listen")
     if forks:
         calls |= {**_forking(), **_plain("setsid landlock_create_ruleset landlock_add_rule landlock_restrict_self")}
+    if programs:
+        calls |= _running_programs()
     return MappingProxyType(calls)
 
 
@@ -227,6 +232,7 @@ def beside_driver(
     network: bool = False,
     helpers: bool = False,
     signals: bool = False,
+    programs: bool = False,
     sealed: bool = False,
     fixed: bool = False,
 ) -> Calls:
@@ -240,6 +246,7 @@ def beside_driver(
         network: whether it may make TCP sockets and connect them; then it makes no others.
         helpers: whether it may fork.
         signals: whether it may signal its helpers.
+        programs: see `launching`.
         sealed: whether it is sealed, and looks no names up any more.
         fixed: see `launching`.
     """
@@ -259,6 +266,9 @@ def beside_driver(
     if network and sealed:
         calls["socket"] = _sockets(_STREAM, (0, _TCP))
         del calls["sendmmsg"]
+    if programs:
+        calls |= _running_programs()
+        del calls["setsid"]  # by its session, what it leaves behind is found
     if sealed:
         del calls["getsid"]  # by which a process finds out that it is sealed
     return MappingProxyType(calls)
@@ -275,6 +285,12 @@ def _forking() -> Calls:
         **_plain("wait4 waitid dup2 dup3 pipe set_tid_address"),
         "clone": tuple((ArgumentCondition(0, flags, _WIDE),) for flags in (_NEW_THREAD, _FORK)),
     }
+
+
+def _running_programs() -> Calls:
+    """Starting another program within what confines this one, and waiting for it."""
+    clones = tuple((ArgumentCondition(0, flags, _WIDE),) for flags in (_NEW_THREAD, _FORK, _SPAWN))
+    return {**_forking(), **_plain("execve vfork getppid setrlimit"), "clone": clones}
 
 
 def machine() -> bpf.Architecture | None:

@@ -28,6 +28,8 @@ class Isolation:
             ``"kata"``, which put the sealed replica into a container with that runtime.
         reads: files and folders it may read beside code, from the topology's folder where relative; ``~`` is home.
         writes: files and folders it may read and write.
+        executes: programs, and folders of them, that it may run before the seal, confined as it is: compilers. None of
+            them may be left when it seals itself.
         ports: TCP ports it may connect to beside Kafka's. The kernel cannot distinguish hosts.
         environment: variables it may see beside the usual ones, such as PATH and HOME.
         seal: ``"strict"``, no file is opened after the seal; ``"imports"``, files may be read still, for stages that
@@ -53,6 +55,7 @@ class Isolation:
     level: str = "sandbox"
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    executes: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
     environment: tuple[str, ...] = ()
     seal: str = "strict"
@@ -71,11 +74,13 @@ class Isolation:
         for name, known in (("level", LEVELS), ("seal", SEALS), ("on_unsupported", UNSUPPORTED)):
             if getattr(self, name) not in known:
                 raise ValueError(f"isolation {name} {getattr(self, name)!r} is none of {', '.join(known)}")
-        for name in ("reads", "writes", "ports", "environment", "volumes"):
+        for name in ("reads", "writes", "executes", "ports", "environment", "volumes"):
             given = getattr(self, name)
             if isinstance(given, str) or not hasattr(given, "__iter__"):
                 raise ValueError(f"isolation {name} {given!r} must be a list, e.g. {name}=[{given!r}]")
             object.__setattr__(self, name, tuple(given))
+        if self.executes and self.forked:
+            raise ValueError("isolation executes and forked=True exclude each other: a fork may run no program")
         for port in self.ports:
             if not is_whole(port) or port > 65535:
                 raise ValueError(f"isolation port {port!r} must be a whole number from 1 to 65535")

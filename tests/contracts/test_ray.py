@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 from ray.cluster_utils import Cluster
 
 from inferline_stream.actuators import ray as on_ray
@@ -24,7 +25,7 @@ from inferline_stream.actuators import ray_cluster as on_cluster
 from inferline_stream.actuators.actuator import Actuator, ObservedDispatcher, ObservedReplica, ProcessTerms
 from inferline_stream.actuators.network.credentials import new_credential
 from inferline_stream.actuators.ray import RayActuator
-from inferline_stream.actuators.ray_cluster import requirements
+from inferline_stream.actuators.ray_cluster import accelerator_type, requirements
 from inferline_stream.actuators.ray_host import HostState, HostTerms, RayHost
 from inferline_stream.actuators.wanted_processes import WantedProcess
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
@@ -239,13 +240,21 @@ async def test_without_a_controller_a_host_ends(
     assert (tmp_path / "a-0-x.log").read_text().splitlines()[-1] == "stopped"
 
 
+def test_models_are_called_what_ray_calls_them() -> None:
+    rays: Any = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type
+    models = {kind.gpu_model for kind in catalogue().values() if kind.gpu_model}
+    models |= {"NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 5090", "Quadro RTX 6000"}
+    models |= {"NVIDIA RTX PRO 6000 Blackwell Server Edition", "NVIDIA GB200", "Tesla P100-PCIE-16GB", "NVIDIA TITAN V"}
+    assert {model: accelerator_type(model) for model in models} == {model: rays(model) for model in models}
+
+
 def test_actors_ask_for_what_the_catalogue_says() -> None:
     def asked(hardware: Hardware, isolation: Isolation = UNSEALED) -> dict[str, Any]:
         return requirements(ReplicaSpec("", "a", "/nowhere/topology.py", hardware, isolation=isolation))
 
     kinds = catalogue()
     assert asked(kinds["cpu-0.5"]) == {"num_cpus": 0.5, "num_gpus": 0.0}
-    assert asked(kinds["v100"]) == {"num_cpus": 1.0, "num_gpus": 1, "accelerator_type": "V100"}
+    assert asked(kinds["v100"]) == {"num_cpus": 7, "num_gpus": 1, "accelerator_type": "V100"}
     assert asked(kinds["h100"])["accelerator_type"] == "H100"
     in_full = Hardware("mine", 6.88, gpus=1, gpu_model="NVIDIA H100 80GB HBM3")
     assert asked(in_full)["accelerator_type"] == "H100", "as Ray names the node of such a device"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -53,6 +54,35 @@ def test_a_replica_is_granted_the_node_of_the_gpu_that_it_was_given_and_no_other
         assert granted == {"/dev/nvidia3", "/dev/nvidiactl"}
     finally:
         launch.close()
+
+
+def test_a_replica_begins_with_what_the_profile_has_compiled_and_with_nothing_that_this_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "topology.py").touch()
+    (tmp_path / "secret").write_text("not its own")
+    code = "import os, time; folder = os.environ['TRITON_CACHE_DIR']; there = os.path.isdir(folder); "
+    code += "os.makedirs(folder, exist_ok=True); files = sorted(os.listdir(folder)); "
+    code += "open(f'{folder}/%s' % len(files), 'w').write('kernel'); "
+    code += f"there or os.symlink({str(tmp_path / 'secret')!r}, folder + '/link'); print(files)"
+    (tmp_path / "replica.py").write_text(code)
+
+    def run(*, profiled: bool) -> str:
+        of = confined(Isolation(on_unsupported="degrade"), tmp_path / "topology.py", GPU)
+        kernels = str(tmp_path / ".inferline" / "kernels" / "rank.t4")
+        launch = Launch("replica", of, cores=1, devices=["GPU-a"], minors=(0,), kernels=kernels, profiled=profiled)
+        environment = {**launch.environment, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(launch.command, env=environment, capture_output=True, text=True, check=False)
+        launch.close()
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert run(profiled=True) == "[]"
+    assert run(profiled=False) == "['0', 'link']"
+    assert run(profiled=False) == "['0', 'link']", "what a run compiles is not kept"
+    kept = tmp_path / ".inferline" / "kernels" / "rank.t4" / "triton"
+    assert (kept / "0").read_text() == "kernel"
+    assert (kept / "link").is_symlink(), "the file it leads to was not read"
 
 
 def test_what_a_replica_on_a_gpu_compiles_goes_to_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
