@@ -111,9 +111,10 @@ class Reasons:
             for name, option in zip(self._problem.shape.stages, self._candidate, strict=True)
             if any(a.hardware == kind.name for a in option)
         ]
+        whose = f"{' and '.join(stages)} have {held} on {devices} {'device' if devices == 1 else 'devices'}"
         yield (
             f"{kind.name} is one of {kind.parts} replicas on a device{by}, and its times are those beside others that "
-            f"are always busy; {held} of {', '.join(stages)} take {devices}"
+            f"are always busy; {whose}"
         )
         if free := devices * kind.parts - held:
             yield f"{free} of the {devices * kind.parts} places on {kind.name} are free, and paid"

@@ -124,7 +124,8 @@ def _parts(texts: list[str], size: int) -> list[list[str]]:
 
 # What a driver needs of the kernel is not audited: replicas on a GPU keep to files and ports, and say so.
 sandbox = Isolation("sandbox", reads=(str(POSTS),), scratch=True, file_mb=512, on_unsupported="degrade")
-KINDS = ["t4", "l4", "a10g", "l40s", "a100", "h100", "h200"]
+DEVICES = ["t4", "l4", "a10g", "l40s", "a100", "h100", "h200"]
+KINDS = [*DEVICES, *(f"{device}-1of2" for device in DEVICES)]  # both stages may share a device
 
 
 def stages(kinds: list[str], embedded: int, ranked: int) -> list[Stage]:

@@ -44,7 +44,10 @@ def test_two_light_stages_are_planned_on_one_device_which_costs_half_of_one_each
     assert shared.predicted_p99_s == pytest.approx(4 * ALONE_S), "each stage takes twice as long as alone"
     assert shared.predicted_p99_s <= light.target_s
     reasons = explain(shared, light).stages[0].reasons
-    assert any("one of 2 replicas on a device" in reason and "embed, rank take 1" in reason for reason in reasons)
+    assert any(
+        "one of 2 replicas on a device" in reason and "embed and rank have 2 on 1 device" in reason
+        for reason in reasons
+    )
 
 
 @pytest.mark.parametrize("per_s", [70.0, 60.0])
