@@ -77,7 +77,8 @@ def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tup
     for text in given:
         kind, _, number = text.partition("=")
         if kind not in kinds:
-            raise UsageError(f"--{option} {text!r}: no hardware kind {kind!r}; the catalogue has {', '.join(kinds)}")
+            known = ", ".join(name for name, each in kinds.items() if each.parts == 1)
+            raise UsageError(f"--{option} {text!r}: no hardware kind {kind!r}; the catalogue has {known}")
         try:
             value = float(number)
         except ValueError:

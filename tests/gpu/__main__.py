@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from inferline_stream.actuators.devices import Device
+from inferline_stream.actuators.gpu_needs import gpu_needs
 from inferline_stream.actuators.nvml import devices
 from tests.gpu.checks import CHECKS, Machine, ask, made
 
@@ -24,8 +25,12 @@ def main(arguments: list[str], found: tuple[Device, ...]) -> int:
     if unknown := [name for name in chosen if name not in CHECKS]:
         parser.error(f"there is no check {unknown[0]!r}")
     if not found:
-        say("No NVIDIA GPU answers on this machine, so nothing was checked.")
-        say("`inferline-stream sandbox check --gpu` lists what is missing.")
+        say("No NVIDIA GPU answers on this machine, so nothing was checked. What it lacks:")
+        lacks = [need for need in gpu_needs() if need.remedy]
+        width = max(len(need.name) for need in lacks)
+        for need in lacks:
+            say(f"{need.name:<{width}}  {need.found}{' (only some stages need it)' if need.optional else ''}")
+            say(f"{'':<{width}}  → {need.remedy}")
         return 0
     device = found[0]
     say(f"{device.model} {device.slice}".rstrip() + f", {device.memory_bytes >> 20} MiB")

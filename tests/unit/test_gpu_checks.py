@@ -44,7 +44,9 @@ def outcomes(of: Machine, *names: str) -> dict[str, tuple[str, str]]:
 
 def test_on_a_machine_without_a_device_it_says_so_and_checks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([], ()) == 0
-    assert "No NVIDIA GPU answers on this machine, so nothing was checked." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "No NVIDIA GPU answers on this machine, so nothing was checked." in said
+    assert "CUDA_VISIBLE_DEVICES may hide devices" in said, "what is missing, with its remedy"
 
 
 def test_every_check_holds_on_a_machine_as_it_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from inferline_stream.observability.pipeline_state import (
     StoredPlan,
 )
 from inferline_stream.pipeline.deadline_order import rest_s
-from inferline_stream.pipeline.hardware import Catalogue, catalogue
+from inferline_stream.pipeline.hardware import Catalogue, catalogue, divided
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -166,9 +166,14 @@ class PipelineView:
         self.plans.append(stored)
 
     def prices(self, prices: Mapping[str, float]) -> None:
-        """Dollars per hour of hardware kinds, where people have set them."""
+        """Dollars per hour of hardware kinds, where people have set them; a share costs its part of a device's."""
+        set_by_people = dict(prices)
+        for name in self._declared:
+            whole, parts = divided(name)
+            if whole in prices:
+                set_by_people.setdefault(name, prices[whole] / parts)
         self.catalogue = {
-            name: replace(kind, price_per_hour=prices.get(name, kind.price_per_hour))
+            name: replace(kind, price_per_hour=set_by_people.get(name, kind.price_per_hour))
             for name, kind in self._declared.items()
         }
 

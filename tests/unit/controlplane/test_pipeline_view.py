@@ -109,3 +109,13 @@ def test_dead_letters_and_events_that_waited_too_long_are_counted_by_stage() -> 
     seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 1, counts=counts), 1.0)
     (stage,) = seen.state(1.0, 0.0, {}).stages
     assert (stage.total.dead_lettered, stage.total.expired) == (90, 7)
+
+
+def test_a_price_that_people_set_is_that_of_the_whole_device() -> None:
+    seen = view()
+    seen.prices({"t4": 0.3, "l4-1of2": 0.1})
+    asked = ("t4", "t4-1of2", "l4", "l4-1of2", "l4-1of4")
+    assert {name: round(seen.catalogue[name].price_per_hour, 4) for name in asked} == {
+        **{"t4": 0.3, "t4-1of2": 0.15},
+        **{"l4": 0.8048, "l4-1of2": 0.1, "l4-1of4": 0.2012},
+    }
