@@ -203,7 +203,10 @@ def catalogue(extra: Iterable[Hardware] = ()) -> Catalogue:
 
 
 def _is_divisible(kind: Hardware) -> bool:
-    return kind.parts == 1 if kind.emulated else kind.gpus == 1 and not kind.slice and not kind.device_class
+    if kind.emulated:
+        return kind.parts == 1
+    # Labels and classes of Kubernetes that name whole devices lend no part of one.
+    return kind.gpus == 1 and not (kind.slice or kind.device_class or kind.node_labels)
 
 
 def dollars_per_hour(counts: Mapping[str, int], catalogue: Catalogue) -> float:

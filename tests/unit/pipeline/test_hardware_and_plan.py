@@ -113,6 +113,14 @@ def test_shares_of_each_device_are_in_the_catalogue_and_whole_devices_are_paid(n
     assert "cpu-4-1of2" not in kinds
 
 
+@pytest.mark.parametrize(
+    "of", [{"device_class": "gpu.nvidia.com"}, {"node_labels": {"gke": "l4"}}, {"name": "x-1g.10gb"}]
+)
+def test_what_a_cluster_gives_as_a_whole_is_not_divided(of: dict) -> None:
+    kind = Hardware(**{"name": "x", "price_per_hour": 1.0, "gpus": 1, **of})
+    assert f"{kind.name}-1of2" not in catalogue([kind])
+
+
 def test_a_table_is_by_kind_if_all_of_its_keys_are_names() -> None:
     assert by_kind({"emulated-cpu": {1: "1ms"}})
     assert not by_kind({1: "1ms"})
