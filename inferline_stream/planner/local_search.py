@@ -9,7 +9,20 @@ from itertools import islice
 from inferline_stream.pipeline.plan import hold_of
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.predicted_changes import Surrogate
-from inferline_stream.planner.problem import COST_EPSILON, Candidate, batch_limits, cost_of, in_stock, replaced
+from inferline_stream.planner.problem import (
+    COST_EPSILON,
+    Candidate,
+    batch_limits,
+    cost_of,
+    in_stock,
+    paid_of,
+    price_of,
+    replaced,
+)
+from inferline_stream.planner.stage_options import stage_options
+
+MOST_MOVES = 20
+"""Other options that are tried for a stage on a share."""
 
 TOLERANCE = 0.3
 """Predictions may be off by this share of the allowed late events before a candidate is not even tried."""
@@ -60,6 +73,27 @@ def repair(surrogate: Surrogate, evaluator: Evaluator, candidate: Candidate, *, 
         if found is not None:
             return found
     return None
+
+
+def without_lone_shares(evaluator: Evaluator, candidate: Candidate) -> Candidate:
+    """The same, but for stages that move off shares of devices whose rest nobody has, where that costs less.
+
+    A search goes down in shares, and whole devices are paid: of each kind's last device, that is.
+
+    Args:
+        evaluator: decides.
+        candidate: feasible to the evaluator.
+    """
+    problem = evaluator.problem
+    for stage, option in enumerate(candidate):
+        if all(problem.catalogue[part.hardware].parts == 1 for part in option):
+            continue
+        paid = paid_of(problem, candidate)
+        room = max(problem.catalogue[part.hardware].parts * price_of(problem, (part,)) for part in option)
+        others = (replaced(candidate, stage, other) for other in stage_options(evaluator.bounds, stage, room))
+        cheaper = (c for c in others if in_stock(problem, c) and paid_of(problem, c) < paid - COST_EPSILON)
+        candidate = next((c for c in islice(cheaper, MOST_MOVES) if evaluator.feasible(c)), candidate)
+    return candidate
 
 
 def without_needless_holds(evaluator: Evaluator, candidate: Candidate) -> Candidate:

@@ -17,7 +17,7 @@ from inferline_stream.planner.default_search import refine
 from inferline_stream.planner.evaluator import ALONE, Evaluator, Spread, Stopped
 from inferline_stream.planner.infeasible import does_not_fit, infeasible
 from inferline_stream.planner.key_bounds import key_bounds
-from inferline_stream.planner.local_search import with_largest_limits, without_needless_holds
+from inferline_stream.planner.local_search import with_largest_limits, without_lone_shares, without_needless_holds
 from inferline_stream.planner.mixture_search import mixed_in
 from inferline_stream.planner.paper_greedy import Search, plan_inferline
 from inferline_stream.planner.problem import (
@@ -221,7 +221,8 @@ def _cheapest(
     found = _proven(evaluator, journal, options, found)
     if found is None:
         return None
-    found = with_largest_limits(evaluator, found)
+    found = with_largest_limits(evaluator, without_lone_shares(evaluator, found))
+    journal.take(found)
     return journal.take_all(mixed_in(evaluator, found)) or found
 
 

@@ -75,6 +75,12 @@ def test_no_device_has_replicas_with_different_shares() -> None:
     assert provision(plain_problem(stages, np.arange(100) / 5, 0.3, KINDS)).cost_per_hour == 2.0
 
 
+def test_the_odd_stage_of_a_long_pipeline_is_planned_without_a_share() -> None:
+    """Five halves are three devices; four of them and the two CPUs of the fifth stage cost less."""
+    times_s = {stage: {"gpu-1of2": 0.02, "cpu": 0.03} for stage in "abcde"}
+    assert provision(plain_problem(times_s, np.arange(800) / 40, 0.4, KINDS)).cost_per_hour == pytest.approx(2.6)
+
+
 def paid(candidate: Candidate) -> float:
     """Dollars per hour, by hand: devices full of one kind, and CPUs."""
     counts = Counter[str]()
