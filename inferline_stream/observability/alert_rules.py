@@ -244,10 +244,12 @@ def _risk_alerts(target: Target) -> Iterator[Alert]:
         "Another program, or a newer release, writes a topic that the pipeline keeps for itself. What it meant to set "
         "is not in force. The controller's log names the newest record.",
     )
+    # Of more late events than the objective allows, the P99 is how long they were put last for; the SLO's alerts fire.
     yield Alert(
         "InferlineModelDrift",
         f"inferline_model_drift_ratio{{{match}}} < 0.67 and on (pipeline) "
-        f"inferline_recent_p99_seconds{{{match}}} > on (pipeline) inferline_slo_seconds{{{match}}} / 2",
+        f"inferline_recent_p99_seconds{{{match}}} > on (pipeline) inferline_slo_seconds{{{match}}} / 2 "
+        f"unless on (pipeline) inferline_recent_late_ratio{{{match}}} > {1 - target.objective:.4g}",
         "The predicted P99 is only {{ $value | humanizePercentage }} of the observed one",
         "Profiles no longer describe the stages: another machine, a noisy neighbour, other inputs. "
         "Profile again with `inferline-stream profile`.",

@@ -14,7 +14,7 @@ from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubt
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.paper_policy import inferline_step
 from inferline_stream.tuner.plan_basis import StageBasis
-from inferline_stream.tuner.replica_fit import fewer, more, within
+from inferline_stream.tuner.replica_fit import fewer, more, supply, within
 from inferline_stream.tuner.traffic import RATE_WINDOW_S, Traffic
 from inferline_stream.tuner.tuner_state import TunerState, initial_state
 
@@ -198,10 +198,16 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
     if not names:
         return state, None
     wanted = {**state.wanted, **{name: fitting[name] for name in names}}
-    detail = "; ".join(f"stage {name!r} needs {needed[name].needed:.1f}/s in full batches" for name in names)
-    detail += f", and has had more for {wait_s:.0f} s"
+    detail = "; ".join(_kept(name, fitting[name], needed[name].throughputs) for name in names)
+    detail += f"; the load has fitted that for {wait_s:.0f} s"
     decision = Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail)
     return replace(state, wanted=wanted, changed_s=now_s), decision
+
+
+def _kept(name: str, after: Mapping[str, int], throughputs: Mapping[str, float]) -> str:
+    count = sum(after.values())
+    replicas = "1 replica, which serves" if count == 1 else f"{count} replicas, which serve"
+    return f"stage {name!r} keeps {replicas} up to {supply(after, throughputs):.1f}/s in full batches"
 
 
 def _stuck(needed: Mapping[str, Demand]) -> tuple[Doubt, ...]:

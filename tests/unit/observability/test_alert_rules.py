@@ -241,6 +241,17 @@ def test_a_controller_whose_loop_hangs_is_down_although_it_answers(tmp_path):
     assert promtool_test(tmp_path, 0.25, 0.99, [("InferlineControllerDown", hung, 1)]) == ""
 
 
+@needs_promtool
+def test_late_events_that_were_served_last_do_not_count_as_drift(tmp_path):
+    drifted = healthy(0.25) | broken("InferlineModelDrift", 0.25, 0.99)
+    late = series("inferline_recent_late_ratio")
+    cases = [
+        ("InferlineModelDrift", drifted | {late: f"{share}x{MINUTES}"}, fires)
+        for share, fires in ((0.01, 1), (0.011, 0))
+    ]
+    assert promtool_test(tmp_path, 0.25, 0.99, cases) == ""
+
+
 def controller(instance: str, slo: str, age: str = "") -> dict[str, str]:
     """What one controller's endpoint tells, sample by sample, where it answers."""
     found = {series("inferline_slo_seconds", instance=instance): slo}

@@ -308,7 +308,7 @@ def test_a_stage_that_grows_does_not_make_another_wait_again():
     }
     _, found = decisions(raised(), *seconds(1, 19), replace(slow, stages=stages), *seconds(21, 31))
     assert [d.action for d in found] == [Action.SCALE_UP, Action.SCALE_DOWN]
-    assert found[1].detail.startswith("stage 'a' needs")
+    assert found[1].detail.startswith("stage 'a' keeps 1 replica, which serves up to 100.0/s in full batches; ")
     assert "'b'" not in found[1].detail
 
 
