@@ -13,10 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.controller import Controller
+from inferline_stream.controlplane.decide import background_tables, replan_clock
 from inferline_stream.controlplane.leadership import LeadershipLost
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
@@ -41,38 +43,40 @@ from tests.support.virtual_time import EPOCH_S, run
 from tests.unit.controlplane.memory_kafka import MemoryKafka
 
 SHAPE = Shape(("a",), ())
-SERVICE_S = 0.1
+SERVICE_S = {"cpu": 0.1, "gpu": 0.02}
 START_UP_S = 2.0
 TICK_S = 0.05
 
 
 class World:
-    """One stage "a" whose replicas serve 10 events/s each and start within two seconds.
+    """One stage "a" whose replicas serve 10 events/s each, or 50/s on the dearer kind, and start within two seconds.
 
     Args:
         rate: arrivals per second, by seconds since the start.
+        more: fields of `Run`.
     """
 
-    def __init__(self, rate: Callable[[float], float]) -> None:
+    def __init__(self, rate: Callable[[float], float], **more: Any) -> None:
         self.leading: Any = None
         self.rate, self.arrived, self.done, self.lost_lead = rate, 0.0, 0.0, False
         names = Names("p")
         self.kafka = MemoryKafka("posts", 4, lambda: int(self.arrived), lambda: int(self.done))
         self.actuator = FakeActuator(drain_timeout_s=5.0)
         self.grants: dict[str, Grant] = {}
-        times = (ServiceTime(1, SERVICE_S),)
-        profile = PipelineProfile(
-            {("a", "cpu"): Profile("a", "cpu", times, start_up_s=START_UP_S)}, independent_paths(SHAPE, {})
-        )
+        profiles = {
+            ("a", kind): Profile("a", kind, (ServiceTime(1, service_s),), start_up_s=START_UP_S)
+            for kind, service_s in SERVICE_S.items()
+        }
+        profile = PipelineProfile(profiles, independent_paths(SHAPE, {}))
         plan = Plan(
             "p", 0.5, {"a": (Allocation("cpu", 1, 2),)}, 0.2, 0.3, 10.0,
             ((1.0, 16), (10.0, 115), (60.0, 620)), {"a": 1.0}, {"a": 0.5},
         )  # fmt: skip
         kafka: Any = self.kafka
         run = Run(
-            pipeline=one_stage(hardware=[Hardware("cpu", 0.1)]), topology=Path("topology.py"),
+            pipeline=one_stage(hardware=[Hardware("cpu", 0.1), Hardware("gpu", 0.6)]), topology=Path("topology.py"),
             bootstrap_servers="", plan=plan, measured=profile,
-            log_folder=Path("logs"), faust=False, replans=False, cores=math.inf,
+            log_folder=Path("logs"), faust=False, **{"replans": False, "cores": math.inf, **more},
         )  # fmt: skip
         context = PipelineContext(run.pipeline, kafka, Settings())
         leadership: Any = SimpleNamespace(
@@ -120,9 +124,11 @@ class World:
             self.arrived += self.rate(loop.time() - began_s) * TICK_S
             replicas = await self.actuator.observe()
             ready = [r for r in replicas if r.state == "running" and loop.time() >= r.started_s + START_UP_S]
-            served = min(self.arrived - self.done, len(ready) * TICK_S / SERVICE_S)
+            able = sum(TICK_S / SERVICE_S[r.hardware] for r in ready)
+            served = min(self.arrived - self.done, able)
             self.done += served
-            self._busy_s += served * SERVICE_S
+            if able:
+                self._busy_s += served / able * len(ready) * TICK_S
             self._replica_s += len(ready) * TICK_S
             for replica in replicas:
                 if replica.state == "retiring":
@@ -136,10 +142,10 @@ class World:
             report = PoolReport(
                 dispatcher.dispatcher, dispatcher.incarnation, "a", 0, "serving", self._reports,
                 held={p: int(self.done) // 4 for p in range(4)},
-                replicas=[ReplicaStatus(r.replica, "cpu", "ready", START_UP_S) for r in ready],
+                replicas=[ReplicaStatus(r.replica, r.hardware, "ready", START_UP_S) for r in ready],
                 counts=StageCounts(
                     events=int(self.done), busy_s=self._busy_s, replica_s=self._replica_s,
-                    batch_stats={"cpu": {1: BatchStats(int(self.done), self._busy_s, self._busy_s * SERVICE_S)}},
+                    batch_stats={"cpu": {1: BatchStats(int(self.done), self._busy_s, self._busy_s * SERVICE_S["cpu"])}},
                 ),
             )  # fmt: skip
             self.kafka.append(self.names.stage_stats, encode_report(report), dispatcher.dispatcher.encode())
@@ -180,13 +186,13 @@ def steady(rate: float) -> Callable[[float], float]:
     return lambda time_s: rate
 
 
-def in_world(rate: Callable[[float], float]) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def in_world(rate: Callable[[float], float], **more: Any) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Run a test beside the loop of a world, in virtual time; the loop begins with the test's first wait."""
 
     def decorated(test: Callable[..., Any]) -> Callable[..., None]:
         def in_virtual_time(**fixtures: Any) -> None:
             async def story() -> None:
-                world = World(rate)
+                world = World(rate, **more)
                 async with world() as world.leading:
                     await test(world, **fixtures)
 
@@ -372,6 +378,32 @@ async def test_people_s_pause_holds_decisions_and_what_they_scale_to_applies(wor
     await world.until(lambda: world.wanted >= 6, 10.0)
     say(Override("limits", "a", minimum=9, maximum=9, who="anna"))
     await world.until(lambda: world.wanted == 9, 2.0)
+
+
+@in_world(steady(10.0), replans=True, sample=Trace(np.arange(600) / 10))
+async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def at_once(function: Callable[..., Any], *args: Any, **how: Any) -> Any:
+        return function(*args, **how)
+
+    for module in (replan_clock, background_tables):
+        monkeypatch.setattr(module, "call_in_subprocess", at_once)
+    await asyncio.sleep(70.0)
+    decider = world.controller.decider
+    assert [plan.reason for plan in decider.plans] == ["initial"]
+    for override in (Override("slo", value=0.25), Override("price", "cpu", 5.0)):
+        world.kafka.append(world.names.control, encode(override), override.key.encode())
+    await world.until(lambda: world.view.plan.slo_s == 0.25, 2.0)
+    assert [plan.reason for plan in decider.plans] == ["initial", "limit_changed"]
+    assert {a.hardware: a.replicas for a in world.view.plan.allocations["a"]} == {"gpu": 1}
+    await asyncio.sleep(60.0)
+    assert [r.hardware for r in await world.actuator.observe()] == ["gpu"]
+    table = decider.memory.state.basis.staffing
+    assert decider.tables.staffed
+    assert table is not None
+    assert table.needed("a", 1.0) == pytest.approx(1 / SERVICE_S["gpu"])  # at its own traffic it is the plan
+    assert world.controller.failures == 0
 
 
 @pytest.mark.parametrize("apart_s", [-3600.0, 3600.0])
