@@ -12,61 +12,35 @@ import time
 import urllib.request
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from inferline_stream.cli.main import app; app()", "run"]
 
 
-@pytest.fixture(scope="module")
-def minimal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the example, so that profiles and logs do not land in the checkout."""
-    folder = tmp_path_factory.mktemp("example") / "minimal"
-    shutil.copytree(ROOT / "topologies" / "minimal", folder, ignore=shutil.ignore_patterns(".*"))
-    return folder
-
-
-def test_the_live_page_is_open_before_anything_is_profiled_and_shows_the_run_once_there_is_one(
-    minimal: Path, tmp_path: Path
-) -> None:
-    fresh = shutil.copytree(minimal, tmp_path / "fresh", ignore=shutil.ignore_patterns(".*"))
-    command = [*COMMAND, str(fresh), "--ui-port", "0", "--metrics-port", "0", "--duration", "3s"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            heard, page = "", None
-            for line in process.stdout:  # ends with the process, whatever happens
-                heard += line
-                if page is None and (found := re.search(r"live page: (\S+)", line)):
-                    assert "looking at profiles" not in heard
-                    page = found[1]
-                    with urllib.request.urlopen(page, timeout=30) as answer:
-                        assert b"waiting for the run" in answer.read()
-                if "replaying" in line:
-                    break
-            assert page is not None, heard
-            with urllib.request.urlopen(f"{page}events", timeout=60) as stream:
-                assert any(b'"stages"' in line for line in stream)
-        finally:
-            process.terminate()
-            process.stdout.read()
-
-
-def test_ctrl_c_drains_and_reports_and_metrics_tell_the_story_meanwhile(minimal: Path) -> None:
+def test_page_and_metrics_show_a_run_from_before_its_profiles_until_ctrl_c_drains_and_reports(tmp_path: Path) -> None:
+    """Of a copy of the example: profiles and logs do not land in the checkout."""
+    example = shutil.copytree(ROOT / "topologies/minimal", tmp_path / "minimal", ignore=shutil.ignore_patterns(".*"))
     process = subprocess.Popen(
-        [*COMMAND, str(minimal), "--no-ui", "--metrics-port", "0", "--output", "json"],
+        [*COMMAND, str(example), "--ui-port", "0", "--metrics-port", "0", "--output", "json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         assert process.stderr is not None
-        heard = []
+        heard, page = "", ""
         for line in process.stderr:  # ends with the process, whatever happens
-            heard.append(line)
+            heard += line
+            if not page and (found := re.search(r"live page: (\S+)", line)):
+                assert "looking at profiles" not in heard
+                page = found[1]
+                with urllib.request.urlopen(page, timeout=30) as answer:
+                    assert b"waiting for the run" in answer.read()
             if "replaying" in line:
                 break
-        (address,) = re.findall(r"http://\S+/metrics", "".join(heard))
+        assert page, heard
+        with urllib.request.urlopen(f"{page}events", timeout=60) as stream:
+            assert any(b'"stages"' in line for line in stream)
+        (address,) = re.findall(r"http://\S+/metrics", heard)
         series = ("inferline_arrivals_total{", 'inferline_latency_seconds_bucket{le="0.3",')
         arrived = finished = 0.0
         deadline_s = time.monotonic() + 30

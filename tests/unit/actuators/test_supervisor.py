@@ -95,9 +95,14 @@ class Host:
             return await self.supervisor.next_exit()
 
 
-@pytest.fixture(params=[Isolation("none"), Isolation(forked=True, seal="imports")], ids=["plain", "forked"])
+PLAIN, FORKED = Isolation("none"), Isolation(forked=True, seal="imports")
+started_either_way = pytest.mark.parametrize("host", [PLAIN, FORKED], ids=["plain", "forked"], indirect=True)
+"""For tests of how processes start and end. Slots, numbers and dispatchers are the same however replicas start."""
+
+
+@pytest.fixture
 async def host(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Host]:
-    made = Host(tmp_path, request.param)
+    made = Host(tmp_path, getattr(request, "param", PLAIN))
     async with made.supervisor:
         yield made
 
@@ -106,6 +111,7 @@ def count(said: list[str], what: str) -> int:
     return sum(line.startswith(what) for line in said)
 
 
+@started_either_way
 async def test_a_replica_that_no_descriptor_is_left_for_is_started_again_and_attached(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +140,7 @@ async def test_replicas_are_attached_by_number_as_they_start(host: Host) -> None
     assert attached == [[name, str(number)] for number, name in enumerate(await host.names())]
 
 
+@started_either_way
 async def test_a_killed_replica_is_started_again_and_takes_its_number(host: Host) -> None:
     await host.dispatch(0)
     await host.scale(2)
@@ -148,6 +155,7 @@ async def test_a_killed_replica_is_started_again_and_takes_its_number(host: Host
     assert f"attached {new} 0" in host.said("work-0-a")
 
 
+@started_either_way
 async def test_a_dispatchers_death_leaves_the_models_loaded(host: Host) -> None:
     await host.dispatch(0)
     await host.scale(2)
@@ -197,6 +205,7 @@ async def test_a_fenced_dispatcher_is_not_started_again(host: Host) -> None:
     assert await host.supervisor.dispatchers() == ()
 
 
+@started_either_way
 async def test_a_retired_replica_finishes_its_batch(host: Host) -> None:
     wait = host.topology.parent / "wait.py"
     wait.touch()
@@ -218,6 +227,7 @@ async def test_a_replica_without_a_dispatcher_retires_by_itself(host: Host) -> N
     assert (gone.exit_code, gone.expected) == (0, True)
 
 
+@started_either_way
 async def test_a_replica_that_its_dispatcher_gives_up_is_replaced_at_once(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +281,7 @@ async def test_slots_are_dealt_replicas_that_stay_whatever_leaves_meanwhile(host
     busy.unlink()
 
 
+@started_either_way
 async def test_a_constructor_that_holds_the_interpreter_is_only_late(host: Host) -> None:
     (host.topology.parent / "slow.py").touch()
     await host.dispatch(0)
@@ -279,6 +290,7 @@ async def test_a_constructor_that_holds_the_interpreter_is_only_late(host: Host)
     assert [seen.restarts for seen in await host.supervisor.observe()] == [0]
 
 
+@started_either_way
 async def test_closing_leaves_no_process(host: Host) -> None:
     await host.dispatch(0)
     await host.scale(2)

@@ -59,7 +59,7 @@ def test_a_proof_ends_with_its_effort():
 
 
 @pytest.mark.parametrize(
-    ("seed", "partitions"), [(0, 0), (1, 12), (2, 12), (4, 0), (5, 12), (6, 0), (8, 12)]
+    ("seed", "partitions"), [(0, 0), (2, 12), (6, 0), (8, 12)]
 )  # two and three stages, and three with a bypass, on pools and on partitions
 def test_the_default_plan_meets_the_slo_on_the_whole_trace_and_costs_no_more_than_the_paper_s(seed, partitions):
     problem = random_problem(seed, partitions=partitions, slack=4.0)
@@ -244,7 +244,7 @@ def test_an_slo_below_the_longest_path_is_infeasible_and_the_smallest_named_is_m
 
 @pytest.mark.parametrize("algorithm", ["default", "inferline", "exact"])
 def test_the_same_input_gives_the_same_plan(algorithm):
-    problem = random_problem(6, rate=100, slack=3.0)
+    problem = random_problem(6, rate=40, duration_s=10.0, slack=3.0)
     assert _plan(problem, algorithm=algorithm) == _plan(problem, algorithm=algorithm)
 
 
