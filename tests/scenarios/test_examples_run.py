@@ -1,7 +1,7 @@
 """The examples as a newcomer runs them, each from a folder of their own, with the installed command; both at once.
 
-Only the SLO of the one with real models is another: as slow as they are beside other tests, no plan may meet half a
-second.
+The one with real models has another SLO: as slow as they are beside other tests, no plan may meet half a second. Each
+of its stages has one kind of hardware and batches of up to four, so that half as much is measured.
 """
 
 from __future__ import annotations
@@ -38,8 +38,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(EXAMPLES / name, folder / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
     topology = folder / "moderation" / "topology.py"
     example = topology.read_text()
-    assert example.count('slo="500ms"') == 1
-    topology.write_text(example.replace('slo="500ms"', 'slo="30s"'))
+    for written, here, count in (
+        ('slo="500ms"', 'slo="30s"', 1),
+        ('hardware=["cpu-0.1", "cpu-0.25"]', 'hardware=["cpu-0.25"], max_batch_size=4', 2),
+        ('hardware=["cpu-0.25", "cpu-0.5", "cpu-1"]', 'hardware=["cpu-0.5"]', 1),
+        ("    max_batch_size=32,\n", "", 1),
+        ("max_batch_size=8", "max_batch_size=4", 1),
+    ):
+        assert example.count(written) == count, written
+        example = example.replace(written, here)
+    topology.write_text(example)
     return folder
 
 

@@ -58,7 +58,7 @@ class World:
 
     def __init__(self, rate: Callable[[float], float], **more: Any) -> None:
         self.leading: Any = None
-        self.rate, self.arrived, self.done, self.lost_lead = rate, 0.0, 0.0, False
+        self.rate, self.arrived, self.done, self.lost_lead, self.silent = rate, 0.0, 0.0, False, False
         names = Names("p")
         self.kafka = MemoryKafka("posts", 4, lambda: int(self.arrived), lambda: int(self.done))
         self.actuator = FakeActuator(drain_timeout_s=5.0)
@@ -133,7 +133,7 @@ class World:
             for replica in replicas:
                 if replica.state == "retiring":
                     self.actuator.finish(replica.replica)
-            if tick % 10 == 0:
+            if tick % 10 == 0 and not self.silent:
                 await self._report(ready)
 
     async def _report(self, ready: Sequence[ObservedReplica]) -> None:
@@ -227,6 +227,19 @@ async def test_a_leap_of_the_traffic_is_answered_within_a_second_and_its_end_giv
     await world.until(lambda: world.wanted == 2, 2400.0)
     assert await world.replicas() == 2
     assert {action for action, _ in world.decisions()} >= {"scale_up", "scale_down"}
+
+
+@in_world(lambda time_s: 60.0 if 30.0 <= time_s < 60.0 else 10.0)
+async def test_without_reports_the_controller_holds_what_there_is(world: World) -> None:
+    """Falling traffic is what a blind controller would be tempted by."""
+    await asyncio.sleep(60.0)
+    peak, world.silent = world.wanted, True
+    await asyncio.sleep(60.0)  # with reports it takes eleven
+    assert world.wanted == peak > 2
+    assert world.decisions()[-1] == ("hold", "input_stale")
+    assert "scale_down" not in {action for action, _ in world.decisions()}
+    world.silent = False
+    await world.until(lambda: world.wanted == 2, 60.0)
 
 
 @in_world(steady(10.0))
