@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from inferline_stream.pipeline.plan import Allocation, Allocations, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
-from inferline_stream.pipeline.trace import Trace
 
 _ROUNDING = 1e-9
 
@@ -84,13 +83,6 @@ def curve_of_envelope(envelope: Sequence[tuple[float, int]]) -> ArrivalCurve:
     for k, count in enumerate([*most[1:], events]):
         steps.setdefault(max(count, 1, *steps), k * grid_s)
     return ArrivalCurve(tuple(steps.items()), events, longest_s)
-
-
-def curve_of_trace(trace: Trace) -> ArrivalCurve:
-    """The exact curve of a trace, event by event; takes time in proportion to their square."""
-    times = trace.arrivals_s
-    steps = [(n, float((times[n - 1 :] - times[: times.size - n + 1]).min())) for n in range(1, len(trace) + 1)]
-    return ArrivalCurve(tuple(steps) or ((1, 0.0),), len(trace))
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,9 +202,10 @@ def test_the_comparison_has_the_figures_that_its_benchmark_finds() -> None:
     """
     table, comment = COMPARISON.read_text().split(swing.FIRST_DRAW)
     stated = COMPARED.findall(comment)
-    found = COMPARED.findall("\n".join(swing.table_rows(swing.figures(1, swing.settings_in(table)))))
+    found = COMPARED.findall("\n".join(swing.table_rows(swing.figures(1, swing.settings_in(table), hindsight=False))))
     assert len(found) > 15
-    assert [row[:2] for row in COMPARED.findall(table)] == [row[:2] for row in stated] == [row[:2] for row in found]
+    rules = [row[:2] for row in COMPARED.findall(table) if row[0] != swing.SYSTEMS["clairvoyant"]]
+    assert rules == [row[:2] for row in stated] == [row[:2] for row in found]
     for row, again in zip(stated, found, strict=True):
         # Nothing here is random: a last digit may be rounded the other way.
         assert figures(row[2:4]) == pytest.approx(figures(again[2:4]), abs=0.0015), row

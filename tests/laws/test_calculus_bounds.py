@@ -15,7 +15,6 @@ from inferline_stream.calculus.curves import (
     backlog_bound,
     bounds,
     curve_of_envelope,
-    curve_of_trace,
     delay_bound_s,
 )
 from inferline_stream.calculus.envelope import trace_envelope
@@ -33,6 +32,13 @@ ROUNDING = 1e-9
 def profile(stage: str, hardware: str, *times_s: float) -> Profile:
     """Service times of batches of 1, 2, 4 …"""
     return Profile(stage, hardware, tuple(ServiceTime(2**i, t) for i, t in enumerate(times_s)))
+
+
+def curve_of_trace(trace: Trace) -> ArrivalCurve:
+    """The exact curve, event by event."""
+    times = trace.arrivals_s
+    steps = [(n, float((times[n - 1 :] - times[: times.size - n + 1]).min())) for n in range(1, len(trace) + 1)]
+    return ArrivalCurve(tuple(steps) or ((1, 0.0),), len(trace))
 
 
 def alone(*profiles: Profile) -> PipelineProfile:

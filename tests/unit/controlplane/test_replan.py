@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from inferline_stream.controlplane.records.control_records import ArrivalTicks, 
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.hardware import Hardware
-from inferline_stream.pipeline.plan import cost_per_hour
+from inferline_stream.pipeline.plan import Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import gamma_trace
@@ -55,9 +56,13 @@ def ticks(rate: float, seconds: float = 60.0, seed: int = 1, partitions_used: in
     return records
 
 
+@cache
+def planned(rate: float) -> Plan:
+    return provision(Problem(SHAPE, measured(), (gamma_trace(rate, 1.0, 60.0, np.random.default_rng(5)),), 0.3, KINDS))
+
+
 def inputs(rate: float, planned_rate: float, **changes: object) -> ReplanInputs:
-    sample = gamma_trace(planned_rate, 1.0, 60.0, np.random.default_rng(5))
-    plan = provision(Problem(SHAPE, measured(), (sample,), 0.3, KINDS))
+    plan = planned(planned_rate)
     usual = ReplanInputs(SHAPE, measured(), plan, 0.3, 0.99, KINDS, SOURCE_PARTITIONS, {}, ticks(rate), 0.1, 60.0)
     return replace(usual, **changes)
 
