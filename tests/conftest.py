@@ -1,7 +1,8 @@
+import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
         if is_last(worker["workerid"], worker["workercount"]):
             yield_to_others()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Collect without a look at garbage: of what is collected nothing goes, and later looks need not pass it either."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
