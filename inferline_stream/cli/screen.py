@@ -17,6 +17,7 @@ from inferline_stream.cli.output import logs_as_json
 from inferline_stream.controlplane.run_inputs import RunDisplay
 from inferline_stream.observability.pipeline_state import (
     BackgroundState,
+    ClassState,
     DecisionRecord,
     IsolationState,
     PipelineState,
@@ -172,6 +173,8 @@ class StagesTable:
             yield whole
         else:
             yield from (self._table(_COUNTS), self._table(_FIGURES))
+        for of_live in self._state.classes:
+            yield Text(class_words(of_live), style="dim")
         for of_class in self._state.backgrounds:
             yield Text(background_words(of_class), style="dim")
         for stage in self._state.stages:
@@ -202,12 +205,19 @@ class StagesTable:
         return table
 
 
+def class_words(of_class: ClassState) -> str:
+    """How one of several live classes fares."""
+    p99, slo = _duration(of_class.recent_p99_s), format_duration(of_class.slo_s)
+    return f"class {of_class.topic}: P99 {p99} of {slo}, late {_share(of_class.recent_late_share)}"
+
+
 def background_words(of_class: BackgroundState) -> str:
     """How far a class of background events has come."""
     rate = "–" if of_class.rate is None else f"{of_class.rate:.1f}/s"
     left = f"{of_class.left} left" if of_class.left else "done"
     done = f", done in {format_duration(of_class.done_in_s)}" if of_class.left and of_class.done_in_s else ""
-    return f"background {of_class.topic}: {rate}, {left}{done}"
+    needed = f", {of_class.needed_rate:.1f}/s needed" if of_class.needed_rate else ""
+    return f"background {of_class.topic}: {rate}{needed}, {left}{done}"
 
 
 def nodes_words(stage: StageState) -> str:
@@ -283,6 +293,10 @@ def _report(report: RunReport) -> Table:
     if report.verified < report.events_in:
         table.add_row("of them looked up by id", f"the last {report.verified}; the others are counted")
         table.add_row("counted without an end", str(report.unaccounted), style="bold red" if report.unaccounted else "")
+    for topic, of_live in report.classes.items():
+        late = "–" if of_live.slo_miss_rate is None else f"{of_live.slo_miss_rate:.2%}"
+        figures = f"{_duration(of_live.p99_s)} of {_duration(of_live.slo_s)}, {late} missed"
+        table.add_row(Text(f"class {topic}: P99"), figures)
     for topic, of in report.backgrounds.items():
         table.add_row(Text(f"background {topic}"), f"{of.events_out} of {of.events_in}, {of.left} left")
     table.add_section()

@@ -134,7 +134,7 @@ class Controller:
             await collector.begin()
             if context.pipeline.source.arrivals == "timestamps":
                 collector.stamps = await stack.enter_async_context(
-                    SourceTimestamps(context, collector.source_partitions)
+                    SourceTimestamps(context, collector.source_partitions[context.source])
                 )
             else:
                 self.view.arrived(

@@ -10,6 +10,7 @@ from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.pipeline.live_classes import live_classes
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline
@@ -60,22 +61,32 @@ class PipelineContext:
         return frozenset(self.shape.stages[s] for s in self.shape.entries())
 
     @cached_property
-    def backgrounds(self) -> tuple[str, ...]:
-        """Topics of background events, without prefix: each is the name of a class."""
-        return tuple(topic.name for topic in self.pipeline.backgrounds)
+    def others(self) -> tuple[str, ...]:
+        """Source topics of further classes, without prefix: each is the name of a class."""
+        return tuple(topic.name for topic in self.pipeline.others)
 
-    def topic(self, stage: str, background: str = "") -> str:
-        """Input topic of a stage, for live events or for those of a background class."""
+    @cached_property
+    def live(self) -> dict[str, float]:
+        """Further classes whose events are live: how much longer their SLO is than the pipeline's."""
+        return {each.topic: each.longer_s for each in live_classes(self.pipeline)}
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Full names of the topics that live events arrive on, that of the first class first."""
+        return (self.source, *map(self.names.topic, self.live))
+
+    def topic(self, stage: str, of_class: str = "") -> str:
+        """Input topic of a stage, for events of the first class or of another one."""
         if stage not in self.entries:
-            return self.names.stage_topic(stage, background)
-        return self.names.topic(background) if background else self.source
+            return self.names.stage_topic(stage, of_class)
+        return self.names.topic(of_class) if of_class else self.source
 
 
 async def input_partitions(offsets: Offsets, context: PipelineContext) -> dict[str, dict[str, int]]:
-    """Return the partitions of each stage's input topic, by class of events: empty for live ones, first."""
+    """Return the partitions of each stage's input topic, by class of events: empty for the first one."""
     return {
         of: {stage: await offsets.partitions(context.topic(stage, of)) for stage in context.shape.stages}
-        for of in ("", *context.backgrounds)
+        for of in ("", *context.others)
     }
 
 
@@ -84,7 +95,7 @@ async def drained(
     context: PipelineContext,
     partitions: Mapping[str, int],
     source_end: Sequence[int],
-    background: str = "",
+    of_class: str = "",
 ) -> bool:
     """Whether nothing of a class that was in its source topic before ``source_end`` is left in any stage.
 
@@ -96,11 +107,11 @@ async def drained(
         context: names.
         partitions: of the input topic of each stage that should be empty.
         source_end: end offsets of the source topic up to which entry stages must have come.
-        background: class of the events; by default live ones.
+        of_class: class of the events; by default the first one.
     """
-    topics = {stage: context.topic(stage, background) for stage in partitions}
+    topics = {stage: context.topic(stage, of_class) for stage in partitions}
     committed = {
-        stage: await offsets.committed(context.names.group(stage, background), topics[stage], n)
+        stage: await offsets.committed(context.names.group(stage, of_class), topics[stage], n)
         for stage, n in partitions.items()
     }
     inner = {topics[stage]: n for stage, n in partitions.items() if stage not in context.entries}
@@ -118,14 +129,14 @@ async def lags(
     context: PipelineContext,
     partitions: Mapping[str, int],
     topic_of: Callable[[str], str] | None = None,
-    background: str = "",
+    of_class: str = "",
 ) -> dict[str, int]:
     """Records of a class that are not finished, by consumer group; each stage's topic is the context's, or given."""
     left = {}
     for stage, n in partitions.items():
         group, topic = (
-            context.names.group(stage, background),
-            (topic_of or partial(context.topic, background=background))(stage),
+            context.names.group(stage, of_class),
+            (topic_of or partial(context.topic, of_class=of_class))(stage),
         )
         committed = await offsets.committed(group, topic, n)
         ends = (await offsets.ends({topic: n}))[topic]

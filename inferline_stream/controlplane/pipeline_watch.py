@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.leadership import AssignmentLog, read_log
-from inferline_stream.controlplane.observe.background_class import background_classes
 from inferline_stream.controlplane.observe.collector import Collector
+from inferline_stream.controlplane.observe.event_class import further_classes
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
 from inferline_stream.controlplane.observe.recovery import recover, recover_arrivals
@@ -170,7 +170,7 @@ async def watch_pipeline(
         _of_these_stages(plan, shape)
         partitions = await input_partitions(offsets, context)
         measured = PipelineProfile({}, independent_paths(shape, {}), 0.0)
-        view = PipelineView(context, plan, measured, partitions[""], background_classes(shape, partitions))
+        view = PipelineView(context, plan, measured, partitions[""], further_classes(context, partitions))
         for stored in found.plans:
             view.planned(stored)
         for decision in found.decisions:

@@ -60,9 +60,11 @@ class PoolReport(msgspec.Struct):
     """Partition → why it is not read any more."""
     replicas: list[ReplicaStatus] = []
     counts: StageCounts = msgspec.field(default_factory=StageCounts)
-    """Of live events, and of the pool."""
+    """Of live events, and of the pool. Latencies are less what the SLO of an event's class is longer."""
     background: dict[str, StageCounts] = {}
     """Of background events and their batches, by their topic."""
+    latencies: dict[str, list[int]] = {}
+    """Of each live class, where there are several, by its topic: events by bucket, the bounds those of its SLO."""
     clock_lead_s: float = 0.0
     """Largest lead of a record's time over this host's clock in the last minute."""
     clock_lag_s: float = 0.0
@@ -108,13 +110,14 @@ class PoolReport(msgspec.Struct):
         found = [number for _, of in stats for number in numbers(of)]
         for counts in every:
             found += [*numbers(counts), *counts.edges_taken.values(), *counts.latency_buckets]
+        found += [count for own in self.latencies.values() for count in own]
         found += [r.start_up_s for r in self.replicas]
         found += [getattr(self, name) for name in _NUMBERS]
         if self.stay is not None:
             found += self.stay
         if not all(abs(number) < _MOST for number in found):
             raise ValueError("a number is out of range")
-        buckets = max(len(counts.latency_buckets) for counts in every)
+        buckets = max(*(len(counts.latency_buckets) for counts in every), *map(len, self.latencies.values()), 0)
         if buckets > _MOST_BUCKETS:
             raise ValueError(f"{buckets} latency buckets")
 

@@ -16,6 +16,7 @@ from inferline_stream.pipeline.keys import keeps_order
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import Arrow, Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.units import duration_s
 from inferline_stream.pipeline.version import structure_of
 
 OnExpired = Literal["process", "drop", "dlq"]
@@ -88,11 +89,14 @@ def follow(shape: Shape, stage: str, taken: Iterable[str] | None) -> Follow:
     return Follow(tuple(sends), completed=completed)
 
 
-class BackgroundTopic(msgspec.Struct, frozen=True):
-    """A topic of background events: its name without prefix, and what it says of its records, as `Topic` has it."""
+class ClassTopic(msgspec.Struct, frozen=True):
+    """The source topic of a further class: its name without prefix, and what `Topic` says of its events."""
 
     name: str
+    slo_s: float | None = None
+    """Of live events; None for background ones."""
     weight: float = 1.0
+    rate: float = 0.0
     timestamp_header: str | None = None
     max_bytes: int | None = None
 
@@ -118,8 +122,8 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         sink_max_bytes: largest result; None for what Kafka takes.
         server_budget_s: longest that a replica may take over a batch that it asks a server for; 0 without a server.
         deadline_order: whether what can no longer be on time is served last; else in order of entry.
-        backgrounds: topics of background events, each a class of its own.
-        background: whose events these are the routes of; empty for live ones.
+        others: source topics of further classes of events.
+        of_class: whose events these are the routes of; empty for the first class.
     """
 
     pipeline: str
@@ -139,28 +143,45 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     sink_max_bytes: int | None = None
     server_budget_s: float = 0.0
     deadline_order: bool = True
-    backgrounds: tuple[BackgroundTopic, ...] = ()
-    background: str = ""
+    others: tuple[ClassTopic, ...] = ()
+    of_class: str = ""
 
     @cached_property
     def classes(self) -> tuple[Routes, ...]:
-        """The routes of every class of events, the live one first: their places are the numbers of the classes."""
+        """The routes of every class of events: their places are the numbers of the classes."""
         entry = self.is_entry
         others = (
             msgspec.structs.replace(
                 self,
                 source=topic.name,
-                background=topic.name,
+                of_class=topic.name,
+                slo_s=self.slo_s if topic.slo_s is None else topic.slo_s,
                 entry_time_header=topic.timestamp_header if entry else None,
                 source_max_bytes=topic.max_bytes if entry else None,
             )
-            for topic in self.backgrounds
+            for topic in self.others
         )
         return (self, *others)
 
     def place(self, partition: int) -> str:
         """Return topic and partition of a number that a dispatcher has for a partition."""
         return f"{self.classes[class_of(partition)].input_topic}/{partition % CLASS_STRIDE}"
+
+    @cached_property
+    def backgrounds(self) -> dict[int, ClassTopic]:
+        """The classes of background events, by number."""
+        return {number: topic for number, topic in enumerate(self.others, start=1) if topic.slo_s is None}
+
+    @cached_property
+    def live_topics(self) -> dict[str, float]:
+        """Source topic of each live class, and its SLO in seconds; empty where there is one."""
+        further = {topic.name: topic.slo_s for topic in self.others if topic.slo_s is not None}
+        return {self.source: self.slo_s, **further} if further else {}
+
+    @cached_property
+    def shortest_slo_s(self) -> float:
+        """Of any live class: so long may a batch take, and the rest of its way."""
+        return min([self.slo_s, *self.live_topics.values()])
 
     @cached_property
     def names(self) -> Names:
@@ -207,7 +228,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def group(self) -> str:
         """The stage's consumer group."""
-        return self.names.group(self.stage, self.background)
+        return self.names.group(self.stage, self.of_class)
 
     @cached_property
     def input_topic(self) -> str:
@@ -223,7 +244,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         """The topic that a stage reads: the source for entry stages, its own for all others."""
         at = self.stages.index(stage)
         entry = all(child != at for _, child, _ in self.arrows)
-        return self.names.topic(self.source) if entry else self.names.stage_topic(stage, self.background)
+        return self.names.topic(self.source) if entry else self.names.stage_topic(stage, self.of_class)
 
     @cached_property
     def _follows(self) -> dict[int | None, Follow]:
@@ -282,9 +303,16 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         sink_max_bytes=pipeline.sink.max_bytes,
         server_budget_s=0.0 if own.server is None else own.server.budget_s,
         deadline_order=pipeline.order == "deadline",
-        backgrounds=tuple(
-            BackgroundTopic(topic.name, topic.weight, topic.timestamp_header, topic.max_bytes)
-            for topic in pipeline.backgrounds
+        others=tuple(
+            ClassTopic(
+                topic.name,
+                None if topic.slo is None else duration_s(topic.slo),
+                topic.weight,
+                topic.rate,
+                topic.timestamp_header,
+                topic.max_bytes,
+            )
+            for topic in pipeline.others
         ),
     )
 
@@ -295,7 +323,7 @@ def every_route(pipeline: Pipeline, prefix: str = "") -> Mapping[str, Routes]:
 
 
 def input_topics(pipeline: Pipeline, names: Names, stage: str) -> list[str]:
-    """Return the topics that a stage reads, of live events first: a source for entry stages, its own for all others."""
+    """Return the topics that a stage reads, by class: a source for entry stages, its own for all others."""
     if pipeline.stage(stage).after:
-        return [names.stage_topic(stage, of) for of in ("", *(topic.name for topic in pipeline.backgrounds))]
-    return [names.topic(topic.name) for topic in (pipeline.source, *pipeline.backgrounds)]
+        return [names.stage_topic(stage, of) for of in ("", *(topic.name for topic in pipeline.others))]
+    return [names.topic(topic.name) for topic in (pipeline.source, *pipeline.others)]

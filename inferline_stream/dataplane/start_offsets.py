@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from inferline_stream.dataplane.routes import input_topics
 from inferline_stream.errors import UsageError
@@ -23,6 +22,7 @@ from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.topic_state import TopicState
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.pipeline.units import moment_s
 from inferline_stream.pipeline.version import Structure
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ async def commit_start_offsets(
     entry stages of before stand: an event is finished that all of them have finished. Where entry stages are moved,
     joins forget which events were finished before: those come again.
 
-    A background topic is read from its beginning, once: ``start`` is about the live topic.
+    A background topic is read from its beginning, once: ``start`` is about live topics.
 
     Args:
         bootstrap_servers: of the cluster.
@@ -117,7 +117,7 @@ async def commit_start_offsets(
 
     async def commit_background(offsets: Offsets, stage: Stage, of: str, topic: str) -> None:
         group = await StageGroup.of(offsets, names.group(stage.name, of), topic)
-        again = before is not None and of in before.backgrounds and stage.name in before.edges
+        again = before is not None and of in before.others and stage.name in before.edges
         committed, begins = await group.committed(group.partitions), await group.begins()
         added = _added(committed, begins)
         await group.commit(added if again else {p: Committed(at) for p, at in begins.items() if p not in committed})
@@ -125,24 +125,30 @@ async def commit_start_offsets(
             _say_missing(group, missing)
 
     async def commit(offsets: Offsets, stage: Stage) -> None:
-        topic, *others = input_topics(pipeline, names, stage.name)
-        for of, of_topic in zip(pipeline.backgrounds, others, strict=True):
-            await commit_background(offsets, stage, of.name, of_topic)
-        group = await StageGroup.of(offsets, names.group(stage.name), topic)
+        topics = input_topics(pipeline, names, stage.name)
+        for of, topic in zip((pipeline.source, *pipeline.others), topics, strict=True):
+            if of.background:
+                await commit_background(offsets, stage, of.name, topic)
+            else:
+                await commit_live(offsets, stage, "" if of is pipeline.source else of.name, topic)
+
+    async def commit_live(offsets: Offsets, stage: Stage, of: str, topic: str) -> None:
+        was_there = stage.name in known and (not of or (before is not None and of in before.others))
+        group = await StageGroup.of(offsets, names.group(stage.name, of), topic)
         committed = await group.committed(group.partitions)
         if start != "committed":  # what was committed of a topic of the same name that is gone counts for nothing
             committed = {p: entry for p, entry in committed.items() if not group.is_of_another_topic(entry)}
         added = _added(committed, await group.begins())
         if len(stage.after) > 1 and start != "committed":
             await group.commit(await _forgetful(group, committed))
-        elif start == "committed" and stage.name in known:
+        elif start == "committed" and was_there:
             await group.commit(added)
             if missing := set(group.partitions) - committed.keys() - added.keys():
                 _say_missing(group, missing)
         elif stage.after:
             begins = await group.begins()
             await group.commit({p: Committed(begin) for p, begin in begins.items() if p not in committed})
-        elif start == "committed" and before is not None:
+        elif start == "committed" and before is not None and not of:
             own = await _own(group, committed)
             await group.commit(_joined(stage.name, topic, group.partitions, left, own))
         else:
@@ -245,9 +251,6 @@ def _start_time_ms(start: str) -> int | None:
     if start in ("committed", "earliest", "latest"):
         return None
     try:
-        moment = datetime.fromisoformat(start)
-    except ValueError:
-        raise UsageError(
-            f"start {start!r} is none of committed, earliest, latest or a time such as 2025-11-25T08:00:00+00:00"
-        ) from None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+        return round(moment_s(start) * 1000)
+    except ValueError as error:
+        raise UsageError(f"start {start!r} is none of committed, earliest, latest or a time: {error}") from None

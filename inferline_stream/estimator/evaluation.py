@@ -217,10 +217,10 @@ def latencies_s(workload: Workload, departures: Departures, *, code: Any = None)
 
 
 def count_late(workload: Workload, departures: Departures, slo_s: float, *, code: Any = None) -> int:
-    """Events whose latency, from the final stage's departures, exceeds the SLO."""
+    """Events whose latency, from the final stage's departures, exceeds the SLO: that of their class."""
     rest_s = np.full(len(workload.path_masks), workload.hop_s)
     fate = np.zeros(len(workload), dtype=np.uint8)
-    lateness = Lateness(workload.entry_s, workload.masks, rest_s, slo_s, False, fate)
+    lateness = Lateness(workload.due_s, workload.masks, rest_s, slo_s, False, fate)
     return int((code or compiled()).count_late(Tokens(departures.times_s, departures.events), lateness))
 
 
@@ -354,7 +354,9 @@ class _Late:
     """Counts events that cannot meet the SLO any more: at their departures, and while they are overdue."""
 
     def __init__(self, workload: Workload, slo_s: float, *, code: Any) -> None:
-        self._workload = workload
+        self._due_s = workload.due_s
+        self._masks = workload.masks
+        self._latest_due_s = np.maximum.accumulate(self._due_s)
         self._slo_s = slo_s
         self._code = code
         self._fate = np.zeros(len(workload), dtype=np.uint8)
@@ -363,8 +365,7 @@ class _Late:
 
     def watch(self, stage: int, rest_s: kernels.Floats, *, settles: bool) -> None:
         """Count at this stage too; if it settles what becomes of events, those that never leave it as well."""
-        workload = self._workload
-        self._watched[stage] = Lateness(workload.entry_s, workload.masks, rest_s, self._slo_s, settles, self._fate)
+        self._watched[stage] = Lateness(self._due_s, self._masks, rest_s, self._slo_s, settles, self._fate)
 
     def count(self, stage: int, gone: Tokens, horizon_s: float) -> int:
         """Events found late, given a stage's departures up to a horizon."""
@@ -379,7 +380,7 @@ class _Late:
                 return count
             latest_s = horizon_s + float(awaited.min()) - self._slo_s
             latest_s -= 8 * math.ulp(max(abs(horizon_s), abs(latest_s)))
-            end = int(np.searchsorted(self._workload.entry_s, latest_s))
+            end = int(np.searchsorted(self._latest_due_s, latest_s))
             count += int(self._code.count_missing(self._overdue, end, lateness))
             self._overdue = max(self._overdue, end)
         return count

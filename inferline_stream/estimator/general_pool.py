@@ -58,7 +58,7 @@ class GeneralPool:
         self._service, self._profiled = service_of(workload, stage, station, code), (station.table, station.varying)
         self._varies, self._triages = station.varies, station.triages
         self._serve = code.serve_in_turn
-        self._entry_s = workload.entry_s
+        self._entry_s = workload.due_s
         self._at_once = np.ones_like(station.limits) if station.concurrency is None else station.concurrency
         self._width = station.width
         self._times = np.empty(0)

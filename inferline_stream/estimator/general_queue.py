@@ -231,7 +231,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
         How many departures were written.
     """
     times, events, _, _, horizon_s, entry_s = queue
-    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span = service
+    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, _ = service
     means = lots.size == 0
     judges = rest_s > -math.inf
     marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, aside, tally, fate, crews = state
@@ -559,7 +559,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
 
 def set_caps(service: Service, rest_s: float) -> None:
     """Write the batches that R leaves time for, as `pipeline.deadline_order.batch_cap` has them."""
-    limits, table, _, _, _, _, slo_s, _, caps, _ = service
+    limits, table, _, _, _, _, _, _, caps, _, slo_s = service
     width, levels = table.size // caps.size, caps.size // limits.size
     for row in range(caps.size):
         cap = limits[row // levels]
@@ -592,13 +592,13 @@ def serve_in_turn(
     """
     times, events, n, base, _, entry_s = queue
     (gone_times, gone_events), instants_s, rests_s, (spent_s, profiled_s) = out
-    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span = service
+    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, cap_slo_s = service
     gone = np.int64(0)
     for k in range(instants_s.size):
         if rests_s.size > 0 and rests_s[k] != rest_s:
             rest_s = rests_s[k]
             set_caps(service, rest_s)
-            service = Service(limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span)
+            service = Service(limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, cap_slo_s)
         if state.marks[1] > 0:
             part = Queue(times, events, n, base, instants_s[k], entry_s)
             gone += serve_general(part, service, account, state, Tokens(gone_times[gone:], gone_events[gone:]))

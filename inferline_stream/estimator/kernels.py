@@ -105,7 +105,7 @@ class Service(NamedTuple):
     ``lots`` is by event: above the lowest 8 bits its place among the units, in them that of its batch's factor, where
     it is the first of a batch. Empty where nothing varies. ``rest_s`` is R, and ``caps`` (kinds · levels,) the largest
     batch that leaves time for it, as `pipeline.deadline_order` says; −∞ and the limits in order of entry. ``span`` is
-    how many arrivals may lie behind the first hopeless one.
+    how many arrivals may lie behind the first hopeless one, ``cap_slo_s`` the SLO by which batches are cut.
     """
 
     limits: Ints
@@ -118,6 +118,7 @@ class Service(NamedTuple):
     rest_s: float
     caps: Ints
     span: int
+    cap_slo_s: float
 
 
 class Account(NamedTuple):

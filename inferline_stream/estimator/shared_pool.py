@@ -35,7 +35,7 @@ class SharedPool:
         self.account = Account(np.zeros(station.width, dtype=np.int64), np.zeros(2))
         self._station = station
         self._service = service_of(workload, stage, station, code)
-        self._entry_s = workload.entry_s
+        self._entry_s = workload.due_s
         self._times = np.empty(0)
         self._events = np.empty(0, dtype=np.int32)
         self._out = Tokens(np.empty(0), np.empty(0, dtype=np.int32))
@@ -148,6 +148,7 @@ def service_of(workload: Workload, stage: int, station: Station, code: Any) -> S
         station.rest_s,
         np.repeat(station.limits, station.levels),
         station.span,
+        station.order_slo_s + workload.shorter_s,
     )
     return with_rest(service, station.rest_s)
 
@@ -157,7 +158,7 @@ def with_rest(service: Service, rest_s: float) -> Service:
     by_row = service.table.reshape(service.caps.size, -1)[:, 1:]
     levels = service.caps.size // service.limits.size
     caps = [
-        batch_cap(row[:limit], rest_s, service.slo_s) if rest_s > -math.inf else limit
+        batch_cap(row[:limit], rest_s, service.cap_slo_s) if rest_s > -math.inf else limit
         for row, limit in zip(by_row, np.repeat(service.limits, levels).tolist(), strict=True)
     ]
     return service._replace(rest_s=rest_s, caps=np.array(caps, dtype=np.int64))

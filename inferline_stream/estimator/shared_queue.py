@@ -119,7 +119,7 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
         out: departures, written.
     """
     times, events, _, _, horizon_s, _ = queue
-    limits, table, varying, lots, hold_s, hop_s, _, _, _, _ = service
+    limits, table, varying, lots, hold_s, hop_s, _, _, _, _, _ = service
     marks, clock, ring_time, ring_start, ring_size = state
     base = Index(queue.base)
     n = Index(queue.n) - base
@@ -249,7 +249,7 @@ class TriagedState(NamedTuple):
 def serve_triaged(queue: Queue, service: Service, account: Account, state: TriagedState, out: Tokens) -> np.int64:
     """As `serve_shared`, with hopeless events last."""
     times, events, _, _, horizon_s, entry_s = queue
-    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, _ = service
+    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, _, _ = service
     marks, clock, ring_time, ring_row, ring_size, members, aside = state
     base = Index(queue.base)
     n = Index(queue.n) - base

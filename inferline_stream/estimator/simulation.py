@@ -12,7 +12,7 @@ from inferline_stream.estimator.evaluation import StageStatistics, evaluate
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.station import rests_s, station
-from inferline_stream.estimator.workload import prepare
+from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
@@ -30,10 +30,12 @@ class Simulation:
     Args:
         latency_s: float64 (events,), in order of entry.
         stages: by name.
+        workload: what was simulated.
     """
 
     latency_s: Floats
     stages: Mapping[str, StageStatistics]
+    workload: Workload
 
     @property
     def p99_s(self) -> float:
@@ -44,10 +46,14 @@ class Simulation:
         """The smallest latency within which at least this share of the events stays (exact)."""
         return quantile_s(self.latency_s, share)
 
+    def judged_quantile_s(self, share: float) -> float:
+        """The same as SLOs judge it, see `Workload.judged_quantile_s`."""
+        return self.workload.judged_quantile_s(self.latency_s, share)
+
     def miss_rate(self, slo_s: float) -> float:
-        """Share of the events that reach the sink later than the SLO; 0 if none reaches it."""
+        """Share of the events that reach the sink later than the SLO of their class; 0 if none reaches it."""
         known = int(np.count_nonzero(~np.isnan(self.latency_s)))
-        return int(np.count_nonzero(self.latency_s > slo_s)) / known if known else 0.0
+        return int(np.count_nonzero(self.workload.judged_s(self.latency_s) > slo_s)) / known if known else 0.0
 
 
 def simulate(
@@ -99,5 +105,7 @@ def simulate(
     evaluation = evaluate(workload, stations)
     assert evaluation.latency_s is not None
     return Simulation(
-        evaluation.latency_s, {shape.stages[s]: statistics for s, statistics in evaluation.statistics.items()}
+        evaluation.latency_s,
+        {shape.stages[s]: statistics for s, statistics in evaluation.statistics.items()},
+        workload,
     )

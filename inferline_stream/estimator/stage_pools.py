@@ -33,7 +33,7 @@ class StagePools:
         keeps_order = lanes.lane_of.size > 0
         self._pools: list[Pool] = [
             GeneralPool(workload, stage, station.of_slot(slot), lanes, code)
-            if keeps_order or station.levels > 1 or station.limits.size > 1
+            if keeps_order or station.levels > 1 or station.limits.size > 1 or workload.class_of.size
             else SharedPool(workload, stage, station.of_slot(slot), code)
             for slot in range(station.slots)
         ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from inferline_stream.estimator import kernels
 from inferline_stream.estimator.feeds import Feed, feeds
 from inferline_stream.estimator.numba_kernels import compiled
+from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.service_table import MIDDLES
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visited
@@ -36,6 +39,9 @@ class Workload:
         keys: uint16 (events,) number of each event's key from 1, 0 for one of no account; empty if all are.
         ordered: stages that keep the order of a key's events.
         hop_extra_s: float64 (LEVELS,) equally probable times of a hop beyond the least; empty if all take the same.
+        class_of: uint16 (events,) number of each event's live class; empty if all have the pipeline's SLO.
+        longer_s: float64 (events,) how much longer the SLO of its class is than the pipeline's; empty alike.
+        shorter_s: of the shortest, at most 0.
     """
 
     shape: Shape
@@ -48,6 +54,9 @@ class Workload:
     keys: kernels.Masks = field(default_factory=lambda: NO_KEYS)
     ordered: frozenset[int] = frozenset()
     hop_extra_s: kernels.Floats = field(default_factory=lambda: np.empty(0))
+    class_of: kernels.Masks = field(default_factory=lambda: NO_KEYS)
+    longer_s: kernels.Floats = field(default_factory=lambda: np.empty(0))
+    shorter_s: float = 0.0
     _partitions: dict[tuple[int, int], kernels.Masks] = field(default_factory=dict, repr=False)
     _lots: dict[int, kernels.Masks] = field(default_factory=dict, repr=False)
     _taken: dict[int, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
@@ -55,6 +64,30 @@ class Workload:
 
     def __len__(self) -> int:
         return int(self.entry_s.size)
+
+    @property
+    def due_s(self) -> kernels.Floats:
+        """When each event would have entered if its SLO were the pipeline's: queues are in this order."""
+        if not self.longer_s.size:
+            return self.entry_s
+        due_s: kernels.Floats = self.entry_s + self.longer_s
+        due_s.flags.writeable = False  # as a trace is: another type would compile the kernels again
+        return due_s
+
+    def judged_s(self, latency_s: kernels.Floats) -> kernels.Floats:
+        """Latencies as the pipeline's SLO judges them: less what the SLO of an event's class is longer."""
+        return latency_s - self.longer_s if self.longer_s.size else latency_s
+
+    def by_class(self) -> Iterator[NDArray[np.bool_]]:
+        """Yield which events each live class has; nothing where all have the pipeline's SLO."""
+        for number in np.unique(self.class_of):
+            yield self.class_of == number
+
+    def judged_quantile_s(self, latency_s: kernels.Floats, share: float) -> float:
+        """The largest quantile of `judged_s` of any class: within the SLO if each keeps its own. NaN without any."""
+        judged_s = self.judged_s(latency_s)
+        found_s = [quantile_s(judged_s[own], share) for own in self.by_class()] or [quantile_s(judged_s, share)]
+        return max((each for each in found_s if not math.isnan(each)), default=math.nan)
 
     def needs(self, stage: int) -> frozenset[int]:
         """Stages whose departures the simulation of this one reads."""
@@ -169,10 +202,17 @@ def prepare(
         np.empty(len(trace) if shares.size else 0, dtype=np.uint16),
         frozenset(s for s, name in enumerate(shape.stages) if name in measured.keys.ordered),
         hop_extra_s(measured),
+        np.empty(len(trace) if measured.classes else 0, dtype=np.uint16),
+        np.empty(len(trace) if measured.classes else 0),
+        min([0.0, *(each.longer_s for each in measured.classes)]),
     )
     if workload.keys.size:
-        until = np.round(np.minimum(np.cumsum(shares), 1.0) * 2.0**32).astype(np.int64)
-        (code or compiled()).draw_keys(workload.key("key"), until, workload.keys)
+        _draw_shares(workload, "key", shares, workload.keys, code)
+    if measured.classes:
+        _draw_shares(workload, "class", [each.share for each in measured.classes], workload.class_of, code)
+        workload.longer_s[:] = np.array([0.0, *(each.longer_s for each in measured.classes)])[workload.class_of]
+        if workload.keys.size:  # order holds within a class
+            np.add(workload.keys, workload.class_of * shares.size, out=workload.keys, where=workload.keys > 0)
     if recorded is not None:
         known = np.array(paths.masks, dtype=np.int64)
         found = recorded[:, None] == known
@@ -184,3 +224,11 @@ def prepare(
         thresholds[-1] = 2**32
         (code or compiled()).draw_masks(0, workload.key("path"), thresholds, masks)
     return workload
+
+
+def _draw_shares(
+    workload: Workload, purpose: str, shares: Sequence[float] | kernels.Floats, chosen: kernels.Masks, code: Any
+) -> None:
+    """Draw of every event which of the shares it belongs to, from 1; 0 for the rest."""
+    until = np.round(np.minimum(np.cumsum(shares), 1.0) * 2.0**32).astype(np.int64)
+    (code or compiled()).draw_keys(workload.key(purpose), until, chosen)

@@ -90,9 +90,9 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
             "source: background events" if topic.background else "source: events arrive here",
             _takes(topic.max_bytes),
         )
-        for topic in (pipeline.source, *pipeline.backgrounds)
+        for topic in (pipeline.source, *pipeline.others)
     }
-    classes = ("", *(topic.name for topic in pipeline.backgrounds))
+    classes = ("", *(topic.name for topic in pipeline.others))
     stage_topics = {names.stage_topic(stage, of): (stage, of) for of in classes for stage in inner}
     found = [
         *sources.values(),

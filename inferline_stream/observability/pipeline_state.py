@@ -246,6 +246,24 @@ class StageState:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassState:
+    """One of several live classes now. Everything else in a state is of all of them together."""
+
+    topic: str
+    slo_s: float = gauge("class_slo_seconds", "Target of the P99 of a live class.")
+    events: int = counter("class_results", "Events of a live class that reached the sink.", 0)
+    late_events: int = counter("class_late_events", "Those of them above the SLO of the class.", 0)
+    recent_p99_s: float | None = gauge("class_recent_p99_seconds", "P99 of the last ten seconds, by class.", None)
+    recent_late_share: float | None = gauge(
+        "class_recent_late_ratio", "Share of the last ten seconds' events above the SLO of their class.", None
+    )
+    lags: Mapping[str, int] = gauge(
+        "class_lag_records", "Records of a live class that are not finished.", dict, "stage"
+    )
+    """By stage."""
+
+
+@dataclass(frozen=True, slots=True)
 class BackgroundState:
     """One class of background events now. Everything else in a state is of live events."""
 
@@ -253,6 +271,9 @@ class BackgroundState:
     left: int = gauge("background_left_records", "Background records that not every first stage has finished.", 0)
     rate: float | None = gauge(
         "background_rate_per_second", "Such records finished per second, mean of the last minutes.", None
+    )
+    needed_rate: float = gauge(
+        "background_needed_per_second", "Such records that have to be served per second, by rate and finish_by.", 0.0
     )
     done_in_s: float | None = gauge(
         "background_done_in_seconds", "Time until none is left at that rate; missing where nobody can tell.", None
@@ -421,6 +442,8 @@ class PipelineState:
         "replica_seconds", "Replica-seconds held; times the price, the cost.", dict, "stage", "hardware"
     )
     stages: tuple[StageState, ...]
+    classes: tuple[ClassState, ...] = ()
+    """Where there are several live ones, that of the pipeline's own SLO first."""
     backgrounds: tuple[BackgroundState, ...] = ()
     devices: tuple[DeviceState, ...] = ()
     """GPUs of this host, once a replica needed one. In a cluster, others report them."""

@@ -1,9 +1,9 @@
-"""Classes of events: live ones, and background ones of a topic of their own, which use what live ones leave idle.
+"""Classes of events, each with a topic of its own: live ones with an SLO, and background ones, which use what is idle.
 
-A class has its own source topic, topics between stages and consumer groups, so that no live record lies behind a
-background one. A stage's dispatchers serve every class by one pool: the live one is class 0, the others follow in the
-order of the declaration. To number the partitions of all classes of a stage, a dispatcher adds `CLASS_STRIDE` for each
-class before.
+A class has its own source topic, topics between stages and consumer groups, so that no record of one lies behind one of
+another. A stage's dispatchers serve every class by one pool. The first class has the pipeline's own SLO, the others
+follow in the order of the declaration. To number the partitions of all classes of a stage, a dispatcher adds
+`CLASS_STRIDE` for each class before.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from inferline_stream.pipeline.live_classes import MOST_CLASSES
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline, Topic
+from inferline_stream.pipeline.units import duration_s, moment_s
 
 CLASS_STRIDE = 1_000_000
 """No topic has so many partitions."""
@@ -39,48 +41,100 @@ def problems_of_classes(pipeline: Pipeline) -> Iterator[str]:
     if not pipeline.sources:
         yield 'source lists no topic; write Topic("source")'
     live = [source for source in sources if not source.background]
+    first = [source for source in live if source.slo is None]
     if sources and not live:
         yield (
             f"source has background topics only ({_names(sources)}); leave background out at the one that the pipeline "
             "is planned for"
         )
-    elif len(live) > 1:
+    elif live and not first:
+        yield f"each live source topic ({_names(live)}) has a slo; leave it out at the one that has the pipeline's"
+    elif len(first) > 1:
         yield (
-            f"source lists {len(live)} live topics ({_names(live)}), and a pipeline has one; write background=True at "
-            "those that can wait, or declare a pipeline for each"
+            f"source lists {len(first)} live topics without a slo ({_names(first)}), and one has the pipeline's; write "
+            "background=True at those that can wait, or slo=... at those with another one"
         )
+    elif len(live) > MOST_CLASSES:
+        yield f"source lists {len(live)} live topics, {MOST_CLASSES} are supported; declare a pipeline for the others"
     for name, times in Counter(source.name for source in sources).items():
         if times > 1:
             yield f"source topic {name!r} is listed {times} times; list it once"
+    shares = [source.share for source in live if source.share is not None and _is_share(source.share)]
+    if sum(shares) >= 1.0:
+        yield f"source topics have shares {shares}; all together must be below 1, the rest is the first topic's"
     for source in sources:
         if not isinstance(source.background, bool):
             yield f"source topic {source.name!r}: background {source.background!r} must be True or False"
         elif source.background:
-            yield from _of_background(source, pipeline)
-        elif source.weight != 1.0:
-            yield f"source topic {source.name!r}: weight is of background topics; leave it out"
-    if isinstance(pipeline.sink, Topic) and pipeline.sink.background:
-        yield f"sink topic {pipeline.sink.name!r}: background is of a source; results of all classes go to one sink"
+            yield from _of_background(source)
+        else:
+            yield from _of_live(source)
+        if source is not pipeline.source:
+            yield from _of_further(source, pipeline)
+    if isinstance(pipeline.sink, Topic) and (pipeline.sink.background or pipeline.sink.slo is not None):
+        what = "background" if pipeline.sink.background else "slo"
+        yield f"sink topic {pipeline.sink.name!r}: {what} is of a source; results of all classes go to one sink"
 
 
-def _of_background(source: Topic, pipeline: Pipeline) -> Iterator[str]:
-    live, name = pipeline.source, str(source.name)
-    if source.codec != live.codec:
-        yield (
-            f"source topic {name!r} has the codec {source.codec!r} and {live.name!r} {live.codec!r}; stages read one: "
-            "give both the same"
-        )
-    weight: Any = source.weight
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+def _of_live(source: Topic) -> Iterator[str]:
+    name: Any = source.name
+    for of_background, default in (("weight", 1.0), ("rate", 0.0), ("finish_by", None)):
+        if getattr(source, of_background) != default:
+            yield f"source topic {name!r}: {of_background} is of background topics; leave it out"
+    if source.slo is None:
+        if source.share is not None:
+            yield f"source topic {name!r}: share is of topics with an SLO of their own, it has the rest; leave it out"
+        return
+    try:
+        slo_s = duration_s(source.slo)
+        if slo_s <= 0:
+            yield f"source topic {name!r}: slo {source.slo!r} must be above 0"
+    except ValueError as error:
+        yield f"source topic {name!r}: slo {error}"
+    if source.share is not None and not _is_share(source.share):
+        yield f"source topic {name!r}: share {source.share!r} must be a number above 0 and below 1"
+
+
+def _of_background(source: Topic) -> Iterator[str]:
+    name: Any = source.name
+    if source.slo is not None or source.share is not None:
+        what = "slo" if source.slo is not None else "share"
+        yield f"source topic {name!r}: background events have no {what}; leave it or background out"
+    weight, rate = source.weight, source.rate
+    if not _is_number(weight) or not 0 < weight < math.inf:
         yield f"source topic {name!r}: weight {weight!r} must be a number above 0"
-    if source.arrivals != "offsets":
-        yield f"source topic {name!r}: arrivals are counted of the live topic alone; leave it out"
+    if not _is_number(rate) or not 0 <= rate < math.inf:
+        yield f"source topic {name!r}: rate {rate!r} must be a number of events per second"
+    if source.finish_by is not None:
+        try:
+            moment_s(source.finish_by)
+        except ValueError as error:
+            yield f"source topic {name!r}: finish_by {error}"
+
+
+def _of_further(source: Topic, pipeline: Pipeline) -> Iterator[str]:
+    first, name = pipeline.source, str(source.name)
+    if source.codec != first.codec:
+        yield (
+            f"source topic {name!r} has the codec {source.codec!r} and {first.name!r} {first.codec!r}; stages read "
+            "one: give both the same"
+        )
+    if source.arrivals != "offsets" or (not source.background and first.arrivals != "offsets"):
+        yield f"source topic {name!r}: arrivals of several topics are counted by offsets; leave arrivals out"
     if name == "dlq" or name.endswith(".dlq"):
         yield f"source topic {name!r}: topics between stages would be called like those of dead letters; rename it"
     inner = [Names(str(pipeline.name)).stage_topic(str(stage.name), name) for stage in pipeline.stages]
     longest = max(inner, key=len, default="")
     if len(longest) > _LONGEST_NAME:
         yield f"topic {longest!r} between stages is longer than {_LONGEST_NAME} characters; rename topic {name!r}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 < value < 1
 
 
 def _names(topics: list[Topic]) -> str:

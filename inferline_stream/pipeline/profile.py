@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.pipeline.keys import Keys
+from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import Paths
 
@@ -348,6 +349,7 @@ class PipelineProfile:
             while the pipeline runs.
         hop_spread_s: how far the time between two stages lies from ``hop_overhead_s`` at `HOP_PROBABILITIES`, under
             load; empty where it is always the same.
+        classes: live classes beside that of the pipeline's own SLO.
 
     Raises:
         ValueError: a spread that is no ascending list of so many finite numbers.
@@ -361,6 +363,7 @@ class PipelineProfile:
     keys: Keys = field(default_factory=Keys)
     network_s: float = 0.0
     hop_spread_s: tuple[float, ...] = ()
+    classes: tuple[LiveClass, ...] = ()
 
     def __post_init__(self) -> None:
         spread = self.hop_spread_s

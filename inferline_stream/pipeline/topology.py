@@ -80,6 +80,13 @@ class Topic:
         background: of a source beside the live one: its events are served where no live event waits, from the topic's
             beginning on. They have no SLO, and nothing is planned or scaled for them.
         weight: of a background topic among several: they share what live events leave idle in this proportion.
+        rate: of a background topic: events per second that are served also where live events wait.
+        finish_by: of a background topic: when it should be done, such as ``"2026-12-01T06:00:00+01:00"``. Replicas are
+            started for it where what live events leave idle is not enough.
+        slo: of a live source beside that of the pipeline's own SLO: the target of its events, such as ``"200ms"``.
+            Stages serve first what has the least time left.
+        share: of such a source: its part of the sample's events, by which plans are made. By default all live sources
+            that have none have the same.
     """
 
     name: str
@@ -90,6 +97,10 @@ class Topic:
     max_bytes: int | None = None
     background: bool = False
     weight: float = 1.0
+    rate: float = 0.0
+    finish_by: str | None = None
+    slo: str | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +256,8 @@ class Pipeline:
     Args:
         name: names the pipeline's topics, groups and metrics.
         slo: target for the end-to-end P99, a duration such as ``"250ms"``.
-        source: topic that events arrive on; or a list of the live one and of background topics, such as an archive, see
-            `Topic`.
+        source: topic that events arrive on; or a list of it, of live topics with an SLO of their own, and of background
+            topics, such as an archive, see `Topic`.
         sink: topic that the final stage's results go to.
         stages: every stage, in any order.
         sample: arrivals and events to profile and plan with.
@@ -286,13 +297,14 @@ class Pipeline:
 
     @property
     def source(self) -> Topic:
-        """The topic of live events, which the pipeline is planned and scaled for."""
-        live = (topic for topic in self.sources if not getattr(topic, "background", False))
-        return next(live, self.sources[0] if self.sources else Topic(""))
+        """The topic of live events whose SLO is the pipeline's."""
+        topics = [topic for topic in self.sources if isinstance(topic, Topic)]
+        own = (topic for topic in topics if not topic.background and topic.slo is None)
+        return next(own, topics[0] if topics else Topic(""))
 
     @property
-    def backgrounds(self) -> tuple[Topic, ...]:
-        """The topics of background events, each a class of its own."""
+    def others(self) -> tuple[Topic, ...]:
+        """The other topics, each a class of its own: live ones with an SLO, and background ones."""
         return tuple(topic for topic in self.sources if topic is not self.source)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import UTC, datetime
 
 
 def is_whole(value: object, least: int = 1) -> bool:
@@ -31,6 +32,19 @@ def duration_s(text: str) -> float:
     if not math.isfinite(seconds):
         raise ValueError(f"{text!r} is not a finite duration")
     return seconds
+
+
+def moment_s(text: str) -> float:
+    """Seconds since the epoch of a time such as ``"2026-12-01T06:00:00+01:00"``; without a zone it is UTC.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"{text!r} is not a time: write one such as 2026-12-01T06:00:00+01:00") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def size_bytes(text: str) -> float:

@@ -27,7 +27,7 @@ class Structure:
         formats: of each stage's results on the way to the next.
         edges: by stage, its parents; whether the edge is conditional.
         ordered: joins that keep the order of a key.
-        backgrounds: topics of background events. What a record holds does not depend on them.
+        others: source topics of further classes of events. What a record holds does not depend on them.
     """
 
     source: tuple[str, str]
@@ -35,7 +35,7 @@ class Structure:
     formats: Mapping[str, str]
     edges: Mapping[str, Mapping[str, bool]]
     ordered: tuple[str, ...] = ()
-    backgrounds: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class Structure:
     @property
     def version(self) -> str:
         """Eight digits that differ where anything of it does that records depend on."""
-        canonical = json.dumps(asdict(replace(self, backgrounds=())), sort_keys=True).encode()
+        canonical = json.dumps(asdict(replace(self, others=())), sort_keys=True).encode()
         return hashlib.blake2s(canonical, digest_size=4).hexdigest()
 
 
@@ -65,7 +65,7 @@ def structure_of(pipeline: Pipeline) -> Structure:
             for stage in pipeline.stages
         },
         ordered=tuple(sorted(stage.name for stage in pipeline.stages if stage.ordered and len(stage.after) > 1)),
-        backgrounds=tuple(topic.name for topic in pipeline.backgrounds),
+        others=tuple(topic.name for topic in pipeline.others),
     )
 
 
@@ -84,9 +84,9 @@ def incompatibilities(running: Structure, wanted: Structure) -> list[str]:
         before, now = getattr(running, end), getattr(wanted, end)
         if before != now:
             found.append(f"the {end} was topic {before[0]} ({before[1]}) and is topic {now[0]} ({now[1]})")
-    if running.backgrounds != wanted.backgrounds:
-        was, is_ = _names(running.backgrounds), _names(wanted.backgrounds)
-        found.append(f"the background topics were {was} and are {is_}")
+    if running.others != wanted.others:
+        was, is_ = _names(running.others), _names(wanted.others)
+        found.append(f"the further source topics were {was} and are {is_}")
     before, now = running.edges, wanted.edges
     found += [
         f"stage {stage} is gone: what waits for it would never be processed" for stage in before if stage not in now

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.estimator.service_table import service_table
+from inferline_stream.pipeline.live_classes import longest_s
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Profile
 from inferline_stream.pipeline.shape import Shape, visited
@@ -105,6 +106,8 @@ class Bounds:
         keys: Sequence[NDArray[np.integer]] = (),
     ) -> None:
         self.problem = problem
+        self._latest_s = problem.target_s + longest_s(problem.measured.classes)
+        """By the longest SLO of any class."""
         self._keys = keys
         self._slots = slots(problem)
         self._routes = [_Route(problem.shape, mask) for mask in problem.measured.paths.masks]
@@ -147,7 +150,7 @@ class Bounds:
             return 0.0
         before = min(self._routes[i].before_s(stage, self.fastest_s, hop_s) for i in through)
         after = min(self._routes[i].after_s(stage, self.fastest_s, hop_s) for i in through)
-        window_s = (self.problem.target_s - before - after) * (1 + _ROUNDING)
+        window_s = (self._latest_s - before - after) * (1 + _ROUNDING)
         rates = []
         for i, (trace, mask) in enumerate(zip(self.problem.traces, self._masks, strict=True)):
             counts = np.isin(mask, through)
@@ -167,9 +170,7 @@ class Bounds:
         stages = self.problem.shape.stages
         least = [self._least_of(stage, option) for stage, option in zip(stages, candidate, strict=True)]
         hop_s = self.problem.measured.least_hop_s
-        late = [
-            r.reaches_sink and r.latency_s(least, hop_s) > self.problem.target_s * (1 + _ROUNDING) for r in self._routes
-        ]
+        late = [r.reaches_sink and r.latency_s(least, hop_s) > self._latest_s * (1 + _ROUNDING) for r in self._routes]
         return all(
             int(counts[late].sum()) <= allowed for counts, allowed in zip(self._counts, self.allowed, strict=True)
         )

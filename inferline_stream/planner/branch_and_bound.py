@@ -215,7 +215,7 @@ class _Tree:
             at[decided[parent].events] = decided[parent].times_s + more_s
             np.maximum(arrives, at, out=arrives)
         counts = (rest > -np.inf) & (arrives > -np.inf)
-        return arrives[counts], (workload.entry_s + self._problem.target_s - rest)[counts]
+        return arrives[counts], (workload.due_s + self._problem.target_s - rest)[counts]
 
     def _reach_s(self, stage: int, decided: dict[int, Departures]) -> dict[int, float]:
         """Decided stages all of whose events here go on to the stage, with the least time from there."""

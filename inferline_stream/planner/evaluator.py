@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from inferline_stream.estimator.evaluation import SLICE_EVENTS as ESTIMATOR_SLICE
 from inferline_stream.estimator.evaluation import Departures, arrivals_at, evaluate, simulate_stage
-from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.station import Station, rests_s, station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocation
@@ -286,8 +285,9 @@ class Evaluator:
         return found
 
     def quantile_s(self, candidate: Candidate) -> float:
-        """The latency that `Problem.objective` of the events do not pass, the largest over the traces."""
-        return max(quantile_s(latency, self.problem.objective) for latency in self.latencies_s(candidate))
+        """The latency that `Problem.objective` of the events do not pass, the largest over the traces and classes."""
+        found = zip(self.workloads, self.latencies_s(candidate), strict=True)
+        return max(workload.judged_quantile_s(latency_s, self.problem.objective) for workload, latency_s in found)
 
     def count(self, events: int) -> None:
         """Events were simulated, in any thread."""
@@ -348,6 +348,7 @@ class Evaluator:
         late: list[int] = []
         largest: dict[int, int] = {}
         events = 0
+        by_class = bool(self.problem.measured.classes) and allowed is self.bounds.allowed
         for i, workload in enumerate(self.workloads):
             kept = self._kept(i, candidate)
             evaluation = evaluate(
@@ -357,7 +358,7 @@ class Evaluator:
                 keep=stages - frozenset(kept) if self._keeps and keep else (),
                 slo_s=self.problem.target_s,
                 allowed=allowed[i],
-                latencies=False,
+                latencies=by_class,
                 slice_events=min(max(SLICE_EVENTS, len(workload) // 32), ESTIMATOR_SLICE),
             )
             events += evaluation.simulated_events
@@ -365,9 +366,17 @@ class Evaluator:
                 largest[stage] = max(largest.get(stage, 0), statistics.largest_batch)
             if evaluation.aborted or evaluation.late > allowed[i]:
                 break
+            # Each class within its own share: together they are then within that of all.
+            if by_class and not self._kept_by_each(workload, evaluation.latency_s):
+                break
             late.append(evaluation.late)
             departures.append((kept, evaluation.departures))
         return _Verdict(tuple(late) if len(late) == len(self.workloads) else None, largest, departures, events)
+
+    def _kept_by_each(self, workload: Workload, latency_s: NDArray[np.float64] | None) -> bool:
+        """Whether every live class keeps the target for its own events."""
+        assert latency_s is not None
+        return not workload.judged_quantile_s(latency_s, self.problem.objective) > self.problem.target_s
 
     def _kept(self, trace: int, candidate: Candidate) -> _Departed:
         """Departures of the base at stages where neither they nor their ancestors differ from it."""

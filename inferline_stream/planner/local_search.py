@@ -65,7 +65,8 @@ def repair(surrogate: Surrogate, evaluator: Evaluator, candidate: Candidate, *, 
     """
     problem = evaluator.problem
     surrogate.move(candidate)
-    late = [int((latency > problem.target_s).sum()) for latency in evaluator.latencies_s(candidate)]
+    by_trace = zip(evaluator.workloads, evaluator.latencies_s(candidate), strict=True)
+    late = [int((workload.judged_s(latency_s) > problem.target_s).sum()) for workload, latency_s in by_trace]
     dearest = REPAIR_COST * cost_of(problem, candidate)
     for caution in (0.0, TOLERANCE):
         target = surrogate.late + (_spare(evaluator, late) - caution) * surrogate.allowed

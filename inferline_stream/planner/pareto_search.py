@@ -120,6 +120,7 @@ class ParetoSearch:
         self._path_s = rest_s(self._problem, evaluator.bounds.fastest_s)
         self._least = [bounds.least_stage_price(s) for s in range(len(self._problem.shape.stages))]
         self._allowed = evaluator.bounds.allowed[0]
+        self._due_s = self._workload.due_s
 
     def candidates(self) -> list[Candidate]:
         """Candidates whose events are late no more often than allowed, cheapest first."""
@@ -235,7 +236,7 @@ class ParetoSearch:
     def _with(self, least_s: Times, stage: int, gone: Departures) -> Times:
         """Least latencies, now that a stage's departures are known too."""
         events = gone.events
-        here_s = gone.times_s - self._workload.entry_s[events] + self._rest_s[stage][self._workload.masks[events]]
+        here_s = gone.times_s - self._due_s[events] + self._rest_s[stage][self._workload.masks[events]]
         known = least_s.copy()
         known[events] = np.maximum(known[events], here_s)
         return known

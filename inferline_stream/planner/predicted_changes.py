@@ -117,7 +117,7 @@ class Surrogate:
         self._arrivals: dict[int, Departures] = {}
         if self._sample is None:
             (final,) = self._workload.shape.finals()
-            self._choose_sample(latencies_s(self._workload, self._departures[final]))
+            self._choose_sample(self._workload.judged_s(latencies_s(self._workload, self._departures[final])))
         self._trace_paths()
         self.late = self._late(self._latency_s)
         """Predicted late events of the base itself."""
@@ -141,6 +141,7 @@ class Surrogate:
             np.array([m >> a & 1 for m in self._workload.path_masks], bool)[masks] for a in range(len(shape.arrows))
         ]
         self._entry_s = self._workload.entry_s[self._sample]
+        self._sink_s = self._workload.hop_s - (self._workload.due_s[self._sample] - self._entry_s)
         self._arrival_s: list[Times] = []
         self._visits: list[NDArray[np.bool_]] = []
         spent: list[Times] = []
@@ -164,7 +165,7 @@ class Surrogate:
         self._through_s = [self._arrival_s[s] - self._entry_s + spent[s] + after[s] for s in range(len(shape.stages))]
 
     def _longest_s(self, without: int | None) -> Times:
-        """Longest path of each event from entry to sink, avoiding one stage; −∞ where there is none."""
+        """Longest path of each event from entry to sink, as the target judges it; −∞ where all lead through a stage."""
         shape, hop_s = self._workload.shape, self._workload.hop_s
         (final,) = shape.finals()
         finish: list[Times] = []
@@ -175,14 +176,14 @@ class Surrogate:
                 np.maximum(start, np.where(self._taken[a], finish[shape.arrows[a].parent], -np.inf), out=start)
             blocked = stage == without
             finish.append(np.full_like(start, -np.inf) if blocked else start + hop_s + self._spent_s[stage])
-        return finish[final] + hop_s
+        return finish[final] + self._sink_s
 
     def _after_s(self) -> list[Times]:
         """Longest path of each event from completion of a stage to the sink; −∞ where nothing leads there."""
         shape, hop_s = self._workload.shape, self._workload.hop_s
         (final,) = shape.finals()
         after = [np.full(self._entry_s.size, -np.inf) for _ in shape.stages]
-        after[final] = np.full(self._entry_s.size, hop_s)
+        after[final] = self._sink_s.copy()
         for stage in reversed(range(len(shape.stages))):
             for a in shape.children(stage):
                 child = shape.arrows[a].child

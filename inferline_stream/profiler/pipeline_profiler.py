@@ -11,6 +11,7 @@ import msgspec
 from inferline_stream.dataplane.sample_files import keyed
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.keys import keys_of
+from inferline_stream.pipeline.live_classes import live_classes
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.topology import Pipeline
@@ -111,6 +112,7 @@ async def profile_pipeline(
         keys=keys_of(pipeline, _sample_keys(pipeline, events) if keys is None else keys),
         network_s=network_s,
         hop_spread_s=known.hop_spread_s.get(options.broker, ()),
+        classes=live_classes(pipeline),
     )
 
 

@@ -108,7 +108,7 @@ class Hindsight:
         ahead = [_largest_ahead(row, lead) for row, lead in zip(needed, self.lead, strict=True)]
         asked = self.within(np.array(ahead))
         outcome = self._run(Scheduled("clairvoyant", self._steps(asked)))
-        slot = (outcome.entry_s[outcome.latency_s > outcome.slo_s] / self._slot_s).astype(np.int64)
+        slot = (outcome.entry_s[outcome.judged_s > outcome.slo_s] / self._slot_s).astype(np.int64)
         return Schedule(needed, asked, outcome, _before(np.bincount(slot, minlength=self.slots)))
 
     def plan(self) -> Ints:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from inferline_stream.errors import UsageError
+from inferline_stream.estimator.kernels import Floats
 from inferline_stream.estimator.station import rests_s, station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.deadline_order import OFFSETS_SPAN
@@ -131,6 +132,7 @@ class _Loop:
     ) -> None:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
         self._end_s = float(workload.entry_s[-1]) if len(workload) else 0.0
+        self._classes = measured.classes
         several = [name for name in shape.stages for a in allocations[name] if a.concurrency > 1]
         if several and partitions is not None:
             raise UsageError(
@@ -154,7 +156,7 @@ class _Loop:
             for name, count in zip(shape.stages, slots_of, strict=True)
         ]
         triages = any(each.triages for each in stations)  # not without an SLO, nor in order of entry
-        news = News(shape, allocations, measured, slo_s, workload.entry_s) if triages else None
+        news = News(shape, allocations, measured, slo_s, workload.due_s) if triages else None
         self._hardware = {name: tuple(a.hardware for a in held) for name, held in one_each.items()}
         self._plant = Plant(workload, stations, slots_of, news)
         self._crews: list[StageReplicas] = []
@@ -272,7 +274,17 @@ class _Loop:
             cost=sum(_paid(catalogue[hardware], spans) for hardware, spans in held.items()),
             peak_replicas=self.peak,
             changes=sum(crew.changes for crew in self._crews),
+            longer_s=self._workload.longer_s if self._classes else 0.0,
+            miss_rates_by_class=self._misses_by_class(self._workload.judged_s(latency_s)),
         )
+
+    def _misses_by_class(self, judged_s: Floats) -> dict[str, float]:
+        """The miss rate of each live class, by its topic; empty where all have the pipeline's SLO."""
+        topics = ("", *(each.topic for each in self._classes)) if self._classes else ()
+        own = [judged_s[self._workload.class_of == number] for number in range(len(topics))]
+        known = [int(np.count_nonzero(~np.isnan(each_s))) for each_s in own]
+        late = [int(np.count_nonzero(each_s > self._slo_s)) for each_s in own]
+        return {topic: n / of if of else 0.0 for topic, n, of in zip(topics, late, known, strict=True)}
 
 
 def _paid(kind: Hardware, spans: Sequence[tuple[float, float]]) -> float:

@@ -32,7 +32,7 @@ class News:
     def __init__(
         self, shape: Shape, allocations: Allocations, measured: PipelineProfile, slo_s: float, entry_s: Floats
     ) -> None:
-        begin_s, end_s = (float(entry_s[0]), float(entry_s[-1])) if entry_s.size else (0.0, 0.0)
+        begin_s, end_s = (float(entry_s.min()), float(entry_s.max())) if entry_s.size else (0.0, 0.0)
         self._end_s = end_s + slo_s
         self._shape, self._measured, self._slo_s = shape, measured, slo_s
         self._alone_s: Mapping[str, float] = {

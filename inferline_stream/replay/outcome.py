@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,9 @@ class Outcome:
         cost: dollars for them.
         peak_replicas: most held at once, over all stages.
         changes: how often a stage's replicas were changed.
+        longer_s: how much longer the SLO of each event's class is than ``slo_s``.
+        miss_rates_by_class: of each live class, where there are several, by its topic; empty for that of the
+            pipeline's own SLO.
     """
 
     policy: str
@@ -58,6 +61,8 @@ class Outcome:
     cost: float
     peak_replicas: int
     changes: int
+    longer_s: NDArray[np.float64] | float = 0.0
+    miss_rates_by_class: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def cost_per_hour(self) -> float:
@@ -70,6 +75,11 @@ class Outcome:
         return quantile_s(self.latency_s, 0.99)
 
     @property
+    def judged_s(self) -> NDArray[np.float64]:
+        """Latencies less what the SLO of an event's class is longer: those above the SLO are late."""
+        return self.latency_s - self.longer_s
+
+    @property
     def known(self) -> int:
         """Events that have a latency: all but those that end without a sink record."""
         return int(np.count_nonzero(~np.isnan(self.latency_s)))
@@ -77,7 +87,7 @@ class Outcome:
     @property
     def late(self) -> int:
         """Events that reach the sink late or never."""
-        return int(np.count_nonzero(self.latency_s > self.slo_s))
+        return int(np.count_nonzero(self.judged_s > self.slo_s))
 
     @property
     def miss_rate(self) -> float:
@@ -96,7 +106,7 @@ class Outcome:
         bins = np.floor_divide(self.entry_s, bin_s).astype(np.int64)
         count = math.ceil(self.duration_s / bin_s) or 1
         events = np.bincount(bins[known], minlength=count)
-        late = np.bincount(bins[self.latency_s > self.slo_s], minlength=events.size)
+        late = np.bincount(bins[self.judged_s > self.slo_s], minlength=events.size)
         with np.errstate(invalid="ignore"):
             rates: NDArray[np.float64] = late / events
         return rates

@@ -28,6 +28,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "cost_per_hour": outcome.cost_per_hour,
         "peak_replicas": outcome.peak_replicas,
         "changes": outcome.changes,
+        "miss_rates_by_class": dict(outcome.miss_rates_by_class),
     }
 
 

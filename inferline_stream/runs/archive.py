@@ -23,6 +23,7 @@ from inferline_stream.errors import InvalidFile, UsageError
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.keys import Keys
+from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace
@@ -48,6 +49,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     hop_overhead_s: float
     hop_spread_s: tuple[float, ...] = ()
     keys: Keys = Keys()
+    classes: tuple[LiveClass, ...] = ()
     plans: list[StoredPlan]
     """That came into force: the first at the start, and the newest."""
     decisions: list[DecisionRecord]
@@ -61,7 +63,12 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         """The profiles as planning takes them."""
         profiles = {(profile.stage, profile.hardware): profile for profile in self.profiles}
         return PipelineProfile(
-            profiles, self.paths, self.hop_overhead_s, keys=self.keys, hop_spread_s=self.hop_spread_s
+            profiles,
+            self.paths,
+            self.hop_overhead_s,
+            keys=self.keys,
+            hop_spread_s=self.hop_spread_s,
+            classes=self.classes,
         )
 
     @property
@@ -86,9 +93,9 @@ class EventTimes:
     """When events came and what became of them, in seconds from the first arrival.
 
     Args:
-        arrivals_s: float64, ascending: every record of the source topic.
+        arrivals_s: float64, ascending: every record of the live source topics.
         entries_s: float64, ascending: of events that reached the sink, when they entered.
-        latency_s: float64: of the same events.
+        latency_s: float64: of the same events, less what the SLO of an event's class is longer.
         sample_s: float64, ascending: the arrivals that the first plan was made for; empty if not known.
         began_s: the first arrival, in seconds since the epoch.
     """
@@ -110,12 +117,12 @@ class EventTimes:
                 would make all else a moment at the end of decades.
             until_s: nor are times after it.
         """
-        arrivals_s = np.sort(np.frombuffer(ledger.arrivals_s, dtype=np.float64))
+        arrivals_s = np.sort(np.concatenate([np.frombuffer(each.arrivals_s, np.float64) for each in ledger.of_live]))
         arrivals_s = arrivals_s[(arrivals_s >= since_s) & (arrivals_s <= until_s)]
-        entries_s = np.frombuffer(ledger.entries_s, dtype=np.float64)
+        entries_s = np.concatenate([np.frombuffer(each.entries_s, np.float64) for each in ledger.of_live])
         believed = (entries_s >= since_s) & (entries_s <= until_s)
         entries_s = entries_s[believed]
-        latency_s = np.frombuffer(ledger.latencies_s, dtype=np.float32).astype(np.float64)[believed]
+        latency_s = ledger.judged_s().astype(np.float64)[believed]
         order = np.argsort(entries_s, kind="stable")
         first_s = float(min([*arrivals_s[:1], *entries_s[order[:1]]], default=0.0))
         sample_s = np.empty(0) if sample is None else sample.arrivals_s

@@ -154,6 +154,10 @@ def _tiles(record: RunRecord) -> str:
         ("events", f"{report.events_in}", f"{report.events_out} results" + (f", {endings}" if endings else "")),
         ("lost or twice", f"{report.lost} / {report.duplicated}", "every event is accounted for"),
         *(
+            (f"P99 {topic}", _time(of.p99_s), f"SLO {_time(of.slo_s)}, {of.slo_miss_rate or 0.0:.2%} of them missed it")
+            for topic, of in report.classes.items()
+        ),
+        *(
             (f"background {topic}", f"{of.events_out}", f"of {of.events_in} done, {of.left} left")
             for topic, of in report.backgrounds.items()
         ),

@@ -22,7 +22,7 @@ from inferline_stream.baselines.coarse import peak_cost_per_hour
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
-from inferline_stream.controlplane.observe.background_class import background_classes
+from inferline_stream.controlplane.observe.event_class import further_classes
 from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, ledger_begin
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered, recover
@@ -79,7 +79,7 @@ async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[
         await _refuse_other_structure(run, found, leadership.log.grants, offsets, context)
         since = await _begun(run, found, context, offsets, partitions)
         plan, wanted = _going_on(run, found)
-        view = PipelineView(context, plan, run.measured, partitions, background_classes(context.shape, every))
+        view = PipelineView(context, plan, run.measured, partitions, further_classes(context, every))
         view.core_use = core_use
         if run.sample is not None:
             view.coarse_peak_per_hour = peak_cost_per_hour(view.shape, run.measured, plan, run.kinds, run.sample)
@@ -235,7 +235,7 @@ async def _refuse_other_structure(
             "Or say with --start where to begin"
         )
     left: dict[str, int] = {}
-    for of in ("", *before.backgrounds):
+    for of in ("", *before.others):
         topics = {stage: context.names.stage_topic(stage, of) for stage in before.edges if stage not in before.entries}
         there = await offsets.existing(topics.values())
         inner = {stage: there[topic] for stage, topic in topics.items() if topic in there}

@@ -167,14 +167,23 @@ class LiveRun:
         self.controller.decider.held = True  # falling traffic at the end is no reason to scale
         self.controller.slots.leave_background()
         self.run.display.step("draining")
-        live = len(self.since.of_class(self.since.source))
-        end = (await self.offsets.ends({self.context.source: live}))[self.context.source]
-        partitions = self.controller.view.partitions
+        view = self.controller.view
+        partitions, live = (
+            view.partitions,
+            {"": view.partitions} | {of: each.partitions for of, each in view.live.items()},
+        )
+        known = {of: len(self.since.of_class(self.since.source, of)) for of in live}
+        ends = await self.offsets.ends(dict(zip(self.context.sources, known.values(), strict=True)))
+
+        async def empty() -> bool:
+            of_topics = zip(live.items(), self.context.sources, strict=True)
+            return all([await drained(self.offsets, self.context, n, ends[topic], of) for (of, n), topic in of_topics])
+
         left, moved_s = None, time.monotonic()
-        while not await drained(self.offsets, self.context, partitions, end):
+        while not await empty():
             self._alive()
             self.look()
-            now = await lags(self.offsets, self.context, partitions)
+            now = await self._live_lags()
             if now != left:
                 left, moved_s = now, time.monotonic()
             elif time.monotonic() - moved_s > self.run.settings.drain_timeout_s:
@@ -184,16 +193,24 @@ class LiveRun:
                 )
                 break
             await asyncio.sleep(0.1)
-        backgrounds = self.controller.view.backgrounds
-        if self.run.feed is None or backgrounds:  # others may go on writing: what came after is left for the next run
+        others = view.others
+        if self.run.feed is None or others:  # others may go on writing: what came after is left for the next run
             await self.controller.retire(self.context.entries, self.run.settings.drain_timeout_s)
-            classes = {"": partitions} | {of: background.partitions for of, background in backgrounds.items()}
+            classes = {"": partitions} | {of: each.partitions for of, each in others.items()}
             for of, of_class in classes.items():
                 rest = {stage: n for stage, n in of_class.items() if stage not in self.context.entries}
                 through = partial(drained, self.offsets, self.context, rest, (), of)
                 await until(through, self.run.settings.drain_timeout_s, every_s=0.1)
         await self.controller.retire(frozenset(partitions), self.run.settings.drain_timeout_s)
-        return await lags(self.offsets, self.context, partitions)
+        return await self._live_lags()
+
+    async def _live_lags(self) -> dict[str, int]:
+        """Records of live events that are not finished, by consumer group."""
+        view = self.controller.view
+        found = await lags(self.offsets, self.context, view.partitions)
+        for of, each in view.live.items():
+            found |= await lags(self.offsets, self.context, each.partitions, of_class=of)
+        return found
 
     async def report(self, lag: dict[str, int]) -> RunReport:
         """Account for every event and put the report together."""
@@ -254,6 +271,7 @@ class LiveRun:
             hop_overhead_s=measured.hop_overhead_s,
             hop_spread_s=measured.hop_spread_s,
             keys=measured.keys,
+            classes=measured.classes,
             plans=plans,
             decisions=list(decider.decisions),
             start_up_s=self.controller.view.start_ups.by_stage(),

@@ -7,12 +7,31 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
-from inferline_stream.observability.pipeline_state import BackgroundState, DecisionLine, DecisionRecord, PipelineState
+from inferline_stream.observability.pipeline_state import (
+    BackgroundState,
+    ClassState,
+    DecisionLine,
+    DecisionRecord,
+    PipelineState,
+)
 
 _NO_OUTPUT = frozenset(("skipped",))
 """The only ending without a sink record that is not a miss: the topology says that the event has no output."""
+
+
+class ClassReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the events of one of several live classes; the rest of a report is of all of them together."""
+
+    slo_s: float
+    events_in: int
+    events_out: int
+    p50_s: float | None
+    p99_s: float | None
+    slo_miss_rate: float | None
+    """Share of its verified events above the SLO of the class, lost and failed ones included; None without any."""
 
 
 class BackgroundReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +72,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     decisions: list[DecisionLine]
     slo_s: float
     p50_s: float | None
+    """Latencies are less what the SLO of an event's class is longer than the pipeline's."""
     p95_s: float | None
     p99_s: float | None
     completed: dict[str, int]
@@ -84,6 +104,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """Events that were looked up by their ids: all, or of a long run the newest. The others are counted."""
     unaccounted: int = 0
     """Of those counted: how many more entered than reached the sink, ended or were dropped as repeated, at least."""
+    classes: dict[str, ClassReport] = {}
+    """Where there are several live ones, by topic."""
     backgrounds: dict[str, BackgroundReport] = {}
     """By topic."""
 
@@ -93,13 +115,21 @@ def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[
     return [decision.line(round(decision.time_s - start_s, 3)) for decision in decisions]
 
 
-def miss_rate(ledger: EventLedger, slo_s: float) -> float | None:
-    """Share of live events above the SLO; lost, dead-lettered and expired ones are misses, skipped ones are not."""
-    lost, _ = ledger.lost()
-    failed = sum(count for reason, count in ledger.live_reasons.items() if reason not in _NO_OUTPUT)
-    late = int(np.count_nonzero(np.frombuffer(ledger.latencies_s, dtype=np.float32) > slo_s))
-    events = len(ledger.latencies_s) + lost + failed
-    return (late + lost + failed) / events if events else None
+def miss_rate(ledgers: Sequence[EventLedger], slo_s: float) -> float | None:
+    """Share of live events above the SLO of their class; lost, dead-lettered and expired ones are misses, skipped not.
+
+    Args:
+        ledgers: of live classes.
+        slo_s: of the pipeline.
+    """
+    missed = events = 0
+    for ledger in ledgers:
+        lost, _ = ledger.lost()
+        failed = sum(count for reason, count in ledger.live_reasons.items() if reason not in _NO_OUTPUT)
+        above = np.frombuffer(ledger.latencies_s, dtype=np.float32) > slo_s + (ledger.longer_s or 0.0)
+        missed += int(np.count_nonzero(above)) + lost + failed
+        events += above.size + lost + failed
+    return missed / events if events else None
 
 
 def counted_miss_rate(state: PipelineState, lost: int) -> float | None:
@@ -110,18 +140,18 @@ def counted_miss_rate(state: PipelineState, lost: int) -> float | None:
 
 def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
     """Events that ended without a sink record, by reason; of those not looked up by what dispatchers counted."""
-    found = Counter(ledger.reasons)
+    reasons: Counter[str] = sum((each.reasons for each in ledger.of_live), Counter())
+    found = Counter(reasons)
     if ledger.began:
         for reason in ("dead_lettered", "expired"):
             total = sum(getattr(stage.total, reason) for stage in state.stages)
-            found[reason] = min(max(total, ledger.reasons[reason]), ledger.reasons[reason] + ledger.earlier_ended)
-        found["skipped"] += max(0, ledger.reasons.total() + ledger.earlier_ended - found.total())
+            found[reason] = min(max(total, reasons[reason]), reasons[reason] + ledger.earlier_ended)
+        found["skipped"] += max(0, reasons.total() + ledger.earlier_ended - found.total())
     return {reason: count for reason, count in found.items() if count}
 
 
-def quantiles_s(ledger: EventLedger, probabilities: Sequence[float]) -> tuple[float | None, ...]:
-    """Order statistics of the end-to-end latencies; None without events."""
-    latencies = np.frombuffer(ledger.latencies_s, dtype=np.float32)
+def quantiles_s(latencies: NDArray[np.float32], probabilities: Sequence[float]) -> tuple[float | None, ...]:
+    """Order statistics of end-to-end latencies; None without events."""
     if not latencies.size:
         return (None,) * len(probabilities)
     return tuple(round(float(q), 6) for q in np.quantile(latencies, probabilities, method="inverted_cdf"))
@@ -158,31 +188,35 @@ def run_report(
         lateness_p99_s: of the trace replay, if there was one.
         counts_events: whether the growth of the source topic counts events alone; see `Topic`.
     """
-    backgrounds = {of.topic: _background(ledger.backgrounds[of.topic], of) for of in state.backgrounds}
+    backgrounds = {of.topic: _background(ledger.others[of.topic], of) for of in state.backgrounds}
     lost, lost_ids = ledger.lost()
-    for of_class in ledger.backgrounds.values():
+    for of_class in ledger.others.values():
         more, ids = of_class.lost()
         lost, lost_ids = lost + more, lost_ids + ids
     probabilities = (0.5, 0.95, 0.99)
     if ledger.began:
         p50_s, p95_s, p99_s = (state.latency.quantile_s(p) for p in probabilities)
     else:
-        p50_s, p95_s, p99_s = quantiles_s(ledger, probabilities)
-    earlier_in = ledger.earlier_in + sum(of_class.earlier_in for of_class in ledger.backgrounds.values())
+        p50_s, p95_s, p99_s = quantiles_s(ledger.judged_s(), probabilities)
+    live, done_s = ledger.of_live, [each.backlog_done_s for each in ledger.of_live if each.backlog_done_s is not None]
+    of_live_in = sum(each.earlier_in for each in live)
+    earlier_in = ledger.earlier_in + sum(of_class.earlier_in for of_class in ledger.others.values())
     # The growth of a log counts what is there twice, too, and what there is of every class.
     earlier_out = min(ledger.earlier_out, earlier_in)
     unaccounted = earlier_in - earlier_out - ledger.earlier_ended - state.duplicates if ledger.began else 0
-    of_others = sum(of.events_out - ledger.backgrounds[topic].events_out for topic, of in backgrounds.items())
-    earlier_out = min(max(0, ledger.earlier_out - of_others), ledger.earlier_in)
+    of_others = sum(of.events_out - ledger.others[topic].events_out for topic, of in backgrounds.items())
+    earlier_out = min(max(0, ledger.earlier_out - of_others), of_live_in)
     return RunReport(
         pipeline=state.pipeline,
         lost=lost,
-        duplicated=ledger.duplicated,
-        events_in=ledger.events_in + ledger.earlier_in,
-        events_out=ledger.events_out + earlier_out,
-        verified=ledger.events_in,
+        duplicated=sum(each.duplicated for each in live),
+        events_in=sum(each.events_in for each in live) + of_live_in,
+        events_out=sum(each.events_out for each in live) + earlier_out,
+        verified=sum(each.events_in for each in live),
         unaccounted=max(0, unaccounted) if counts_events else 0,
-        slo_miss_rate=counted_miss_rate(state, ledger.lost()[0]) if ledger.began else miss_rate(ledger, state.slo_s),
+        slo_miss_rate=counted_miss_rate(state, sum(each.lost()[0] for each in live))
+        if ledger.began
+        else miss_rate(live, state.slo_s),
         cost=round(state.cost, 6),
         decisions=decision_lines(state.decisions, started_s),
         slo_s=state.slo_s,
@@ -201,9 +235,23 @@ def run_report(
         preparation_cost=round(preparation_cost, 6),
         lateness_p99_s=lateness_p99_s,
         unknown=ledger.unknown,
-        backlog=ledger.backlog + ledger.earlier_backlog,
-        backlog_done_s=None if ledger.backlog_done_s is None else round(ledger.backlog_done_s - started_s, 3),
+        backlog=sum(each.backlog + each.earlier_backlog for each in live),
+        backlog_done_s=round(max(done_s) - started_s, 3) if done_s else None,
+        classes={of.topic: _class_report(each, of, state.slo_s) for of, each in zip(state.classes, live, strict=False)},
         backgrounds=backgrounds,
+    )
+
+
+def _class_report(ledger: EventLedger, state: ClassState, slo_s: float) -> ClassReport:
+    latencies = np.frombuffer(ledger.latencies_s, dtype=np.float32)
+    p50_s, p99_s = quantiles_s(latencies, (0.5, 0.99))
+    return ClassReport(
+        slo_s=state.slo_s,
+        events_in=ledger.events_in + ledger.earlier_in,
+        events_out=max(ledger.events_out, state.events) if ledger.began else ledger.events_out,
+        p50_s=p50_s,
+        p99_s=p99_s,
+        slo_miss_rate=miss_rate([ledger], slo_s),
     )
 
 

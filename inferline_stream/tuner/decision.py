@@ -35,6 +35,8 @@ class Reason(StrEnum):
     """Replicas of a stage are slower than profiled."""
     INSURANCE = "insurance"
     """A reserve is held: what the odds of a rise are worth, what a beginning asks for, or what people say."""
+    BACKGROUND = "background"
+    """Background events have a rate, or a time to be done by, for which what live ones leave idle is not enough."""
     LOAD_FELL = "load_fell"
     """The load fits fewer replicas."""
     LIMIT_CHANGED = "limit_changed"

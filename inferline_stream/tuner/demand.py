@@ -106,8 +106,23 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
         # slower just now is no reason to hold more of them than were bought.
         if demand.needed / slowed < floor.get(stage.name, 0.0):
             demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, why, demand.stuck, demand.fallen)
-        found[stage.name] = demand
+        found[stage.name] = _with_background(stage, seen, demand)
     return state, found
+
+
+def _with_background(stage: StageBasis, seen: Observation, demand: Demand) -> Demand:
+    """The demand, or what background events need beside the mean of live ones where that is more.
+
+    They are served while live events leave replicas idle: so it is the mean load of these that counts, not their peak.
+    """
+    there = seen.stages.get(stage.name)
+    if there is None or not there.background_busy or not stage.planned:
+        return demand
+    visits = stage.visit_ratio if there.visit_ratio is None else there.visit_ratio
+    needed = seen.arrival_rate * visits + there.background_busy * stage.supply / stage.planned
+    if needed <= demand.needed:
+        return demand
+    return replace(demand, needed=needed, reason=Reason.BACKGROUND, detail=f"background events need {seen.background}")
 
 
 def _floor(state: TunerState, seen: Observation, lead_s: float) -> tuple[Mapping[str, float], str]:

@@ -38,6 +38,7 @@ class StageObservation:
             0 where it moves or has no lag. Empty if unknown.
         oldest_lag_s: age of the oldest record that is not finished, from its entry into the stage's topic.
         utilization: share of time in which ready replicas were busy, over the last seconds; None if unknown.
+        background_busy: replicas that background events have to keep busy, beside those of live ones.
     """
 
     supply: Mapping[str, Supply]
@@ -47,6 +48,7 @@ class StageObservation:
     partition_idle_s: tuple[float, ...] = ()
     oldest_lag_s: float = 0.0
     utilization: float | None = None
+    background_busy: float = 0.0
 
     @property
     def lag(self) -> int:
@@ -82,6 +84,7 @@ class Observation:
         recent: arrivals in each of the last 30 seconds, oldest first, for trends; empty if unknown.
         oversubscribed: why replicas do not have the cores that they were planned with, in words; empty while they
             have. `stock` allows no more of them then, and time that replicas wait for a core is in no throughput.
+        background: what background events need, in words; empty where nothing.
     """
 
     time_s: float
@@ -95,3 +98,4 @@ class Observation:
     limits: Mapping[str, Limits] = field(default_factory=dict)
     recent: tuple[int, ...] = ()
     oversubscribed: str = ""
+    background: str = ""

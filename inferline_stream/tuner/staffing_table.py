@@ -211,7 +211,7 @@ class _Search:
             slots=self._plan.slots,
             seed=self._seed,
         )
-        return found.quantile_s(objective)
+        return found.judged_quantile_s(objective)
 
     def _mixed(self, name: str, replicas: int) -> tuple[Allocation, ...]:
         """That many replicas in the plan's mixture of kinds."""

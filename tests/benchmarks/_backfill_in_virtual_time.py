@@ -157,7 +157,8 @@ class Chain:
             self._begin(at, sized)
 
     def _slot(self, pipeline: Pipeline, stage: str) -> _Played:
-        routes, report = routes_of(pipeline, stage), new_report("d", 1, stage, 0, 40, backgrounds=[_ARCHIVE])
+        routes = routes_of(pipeline, stage)
+        report = new_report("d", 1, stage, 0, 40, routes=routes)
         topics = dict.fromkeys([topic for of in routes.classes for topic in of.topics_written], 1)
         lease = Lease(2.0, lambda: self._now_s)
         emitter = Emitter(routes, topics, random.Random(1), report)

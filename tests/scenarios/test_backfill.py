@@ -1,4 +1,4 @@
-"""Background events: an archive is worked off beside live traffic, each of its events once and in topics of its own."""
+"""Classes: two of live events and an archive, each of whose events is worked off once and in topics of its own."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from inferline_stream.testing.kafka import KafkaServer
 from tests.support.emulated_runs import emulated_run
 
 ARCHIVED = 300
+PREMIUM = 40
 FIRST = 1_000_000
 """Number of the first order of the archive; each hundredth, the thirteenth, fails."""
 
@@ -39,6 +40,19 @@ async def fill(run: Run) -> None:
         await writer.flush()
 
 
+async def order_premium(run: Run) -> None:
+    """Write premium orders while the run is under way."""
+    topic = run.records.prefix + "orders-premium"
+    async with Writer(run.bootstrap_servers, "premium") as writer:
+        for number in range(PREMIUM):
+            value = b'{"number": %d}' % (FIRST // 2 + number)
+            await writer.add(
+                Record(b"k", value, timestamp_ms=round(1e3 * time.time()), topic=topic, partition=ANY_PARTITION)
+            )
+            await writer.flush()
+            await asyncio.sleep(0.02)
+
+
 async def orders_in(run: Run, topic: str) -> list[int]:
     async with TopicFollower(run.bootstrap_servers, run.records.prefix + topic) as follower:
         records = [record async for record in follower.until(await follower.end())]
@@ -46,7 +60,7 @@ async def orders_in(run: Run, topic: str) -> list[int]:
 
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
-async def test_an_archive_is_worked_off_beside_live_events(
+async def test_an_archive_is_worked_off_beside_live_events_of_two_classes(
     delivery: Delivery, embedded_broker: KafkaServer, tmp_path: Path
 ) -> None:
     folder = Path(__file__).parent / "backfilled"
@@ -57,10 +71,11 @@ async def test_an_archive_is_worked_off_beside_live_events(
     async with asyncio.timeout(90), open_run(run) as under_way:
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(stop))
+        await order_premium(run)
         view = under_way.controller.view
 
         async def is_done() -> bool:
-            offsets = view.backgrounds["orders-archive"].offsets.values()
+            offsets = view.others["orders-archive"].offsets.values()
             return all(history.ends and not any(history.lags()) for history in offsets) and view.events_out > 0
 
         assert await until(is_done, 60)
@@ -69,7 +84,15 @@ async def test_an_archive_is_worked_off_beside_live_events(
         report = await under_way.report(await under_way.drain())
     of = report.backgrounds["orders-archive"]
     assert (of.events_in, of.events_out, of.completed, of.left) == (ARCHIVED, ARCHIVED - 3, {"dead_lettered": 3}, 0)
-    assert report.events_in == report.events_out > 0
+    assert report.events_in == report.events_out > PREMIUM
+    premium = report.classes["orders-premium"]
+    assert (premium.events_in, premium.events_out, premium.slo_s) == (PREMIUM, PREMIUM, 0.3)
+    assert report.classes["orders"].events_in == report.events_in - PREMIUM
+    state = under_way.controller.state
+    assert state is not None
+    assert {of.topic: of.events for of in state.classes} == {t: of.events_out for t, of in report.classes.items()}
+    assert state.events_in >= report.events_in
+    assert FIRST // 2 + PREMIUM - 1 in await orders_in(run, "decisions")
     assert report.lost == report.unknown == 0
     assert report.p99_s is not None
     assert report.p99_s < 5.0  # no event of the archive, which is a day old, is among the latencies

@@ -130,6 +130,9 @@ def simulate_with_heap(
 class _Simulation:
     def __init__(self, workload: Workload, stations: Sequence[Station], reports: Reports | None) -> None:
         self.workload, self.reports = workload, reports
+        own = list(map(float, workload.longer_s)) or [0.0] * len(workload)
+        # An event has until its entry and its own SLO: as one that entered so much later has with the pipeline's.
+        self.due_s = [float(at) + more for at, more in zip(workload.entry_s, own, strict=True)]
         self.stays: list[list[tuple[float, float]]] = [[] for _ in stations]  # (end of service, since arrival), hopeful
         self.rests: dict[int, list[float]] = {}
         self.heap: list[tuple[float, int, tuple[Any, ...], int, tuple[Any, ...]]] = []
@@ -288,7 +291,8 @@ class _Simulation:
             *(float(station.table[self._row(station, replica.kind, in_hand, b)]) for b in range(1, limit + 1)),
         ]
         rest_s = self._rest_s(now, s, station)
-        cap = max(b for b in range(1, limit + 1) if b == 1 or serving_s[b] + rest_s <= 0.9 * station.order_slo_s)
+        shortest_s = station.order_slo_s + self.workload.shorter_s
+        cap = max(b for b in range(1, limit + 1) if b == 1 or serving_s[b] + rest_s <= 0.9 * shortest_s)
         cap = cap if station.triages else limit
         queued = self._hopeful(stage)
         due = min((stage.sent_s[event] for _, event in queued), default=-math.inf) + station.hold_s
@@ -321,7 +325,7 @@ class _Simulation:
     def _batch(self, now: float, stage: _Stage, how: tuple[Sequence[float], float, int, int]) -> list[int]:
         """Hopeless last: moves aside what cannot be on time, and takes a batch."""
         serving_s, rest_s, cap, limit = how
-        slo_s, entry_s = stage.station.order_slo_s, self.workload.entry_s.tolist()
+        slo_s, entry_s = stage.station.order_slo_s, self.due_s
         while groups := self._in_order(stage, self._hopeful(stage)):
             b = min(cap, sum(len(group) for group in groups))
             judged = groups[0][: b if len(groups) < FEW_LANES else 1]
@@ -348,11 +352,11 @@ class _Simulation:
         return batch
 
     def _rest_s(self, now: float, s: int, station: Station) -> float:
-        entry_s = self.workload.entry_s
+        entry_s = self.due_s
         if self.reports is None:
             return station.rest_s
-        first = math.floor(float(entry_s[0]) / 0.5) + 1
-        period = min(math.floor(now / 0.5), math.floor((float(entry_s[-1]) + self.reports.slo_s) / 0.5))
+        first = math.floor(min(entry_s) / 0.5) + 1
+        period = min(math.floor(now / 0.5), math.floor((max(entry_s) + self.reports.slo_s) / 0.5))
         if period <= first:
             return station.rest_s
         if period not in self.rests:
@@ -397,7 +401,7 @@ class _Simulation:
         return sorted(together.values(), key=lambda g: min(self._rank_s(stage.station, *entry) for entry in g))
 
     def _rank_s(self, station: Station, arrival_s: float, event: int) -> float:
-        return max(float(self.workload.entry_s[event]), arrival_s - station.order_slo_s)
+        return max(self.due_s[event], arrival_s - station.order_slo_s)
 
     def _service_s(self, station: Station, kind: int, row: int, batch: Sequence[int], key: int) -> float:
         if not station.varies:

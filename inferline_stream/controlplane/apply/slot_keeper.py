@@ -267,7 +267,7 @@ class SlotKeeper:
         """Return what the grants of each stage should say now."""
         view, found = self.view, {}
         rests_s = view.rests_s()
-        for number, joins in enumerate((view.settling, *(of_class.settling for of_class in view.backgrounds.values()))):
+        for number, joins in enumerate((view.settling, *(of_class.settling for of_class in view.others.values()))):
             for stage, settling in joins.items():
                 if view.reports.join_overdue(stage):  # a grant for each round would be one a second
                     places = numbered(number, settling.settled)

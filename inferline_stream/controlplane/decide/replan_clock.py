@@ -140,7 +140,7 @@ class ReplanClock:
             slo_s=self._slo_s(),
             objective=view.context.pipeline.objective,
             catalogue=self._catalogue(now_s),
-            source_partitions=view.partitions[min(self.view.context.entries)],
+            source_partitions=view.source_partitions,
             max_batch_sizes={stage.name: stage.max_batch_size for stage in self.view.context.pipeline.stages},
             ticks=records,
             saves_share=settings.planner_saves_share,

@@ -148,30 +148,32 @@ class Collector:
         """
         context = self.view.context
         self._topics = {context.topic(stage): n for stage, n in self.view.partitions.items()}
-        for of, background in self.view.backgrounds.items():
-            self._topics |= {context.topic(stage, of): n for stage, n in background.partitions.items()}
+        for of, of_class in self.view.others.items():
+            self._topics |= {context.topic(stage, of): n for stage, n in of_class.partitions.items()}
             self.end_offsets.looks_back = _LOOKS_BACK
         for topic in (context.sink, context.names.completed):
             self._topics[topic] = await self.offsets.partitions(topic)
 
     @property
-    def source_partitions(self) -> int:
-        """Partitions of the source topic."""
-        return self._topics[self.view.context.source]
+    def source_partitions(self) -> dict[str, int]:
+        """Partitions of each topic that live events arrive on."""
+        return {topic: self._topics[topic] for topic in self.view.context.sources}
 
     async def sample(self) -> None:
-        """Read end offsets: of the source topic each time, of all topics now and then."""
+        """Read end offsets: of the live source topics each time, of all topics now and then."""
         context, everything = self.view.context, self._samples % _TOPICS_EVERY == 0
         self._samples += 1
         asked_s = asyncio.get_running_loop().time()
-        ends = await self.offsets.ends(self._topics if everything else {context.source: self.source_partitions})
+        ends = await self.offsets.ends(self._topics if everything else self.source_partitions)
         # Both clocks at once: a replay of these ticks finds each arrival in the windows that the policy saw it in.
         now_s, now_ms = asyncio.get_running_loop().time(), time.time() * 1e3
         self.answered_s = now_s
-        counts: Sequence[int] = ends[context.source]
+        counts: Sequence[int] = [end for topic in context.sources for end in ends[topic]]
         if self.stamps is not None:
             counts = self.stamps.counts
             self.view.growth.skip(now_s, counts)
+        elif len(context.sources) > 1 and len(counts) != len(self.view.growth.ends or counts):
+            self.view.growth.skip(now_s, counts)  # one has been given partitions, which are numbered on
         elif self.view.growth.gap(now_s):
             await self._fill_gap(now_s, counts)
         else:
@@ -184,7 +186,11 @@ class Collector:
                     history.reached(now_s, by_stage[stage])
                 for settling in joins.values():
                     settling.ends(asked_s, now_s, by_stage)
-            begun = [offset for background in self.view.backgrounds.values() for offset in background.finished()]
+            begun = [
+                offset
+                for topic, of_class in self.view.others.items()
+                for offset in (of_class.finished() if of_class.background else ends[context.names.topic(topic)])
+            ]
             self.end_offsets.look((*ends[context.source], *begun), ends[context.sink], ends[context.names.completed])
             out = self._since_start(context.sink, ends)
             if context.records.delivery == "exactly_once":  # the log also holds each transaction's end
@@ -203,7 +209,10 @@ class Collector:
         """Nobody sampled for a while: the records themselves tell when they came."""
         growth, shift_s = self.view.growth, now_s - time.time()
         since_s = (growth.newest_s or now_s) - shift_s
-        came = await arrivals_between(self.view.context, growth.ends, ends, since_s, now_s - shift_s)
+        until_s = now_s - shift_s
+        came = await arrivals_between(
+            self.view.context, growth.ends, ends, since_s, until_s, partitions=self.source_partitions
+        )
         sample_s = self.view.context.settings.arrivals_sample_s
         self.ticks.came(came, growth.ends, since_s=since_s, until_s=now_s - shift_s, sample_s=sample_s)
         growth.skip(now_s, ends)
@@ -238,8 +247,8 @@ class Collector:
     def _classes(self) -> Iterator[tuple[str, Mapping[str, OffsetHistory], Mapping[str, SettledParts]]]:
         """Yield each class of events with the offsets of its stages and what is settled in its joins."""
         yield "", self.view.offsets, self.view.settling
-        for of, background in self.view.backgrounds.items():
-            yield of, background.offsets, background.settling
+        for of, of_class in self.view.others.items():
+            yield of, of_class.offsets, of_class.settling
 
     async def _look_at_topics(self) -> None:
         """Find out which partitions the topics were given, and where those between stages begin now."""
@@ -250,7 +259,7 @@ class Collector:
                 topic = context.topic(stage, of)
                 if found.get(topic, 0) > self._topics[topic]:
                     logger.info("topic %s has %d partitions now", topic, found[topic])
-                (view.backgrounds[of] if of else view).grow(stage, found.get(topic, 0))
+                (view.others[of] if of else view).grow(stage, found.get(topic, 0))
                 if stage not in context.entries:
                     history.begin((await self.offsets.begins({topic: len(history.ends)}))[topic])
         self._topics |= {topic: max(count, found.get(topic, 0)) for topic, count in self._topics.items()}
@@ -259,7 +268,7 @@ class Collector:
         """Find out how old the oldest dead letter of each stage is, as a share of the time that its topic keeps it."""
         context = self.view.context
         topics = {
-            stage: [Names.dead_letters(context.topic(stage, of)) for of in ("", *self.view.backgrounds)]
+            stage: [Names.dead_letters(context.topic(stage, of)) for of in ("", *self.view.others)]
             for stage in self.view.offsets
         }
         there = await self.offsets.existing({topic for of_stage in topics.values() for topic in of_stage})

@@ -1,8 +1,8 @@
 """A run's events, accounted for by their ids: entered, reached the sink, ended without, lost or twice there.
 
 Of a long run these are the newest events (`EndOffsets`), so that memory and time stay bounded; the others are counted.
-Each class of events has a ledger of its own. Where offsets of the source are listed, those of the topics of background
-events follow: the run answers for as much of them as the first stages have finished.
+Each class of events has a ledger of its own. Where offsets of the source are listed, those of the topics of further
+classes follow. Of background ones the run answers for as much as the first stages have finished.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.headers import REASON, number, read_headers
@@ -86,8 +89,10 @@ class EventLedger:
     """Events with an id of their own → [sink records, other endings]."""
     _old: set[bytes] = field(default_factory=set)
     """Those of them that are not live."""
-    backgrounds: dict[str, EventLedger] = field(default_factory=dict)
-    """Those of background events, by topic."""
+    others: dict[str, EventLedger] = field(default_factory=dict)
+    """Those of further classes, by topic."""
+    longer_s: float | None = 0.0
+    """How much longer the SLO of its class is than the pipeline's; None of background events."""
 
     def __post_init__(self) -> None:
         sizes = [max(0, end - first) for first, end in zip(self.first, self.ends, strict=True)]
@@ -135,9 +140,20 @@ class EventLedger:
     def _old_done(self, record: Record) -> None:
         self.backlog_done_s = max(self.backlog_done_s or 0.0, record.time_ms / 1e3)
 
+    @property
+    def of_live(self) -> list[EventLedger]:
+        """The ledgers of all live classes, this one first."""
+        return [self, *(ledger for ledger in self.others.values() if ledger.longer_s is not None)]
+
+    def judged_s(self) -> NDArray[np.float32]:
+        """Latencies of all live classes, each less what its class's SLO is longer than the pipeline's."""
+        return np.concatenate(
+            [np.frombuffer(each.latencies_s, np.float32) - (each.longer_s or 0.0) for each in self.of_live]
+        )
+
     def of(self, name: bytes) -> EventLedger:
-        """Return the ledger of an event's class, by its id: this one where no background class knows it."""
-        return next((ledger for ledger in self.backgrounds.values() if ledger._knows(name)), self)
+        """Return the ledger of an event's class, by its id: this one where no further class knows it."""
+        return next((ledger for ledger in self.others.values() if ledger._knows(name)), self)
 
     def _knows(self, name: bytes) -> bool:
         return _kept(name) in self._named or self._place(name) is not None
@@ -251,13 +267,13 @@ class LedgerBegin:
     partitions: Mapping[str, int] = field(default_factory=dict)
     """Of each class's source topic, in the order of the offsets: empty for live ones; without any, all are live."""
 
-    def of_class(self, offsets: Sequence[T], background: str = "") -> tuple[T, ...]:
+    def of_class(self, offsets: Sequence[T], of_class: str = "") -> tuple[T, ...]:
         """Return a class's part of what is listed by the partitions of the source."""
-        if background not in self.partitions:
+        if of_class not in self.partitions:
             return tuple(offsets)
-        before = itertools.takewhile(lambda of: of != background, self.partitions)
+        before = itertools.takewhile(lambda of: of != of_class, self.partitions)
         at = sum(self.partitions[of] for of in before)
-        return tuple(offsets[at : at + self.partitions[background]])
+        return tuple(offsets[at : at + self.partitions[of_class]])
 
 
 @dataclass(slots=True)
@@ -318,9 +334,9 @@ Begin = Callable[[LedgerBegin, Sequence[int]], LedgerBegin]
 
 async def ledger_begin(offsets: Offsets, context: PipelineContext) -> LedgerBegin:
     """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
-    first = {of: await _committed(offsets, context, of) for of in ("", *context.backgrounds)}
+    first = {of: await _committed(offsets, context, of) for of in ("", *context.others)}
     topics = {
-        context.source: len(first[""]),
+        **{_source(context, of): len(first[of]) for of in ("", *context.live)},
         context.sink: await offsets.partitions(context.sink),
         context.names.completed: await offsets.partitions(context.names.completed),
     }
@@ -331,7 +347,13 @@ async def ledger_begin(offsets: Offsets, context: PipelineContext) -> LedgerBegi
         began,
         ends[context.sink],
         ends[context.names.completed],
-        (*ends[context.source], *began[len(first[""]) :]),
+        tuple(
+            offset
+            for of, of_class in first.items()
+            for offset in (
+                ends[_source(context, of)] if of in ("", *context.live) else [each.offset for each in of_class]
+            )
+        ),
         tuple(each.runs for each in every),
         {of: len(of_class) for of, of_class in first.items()},
     )
@@ -360,24 +382,29 @@ async def read_ledger(
     """
     ends = await offsets.ends(
         {
-            context.source: len(since.of_class(since.source)),
+            **{_source(context, of): len(since.of_class(since.source, of)) for of in ("", *context.live)},
             context.sink: len(since.sink),
             context.names.completed: len(since.completed),
         }
     )
-    source = ends[context.source]
-    for of in (*([""] if to_committed else []), *context.backgrounds):
+    source: tuple[int, ...] = ()
+    for of in ("", *context.others):
+        if not to_committed and of in ("", *context.live):
+            source = (*source, *ends[_source(context, of)])
+            continue
         # Partitions that a topic was given during the run are not looked up.
         committed = (await _committed(offsets, context, of))[: len(since.of_class(since.source, of))]
-        source = (*(source if of else ()), *(each.offset for each in committed))
+        source = (*source, *(each.offset for each in committed))
     start = since if begin is None else begin(since, source)
-    topics = {of: _source(context, of) for of in ("", *context.backgrounds)}
+    topics = {of: _source(context, of) for of in ("", *context.others)}
     prefixes = {of: event_id_prefix(topic, await offsets.topic_id(topic)) for of, topic in topics.items()}
     ledger = _ledger("", prefixes[""], since, start, source)
-    ledger.backgrounds = {of: _ledger(of, prefixes[of], since, start, source) for of in context.backgrounds}
+    ledger.others = {of: _ledger(of, prefixes[of], since, start, source) for of in context.others}
+    for of, each in ledger.others.items():
+        each.longer_s = context.live.get(of)
     ledger.earlier_out = sum(start.sink) - sum(since.sink)
     ledger.earlier_ended = sum(start.completed) - sum(since.completed)
-    for of, each in {"": ledger, **ledger.backgrounds}.items():
+    for of, each in {"": ledger, **ledger.others}.items():
         await _read(context, topics[of], each.first, each.ends, each.entered)
     for topic, first, take in (
         (context.sink, start.sink, lambda record: ledger.of(read_headers(record.headers).event_id or b"").out(record)),
@@ -407,16 +434,16 @@ async def _read(
             take(record)
 
 
-def _source(context: PipelineContext, background: str) -> str:
-    return context.names.topic(background) if background else context.source
+def _source(context: PipelineContext, of_class: str) -> str:
+    return context.names.topic(of_class) if of_class else context.source
 
 
-async def _committed(offsets: Offsets, context: PipelineContext, background: str = "") -> tuple[Committed, ...]:
+async def _committed(offsets: Offsets, context: PipelineContext, of_class: str = "") -> tuple[Committed, ...]:
     """What every entry stage has finished of a class's source topic."""
-    topic = _source(context, background)
+    topic = _source(context, of_class)
     partitions = await offsets.partitions(topic)
     committed = [
-        await offsets.committed(context.names.group(stage, background), topic, partitions)
+        await offsets.committed(context.names.group(stage, of_class), topic, partitions)
         for stage in sorted(context.entries)
     ]
     return tuple(map(finished_by_all, zip(*committed, strict=True)))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
 from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 from inferline_stream.controlplane.core_use import CoreUse
-from inferline_stream.controlplane.observe.background_class import BackgroundClass
+from inferline_stream.controlplane.observe.event_class import EventClass
 from inferline_stream.controlplane.observe.log_growth import LogGrowth, OffsetHistory
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S, Latencies, PoolReports
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
@@ -21,6 +23,7 @@ from inferline_stream.controlplane.replica_counts import cost_per_hour, of_kinds
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.observability.pipeline_state import (
     BackgroundState,
+    ClassState,
     DecisionRecord,
     EnvelopeWindow,
     PipelineState,
@@ -29,6 +32,7 @@ from inferline_stream.observability.pipeline_state import (
     StoredPlan,
 )
 from inferline_stream.pipeline.deadline_order import rest_s
+from inferline_stream.pipeline.event_classes import numbered
 from inferline_stream.pipeline.hardware import Catalogue, catalogue, divided
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
@@ -41,6 +45,9 @@ from inferline_stream.tuner.traffic import Traffic
 
 _DECISIONS_KEPT = 300
 _PLANS_KEPT = 100
+FEWEST_SERVED = 100
+"""Background events from which on what they take is known: of smaller batches, they take longer than live ones."""
+
 STUCK_AFTER_S = 10.0
 """A committed offset that stood still for this long, with lag and with replicas ready, is stuck."""
 
@@ -54,14 +61,14 @@ class PipelineView:
         plan: in force.
         measured: profiles.
         partitions: of each stage's input topic.
-        backgrounds: classes of background events, by topic; all else here is of live events.
+        others: the classes of events beside the first one, by topic; all else here is of live events.
     """
 
     context: PipelineContext
     plan: Plan
     measured: PipelineProfile
     partitions: Mapping[str, int]
-    backgrounds: Mapping[str, BackgroundClass] = field(default_factory=dict)
+    others: Mapping[str, EventClass] = field(default_factory=dict)
     catalogue: Catalogue = field(init=False)
     """Hardware kinds, with prices as people have set them."""
     growth: LogGrowth = field(default_factory=LogGrowth)
@@ -89,6 +96,9 @@ class PipelineView:
     """Of each join."""
     traffic: Traffic = field(init=False)
     latencies: Latencies = field(init=False)
+    """Less what the SLO of an event's class is longer than the pipeline's."""
+    latencies_by_class: dict[str, Latencies] = field(init=False)
+    """Of each live class, where there are several, by topic: the first class first."""
     _declared: Catalogue = field(init=False)
     _kernel: EnvelopeKernel | None = None
     _blocks: deque[Times] = field(default_factory=deque)
@@ -105,11 +115,36 @@ class PipelineView:
         self.traffic = Traffic(self.windows_s)
         final, declared_slo_s = self.shape.stages[self.shape.finals()[0]], self.context.pipeline.slo_s
         self.latencies = Latencies(self.reports, final, declared_slo_s, self.plan.slo_s)
+        longer_s = self.context.live and {self.context.pipeline.source.name: 0.0, **self.context.live}
+        self.latencies_by_class = {
+            topic: Latencies(self.reports, final, declared_slo_s + more_s, self.plan.slo_s + more_s, topic)
+            for topic, more_s in longer_s.items()
+        }
 
     @property
     def shape(self) -> Shape:
         """The DAG."""
         return self.context.shape
+
+    @property
+    def backgrounds(self) -> dict[str, EventClass]:
+        """The classes of background events."""
+        return {topic: of_class for topic, of_class in self.others.items() if of_class.background}
+
+    @property
+    def live(self) -> dict[str, EventClass]:
+        """Live classes beside the first one."""
+        return {topic: of_class for topic, of_class in self.others.items() if not of_class.background}
+
+    @property
+    def source_partitions(self) -> int:
+        """Partitions of all topics that live events arrive on."""
+        entry = min(self.context.entries)
+        return self.partitions[entry] + sum(of_class.partitions[entry] for of_class in self.live.values())
+
+    def _histories(self, stage: str) -> list[tuple[int, OffsetHistory]]:
+        """Number of each live class, and the offsets of its input topic of a stage."""
+        return [(0, self.offsets[stage]), *((each.number, each.offsets[stage]) for each in self.live.values())]
 
     # -- what comes in -------------------------------------------------------------------------------
 
@@ -140,7 +175,9 @@ class PipelineView:
         """Another plan is in force; what was seen of traffic stays."""
         self.plan, self.measured = plan, measured
         self.reports.measured = measured
-        self.latencies.judge_by(plan.slo_s)
+        change_s = plan.slo_s - self.latencies.slo_s
+        for latencies in (self.latencies, *self.latencies_by_class.values()):
+            latencies.judge_by(latencies.slo_s + change_s)
         self.traffic = Traffic(self.windows_s, self._kernel)
         for times in self._blocks:
             self.traffic.add(times)
@@ -226,6 +263,7 @@ class PipelineView:
             limits=limits,
             recent=self.traffic.recent(now_s),
             oversubscribed=self.core_use.crowded,
+            background=self._background_words(),
         )
 
     def _waited_s(self, stage: str, hardware: str) -> float:
@@ -234,8 +272,7 @@ class PipelineView:
     def _stage_observation(
         self, stage: str, now_s: float, seen: StageState, ratio: float | None, wanted: Replicas
     ) -> StageObservation:
-        offsets = self.offsets[stage]
-        supply = {}
+        histories, supply = self._histories(stage), {}
         for hardware, count in wanted.get(stage, {}).items():
             ready = self.working(stage, hardware, count)
             supply[hardware] = Supply(
@@ -249,20 +286,31 @@ class PipelineView:
             supply=supply,
             age_s=None if seen.heard_s is None else now_s - seen.heard_s,
             visit_ratio=ratio,
-            partition_lags=tuple(max(0, lag - hidden[p]) for p, lag in enumerate(offsets.lags())),
-            partition_idle_s=self._idle_s(stage, now_s),
-            oldest_lag_s=offsets.oldest_s(now_s),
+            partition_lags=tuple(
+                max(0, lag - hidden[number])
+                for of, offsets in histories
+                for number, lag in zip(numbered(of, range(len(offsets.ends))), offsets.lags(), strict=True)
+            ),
+            partition_idle_s=tuple(self._idle_s(stage, now_s).values()),
+            oldest_lag_s=max(offsets.oldest_s(now_s) for _, offsets in histories),
             utilization=seen.utilization,
+            background_busy=self._background_busy(stage),
         )
 
-    def _idle_s(self, stage: str, now_s: float) -> tuple[float, ...]:
+    def _idle_s(self, stage: str, now_s: float) -> dict[int, float]:
         """How long each partition has stood still with lag, but for one that waits for an event that is served last.
+
+        Partitions are numbered as dispatchers do.
 
         That is an excuse only while others are served: a stage that hangs has all its events wait.
         """
         serves = self.reports.stays_s(now_s).get(stage) is not None
         held = self.reports.late_by_partition(stage)[0] if serves else set[int]()
-        return tuple(0.0 if p in held else idle_s for p, idle_s in enumerate(self.offsets[stage].idle_s(now_s)))
+        return {
+            number: 0.0 if number in held else idle_s
+            for of, offsets in self._histories(stage)
+            for number, idle_s in zip(numbered(of, range(len(offsets.ends))), offsets.idle_s(now_s), strict=True)
+        }
 
     def rests_s(self, now_s: float | None = None) -> dict[str, float]:
         """R of every stage: what events take from there on, by what stages lately took; without a time, at the least.
@@ -280,6 +328,29 @@ class PipelineView:
         stays_s = {} if now_s is None else self.reports.stays_s(now_s)
         hop_s = max(0.0, measured.hop_overhead_s)
         return rest_s(self.shape, measured.paths, stays_s, alone_s, hop_s=hop_s, slo_s=self.plan.slo_s)
+
+    def _background_words(self) -> str:
+        """Say what background events need, and why; empty where nothing."""
+        found = []
+        for topic, of_class in self.backgrounds.items():
+            if rate := of_class.needed_rate(time.time()):
+                why = f"{of_class.left} records of {topic} left"
+                if of_class.finish_s is not None:
+                    why += f", to finish by {datetime.fromtimestamp(of_class.finish_s, UTC):%Y-%m-%d %H:%M} UTC"
+                found.append(f"{rate:.1f}/s for {why}")
+        return "; ".join(found)
+
+    def _background_busy(self, stage: str) -> float:
+        """Return how many replicas of a stage background events have to keep busy, by their rates and due times."""
+        rate = sum(of_class.needed_rate(time.time()) for of_class in self.backgrounds.values())
+        if not rate:
+            return 0.0
+        counts = [self.reports.background(stage, topic) for topic in self.backgrounds]
+        served, busy_s = sum(each.served for each in counts), sum(each.busy_s for each in counts)
+        kinds = self.plan.allocations[stage]
+        alone = min(self.planned_throughput(stage, a.hardware) for a in kinds)
+        per_event_s = busy_s / served if served >= FEWEST_SERVED else 1 / alone
+        return rate * self.plan.visit_ratios.get(stage, 1.0) * per_event_s
 
     def working(self, stage: str, hardware: str, wanted: int) -> int:
         """Ready replicas, standbys and those about to leave not counted."""
@@ -365,16 +436,32 @@ class PipelineView:
             coarse_peak_per_hour=self.coarse_peak_per_hour,
             oversubscribed=self.core_use.crowded,
             backgrounds=tuple(map(self._background_state, self.backgrounds)),
+            classes=tuple(self._class_state(topic, now_s) for topic in self.latencies_by_class),
+        )
+
+    def _class_state(self, topic: str, now_s: float) -> ClassState:
+        latencies = self.latencies_by_class[topic]
+        recent, offsets = latencies.recent(now_s), self.others[topic].offsets if topic in self.others else self.offsets
+        events = sum(recent.counts)
+        return ClassState(
+            topic,
+            slo_s=latencies.slo_s,
+            events=sum(latencies.histogram().counts),
+            late_events=latencies.late(),
+            recent_p99_s=recent.quantile_s(0.99),
+            recent_late_share=recent.above(latencies.slo_s) / events if events else None,
+            lags={stage: sum(offsets[stage].lags()) for stage in self.shape.stages},
         )
 
     def _background_state(self, topic: str) -> BackgroundState:
-        of_class, stages = self.backgrounds[topic], self.shape.stages
+        of_class, stages = self.others[topic], self.shape.stages
         counts = {stage: self.reports.background(stage, topic) for stage in stages}
         final = stages[self.shape.finals()[0]]
         return BackgroundState(
             topic,
             left=of_class.left,
             rate=of_class.rate,
+            needed_rate=of_class.needed_rate(time.time()),
             done_in_s=of_class.done_in_s,
             results=counts[final].events - counts[final].dead_lettered,
             dead_lettered=sum(each.dead_lettered for each in counts.values()),
@@ -412,9 +499,9 @@ class PipelineView:
         ways: dict[tuple[str, str], float] = {
             (kind, way): s for kind in kinds for way, s in self.start_ups.by_way(stage, kind).items() if way
         }
-        histories = (offsets, *(of_class.offsets[stage] for of_class in self.backgrounds.values()))
+        histories = (offsets, *(of_class.offsets[stage] for of_class in self.others.values()))
         shares = [share for each in histories if (share := each.uncommitted_share()) is not None]
-        stuck = tuple(p for p, idle_s in enumerate(self._idle_s(stage, now_s)) if idle_s > STUCK_AFTER_S)
+        stuck = tuple(p for p, idle_s in self._idle_s(stage, now_s).items() if idle_s > STUCK_AFTER_S)
         return replace(
             self.reports.stage(stage, now_s),
             replicas=tuple(counts),
@@ -424,7 +511,7 @@ class PipelineView:
             concurrency=max(a.concurrency for a in allocations),
             arrival_rate=sum(rates),
             lags=offsets.lags(),
-            lag_s=offsets.oldest_s(now_s),
+            lag_s=max(each.oldest_s(now_s) for _, each in self._histories(stage)),
             uncommitted_share=max(shares, default=None),
             letter_age_share=self.letter_age_shares.get(stage),
             start_up_s=max(start_ups, default=None),

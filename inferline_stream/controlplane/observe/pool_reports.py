@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from inferline_stream.controlplane.observe.live_profile import expected_service_s, slowdowns
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
@@ -66,6 +67,8 @@ class PoolReports:
         """Sums of ended incarnations, by stage."""
         self._past_background: dict[tuple[str, str], StageCounts] = {}
         """The same of background events, by stage and class."""
+        self._past_latencies: dict[tuple[str, str], list[int]] = {}
+        """Events by bucket, by stage and live class."""
         self._heard_past_s: dict[str, float] = {}
         self._pools: dict[tuple[str, int], dict[str, ReplicaStatus]] = {}
         """Replicas by stage and slot, as the slot's last serving dispatcher reported them."""
@@ -129,6 +132,9 @@ class PoolReports:
         self._past.setdefault(stage, StageCounts()).add(known.newest.counts)
         for of, counts in known.newest.background.items():
             self._past_background.setdefault((stage, of), StageCounts()).add(counts)
+        for of, buckets in known.newest.latencies.items():
+            before = self._past_latencies.get((stage, of), ())
+            self._past_latencies[stage, of] = [a + b for a, b in zip_longest(before, buckets, fillvalue=0)]
         self._heard_past_s[stage] = max(known.heard_s, self._heard_past_s.get(stage, known.heard_s))
 
     def _forget_late(self, now_s: float) -> None:
@@ -233,6 +239,11 @@ class PoolReports:
         for known in self._of(stage):
             found.add(known.newest.background.get(of, StageCounts()))
         return found
+
+    def latencies(self, stage: str, of: str) -> list[int]:
+        """Events of a live class by bucket of their latency, since the start of the run."""
+        every = [self._past_latencies.get((stage, of), []), *(k.newest.latencies.get(of, []) for k in self._of(stage))]
+        return list(map(sum, zip_longest(*every, fillvalue=0)))
 
     def background_enough(self, stage: str) -> bool:
         """Whether a dispatcher of a stage has background events enough waiting."""
@@ -356,12 +367,14 @@ class Latencies:
         final: the stage that reports them.
         declared_slo_s: dispatchers count latencies by the SLO that the topology declares.
         slo_s: in force.
+        of: the live class, by topic; without one, those of all, each less what its class's SLO is longer.
     """
 
     reports: PoolReports
     final: str
     declared_slo_s: float
     slo_s: float
+    of: str = ""
     _late_before: int = 0
     """Events that were late by the SLO of their time, before the SLO in force; and what is above its SLO of them."""
     _above_before: int = 0
@@ -370,8 +383,10 @@ class Latencies:
     def histogram(self) -> LatencyHistogram:
         """Since the start, with the SLO in force among the bounds."""
         bounds, total = latency_bounds_s(self.declared_slo_s), self.reports.total(self.final)
-        counts = [*total.latency_buckets, *[0] * (len(bounds) + 1)][: len(bounds) + 1]
-        return LatencyHistogram(bounds, tuple(counts), total.latency_sum_s).with_bound(self.slo_s)
+        buckets = self.reports.latencies(self.final, self.of) if self.of else total.latency_buckets
+        counts = [*buckets, *[0] * (len(bounds) + 1)][: len(bounds) + 1]
+        sum_s = 0.0 if self.of else total.latency_sum_s
+        return LatencyHistogram(bounds, tuple(counts), sum_s).with_bound(self.slo_s)
 
     def late(self) -> int:
         """Events since the start that were late by the SLO of their time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,7 +120,11 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
 
 
 async def recover_arrivals(
-    context: PipelineContext, offsets: Offsets, partitions: int, growth: LogGrowth, since_s: float = TRAFFIC_S
+    context: PipelineContext,
+    offsets: Offsets,
+    partitions: Mapping[str, int],
+    growth: LogGrowth,
+    since_s: float = TRAFFIC_S,
 ) -> Times:
     """Arrival times of the last minutes, on the event loop's clock; ``growth`` goes on from their end.
 
@@ -129,22 +133,24 @@ async def recover_arrivals(
     Args:
         context: names.
         offsets: to read end offsets.
-        partitions: of the source topic.
+        partitions: of each live source topic.
         growth: without a sample yet.
         since_s: how far back.
     """
     began_s = time.time()
     shift_s = asyncio.get_running_loop().time() - began_s
-    ticks = await recent_ticks(context, partitions, began_s - since_s)
+    ticks = await recent_ticks(context, sum(partitions.values()), began_s - since_s)
     if not ticks:
         return np.empty(0)
     # None is of the future: another controller's clock may have been ahead of this one.
     ahead_s = max(0.0, ticks[-1][0] - began_s)
     times = [growth.sample(time_s - ahead_s + shift_s, ends) for time_s, ends in ticks]
     last_s, known = ticks[-1][0] - ahead_s, ticks[-1][1]
-    ends = (await offsets.ends({context.source: partitions}))[context.source]
+    by_topic = await offsets.ends(partitions)
+    ends = [end for topic in context.sources for end in by_topic[topic]]
     now_s = time.time()
-    gap = np.array([time_s for time_s, _ in await arrivals_between(context, known, ends, last_s, now_s)])
+    came = await arrivals_between(context, known, ends, last_s, now_s, partitions=partitions)
+    gap = np.array([time_s for time_s, _ in came])
     growth.skip(now_s + shift_s, ends)
     logger.info(
         "%d arrivals of the last %.0f s recovered, %d of them from the records of the last %.1f s, in %.2f s",
@@ -154,7 +160,7 @@ async def recover_arrivals(
 
 
 async def recent_ticks(context: PipelineContext, partitions: int, since_s: float) -> list[tuple[float, list[int]]]:
-    """When controllers sampled the source topic of so many partitions since then, and its end offsets."""
+    """When controllers sampled the source topics of so many partitions since then, and their end offsets."""
     async with context.kafka.follow(context.names.arrivals, since_s) as follower:
         records = await follower.read_to(await follower.end())
     entries = context.decoder.decoded(records, decode_ticks)
@@ -162,19 +168,31 @@ async def recent_ticks(context: PipelineContext, partitions: int, since_s: float
 
 
 async def arrivals_between(
-    context: PipelineContext, known: Sequence[int], ends: Sequence[int], since_s: float, now_s: float
+    context: PipelineContext,
+    known: Sequence[int],
+    ends: Sequence[int],
+    since_s: float,
+    now_s: float,
+    *,
+    partitions: Mapping[str, int],
 ) -> list[tuple[float, int]]:
-    """Time and partition of the source's records between two sets of end offsets, ascending, within that time."""
+    """Time and partition of the sources' records between two sets of end offsets, ascending, within that time.
+
+    Partitions are numbered on from one live source to the next, and end offsets in their order.
+    """
     missing = [max(0, end - old) for end, old in zip(ends, known, strict=True)]
     if sum(missing) > _MOST_IN_GAP:
         span_s = now_s - since_s
         return sorted((since_s + span_s * (i + 0.5) / n, p) for p, n in enumerate(missing) for i in range(n))
     if not any(missing):
         return []
-    start = dict(enumerate(known))
-    async with context.kafka.follow(context.source, start) as follower:
-        records = await follower.read_to(dict(enumerate(ends)))
-    # Events that enter meanwhile are read, too. The next sample, which goes on from these offsets, counts them.
-    return sorted(
-        (min(max(r.time_ms / 1e3, since_s), now_s), r.partition) for r in records if r.offset < ends[r.partition]
-    )
+    found, first = [], 0
+    for topic in context.sources:
+        own = slice(first, first + partitions[topic])
+        until = ends[own]
+        async with context.kafka.follow(topic, dict(enumerate(known[own]))) as follower:
+            records = await follower.read_to(dict(enumerate(until)))
+        # Events that enter meanwhile are read, too. The next sample, which goes on from these offsets, counts them.
+        found += [(r.time_ms / 1e3, first + r.partition) for r in records if r.offset < until[r.partition]]
+        first = own.stop
+    return sorted((min(max(time_s, since_s), now_s), partition) for time_s, partition in found)

@@ -22,6 +22,7 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.VISIT_RATIO_SHIFTED: "more events took the branch to a stage than planned",
         Reason.THROUGHPUT_FELL: "replicas of a stage were slower than profiled",
         Reason.INSURANCE: "replicas that are held in reserve were missing",
+        Reason.BACKGROUND: "background events need more than live ones leave idle",
         Reason.LOAD_FELL: "the load fitted fewer replicas",
         Reason.LIMIT_CHANGED: "people or the cluster set other limits",
         Reason.DISPATCHERS_NEED_REPLICAS: "each dispatcher of a stage needs a replica",

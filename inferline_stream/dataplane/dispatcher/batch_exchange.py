@@ -76,7 +76,7 @@ class BatchExchange:
         """How long `_rest_s` counts, which the leader has said; then what the plan says does."""
         routes = slot.routes
         stages = routes.shape.longest_path_s([1.0] * len(routes.stages))
-        self._background_s = DELAY_SHARE * routes.slo_s / stages
+        self._background_s = DELAY_SHARE * routes.shortest_slo_s / stages
         """Longest that a batch of background events may take."""
 
     def follow(self, plan: StagePlan) -> None:
@@ -181,13 +181,17 @@ class BatchExchange:
                 session.leave_halted()
                 self._feed_quarantine(session)
             routes, hold_ms = slot.routes, self._plan.hold_s * 1e3
+            guarantees = session.background.guarantees
             rest_s = self._rest_s if now_s <= self._rest_until_s else self._plan.rest_s
             while (eligible := queue.eligible) and session.open():
                 replica = self._choose(eligible)
                 if replica is None:
                     break
+                if guarantees and (owed := self._owed(session, replica)):
+                    self._hand(replica, owed)
+                    continue
                 if routes.deadline_order:
-                    needs = pool.batch_needs(replica, rest_s, routes.slo_s)
+                    needs = pool.batch_needs(replica, rest_s, routes.shortest_slo_s)
                     limit, most = needs.limit, needs.cap
                 else:
                     needs, limit = None, pool.limit(replica.hardware)
@@ -224,6 +228,11 @@ class BatchExchange:
             if replica is None:
                 return
             self._hand(replica, background.take(pool.limit_within(replica.hardware, self._background_s)))
+
+    def _owed(self, session: Session, replica: PooledReplica) -> Sequence[Event]:
+        """Take the background events that a rate guarantees before live ones, for one replica."""
+        limit = self._pool.limit_within(replica.hardware, self._background_s)
+        return session.background.take_owed(limit, self._slot.now_s)
 
     def most_background(self) -> int:
         """Return how many background events may wait for replicas."""
@@ -272,7 +281,7 @@ class BatchExchange:
         hand.class_number = class_of(events[0].partition) if events else 0
         if slot.spans is not None and sample is None:
             hand.span = slot.spans.begin(events, replica.replica, replica.hardware)
-        if not hand.class_number:
+        if hand.class_number not in slot.routes.backgrounds:
             count_waits(slot.report.counts, events, slot.now_s)
         frame = Batch(session.epoch, hand.batch, payloads, slot.emitter.result_bytes)
         slot.ask(SendFrame(replica.replica, frame))

@@ -89,14 +89,13 @@ class Dispatcher:
         self._batch_watch = BatchWatch(topics, mark, spec.deadly_batches)
         bound_batches(round(settings.decompressed_bytes), self._batch_watch)
         buckets = len(latency_bounds_s(routes.slo_s)) + 1
-        backgrounds = [topic.name for topic in routes.backgrounds]
         self._report = report = new_report(
-            spec.dispatcher, spec.incarnation, routes.stage, spec.slot, buckets, backgrounds=backgrounds
+            spec.dispatcher, spec.incarnation, routes.stage, spec.slot, buckets, routes=routes
         )
         report.node = spec.node
         self._lease = Lease(settings.lease_s)
         servers, names = spec.bootstrap_servers, routes.names
-        grants, wait_s = ("" if of.background else names.assignments for of in routes.classes), settings.fetch_wait_s
+        grants, wait_s = ("" if of.of_class else names.assignments for of in routes.classes), settings.fetch_wait_s
         self._readers = ClassReaders(
             [
                 TopicReader(servers, of.input_topic, of.group, control, fetch_wait_s=wait_s)
@@ -324,7 +323,7 @@ class Dispatcher:
         """Fetch a class for ever: the records of whatever session there is, and with the live one grants."""
         pace, slot = Pace(), self._slot
         assert slot is not None
-        full_wait_s = BACKGROUND_WAIT_S if class_number else FULL_WAIT_S
+        full_wait_s = BACKGROUND_WAIT_S if class_number in self._routes.backgrounds else FULL_WAIT_S
         while True:
             full = [number for number in slot.full() if class_of(number) == class_number]
             fetched = await self._readers.fetch(class_number, full, full_wait_s if full else FETCH_WAIT_S)
@@ -416,7 +415,7 @@ class Dispatcher:
             groups = [of.group for of in self._routes.classes]
             await self._sender.start_again(self._settings.connect_timeout_s, self._partitions, groups)
         self._partitions_read = [reader.topic.partitions for reader in self._readers.readers]
-        owned, *backgrounds = await asyncio.gather(
+        owned, *others = await asyncio.gather(
             *(self._owned(class_number, grant.slots, had) for class_number, had in enumerate(self._partitions_read))
         )
         if not (self._holds(grant.slots) and self._lease.valid()):
@@ -429,7 +428,7 @@ class Dispatcher:
             self._report.phase = "serving"
             self._supervisor.say(Serving())
             self._feed(owned._replace(epoch=time.time_ns()))
-            for of_class in backgrounds:
+            for of_class in others:
                 self._feed(of_class)
             await self._reporter.now()
             await asyncio.wait((over, watching), return_when=asyncio.FIRST_COMPLETED)

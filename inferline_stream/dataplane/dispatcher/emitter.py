@@ -54,7 +54,7 @@ class Emitter:
         self._routes = routes
         self._partitions = partitions
         self._rng = rng
-        self._counts = counts_of_classes(report)
+        self._counts = counts_of_classes(report, routes)
         self._hashes: dict[bytes, int] = {}
         self._topics = [{stage: of.topic_of(stage) for stage in of.stages} for of in routes.classes]
         """Input topics by the class of events and the stage."""

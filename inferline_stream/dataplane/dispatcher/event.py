@@ -20,7 +20,8 @@ class Event(msgspec.Struct, gc=False, eq=False):
     """When it entered the pipeline, µs since the epoch. What waits is judged by the fields below: on the dispatcher's
     monotonic clock, by the age that it had when it was taken in, so that no step of the clock holds or hurries it."""
     entered_us: int
-    """When it entered the pipeline, in µs."""
+    """When it entered the pipeline, in µs; of a class with an SLO of its own when it would have for the pipeline's, see
+    `pipeline.live_classes`."""
     arrived_ms: int
     """When it, or its last part, entered the stage's topic, in ms: by its writer's clock, never later than when it was
     taken in nor earlier than the record before it."""

@@ -98,7 +98,7 @@ class HardwareKind:
         Args:
             beside: batches in hand, itself included.
             rest_s: R.
-            slo_s: the SLO, always the same.
+            slo_s: the shortest SLO of any live class, always the same.
         """
         limit = self.limit if self.limit < self.fits else self.fits
         if (limit, rest_s) != self.needs_by:

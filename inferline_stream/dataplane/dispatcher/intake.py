@@ -41,6 +41,7 @@ class Intake:
         ready: takes an event that waits for the stage.
         ended: takes an event that ends, or goes on, without it.
         topic_id: of the incarnation of the input topic that is read.
+        longer_us: how much longer the SLO of its events is than the pipeline's.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Intake:
         ended: Callable[[Event, Ending], None],
         *,
         topic_id: str = "",
+        longer_us: int = 0,
     ) -> None:
         self._routes = routes
         self._ready = ready
         self._ended = ended
         self._now_s = self._wall_s = 0.0
+        self._longer_us = longer_us
         self._is_entry, self._is_join = routes.is_entry, routes.is_join
         self._ids_from = event_id_prefix(routes.input_topic, topic_id).encode()
         self._lead = ClockError(routes.input_topic, _AHEAD)
@@ -223,7 +226,8 @@ class Intake:
         # The clock may have been set back since the newest record was taken in.
         arrived_ms = partition.arrived_ms = max(min(partition.arrived_ms, taken_ms), min(stamp_ms, taken_ms))
         entry_us, ahead_ms = min(entry_us, int(now_s * 1e6)), self._ahead_ms
-        return entry_us, entry_us + 1000 * ahead_ms, arrived_ms + ahead_ms, taken_ms + ahead_ms
+        entered_us = entry_us + 1000 * ahead_ms + self._longer_us
+        return entry_us, entered_us, arrived_ms + ahead_ms, taken_ms + ahead_ms
 
     def _place(self, record: Record) -> bytes:
         return b"%s/%d/%d" % (self._ids_from, record.partition, record.offset)
@@ -238,7 +242,7 @@ class Intake:
             (record.offset,),
             event_id,
             now_ms * 1000,
-            clock_ms * 1000,
+            clock_ms * 1000 + self._longer_us,
             clock_ms,
             clock_ms,
             record.key,

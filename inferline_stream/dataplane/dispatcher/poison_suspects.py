@@ -21,7 +21,7 @@ was attached runs a sample first where its death would condemn an event. Without
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.dataplane.dispatcher.event import Event
@@ -78,10 +78,14 @@ class Suspects:
     """Suspects in the order in which they run, on one replica at a time, while other replicas serve the queue.
 
     Ask `next` what the quarantined replica runs, then report `passed` or `lost`, `probe_passed` or `probe_killed`.
+
+    Args:
+        backgrounds: classes of background events.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, backgrounds: Container[int] = ()) -> None:
         self.suspicion = Suspicion()
+        self._backgrounds = backgrounds
         self.sample: StageInput | None = None
         """An event that the stage is known to process, if there is one."""
         self._suspects: list[_Suspect] = []
@@ -225,7 +229,7 @@ class Suspects:
                 self._yielded = True
                 return None
         first = due[0]
-        if yields and class_of(first.event.partition):
+        if yields and class_of(first.event.partition) in self._backgrounds:
             return None
         self._fresh = not replica_passed
         if self._fresh and self.sample is not None:
@@ -291,7 +295,7 @@ class Suspects:
         """Return suspects that may run now, live ones first; those behind a key's one that waits for memory may not."""
         waiting = {_lane(s.event) for s in self._suspects if s.until_s > now_s and s.event.key is not None}
         due = [s for s in self._suspects if s.until_s <= now_s and _lane(s.event) not in waiting]
-        return sorted(due, key=lambda suspect: class_of(suspect.event.partition) > 0)
+        return sorted(due, key=lambda suspect: class_of(suspect.event.partition) in self._backgrounds)
 
     def _least_suspected(self, due: Sequence[_Suspect]) -> _Suspect:
         """Without a sample another suspect has to show what the stage processes, each key's events in their order."""

@@ -11,6 +11,7 @@ from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
 from inferline_stream.dataplane.dispatcher.waiting_room import KeyLane, WaitingRoom
 from inferline_stream.pipeline.deadline_order import FEW_LANES, HOPELESS_EVERY
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
 
 
 def rank(event: Event, slo_us: int) -> int:
@@ -34,9 +35,9 @@ class Taken(NamedTuple):
 class StageQueue:
     """Events in the order of their `rank`; with `BatchNeeds`, those last that can no longer be on time.
 
-    With `keys_in_order`, events of one key leave in the order in which they were added. `take` puts as many of them
-    into one batch as it holds; the rest waits until `release` or `put_back` of every event that was taken. A key ranks
-    as its waiting event of lowest rank does, so that an event with a wrong clock holds back nothing behind it.
+    With `keys_in_order`, events of one key and class leave in the order in which they were added. `take` puts as many
+    of them into one batch as it holds; the rest waits until `release` or `put_back` of every event that was taken. A
+    key ranks as its waiting event of lowest rank does: an event with a wrong clock holds back nothing behind it.
 
     Args:
         slo_us: the SLO in µs.
@@ -53,7 +54,7 @@ class StageQueue:
         """Hopeful events, as far as was found out, and hopeless ones."""
         self._mixed = 0
         """Batches that were formed while some of both waited, since the last that was of hopeless ones."""
-        self._lanes: dict[bytes, KeyLane] = {}
+        self._lanes: dict[tuple[int, bytes] | bytes, KeyLane] = {}
         """Of keys that have events waiting or in hand."""
         self._bytes: dict[int, int] = {}
         self._length = 0
@@ -76,13 +77,13 @@ class StageQueue:
         """Return the eligible events that were found hopeless, in any order."""
         return self._aside.waiting()
 
-    def first_entered_us(self) -> int | None:
-        """Return when the first eligible hopeful event entered the pipeline."""
+    def first(self) -> Event | None:
+        """Return the first eligible hopeful event."""
         entry = self._live.first()
         if entry is None:
             return None
         item = entry[2]
-        return item.waiting[0][2].entered_us if type(item) is KeyLane else item.entered_us
+        return item.waiting[0][2] if type(item) is KeyLane else item
 
     def oldest_ms(self) -> int | None:
         """Return the smallest `arrived_ms` of an eligible hopeful event. Looks at each: ask only while they are few."""
@@ -113,9 +114,10 @@ class StageQueue:
             room.eligible += 1
             heapq.heappush(room.heap, (place, sequence, event))
             return
-        lane = self._lanes.get(key)
+        name = key if partition < CLASS_STRIDE else _lane_of(partition, key)
+        lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[key] = KeyLane(room)
+            lane = self._lanes[name] = KeyLane(room)
         lowers = lane.append(place, sequence, event)
         if not lane.in_hand:
             room = lane.room
@@ -215,7 +217,7 @@ class StageQueue:
                 self._live.eligible += 1
                 heapq.heappush(self._live.heap, (place, self._front, event))
                 continue
-            lane = self._lanes[event.key]
+            lane = self._lanes[_lane_of(event.partition, event.key)]
             lane.prepend(place, self._front, event)
             lane.in_hand -= 1
             if not lane.in_hand:
@@ -230,18 +232,19 @@ class StageQueue:
             key = event.key
             if key is None:
                 continue
-            lane = lanes[key]
+            name = key if event.partition < CLASS_STRIDE else _lane_of(event.partition, key)
+            lane = lanes[name]
             lane.in_hand -= 1
             if not lane.in_hand:
                 if lane.waiting:
                     self._place(lane)
                 else:
-                    del lanes[key]
+                    del lanes[name]
 
     def drop(self, partition: int) -> list[Event]:
         """Remove and return a partition's waiting events. Those in hand are still to be released."""
         dropped = [*self._live.drop(partition), *self._aside.drop(partition)]
-        for key, lane in list(self._lanes.items()):
+        for name, lane in list(self._lanes.items()):
             waiting, lane.waiting, lane.low = lane.waiting, [], None
             for place, sequence, event in waiting:
                 if event.partition == partition:
@@ -252,7 +255,7 @@ class StageQueue:
                 if lane.waiting:
                     self._place(lane)
                 else:
-                    del self._lanes[key]
+                    del self._lanes[name]
         self._length -= len(dropped)
         self.size_bytes -= self._bytes.get(partition, 0)
         self._bytes[partition] = 0
@@ -262,3 +265,8 @@ class StageQueue:
         """Make a lane eligible, whose events are all waiting. Whether it is hopeless is found out again."""
         lane.place = lane.waiting[0][1]
         self._live.put(lane.rank, lane)
+
+
+def _lane_of(partition: int, key: bytes) -> tuple[int, bytes] | bytes:
+    """Return what a lane is known by: order holds within a class."""
+    return (class_of(partition), key) if partition >= CLASS_STRIDE else key

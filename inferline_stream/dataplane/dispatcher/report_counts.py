@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.frames import Call
 from inferline_stream.dataplane.reports import PoolReport
+from inferline_stream.dataplane.routes import Routes
 from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 
 MAX_COUNTED_S = 30 * 86_400.0
@@ -79,14 +80,17 @@ def count_latency(counts: StageCounts, bounds_s: Sequence[float], latency_s: flo
 
 
 def new_report(
-    dispatcher: str, incarnation: int, stage: str, slot: int, buckets: int, *, backgrounds: Iterable[str] = ()
+    dispatcher: str, incarnation: int, stage: str, slot: int, buckets: int, *, routes: Routes | None = None
 ) -> PoolReport:
-    """Return the report of a dispatcher that starts."""
+    """Return the report of a dispatcher that starts; by the classes of the routes, if there are several."""
     counts = StageCounts(latency_buckets=[0] * buckets)
-    background = {topic: StageCounts() for topic in backgrounds}
-    return PoolReport(dispatcher, incarnation, stage, slot, "starting", 0, counts=counts, background=background)
+    report = PoolReport(dispatcher, incarnation, stage, slot, "starting", 0, counts=counts)
+    if routes is not None:
+        report.background = {topic.name: StageCounts() for topic in routes.backgrounds.values()}
+        report.latencies = {topic: [0] * buckets for topic in routes.live_topics}
+    return report
 
 
-def counts_of_classes(report: PoolReport) -> tuple[StageCounts, ...]:
-    """Return a report's counts by the number of the class."""
-    return (report.counts, *report.background.values())
+def counts_of_classes(report: PoolReport, routes: Routes) -> tuple[StageCounts, ...]:
+    """Return a report's counts by the number of the class; those of live ones are counted together."""
+    return tuple(report.background.get(of.of_class, report.counts) for of in routes.classes)

@@ -12,6 +12,7 @@ Nothing is sent or committed without the lease.
 
 from __future__ import annotations
 
+import bisect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -205,12 +206,17 @@ class ResultDelivery:
         # Where a header holds the entry time, it may be of any age and says nothing of when the event came here.
         live_since_us = self._slot.live_since_us if routes.entry_time_header is None else 0.0
         for event, outcome in sent:
-            if type(outcome) is not Done or event.replayed or event.partition >= CLASS_STRIDE:
+            if type(outcome) is not Done or event.replayed or event.partition // CLASS_STRIDE in routes.backgrounds:
                 continue
             if event.entry_us < live_since_us:
                 report.counts.backlog += 1
             else:
                 count_latency(report.counts, self._bounds_s, max(0.0, (now_us - event.entered_us) / 1e6))
+                if report.latencies:
+                    of_class = routes.classes[event.partition // CLASS_STRIDE]
+                    latency_s = (now_us - event.entered_us) / 1e6 + of_class.slo_s - routes.slo_s
+                    bucket = bisect.bisect_left(latency_bounds_s(of_class.slo_s), latency_s)
+                    report.latencies[of_class.source][bucket] += 1
 
     # What the group knows
 

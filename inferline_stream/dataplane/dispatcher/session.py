@@ -53,9 +53,10 @@ class Session:
         self.epoch = epoch
         self.queue = StageQueue(slo_us, keys_in_order=routes.keys_in_order)
         """Of live events."""
-        weights = [topic.weight for topic in routes.backgrounds]
-        self.background = BackgroundQueues(weights, slo_us, keys_in_order=routes.keys_in_order)
-        self.suspects = Suspects()
+        self.background = BackgroundQueues(routes.backgrounds, slo_us, keys_in_order=routes.keys_in_order)
+        self._longer_us = [round((of.slo_s - routes.slo_s) * 1e6) for of in routes.classes]
+        """How much longer the SLO of each class is than the pipeline's."""
+        self.suspects = Suspects(routes.backgrounds)
         self.partitions: dict[int, Partition] = {}
         self._stay = Stay()
         self._stayed = 0
@@ -80,7 +81,9 @@ class Session:
         if class_number not in self._intakes:
             routes = slot.routes.classes[class_number]
             add = self._queue_of(owned.numbers[0]).add
-            self._intakes[class_number] = Intake(routes, add, self._ends, topic_id=topic.id)
+            self._intakes[class_number] = Intake(
+                routes, add, self._ends, topic_id=topic.id, longer_us=self._longer_us[class_number]
+            )
         committed = dict(owned.committed)
         committed |= {
             number: (begins[number], "") for number in added(owned.numbers, committed, owned.partitions_before)
@@ -144,7 +147,7 @@ class Session:
         """Learn what a grant says of the stage's events."""
         self._joins.learn(grant.settled)
         self.suspects.learn(grant.plan.sample)
-        self.background.closed = grant.background_waits
+        self.background.closed, self.background.slots = grant.background_waits, max(1, grant.slots)
 
     def close(self) -> None:
         """Take in and hand out nothing more."""
@@ -155,12 +158,19 @@ class Session:
         self.suspects.drop()
 
     def _queue_of(self, partition: int) -> StageQueue:
-        return self.queue if partition < CLASS_STRIDE else self.background.queue_of(partition)
+        return self.background.queue_of(partition) if self._is_background(partition) else self.queue
+
+    def _is_background(self, partition: int) -> bool:
+        return partition >= CLASS_STRIDE and class_of(partition) in self._slot.routes.backgrounds
 
     def _may_wait(self, partition: int) -> bool:
         """Return whether more events of a partition may wait for replicas, by their size."""
-        most = QUEUE_BYTES if partition < CLASS_STRIDE else WAITING_BYTES
+        most = WAITING_BYTES if self._is_background(partition) else QUEUE_BYTES
         return self._queue_of(partition).size_bytes < most
+
+    def _entered_us(self, event: Event) -> int:
+        """Return when an event entered the pipeline."""
+        return event.entered_us - self._longer_us[class_of(event.partition)]
 
     # What is reported
 
@@ -171,14 +181,14 @@ class Session:
         report.background_queued = len(self.background)
         now_us = now_s * 1e6
         old_us = now_us - DEMAND_AFTER_SLOS * self._slot.routes.slo_s * 1e6
-        first_us = self.queue.first_entered_us()
-        oldest_us = now_us if first_us is None else first_us
+        first = self.queue.first()
+        oldest_us = now_us if first is None else self._entered_us(first)
         hopeless, hidden, held = Counter[int](), Counter[int](), set[int]()
         for event in self.queue.hopeless():
             hopeless[event.partition] += 1
             if self.partitions[event.partition].completion.watermark in event.offsets:
                 held.add(event.partition)
-            oldest_us = min(oldest_us, event.entered_us)
+            oldest_us = min(oldest_us, self._entered_us(event))
             hidden[event.partition] += event.entered_us >= old_us
         report.hopeless, report.hidden, report.waited_for = dict(hopeless), dict(hidden), sorted(held)
         report.oldest_wait_s = max(0.0, now_us - oldest_us) / 1e6
@@ -204,7 +214,7 @@ class Session:
         else:
             full |= {number for number, partition in self.partitions.items() if partition.completion.crowded}
         if self._slot.routes.backgrounds:
-            background = (number for number in self.partitions if number >= CLASS_STRIDE)
+            background = filter(self._is_background, self.partitions)
             full |= {number for number in background if self.background.full(number, most_background)}
         return frozenset(full)
 
@@ -221,8 +231,10 @@ class Session:
                 intake = self._intakes[partition.class_number]
                 for record in records:
                     intake.take_in(partition, record)
-        if (live := self._intakes.get(0)) is not None:
-            slot.report.clock_lead_s, slot.report.clock_lag_s = live.clock_lead_s(), live.clock_lag_s()
+        live = [intake for number, intake in self._intakes.items() if number not in slot.routes.backgrounds]
+        if live:
+            slot.report.clock_lead_s = max(intake.clock_lead_s() for intake in live)
+            slot.report.clock_lag_s = max(intake.clock_lag_s() for intake in live)
         for number, position in read.positions.items():
             partition = self.partitions.get(number)
             if partition is not None and position is not None and position > partition.completion.position:
@@ -234,8 +246,10 @@ class Session:
                 self._halt(self.partitions[number], why)
         if slot.routes.is_join:
             self._joins.bound()
-            for class_number, intake in self._intakes.items():
-                slot.counts[class_number].duplicates = intake.duplicates
+            for counts in slot.counts:
+                counts.duplicates = sum(
+                    intake.duplicates for number, intake in self._intakes.items() if slot.counts[number] is counts
+                )
             if read.records:
                 self.delivery.want()
 
@@ -247,7 +261,7 @@ class Session:
         pressed = {
             number
             for number, each in self.partitions.items()
-            if not (each.class_number or each.halted)
+            if not (each.halted or self._is_background(number))
             and (each.completion.pressed if each.join is None else each.join.holds)
         }
         # Something else may hold up an offset: it would not come sooner for hopeless events of other partitions.
@@ -334,13 +348,15 @@ class Session:
             queue.release(of_class)
 
     def _by_queue(self, events: Sequence[Event]) -> Iterator[tuple[StageQueue, Sequence[Event]]]:
-        """Yield each class's queue with its events, in their order."""
+        """Yield each queue with its events, in their order."""
         if not self._slot.routes.backgrounds:
             yield self.queue, events
             return
-        for class_number in sorted({class_of(event.partition) for event in events}):
-            of_class = [event for event in events if class_of(event.partition) == class_number]
-            yield self._queue_of(of_class[0].partition), of_class
+        by_queue: dict[int, tuple[StageQueue, list[Event]]] = {}
+        for event in events:
+            queue = self._queue_of(event.partition)
+            by_queue.setdefault(id(queue), (queue, []))[1].append(event)
+        yield from by_queue.values()
 
 
 def added(numbers: Sequence[int], committed: Mapping[int, Entry], partitions_before: int) -> list[int]:

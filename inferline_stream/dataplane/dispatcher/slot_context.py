@@ -50,7 +50,7 @@ class SlotContext:
     """Of the report, by the number of the class."""
 
     def __post_init__(self) -> None:
-        self.counts = counts_of_classes(self.report)
+        self.counts = counts_of_classes(self.report, self.routes)
 
     def ask(self, action: Action) -> None:
         """Ask for something."""

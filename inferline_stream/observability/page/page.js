@@ -65,6 +65,9 @@ function background(state) {
     const rate = of.rate === null ? "" : ` at ${number(of.rate)}/s`;
     return `${of.topic}: ${number(of.left)} left${rate}${of.done_in_s === null ? "" : `, done in ${seconds(of.done_in_s)}`}`;
   };
+  const share = (of) => `${of.topic}: P99 ${of.recent_p99_s === null ? "–" : seconds(of.recent_p99_s)} of ${seconds(of.slo_s)}, ${percent(of.recent_late_share ?? 0, 1)} late`;
+  byId("classes").hidden = !state.classes.length;
+  byId("classes").textContent = `Live classes. ${state.classes.map(share).join("; ")}.`;
   byId("background").hidden = !state.backgrounds.length;
   byId("background").textContent = `Background events. ${state.backgrounds.map(words).join("; ")}.`;
 }

@@ -34,7 +34,7 @@ from inferline_stream.dataplane.frames import (
 from inferline_stream.dataplane.host_postings import Posting
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
-from inferline_stream.dataplane.routes import BackgroundTopic, Routes
+from inferline_stream.dataplane.routes import ClassTopic, Routes
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.isolation.enforced import Enforced
@@ -70,7 +70,7 @@ ROUTES = Routes(
     source_max_bytes=4000,
     sink_max_bytes=5000,
     deadline_order=False,
-    backgrounds=(BackgroundTopic("archive", 2.0, "sent", 6000),),
+    others=(ClassTopic("premium", 0.2), ClassTopic("archive", None, 2.0, 5.0, "sent", 6000)),
 )
 
 PLAN = PlanDocument(

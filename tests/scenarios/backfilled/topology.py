@@ -1,4 +1,4 @@
-"""Emulated: a branch and a join, an archive beside the live topic, and orders that no stage can parse."""
+"""Emulated: a branch and a join, two live classes, an archive beside them, and orders that no stage can parse."""
 
 from msgspec import Struct
 
@@ -50,7 +50,11 @@ deciding = Stage(
 pipeline = Pipeline(
     "backfilled",
     slo="500ms",
-    source=[Topic("orders", partitions=4), Topic("orders-archive", partitions=3, background=True)],
+    source=[
+        Topic("orders", partitions=4),
+        Topic("orders-premium", partitions=2, slo="300ms", share=0.1),
+        Topic("orders-archive", partitions=3, background=True),
+    ],
     sink=Topic("decisions", partitions=4),
     stages=[parsing, checking, deciding],
     sample=Sample(arrivals="../swing/arrivals.csv", events="../swing/orders.jsonl"),

@@ -39,13 +39,14 @@ def test_a_stage_shows_its_pool_what_waits_for_it_and_what_is_wrong_with_it() ->
     )
     console = Console(width=200, file=StringIO())
     console.print(StagesTable(replace(state, stages=(stage,))))
-    names, figures, background, trouble, late, behind = (line.split() for line in console.file.getvalue().splitlines())
+    names, figures, of_class, background, trouble, late, behind = (line.split() for line in console.file.getvalue().splitlines())
     shown = dict(zip(names, figures, strict=False))
+    assert " ".join(of_class) == "class posts: P99 300ms of 500ms, late 1%"
     assert shown | {
         "hardware": "cpu-1", "replicas": "2/3", "queued": "17", "wait": "4ms", "batch": "2.0/8", "service": "20ms",
         "utilization": "70%", "dispatcher": "25%", "lag": "6",
     } == shown  # fmt: skip
-    assert " ".join(background) == "background archive: 5.0/s, 10 left, done in 2s"
+    assert " ".join(background) == "background archive: 5.0/s, 4.0/s needed, 10 left, done in 2s"
     assert " ".join(trouble) == "language: the sample event fails"
     assert " ".join(late) == "language: 2 events can no longer be on time; the oldest entered 60m ago"
     assert " ".join(behind).startswith("language: records are up to 60m older than others before them, and go last:")

@@ -96,7 +96,7 @@ def report_of(topics: Topics, *, marks: EndOffsets, every: int) -> tuple[RunRepo
         return "id"
 
     kafka = SimpleNamespace(follow=topics.follower)
-    context: Any = SimpleNamespace(source="posts", sink="out", names=NAMES, kafka=kafka, backgrounds=())
+    context: Any = SimpleNamespace(source="posts", sink="out", names=NAMES, kafka=kafka, others=(), live={})
     offsets: Any = SimpleNamespace(ends=ends, topic_id=topic_id)
     ledger = asyncio.run(read_ledger(offsets, context, START, begin=marks.begin))
     return run_report(

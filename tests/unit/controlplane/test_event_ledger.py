@@ -118,7 +118,7 @@ def test_what_was_there_before_is_accounted_for_and_tells_nothing_of_latency_and
     assert len(ledger.arrivals_s) == 2
     assert ledger.backlog_done_s == 90.0
     assert ledger.reasons == Counter({"dead_lettered": 1})
-    assert miss_rate(ledger, 0.3) == 0.5
+    assert miss_rate([ledger], 0.3) == 0.5
 
 
 def test_a_named_event_that_was_there_before_is_known_by_its_record() -> None:
@@ -156,7 +156,7 @@ def test_whatever_records_hold_the_good_one_among_them_is_accounted_for(
     ledger.out(sink(b"good"))
     assert "good" not in ledger.lost(1000)[1]
     assert ledger.events_out >= 1
-    miss_rate(ledger, 0.25)
+    miss_rate([ledger], 0.25)
 
 
 def test_a_latency_is_never_negative() -> None:

@@ -33,7 +33,7 @@ def test_no_arrival_is_of_the_future_and_none_is_counted_twice(ahead_s: float) -
         theirs_ms = [(now_s + ahead_s - second) * 1e3 for second in (10, 5, 1)]
         ticks = ArrivalTicks(theirs_ms[1:], [[50], [100]], [0], theirs_ms[0])
         kafka.append(NAMES.arrivals, encode(ticks), b"posts")
-        times = await recover_arrivals(context, kafka, 1, growth)
+        times = await recover_arrivals(context, kafka, {context.source: 1}, growth)
         loop_s = asyncio.get_running_loop().time()
         assert times.size == 100
         assert times.max() <= loop_s

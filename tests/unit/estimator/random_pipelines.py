@@ -11,6 +11,7 @@ from inferline_stream.estimator.kernels import Varying
 from inferline_stream.estimator.station import STEADY, Station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.keys import Keys
+from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES, LEVELS, PipelineProfile
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
@@ -34,7 +35,9 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> Random
     grid = 2.0 ** -rng.integers(3, 7) if rng.random() < 0.5 else 0.0
     hop_s = rng.choice([0.0, 0.01, 0.3]) if not grid else grid * rng.integers(0, 3)
     paths, keys = independent_paths(shape, conditional), random_keys(shape, seed)
-    measured = PipelineProfile({}, paths, float(hop_s), keys=keys, hop_spread_s=random_spread_s(seed, grid))
+    measured = PipelineProfile(
+        {}, paths, float(hop_s), keys=keys, hop_spread_s=random_spread_s(seed, grid), classes=random_classes(seed, grid)
+    )
     n = int(rng.integers(1, events))
     times = np.cumsum(rng.gamma(1 / 4, 4.0, n)) * rng.choice([0.02, 0.1, 0.5])
     if grid:
@@ -106,6 +109,18 @@ def random_keys(shape: Shape, seed: int) -> Keys:
     shares = rng.dirichlet(np.full(int(rng.integers(1, 9)), 0.7)) * rng.choice([0.4, 1.0])
     named = tuple((f"k{i}", float(share)) for i, share in enumerate(shares) if share > 1e-9)
     return Keys(named, tuple(name for name in shape.stages if rng.random() < 0.7))
+
+
+def random_classes(seed: int, grid: float) -> tuple[LiveClass, ...]:
+    """In a third of the pipelines, one or two more live classes, of shorter and longer SLOs."""
+    rng = np.random.default_rng([seed, 6])
+    if rng.random() < 0.67:
+        return ()
+    unit = grid or 0.1
+    return tuple(
+        LiveClass(f"c{i}", float(rng.choice([0.1, 0.4])), float(unit * rng.integers(-3, 9)))
+        for i in range(int(rng.integers(1, 3)))
+    )
 
 
 def random_spread_s(seed: int, grid: float) -> tuple[float, ...]:

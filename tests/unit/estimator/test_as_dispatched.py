@@ -18,7 +18,9 @@ from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.keys import Keys
+from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Contention
 from inferline_stream.pipeline.trace import Trace
@@ -40,8 +42,12 @@ class VirtualDispatcher:
         slo_ms: int,
         key_of: Sequence[int] = (),
         rest_ms: float | None = None,
+        *,
+        longer_ms: Sequence[int] = (0,),
+        class_of: Sequence[int] = (),
     ) -> None:
-        self.slo_s, self.rest_ms = slo_ms / 1e3, rest_ms
+        self.shortest_s, self.rest_ms = (slo_ms + min(longer_ms)) / 1e3, rest_ms
+        self.longer_ms, self.class_of = longer_ms, class_of
         self.queue, self.pool, self.key_of = StageQueue(slo_ms * 1000, keys_in_order=bool(len(key_of))), Pool(), key_of
         limits = {a.hardware: a.max_batch_size for a in held}
         profile = {kind: {size: ms / 1e3 for size, ms in times.items()} for kind, times in service_ms.items()}
@@ -73,7 +79,11 @@ class VirtualDispatcher:
                     self._finish(now, batch)
                 elif what >= 0:
                     key = int(self.key_of[what]) if len(self.key_of) else 0
-                    self.queue.add(_event(what, sent_ms[what], b"%d" % key if key else None))
+                    event = _event(what, sent_ms[what], b"%d" % key if key else None)
+                    if len(self.class_of):  # as the intake of its class does
+                        event.partition = int(self.class_of[what]) * CLASS_STRIDE
+                        event.entered_us += 1000 * self.longer_ms[self.class_of[what]]
+                    self.queue.add(event)
             for at, batch in self._kick(now):
                 heapq.heappush(coming, (at, 1, next(order), -1, batch))
         return [self.ended_ms[event] for event in range(len(sent_ms))]
@@ -85,7 +95,9 @@ class VirtualDispatcher:
             if replica is None:
                 break
             limit = self.pool.limit(replica.hardware)
-            needs = None if self.rest_ms is None else self.pool.batch_needs(replica, self.rest_ms / 1e3, self.slo_s)
+            needs = (
+                None if self.rest_ms is None else self.pool.batch_needs(replica, self.rest_ms / 1e3, self.shortest_s)
+            )
             due_ms = self.queue.due_ms(limit if needs is None else needs.cap, self.hold_ms)
             if due_ms > now:
                 wakes.append((round(due_ms), None))
@@ -189,9 +201,14 @@ def test_the_dispatchers_queue_puts_the_same_events_last_as_the_estimator(seed: 
     if keyed:
         many = int(rng.choice([5, 400]))
         profile = replace(profile, keys=Keys(tuple((f"k{i}", 0.9 / many) for i in range(many)), ("a",)))
-    workload = prepare(ONE, profile, Trace(sent_s))
+    longer_ms = (0, -64, 96) if seed % 3 == 0 else (0,)
+    classes = tuple(LiveClass(f"c{ms}", 0.3, ms / SECOND) for ms in longer_ms[1:])
+    workload = prepare(ONE, replace(profile, classes=classes), Trace(sent_s))
     key_of = workload.keys if keyed else ()
-    left_ms = VirtualDispatcher(held, service_ms, slo_ms, key_of, rest_ms).run(sent_ms)
+    dispatcher = VirtualDispatcher(
+        held, service_ms, slo_ms, key_of, rest_ms, longer_ms=longer_ms, class_of=workload.class_of
+    )
+    left_ms = dispatcher.run(sent_ms)
     serving = station(profile, "a", held, order_slo_s=slo_ms / SECOND, rest_s=rest_ms / SECOND)
     found = evaluate(workload, [serving]).latency_s
     assert found is not None

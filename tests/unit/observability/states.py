@@ -5,6 +5,7 @@ from typing import Any
 from inferline_stream.observability.latency_histogram import LatencyHistogram, latency_bounds_s
 from inferline_stream.observability.pipeline_state import (
     BackgroundState,
+    ClassState,
     DecisionRecord,
     DeviceState,
     EnvelopeWindow,
@@ -38,7 +39,8 @@ def a_state(*, partitions: int = 4) -> PipelineState:
         recent_p50_s=0.05,
         recent_p99_s=0.3,
         recent_late_share=0.03,
-        backgrounds=(BackgroundState("archive", 10, 5.0, 2.0, 100, 1, 3.0, {"language": 10}),),
+        classes=(ClassState("posts", 0.5, 90, 2, 0.3, 0.01, {"language": 3}),),
+        backgrounds=(BackgroundState("archive", 10, 5.0, 4.0, 2.0, 100, 1, 3.0, {"language": 10}),),
         stages=(
             StageState(
                 name="language",

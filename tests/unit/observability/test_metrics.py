@@ -62,7 +62,7 @@ def test_series_of_a_gone_partition_and_stage_vanish(served):
     assert 'partition="3"' in scrape(port)
     states[0] = a_state(partitions=2)
     assert 'partition="3"' not in scrape(port)
-    states[0] = replace(a_state(), stages=(), replica_seconds={}, backgrounds=())
+    states[0] = replace(a_state(), stages=(), replica_seconds={}, classes=(), backgrounds=())
     assert 'stage="language"' not in scrape(port)
 
 
@@ -104,7 +104,7 @@ def test_every_metric_is_documented_with_its_type_its_labels_and_its_number_of_s
         ending = {"counter": "_total"}.get(family.type, "")
         labels = {label for sample in family.samples for label in sample.labels} - {"pipeline"}
         found[family.name + ending] = (family.type, labels, len(family.samples))
-    sizes = {"S": 1, "H": 1, "K": 1, "P": 4, "W": 2, "D": 1, "G": 1, "B": 1}  # of the state served
+    sizes = {"S": 1, "H": 1, "K": 1, "P": 4, "W": 2, "D": 1, "G": 1, "B": 1, "L": 1}  # of the state served
     reported = documented()
     assert found.keys() == reported.keys()
     for name, (kind, labels, count) in found.items():

@@ -24,12 +24,26 @@ POSTS, ARCHIVE = Topic("posts"), Topic("archive", background=True)
     [
         ([], "source lists no topic"),
         ([ARCHIVE], "source has background topics only ('archive')"),
-        ([POSTS, Topic("more")], "source lists 2 live topics ('posts', 'more'), and a pipeline has one"),
+        ([POSTS, Topic("more")], "source lists 2 live topics without a slo ('posts', 'more')"),
+        ([Topic("posts", slo="1s")], "each live source topic ('posts') has a slo"),
+        ([POSTS, Topic("premium", slo="fast")], "slo 'fast' is not a duration"),
+        ([POSTS, Topic("premium", slo="0s")], "slo '0s' must be above 0"),
+        ([POSTS, Topic("premium", slo="1s", share=1.5)], "share 1.5 must be a number above 0 and below 1"),
+        ([POSTS, *(Topic(name, slo="1s", share=0.5) for name in "ab")], "all together must be below 1"),
+        ([Topic("posts", share=0.5)], "share is of topics with an SLO of their own"),
+        ([POSTS, Topic("premium", slo="1s", rate=5.0)], "rate is of background topics"),
+        ([POSTS, Topic("premium", slo="1s", codec="raw")], "one: give both the same"),
+        ([POSTS, Topic("archive", background=True, slo="1s")], "background events have no slo"),
+        ([POSTS, Topic("archive", background=True, rate=-1)], "rate -1 must be a number of events per second"),
+        ([POSTS, Topic("archive", background=True, finish_by="soon")], "finish_by 'soon' is not a time"),
         ([POSTS, ARCHIVE, ARCHIVE], "source topic 'archive' is listed 2 times"),
         ([POSTS, "archive"], "source 'archive' is no Topic"),
         ([POSTS, Topic("archive", background="yes")], "background 'yes' must be True or False"),  # type: ignore[arg-type]
-        ([POSTS, Topic("archive", background=True, codec="raw")], "stages read one: give both the same"),
-        ([POSTS, Topic("archive", background=True, arrivals="timestamps")], "arrivals are counted of the live topic"),
+        ([POSTS, Topic("archive", background=True, codec="raw")], "one: give both the same"),
+        (
+            [POSTS, Topic("archive", background=True, arrivals="timestamps")],
+            "arrivals of several topics are counted by offsets",
+        ),
         ([POSTS, Topic("dlq", background=True)], "would be called like those of dead letters"),
         ([POSTS, Topic("a" * 213, background=True)], "is longer than 229 characters"),
         ([POSTS, Topic("archive", background=True, weight=0)], "weight 0 must be a number above 0"),
@@ -48,7 +62,7 @@ def test_results_of_all_classes_go_to_one_sink() -> None:
 def test_the_live_topic_is_the_source_wherever_it_is_listed() -> None:
     pipeline = moderation(source=[ARCHIVE, POSTS])
     assert problems(pipeline) == ()
-    assert (pipeline.source, pipeline.backgrounds) == (POSTS, (ARCHIVE,))
+    assert (pipeline.source, pipeline.others) == (POSTS, (ARCHIVE,))
 
 
 def test_a_class_has_topics_groups_dead_letters_and_rights_of_its_own() -> None:

@@ -143,3 +143,15 @@ def test_a_stage_that_is_not_seen_needs_what_its_traffic_says():
     found = demands(tuner, without)[1]
     assert found["b"] == demands(tuner, observed)[1]["b"]
     assert found["b"].needed == pytest.approx(needed("b", 2.0))
+
+
+@pytest.mark.parametrize("busy", [0.0, 1.0, 40.0])
+def test_what_background_events_keep_busy_counts_beside_the_mean_of_live_ones_not_beside_their_peaks(busy: float):
+    basis = state(PLAIN).basis
+    for stage in basis.stages:
+        found = demand(stage.name, arrival_rate=60.0, background_busy=busy)
+        beside = 60.0 * stage.visit_ratio + busy * stage.supply / stage.planned
+        assert found.needed == pytest.approx(max(needed(stage.name, 1.0), beside))
+        bought = beside > needed(stage.name, 1.0)
+        assert (found.reason is Reason.BACKGROUND) == bought
+        assert bought == (busy == 40.0)

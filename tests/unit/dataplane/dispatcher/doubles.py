@@ -89,8 +89,7 @@ class PlayedSlot:
         self.lease_lost = self.drained = False
         self.replaced: list[str] = []
         self.replicas: dict[str, Replica] = {}
-        backgrounds = [topic.name for topic in self.routes.backgrounds]
-        self.report = new_report("d", 1, "work", 0, 40, backgrounds=backgrounds)
+        self.report = new_report("d", 1, "work", 0, 40, routes=self.routes)
         self.lease = Lease(2.0, lambda: self.now_s)
         written = [topic for of_class in self.routes.classes for topic in of_class.topics_written]
         topics = dict.fromkeys([*written, "out"], 1)

@@ -330,7 +330,7 @@ def test_a_background_event_that_no_device_has_memory_for_holds_back_no_live_one
 
 
 def test_live_suspects_run_before_background_ones_and_those_wait_for_the_queue_of_the_only_replica():
-    suspects = Suspects()
+    suspects = Suspects({1})
     old, new = event(0, partition=CLASS_STRIDE), event(1)
     suspects.suspect([[old], [new]], passed=True, now_s=0.0)
     assert suspects.next(True, 0.0, yields=True) is new

@@ -1,4 +1,4 @@
-"""How far a class of background events has come, and when it is likely to be done."""
+"""How far a further class of events has come, and when a background one is likely to be done."""
 
 from __future__ import annotations
 
@@ -8,26 +8,41 @@ from collections.abc import Mapping
 
 from inferline_stream.controlplane.observe.log_growth import OffsetHistory
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
+from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.topology import Topic
+from inferline_stream.pipeline.units import moment_s
 
 _RATE_OVER_S = 300.0
 """A forecast takes the rate of so long: what live events leave idle comes and goes with them."""
 
 _LOOKS_APART_S, _SHORTEST_S = 1.0, 2.0
 
+SPARE = 1.1
+"""So much faster than it has to be is what should be done by a time: what live events leave comes and goes."""
+
+SHORTEST_S = 60.0
+"""What should have been done by now, or soon, is planned to be done in so long."""
+
 MOST_AHEAD = 5000
 """Records that one first stage may be ahead of another: joins would wait with the parts that it makes."""
 
 
-class BackgroundClass:
-    """The topics of one class of background events: where they end, and what is finished of them.
+class EventClass:
+    """The topics of one class of events: where they end, and what is finished of them.
 
     Args:
         shape: of the pipeline.
         partitions: of each stage's input topic.
+        number: of the class, see `pipeline.event_classes`.
+        topic: as declared.
     """
 
-    def __init__(self, shape: Shape, partitions: Mapping[str, int]) -> None:
+    def __init__(self, shape: Shape, partitions: Mapping[str, int], number: int, topic: Topic) -> None:
+        self.number, self.background = number, topic.background
+        self.rate_guaranteed = topic.rate
+        self.finish_s = None if topic.finish_by is None else moment_s(topic.finish_by)
+        """When it should be done, seconds since the epoch."""
         self.partitions = dict(partitions)
         self.offsets = {stage: OffsetHistory(n) for stage, n in partitions.items()}
         joins = [shape.stages[at] for at in shape.joins()]
@@ -41,6 +56,17 @@ class BackgroundClass:
         if partitions > self.partitions[stage]:
             self.partitions[stage] = partitions
             self.offsets[stage].grow(partitions)
+
+    def needed_rate(self, time_s: float) -> float:
+        """Return how many of its events per second have to be served, by its rate and by when it should be done.
+
+        Args:
+            time_s: now, in seconds since the epoch.
+        """
+        if not self.background or not self.left:
+            return 0.0
+        due = 0.0 if self.finish_s is None else SPARE * self.left / max(SHORTEST_S, self.finish_s - time_s)
+        return max(self.rate_guaranteed, due)
 
     def look(self, now_s: float) -> None:
         """Take note of how much is finished now."""
@@ -85,6 +111,9 @@ class BackgroundClass:
         return self.left / rate if (rate := self.rate) and rate > 0 else None
 
 
-def background_classes(shape: Shape, partitions: Mapping[str, Mapping[str, int]]) -> dict[str, BackgroundClass]:
-    """Return the background classes of a pipeline, given the partitions of every class, empty for live events."""
-    return {of: BackgroundClass(shape, of_class) for of, of_class in partitions.items() if of}
+def further_classes(context: PipelineContext, partitions: Mapping[str, Mapping[str, int]]) -> dict[str, EventClass]:
+    """Return the classes of a pipeline beside the first one, given the partitions of every class."""
+    return {
+        topic.name: EventClass(context.shape, partitions[topic.name], number, topic)
+        for number, topic in enumerate(context.pipeline.others, start=1)
+    }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from inferline_stream.controlplane.observe.background_class import MOST_AHEAD, BackgroundClass
+from inferline_stream.controlplane.observe.event_class import MOST_AHEAD, EventClass
 from inferline_stream.controlplane.observe.event_ledger import EndOffsets, EventLedger, LedgerBegin, read_ledger
 from inferline_stream.controlplane.pipeline_context import drained
 from inferline_stream.kafka.offset_metadata import Committed
@@ -19,11 +20,13 @@ from inferline_stream.pipeline.shape import Arrow, Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from tests.unit.dataplane.dispatcher.doubles import same
 
+ARCHIVE = Topic("archive", background=True)
+
 SHAPE = Shape(("a", "b", "join"), (Arrow(0, 2), Arrow(1, 2)))
 """Two first stages, and a join of both."""
 
 
-def seen(time_s: float, ends: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...], of: BackgroundClass) -> None:
+def seen(time_s: float, ends: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...], of: EventClass) -> None:
     for stage, committed in (("a", a), ("b", b)):
         of.offsets[stage].reached(time_s, ends)
         of.offsets[stage].committed(time_s, [Committed(offset) for offset in committed])
@@ -31,7 +34,7 @@ def seen(time_s: float, ends: tuple[int, ...], a: tuple[int, ...], b: tuple[int,
 
 
 def test_it_is_done_when_the_slowest_first_stage_is_at_the_rate_of_the_last_minutes() -> None:
-    of = BackgroundClass(SHAPE, {"a": 2, "b": 2, "join": 1})
+    of = EventClass(SHAPE, {"a": 2, "b": 2, "join": 1}, 1, ARCHIVE)
     assert (of.rate, of.done_in_s, of.left) == (None, 0.0, 0)
     seen(0.0, (1000, 500), (0, 0), (0, 0), of)
     assert (of.rate, of.done_in_s, of.left) == (None, None, 1500)
@@ -45,7 +48,7 @@ def test_it_is_done_when_the_slowest_first_stage_is_at_the_rate_of_the_last_minu
 
 
 def test_a_first_stage_waits_for_one_that_is_far_behind() -> None:
-    of = BackgroundClass(SHAPE, {"a": 1, "b": 1, "join": 1})
+    of = EventClass(SHAPE, {"a": 1, "b": 1, "join": 1}, 1, ARCHIVE)
     seen(0.0, (100_000,), (MOST_AHEAD,), (0,), of)
     assert not of.is_ahead("a")
     seen(1.0, (100_000,), (MOST_AHEAD + 1,), (0,), of)
@@ -53,7 +56,7 @@ def test_a_first_stage_waits_for_one_that_is_far_behind() -> None:
 
 
 def test_a_partition_that_one_first_stage_has_heard_of_first_stops_nothing() -> None:
-    of = BackgroundClass(SHAPE, {"a": 1, "b": 1, "join": 1})
+    of = EventClass(SHAPE, {"a": 1, "b": 1, "join": 1}, 1, ARCHIVE)
     seen(0.0, (10,), (3,), (4,), of)
     of.grow("a", 2)
     of.look(1.0)
@@ -92,15 +95,37 @@ def test_topics_that_were_given_partitions_during_a_run_are_drained_and_looked_u
     source = [Topic("posts"), Topic("archive", background=True)]
     pipeline = Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=stages)
     context: Any = SimpleNamespace(
-        source="posts", sink="out", names=Names("p"), backgrounds=("archive",), entries={"work"},
+        source="posts", sink="out", names=Names("p"), others=("archive",), live={}, entries={"work"},
         shape=shape_of(pipeline), topic=lambda stage, of="": of or "posts", kafka=SimpleNamespace(follow=Empty),
     )  # fmt: skip
     offsets: Any = Grown()
     since = LedgerBegin((5, 6), (0,), (0,), (5, 6), ((), ()), {"": 1, "archive": 1})
     ledger = asyncio.run(read_ledger(offsets, context, since, to_committed=True, begin=EndOffsets().begin))
-    assert (ledger.ends, ledger.backgrounds["archive"].ends) == ((7,), (7,))
+    assert (ledger.ends, ledger.others["archive"].ends) == ((7,), (7,))
     assert asyncio.run(drained(offsets, context, {"work": 2}, (7,)))
     assert not asyncio.run(drained(offsets, context, {"work": 2}, (8,)))
+
+
+@pytest.mark.parametrize(
+    ("topic", "time_s", "rate"),
+    [
+        (ARCHIVE, 0.0, 0.0),
+        (replace(ARCHIVE, rate=3.0), 0.0, 3.0),
+        (replace(ARCHIVE, finish_by="1970-01-01T01:00:00Z"), 0.0, 1.1 * 900 / 3600),
+        (replace(ARCHIVE, finish_by="1970-01-01T01:00:00Z"), 3000.0, 1.1 * 900 / 600),
+        (replace(ARCHIVE, finish_by="1970-01-01T01:00:00Z", rate=3.0), 3000.0, 3.0),
+        (replace(ARCHIVE, finish_by="1970-01-01T01:00:00Z"), 9000.0, 1.1 * 900 / 60),  # it should be done by now
+    ],
+)
+def test_what_is_left_and_the_time_left_say_how_fast_a_class_has_to_be_served(
+    topic: Topic, time_s: float, rate: float
+) -> None:
+    of = EventClass(Shape(("a",), ()), {"a": 1}, 1, topic)
+    of.offsets["a"].reached(1.0, [1000])
+    of.offsets["a"].committed(1.0, [Committed(100)])
+    assert of.needed_rate(time_s) == pytest.approx(rate)
+    of.offsets["a"].committed(2.0, [Committed(1000)])
+    assert of.needed_rate(time_s) == 0.0  # nothing is left
 
 
 def test_an_event_is_counted_in_the_ledger_of_its_class() -> None:
@@ -108,7 +133,7 @@ def test_an_event_is_counted_in_the_ledger_of_its_class() -> None:
     assert since.of_class(since.source) == (5,)
     assert since.of_class(since.source, "archive") == (7, 0)
     live = EventLedger("posts@1", (5,), (7,))
-    live.backgrounds["archive"] = archive = EventLedger("archive@2", (7, 0), (9, 1))
+    live.others["archive"] = archive = EventLedger("archive@2", (7, 0), (9, 1))
     for ledger, topic, partition, offset in (
         (live, "posts", 0, 5),
         (archive, "archive", 0, 7),
