@@ -31,7 +31,7 @@ from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePla
 from inferline_stream.dataplane.supervisor_messages import Attach
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC
-from inferline_stream.pipeline.event_classes import CLASS_STRIDE
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import gamma_trace
@@ -169,7 +169,7 @@ class Chain:
         plan = StagePlan({_KIND: HardwarePlan(max(sized.times_s), dict(sized.times_s))}, rest_s=rest_s)
         self._feed(at, Grant(f"s{at}", 0, 1, "d", 1, 1, plan=plan))
         for epoch, number in ((7, 0), (0, CLASS_STRIDE)):
-            self._feed(at, on.Owned([number], {number: (0, "")}, {}, UNKNOWN_TOPIC, epoch))
+            self._feed(at, on.Owned([number], {number: (0, "")}, {}, UNKNOWN_TOPIC, epoch, class_of(number)))
         for number in range(sized.replicas):
             self._feed(at, Attach(f"r{number}", _KIND, number))
             self._feed(at, on.Heard(f"r{number}", Ready(f"r{number}", 0.1, None)))

@@ -460,7 +460,7 @@ class Dispatcher:
         committed = await self._readers.committed(numbers)
         begins = await self._readers.beginnings(self._slot.beginnings_needed(numbers, committed, before))
         topic = self._readers.readers[class_number].topic
-        return on.Owned(numbers, committed, begins, topic, partitions_before=before)
+        return on.Owned(numbers, committed, begins, topic, class_number=class_number, partitions_before=before)
 
     async def _watch(self, slots: int) -> bool:
         """Wait until the slot is another's (True) or the lease has expired (False)."""

@@ -75,12 +75,16 @@ class Session:
     def own(self, owned: Owned) -> None:
         """Own these partitions of a class from the offsets that its group has committed."""
         slot, topic, begins = self._slot, owned.topic, owned.beginnings
+        class_number = owned.class_number
+        for partition in self.partitions.values():
+            if partition.class_number == class_number:
+                partition.grown(topic)
+        self.delivery.want()
         if not owned.numbers:
             return
-        class_number = class_of(owned.numbers[0])
         if class_number not in self._intakes:
             routes = slot.routes.classes[class_number]
-            add = self._queue_of(owned.numbers[0]).add
+            add = self._queue_of(class_number * CLASS_STRIDE).add
             self._intakes[class_number] = Intake(
                 routes, add, self._ends, topic_id=topic.id, longer_us=self._longer_us[class_number]
             )
@@ -89,9 +93,6 @@ class Session:
             number: (begins[number], "") for number in added(owned.numbers, committed, owned.partitions_before)
         }
         positions = {}
-        for partition in self.partitions.values():
-            if partition.class_number == class_number:
-                partition.grown(topic)
         for number in [each for each in owned.numbers if each not in self.partitions]:
             entry = committed.get(number)
             found = decode_metadata(*(entry or (0, "")))
@@ -110,7 +111,6 @@ class Session:
             else:
                 positions[number] = found.offset
         slot.ask(Hold(positions))
-        self.delivery.want()
 
     def halt(self, why: str, class_number: int) -> None:
         """Stop reading every partition of a class."""

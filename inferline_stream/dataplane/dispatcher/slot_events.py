@@ -16,8 +16,8 @@ from inferline_stream.kafka.topic_state import TopicState
 
 
 class Owned(NamedTuple):
-    """Partitions of a class are the slot's from now on: all of the live one, of a new session; or those of a background
-    class, or that were added to the topic."""
+    """Partitions of a class are the slot's from now on: all of the first one, of a new session; or those of another
+    class, or that were added to the topic. There may be none: the topic is then another one all the same."""
 
     numbers: Sequence[int]
     committed: Mapping[int, Entry]
@@ -27,6 +27,7 @@ class Owned(NamedTuple):
     topic: TopicState
     epoch: int = 0
     """Of the session that begins; 0 where one goes on."""
+    class_number: int = 0
     partitions_before: int = 0
     """That the topic is known to have had; what commits say of it counts, too."""
 

@@ -39,7 +39,9 @@ def test_a_stage_shows_its_pool_what_waits_for_it_and_what_is_wrong_with_it() ->
     )
     console = Console(width=200, file=StringIO())
     console.print(StagesTable(replace(state, stages=(stage,))))
-    names, figures, of_class, background, trouble, late, behind = (line.split() for line in console.file.getvalue().splitlines())
+    names, figures, of_class, background, trouble, late, behind = (
+        line.split() for line in console.file.getvalue().splitlines()
+    )
     shown = dict(zip(names, figures, strict=False))
     assert " ".join(of_class) == "class posts: P99 300ms of 500ms, late 1%"
     assert shown | {

@@ -23,6 +23,7 @@ from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePla
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState
+from inferline_stream.pipeline.event_classes import class_of
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.settings import Settings
 
@@ -138,7 +139,8 @@ class PlayedSlot:
     def _own(self, numbers: Collection[int], epoch: int = 0, before: int = 0) -> None:
         committed = {number: self.entries[number] for number in numbers if number in self.entries}
         begins = dict.fromkeys(self.slot.beginnings_needed(list(numbers), committed, before), 0)
-        self.feed(on.Owned(list(numbers), committed, begins, self.topic, epoch, before))
+        of = class_of(next(iter(numbers), 0))
+        self.feed(on.Owned(list(numbers), committed, begins, self.topic, epoch, of, before))
 
     def grow(self, topic: TopicState) -> None:
         """Add partitions to the topic."""

@@ -206,6 +206,16 @@ def test_commits_name_the_topic_and_partitions_that_it_was_given_are_owned_at_on
         slot.until(lambda: slot.entries == dict.fromkeys((0, 1), (0, "i1;o=me;t=abcdefgh;c=2")), "both are committed")
 
 
+def test_a_slot_that_gets_none_of_a_topics_new_partitions_commits_how_many_there_are() -> None:
+    """Where it did not, a successor would take the offsets that others lost for partitions that were added."""
+    slot = PlayedSlot({0: (0, "")})
+    slot.topic = TopicState("abcdefgh", 1)
+    with slot.running():
+        slot.until(lambda: slot.entries[0] == (0, "i1;o=me;t=abcdefgh;c=1"), "the offset is committed")
+        slot.feed(on.Owned([], {}, {}, TopicState("abcdefgh", 2), partitions_before=1))
+        slot.until(lambda: slot.entries[0] == (0, "i1;o=me;t=abcdefgh;c=2"), "it is committed with the new count")
+
+
 @pytest.mark.parametrize(("on_expired", "topic"), [("drop", "p.completed"), ("dlq", "in.dlq")])
 def test_an_event_past_its_slo_ends_where_that_is_asked_for(on_expired, topic):
     slot = PlayedSlot(on_expired=on_expired)
