@@ -67,6 +67,15 @@ def test_each_class_keeps_its_own_slo(algorithm: str) -> None:
     assert plan.predicted_p99_s <= SLO_S
 
 
+def test_events_that_have_more_time_make_the_plan_cheaper() -> None:
+    """No bound may rule out a plan for what is late only by the pipeline's own SLO."""
+    patient = problem(LiveClass("patient", 0.98, 4.0))
+    plan = provision(patient)
+    assert plan.cost_per_hour < provision(problem()).cost_per_hour
+    (held,) = plan.allocations["a"]
+    assert max(late_by_class(patient, [{"slow": 0.06, "fast": 0.02}[held.hardware]] * held.replicas)) <= 0.01
+
+
 def test_the_miss_rate_judges_each_event_by_its_class() -> None:
     of = problem(PREMIUM)
     (trace,) = of.traces

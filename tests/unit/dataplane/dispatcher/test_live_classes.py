@@ -80,7 +80,8 @@ def test_late_events_are_counted_by_the_slo_of_their_class() -> None:
     slot = Classed()
     slot.comes(b"1", b"2", partition=PREMIUM, age_s=0.3)
     slot.comes(b"3", age_s=0.3)
-    slot.served(3)
+    slot.comes(b"in time", partition=PREMIUM, age_s=0.05)
+    slot.served(4)
     slot.advance(0.01)
     report = slot.report
 
@@ -89,10 +90,10 @@ def test_late_events_are_counted_by_the_slo_of_their_class() -> None:
         return sum(report.latencies[topic][bounds.index(slo_s) + 1 :])
 
     assert (late("premium", 0.2), late("in", 1.0)) == (2, 0)
-    assert sum(report.latencies["premium"]) == 2
+    assert sum(report.latencies["premium"]) == 3
     bounds = latency_bounds_s(1.0)
     assert sum(report.counts.latency_buckets[bounds.index(1.0) + 1 :]) == 2  # of all, as the pipeline's SLO judges them
-    assert report.counts.events == 3
+    assert report.counts.events == 4
     assert report.background["archive"].events == 0
 
 
