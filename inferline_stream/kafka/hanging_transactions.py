@@ -108,7 +108,12 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka
     _last_committed: bool | None = None
     """Whether the last transaction of this id was committed, as of the start; None where that is not known."""
     _last_group = ""
-    """Whose coordinator is known."""
+    """Whose coordinator aiokafka knows."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._coordinators: dict[str, int] = {}
+        """Of the other groups, as last found."""
 
     async def start(self) -> None:
         """Connect, fence the producer that held the id, and learn how the last transaction ended.
@@ -134,7 +139,13 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka
         for group, of_group in offsets.items():
             if group != self._last_group:
                 self._txn_manager._txn_consumer_group = None
-                self._sender._coordinator_dead(CoordinationType.GROUP)
+                known = self._sender._coordinators
+                if (coordinator := known.pop(CoordinationType.GROUP, None)) is None:  # it was found dead
+                    self._coordinators.pop(self._last_group, None)
+                else:
+                    self._coordinators[self._last_group] = coordinator
+                if group in self._coordinators:
+                    known[CoordinationType.GROUP] = self._coordinators[group]
                 self._last_group = group
             await self.send_offsets_to_transaction(of_group, group)
 
