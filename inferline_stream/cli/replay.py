@@ -135,9 +135,13 @@ def _steps_table(outcome: Outcome) -> Table:
 
 def _in_words(outcome: Outcome, objective: float) -> str:
     p99 = "never" if outcome.p99_s == float("inf") else format_duration(outcome.p99_s)
+    by_class = "".join(
+        f", {rate:.2%} of {topic or 'the other events'}" for topic, rate in outcome.miss_rates_by_class.items()
+    )
     return (
         f"{outcome.entry_s.size} events in {format_duration(outcome.duration_s)}: "
-        f"{outcome.miss_rate:.2%} above the SLO of {format_duration(outcome.slo_s)} ({1 - objective:.2%} allowed), "
+        f"{outcome.miss_rate:.2%} above the SLO of {format_duration(outcome.slo_s)} "
+        f"({1 - objective:.2%} allowed{by_class}), "
         f"P99 {p99}, worst 15 s {outcome.worst_miss_rate():.2%}; "
         f"${outcome.cost:.4f}, ${outcome.cost_per_hour:.4f}/h, "
         f"{outcome.peak_replicas} replicas at most, {outcome.changes} changes of a stage"

@@ -97,7 +97,8 @@ def _dispatcher(names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
 
 def _connectors(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
     source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
-    yield Permission("source-connector", "topic", source, False, ("Write",), "sources")
+    for topic in _live_sources(pipeline, names):
+        yield Permission("source-connector", "topic", topic, False, ("Write",), "sources")
     yield Permission("source-connector", "topic", sink, False, ("Read",), "http --results")
     for route in routes:
         if route.input_topic == source:
@@ -108,10 +109,10 @@ def _connectors(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> I
 
 def _people(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
     inputs = sorted({route.input_topic for route in routes})
-    source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
+    sink = names.topic(pipeline.sink.name)
     seen: dict[str, set[str]] = {topic: {"Describe"} for topic in (*inputs, sink, names.completed)}
     for topic in (
-        *(source, names.arrivals, names.stage_stats),
+        *(*_live_sources(pipeline, names), names.arrivals, names.stage_stats),
         *(names.assignments, names.decisions, names.control),
     ):
         seen[topic] = {"Read"}
@@ -124,6 +125,12 @@ def _people(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Itera
     yield from _on_topics("operator", {topic: {"Read"} for topic in letters}, "dlq")
     yield from _on_topics("operator", {topic: {"Write"} for topic in (*inputs, *letters)}, "dlq replay")
     yield Permission("operator", "transactional-id", names.transactional_id("dlq"), False, ("Write",), "dlq replay")
+
+
+def _live_sources(pipeline: Pipeline, names: Names) -> list[str]:
+    """The topics that live events arrive on."""
+    further = [topic for topic in pipeline.others if not topic.background]
+    return [names.topic(topic.name) for topic in (pipeline.source, *further)]
 
 
 def _to_verify(pipeline: Pipeline, names: Names) -> dict[str, set[str]]:
