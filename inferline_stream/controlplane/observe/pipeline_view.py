@@ -7,12 +7,17 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
 from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 from inferline_stream.controlplane.core_use import CoreUse
+from inferline_stream.controlplane.observe.class_states import (
+    background_busy,
+    background_state,
+    background_words,
+    class_state,
+)
 from inferline_stream.controlplane.observe.event_class import EventClass
 from inferline_stream.controlplane.observe.log_growth import LogGrowth, OffsetHistory
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S, Latencies, PoolReports
@@ -22,8 +27,6 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.replica_counts import cost_per_hour, of_kinds, replicas_of_plan
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.observability.pipeline_state import (
-    BackgroundState,
-    ClassState,
     DecisionRecord,
     EnvelopeWindow,
     PipelineState,
@@ -45,9 +48,6 @@ from inferline_stream.tuner.traffic import Traffic
 
 _DECISIONS_KEPT = 300
 _PLANS_KEPT = 100
-FEWEST_SERVED = 100
-"""Background events from which on what they take is known: of smaller batches, they take longer than live ones."""
-
 STUCK_AFTER_S = 10.0
 """A committed offset that stood still for this long, with lag and with replicas ready, is stuck."""
 
@@ -117,7 +117,9 @@ class PipelineView:
         self.latencies = Latencies(self.reports, final, declared_slo_s, self.plan.slo_s)
         longer_s = self.context.live and {self.context.pipeline.source.name: 0.0, **self.context.live}
         self.latencies_by_class = {
-            topic: Latencies(self.reports, final, declared_slo_s + more_s, self.plan.slo_s + more_s, topic)
+            topic: Latencies(
+                self.reports, final, _own_s(declared_slo_s, more_s), _own_s(self.plan.slo_s, more_s), topic
+            )
             for topic, more_s in longer_s.items()
         }
 
@@ -175,9 +177,9 @@ class PipelineView:
         """Another plan is in force; what was seen of traffic stays."""
         self.plan, self.measured = plan, measured
         self.reports.measured = measured
-        change_s = plan.slo_s - self.latencies.slo_s
-        for latencies in (self.latencies, *self.latencies_by_class.values()):
-            latencies.judge_by(latencies.slo_s + change_s)
+        self.latencies.judge_by(plan.slo_s)
+        for topic, latencies in self.latencies_by_class.items():
+            latencies.judge_by(_own_s(plan.slo_s, self.context.live.get(topic, 0.0)))
         self.traffic = Traffic(self.windows_s, self._kernel)
         for times in self._blocks:
             self.traffic.add(times)
@@ -263,7 +265,7 @@ class PipelineView:
             limits=limits,
             recent=self.traffic.recent(now_s),
             oversubscribed=self.core_use.crowded,
-            background=self._background_words(),
+            background=background_words(self.backgrounds, time.time()),
         )
 
     def _waited_s(self, stage: str, hardware: str) -> float:
@@ -329,28 +331,11 @@ class PipelineView:
         hop_s = max(0.0, measured.hop_overhead_s)
         return rest_s(self.shape, measured.paths, stays_s, alone_s, hop_s=hop_s, slo_s=self.plan.slo_s)
 
-    def _background_words(self) -> str:
-        """Say what background events need, and why; empty where nothing."""
-        found = []
-        for topic, of_class in self.backgrounds.items():
-            if rate := of_class.needed_rate(time.time()):
-                why = f"{of_class.left} records of {topic} left"
-                if of_class.finish_s is not None:
-                    why += f", to finish by {datetime.fromtimestamp(of_class.finish_s, UTC):%Y-%m-%d %H:%M} UTC"
-                found.append(f"{rate:.1f}/s for {why}")
-        return "; ".join(found)
-
     def _background_busy(self, stage: str) -> float:
         """Return how many replicas of a stage background events have to keep busy, by their rates and due times."""
-        rate = sum(of_class.needed_rate(time.time()) for of_class in self.backgrounds.values())
-        if not rate:
-            return 0.0
-        counts = [self.reports.background(stage, topic) for topic in self.backgrounds]
-        served, busy_s = sum(each.served for each in counts), sum(each.busy_s for each in counts)
-        kinds = self.plan.allocations[stage]
-        alone = min(self.planned_throughput(stage, a.hardware) for a in kinds)
-        per_event_s = busy_s / served if served >= FEWEST_SERVED else 1 / alone
-        return rate * self.plan.visit_ratios.get(stage, 1.0) * per_event_s
+        alone = min(self.planned_throughput(stage, a.hardware) for a in self.plan.allocations[stage])
+        visits = self.plan.visit_ratios.get(stage, 1.0)
+        return visits * background_busy(stage, self.backgrounds, self.reports, 1 / alone, time.time())
 
     def working(self, stage: str, hardware: str, wanted: int) -> int:
         """Ready replicas, standbys and those about to leave not counted."""
@@ -435,38 +420,13 @@ class PipelineView:
             plans=tuple(self.plans),
             coarse_peak_per_hour=self.coarse_peak_per_hour,
             oversubscribed=self.core_use.crowded,
-            backgrounds=tuple(map(self._background_state, self.backgrounds)),
-            classes=tuple(self._class_state(topic, now_s) for topic in self.latencies_by_class),
-        )
-
-    def _class_state(self, topic: str, now_s: float) -> ClassState:
-        latencies = self.latencies_by_class[topic]
-        recent, offsets = latencies.recent(now_s), self.others[topic].offsets if topic in self.others else self.offsets
-        events = sum(recent.counts)
-        return ClassState(
-            topic,
-            slo_s=latencies.slo_s,
-            events=sum(latencies.histogram().counts),
-            late_events=latencies.late(),
-            recent_p99_s=recent.quantile_s(0.99),
-            recent_late_share=recent.above(latencies.slo_s) / events if events else None,
-            lags={stage: sum(offsets[stage].lags()) for stage in self.shape.stages},
-        )
-
-    def _background_state(self, topic: str) -> BackgroundState:
-        of_class, stages = self.others[topic], self.shape.stages
-        counts = {stage: self.reports.background(stage, topic) for stage in stages}
-        final = stages[self.shape.finals()[0]]
-        return BackgroundState(
-            topic,
-            left=of_class.left,
-            rate=of_class.rate,
-            needed_rate=of_class.needed_rate(time.time()),
-            done_in_s=of_class.done_in_s,
-            results=counts[final].events - counts[final].dead_lettered,
-            dead_lettered=sum(each.dead_lettered for each in counts.values()),
-            busy_s=sum(each.busy_s for each in counts.values()),
-            lags={stage: sum(of_class.offsets[stage].lags()) for stage in stages},
+            backgrounds=tuple(
+                background_state(of, each, self.reports, time_s) for of, each in self.backgrounds.items()
+            ),
+            classes=tuple(
+                class_state(of, each, self.others[of].offsets if of in self.others else self.offsets, now_s)
+                for of, each in self.latencies_by_class.items()
+            ),
         )
 
     def _input_age_s(self, now_s: float, stages: Sequence[StageState]) -> dict[str, float]:
@@ -525,3 +485,8 @@ class PipelineView:
             partition_rates=rates,
             isolation=self.reports.isolation(stage),
         )
+
+
+def _own_s(slo_s: float, longer_s: float) -> float:
+    """Return the SLO of a class as people write it, without what adding up two numbers leaves behind them."""
+    return round(slo_s + longer_s, 9) if longer_s else slo_s

@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 
+from inferline_stream.controlplane.observe.class_states import background_busy, background_words
 from inferline_stream.controlplane.observe.event_class import MOST_AHEAD, EventClass
 from inferline_stream.controlplane.observe.event_ledger import EndOffsets, EventLedger, LedgerBegin, read_ledger
+from inferline_stream.controlplane.observe.pool_reports import PoolReports
 from inferline_stream.controlplane.pipeline_context import drained
+from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.records import Record
+from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
-from inferline_stream.pipeline.shape import Arrow, Shape, shape_of
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import Arrow, Paths, Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from tests.unit.dataplane.dispatcher.doubles import same
 
@@ -126,6 +131,19 @@ def test_what_is_left_and_the_time_left_say_how_fast_a_class_has_to_be_served(
     assert of.needed_rate(time_s) == pytest.approx(rate)
     of.offsets["a"].committed(2.0, [Committed(1000)])
     assert of.needed_rate(time_s) == 0.0  # nothing is left
+
+
+def test_background_events_keep_as_many_replicas_busy_as_they_were_seen_to_take() -> None:
+    of = EventClass(Shape(("a",), ()), {"a": 1}, 1, replace(ARCHIVE, rate=10.0))
+    of.offsets["a"].reached(1.0, [1000])
+    of.offsets["a"].committed(1.0, [Committed(100)])
+    reports = PoolReports(Shape(("a",), ()), PipelineProfile({}, Paths((0,), (1.0,))))
+    assert background_busy("a", {"archive": of}, reports, 0.05, 0.0) == pytest.approx(0.5)  # as live ones take
+    sizes = {"cpu-1": {2: BatchStats(batches=100, service_s=16.0)}}
+    served = StageCounts(events=200, busy_s=16.0, batch_stats=sizes)
+    reports.add(PoolReport("d", 1, "a", 0, "serving", 1, background={"archive": served}), 1.0)
+    assert background_busy("a", {"archive": of}, reports, 0.05, 0.0) == pytest.approx(10 * 16.0 / 200)
+    assert "10.0/s for 900 records of archive left" in background_words({"archive": of}, 0.0)
 
 
 def test_an_event_is_counted_in_the_ledger_of_its_class() -> None:
