@@ -46,7 +46,12 @@ BATCH_SHARE = 0.9
 """Of the SLO that a batch and the rest of its way may take. A larger batch would make its own events hopeless."""
 
 HOPELESS_EVERY = 50
-"""One batch in so many goes to hopeless events first: none waits for ever, at 2 % of the stage's throughput."""
+"""One batch in so many goes to hopeless events first: none waits for ever, at 2 % of the stage's throughput.
+
+Replayed at a leap to twice the rate (replicas start in 30 s), 3.9 % are late and the longest wait is 83 SLOs; with one
+batch in 10 it is 5.8 % and 67 SLOs, with one in 100 4.0 % and 91. Runs with few late events hardly differ: in one that
+drifts 0.165 %, 0.172 % and 0.163 %.
+"""
 
 DEMAND_AFTER_SLOS = 60.0
 """Age in SLOs from which hopeless events count as backlog. Younger ones are late already: a replica for them would save
