@@ -33,6 +33,7 @@ from inferline_stream.errors import InvalidInput
 from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.replica_slots import ReplicaSlots, SlottedReplica
+from inferline_stream.pipeline.version import version_on
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ class Supervisor:
         self._batch_deaths = BatchDeaths()
         self._looking: asyncio.TimerHandle | None = None
         """The next look for devices that replicas wait for."""
-        self._pools: defaultdict[str, ReplicaSlots] = defaultdict(ReplicaSlots)
+        self._pools: defaultdict[tuple[str, str], ReplicaSlots] = defaultdict(ReplicaSlots)
+        """By stage and version: each version is dealt to all slots for itself, so that none has one alone."""
         self._serving: dict[tuple[str, int], Child] = {}
         self._members: dict[str, Attachable] = {}
         """Replicas that run, here or elsewhere."""
@@ -141,7 +143,7 @@ class Supervisor:
         if not self.serving(stage)[0]:
             return False
         self._members[remote.name] = remote
-        self._attach(stage, self._pools[stage].add(remote.name))
+        self._attach(stage, self._pool(stage, remote.hardware).add(remote.name))
         return True
 
     def retire_remote(self, name: str) -> None:
@@ -161,7 +163,7 @@ class Supervisor:
         if self._members.get(remote.name) is not remote:
             return
         del self._members[remote.name]
-        self._pools[stage].remove(remote.name)
+        self._pool(stage, remote.hardware).remove(remote.name)
         if lost and remote.dispatcher is not None:
             remote.dispatcher.tell(ReplicaLost(remote.name))
 
@@ -221,7 +223,17 @@ class Supervisor:
             child.connect,
             lambda _: child.signal(signal.SIGKILL),
         )
-        self._attach(replica.stage, self._pools[replica.stage].add(replica.name, self._leaving(replica.stage)))
+        pool = self._pool(replica.stage, replica.hardware)
+        self._attach(replica.stage, pool.add(replica.name, self._leaving(replica.stage)))
+
+    def _pool(self, stage: str, hardware: str) -> ReplicaSlots:
+        pool = self._pools[stage, version_on(hardware)]
+        if not pool.members:  # it may have been made since the slots were last dealt to
+            pool.deal(self._wanted.slots(stage) or self._pools[stage, ""].slots)
+        return pool
+
+    def _pools_of(self, stage: str) -> list[ReplicaSlots]:
+        return [pool for (of, _), pool in self._pools.items() if of == stage]
 
     def _leaving(self, stage: str) -> set[str]:
         return {replica.name for replica in self._wanted.replicas if replica.stage == stage and replica.leaving}
@@ -246,8 +258,9 @@ class Supervisor:
             return
         if isinstance(message, Serving):
             self._serving[process.stage, process.spec.slot] = child
-            for member in self._pools[process.stage].of(process.spec.slot):
-                self._attach(process.stage, member)
+            for pool in self._pools_of(process.stage):
+                for member in pool.of(process.spec.slot):
+                    self._attach(process.stage, member)
         elif isinstance(message, Replace):
             self._replace(child, message)
 
@@ -300,8 +313,10 @@ class Supervisor:
         """Deal a stage's replicas to the slots that it has now."""
         slots = self._wanted.slots(stage)
         if slots:  # one that stops, and has no successor, keeps its replicas to its end
-            for member in self._pools[stage].deal(slots, self._leaving(stage)):
-                self._attach(stage, member)
+            self._pool(stage, "")
+            for pool in self._pools_of(stage):
+                for member in pool.deal(slots, self._leaving(stage)):
+                    self._attach(stage, member)
 
     def _signal(self, process: WantedProcess, number: signal.Signals) -> None:
         if process.held_up:
@@ -334,7 +349,7 @@ class Supervisor:
             logger.error("stage %s: dispatchers end whenever they take in %s: it is skipped", stage, where)
 
     def _replica_ended(self, child: Child, replica: WantedProcess, code: int, reason: str, tail: str) -> None:
-        self._pools[replica.stage].remove(child.name)
+        self._pool(replica.stage, replica.hardware).remove(child.name)
         why = self._members.pop(child.name).why
         self._wanted.ended(replica, code, why or reason, tail, at_once=bool(why))
         if child.devices:

@@ -17,8 +17,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedDispatcher
+from inferline_stream.controlplane.apply.code_versions import CodeVersions, plainly
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.apply.slot_keeper import TELL_AGAIN_S, SlotKeeper
+from inferline_stream.controlplane.decide.canary_keeper import LOOK_S as CANARY_LOOK_S
+from inferline_stream.controlplane.decide.canary_keeper import CanaryKeeper, canary_states
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, TAKE_OVER_AFTER_S, Leadership, LeadershipLost
@@ -37,6 +40,8 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import PipelineState
+from inferline_stream.pipeline.version import version_on
+from inferline_stream.profiler.profile_store import stage_digest
 from inferline_stream.tuner.decision import Reason
 
 logger = logging.getLogger(__name__)
@@ -88,6 +93,8 @@ class Controller:
     fleet: Fleet = field(init=False)
     slots: SlotKeeper = field(init=False)
     decider: Decider = field(init=False)
+    versions: CodeVersions = field(init=False)
+    canary: CanaryKeeper = field(init=False)
     ticks: ArrivalLog = field(init=False)
     """At its end with what the arrivals topic lacks, because the next sample would have brought it there."""
     _started: set[str] = field(default_factory=set)
@@ -106,10 +113,23 @@ class Controller:
         if not self.wanted:
             self.wanted.update(replicas_of_plan(self.view.plan.allocations))
         run, context, view = self.run, self.view.context, self.view
-        self.fleet = Fleet(self.actuator, view, self.wanted, run.standby, run.cores, leads=self._leads)
-        self.slots = SlotKeeper(view, self.leadership, self.actuator, run.dispatcher_spec, self._outdated, self._leads)
+        digests = {stage.name: stage_digest(stage, run.topology.resolve().parent) for stage in run.pipeline.stages}
+        self.versions = CodeVersions(self.actuator, run.replica_specs, digests)
+        self.fleet = Fleet(
+            self.actuator, view, self.wanted, run.standby, run.cores, leads=self._leads, versions=self.versions
+        )
+        self.slots = SlotKeeper(
+            view,
+            self.leadership,
+            self.actuator,
+            run.dispatcher_spec,
+            self._outdated,
+            self._leads,
+            self.versions.share_of,
+        )
         self.ticks = ArrivalLog(context.names, context.source)
         self.decider = Decider(run, view, self.leadership, self.found, self.fleet, self.ticks.asked)
+        self.canary = CanaryKeeper(view, self.decider, self.versions)
 
     async def lead(self) -> None:
         """Control until cancelled.
@@ -143,6 +163,7 @@ class Controller:
             self.collector = collector
             decider = self.decider
             planning = ReplanClock(self.view, lambda: decider.overrides, decider.propose, self.run.cores)
+            self.canary.promoted = planning.measured_again
             async with asyncio.TaskGroup() as tasks:
                 for period_s, step in (
                     (settings.arrivals_sample_s, collector.sample),
@@ -162,6 +183,7 @@ class Controller:
                     (_HOST_AGAIN_S, self._host),
                     (_TIDY_S, self._tidy),
                     (_STATE_S, self.decider.tables.step),
+                    (CANARY_LOOK_S, self.canary.step),
                     (LOOK_S, planning.step if self.run.replans else _never),
                 ):
                     tasks.create_task(self._every(period_s, step))
@@ -254,6 +276,7 @@ class Controller:
         if not exit_.expected:
             if not isinstance(exit_, DispatcherExit):
                 self.view.restarts[exit_.stage] += 1
+                self.canary.ended(exit_)
             self.exits.append(f"{name}: {exit_.reason}; {again}")
             logger.warning("%s ended: %s; %s", name, exit_.reason, again)
 
@@ -273,7 +296,7 @@ class Controller:
     async def _room(self) -> None:
         """What the places that replicas run at have left, and how their devices stand."""
         self.leadership.devices = await self.actuator.devices()
-        room = await self.actuator.capacity()
+        room = {kind: count for kind, count in (await self.actuator.capacity()).items() if not version_on(kind)}
         if room != self.decider.room:
             logger.info("places for replicas: %s", ", ".join(f"{k} {n}" for k, n in room.items()) or "no limit")
         self.decider.room = room
@@ -325,7 +348,7 @@ class Controller:
         """Make one consistent state for metrics and tables."""
         now_s = asyncio.get_running_loop().time()
         self.decider.follow_people()
-        self.view.held(now_s, await self.fleet.observe())
+        self.view.held(now_s, plainly(await self.fleet.observe()))
         # A report that was sent before a replica's end may be read after it, and would have it remembered for good.
         self._started &= self.fleet.started_s.keys() | self.view.reports.names()
         state = self.view.state(
@@ -337,8 +360,11 @@ class Controller:
                 stage: _LIMITS[reason] for reason, stage in self.decider.memory.state.reported if reason in _LIMITS
             },
         )
+        trial = self.decider.overrides.canary
+        canaries = canary_states(self.view.reports, self.view.shape.stages, trial, self.canary.tolerance)
         self.state = replace(
             state,
+            stages=tuple(replace(stage, canary=canaries.get(stage.name)) for stage in state.stages),
             paused=self.decider.paused,
             term=self.leadership.term,
             plan_feasible=self.decider.plan_feasible,

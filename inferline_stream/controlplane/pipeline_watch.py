@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+from inferline_stream.controlplane.decide.canary_keeper import canary_states
 from inferline_stream.controlplane.leadership import AssignmentLog, read_log
 from inferline_stream.controlplane.observe.collector import Collector
 from inferline_stream.controlplane.observe.event_class import further_classes
@@ -137,8 +138,10 @@ class Observer:
         ready = Counter[str]()
         for counts in (c for stage in state.stages for c in stage.replicas):
             ready[counts.hardware] += counts.ready
+        canaries = canary_states(view.reports, view.shape.stages, self.overrides.canary)
         return replace(
             state,
+            stages=tuple(replace(stage, canary=canaries.get(stage.name)) for stage in state.stages),
             paused=self.overrides.paused(time.time()),
             cost_per_hour=dollars_per_hour(ready, view.catalogue),
             unreadable=dict(self.view.context.decoder.counts),

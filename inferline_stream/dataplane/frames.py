@@ -59,35 +59,6 @@ class Profiling(msgspec.Struct, frozen=True, array_like=True):
     in JSON."""
 
 
-class Batch(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Dispatcher to replica: run these events and answer with `Results`, `Broken` or `Returned`."""
-
-    epoch: int
-    batch: int
-    """Number within the epoch, from 1."""
-    inputs: list[StageInput]
-    result_bytes: int = MAX_FRAME_BYTES
-    """Largest result that is taken."""
-    profiling: Profiling | None = None
-
-
-class Leave(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """Dispatcher to replica: there is no more work; end with exit code 0."""
-
-
-class Ready(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """Replica to dispatcher, first on each connection: the stage is built, the process is sealed, batches may come."""
-
-    replica: str
-    start_up_s: float
-    """From the process's first instruction to being ready."""
-    isolation: Enforced | None
-
-    def __post_init__(self) -> None:
-        if self.isolation is not None and len(msgspec.json.encode(self.isolation)) > _ISOLATION_BYTES:
-            raise ValueError(f"what restricts a replica takes no more than {_ISOLATION_BYTES} bytes to say")
-
-
 class Done(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", tag=0, gc=False):
     """An event's encoded result, and the edges that it takes."""
 
@@ -119,6 +90,37 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", tag
         return f"{self.where}: {raised}" if self.where else raised
 
 
+class Batch(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Dispatcher to replica: run these events and answer with `Results`, `Broken` or `Returned`."""
+
+    epoch: int
+    batch: int
+    """Number within the epoch, from 1."""
+    inputs: list[StageInput]
+    result_bytes: int = MAX_FRAME_BYTES
+    """Largest result that is taken."""
+    profiling: Profiling | None = None
+    expected: list[Done | Failed] | None = None
+    """What another version has made of the events: `Results.agreed` says where the stage's results are the same."""
+
+
+class Leave(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Dispatcher to replica: there is no more work; end with exit code 0."""
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Replica to dispatcher, first on each connection: the stage is built, the process is sealed, batches may come."""
+
+    replica: str
+    start_up_s: float
+    """From the process's first instruction to being ready."""
+    isolation: Enforced | None
+
+    def __post_init__(self) -> None:
+        if self.isolation is not None and len(msgspec.json.encode(self.isolation)) > _ISOLATION_BYTES:
+            raise ValueError(f"what restricts a replica takes no more than {_ISOLATION_BYTES} bytes to say")
+
+
 class Call(msgspec.Struct, frozen=True, array_like=True):
     """One call of the stage: a batch on which it raises is halved, which takes several."""
 
@@ -137,6 +139,10 @@ class Results(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """From having the batch to having every result encoded."""
     too_large: int = 0
     """Smallest part of the batch for which the replica's device had no memory; 0 if it had for all."""
+    memory_bytes: int = 0
+    """Most that the process has had resident."""
+    agreed: Annotated[list[bool], msgspec.Meta(max_length=_LARGEST_BATCH)] = []
+    """Of a batch with results expected, for each event whether this one is the same."""
 
 
 class Broken(msgspec.Struct, frozen=True, array_like=True, tag=5):

@@ -76,7 +76,7 @@ def _controller(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> I
     yield Permission("controller", "transactional-id", leader, False, ("Write",), _RUN)
     yield from _slots("controller", names, routes)  # it ends what a dead dispatcher has left open
     yield Permission("controller", "topic", source, False, ("Write",), _FEED)
-    yield Permission("controller", "topic", names.control, False, ("Write",), "run --ui-token")
+    yield Permission("controller", "topic", names.control, False, ("Write",), "run --ui-token, deploy --canary")
     probe = "inferline-hop-"
     yield Permission("controller", "topic", probe, True, ("Create", "Delete", "Read", "Write"), _PROFILE)
     yield Permission("controller", "group", probe, True, ("Read",), _PROFILE)

@@ -104,6 +104,32 @@ class DeviceState:
 
 
 @dataclass(frozen=True, slots=True)
+class CanaryState:
+    """A version of a stage that is tried out."""
+
+    version: str
+    share: float
+    """Of the events, as it should be."""
+    achieved: float
+    """As it was, in its present step."""
+    verdict: str
+    """One of `VERDICTS`."""
+    detail: str
+    """What it follows from, in words with numbers."""
+    mirror: bool = False
+    """Whether it gets copies, and its results are only compared."""
+
+    @property
+    def words(self) -> str:
+        """In one line."""
+        events = "copies of" if self.mirror else "of"
+        return f"version {self.version}: {self.achieved:.1%} {events} the events, {self.verdict}: {self.detail}"
+
+
+VERDICTS = ("worse", "alike", "open")
+
+
+@dataclass(frozen=True, slots=True)
 class StageState:
     """One stage now. Times are means over the last seconds; None where nothing was measured."""
 
@@ -195,7 +221,22 @@ class StageState:
     """In a cluster: what it has on each node."""
     heard_s: float | None = None
     """When the oldest of its dispatchers' newest reports was read, on the controller's clock."""
+    canary: CanaryState | None = None
+    """Of a version that is tried out; None where there is none."""
     derived: ClassVar = (
+        Figure(
+            "gauge",
+            "stage_canary_share_ratio",
+            "Share of the stage's events that a version which is tried out got, in its present step.",
+            lambda s: s.canary and s.canary.achieved,
+        ),
+        Figure(
+            "gauge",
+            "stage_canary_verdict",
+            "1 for what is known of a version that is tried out: worse, alike, or open.",
+            lambda s: {verdict: s.canary.verdict == verdict for verdict in VERDICTS} if s.canary else {},
+            ("verdict",),
+        ),
         Figure(
             "gauge",
             "stage_service_time_ratio",
@@ -366,6 +407,8 @@ class StoredPlan(msgspec.Struct, frozen=True):
     """Grows over all terms."""
     structure: Structure | None = None
     """Of the pipeline that it was made for."""
+    topology: str = ""
+    """File that the run was started with."""
     version: int = WIRE_VERSION
 
     @property

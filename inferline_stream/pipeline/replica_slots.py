@@ -52,6 +52,11 @@ class ReplicaSlots:
         self.members: dict[str, SlottedReplica] = {}
         self._slots: tuple[int, ...] = ()
 
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """That replicas are dealt to, ascending."""
+        return self._slots
+
     @classmethod
     def of_dealt(cls, slots: Iterable[int], replicas: Mapping[str, int]) -> ReplicaSlots:
         """Return replicas that are dealt to these slots already, in the order of their numbers.

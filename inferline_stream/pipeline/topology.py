@@ -154,6 +154,8 @@ class Stage:
         takes: type of an event, for a stage given by name; others have it from their annotations. By default the
             plain values of the JSON: dicts, lists, strings, numbers; at a join a dict with one entry per parent.
         returns: type of a result, for a stage given by name.
+        agrees: whether two results of an event count as the same, the running version's and a new one's, as a function
+            of both; or its name, ``"module:function"``. By default they have to be equal. For `deploy --mirror`.
         server: what is asked for the results, in place of ``run``: `OpenInference`, `OpenAI` or `RayServe`. One replica
             asks it, or each starts its own (``command``); how many requests it has under way is planned.
     """
@@ -174,6 +176,7 @@ class Stage:
         isolation: str | Isolation = "none",
         takes: Any = None,
         returns: Any = None,
+        agrees: Callable[[Any, Any], bool] | str | None = None,
         server: ModelServer | None = None,
     ) -> None:
         self.name = name
@@ -191,6 +194,7 @@ class Stage:
         self.isolation = isolation
         self.takes = takes
         self.returns = returns
+        self.agrees = agrees
         self.declared = _caller()
 
     @property

@@ -194,14 +194,15 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
             yield f"hardware {kind.name!r} is given as an object; give its name here, the object to Pipeline(hardware=)"
         elif kind not in kinds:
             yield f"unknown hardware {kind!r}{_close(kind, kinds)}"
-    cost: Any = stage.cost
-    if cost is not None and not isinstance(cost, str) and not callable(cost):
-        yield f"cost {cost!r} is neither a function of one event nor the name of one"
-    elif isinstance(cost, str):
-        try:
-            check_code_name(cost)
-        except TypeError as error:
-            yield f"cost: {error}"
+    functions: Any = (("cost", stage.cost, "one event"), ("agrees", stage.agrees, "two results"))
+    for name, function, of in functions:
+        if function is not None and not isinstance(function, str) and not callable(function):
+            yield f"{name} {function!r} is neither a function of {of} nor the name of one"
+        elif isinstance(function, str):
+            try:
+                check_code_name(function)
+            except TypeError as error:
+                yield f"{name}: {error}"
     yield from _of_emulation(stage, kinds)
     isolation: Any = stage.isolation
     if isinstance(isolation, str) and isolation not in LEVELS:

@@ -213,7 +213,7 @@ class ProfileStore:
         # Events of a topic's last hour are others at every look, and profiles hold all the same.
         declared = b"\n".join(events) if pipeline.sample is not None else b"recent"
         self._events = hashlib.sha256(declared).hexdigest()
-        self._code = {stage.name: _stage_digest(stage, folder) for stage in pipeline.stages}
+        self._code = {stage.name: stage_digest(stage, folder) for stage in pipeline.stages}
         conditions = [
             code_digest(edge.condition, folder)
             for stage in pipeline.stages
@@ -403,7 +403,7 @@ class ProfileStore:
         return None
 
 
-def _stage_digest(stage: Stage, folder: Path) -> str:
+def stage_digest(stage: Stage, folder: Path) -> str:
     """Of everything that service times follow from: the code, what an event costs, how emulated times vary."""
     varies = stage.emulated if isinstance(stage.emulated, Emulated) else Emulated({})
     functions = [stage.run, stage.cost, varies.weight]

@@ -19,6 +19,7 @@ from inferline_stream.actuators.actuator import Actuator, ProcessTerms
 from inferline_stream.actuators.core_times import taken_s
 from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.baselines.coarse import peak_cost_per_hour
+from inferline_stream.controlplane.apply.code_versions import CodeVersions
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
@@ -74,8 +75,9 @@ async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[
             actuator, core_use = await stack.enter_async_context(_local(run)), _core_use(run)
         else:
             run, core_use = replace(run, cores=math.inf), CoreUse()
-        await _led(leadership, actuator.know(run.replica_specs))
         found = await recover(run.bootstrap_servers, context.names, context.decoder)
+        code = None if found.wanted is None else found.overrides.code(str(run.topology.resolve()))
+        await _led(leadership, actuator.know(CodeVersions(actuator, run.replica_specs, running=code).specs()))
         await _refuse_other_structure(run, found, leadership.log.grants, offsets, context)
         since = await _begun(run, found, context, offsets, partitions)
         plan, wanted = _going_on(run, found)

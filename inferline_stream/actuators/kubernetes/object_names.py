@@ -18,6 +18,9 @@ DISPATCHER, REPLICA = "dispatcher", "replica"
 _PLUS = ".."
 """Stands for the plus of slices, ``1g.10gb+me``: Kubernetes takes none in a label."""
 
+_AT = "..."
+"""Stands for the at sign before a version, ``cpu-1@5fa2``."""
+
 _LONGEST_NAME = 52  # a pod's name adds two suffixes, and its host name may have 63 characters
 
 
@@ -48,9 +51,9 @@ def dns_label(whole: str) -> str:
 def labels(pipeline: str, stage: str, component: str, hardware: str = "") -> dict[str, str]:
     """By which pods are found."""
     found = {PIPELINE_LABEL: pipeline, STAGE_LABEL: stage, COMPONENT_LABEL: component, **MANAGED_BY}
-    return found | ({HARDWARE_LABEL: hardware.replace("+", _PLUS)} if hardware else {})
+    return found | ({HARDWARE_LABEL: hardware.replace("+", _PLUS).replace("@", _AT)} if hardware else {})
 
 
 def hardware_of(labelled: Mapping[str, str]) -> str:
     """Name of the hardware kind that a pod's labels say."""
-    return labelled[HARDWARE_LABEL].replace(_PLUS, "+")
+    return labelled[HARDWARE_LABEL].replace(_AT, "@").replace(_PLUS, "+")

@@ -10,12 +10,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica, Way
+from inferline_stream.controlplane.apply.code_versions import CodeVersions, plainly
 from inferline_stream.controlplane.apply.rolling_update import StageReplica, next_change
 from inferline_stream.controlplane.loop_steps import woken
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.replica_counts import copied, stock_of_gpus, within_cores
 from inferline_stream.pipeline.hardware import share_gpus
 from inferline_stream.pipeline.replica_slots import ReplicaSlots
+from inferline_stream.pipeline.version import version_on
 from inferline_stream.tuner.plan_basis import Replicas
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Fleet:
         standby: replicas beyond those, by stage. They are attached to the dispatcher like all others; since it gives
             work to the lowest numbers first, as many are idle.
         cores: most that all replicas that should work may have together. While one replaces another, both have theirs.
+        versions: which code they are started with; None for what the actuator knows.
         leads: whether this controller is sure to lead; while it is not, nothing is asked of the actuator.
     """
 
@@ -44,6 +47,7 @@ class Fleet:
     standby: Mapping[str, int] = field(default_factory=dict)
     cores: float = math.inf
     leads: Callable[[], bool] = lambda: True
+    versions: CodeVersions | None = None
     newest_code_s: float = float("-inf")
     """Replicas started before this time run older code. On the event loop's clock."""
     started_s: dict[str, float] = field(default_factory=dict)
@@ -87,10 +91,16 @@ class Fleet:
         async with self._one_at_a_time:
             if not self.leads():
                 return
-            observed = await self.observe()
+            if self.versions is not None:
+                await self.versions.know()
+            every = await self.observe()
+            observed = [r for r in every if not version_on(r.hardware)]
             for stage in self.view.shape.stages:
                 freeing = {r.hardware for r in observed if r.state == "retiring"}
                 await self._reconcile(stage, [r for r in observed if r.stage == stage], freeing)
+            if self.versions is not None:
+                wanted = {stage: kinds for stage, kinds in self.wanted.items() if stage not in self._retired}
+                await self.versions.reconcile(every, wanted, self.view.plan.slots)
 
     async def _reconcile(self, stage: str, observed: Sequence[ObservedReplica], freeing: Collection[str]) -> None:
         own = [r for r in observed if r.state != "retiring"]
@@ -194,12 +204,14 @@ class Fleet:
     async def observe(self) -> tuple[ObservedReplica, ...]:
         """Return what there is. What was known of replicas that are gone is forgotten."""
         replicas = await self.actuator.observe()
+        alone = plainly(replicas)
         there = [r for r in replicas if r.state != "waiting"]
-        self.room = self._room(replicas)
-        self.pending = Counter((r.stage, r.hardware) for r in replicas if r.state == "running" and r.pending)
+        self.room = self._room(alone)
+        self.pending = Counter((r.stage, r.hardware) for r in alone if r.state == "running" and r.pending)
         self.started_s = {r.replica: r.started_s for r in there}
         self.ways = {r.replica: r.way for r in there}
-        self.older = frozenset(r.stage for r in there if r.started_s < self.newest_code_s)
+        running = [r for r in there if not version_on(r.hardware)]
+        self.older = frozenset(r.stage for r in running if r.started_s < self.newest_code_s)
         return replicas
 
     async def retire(self, stages: Collection[str]) -> None:

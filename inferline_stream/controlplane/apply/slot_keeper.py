@@ -16,7 +16,7 @@ from inferline_stream.controlplane.loop_steps import woken
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.dataplane.process_specs import DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
-from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
+from inferline_stream.dataplane.slot_grants import CanaryShare, HardwarePlan, StagePlan
 from inferline_stream.errors import Unreachable
 from inferline_stream.pipeline.event_classes import numbered
 from inferline_stream.pipeline.plan import hold_of
@@ -111,6 +111,7 @@ class SlotKeeper:
         spec: of a new dispatcher.
         outdated: whether to replace a dispatcher because newer code was given.
         leads: whether this controller is sure to lead; while it is not, nothing is asked of the actuator.
+        canary: what a version that is tried out gets of a stage's events.
     """
 
     view: PipelineView
@@ -119,6 +120,7 @@ class SlotKeeper:
     spec: SpecOf
     outdated: Callable[[ObservedDispatcher], bool] = lambda dispatcher: False
     leads: Callable[[], bool] = lambda: True
+    canary: Callable[[str], CanaryShare | None] = lambda stage: None
     table: SlotTable = field(init=False)
     silence: Silence = field(init=False)
     _phases: dict[str, tuple[DispatcherPhase, int]] = field(default_factory=dict)
@@ -296,7 +298,7 @@ class SlotKeeper:
             times_s = {size: profile.service_time_s(size) for size in sizes}
             slowed = {each.concurrency: dict(zip(sizes, each.factors, strict=True)) for each in profile.contention}
             hardware[kind] = HardwarePlan(limit, times_s, concurrency, slowed)
-        return StagePlan(hardware, hold_of(allocations), view.samples.get(stage), rest_s)
+        return StagePlan(hardware, hold_of(allocations), view.samples.get(stage), rest_s, self.canary(stage))
 
     # -- the end -------------------------------------------------------------------------------------
 

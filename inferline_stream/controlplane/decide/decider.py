@@ -23,6 +23,7 @@ from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.units import format_duration
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.tuner.decision import Action, Decision, Reason
@@ -130,7 +131,8 @@ class Decider:
     _code_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.overrides = self.found.overrides
+        # One that begins has its own code, whatever a run before had.
+        self.overrides = self.found.overrides if self.found.wanted is not None else self.found.overrides.without_code()
         policy = self.run.policy
         self.memory = PolicyMemory(policy, self.view, copied(self.fleet.wanted))
         sample = self.run.sample if policy is POLICIES["default"] else None  # others decide by no table
@@ -141,12 +143,20 @@ class Decider:
 
     def set_by_people(self, key: str, override: Override | None) -> None:
         """A record of the control topic."""
+        tried, code = self.overrides.canary, None if override is None else override.code
+        name = "" if tried is None or tried.code is None else tried.code.name
         self.overrides = self.overrides.with_record(key, override)
         logger.info("override %s: %s", key, override or "taken back")
         self.follow_people()
         if override is not None and override.kind in ("limits", "scale"):
             self._warn_of_none(override)
-        if override is not None and override.kind == "code":
+        if override is not None and override.kind == "canary" and code is not None and code.name != name:
+            left = format_duration(max(0.0, (override.until_s or 0.0) - time.time()))
+            what = f"copies of {override.value:.3g}" if code.mirror else f"{override.value:.3g}"
+            detail = f"given by {override.who or 'somebody'}: version {code.name} gets {what} of the events, and has "
+            detail += f"{left} to show that it is as good"
+            self.decided(Decision(copied(self.fleet.wanted), Action.CANARY, Reason.CANARY_BEGUN, detail))
+        if override is not None and override.kind == "code" and (code is None or code.name != name):
             detail = f"given by {override.who or 'somebody'}: every replica is replaced, one after another"
             if stop_first := self._stops_first():
                 detail += f"; no place is spare for {stop_first}: each stops before the next one starts"
@@ -182,11 +192,22 @@ class Decider:
         now_s, loop_s = time.time(), asyncio.get_running_loop().time()
         self.view.prices(self.overrides.prices(now_s))
         self.fleet.standby = {**self.run.standby, **self.overrides.standby(now_s)}
+        self._follow_code()
         code_s = self.overrides.code_s
         if code_s is not None and code_s > self._code_s:
             self._code_s = code_s
             # By the clock of the one who gave it; one that is ahead of ours means now.
             self.fleet.newest_code_s = loop_s - max(0.0, now_s - code_s)
+            self.fleet.changed()
+
+    def _follow_code(self) -> None:
+        """Have replicas start with the code that people, or a verdict, have given."""
+        versions, trial = self.fleet.versions, self.overrides.canary
+        if versions is None:
+            return
+        running = self.overrides.code(str(self.run.topology.resolve()))
+        if (running, trial) != (versions.running, versions.trial):
+            versions.running, versions.trial = running, trial
             self.fleet.changed()
 
     async def step(self) -> None:
@@ -271,7 +292,7 @@ class Decider:
         self._decided(decision, time_s, envelope)
 
     def _applies(self, decision: Decision) -> bool:
-        return decision.action is not Action.HOLD and not self.run.advisory
+        return decision.action is Action.CANARY or (decision.action is not Action.HOLD and not self.run.advisory)
 
     async def propose(self, proposal: ReplanResult, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""
@@ -294,6 +315,10 @@ class Decider:
             await self.fleet.want(replicas)
             self.keep_plan(time_s, str(decision.reason), decision.detail)
         self._decided(decision, time_s)
+
+    def decided(self, decision: Decision) -> None:
+        """Report a decision that is not the policy's, and that was made now."""
+        self._decided(decision, time.time())
 
     def _decided(self, decision: Decision, time_s: float, envelope: Sequence[int] = ()) -> None:
         """Report a decision that was made at a time, in seconds since the epoch, and have it written down."""
@@ -330,7 +355,9 @@ class Decider:
         controller, term, document = self.leadership.controller, self.leadership.term, PlanDocument(plan=self.view.plan)
         number = 1 + max((p.number for p in self.view.plans), default=0)
         structure = structure_of(self.run.pipeline)
-        self.plans.append(StoredPlan(controller, term, time_s, reason, detail, document, number, structure))
+        topology = str(self.run.topology.resolve())
+        stored = StoredPlan(controller, term, time_s, reason, detail, document, number, structure, topology)
+        self.plans.append(stored)
         self.first_plan = self.first_plan or self.plans[-1]
         self.view.planned(self.plans[-1])
         self.book.plan(self.plans[-1])

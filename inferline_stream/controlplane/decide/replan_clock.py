@@ -116,6 +116,12 @@ class ReplanClock:
             self._occasions.again(now_s + _AGAIN_S)  # too little has been recorded yet
         await self.take(proposal, measured)
 
+    def measured_again(self, measured: PipelineProfile) -> None:
+        """Another version of the stages runs, which was measured: plan by that, and by what is counted from now on."""
+        self.view.measured = self.view.reports.measured = measured
+        self._counts = self.view.reports.totals()
+        self._occasions.again(0.0)
+
     def _slo_s(self) -> float:
         return self.overrides().slo_s(time.time()) or self.view.context.pipeline.slo_s
 

@@ -15,6 +15,7 @@ from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.deadline_order import Stay
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.version import version_on
 
 RECENT_S = 10.0
 """What counts as recent."""
@@ -195,6 +196,11 @@ class PoolReports:
         """Ready replicas of a stage on a hardware kind; one in quarantine does not serve other events."""
         return sum(r.hardware == hardware and r.phase == "ready" and not r.quarantined for r in self.replicas(stage))
 
+    def memory_bytes(self, stage: str, version: str) -> int:
+        """Most memory that a ready replica of a version has had; 0 where none says."""
+        own = (r for r in self.replicas(stage) if r.phase == "ready" and version_on(r.hardware) == version)
+        return max((r.memory_bytes for r in own), default=0)
+
     def ready_stages(self) -> Set[str]:
         """Stages with a ready replica."""
         return {stage for (stage, _), pool in self._pools.items() if any(r.phase == "ready" for r in pool.values())}
@@ -328,6 +334,8 @@ class PoolReports:
     def _predicted_s(self, stage: str, recent: StageCounts) -> float | None:
         expected_s = 0.0
         for hardware, sizes in recent.batch_stats.items():
+            if version_on(hardware):
+                continue
             profile = self.measured.profiles.get((stage, hardware))
             if profile is None:
                 return None

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 from inferline_stream.dataplane.dispatcher.background import DELAY_SHARE, WAITING_S
+from inferline_stream.dataplane.dispatcher.canary import Canary
 from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.lost_batches import LostBatches
@@ -36,6 +37,7 @@ from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
 from inferline_stream.pipeline.deadline_order import NEWS_LASTS_S
 from inferline_stream.pipeline.event_classes import class_of
+from inferline_stream.pipeline.version import version_on
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class BatchExchange:
         self._trust = ReplicaTrust()
         self._doubtful = DoubtfulBatches(slot, pool, self._trust)
         self._lost = LostBatches(slot, self._doubtful)
+        self._canary = Canary(slot, pool)
         self._stragglers_at_s = 0.0
         self._quarantine = False
         """Whether a replica may be kept for suspects."""
@@ -83,6 +86,7 @@ class BatchExchange:
         """Hand out by this plan from now on."""
         self._plan = plan
         self._pool.configure(plan)
+        self._canary.follow(plan)
 
     def hear_of_rest(self, heartbeat: LeaderHeartbeat) -> None:
         """Learn from the leader what events take after this stage."""
@@ -103,6 +107,10 @@ class BatchExchange:
         """Take a replica into the pool, which gets work once it says that it is ready."""
         name, hardware = message.replica, message.hardware
         self._ended(name, "it was attached again")  # what it had in hand would be waited for for ever
+        if version_on(hardware):
+            self._canary.welcome(self._canary.pool.attach(name, hardware, message.number, message.node))
+            self._slot.ask(Report())
+            return
         self._pool.attach(name, hardware, message.number, message.node)
         limit_s = self._slot.settings.start_limit_s(gpu=message.gpu)
         if message.again:
@@ -112,18 +120,21 @@ class BatchExchange:
 
     def retire(self, message: Retire) -> None:
         """Let a replica finish its batches, and then leave."""
-        replica = self._pool.replicas.get(message.replica)
+        replica, pool = self._find(message.replica)
         if replica is None:
             return
-        self._pool.retire(message.replica)
+        pool.retire(message.replica)
         replica.status.phase = "leaving"
         self._leave_if_idle(replica)
         self._slot.ask(Report())
 
     def way_broke(self, message: ReplicaLost) -> None:
         """Take back what a replica has in hand, since the way to it broke: that is no fault of its events."""
-        name, replica = message.replica, self._pool.replicas.get(message.replica)
+        name, (replica, pool) = message.replica, self._find(message.replica)
         if replica is None:
+            return
+        if pool is self._canary.pool:
+            self._end_canary(replica, blamed=False)
             return
         in_hand = len(replica.hands)
         if in_hand:
@@ -139,27 +150,37 @@ class BatchExchange:
     def serve(self, session: Session) -> None:
         """Hand out this session's events from now on; what is in hand of an earlier one is worth nothing."""
         self._session = session
+        self._canary.begin()
         for replica in self._pool.replicas.values():
             replica.quarantined = False
+        for replica in self._replicas():
             for hand in replica.hands.values():
                 if hand.epoch != session.epoch:
                     hand.events = ()
 
     def in_hand(self) -> int:
         """Return how many of the session's events replicas have in hand."""
-        return sum(len(hand.events) for replica in self._pool.replicas.values() for hand in replica.hands.values())
+        return sum(len(hand.events) for replica in self._replicas() for hand in replica.hands.values())
 
     def statuses(self) -> list[ReplicaStatus]:
         """Return what to report of each replica."""
-        replicas = self._pool.replicas.values()
-        for replica in replicas:
+        for replica in self._pool.replicas.values():
             replica.status.quarantined = replica.quarantined
-        return [replica.status for replica in replicas]
+        return [replica.status for replica in self._replicas()]
+
+    def _replicas(self) -> list[PooledReplica]:
+        return [*self._pool.replicas.values(), *self._canary.pool.replicas.values()]
+
+    def _find(self, name: str) -> tuple[PooledReplica | None, Pool]:
+        """Return a replica, and the pool that it is in."""
+        tried = self._canary.pool
+        return (tried.replicas[name], tried) if name in tried.replicas else (self._pool.replicas.get(name), self._pool)
 
     def _leave_if_idle(self, replica: PooledReplica) -> None:
-        if not replica.leaving or replica.hands or self._pool.replicas.get(replica.replica) is not replica:
+        found, pool = self._find(replica.replica)
+        if not replica.leaving or replica.hands or found is not replica:
             return
-        self._pool.detach(replica.replica)
+        pool.detach(replica.replica)
         self._doubtful.spare(self._session, replica)
         self._trust.forget(replica.replica)
         # The replica closes the connection. One that still loads its stage could not read the frame after our end of it
@@ -183,6 +204,7 @@ class BatchExchange:
             routes, hold_ms = slot.routes, self._plan.hold_s * 1e3
             guarantees = session.background.guarantees
             rest_s = self._rest_s if now_s <= self._rest_until_s else self._plan.rest_s
+            self._serve_canary(session, rest_s, hold_ms)
             while (eligible := queue.eligible) and session.open():
                 replica = self._choose(eligible)
                 if replica is None:
@@ -202,15 +224,36 @@ class BatchExchange:
                 events, hopeful = session.take(limit, needs)
                 if events:
                     self._hand(replica, events).hopeful = hopeful
+                    self._canary.handed(events, own=False)
+                    self._serve_canary(session, rest_s, hold_ms)
             if not queue.eligible and slot.routes.backgrounds:
                 self._hand_out_background(session)
             if (queue.eligible or session.background.eligible) and pool.fresh_after_s > now_s:
                 slot.wake_at(pool.fresh_after_s)
-        for deadline_s in (pool.next_deadline_s, self._trust.next_s):
+        for deadline_s in (pool.next_deadline_s, self._trust.next_s, self._canary.pool.next_deadline_s):
             if deadline_s is not None:
                 slot.wake_at(deadline_s)
         if len(pool.replicas) >= SLOW_PEERS:
             slot.wake_at(self._stragglers_at_s)
+
+    def _serve_canary(self, session: Session, rest_s: float, hold_ms: float) -> None:
+        """Hand out what a version that is tried out gets now, and what it leaves to the running one."""
+        canary, slot = self._canary, self._slot
+        canary.share_keys(session)
+        while canary.waiting and session.open() and (replica := self._choose(canary.waiting)) is not None:
+            if events := canary.again(self._pool.limit(replica.hardware), session):
+                self._hand(replica, events)
+        while session.open() and (found := canary.take(session, rest_s, hold_ms)) is not None:
+            replica, taken = found
+            self._hand(replica, taken.events, pool=canary.pool).hopeful = taken.hopeful
+        while (copied := canary.next_copy()) is not None:
+            replica, copy = copied
+            hand = canary.pool.begin(replica, len(copy.inputs), slot.now_s, next(self._numbers))
+            hand.epoch = session.epoch
+            canary.in_hand(hand.batch, copy)
+            inputs, expected = list(copy.inputs), copy.outcomes
+            batch = Batch(session.epoch, hand.batch, inputs, slot.emitter.result_bytes, expected=expected)
+            slot.ask(SendFrame(replica.replica, batch))
 
     def _choose(self, eligible: int) -> PooledReplica | None:
         """Return the replica that gets the next batch; None where there is none now."""
@@ -273,10 +316,18 @@ class BatchExchange:
                 self._doubtful.happens(session, replica, Happening.SAMPLE_HANDED)
                 self._hand(replica, sample=Probe(sample)).test = True
 
-    def _hand(self, replica: PooledReplica, events: Sequence[Event] = (), *, sample: Probe | None = None) -> Hand:
+    def _hand(
+        self,
+        replica: PooledReplica,
+        events: Sequence[Event] = (),
+        *,
+        sample: Probe | None = None,
+        pool: Pool | None = None,
+    ) -> Hand:
         slot, session = self._slot, self._session
+        pool = pool or self._pool
         payloads = [event.payload for event in events] if sample is None else [sample.input]
-        hand = self._pool.begin(replica, len(payloads), slot.now_s, next(self._numbers))
+        hand = pool.begin(replica, len(payloads), slot.now_s, next(self._numbers))
         hand.epoch, hand.events = session.epoch, events
         hand.class_number = class_of(events[0].partition) if events else 0
         if slot.spans is not None and sample is None:
@@ -291,7 +342,7 @@ class BatchExchange:
 
     def answer_bytes(self, name: str, epoch: int, batch: int) -> int | None:
         """Return the longest frame that a replica may answer a batch with; None where it has no such batch in hand."""
-        replica = self._pool.replicas.get(name)
+        replica, _ = self._find(name)
         hand = None if replica is None else replica.hands.get(batch)
         if hand is None or hand.epoch != epoch:
             return None
@@ -299,8 +350,11 @@ class BatchExchange:
 
     def hear(self, event: Heard) -> None:
         """Take in a frame."""
-        replica, frame = self._pool.replicas.get(event.replica), event.frame
+        (replica, pool), frame = self._find(event.replica), event.frame
         if replica is None:
+            return
+        if pool is self._canary.pool and not isinstance(frame, Results):
+            self._hear_canary(replica, frame)
             return
         if type(frame) is Results:
             self._results(replica, frame)
@@ -314,9 +368,32 @@ class BatchExchange:
                     self._lost.spare_one(self._session, replica, number, frame.reason)
             self._end(replica, frame.reason, memory=frame.memory, device=frame.device)
 
+    def _hear_canary(self, replica: PooledReplica, frame: Ready | Broken | Returned) -> None:
+        """Take in a frame, other than results, of a replica of the version that is tried out."""
+        if type(frame) is Ready:
+            self._ready(replica, frame)
+        elif type(frame) is Broken:
+            self._end_canary(replica, blamed=True)
+        elif type(frame) is Returned and (hand := replica.hands.get(frame.batch)) is not None:
+            self._canary.pool.give_back(replica, frame.batch, self._slot.now_s, frame.wait_s)
+            self._canary.lost(self._session, [hand], blamed=False)
+            self._leave_if_idle(replica)
+
+    def _end_canary(self, replica: PooledReplica, *, blamed: bool, why: str = "") -> None:
+        """A replica of the version that is tried out is gone, or is given up for a reason."""
+        if why:
+            self._slot.ask(Replace(replica.replica, why))
+        self._slot.ask(Disconnect(replica.replica))
+        self._canary.pool.detach(replica.replica)
+        hands, replica.hands = list(replica.hands.values()), {}
+        self._canary.lost(self._session, hands, blamed=blamed)
+        self._slot.ask(Report())
+
     def _ready(self, replica: PooledReplica, frame: Ready) -> None:
-        self._doubtful.happens(self._session, replica, Happening.READY)
-        self._pool.ready(replica.replica, self._slot.now_s)
+        _, pool = self._find(replica.replica)
+        if pool is self._pool:
+            self._doubtful.happens(self._session, replica, Happening.READY)
+        pool.ready(replica.replica, self._slot.now_s)
         status = replica.status
         status.phase = "leaving" if replica.leaving else "ready"
         status.start_up_s, status.isolation = believed_s(frame.start_up_s) or 0.0, frame.isolation
@@ -326,23 +403,35 @@ class BatchExchange:
         hand, session, now_s = replica.hands.get(frame.batch), self._session, self._slot.now_s
         if hand is None or hand.epoch != frame.epoch:
             return  # of another dispatcher's time
+        _, pool = self._find(replica.replica)
+        tried = pool is self._canary.pool
+        if tried and len(frame.outcomes) != hand.batch_size:
+            self._end_canary(replica, blamed=True, why=f"{len(frame.outcomes)} outcomes for {hand.batch_size} events")
+            return
         if hand.events and len(frame.outcomes) != len(hand.events):
             self._give_up(replica, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
             return
         success = any(type(outcome) is Done for outcome in frame.outcomes)
         took_s = max(0.0, now_s - hand.began_s)
         counts = self._slot.counts[hand.class_number]
-        counts.busy_s += took_s / self._pool.concurrency(replica.hardware)
+        counts.busy_s += took_s / pool.concurrency(replica.hardware)
         calls = believed_calls(frame, hand.batch_size)
         if frame.too_large > 0:  # before the batch counts as one after which larger ones may be tried
-            self._pool.too_large(replica.hardware, frame.too_large, now_s)
+            pool.too_large(replica.hardware, frame.too_large, now_s)
         was_fresh = not replica.passed
-        self._pool.finish(replica, calls, now_s, frame.batch, success=success)
+        pool.finish(replica, calls, now_s, frame.batch, success=success)
+        replica.status.memory_bytes = max(replica.status.memory_bytes, believed_bytes(frame.memory_bytes))
         busy_s, remote = believed_s(frame.busy_s), bool(replica.status.node)
         count_batch(counts, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=hand.beside)
         if hand.span is not None and self._slot.spans is not None:
             self._slot.spans.end(hand.span, frame.outcomes)
         current = hand.epoch == session.epoch
+        if tried:
+            self._canary.answered(session, replica, hand, frame)
+            self._leave_if_idle(replica)
+            return
+        if hand.events:
+            self._canary.timed(pool.last_ratio(replica))
         if (hand.probe or hand.test) and not success:
             self._failed_sample(replica, current=current)
             return
@@ -358,6 +447,9 @@ class BatchExchange:
             elif not hand.alone or session.suspects.passed(hand.events[0]):
                 done = next(at for at, outcome in enumerate(frame.outcomes) if type(outcome) is Done)
                 session.suspects.processed(hand.events[done].payload)
+                self._canary.judged(hand.events, frame.outcomes)
+                if not hand.class_number:
+                    self._canary.copy(hand.events, frame.outcomes)
                 session.finished(hand.events, frame.outcomes)
         self._doubtful.happens(session, replica, Happening.SUCCESS if success else Happening.NO_SUCCESS)
         self._leave_if_idle(replica)
@@ -387,8 +479,10 @@ class BatchExchange:
 
     def connection_ended(self, event: ConnectionEnded) -> None:
         """Take a replica out whose connection is of no more use."""
-        replica = self._pool.replicas.get(event.replica)
-        if replica is not None and event.broken:  # its process lives then, and nobody else would end it
+        replica, pool = self._find(event.replica)
+        if replica is not None and pool is self._canary.pool:
+            self._end_canary(replica, blamed=True, why=event.broken)
+        elif replica is not None and event.broken:  # its process lives then, and nobody else would end it
             self._give_up(replica, event.broken)
         else:
             self._ended(event.replica, "its connection ended")
@@ -407,8 +501,10 @@ class BatchExchange:
         self._trust.forget(replica.replica)
 
     def _ended(self, name: str, why: str) -> None:
-        replica = self._pool.replicas.get(name)
-        if replica is not None:
+        replica, pool = self._find(name)
+        if replica is not None and pool is self._canary.pool:
+            self._end_canary(replica, blamed=False)
+        elif replica is not None:
             self._end(replica, why)
 
     def _end(
@@ -429,6 +525,11 @@ class BatchExchange:
         for replica, batch, hard in list(self._pool.overdue(now_s)):
             if replicas.get(replica.replica) is replica:  # another batch of its may have ended it just now
                 self._overdue(replica, batch, hard=hard)
+        for replica, batch, hard in list(self._canary.pool.overdue(now_s)):
+            if hard:
+                self._end_canary(replica, blamed=True, why="a batch took longer than ten times its deadline")
+            elif (hand := replica.hands.get(batch)) is not None:
+                self._canary.lost(self._session, [hand], blamed=True)
         for name, why in self._trust.overdue(now_s):
             logger.warning("replica %s is replaced: %s", name, why)
             if (late := replicas.get(name)) is not None:
@@ -462,6 +563,11 @@ class BatchExchange:
 def believed_s(claimed_s: float) -> float | None:
     """Return a time that a replica claims; None where it is negative, no number, or longer than a report counts."""
     return claimed_s if 0 <= claimed_s <= MAX_COUNTED_S else None
+
+
+def believed_bytes(claimed: int) -> int:
+    """Return a size that a replica claims, as far as it can be."""
+    return min(max(claimed, 0), 1 << 50)
 
 
 def believed_calls(frame: Results, batch_size: int) -> Sequence[Call]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -52,6 +53,8 @@ class StageQueue:
         self._keyed = keys_in_order
         self._live, self._aside = WaitingRoom(), WaitingRoom()
         """Hopeful events, as far as was found out, and hopeless ones."""
+        self._shared, self._share = WaitingRoom(), 0.0
+        """Events of the keys that a version which is tried out gets, and its share of the keys."""
         self._mixed = 0
         """Batches that were formed while some of both waited, since the last that was of hopeless ones."""
         self._lanes: dict[tuple[int, bytes] | bytes, KeyLane] = {}
@@ -68,6 +71,29 @@ class StageQueue:
     def eligible(self) -> int:
         """Events of which the next batch could be: hopeful ones, or hopeless ones where no other waits."""
         return self._live.eligible or self._aside.eligible
+
+    @property
+    def shared(self) -> int:
+        """Events of which the next batch of a version that is tried out could be, by `share_keys`."""
+        return self._shared.eligible
+
+    def share_keys(self, share: float) -> None:
+        """Set this share of all keys aside for a version that is tried out, by their hash; with 0, none any more.
+
+        Events of a key keep their order: those in hand are waited for first, at either version.
+        """
+        if share == self._share:
+            return
+        self._share = share
+        for key, lane in self._lanes.items():
+            before, waiting = lane.room, len(lane.waiting)
+            if waiting and not lane.in_hand and (before is self._shared) != self._is_shared(key):
+                before.eligible -= waiting
+                before.behind -= waiting - 1
+                self._place(lane)
+
+    def _is_shared(self, key: bytes) -> bool:
+        return self._share > 0 and zlib.crc32(key) < self._share * 2**32
 
     def bytes_of(self, partition: int) -> int:
         """Return the size of a partition's waiting events."""
@@ -117,7 +143,7 @@ class StageQueue:
         name = key if partition < CLASS_STRIDE else _lane_of(partition, key)
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = KeyLane(room)
+            lane = self._lanes[name] = KeyLane(self._shared if self._is_shared(key) else room)
         lowers = lane.append(place, sequence, event)
         if not lane.in_hand:
             room = lane.room
@@ -127,7 +153,7 @@ class StageQueue:
                 lane.place = sequence
                 heapq.heappush(room.heap, (place, sequence, lane))
 
-    def take(self, limit: int, needs: BatchNeeds | None = None, now_us: float = 0.0) -> Taken:
+    def take(self, limit: int, needs: BatchNeeds | None = None, now_us: float = 0.0, *, shared: bool = False) -> Taken:
         """Remove and return the next batch: at most `limit` events, none where none is eligible.
 
         Args:
@@ -157,6 +183,25 @@ class StageQueue:
                     aside.fill(batch, size)
             else:
                 hopeful = len(batch)
+        self._left(batch)
+        return Taken(batch, hopeful)
+
+    def take_shared(self, limit: int, *, keyless: bool) -> Taken:
+        """Remove and return the next batch of a version that is tried out.
+
+        Args:
+            limit: most events of it.
+            keyless: whether it may hold events without an order, too, beside those of its own keys.
+        """
+        batch: list[Event] = []
+        limit = self._shared.fill(batch, limit)
+        if keyless:
+            self._live.fill_without_keys(batch, limit)
+        self._left(batch)
+        return Taken(batch, len(batch))
+
+    def _left(self, batch: Sequence[Event]) -> None:
+        """Count events no more that were taken."""
         self._length -= len(batch)
         sizes, total = self._bytes, 0
         for event in batch:
@@ -164,7 +209,6 @@ class StageQueue:
             total += size
             sizes[event.partition] -= size
         self.size_bytes -= total
-        return Taken(batch, hopeful)
 
     def _sort_out(self, needs: BatchNeeds, now_us: float) -> int:
         """Move aside what is hopeless, as far as it is first; return how many hopeful events a batch holds."""
@@ -243,7 +287,7 @@ class StageQueue:
 
     def drop(self, partition: int) -> list[Event]:
         """Remove and return a partition's waiting events. Those in hand are still to be released."""
-        dropped = [*self._live.drop(partition), *self._aside.drop(partition)]
+        dropped = [*self._live.drop(partition), *self._aside.drop(partition), *self._shared.drop(partition)]
         for name, lane in list(self._lanes.items()):
             waiting, lane.waiting, lane.low = lane.waiting, [], None
             for place, sequence, event in waiting:
@@ -264,7 +308,8 @@ class StageQueue:
     def _place(self, lane: KeyLane) -> None:
         """Make a lane eligible, whose events are all waiting. Whether it is hopeless is found out again."""
         lane.place = lane.waiting[0][1]
-        self._live.put(lane.rank, lane)
+        shared = self._is_shared(lane.waiting[0][2].key or b"")
+        (self._shared if shared else self._live).put(lane.rank, lane)
 
 
 def _lane_of(partition: int, key: bytes) -> tuple[int, bytes] | bytes:

@@ -299,8 +299,14 @@ class Session:
 
     def take(self, limit: int, needs: BatchNeeds | None = None) -> Taken:
         """Take the next batch of live events from the queue; those that are past the SLO may end here instead."""
+        return self._in_time(self.queue.take(limit, needs, self._slot.now_s * 1e6))
+
+    def take_shared(self, limit: int, *, keyless: bool) -> Taken:
+        """As `take`, for a version that is tried out; see `StageQueue.take_shared`."""
+        return self._in_time(self.queue.take_shared(limit, keyless=keyless))
+
+    def _in_time(self, taken: Taken) -> Taken:
         routes = self._slot.routes
-        taken = self.queue.take(limit, needs, self._slot.now_s * 1e6)
         if routes.on_expired != "process":
             oldest_us = (self._slot.now_s - routes.slo_s) * 1e6
             late = [event for event in taken.events if event.entered_us < oldest_us and not event.replayed]

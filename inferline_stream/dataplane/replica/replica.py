@@ -20,6 +20,7 @@ import io
 import json
 import logging
 import os
+import resource
 import select
 import socket
 import sys
@@ -89,10 +90,12 @@ class _Stage:
     Args:
         process: runs a batch; of one that is asynchronous, gives an awaitable.
         loop: that an asynchronous one runs on; None otherwise.
+        code: compares its results; None of one that is only checked.
     """
 
     process: Callable[[Batch], Settled | Awaitable[Settled]]
     loop: asyncio.AbstractEventLoop | None
+    code: StageCode | None = None
 
 
 def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
@@ -165,7 +168,7 @@ def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage,
     gc.freeze()  # what was loaded stays: the collector need not look at it again
     held = seal(confinement, keep=(keep,))
     refusals.sealed = held.sealed
-    return _Stage(partial(_process, code, call), loop), held
+    return _Stage(partial(_process, code, call), loop, code), held
 
 
 def _process(code: StageCode | None, call: StageCall, batch: Batch) -> Settled | Awaitable[Settled]:
@@ -297,13 +300,13 @@ class _Server:
             settled = self._stage.process(batch)
         except (StageFailed, ServerUnavailable) as error:
             return self._unsettled(batch, error)
-        self._send(_answer(batch, cast("Settled", settled), began_s))
+        self._send(_answer(batch, cast("Settled", settled), began_s, self._stage.code))
         return None
 
     async def _run_awaited(self, batch: Batch, began_s: float) -> None:
         try:
             settled = await cast("Awaitable[Settled]", self._stage.process(batch))
-            self._send(_answer(batch, settled, began_s))
+            self._send(_answer(batch, settled, began_s, self._stage.code))
         except (StageFailed, ServerUnavailable) as error:
             code = self._unsettled(batch, error)
             if code is not None:
@@ -333,10 +336,13 @@ class _Server:
             self._disconnect()
 
 
-def _answer(batch: Batch, settled: Settled, began_s: float) -> bytearray:
+def _answer(batch: Batch, settled: Settled, began_s: float, code: StageCode | None) -> bytearray:
     """Return the frame of a batch's results. One that is too long for the dispatcher leaves out what no topic takes."""
     outcomes, calls, too_large = settled
-    results = Results(batch.epoch, batch.batch, outcomes, calls, time.perf_counter() - began_s, too_large)
+    agreed = [] if batch.expected is None or code is None else code.agreed(batch.expected, outcomes)
+    memory_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    busy_s = time.perf_counter() - began_s
+    results = Results(batch.epoch, batch.batch, outcomes, calls, busy_s, too_large, memory_bytes, agreed)
     frame = encode_frame(results)
     if len(frame) <= answer_bytes(len(outcomes), batch.result_bytes):
         return frame

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,6 +21,9 @@ from inferline_stream.pipeline.annotations import condition_type, join_fields, s
 from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.topology import Codec, Pipeline, Stage, is_asynchronous
 from inferline_stream.pipeline.version import format_between
+
+Outcomes = Sequence[Done | Failed]
+"""Of a batch, in the order of its events."""
 
 
 class StageCode:
@@ -48,6 +53,7 @@ class StageCode:
             )
         self.emulated = own.emulated if isinstance(own.emulated, Emulated) else None
         self._cost = load_code(own.cost, folder) if weighs and isinstance(own.cost, str) else own.cost
+        self._agrees = load_code(own.agrees, folder) if isinstance(own.agrees, str) else own.agrees or operator.eq
         conditions = {
             child.name: load_code(edge.condition, folder) if isinstance(edge.condition, str) else edge.condition
             for child in pipeline.stages
@@ -59,7 +65,8 @@ class StageCode:
         self._conditions = [(bit, condition) for bit, condition in bits if condition is not None]
         try:
             types = types_of(own)
-            self._encode = codec(pipeline.sink.codec if routes.is_final else format_between(types.returns)).encode
+            out = codec(pipeline.sink.codec if routes.is_final else format_between(types.returns))
+            self._encode, self._decoder = out.encode, partial(out.decoder, types.returns)
             self._decode = _join_decoder(own, types.takes) if routes.is_join else _decoder(pipeline, own, types.takes)
         except TypeError as error:
             raise InvalidTopology(f"stage {stage!r}: {error}") from error
@@ -88,6 +95,20 @@ class StageCode:
             return settled
         following = iter(settled.outcomes)
         return settled._replace(outcomes=[v if isinstance(v, Failed) else next(following) for v in decoded])
+
+    def agreed(self, expected: Outcomes, outcomes: Outcomes) -> list[bool]:
+        """Return for each event of a batch whether the stage has made the same of it as another version has."""
+        return list(map(self._same, expected, outcomes))
+
+    def _same(self, other: Done | Failed, own: Done | Failed) -> bool:
+        """Whether two versions have made the same of an event: its result, and the edges that it takes."""
+        if isinstance(other, Failed) or isinstance(own, Failed) or other.edges != own.edges:
+            return False
+        if other.value == own.value and self._agrees is operator.eq:
+            return True
+        decode = self._decoder()
+        same = attempt(lambda values: bool(self._agrees(*map(decode, values))), (other.value, own.value))
+        return same is True
 
     def weigh(self, inputs: Sequence[StageInput], *, emulated: bool) -> Settled:
         """Return what the topology says of each encoded input, in JSON: its cost, or its weight on emulated hardware.

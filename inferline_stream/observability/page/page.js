@@ -34,6 +34,8 @@ function verdict(state) {
   if (state.recent_late_share > 1 - state.objective) return ["bad", `${percent(state.recent_late_share, 1)} of events late`];
   if (!state.plan_feasible) return ["warn", "No plan meets the SLO on recent traffic"];
   if (state.paused) return ["warn", "Decisions are held"];
+  const tried = state.stages.find((s) => s.canary);
+  if (tried) return ["warn", `Version ${tried.canary.version} is tried out on ${percent(tried.canary.share, 0)} of the events`];
   if (state.oversubscribed) return ["warn", "Others take the cores that replicas were planned with"];
   const open = state.stages.filter((s) => s.isolation?.missing.length).map((s) => s.name);
   if (open.length) return ["warn", `Isolation is not whole in ${open.join(", ")}`];
@@ -213,6 +215,7 @@ function stageDetails(state) {
     ["queued", `${number(stage.queued)} events, ${number(stage.hopeless)} of them late`], ["oldest of them", stage.queued ? seconds(stage.oldest_wait_s) : "–"], ["dispatcher, of a core", stage.dispatcher_utilization === null ? "–" : percent(stage.dispatcher_utilization)],
     ["suspects", number(stage.suspects)], ["quarantined", number(stage.quarantined)], ["batches lost", number(stage.batches_lost)],
     ["dead letters", number(stage.dead_lettered)], ["restarts", number(stage.restarts)], ["kept from growing by", stage.limit || "nothing"],
+    ...(stage.canary ? [[`canary ${stage.canary.version}, ${stage.canary.verdict}`, `${percent(stage.canary.achieved)} of the events: ${stage.canary.detail}`]] : []),
     ...stage.nodes.map(([node, dispatchers, replicas]) => [`on ${node}`, `${dispatchers ? "its dispatcher, " : ""}${replicas} ready`]),
   ];
   if (holder.dataset.stage !== stage.name) {

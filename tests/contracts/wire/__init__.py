@@ -16,7 +16,7 @@ import msgspec
 from packaging.version import Version
 
 import inferline_stream
-from inferline_stream.controlplane.records.control_records import ArrivalTicks, Override
+from inferline_stream.controlplane.records.control_records import ArrivalTicks, CodeVersion, Override
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
@@ -35,12 +35,12 @@ from inferline_stream.dataplane.host_postings import Posting
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.dataplane.routes import ClassTopic, Routes
-from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, LeaderHeartbeat, StagePlan
+from inferline_stream.dataplane.slot_grants import CanaryShare, Grant, HardwarePlan, LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.kafka.batch_mark import BatchId
 from inferline_stream.observability.pipeline_state import DecisionRecord, DeviceState, StoredPlan
-from inferline_stream.observability.stage_counts import BatchStats, StageCounts
+from inferline_stream.observability.stage_counts import BatchStats, CanaryCounts, LogTimes, StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.plan import Allocation, Plan
@@ -89,6 +89,7 @@ FILLED: tuple[Any, ...] = (
         isolation=Isolation("sandbox", scratch=True),
         audit=9,
         purpose="profile",
+        image="p:2",
     ),
     DispatcherSpec(
         dispatcher="a-0-5f",
@@ -112,7 +113,13 @@ FILLED: tuple[Any, ...] = (
         term=3,
         number=9,
         begins=False,
-        plan=StagePlan({"cpu-1": HardwarePlan(8, {1: 0.02}, 2, {2: {1: 1.5}})}, 0.01, b"an event", 0.03),
+        plan=StagePlan(
+            {"cpu-1": HardwarePlan(8, {1: 0.02}, 2, {2: {1: 1.5}})},
+            0.01,
+            b"an event",
+            0.03,
+            CanaryShare("5fa2", 0.1, True),
+        ),
         settled={0: (10, 12)},
         background_waits=True,
     ),
@@ -127,7 +134,7 @@ FILLED: tuple[Any, ...] = (
         number=9,
         held={0: 12},
         halted={1: "why"},
-        replicas=[ReplicaStatus("a-cpu-1-0", "cpu-1", "ready", 1.5, Enforced("sandbox"), True, "n-2")],
+        replicas=[ReplicaStatus("a-cpu-1-0", "cpu-1", "ready", 1.5, Enforced("sandbox"), True, "n-2", 1 << 20)],
         counts=StageCounts(
             events=40,
             busy_s=2.0,
@@ -146,6 +153,7 @@ FILLED: tuple[Any, ...] = (
             remote_batches=9,
             network_s=0.5,
             batches_lost=2,
+            canaries={"5fa2/0.1": CanaryCounts(10, 90, 9, 1, 8, 2, LogTimes(3, 0.1, 0.2), LogTimes(9, 0.2, 0.3))},
         ),
         background={"archive": StageCounts(events=5)},
         clock_lead_s=6.0,
@@ -174,12 +182,16 @@ FILLED: tuple[Any, ...] = (
     Replace("a-cpu-1-0", "why"),
     ArrivalTicks([1.5], [[4, 5]], [1, 2], 0.5, [1.25], [(1.25, "a visit_ratio", 0.5)]),
     StoredPlan(
-        "p-0", 3, 1.0, "initial", "why", PLAN, 2, Structure(("in", ""), ("out", ""), {"a": ""}, {"a": {}})
+        "p-0", 3, 1.0, "initial", "why", PLAN, 2, Structure(("in", ""), ("out", ""), {"a": ""}, {"a": {}}),
+        "/srv/topology.py",
     ),
     DecisionRecord(
         4, "p-0", 3, 1.0, "scale_up", "load", "why", {"a": {"cpu-1": 2}}, True, 9.5, [1, 2], {"a": 3}, {"a": 1}
     ),
-    Override("limits", "a", 2.0, 1, 4, 9.0, "somebody"),
+    Override(
+        "limits", "a", 2.0, 1, 4, 9.0, "somebody",
+        CodeVersion("5fa2", "/srv/2/topology.py", 1.0, "/srv/topology.py", "p:2", True, {"a": "7c"}),
+    ),
 )  # fmt: skip
 
 

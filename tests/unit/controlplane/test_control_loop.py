@@ -28,13 +28,14 @@ from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, encode_report
 from inferline_stream.dataplane.slot_grants import Grant, grant_key
 from inferline_stream.kafka.records import Record
-from inferline_stream.observability.stage_counts import BatchStats, StageCounts
+from inferline_stream.observability.stage_counts import BatchStats, CanaryCounts, StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.version import version_on
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.policy import POLICIES
 from tests.support.emulated_runs import one_stage
@@ -56,8 +57,12 @@ class World:
         more: fields of `Run`.
     """
 
-    def __init__(self, rate: Callable[[float], float], **more: Any) -> None:
+    def __init__(self, rate: Callable[[float], float], overrides: Overrides | None = None, **more: Any) -> None:
         self.leading: Any = None
+        self.canaries: dict[str, CanaryCounts] = {}
+        """What is counted of a version that is tried out, by step."""
+        self.fails = 0.0
+        """Share of events on which it fails."""
         self.rate, self.arrived, self.done, self.lost_lead, self.silent = rate, 0.0, 0.0, False, False
         names = Names("p")
         self.kafka = MemoryKafka("posts", 4, lambda: int(self.arrived), lambda: int(self.done))
@@ -84,7 +89,7 @@ class World:
             write_records=self.kafka.write, heartbeat=self._heartbeat,
         )  # fmt: skip
         self.view = PipelineView(context, plan, profile, {"a": 4})
-        found = Recovered(None, (), (), None, Overrides(), 0)
+        found = Recovered(None, (), (), overrides and {"a": {"cpu": 2}}, overrides or Overrides(), 0)
         self.controller = Controller(run, self.view, self.actuator, leadership, found)
         self.names = names
         self._reports, self._busy_s, self._replica_s = 0, 0.0, 0.0
@@ -124,7 +129,7 @@ class World:
             self.arrived += self.rate(loop.time() - began_s) * TICK_S
             replicas = await self.actuator.observe()
             ready = [r for r in replicas if r.state == "running" and loop.time() >= r.started_s + START_UP_S]
-            able = sum(TICK_S / SERVICE_S[r.hardware] for r in ready)
+            able = sum(TICK_S / SERVICE_S[r.hardware] for r in ready if not version_on(r.hardware))
             served = min(self.arrived - self.done, able)
             self.done += served
             if able:
@@ -137,15 +142,30 @@ class World:
                 await self._report(ready)
 
     async def _report(self, ready: Sequence[ObservedReplica]) -> None:
+        grant = self.grants.get(grant_key("a", 0))
+        canary = None if grant is None else grant.plan.canary
+        if canary is not None and any(version_on(r.hardware) == canary.version for r in ready):
+            counts = self.canaries.setdefault(canary.step, CanaryCounts())
+            counts.events, counts.main_events = (
+                counts.events + 100,
+                counts.main_events + round(100 / canary.share - 100),
+            )
+            counts.answered, counts.failed = counts.events, round(self.fails * counts.events)
+            for _ in range(10):
+                counts.own.note(0.8)
+                counts.main.note(0.8)
         for dispatcher in await self.actuator.dispatchers():
             self._reports += 1
+            tried_s = 0.8 * SERVICE_S["cpu"]
             report = PoolReport(
                 dispatcher.dispatcher, dispatcher.incarnation, "a", 0, "serving", self._reports,
                 held={p: int(self.done) // 4 for p in range(4)},
                 replicas=[ReplicaStatus(r.replica, r.hardware, "ready", START_UP_S) for r in ready],
                 counts=StageCounts(
                     events=int(self.done), busy_s=self._busy_s, replica_s=self._replica_s,
-                    batch_stats={"cpu": {1: BatchStats(int(self.done), self._busy_s, self._busy_s * SERVICE_S["cpu"])}},
+                    batch_stats={"cpu": {1: BatchStats(int(self.done), self._busy_s, self._busy_s * SERVICE_S["cpu"])}}
+                    | {"cpu@5fa2": {1: BatchStats(100, 100 * tried_s, 100 * tried_s**2)}},
+                    canaries=self.canaries,
                 ),
             )  # fmt: skip
             self.kafka.append(self.names.stage_stats, encode_report(report), dispatcher.dispatcher.encode())
@@ -186,13 +206,15 @@ def steady(rate: float) -> Callable[[float], float]:
     return lambda time_s: rate
 
 
-def in_world(rate: Callable[[float], float], **more: Any) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def in_world(
+    rate: Callable[[float], float], overrides: Callable[[], Overrides] | None = None, **more: Any
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Run a test beside the loop of a world, in virtual time; the loop begins with the test's first wait."""
 
     def decorated(test: Callable[..., Any]) -> Callable[..., None]:
         def in_virtual_time(**fixtures: Any) -> None:
             async def story() -> None:
-                world = World(rate, **more)
+                world = World(rate, overrides and overrides(), **more)
                 async with world() as world.leading:
                     await test(world, **fixtures)
 

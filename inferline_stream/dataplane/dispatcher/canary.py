@@ -1,0 +1,280 @@
+"""The replicas of a slot that run a version of the stage which is tried out, beside the pool of the running version.
+
+They get a share of the live events, counted: of every batch the version is owed its share, and it gets the next batch
+while it is owed something. Where a stage keeps the order of keys, of events with a key it gets its share of the keys,
+so that each stays with one version (`StageQueue.share_keys`). With ``mirror`` it gets copies of what the running
+version has processed, and what it makes of them is compared and dropped.
+
+Nothing that the version does can end an event. One that it fails on, whose replica dies, or that comes back late runs
+again on the running version; only what that says of it counts. So no event is suspected here, and no replica doubted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.pool import Pool
+from inferline_stream.dataplane.dispatcher.pooled_replica import Hand, PooledReplica
+from inferline_stream.dataplane.dispatcher.queue import Taken
+from inferline_stream.dataplane.dispatcher.session import Session
+from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
+from inferline_stream.dataplane.dispatcher.slot_events import Report
+from inferline_stream.dataplane.frames import Done, Failed, Results, StageInput
+from inferline_stream.dataplane.slot_grants import CanaryShare, StagePlan
+from inferline_stream.observability.stage_counts import CanaryCounts
+from inferline_stream.pipeline.version import kind_of_version, version_on
+
+logger = logging.getLogger(__name__)
+
+_MOST_OWED = 2
+"""Batches of the largest size that the version is owed at most: what a busy one misses is not made up for in a rush."""
+
+_COPIES = 2
+"""Copied batches that wait for a replica; further ones are not copied."""
+
+
+class Copy(NamedTuple):
+    """A batch that the running version has processed."""
+
+    inputs: Sequence[StageInput]
+    outcomes: list[Done | Failed]
+
+
+class Canary:
+    """Says which batches a version gets that is tried out, and what follows from its answers.
+
+    Args:
+        slot: whose replicas they are.
+        pool: of the running version.
+    """
+
+    def __init__(self, slot: SlotContext, pool: Pool) -> None:
+        self._slot = slot
+        self.pool = pool.beside()
+        """Replicas of the version, and those of one before it that leave."""
+        self._share: CanaryShare | None = None
+        self._owed = 0.0
+        """Events that it should have been given beyond those that it was."""
+        self._again: deque[Event] = deque()
+        """Events that the running version has to process, whose keys stay taken."""
+        self._failed: dict[int, Event] = {}
+        """By identity, those of them and of its batches in hand on which the version failed."""
+        self._copies: deque[Copy] = deque()
+        self._copied: dict[int, Copy] = {}
+        """By number of the batch, what a replica has in hand."""
+
+    def follow(self, plan: StagePlan) -> None:
+        """Hand out by this plan from now on."""
+        if plan.canary != self._share:
+            self._owed, self._share = 0.0, plan.canary
+            self._copies.clear()
+        version = "" if plan.canary is None else plan.canary.version
+        kinds = {kind_of_version(kind, version): of for kind, of in plan.hardware.items()} if version else {}
+        self.pool.configure(StagePlan(kinds))
+        for replica in self.pool.replicas.values():
+            self.welcome(replica)
+
+    def welcome(self, replica: PooledReplica) -> None:
+        """Take a replica in; one of a version that is tried out no more gets nothing."""
+        version = "" if self._share is None else self._share.version
+        replica.quarantined = version_on(replica.hardware) != version
+
+    def begin(self) -> None:
+        """Another session begins: what is kept of the one before is worth nothing."""
+        self._again.clear()
+        self._failed.clear()
+
+    @property
+    def serves(self) -> bool:
+        """Whether a replica of the version is ready to get events."""
+        return self._share is not None and any(self._may_serve(replica) for replica in self.pool.replicas.values())
+
+    def _may_serve(self, replica: PooledReplica) -> bool:
+        return replica.ready and not replica.leaving and not replica.quarantined
+
+    def _counts(self) -> CanaryCounts | None:
+        share = self._share
+        return None if share is None else self._slot.report.counts.canaries.setdefault(share.step, CanaryCounts())
+
+    # Hand out
+
+    def share_keys(self, session: Session) -> None:
+        """Have the queue deal the version its share of the keys, as long as it serves and keys have an order."""
+        share = self._share
+        if share is None or share.mirror or not self._slot.routes.keys_in_order:
+            session.queue.share_keys(0.0)
+            return
+        in_time = any(self._may_serve(each) and not each.late for each in self.pool.replicas.values())
+        session.queue.share_keys(share.share if in_time else 0.0)
+
+    def take(self, session: Session, rest_s: float, hold_ms: float) -> tuple[PooledReplica, Taken] | None:
+        """Return a replica of the version with its next batch; None where it is not its turn, or none is free.
+
+        Args:
+            session: whose events are handed out.
+            rest_s: R.
+            hold_ms: how long after the oldest of them came fewer events wait for more.
+        """
+        share, queue, now_s = self._share, session.queue, self._slot.now_s
+        turn = self._owed > 0 and share is not None and not share.mirror
+        replica = self.pool.choose(now_s, queue.shared or queue.eligible) if queue.shared or turn else None
+        if replica is None:
+            return None
+        most = self.pool.limit(replica.hardware)
+        if self._slot.routes.deadline_order:
+            most = self.pool.batch_needs(replica, rest_s, self._slot.routes.slo_s).cap
+        turn = turn and queue.due_ms(most, hold_ms) <= now_s * 1e3
+        taken = session.take_shared(max(1, most), keyless=turn)
+        if not taken.events:
+            return None
+        self.handed(taken.events, own=True)
+        return replica, taken
+
+    def handed(self, events: Sequence[Event], *, own: bool) -> None:
+        """Count live events that a replica gets: one of the version, or one of the running version."""
+        counts, share = self._counts(), self._share
+        if counts is None or share is None or share.mirror or not self.serves:
+            return
+        counts.events += own * len(events)
+        counts.main_events += (not own) * len(events)
+        keyed = self._slot.routes.keys_in_order
+        keyless = sum(event.key is None for event in events) if keyed else len(events)
+        limit = max((self.pool.limit(replica.hardware) for replica in self.pool.replicas.values()), default=1)
+        self._owed = min(self._owed + share.share * keyless - own * keyless, _MOST_OWED * limit)
+
+    def again(self, limit: int, session: Session) -> list[Event]:
+        """Return events for the running version to process that this one did not, at most so many."""
+        found: list[Event] = []
+        while self._again and len(found) < limit:
+            event = self._again.popleft()
+            if event.limit and len(found) >= event.limit:
+                self._again.appendleft(event)
+                break
+            if session.partitions[event.partition].halted:
+                session.requeue((event,))  # only frees its key
+            else:
+                found.append(event)
+        return found
+
+    @property
+    def waiting(self) -> int:
+        """Events that the running version has to process."""
+        return len(self._again)
+
+    # Copies
+
+    def copy(self, events: Sequence[Event], outcomes: list[Done | Failed]) -> None:
+        """Take a copy of a batch that the running version has processed, if it is the version's turn to see one."""
+        share, counts = self._share, self._counts()
+        if counts is None or share is None or not share.mirror or not self.serves:
+            return
+        counts.main_events += len(events)
+        self._owed = min(self._owed + share.share * len(events), float(_COPIES * len(events)))
+        if self._owed > 0 and len(self._copies) < _COPIES:
+            self._owed -= len(events)
+            counts.events += len(events)
+            counts.main_events -= len(events)
+            self._copies.append(Copy([event.payload for event in events], outcomes))
+
+    def next_copy(self) -> tuple[PooledReplica, Copy] | None:
+        """Return a replica, and the copy that it is to process; None where there is none of one of them."""
+        if not self._copies or not self.serves:
+            return None
+        replica = self.pool.choose(self._slot.now_s, len(self._copies[0].inputs))
+        return None if replica is None else (replica, self._copies.popleft())
+
+    def in_hand(self, batch: int, copy: Copy) -> None:
+        """Remember which copy a batch is."""
+        self._copied[batch] = copy
+
+    # Answers
+
+    def answered(self, session: Session, replica: PooledReplica, hand: Hand, frame: Results) -> None:
+        """Take the outcomes of a batch: those with a result are final, all other events run again."""
+        counts, copied = self._counts(), self._copied.pop(hand.batch, None)
+        ratio = self.pool.last_ratio(replica)
+        if counts is not None and ratio is not None and self._may_serve(replica):
+            counts.own.note(ratio)
+        if copied is not None:
+            self._compare(counts, copied, frame)
+        elif hand.events:
+            self._settle(session, hand, frame.outcomes)
+
+    def _compare(self, counts: CanaryCounts | None, copied: Copy, frame: Results) -> None:
+        agreed = frame.agreed if len(frame.agreed) == len(copied.outcomes) else [False] * len(copied.outcomes)
+        for main, own, same in zip(copied.outcomes, frame.outcomes, agreed, strict=False):
+            if counts is None or type(main) is not Done:
+                continue
+            counts.answered += 1
+            if type(own) is Done:
+                counts.compared += 1
+                counts.disagreed += not same
+            else:
+                counts.failed += 1
+
+    def _settle(self, session: Session, hand: Hand, outcomes: Sequence[Done | Failed]) -> None:
+        events, ended, results, again = hand.events, list[Event](), list[Done | Failed](), list[Event]()
+        held_up = set[bytes | None]()
+        keyed = self._slot.routes.keys_in_order
+        for event, outcome in zip(events, outcomes, strict=True):
+            if type(outcome) is Done and not (keyed and event.key in held_up):
+                ended.append(event)
+                results.append(outcome)
+                continue
+            if type(outcome) is not Done:
+                self._failed[id(event)] = event
+            if event.key is not None:
+                held_up.add(event.key)  # what comes after it in its key does so on the running version, too
+            again.append(event)
+        if (counts := self._counts()) is not None:
+            counts.answered += len(ended)
+        if ended:
+            if hand.hopeful:
+                session.stayed(ended)
+            session.finished(ended, results)
+        self._run_again(session, again)
+
+    def lost(self, session: Session, hands: Iterable[Hand], *, blamed: bool) -> None:
+        """Let everything run again that a replica had in hand.
+
+        Args:
+            session: whose events are served.
+            hands: of the replica.
+            blamed: whether that counts as a failure of the version.
+        """
+        for hand in hands:
+            copied, counts = self._copied.pop(hand.batch, None), self._counts()
+            if copied is not None and blamed and counts is not None:
+                counts.answered += len(copied.inputs)
+                counts.failed += len(copied.inputs)
+            if hand.epoch == session.epoch and hand.events:
+                self._slot.report.counts.batches_lost += 1
+                events, hand.events = hand.events, ()
+                if blamed:
+                    self._failed |= {id(event): event for event in events}
+                self._run_again(session, events)
+
+    def _run_again(self, session: Session, events: Sequence[Event]) -> None:
+        if events and not session.closed:  # else they are read again by who serves next
+            self._again.extend(events)
+            self._slot.ask(Report())
+
+    def judged(self, events: Sequence[Event], outcomes: Sequence[Done | Failed]) -> None:
+        """Learn what the running version makes of events: where it has a result, the version alone has failed."""
+        if not self._failed:
+            return
+        counts = self._counts()
+        for event, outcome in zip(events, outcomes, strict=True):
+            if self._failed.pop(id(event), None) is not None and counts is not None:
+                counts.answered += 1
+                counts.failed += type(outcome) is Done
+
+    def timed(self, ratio: float | None) -> None:
+        """Count a batch of the running version, by its measured over its expected service time."""
+        counts = self._counts()
+        if counts is not None and ratio is not None and self.serves:
+            counts.main.note(ratio)
