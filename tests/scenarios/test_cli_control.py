@@ -64,6 +64,22 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         assert "drains" in said
 
         before = {r.replica for r in await controller.actuator.observe()}
+        code, said = await verb(run, "deploy", "--canary", "10%", topology=longer)
+        assert (code, "stage extra is new" in said, "end the running pipeline first" in said.lower()) == (3, True, True)
+        code, said = await verb(run, "deploy", "--canary", "10%")
+        assert (code, "is what the pipeline runs" in said, "a folder of its own" in said) == (3, True, True)
+        beside = tmp_path / "next/topology.py"
+        beside.parent.mkdir()
+        beside.write_text(source)
+        code, said = await verb(run, "deploy", "--canary", "10%", "--mirror", "--output", "json", topology=beside)
+        assert code == 0, said
+        assert_documented("scale, pause, resume, deploy", json.loads(said))
+
+        async def tried() -> bool:
+            trial = controller.decider.overrides.canary
+            return trial is not None and trial.value == 0.1 and trial.code is not None and trial.code.mirror
+
+        assert await until(tried, 60.0)
         code, said = await verb(run, "deploy", "--output", "json")
         assert (code, json.loads(said)["overrides"][0]["key"]) == (0, "code")
         assert_documented("scale, pause, resume, deploy", json.loads(said))
@@ -76,7 +92,9 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         assert code == 0
         story = json.loads(said)
         assert [plan["reason"] for plan in story["plans"]] == ["initial"]
-        assert [(d["action"], d["reason"]) for d in story["decisions"]] == [("replace", "new_code")]
+        assert [(d["action"], d["reason"]) for d in story["decisions"]] == [
+            ("canary", "canary_begun"), ("replace", "new_code"), ("canary", "canary_rolled_back"),
+        ]  # fmt: skip
         assert story["overrides"]["limits/parse"]["maximum"] == 3
         code, said = await verb(run, "explain")
         assert "plan 1 (initial)" in said

@@ -72,6 +72,9 @@ class Canary:
         if plan.canary != self._share:
             self._owed, self._share = 0.0, plan.canary
             self._copies.clear()
+            if plan.canary is not None:  # reports would grow with each version that was ever tried out
+                kept, counts = f"{plan.canary.version}/", self._slot.report.counts
+                counts.canaries = {step: of for step, of in counts.canaries.items() if step.startswith(kept)}
         version = "" if plan.canary is None else plan.canary.version
         kinds = {kind_of_version(kind, version): of for kind, of in plan.hardware.items()} if version else {}
         self.pool.configure(StagePlan(kinds))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 from inferline_stream.dataplane.dispatcher import slot_events as on
+from inferline_stream.dataplane.dispatcher.canary import Canary
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.lease import Lease
 from inferline_stream.dataplane.dispatcher.pool import Pool
@@ -113,6 +114,11 @@ class PlayedSlot:
     @property
     def session(self) -> Session:
         return self.slot._session
+
+    @property
+    def canary(self) -> Canary:
+        """What a version that is tried out has."""
+        return self.slot._exchange._canary
 
     @property
     def trouble(self) -> str:
@@ -265,12 +271,12 @@ class PlayedSlot:
         """End a fetch."""
         self.feed(on.RecordsRead(records, positions, {}, self.now_s + WALL_S))
 
-    def attached(self, name: str = "", *, ready: bool = True, **how: Any) -> Replica:
+    def attached(self, name: str = "", *, ready: bool = True, hardware: str = KIND, **how: Any) -> Replica:
         """Attach another replica."""
         name = name or f"r{len(self.replicas)}"
         number = len(self.replicas)
-        replica = Replica(self, name)
-        self.feed(Attach(name, KIND, number, **how))
+        replica = Replica(self, name, hardware)
+        self.feed(Attach(name, hardware, number, **how))
         self.replicas[name] = replica
         if ready:
             replica.ready()
@@ -305,9 +311,9 @@ class PlayedSlot:
 class Replica:
     """A replica's end of its connection."""
 
-    def __init__(self, slot: PlayedSlot, name: str) -> None:
+    def __init__(self, slot: PlayedSlot, name: str, hardware: str = KIND) -> None:
         self._slot = slot
-        self.name = name
+        self.name, self.hardware = name, hardware
         self.connected = True
         self.frames: deque[Batch | Leave] = deque()
 

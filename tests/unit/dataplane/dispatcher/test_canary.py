@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Failed, Leave, Results, Returned
 from inferline_stream.dataplane.slot_grants import CanaryShare, Grant, HardwarePlan, StagePlan
-from inferline_stream.dataplane.supervisor_messages import Attach
 from inferline_stream.kafka.records import Record
 from inferline_stream.observability.stage_counts import CanaryCounts
 from inferline_stream.pipeline.version import kind_of_version
@@ -31,11 +30,7 @@ def granted(slot: PlayedSlot, share: float, *, mirror: bool = False, version: st
 
 def tried(slot: PlayedSlot, version: str = "ab12") -> Replica:
     """Attach a replica of the version."""
-    name = f"c{len(slot.replicas)}"
-    replica = slot.replicas[name] = Replica(slot, name)
-    slot.feed(Attach(name, kind_of_version(KIND, version), 0))
-    replica.ready()
-    return replica
+    return slot.attached(f"c{len(slot.replicas)}", hardware=kind_of_version(KIND, version))
 
 
 def counts(slot: PlayedSlot) -> CanaryCounts:

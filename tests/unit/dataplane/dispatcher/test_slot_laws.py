@@ -26,13 +26,14 @@ from inferline_stream.dataplane.dispatcher import doubtful_batches, join_bounds,
 from inferline_stream.dataplane.dispatcher import session as session_module
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Failed, Leave, Ready, Results, Returned
-from inferline_stream.dataplane.slot_grants import LeaderHeartbeat
+from inferline_stream.dataplane.slot_grants import CanaryShare, LeaderHeartbeat
 from inferline_stream.kafka.offset_metadata import decode_metadata
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_state import TopicState
 from inferline_stream.pipeline.names import EVENT_ID, PARENT
+from inferline_stream.pipeline.version import kind_of_version
 from inferline_stream.settings import Settings
-from tests.unit.dataplane.dispatcher.doubles import WALL_S, PlayedSlot, Replica
+from tests.unit.dataplane.dispatcher.doubles import KIND, WALL_S, PlayedSlot, Replica
 from tests.unit.dataplane.dispatcher.test_join_bounds import join_routes
 
 Place = tuple[int, int]
@@ -65,6 +66,8 @@ class WatchedSlot(PlayedSlot):
         self.numbers = list(range(kafka.topic.partitions))
         self.topic = kafka.topic
         self.acknowledges = False
+        self.tried: dict[int, Any] = {}
+        """Events that a version which is tried out was given: they are served as soon as they come back."""
         self.since_late_turn = self.without_late = 0
         """Batches since one of hopeless events went first, and in a row without a late event while one waited."""
         self.waited: set[Any] = set()
@@ -98,10 +101,15 @@ class WatchedSlot(PlayedSlot):
         formed = []
         for action in reversed(list(actions)):
             if isinstance(action, on.SendFrame) and isinstance(action.frame, Batch):
-                hand = self.pool.replicas[action.replica].hands[action.frame.batch]
+                tried = self.canary.pool.replicas
+                hand = (tried if action.replica in tried else self.pool.replicas)[action.replica].hands[
+                    action.frame.batch
+                ]
+                if action.replica in tried:
+                    self.tried |= {id(event): event for event in hand.events}
                 halted = {event.partition for event in hand.events} & self.report.halted.keys()
                 assert not halted, "events of a halted partition are handed out"
-                if not hand.alone and hand.events:
+                if not hand.alone and hand.events and id(hand.events[0]) not in self.tried:
                     formed.append((hand.events, set(waiting)))
                     waiting.update(event for event in hand.events if event.key is None)
         for events, left in reversed(formed):
@@ -306,6 +314,19 @@ class SlotLaws(RuleBasedStateMachine):
         self.plan()
         self.session()
 
+    def tried(self) -> None:
+        """Attach a replica of a version that is tried out, or might be."""
+        self.serial += 1
+        version = self.rng.choice(["5fa2", "5fa2", "77aa"])
+        self.slot.attached(f"c{self.serial}", hardware=kind_of_version(KIND, version))
+
+    @rule(share=st.sampled_from([0.0, 0.1, 0.5]), mirror=st.booleans(), version=st.sampled_from(["5fa2", "77aa"]))
+    def a_version_is_tried_out(self, share: float, mirror: bool, version: str) -> None:
+        self.planned["canary"] = CanaryShare(version, share, mirror) if share else None
+        self.plan()
+        if len(self.replicas()) < 4:
+            self.tried()
+
     def plan(self) -> None:
         self.slot.plan(**self.planned, service_s=self.service_s)
 
@@ -443,7 +464,7 @@ class SlotLaws(RuleBasedStateMachine):
         replicas = self.replicas()
         if replicas:
             before = replicas[choice % len(replicas)]
-            self.slot.attached(before.name, again=True)
+            self.slot.attached(before.name, again=True, hardware=before.hardware)
 
     # What Kafka and time do
 
@@ -539,7 +560,7 @@ class SlotLaws(RuleBasedStateMachine):
         self.clock_s = self.slot.now_s
         self.start()
         for each in before:  # alive, with their batches in hand; they answer the next dispatcher
-            again = self.slot.attached(each.name, again=True)
+            again = self.slot.attached(each.name, again=True, hardware=each.hardware)
             for frame in each.frames:
                 if isinstance(frame, Batch):
                     again.say(Results(frame.epoch, frame.batch, [Done(b"earlier", 0)] * len(frame.inputs), [], 0.1))
@@ -558,7 +579,7 @@ class SlotLaws(RuleBasedStateMachine):
 
     @invariant()
     def no_event_and_no_key_is_in_two_batches_at_once(self) -> None:
-        replicas = self.slot.pool.replicas.values()
+        replicas = [*self.slot.pool.replicas.values(), *self.slot.canary.pool.replicas.values()]
         in_hand = [event for replica in replicas for hand in replica.hands.values() for event in hand.events]
         assert len({id(event) for event in in_hand}) == len(in_hand)
         of_key = Counter(
@@ -634,6 +655,7 @@ class SlotLaws(RuleBasedStateMachine):
         self.nothing_is_sent_twice()
         self.results_of_a_key_are_in_order()
         assert (len(slot.session.queue), len(slot.session.suspects), slot.session.queue._lanes) == (0, 0, {})
+        assert not slot.canary.waiting
         assert not any(hand.events for each in slot.pool.replicas.values() for hand in each.hands.values())
 
 
