@@ -103,6 +103,10 @@ class DeviceState:
         return f"{self.device} reported Xid {self.xid}" if self.xid else ""
 
 
+VERDICTS = ("worse", "alike", "open")
+"""What may be known of a version that is tried out: that it is worse, that it is as good, or neither yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class CanaryState:
     """A version of a stage that is tried out."""
@@ -110,23 +114,27 @@ class CanaryState:
     version: str
     share: float
     """Of the events, as it should be."""
-    achieved: float
-    """As it was, in its present step."""
     verdict: str
     """One of `VERDICTS`."""
     detail: str
     """What it follows from, in words with numbers."""
+    achieved: float = gauge(
+        "stage_canary_share_ratio", "Share of the stage's events that a version which is tried out got, in its step."
+    )
     mirror: bool = False
     """Whether it gets copies, and its results are only compared."""
+    derived: ClassVar = (
+        Figure(
+            "gauge", "stage_canary_verdict", "1 for what is known of a version that is tried out.",
+            lambda s: {verdict: s.verdict == verdict for verdict in VERDICTS}, ("verdict",),
+        ),
+    )  # fmt: skip
 
     @property
     def words(self) -> str:
         """In one line."""
         events = "copies of" if self.mirror else "of"
         return f"version {self.version}: {self.achieved:.1%} {events} the events, {self.verdict}: {self.detail}"
-
-
-VERDICTS = ("worse", "alike", "open")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,19 +232,6 @@ class StageState:
     canary: CanaryState | None = None
     """Of a version that is tried out; None where there is none."""
     derived: ClassVar = (
-        Figure(
-            "gauge",
-            "stage_canary_share_ratio",
-            "Share of the stage's events that a version which is tried out got, in its present step.",
-            lambda s: s.canary and s.canary.achieved,
-        ),
-        Figure(
-            "gauge",
-            "stage_canary_verdict",
-            "1 for what is known of a version that is tried out: worse, alike, or open.",
-            lambda s: {verdict: s.canary.verdict == verdict for verdict in VERDICTS} if s.canary else {},
-            ("verdict",),
-        ),
         Figure(
             "gauge",
             "stage_service_time_ratio",

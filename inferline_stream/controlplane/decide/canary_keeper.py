@@ -158,6 +158,6 @@ def canary_states(
         if share is not None and counts is not None:
             known = judged(reports, stage, share, tolerance)
             found[stage] = CanaryState(
-                share.version, share.share, counts.share, known.verdict, known.words, share.mirror
+                share.version, share.share, known.verdict, known.words, counts.share, share.mirror
             )
     return found

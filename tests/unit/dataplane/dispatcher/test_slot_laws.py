@@ -109,7 +109,9 @@ class WatchedSlot(PlayedSlot):
                     self.tried |= {id(event): event for event in hand.events}
                 halted = {event.partition for event in hand.events} & self.report.halted.keys()
                 assert not halted, "events of a halted partition are handed out"
-                if not hand.alone and hand.events and id(hand.events[0]) not in self.tried:
+                if any(id(event) in self.tried for event in hand.events):
+                    self.since_late_turn, self.without_late = HOPELESS_EVERY, 0
+                elif not hand.alone and hand.events:
                     formed.append((hand.events, set(waiting)))
                     waiting.update(event for event in hand.events if event.key is None)
         for events, left in reversed(formed):
