@@ -85,9 +85,9 @@ class StageQueue:
         if share == self._share:
             return
         self._share = share
-        for key, lane in self._lanes.items():
+        for lane in self._lanes.values():
             before, waiting = lane.room, len(lane.waiting)
-            if waiting and not lane.in_hand and (before is self._shared) != self._is_shared(key):
+            if waiting and not lane.in_hand and (before is self._shared) != self._shares(lane):
                 before.eligible -= waiting
                 before.behind -= waiting - 1
                 self._place(lane)
@@ -308,8 +308,10 @@ class StageQueue:
     def _place(self, lane: KeyLane) -> None:
         """Make a lane eligible, whose events are all waiting. Whether it is hopeless is found out again."""
         lane.place = lane.waiting[0][1]
-        shared = self._is_shared(lane.waiting[0][2].key or b"")
-        (self._shared if shared else self._live).put(lane.rank, lane)
+        (self._shared if self._shares(lane) else self._live).put(lane.rank, lane)
+
+    def _shares(self, lane: KeyLane) -> bool:
+        return self._is_shared(lane.waiting[0][2].key or b"")
 
 
 def _lane_of(partition: int, key: bytes) -> tuple[int, bytes] | bytes:
