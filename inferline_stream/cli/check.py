@@ -74,7 +74,7 @@ def configuration(pipeline: Pipeline, file: str, context: typer.Context) -> list
     """Every setting: name, value, where it comes from, and what it is."""
     rows = []
     defaults = {name: p.default for name, p in inspect.signature(Pipeline.__init__).parameters.items()}
-    for name in ("slo", "objective", "on_expired", "order"):
+    for name in ("slo", "objective", "slo_window", "on_expired", "order"):
         value = getattr(pipeline, name)
         rows.append(_row(name, value, "default" if value == defaults[name] else file, "of the pipeline"))
     chosen, usual, why = from_environment(), Settings(), reasons()

@@ -32,10 +32,10 @@ def explain(
     name = pipeline_of(topology, valid=False).name
     if bootstrap_servers is None:
         record = read_record(newest_run(topology_file(topology).parent, name))
-        story = PlanHistory(name, record.plans, record.decisions, Overrides())
+        story = PlanHistory(name, record.plans, record.decisions, Overrides(), record.slo)
     else:
         found = asyncio.run(recover(bootstrap_servers, Names(name, prefix)))
-        story = PlanHistory(name, found.plans, found.decisions, found.overrides)
+        story = PlanHistory(name, found.plans, found.decisions, found.overrides, found.slo)
     if output == "json":
         print_json(document(story, last))
         return

@@ -191,7 +191,7 @@ def _risks(problem: Problem, found: Plan) -> tuple[RiskPoint, ...]:
     basis = basis_of(found, problem.measured, problem.catalogue, objective=objective, staffing=table)
     if table.record is None or basis.levels is None:
         return ()
-    return frontier(basis.levels, table.record, basis.start_up_s + basis.knobs.reaction_s, objective)
+    return frontier(basis.levels, table.record, basis.start_up_s + basis.knobs.reaction_s)
 
 
 def _traces(

@@ -80,6 +80,9 @@ def controller_line(state: PipelineState) -> Text:
         line.append(f"controller silent for {format_duration(age_s)}", style="bold red")
     else:
         line.append(f"controller in term {state.term}", style="green")
+    if state.budget_left is not None:
+        style = "bold red" if state.budget_left < 0 else ""
+        line.append(f"  {state.budget_left:.0%} of the SLO's window's late events left", style=style)
     if state.paused:
         line.append("  decisions are held", style="bold yellow")
     return line

@@ -21,6 +21,7 @@ from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
     WANTED_KEY,
     Overrides,
+    SloRecord,
     decode_override,
     decode_stored,
 )
@@ -104,13 +105,15 @@ class Observer:
             if now_s - last_s > self.view.context.settings.dead_after_s:
                 self.view.reports.lose(name)
 
-    def _decided(self, key: str, stored: StoredPlan | DecisionRecord | None) -> None:
+    def _decided(self, key: str, stored: StoredPlan | DecisionRecord | SloRecord | None) -> None:
         if isinstance(stored, StoredPlan):
             if key != PLAN_KEY:
                 self.view.planned(stored)
                 return
             _of_these_stages(stored.plan, self.view.shape)
             self.view.adopt(stored.plan, self.view.measured)
+        elif isinstance(stored, SloRecord):
+            self.view.budget = stored.budget
         elif stored is not None:
             if key == WANTED_KEY:
                 self.wanted = stored.replicas
@@ -176,6 +179,7 @@ async def watch_pipeline(
         view = PipelineView(context, plan, measured, partitions[""], further_classes(context, partitions))
         for stored in found.plans:
             view.planned(stored)
+        view.budget = None if found.slo is None else found.slo.at(time.time())
         for decision in found.decisions:
             view.decided(decision)
         collector = Collector(view, offsets, ArrivalLog(names, context.source), lambda report: None)

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferline_stream.observability.latency_histogram import bucket_label
+from inferline_stream.tuner.error_budget import FAST_BURN, LARGEST_RATIO
 
 PAGE, TICKET = "page", "ticket"
 
 GUIDES = "https://inferline-stream.example/blob/main/docs"
 """Where the guides are published, as pyproject.toml's link to the documentation says, which a test compares."""
 
-_BURNS = (("1h", "5m", 14.4, PAGE), ("6h", "30m", 6.0, PAGE), ("1d", "2h", 3.0, TICKET), ("3d", "6h", 1.0, TICKET))
+_BURNS = (("1h", "5m", FAST_BURN, PAGE), ("6h", "30m", 6.0, PAGE), ("1d", "2h", 3.0, TICKET), ("3d", "6h", 1.0, TICKET))
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-
-_LARGEST_RATIO = 0.9
-"""A miss ratio that can really be reached: thresholds at or above 1 would never fire."""
 
 _BY_STAGE = "by (pipeline, stage)"
 
@@ -114,7 +112,7 @@ def burns(target: Target) -> tuple[BurnRate, ...]:
     would need a miss ratio of 1.44) all factors shrink together, none below 1.
     """
     budget = 1 - target.objective
-    scale = min(1.0, _LARGEST_RATIO / (_BURNS[0][2] * budget))
+    scale = min(1.0, LARGEST_RATIO / (_BURNS[0][2] * budget))
     return tuple(
         BurnRate(target.time(long), target.time(short), float(f"{max(1.0, factor * scale) * budget:.6g}"), severity)
         for long, short, factor, severity in _BURNS

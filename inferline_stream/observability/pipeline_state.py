@@ -434,6 +434,11 @@ class PipelineState:
     """Since the start."""
     late_events: int
     """Events that reached the sink above the SLO of their time: people may change it, and what was late stays late."""
+    budget_left: float | None = gauge(
+        "slo_budget_left_ratio",
+        "What is left of the events that may be late in the SLO's window so far; below 0 where more were.",
+        None,
+    )
     arrival_rate: float = gauge("arrival_rate_per_second", "Arrivals per second, recent mean.")
     envelope: tuple[EnvelopeWindow, ...]
     cost_per_hour: float = gauge("cost_dollars_per_hour", "Catalogue price of the replicas held.")

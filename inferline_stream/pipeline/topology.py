@@ -267,6 +267,7 @@ class Pipeline:
         sample: arrivals and events to profile and plan with.
         hardware: kinds that extend or override the default catalogue.
         objective: share of events that must meet the SLO.
+        slo_window: for which the objective holds, such as ``"1d"``: what was not late in it yet may be later.
         on_expired: what becomes of an event that is past the SLO before its batch begins: ``"process"`` it all the
             same, ``"drop"`` it, or ``"dlq"``, drop it and keep its record with the dead letters. It is a miss anyway.
         order: in which order a stage's queue is served. ``"deadline"``: first what can still be on time, so that a
@@ -284,6 +285,7 @@ class Pipeline:
         sample: Sample | None = None,
         hardware: Iterable[Hardware] = (),
         objective: float = 0.99,
+        slo_window: str = "1d",
         on_expired: str = "process",
         order: str = "deadline",
     ) -> None:
@@ -295,6 +297,7 @@ class Pipeline:
         self.sample = sample
         self.hardware = tuple(hardware)
         self.objective = objective
+        self.slo_window = slo_window
         self.on_expired = on_expired
         self.order = order
         self.declared = _caller()
@@ -319,6 +322,15 @@ class Pipeline:
             ValueError: the SLO has no number or no unit.
         """
         return duration_s(self.slo)
+
+    @property
+    def slo_window_s(self) -> float:
+        """The SLO's window in seconds.
+
+        Raises:
+            ValueError: it has no number or no unit.
+        """
+        return duration_s(self.slo_window)
 
     def stage(self, name: str) -> Stage:
         """The stage of that name.

@@ -32,6 +32,7 @@ from inferline_stream.pipeline.units import is_whole
 
 CODECS = ("json", "msgpack", "raw")
 
+LEAST_SLO_WINDOW_S = 60.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
 _LONGEST_NAME = 80  # two of them, a prefix and a suffix fit into Kafka's 249 characters
@@ -74,6 +75,11 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
             yield f"SLO {pipeline.slo!r} must be above 0"
     except ValueError as error:
         yield f"SLO {error}"
+    try:
+        if pipeline.slo_window_s < LEAST_SLO_WINDOW_S:
+            yield f"slo_window {pipeline.slo_window!r} must be a minute or more: shorter ones hold too few events"
+    except ValueError as error:
+        yield f"slo_window {error}"
     objective: Any = pipeline.objective
     if isinstance(objective, bool) or not isinstance(objective, int | float) or not 0 < objective < 1:
         yield f"objective {objective!r} must lie between 0 and 1, e.g. 0.99 for a P99 within the SLO"

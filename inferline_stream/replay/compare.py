@@ -18,6 +18,7 @@ from inferline_stream.replay.contenders import FAMILIES, Contest, Family, Settin
 from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Tuner
+from inferline_stream.tuner.error_budget import DAY_S
 from inferline_stream.tuner.policy import POLICIES
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import staffing
@@ -121,6 +122,7 @@ def compare(
     tuned: Tuned | None = None,
     conditions: Conditions | None = None,
     objective: float = 0.99,
+    slo_window_s: float = DAY_S,
     seed: int = 0,
     knobs: PolicySettings | None = None,
     kernel: EnvelopeKernel | None = None,
@@ -149,6 +151,7 @@ def compare(
         tuned: settings found before, which are not searched again.
         conditions: delays, the same for all.
         objective: share of events that must meet the SLO.
+        slo_window_s: for which the objective holds.
         seed: of the paths drawn.
         knobs: of the default policy.
         kernel: of the envelope.
@@ -174,8 +177,11 @@ def compare(
         if name in policies:
             report(name)
             state = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs)
-            period_s = arena.conditions.step_s
-            add(name, "default", arena.run(Tuner(name, step, state, shape, period_s=period_s, kernel=kernel)))
+            tuner = Tuner(
+                name, step, state, shape,
+                period_s=arena.conditions.step_s, slo_window_s=slo_window_s, kernel=kernel,
+            )  # fmt: skip
+            add(name, "default", arena.run(tuner))
     if NO_TUNER in policies:
         add(NO_TUNER, "default", arena.run(Fixed(NO_TUNER)))
     longest_s = max(profile.start_up_s for profile in measured.profiles.values())

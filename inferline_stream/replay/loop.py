@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inferline_stream.errors import UsageError
 from inferline_stream.estimator.kernels import Floats
@@ -181,7 +182,7 @@ class _Loop:
         """
         entry_s, delay_s, period_s = self._workload.entry_s, self._conditions.statistics_delay_s, scaler.period_s
         looks_back = round(delay_s / period_s) if delay_s >= period_s else 0
-        sight = Sight(self._plant, self._crews, looks_back)
+        sight = Sight(self._plant, self._crews, looks_back, (entry_s + self._slo_s, self._reaches()), self._slo_s)
         sight_s = 0.0 if looks_back else delay_s
         pending = sorted(slowdowns, key=lambda change: change.time_s)
         if observations is None and isinstance(scaler, Scheduled):  # it looks at nothing
@@ -218,6 +219,8 @@ class _Loop:
                 sight.earlier,
                 now_s - asked_s[0] + (0.0 if observations is None else observations.watched_s),
                 figures,
+                sight.events,
+                sight.late,
             )
             given, before_s = known, now_s
             wish = scaler.decide(view)
@@ -248,6 +251,12 @@ class _Loop:
                 crew.want({k: wanted[kind] for k, kind in enumerate(hardware) if kind in wanted})
         self.peak = max(self.peak, sum(crew.held for crew in self._crews))
 
+    def _reaches(self) -> NDArray[np.bool_]:
+        """Whether each event gets to the sink at all."""
+        visits = [self._workload.feeds[s].visits for s in self._shape.finals()]
+        reaches: NDArray[np.bool_] = np.max(visits, axis=0)[self._workload.masks] > 0
+        return reaches
+
     def outcome(self, policy: str, catalogue: Catalogue, steps: tuple[Step, ...]) -> Outcome:
         """Everything that the replay gave."""
         hours: dict[tuple[str, str], float] = {}
@@ -260,9 +269,7 @@ class _Loop:
                 hours[key] = hours.get(key, 0.0) + max(left_s - asked_s, 0.0) / 3600
                 held.setdefault(hardware[replica.kind], []).append((asked_s, max(left_s, asked_s)))
         latency_s = self._plant.latency_s
-        finals = self._shape.finals()
-        reaches = np.max([self._workload.feeds[s].visits for s in finals], axis=0)[self._workload.masks] > 0
-        latency_s[np.isnan(latency_s) & reaches] = math.inf
+        latency_s[np.isnan(latency_s) & self._reaches()] = math.inf
         return Outcome(
             policy=policy,
             slo_s=self._slo_s,

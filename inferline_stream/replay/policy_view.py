@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.replay.plant import Plant
 from inferline_stream.replay.stage_replicas import Counted, StageReplicas
@@ -63,6 +66,8 @@ class View:
         earlier: the same about `RATE_SPAN_S` before.
         watched_s: how long arrivals have been watched.
         figures: what a live policy had measured, instead of what is seen here.
+        events: that should have reached the sink by the last report, and within the SLO.
+        late: of them.
     """
 
     time_s: float
@@ -71,6 +76,8 @@ class View:
     earlier: tuple[Glimpse, ...]
     watched_s: float
     figures: Figures
+    events: int
+    late: int
 
 
 class Sight:
@@ -80,9 +87,23 @@ class Sight:
         plant: what is looked at.
         crews: its replicas.
         looks_back: how many looks ago the glimpse was taken that is given out.
+        due: when each event should be at the sink, ascending; and whether it ever gets there.
+        slo_s: beyond it an event is late.
     """
 
-    def __init__(self, plant: Plant, crews: Sequence[StageReplicas], looks_back: int) -> None:
+    def __init__(
+        self,
+        plant: Plant,
+        crews: Sequence[StageReplicas],
+        looks_back: int,
+        due: tuple[Floats, NDArray[np.bool_]],
+        slo_s: float,
+    ) -> None:
+        self.events, self.late = 0, 0
+        """Those that were due at the last look that is known, and how many of them were late."""
+        self._judged = 0
+        self._due_s, self._reaches = due
+        self._slo_s = slo_s
         self._plant = plant
         self._crews = crews
         self._looks_back = looks_back
@@ -124,6 +145,11 @@ class Sight:
         for (time_s, counted), *seen in zip(self._counted, *stages, strict=True):
             self._glimpses.append(tuple([_glimpse(time_s, *pair) for pair in zip(seen, counted, strict=True)]))
         self._counted.clear()
+        since, self._judged = self._judged, int(np.searchsorted(self._due_s, self._plant.now_s, side="right"))
+        judged = slice(since, self._judged)
+        in_time = self._plant.latency_s[judged] <= self._slo_s
+        self.events += int(np.count_nonzero(self._reaches[judged]))
+        self.late += int(np.count_nonzero(self._reaches[judged] & ~in_time))
 
 
 def _glimpse(time_s: float, seen: Sequence[float], counted: Counted) -> Glimpse:

@@ -14,6 +14,7 @@ from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.replay.policy_view import Glimpse, View
 from inferline_stream.tuner.decision import Decision
+from inferline_stream.tuner.error_budget import DAY_S, ErrorBudget
 from inferline_stream.tuner.live_observations import with_figures
 from inferline_stream.tuner.observation import Observation, StageObservation, Supply
 from inferline_stream.tuner.staffing_table import Staffing
@@ -75,6 +76,7 @@ class Tuner:
         state: `initial_state` of the plan.
         shape: the pipeline's DAG.
         period_s: how often it decides.
+        slo_window_s: for which the objective holds; it begins at time 0.
         later: from when on it decides by which table of staffing, where not from the beginning.
         kernel: of the envelope.
     """
@@ -87,6 +89,7 @@ class Tuner:
         shape: Shape,
         *,
         period_s: float = 0.1,
+        slo_window_s: float = DAY_S,
         later: tuple[float, Staffing] | None = None,
         kernel: EnvelopeKernel | None = None,
     ) -> None:
@@ -94,6 +97,7 @@ class Tuner:
         self.period_s = period_s
         self.state = state
         self._later = later
+        self._window_s = slo_window_s
         self._step = step
         self._traffic = Traffic(state.windows_s, kernel=kernel)
         self._hardware = {s.name: tuple(kind.hardware for kind in s.kinds) for s in state.basis.stages}
@@ -113,7 +117,8 @@ class Tuner:
 
     def observation(self, view: View) -> Observation:
         """What the control plane would see."""
-        now_s = view.time_s
+        now_s, basis = view.time_s, self.state.basis
+        budget = ErrorBudget(basis.objective, self._window_s, now_s, view.events, view.late)
         return Observation(
             time_s=now_s,
             envelope=self._traffic.envelope(now_s),
@@ -123,6 +128,7 @@ class Tuner:
             arrivals_age_s=0.0,
             watched_s=view.watched_s,
             recent=self._traffic.recent(now_s),
+            late_share=budget.share(basis.arrival_rate),
         )
 
     def _stages(self, view: View) -> dict[str, StageObservation]:

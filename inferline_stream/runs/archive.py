@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import write_observations
+from inferline_stream.controlplane.records.control_records import SloRecord
 from inferline_stream.errors import InvalidFile, UsageError
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
@@ -41,6 +42,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     report: RunReport
     started_s: float
     objective: float
+    slo: SloRecord | None = None
+    """How the SLO's window stood at the end."""
     shape: Shape
     hardware: list[Hardware]
     """Kinds that the pipeline could use, with their prices."""

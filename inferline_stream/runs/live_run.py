@@ -264,6 +264,7 @@ class LiveRun:
             report=report,
             started_s=self.started_s,
             objective=self.run.pipeline.objective,
+            slo=decider.slo.record,
             shape=self.controller.view.shape,
             hardware=list(self.run.kinds.values()),
             profiles=list(measured.profiles.values()),

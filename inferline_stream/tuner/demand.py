@@ -136,12 +136,15 @@ def _floor(state: TunerState, seen: Observation, lead_s: float) -> tuple[Mapping
         if seen.time_s - state.outgrown_s < begun_s:
             why = f"no odds are known within {begun_s:.0f} s of a beginning or of traffic beyond the sample"
             return basis.floor, why
-    if seen.time_s - state.leapt_s < basis.knobs.leaps_s:
-        return (
-            basis.floor,
-            f"traffic has leapt within {basis.knobs.leaps_s / 60:.0f} min, and another leap may go further",
-        )
+    memory_s = basis.knobs.leap_memory_s(lead_s, _late_share(basis, seen))
+    if seen.time_s - state.leapt_s < memory_s:
+        return basis.floor, f"traffic has leapt within {memory_s / 60:.0f} min, and another leap may go further"
     return {}, ""
+
+
+def _late_share(basis: Basis, seen: Observation) -> float:
+    """Share of the events to come that may be late."""
+    return 1 - basis.objective if seen.late_share is None else seen.late_share
 
 
 def _recorded(
@@ -173,14 +176,16 @@ def _chosen(
         return state
     if state.record is None or seen.watched_s < 1:
         return replace(state, chosen_s=second)
-    return replace(state, choice=cheapest(levels, state.record, expected, lead_s), chosen_s=second)
+    share = _late_share(state.basis, seen)
+    return replace(state, choice=cheapest(levels, state.record, expected, lead_s, share), chosen_s=second)
 
 
 def _by_odds(traffic: TrafficMultiple, choice: LevelChoice, lead_s: float) -> TrafficMultiple:
     detail = (
         f"{choice.expected:.2f} times the planned traffic expected within {lead_s:.1f} s; of moments like this one "
         f"{choice.odds:.1%} were followed by more than {choice.multiple:.2f} times: one more replica costs more than "
-        f"the {choice.late:.2%} of events that are late by it, at ${choice.price:.2g} each"
+        f"the {choice.late:.2%} of events that are late by it, at ${choice.price:.2g} each, as {choice.share:.2%} of "
+        "those to come in the SLO's window may be late"
     )
     reason = Reason.INSURANCE if choice.multiple > choice.expected else Reason.RATE_RISING
     return replace(traffic, multiple=choice.multiple, reason=reason, detail=detail)

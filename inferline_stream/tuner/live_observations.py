@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.kernels import Floats, Ints
 from inferline_stream.tuner.observation import Observation
 
+LATE_SHARE = "late_share"
+"""Name of the one figure that is of no stage."""
+
 Figures = Mapping[str, float | None]
 """Measured figures by what they are of, as `figures_of` names them; None where too little was seen."""
 
@@ -60,7 +63,7 @@ class LiveObservations:
 
 def figures_of(seen: Observation) -> dict[str, float | None]:
     """The measured figures of an observation."""
-    found = {}
+    found = {LATE_SHARE: seen.late_share}
     for name, stage in seen.stages.items():
         found[f"{name} visit_ratio"] = stage.visit_ratio
         for hardware, supply in stage.supply.items():
@@ -85,4 +88,4 @@ def with_figures(seen: Observation, figures: Figures) -> Observation:
         }
         visits = figures.get(f"{name} visit_ratio", stage.visit_ratio)
         stages[name] = replace(stage, supply=supply, visit_ratio=visits)
-    return replace(seen, stages=stages)
+    return replace(seen, stages=stages, late_share=figures.get(LATE_SHARE, seen.late_share))

@@ -85,6 +85,8 @@ class Observation:
         oversubscribed: why replicas do not have the cores that they were planned with, in words; empty while they
             have. `stock` allows no more of them then, and time that replicas wait for a core is in no throughput.
         background: what background events need, in words; empty where nothing.
+        late_share: of the events to come in the SLO's window, how many may be late (`tuner.error_budget`); None: as
+            many as of all.
     """
 
     time_s: float
@@ -99,3 +101,4 @@ class Observation:
     recent: tuple[int, ...] = ()
     oversubscribed: str = ""
     background: str = ""
+    late_share: float | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +28,6 @@ would show no odds at all."""
 
 ALIKE = 0.1
 """Relative difference up to which two expectations are alike: what a plan's room absorbs."""
-
-LEAP_SURE = 4.0
-"""Standard errors by which what came exceeds what was expected in a leap: an hour has 720 rates of five seconds, and
-one in 40 hours does so by chance."""
 
 LONGEST_S = 3 * 3600.0
 """How far the record of live traffic goes back; the sample's stays."""
@@ -52,6 +49,7 @@ class TrafficRecord:
         came: (seconds,): the rate one lead later.
         since_s: (seconds,): when that was; −∞ in the sample.
         dispersion: of the sample's counts of a second, variance over mean.
+        leap_sure: standard errors by which what came exceeds what was expected in a leap.
         leaps: whether the sample leaps.
     """
 
@@ -60,12 +58,13 @@ class TrafficRecord:
     came: Floats
     since_s: Floats
     dispersion: float = 1.0
+    leap_sure: float = 4.0
     leaps: bool = False
 
     def leapt(self, expected: float, came: float) -> bool:
         """Whether so much more came than was expected one lead before that it is no chance: no replica was in time."""
         events = self.rate * RATE_WINDOW_S
-        noise = LEAP_SURE * math.sqrt(came * events * self.dispersion)
+        noise = self.leap_sure * math.sqrt(came * events * self.dispersion)
         return came > expected * (1 + ALIKE) and (came - expected) * events > noise
 
     def alike(self, expected: float, lead_s: float) -> Floats:
@@ -134,7 +133,10 @@ def record_of(
     settled = pairs[:, int(PEAK_SPAN_S) - window + 1 :].T.tolist()  # before, little is seen, and less is expected
     said, came = pairs[:, np.argsort(pairs[0], kind="stable")]
     dispersion = index_of_dispersion(seconds.tolist())
-    known = TrafficRecord(rate, said, came, np.full(said.size, -math.inf), dispersion)
+    # A leap is remembered for so long, and noise shall look like one in no more than the objective's share of the time.
+    memory_s = PolicySettings().leap_memory_s(lead_s, 1 - objective)
+    sure = NormalDist().inv_cdf(1 - (1 - objective) * RATE_WINDOW_S / memory_s)
+    known = TrafficRecord(rate, said, came, np.full(said.size, -math.inf), dispersion, sure)
     return replace(known, leaps=any(known.leapt(before, after) for before, after in settled))
 
 
@@ -145,13 +147,13 @@ class Levels:
     Args:
         multiples: ascending, of the planned traffic.
         cost_per_hour: dollars of each.
-        price: dollars of a late event.
+        event_cost: dollars that the plan costs for each event of the planned traffic.
         rate: planned λ, events per second.
     """
 
     multiples: Floats
     cost_per_hour: Floats
-    price: float
+    event_cost: float
     rate: float
 
 
@@ -164,6 +166,7 @@ class LevelChoice:
         expected: what it was chosen for.
         odds: that more comes than it carries.
         late: share of the planned events that would be late by what comes beyond it.
+        share: of the events to come that may be late.
         price: dollars of one late event.
     """
 
@@ -171,22 +174,32 @@ class LevelChoice:
     expected: float
     odds: float
     late: float
+    share: float
     price: float
 
 
-def cheapest(levels: Levels, record: TrafficRecord, expected: float, lead_s: float) -> LevelChoice:
-    """The level whose replicas, and late events at their odds and price, cost least together."""
+def cheapest(levels: Levels, record: TrafficRecord, expected: float, lead_s: float, share: float) -> LevelChoice:
+    """The level whose replicas, and late events at their odds and price, cost least together.
+
+    Args:
+        levels: to choose from.
+        record: of what came after moments like this one.
+        expected: now, in the record's unit.
+        lead_s: from asking for a replica to its working.
+        share: of the events to come that may be late: one that is costs what serving it costs, divided by that share.
+    """
+    price = levels.event_cost / share
     came = record.alike(expected, lead_s)
     # From sums of the largest: a table of levels and moments has ten million places after three hours.
     ascending = np.sort(came)
     largest = np.append(np.cumsum(ascending[::-1])[::-1], 0.0)
     first = np.searchsorted(ascending, levels.multiples, side="right")
     beyond = np.maximum(largest[first] - (came.size - first) * levels.multiples, 0.0) / came.size
-    total = levels.cost_per_hour + 3600 * levels.price * record.rate * beyond
+    total = levels.cost_per_hour + 3600 * price * record.rate * beyond
     best = int(np.argmin(total))
     carried = float(levels.multiples[best])
     late = float(beyond[best]) * record.rate / levels.rate
-    return LevelChoice(carried, expected, float(np.mean(came > carried)), late, levels.price)
+    return LevelChoice(carried, expected, float(np.mean(came > carried)), late, share, price)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,14 +226,13 @@ RESERVES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 """Multiples of the sample's traffic that `frontier` holds always."""
 
 
-def frontier(levels: Levels, record: TrafficRecord, lead_s: float, objective: float) -> tuple[RiskPoint, ...]:
+def frontier(levels: Levels, record: TrafficRecord, lead_s: float) -> tuple[RiskPoint, ...]:
     """What the sample's kind of traffic costs and leaves late, at other prices and with reserves that are always held.
 
     Args:
-        levels: at the price that the objective gives.
+        levels: to choose from.
         record: of the sample.
         lead_s: from asking for a replica to its working.
-        objective: share of events that must meet the SLO.
     """
 
     def point(share: float | None, reserve: float | None, held: NDArray[np.intp]) -> RiskPoint:
@@ -229,8 +241,7 @@ def frontier(levels: Levels, record: TrafficRecord, lead_s: float, objective: fl
 
     found = []
     for share in SHARES:
-        priced = replace(levels, price=levels.price * (1 - objective) / share)
-        chosen = [cheapest(priced, record, moment, lead_s).multiple for moment in record.expected.tolist()]
+        chosen = [cheapest(levels, record, moment, lead_s, share).multiple for moment in record.expected.tolist()]
         found.append(point(share, None, np.searchsorted(levels.multiples, chosen)))
     for reserve in RESERVES:
         held = min(int(np.searchsorted(levels.multiples, reserve)), levels.multiples.size - 1)

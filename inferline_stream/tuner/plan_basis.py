@@ -154,8 +154,8 @@ class Basis:
                 carried.append(multiple)
             carried[-1], before = multiple, now
         cost = sum(stage.planned * (stage.price_per_hour if paid else 1.0) for stage in self.stages)
-        price = cost / 3600 / max(self.arrival_rate, 1e-9) / (1 - self.objective)
-        return Levels(np.array(carried), np.array(costs), price, self.arrival_rate)
+        event_cost = cost / 3600 / max(self.arrival_rate, 1e-9)
+        return Levels(np.array(carried), np.array(costs), event_cost, self.arrival_rate)
 
     @staticmethod
     def _replicas(stage: StageBasis, supply: float) -> int:

@@ -48,9 +48,19 @@ class PolicySettings:
     the start-up time, so that what is asked for at its end is seen to work. 0 knows no beginnings, and with
     ``insurance`` empty the plan has no reserve but that of the odds."""
 
-    leaps_s: float = 1800.0
-    """How long the same is held after a leap that nothing foretold, of the sample or live: the next one may go further
-    than any in the record, and comes as suddenly. 0 holds what the odds are worth."""
+    def leap_memory_s(self, lead_s: float, share: float) -> float:
+        """How long the same is worth holding after a leap that nothing foretold, of the sample or live.
+
+        The next one may go further than any in the record, and comes as suddenly. See docs/explanation/reserve.md.
+
+        Args:
+            lead_s: from asking for a replica to its working.
+            share: of the events to come that may be late.
+        """
+        if not self.insurance:
+            return 0.0
+        multiple, cost_share = self.insurance[0]
+        return (multiple - 1) / cost_share * lead_s / share
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:

@@ -27,7 +27,7 @@ class TunerState:
         changed_s: time of the last change of any stage (of the first observation if none).
         fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
         outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.beginning_s`.
-        leapt_s: when more came than was expected, in the sample or live: see `PolicySettings.leaps_s`.
+        leapt_s: when more came than was expected, in the sample or live: see `PolicySettings.leap_memory_s`.
         record: what came of what was expected, in the sample and since; None without a table of staffing.
         pairs: of the last seconds, that the record does not have yet.
         expected: the moments of which it is not known yet what comes: when, and what was expected.

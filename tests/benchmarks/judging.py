@@ -148,6 +148,7 @@ def judge(drawn: Case, systems: Collection[str]) -> list[Ran]:
             policies=named,
             tune=False,
             objective=OBJECTIVE,
+            slo_window_s=float(trace.arrivals_s[-1]),
             kernel=compiled_kernel(),
         )
         found = {row.label: row.outcome for row in compared.rows}

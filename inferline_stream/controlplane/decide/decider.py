@@ -16,6 +16,7 @@ from inferline_stream.controlplane.leadership import Leadership
 from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
+from inferline_stream.controlplane.observe.slo_window import SloWindow
 from inferline_stream.controlplane.records.control_records import PLANS_KEPT, Override, Overrides
 from inferline_stream.controlplane.records.record_writers import DecisionLog
 from inferline_stream.controlplane.replica_counts import copied, going_over, stock_of_cores, stock_of_gpus, within
@@ -27,6 +28,7 @@ from inferline_stream.pipeline.units import format_duration
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.tuner.decision import Action, Decision, Reason
+from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.live_observations import Figures, figures_of
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import POLICIES, Policy, TunerState, foreseen, initial_state
@@ -115,6 +117,7 @@ class Decider:
     memory: PolicyMemory = field(init=False)
     tables: BackgroundTables = field(init=False)
     book: DecisionLog = field(init=False)
+    slo: SloWindow = field(init=False)
     first_plan: StoredPlan | None = None
     """The plan that this term began with, as written down."""
     plans: deque[StoredPlan] = field(default_factory=lambda: deque(maxlen=PLANS_KEPT))
@@ -138,6 +141,9 @@ class Decider:
         sample = self.run.sample if policy is POLICIES["default"] else None  # others decide by no table
         self.tables = BackgroundTables(self.view, self._staffed, sample)
         self.book = DecisionLog(self.view.context.names.decisions, self.found.number)
+        pipeline, settings = self.view.context.pipeline, self.view.context.settings
+        unspent = ErrorBudget(pipeline.objective, pipeline.slo_window_s)
+        self.slo = SloWindow(unspent, self.book, self.found.slo, settings.dead_after_s)
         for stored in self.found.plans:
             self.view.planned(stored)
 
@@ -364,6 +370,7 @@ class Decider:
 
     async def close(self, *, hands_over: bool = False) -> None:
         """The run ends in order: write down that no successor goes on from here, unless one does."""
+        self.slo.write()
         if not hands_over:
             self.book.close()
 

@@ -42,6 +42,7 @@ from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.planner.plan_document import plan_to_bytes
+from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.plan_basis import Replicas
 from inferline_stream.tuner.traffic import Traffic
@@ -88,6 +89,8 @@ class PipelineView:
     """What InferLine's CG-Peak would cost for the sample that the plan was made for."""
     core_use: CoreUse = field(default_factory=CoreUse)
     start_ups: StartUpTimes = field(default_factory=StartUpTimes)
+    budget: ErrorBudget | None = None
+    """Of the SLO's window, as last looked at."""
     letter_age_shares: Mapping[str, float] = field(default_factory=dict)
     """By stage, see `StageState.letter_age_share`."""
     reports: PoolReports = field(init=False)
@@ -266,6 +269,7 @@ class PipelineView:
             recent=self.traffic.recent(now_s),
             oversubscribed=self.core_use.crowded,
             background=background_words(self.backgrounds, time.time()),
+            late_share=None if self.budget is None else self.budget.share(self.plan.arrival_rate),
         )
 
     def _waited_s(self, stage: str, hardware: str) -> float:
@@ -403,6 +407,7 @@ class PipelineView:
             recent_p99_s=recent.quantile_s(0.99),
             recent_late_share=recent.above(plan.slo_s) / sum(recent.counts) if sum(recent.counts) else None,
             late_events=self.latencies.late(),
+            budget_left=None if self.budget is None else self.budget.left,
             stages=stages,
             decisions=tuple(self.decisions),
             decision_counts=dict(self.decision_counts),

@@ -18,6 +18,7 @@ from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
     WANTED_KEY,
     Overrides,
+    SloRecord,
     decode_override,
     decode_stored,
     decode_ticks,
@@ -51,6 +52,7 @@ class Recovered:
         decisions: newest last.
         wanted: replicas that the last controller wanted when it fell silent; None if it left in order.
         overrides: in force.
+        slo: how the SLO's window stood when that was last written; None before it ever was.
         control_offset: next offset of the control topic.
     """
 
@@ -60,6 +62,7 @@ class Recovered:
     wanted: Replicas | None
     overrides: Overrides
     control_offset: int
+    slo: SloRecord | None = None
 
     @property
     def number(self) -> int:
@@ -83,7 +86,7 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
         Unreachable: Kafka does not answer.
     """
     decoder = decoder or RecordDecoder()
-    plan, wanted = None, None
+    plan, wanted, slo = None, None, None
     decisions: dict[str, DecisionRecord] = {}
     plans: dict[str, StoredPlan] = {}
     async with TopicFollower(bootstrap_servers, names.decisions) as follower:
@@ -96,6 +99,8 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
             else:
                 plans.pop(key, None)
                 plans[key] = stored
+        elif isinstance(stored, SloRecord):
+            slo = stored
         elif stored is not None:
             if key == WANTED_KEY:
                 wanted = stored.replicas
@@ -116,7 +121,7 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
         control_offset = follower.positions[0]
     ordered = tuple(sorted(decisions.values(), key=lambda d: d.number))
     history = tuple(sorted(plans.values(), key=lambda p: p.number))
-    return Recovered(plan, history, ordered, wanted, overrides, control_offset)
+    return Recovered(plan, history, ordered, wanted, overrides, control_offset, slo)
 
 
 async def recover_arrivals(

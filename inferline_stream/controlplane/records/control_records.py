@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
@@ -17,6 +17,7 @@ from inferline_stream.dataplane.slot_grants import CanaryShare
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 from inferline_stream.planner.plan_document import PLAN_VERSION, check_plan
+from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.observation import Limits
 
 
@@ -128,6 +129,19 @@ class Override(msgspec.Struct, frozen=True):
         return f"{self.kind}/{self.subject}" if self.subject else self.kind
 
 
+class SloRecord(msgspec.Struct, frozen=True):
+    """The SLO's window so far, for the next term. Key: `SLO_KEY`."""
+
+    time_s: float
+    """When that was, seconds since the epoch."""
+    budget: ErrorBudget
+    version: int = WIRE_VERSION
+
+    def at(self, time_s: float) -> ErrorBudget:
+        """The budget at a later time, if no event was due since."""
+        return replace(self.budget, passed_s=self.budget.passed_s + max(0.0, time_s - self.time_s))
+
+
 _MOST = 2**53
 """Offsets, times and numbers stay below this, so that a float holds each exactly."""
 
@@ -146,6 +160,7 @@ PLANS_KEPT = 100
 CANARY_KEY = "canary"
 PLAN_KEY = "plan"
 WANTED_KEY = "wanted"
+SLO_KEY = "slo-window"
 
 
 def decision_key(number: int) -> str:
@@ -158,7 +173,7 @@ def plan_key(number: int) -> str:
     return f"{PLAN_KEY}-{number}"
 
 
-def encode(record: ArrivalTicks | StoredPlan | DecisionRecord | Override) -> bytes:
+def encode(record: ArrivalTicks | StoredPlan | DecisionRecord | SloRecord | Override) -> bytes:
     """One record as JSON."""
     return msgspec.json.encode(record)
 
@@ -166,6 +181,7 @@ def encode(record: ArrivalTicks | StoredPlan | DecisionRecord | Override) -> byt
 _ticks = msgspec.json.Decoder(ArrivalTicks)
 _plan = msgspec.json.Decoder(StoredPlan)
 _decision = msgspec.json.Decoder(DecisionRecord)
+_slo = msgspec.json.Decoder(SloRecord)
 _override = msgspec.json.Decoder(Override)
 
 
@@ -176,8 +192,14 @@ def decode_ticks(value: bytes) -> ArrivalTicks:
     return ticks
 
 
-def decode_stored(key: str, value: bytes) -> StoredPlan | DecisionRecord:
-    """A record of the decisions topic: a plan that fits together, or a decision."""
+def decode_stored(key: str, value: bytes) -> StoredPlan | DecisionRecord | SloRecord:
+    """A record of the decisions topic: a plan that fits together, a decision, or the SLO's window."""
+    if key == SLO_KEY:
+        slo = _slo.decode(value)
+        check_version(slo.version)
+        _check_time(slo.time_s)
+        _in_range(slo.budget.window_s, slo.budget.passed_s, slo.budget.events, slo.budget.late)
+        return slo
     if key.startswith(PLAN_KEY):
         stored = _plan.decode(value)
         check_version(stored.version)

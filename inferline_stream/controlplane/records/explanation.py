@@ -8,7 +8,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from inferline_stream.controlplane.records.control_records import Overrides
+from inferline_stream.controlplane.records.control_records import Overrides, SloRecord
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.units import format_duration
@@ -57,12 +57,14 @@ class PlanHistory:
         plans: that came into force, newest last.
         decisions: newest last.
         overrides: what people have set.
+        slo: how the SLO's window stood last.
     """
 
     pipeline: str
     plans: Sequence[StoredPlan]
     decisions: Sequence[DecisionRecord]
     overrides: Overrides
+    slo: SloRecord | None = None
 
 
 def sentences(story: PlanHistory, last: int) -> Iterator[str]:
@@ -82,6 +84,8 @@ def sentences(story: PlanHistory, last: int) -> Iterator[str]:
         before = stored.plan
     for lines in chapters[-last:]:
         yield from lines
+    if story.slo is not None:
+        yield _of_window(story.slo)
     for key, override in sorted(story.overrides.by_key.items()):
         until = "" if override.until_s is None else f" until {_time(override.until_s)}"
         numbers = [override.value, override.minimum, override.maximum]
@@ -89,6 +93,15 @@ def sentences(story: PlanHistory, last: int) -> Iterator[str]:
         yield f"Set by {override.who or 'somebody'}{until}: {key} {what}".rstrip()
     for decision in story.decisions[-last:]:
         yield from _of_decision(decision)
+
+
+def _of_window(slo: SloRecord) -> str:
+    budget = slo.budget
+    return (
+        f"{_time(slo.time_s)} {budget.late} of {budget.events} events were late in the "
+        f"{format_duration(budget.passed_s)} of the SLO's window of {format_duration(budget.window_s)}; "
+        f"{1 - budget.objective:.4g} of them may be: {budget.left:.0%} of that is left"
+    )
 
 
 def _of_plan(stored: StoredPlan, before: Plan | None) -> Iterator[str]:
@@ -141,6 +154,7 @@ def document(story: PlanHistory, last: int) -> dict[str, Any]:
         "plans": story.plans[-last:],
         "decisions": story.decisions[-last:],
         "overrides": story.overrides.by_key,
+        "slo": story.slo,
     }
 
 

@@ -11,9 +11,11 @@ from inferline_stream.controlplane.records.control_records import (
     DECISIONS_KEPT,
     PLAN_KEY,
     PLANS_KEPT,
+    SLO_KEY,
     WANTED_KEY,
     ArrivalTicks,
     Override,
+    SloRecord,
     decision_key,
     encode,
     plan_key,
@@ -171,6 +173,10 @@ class DecisionLog:
             self._waiting.append(Record.keyed(self.topic, WANTED_KEY, record))
         if decision.number > DECISIONS_KEPT:
             self._waiting.append(Record.keyed(self.topic, decision_key(decision.number - DECISIONS_KEPT), None))
+
+    def slo(self, record: SloRecord) -> None:
+        """How the SLO's window stands."""
+        self._waiting.append(Record.keyed(self.topic, SLO_KEY, encode(record)))
 
     def close(self) -> None:
         """The run ends in order: no successor goes on from here."""

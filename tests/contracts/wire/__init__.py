@@ -16,7 +16,7 @@ import msgspec
 from packaging.version import Version
 
 import inferline_stream
-from inferline_stream.controlplane.records.control_records import ArrivalTicks, CodeVersion, Override
+from inferline_stream.controlplane.records.control_records import ArrivalTicks, CodeVersion, Override, SloRecord
 from inferline_stream.dataplane.frames import (
     Batch,
     Broken,
@@ -46,6 +46,7 @@ from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.version import Structure
 from inferline_stream.planner.plan_document import PlanDocument
+from inferline_stream.tuner.error_budget import ErrorBudget
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[2]
@@ -192,6 +193,7 @@ FILLED: tuple[Any, ...] = (
         "limits", "a", 2.0, 1, 4, 9.0, "somebody",
         CodeVersion("5fa2", "/srv/2/topology.py", 1.0, "/srv/topology.py", "p:2", True, {"a": "7c"}),
     ),
+    SloRecord(7.5, ErrorBudget(0.99, 86_400.0, 60.0, 5, 1)),
 )  # fmt: skip
 
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.controlplane.records.control_records import Override, Overrides
+from inferline_stream.controlplane.records.control_records import Override, Overrides, SloRecord
 from inferline_stream.controlplane.records.explanation import WORDS, PlanHistory, document, sentences
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.plan import Allocation, KeyBound, Plan
 from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.error_budget import ErrorBudget
 
 
 def stored(number: int, reason: str, batch: int, detail: str = "") -> StoredPlan:
@@ -50,7 +51,15 @@ STORY = PlanHistory(
     (stored(1, "initial", 4), stored(2, "plan_saves", 8, "700 arrivals")),
     (decision(1), decision(2), decision(3)),
     Overrides({"limits/a": Override("limits", "a", minimum=1, maximum=6, who="eve")}),
+    SloRecord(1.7e9, ErrorBudget(0.99, 86_400.0, 7200.0, 50_000, 125)),
 )
+
+
+def test_it_says_what_is_left_of_the_events_that_may_be_late():
+    (line,) = [line for line in sentences(STORY, 1) if "late" in line]
+    assert line.endswith(
+        "125 of 50000 events were late in the 2h of the SLO's window of 24h; 0.01 of them may be: 75% of that is left"
+    )
 
 
 def of_first(**changed: Any) -> str:

@@ -77,6 +77,24 @@ def test_a_policy_is_given_figures_when_the_live_one_was_and_the_newest_of_each_
     assert figures == [began, began, both, none, none]
 
 
+def test_a_policy_knows_how_many_events_were_due_and_how_many_of_them_late():
+    """A replica serves one event in half a second, five come in the first: brute force over their latencies."""
+    slow = PipelineProfile({("a", "x"): Profile("a", "x", (ServiceTime(1, 0.5),), 2.0)}, Paths((0,), (1.0,)))
+    trace, counts = Trace(np.array([0.0, 0.1, 0.2, 0.3, 0.4, 6.0, 12.0])), []
+
+    class Counting(Watching):
+        def decide(self, view) -> None:
+            counts.append((view.now[0].time_s, view.events, view.late))
+
+    found = replay(ONE, PLAN.allocations, slow, trace, Counting(), catalogue=KINDS, slo_s=1.2, slots={})
+    assert 0 < found.late < 5
+    for time_s, events, late in counts:
+        due = found.entry_s + 1.2 <= time_s + 0.5  # looks of the last half second are not reported yet, but counted
+        assert events <= due.sum()
+        assert late == (found.latency_s[:events] > 1.2).sum()
+    assert counts[-1][1:] == (6, found.late)
+
+
 def test_without_samples_arrivals_are_known_at_once():
     watching = Watching()
     lived(watching, replace(OBSERVATIONS, ticks_s=np.empty(0), grown=np.empty(0, np.int64)))
@@ -123,7 +141,7 @@ def test_figures_of_one_observation_take_the_place_of_anothers():
         supply = {"x": Supply(1, 0, throughput, start_up_s)}
         return Observation(0.0, (1,), 1.0, 1.0, {"a": StageObservation(supply, visit_ratio=visit_ratio)})
 
-    live, simulated = seen(90.0, None, 0.4), seen(None, 3.0, 0.5)
+    live, simulated = replace(seen(90.0, None, 0.4), late_share=0.02), replace(seen(None, 3.0, 0.5), late_share=0.01)
     assert with_figures(simulated, figures_of(live)) == live
     assert with_figures(simulated, {}) == simulated
 

@@ -18,7 +18,7 @@ from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.tuner_state import TunerState, staffed
 from tests.unit.tuner.plans import ENVELOPE, seen, state
 
-LEVELS = Levels(np.array([0.5, 1.0, 1.5, 2.0]), np.array([2.0, 4.0, 6.0, 8.0]), 4 / 3600 / 100 / 0.01, 100.0)
+LEVELS = Levels(np.array([0.5, 1.0, 1.5, 2.0]), np.array([2.0, 4.0, 6.0, 8.0]), 4 / 3600 / 100, 100.0)
 """$4 an hour carry 100/s, of which 1 % may be late: a late event costs a hundred times what an event does."""
 
 
@@ -32,7 +32,7 @@ def test_a_leap_is_held_for_once_its_odds_exceed_the_share_that_may_be_late(shar
     """One level more costs $2, and saves half the planned events at odds p, $400 an hour if all were late: p > 1 %."""
     leaps = round(1000 * share)
     known = record([(0.9, 1.5)] * leaps + [(0.9, 0.9)] * (1000 - leaps))
-    assert cheapest(LEVELS, known, 0.9, 6.0).multiple == (1.5 if share > 0.01 else 1.0)
+    assert cheapest(LEVELS, known, 0.9, 6.0, 0.01).multiple == (1.5 if share > 0.01 else 1.0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -43,10 +43,10 @@ def test_it_is_the_level_that_costs_least_with_what_was_late_of_moments_like_thi
     near = [came for said, came in pairs if 0.9 * expected <= said < 1.1 * expected]
     assert len(near) >= 10
     cost = {
-        level: dollars + LEVELS.price * 3600 * 100 * sum(max(came - level, 0.0) for came in near) / len(near)
+        level: dollars + 4 / 0.01 * sum(max(came - level, 0.0) for came in near) / len(near)
         for level, dollars in zip(LEVELS.multiples.tolist(), LEVELS.cost_per_hour.tolist(), strict=True)
     }
-    found = cheapest(LEVELS, record(pairs), expected, 1.0)
+    found = cheapest(LEVELS, record(pairs), expected, 1.0, 0.01)
     assert found.multiple == min(cost, key=lambda level: cost[level])
     assert found.odds == pytest.approx(np.mean([came > found.multiple for came in near]))
 
@@ -54,17 +54,28 @@ def test_it_is_the_level_that_costs_least_with_what_was_late_of_moments_like_thi
 def test_what_is_expected_counts_beyond_the_most_that_was_said_before_and_no_more():
     """The forecaster has often said 1.2, and no more than 1 came: 1.2 is no news, and 2.4 is twice the traffic."""
     known = record([(1.0 + 0.2 * (i % 2), 1.0) for i in range(400)])
-    assert cheapest(LEVELS, known, 1.2, 6.0).multiple == 1.0
-    assert cheapest(LEVELS, known, 2.3, 6.0).multiple == 2.0
+    assert cheapest(LEVELS, known, 1.2, 6.0, 0.01).multiple == 1.0
+    assert cheapest(LEVELS, known, 2.3, 6.0, 0.01).multiple == 2.0
     assert known.alike(2.4, 6.0).max() == pytest.approx(2.0)
     assert known.alike(0.5, 6.0).max() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("left", "level"), [(None, 1.5), (0.01, 1.5), (0.03, 1.0), (0.001, 1.5)])
+def test_what_is_left_of_the_window_prices_late_events(left, level):
+    """Of 1000 moments 20 were followed by half more. At 2 % odds it is held where fewer may be late, not where more."""
+    known = record([(0.9, 1.5)] * 20 + [(0.9, 0.9)] * 980)
+    tuner = staffed(state(PLAIN), Staffing((0.5, 1.0, 1.5, 2.0), SUPPLY, 100.0, known))
+    tuner, _ = demands(tuner, replace(moment(5.0, 90.0), late_share=left))
+    assert tuner.choice is not None
+    assert tuner.choice.multiple == level
+    assert tuner.choice.price == pytest.approx(tuner.basis.levels.event_cost / (left or 0.01))
 
 
 def test_moments_that_share_one_future_are_no_odds():
     """Of 100 moments like this one none leapt, of 900 others each tenth did: within 90 s lies one future only."""
     known = record([(0.5, 0.5)] * 100 + [(1.0, 1.5 if i % 10 == 0 else 1.0) for i in range(900)])
-    assert cheapest(LEVELS, known, 0.5, 5.0).multiple == 0.5
-    assert cheapest(LEVELS, known, 0.5, 90.0).multiple == 1.5
+    assert cheapest(LEVELS, known, 0.5, 5.0, 0.01).multiple == 0.5
+    assert cheapest(LEVELS, known, 0.5, 90.0, 0.01).multiple == 1.5
 
 
 def test_the_samples_record_counts_what_all_but_the_share_that_may_be_late_is_within():
@@ -81,7 +92,7 @@ def test_the_samples_record_counts_what_all_but_the_share_that_may_be_late_is_wi
 def test_a_dearer_late_event_buys_fewer_of_them_and_a_reserve_is_what_its_level_costs():
     rng = np.random.default_rng(5)
     known = record([(1.0, float(came)) for came in rng.lognormal(-0.3, 0.4, 1000)])
-    found = frontier(LEVELS, known, 6.0, 0.99)
+    found = frontier(LEVELS, known, 6.0)
     priced = [point for point in found if point.share is not None]
     assert [p.cost_per_hour for p in priced] == sorted(p.cost_per_hour for p in priced)
     assert [p.late for p in priced] == sorted((p.late for p in priced), reverse=True)
@@ -203,10 +214,10 @@ def test_a_jump_of_the_clock_neither_keeps_nor_forgets_what_was_recorded(jump_s)
 def test_a_choice_is_the_one_of_the_whole_table_of_levels_and_moments():
     rng = np.random.default_rng(7)
     for _ in range(50):
-        levels = Levels(np.sort(rng.uniform(0.1, 5.0, 40)), np.sort(rng.uniform(1.0, 50.0, 40)), 0.001, 50.0)
+        levels = Levels(np.sort(rng.uniform(0.1, 5.0, 40)), np.sort(rng.uniform(1.0, 50.0, 40)), 0.00001, 50.0)
         known = record([(1.0, float(came)) for came in rng.lognormal(0.3, 0.5, 200)], 50.0)
         beyond = [sum(max(came - m, 0.0) for came in known.came) / 200 for m in levels.multiples]
         costs = levels.cost_per_hour + 3600 * 0.001 * 50.0 * np.array(beyond)
-        found = cheapest(levels, known, 1.0, 6.0)
+        found = cheapest(levels, known, 1.0, 6.0, 0.01)
         assert found.multiple == levels.multiples[int(np.argmin(costs))]
         assert found.late == pytest.approx(beyond[int(np.argmin(costs))], abs=1e-12)
