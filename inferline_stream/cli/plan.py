@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from inferline_stream.pipeline.plan import Plan
     from inferline_stream.pipeline.trace import Trace
     from inferline_stream.planner.problem import Problem
-    from inferline_stream.tuner.odds import RiskPoint
+    from inferline_stream.replay.reserve_costs import RiskPoint
 
 
 def plan(
@@ -103,7 +103,7 @@ def plan(
     from inferline_stream.cli.platform import check, profiling_cluster
     from inferline_stream.cli.rehearsal_steps import rehearsed
     from inferline_stream.planner.plan_explanation import CurvePoint, cost_curve, explain
-    from inferline_stream.tuner.demand import reserve_of
+    from inferline_stream.replay.reserve_costs import reserve_of
     from inferline_stream.tuner.plan_basis import basis_of
 
     check(platform, bootstrap_servers)
@@ -181,7 +181,7 @@ def plan(
 
 def _risks(problem: Problem, found: Plan) -> tuple[RiskPoint, ...]:
     """What reserve buys on the first of the traces; empty where that is too short for a record."""
-    from inferline_stream.tuner.odds import frontier
+    from inferline_stream.replay.reserve_costs import frontier
     from inferline_stream.tuner.plan_basis import basis_of
     from inferline_stream.tuner.staffing_table import staffing
 

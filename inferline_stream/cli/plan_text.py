@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inferline_stream.pipeline.plan import Plan, replicas_of
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.plan_explanation import CurvePoint, Explanation
-from inferline_stream.tuner.demand import Reserve
-from inferline_stream.tuner.odds import RiskPoint
+from inferline_stream.replay.reserve_costs import Reserve, RiskPoint
 
 if TYPE_CHECKING:
     from rich.console import Console

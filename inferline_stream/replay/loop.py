@@ -21,13 +21,13 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.topology import DEFAULT_PARTITIONS
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.replay.news import News
 from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.replay.plant import Plant
 from inferline_stream.replay.policy_view import Sight, View
 from inferline_stream.replay.scalers import Scaler, Scheduled, Wish
 from inferline_stream.replay.stage_replicas import StageReplicas
-from inferline_stream.tuner.live_observations import LiveObservations
 
 
 @dataclass(frozen=True, slots=True)

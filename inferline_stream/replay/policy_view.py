@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.estimator.kernels import Floats
+from inferline_stream.replay.live_observations import Figures
 from inferline_stream.replay.plant import Plant
 from inferline_stream.replay.stage_replicas import Counted, StageReplicas
-from inferline_stream.tuner.live_observations import Figures
 
 RATE_SPAN_S = 10.0
 """Span over which rates of the stages are measured."""

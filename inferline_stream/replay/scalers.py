@@ -12,10 +12,10 @@ import numpy as np
 from inferline_stream.baselines.rule_inputs import PipelineRule, PipelineSeen, StageSeen
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.pipeline.shape import Shape
+from inferline_stream.replay.live_observations import with_figures
 from inferline_stream.replay.policy_view import Glimpse, View
 from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.error_budget import DAY_S, ErrorBudget
-from inferline_stream.tuner.live_observations import with_figures
 from inferline_stream.tuner.observation import Observation, StageObservation, Supply
 from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.traffic import Traffic

@@ -29,8 +29,8 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.plan_document import check_plan
+from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.report import RunReport
-from inferline_stream.tuner.live_observations import LiveObservations
 
 RECORD_VERSION = 1
 DOCUMENT, ARRAYS = "run.json", "events.npz"

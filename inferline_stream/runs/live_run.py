@@ -18,9 +18,9 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext, drai
 from inferline_stream.controlplane.run_inputs import FeedReport, Run
 from inferline_stream.errors import StageFailed
 from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.archive import EventTimes, RunRecord, written_down
 from inferline_stream.runs.report import RunReport, run_report
-from inferline_stream.tuner.live_observations import LiveObservations
 
 logger = logging.getLogger(__name__)
 

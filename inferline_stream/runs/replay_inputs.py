@@ -15,12 +15,12 @@ from inferline_stream.pipeline.plan import Allocations, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Scaler, Tuner
 from inferline_stream.runs.archive import RunRecord, read_events, read_record
 from inferline_stream.settings import from_environment
-from inferline_stream.tuner.live_observations import LiveObservations
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.forecast import ABSORBED_SHARE, expected_multiple
+from inferline_stream.tuner.forecast import ABSORBED_SHARE, rising_rate
 from inferline_stream.tuner.observation import Observation, StageObservation
-from inferline_stream.tuner.odds import MERGED_S, LevelChoice, Levels, TrafficRecord, cheapest
+from inferline_stream.tuner.odds import LevelChoice, Levels, TrafficRecord, cheapest
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
 from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, burst_rate
 from inferline_stream.tuner.tuner_state import TunerState
@@ -41,7 +41,6 @@ class TrafficMultiple:
         detail: in words.
         outgrown: whether what arrived, without any forecast, was beyond the plan and the room that it leaves. Now and
             then the busiest windows of steady traffic exceed those of its sample.
-        fallen: whether the rate has surely fallen from its recent peak.
         expected: what is expected in the units of the record, forecasts included; `multiple` where there is none.
     """
 
@@ -49,7 +48,6 @@ class TrafficMultiple:
     reason: Reason
     detail: str
     outgrown: bool
-    fallen: bool
     expected: float
 
 
@@ -63,7 +61,6 @@ class Demand:
         reason: what asks for the most.
         detail: in words.
         stuck: partitions whose offset stands still although the stage could work on them.
-        fallen: whether traffic has surely fallen (`PolicySettings.fallen_wait_s`).
     """
 
     needed: float
@@ -71,7 +68,6 @@ class Demand:
     reason: Reason
     detail: str
     stuck: tuple[int, ...] = ()
-    fallen: bool = False
 
 
 def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str, Demand]]:
@@ -105,7 +101,7 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
         # The floor is a number of replicas, given as what they serve when they are as fast as profiled: that they are
         # slower just now is no reason to hold more of them than were bought.
         if demand.needed / slowed < floor.get(stage.name, 0.0):
-            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, why, demand.stuck, demand.fallen)
+            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, why, demand.stuck)
         found[stage.name] = _with_background(stage, seen, demand)
     return state, found
 
@@ -155,16 +151,13 @@ def _recorded(
         return state
     waiting = (*state.expected, (seen.time_s, expected))
     due = [moment for moment in waiting if moment[0] <= seen.time_s - lead_s]
-    pairs = state.pairs
-    if due and seen.watched_s >= RATE_WINDOW_S:
-        said, came = due[-1][1], seen.arrival_rate / record.rate
-        pairs = (*pairs, (said, came, seen.time_s))
-        if seen.watched_s >= PEAK_SPAN_S + lead_s and record.leapt(said, came):
-            state = replace(state, leapt_s=seen.time_s)
-    state = replace(state, expected=waiting[len(due) :], pairs=pairs)
-    if len(pairs) < MERGED_S:
+    state = replace(state, expected=waiting[len(due) :])
+    if not due or seen.watched_s < RATE_WINDOW_S:
         return state
-    return replace(state, record=record.with_pairs(pairs, seen.time_s), pairs=())
+    said, came = due[-1][1], seen.arrival_rate / record.rate
+    if seen.watched_s >= PEAK_SPAN_S + lead_s and record.leapt(said, came):
+        state = replace(state, leapt_s=seen.time_s)
+    return replace(state, record=record.with_pair(said, came, seen.time_s))
 
 
 def _chosen(
@@ -215,17 +208,14 @@ def traffic_of(basis: Basis, seen: Observation, lead_s: float, unit: float | Non
     detail = f"{count} arrivals within {window_s:.3g} s, planned for {planned}"
     carried_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
-    found = expected_multiple(burst, recent, lead_s, unit or carried_rate)
-    fallen, outgrown = found.fallen_to < 1, burst > 1 + ABSORBED_SHARE
-    if fallen:
-        detail += f", and traffic has fallen to {found.fallen_to:.0%} of its peak since"
-    multiple = burst * found.fallen_to
-    if (unit is None or outgrown) and carried_rate > 0 and found.rate > multiple * carried_rate:
-        rising = f"{found.rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
-        return TrafficMultiple(found.rate / carried_rate, Reason.RATE_RISING, rising, outgrown, fallen, found.multiple)
-    if unit is not None and multiple <= 1:
-        multiple = 0.0  # of what is within the sample, the record knows what comes
-    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown, fallen, found.multiple)
+    rate, outgrown = rising_rate(recent, lead_s), burst > 1 + ABSORBED_SHARE
+    expected = max(burst, rate / (unit or carried_rate or math.inf))
+    if (unit is None or outgrown) and carried_rate > 0 and rate > burst * carried_rate:
+        rising = f"{rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
+        return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, rising, outgrown, expected)
+    # Of what is within the sample, the record knows what comes.
+    multiple = burst if unit is None or burst > 1 else 0.0
+    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown, expected)
 
 
 def _lead_s(basis: Basis, seen: Observation) -> float:
@@ -259,7 +249,7 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
     throughputs = {kind.hardware: kind.throughput for kind in stage.kinds}
     reason, detail, multiple = traffic.reason, traffic.detail, traffic.multiple
     if there is None:
-        return Demand(supply_for(basis, stage, multiple), throughputs, reason, detail, fallen=traffic.fallen)
+        return Demand(supply_for(basis, stage, multiple), throughputs, reason, detail)
     visits = there.visit_ratio
     if visits is not None and stage.visit_ratio > 0 and abs(visits / stage.visit_ratio - 1) > knobs.shift:
         multiple *= visits / stage.visit_ratio
@@ -288,7 +278,7 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
         if arriving + backlog / drain_s > needed:
             needed, reason = arriving + backlog / drain_s, Reason.BACKLOG
             detail = f"{backlog} records wait, the oldest for {there.oldest_lag_s:.2f} s, and {arriving:.1f}/s arrive"
-    return Demand(needed, throughputs, reason, detail, stuck, traffic.fallen)
+    return Demand(needed, throughputs, reason, detail, stuck)
 
 
 def _stuck(there: StageObservation, stuck_s: float) -> tuple[int, ...]:
@@ -299,36 +289,3 @@ def _stuck(there: StageObservation, stuck_s: float) -> tuple[int, ...]:
     moving = any(since_s <= stuck_s for since_s in there.partition_idle_s)
     unused = there.utilization is not None and there.utilization < BUSY
     return tuple(idle) if moving or unused else ()
-
-
-@dataclass(frozen=True, slots=True)
-class Reserve:
-    """Replicas that are held whatever the traffic, or for a while in a beginning.
-
-    Args:
-        always: whether whatever the traffic, because people said for how much of it.
-        replicas: by stage, the plan's among them.
-        cost_per_hour: dollars per hour of them all.
-        multiple: of the planned rate, that every stage carries with them at full utilization.
-    """
-
-    always: bool
-    replicas: Mapping[str, int]
-    cost_per_hour: float
-    multiple: float
-
-
-def reserve_of(basis: Basis) -> Reserve:
-    """Without a staffing table, what a multiple of the traffic needs is known by square-root staffing."""
-    supply = basis.floor if basis.reserve is None else supplies(basis, basis.reserve)
-    replicas, cost, multiple = {}, 0.0, math.inf
-    for stage in basis.stages:
-        # A stage of several hardware kinds keeps their mixture.
-        held = math.ceil(supply[stage.name] / stage.supply * stage.planned - 1e-9) if stage.supply else 0
-        held = max(held, stage.slots if stage.planned else 0)  # a dispatcher keeps one
-        replicas[stage.name] = held
-        if stage.planned:
-            cost += held / stage.planned * sum(kind.planned * kind.price_per_hour for kind in stage.kinds)
-        if (rate := basis.arrival_rate * stage.visit_ratio) > 0 and stage.planned:
-            multiple = min(multiple, held / stage.planned * stage.supply / rate)
-    return Reserve(basis.reserve is not None, replicas, cost, multiple)

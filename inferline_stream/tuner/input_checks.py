@@ -55,7 +55,6 @@ def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Dou
         changed_s=seen.time_s,
         outgrown_s=state.outgrown_s + step_s,
         record=None if state.record is None else state.record.moved(step_s),
-        pairs=tuple((said, came, since_s + step_s) for said, came, since_s in state.pairs),
         leapt_s=state.leapt_s + step_s,
         expected=(),
         choice=None,

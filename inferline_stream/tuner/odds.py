@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inferline_stream.calculus.envelope import compiled_kernel
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.tuner.forecast import expected_multiple, index_of_dispersion
+from inferline_stream.tuner.forecast import index_of_dispersion, rising_rate
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, Traffic, burst_rate
 
@@ -31,12 +30,6 @@ ALIKE = 0.1
 
 LONGEST_S = 3 * 3600.0
 """How far the record of live traffic goes back; the sample's stays."""
-
-MERGED_S = 10
-"""Seconds after which new pairs are sorted in."""
-
-Pair = tuple[float, float, float]
-"""Expected, came, and when that was."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,13 +77,12 @@ class TrafficRecord:
         known = min(max(expected, lowest), highest)
         return self.came[first:end] * (expected / known if known > 0 else 1.0)
 
-    def with_pairs(self, pairs: Sequence[Pair], now_s: float) -> TrafficRecord:
-        """The record with newer pairs, without those from too long ago."""
-        new = np.array(pairs).T
-        table = np.concatenate([np.stack([self.expected, self.came, self.since_s]), new], axis=1)
-        table = table[:, (table[2] == -math.inf) | (table[2] > now_s - LONGEST_S)]
-        said, came, since_s = table[:, np.argsort(table[0], kind="stable")]
-        return replace(self, expected=said, came=came, since_s=since_s)
+    def with_pair(self, expected: float, came: float, now_s: float) -> TrafficRecord:
+        """The record with what came now, without what came too long ago."""
+        kept = (self.since_s == -math.inf) | (self.since_s > now_s - LONGEST_S)
+        at = int(np.searchsorted(self.expected[kept], expected, side="right"))
+        said, follows = np.insert(self.expected[kept], at, expected), np.insert(self.came[kept], at, came)
+        return replace(self, expected=said, came=follows, since_s=np.insert(self.since_s[kept], at, now_s))
 
     def moved(self, step_s: float) -> TrafficRecord:
         """The record on a clock that has jumped by so much."""
@@ -128,7 +120,7 @@ def record_of(
         traffic.add(sample.arrivals_s[ends[second - 1] : ends[second]])
         burst = burst_rate(windows_s, traffic.envelope(second), slack_s)[0] / max(busiest, 1e-9)
         recent = seconds[max(0, second - int(PEAK_SPAN_S)) : second].tolist()
-        expected[second - 1] = expected_multiple(burst, recent, lead_s, rate).multiple
+        expected[second - 1] = max(burst, rising_rate(recent, lead_s) / rate)
     pairs = np.stack([expected[window - 1 : length - lead], rates[lead:] / rate])
     settled = pairs[:, int(PEAK_SPAN_S) - window + 1 :].T.tolist()  # before, little is seen, and less is expected
     said, came = pairs[:, np.argsort(pairs[0], kind="stable")]
@@ -200,50 +192,3 @@ def cheapest(levels: Levels, record: TrafficRecord, expected: float, lead_s: flo
     carried = float(levels.multiples[best])
     late = float(beyond[best]) * record.rate / levels.rate
     return LevelChoice(carried, expected, float(np.mean(came > carried)), late, share, price)
-
-
-@dataclass(frozen=True, slots=True)
-class RiskPoint:
-    """What a way to hold reserve costs on traffic of the sample's kind, and how much it leaves late.
-
-    Args:
-        share: of the events that a late one is priced by; None of a multiple that is always held.
-        reserve: multiple that is always held; None of a price.
-        cost_per_hour: dollars per hour, in the mean.
-        late: share of the events that come beyond what is held.
-    """
-
-    share: float | None
-    reserve: float | None
-    cost_per_hour: float
-    late: float
-
-
-SHARES = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
-"""Of the events that may be late, by which late ones are priced in `frontier`."""
-
-RESERVES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
-"""Multiples of the sample's traffic that `frontier` holds always."""
-
-
-def frontier(levels: Levels, record: TrafficRecord, lead_s: float) -> tuple[RiskPoint, ...]:
-    """What the sample's kind of traffic costs and leaves late, at other prices and with reserves that are always held.
-
-    Args:
-        levels: to choose from.
-        record: of the sample.
-        lead_s: from asking for a replica to its working.
-    """
-
-    def point(share: float | None, reserve: float | None, held: NDArray[np.intp]) -> RiskPoint:
-        beyond = np.maximum(record.came - levels.multiples[held], 0.0).mean() * record.rate / levels.rate
-        return RiskPoint(share, reserve, float(levels.cost_per_hour[held].mean()), float(beyond))
-
-    found = []
-    for share in SHARES:
-        chosen = [cheapest(levels, record, moment, lead_s, share).multiple for moment in record.expected.tolist()]
-        found.append(point(share, None, np.searchsorted(levels.multiples, chosen)))
-    for reserve in RESERVES:
-        held = min(int(np.searchsorted(levels.multiples, reserve)), levels.multiples.size - 1)
-        found.append(point(None, reserve, np.full(record.came.size, held)))
-    return tuple(found)

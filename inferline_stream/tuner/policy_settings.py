@@ -28,14 +28,8 @@ class PolicySettings:
     """A partition whose committed offset has stood still for this long, with records waiting, is stuck."""
 
     down_after_s: float = 30.0
-    """How long a stage must have needed fewer replicas without a break before it loses them. Traffic that comes in
-    levels comes back: half as long saves 1 % and loses nearly three times as many events on the Big Spike, a minute
-    costs 1 % more and saves few."""
-
-    fallen_wait_s: float = 10.0
-    """The same once the rate has surely fallen (`tuner.forecast.fallen_to`): noise does not bring it back. With
-    `down_after_s` or more, no fall is looked for. Five seconds save another 0.3 %, and the Big Spike misses a little
-    more."""
+    """How long a stage must have needed fewer replicas without a break before it loses them: as long as the envelope
+    looks back, so that what was seen is gone from two spans in a row."""
 
     insurance: tuple[tuple[float, float], ...] = ((1.75, 0.25), (2.5, 0.05))
     """What is held beyond the plan in a beginning, of a run or of traffic beyond the sample, of which no record can

@@ -10,7 +10,7 @@ from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.odds import LevelChoice, Pair, TrafficRecord
+from inferline_stream.tuner.odds import LevelChoice, TrafficRecord
 from inferline_stream.tuner.plan_basis import Basis, Replicas, basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
@@ -29,7 +29,6 @@ class TunerState:
         outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.beginning_s`.
         leapt_s: when more came than was expected, in the sample or live: see `PolicySettings.leap_memory_s`.
         record: what came of what was expected, in the sample and since; None without a table of staffing.
-        pairs: of the last seconds, that the record does not have yet.
         expected: the moments of which it is not known yet what comes: when, and what was expected.
         choice: the level chosen last; None before the first.
         chosen_s: the second it was chosen in.
@@ -45,7 +44,6 @@ class TunerState:
     outgrown_s: float = -math.inf
     leapt_s: float = -math.inf
     record: TrafficRecord | None = None
-    pairs: tuple[Pair, ...] = ()
     expected: tuple[tuple[float, float], ...] = ()
     choice: LevelChoice | None = None
     chosen_s: int = -1
@@ -61,7 +59,7 @@ class TunerState:
 def staffed(state: TunerState, staffing: Staffing) -> TunerState:
     """The state that decides by this table and its record from now on; it was made for the plan in force."""
     basis = replace(state.basis, staffing=staffing)
-    return replace(state, basis=basis, record=staffing.record, pairs=(), expected=(), choice=None)
+    return replace(state, basis=basis, record=staffing.record, expected=(), choice=None)
 
 
 def initial_state(

@@ -368,14 +368,14 @@ def case(seed: int, stream: str, most_events: float = MOST_EVENTS) -> Case:
     )
 
 
-def planned_traffic(rate: float, cv: float, draw: int) -> Case:
+def planned_traffic(rate: float, cv: float, draw: int, most_s: float = np.inf) -> Case:
     """Hours of the traffic that was planned for, on the reference pipeline: gaps of that CV, at that rate.
 
-    Where they differ most, ten draws have a million events together.
+    Where they differ most, ten draws have a million events together, unless ``most_s`` cuts them short.
     """
     name = f"stationary_{rate:g}_cv_{cv:g}"
     rng = np.random.default_rng([draw, *b"stationary"])
-    length_s = 3600.0 if cv < 15 else max(3600.0, 1e5 / rate)
+    length_s = min(most_s, 3600.0 if cv < 15 else max(3600.0, 1e5 / rate))
     sample, trace = gamma_trace(rate, cv, SAMPLE_S, rng), gamma_trace(rate, cv, length_s, rng)
     return Case(f"{name}-{draw}", name, pipeline(0), sample, trace, _reference.START_UP_S, np.inf)
 

@@ -79,6 +79,7 @@ INFEASIBLE = "infeasible"
 """In place of a system where no plan meets the SLO on the sample."""
 
 RUNS, QUICK_RUNS, QUICK_EVENTS = 240, 12, 20_000
+QUICK_STATIONARY_S = 600.0
 
 STATIONARY = tuple((rate, cv) for cv in (1.0, 4.0, 15.0) for rate in (1.0, 10.0, 45.0, 150.0, 1000.0))
 """Rates and CVs of gaps of stationary traffic."""
@@ -330,11 +331,13 @@ def table(runs: Iterable[Ran]) -> str:
     return "\n".join([*lines, f"| runs | {' | '.join(counts)} | |"])
 
 
-def stationary(draws: int, cells: Collection[tuple[float, float]] = STATIONARY, **how: Any) -> Figures:
-    """Figures of hours of the planned traffic."""
-    names = {cell: f"stationary_{cell[0]:g}_cv_{cell[1]:g}" for cell in cells}
+def stationary(draws: int, most_s: float = math.inf, **how: Any) -> Figures:
+    """Figures of hours of the planned traffic, or of so many seconds of it."""
+    names = {cell: f"stationary_{cell[0]:g}_cv_{cell[1]:g}" for cell in STATIONARY}
     cases = {
-        f"{name} {draw}": partial(planned_traffic, *cell, draw) for cell, name in names.items() for draw in range(draws)
+        f"{name} {draw}": partial(planned_traffic, *cell, draw, most_s)
+        for cell, name in names.items()
+        for draw in range(draws)
     }
     by_cell: dict[str, dict[str, list[Ran]]] = {}
     for ran in judged(cases, (OURS, NO_TUNER), **how):
@@ -367,9 +370,13 @@ def days(**how: Any) -> Figures:
 
 
 def measure(quick: bool) -> Figures:
-    """Figures of 240 runs that judge, ten draws of stationary traffic and two days; of 12 short runs with ``quick``."""
+    """Figures of 240 runs that judge, ten draws of stationary traffic and two days.
+
+    With ``quick``, of 12 short runs, and of ten minutes of stationary traffic, of which the beginning is a tenth.
+    """
     if quick:
-        return families(judged(drawn_from(JUDGING, QUICK_RUNS, QUICK_EVENTS), tuple(SYSTEMS)))
+        short = families(judged(drawn_from(JUDGING, QUICK_RUNS, QUICK_EVENTS), tuple(SYSTEMS)))
+        return {**short, **stationary(1, QUICK_STATIONARY_S)}
     return {**families(judged(drawn_from(JUDGING, RUNS), tuple(SYSTEMS))), **stationary(10), **days()}
 
 

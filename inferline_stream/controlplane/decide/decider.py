@@ -27,9 +27,9 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import PlanDocument
+from inferline_stream.replay.live_observations import Figures, figures_of
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.error_budget import ErrorBudget
-from inferline_stream.tuner.live_observations import Figures, figures_of
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import POLICIES, Policy, TunerState, foreseen, initial_state
 from inferline_stream.tuner.staffing_table import Staffing

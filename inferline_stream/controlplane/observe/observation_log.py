@@ -15,7 +15,7 @@ from inferline_stream.controlplane.observe.recovery import TRAFFIC_S
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import ArrivalTicks, decode_ticks, highest
 from inferline_stream.errors import InvalidFile
-from inferline_stream.tuner.live_observations import LiveObservations
+from inferline_stream.replay.live_observations import LiveObservations
 
 FILE = "observations.npz"
 

@@ -24,7 +24,7 @@ from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.writer import write_once
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.names import Names
-from inferline_stream.tuner.live_observations import Figures
+from inferline_stream.replay.live_observations import Figures
 
 _IDLE_MS = 1000.0
 """A log that does not grow is reported once a second, so that a reader sees that somebody watched."""

@@ -15,8 +15,8 @@ from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.planner.plan_document import PlanDocument
+from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.archive import EventTimes, write_record
-from inferline_stream.tuner.live_observations import LiveObservations
 from tests.unit.runs.test_archive import PLAN, RECORD
 
 

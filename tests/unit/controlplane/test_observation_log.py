@@ -13,7 +13,7 @@ from inferline_stream.controlplane.observe.observation_log import (
 )
 from inferline_stream.controlplane.records.control_records import ArrivalTicks
 from inferline_stream.errors import InvalidFile
-from inferline_stream.tuner.live_observations import LiveObservations
+from inferline_stream.replay.live_observations import LiveObservations
 
 FIRST = ArrivalTicks(
     [1_000.0, 2_000.0], [[5, 2], [6, 2]], [5, 0], 500.0, [1_500.0, 1_602.5], [(1_500.0, "b", 0.5), (1_500.0, "a", None)]

@@ -13,9 +13,9 @@ from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay.live_observations import LiveObservations, figures_of, with_figures
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.scalers import Scheduled, Tuner, Wish
-from inferline_stream.tuner.live_observations import LiveObservations, figures_of, with_figures
 from inferline_stream.tuner.observation import Observation, StageObservation, Supply
 from inferline_stream.tuner.policy import initial_state
 from inferline_stream.tuner.staffing_table import Staffing

@@ -12,7 +12,7 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import demands
 from inferline_stream.tuner.observation import Observation
-from inferline_stream.tuner.odds import LONGEST_S, Levels, TrafficRecord, cheapest, frontier, record_of
+from inferline_stream.tuner.odds import LONGEST_S, Levels, TrafficRecord, cheapest, record_of
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.tuner_state import TunerState, staffed
@@ -89,19 +89,6 @@ def test_the_samples_record_counts_what_all_but_the_share_that_may_be_late_is_wi
     assert record_of(Trace(sample.arrivals_s[:1500]), ENVELOPE, 0.5, 6.0, 0.99) is None
 
 
-def test_a_dearer_late_event_buys_fewer_of_them_and_a_reserve_is_what_its_level_costs():
-    rng = np.random.default_rng(5)
-    known = record([(1.0, float(came)) for came in rng.lognormal(-0.3, 0.4, 1000)])
-    found = frontier(LEVELS, known, 6.0)
-    priced = [point for point in found if point.share is not None]
-    assert [p.cost_per_hour for p in priced] == sorted(p.cost_per_hour for p in priced)
-    assert [p.late for p in priced] == sorted((p.late for p in priced), reverse=True)
-    assert priced[0].cost_per_hour < priced[-1].cost_per_hour
-    (half_more,) = [point for point in found if point.reserve == 1.5]
-    assert half_more.cost_per_hour == 6.0
-    assert half_more.late == pytest.approx(np.mean(np.maximum(known.came - 1.5, 0.0)))
-
-
 SUPPLY = {"a": (100.0, 200.0, 300.0, 400.0), "b": (75.0, 150.0, 225.0, 300.0)}
 PLAIN = PolicySettings(insurance=(), beginning_s=0.0)
 
@@ -125,7 +112,6 @@ def test_each_second_adds_what_came_of_what_was_expected_one_lead_before():
     assert tuner.record is not None
     live = tuner.record.since_s >= 0
     added = [*zip(tuner.record.expected[live], tuner.record.came[live], strict=True)]
-    added += [(said, came) for said, came, _ in tuner.pairs]
     assert len(added) == 20 - 3
     assert sum(came == pytest.approx(0.8) and said < 0.6 for said, came in added) == 3
 
@@ -201,14 +187,14 @@ def test_what_was_seen_before_the_clock_jumped_is_no_future_of_what_comes_after(
 def test_a_jump_of_the_clock_neither_keeps_nor_forgets_what_was_recorded(jump_s):
     from inferline_stream.tuner.input_checks import on_this_clock
 
-    known = record([(0.9, 0.9)] * 50).with_pairs([(0.8, 0.8, 100.0)] * 10, 100.0)
-    tuner = replace(watched(known, [50.0] * 4), time_s=104.0, record=known, pairs=((0.7, 0.7, 103.0),))
+    known = record([(0.9, 0.9)] * 50).with_pair(0.8, 0.8, 100.0)
+    tuner = replace(watched(known, [50.0] * 4), time_s=104.0, record=known)
     moved, _ = on_this_clock(tuner, moment(104.0 + jump_s, 50.0))
     assert moved.record is not None
-    assert moved.record.expected.size == 60
+    assert moved.record.expected.size == 51
     later_s = 104.0 + jump_s + LONGEST_S
-    assert moved.record.with_pairs(moved.pairs, later_s - 6.0).expected.size == 61
-    assert moved.record.with_pairs(moved.pairs, later_s).expected.size == 50
+    assert moved.record.with_pair(0.7, 0.6, later_s - 6.0).expected.tolist() == [0.7, 0.8] + [0.9] * 50
+    assert moved.record.with_pair(0.7, 0.6, later_s).expected.tolist() == [0.7] + [0.9] * 50
 
 
 def test_a_choice_is_the_one_of_the_whole_table_of_levels_and_moments():

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.demand import demands, reserve_of
-from inferline_stream.tuner.plan_basis import basis_of
+from inferline_stream.tuner.demand import demands
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.tuner_state import TunerState, initial_state
@@ -46,22 +43,3 @@ def test_a_decision_for_it_says_so():
     _, wanted = demands(tuner(1.5), seen(0.0, LOW))
     assert wanted["a"].reason is wanted["b"].reason is Reason.INSURANCE
     assert wanted["a"].detail == "replicas for 1.5 times the planned traffic are always held"
-
-
-def test_without_one_it_is_the_plan_and_what_is_insured_beyond_it():
-    """Of $5/h a quarter buys one replica: stage `a`, of two with 100/s each, can carry the least."""
-    found = reserve_of(basis_of(plan(), measured(), CATALOGUE, knobs=KNOBS))
-    assert (found.always, found.replicas, found.cost_per_hour) == (False, {"a": 3, "b": 3}, 6.0)
-    assert found.multiple == 3.0, "300/s at both"
-
-
-@pytest.mark.parametrize(
-    ("reserve", "replicas", "multiple"),
-    [(0.0, {"a": 1, "b": 1}, 1.0), (1.0, {"a": 2, "b": 3}, 2.0), (4.0, {"a": 6, "b": 8}, 6.0)],
-)
-def test_one_that_is_asked_for_grows_with_the_traffic_and_its_room_with_the_root_of_it(reserve, replicas, multiple):
-    """At four times the traffic 400 + √4 · 100 of 100/s each at `a`, and 200 + √4 · 100 of 50/s at `b`."""
-    found = reserve_of(basis_of(replace(plan(), reserve=reserve), measured(), CATALOGUE))
-    assert (found.always, found.replicas) == (True, replicas)
-    assert found.cost_per_hour == pytest.approx(sum(replicas.values()))
-    assert found.multiple == pytest.approx(multiple)
