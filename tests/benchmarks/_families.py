@@ -340,15 +340,15 @@ def drawn(family: str, rate: float, judged_s: float, rng: Seeded) -> tuple[Traff
     return traffic, traffic.trace.window(0.0, sample_s), traffic.trace.window(sample_s, whole_s)
 
 
-def case(seed: int, stream: str, most_events: float = MOST_EVENTS) -> Case:
-    """The run of a seed: its family goes by the seed, everything else is drawn."""
+def case(seed: int, stream: str, most_events: float = MOST_EVENTS, most_s: float = np.inf) -> Case:
+    """The run of a seed: its family goes by the seed, everything else is drawn. It takes no longer than ``most_s``."""
     rng = np.random.default_rng([seed, *stream.encode()])
     family = list(FAMILIES)[seed % len(FAMILIES)]
     through = pipeline(int(rng.integers(12)))
     if family == "varying":
         through = replace(through, measured=lognormal(through.measured, classes=False), slo_s=2 * through.slo_s)
     start_up_s = float(rng.choice(START_UPS_S))
-    length_s = float(rng.choice(list(LENGTHS_S), p=list(LENGTHS_S.values())))
+    length_s = min(most_s, float(rng.choice(list(LENGTHS_S), p=list(LENGTHS_S.values()))))
     highest = min(highest_rate(through), most_events / SHORTEST_S)
     rate = float(np.exp(rng.uniform(np.log(max(1.0, highest / 100)), np.log(highest))))
     if length_s > min(LENGTHS_S):

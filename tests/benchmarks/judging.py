@@ -47,7 +47,6 @@ from tests.benchmarks._families import (
     DAYS,
     FAMILIES,
     JUDGING,
-    MOST_EVENTS,
     TUNING,
     Case,
     case,
@@ -78,8 +77,7 @@ ON_OUR_POOL = " on our pool"
 INFEASIBLE = "infeasible"
 """In place of a system where no plan meets the SLO on the sample."""
 
-RUNS, QUICK_RUNS, QUICK_EVENTS = 240, 12, 20_000
-QUICK_STATIONARY_S = 600.0
+RUNS, QUICK_RUNS, QUICK_EVENTS, QUICK_S = 240, 12, 10_000, 300.0
 
 STATIONARY = tuple((rate, cv) for cv in (1.0, 4.0, 15.0) for rate in (1.0, 10.0, 45.0, 150.0, 1000.0))
 """Rates and CVs of gaps of stationary traffic."""
@@ -228,9 +226,9 @@ def _drawn_and_judged(draw: Callable[[], Case], systems: Collection[str]) -> lis
     return judge(draw(), systems)
 
 
-def drawn_from(stream: str, runs: int, most_events: float = MOST_EVENTS) -> dict[str, Callable[[], Case]]:
-    """The first so many cases of a stream."""
-    return {f"{stream} {seed}": partial(case, seed, stream, most_events) for seed in range(runs)}
+def drawn_from(stream: str, runs: int, *most: float) -> dict[str, Callable[[], Case]]:
+    """The first so many cases of a stream; ``most`` is of their events and seconds."""
+    return {f"{stream} {seed}": partial(case, seed, stream, *most) for seed in range(runs)}
 
 
 def families(runs: Iterable[Ran]) -> Figures:
@@ -372,11 +370,11 @@ def days(**how: Any) -> Figures:
 def measure(quick: bool) -> Figures:
     """Figures of 240 runs that judge, ten draws of stationary traffic and two days.
 
-    With ``quick``, of 12 short runs, and of ten minutes of stationary traffic, of which the beginning is a tenth.
+    With ``quick``, of 12 runs of five minutes and of as much stationary traffic, of which the beginning is a fifth.
     """
     if quick:
-        short = families(judged(drawn_from(JUDGING, QUICK_RUNS, QUICK_EVENTS), tuple(SYSTEMS)))
-        return {**short, **stationary(1, QUICK_STATIONARY_S)}
+        short = judged(drawn_from(JUDGING, QUICK_RUNS, QUICK_EVENTS, QUICK_S), (OURS, *RULES, CLAIRVOYANT, NO_TUNER))
+        return {**families(short), **stationary(1, QUICK_S)}
     return {**families(judged(drawn_from(JUDGING, RUNS), tuple(SYSTEMS))), **stationary(10), **days()}
 
 
