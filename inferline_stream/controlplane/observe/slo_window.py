@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from inferline_stream.controlplane.observe.pool_reports import RECENT_S
 from inferline_stream.controlplane.records.control_records import SloRecord
 from inferline_stream.controlplane.records.record_writers import DecisionLog
 from inferline_stream.tuner.error_budget import ErrorBudget
+
+WRITTEN_S = 10.0
+"""How often it is written down: a controller that crashes forgets the events of so long, of a day or so."""
 
 
 @dataclass(slots=True)
@@ -57,8 +59,7 @@ class SloWindow:
             self._before = -events, -late
         counts = {"events": max(0, self._before[0] + events), "late": max(0, self._before[1] + late)}
         self._budget = replace(self.unspent, passed_s=max(0.0, time_s - self._began_s), **counts)
-        # A new term reads what was reported within so long again, and so misses nothing.
-        if time_s - self._written_s >= RECENT_S:
+        if time_s - self._written_s >= WRITTEN_S:
             self.write()
         return self._budget
 

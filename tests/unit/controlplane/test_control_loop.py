@@ -235,6 +235,9 @@ async def test_the_plan_s_replicas_and_its_dispatcher_run_and_steady_traffic_cha
     assert [d.dispatcher for d in await world.actuator.dispatchers()] == [world.grants["a/0"].dispatcher]
     assert world.decisions() == []
     assert world.controller.failures == 0
+    assert world.controller.state is not None
+    assert world.controller.state.budget_left == 1.0
+    assert world.controller.view.observation(0.0, {}, {}, {}).late_share == pytest.approx(0.01, rel=0.01)
 
 
 @in_world(lambda time_s: 60.0 if 30.0 <= time_s < 60.0 else 10.0)
