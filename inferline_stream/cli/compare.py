@@ -67,6 +67,7 @@ def compare(
             tune_on=None if tune_on is None else read_arrivals(tune_on),
             conditions=conditions,
             objective=inputs.objective,
+            slo_window_s=inputs.slo_window_s,
             seed=given.seed,
             kernel=compiled_kernel(),
             progress=bar.each(len(chosen)),

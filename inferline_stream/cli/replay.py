@@ -119,6 +119,7 @@ def replay_inputs(given: ReplayOptions) -> ReplayInputs:
         arrivals,
         catalogue(pipeline.hardware),
         pipeline.objective,
+        pipeline.slo_window_s,
     )
 
 

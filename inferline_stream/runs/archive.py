@@ -31,6 +31,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.plan_document import check_plan
 from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.report import RunReport
+from inferline_stream.tuner.error_budget import DAY_S
 
 RECORD_VERSION = 1
 DOCUMENT, ARRAYS = "run.json", "events.npz"
@@ -60,6 +61,11 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     start_up_s: dict[str, dict[str, float]] = {}
     """Stage → hardware kind → what replicas recently took to start; kinds that none was started of are missing."""
     version: int = RECORD_VERSION
+
+    @property
+    def slo_window_s(self) -> float:
+        """For which the objective held; a day where the run ended before its window was looked at."""
+        return DAY_S if self.slo is None else self.slo.budget.window_s
 
     @property
     def measured(self) -> PipelineProfile:

@@ -118,6 +118,7 @@ def compared(record: RunRecord, events: EventTimes, plan: Plan, progress: Callab
         policies=NAMES,
         tune=False,
         objective=record.objective,
+        slo_window_s=record.slo_window_s,
         kernel=compiled_kernel(),
         progress=progress,
     )

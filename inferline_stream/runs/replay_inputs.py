@@ -37,6 +37,7 @@ class ReplayInputs:
     trace: Trace
     kinds: Catalogue
     objective: float
+    slo_window_s: float
     observations: LiveObservations | None = None
     """Of the run's own policy."""
     held: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -97,7 +98,10 @@ class ReplayInputs:
             prices = {name: kind.price_per_hour for name, kind in self.kinds.items()}
             table = staffing(self.shape, self.plan, self.measured, self.sample, prices, objective=self.objective)
             later = staffed_s, table
-        return Tuner(policy, POLICIES[policy], state, self.shape, later=later, kernel=compiled_kernel())
+        return Tuner(
+            policy, POLICIES[policy], state, self.shape,
+            slo_window_s=self.slo_window_s, later=later, kernel=compiled_kernel(),
+        )  # fmt: skip
 
 
 def inputs_of_run(folder: Path, *, trace: Trace | None = None, plan: Plan | None = None) -> ReplayInputs:
@@ -126,6 +130,7 @@ def inputs_of_run(folder: Path, *, trace: Trace | None = None, plan: Plan | None
         arrivals,
         record.kinds,
         record.objective,
+        record.slo_window_s,
         observations,
         {} if observations is None else _held(record, events.began_s + float(observations.asked_s[0])),
     )
