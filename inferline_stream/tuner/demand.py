@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.forecast import ABSORBED_SHARE, rising_rate
+from inferline_stream.tuner.forecast import ABSORBED_SHARE, expected_multiple
 from inferline_stream.tuner.observation import Observation, StageObservation
 from inferline_stream.tuner.odds import LevelChoice, Levels, TrafficRecord, cheapest
 from inferline_stream.tuner.plan_basis import Basis, Kind, StageBasis
@@ -41,6 +41,7 @@ class TrafficMultiple:
         detail: in words.
         outgrown: whether what arrived, without any forecast, was beyond the plan and the room that it leaves. Now and
             then the busiest windows of steady traffic exceed those of its sample.
+        fallen: whether the rate has surely fallen from its recent peak.
         expected: what is expected in the units of the record, forecasts included; `multiple` where there is none.
     """
 
@@ -48,6 +49,7 @@ class TrafficMultiple:
     reason: Reason
     detail: str
     outgrown: bool
+    fallen: bool
     expected: float
 
 
@@ -61,6 +63,7 @@ class Demand:
         reason: what asks for the most.
         detail: in words.
         stuck: partitions whose offset stands still although the stage could work on them.
+        fallen: whether traffic has surely fallen (`PolicySettings.fallen_wait_s`).
     """
 
     needed: float
@@ -68,6 +71,7 @@ class Demand:
     reason: Reason
     detail: str
     stuck: tuple[int, ...] = ()
+    fallen: bool = False
 
 
 def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str, Demand]]:
@@ -101,7 +105,7 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
         # The floor is a number of replicas, given as what they serve when they are as fast as profiled: that they are
         # slower just now is no reason to hold more of them than were bought.
         if demand.needed / slowed < floor.get(stage.name, 0.0):
-            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, why, demand.stuck)
+            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, why, demand.stuck, demand.fallen)
         found[stage.name] = _with_background(stage, seen, demand)
     return state, found
 
@@ -208,14 +212,17 @@ def traffic_of(basis: Basis, seen: Observation, lead_s: float, unit: float | Non
     detail = f"{count} arrivals within {window_s:.3g} s, planned for {planned}"
     carried_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
-    rate, outgrown = rising_rate(recent, lead_s), burst > 1 + ABSORBED_SHARE
-    expected = max(burst, rate / (unit or carried_rate or math.inf))
-    if (unit is None or outgrown) and carried_rate > 0 and rate > burst * carried_rate:
-        rising = f"{rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
-        return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, rising, outgrown, expected)
-    # Of what is within the sample, the record knows what comes.
-    multiple = burst if unit is None or burst > 1 else 0.0
-    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown, expected)
+    found = expected_multiple(burst, recent, lead_s, unit or carried_rate)
+    fallen, outgrown = found.fallen_to < 1, burst > 1 + ABSORBED_SHARE
+    if fallen:
+        detail += f", and traffic has fallen to {found.fallen_to:.0%} of its peak since"
+    multiple = burst * found.fallen_to
+    if (unit is None or outgrown) and carried_rate > 0 and found.rate > multiple * carried_rate:
+        rising = f"{found.rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
+        return TrafficMultiple(found.rate / carried_rate, Reason.RATE_RISING, rising, outgrown, fallen, found.multiple)
+    if unit is not None and multiple <= 1:
+        multiple = 0.0  # of what is within the sample, the record knows what comes
+    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown, fallen, found.multiple)
 
 
 def _lead_s(basis: Basis, seen: Observation) -> float:
@@ -249,7 +256,7 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
     throughputs = {kind.hardware: kind.throughput for kind in stage.kinds}
     reason, detail, multiple = traffic.reason, traffic.detail, traffic.multiple
     if there is None:
-        return Demand(supply_for(basis, stage, multiple), throughputs, reason, detail)
+        return Demand(supply_for(basis, stage, multiple), throughputs, reason, detail, fallen=traffic.fallen)
     visits = there.visit_ratio
     if visits is not None and stage.visit_ratio > 0 and abs(visits / stage.visit_ratio - 1) > knobs.shift:
         multiple *= visits / stage.visit_ratio
@@ -278,7 +285,7 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
         if arriving + backlog / drain_s > needed:
             needed, reason = arriving + backlog / drain_s, Reason.BACKLOG
             detail = f"{backlog} records wait, the oldest for {there.oldest_lag_s:.2f} s, and {arriving:.1f}/s arrive"
-    return Demand(needed, throughputs, reason, detail, stuck)
+    return Demand(needed, throughputs, reason, detail, stuck, traffic.fallen)
 
 
 def _stuck(there: StageObservation, stuck_s: float) -> tuple[int, ...]:

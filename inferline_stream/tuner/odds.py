@@ -17,7 +17,7 @@ import numpy as np
 from inferline_stream.calculus.envelope import compiled_kernel
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.tuner.forecast import index_of_dispersion, rising_rate
+from inferline_stream.tuner.forecast import expected_multiple, index_of_dispersion
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, Traffic, burst_rate
 
@@ -120,7 +120,7 @@ def record_of(
         traffic.add(sample.arrivals_s[ends[second - 1] : ends[second]])
         burst = burst_rate(windows_s, traffic.envelope(second), slack_s)[0] / max(busiest, 1e-9)
         recent = seconds[max(0, second - int(PEAK_SPAN_S)) : second].tolist()
-        expected[second - 1] = max(burst, rising_rate(recent, lead_s) / rate)
+        expected[second - 1] = expected_multiple(burst, recent, lead_s, rate).multiple
     pairs = np.stack([expected[window - 1 : length - lead], rates[lead:] / rate])
     settled = pairs[:, int(PEAK_SPAN_S) - window + 1 :].T.tolist()  # before, little is seen, and less is expected
     said, came = pairs[:, np.argsort(pairs[0], kind="stable")]

@@ -192,12 +192,14 @@ def _lowered(state: TunerState, seen: Observation, needed: Mapping[str, Demand])
         state = replace(state, fits_since_s=fits_since_s)
     if not fitting or now_s < state.blind_until_s or seen.watched_s < HISTORY_S:
         return state, None
-    names = [name for name, since_s in fits_since_s.items() if now_s - since_s >= knobs.down_after_s]
+    fallen = any(demand.fallen for demand in needed.values())
+    wait_s = min(knobs.fallen_wait_s, knobs.down_after_s) if fallen else knobs.down_after_s
+    names = [name for name, since_s in fits_since_s.items() if now_s - since_s >= wait_s]
     if not names:
         return state, None
     wanted = {**state.wanted, **{name: fitting[name] for name in names}}
     detail = "; ".join(_kept(name, fitting[name], needed[name].throughputs) for name in names)
-    detail += f"; the load has fitted that for {knobs.down_after_s:.0f} s"
+    detail += f"; the load has fitted that for {wait_s:.0f} s"
     decision = Decision(wanted, Action.SCALE_DOWN, Reason.LOAD_FELL, detail)
     return replace(state, wanted=wanted, changed_s=now_s), decision
 

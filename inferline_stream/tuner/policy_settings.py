@@ -31,6 +31,11 @@ class PolicySettings:
     """How long a stage must have needed fewer replicas without a break before it loses them: as long as the envelope
     looks back, so that what was seen is gone from two spans in a row."""
 
+    fallen_wait_s: float = 10.0
+    """The same once the rate has surely fallen (`tuner.forecast.fallen_to`): noise does not bring it back. With
+    `down_after_s` or more, no fall is looked for. As long as the span that a fall is read off, so that it is seen in
+    two of them."""
+
     insurance: tuple[tuple[float, float], ...] = ((1.75, 0.25), (2.5, 0.05))
     """What is held beyond the plan in a beginning, of a run or of traffic beyond the sample, of which no record can
     tell the odds: (multiple of the planned rate that every stage shall be able to carry, largest share of the plan's

@@ -40,6 +40,7 @@ OFF = MappingProxyType(
         "insurance": PolicySettings(insurance=()),
         "beginning": PolicySettings(beginning_s=0.0),
         "patience": PolicySettings(down_after_s=0.0),
+        "fallen": PolicySettings(fallen_wait_s=PolicySettings().down_after_s),
         "inferline": PolicySettings(),
     }
 )

@@ -289,6 +289,16 @@ def test_replicas_are_given_back_once_the_load_has_fitted_fewer_for_half_a_minut
     assert down_at(raised(), *interrupted) == [52.0]
 
 
+FALLEN = (200,) * 20 + (60,) * 10
+
+
+def test_once_traffic_has_surely_fallen_replicas_are_given_back_after_ten_seconds():
+    """Bursts of what it was are still in the envelope."""
+    fallen = seconds(1, 60, envelope=TWICE, recent=FALLEN)
+    assert down_at(raised(), *fallen) == [11.0]
+    assert down_at(raised(), *seconds(1, 60, envelope=TWICE, recent=(200,) * 30)) == []
+
+
 def test_a_stage_that_grows_does_not_make_another_wait_again():
     """b needs more at 20 s, since more of its replicas fail to do what they did; a goes on fitting fewer."""
     slow = observed(20.0)
