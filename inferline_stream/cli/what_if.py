@@ -207,6 +207,7 @@ class WhatIf:
             inputs.all_traces[0],
             inputs.kinds,
             inputs.what.pipeline.objective,
+            inputs.what.pipeline.slo_window_s,
         ).replayed(conditions=Conditions(start_up_s=question.start_up_s), seed=inputs.search.seed)
         return {"cost_per_hour": outcome.cost_per_hour, "miss_rate": outcome.miss_rate, "changes": outcome.changes}
 
