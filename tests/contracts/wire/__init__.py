@@ -136,6 +136,7 @@ FILLED: tuple[Any, ...] = (
         held={0: 12},
         halted={1: "why"},
         replicas=[ReplicaStatus("a-cpu-1-0", "cpu-1", "ready", 1.5, Enforced("sandbox"), True, "n-2", 1 << 20)],
+        latencies={"premium": [1, 2]},
         counts=StageCounts(
             events=40,
             busy_s=2.0,
