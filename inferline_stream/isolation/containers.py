@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import subprocess
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from inferline_stream.errors import InvalidInput
@@ -17,6 +19,7 @@ RUNTIMES: Mapping[str, str] = {"container": "", "gvisor": "runsc", "kata": "kata
 """The engine's runtime for each level that is a container; empty for its default."""
 
 _CDI = ("/etc/cdi", "/var/run/cdi")
+_ASK_S = 5.0
 
 _OPEN_FILES, _PROCESSES = 1024, 1024
 _THE_IMAGES = ("PATH", "HOME", "USER", "LOGNAME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
@@ -54,15 +57,16 @@ class Container:
         devices: Sequence[str] = (),
     ) -> None:
         self._engine = engine(confinement.isolation.level)
+        specified = _specified(self._engine, confinement.isolation.level, devices)
         self._name = f"inferline-{secrets.token_hex(8)}"
         declared = confinement.isolation.environment
         own = {name for name in environment if name not in _THE_IMAGES or name in declared} | {_DEVICES}
         self.command = [
             self._engine,
             *_run(self._engine, self._name, confinement, cores, pinned),
-            *_gpus(self._engine, confinement, devices),
+            *_gpus(self._engine, confinement, devices, specified=specified),
             *(f"--env={name}" for name in sorted(own - _TOOLKITS)),
-            *_toolkit(self._engine, devices),
+            *_toolkit(() if specified else devices),
             confinement.isolation.image,
             *("-P", "-m", "inferline_stream.isolation.bootstrap", "--confinement", confinement.encoded(), module),
         ]
@@ -89,11 +93,11 @@ def engine(level: str) -> str:
     return found
 
 
-def _gpus(engine: str, confinement: Confinement, devices: Sequence[str]) -> list[str]:
+def _gpus(engine: str, confinement: Confinement, devices: Sequence[str], *, specified: bool) -> list[str]:
     """Options that give a container its GPUs, with the driver's own files.
 
-    Podman has them from a specification of the Container Device Interface, which NVIDIA's toolkit writes; Docker asks
-    the toolkit.
+    They come by a specification of the Container Device Interface, which NVIDIA's toolkit writes. A Docker that reads
+    none, or finds none for these devices, asks the toolkit.
     """
     level, podman = confinement.isolation.level, os.path.basename(engine) == "podman"
     if confinement.gpu and level == "kata":
@@ -110,10 +114,9 @@ def _gpus(engine: str, confinement: Confinement, devices: Sequence[str]) -> list
         return []
     # gVisor hands a driver's calls through only if it is asked to; Docker's daemon is configured so, see the guide.
     asked = ["--runtime-flag=nvproxy"] if level == "gvisor" and podman else []
-    if not podman:
+    if not specified:
         return ["--gpus", f'"device={",".join(devices)}"']
-    specified = "".join(_text(file) for folder in _CDI for file in sorted(Path(folder).glob("*")))
-    unknown = [uuid for uuid in devices if uuid not in specified]
+    unknown = _unspecified(devices)
     if unknown:
         raise InvalidInput(
             f"podman knows no device nvidia.com/gpu={unknown[0]}: run `nvidia-ctk cdi generate "
@@ -123,14 +126,38 @@ def _gpus(engine: str, confinement: Confinement, devices: Sequence[str]) -> list
     return [*asked, "--security-opt=label=disable", *(f"--device=nvidia.com/gpu={uuid}" for uuid in devices)]
 
 
-def _toolkit(engine: str, devices: Sequence[str]) -> list[str]:
-    """Options that keep NVIDIA's toolkit to these devices.
+def _unspecified(devices: Sequence[str]) -> list[str]:
+    """Devices that no specification on this machine names."""
+    specified = "".join(_text(file) for folder in _CDI for file in sorted(Path(folder).glob("*")))
+    return [uuid for uuid in devices if uuid not in specified]
+
+
+def _specified(engine: str, level: str, devices: Sequence[str]) -> bool:
+    """Whether an engine gives these devices by specification: podman always, Docker where it can, but for gVisor."""
+    if os.path.basename(engine) == "podman":
+        return True
+    return level != "gvisor" and bool(devices) and not _unspecified(devices) and _reads_specifications(engine)
+
+
+@cache
+def _reads_specifications(docker: str) -> bool:
+    """Ask Docker's daemon whether it reads specifications: from version 28 on it does by default."""
+    asking = [docker, "info", "--format", "{{json .CDISpecDirs}}"]
+    try:
+        answer = subprocess.run(asking, capture_output=True, text=True, timeout=_ASK_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return answer.returncode == 0 and answer.stdout.strip() not in ("", "null", "[]")
+
+
+def _toolkit(devices: Sequence[str]) -> list[str]:
+    """Options that keep NVIDIA's toolkit to these devices: none where they come by specification.
 
     Where its runtime is the engine's default, it would give a container what the image asks for, and images of CUDA ask
-    for every GPU. What comes by CDI does not count there. Without ``compute`` there is no CUDA.
+    for every GPU. Without ``compute`` there is no CUDA.
     """
-    seen = ",".join(devices) if os.path.basename(engine) != "podman" else ""
-    return [f"--env=NVIDIA_VISIBLE_DEVICES={seen or 'void'}", "--env=NVIDIA_DRIVER_CAPABILITIES=compute,utility"]
+    seen = ",".join(devices) or "void"
+    return [f"--env=NVIDIA_VISIBLE_DEVICES={seen}", "--env=NVIDIA_DRIVER_CAPABILITIES=compute,utility"]
 
 
 def _text(file: Path) -> str:

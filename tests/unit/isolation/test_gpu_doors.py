@@ -128,9 +128,34 @@ def test_a_device_that_podman_knows_nothing_of_is_refused_with_the_command_that_
         command("podman", monkeypatch, "container", "GPU-3")
 
 
-def test_docker_gives_a_container_its_devices_by_nvidias_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = command("docker", monkeypatch, "container", GPU, "GPU-2")
-    assert made[made.index("--gpus") + 1] == f'"device={GPU},GPU-2"'
+@pytest.mark.parametrize(
+    ("answer", "level", "second"),
+    [
+        ('["/etc/cdi"]', "container", "GPU-2"),
+        ("[]", "container", "GPU-2"),  # it is set to read none
+        ("", "container", "GPU-2"),  # before version 28
+        ('["/etc/cdi"]', "container", "GPU-3"),  # of which no specification knows
+        ('["/etc/cdi"]', "gvisor", "GPU-2"),
+    ],
+)
+def test_docker_gives_a_container_its_devices_by_specification_or_by_nvidias_toolkit(
+    answer, level, second, specification: Path, monkeypatch
+) -> None:
+    devices, by_specification = (GPU, second), (answer, level, second) == ('["/etc/cdi"]', "container", "GPU-2")
+    docker = specification.with_name("docker")
+    docker.write_text(f"#!/bin/sh\n[ \"$1 $2\" = 'info --format' ] && echo '{answer}'\n")
+    docker.chmod(0o755)
+    monkeypatch.setattr(containers, "engine", lambda level: str(docker))
+    containers._reads_specifications.cache_clear()
+    made = Launch("some.module", confined(Isolation(level), "/app/topology.py", T4), cores=1, devices=devices).command
+    assert ("--gpus" in made) is not by_specification
+    assert [part for part in made if part.startswith("--device=")] == (
+        [f"--device=nvidia.com/gpu={uuid}" for uuid in devices] if by_specification else []
+    )
+    seen = "void" if by_specification else ",".join(devices)
+    assert f"--env=NVIDIA_VISIBLE_DEVICES={seen}" in made
+    if not by_specification:
+        assert made[made.index("--gpus") + 1] == f'"device={seen}"'
 
 
 def test_podman_labels_no_device_so_that_selinux_lets_a_container_with_gpus_open_them_and_no_other_is_without_labels(
