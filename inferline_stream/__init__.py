@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from inferline_stream.pipeline.hardware import Hardware
     from inferline_stream.pipeline.isolation import Isolation
     from inferline_stream.pipeline.model_server import OpenAI, OpenInference, RayServe
-    from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Sample, Stage, Topic
+    from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Result, Sample, Stage, Topic
 
 __all__ = [
     "Codec",
@@ -28,6 +28,7 @@ __all__ = [
     "OpenInference",
     "Pipeline",
     "RayServe",
+    "Result",
     "Sample",
     "ServerUnavailable",
     "Stage",
@@ -40,7 +41,7 @@ _ROOMS = {
     "pipeline.hardware": ("Hardware",),
     "pipeline.isolation": ("Isolation",),
     "pipeline.model_server": ("OpenAI", "OpenInference", "RayServe"),
-    "pipeline.topology": ("Codec", "Edge", "Pipeline", "Sample", "Stage", "Topic"),
+    "pipeline.topology": ("Codec", "Edge", "Pipeline", "Result", "Sample", "Stage", "Topic"),
 }
 
 

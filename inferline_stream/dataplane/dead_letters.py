@@ -17,6 +17,7 @@ from typing import Any
 
 from inferline_stream.dataplane.codecs import codec
 from inferline_stream.dataplane.headers import LATEST_MS, MOST_REPLAYS, REPLAY, SENT_AGAIN, number
+from inferline_stream.dataplane.lineage import root_of
 from inferline_stream.dataplane.routes import input_topics
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.kafka.offsets import Offsets
@@ -81,8 +82,13 @@ class Letter:
         return self._header(EVENT_ID)
 
     @property
+    def root(self) -> bytes:
+        """The source's event that it comes from: where results are gathered, those of all its letters meet again."""
+        return root_of(self.headers) or b""
+
+    @property
     def parent(self) -> str:
-        """At a join, the parent whose result it is."""
+        """Where parts wait for each other, the parent whose result it is."""
         return self._header(PARENT)
 
     @property
@@ -225,8 +231,9 @@ async def send_again(
 
     A letter goes to the topic whose topic of dead letters it is in, whatever its headers say.
 
-    All letters of an event go together, because a join needs every part. Records and notes are one transaction: all
-    of it happened, or nothing did. Only one replay of a pipeline runs at a time; a second one ends the first.
+    All letters of a source's event go together: a join, or a stage that gathers, needs every part. Records and notes
+    are one transaction: all of it happened, or nothing did. Only one replay of a pipeline runs at a time; a second one
+    ends the first.
 
     Args:
         bootstrap_servers: of the cluster.
@@ -247,8 +254,8 @@ async def send_again(
     try:
         letters = await dead_letters(bootstrap_servers, pipeline, prefix)
         wanted = chosen(letters, ids, stage)
-        events = {letter.event_id for letter in wanted if letter.event_id}
-        wanted = [letter for letter in letters if letter.event_id in events or letter in wanted]
+        events = {letter.root for letter in wanted if letter.root}
+        wanted = [letter for letter in letters if letter.root in events or letter in wanted]
         cut = [letter for letter in wanted if letter.says("cut_bytes")]
         sent = [letter for letter in wanted if letter not in cut and (again or letter.sent_again_ms is None)]
         if sent:
@@ -261,10 +268,10 @@ async def send_again(
 
 
 async def _send(sender: Writer, letters: Sequence[Letter], pipeline: Pipeline, names: Names) -> None:
-    replays = {letter.event_id: 0 for letter in letters}
+    replays = {letter.root: 0 for letter in letters}
     for letter in letters:
-        replays[letter.event_id] = min(MOST_REPLAYS, max(replays[letter.event_id], letter.replays + 1))
-    joins = [s.name for s in pipeline.stages if len(s.after) > 1 and not s.ordered]
+        replays[letter.root] = min(MOST_REPLAYS, max(replays[letter.root], letter.replays + 1))
+    joins = [s.name for s in pipeline.stages if s.is_join and not s.ordered]
     by_event = {topic for join in joins for topic in input_topics(pipeline, names, join)}
     partitions = {topic: await sender.partitions_of(topic) for topic in {letter.input_topic for letter in letters}}
     outgoing: dict[tuple[str, int], list[Record]] = {}
@@ -274,7 +281,7 @@ async def _send(sender: Writer, letters: Sequence[Letter], pipeline: Pipeline, n
         record = (topic, letter.place or letter.id)
         if record not in places:  # a replica that died at the wrong moment has left two letters of one record
             partition = _partition(letter, partitions[topic], by_event=topic in by_event)
-            message = _as_it_was(letter, replays[letter.event_id])
+            message = _as_it_was(letter, replays[letter.root])
             outgoing.setdefault((topic, partition), []).append(message)
         places.add(record)
         place = f"{letter.partition}/{letter.offset}".encode()

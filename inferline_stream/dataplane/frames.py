@@ -17,6 +17,7 @@ import msgspec
 
 from inferline_stream.errors import InferlineError
 from inferline_stream.isolation.enforced import Enforced
+from inferline_stream.pipeline.topology import MOST_RESULTS
 
 FORMAT = 1
 """Version of the frames' layout."""
@@ -41,8 +42,12 @@ _ISOLATION_BYTES = 4 * 1024
 _HEADER = struct.Struct("<BxxxI")
 HEADER_BYTES = _HEADER.size
 
-StageInput = bytes | dict[str, bytes]
-"""One event as it stands in the stage's topic; at a join by parent, those that were skipped left out."""
+StageInput = bytes | dict[str, bytes] | list[bytes | None]
+"""One event as it stands in the stage's topic; at a join by parent, those that were skipped left out. Where it is
+gathered, its parts in order, None for one that died."""
+
+MANY_BYTES = 4
+"""The results of one event may have so many times the bytes of the largest one that is taken."""
 
 
 class FrameError(InferlineError):
@@ -65,6 +70,16 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", tag=0
     value: bytes
     edges: int
     """Bit i stands for the stage's i-th edge, in the order of `Routes.children`."""
+    key: bytes | None = None
+    """Of its record; None for the event's own."""
+    headers: tuple[tuple[str, bytes], ...] = ()
+    """Of its record, beside the event's own."""
+
+
+class Many(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", tag=2, gc=False):
+    """The results of an event of which the stage gives many, or none where it filters the event."""
+
+    results: Annotated[tuple[Done, ...], msgspec.Meta(max_length=MOST_RESULTS)] = ()
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", tag=1):
@@ -90,6 +105,10 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", tag
         return f"{self.where}: {raised}" if self.where else raised
 
 
+Answer = Done | Many | Failed
+"""What a replica makes of an event."""
+
+
 class Batch(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Dispatcher to replica: run these events and answer with `Results`, `Broken` or `Returned`."""
 
@@ -100,7 +119,7 @@ class Batch(msgspec.Struct, frozen=True, array_like=True, tag=1):
     result_bytes: int = MAX_FRAME_BYTES
     """Largest result that is taken."""
     profiling: Profiling | None = None
-    expected: list[Done | Failed] | None = None
+    expected: list[Answer] | None = None
     """What another version has made of the events: `Results.agreed` says where the stage's results are the same."""
 
 
@@ -133,7 +152,7 @@ class Results(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
     epoch: int
     batch: int
-    outcomes: Annotated[list[Done | Failed], msgspec.Meta(max_length=_LARGEST_BATCH)]
+    outcomes: Annotated[list[Answer], msgspec.Meta(max_length=_LARGEST_BATCH)]
     calls: Annotated[list[Call], msgspec.Meta(max_length=2 * _LARGEST_BATCH)]
     busy_s: float
     """From having the batch to having every result encoded."""
@@ -183,14 +202,15 @@ _decode_to_replica = msgspec.msgpack.Decoder(ToReplica).decode
 _decode_to_dispatcher = msgspec.msgpack.Decoder(ToDispatcher).decode
 
 
-def answer_bytes(events: int, result_bytes: int) -> int:
+def answer_bytes(events: int, result_bytes: int, *, many: bool = False) -> int:
     """Return the longest frame that the results of a batch may make.
 
     Args:
         events: of the batch.
         result_bytes: largest result that is taken.
+        many: whether an event may have many results.
     """
-    return SHORT_BYTES + events * (result_bytes + _FAILED_BYTES)
+    return SHORT_BYTES + events * (result_bytes * (MANY_BYTES if many else 1) + _FAILED_BYTES)
 
 
 def _cut(frame: Failed | Broken | Returned, name: str, chars: int) -> None:

@@ -11,11 +11,14 @@ from inferline_stream.pipeline.names import (
     ERRORS_PREFIX,
     EVENT_ID,
     HEADER_PREFIX,
+    OF,
     PARENT,
+    PART,
     SKIPPED,
     VERSION,
     WIRE_VERSION,
 )
+from inferline_stream.pipeline.topology import MOST_RESULTS
 from inferline_stream.pipeline.version import Structure
 
 DEAD = HEADER_PREFIX + "dead"
@@ -49,6 +52,11 @@ _OURS_BYTES = 8 * 1024
 EVENT_ID_BYTES = 256
 """Longest event id that a record may name; a longer one counts as missing, since every later record would carry it."""
 
+_PLACES_BYTES = 128
+"""So much longer may the id of one of many results be: a slash and its place, for each time."""
+
+_MOST_LEVELS = 16
+
 MOST_REPLAYS = 9_999
 """Largest replay count that is believed."""
 
@@ -57,7 +65,7 @@ _LARGEST_OFFSET = (1 << 63) - 1
 LATEST_MS = 253_402_300_799_000
 """End of the year 9999. A later time is none: dates and floats would have to hold it."""
 
-LETTERS_KEEP = frozenset((ENTRY_TIME, VERSION, PARENT, SKIPPED, DEAD, REPLAY))
+LETTERS_KEEP = frozenset((ENTRY_TIME, VERSION, PARENT, SKIPPED, OF, PART, DEAD, REPLAY))
 """Headers of ours that a dead letter of an inner topic keeps as they were read, so that it can be sent again."""
 
 
@@ -70,7 +78,7 @@ class ReadHeaders(NamedTuple):
     """What a record's headers say. `own` are the user's: every name of ours is taken out of them.
 
     `dead` is how the event died upstream, 0 where it lives; `replay` counts how often it was sent again after that.
-    `moved` grows each time that a part is appended again.
+    `moved` grows each time that a part is appended again. `of` and `part` are those of `lineage`.
     """
 
     event_id: bytes | None
@@ -82,6 +90,8 @@ class ReadHeaders(NamedTuple):
     replay: int
     own: list[Header]
     moved: int = 0
+    of: tuple[int, ...] = ()
+    part: tuple[int, int] | None = None
 
 
 def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeaders:
@@ -96,12 +106,14 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeade
     skipped: tuple[str, ...] = ()
     dead = replay = moved = 0
     own: list[Header] = []
+    of: tuple[int, ...] = ()
+    part: tuple[int, int] | None = None
     for header in headers:
         name, value = header
         if not name.startswith(HEADER_PREFIX):
             own.append(header)
         elif name == EVENT_ID:
-            if value and len(value) <= EVENT_ID_BYTES:
+            if value and len(value) <= EVENT_ID_BYTES + (0 if entry else _PLACES_BYTES):
                 event_id = value
         elif name == REPLAY:
             replay = number(value, MOST_REPLAYS) or replay
@@ -117,11 +129,23 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeade
             skipped = tuple((value or b"").decode("utf-8", "replace").split(","))
         elif name == MOVED:
             moved = number(value, _LARGEST_OFFSET) or 0
+        elif name == OF:
+            of = _numbers(value) or ()
+        elif name == PART:
+            found = _numbers(value) or ()
+            part = (found[0], found[1]) if len(found) == 2 and found[0] < max(1, found[1]) else None
         elif name == DEAD:
             dead = LETTERED if value == b"2" else DROPPED
     if entry and not replay:
         entry_us = None
-    return ReadHeaders(event_id, entry_us, version, parent, skipped, dead, replay, own, moved)
+    return ReadHeaders(event_id, entry_us, version, parent, skipped, dead, replay, own, moved, of, part)
+
+
+def _numbers(value: bytes | None) -> tuple[int, ...] | None:
+    """Return counts or places of results as we write them; None for anything else."""
+    found = [number(each, MOST_RESULTS) for each in (value or b"").split(b"/")]
+    known = tuple(each for each in found if each is not None)
+    return known if len(known) == len(found) <= _MOST_LEVELS else None
 
 
 def number(value: bytes | None, most: int) -> int | None:
@@ -139,6 +163,8 @@ def event_headers(found: ReadHeaders, event_id: bytes, entry_us: int, version: b
     headers = [*found.own, (EVENT_ID, event_id), (ENTRY_TIME, b"%d" % entry_us)]
     if version is not None:
         headers.append((VERSION, version))
+    if found.of:
+        headers.append((OF, b"/".join(b"%d" % count for count in found.of)))
     if found.replay:
         headers.append((REPLAY, b"%d" % found.replay))
     return headers

@@ -52,18 +52,25 @@ class Follow:
     completed: bool = False
 
 
-def follow(shape: Shape, stage: str, taken: Iterable[str] | None) -> Follow:
+def follow(shape: Shape, stage: str, taken: Iterable[str] | None, *, empty: bool = False) -> Follow:
     """What follows from a stage's result, or from its having none.
 
     A stage all of whose parents were skipped is skipped. That is decided here for stages with one parent, which
     need not see the event; a join learns it from a marker and decides when it has heard of every parent.
 
+    A stage that gathers hears of every result. Of an event that is given none it hears that; of one that does not even
+    reach the stage which gives many it hears nothing, and is skipped like any other stage.
+
     Args:
         shape: the pipeline's DAG.
         stage: the stage that is through with the event.
         taken: children whose arrow the result takes; None where there is no result (skipped, dead), which takes none.
+        empty: whether the stage, one that gives many results, has given none.
     """
     at = shape.stages.index(stage)
+    scopes = shape.scopes()
+    scope = scopes[at] if taken is None else shape.scope_after(at)
+    apart = (*scope, at) if empty else scope
     final = not shape.children(at)
     if final:
         return Follow((), to_sink=taken is not None, completed=taken is None)
@@ -75,10 +82,14 @@ def follow(shape: Shape, stage: str, taken: Iterable[str] | None) -> Follow:
         parents = [shape.arrows[arrow].parent for arrow in shape.parents(child)]
         name = shape.stages[child]
         result = at in parents and name in children
+        if shape.gathers(child):
+            waits = shape.scope_after(parents[0]) == apart
+        else:
+            waits = len(parents) > 1 and scopes[child] == scope
         passed_by = tuple(
             shape.stages[parent] for parent in parents if parent in skipped or (parent == at and not result)
         )
-        if len(parents) > 1:
+        if waits:
             if result or passed_by:
                 sends.append(Send(name, result, passed_by))
         elif result:
@@ -124,6 +135,10 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         deadline_order: whether what can no longer be on time is served last; else in order of entry.
         others: source topics of further classes of events.
         of_class: whose events these are the routes of; empty for the first class.
+        many: stages that give an event many results, by position in ``stages``.
+        gathering: stages that gather, by position.
+        most: results that this stage may give for an event; 0 where it gives one.
+        fills: whether this stage gathers None in the place of a part that died.
     """
 
     pipeline: str
@@ -145,6 +160,10 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     deadline_order: bool = True
     others: tuple[ClassTopic, ...] = ()
     of_class: str = ""
+    many: tuple[int, ...] = ()
+    gathering: tuple[int, ...] = ()
+    most: int = 0
+    fills: bool = False
 
     @cached_property
     def classes(self) -> tuple[Routes, ...]:
@@ -191,7 +210,8 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def shape(self) -> Shape:
         """The pipeline's DAG."""
-        return Shape(self.stages, tuple(Arrow(*arrow) for arrow in self.arrows))
+        arrows = (Arrow(*arrow, arrow[1] in self.gathering) for arrow in self.arrows)
+        return Shape(self.stages, tuple(arrows), self.many)
 
     @cached_property
     def parents(self) -> tuple[str, ...]:
@@ -212,8 +232,24 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def is_join(self) -> bool:
-        """Whether the stage has several parents."""
-        return len(self.parents) > 1
+        """Whether parts of an event wait for each other in the stage: of several parents, or gathered."""
+        return self.stage in self.joins
+
+    @cached_property
+    def gathers(self) -> bool:
+        """Whether the stage gathers the many results of an event."""
+        return self.stages.index(self.stage) in self.gathering
+
+    @cached_property
+    def gatherers(self) -> frozenset[str]:
+        """Stages that gather."""
+        return frozenset(self.stages[at] for at in self.gathering)
+
+    @cached_property
+    def ends_events(self) -> bool:
+        """Whether what ends here ends for good: no stage on the way to the sink waits for the others with it."""
+        scopes = self.shape.scopes()
+        return set(scopes[self.stages.index(self.stage)]) <= set(scopes[self.shape.finals()[0]])
 
     @cached_property
     def is_final(self) -> bool:
@@ -222,7 +258,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def joins(self) -> frozenset[str]:
-        """Stages with several parents."""
+        """Stages in which parts of an event wait for each other."""
         return frozenset(self.stages[at] for at in self.shape.joins())
 
     @cached_property
@@ -261,9 +297,15 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         return found
 
     @cached_property
+    def follow_none(self) -> Follow:
+        """What follows where the stage, which gives many results, gives none."""
+        return follow(self.shape, self.stage, None, empty=True)
+
+    @cached_property
     def topics_written(self) -> tuple[str, ...]:
         """Every topic that the stage's dispatcher may write to for the class, control topics aside."""
-        stages = {*self.children, *(send.stage for send in self.follow(None).sends)}
+        sends = (*self.follow(None).sends, *(self.follow_none.sends if self.most else ()))
+        stages = {*self.children, *(send.stage for send in (*sends, *self.follow(0).sends))}
         topics = {self.topic_of(stage) for stage in stages} | ({self.sink_topic} if self.is_final else set())
         return (*sorted(topics), self.names.completed, self.names.dead_letters(self.input_topic))
 
@@ -293,7 +335,7 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         sink=pipeline.sink.name,
         stages=shape.stages,
         arrows=tuple((arrow.parent, arrow.child, arrow.conditional) for arrow in shape.arrows),
-        ordered=tuple(each.name for each in pipeline.stages if len(each.after) > 1 and each.ordered),
+        ordered=tuple(each.name for each in pipeline.stages if each.is_join and each.ordered),
         keys_in_order=keeps_order(own),
         slo_s=pipeline.slo_s,
         on_expired=cast("OnExpired", pipeline.on_expired),
@@ -314,6 +356,10 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
             )
             for topic in pipeline.others
         ),
+        many=shape.many,
+        gathering=tuple(at for at in range(len(shape.stages)) if shape.gathers(at)),
+        most=own.most if own.many else 0,
+        fills=own.gathers is not None and own.gathers.fills,
     )
 
 

@@ -139,7 +139,7 @@ async def commit_start_offsets(
         if start != "committed":  # what was committed of a topic of the same name that is gone counts for nothing
             committed = {p: entry for p, entry in committed.items() if not group.is_of_another_topic(entry)}
         added = _added(committed, await group.begins())
-        if len(stage.after) > 1 and start != "committed":
+        if stage.is_join and start != "committed":
             await group.commit(await _forgetful(group, committed))
         elif start == "committed" and was_there:
             await group.commit(added)

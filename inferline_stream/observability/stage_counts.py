@@ -98,6 +98,8 @@ class StageCounts:
     """A batch counts by how many its replica may have in hand."""
     wait_s: float = counter("stage_waited_seconds", "Time events spent queued in the stage.", 0.0)
     """From entering the stage's topic to the start of their batch."""
+    results: int = counter("stage_results", "Results that the stage has given.", 0)
+    filtered: int = counter("stage_filtered", "Events that the stage has given no result.", 0)
     dead_lettered: int = counter("stage_dead_lettered", "Events sent to the dead-letter topic.", 0)
     expired: int = counter("stage_expired", "Events that passed their deadline before the stage.", 0)
     batches_lost: int = counter("stage_batches_lost", "Batches in hand of a replica that ended or was given up.", 0)

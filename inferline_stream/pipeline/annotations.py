@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import msgspec
 
 from inferline_stream.pipeline.model_server import ModelServer
+from inferline_stream.pipeline.topology import Result
 
 if TYPE_CHECKING:
     from inferline_stream.pipeline.topology import Stage
@@ -22,7 +23,11 @@ _CODE_NAME = re.compile(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+(\.(?!\d)\w+)*", re.A
 
 @dataclass(frozen=True, slots=True)
 class StageTypes:
-    """A stage as ``list[takes] -> list[returns]``; `Any` where nothing is annotated."""
+    """A stage as ``list[takes] -> list[returns]``; `Any` where nothing is annotated.
+
+    ``returns`` is the type of a single result: of those that make a list where the stage gives many, and without the
+    None that filters and the `Result` around it.
+    """
 
     takes: Any
     returns: Any
@@ -35,13 +40,30 @@ def types_of(stage: Stage) -> StageTypes:
         TypeError: as `stage_types` and `check_code_name` do.
     """
     if stage.server is not None:
-        return served_types(stage.server)
+        declared = served_types(stage.server)
+        return StageTypes(declared.takes, _result_type(declared.returns, many=stage.many))
     if stage.run is None:
         raise TypeError("has neither code nor a server; give a function, a class, or server=OpenInference(...)")
     if not isinstance(stage.run, str):
-        return stage_types(stage.run)
+        declared = stage_types(stage.run)
+        return StageTypes(declared.takes, _result_type(declared.returns, many=stage.many))
     check_code_name(stage.run)
     return StageTypes(*(Any if each is None else each for each in (stage.takes, stage.returns)))
+
+
+def _result_type(returns: Any, *, many: bool) -> Any:
+    """Type of a single result."""
+    plain, _ = without_none(returns)
+    if many:
+        try:
+            plain, _ = without_none(_event_type(plain, "returns"))
+        except TypeError:
+            raise TypeError(
+                f"is declared many=True and returns {describe(plain)} for an event; annotate `list[X] -> list[list[Y]]`"
+            ) from None
+    if plain is Result or get_origin(plain) is Result:
+        return (get_args(plain) or (Any,))[0]
+    return plain
 
 
 def check_code_name(name: str) -> None:

@@ -36,8 +36,19 @@ class Keys:
 
 
 def keeps_order(stage: Stage) -> bool:
-    """Whether a stage processes events of one key in order: plain stages unless lifted, joins only if asked for."""
-    return stage.ordered is not False if len(stage.after) < 2 else bool(stage.ordered)
+    """Whether a stage processes events of one key in order: plain stages unless lifted, others only if asked for.
+
+    Those are joins, and stages that get the many results of an event: all of them have its key.
+    """
+    return stage.ordered is not False if not stage.is_join and not _depth(stage) else bool(stage.ordered)
+
+
+def _depth(stage: Stage) -> int:
+    """How many stages before have made many of an event that are still apart."""
+    if not stage.after:
+        return 0
+    edge = stage.after[0]
+    return _depth(edge.parent) + edge.parent.many - edge.gathers
 
 
 def keys_of(pipeline: Pipeline, keys: Iterable[bytes | None]) -> Keys:

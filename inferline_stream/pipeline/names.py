@@ -10,6 +10,8 @@ EVENT_ID = HEADER_PREFIX + "event_id"
 ENTRY_TIME = HEADER_PREFIX + "entry_time_us"
 PARENT = HEADER_PREFIX + "parent"
 SKIPPED = HEADER_PREFIX + "skipped"
+OF = HEADER_PREFIX + "of"
+PART = HEADER_PREFIX + "part"
 VERSION = HEADER_PREFIX + "version"
 ERRORS_PREFIX = HEADER_PREFIX + "errors."
 

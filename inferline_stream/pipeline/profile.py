@@ -358,7 +358,7 @@ class PipelineProfile:
     profiles: Mapping[tuple[str, str], Profile]
     paths: Paths
     hop_overhead_s: float = 0.0
-    samples: Mapping[str, bytes | dict[str, bytes]] = field(default_factory=dict)
+    samples: Mapping[str, bytes | dict[str, bytes] | list[bytes | None]] = field(default_factory=dict)
     overheads: Overheads | None = None
     keys: Keys = field(default_factory=Keys)
     network_s: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,12 @@ class Arrow:
     parent: int
     child: int
     conditional: bool = False
+    gathers: bool = False
+    """Whether its child gets all results of one event at once, as a list."""
+
+
+Scope = tuple[int, ...]
+"""Stages whose many results are still apart, outermost first, by position in the topological order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,7 @@ class Shape:
         stages: names, every parent before its children.
         arrows: ordered by child, then by the child's order of parents; an arrow's position here is
             its bit in `Paths.masks`.
+        many: positions of the stages that give an event many results, each an event of its own from there on.
 
     Raises:
         ValueError: an arrow that points backwards or outside, or two stages of one name.
@@ -33,6 +41,7 @@ class Shape:
 
     stages: tuple[str, ...]
     arrows: tuple[Arrow, ...]
+    many: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.stages)) != len(self.stages):
@@ -62,8 +71,24 @@ class Shape:
         return tuple(s for s in range(len(self.stages)) if not self.parents(s))
 
     def joins(self) -> tuple[int, ...]:
-        """Stages with two parents or more."""
-        return tuple(s for s in range(len(self.stages)) if len(self.parents(s)) > 1)
+        """Stages in which parts of an event wait for each other: with two parents or more, or that gather."""
+        return tuple(s for s in range(len(self.stages)) if len(self.parents(s)) > 1 or self.gathers(s))
+
+    def gathers(self, stage: int) -> bool:
+        """Whether a stage gets the results of its parent gathered."""
+        return any(self.arrows[arrow].gathers for arrow in self.parents(stage))
+
+    def scopes(self) -> tuple[Scope, ...]:
+        """By stage, the scope of the events that it gets.
+
+        Raises:
+            ValueError: parents of a join differ in it, or results are gathered that nothing has made many of.
+        """
+        return _scopes(self)
+
+    def scope_after(self, stage: int) -> Scope:
+        """The scope of a stage's results."""
+        return self.scopes()[stage] + ((stage,) if stage in self.many else ())
 
     def finals(self) -> tuple[int, ...]:
         """Stages without a child; a valid pipeline has exactly one."""
@@ -79,6 +104,30 @@ class Shape:
             start = max((finish[self.arrows[a].parent] for a in self.parents(stage)), default=0.0)
             finish[stage] = start + times[stage]
         return max(finish, default=0.0)
+
+
+@functools.lru_cache(maxsize=64)
+def _scopes(shape: Shape) -> tuple[Scope, ...]:
+    found: list[Scope] = []
+    for stage, name in enumerate(shape.stages):
+        scopes: dict[Scope, str] = {}
+        for arrow in (shape.arrows[bit] for bit in shape.parents(stage)):
+            parent = shape.stages[arrow.parent]
+            scope = found[arrow.parent] + ((arrow.parent,) if arrow.parent in shape.many else ())
+            if arrow.gathers and not scope:
+                raise ValueError(
+                    f"stage {name!r} gathers results of {parent!r}, of which an event has one; declare a stage before "
+                    "it many=True, or leave gathered() out"
+                )
+            scopes[scope[:-1] if arrow.gathers else scope] = parent
+        if len(scopes) > 1:
+            of = ", ".join(
+                f"{parent!r} gives " + (f"results of {shape.stages[scope[-1]]!r}" if scope else "whole events")
+                for scope, parent in scopes.items()
+            )
+            raise ValueError(f"stage {name!r} joins what does not belong to one event: {of}; gather the results before")
+        found.append(next(iter(scopes), ()))
+    return tuple(found)
 
 
 def topological(stages: Sequence[Stage]) -> list[Stage]:
@@ -107,11 +156,46 @@ def shape_of(pipeline: Pipeline) -> Shape:
     order = topological(pipeline.stages)
     position = {id(stage): i for i, stage in enumerate(order)}
     arrows = [
-        Arrow(position[id(edge.parent)], i, edge.condition is not None)
+        Arrow(position[id(edge.parent)], i, edge.condition is not None, edge.gathers)
         for i, stage in enumerate(order)
         for edge in stage.after
     ]
-    return Shape(tuple(stage.name for stage in order), tuple(arrows))
+    many = tuple(i for i, stage in enumerate(order) if stage.many)
+    return Shape(tuple(stage.name for stage in order), tuple(arrows), many)
+
+
+@dataclass(frozen=True, slots=True)
+class FanOut:
+    """How many results a stage gives an event, and which arrows each of them takes.
+
+    Args:
+        stage: position in the topological order.
+        counts: distinct numbers of results, ascending.
+        shares: of the events that are given so many, summing to 1.
+        masks: distinct sets of arrows that a result takes until it is gathered, as in `Paths`.
+        weights: share of the results with each mask, summing to 1.
+
+    Raises:
+        ValueError: lengths that differ, counts below 0 or out of order, or shares or weights that are no distribution.
+    """
+
+    stage: int
+    counts: tuple[int, ...]
+    shares: tuple[float, ...]
+    masks: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        Paths(self.masks, self.weights)
+        if len(self.counts) != len(self.shares) or list(self.counts) != sorted({*self.counts}) or self.counts[0] < 0:
+            raise ValueError(f"counts {self.counts} must ascend from 0 or more, with a share each: {self.shares}")
+        if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"shares {self.shares} are not shares that sum to 1")
+
+    @property
+    def mean(self) -> float:
+        """Results per event."""
+        return sum(count * share for count, share in zip(self.counts, self.shares, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +205,8 @@ class Paths:
     Args:
         masks: distinct sets of arrows taken; bit i stands for `Shape.arrows[i]`.
         weights: share of events with each mask, summing to 1.
+        fan_outs: of the stages that give an event many results, in topological order. The masks are those of the
+            source's events then, without the arrows that are each result's own.
 
     Raises:
         ValueError: no masks, lengths that differ, or weights that are not a distribution.
@@ -128,6 +214,7 @@ class Paths:
 
     masks: tuple[int, ...]
     weights: tuple[float, ...]
+    fan_outs: tuple[FanOut, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.masks or len(self.masks) != len(self.weights):
@@ -136,17 +223,37 @@ class Paths:
             raise ValueError(f"weights {self.weights} are not shares that sum to 1")
 
 
-def visited(shape: Shape, mask: int) -> list[bool]:
-    """For each stage whether an event with that mask visits it: entries always, others by any taken arrow."""
-    return [not arrows or any(mask >> a & 1 for a in arrows) for arrows in map(shape.parents, range(len(shape.stages)))]
+def visited(shape: Shape, mask: int, scope: Scope = ()) -> list[bool]:
+    """For each stage whether an event with that mask visits it.
+
+    Entries always, others by any arrow that is taken. A stage that gathers is visited where the one is whose results
+    those are; stages of another scope never.
+    """
+    scopes, seen = shape.scopes(), list[bool]()
+    for stage, own in enumerate(scopes):
+        arrows = shape.parents(stage)
+        if own != scope:
+            seen.append(False)
+        elif shape.gathers(stage):
+            seen.append(seen[shape.scope_after(shape.arrows[arrows[0]].parent)[-1]])
+        else:
+            seen.append(not arrows or any(mask >> a & 1 for a in arrows))
+    return seen
 
 
 def visit_ratios(shape: Shape, paths: Paths) -> dict[str, float]:
-    """Mean visits to each stage per event (the paper's scale factor s_m)."""
+    """Mean visits to each stage per event (the paper's scale factor s_m); of many results each is a visit."""
     totals = [0.0] * len(shape.stages)
-    for mask, weight in zip(paths.masks, paths.weights, strict=True):
-        for stage, seen in enumerate(visited(shape, mask)):
-            totals[stage] += weight * seen
+
+    def add(masks: Sequence[int], weights: Sequence[float], scope: Scope, times: float) -> None:
+        for mask, weight in zip(masks, weights, strict=True):
+            for stage, seen in enumerate(visited(shape, mask, scope)):
+                totals[stage] += times * weight * seen
+
+    add(paths.masks, paths.weights, (), 1.0)
+    for fan_out in paths.fan_outs:
+        scope = shape.scope_after(fan_out.stage)
+        add(fan_out.masks, fan_out.weights, scope, totals[fan_out.stage] * fan_out.mean)
     return dict(zip(shape.stages, totals, strict=True))
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
@@ -48,6 +49,24 @@ class Codec:
     decoder: Callable[[Any], Callable[[bytes], Any]]
 
 
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Generic[_Value]):
+    """A result whose record has a key or headers of its own; a stage returns it in place of the value.
+
+    Args:
+        value: the result.
+        key: of its record, text or bytes; by default its event's.
+        headers: text or bytes by name, beside those that its event's records carry; one of a name replaces theirs.
+    """
+
+    value: _Value
+    key: str | bytes | None = None
+    headers: Mapping[str, str | bytes] = field(default_factory=dict)
+
+
 if TYPE_CHECKING:
     from inferline_stream.pipeline.emulation import Emulated
 
@@ -58,6 +77,12 @@ ORDERS = ("deadline", "entry")
 
 DEFAULT_PARTITIONS = 8
 """Of topics that have to be created. They bound how many slots a stage can have, not how many replicas."""
+
+DEFAULT_MOST = 1000
+"""Results that a stage may give for one event, where it gives many."""
+
+MOST_RESULTS = 100_000
+"""Results of one event that a stage may declare, at most."""
 
 DEFAULT_CONCURRENCY = 16
 """Of stages declared with ``async def``."""
@@ -158,6 +183,9 @@ class Stage:
             of both; or its name, ``"module:function"``. By default they have to be equal. For `deploy --mirror`.
         server: what is asked for the results, in place of ``run``: `OpenInference`, `OpenAI` or `RayServe`. One replica
             asks it, or each starts its own (``command``); how many requests it has under way is planned.
+        many: whether it gives each event a list of results, perhaps an empty one, in place of one result. Each is an
+            event of its own from there on, until a stage gathers them (`gathered`).
+        most: results of one event, where it gives many; an event with more becomes a dead letter.
     """
 
     def __init__(
@@ -178,6 +206,8 @@ class Stage:
         returns: Any = None,
         agrees: Callable[[Any, Any], bool] | str | None = None,
         server: ModelServer | None = None,
+        many: bool = False,
+        most: int = DEFAULT_MOST,
     ) -> None:
         self.name = name
         self.run = run
@@ -195,7 +225,19 @@ class Stage:
         self.takes = takes
         self.returns = returns
         self.agrees = agrees
+        self.many = many
+        self.most = most
         self.declared = _caller()
+
+    @property
+    def is_join(self) -> bool:
+        """Whether parts of an event wait in it for each other: those of several parents, or of one that is gathered."""
+        return len(self.after) > 1 or self.gathers is not None
+
+    @property
+    def gathers(self) -> Edge | None:
+        """The edge whose results it gathers, if it does."""
+        return next((edge for edge in self.after if isinstance(edge, Edge) and edge.gathers), None)
 
     @property
     def most_at_once(self) -> int:
@@ -231,6 +273,18 @@ class Stage:
         """
         return Edge(self, condition)
 
+    def gathered(self, missing: EllipsisType | None = ...) -> Edge:
+        """Return the edge that gathers: the next stage gets the list of all results of one event, in their order.
+
+        Those are the results of the event that a stage before, or this one, gave many results. Results that were
+        filtered on the way are not in the list, which may be empty.
+
+        Args:
+            missing: None to have None in the place of a result that died on the way; its type is then ``Y | None``. By
+                default the next stage does not run for an event one of whose results died until that is sent again.
+        """
+        return Edge(self, gathers=True, fills=missing is None)
+
     def __repr__(self) -> str:
         return f"Stage({self.name!r})"
 
@@ -248,10 +302,15 @@ def _caller() -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edge:
-    """The arrow from a parent; taken always, or when the condition holds for the parent's result."""
+    """The arrow from a parent; taken always, or when the condition holds for the parent's result.
+
+    One that ``gathers`` brings all results of an event at once; see `Stage.gathered`, also for ``fills``.
+    """
 
     parent: Stage
     condition: Callable[[Any], bool] | str | None = None
+    gathers: bool = False
+    fills: bool = False
 
 
 class Pipeline:

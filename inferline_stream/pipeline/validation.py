@@ -26,8 +26,18 @@ from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardw
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.shape import maybe_missing, topological
-from inferline_stream.pipeline.topology import ORDERS, Codec, Edge, Pipeline, Sample, Stage, Topic, is_asynchronous
+from inferline_stream.pipeline.shape import maybe_missing, shape_of, topological
+from inferline_stream.pipeline.topology import (
+    MOST_RESULTS,
+    ORDERS,
+    Codec,
+    Edge,
+    Pipeline,
+    Sample,
+    Stage,
+    Topic,
+    is_asynchronous,
+)
 from inferline_stream.pipeline.units import is_whole
 
 CODECS = ("json", "msgpack", "raw")
@@ -183,6 +193,10 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
         yield f"concurrency {at_once} needs `async def`: a plain function runs one batch at a time"
     if stage.ordered not in (None, True, False):
         yield f"ordered {stage.ordered!r} must be True, False or None"
+    if stage.many not in (True, False):
+        yield f"many {stage.many!r} must be True or False"
+    if not is_whole(stage.most) or stage.most > MOST_RESULTS:
+        yield f"most {stage.most!r} must be a whole number, 1 to {MOST_RESULTS}"
     if not is_whole(stage.standby, 0):
         yield f"standby {stage.standby!r} must be a whole number of replicas, 0 or more"
     if stage.server is not None:
@@ -301,6 +315,13 @@ def _of_types(stages: Sequence[Stage], pipeline: Pipeline) -> Iterator[str]:
     """Results along every edge against what the next stage takes, and raw topics at the ends."""
     sound = [stage for stage in stages if all(_is_stage_edge(edge) for edge in stage.after)]
     order = topological(sound) if len(sound) == len(stages) else []
+    listed, names = {id(stage) for stage in stages}, {stage.name for stage in stages}
+    known = all(id(edge.parent) in listed for stage in sound for edge in stage.after)
+    if known and len(order) == len(names) == len(pipeline.stages):
+        try:
+            shape_of(pipeline).scopes()
+        except ValueError as error:
+            yield f"{pipeline.declared}: {error}"
     for stage in stages:
         for problem in (*_of_input(stage, order), *_of_raw(stage, stages, pipeline)):
             yield f"{stage.declared}: stage {stage.name!r}: {problem}"
@@ -309,7 +330,9 @@ def _of_types(stages: Sequence[Stage], pipeline: Pipeline) -> Iterator[str]:
 def _of_input(stage: Stage, order: Sequence[Stage]) -> Iterator[str]:
     parents = [edge.parent for edge in _edges(stage) if isinstance(edge.parent, Stage)]
     takes = _types(stage).takes
-    if len(parents) == 1:
+    if stage.gathers is not None:
+        yield from _of_gather(stage, stage.gathers, takes)
+    elif len(parents) == 1:
         returned = _types(parents[0]).returns
         if not accepts(takes, returned):
             yield (
@@ -318,6 +341,22 @@ def _of_input(stage: Stage, order: Sequence[Stage]) -> Iterator[str]:
             )
     elif len(parents) > 1:
         yield from _of_join(stage, parents, takes, order)
+
+
+def _of_gather(stage: Stage, edge: Edge, takes: Any) -> Iterator[str]:
+    if len(stage.after) > 1:
+        yield "gathers and joins; gather in a stage of its own, and join what that gives"
+    if stage.ordered:
+        yield "ordered=True where it gathers: results of an event may have several keys; leave it out"
+    if not isinstance(edge.parent, Stage):
+        return
+    part = _types(edge.parent).returns
+    given = list[part | None] if edge.fills else list[part]  # type: ignore[valid-type]
+    if not accepts(takes, given):
+        yield (
+            f"takes list[{describe(takes)}] and gathers results of {edge.parent.name!r}, which are "
+            f"{describe(given)} of each event; annotate list[{describe(given)}]"
+        )
 
 
 def _of_join(stage: Stage, parents: Sequence[Stage], takes: Any, order: Sequence[Stage]) -> Iterator[str]:

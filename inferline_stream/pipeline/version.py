@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from inferline_stream.pipeline.annotations import types_of
@@ -50,6 +50,8 @@ class Structure:
         edges: by stage, its parents; whether the edge is conditional.
         ordered: joins that keep the order of a key.
         others: source topics of further classes of events. What a record holds does not depend on them.
+        many: stages that give an event many results.
+        gathers: by stage that gathers, the parent whose results it gets.
     """
 
     source: tuple[str, str]
@@ -58,6 +60,8 @@ class Structure:
     edges: Mapping[str, Mapping[str, bool]]
     ordered: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    many: tuple[str, ...] = ()
+    gathers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -86,8 +90,10 @@ def structure_of(pipeline: Pipeline) -> Structure:
             stage.name: {edge.parent.name: edge.condition is not None for edge in stage.after}
             for stage in pipeline.stages
         },
-        ordered=tuple(sorted(stage.name for stage in pipeline.stages if stage.ordered and len(stage.after) > 1)),
+        ordered=tuple(sorted(stage.name for stage in pipeline.stages if stage.ordered and stage.is_join)),
         others=tuple(topic.name for topic in pipeline.others),
+        many=tuple(sorted(stage.name for stage in pipeline.stages if stage.many)),
+        gathers={stage.name: edge.parent.name for stage in pipeline.stages if (edge := stage.gathers) is not None},
     )
 
 
@@ -130,6 +136,10 @@ def incompatibilities(running: Structure, wanted: Structure) -> list[str]:
             found.append(f"the edge from {_names(changed)} to {stage} is not as conditional as it was")
         if (stage in running.ordered) != (stage in wanted.ordered):
             found.append(f"stage {stage} puts the parts of an event together elsewhere, ordered or not as it was")
+        if (stage in running.many) != (stage in wanted.many):
+            found.append(f"stage {stage} gives an event many results, or one, other than it did")
+        if running.gathers.get(stage) != wanted.gathers.get(stage):
+            found.append(f"stage {stage} gathers results, or does not, other than it did")
         if running.formats[stage] != wanted.formats[stage]:
             found.append(f"results of stage {stage} were {running.formats[stage]} and are {wanted.formats[stage]}")
     return found

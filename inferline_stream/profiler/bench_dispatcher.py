@@ -24,11 +24,12 @@ from inferline_stream.dataplane.dispatcher.process import serve
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.dispatcher.supervisor_channel import SupervisorChannel
 from inferline_stream.dataplane.frames import (
+    Answer,
     Batch,
     Broken,
-    Done,
     Failed,
     Leave,
+    Many,
     Profiling,
     Ready,
     Results,
@@ -210,7 +211,9 @@ class TimedReplica:
         return None
 
 
-def _outcome(found: Done | Failed) -> EventOutcome:
+def _outcome(found: Answer) -> EventOutcome:
+    if isinstance(found, Many):
+        return EventOutcome(b"", many=tuple((result.value, result.edges) for result in found.results))
     return EventOutcome(b"", 0, found.summary) if isinstance(found, Failed) else EventOutcome(found.value, found.edges)
 
 

@@ -100,11 +100,15 @@ class Standing(msgspec.Struct, frozen=True, tag=True):
 
 
 class EventOutcome(msgspec.Struct, frozen=True, array_like=True):
-    """What became of one event: its encoded result and the edges that it takes, or why it failed."""
+    """What became of one event: its encoded result and the edges that it takes, or why it failed.
+
+    ``many`` are the results of an event of which the stage gives many, or none, each with its edges, in place of one.
+    """
 
     value: bytes
     edges: int = 0
     error: str = ""
+    many: tuple[tuple[bytes, int], ...] | None = None
 
 
 class Outcomes(msgspec.Struct, frozen=True, tag=True):

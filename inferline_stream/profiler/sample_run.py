@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidTopology
-from inferline_stream.pipeline.shape import Paths, Shape
+from inferline_stream.pipeline.shape import FanOut, Paths, Scope, Shape
 from inferline_stream.profiler.bench_messages import EventOutcome
 
 MOST_EVENTS = 4000
@@ -41,13 +41,15 @@ class SampleRun:
 
     Args:
         inputs: of each stage, as they stand in its topic; the first `INPUTS_KEPT`.
-        masks: events by the set of arrows taken; bit i stands for `Shape.arrows[i]`.
+        masks: by scope, events by the set of arrows taken; bit i stands for `Shape.arrows[i]`.
+        counts: by position of a stage that gives many results, events by how many it gave.
         failed: by stage, how many events it raised on, and the first of its messages.
         events: how many events were run.
     """
 
     inputs: dict[str, list[StageInput]]
-    masks: Counter[int] = field(default_factory=Counter)
+    masks: defaultdict[Scope, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    counts: defaultdict[int, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     failed: dict[str, tuple[int, str]] = field(default_factory=dict)
     events: int = 0
 
@@ -60,9 +62,20 @@ class SampleRun:
     @property
     def paths(self) -> Paths:
         """The distribution of the arrows taken by events that did not fail, most frequent first."""
-        total = self.masks.total()
-        ranked = sorted(self.masks.items(), key=lambda item: (-item[1], item[0]))
-        return Paths(tuple(mask for mask, _ in ranked), tuple(count / total for _, count in ranked))
+        fan_outs = []
+        for scope in sorted(self.masks):
+            if scope and (counts := self.counts[scope[-1]]):
+                ascending = sorted(counts.items())
+                shares = tuple(events / counts.total() for _, events in ascending)
+                ranked = _ranked(self.masks[scope]) if self.masks[scope] else ((0,), (1.0,))
+                fan_outs.append(FanOut(scope[-1], tuple(count for count, _ in ascending), shares, *ranked))
+        return Paths(*_ranked(self.masks[()]), tuple(sorted(fan_outs, key=lambda fan_out: fan_out.stage)))
+
+
+def _ranked(masks: Counter[int]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return masks, most frequent first, and the share of each."""
+    ranked = sorted(masks.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(mask for mask, _ in ranked), tuple(count / masks.total() for _, count in ranked)
 
 
 async def run_sample(
@@ -102,7 +115,7 @@ async def run_sample(
         progress(max(run.events / len(chosen), 1 - max(0.0, end_s - time.monotonic()) / seconds))
     for stage in stages:
         count, message = run.failed.get(stage, (0, ""))
-        if count and not run.masks:
+        if count and not run.masks[()]:
             raise InvalidTopology(f"{message}; stage {stage!r} raised on {count} of {run.events} sample events")
     for stage in stages:
         if not run.inputs[stage]:
@@ -123,7 +136,9 @@ def _is_small(event: StageInput) -> bool:
 
 
 def _size(event: StageInput) -> int:
-    return len(event) if isinstance(event, bytes) else sum(map(len, event.values()))
+    if isinstance(event, bytes):
+        return len(event)
+    return sum(len(part or b"") for part in (event.values() if isinstance(event, dict) else event))
 
 
 def _spread(events: Sequence[bytes]) -> Sequence[bytes]:
@@ -135,32 +150,85 @@ def _spread(events: Sequence[bytes]) -> Sequence[bytes]:
     return [events[i] for i in ranked[:MOST_EVENTS]]
 
 
+@dataclass(slots=True)
+class _Items:
+    """Events of a chunk in one scope: the source's own, or the results of a stage that gives many.
+
+    Args:
+        of: by item, the event that it is a result of, by place in the scope before.
+        masks: arrows taken.
+        results: by stage.
+        dead: those that failed.
+    """
+
+    of: list[int]
+    masks: list[int] = field(default_factory=list)
+    results: list[dict[str, bytes]] = field(default_factory=list)
+    dead: set[int] = field(default_factory=set)
+
+
 async def _run_chunk(shape: Shape, stages: Mapping[str, RunEvents], events: Sequence[bytes], run: SampleRun) -> None:
-    masks = [0] * len(events)
-    dead: set[int] = set()
-    results: list[dict[str, bytes]] = [{} for _ in events]
-    bits = {(arrow.parent, arrow.child): bit for bit, arrow in enumerate(shape.arrows)}
+    items: dict[Scope, _Items] = {(): _Items(list(range(len(events))), [0] * len(events), [{} for _ in events])}
     for at, stage in enumerate(shape.stages):
         if stage not in stages:
             continue
-        parents = [shape.arrows[bit].parent for bit in shape.parents(at)]
-        edges = [bit for bit, arrow in enumerate(shape.arrows) if arrow.parent == at]
-        given: dict[int, StageInput] = {}
-        for i, event in enumerate(events):
-            values = {shape.stages[p]: results[i][shape.stages[p]] for p in parents if masks[i] >> bits[p, at] & 1}
-            if i in dead or (parents and not values):
-                continue
-            given[i] = event if not parents else values if len(parents) > 1 else next(iter(values.values()))
+        scope = shape.scopes()[at]
+        own = items.setdefault(scope, _Items([]))
+        given = _gathered(shape, at, items) if shape.gathers(at) else _given(shape, at, own, events)
         outcomes = await stages[stage](list(given.values())) if given else []
+        parts = items.setdefault((*scope, at), _Items([])) if at in shape.many else None
         for i, outcome in zip(given, outcomes, strict=True):
             if outcome.error:
-                dead.add(i)
+                own.dead.add(i)
                 count, first = run.failed.get(stage, (0, outcome.error))
                 run.failed[stage] = (count + 1, first)
                 continue
-            results[i][stage] = outcome.value
-            masks[i] |= sum(1 << bit for edge, bit in enumerate(edges) if outcome.edges >> edge & 1)
+            if parts is not None:
+                own.results[i][stage] = b""
+                run.counts[at].update([len(outcome.many or ())])
+            for value, edges in ((outcome.value, outcome.edges),) if outcome.many is None else outcome.many:
+                mask = sum(1 << bit for edge, bit in enumerate(shape.children(at)) if edges >> edge & 1)
+                if parts is not None:
+                    parts.of.append(i)
+                    parts.masks.append(mask)
+                    parts.results.append({stage: value})
+                else:
+                    own.results[i][stage] = value
+                    own.masks[i] |= mask
             if len(run.inputs[stage]) < INPUTS_KEPT:
                 run.inputs[stage].append(given[i])
-    run.masks.update(mask for i, mask in enumerate(masks) if i not in dead)
+    for scope, found in items.items():
+        run.masks[scope].update(mask for i, mask in enumerate(found.masks) if i not in found.dead)
     run.events += len(events)
+
+
+def _given(shape: Shape, at: int, own: _Items, events: Sequence[bytes]) -> dict[int, StageInput]:
+    """Return what a stage gets of each item that visits it."""
+    bits = {shape.arrows[bit].parent: bit for bit in shape.parents(at)}
+    given: dict[int, StageInput] = {}
+    for i in (i for i in range(len(own.of)) if i not in own.dead):
+        values = {
+            shape.stages[p]: own.results[i][shape.stages[p]] for p, bit in bits.items() if own.masks[i] >> bit & 1
+        }
+        if not bits:
+            given[i] = events[i]
+        elif values:
+            given[i] = values if len(bits) > 1 else next(iter(values.values()))
+    return given
+
+
+def _gathered(shape: Shape, at: int, items: Mapping[Scope, _Items]) -> dict[int, StageInput]:
+    """Return the results of every event that a stage gathers, of which none died."""
+    parent = shape.arrows[shape.parents(at)[0]].parent
+    scope = shape.scope_after(parent)
+    own, parts = items[scope[:-1]], items.get(scope, _Items([]))
+    found: dict[int, list[bytes | None]] = {
+        i: [] for i in range(len(own.of)) if shape.stages[scope[-1]] in own.results[i] and i not in own.dead
+    }
+    for i, of in enumerate(parts.of):
+        if i in parts.dead:
+            found.pop(of, None)
+            own.dead.add(of)
+        elif of in found and shape.stages[parent] in parts.results[i]:
+            found[of].append(parts.results[i][shape.stages[parent]])
+    return dict(found)

@@ -14,6 +14,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from operator import itemgetter
 from typing import TypeVar
 
@@ -21,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.dataplane.headers import REASON, number, read_headers
+from inferline_stream.dataplane.headers import REASON, ReadHeaders, number, read_headers
+from inferline_stream.dataplane.lineage import root, root_of, share
 from inferline_stream.kafka.offset_metadata import Committed, Run, finished_by_all
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.records import Record
@@ -37,6 +39,28 @@ T = TypeVar("T")
 _MOST = 255
 _LONGEST_NAME = 64
 """Bytes of an id that are kept; of a longer one, a digest."""
+
+
+@dataclass(slots=True)
+class _Apart:
+    """What was seen of an event with many results."""
+
+    seen: Fraction = Fraction(0)
+    """The sum of its results' shares: 1 once all of them have reached the sink or ended."""
+    kinds: int = 0
+    """A bit for each kind of record that was seen."""
+    _names: set[bytes] = field(default_factory=set)
+
+    def see(self, name: bytes, of_it: Fraction) -> bool:
+        """Note a result; return whether it is new. Once all are known any further one is not, and none is kept."""
+        if self.seen >= 1 or name in self._names:
+            return False
+        self.seen += of_it
+        if self.seen >= 1:
+            self._names.clear()
+        else:
+            self._names.add(name)
+        return True
 
 
 @dataclass(slots=True)
@@ -87,6 +111,8 @@ class EventLedger:
     _ended: list[bytearray] = field(init=False)
     _named: dict[bytes, list[int]] = field(default_factory=dict)
     """Events with an id of their own → [sink records, other endings]."""
+    _apart: dict[bytes, _Apart] = field(default_factory=dict)
+    """Events with many results, not all of which were seen, by id."""
     _old: set[bytes] = field(default_factory=set)
     """Those of them that are not live."""
     others: dict[str, EventLedger] = field(default_factory=dict)
@@ -116,8 +142,8 @@ class EventLedger:
     def out(self, record: Record) -> None:
         """A record of the sink topic; call `entered` for all of the source before."""
         found = read_headers(record.headers)
-        name = found.event_id or b""
-        if not self._count(name, self._out, 0):
+        name = root(found.event_id or b"", len(found.of))
+        if not self._count(name, self._out, 0, found):
             return
         if self._is_old(name):
             self._old_done(record)
@@ -129,8 +155,9 @@ class EventLedger:
     def ended(self, record: Record) -> None:
         """A record of the completed topic."""
         reason = (record.header(REASON) or b"unknown").decode(errors="replace")
-        name = record.key or b""
-        if self._count(name, self._ended, 1):
+        found = read_headers(record.headers)
+        name = _root_ended(record)
+        if self._count(name, self._ended, 1, found._replace(event_id=record.key)):
             self.reasons[reason] += 1
             if self._is_old(name):
                 self._old_done(record)
@@ -152,7 +179,7 @@ class EventLedger:
         )
 
     def of(self, name: bytes) -> EventLedger:
-        """Return the ledger of an event's class, by its id: this one where no further class knows it."""
+        """Return the ledger of the class of a source's event, by its id: this one where no further class knows it."""
         return next((ledger for ledger in self.others.values() if ledger._knows(name)), self)
 
     def _knows(self, name: bytes) -> bool:
@@ -181,7 +208,17 @@ class EventLedger:
         partition, offset = number(place, len(self.first) - 1), number(rest, 2**63 - 1)
         return None if partition is None or offset is None else (partition, offset)
 
-    def _count(self, name: bytes, place: list[bytearray], column: int) -> bool:
+    def _count(self, name: bytes, place: list[bytearray], column: int, found: ReadHeaders) -> bool:
+        """Count one record; whether it is the first of its kind that its event, or its result among many, has."""
+        if (found.of or name in self._apart) and self._knows(name):
+            apart = self._apart.setdefault(name, _Apart())
+            if not apart.see(found.event_id or b"", share(found.of)):
+                return self._count_one(name, place, column) and False
+            first, apart.kinds = not apart.kinds >> column & 1, apart.kinds | 1 << column
+            return self._count_one(name, place, column) if first else True
+        return self._count_one(name, place, column)
+
+    def _count_one(self, name: bytes, place: list[bytearray], column: int) -> bool:
         """Count one record; whether it is the event's first of its kind."""
         if (counts := self._named.get(_kept(name))) is not None:
             counts[column] += 1
@@ -245,12 +282,22 @@ class EventLedger:
                     count += 1
                     if len(names) < most:
                         names.append(f"{self.source}/{p}/{self.first[p] + at}")
+        for name, apart in self._apart.items():
+            if apart.seen < 1:
+                count += 1
+                if len(names) < most:
+                    names.append(f"{name.decode(errors='replace')}: {apart.seen} of its results")
         for name, (reached, closed) in self._named.items():
             if not reached and not closed:
                 count += 1
                 if len(names) < most:
                     names.append(name.decode(errors="replace"))
         return count, names
+
+
+def _root_ended(record: Record) -> bytes:
+    """Return the id of the source's event of a record of the completed topic."""
+    return root(record.key or b"", len(read_headers(record.headers).of))
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,8 +454,8 @@ async def read_ledger(
     for of, each in {"": ledger, **ledger.others}.items():
         await _read(context, topics[of], each.first, each.ends, each.entered)
     for topic, first, take in (
-        (context.sink, start.sink, lambda record: ledger.of(read_headers(record.headers).event_id or b"").out(record)),
-        (context.names.completed, start.completed, lambda record: ledger.of(record.key or b"").ended(record)),
+        (context.sink, start.sink, lambda record: ledger.of(root_of(record.headers) or b"").out(record)),
+        (context.names.completed, start.completed, lambda record: ledger.of(_root_ended(record)).ended(record)),
     ):
         await _read(context, topic, first, ends[topic], take)
     return ledger

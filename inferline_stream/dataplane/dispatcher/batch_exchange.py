@@ -21,10 +21,10 @@ from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import ConnectionEnded, Disconnect, Heard, Report, SendFrame
 from inferline_stream.dataplane.frames import (
+    Answer,
     Batch,
     Broken,
     Call,
-    Done,
     Failed,
     Leave,
     Ready,
@@ -346,7 +346,7 @@ class BatchExchange:
         hand = None if replica is None else replica.hands.get(batch)
         if hand is None or hand.epoch != epoch:
             return None
-        return answer_bytes(hand.batch_size, self._slot.emitter.result_bytes)
+        return answer_bytes(hand.batch_size, self._slot.emitter.result_bytes, many=self._slot.routes.most > 0)
 
     def hear(self, event: Heard) -> None:
         """Take in a frame."""
@@ -411,7 +411,7 @@ class BatchExchange:
         if hand.events and len(frame.outcomes) != len(hand.events):
             self._give_up(replica, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
             return
-        success = any(type(outcome) is Done for outcome in frame.outcomes)
+        success = any(type(outcome) is not Failed for outcome in frame.outcomes)
         took_s = max(0.0, now_s - hand.began_s)
         counts = self._slot.counts[hand.class_number]
         counts.busy_s += took_s / pool.concurrency(replica.hardware)
@@ -445,7 +445,7 @@ class BatchExchange:
             if not success:
                 self._keep(replica, hand, frame.outcomes)
             elif not hand.alone or session.suspects.passed(hand.events[0]):
-                done = next(at for at, outcome in enumerate(frame.outcomes) if type(outcome) is Done)
+                done = next(at for at, outcome in enumerate(frame.outcomes) if type(outcome) is not Failed)
                 session.suspects.processed(hand.events[done].payload)
                 self._canary.judged(hand.events, frame.outcomes)
                 if not hand.class_number:
@@ -555,7 +555,7 @@ class BatchExchange:
             logger.warning("replica %s is late with %d events: they run elsewhere", replica.replica, len(hand.events))
             self._lost.run_elsewhere(self._session, hand)
 
-    def _keep(self, replica: PooledReplica, hand: Hand, said: Sequence[Done | Failed] | Returned) -> None:
+    def _keep(self, replica: PooledReplica, hand: Hand, said: Sequence[Answer] | Returned) -> None:
         if hand.events:
             replica.doubtful.append(DoubtfulBatch(hand, said))
 

@@ -23,7 +23,7 @@ from inferline_stream.dataplane.dispatcher.queue import Taken
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import Report
-from inferline_stream.dataplane.frames import Done, Failed, Results, StageInput
+from inferline_stream.dataplane.frames import Answer, Failed, Results, StageInput
 from inferline_stream.dataplane.slot_grants import CanaryShare, StagePlan
 from inferline_stream.observability.stage_counts import CanaryCounts
 from inferline_stream.pipeline.version import kind_of_version, version_on
@@ -41,7 +41,7 @@ class Copy(NamedTuple):
     """A batch that the running version has processed."""
 
     inputs: Sequence[StageInput]
-    outcomes: list[Done | Failed]
+    outcomes: list[Answer]
 
 
 class Canary:
@@ -170,7 +170,7 @@ class Canary:
 
     # Copies
 
-    def copy(self, events: Sequence[Event], outcomes: list[Done | Failed]) -> None:
+    def copy(self, events: Sequence[Event], outcomes: list[Answer]) -> None:
         """Take a copy of a batch that the running version has processed, if it is the version's turn to see one."""
         share, counts = self._share, self._counts()
         if counts is None or share is None or not share.mirror or not self.serves:
@@ -210,25 +210,26 @@ class Canary:
     def _compare(self, counts: CanaryCounts | None, copied: Copy, frame: Results) -> None:
         agreed = frame.agreed if len(frame.agreed) == len(copied.outcomes) else [False] * len(copied.outcomes)
         for main, own, same in zip(copied.outcomes, frame.outcomes, agreed, strict=False):
-            if counts is None or type(main) is not Done:
+            if counts is None or type(main) is Failed:
                 continue
             counts.answered += 1
-            if type(own) is Done:
+            if type(own) is not Failed:
                 counts.compared += 1
                 counts.disagreed += not same
             else:
                 counts.failed += 1
 
-    def _settle(self, session: Session, hand: Hand, outcomes: Sequence[Done | Failed]) -> None:
-        events, ended, results, again = hand.events, list[Event](), list[Done | Failed](), list[Event]()
+    def _settle(self, session: Session, hand: Hand, outcomes: Sequence[Answer]) -> None:
+        events, ended, results, again = hand.events, list[Event](), list[Answer](), list[Event]()
         held_up = set[bytes | None]()
         keyed = self._slot.routes.keys_in_order
         for event, outcome in zip(events, outcomes, strict=True):
-            if type(outcome) is Done and not (keyed and event.key in held_up):
+            failed = isinstance(outcome, Failed) or self._slot.emitter.refused(event, outcome) is not None
+            if not failed and not (keyed and event.key in held_up):
                 ended.append(event)
                 results.append(outcome)
                 continue
-            if type(outcome) is not Done:
+            if failed:
                 self._failed[id(event)] = event
             if event.key is not None:
                 held_up.add(event.key)  # what comes after it in its key does so on the running version, too
@@ -266,7 +267,7 @@ class Canary:
             self._again.extend(events)
             self._slot.ask(Report())
 
-    def judged(self, events: Sequence[Event], outcomes: Sequence[Done | Failed]) -> None:
+    def judged(self, events: Sequence[Event], outcomes: Sequence[Answer]) -> None:
         """Learn what the running version makes of events: where it has a result, the version alone has failed."""
         if not self._failed:
             return
@@ -274,7 +275,7 @@ class Canary:
         for event, outcome in zip(events, outcomes, strict=True):
             if self._failed.pop(id(event), None) is not None and counts is not None:
                 counts.answered += 1
-                counts.failed += type(outcome) is Done
+                counts.failed += type(outcome) is not Failed
 
     def timed(self, ratio: float | None) -> None:
         """Count a batch of the running version, by its measured over its expected service time."""

@@ -28,7 +28,7 @@ from inferline_stream.dataplane.dispatcher.pooled_replica import DoubtfulBatch, 
 from inferline_stream.dataplane.dispatcher.replica_trust import Happening, ReplicaStanding, ReplicaTrust, TrustAction
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
-from inferline_stream.dataplane.frames import Done, Failed, Returned
+from inferline_stream.dataplane.frames import Answer, Failed, Returned
 
 REFUSALS = 6
 """How often a server may take a sample, and not an event alone, before the event is at fault."""
@@ -139,7 +139,7 @@ class DoubtfulBatches:
         else:
             self._wait_aside(session, hand, ASIDE_S)
 
-    def _finish(self, session: Session, hand: Hand, outcomes: Sequence[Done | Failed]) -> None:
+    def _finish(self, session: Session, hand: Hand, outcomes: Sequence[Answer]) -> None:
         if not hand.alone or session.suspects.passed(hand.events[0], success=False):
             session.finished(hand.events, outcomes)
 

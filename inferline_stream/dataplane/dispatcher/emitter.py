@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
+from msgspec import structs
 
 from inferline_stream.dataplane.dispatcher.event import Dead, Event, Expired, Late, Outcome, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.report_counts import counts_of_classes
-from inferline_stream.dataplane.frames import Done, Failed
+from inferline_stream.dataplane.frames import MANY_BYTES, Done, Failed, Many
 from inferline_stream.dataplane.headers import (
     CUT_BYTES,
+    DEAD,
     DROPPED,
     LETTERED,
     MOVED,
@@ -21,13 +23,14 @@ from inferline_stream.dataplane.headers import (
     letter_headers,
     our_headers,
 )
+from inferline_stream.dataplane.lineage import no_part_headers, part_headers, results_headers, with_own
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.records import LIMIT_BYTES, Header, Record, murmur2, record_bytes
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
-from inferline_stream.pipeline.names import ERRORS_PREFIX, PARENT
+from inferline_stream.pipeline.names import ERRORS_PREFIX, HEADER_PREFIX, PARENT, PART
 
 _HASHES_REMEMBERED = 65_536
 
@@ -93,25 +96,15 @@ class Emitter:
         counts = self._counts[event.partition // CLASS_STRIDE]
         kind = type(outcome)
         counts.events += kind is not Requeued and kind is not Late
-        if kind is Done:
-            value = outcome.value  # type: ignore[union-attr]
-            if self._needs_key and event.key is None:
-                why = f"topic {self._routes.sink_topic} is compacted: it takes no record without a key"
-                self._fail(event, Failed("NoKey", why, ""))
-                return
-            # An event's size is counted generously, so that most results need no exact count.
-            if len(value) + event.size_bytes > self.result_bytes:
-                size_bytes = record_bytes(event.key, value, event.headers)
-                if size_bytes > self.result_bytes:
-                    why = f"the result has {size_bytes} bytes with its headers, {self.result_bytes} are taken"
-                    self._fail(event, Failed("Oversize", why, ""))
-                    return
-            self._forward(event, value, outcome.edges)  # type: ignore[union-attr]
+        if isinstance(outcome, Done | Many):
+            self._give(event, outcome)
         elif isinstance(outcome, Skipped):
             self._pass_by(event)
         elif isinstance(outcome, Dead):
             if outcome.how == LETTERED:
                 self._keep_parts(event)
+            if self._routes.gathers:
+                self._end(event, "dead_lettered" if outcome.how == LETTERED else "expired")
             self._pass_by(event, dead=outcome.how)
         elif isinstance(outcome, Failed):
             self._fail(event, outcome)
@@ -119,7 +112,7 @@ class Emitter:
             counts.expired += 1
             if outcome.to_dead_letters:
                 self._letters(event, event.records, Failed("Expired", "the event was past its SLO", ""))
-            self._complete(event, "expired")
+            self._end(event, "expired")
             self._pass_by(event, dead=LETTERED if outcome.to_dead_letters else DROPPED)
         elif isinstance(outcome, Late):
             self._letters(event, event.records, Failed("IncompleteJoin", "it came after its event was given up", ""))
@@ -134,8 +127,77 @@ class Emitter:
         """Make a dead letter of an event: its stage failed on it, or no topic takes its result."""
         self._counts[event.partition // CLASS_STRIDE].dead_lettered += 1
         self._letters(event, event.records, failed)
-        self._complete(event, "dead_lettered")
+        self._end(event, "dead_lettered")
         self._pass_by(event, dead=LETTERED)
+
+    def _give(self, event: Event, outcome: Done | Many) -> None:
+        """Send on what the stage has given an event, all of it or nothing."""
+        results = self._results_of(event, outcome)
+        failed = self._refused(outcome, results)
+        if failed is not None:
+            self._fail(event, failed)
+            return
+        for of, done in results:
+            self._forward(of, done.value, done.edges)
+        self._counts[event.partition // CLASS_STRIDE].results += len(results)
+        if not results:
+            self._filtered(event)
+
+    def refused(self, event: Event, outcome: Done | Many) -> Failed | None:
+        """Return why what a stage has given an event cannot be sent on, if so."""
+        return self._refused(outcome, self._results_of(event, outcome))
+
+    def _refused(self, outcome: Done | Many, results: Sequence[tuple[Event, Done]]) -> Failed | None:
+        most, limit_bytes = self._routes.most, MANY_BYTES * self.result_bytes
+        if isinstance(outcome, Many):
+            if len(results) > most:
+                what = f"{len(results)} results for an event of a stage that may give {max(1, most)}"
+                return Failed("TooManyResults", what, "")
+            if sum(len(done.value) for done in outcome.results) > limit_bytes:
+                return Failed("Oversize", f"more than {limit_bytes} bytes of results", "")
+        return next((why for of, done in results if (why := self._refused_one(of, done)) is not None), None)
+
+    def _results_of(self, event: Event, outcome: Done | Many) -> Sequence[tuple[Event, Done]]:
+        """Return each result with the event that it is."""
+        if isinstance(outcome, Done):
+            if outcome.key is None and not outcome.headers and not self._routes.most:
+                return ((event, outcome),)
+            outcome = Many((outcome,))
+        found = outcome.results
+        if self._routes.most and len(found) <= self._routes.most:
+            names = results_headers(event.event_id, event.headers, len(found))
+            events = [structs.replace(event, event_id=name, headers=headers) for name, headers in names]
+        else:
+            events = [event] * len(found)
+        return [(_with_own(of, done), done) for of, done in zip(events, found, strict=True)]
+
+    def _refused_one(self, event: Event, done: Done) -> Failed | None:
+        """Return why a result cannot be sent on."""
+        if self._needs_key and event.key is None:
+            why = f"topic {self._routes.sink_topic} is compacted: it takes no record without a key"
+            return Failed("NoKey", why, "")
+        # An event's size is counted generously, so that most results need no exact count.
+        if done.headers or done.key is not None or len(done.value) + event.size_bytes > self.result_bytes:
+            size_bytes = record_bytes(event.key, done.value, event.headers)
+            if size_bytes > self.result_bytes:
+                why = f"the result has {size_bytes} bytes with its headers, {self.result_bytes} are taken"
+                return Failed("Oversize", why, "")
+        return None
+
+    def _filtered(self, event: Event) -> None:
+        """Let an event end that the stage has given no result."""
+        self._counts[event.partition // CLASS_STRIDE].filtered += 1
+        if not self._routes.most:
+            self._pass_by(event, reason="filtered")
+            return
+        follow = self._routes.follow_none
+        for send in follow.sends:
+            headers = join_headers(event.headers, None, send.skipped)
+            if send.stage in self._routes.gatherers:
+                headers = no_part_headers(headers)
+            self._to_join(send.stage, event, b"", headers, event.event_id)
+        if follow.completed:
+            self._complete(event, "filtered")
 
     def _forward(self, event: Event, value: bytes, edges: int) -> None:
         routes = self._routes
@@ -152,23 +214,35 @@ class Emitter:
             if send.stage in routes.joins:
                 parent = routes.stage if send.result else None
                 headers = join_headers(event.headers, parent, send.skipped)
-                self._to_join(send.stage, event, value if send.result else b"", headers)
+                self._to_join(send.stage, event, value if send.result else b"", *self._part(send.stage, event, headers))
             else:
                 topic = topics[send.stage]
                 self._put(topic, self._partition(topic, event.key), event.key, value, event.headers)
         if follow.completed:
             self._complete(event, "skipped")
 
-    def _pass_by(self, event: Event, *, dead: int = 0) -> None:
+    def _part(self, stage: str, event: Event, headers: list[Header]) -> tuple[list[Header], bytes]:
+        """Return the headers of a record to a join, and the id by which it meets the others."""
+        if stage not in self._routes.gatherers:
+            return headers, event.event_id
+        event_id, headers = part_headers(event.event_id, headers)
+        return headers, event_id
+
+    def _pass_by(self, event: Event, *, dead: int = 0, reason: str = "skipped") -> None:
         """Send every join downstream the marker that this event will not come this way."""
         follow = self._routes.follow(None)
         for send in follow.sends:
             headers = join_headers(event.headers, None, send.skipped, dead=dead)
-            self._to_join(send.stage, event, b"", headers)
+            self._to_join(send.stage, event, b"", *self._part(send.stage, event, headers))
         if follow.completed and not dead:
-            self._complete(event, "skipped")
+            self._complete(event, reason)
 
-    def _to_join(self, stage: str, event: Event, value: bytes, headers: list[Header]) -> None:
+    def _end(self, event: Event, reason: str) -> None:
+        """Note that an event has ended, unless it is a part of one that ends where it is gathered."""
+        if self._routes.ends_events:
+            self._complete(event, reason)
+
+    def _to_join(self, stage: str, event: Event, value: bytes, headers: list[Header], event_id: bytes) -> None:
         topic, key = self._topics[event.partition // CLASS_STRIDE][stage], event.key
         if not value and record_bytes(key, value, headers) > self._limit(topic):
             # A marker has to come through: the event's neighbours wait for it where a key has an order.
@@ -178,7 +252,7 @@ class Emitter:
         if stage in self._routes.ordered and event.key is not None:
             hashed = self._hash(event.key)
         else:
-            hashed = murmur2(event.event_id) & 0x7FFFFFFF
+            hashed = murmur2(event_id) & 0x7FFFFFFF
         self._put(topic, hashed % self._partitions[topic], key, value, headers)
 
     def _complete(self, event: Event, reason: str) -> None:
@@ -193,7 +267,12 @@ class Emitter:
 
     def _keep_parts(self, event: Event) -> None:
         """Keep what other branches gave for an event that died on one: sent again, the join can be completed."""
-        parts = [record for record in event.records if any(name == PARENT for name, _ in record.headers)]
+        kept = PART if self._routes.gathers else PARENT
+        parts = [
+            record
+            for record in event.records
+            if any(name == kept for name, _ in record.headers) and all(name != DEAD for name, _ in record.headers)
+        ]
         self._letters(event, parts, Failed("DiedUpstream", "the event died on another branch", ""))
 
     def _letters(self, event: Event, records: Iterable[Record], failed: Failed) -> None:
@@ -237,6 +316,15 @@ class Emitter:
             self._outgoing[topic, partition].append(message)
         except KeyError:
             self._outgoing[topic, partition] = [message]
+
+
+def _with_own(event: Event, done: Done) -> Event:
+    """Return the event with what its result has of its own. No replica says what a header of ours does."""
+    own = [header for header in done.headers if not header[0].startswith(HEADER_PREFIX)]
+    if done.key is None and not own:
+        return event
+    key = event.key if done.key is None else done.key
+    return structs.replace(event, key=key, headers=with_own(event.headers, own))
 
 
 def error_headers(stage: str, record: object, failed: Failed) -> Iterable[Header]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from inferline_stream.dataplane.frames import Done, Failed, StageInput
+from inferline_stream.dataplane.frames import Done, Failed, Many, StageInput
 from inferline_stream.kafka.records import Header, Record
 
 
@@ -81,4 +81,4 @@ class Requeued(msgspec.Struct, frozen=True):
 Ending = Failed | Skipped | Dead | Late | Requeued
 """What an event comes to without the stage."""
 
-Outcome = Done | Failed | Skipped | Dead | Expired | Late | Requeued
+Outcome = Done | Many | Failed | Skipped | Dead | Expired | Late | Requeued

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from inferline_stream.dataplane.dispatcher.event import Dead, Ending, Event, Late, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
-from inferline_stream.dataplane.frames import Failed
+from inferline_stream.dataplane.frames import Failed, StageInput
 from inferline_stream.dataplane.headers import LATEST_MS, ReadHeaders, event_headers, read_headers, timestamp_us
+from inferline_stream.dataplane.lineage import gathered
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.records import Header, Record, record_bytes
@@ -177,7 +178,11 @@ class Intake:
                     skipped=found.skipped,
                     replay=found.replay,
                     moved=found.moved,
+                    part=self._part(found),
                 )
+
+    def _part(self, found: ReadHeaders) -> tuple[int, int] | None:
+        return found.part if self._routes.gathers else None
 
     def _event(self, partition: Partition, record: Record, found: ReadHeaders) -> Event:
         routes = self._routes
@@ -257,6 +262,10 @@ class Intake:
         if found.event_id is None:
             self._ended(self._event(partition, record, found), Failed("NoEventId", "the record names no event", ""))
             return
+        if self._routes.gathers and found.part is None:
+            why = "the record names no place among the results of its event"
+            self._ended(self._event(partition, record, found), Failed("NoPlace", why, ""))
+            return
         arrival = partition.join.add(
             found.event_id,
             record=record,
@@ -268,6 +277,7 @@ class Intake:
             replay=found.replay,
             moved=found.moved,
             key=record.key,
+            part=self._part(found),
         )
         if arrival is Arrival.DUPLICATE:
             self.duplicates += 1
@@ -289,9 +299,9 @@ class Intake:
         event = self._joined(partition, parts)
         if ending is not None:
             self._ended(event, ending)
-        elif parts.dead:
+        elif parts.dead and not self._routes.fills:
             self._ended(event, Dead(parts.dead))
-        elif not event.payload:
+        elif not event.payload and not self._routes.gathers:
             self._ended(event, Skipped())
         else:
             self._ready(event)
@@ -299,11 +309,17 @@ class Intake:
     def _joined(self, partition: Partition, parts: Gathered) -> Event:
         records = tuple(record for record in parts.records if not isinstance(record, int))
         first, last = records[0], records[-1]
+        if self._routes.gathers:
+            first = min(records, key=lambda record: read_headers(record.headers).part or (0, 0))
         found = read_headers(first.headers)
         entry_us, entered_us, _, _ = self._times(partition, first, found)
         _, _, arrived_ms, taken_ms = self._times(partition, last, found)
         headers = event_headers(found, parts.event_id, entry_us, found.version)
-        results = {p: r.value or b"" for p, r in zip(parts.given, records, strict=True) if p is not None}
+        results: StageInput
+        if self._routes.gathers:
+            results = self._results(parts, records)
+        else:
+            results = {p: r.value or b"" for p, r in zip(parts.given, records, strict=True) if p is not None}
         return Event(
             partition.number,
             tuple(record.offset for record in records),
@@ -319,6 +335,19 @@ class Intake:
             records,
             parts.replay > 0,
         )
+
+    def _results(self, parts: Gathered, records: Sequence[Record]) -> list[bytes | None]:
+        """Return the results of one event in order, with None for those that died."""
+        given: dict[int, bytes] = {}
+        dead = set[int]()
+        for name, record in zip(parts.given, records, strict=True):
+            found = read_headers(record.headers)
+            at = 0 if found.part is None else found.part[0]
+            if name is not None:
+                given[at] = record.value or b""
+            elif found.dead and parts.died >> at & 1:
+                dead.add(at)
+        return gathered(given, frozenset(dead))
 
 
 _AHEAD = (

@@ -34,8 +34,10 @@ class Gathered:
     Args:
         event_id: the event.
         first_s: when its first part arrived.
-        answered: parents that have given a result or were skipped, a bit each.
+        wanted: what has to answer, a bit each: the parents, or where it is gathered the results that there are.
+        answered: those of them that have given a result or were skipped.
         dead: how it died upstream, 0 where it did not; nothing runs then.
+        died: those that answered only by saying so.
         records: its parts in order of arrival, as they were read, or the offset of one that has to be read again.
             Their offsets are complete once the event is.
         given: by part, the parent whose result it is.
@@ -46,8 +48,10 @@ class Gathered:
 
     event_id: bytes
     first_s: float
+    wanted: int = 0
     answered: int = 0
     dead: int = 0
+    died: int = 0
     records: list[Record | int] = field(default_factory=list)
     given: list[str | None] = field(default_factory=list)
     size_bytes: int = 0
@@ -147,12 +151,14 @@ class Join:
         replay: int = 0,
         moved: int = 0,
         key: bytes | None = None,
+        part: tuple[int, int] | None = None,
     ) -> Arrival:
         """Take in one part: a parent's result, parents that were skipped, or both. `take` gives complete events.
 
-        An event that was finished is gathered again from the parts of a later replay.
+        An event that was finished is gathered again from the parts of a later replay. A part that had died, and comes
+        again, takes its own place. Where results are gathered, ``part`` is the place of one, and how many there are.
         """
-        bits, name = self._bits(parent, skipped)
+        bits, name = self._bits(parent, skipped, part)
         finished = self._finished.get(event_id)
         if finished is not None:
             if (replay, moved) <= (finished.replay, finished.moved):
@@ -161,18 +167,27 @@ class Join:
             self.finished_bytes -= FINISHED_BYTES + len(event_id)
         event = self._waiting.get(event_id)
         if event is not None:
+            if replay > event.replay and not dead and bits & event.died:
+                event.answered &= ~(bits & event.died)
+                event.died &= ~bits
+                event.dead = event.dead if event.died else 0
             event.dead = max(event.dead, dead)
             event.replay = max(event.replay, replay)
         if not bits & ~(event.answered if event is not None else 0):
             return Arrival.DUPLICATE
         if event is None:
-            event = Gathered(event_id, self._since_s.pop(event_id, now_s), dead=dead, replay=replay)
+            event = Gathered(event_id, self._since_s.pop(event_id, now_s), self._all, dead=dead, replay=replay)
             self._waiting[event_id] = event
             if self.ordered and key is not None:
                 event.key = key
                 self._turns.setdefault(key, deque()).append(event)
         event.records.append(record)
-        event.given.append(name if name is not None and self._parents[name] & ~event.answered else None)
+        own = bits if part is not None else self._parents.get(name or "", 0)
+        event.given.append(name if own & ~event.answered else None)
+        if part is not None:
+            event.wanted = _places(part[1])
+        if dead:
+            event.died |= bits & ~event.answered
         event.answered |= bits
         event.size_bytes += size_bytes
         self.size_bytes += size_bytes
@@ -204,11 +219,12 @@ class Join:
         skipped: Sequence[str] = (),
         replay: int = 0,
         moved: int = 0,
+        part: tuple[int, int] | None = None,
     ) -> None:
         """Take in a part whose offset is complete: its event was finished by an earlier owner, unless it waits."""
         if event_id in self._waiting:  # the part came twice, or was moved
             return
-        bits, _ = self._bits(parent, skipped)
+        bits, _ = self._bits(parent, skipped, part)
         known = self._finished.get(event_id, Finished(now_s, 0, 0, 0))
         if replay == known.replay:
             self._remember(event_id, Finished(now_s, replay, bits | known.answered, max(moved, known.moved)))
@@ -216,8 +232,10 @@ class Join:
             self._remember(event_id, Finished(now_s, replay, bits, moved))
 
     def missing(self, event: Gathered) -> list[str]:
-        """Return the parents that have not answered."""
-        return [name for name, bit in self._parents.items() if not event.answered & bit]
+        """Return the parents, or the places of results, that have not answered."""
+        if event.wanted == self._all:
+            return [name for name, bit in self._parents.items() if not event.answered & bit]
+        return [f"result {at}" for at in range(event.wanted.bit_length()) if not event.answered >> at & 1]
 
     def waiting_at(self, offset: int) -> Gathered | None:
         """Return the waiting event that has a part at this offset."""
@@ -274,8 +292,10 @@ class Join:
             event.size_bytes -= less_bytes
             self.size_bytes -= less_bytes
 
-    def _bits(self, parent: str | None, skipped: Sequence[str]) -> tuple[int, str | None]:
-        """Return the parents for which a part answers, a bit each, and the one whose result it is."""
+    def _bits(self, parent: str | None, skipped: Sequence[str], part: tuple[int, int] | None) -> tuple[int, str | None]:
+        """Return what a part answers for, a bit each, and the parent whose result it is."""
+        if part is not None:
+            return 1 << part[0], parent
         bits = self._parents.get(parent, 0) if parent is not None else 0
         name = parent if bits else None
         for each in skipped:
@@ -283,7 +303,7 @@ class Join:
         return bits, name
 
     def _is_complete(self, event: Gathered) -> bool:
-        return event.answered == self._all
+        return event.answered & event.wanted == event.wanted
 
     def _exceeds(self, limit_bytes: float) -> bool:
         return self.size_bytes + self.finished_bytes > limit_bytes
@@ -317,3 +337,8 @@ class Join:
     def _forget_oldest(self) -> None:
         event_id, _ = self._finished.popitem(last=False)
         self.finished_bytes -= FINISHED_BYTES + len(event_id)
+
+
+def _places(count: int) -> int:
+    """Return what has to answer of so many results, a bit each: where there are none, one marker says so."""
+    return (1 << max(1, count)) - 1

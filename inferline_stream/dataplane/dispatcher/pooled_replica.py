@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.frames import Done, Failed, Returned
+from inferline_stream.dataplane.frames import Answer, Returned
 from inferline_stream.dataplane.reports import ReplicaStatus
 
 
@@ -53,7 +53,7 @@ class DoubtfulBatch:
     """A batch without a success that is no longer in hand, and what its replica said of it."""
 
     hand: Hand
-    said: Sequence[Done | Failed] | Returned
+    said: Sequence[Answer] | Returned
 
 
 @dataclass(slots=True, eq=False)

@@ -23,7 +23,7 @@ from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import count_latency
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import Commit, LeaseLost, LookUp, Produce
-from inferline_stream.dataplane.frames import Done
+from inferline_stream.dataplane.frames import Done, Many
 from inferline_stream.kafka.offset_metadata import Entry
 from inferline_stream.observability.latency_histogram import latency_bounds_s
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
@@ -91,6 +91,8 @@ class ResultDelivery:
             size_bytes += event.size_bytes
             if type(outcome) is Done:
                 size_bytes += len(outcome.value)
+            elif type(outcome) is Many:
+                size_bytes += sum(len(result.value) + event.size_bytes for result in outcome.results)
         self._finished_bytes += size_bytes
 
     def want(self) -> None:
@@ -206,17 +208,19 @@ class ResultDelivery:
         # Where a header holds the entry time, it may be of any age and says nothing of when the event came here.
         live_since_us = self._slot.live_since_us if routes.entry_time_header is None else 0.0
         for event, outcome in sent:
-            if type(outcome) is not Done or event.replayed or event.partition // CLASS_STRIDE in routes.backgrounds:
+            results = 1 if type(outcome) is Done else len(outcome.results) if type(outcome) is Many else 0
+            if not results or event.replayed or event.partition // CLASS_STRIDE in routes.backgrounds:
                 continue
             if event.entry_us < live_since_us:
-                report.counts.backlog += 1
-            else:
+                report.counts.backlog += results
+                continue
+            for _ in range(results):
                 count_latency(report.counts, self._bounds_s, max(0.0, (now_us - event.entered_us) / 1e6))
-                if report.latencies:
-                    of_class = routes.classes[event.partition // CLASS_STRIDE]
-                    latency_s = (now_us - event.entered_us) / 1e6 + of_class.slo_s - routes.slo_s
-                    bucket = bisect.bisect_left(latency_bounds_s(of_class.slo_s), latency_s)
-                    report.latencies[of_class.source][bucket] += 1
+            if report.latencies:
+                of_class = routes.classes[event.partition // CLASS_STRIDE]
+                latency_s = (now_us - event.entered_us) / 1e6 + of_class.slo_s - routes.slo_s
+                bucket = bisect.bisect_left(latency_bounds_s(of_class.slo_s), latency_s)
+                report.latencies[of_class.source][bucket] += results
 
     # What the group knows
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from inferline_stream.dataplane.dispatcher.event import Event
-from inferline_stream.dataplane.frames import Done, Failed
+from inferline_stream.dataplane.frames import Answer, Failed
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.errors import UsageError
 from inferline_stream.kafka.records import Header
@@ -133,7 +133,7 @@ class BatchSpans:
             event.headers = [*(header for header in event.headers if header[0] not in _CONTEXT), *headers]
         return span
 
-    def end(self, span: Span, outcomes: Sequence[Done | Failed]) -> None:
+    def end(self, span: Span, outcomes: Sequence[Answer]) -> None:
         """End the span of a batch that has its outcomes."""
         from opentelemetry.trace import StatusCode
 

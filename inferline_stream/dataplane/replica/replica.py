@@ -33,12 +33,14 @@ from typing import Any, TextIO, cast
 import msgspec
 
 from inferline_stream.dataplane.frames import (
+    MANY_BYTES,
+    Answer,
     Batch,
     Broken,
-    Done,
     Failed,
     FrameError,
     Leave,
+    Many,
     Ready,
     Results,
     Returned,
@@ -344,16 +346,24 @@ def _answer(batch: Batch, settled: Settled, began_s: float, code: StageCode | No
     busy_s = time.perf_counter() - began_s
     results = Results(batch.epoch, batch.batch, outcomes, calls, busy_s, too_large, memory_bytes, agreed)
     frame = encode_frame(results)
-    if len(frame) <= answer_bytes(len(outcomes), batch.result_bytes):
+    many = any(isinstance(outcome, Many) for outcome in outcomes)
+    if len(frame) <= answer_bytes(len(outcomes), batch.result_bytes, many=many):
         return frame
     taken = [_taken(outcome, batch.result_bytes) for outcome in outcomes]
     return encode_frame(msgspec.structs.replace(results, outcomes=taken))
 
 
-def _taken(outcome: Done | Failed, most_bytes: int) -> Done | Failed:
-    if isinstance(outcome, Failed) or len(outcome.value) <= most_bytes:
+def _taken(outcome: Answer, most_bytes: int) -> Answer:
+    if isinstance(outcome, Failed):
         return outcome
-    return Failed("Oversize", f"the result has {len(outcome.value)} bytes, {most_bytes} are taken", "")
+    if isinstance(outcome, Many):
+        size_bytes, what = sum(len(result.value) for result in outcome.results), "the results have"
+        most_bytes *= MANY_BYTES
+    else:
+        size_bytes, what = len(outcome.value), "the result has"
+    if size_bytes <= most_bytes:
+        return outcome
+    return Failed("Oversize", f"{what} {size_bytes} bytes, {most_bytes} are taken", "")
 
 
 def _last_words(error: Exception) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import uvloop
 
-from inferline_stream.dataplane.frames import Call, Done, Failed
+from inferline_stream.dataplane.frames import Answer, Call, Failed
 from inferline_stream.dataplane.replica.emulated_hardware import EmulatedHardware
 from inferline_stream.errors import ServerUnavailable, StageFailed
 from inferline_stream.pipeline.emulation import Emulated
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 class Settled(NamedTuple):
     """What became of a batch."""
 
-    outcomes: list[Done | Failed]
+    outcomes: list[Answer]
     """One per event, in their order."""
     calls: list[Call]
     """Those of the stage that succeeded."""
@@ -250,7 +250,7 @@ def attempt(apply: Callable[[Any], Result], value: Any) -> Result | Failed:
         return failed(error)
 
 
-def run_batch(call: Callable[[list[Any]], Any], settle: Callable[[Any], Done], values: Sequence[Any]) -> Settled:
+def run_batch(call: Callable[[list[Any]], Any], settle: Callable[[Any], Answer], values: Sequence[Any]) -> Settled:
     """As `run_batch_awaited`, for a stage that is a plain function."""
     return finished(run_batch_awaited(call, settle, values, waits=False))
 
@@ -265,7 +265,7 @@ def finished(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def run_batch_awaited(
-    call: Callable[[list[Any]], Any], settle: Callable[[Any], Done], values: Sequence[Any], *, waits: bool = True
+    call: Callable[[list[Any]], Any], settle: Callable[[Any], Answer], values: Sequence[Any], *, waits: bool = True
 ) -> Settled:
     """Call the stage; where it raises, halve the batch until the culprits are alone.
 
@@ -273,7 +273,7 @@ async def run_batch_awaited(
 
     Args:
         call: the stage.
-        settle: encodes a result and judges its conditions.
+        settle: encodes an event's result, or results, and judges their conditions.
         values: the batch.
         waits: whether what the stage returns has to be awaited.
 
@@ -285,7 +285,7 @@ async def run_batch_awaited(
         OutOfMemory: memory ran out.
         ServerUnavailable: the stage says that the batch is to run again later.
     """
-    outcomes: list[Done | Failed] = []
+    outcomes: list[Answer] = []
     calls: list[Call] = []
     too_large = 0
     waiting = [list(values)]

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
-from inferline_stream.dataplane.codecs import Decode, codec
-from inferline_stream.dataplane.frames import Call, Done, Failed, StageInput
+from inferline_stream.dataplane.codecs import codec
+from inferline_stream.dataplane.frames import Answer, Call, Done, Failed, Many, StageInput
 from inferline_stream.dataplane.replica.stage_call import Settled, attempt, finished, run_batch_awaited
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import last_line, load_code
 from inferline_stream.errors import InvalidTopology, StageFailed
-from inferline_stream.pipeline.annotations import condition_type, join_fields, stage_types, types_of
+from inferline_stream.pipeline.annotations import condition_type, join_fields, stage_types, types_of, without_none
 from inferline_stream.pipeline.emulation import Emulated
-from inferline_stream.pipeline.topology import Codec, Pipeline, Stage, is_asynchronous
+from inferline_stream.pipeline.names import HEADER_PREFIX
+from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Result, Stage, is_asynchronous
 from inferline_stream.pipeline.version import format_between
 
-Outcomes = Sequence[Done | Failed]
+Outcomes = Sequence[Answer]
 """Of a batch, in the order of its events."""
 
 
@@ -61,13 +63,14 @@ class StageCode:
             if edge.parent is own
         }
         bits = [(1 << bit, conditions[child]) for bit, child in enumerate(routes.children)]
+        self._most = own.most if own.many else None
         self._always = sum(bit for bit, condition in bits if condition is None)
         self._conditions = [(bit, condition) for bit, condition in bits if condition is not None]
         try:
             types = types_of(own)
             out = codec(pipeline.sink.codec if routes.is_final else format_between(types.returns))
             self._encode, self._decoder = out.encode, partial(out.decoder, types.returns)
-            self._decode = _join_decoder(own, types.takes) if routes.is_join else _decoder(pipeline, own, types.takes)
+            self._decode = _decoder(pipeline, own, types.takes)
         except TypeError as error:
             raise InvalidTopology(f"stage {stage!r}: {error}") from error
 
@@ -100,9 +103,15 @@ class StageCode:
         """Return for each event of a batch whether the stage has made the same of it as another version has."""
         return list(map(self._same, expected, outcomes))
 
-    def _same(self, other: Done | Failed, own: Done | Failed) -> bool:
-        """Whether two versions have made the same of an event: its result, and the edges that it takes."""
-        if isinstance(other, Failed) or isinstance(own, Failed) or other.edges != own.edges:
+    def _same(self, other: Answer, own: Answer) -> bool:
+        """Whether two versions have made the same of an event: its results in their order, and the edges they take."""
+        if isinstance(other, Failed) or isinstance(own, Failed):
+            return False
+        others, owns = _results(other), _results(own)
+        return len(others) == len(owns) and all(map(self._same_result, others, owns))
+
+    def _same_result(self, other: Done, own: Done) -> bool:
+        if (other.edges, other.key, sorted(other.headers)) != (own.edges, own.key, sorted(own.headers)):
             return False
         if other.value == own.value and self._agrees is operator.eq:
             return True
@@ -120,7 +129,7 @@ class StageCode:
         assert callable(function), "asked of a topology that says nothing"
         name = getattr(function, "__qualname__", repr(function))
         decode: Callable[[Any], Any] = self._decode
-        weights = list[Done | Failed]()
+        weights = list[Answer]()
         for each in inputs:
             try:
                 weight = float(function(decode(each)))
@@ -135,13 +144,65 @@ class StageCode:
             weights.append(Done(msgspec.json.encode(weight), 0))
         return Settled(weights, [Call(len(inputs), 0.0)])
 
-    def settle(self, result: Any) -> Done:
-        """Return a result encoded, with the edges that it takes. What conditions and the encoder raise is passed on."""
+    def settle(self, result: Any) -> Done | Many:
+        """Return what the stage gives an event encoded, with the edges that it takes.
+
+        What conditions, the encoder and an iterator of results raise is passed on.
+
+        Raises:
+            TooManyResults: more than the stage declares. No more than those are held, or encoded.
+            TypeError: no list where the stage is to give many, or a result with a key or headers that are none.
+        """
+        if result is None:
+            return Many()
+        if self._most is None:
+            return self._done(result)
+        if isinstance(result, str | bytes | Mapping) or not isinstance(result, Iterable):
+            raise TypeError(f"gives {type(result).__qualname__} for an event; declared many=True, it gives a list")
+        first = list(itertools.islice(result, self._most + 1))
+        if len(first) > self._most:
+            raise TooManyResults(f"gives more than {self._most} results for an event; most= of the stage allows more")
+        return Many(tuple(self._done(each) for each in first if each is not None))
+
+    def _done(self, result: Any) -> Done:
+        own = result if isinstance(result, Result) else None
+        value = result if own is None else own.value
         edges = self._always
         for bit, condition in self._conditions:
-            if condition(result):
+            if condition(value):
                 edges |= bit
-        return Done(self._encode(result), edges)
+        return Done(self._encode(value), edges) if own is None else Done(self._encode(value), edges, *_own(own))
+
+
+def _results(answer: Done | Many) -> Sequence[Done]:
+    return (answer,) if isinstance(answer, Done) else answer.results
+
+
+class TooManyResults(ValueError):
+    """A stage gives more results for an event than it declares."""
+
+
+def _own(result: Result[Any]) -> tuple[bytes | None, tuple[tuple[str, bytes], ...]]:
+    """Return the key and the headers that a result is to have.
+
+    Raises:
+        TypeError: a key that is neither text nor bytes, or headers that are no such things by name.
+        ValueError: a header's name that is ours.
+    """
+    headers = []
+    for name, value in result.headers.items():
+        if not isinstance(name, str) or not isinstance(value, str | bytes):
+            raise TypeError(f"Result header {name!r}: {value!r} must be text or bytes, by a name")
+        if name.startswith(HEADER_PREFIX):
+            raise ValueError(f"Result header {name!r}: names that begin with {HEADER_PREFIX} are not the user's")
+        headers.append((name, _bytes(value)))
+    if not isinstance(result.key, str | bytes | None):
+        raise TypeError(f"Result key {result.key!r} must be text or bytes")
+    return None if result.key is None else _bytes(result.key), tuple(headers)
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
 
 
 def code_of(stage: Stage, folder: str) -> Callable[..., Any]:
@@ -181,7 +242,11 @@ def code_alone(pipeline: Pipeline, name: str, topology: str) -> Callable[..., An
     return run
 
 
-def _decoder(pipeline: Pipeline, stage: Stage, takes: Any) -> Decode:
+def _decoder(pipeline: Pipeline, stage: Stage, takes: Any) -> Callable[[Any], Any]:
+    if stage.gathers is not None:
+        return _gather_decoder(stage.gathers, takes)
+    if stage.is_join:
+        return _join_decoder(stage, takes)
     format_ = _format_from(stage.after[0].parent) if stage.after else pipeline.source.codec
     return codec(format_).decoder(takes)
 
@@ -207,6 +272,13 @@ def _join_decoder(stage: Stage, takes: Any) -> Callable[[Mapping[str, bytes]], A
         return values if takes is Any else takes(**values)
 
     return decode
+
+
+def _gather_decoder(edge: Edge, takes: Any) -> Callable[[Sequence[bytes | None]], list[Any]]:
+    """A gathered event is a list, with None in the place of a part that died."""
+    part, _ = without_none((get_args(takes) or (Any,))[0])
+    decode_part = codec(_format_from(edge.parent)).decoder(part)
+    return lambda parts: [None if each is None else decode_part(each) for each in parts]
 
 
 def _format_from(parent: Stage) -> str | Codec:

@@ -74,7 +74,7 @@ async def test_paths_are_those_that_each_event_takes_alone() -> None:
     for number in range(100):
         odd, third = number % 2 == 1, number % 3 == 0
         expected[odd << 0 | third << 1 | 1 << 2 | odd << 3 | third << 4] += 1
-    assert run.masks == expected
+    assert run.masks[()] == expected
     assert run.events == 100
     assert dict(zip(run.paths.masks, run.paths.weights, strict=True)) == pytest.approx(
         {mask: count / 100 for mask, count in expected.items()}
@@ -149,7 +149,7 @@ async def test_failed_events_are_counted_and_go_no_further() -> None:
     assert count == 10
     assert message.endswith("7 is unlucky")
     assert len(of["join"].given) == 90
-    assert run.masks.total() == 90
+    assert run.masks[()].total() == 90
     assert not any(int(event) % 10 == 7 for event in run.inputs["odd"])
 
 

@@ -1,0 +1,138 @@
+"""Pipelines whose stages give an event many results, filter them, and gather them again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.dataplane.dead_letters import dead_letters, send_again
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
+from inferline_stream.kafka.writer import write_once
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.shape import FanOut, Paths
+from inferline_stream.runs.lifecycle import run_to_report
+from inferline_stream.testing.kafka import KafkaServer
+from tests.support.emulated_runs import emulated_run
+
+TOPOLOGY = """
+import functools
+import os
+
+from inferline_stream import Pipeline, Result, Sample, Stage, Topic
+
+QUICK = {"hardware": ["emulated-cpu"], "emulated": {1: "1ms", 16: "2ms"}, "max_batch_size": 16}
+
+
+def split(counts: list[int]) -> list[list[Result[int]]]:
+    return [map(functools.partial(part, count), range(10_000_000 if count == 13 else count)) for count in counts]
+
+
+def part(count: int, at: int) -> Result[int]:
+    return Result(at, key=f"{count}/{at}", headers={"of": str(count)})
+
+
+def read(places: list[int]) -> list[int | None]:
+    if 5 in places and not os.path.exists(HEALED):
+        raise ValueError("no 5")
+    return [None if place == 3 else place for place in places]
+
+
+def text(lists: list[list[int]]) -> list[list[int]]:
+    return lists
+
+
+many = Stage("split", split, many=True, most=12, **QUICK)
+one = Stage("read", read, after=[many], **QUICK)
+stages = [many, one]
+if GATHERS:
+    stages.append(Stage("text", text, after=[one.gathered()], **QUICK))
+pipeline = Pipeline(
+    "shapes", slo="500ms", source=Topic("in", partitions=2), sink=Topic("out", partitions=1), stages=stages,
+    sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),
+)
+"""
+
+COUNTS = [0, 1, 2, 4, 4, 13, 6, 0, 3, 12]
+
+
+@pytest.fixture
+def build(tmp_path: Path, embedded_broker: KafkaServer) -> Any:
+    """Builds a run of the pipeline, whose stage `read` fails on 5 until the file `healed` is there."""
+
+    def built(*, gathers: bool, delivery: str) -> Run:
+        code = f"HEALED = {str(tmp_path / 'healed')!r}\nGATHERS = {gathers}\n{TOPOLOGY}"
+        (tmp_path / "topology.py").write_text(code)
+        (tmp_path / "arrivals.csv").write_text("arrival_s\n0.0\n0.5\n")
+        (tmp_path / "events.jsonl").write_text("1\n")
+        run: Run = emulated_run(
+            tmp_path, embedded_broker.bootstrap_servers, tmp_path, levels=[(20, 1)], delivery=delivery
+        )
+        fan_out = FanOut(0, (0, 12), (0.5, 0.5), (1,), (1.0,))
+        measured = replace(run.measured, paths=Paths((0,), (1.0,), (fan_out,)))
+        return replace(run, feed=None, faust=False, measured=measured)
+
+    return built
+
+
+async def ran(run: Run) -> Any:
+    """Run until everything that came is done; return the report."""
+    stop = asyncio.Event()
+    stop.set()
+    async with asyncio.timeout(120):
+        return await run_to_report(run, stop)
+
+
+async def put(run: Run) -> None:
+    source = Names(run.pipeline.name, run.records.prefix).topic("in")
+    for number, count in enumerate(COUNTS):
+        await write_once(run.bootstrap_servers, Record.keyed(source, f"k{number}", b"%d" % count, number % 2))
+
+
+async def sink(run: Run) -> list[Any]:
+    topic = Names(run.pipeline.name, run.records.prefix).topic("out")
+    async with TopicFollower(run.bootstrap_servers, topic) as follower:
+        return [record async for record in follower.until(await follower.end())]
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+async def test_results_reach_the_sink_gathered_by_their_event(build: Any, tmp_path: Path, delivery: str) -> None:
+    run = build(gathers=True, delivery=delivery)
+    await ran(run)
+    await put(run)
+    report = await ran(run)
+    assert (report.lost, report.duplicated) == (0, 0), report.lost_ids
+    whole = [[at for at in range(count) if at != 3] for count in COUNTS if count < 6]
+    found = [json.loads(record.value) for record in await sink(run)]
+    assert Counter(map(str, found)) == Counter(map(str, whole))
+    letters = await dead_letters(run.bootstrap_servers, run.pipeline, run.records.prefix)
+    assert {letter.says("type") for letter in letters} == {"TooManyResults", "ValueError", "DiedUpstream"}
+
+    (tmp_path / "healed").touch()
+    dead = next(letter for letter in letters if letter.says("type") == "ValueError")
+    await send_again(run.bootstrap_servers, run.pipeline, run.records.prefix, ids=[dead.event_id])
+    await send_again(run.bootstrap_servers, run.pipeline, run.records.prefix)
+    await ran(run)
+    whole += [[at for at in range(count) if at != 3] for count in COUNTS if 6 <= count < 13]
+    found = [json.loads(record.value) for record in await sink(run)]
+    assert Counter(map(str, found)) == Counter(map(str, whole))
+
+
+async def test_without_a_gather_each_result_is_accounted_for(build: Any) -> None:
+    run = build(gathers=False, delivery="exactly_once")
+    await ran(run)
+    await put(run)
+    report = await ran(run)
+    assert (report.lost, report.duplicated) == (0, 0), report.lost_ids
+    out = [(record.key, json.loads(record.value), record.header("of")) for record in await sink(run)]
+    places = [(n, at) for n in COUNTS if n < 13 for at in range(n) if at not in (3, 5)]
+    every = [(f"{n}/{at}".encode(), at, str(n).encode()) for n, at in places]
+    assert Counter(out) == Counter(every)
+    assert report.completed["filtered"] == 2 + sum(3 < n < 13 for n in COUNTS)
