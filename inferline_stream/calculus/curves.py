@@ -55,12 +55,18 @@ class ArrivalCurve:
         if not self.steps or any(not (n < m and d <= later) for (n, d), (m, later) in pairs) or self.steps[0][1] < 0:
             raise ValueError(f"steps {self.steps}: at least one, numbers ascending, times from 0 and never falling")
 
-    def thinned(self, share: float) -> ArrivalCurve:
-        """The curve to expect of a stage that this share of the events visits: no bound, they might come in a row."""
+    def thinned(self, share: float, at_once: int = 1) -> ArrivalCurve:
+        """The curve to expect of a stage that this share of the events visits: no bound, they might come in a row.
+
+        Args:
+            share: visits per event.
+            at_once: visits that one event may cause at the same moment, where it is one of several.
+        """
+        more = at_once - share if at_once > 1 else 0.0
         steps: dict[int, float] = {}
         for n, d in self.steps:
-            steps.setdefault(math.ceil(n * share - _ROUNDING) or 1, d)
-        return ArrivalCurve(tuple(steps.items()), math.ceil(self.events * share - _ROUNDING), self.window_s)
+            steps.setdefault(math.ceil(n * share + more - _ROUNDING) or 1, d)
+        return ArrivalCurve(tuple(steps.items()), math.ceil(self.events * share + more - _ROUNDING), self.window_s)
 
 
 def curve_of_envelope(envelope: Sequence[tuple[float, int]]) -> ArrivalCurve:

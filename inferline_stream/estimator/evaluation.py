@@ -123,8 +123,8 @@ def evaluate(
     latency_s = np.full(len(workload), math.nan) if latencies else None
     finals = workload.shape.finals()
     count = 0
-    for first in range(0, len(workload), slice_events):
-        run.advance(first, min(first + slice_events, len(workload)))
+    for first in range(0, workload.entering, slice_events):
+        run.advance(first, min(first + slice_events, workload.entering))
         for stage in simulated:
             if late is not None:
                 count += late.count(stage, run.gone[stage], run.known[stage])
@@ -153,7 +153,7 @@ def arrivals_at(workload: Workload, stage: int, upstream: Mapping[int, Departure
         gone = upstream[source[0]]
         return gone.skipped if source[1] else Tokens(gone.times_s, gone.events)
 
-    arrived = flow.arrivals(stage, (0, len(workload)), tokens_of, math.inf)
+    arrived = flow.arrivals(stage, (0, workload.entering), tokens_of, math.inf)
     return Departures(*arrived, flow.skipped.get(stage, NONE))
 
 
@@ -218,7 +218,7 @@ def latencies_s(workload: Workload, departures: Departures, *, code: Any = None)
 
 def count_late(workload: Workload, departures: Departures, slo_s: float, *, code: Any = None) -> int:
     """Events whose latency, from the final stage's departures, exceeds the SLO: that of their class."""
-    rest_s = np.full(len(workload.path_masks), workload.hop_s)
+    rest_s = np.full(len(workload.ways), workload.hop_s)
     fate = np.zeros(len(workload), dtype=np.uint8)
     lateness = Lateness(workload.due_s, workload.masks, rest_s, slo_s, False, fate)
     return int((code or compiled()).count_late(Tokens(departures.times_s, departures.events), lateness))
@@ -252,7 +252,7 @@ class _Run:
 
     def advance(self, first: int, end: int) -> None:
         """Let the events of one slice enter, and every stage go as far as its arrivals are known."""
-        entry_s = self.workload.entry_s
+        entry_s = self.workload.entering_s
         now_s = float(entry_s[end]) if end < entry_s.size else math.inf
         self._window = (self._window[1], now_s)
         hop_s = self.workload.hop_s
@@ -356,12 +356,13 @@ class _Late:
     def __init__(self, workload: Workload, slo_s: float, *, code: Any) -> None:
         self._due_s = workload.due_s
         self._masks = workload.masks
-        self._latest_due_s = np.maximum.accumulate(self._due_s)
+        self._last = workload.last
+        self._latest_due_s = np.maximum.accumulate(self._due_s[self._last])
         self._slo_s = slo_s
         self._code = code
         self._fate = np.zeros(len(workload), dtype=np.uint8)
         self._watched: dict[int, Lateness] = {}
-        self._overdue = 0  # events before this one were looked at
+        self._overdue = self._last.start  # events before this one were looked at
 
     def watch(self, stage: int, rest_s: kernels.Floats, *, settles: bool) -> None:
         """Count at this stage too; if it settles what becomes of events, those that never leave it as well."""
@@ -380,7 +381,7 @@ class _Late:
                 return count
             latest_s = horizon_s + float(awaited.min()) - self._slo_s
             latest_s -= 8 * math.ulp(max(abs(horizon_s), abs(latest_s)))
-            end = int(np.searchsorted(self._latest_due_s, latest_s))
+            end = self._last.start + int(np.searchsorted(self._latest_due_s, latest_s))
             count += int(self._code.count_missing(self._overdue, end, lateness))
             self._overdue = max(self._overdue, end)
         return count
@@ -410,11 +411,15 @@ def fastest_rest_s(workload: Workload, fastest_s: Mapping[int, float]) -> kernel
         fastest_s: by stage, the shortest time that any batch can take; 0 where it is not known.
     """
     shape, hop_s = workload.shape, workload.hop_s
-    rest_s = np.full((len(shape.stages), len(workload.path_masks)), -math.inf)
+    rest_s = np.full((len(shape.stages), len(workload.ways)), -math.inf)
     for s in reversed(range(len(shape.stages))):
         arrows = shape.children(s)
         if not arrows:
             rest_s[s] = hop_s
+        if s in shape.many:  # what an event's results are gathered to comes after it at the earliest, if it has none
+            for child in range(s + 1, len(shape.stages)):
+                if workload.feeds[child].gathers == s:
+                    rest_s[s] = np.maximum(rest_s[s], (hop_s + fastest_s.get(child, 0.0) + rest_s[child]) * (1 - 1e-12))
         for a in arrows:
             child = shape.arrows[a].child
             rest = (hop_s + fastest_s.get(child, 0.0) + rest_s[child]) * (1 - 1e-12)

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.pipeline.shape import Paths, Shape, visited
+from inferline_stream.pipeline.shape import Paths, Scope, Shape, visited
 
 Flags = NDArray[np.uint8]
+Way = tuple[Scope, int]
+"""A set of arrows that events of a scope take; bit i stands for `Shape.arrows[i]`."""
+
 Source = tuple[int, bool]
 """A stage's completions, or (True) the moments at which a join knew that it is skipped."""
 
@@ -35,6 +38,7 @@ class Feed:
         visits: uint8 (masks,): whether an event with that mask runs here.
         whole: the only source's events all arrive here, so that nothing has to be looked up.
         skips: some event skips this stage and a later join has to know when.
+        gathers: the stage whose results the tokens are of, where they are gathered; all of them have to come.
     """
 
     sources: tuple[Source, ...]
@@ -43,27 +47,47 @@ class Feed:
     visits: Flags
     whole: bool
     skips: bool
+    gathers: int | None = None
+
+
+def ways_of(shape: Shape, paths: Paths) -> tuple[Way, ...]:
+    """Return every set of arrows that events of any scope take, those of the source's events first."""
+    own = tuple((scope, mask) for scope, masks in (((), paths.masks),) for mask in masks)
+    return own + tuple((shape.scope_after(fan_out.stage), mask) for fan_out in paths.fan_outs for mask in fan_out.masks)
 
 
 def feeds(shape: Shape, paths: Paths) -> tuple[Feed, ...]:
-    """One feed per stage."""
-    seen = [visited(shape, mask) for mask in paths.masks]
+    """One feed per stage; masks are those of `ways_of`."""
+    ways = ways_of(shape, paths)
+    seen = [visited(shape, mask, scope) for scope, mask in ways]
     ancestors = _ancestors(shape)
     found: list[list[frozenset[Source]]] = [
-        [_sources(shape, ancestors, stage, mask, seen[m]) for m, mask in enumerate(paths.masks)]
+        [_sources(shape, ancestors, stage, way, seen[m]) for m, way in enumerate(ways)]
         for stage in range(len(shape.stages))
     ]
     wanted = {source for stage in found for sources in stage for source in sources}
     return tuple(
-        _feed(found[s], [row[s] for row in seen], skips=(s, True) in wanted, join=len(shape.parents(s)) > 1)
+        _feed(
+            found[s],
+            [row[s] for row in seen],
+            skips=(s, True) in wanted,
+            join=len(shape.parents(s)) > 1,
+            gathers=_origin(shape, s) if shape.gathers(s) else None,
+        )
         for s in range(len(shape.stages))
     )
 
 
-def _feed(found: list[frozenset[Source]], visits: list[bool], *, skips: bool, join: bool) -> Feed:
-    if not skips:  # nobody has to know of the events that do not run here
+def _origin(shape: Shape, stage: int) -> int:
+    """Return the stage whose many results a stage gathers."""
+    return shape.scope_after(shape.arrows[shape.parents(stage)[0]].parent)[-1]
+
+
+def _feed(found: list[frozenset[Source]], visits: list[bool], *, skips: bool, join: bool, gathers: int | None) -> Feed:
+    if not skips and gathers is None:  # nobody has to know of the events that do not run here
         found = [tokens if seen else frozenset() for tokens, seen in zip(found, visits, strict=True)]
-    sources = tuple(sorted(frozenset[Source]().union(*found)))
+    own = frozenset() if gathers is None else frozenset({(gathers, False)})  # it says which events have no results
+    sources = tuple(sorted(own.union(*found)))
     admits = np.array([[source in tokens for tokens in found] for source in sources], dtype=np.uint8)
     runs = np.array(visits, dtype=np.uint8)
     return Feed(
@@ -71,8 +95,9 @@ def _feed(found: list[frozenset[Source]], visits: list[bool], *, skips: bool, jo
         admits=admits.reshape(len(sources), len(found)),
         needed=np.array([len(tokens) if join else 1 for tokens in found], dtype=np.uint8),
         visits=runs,
-        whole=len(sources) == 1 and not sources[0][1] and bool(admits.all()) and bool(runs.all()),
+        whole=gathers is None and len(sources) == 1 and not sources[0][1] and bool(admits.all()) and bool(runs.all()),
         skips=skips,
+        gathers=gathers,
     )
 
 
@@ -85,24 +110,29 @@ def _ancestors(shape: Shape) -> list[frozenset[int]]:
 
 
 def _sources(
-    shape: Shape, ancestors: list[frozenset[int]], stage: int, mask: int, seen: list[bool]
+    shape: Shape, ancestors: list[frozenset[int]], stage: int, way: Way, seen: list[bool]
 ) -> frozenset[Source]:
-    """The sources whose tokens an event with this mask needs at the stage."""
-    arrows = shape.parents(stage)
-    if not arrows:
+    """The sources whose tokens an event that goes this way needs at the stage."""
+    arrows, (scope, _) = shape.parents(stage), way
+    if arrows and shape.gathers(stage):
+        parent = shape.arrows[arrows[0]].parent
+        return frozenset({_outcome(shape, parent, seen, scope)}) if shape.scope_after(parent) == scope else frozenset()
+    if not arrows or shape.scopes()[stage] != scope:
         return frozenset()
     if len(arrows) == 1:
         parent = shape.arrows[arrows[0]].parent
         return frozenset({(parent, False)}) if seen[stage] else frozenset()
-    tokens = {_outcome(shape, shape.arrows[a].parent, seen) for a in arrows}
+    tokens = {_outcome(shape, shape.arrows[a].parent, seen, scope) for a in arrows}
     return frozenset(t for t in tokens if not any(t[0] in ancestors[other] for other, _ in tokens))
 
 
-def _outcome(shape: Shape, stage: int, seen: list[bool]) -> Source:
-    """Whose outcome a stage's is."""
-    if seen[stage]:
+def _outcome(shape: Shape, stage: int, seen: list[bool], scope: Scope) -> Source:
+    """Whose outcome a stage's is, for an event of a scope."""
+    if seen[stage] or stage in scope[-1:]:
         return stage, False
+    if shape.gathers(stage):
+        return _outcome(shape, _origin(shape, stage), seen, scope)
     arrows = shape.parents(stage)
     if len(arrows) > 1:
         return stage, True
-    return _outcome(shape, shape.arrows[arrows[0]].parent, seen)
+    return _outcome(shape, shape.arrows[arrows[0]].parent, seen, scope)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inferline_stream.estimator.general_queue import HOPELESS, LARGEST, PLACES, Crews, GeneralState, Lanes
+from inferline_stream.estimator.general_queue import AGED, HOPELESS, LARGEST, PLACES, Crews, GeneralState, Lanes
 from inferline_stream.estimator.kernels import Account, Events, Flags, Floats, FloatTable, Ints, Queue, Tokens
 from inferline_stream.estimator.shared_pool import moved, no_heap, power_of_two, service_of, with_rest, with_room
 from inferline_stream.estimator.station import Station
@@ -58,7 +58,8 @@ class GeneralPool:
         self._service, self._profiled = service_of(workload, stage, station, code), (station.table, station.varying)
         self._varies, self._triages = station.varies, station.triages
         self._serve = code.serve_in_turn
-        self._entry_s = workload.due_s
+        first, end = workload.span(stage)
+        self._entry_s = workload.due_s[:end]
         self._at_once = np.ones_like(station.limits) if station.concurrency is None else station.concurrency
         self._width = station.width
         self._times = np.empty(0)
@@ -84,6 +85,7 @@ class GeneralPool:
         places = InHand(idle, np.zeros_like(replicas), replicas, np.zeros((replicas.size, self._width), dtype=np.int32))
         self._lay_out(places, replicas.size, Crews(replicas, kinds, at_once, np.zeros_like(kinds)), -math.inf)
         self._state.clock[0] = math.inf
+        self._state.tally[AGED] = first
 
     def receive(self, sent: Tokens) -> None:
         """Records that were sent to the stage, none before any received earlier."""

@@ -15,7 +15,7 @@ from inferline_stream.estimator.station import rests_s, station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import Shape, visit_ratios
+from inferline_stream.pipeline.shape import Shape, records_per_event
 from inferline_stream.pipeline.trace import Trace
 
 
@@ -25,10 +25,11 @@ class Simulation:
 
     An event's latency is from its entry to its record in the sink, the overhead of the last hop included. An event
     that skips the final stage ends without a sink record: its latency is NaN, and it counts neither in the quantiles
-    nor in the miss rate, because the SLO is on what reaches the sink.
+    nor in the miss rate, because the SLO is on what reaches the sink. Of an event with many results, which no stage
+    gathers, each counts.
 
     Args:
-        latency_s: float64 (events,), in order of entry.
+        latency_s: float64 (events,) or (results,), in order of entry.
         stages: by name.
         workload: what was simulated.
     """
@@ -87,8 +88,8 @@ def simulate(
     if missing:
         raise InvalidInput(*missing)
     if slots is None and measured.overheads is not None:
-        ratios = visit_ratios(shape, measured.paths)
-        slots = {name: measured.overheads.slots(trace.arrival_rate * ratios[name]) for name in shape.stages}
+        records = records_per_event(shape, measured.paths)
+        slots = {name: measured.overheads.slots(trace.arrival_rate * records[name]) for name in shape.stages}
     rests = rests_s(shape, measured, order, order_slo_s)
     stations = [
         station(
@@ -105,7 +106,7 @@ def simulate(
     evaluation = evaluate(workload, stations)
     assert evaluation.latency_s is not None
     return Simulation(
-        evaluation.latency_s,
+        evaluation.latency_s[workload.last],
         {shape.stages[s]: statistics for s, statistics in evaluation.statistics.items()},
         workload,
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from inferline_stream.estimator.feeds import Source
 from inferline_stream.estimator.kernels import Joining, Sources, Tokens
+from inferline_stream.estimator.results import Gathering
 from inferline_stream.estimator.workload import Workload
 
 NONE = Tokens(np.empty(0), np.empty(0, dtype=np.int32))
@@ -25,6 +26,7 @@ class Merger:
 
     def __init__(self, workload: Workload, stage: int, code: Any) -> None:
         self.feed = workload.feeds[stage]
+        self._apart = [workload.results.get(source) if not skips else None for source, skips in self.feed.sources]
         self._merge = code.merge
         self._joining = Joining(
             workload.masks,
@@ -55,6 +57,10 @@ class Merger:
             return arrived[0], NONE
         if not arrived:  # no event ever comes here
             return NONE, NONE
+        arrived = [
+            tokens if results is None else results.apart(tokens)
+            for tokens, results in zip(arrived, self._apart, strict=True)
+        ]
         pending = arrived[0] if len(arrived) == 1 else self._hold(arrived)
         begin, end = self._begin, self._end
         if len(arrived) == 1:  # every token is before the horizon: nothing is ever left
@@ -133,7 +139,12 @@ class Flow:
         """By join, the events that skip it and when that was known, since the horizon before."""
         self._entry_s = workload.entry_s
         stages = tuple(stages)
-        self._mergers = {s: Merger(workload, s, code) for s in stages if workload.shape.parents(s)}
+        feeds = workload.feeds
+        self._mergers = {
+            s: Merger(workload, s, code) for s in stages if workload.shape.parents(s) and feeds[s].gathers is None
+        }
+        self._gatherings = {s: _gathering(workload, s) for s in stages if feeds[s].gathers is not None}
+        self._feeds = feeds
         ways = [(purpose, s) for purpose in ("hop in", "hop") for s in stages] if workload.hop_extra_s.size else []
         self._delays = {way: Delay(workload, *way, code) for way in ways}
 
@@ -148,6 +159,8 @@ class Flow:
             tokens_of: what each source of the stage has sent since then.
             horizon_s: the present one.
         """
+        if s in self._gatherings:
+            return self._gatherings[s].take([tokens_of(source) for source in self._feeds[s].sources], horizon_s)
         if s in self._mergers:
             given = [tokens_of(source) for source in self._mergers[s].feed.sources]
             arrived, self.skipped[s] = self._mergers[s].take(given, horizon_s)
@@ -162,6 +175,13 @@ class Flow:
 
     def _delayed(self, purpose: str, s: int, tokens: Tokens, horizon_s: float) -> Tokens:
         return self._delays[purpose, s].take(tokens, horizon_s) if self._delays else tokens
+
+
+def _gathering(workload: Workload, stage: int) -> Gathering:
+    feed = workload.feeds[stage]
+    assert feed.gathers is not None
+    sources = [source for source, _ in feed.sources]
+    return Gathering(workload.results[feed.gathers], feed.gathers, sources, feed.admits, workload.masks)
 
 
 def _room(size: int) -> Tokens:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.estimator import kernels
-from inferline_stream.estimator.feeds import Feed, feeds
+from inferline_stream.estimator.feeds import Feed, Way, feeds, ways_of
 from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.quantile import quantile_s
+from inferline_stream.estimator.results import Results, numbered
 from inferline_stream.estimator.service_table import MIDDLES
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile
-from inferline_stream.pipeline.shape import Shape, visited
+from inferline_stream.pipeline.shape import FanOut, Scope, Shape, visited
 from inferline_stream.pipeline.trace import Trace
 
 NO_KEYS: kernels.Masks = np.empty(0, dtype=np.uint16)
@@ -30,9 +31,9 @@ class Workload:
 
     Args:
         shape: the DAG.
-        entry_s: float64 (events,) ascending.
-        masks: uint16 (events,) index into ``path_masks``.
-        path_masks: distinct sets of arrows taken, see `Paths.masks`.
+        entry_s: float64 (events,) when each entered, or what it is a result of; ascending within a scope.
+        masks: uint16 (events,) index into ``ways``.
+        ways: distinct sets of arrows taken, by scope; see `feeds.ways_of`.
         feeds: by stage.
         hop_s: time between two stages beyond queueing and service, the least if it differs.
         seed: of every draw.
@@ -42,12 +43,14 @@ class Workload:
         class_of: uint16 (events,) number of each event's live class; empty if all have the pipeline's SLO.
         longer_s: float64 (events,) how much longer the SLO of its class is than the pipeline's; empty alike.
         shorter_s: of the shortest, at most 0.
+        entering: events that enter, the first of all; the others are results of some of them.
+        results: by stage that gives an event many.
     """
 
     shape: Shape
     entry_s: kernels.Floats
     masks: kernels.Masks
-    path_masks: tuple[int, ...]
+    ways: tuple[Way, ...]
     feeds: tuple[Feed, ...]
     hop_s: float
     seed: int
@@ -57,6 +60,8 @@ class Workload:
     class_of: kernels.Masks = field(default_factory=lambda: NO_KEYS)
     longer_s: kernels.Floats = field(default_factory=lambda: np.empty(0))
     shorter_s: float = 0.0
+    entering: int = -1
+    results: Mapping[int, Results] = field(default_factory=dict)
     _partitions: dict[tuple[int, int], kernels.Masks] = field(default_factory=dict, repr=False)
     _lots: dict[int, kernels.Masks] = field(default_factory=dict, repr=False)
     _taken: dict[int, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
@@ -75,19 +80,61 @@ class Workload:
         return due_s
 
     def judged_s(self, latency_s: kernels.Floats) -> kernels.Floats:
-        """Latencies as the pipeline's SLO judges them: less what the SLO of an event's class is longer."""
-        return latency_s - self.longer_s if self.longer_s.size else latency_s
+        """Latencies as the pipeline's SLO judges them: less what the SLO of an event's class is longer.
 
-    def by_class(self) -> Iterator[NDArray[np.bool_]]:
-        """Yield which events each live class has; nothing where all have the pipeline's SLO."""
-        for number in np.unique(self.class_of):
-            yield self.class_of == number
+        Args:
+            latency_s: float64, of all events or of the `last` ones.
+        """
+        return latency_s - self._seen(self.longer_s, latency_s.size) if self.longer_s.size else latency_s
+
+    def by_class(self, events: int) -> Iterator[NDArray[np.bool_]]:
+        """Yield which of all events, or of the `last` ones, each live class has; nothing where there is only one."""
+        class_of = self._seen(self.class_of, events) if self.class_of.size else self.class_of
+        for number in np.unique(class_of):
+            yield class_of == number
 
     def judged_quantile_s(self, latency_s: kernels.Floats, share: float) -> float:
         """The largest quantile of `judged_s` of any class: within the SLO if each keeps its own. NaN without any."""
         judged_s = self.judged_s(latency_s)
-        found_s = [quantile_s(judged_s[own], share) for own in self.by_class()] or [quantile_s(judged_s, share)]
+        parts = [judged_s[own] for own in self.by_class(judged_s.size)] or [judged_s]
+        found_s = [quantile_s(each_s, share) for each_s in parts]
         return max((each for each in found_s if not math.isnan(each)), default=math.nan)
+
+    def _seen(self, values: Any, events: int) -> Any:
+        """Return what all events have, or the `last` ones, by how many are asked about."""
+        return values if events == len(self) else values[self.last]
+
+    @property
+    def entering_s(self) -> kernels.Floats:
+        """When events enter, float64 ascending."""
+        return self.entry_s[: self.entering]
+
+    @property
+    def last(self) -> slice:
+        """The events that may reach the sink: those of the final stage's scope."""
+        scope = self.shape.scopes()[self.shape.finals()[0]]
+        return slice(*numbered(self.shape, self.entering, self.results, scope))
+
+    def span(self, stage: int) -> tuple[int, int]:
+        """First event, and end, of those that a stage may get."""
+        return numbered(self.shape, self.entering, self.results, self.shape.scopes()[stage])
+
+    def seen_from_sink(self, stage: int, values: kernels.Floats) -> kernels.Floats:
+        """Return what each of the `last` events has of a stage: of several results that it is made of the largest.
+
+        Args:
+            stage: position in the shape.
+            values: float64 by event, NaN where the stage has none.
+        """
+        own, last = self.shape.scopes()[stage], self.shape.scopes()[self.shape.finals()[0]]
+        common = next((at for at, pair in enumerate(zip(own, last, strict=False)) if pair[0] != pair[1]), None)
+        common = min(len(own), len(last)) if common is None else common
+        found = values[slice(*self.span(stage))]
+        for many in reversed(own[common:]):
+            found = self.results[many].largest(found)
+        for many in last[common:]:
+            found = np.repeat(found, np.diff(self.results[many].begins))
+        return found
 
     def needs(self, stage: int) -> frozenset[int]:
         """Stages whose departures the simulation of this one reads."""
@@ -96,7 +143,7 @@ class Workload:
     def takes(self, arrow: int) -> NDArray[np.bool_]:
         """By mask, whether an arrow is taken."""
         if arrow not in self._taken:
-            self._taken[arrow] = np.array([mask >> arrow & 1 for mask in self.path_masks], dtype=np.bool_)
+            self._taken[arrow] = np.array([mask >> arrow & 1 for _, mask in self.ways], dtype=np.bool_)
         return self._taken[arrow]
 
     def awaited(self, stage: int) -> NDArray[np.bool_]:
@@ -116,7 +163,7 @@ class Workload:
             partitions: of the topic.
             code: the kernels; the compiled ones by default.
         """
-        by_id = len(self.shape.parents(stage)) > 1 and stage not in self.ordered
+        by_id = stage in self.shape.joins() and stage not in self.ordered
         name = self.key("event id" if by_id else "record key"), partitions
         if name not in self._partitions:
             chosen = self._partitions[name] = np.empty(len(self), dtype=np.uint16)
@@ -181,12 +228,12 @@ def prepare(
             among those measured, or too many paths or events.
     """
     paths = measured.paths
-    for mask in paths.masks:
-        seen = visited(shape, mask)
-        if mask >> len(shape.arrows) or any(mask >> a & 1 and not seen[w.parent] for a, w in enumerate(shape.arrows)):
+    ways = ways_of(shape, paths)
+    for scope, mask in ways:
+        if mask >> len(shape.arrows) or not _is_way(shape, scope, mask):
             raise ValueError(f"path {mask:b} takes an arrow out of a stage that it does not visit")
-    if len(paths.masks) > np.iinfo(np.uint16).max:
-        raise ValueError(f"{len(paths.masks)} different paths are more than the {np.iinfo(np.uint16).max} supported")
+    if len(ways) > np.iinfo(np.uint16).max:
+        raise ValueError(f"{len(ways)} different paths are more than the {np.iinfo(np.uint16).max} supported")
     if len(trace) > np.iinfo(np.int32).max:
         raise ValueError(f"{len(trace):,} events are more than the {np.iinfo(np.int32).max:,} supported; use a part")
     masks = np.zeros(len(trace), dtype=np.uint16)
@@ -195,7 +242,7 @@ def prepare(
         shape,
         trace.arrivals_s,
         masks,
-        paths.masks,
+        ways,
         feeds(shape, paths),
         measured.least_hop_s,
         seed,
@@ -205,6 +252,7 @@ def prepare(
         np.empty(len(trace) if measured.classes else 0, dtype=np.uint16),
         np.empty(len(trace) if measured.classes else 0),
         min([0.0, *(each.longer_s for each in measured.classes)]),
+        len(trace),
     )
     if workload.keys.size:
         _draw_shares(workload, "key", shares, workload.keys, code)
@@ -220,9 +268,9 @@ def prepare(
             raise ValueError(f"recorded paths must be one of {paths.masks} for each of the {masks.size} events")
         masks[:] = found.argmax(axis=1)
     elif len(paths.masks) > 1 and masks.size:
-        thresholds = np.round(np.cumsum(paths.weights) / sum(paths.weights) * 2.0**32).astype(np.int64)
-        thresholds[-1] = 2**32
-        (code or compiled()).draw_masks(0, workload.key("path"), thresholds, masks)
+        (code or compiled()).draw_masks(0, workload.key("path"), _thresholds(paths.weights), masks)
+    for fan_out in paths.fan_outs:
+        workload = _with_results(workload, fan_out, code or compiled())
     return workload
 
 
@@ -232,3 +280,51 @@ def _draw_shares(
     """Draw of every event which of the shares it belongs to, from 1; 0 for the rest."""
     until = np.round(np.minimum(np.cumsum(shares), 1.0) * 2.0**32).astype(np.int64)
     (code or compiled()).draw_keys(workload.key(purpose), until, chosen)
+
+
+def _is_way(shape: Shape, scope: Scope, mask: int) -> bool:
+    seen = visited(shape, mask, scope)
+    return all(
+        shape.scope_after(arrow.parent) == scope and (seen[arrow.parent] or arrow.parent in scope[-1:])
+        for a, arrow in enumerate(shape.arrows)
+        if mask >> a & 1
+    )
+
+
+def _thresholds(weights: Sequence[float]) -> kernels.Ints:
+    until: kernels.Ints = np.round(np.cumsum(weights) / sum(weights) * 2.0**32).astype(np.int64)
+    until[-1] = 2**32
+    return until
+
+
+def _with_results(workload: Workload, fan_out: FanOut, code: Any) -> Workload:
+    """Draw how many results a stage gives each of its events, and which arrows each of them takes."""
+    shape, stage = workload.shape, fan_out.stage
+    first, end = of = numbered(shape, workload.entering, workload.results, shape.scopes()[stage])
+    chosen = np.zeros(end - first, dtype=np.uint16)
+    code.draw_masks(first, workload.key("results", stage), _thresholds(fan_out.shares), chosen)
+    visits = workload.feeds[stage].visits[workload.masks[first:end]] > 0
+    counts = np.where(visits, np.array(fan_out.counts, dtype=np.int64)[chosen], 0)
+    before = len(workload)
+    total = before + int(counts.sum())
+    if total > np.iinfo(np.int32).max:
+        raise ValueError(f"{total:,} events and results are more than the {np.iinfo(np.int32).max:,} supported")
+    results = Results(of, before + np.concatenate([[0], np.cumsum(counts)]))
+    parents = results.parents()
+    taken = np.zeros(parents.size, dtype=np.uint16)
+    if len(fan_out.masks) > 1 and taken.size:
+        code.draw_masks(before, workload.key("path", stage), _thresholds(fan_out.weights), taken)
+    way = workload.ways.index((shape.scope_after(stage), fan_out.masks[0]))
+
+    def with_parents(values: Any) -> Any:
+        return np.concatenate([values, values[parents]]) if values.size else values
+
+    return replace(
+        workload,
+        entry_s=with_parents(workload.entry_s),
+        masks=np.concatenate([workload.masks, taken + np.uint16(way)]),
+        keys=with_parents(workload.keys),
+        class_of=with_parents(workload.class_of),
+        longer_s=with_parents(workload.longer_s),
+        results={**workload.results, stage: results},
+    )

@@ -32,7 +32,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from inferline_stream.pipeline.shape import Paths, Shape, visited
+from inferline_stream.pipeline.shape import Paths, Shape, flat_ways, goes_through
 
 NEWS_EVERY_S = 0.5
 """R changes at multiples of this only, to what stages had taken until one such period before: a report's way to the
@@ -171,10 +171,10 @@ def _ways(shape: Shape, paths: Paths) -> tuple[tuple[float, _Way], ...]:
             tuple(
                 (s, tuple(shape.arrows[a].child for a in shape.children(s) if mask >> a & 1))
                 for s in reversed(range(len(shape.stages)))
-                if visited(shape, mask)[s]
+                if goes_through(shape, mask)[s]
             ),
         )
-        for mask, share in zip(paths.masks, paths.weights, strict=True)
+        for mask, share in flat_ways(shape, paths)
     )
 
 

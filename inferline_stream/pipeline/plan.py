@@ -130,6 +130,7 @@ class Plan:
         order: of the queues, as in `Pipeline`.
         reserve: multiple of the sample's traffic for which replicas are always held while the policy scales; None for
             what the odds of the sample and since are worth.
+        at_once: by stage, how many results of one event may visit it at the same moment, where that is several.
     """
 
     pipeline: str
@@ -147,3 +148,4 @@ class Plan:
     key_bound: Mapping[str, KeyBound] = field(default_factory=dict)
     order: str = "deadline"
     reserve: float | None = None
+    at_once: Mapping[str, int] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -255,6 +256,45 @@ def visit_ratios(shape: Shape, paths: Paths) -> dict[str, float]:
         scope = shape.scope_after(fan_out.stage)
         add(fan_out.masks, fan_out.weights, scope, totals[fan_out.stage] * fan_out.mean)
     return dict(zip(shape.stages, totals, strict=True))
+
+
+def records_per_event(shape: Shape, paths: Paths) -> dict[str, float]:
+    """Mean records that each stage's topic gets per event: a visit each, and a part each where they are gathered."""
+    ratios = visit_ratios(shape, paths)
+    given = {fan_out.stage: ratios[shape.stages[fan_out.stage]] * fan_out.mean for fan_out in paths.fan_outs}
+    found = dict(ratios)
+    for stage in filter(shape.gathers, range(len(shape.stages))):
+        many = shape.scope_after(shape.arrows[shape.parents(stage)[0]].parent)[-1]
+        found[shape.stages[stage]] = max(ratios[shape.stages[stage]], given.get(many, 0.0))
+    return found
+
+
+def most_at_once(shape: Shape, paths: Paths) -> dict[str, int]:
+    """By stage, how many visits one event may cause at the same moment: those of its results where they are apart."""
+    most = {fan_out.stage: max(1, fan_out.counts[-1]) for fan_out in paths.fan_outs}
+    scopes = zip(shape.stages, shape.scopes(), strict=True)
+    return {name: math.prod(most.get(stage, 1) for stage in scope) for name, scope in scopes}
+
+
+def flat_ways(shape: Shape, paths: Paths) -> tuple[tuple[int, float], ...]:
+    """Return sets of arrows that an event takes together with one of its results, and the share of each.
+
+    Without stages that give many results these are the masks themselves.
+    """
+    ways = dict(zip(paths.masks, paths.weights, strict=True))
+    for fan_out in paths.fan_outs:
+        further: dict[int, float] = {}
+        for mask, weight in ways.items():
+            own = zip(fan_out.masks, fan_out.weights, strict=True)
+            for more, share in own if goes_through(shape, mask)[fan_out.stage] else ((0, 1.0),):
+                further[mask | more] = further.get(mask | more, 0.0) + weight * share
+        ways = further
+    return tuple(ways.items())
+
+
+def goes_through(shape: Shape, mask: int) -> list[bool]:
+    """For each stage whether an event with that mask, or a result of it, visits it, whatever their scopes."""
+    return [not arrows or any(mask >> a & 1 for a in arrows) for arrows in map(shape.parents, range(len(shape.stages)))]
 
 
 def independent_paths(shape: Shape, probability: Mapping[tuple[str, str], float]) -> Paths:

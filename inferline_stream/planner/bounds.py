@@ -27,11 +27,12 @@ from functools import cache, cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from inferline_stream.estimator.feeds import ways_of
 from inferline_stream.estimator.service_table import service_table
 from inferline_stream.pipeline.live_classes import longest_s
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Profile
-from inferline_stream.pipeline.shape import Shape, visited
+from inferline_stream.pipeline.shape import Scope, Shape, visited
 from inferline_stream.planner.problem import (
     Candidate,
     Option,
@@ -97,6 +98,7 @@ class Bounds:
         problem: the problem; its traces are those the bounds hold for.
         masks: per trace, the position in `Paths.masks` of each event's set of arrows.
         keys: per trace, the number of each event's key from 1, see `Workload.keys`.
+        entry_s: per trace, when each event entered, or what it is a result of; that of the trace by default.
     """
 
     def __init__(
@@ -104,13 +106,15 @@ class Bounds:
         problem: Problem,
         masks: Sequence[NDArray[np.integer]],
         keys: Sequence[NDArray[np.integer]] = (),
+        entry_s: Sequence[NDArray[np.float64]] | None = None,
     ) -> None:
         self.problem = problem
         self._latest_s = problem.target_s + longest_s(problem.measured.classes)
         """By the longest SLO of any class."""
         self._keys = keys
         self._slots = slots(problem)
-        self._routes = [_Route(problem.shape, mask) for mask in problem.measured.paths.masks]
+        self._entry_s = [trace.arrivals_s for trace in problem.traces] if entry_s is None else entry_s
+        self._routes = [_Route(problem.shape, *way) for way in ways_of(problem.shape, problem.measured.paths)]
         self._masks = masks
         self._counts = [np.bincount(m, minlength=len(self._routes)) for m in masks]
         self.allowed = tuple(self._allowed(counts) for counts in self._counts)
@@ -152,11 +156,11 @@ class Bounds:
         after = min(self._routes[i].after_s(stage, self.fastest_s, hop_s) for i in through)
         window_s = (self._latest_s - before - after) * (1 + _ROUNDING)
         rates = []
-        for i, (trace, mask) in enumerate(zip(self.problem.traces, self._masks, strict=True)):
+        for i, (entered_s, mask) in enumerate(zip(self._entry_s, self._masks, strict=True)):
             counts = np.isin(mask, through)
             if key:
                 counts &= self._keys[i] == key
-            entry_s = trace.arrivals_s[counts]
+            entry_s = entered_s[counts]
             if entry_s.size <= self.allowed[i]:
                 rates.append(0.0)
             elif window_s <= 0:
@@ -361,10 +365,10 @@ def _least_cover(offers: Sequence[tuple[float, float, float]], required: float) 
 
 
 class _Route:
-    """The stages and arrows that events with one mask take."""
+    """The stages and arrows that events of a scope with one mask take; none before they were apart is known."""
 
-    def __init__(self, shape: Shape, mask: int) -> None:
-        self.visits = visited(shape, mask)
+    def __init__(self, shape: Shape, scope: Scope, mask: int) -> None:
+        self.visits = visited(shape, mask, scope)
         (final,) = shape.finals()
         self.reaches_sink = self.visits[final]
         self._final = final

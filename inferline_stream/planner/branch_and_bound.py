@@ -196,7 +196,8 @@ class _Tree:
         """Per remaining stage, a rate of service at or below which it cannot keep up with what arrives."""
         bounds = self._evaluator.bounds
         rates = list(bounds.required_rate[stage:])
-        for i in range(len(upstream)) if stage else ():
+        apart = bool(self._problem.measured.paths.fan_outs)  # results have numbers of their own
+        for i in range(len(upstream)) if stage and not apart else ():
             for place, rate in enumerate(rates):
                 opens, closes = self._windows(i, stage + place, upstream[i])
                 if opens.size > bounds.allowed[i] and rate < math.inf:

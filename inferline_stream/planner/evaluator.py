@@ -115,7 +115,8 @@ class Evaluator:
         self.workloads: Sequence[Workload] = workloads or [
             prepare(problem.shape, problem.measured, trace, seed=problem.seed) for trace in problem.traces
         ]
-        self.bounds = Bounds(problem, [w.masks for w in self.workloads], [w.keys for w in self.workloads])
+        masks, keys, entry_s = zip(*((w.masks, w.keys, w.entry_s) for w in self.workloads), strict=True)
+        self.bounds = Bounds(problem, masks, keys, entry_s)
         self.evaluations = 0
         """Candidates simulated."""
         self.simulated_events = 0

@@ -114,7 +114,8 @@ def explain(plan: Plan, problem: Problem) -> Explanation:
         for s, name in enumerate(problem.shape.stages)
     )
     rng = np.random.default_rng(problem.seed)
-    sure = p99_confidence(latencies[worst], problem.traces[worst].arrivals_s, rng, p=problem.objective)
+    judged = evaluator.workloads[worst]
+    sure = p99_confidence(latencies[worst][judged.last], judged.entry_s[judged.last], rng, p=problem.objective)
     return Explanation(stages, plan.slo_s - plan.predicted_p99_s, sure, _binding(stages, plan))
 
 

@@ -136,29 +136,36 @@ class Surrogate:
         """Per sampled event: arrival at and time in each stage, and the longest paths through and past each."""
         shape, hop_s = self._workload.shape, self._workload.hop_s
         assert self._sample is not None
-        masks = self._workload.masks[self._sample]
+        masks, scope = self._workload.masks[self._sample], shape.scopes()[shape.finals()[0]]
+        completions = [self._sampled(stage, self._departures[stage]) for stage in range(len(shape.stages))]
+        gone = [~np.isnan(completion) for completion in completions]
         taken = [
-            np.array([m >> a & 1 for m in self._workload.path_masks], bool)[masks] for a in range(len(shape.arrows))
+            self._workload.takes(a)[masks]
+            if shape.scope_after(arrow.parent) == scope
+            else gone[arrow.parent] & gone[arrow.child]
+            for a, arrow in enumerate(shape.arrows)
         ]
+        self._before = [[(shape.arrows[a].parent, taken[a]) for a in shape.parents(s)] for s in range(len(gone))]
+        """By stage, what it comes after, and which of the sampled events come that way."""
+        for stage, feed in enumerate(self._workload.feeds):
+            if feed.gathers is not None:  # an event without results comes from where it was given none
+                self._before[stage].append((feed.gathers, gone[stage] & gone[feed.gathers]))
         self._entry_s = self._workload.entry_s[self._sample]
         self._sink_s = self._workload.hop_s - (self._workload.due_s[self._sample] - self._entry_s)
         self._arrival_s: list[Times] = []
         self._visits: list[NDArray[np.bool_]] = []
         spent: list[Times] = []
-        for stage in range(len(shape.stages)):
-            completion = self._sampled(self._departures[stage])
-            arrows = shape.parents(stage)
-            arrival = np.full(self._sample.size, -np.inf) if arrows else self._entry_s + hop_s
-            for a in arrows:
-                parent = shape.arrows[a].parent
+        for stage, completion in enumerate(completions):
+            before = self._before[stage]
+            arrival = np.full(self._sample.size, -np.inf) if before else self._entry_s + hop_s
+            for parent, takes in before:
                 finished = self._arrival_s[parent] + spent[parent]
-                np.maximum(arrival, np.where(taken[a], finished + hop_s, -np.inf), out=arrival)
-            visits = ~np.isnan(completion)
+                np.maximum(arrival, np.where(takes, finished + hop_s, -np.inf), out=arrival)
+            visits = gone[stage]
             self._visits.append(visits)
             self._arrival_s.append(np.where(visits, arrival, -np.inf))
             spent.append(np.where(visits, completion - arrival, 0.0))
         self._spent_s = spent
-        self._taken = taken
         self._latency_s = self._longest_s(None)
         self._past_s = [self._longest_s(stage) for stage in range(len(shape.stages))]
         after = self._after_s()
@@ -170,10 +177,10 @@ class Surrogate:
         (final,) = shape.finals()
         finish: list[Times] = []
         for stage in range(len(shape.stages)):
-            arrows = shape.parents(stage)
-            start = np.full(self._entry_s.size, -np.inf if arrows else 0.0)
-            for a in arrows:
-                np.maximum(start, np.where(self._taken[a], finish[shape.arrows[a].parent], -np.inf), out=start)
+            before = self._before[stage]
+            start = np.full(self._entry_s.size, -np.inf if before else 0.0)
+            for parent, takes in before:
+                np.maximum(start, np.where(takes, finish[parent], -np.inf), out=start)
             blocked = stage == without
             finish.append(np.full_like(start, -np.inf) if blocked else start + hop_s + self._spent_s[stage])
         return finish[final] + self._sink_s
@@ -185,16 +192,19 @@ class Surrogate:
         after = [np.full(self._entry_s.size, -np.inf) for _ in shape.stages]
         after[final] = self._sink_s.copy()
         for stage in reversed(range(len(shape.stages))):
-            for a in shape.children(stage):
-                child = shape.arrows[a].child
+            for child, before in enumerate(self._before):
                 onward = hop_s + self._spent_s[child] + after[child]
-                np.maximum(after[stage], np.where(self._taken[a], onward, -np.inf), out=after[stage])
+                for takes in (takes for parent, takes in before if parent == stage):
+                    np.maximum(after[stage], np.where(takes, onward, -np.inf), out=after[stage])
         return after
 
-    def _sampled(self, departures: Departures) -> Times:
+    def _sampled(self, stage: int, departures: Departures) -> Times:
+        """When what the sampled events come from, or are made of, left a stage; NaN where nothing did."""
         every = np.full(len(self._workload), np.nan)
         every[departures.events] = departures.times_s
-        return every[self._sample]
+        assert self._sample is not None
+        found: Times = self._workload.seen_from_sink(stage, every)[self._sample - self._workload.last.start]
+        return found
 
     def _completion_s(self, stage: int, option: Option) -> Times | None:
         """When the sampled events leave the stage with that option; None if too many are late for sure."""
@@ -216,7 +226,7 @@ class Surrogate:
             )
             (largest,) = reported
             self._evaluator.count(self._departures[stage].events.size)
-            known.add(option, None if departures is None else self._sampled(departures), largest)
+            known.add(option, None if departures is None else self._sampled(stage, departures), largest)
         return known[option]
 
     def _effect_s(self, stage: int, option: Option) -> Times | None:

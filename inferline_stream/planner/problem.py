@@ -12,7 +12,7 @@ from inferline_stream.errors import InvalidInput
 from inferline_stream.pipeline.hardware import Catalogue, dollars_per_hour, share_gpus
 from inferline_stream.pipeline.plan import Allocation, counts_by_kind
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
-from inferline_stream.pipeline.shape import Shape, visit_ratios
+from inferline_stream.pipeline.shape import Shape, records_per_event, visit_ratios
 from inferline_stream.pipeline.trace import Trace
 
 Option = tuple[Allocation, ...]
@@ -235,10 +235,11 @@ def slots(problem: Problem) -> tuple[int, ...]:
     if overheads is None:
         return (1,) * len(problem.shape.stages)
     found = []
-    for name, rate in zip(problem.shape.stages, arrival_rates(problem), strict=True):
+    busiest = max(trace.arrival_rate for trace in problem.traces)
+    for name, records in records_per_event(problem.shape, problem.measured.paths).items():
         profiles = (problem.measured.profiles[name, kind] for kind in hardware_kinds(problem, name))
         known = [profile.most_replicas for profile in profiles if profile.most_replicas is not None]
-        found.append(1 if name in bound else min([overheads.slots(rate), *known]))
+        found.append(1 if name in bound else min([overheads.slots(busiest * records), *known]))
     return tuple(found)
 
 
@@ -269,10 +270,10 @@ def replica_cores(machine_cores: float, shape: Shape, measured: PipelineProfile,
     """
     left = machine_cores - CONTROLLER_CORES
     if measured.overheads is not None:
-        ratios = visit_ratios(shape, measured.paths)
+        per_event = records_per_event(shape, measured.paths)
         for at, stage in enumerate(shape.stages):
             parents = [shape.stages[shape.arrows[bit].parent] for bit in shape.parents(at)]
             # A join gets a record of each parent, and one where a branch was skipped.
-            records = len(parents) if len(parents) > 1 else ratios[stage]
+            records = len(parents) if len(parents) > 1 else per_event[stage]
             left -= measured.overheads.stage_cores(rate * records)
     return max(0.0, left)

@@ -10,7 +10,7 @@ from typing import Literal
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S, trace_envelope, windows_s
 from inferline_stream.errors import Infeasible, InvalidInput
 from inferline_stream.pipeline.plan import KeyBound, Plan
-from inferline_stream.pipeline.shape import visit_ratios
+from inferline_stream.pipeline.shape import most_at_once, visit_ratios
 from inferline_stream.pipeline.trace import busiest
 from inferline_stream.planner.branch_and_bound import prove
 from inferline_stream.planner.default_search import refine
@@ -403,6 +403,7 @@ def plan_of(problem: Problem, outcome: SearchOutcome, *, pipeline: str) -> Plan:
         arrival_rate=max(t.arrival_rate for t in problem.traces),
         envelope=tuple((w, max(envelope[w] for envelope in envelopes)) for w in windows),
         visit_ratios=visit_ratios(problem.shape, problem.measured.paths),
+        at_once={name: n for name, n in most_at_once(problem.shape, problem.measured.paths).items() if n > 1},
         utilization={s: r / m for s, r, m in zip(stages, rates, served, strict=True)},
         algorithm=outcome.algorithm,
         lower_bound_per_hour=outcome.lower_bound_per_hour if math.isfinite(outcome.lower_bound_per_hour) else 0.0,

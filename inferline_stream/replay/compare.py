@@ -264,7 +264,7 @@ class _Arena:
             self._shape,
             allocations or self._plan.allocations,
             self._measured,
-            Trace(workload.entry_s),
+            Trace(workload.entering_s),
             scaler,
             catalogue=self._catalogue,
             slo_s=self._plan.slo_s,

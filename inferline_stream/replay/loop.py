@@ -25,7 +25,7 @@ from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.replay.news import News
 from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.replay.plant import Plant
-from inferline_stream.replay.policy_view import Sight, View
+from inferline_stream.replay.policy_view import Due, Sight, View
 from inferline_stream.replay.scalers import Scaler, Scheduled, Wish
 from inferline_stream.replay.stage_replicas import StageReplicas
 
@@ -132,7 +132,7 @@ class _Loop:
         partitions: int | None,
     ) -> None:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
-        self._end_s = float(workload.entry_s[-1]) if len(workload) else 0.0
+        self._end_s = float(workload.entering_s[-1]) if len(workload) else 0.0
         self._classes = measured.classes
         several = [name for name in shape.stages for a in allocations[name] if a.concurrency > 1]
         if several and partitions is not None:
@@ -157,7 +157,7 @@ class _Loop:
             for name, count in zip(shape.stages, slots_of, strict=True)
         ]
         triages = any(each.triages for each in stations)  # not without an SLO, nor in order of entry
-        news = News(shape, allocations, measured, slo_s, workload.due_s) if triages else None
+        news = News(shape, allocations, measured, slo_s, workload.due_s[: workload.entering]) if triages else None
         self._hardware = {name: tuple(a.hardware for a in held) for name, held in one_each.items()}
         self._plant = Plant(workload, stations, slots_of, news)
         self._crews: list[StageReplicas] = []
@@ -180,9 +180,9 @@ class _Loop:
         """Decide, step by step, until the last event has entered or the live policy was asked no more; then let the
         queues run empty.
         """
-        entry_s, delay_s, period_s = self._workload.entry_s, self._conditions.statistics_delay_s, scaler.period_s
+        entry_s, delay_s, period_s = self._workload.entering_s, self._conditions.statistics_delay_s, scaler.period_s
         looks_back = round(delay_s / period_s) if delay_s >= period_s else 0
-        sight = Sight(self._plant, self._crews, looks_back, (entry_s + self._slo_s, self._reaches()), self._slo_s)
+        sight = Sight(self._plant, self._crews, looks_back, self._due())
         sight_s = 0.0 if looks_back else delay_s
         pending = sorted(slowdowns, key=lambda change: change.time_s)
         if observations is None and isinstance(scaler, Scheduled):  # it looks at nothing
@@ -257,6 +257,15 @@ class _Loop:
         reaches: NDArray[np.bool_] = np.max(visits, axis=0)[self._workload.masks] > 0
         return reaches
 
+    def _due(self) -> Due:
+        """When each event that gets to the sink should be there, by the SLO of its class."""
+        workload = self._workload
+        events = np.arange(len(workload))[workload.last][self._reaches()[workload.last]]
+        within_s = self._slo_s + (workload.longer_s[events] if self._classes else np.zeros(events.size))
+        due_s = workload.entry_s[events] + within_s
+        order = np.argsort(due_s, kind="stable")
+        return Due(due_s[order], events[order], within_s[order])
+
     def outcome(self, policy: str, catalogue: Catalogue, steps: tuple[Step, ...]) -> Outcome:
         """Everything that the replay gave."""
         hours: dict[tuple[str, str], float] = {}
@@ -270,10 +279,12 @@ class _Loop:
                 held.setdefault(hardware[replica.kind], []).append((asked_s, max(left_s, asked_s)))
         latency_s = self._plant.latency_s
         latency_s[np.isnan(latency_s) & self._reaches()] = math.inf
+        last = self._workload.last
+        latency_s = latency_s[last]
         return Outcome(
             policy=policy,
             slo_s=self._slo_s,
-            entry_s=self._workload.entry_s,
+            entry_s=self._workload.entry_s[last],
             latency_s=latency_s,
             steps=steps,
             duration_s=self._end_s,
@@ -281,14 +292,15 @@ class _Loop:
             cost=sum(_paid(catalogue[hardware], spans) for hardware, spans in held.items()),
             peak_replicas=self.peak,
             changes=sum(crew.changes for crew in self._crews),
-            longer_s=self._workload.longer_s if self._classes else 0.0,
+            longer_s=self._workload.longer_s[last] if self._classes else 0.0,
             miss_rates_by_class=self._misses_by_class(self._workload.judged_s(latency_s)),
         )
 
     def _misses_by_class(self, judged_s: Floats) -> dict[str, float]:
         """The miss rate of each live class, by its topic; empty where all have the pipeline's SLO."""
         topics = ("", *(each.topic for each in self._classes)) if self._classes else ()
-        own = [judged_s[self._workload.class_of == number] for number in range(len(topics))]
+        class_of = self._workload.class_of[self._workload.last]
+        own = [judged_s[class_of == number] for number in range(len(topics))]
         known = [int(np.count_nonzero(~np.isnan(each_s))) for each_s in own]
         late = [int(np.count_nonzero(each_s > self._slo_s)) for each_s in own]
         return {topic: n / of if of else 0.0 for topic, n, of in zip(topics, late, known, strict=True)}

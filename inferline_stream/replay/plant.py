@@ -113,7 +113,7 @@ class Plant:
         """Serve the queues up to an instant until which every R is known."""
         workload, news = self._workload, self._news
         self._served_s = now_s
-        first, self._entered = self._entered, int(np.searchsorted(workload.entry_s, now_s, side="left"))
+        first, self._entered = self._entered, int(np.searchsorted(workload.entering_s, now_s, side="left"))
         gone: list[Tokens] = []
 
         def tokens_of(source: Source) -> Tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,20 @@ class View:
     late: int
 
 
+class Due(NamedTuple):
+    """Events that get to the sink, in the order in which they should be there.
+
+    Args:
+        due_s: when, ascending.
+        events: which they are.
+        within_s: the SLO of each.
+    """
+
+    due_s: Floats
+    events: NDArray[np.int64]
+    within_s: Floats
+
+
 class Sight:
     """Glimpses of every stage, given out once they are old enough to have been reported.
 
@@ -87,8 +102,7 @@ class Sight:
         plant: what is looked at.
         crews: its replicas.
         looks_back: how many looks ago the glimpse was taken that is given out.
-        due: when each event should be at the sink, ascending; and whether it ever gets there.
-        slo_s: beyond it an event is late.
+        due: the events that get to the sink.
     """
 
     def __init__(
@@ -96,14 +110,12 @@ class Sight:
         plant: Plant,
         crews: Sequence[StageReplicas],
         looks_back: int,
-        due: tuple[Floats, NDArray[np.bool_]],
-        slo_s: float,
+        due: Due,
     ) -> None:
         self.events, self.late = 0, 0
         """Those that were due at the last look that is known, and how many of them were late."""
         self._judged = 0
-        self._due_s, self._reaches = due
-        self._slo_s = slo_s
+        self._due = due
         self._plant = plant
         self._crews = crews
         self._looks_back = looks_back
@@ -145,11 +157,11 @@ class Sight:
         for (time_s, counted), *seen in zip(self._counted, *stages, strict=True):
             self._glimpses.append(tuple([_glimpse(time_s, *pair) for pair in zip(seen, counted, strict=True)]))
         self._counted.clear()
-        since, self._judged = self._judged, int(np.searchsorted(self._due_s, self._plant.now_s, side="right"))
+        since, self._judged = self._judged, int(np.searchsorted(self._due.due_s, self._plant.now_s, side="right"))
         judged = slice(since, self._judged)
-        in_time = self._plant.latency_s[judged] <= self._slo_s
-        self.events += int(np.count_nonzero(self._reaches[judged]))
-        self.late += int(np.count_nonzero(self._reaches[judged] & ~in_time))
+        in_time = self._plant.latency_s[self._due.events[judged]] <= self._due.within_s[judged]
+        self.events += in_time.size
+        self.late += int(np.count_nonzero(~in_time))
 
 
 def _glimpse(time_s: float, seen: Sequence[float], counted: Counted) -> Glimpse:

@@ -141,9 +141,10 @@ def _verdict(record: RunRecord) -> str:
         return "<p class=verdict>No event came.</p>"
     kept = report.slo_miss_rate <= 1 - record.objective
     word = "was kept" if kept else "was not kept"
+    share, asked = f"{1 - report.slo_miss_rate:.2%} of the {report.slo_counts}", f"{100 * record.objective:.4g} %"
     return (
-        f'<p class="verdict {"good" if kept else "bad"}">The SLO {word}: {1 - report.slo_miss_rate:.2%} of the events '
-        f"were done within {format_duration(report.slo_s)}, {100 * record.objective:.4g} % were asked for.</p>"
+        f'<p class="verdict {"good" if kept else "bad"}">The SLO {word}: {share} '
+        f"were done within {format_duration(report.slo_s)}, {asked} were asked for.</p>"
     )
 
 

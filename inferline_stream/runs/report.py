@@ -18,8 +18,8 @@ from inferline_stream.observability.pipeline_state import (
     PipelineState,
 )
 
-_NO_OUTPUT = frozenset(("skipped",))
-"""The only ending without a sink record that is not a miss: the topology says that the event has no output."""
+_NO_OUTPUT = frozenset(("skipped", "filtered"))
+"""The endings without a sink record that are no misses: the topology, or a stage, says that the event has no output."""
 
 
 class ClassReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +92,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     advisory: bool
     preparation_cost: float = 0.0
     """Of `cost`: what replicas cost before the run's duration began, while they started."""
+    slo_counts: str = "events"
+    """What latencies and misses are of: events, or ``results`` where an event has many that no stage gathers."""
     lateness_p99_s: float | None = None
     """How late the trace replay sent, against the trace."""
     unknown: int = 0
@@ -233,6 +235,7 @@ def run_report(
         emulated=emulated,
         advisory=advisory,
         preparation_cost=round(preparation_cost, 6),
+        slo_counts="results" if any(each.apart for each in live) else "events",
         lateness_p99_s=lateness_p99_s,
         unknown=ledger.unknown,
         backlog=sum(each.backlog + each.earlier_backlog for each in live),

@@ -60,6 +60,7 @@ class StageBasis:
         hold_s: how long a free replica waits for a fuller batch.
         slots: its dispatchers: each needs a replica, for its partitions are served by no other one's.
         most_replicas: that are of use; None for any number.
+        at_once: visits that one event may cause at the same moment, see `most_at_once`.
     """
 
     name: str
@@ -68,6 +69,7 @@ class StageBasis:
     hold_s: float = 0.0
     slots: int = 1
     most_replicas: int | None = None
+    at_once: int = 1
 
     planned: int = field(init=False)
     """k⁰, replicas planned over all kinds."""
@@ -177,7 +179,7 @@ def _backlog_bound(stage: StageBasis, arrivals: ArrivalCurve) -> float:
         return 0.0
     replicas = tuple((k.max_batch_size, k.service_time_s, k.planned * k.concurrency) for k in stage.kinds if k.planned)
     service = ServiceCurve(replicas, stage.hold_s)
-    return backlog_bound(arrivals.thinned(stage.visit_ratio), service) + service.in_service
+    return backlog_bound(arrivals.thinned(stage.visit_ratio, stage.at_once), service) + service.in_service
 
 
 def insured(
@@ -267,7 +269,10 @@ def basis_of(
             )
         most = measured.profiles[name, allocations[0].hardware].most_replicas
         slots = plan.slots.get(name, 1)
-        stages.append(StageBasis(name, tuple(kinds), plan.visit_ratios[name], hold_of(allocations), slots, most))
+        at_once = plan.at_once.get(name, 1)
+        stages.append(
+            StageBasis(name, tuple(kinds), plan.visit_ratios[name], hold_of(allocations), slots, most, at_once)
+        )
     used = {kind.hardware for stage in stages for kind in stage.kinds}
     return Basis(
         slo_s=plan.slo_s,

@@ -32,7 +32,7 @@ class Network:
 
     @classmethod
     def of(cls, workload: Workload, stations: list[Station]) -> Network:
-        shape, masks = workload.shape, workload.path_masks
+        shape, masks = workload.shape, [mask for _, mask in workload.ways]
         stages = range(len(shape.stages))
         targets = [[[shape.arrows[a].child for a in shape.children(s) if m >> a & 1] for m in masks] for s in stages]
         needed = [[sum(m >> a & 1 for a in shape.parents(s)) for m in masks] for s in stages]

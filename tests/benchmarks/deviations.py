@@ -102,7 +102,7 @@ def branching(rng: np.random.Generator) -> Case:
     """Three times the base rate, at which one replica has done for NMT, until every event needs it."""
     sample, trace = (gamma_trace(3 * BASE_RATE, 1.0, 300.0, rng) for _ in range(2))
     before, after = (prepare(SHAPE, paths, trace) for paths in (MEASURED, profile(1.0)))
-    drawn = (np.array(w.path_masks)[w.masks] for w in (before, after))
+    drawn = (np.array([mask for _, mask in w.ways])[w.masks] for w in (before, after))
     paths = np.where(trace.arrivals_s < SHIFT_S, *drawn)
     workload = prepare(SHAPE, MEASURED, trace, recorded=paths)
     return replace(case(sample, trace), workload=workload)

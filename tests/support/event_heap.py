@@ -156,7 +156,7 @@ class _Simulation:
         ]
 
     def run(self) -> HeapSimulation:
-        for event, entry_s in enumerate(self.workload.entry_s.tolist()):
+        for event, entry_s in enumerate(self.workload.entry_s[: self.workload.entering].tolist()):
             for s in self.workload.shape.entries():
                 sent_s = entry_s + self._extra_s(event, "hop in", s)
                 self._send((sent_s, -1, (0, entry_s, 0, -math.inf, 0, event)), s, event, record=True)
@@ -183,14 +183,50 @@ class _Simulation:
 
     def _outcome(self, s: int, event: int, place: _Place, *, ran: bool) -> None:
         """Send what follows from an event's having run at a stage, or from a join's being skipped."""
+        shape = self.workload.shape
+        if ran and s in shape.many:
+            self._results(s, event, place)
+            return
         mask = self._mask(event)
-        for a in self.workload.shape.children(s):
+        for a in shape.children(s):
             self._along(a, event, place, taken=ran and bool(mask >> a & 1))
+
+    def _results(self, s: int, event: int, place: _Place) -> None:
+        """Send each result on; what gathers them is told where there is none."""
+        shape, (sent_s, _, order) = self.workload.shape, place
+        own = self._of(s, event)
+        for at, result in enumerate(own):
+            for a in shape.children(s):
+                self._along(a, result, (sent_s, s, (*order, at)), taken=bool(self._mask(result) >> a & 1))
+        for child in range(len(shape.stages)):
+            if (
+                not own
+                and shape.gathers(child)
+                and shape.scope_after(shape.arrows[shape.parents(child)[0]].parent)
+                == (
+                    *shape.scopes()[s],
+                    s,
+                )
+            ):
+                self._send(place, child, event, record=False)
+
+    def _of(self, s: int, event: int) -> list[int]:
+        """The results that a stage gives an event."""
+        results = self.workload.results[s]
+        at = event - results.of[0]
+        return list(range(int(results.begins[at]), int(results.begins[at + 1])))
+
+    def _scope(self, event: int) -> tuple[int, ...]:
+        return self.workload.ways[int(self.workload.masks[event])][0]
 
     def _along(self, a: int, event: int, place: _Place, *, taken: bool) -> None:
         shape = self.workload.shape
-        child = shape.arrows[a].child
-        if taken or len(shape.parents(child)) > 1:
+        child, scope = shape.arrows[a].child, self._scope(event)
+        if shape.arrows[a].gathers:
+            waits = shape.scope_after(shape.arrows[a].parent) == scope
+        else:
+            waits = len(shape.parents(child)) > 1 and shape.scopes()[child] == scope
+        if taken or waits:
             self._send(place, child, event, record=taken)
         else:  # the child is skipped and has no other parent: only this stage knows what comes after it
             for further in shape.children(child):
@@ -198,8 +234,18 @@ class _Simulation:
 
     def _arrive(self, now: float, s: int, event: int, record: bool, place: _Place) -> None:
         pools = self.stages[s]
-        parents = len(self.workload.shape.parents(s))
-        if parents > 1:
+        shape, parents = self.workload.shape, len(self.workload.shape.parents(s))
+        if shape.gathers(s):
+            many, wanted = shape.scope_after(shape.arrows[shape.parents(s)[0]].parent)[-1], 1
+            if self._scope(event) != shape.scopes()[s]:
+                first, end = self.workload.results[many].of
+                event = next(each for each in range(first, end) if event in self._of(many, each))
+                wanted = len(self._of(many, event))
+            tokens = pools[0].tokens.setdefault(event, [])
+            tokens.append(record)
+            if len(tokens) < wanted:
+                return
+        elif parents > 1:
             tokens = pools[0].tokens.setdefault(event, [])
             tokens.append(record)
             if len(tokens) < parents:
@@ -216,7 +262,7 @@ class _Simulation:
         self._plan(now, _DISPATCH, (), s, slot)
 
     def _partition(self, s: int, event: int, partitions: int) -> int:
-        by_id = len(self.workload.shape.parents(s)) > 1 and s not in self.workload.ordered
+        by_id = s in self.workload.shape.joins() and s not in self.workload.ordered
         key = 0 if by_id or not self.workload.keys.size else int(self.workload.keys[event])
         whose = len(self.workload) + key if key else event
         u = draw(whose, self.workload.key("event id" if by_id else "record key")) / 2**32
@@ -430,4 +476,4 @@ class _Simulation:
         self._plan(now, _DISPATCH, (), s, slot)
 
     def _mask(self, event: int) -> int:
-        return self.workload.path_masks[int(self.workload.masks[event])]
+        return self.workload.ways[int(self.workload.masks[event])][1]

@@ -272,6 +272,11 @@ class EventLedger:
             max(0, out - 1) for out, _ in self._named.values()
         )
 
+    @property
+    def apart(self) -> bool:
+        """Whether events have many results, each of which counts by itself."""
+        return bool(self._apart)
+
     def lost(self, most: int = 20) -> tuple[int, list[str]]:
         """Events that neither reached the sink nor ended, and the ids of the first few."""
         count = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -16,7 +16,7 @@ from inferline_stream.pipeline.profile import (
     Profile,
     Variation,
 )
-from inferline_stream.pipeline.shape import Paths, Shape, independent_paths, visited
+from inferline_stream.pipeline.shape import Paths, Scope, Shape, independent_paths, visited
 
 FEWEST_BATCHES = 50
 """A service time from fewer batches would be noise."""
@@ -54,15 +54,16 @@ def corrected(profile: PipelineProfile, shape: Shape, seen: Mapping[str, StageCo
     for arrow in shape.arrows:
         parent, child = shape.stages[arrow.parent], shape.stages[arrow.child]
         counts = seen.get(parent, nothing)
-        if arrow.conditional and counts.served >= FEWEST_RESULTS:
-            shares[parent, child] = min(1.0, counts.edges_taken.get(child, 0) / counts.served)
+        results = counts.results if arrow.parent in shape.many else counts.served
+        if arrow.conditional and results >= FEWEST_RESULTS:
+            shares[parent, child] = min(1.0, counts.edges_taken.get(child, 0) / results)
     remote = sum(counts.remote_batches for counts in seen.values())
     carrying_s = sum(counts.network_s for counts in seen.values())
     network_s = carrying_s / remote if remote >= FEWEST_BATCHES else profile.network_s
     return replace(
         profile,
         profiles=profiles,
-        paths=_follow(shape, profile.paths, shares),
+        paths=_with_counts(shape, _follow(shape, profile.paths, shares), seen),
         hop_overhead_s=profile.hop_overhead_s - profile.network_s + network_s,
         network_s=network_s,
     )
@@ -154,41 +155,97 @@ def _follow(shape: Shape, paths: Paths, shares: Mapping[tuple[str, str], float])
     """Paths whose conditional arrows are taken as often as seen, otherwise as they were together in the sample.
 
     Iterative proportional fitting: weights of paths with and without an arrow are scaled to its share, arrow after
-    arrow, until all hold. Where the sample has no path to scale, arrows count as independent of each other.
+    arrow, until all hold. Where the sample has no path to scale, arrows count as independent of each other; beside
+    stages that give many results, as they were.
     """
-    known = _shares(shape, paths)
-    moved = {edge: share for edge, share in shares.items() if abs(share - known[edge]) > NOISE * max(known[edge], 0.01)}
-    if not moved:
-        return paths
-    weights = dict(zip(paths.masks, paths.weights, strict=True))
-    bits = {
-        (shape.stages[a.parent], shape.stages[a.child]): (bit, a.parent)
-        for bit, a in enumerate(shape.arrows)
-        if a.conditional
-    }
+    try:
+        own = _fitted(shape, (), (paths.masks, paths.weights), shares)
+        each = tuple(
+            replace(fan_out, masks=masks, weights=weights)
+            for fan_out in paths.fan_outs
+            for masks, weights in [
+                _fitted(shape, shape.scope_after(fan_out.stage), (fan_out.masks, fan_out.weights), shares)
+            ]
+        )
+    except _NoPath:
+        if paths.fan_outs:
+            return paths
+        known, _ = _shares(shape, (), (paths.masks, paths.weights))
+        return independent_paths(shape, {**known, **shares})
+    return Paths(*own, each)
+
+
+class _NoPath(Exception):
+    """The sample has no path that takes an arrow, or none that does not."""
+
+
+_Ways = tuple[tuple[int, ...], tuple[float, ...]]
+"""Sets of arrows, and the weight of each."""
+
+_Bits = Mapping[tuple[str, str], tuple[int, Sequence[bool]]]
+"""By parent and child, a conditional arrow's bit, and of each set of arrows whether it meets the parent."""
+
+
+def _fitted(shape: Shape, scope: Scope, ways: _Ways, shares: Mapping[tuple[str, str], float]) -> _Ways:
+    """Fit the ways of one scope.
+
+    Raises:
+        _NoPath: there is none to scale.
+    """
+    known, bits = _shares(shape, scope, ways)
+    wanted = {edge: share for edge, share in shares.items() if edge in bits}
+    if all(abs(share - known[edge]) <= NOISE * max(known[edge], 0.01) for edge, share in wanted.items()):
+        return ways
+    masks, weights = ways[0], list(ways[1])
     for _ in range(_SWEEPS):
-        for edge, share in shares.items():
-            bit, parent = bits[edge]
-            there = [m for m in weights if visited(shape, m)[parent]]
-            took = sum(weights[m] for m in there if m >> bit & 1)
-            left = sum(weights[m] for m in there) - took
+        for edge, share in wanted.items():
+            bit, meets = bits[edge]
+            there = [at for at, met in enumerate(meets) if met]
+            took = sum(weights[at] for at in there if masks[at] >> bit & 1)
+            left = sum(weights[at] for at in there) - took
             if (share > 0 and took <= 0) or (share < 1 and left <= 0):
-                return independent_paths(shape, {**known, **shares})
-            for m in there:
-                goal, now = (share, took) if m >> bit & 1 else (1 - share, left)
-                weights[m] *= goal * (took + left) / now if now > 0 else 0.0
-    total = sum(weights.values())
-    kept = {m: w / total for m, w in weights.items() if w > 0}
-    return Paths(tuple(kept), tuple(kept.values()))
+                raise _NoPath
+            for at in there:
+                goal, now = (share, took) if masks[at] >> bit & 1 else (1 - share, left)
+                weights[at] *= goal * (took + left) / now if now > 0 else 0.0
+    kept = [(mask, weight) for mask, weight in zip(masks, weights, strict=True) if weight > 0]
+    total = sum(weights)
+    return tuple(mask for mask, _ in kept), tuple(weight / total for _, weight in kept)
 
 
-def _shares(shape: Shape, paths: Paths) -> dict[tuple[str, str], float]:
-    """Share of a parent's results that take each conditional arrow."""
-    found = {}
+def _shares(shape: Shape, scope: Scope, ways: _Ways) -> tuple[dict[tuple[str, str], float], _Bits]:
+    """Return the share of a parent's results that take each conditional arrow of a scope, and where the arrows are."""
+    masks, weights = ways
+    shares, bits = {}, {}
     for bit, arrow in enumerate(shape.arrows):
-        if arrow.conditional:
-            pairs = [(m, w) for m, w in zip(paths.masks, paths.weights, strict=True) if visited(shape, m)[arrow.parent]]
-            there = sum(w for _, w in pairs)
-            took = sum(w for m, w in pairs if m >> bit & 1)
-            found[shape.stages[arrow.parent], shape.stages[arrow.child]] = took / there if there else 0.0
-    return found
+        if not arrow.conditional or shape.scope_after(arrow.parent) != scope:
+            continue
+        edge = shape.stages[arrow.parent], shape.stages[arrow.child]
+        meets = [visited(shape, mask, scope)[arrow.parent] or arrow.parent in scope[-1:] for mask in masks]
+        there = sum(weight for weight, met in zip(weights, meets, strict=True) if met)
+        took = sum(w for mask, w, met in zip(masks, weights, meets, strict=True) if met and mask >> bit & 1)
+        shares[edge], bits[edge] = took / there if there else 0.0, (bit, meets)
+    return shares, bits
+
+
+def _with_counts(shape: Shape, paths: Paths, seen: Mapping[str, StageCounts]) -> Paths:
+    """Paths on which stages give as many results as was seen, spread as in the sample."""
+    found = []
+    for fan_out in paths.fan_outs:
+        counts = seen.get(shape.stages[fan_out.stage])
+        if counts is None or counts.served < FEWEST_RESULTS or not fan_out.mean:
+            found.append(fan_out)
+            continue
+        factor = counts.results / counts.served / fan_out.mean
+        if abs(factor - 1) <= NOISE:
+            found.append(fan_out)
+            continue
+        scaled: dict[int, float] = {}
+        for count, share in zip(fan_out.counts, fan_out.shares, strict=True):
+            whole, part = divmod(count * factor, 1.0)  # between two numbers of results: some events have the larger
+            for at, weight in ((int(whole), 1 - part), (int(whole) + 1, part)):
+                if weight > 0:
+                    scaled[at] = scaled.get(at, 0.0) + share * weight
+        ascending = sorted(scaled.items())
+        found.append(replace(fan_out, counts=tuple(n for n, _ in ascending), shares=tuple(s for _, s in ascending)))
+    return replace(paths, fan_outs=tuple(found)) if found else paths

@@ -14,7 +14,7 @@ from inferline_stream.observability.pipeline_state import IsolationState, NodeSt
 from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.deadline_order import Stay
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.shape import Scope, Shape
 from inferline_stream.pipeline.version import version_on
 
 RECENT_S = 10.0
@@ -347,23 +347,39 @@ class PoolReports:
 
         A join gets every event that reaches any of its parents or is skipped on the way, so its own
         share of served events is its ratio; any other stage is visited by the share of its parent's
-        results that took the edge.
+        results that took the edge. Results that are gathered are one event again, as they were before they were many.
         """
+        scopes = self._shape.scopes()
         recent = {name: self._recent(name, now_s) for name in self._shape.stages}
         ratios: dict[str, float | None] = {}
         for position, name in enumerate(self._shape.stages):
             arrows = self._shape.parents(position)
             if not arrows:
                 ratios[name] = 1.0
+            elif self._shape.gathers(position):
+                many = self._shape.scope_after(self._shape.arrows[arrows[0]].parent)[-1]
+                ratios[name] = ratios[self._shape.stages[many]]
             elif len(arrows) > 1:
                 left, own = recent[name].events, recent[name]
-                ratios[name] = min(1.0, own.served / left) if left >= _FEWEST_EVENTS else None
+                each = self._results(scopes[position], ratios, recent)
+                known = each is not None and left >= _FEWEST_EVENTS
+                ratios[name] = min(1.0, own.served / left) * (each or 0.0) if known else None
             else:
                 parent = self._shape.stages[self._shape.arrows[arrows[0]].parent]
                 left, above = recent[parent].served, ratios[parent]
                 took = recent[parent].edges_taken.get(name, 0)
                 ratios[name] = above * took / left if above is not None and left >= _FEWEST_EVENTS else None
         return ratios
+
+    def _results(
+        self, scope: Scope, ratios: Mapping[str, float | None], recent: Mapping[str, StageCounts]
+    ) -> float | None:
+        """Return how many events of a scope an event of the source becomes; None where too few were seen."""
+        if not scope:
+            return 1.0
+        many = self._shape.stages[scope[-1]]
+        above, served = ratios[many], recent[many].served
+        return above * recent[many].results / served if above is not None and served >= _FEWEST_EVENTS else None
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES, LEVELS, PipelineProfile
-from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
+from inferline_stream.pipeline.shape import Arrow, FanOut, Paths, Shape, independent_paths, visited
 from inferline_stream.pipeline.trace import Trace
 
 
@@ -23,10 +23,13 @@ class RandomPipeline:
     stations: list[Station]
 
 
-def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> RandomPipeline:
-    """Half of them live on a grid of exact binary fractions, where nearly everything happens at the same instants."""
+def random_pipeline(seed: int, *, events: int = 120, code: Any = None, many: bool = False) -> RandomPipeline:
+    """Half of them live on a grid of exact binary fractions, where nearly everything happens at the same instants.
+
+    With ``many``, some stages give an event many results, and others gather them.
+    """
     rng = np.random.default_rng(seed)
-    shape = random_shape(rng)
+    shape = random_tree(seed) if many else random_shape(rng)
     conditional = {
         (shape.stages[w.parent], shape.stages[w.child]): rng.choice([0.0, 0.3, 0.5, 0.9])
         for w in shape.arrows
@@ -35,6 +38,7 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> Random
     grid = 2.0 ** -rng.integers(3, 7) if rng.random() < 0.5 else 0.0
     hop_s = rng.choice([0.0, 0.01, 0.3]) if not grid else grid * rng.integers(0, 3)
     paths, keys = independent_paths(shape, conditional), random_keys(shape, seed)
+    paths = with_fan_outs(shape, seed) if many else paths
     measured = PipelineProfile(
         {}, paths, float(hop_s), keys=keys, hop_spread_s=random_spread_s(seed, grid), classes=random_classes(seed, grid)
     )
@@ -48,6 +52,62 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None) -> Random
     stations = [with_concurrency(random_station(rng, grid), seed + s) for s, _ in enumerate(shape.stages)]
     stations = [with_slots(station, seed + s) for s, station in enumerate(stations)]
     return RandomPipeline(workload, [with_deadline(station, seed + s) for s, station in enumerate(stations)])
+
+
+def random_tree(seed: int) -> Shape:
+    """Stages one after another, side by side and joined, some of which give many results, gathered or left apart."""
+    rng = np.random.default_rng([seed, 6])
+    names, arrows, many = ["s0"], list[Arrow](), list[int]()
+    scopes: list[tuple[int, ...]] = [()]
+
+    def add(scope: tuple[int, ...], *parents: int, gathers: bool = False) -> int:
+        at = len(names)
+        names.append(f"s{at}")
+        scopes.append(scope)
+        several = len(parents) > 1
+        arrows.extend(
+            Arrow(p, at, not gathers and bool(rng.random() < (0.6 if several else 0.3)), gathers) for p in parents
+        )
+        return at
+
+    last, scope = 0, tuple[int, ...]()
+    for _ in range(int(rng.integers(2, 6))):
+        what = rng.random()
+        if rng.random() < 0.4 and len(scope) < 2 and last not in many:
+            many.append(last)
+            scope = (*scope, last)
+        if what < 0.3 and scope:
+            last, scope = add(scope[:-1], last, gathers=True), scope[:-1]
+        elif what > 0.75:
+            left, right = add(scope, last), add(scope, last)
+            last = add(scope, left, right)
+        else:
+            last = add(scope, last)
+    return Shape(tuple(names), tuple(arrows), tuple(sorted(many)))
+
+
+def with_fan_outs(shape: Shape, seed: int) -> Paths:
+    """Paths of each scope, as they are drawn in `independent_paths`, and how many results there are: often none."""
+    rng = np.random.default_rng([seed, 7])
+
+    def ways(scope: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        found = set[int]()
+        for _ in range(8):
+            mask = 0
+            for bit, arrow in enumerate(shape.arrows):
+                seen = visited(shape, mask, scope)[arrow.parent] or arrow.parent in scope[-1:]
+                if shape.scope_after(arrow.parent) == scope and seen and not (arrow.conditional and rng.random() < 0.5):
+                    mask |= 1 << bit
+            found.add(mask)
+        weights = rng.dirichlet(np.ones(len(found)))
+        return tuple(sorted(found)), tuple(float(weight) for weight in weights / weights.sum())
+
+    fan_outs = []
+    for stage in shape.many:
+        counts = tuple(sorted({int(count) for count in rng.integers(0, 6, int(rng.integers(1, 4)))}))
+        shares = tuple(float(share) for share in rng.dirichlet(np.ones(len(counts))))
+        fan_outs.append(FanOut(stage, counts, shares, *ways(shape.scope_after(stage))))
+    return Paths(*ways(()), tuple(fan_outs))
 
 
 def with_deadline(station: Station, seed: int) -> Station:
