@@ -30,7 +30,7 @@ from inferline_stream.kafka.fetched_batches import SkippedBatch
 from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.records import LIMIT_BYTES, Header, Record, murmur2, record_bytes
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
-from inferline_stream.pipeline.names import ERRORS_PREFIX, HEADER_PREFIX, PARENT, PART
+from inferline_stream.pipeline.names import ERRORS_PREFIX, HEADER_PREFIX
 
 _HASHES_REMEMBERED = 65_536
 
@@ -266,13 +266,10 @@ class Emitter:
         self._put(topic, partition, event.event_id, value, headers)
 
     def _keep_parts(self, event: Event) -> None:
-        """Keep what other branches gave for an event that died on one: sent again, the join can be completed."""
-        kept = PART if self._routes.gathers else PARENT
-        parts = [
-            record
-            for record in event.records
-            if any(name == kept for name, _ in record.headers) and all(name != DEAD for name, _ in record.headers)
-        ]
+        """Keep what others gave for an event that died on one branch, and what was skipped on another: sent again, the
+        join can be completed.
+        """
+        parts = [record for record in event.records if all(name != DEAD for name, _ in record.headers)]
         self._letters(event, parts, Failed("DiedUpstream", "the event died on another branch", ""))
 
     def _letters(self, event: Event, records: Iterable[Record], failed: Failed) -> None:

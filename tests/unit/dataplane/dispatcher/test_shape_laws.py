@@ -1,0 +1,314 @@
+"""Random trees of stages that give many results, filter, gather and join, under deaths, repeats and replays.
+
+Each stage has its own intake, join and emitter, as a dispatcher has them; records lie in one dictionary of topics. What
+has to come out is worked out by recursion over the results of one event, which knows of no markers, ids or counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inferline_stream.controlplane.observe.event_ledger import EventLedger
+from inferline_stream.dataplane.dead_letters import noted
+from inferline_stream.dataplane.dispatcher.emitter import Emitter
+from inferline_stream.dataplane.dispatcher.event import Event, Requeued
+from inferline_stream.dataplane.dispatcher.intake import Intake
+from inferline_stream.dataplane.dispatcher.join import Join
+from inferline_stream.dataplane.dispatcher.partition_commits import Partition
+from inferline_stream.dataplane.dispatcher.report_counts import new_report
+from inferline_stream.dataplane.frames import Done, Failed, Many
+from inferline_stream.dataplane.headers import REPLAY
+from inferline_stream.dataplane.routes import Routes, routes_of
+from inferline_stream.kafka.offset_metadata import Committed
+from inferline_stream.kafka.records import Record
+from inferline_stream.pipeline.names import ERRORS_PREFIX
+from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.topology import Edge, Pipeline, Stage, Topic
+
+SEVERAL = 3
+"""Results of one event at most."""
+
+
+def nothing(events: list[Any]) -> list[Any]:
+    """What the stages are is decided by `Tree`."""
+    return events
+
+
+def always(_: Any) -> bool:
+    return True
+
+
+@dataclass
+class Tree:
+    """A pipeline, and what its stages make of an event: a value is the tuple of choices that led to it."""
+
+    seed: int
+    heals: bool = False
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        rng = random.Random(self.seed)
+        stages = [Stage("s0", nothing, hardware="cpu-1", many=rng.random() < 0.5)]
+        depth, last = int(stages[0].many), stages[0]
+
+        def add(after: list[Stage | Edge], many: bool = False) -> Stage:
+            stages.append(Stage(f"s{len(stages)}", nothing, hardware="cpu-1", after=after, many=many))
+            return stages[-1]
+
+        for _ in range(rng.randint(1, 4)):
+            what = rng.random()
+            if depth and what < 0.45:
+                last, depth = add([last.gathered(missing=None) if rng.random() < 0.3 else last.gathered()]), depth - 1
+            elif what < 0.65:
+                left, right = add([last.when(always)]), add([last])
+                last = add([left, right])
+            else:
+                last = add([last.when(always) if rng.random() < 0.5 else last], many=rng.random() < 0.4 and depth < 2)
+                depth += last.many
+        return Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=stages)
+
+    def luck(self, stage: str, value: Any, purpose: str) -> random.Random:
+        return random.Random(f"{self.seed} {stage} {value} {purpose}")
+
+    def dies(self, stage: str, value: Any) -> bool:
+        return not self.heals and self.luck(stage, value, "dies").random() < 0.08
+
+    def answer(self, stage: Stage, value: Any) -> list[tuple[Any, list[bool]]] | None:
+        """Results, each with whether it takes each edge; None of a stage that filters its event."""
+        luck = self.luck(stage.name, value, "answer")
+        edges = [edge for child in self.pipeline.stages for edge in child.after if edge.parent is stage]
+        count = luck.randint(0, SEVERAL) if stage.many else int(luck.random() < 0.85)
+        return [
+            ([stage.name, value, at], [edge.condition is None or luck.random() < 0.7 for edge in edges])
+            for at in range(count)
+        ]
+
+    def children(self, stage: Stage) -> list[str]:
+        return [child.name for child in self.pipeline.stages if any(edge.parent is stage for edge in child.after)]
+
+    # What has to come out, by recursion
+
+    def expected(self, source: Any) -> tuple[list[Any], bool]:
+        """Values in the sink for one event of the source, and whether something of it died without a substitute."""
+        self._done: dict[Any, Any] = {}
+        out, dead = [], False
+        final = self.pipeline.stages[-1]
+        for path in self._paths(final):
+            given_ = self._result_at(final, path, source)
+            dead |= given_ == "dead"
+            if isinstance(given_, list):
+                out += [value for value, _ in given_]
+        return out, dead
+
+    def _paths(self, final: Stage) -> list[tuple[int, ...]]:
+        shape = shape_of(self.pipeline)
+        depth = len(shape.scopes()[shape.stages.index(final.name)])
+        return list(itertools.product(range(SEVERAL), repeat=depth))
+
+    def _result_at(self, stage: Stage, path: tuple[int, ...], source: Any) -> Any:
+        """What a stage gives the event at these places: its results, "dead", or None where it is not visited."""
+        key = stage.name, path
+        if key not in self._done:
+            value = self._input(stage, path, source)
+            if value is None or value == "dead":
+                self._done[key] = value
+            else:
+                (given_,) = value
+                self._done[key] = "dead" if self.dies(stage.name, given_) else self.answer(stage, given_)
+        return self._done[key]
+
+    def _input(self, stage: Stage, path: tuple[int, ...], source: Any) -> Any:
+        """A tuple of what it gets; None or "dead" where it gets nothing."""
+        if not stage.after:
+            return (source,)
+        if (edge := stage.gathers) is not None:
+            return self._gathered(edge, path, source)
+        found: dict[str, Any] = {}
+        for edge in stage.after:
+            taken = self._along(edge, stage, path, source)
+            if taken == "dead":
+                return "dead"
+            if taken is not None:
+                found[edge.parent.name] = taken[0]
+        if not found:
+            return None
+        return (found,) if len(stage.after) > 1 else (next(iter(found.values())),)
+
+    def _along(self, edge: Edge, child: Stage, path: tuple[int, ...], source: Any) -> Any:
+        parent = edge.parent
+        above = path[:-1] if parent.many else path
+        results = self._result_at(parent, above, source)
+        if results is None or results == "dead":
+            return results
+        at = path[-1] if parent.many else 0
+        if at >= len(results):
+            return None
+        value, takes = results[at]
+        return (value,) if takes[self.children(parent).index(child.name)] else None
+
+    def _gathered(self, edge: Edge, path: tuple[int, ...], source: Any) -> Any:
+        child = next(stage for stage in self.pipeline.stages if edge in stage.after)
+        many = self._origin(edge)
+        results = self._result_at(many, path, source)
+        if results is None or results == "dead":
+            return results
+        parts = []
+        for at in range(len(results)):
+            part = self._along(edge, child, (*path, at), source)
+            if part == "dead":
+                if not edge.fills:
+                    return "dead"
+                parts.append(None)
+            elif part is not None:
+                parts.append(part[0])
+        return (parts,)
+
+    def _origin(self, edge: Edge) -> Stage:
+        shape = shape_of(self.pipeline)
+        return self.pipeline.stage(shape.stages[shape.scope_after(shape.stages.index(edge.parent.name))[-1]])
+
+
+@dataclass
+class World:
+    """All stages of a tree on one broker of one partition a topic."""
+
+    tree: Tree
+    rng: random.Random
+    topics: defaultdict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
+    read: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        pipeline = self.tree.pipeline
+        self.routes: dict[str, Routes] = {stage.name: routes_of(pipeline, stage.name) for stage in pipeline.stages}
+        self.ready: dict[str, list[Event]] = {name: [] for name in self.routes}
+        self.partitions, self.intakes, self.emitters = {}, {}, {}
+        for name, routes in self.routes.items():
+            join = Join(routes.parents) if routes.is_join else None
+            self.partitions[name] = Partition(0, Committed(0), "me", join)
+            topics = dict.fromkeys([*routes.topics_written, *(routes.topic_of(each) for each in routes.stages)], 1)
+            self.emitters[name] = Emitter(routes, topics, self.rng, new_report("d", 1, name, 0, 1))
+            self.intakes[name] = Intake(routes, self.ready[name].append, self._ends(name))
+
+    def _ends(self, name: str) -> Any:
+        def ended(event: Event, outcome: Any) -> None:
+            assert not isinstance(outcome, Requeued)
+            self._emit(name, event, outcome)
+
+        return ended
+
+    def _emit(self, name: str, event: Event, outcome: Any) -> None:
+        self.emitters[name].add(event, outcome)
+        for (topic, _), records in self.emitters[name].take().items():
+            for record in records:
+                self.put(topic, record)
+
+    def put(self, topic: str, record: Record) -> None:
+        log = self.topics[topic]
+        log.append(Record(record.key, record.value, record.headers, record.timestamp_ms or 1_000, topic, 0, len(log)))
+
+    def run(self, *, again: float) -> None:
+        """Let stages read and answer in any order; with this share, a batch is answered twice: its commit was lost."""
+        while moves := [
+            name
+            for name, routes in self.routes.items()
+            if self.ready[name] or self.read[name] < len(self.topics[routes.input_topic])
+        ]:
+            name = self.rng.choice(moves)
+            topic = self.routes[name].input_topic
+            if self.ready[name] and (self.rng.random() < 0.5 or self.read[name] >= len(self.topics[topic])):
+                event = self.ready[name].pop(self.rng.randrange(len(self.ready[name])))
+                for _ in range(1 + (self.rng.random() < again)):
+                    self._emit(name, event, self._outcome(name, event))
+            else:
+                self.intakes[name].at(2.0, 2.0)
+                self.intakes[name].take_in(self.partitions[name], self.topics[topic][self.read[name]])
+                self.read[name] += 1
+
+    def _outcome(self, name: str, event: Event) -> Any:
+        stage, payload = self.tree.pipeline.stage(name), event.payload
+        decode = msgspec.json.decode
+        if isinstance(payload, bytes):
+            value = decode(payload)
+        elif isinstance(payload, dict):
+            value = {parent: decode(payload[parent]) for parent in self.routes[name].parents if parent in payload}
+        else:
+            value = [None if part is None else decode(part) for part in payload]
+        if self.tree.dies(name, value):
+            return Failed("ValueError", "dies", "")
+        results = self.tree.answer(stage, value) or []
+        done = []
+        for result, takes in results:
+            by_name = dict(zip(self.tree.children(stage), takes, strict=True))
+            edges = sum(1 << bit for bit, child in enumerate(self.routes[name].children) if by_name[child])
+            done.append(Done(msgspec.json.encode(result), edges))
+        return Many(tuple(done)) if stage.many or not done else done[0]
+
+    def send_letters_again(self) -> None:
+        for routes in self.routes.values():
+            dlq = routes.names.dead_letters(routes.input_topic)
+            letters = list(noted(dlq, routes.input_topic, self.topics[dlq]))
+            for letter in {letter.place: letter for letter in letters}.values():
+                headers = [h for h in letter.headers if not h[0].startswith(ERRORS_PREFIX) and h[0] != REPLAY]
+                self.put(routes.input_topic, Record(letter.key, letter.value, [*headers, (REPLAY, b"1")], 1_000))
+
+    def ledger(self, events: int) -> EventLedger:
+        ledger = EventLedger("in", [0], [events])
+        for record in self.topics["in"][:events]:
+            ledger.entered(record)
+        for record in self.topics["out"]:
+            ledger.out(record)
+        for record in self.topics[self.routes["s0"].names.completed]:
+            ledger.ended(record)
+        return ledger
+
+
+def sunk(world: World) -> Counter[str]:
+    return Counter(record.value.decode() for record in world.topics["out"])
+
+
+def encoded(values: list[Any]) -> Counter[str]:
+    return Counter(msgspec.json.encode(value).decode() for value in values)
+
+
+@settings(max_examples=120, deadline=None)
+@given(seed=st.integers(0, 2**32), events=st.integers(1, 4), again=st.sampled_from([0.0, 0.0, 0.3]))
+def test_whatever_the_shape_each_event_is_whole_once_and_accounted_for(seed: int, events: int, again: float) -> None:
+    tree = Tree(seed)
+    world = World(tree, random.Random(seed))
+    for number in range(events):
+        world.put("in", Record(b"k", b"%d" % number, (), 1_000))
+    world.run(again=again)
+    expected = [tree.expected(number) for number in range(events)]
+    values = [value for out, _ in expected for value in out]
+    found, ledger = sunk(world), world.ledger(events)
+    assert found.keys() == encoded(values).keys()
+    assert again or found == encoded(values)
+    assert ledger.lost() == (0, [])
+    assert again or ledger.duplicated == 0
+
+    if any(stage.gathers is not None and stage.gathers.fills for stage in tree.pipeline.stages):
+        return  # what died has a substitute in the sink
+    tree.heals = True
+    world.send_letters_again()
+    world.run(again=0.0)
+    healed = [value for number in range(events) for value in tree.expected(number)[0]]
+    assert sunk(world).keys() == encoded(healed).keys()
+    assert again or sunk(world) == encoded(healed)
+
+
+def test_the_trees_contain_what_they_are_meant_to() -> None:
+    pipelines = [Tree(seed).pipeline for seed in range(200)]
+    gathers = sum(any(stage.gathers for stage in pipeline.stages) for pipeline in pipelines)
+    joins = sum(any(len(stage.after) > 1 for stage in pipeline.stages) for pipeline in pipelines)
+    apart = sum(len(shape_of(p).scopes()[-1]) > 0 for p in pipelines)
+    deaths = sum(Tree(seed).expected(0)[1] for seed in range(200))
+    assert min(gathers, joins, apart, deaths) > 15, (gathers, joins, apart, deaths)
