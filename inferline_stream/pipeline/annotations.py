@@ -6,7 +6,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -54,13 +54,15 @@ def types_of(stage: Stage) -> StageTypes:
 def _result_type(returns: Any, *, many: bool) -> Any:
     """Type of a single result."""
     plain, _ = without_none(returns)
+    if many and plain in (Any, object, list):
+        return Any
     if many:
-        try:
-            plain, _ = without_none(_event_type(plain, "returns"))
-        except TypeError:
+        origin, arguments = get_origin(plain), get_args(plain)
+        if not (inspect.isclass(origin) and issubclass(origin, Iterable) and arguments) or issubclass(origin, Mapping):
             raise TypeError(
                 f"is declared many=True and returns {describe(plain)} for an event; annotate `list[X] -> list[list[Y]]`"
-            ) from None
+            )
+        plain, _ = without_none(arguments[0])
     if plain is Result or get_origin(plain) is Result:
         return (get_args(plain) or (Any,))[0]
     return plain

@@ -13,7 +13,7 @@ from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
-from inferline_stream.dataplane.frames import Done, Failed
+from inferline_stream.dataplane.frames import Done, Failed, Many
 from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, MOVED, REASON, REPLAY, version_value
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.errors import InvalidTopology
@@ -36,6 +36,10 @@ class Both(msgspec.Struct):
 
 def ask(posts: list[Post]) -> list[int]:
     return [len(post.text) for post in posts]
+
+
+def lists(posts: list[Post]) -> list[list[int]]:
+    return [[len(post.text)] for post in posts]
 
 
 def left(numbers: list[int]) -> list[int]:
@@ -392,3 +396,42 @@ def test_an_event_whose_parts_are_read_again_is_the_same_and_those_behind_it_wai
     first, second = taken.ready
     assert (first.payload, first.headers, first.offsets) == (whole.payload, whole.headers, whole.offsets)
     assert (first.size_bytes, second.offsets, taken.partition.unread_bytes) == (whole.size_bytes, (2, 3), 0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "outcome", "type_"),
+    [
+        ("ask", Many((Done(b"1", 0),)), "TooManyResults"),  # of a stage that gives one
+        ("many", Many((Done(b"1", 0),) * 3), "TooManyResults"),
+        ("many", Many((Done(b"x" * 300_000, 0),) * 2), "Oversize"),
+        ("many", Done(b"1", 1, headers=(("big", b"x" * 1_100_000),)), "Oversize"),
+    ],
+)
+def test_results_that_no_stage_may_give_are_a_dead_letter_and_nothing_else(stage, outcome, type_):
+    many = Stage("many", lists, hardware="cpu-1", many=True, most=2)
+    after = Stage("after", left, hardware="cpu-1", after=[many])
+    routes = routes_of(Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[many, after]), "many")
+    routes = routes_of(pipeline(), "ask") if stage == "ask" else routes
+    partitions = dict.fromkeys([*routes.topics_written, "p.both"], 4)
+    emitter = Emitter(routes, partitions, random.Random(1), new_report("d", 1, stage, 0, 1))
+    emitter.result_bytes = 140_000
+    emitter.add(one_event("ask"), outcome)
+    outgoing = emitter.take()
+    letters = [record for (topic, _), records in outgoing.items() if topic == "in.dlq" for record in records]
+    assert [dict(record.headers)[ERRORS_PREFIX + "type"] for record in letters] == [type_.encode()]
+    assert not any(
+        record.value for (topic, _), records in outgoing.items() for record in records if topic.startswith("p.after")
+    )
+
+
+def test_no_replica_says_what_a_header_of_ours_does():
+    event = one_event()
+    own = (("theirs", b"1"), (EVENT_ID, b"stolen"))
+    (record,) = next(
+        records for (topic, _), records in sent("both", event, Done(b"1", 0, b"own", own)).items() if topic == "out"
+    )
+    assert (record.key, dict(record.headers)[EVENT_ID], dict(record.headers)["theirs"]) == (
+        b"own",
+        event.event_id,
+        b"1",
+    )

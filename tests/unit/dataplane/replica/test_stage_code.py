@@ -1,13 +1,15 @@
 """A stage's code between bytes and bytes: joins, conditions, and what is given by name."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from inferline_stream import Pipeline, Stage, Topic
-from inferline_stream.dataplane.frames import Done, Failed
+from inferline_stream import Pipeline, Result, Stage, Topic
+from inferline_stream.dataplane.frames import Done, Failed, Many
 from inferline_stream.dataplane.replica.stage_code import StageCode
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.errors import InvalidTopology
@@ -141,3 +143,46 @@ def test_code_given_by_name_is_imported_for_its_own_stage_alone(tmp_path: Path) 
     finally:
         sys.modules.pop("own_part", None)
         sys.path.remove(str(tmp_path))
+
+
+def test_of_endless_results_no_more_are_made_than_one_that_is_too_many() -> None:
+    made: list[int] = []
+
+    def endless(count: int) -> Iterator[int]:
+        for number in range(count):
+            made.append(number)
+            yield number
+
+    def many(counts: list[int]) -> list[Iterator[int]]:
+        return [endless(count) for count in counts]
+
+    code = alone(Stage("many", many, hardware="cpu-1", many=True, most=20))
+    (too_many, fitting, none) = code.process(many, [b"10000000", b"20", b"0"]).outcomes
+    assert isinstance(too_many, Failed)
+    assert too_many.type == "TooManyResults"
+    assert isinstance(fitting, Many)
+    assert (len(fitting.results), none) == (20, Many())
+    assert len(made) == 21 + 20
+
+
+@pytest.mark.parametrize(
+    ("result", "outcome"),
+    [
+        (None, Many()),
+        (Result(1), Done(b"1", 0)),
+        (Result(1, key="k", headers={"a": "b", "c": b"d"}), Done(b"1", 0, b"k", (("a", b"b"), ("c", b"d")))),
+        (Result(1, headers={"__inferline.event_id": "x"}), "names that begin with __inferline. are not the user's"),
+        (Result(1, key=7), "Result key 7 must be text or bytes"),  # type: ignore[arg-type]
+        (Result(1, headers={"a": 7}), "Result header 'a': 7 must be text or bytes"),  # type: ignore[dict-item]
+    ],
+)
+def test_a_result_may_have_a_key_and_headers_of_its_own_and_none_filters(result: Any, outcome: Any) -> None:
+    def give(numbers: list[int]) -> list[Any]:
+        return [result for _ in numbers]
+
+    (found,) = alone(Stage("give", give, hardware="cpu-1")).process(give, [b"1"]).outcomes
+    assert outcome in found.message if isinstance(found, Failed) else found == outcome
+
+
+def alone(stage: Stage) -> StageCode:
+    return StageCode(Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage]), stage.name, "t.py")
