@@ -9,7 +9,7 @@ import numpy as np
 
 from inferline_stream.estimator.feeds import Source
 from inferline_stream.estimator.kernels import Joining, Sources, Tokens
-from inferline_stream.estimator.results import Gathering
+from inferline_stream.estimator.many_results import Gathering
 from inferline_stream.estimator.workload import Workload
 
 NONE = Tokens(np.empty(0), np.empty(0, dtype=np.int32))

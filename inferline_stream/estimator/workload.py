@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from inferline_stream.estimator import kernels
 from inferline_stream.estimator.feeds import Feed, Way, feeds, ways_of
+from inferline_stream.estimator.many_results import ManyResults, numbered
 from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.quantile import quantile_s
-from inferline_stream.estimator.results import Results, numbered
 from inferline_stream.estimator.service_table import MIDDLES
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile
 from inferline_stream.pipeline.shape import FanOut, Scope, Shape, visited
@@ -61,7 +61,7 @@ class Workload:
     longer_s: kernels.Floats = field(default_factory=lambda: np.empty(0))
     shorter_s: float = 0.0
     entering: int = -1
-    results: Mapping[int, Results] = field(default_factory=dict)
+    results: Mapping[int, ManyResults] = field(default_factory=dict)
     _partitions: dict[tuple[int, int], kernels.Masks] = field(default_factory=dict, repr=False)
     _lots: dict[int, kernels.Masks] = field(default_factory=dict, repr=False)
     _taken: dict[int, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
@@ -309,7 +309,7 @@ def _with_results(workload: Workload, fan_out: FanOut, code: Any) -> Workload:
     total = before + int(counts.sum())
     if total > np.iinfo(np.int32).max:
         raise ValueError(f"{total:,} events and results are more than the {np.iinfo(np.int32).max:,} supported")
-    results = Results(of, before + np.concatenate([[0], np.cumsum(counts)]))
+    results = ManyResults(of, before + np.concatenate([[0], np.cumsum(counts)]))
     parents = results.parents()
     taken = np.zeros(parents.size, dtype=np.uint16)
     if len(fan_out.masks) > 1 and taken.size:

@@ -192,7 +192,7 @@ class _Simulation:
             self._along(a, event, place, taken=ran and bool(mask >> a & 1))
 
     def _results(self, s: int, event: int, place: _Place) -> None:
-        """Send each result on; what gathers them is told where there is none."""
+        """Send each result on; what gathers them hears where there is none."""
         shape, (sent_s, _, order) = self.workload.shape, place
         own = self._of(s, event)
         for at, result in enumerate(own):

@@ -18,7 +18,7 @@ from inferline_stream.pipeline.shape import Scope, Shape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Results:
+class ManyResults:
     """The results that a stage gives.
 
     Args:
@@ -74,7 +74,9 @@ class Gathering:
         masks: by event.
     """
 
-    def __init__(self, results: Results, stage: int, sources: Sequence[int], admits: FlagTable, masks: Masks) -> None:
+    def __init__(
+        self, results: ManyResults, stage: int, sources: Sequence[int], admits: FlagTable, masks: Masks
+    ) -> None:
         self._results = results
         self._origin = sources.index(stage)
         self._admits, self._masks = admits, masks
@@ -126,7 +128,7 @@ class Gathering:
         return Tokens(times[last], parents[last])
 
 
-def numbered(shape: Shape, events: int, results: Mapping[int, Results], scope: Scope) -> tuple[int, int]:
+def numbered(shape: Shape, events: int, results: Mapping[int, ManyResults], scope: Scope) -> tuple[int, int]:
     """Return the first number, and the end, of the events of a scope.
 
     Args:
