@@ -28,7 +28,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.loop import Conditions, Slowdown, replay
 from inferline_stream.replay.policy_view import Glimpse, View
 from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
-from tests.unit.estimator.random_pipelines import random_keys, random_shape, random_spread_s
+from tests.unit.estimator.random_pipelines import random_keys, random_shape, random_spread_s, random_tree, with_fan_outs
 
 ONE = Shape(("a",), ())
 CHAIN = Shape(("a", "b"), (Arrow(0, 1),))
@@ -65,7 +65,8 @@ def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
     def on_grid(times_s: np.ndarray) -> np.ndarray:
         return np.ceil(times_s / grid_s) * grid_s if grid_s else times_s
 
-    shape = random_shape(rng)
+    many = seed % 3 == 0
+    shape = random_tree(seed) if many else random_shape(rng)
     while len(shape.finals()) > 1:
         shape = random_shape(rng)
     conditional = {(shape.stages[w.parent], shape.stages[w.child]): 0.6 for w in shape.arrows if w.conditional}
@@ -89,7 +90,8 @@ def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
             )
             for kind in kinds
         )
-    paths, hop_s = independent_paths(shape, conditional), float(on_grid(rng.choice([0.0, 0.003])))
+    paths = with_fan_outs(shape, seed) if many else independent_paths(shape, conditional)
+    hop_s = float(on_grid(rng.choice([0.0, 0.003])))
     keys, spread_s = random_keys(shape, seed), random_spread_s(seed, grid_s)
     measured = PipelineProfile(profiles, paths, hop_s, keys=keys, hop_spread_s=spread_s)
     slots = {name: int(rng.integers(1, 1 + min(3, sum(a.replicas for a in held[name])))) for name in shape.stages}
