@@ -10,6 +10,7 @@ import itertools
 import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +27,8 @@ from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed, Many
-from inferline_stream.dataplane.headers import REPLAY
+from inferline_stream.dataplane.headers import REPLAY, read_headers
+from inferline_stream.dataplane.lineage import root, share
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.records import Record
@@ -271,6 +273,15 @@ class World:
         return ledger
 
 
+def shares(world: World) -> dict[bytes, Fraction]:
+    """By event of the source, the parts of it that have reached the sink or ended: together they are the whole."""
+    found: dict[bytes, Fraction] = defaultdict(Fraction)
+    ends = [*world.topics["out"], *world.topics[world.routes["s0"].names.completed]]
+    for event_id, of in {(read.event_id or b"", read.of) for read in (read_headers(end.headers) for end in ends)}:
+        found[root(event_id, len(of))] += share(of)
+    return found
+
+
 def sunk(world: World) -> Counter[str]:
     return Counter(record.value.decode() for record in world.topics["out"])
 
@@ -294,6 +305,7 @@ def test_whatever_the_shape_each_event_is_whole_once_and_accounted_for(seed: int
     assert again or found == encoded(values)
     assert ledger.lost() == (0, [])
     assert again or ledger.duplicated == 0
+    assert shares(world) == {b"in/0/%d" % number: 1 for number in range(events)}
 
     if any(stage.gathers is not None and stage.gathers.fills for stage in tree.pipeline.stages):
         return  # what died has a substitute in the sink
