@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from inferline_stream.pipeline.emulation import Emulated
     from inferline_stream.pipeline.hardware import Hardware
     from inferline_stream.pipeline.isolation import Isolation
-    from inferline_stream.pipeline.model_server import OpenAI, OpenInference, RayServe
+    from inferline_stream.pipeline.model_server import OpenAI, OpenInference, RayServe, TensorFlowServing
     from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Result, Sample, Stage, Topic
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Sample",
     "ServerUnavailable",
     "Stage",
+    "TensorFlowServing",
     "Topic",
 ]
 
@@ -40,7 +41,7 @@ _ROOMS = {
     "pipeline.emulation": ("Emulated",),
     "pipeline.hardware": ("Hardware",),
     "pipeline.isolation": ("Isolation",),
-    "pipeline.model_server": ("OpenAI", "OpenInference", "RayServe"),
+    "pipeline.model_server": ("OpenAI", "OpenInference", "RayServe", "TensorFlowServing"),
     "pipeline.topology": ("Codec", "Edge", "Pipeline", "Result", "Sample", "Stage", "Topic"),
 }
 

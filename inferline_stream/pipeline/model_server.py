@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 
 from inferline_stream.pipeline.units import duration_s, is_whole
 
-Protocol = Literal["open_inference", "openai", "http"]
+Protocol = Literal["open_inference", "tensorflow", "openai", "http"]
+
+GRPC_SCHEMES = ("grpc", "grpcs")
+"""Of an address that is asked over gRPC, in the clear or over TLS."""
 
 PORT = "{port}"
 """In a server's command and address: the port that it is started on."""
@@ -23,11 +26,13 @@ MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ModelServer:
-    """A server, and the two functions between events and it. Made by `OpenInference`, `OpenAI` or `RayServe`.
+    """A server, and the two functions between events and it. Made by `OpenInference`,
+    `TensorFlowServing`, `OpenAI` or `RayServe`.
 
     Args:
         protocol: how requests and responses are laid out.
-        url: ``http://`` or ``https://``, host and port; a path before the protocol's own is kept.
+        url: ``http://`` or ``https://``, host and port; a path before the protocol's own is kept. Of the Open Inference
+            Protocol also ``grpc://`` or ``grpcs://``.
         request: a function of one event that returns what the server is asked.
         response: a function of the server's outputs for it, or of the event and the outputs, that returns the result.
         model: its name on the server.
@@ -40,9 +45,10 @@ class ModelServer:
             again where the server refuses the token (401, 403): one that has been renewed is taken up.
         ca_file: file with the certificates that the server's must be signed by; empty for the system's.
         max_response_bytes: longest response taken.
+        binary: whether tensors follow the JSON as raw bytes: the Open Inference Protocol's binary data extension.
         command: starts the server, beside each replica and on its hardware, with ``{port}`` for the port; its url is
-            then ``http://127.0.0.1:{port}``, with a path perhaps. Empty where somebody else runs the server: then one
-            replica asks it, and the plan is made around what it serves.
+            then ``http://127.0.0.1:{port}``, with a path perhaps, or ``grpc://127.0.0.1:{port}``. Empty where somebody
+            else runs the server: then one replica asks it, and the plan is made around what it serves.
     """
 
     protocol: Protocol
@@ -57,12 +63,13 @@ class ModelServer:
     token_file: str = ""
     ca_file: str = ""
     max_response_bytes: int = MAX_RESPONSE_BYTES
+    binary: bool = False
     command: str = ""
 
     @property
     def batches(self) -> bool:
         """Whether a request may hold several events."""
-        return self.protocol == "open_inference"
+        return self.protocol in ("open_inference", "tensorflow")
 
     @property
     def port(self) -> int:
@@ -70,7 +77,7 @@ class ModelServer:
         if self.command:
             return 0
         parts = urlsplit(self.url)
-        return parts.port or {"https": 443}.get(parts.scheme, 80)
+        return parts.port or {"https": 443, "grpcs": 443}.get(parts.scheme, 80)
 
     @property
     def budget_s(self) -> float:
@@ -84,20 +91,30 @@ class ModelServer:
 
     def problems(self) -> Iterator[str]:
         """What is wrong with it, in words."""
+        schemes = ("http", "https", *(GRPC_SCHEMES if self.protocol == "open_inference" else ()))
         try:
             parts = urlsplit(self.url.replace(PORT, "1"))
-            known = parts.scheme in ("http", "https") and bool(parts.hostname) and bool(self.command or self.port > 0)
+            known = parts.scheme in schemes and bool(parts.hostname) and bool(self.command or self.port > 0)
         except ValueError:
             known = False
+        grpc = known and parts.scheme in GRPC_SCHEMES
         if self.command and not (PORT in self.command and PORT in self.url):
             yield f"server command {self.command!r} and url {self.url!r} need {PORT} each, for the port that is chosen"
         elif not known:
             yield f"server {self.url!r} is not an address; write e.g. http://127.0.0.1:8000"
-        elif self.command and parts.scheme != "http":
-            yield f"server {self.url!r} is started beside its replica, which asks it over http:// alone"
+        elif self.command and parts.scheme not in ("http", "grpc"):
+            yield (
+                f"server {self.url!r} is started beside its replica, which asks it over "
+                f"{'grpc' if grpc else 'http'}:// alone"
+            )
+        elif grpc and (parts.path.strip("/") or self.path):
+            yield f"server {self.url!r} is asked over gRPC, which has no path; leave it out"
         elif self.protocol == "openai" and parts.path.rstrip("/").endswith("/v1") and self.path.startswith("/v1/"):
             yield f"server {self.url!r} ends with the /v1 that path {self.path!r} begins with; leave it out of the url"
-        if self.protocol in ("open_inference", "openai") and not self.model:
+        if self.binary and (grpc or self.protocol != "open_inference"):
+            over = "over gRPC tensors are raw bytes anyway" if grpc else "only OpenInference has tensors in raw bytes"
+            yield f"server has binary=True; leave it out: {over}"
+        if self.protocol != "http" and not self.model:
             yield "server has no model; name it as the server does, e.g. model='rank'"
         try:
             if duration_s(self.timeout) <= 0:
@@ -113,13 +130,14 @@ class ModelServer:
 def OpenInference(
     url: str, *, model: str, request: Callable[[Any], Any], response: Callable[..., Any], **more: Any
 ) -> ModelServer:
-    """A server of the Open Inference Protocol v2 over HTTP: Triton, KServe, MLServer, Seldon, OpenVINO Model Server.
+    """A server of the Open Inference Protocol v2: Triton, KServe, MLServer, Seldon, OpenVINO Model Server.
 
-    A batch is one request. ``request`` returns the inputs of one event by name: numbers, strings, lists or numpy
-    arrays, of one shape and type for all events. A number ``x`` is of shape [batch], and ``[x]`` of [batch, 1], which
-    many models on Triton take. Python's numbers are INT64 and FP64, ``numpy.float32(x)`` is FP32. ``response`` gets
-    its outputs by name, as numpy arrays without the dimension of the batch, or strings; one number or string per event
-    is itself.
+    A batch is one request: over HTTP, in JSON or with ``binary=True``, or over gRPC (``grpc://``, which needs the extra
+    ``grpc``). ``request`` returns the inputs of one event by name: numbers, strings, bytes, lists or numpy arrays, of
+    one shape and type for all events. A number ``x`` is of shape [batch], and ``[x]`` of [batch, 1], which many models
+    on Triton take. Python's numbers are INT64 and FP64, ``numpy.float32(x)`` is FP32. ``response`` gets its outputs by
+    name, as numpy arrays without the dimension of the batch, or strings; one number or string per event is itself.
+    JSON has no bytes; without it, an output's strings are bytes where one of them is not UTF-8.
 
     Args:
         url: of the server.
@@ -129,6 +147,25 @@ def OpenInference(
         more: other fields of `ModelServer`.
     """
     return ModelServer("open_inference", url, request, response, model, **more)
+
+
+def TensorFlowServing(
+    url: str, *, model: str, request: Callable[[Any], Any], response: Callable[..., Any], **more: Any
+) -> ModelServer:
+    """A server of TensorFlow Serving's REST interface. A batch is one request.
+
+    ``request`` returns the instance of one event: a number, text, bytes, list or numpy array, or a dict of such by the
+    inputs' names. ``response`` gets the prediction: a number, text, bytes or list, or a dict of such by the outputs'
+    names.
+
+    Args:
+        url: of the server, whose REST port is 8501 unless it was given another one.
+        model: its name there.
+        request: see above.
+        response: see above.
+        more: other fields of `ModelServer`.
+    """
+    return ModelServer("tensorflow", url, request, response, model, **more)
 
 
 def OpenAI(

@@ -180,9 +180,11 @@ class Stage:
             plain values of the JSON: dicts, lists, strings, numbers; at a join a dict with one entry per parent.
         returns: type of a result, for a stage given by name.
         agrees: whether two results of an event count as the same, the running version's and a new one's, as a function
-            of both; or its name, ``"module:function"``. By default they have to be equal. For `deploy --mirror`.
-        server: what is asked for the results, in place of ``run``: `OpenInference`, `OpenAI` or `RayServe`. One replica
-            asks it, or each starts its own (``command``); how many requests it has under way is planned.
+            of both; or its name, ``"module:function"``. By default they have to be equal. Of many results each pair has
+            to, and there must be as many. For `deploy --mirror`.
+        server: what is asked for the results, in place of ``run``: `OpenInference`, `TensorFlowServing`, `OpenAI` or
+            `RayServe`. One replica asks it, or each starts its own (``command``); how many requests it has under way is
+            planned.
         many: whether it gives each event a list of results, perhaps an empty one, in place of one result. Each is an
             event of its own from there on, until a stage gathers them (`gathered`).
         most: results of one event, where it gives many; an event with more becomes a dead letter.

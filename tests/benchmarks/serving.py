@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
+import grpc.aio
 import msgspec
 import numpy as np
 import uvloop
@@ -37,7 +38,8 @@ from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import EmbeddedKafka
 from tests.benchmarks import _served_pipeline
 from tests.support.director import Director
-from tests.support.model_server import model_server_process
+from tests.support.grpc_model_server import field, fields
+from tests.support.model_server import ServerProcess, model_server_process
 
 Figures = dict[str, float | int | str | None]
 
@@ -45,20 +47,39 @@ BATCH, CONCURRENCY, MOST_AT_ONCE = 8, 16, 8
 SLOW_S, SLOWER_S, RATE, SLO_S, HOP_S = 0.020, 0.008, 60.0, 0.25, 0.01
 """Of a server that slows down: a request alone, each one beside it, and what is asked of it."""
 
+PIXELS = (3, 224, 224)
+"""Of an image in FP32, 0.6 MB."""
+
+BINARY = "Inference-Header-Content-Length"
+
 _TOPOLOGY = """
-from inferline_stream import Hardware, OpenInference, Pipeline, Stage, Topic
+import numpy as np
+from inferline_stream import Hardware, OpenInference, Pipeline, Stage, TensorFlowServing, Topic
 
 def ask(number: int) -> dict[str, int]:
     return {{"number": number}}
 
+def ask_of_image(number: int) -> dict[str, np.ndarray]:
+    return {{"image": np.full({pixels}, number, np.float32)}}
+
 def answer(outputs: dict) -> int:
     return int(outputs["doubled"])
 
-work = Stage("work", server=OpenInference("{url}", model="double", request=ask, response=answer),
-             hardware=["client"], max_batch_size={batch}, concurrency={concurrency}, ordered=False)
+def answer_of_image(outputs: dict) -> int:
+    return int(outputs["doubled"][0, 0, 0])
+
+work = Stage("work", server={server}, hardware=["client"], max_batch_size={batch}, concurrency={concurrency},
+             ordered=False)
 pipeline = Pipeline("bench", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[work],
                     hardware=[Hardware("client", 0.01)])
 """
+_NUMBERS, _IMAGES = "request=ask, response=answer", "request=ask_of_image, response=answer_of_image"
+_PROTOCOLS = {
+    "oip": 'OpenInference("{0.url}", model="double", {1})',
+    "oip_binary": 'OpenInference("{0.url}", model="double", binary=True, {1})',
+    "oip_grpc": 'OpenInference("{0.grpc_url}", model="double", {1})',
+    "tensorflow": 'TensorFlowServing("{0.url}", model="double", {1})',
+}
 _CLIENT = Hardware("client", 0.01)
 _EVENTS: list[StageInput] = [b"%d" % number for number in range(64)]
 
@@ -72,9 +93,9 @@ def measure(quick: bool) -> Figures:
     return figures
 
 
-def _topology(folder: Path, url: str, batch: int, concurrency: int) -> Path:
+def _topology(folder: Path, asked: str, batch: int, concurrency: int) -> Path:
     file = folder / "topology.py"
-    file.write_text(_TOPOLOGY.format(url=url, batch=batch, concurrency=concurrency))
+    file.write_text(_TOPOLOGY.format(server=asked, batch=batch, concurrency=concurrency, pixels=PIXELS))
     return file
 
 
@@ -86,44 +107,83 @@ async def _bench(topology: Path) -> AsyncIterator[Bench]:
         yield bench
 
 
-def _body(numbers: list[int]) -> bytes:
-    inputs = {"name": "number", "shape": [len(numbers)], "datatype": "INT64", "data": numbers}
-    return msgspec.json.encode({"inputs": [inputs]})
+class _Bare:
+    """A client that does what a protocol takes and no more: requests are laid out beforehand, answers are decoded."""
 
+    def __init__(self, server: ServerProcess) -> None:
+        self._url = server.url
+        self._session = aiohttp.ClientSession(headers={"Content-Type": "application/json"})
+        self._channel = grpc.aio.insecure_channel(server.grpc_url.removeprefix("grpc://"))
+        self._infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
 
-async def _asked(session: aiohttp.ClientSession, url: str, numbers: list[int]) -> None:
-    async with session.post(f"{url}/v2/models/double/infer", data=_body(numbers)) as response:
-        msgspec.json.decode(await response.read())
+    async def __aenter__(self) -> _Bare:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._session.close()
+        await self._channel.close()
+
+    async def ask(self, protocol: str, numbers: list[int]) -> None:
+        raw = np.array(numbers, "<i8").tobytes()
+        tensor = {"name": "number", "shape": [len(numbers)], "datatype": "INT64"}
+        if protocol == "oip_grpc":
+            inputs = field(1, b"number") + field(2, b"INT64") + field(3, bytes([len(numbers)]))
+            answer = await self._infer(field(1, b"double") + field(5, inputs) + field(7, raw))
+            np.frombuffer(dict(fields(answer))[6], "<i8").tolist()
+            return
+        path, headers, body = (
+            "/v2/models/double/infer",
+            {},
+            msgspec.json.encode({"inputs": [tensor | {"data": numbers}]}),
+        )
+        if protocol == "tensorflow":
+            path, body = (
+                "/v1/models/double:predict",
+                msgspec.json.encode({"instances": [{"number": n} for n in numbers]}),
+            )
+        elif protocol == "oip_binary":
+            body = msgspec.json.encode({"inputs": [tensor | {"parameters": {"binary_data_size": len(raw)}}]})
+            headers, body = {BINARY: str(len(body))}, body + raw
+        async with self._session.post(self._url + path, data=body, headers=headers) as response:
+            content = await response.read()
+            header = int(response.headers.get(BINARY, len(content)))
+            msgspec.json.decode(content[:header])
 
 
 async def _overhead(folder: Path, rounds: int) -> Figures:
     """A batch through a dispatcher's hands and a replica, and the same request by a bare client, in turns."""
-    ours, bare = [], []
-    with model_server_process() as url:
-        async with (
-            _bench(_topology(folder, url, BATCH, 1)) as bench,
-            aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session,
-        ):
-            for _ in range(rounds):
-                ours.append(statistics.median(await bench.time(_EVENTS, Measure(BATCH, 1.0, 50, 400))))
-                times = []
-                for _ in range(400):
-                    began_s = time.perf_counter()
-                    await _asked(session, url, list(range(BATCH)))
-                    times.append(time.perf_counter() - began_s)
-                bare.append(statistics.median(times))
-    differences_ms = [(a - b) * 1e3 for a, b in zip(ours, bare, strict=True)]
-    return {"oip_overhead_ms": statistics.median(differences_ms), "oip_direct_ms": statistics.median(bare) * 1e3}
+    figures: Figures = {}
+    with model_server_process() as server:
+        async with _Bare(server) as client:
+            for protocol, asked in _PROTOCOLS.items():
+                ours, bare = [], []
+                async with _bench(_topology(folder, asked.format(server, _NUMBERS), BATCH, 1)) as bench:
+                    for _ in range(rounds):
+                        ours.append(statistics.median(await bench.time(_EVENTS, Measure(BATCH, 1.0, 50, 400))))
+                        times = []
+                        for _ in range(400):
+                            began_s = time.perf_counter()
+                            await client.ask(protocol, list(range(BATCH)))
+                            times.append(time.perf_counter() - began_s)
+                        bare.append(statistics.median(times))
+                differences_ms = [(a - b) * 1e3 for a, b in zip(ours, bare, strict=True)]
+                figures[f"{protocol}_overhead_ms"] = statistics.median(differences_ms)
+                figures[f"{protocol}_direct_ms"] = statistics.median(bare) * 1e3
+        for protocol in ("oip", "oip_binary", "oip_grpc"):
+            async with _bench(_topology(folder, _PROTOCOLS[protocol].format(server, _IMAGES), 1, 1)) as bench:
+                times = await bench.time(_EVENTS, Measure(1, 2.0, 5, 20 * rounds))
+                figures[f"{protocol}_image_ms"] = statistics.median(times) * 1e3
+    return figures
 
 
 async def _throughput(folder: Path, rounds: int, events: int) -> Figures:
     """Events of a backlog that pass a stage in a second, over what a bare client gets with as many under way."""
     ours, bare = [], []
-    with model_server_process(0.04) as url, EmbeddedKafka() as broker:
-        topology = _topology(folder, url, 1, CONCURRENCY)
+    with model_server_process(0.04) as server, EmbeddedKafka() as broker:
+        topology = _topology(folder, _PROTOCOLS["oip"].format(server, _NUMBERS), 1, CONCURRENCY)
         async with (
             Director(broker.bootstrap_servers, topology, partitions={"work": 4}, max_batch_size=1) as director,
-            aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session,
+            _Bare(server) as client,
         ):
             await director.start()
             for turn in range(rounds):
@@ -132,19 +192,19 @@ async def _throughput(folder: Path, rounds: int, events: int) -> Figures:
                 times_s = sorted(record.time_ms / 1e3 for record in await director.results())[turn * events :]
                 middle = times_s[events // 10 : -events // 10]
                 ours.append((len(middle) - 1) / (middle[-1] - middle[0]))
-                bare.append(await _bare_rate(session, url, events))
+                bare.append(await _bare_rate(client, events))
     return {
         "async_throughput_ratio": statistics.median(a / b for a, b in zip(ours, bare, strict=True)),
         "async_events_per_s": statistics.median(ours),
     }
 
 
-async def _bare_rate(session: aiohttp.ClientSession, url: str, events: int) -> float:
+async def _bare_rate(client: _Bare, events: int) -> float:
     numbers = iter(range(events))
 
     async def worker() -> None:
         for number in numbers:
-            await _asked(session, url, [number])
+            await client.ask("oip", [number])
 
     began_s = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:
@@ -157,8 +217,8 @@ async def _plans(folder: Path, seconds: float) -> Figures:
     """Plans for a server that slows down under load, made with and without knowing that, and what each comes to."""
     rng = np.random.default_rng(5)
     sample, live = gamma_trace(RATE, 1.0, 120.0, rng), gamma_trace(RATE, 1.0, seconds, rng)
-    with model_server_process(SLOW_S, SLOWER_S) as url:
-        topology = _topology(folder, url, 1, MOST_AT_ONCE)
+    with model_server_process(SLOW_S, SLOWER_S) as server:
+        topology = _topology(folder, _PROTOCOLS["oip"].format(server, _NUMBERS), 1, MOST_AT_ONCE)
         async with _bench(topology) as bench:
             times, variation, _ = await measure_times(bench, _EVENTS, 1, seconds=4.0)
             contention, _ = await measure_contention(bench, _EVENTS, times, MOST_AT_ONCE, seconds=2.0)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.director import Director, event_id
-from tests.support.model_server import ModelServerDouble, model_server
+from tests.support.model_server import model_server
 
+ROOT = Path(__file__).parents[2]
 SERVED = """
 from inferline_stream import OpenInference, Pipeline, Stage, Topic
 
@@ -33,22 +34,26 @@ pipeline = Pipeline("p", slo="2s", source=Topic("in"), sink=Topic("out"), stages
 """
 
 
-def served(folder: Path, server: ModelServerDouble) -> Path:
+def served(folder: Path, url: str) -> Path:
     folder.chmod(0o755)
     file = folder / "topology.py"
-    file.write_text(SERVED.format(url=server.url))
+    file.write_text(SERVED.format(url=url))
     return file
 
 
 FAILURES = ("500", "503", "429", "404", "garbage", "half", "closes", "slow", "killed")
 
 
-@pytest.mark.parametrize(("delivery", "failures"), [("at_least_once", ("half", "killed")), ("exactly_once", FAILURES)])
+@pytest.mark.parametrize(
+    ("delivery", "scheme", "failures"),
+    [("at_least_once", "grpc", ("500", "slow", "killed")), ("exactly_once", "http", FAILURES)],
+)
 async def test_a_server_that_fails_in_every_way_costs_no_event_and_the_stage_resumes_by_itself(
-    embedded_broker, tmp_path: Path, delivery, failures
+    embedded_broker, tmp_path: Path, delivery, scheme, failures
 ):
     async with model_server() as server:
-        topology = served(tmp_path, server)
+        url = server.grpc_url if scheme == "grpc" else server.url
+        topology = served(tmp_path, url)
         async with Director(
             embedded_broker.bootstrap_servers, topology, max_batch_size=4, delivery=delivery, partitions={"work": 2}
         ) as director:
@@ -64,7 +69,7 @@ async def test_a_server_that_fails_in_every_way_costs_no_event_and_the_stage_res
                 await director.until(
                     lambda: "its events wait" in director.report("work").reason, f"the reason is reported: {failure}"
                 )
-                assert f"server {server.url}" in director.report("work").reason
+                assert f"server {url}" in director.report("work").reason
                 server.behaves = "well"
                 if failure == "killed":
                     await server.start()
@@ -79,11 +84,10 @@ async def test_a_server_that_fails_in_every_way_costs_no_event_and_the_stage_res
 async def test_a_server_that_replicas_start_is_scaled_with_them_and_started_again_where_it_dies(
     embedded_broker, tmp_path: Path
 ):
-    program = Path(__file__).parents[1] / "support" / "model_server.py"
     topology = tmp_path / "topology.py"
-    command = f"{sys.executable} {program} 0.05 0 {{port}}"
+    command = f"env PYTHONPATH={ROOT} {sys.executable} -m tests.support.model_server 0.05 0 0 {{port}}"
     topology.write_text(
-        SERVED.format(url="http://127.0.0.1:{port}").replace('timeout="300ms"', f'timeout="5s", command="{command}"')
+        SERVED.format(url="grpc://127.0.0.1:{port}").replace('timeout="300ms"', f'timeout="5s", command="{command}"')
     )
     async with Director(embedded_broker.bootstrap_servers, topology, max_batch_size=4) as director:
         await director.start(replicas=2)
@@ -107,6 +111,9 @@ def servers_of(folder: Path) -> set[int]:
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if os.readlink(process / "cwd") == str(folder) and b"model_server.py" in (process / "cmdline").read_bytes():
+            if (
+                os.readlink(process / "cwd") == str(folder)
+                and b"tests.support.model_server" in (process / "cmdline").read_bytes()
+            ):
                 found.add(int(process.name))
     return found

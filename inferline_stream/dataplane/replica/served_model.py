@@ -14,31 +14,36 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import os
-import socket
-import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
-from aiohttp.abc import AbstractResolver, ResolveResult
 
-from inferline_stream.dataplane.replica.open_inference import decode_response, encode_request
+from inferline_stream.dataplane.replica import open_inference, tensorflow_serving
+from inferline_stream.dataplane.replica.http_transport import HttpTransport
+from inferline_stream.dataplane.replica.server_exchange import (
+    Answer,
+    ConnectionBroken,
+    Decode,
+    Encode,
+    NotReached,
+    ServerRequest,
+    TooLong,
+    Transport,
+)
 from inferline_stream.dataplane.replica.server_process import ServerProcess
 from inferline_stream.errors import InferlineError, InvalidFile, ServerUnavailable, StageFailed
-from inferline_stream.pipeline.model_server import LONGEST_PAUSE_S, PORT, ModelServer
-from inferline_stream.pipeline.units import duration_s
+from inferline_stream.pipeline.model_server import GRPC_SCHEMES, LONGEST_PAUSE_S, PORT, ModelServer
 
 _EVENTS_FAULT = frozenset((400, 413, 415, 422))
 _AGAIN = frozenset((500, 502, 504))
 _TOKENS_FAULT = frozenset((401, 403))
 _FIRST_PAUSE_S = 0.02
-_KEEP_ALIVE_S = 60.0
 _LONGEST_REASON = 200
 _REMEDIES: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "look at token_file",
@@ -74,39 +79,17 @@ class ServedModel:
         self._server = server
         self._process = ServerProcess(server.command, folder) if server.command else None
         url = server.url if self._process is None else server.url.replace(PORT, str(self._process.port))
-        base, path = url.rstrip("/"), server.path
-        if server.protocol == "open_inference":
-            version = f"/versions/{server.version}" if server.version else ""
-            base = f"{base}/v2/models/{server.model}{version}"
-            self._ready_url, path = f"{base}/ready", path or "/infer"
-        else:
-            self._ready_url = f"{base}/v1/models" if server.protocol == "openai" else ""
-        self._url = base + path
         self._with_event = _takes_event(server.response)
         self._folder = folder
         self._token = self._read_token()
         self._unread = ""
         """Why the token's file could not be read again, and what to do; empty if it could."""
-        tls: ssl.SSLContext | bool = True
-        if urlsplit(url).scheme == "https":
-            tls = ssl.create_default_context(cadata=_read(server.ca_file, folder) if server.ca_file else None)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,
-                ssl=tls,
-                keepalive_timeout=_KEEP_ALIVE_S,
-                resolver=_Addresses(urlsplit(url).hostname or ""),
-            ),
-            headers={"Content-Type": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=duration_s(server.timeout)),
-            auto_decompress=True,
-        )
-
+        certificates = _read(server.ca_file, folder) if server.ca_file else None
+        self._url, self._transport, self._encode, self._decode = _spoken(server, url.rstrip("/"), certificates)
         if self._process is not None:
-            where = self._ready_url or url
-            self._process.await_ready(where, headers=self._token, any_answer=not self._ready_url)
+            self._process.await_ready(partial(self._transport.lack, self._token))
         # What a first request imports cannot be imported once the process is sealed.
-        self._first = asyncio.get_running_loop().create_task(self._is_ready())
+        self._first = asyncio.get_running_loop().create_task(self._transport.is_ready(self._token))
 
     async def __call__(self, events: list[Any]) -> list[Any]:
         """Return one result per event.
@@ -117,71 +100,65 @@ class ServedModel:
             StageFailed: the server that this replica has started has ended.
         """
         asked = [self._server.request(event) for event in events]
-        if self._server.batches:
-            outputs = await self._asked(encode_request(asked), lambda body: decode_response(body, len(events)))
-        else:
-            more = {"model": self._server.model} if self._server.protocol == "openai" else {}
-            outputs = [await self._asked(_body(each, more), _decoded) for each in asked]
+        outputs = list[Any]()
+        for each in [asked] if self._server.batches else [[one] for one in asked]:
+            outputs += await self._asked(self._encode(each), len(each))
         if self._with_event:
             return [self._server.response(event, output) for event, output in zip(events, outputs, strict=True)]
         return [self._server.response(output) for output in outputs]
 
-    async def _asked(self, body: bytes, decode: Callable[[bytes], Any]) -> Any:
+    async def _asked(self, request: ServerRequest, events: int) -> list[Any]:
         """Send a request until there is a response to it, or no attempt is left."""
         pause_s = _FIRST_PAUSE_S
         for left in range(self._server.retries, -1, -1):
             try:
-                return await self._attempt(body, decode)
-            except _BadResponse as error:
+                return await self._attempt(request, events)
+            except (_BadResponse, ConnectionBroken) as error:
                 if not left:
                     raise self._unavailable(str(error)) from error
             except TimeoutError as error:
                 raise self._unavailable(f"gives no answer within its timeout of {self._server.timeout}") from error
-            except aiohttp.ClientConnectorError as error:
-                raise self._unavailable(f"cannot be reached: {_why(error)}", busy=True) from error
-            except (aiohttp.ClientError, OSError) as error:
-                if not left:
-                    raise self._unavailable(f"{type(error).__name__}: {error}") from error
+            except NotReached as error:
+                raise self._unavailable(f"cannot be reached: {error}", busy=True) from error
+            except TooLong:
+                most = self._server.max_response_bytes
+                said = f"{self._url} answers more than {most} bytes; raise max_response_bytes"
+                raise EventRefused(said) from None
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _attempt(self, body: bytes, decode: Callable[[bytes], Any]) -> Any:
+    async def _attempt(self, request: ServerRequest, events: int) -> list[Any]:
         token = self._token
-        response, content = await self._posted(body)
-        if response.status in _TOKENS_FAULT and self._has_other_token(token):
-            response, content = await self._posted(body)
-        status = response.status
+        answer = await self._transport.ask(request, token)
+        if answer.status in _TOKENS_FAULT and self._has_other_token(token):
+            answer = await self._transport.ask(request, self._token)
+        status = answer.status
         if status == HTTPStatus.OK:
             try:
-                return decode(content)
+                return self._decode(answer, events)
             except ValueError as error:
                 raise _BadResponse(f"answers what is no response: {error}") from None
-        moved = response.headers.get("Location", "")
-        said = f"answers {status} {f'and names {moved}' if moved else _said(content)}".rstrip()
+        moved = answer.headers.get("Location", "")
+        said = f"answers {answer.name} {f'and names {moved}' if moved else _said(answer.content)}".rstrip()
         if status in _AGAIN:
             raise _BadResponse(said)
-        if status in _EVENTS_FAULT and await self._is_ready():
+        if status in _EVENTS_FAULT and await self._transport.is_ready(self._token):
             raise EventRefused(f"{self._url} {said}")
         remedy = f"; {_REMEDIES[status]}" if status in _REMEDIES else ""
         unread = self._unread if status in _TOKENS_FAULT else ""
-        raise self._unavailable(said + remedy + unread, _retry_after_s(response), busy=True)
+        raise self._unavailable(said + remedy + unread, _retry_after_s(answer), busy=True)
 
-    async def _posted(self, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
-        """Send one request. Redirects are not followed: they would take the token, and the events, elsewhere."""
-        async with self._session.post(self._url, data=body, headers=self._token, allow_redirects=False) as response:
-            return response, await self._content(response)
-
-    def _read_token(self) -> dict[str, str]:
-        """Return the header that shows the token; nothing without one."""
+    def _read_token(self) -> str:
+        """Return the token; empty without one."""
         if not self._server.token_file:
-            return {}
+            return ""
         token = _read(self._server.token_file, self._folder)
         if not token or not token.isprintable():
             raise InvalidFile(f"{self._server.token_file}: needs one token on one line, and nothing else")
-        return {"Authorization": f"Bearer {token}"}
+        return token
 
-    def _has_other_token(self, refused: Mapping[str, str]) -> bool:
+    def _has_other_token(self, refused: str) -> bool:
         """Whether the file has another token than the one that the server refuses."""
         self._unread = ""
         try:
@@ -195,30 +172,6 @@ class ServedModel:
                 )
         return self._token != refused
 
-    async def _content(self, response: aiohttp.ClientResponse) -> bytes:
-        """Return the whole body, unless it is too long."""
-        most = self._server.max_response_bytes
-        found = bytearray()
-        async for chunk in response.content.iter_any():
-            found += chunk
-            if len(found) > most:
-                response.close()
-                if response.status != HTTPStatus.OK:
-                    break
-                raise EventRefused(f"{self._url} answers more than {most} bytes; raise max_response_bytes")
-        return bytes(found)
-
-    async def _is_ready(self) -> bool:
-        """Whether the server serves the model: what it refuses then is the request's own fault."""
-        try:
-            if not self._ready_url:
-                async with self._session.options(self._url, headers=self._token, allow_redirects=False):
-                    return True
-            async with self._session.get(self._ready_url, headers=self._token, allow_redirects=False) as response:
-                return response.status == HTTPStatus.OK
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return False
-
     def _unavailable(self, why: str, wait_s: float = 0.0, *, busy: bool = False) -> InferlineError:
         ended = "" if self._process is None else self._process.ended()
         if ended:
@@ -226,33 +179,39 @@ class ServedModel:
         return ServerUnavailable(f"server {self._url} {why}", wait_s, busy=busy)
 
 
-class _Addresses(AbstractResolver):
-    """A host's addresses as they are now, or as they were at the start: a sealed process cannot look names up."""
+def _spoken(server: ModelServer, url: str, certificates: str | None) -> tuple[str, Transport, Encode, Decode]:
+    """Return where requests go, what carries them, and the two functions that lay them out."""
+    version = f"/versions/{server.version}" if server.version else ""
+    if urlsplit(url).scheme in GRPC_SCHEMES:
+        try:
+            from inferline_stream.dataplane.replica import open_inference_grpc
+            from inferline_stream.dataplane.replica.grpc_transport import GrpcTransport
+        except ModuleNotFoundError as error:
+            raise StageFailed(f"server {url} cannot be asked: {error}; pip install 'inferline-stream[grpc]'") from None
 
-    def __init__(self, host: str) -> None:
-        self._known: list[tuple[Any, ...]] = []
-        with contextlib.suppress(OSError):
-            self._known = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        carries = GrpcTransport(server, url, certificates)
+        asks = partial(open_inference_grpc.encode_request, model=server.model, version=server.version)
+        return f"{url}/{server.model}{version}", carries, asks, open_inference_grpc.decode_answer
+    serves: Callable[[bytes], bool] = _anything
+    encode: Encode
+    decode: Decode
+    if server.protocol == "open_inference":
+        base = f"{url}/v2/models/{server.model}{version}"
+        asked, ready = base + (server.path or "/infer"), f"{base}/ready"
+        encode, decode = partial(open_inference.encode_request, binary=server.binary), open_inference.decode_answer
+    elif server.protocol == "tensorflow":
+        ready = f"{url}/v1/models/{server.model}{version}"
+        asked, serves = ready + (server.path or ":predict"), tensorflow_serving.is_served
+        encode, decode = tensorflow_serving.encode_request, tensorflow_serving.decode_answer
+    else:
+        openai = server.protocol == "openai"
+        asked, ready = url + server.path, f"{url}/v1/models" if openai else ""
+        encode, decode = partial(_body, more={"model": server.model} if openai else {}), _decoded
+    return asked, HttpTransport(server, asked, ready, serves, certificates), encode, decode
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Return every address of the host.
 
-        Raises:
-            OSError: none is known.
-        """
-        with contextlib.suppress(OSError):
-            self._known = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        if not self._known:
-            raise OSError(f"{host}: no such host is known")
-        return [
-            ResolveResult(hostname=host, host=str(where[0]), port=port, family=kind, proto=protocol, flags=0)
-            for kind, _, protocol, _, where in self._known
-        ]
-
-    async def close(self) -> None:
-        """Nothing is held."""
+def _anything(content: bytes) -> bool:
+    return True
 
 
 def served(server: ModelServer, folder: str) -> type:
@@ -276,34 +235,27 @@ def _takes_event(response: Callable[..., Any]) -> bool:
     return True
 
 
-def _body(asked: Any, more: dict[str, str]) -> bytes:
-    """Return a request's body: what the user's function returned, with the model's name where the protocol has one.
+def _body(asked: Sequence[Any], more: dict[str, str]) -> ServerRequest:
+    """Return a request of one event: what the user returned, with the model's name where the protocol has it.
 
     Raises:
         ValueError: it is no body of OpenAI's interface.
     """
+    (body,) = asked
     if not more:
-        return msgspec.json.encode(asked)
-    if not isinstance(asked, Mapping):
-        raise ValueError(f"request returned {type(asked).__qualname__}; return a dict, the body of the request")
-    if asked.get("stream"):
+        return ServerRequest(msgspec.json.encode(body))
+    if not isinstance(body, Mapping):
+        raise ValueError(f"request returned {type(body).__qualname__}; return a dict, the body of the request")
+    if body.get("stream"):
         raise ValueError("request asks for a stream; leave 'stream' out: a result is one response")
-    return msgspec.json.encode({**more, **asked})
+    return ServerRequest(msgspec.json.encode({**more, **body}))
 
 
-def _decoded(body: bytes) -> Any:
+def _decoded(answer: Answer, events: int) -> list[Any]:
     try:
-        return msgspec.json.decode(body)
+        return [msgspec.json.decode(answer.content)]
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"no JSON ({error})") from None
-
-
-def _why(error: aiohttp.ClientConnectorError) -> str:
-    """Why there is no connection; `asyncio` words it in its own way, with the address again."""
-    number = error.os_error.errno
-    if isinstance(error, aiohttp.ClientSSLError) or number is None:
-        return str(error.os_error)
-    return os.strerror(number) if number > 0 else str(error.os_error)
 
 
 def _said(content: bytes) -> str:
@@ -311,9 +263,9 @@ def _said(content: bytes) -> str:
     return " ".join(content[: 4 * _LONGEST_REASON].decode(errors="replace").split())[:_LONGEST_REASON]
 
 
-def _retry_after_s(response: aiohttp.ClientResponse) -> float:
+def _retry_after_s(answer: Answer) -> float:
     try:
-        return max(0.0, float(response.headers.get("Retry-After", "0")))
+        return max(0.0, float(answer.headers.get("Retry-After", "0")))
     except ValueError:
         return 0.0  # a date: the pauses that grow of themselves will do
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
 import os
 import shlex
@@ -11,9 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from http import HTTPStatus
-from urllib.parse import urlsplit
+from collections.abc import Callable
 
 from inferline_stream.dataplane.replica import server_parent
 from inferline_stream.errors import StageFailed
@@ -48,34 +45,23 @@ class ServerProcess:
         parent = [sys.executable, "-I", "-S", os.path.abspath(server_parent.__file__), str(os.getpid()), folder]
         self._process = subprocess.Popen([*parent, *self._command], stdin=subprocess.DEVNULL, stdout=2)
 
-    def await_ready(self, url: str, *, headers: Mapping[str, str] | None = None, any_answer: bool = False) -> None:
-        """Wait until the server answers there with 200, or at all, however long its model takes to load.
+    def await_ready(self, lack: Callable[[], str]) -> None:
+        """Wait until the server is ready, however long its model takes to load.
 
         Args:
-            url: asked by GET.
-            headers: of the request.
-            any_answer: whatever it answers will do.
+            lack: returns what it lacks still; empty where it is ready.
 
         Raises:
             StageFailed: it has ended.
         """
-        parts = urlsplit(url)
         began_s, silent_s = time.monotonic(), _SILENT_S
         while not self.ended():
-            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5.0)
-            try:
-                connection.request("GET", parts.path, headers=dict(headers or {}))
-                status = connection.getresponse().status
-                if status == HTTPStatus.OK or any_answer:
-                    return
-                said = f"answers {status}"
-            except (OSError, http.client.HTTPException) as error:
-                said = str(error)
-            finally:
-                connection.close()
+            said = lack()
+            if not said:
+                return
             waited_s = time.monotonic() - began_s
             if waited_s > silent_s:
-                logger.warning("server %r is not ready after %.0f s: %s %s", self._command[0], waited_s, url, said)
+                logger.warning("server %r is not ready after %.0f s: %s", self._command[0], waited_s, said)
                 silent_s = 2 * waited_s
             time.sleep(_POLL_S)
         raise StageFailed(self.ended())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from inferline_stream import Hardware, OpenInference, Pipeline, Sample, Stage, Topic
 
-SERVER = Path(__file__).parents[2] / "support" / "model_server.py"
+SERVER = f"env PYTHONPATH={Path(__file__).parents[3]} {sys.executable} -m tests.support.model_server"
 TAKES_S, SLOWS_S = 0.05, 0.02
 """Of the server: a request alone, and what each one beside it adds."""
 
@@ -44,7 +44,7 @@ ranking = Stage(
         model="double",
         request=asked,
         response=answered,
-        command=f"{sys.executable} {SERVER} {TAKES_S} {SLOWS_S} {{port}}",
+        command=f"{SERVER} {TAKES_S} {SLOWS_S} {{port}}",
     ),
     after=[embedding],
     hardware=["client"],

@@ -8,7 +8,7 @@ import pytest
 
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.isolation import Isolation
-from inferline_stream.pipeline.model_server import ModelServer, OpenAI, OpenInference, RayServe
+from inferline_stream.pipeline.model_server import ModelServer, OpenAI, OpenInference, RayServe, TensorFlowServing
 from inferline_stream.pipeline.topology import Stage
 from tests.unit.pipeline.declaring import line, only_problem, problems
 
@@ -59,6 +59,10 @@ def test_types_of_a_served_stage_are_those_of_its_two_functions(response: Any) -
         ({"timeout": "0s"}, "server timeout '0s' must be above 0"),
         ({"retries": -1}, "server retries -1 must be a whole number, 0 or more"),
         ({"max_response_bytes": 0}, "server max_response_bytes 0 must be a whole number, 1 or more"),
+        ({"url": "grpc://m:1/v2"}, "over gRPC, which has no path"),
+        ({"url": "grpc://m:1", "path": "/x"}, "over gRPC, which has no path"),
+        ({"url": "grpc://m:1", "binary": True}, "binary=True; leave it out: over gRPC tensors are raw bytes anyway"),
+        ({"url": "grpcs://m:{port}", "command": "serve {port}"}, "its replica, which asks it over grpc:// alone"),
         ({"command": "serve"}, "need {port} each, for the port that is chosen"),
         (
             {"url": "https://127.0.0.1:{port}", "command": "serve {port}"},
@@ -83,6 +87,17 @@ def test_the_version_of_openais_interface_is_in_the_path_and_not_in_the_url_too(
     assert not problems(line(None, server=asks("http://127.0.0.1:8000/tenant")))
 
 
+def test_what_only_the_open_inference_protocol_has_is_no_others() -> None:
+    def asks(url: str, **more: Any) -> ModelServer:
+        return TensorFlowServing(url, model="m", request=asked, response=answered, **more)
+
+    assert "is not an address" in only_problem(line(None, server=asks("grpc://127.0.0.1:8500")))
+    assert "only OpenInference has tensors in raw bytes" in only_problem(
+        line(None, server=asks("http://m", binary=True))
+    )
+    assert not problems(line(None, server=asks("http://m:8501")))
+
+
 def test_a_stage_has_code_or_a_server() -> None:
     assert "has neither code nor a server" in only_problem(line(None))
     assert any("has code and a server" in problem for problem in problems(line(asked_of_batch, server=server())))
@@ -105,7 +120,8 @@ def test_one_replica_asks_a_server_of_others_and_each_its_own() -> None:
     own = served(url="http://127.0.0.1:{port}", command="serve {port}")
     assert (served().most_replicas, own.most_replicas) == (1, None)
     assert (served().confined.ports, own.confined.ports) == ((8000,), ())
-    assert Stage("a", server=server(url="https://models"), hardware=["cpu-1"]).confined.ports == (443,)
+    for url in ("https://models", "grpcs://models"):
+        assert Stage("a", server=server(url=url), hardware=["cpu-1"]).confined.ports == (443,)
 
 
 def test_servers_that_take_an_event_at_a_time_get_batches_of_one() -> None:

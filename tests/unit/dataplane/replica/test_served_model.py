@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
-from inferline_stream.dataplane.replica.open_inference import decode_response, encode_request
+from inferline_stream.dataplane.replica import open_inference_grpc, tensorflow_serving
+from inferline_stream.dataplane.replica.open_inference import decode_answer, encode_request
 from inferline_stream.dataplane.replica.served_model import EventRefused, ServedModel
+from inferline_stream.dataplane.replica.server_exchange import Answer
 from inferline_stream.errors import InvalidFile, ServerUnavailable
 from inferline_stream.pipeline.model_server import ModelServer, OpenAI, OpenInference, RayServe
-from tests.support.model_server import ModelServerDouble, closed, model_server
+from tests.support.grpc_model_server import field, infer_request, infer_response
+from tests.support.model_server import STATUS, ModelServerDouble, closed, model_server, model_server_process
 
 
 def number_of(event: int) -> dict[str, Any]:
@@ -43,6 +51,23 @@ def oip(server: ModelServerDouble, **more: Any) -> ModelServer:
     )
 
 
+def binary(server: ModelServerDouble, **more: Any) -> ModelServer:
+    return oip(server, binary=True, **more)
+
+
+def over_grpc(server: ModelServerDouble, **more: Any) -> ModelServer:
+    return replace(oip(server, **more), url=server.grpc_url)
+
+
+def tensorflow(server: ModelServerDouble, **more: Any) -> ModelServer:
+    return replace(oip(server, **more), protocol="tensorflow")
+
+
+Asks = Callable[..., ModelServer]
+batching = pytest.mark.parametrize("asks", [oip, binary, over_grpc, tensorflow])
+"""The protocols whose requests hold a batch."""
+
+
 async def called(server: ModelServer, events: list[int], folder: str = ".") -> list[Any]:
     model = ServedModel(server, folder)
     try:
@@ -51,16 +76,19 @@ async def called(server: ModelServer, events: list[int], folder: str = ".") -> l
         await closed(model)
 
 
-async def test_a_batch_is_one_request_of_the_open_inference_protocol() -> None:
+@batching
+async def test_a_batch_is_one_request_and_a_response_function_may_take_the_event_too(asks: Asks) -> None:
     async with model_server() as server:
-        assert await called(oip(server), [1, 2, 3]) == [2, 4, 6]
+        assert await called(asks(server, response=with_event), [1, 2, 300]) == [(1, 2), (2, 4), (300, 600)]
         (request,) = server.requests
-        assert request["inputs"] == [{"name": "number", "shape": [3], "datatype": "INT64", "data": [1, 2, 3]}]
-
-
-async def test_a_response_function_may_take_the_event_too() -> None:
-    async with model_server() as server:
-        assert await called(oip(server, response=with_event), [1, 2]) == [(1, 2), (2, 4)]
+    tensor = {"name": "number", "shape": [3], "datatype": "INT64"}
+    if asks is tensorflow:
+        assert request == {"instances": [{"number": 1}, {"number": 2}, {"number": 300}]}
+    elif asks is binary:
+        assert request == {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    else:
+        (sent,) = request["inputs"]
+        assert sent | {"data": list(sent["data"])} == tensor | {"data": [1, 2, 300]}
 
 
 async def test_an_event_is_one_request_of_openais_interface_with_the_model_named() -> None:
@@ -75,13 +103,29 @@ async def test_an_event_is_one_post_of_json_to_ray_serve() -> None:
         assert await called(RayServe(f"{server.url}/double", request=number_of, response=doubled), [4]) == [8]
 
 
-@pytest.mark.parametrize("behaves", ["500", "502", "504", "garbage", "half", "closes"])
-async def test_what_may_pass_at_the_next_attempt_is_tried_again_and_then_given_back(behaves: str) -> None:
+@pytest.mark.parametrize(
+    ("asks", "behaves"),
+    [
+        *((oip, behaves) for behaves in ("500", "502", "504", "garbage", "half", "closes")),
+        *((asks, behaves) for asks in (binary, over_grpc, tensorflow) for behaves in ("500", "garbage")),
+    ],
+)
+async def test_what_may_pass_at_the_next_attempt_is_tried_again_and_then_given_back(asks: Asks, behaves: str) -> None:
     async with model_server() as server:
         server.behaves = behaves
-        with pytest.raises(ServerUnavailable, match=server.url):
-            await called(oip(server, retries=2), [1])
+        with pytest.raises(ServerUnavailable, match=asks(server).url) as raised:
+            await called(asks(server, retries=2), [1])
         assert len(server.requests) == 3
+        assert not raised.value.busy, "an event that always has it is blamed in the end"
+
+
+async def test_a_server_that_dies_over_a_grpc_request_is_asked_again_and_may_blame_the_event() -> None:
+    with model_server_process(takes_s=30.0) as server:
+        served = OpenInference(server.grpc_url, model="double", request=number_of, response=doubled, retries=0)
+        asyncio.get_running_loop().call_later(0.5, server.kill)
+        with pytest.raises(ServerUnavailable, match="Socket closed") as raised:
+            await called(served, [1])
+    assert not raised.value.busy
 
 
 async def test_an_attempt_that_passes_gives_the_results_of_the_batch() -> None:
@@ -92,44 +136,54 @@ async def test_an_attempt_that_passes_gives_the_results_of_the_batch() -> None:
 
 
 @pytest.mark.parametrize("behaves", ["429", "503", "401", "404"])
-async def test_a_server_that_takes_no_request_gets_no_second_one_at_once(behaves: str) -> None:
+@pytest.mark.parametrize("asks", [oip, over_grpc])
+async def test_a_server_that_takes_no_request_gets_no_second_one_at_once(asks: Asks, behaves: str) -> None:
+    name = STATUS[behaves].name if asks is over_grpc else behaves
     async with model_server() as server:
         server.behaves, server.retry_after = behaves, "7"
-        with pytest.raises(ServerUnavailable, match=f"answers {behaves}.*as the test wants") as raised:
-            await called(oip(server), [1])
+        with pytest.raises(ServerUnavailable, match=f"answers {name}.*as the test wants") as raised:
+            await called(asks(server), [1])
         assert len(server.requests) == 1
-        assert raised.value.wait_s == 7
+        assert raised.value.busy
+        assert raised.value.wait_s == (0 if asks is over_grpc else 7)
 
 
-async def test_a_server_that_is_away_or_does_not_answer_in_time_is_named_with_the_reason() -> None:
+@batching
+async def test_a_server_that_is_away_or_does_not_answer_in_time_is_named_with_the_reason(asks: Asks) -> None:
     async with model_server() as server:
         server.behaves = "slow"
         with pytest.raises(ServerUnavailable, match="no answer within its timeout of 50ms"):
-            await called(oip(server, timeout="50ms"), [1])
-    with pytest.raises(ServerUnavailable, match=rf"{server.url}/v2/models/double/infer cannot be reached: .*refused"):
-        await called(oip(server), [1])
+            await called(asks(server, timeout="50ms"), [1])
+    away = asks(server)
+    with pytest.raises(ServerUnavailable, match=rf"{away.url}.*/double.* cannot be reached: .*refused") as raised:
+        await called(away, [1])
+    assert raised.value.busy
 
 
-async def test_what_a_server_that_is_ready_refuses_is_the_events_fault_and_else_the_servers() -> None:
+@batching
+async def test_what_a_server_that_is_ready_refuses_is_the_events_fault_and_else_the_servers(asks: Asks) -> None:
+    status = {over_grpc: "INVALID_ARGUMENT negative", tensorflow: "400"}.get(asks, "422")
     async with model_server() as server:
-        with pytest.raises(EventRefused, match="422"):
-            await called(oip(server), [1, -1])
+        with pytest.raises(EventRefused, match=status):
+            await called(asks(server), [1, -1])
         server.ready = False
-        with pytest.raises(ServerUnavailable, match="422"):
-            await called(oip(server), [1, -1])
+        with pytest.raises(ServerUnavailable, match=status):
+            await called(asks(server), [1, -1])
 
 
-async def test_a_response_beyond_the_limit_is_not_read_to_its_end() -> None:
+@batching
+async def test_a_response_beyond_the_limit_is_not_read_to_its_end(asks: Asks) -> None:
     async with model_server() as server:
         server.behaves = "large"
         with pytest.raises(EventRefused, match="more than 1000 bytes; raise max_response_bytes"):
-            await called(oip(server, max_response_bytes=1000), [1])
+            await called(asks(server, max_response_bytes=1000), [1])
 
 
-async def test_connections_are_kept_and_a_token_comes_from_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asks", [oip, over_grpc])
+async def test_connections_are_kept_and_a_token_comes_from_its_file(asks: Asks, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
     async with model_server() as server:
-        model = ServedModel(oip(server, token_file="token"), str(tmp_path))
+        model = ServedModel(asks(server, token_file="token"), str(tmp_path))
         for number in range(3):
             assert await model([number]) == [2 * number]
         await closed(model)
@@ -190,21 +244,32 @@ async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ServedModel(oip(ModelServerDouble(1), token_file="no-token"), str(tmp_path))
 
 
+async def _result(model: ServedModel, number: int) -> list[Any] | None:
+    try:
+        return await model([number])
+    except ServerUnavailable:
+        return None
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listens:
         return int(listens.getsockname()[1])
 
 
-async def test_a_server_that_comes_back_is_reached_by_the_same_client() -> None:
+@pytest.mark.parametrize("asks", [oip, over_grpc])
+async def test_a_server_that_comes_back_is_reached_by_the_same_client(asks: Asks) -> None:
     server = ModelServerDouble(free_port())
-    model = ServedModel(oip(server), ".")
-    with pytest.raises(ServerUnavailable):
-        await model([1])
+    server.grpc.port = free_port()
+    model = ServedModel(asks(server), ".")
+    for number in (1, 2):
+        with pytest.raises(ServerUnavailable):
+            await model([number])
+        await server.start()
+        async with asyncio.timeout(30):
+            while await _result(model, number) != [2 * number]:
+                await asyncio.sleep(0.02)  # gRPC connects again within a second
+        await server.stop()
     await server.start()
-    assert await model([1]) == [2]
-    await server.stop()
-    await server.start()
-    assert await model([2]) == [4]
     await closed(model)
     await server.stop()
 
@@ -222,12 +287,10 @@ async def test_a_server_that_comes_back_is_reached_by_the_same_client() -> None:
     ],
 )
 def test_inputs_of_events_are_stacked_into_tensors(events: list[dict[str, Any]], inputs: list[dict[str, Any]]) -> None:
-    import json
-
-    assert json.loads(encode_request(events)) == {"inputs": inputs}
+    assert json.loads(encode_request(events).content) == {"inputs": inputs}
 
 
-@pytest.mark.parametrize("events", [[{"x": 1}, {"y": 1}], [{"x": [1]}, {"x": [1, 2]}], [{"x": 1j}], [{"x": b"1"}]])
+@pytest.mark.parametrize("events", [[{"x": 1}, {"y": 1}], [{"x": [1]}, {"x": [1, 2]}], [{"x": 1j}]])
 def test_inputs_that_make_no_tensor_are_refused(events: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match=r"x|shape"):
         encode_request(events)
@@ -242,7 +305,7 @@ def test_outputs_are_dealt_to_their_events() -> None:
     body = b"""{"model_name": "m", "outputs": [
         {"name": "y", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]},
         {"name": "label", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}]}"""
-    first, second = decode_response(body, 2)
+    first, second = decode_answer(Answer(200, "200", body), 2)
     assert (first["y"].tolist(), first["label"]) == ([1.0, 2.0], "a")
     assert (second["y"].tolist(), second["label"]) == ([3.0, 4.0], "b")
 
@@ -252,15 +315,15 @@ def test_tensors_may_be_nested_lists() -> None:
         {"name": "y", "shape": [2, 2], "datatype": "FP32", "data": [[1, 2], [3, 4]]},
         {"name": "one", "shape": [2, 1], "datatype": "BYTES", "data": [["a"], ["b"]]},
         {"name": "two", "shape": [2, 2], "datatype": "BYTES", "data": [["a", "b"], ["c", "d"]]}]}"""
-    first, second = decode_response(body, 2)
+    first, second = decode_answer(Answer(200, "200", body), 2)
     assert (first["y"].tolist(), first["one"], first["two"]) == ([1.0, 2.0], "a", ["a", "b"])
     assert (second["y"].tolist(), second["one"], second["two"]) == ([3.0, 4.0], "b", ["c", "d"])
 
 
 def test_one_value_per_event_is_itself_in_either_shape_that_servers_give_it() -> None:
     body = b"""{"outputs": [{"name": "y", "shape": [2, 1], "datatype": "INT64", "data": [3, 4]},
-        {"name": "label", "shape": [2, 1], "datatype": "BYTES", "data": ["a", "b"]}]}"""
-    assert decode_response(body, 2) == [{"y": 3, "label": "a"}, {"y": 4, "label": "b"}]
+        {"name": "label", "shape": [2, 1], "datatype": "BYTES", "data": ["a", "b"], "parameters": null}]}"""
+    assert decode_answer(Answer(200, "200", body), 2) == [{"y": 3, "label": "a"}, {"y": 4, "label": "b"}]
 
 
 @pytest.mark.parametrize(
@@ -281,4 +344,113 @@ def test_one_value_per_event_is_itself_in_either_shape_that_servers_give_it() ->
 )
 def test_what_is_no_response_for_the_events_is_recognised(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"output|response"):
-        decode_response(body, 2)
+        decode_answer(Answer(200, "200", body), 2)
+
+
+TEXTS = ["", "é", "a" * 300]
+
+
+@pytest.mark.parametrize("texts", [TEXTS, [b"\xff\x00", b""]])
+def test_strings_and_arrays_pass_as_raw_bytes_both_ways(texts: list[Any]) -> None:
+    events = [{"t": text, "x": np.full((2, 3), number, ">f4")} for number, text in enumerate(texts)]
+    as_bytes = [text if isinstance(text, bytes) else text.encode() for text in texts]
+    array = {"name": "x", "shape": [len(texts), 2, 3], "datatype": "FP32"}
+    request = infer_request(open_inference_grpc.encode_request(events, "double", "7").content)
+    text_input = {"name": "t", "shape": [len(texts)], "datatype": "BYTES", "data": as_bytes}
+    assert request["inputs"][1].pop("data").tolist() == np.repeat(np.arange(len(texts)), 6).tolist()
+    assert request == {"model": "double", "version": "7", "inputs": [text_input, array]}
+
+    sent = encode_request(events, binary=True)
+    length = int(sent.headers["Inference-Header-Content-Length"])
+    header = {"outputs": json.loads(sent.content[:length])["inputs"]}
+    header_bytes = json.dumps(header).encode()
+    headers = {"Inference-Header-Content-Length": str(len(header_bytes))}
+    found = decode_answer(Answer(200, "200", header_bytes + sent.content[length:], headers), len(texts))
+    assert [each["t"] for each in found] == texts
+    assert [each["x"].tolist() for each in found] == [event["x"].tolist() for event in events]
+
+
+def test_bytes_have_no_place_in_json() -> None:
+    with pytest.raises(ValueError, match=r"input 'x' holds bytes.*binary=True"):
+        encode_request([{"x": b"1"}])
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_servers_may_answer_over_grpc_in_the_field_of_the_type_or_raw(typed: bool) -> None:
+    content = infer_response([{"name": "y", "shape": [2, 1], "datatype": "INT64", "data": [3, 1 << 40]}], typed=typed)
+    found = open_inference_grpc.decode_answer(Answer(200, "OK", content), 2)
+    assert found == [{"y": 3}, {"y": 1 << 40}]
+
+
+def _raw_answer(size: Any, raw: bytes, length: str = "") -> Answer:
+    output = {"name": "y", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
+    header = json.dumps({"outputs": [output]}).encode()
+    return Answer(200, "200", header + raw, {"Inference-Header-Content-Length": length or str(len(header))})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _raw_answer(4, b"\x01\0\0\0"),
+        _raw_answer(3, b"\x01\0\0"),
+        _raw_answer(5, b"\x01\0\0\0a"),
+        _raw_answer(9, b"\x01\0\0\0a"),
+        _raw_answer(-1, b"\x01\0\0\0a"),
+        _raw_answer("5", b"\x01\0\0\0a"),
+        _raw_answer(0, b"", "100000"),
+        _raw_answer(0, b"", "-1"),
+    ],
+)
+def test_raw_bytes_that_are_no_response_for_the_events_are_recognised(answer: Answer) -> None:
+    with pytest.raises(ValueError, match=r"output 'y'|Inference-Header"):
+        decode_answer(answer, 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 9,
+        infer_response([{"name": "y", "shape": [3], "datatype": "INT64", "data": [1, 2, 3]}]),
+        infer_response([{"name": "y", "shape": [2], "datatype": "INT64", "data": [1]}]),
+        infer_response([{"name": "y", "shape": [2], "datatype": "FP32", "data": [1, 2]}], typed=True),
+        infer_response([{"name": "y", "shape": [2], "datatype": "INT64", "data": [1, 2]}]) + field(6, b""),
+    ],
+)
+def test_a_message_that_is_no_response_for_the_events_is_recognised(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"output|response|Protocol"):
+        open_inference_grpc.decode_answer(Answer(200, "OK", content), 2)
+
+
+def test_instances_of_tensorflow_serving_hold_arrays_as_lists_and_bytes_in_base64() -> None:
+    events = [{"image": b"\xff", "mean": np.float32(0.5), "x": np.array([[1, 2]])}, {"image": np.array([b"a"])}]
+    instances = [{"image": {"b64": "/w=="}, "mean": 0.5, "x": [[1, 2]]}, {"image": [{"b64": "YQ=="}]}]
+    assert json.loads(tensorflow_serving.encode_request(events).content) == {"instances": instances}
+    answer = Answer(200, "200", b'{"predictions": [{"crops": [{"b64": "/w=="}], "b64": "text"}, 0.5]}')
+    assert tensorflow_serving.decode_answer(answer, 2) == [{"crops": [b"\xff"], "b64": "text"}, 0.5]
+    with pytest.raises(ValueError, match="2 predictions for 3 instances"):
+        tensorflow_serving.decode_answer(answer, 3)
+    with pytest.raises(ValueError, match="JSON has no place for"):
+        tensorflow_serving.encode_request([object()])
+
+
+def certify(folder: Path, name: str) -> tuple[bytes, bytes]:
+    """Make the key and the certificate of a server at localhost."""
+    key, certificate = folder / f"{name}-key.pem", folder / f"{name}.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=any", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return key.read_bytes(), certificate.read_bytes()
+
+
+async def test_a_server_is_known_by_its_certificate_over_grpc(tmp_path: Path) -> None:
+    certify(tmp_path, "other")
+    server = ModelServerDouble()
+    await server.grpc.start(grpc.ssl_server_credentials([certify(tmp_path, "own")]))
+    served = replace(over_grpc(server, ca_file="own.pem", timeout="5s"), url=f"grpcs://localhost:{server.grpc.port}")
+    assert await called(served, [1], str(tmp_path)) == [2]
+    with pytest.raises(ServerUnavailable, match=r"cannot be reached: .*CERTIFICATE_VERIFY_FAILED"):
+        await called(replace(served, ca_file="other.pem"), [1], str(tmp_path))
+    await server.stop()

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from inferline_stream.dataplane.replica import server_process
+from inferline_stream.dataplane.replica.http_transport import HttpTransport
 from inferline_stream.dataplane.replica.server_process import ServerProcess
 from inferline_stream.errors import StageFailed
+from inferline_stream.pipeline.model_server import RayServe
 
 SERVER = """
 import http.server, os, signal, subprocess, sys, time
@@ -38,11 +40,19 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRe
 REPLICA = """
 import sys
 from inferline_stream.dataplane.replica.server_process import ServerProcess
+from tests.unit.dataplane.replica.test_server_process import lack
 server = ServerProcess(sys.argv[1], sys.argv[2])
-server.await_ready(f"http://127.0.0.1:{server.port}/")
+server.await_ready(lambda: lack(server))
 print("ready", flush=True)
 sys.stdin.read()
 """
+
+
+def lack(server: ServerProcess) -> str:
+    """What a server lacks that is asked over HTTP."""
+    url = f"http://127.0.0.1:{server.port}/"
+    asked = RayServe(url, request=str, response=str)
+    return HttpTransport(asked, url, url, lambda content: True, None).lack("")
 
 
 def below(folder: Path) -> list[int]:
@@ -82,7 +92,7 @@ def test_whatever_ends_a_replica_its_server_and_all_that_it_started_end_with_it(
 def test_what_a_server_started_ends_with_the_server(tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(SERVER)
     server = ServerProcess(f"{sys.executable} server.py {{port}}", str(tmp_path))
-    server.await_ready(f"http://127.0.0.1:{server.port}/")
+    server.await_ready(lambda: lack(server))
     os.kill(int((tmp_path / "main").read_text()), signal.SIGKILL)
     until_none_is_left(tmp_path)
     while not server.ended():
@@ -101,7 +111,7 @@ def test_a_server_that_is_not_ready_for_long_is_logged_with_what_it_answers(
     monkeypatch.setattr(server_process, "_SILENT_S", 0.0)
     server = ServerProcess("sh -c 'sleep 1; exit 3'", str(tmp_path))
     with pytest.raises(StageFailed, match="server 'sh' ended with exit code 3"):
-        server.await_ready(f"http://127.0.0.1:{server.port}/ready")
+        server.await_ready(lambda: lack(server))
     first, *_ = caplog.messages
-    assert re.fullmatch(r"server 'sh' is not ready after 0 s: http://127.0.0.1:\d+/ready .*refused", first)
+    assert re.fullmatch(r"server 'sh' is not ready after 0 s: http://127.0.0.1:\d+/ .*refused", first)
     assert len(caplog.messages) < 12, "at twice the time each"
