@@ -215,6 +215,7 @@ def _declared(*extras: str) -> dict[str, Requirement]:
         ("topologies/assistant", ("assistant",)),
         ("topologies/minimal", ()),
         ("topologies/moderation", ("moderation",)),
+        ("topologies/ocr", ("ocr", "plots")),
         ("tests", ("dev", "moderation")),
     ],
 )
