@@ -1,4 +1,4 @@
-"""Stages whose model is behind a server that fails in every way; their replicas are sealed, as all are."""
+"""Stages whose model is behind a server that fails in every way; replicas of a server of others are sealed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def answer(outputs: dict) -> int:
 work = Stage(
     "work",
     server=OpenInference("{url}", model="double", request=ask, response=answer, timeout="300ms", retries=1),
-    hardware=["cpu-1"], max_batch_size=4, concurrency=4,
+    hardware=["cpu-1"], max_batch_size=4, concurrency=4, isolation="{isolation}",
 )
 pipeline = Pipeline("p", slo="2s", source=Topic("in"), sink=Topic("out"), stages=[work])
 """
@@ -37,7 +37,7 @@ pipeline = Pipeline("p", slo="2s", source=Topic("in"), sink=Topic("out"), stages
 def served(folder: Path, url: str) -> Path:
     folder.chmod(0o755)
     file = folder / "topology.py"
-    file.write_text(SERVED.format(url=url))
+    file.write_text(SERVED.format(url=url, isolation="sandbox"))
     return file
 
 
@@ -86,9 +86,8 @@ async def test_a_server_that_replicas_start_is_scaled_with_them_and_started_agai
 ):
     topology = tmp_path / "topology.py"
     command = f"env PYTHONPATH={ROOT} {sys.executable} -m tests.support.model_server 0.05 0 0 {{port}}"
-    topology.write_text(
-        SERVED.format(url="grpc://127.0.0.1:{port}").replace('timeout="300ms"', f'timeout="5s", command="{command}"')
-    )
+    declared = SERVED.format(url="grpc://127.0.0.1:{port}", isolation="none")
+    topology.write_text(declared.replace('timeout="300ms"', f'timeout="5s", command="{command}"'))
     async with Director(embedded_broker.bootstrap_servers, topology, max_batch_size=4) as director:
         await director.start(replicas=2)
         servers = servers_of(tmp_path)

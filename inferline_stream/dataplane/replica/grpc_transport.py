@@ -68,7 +68,6 @@ class GrpcTransport:
             self._credentials = grpc.ssl_channel_credentials(root_certificates=pem)
         self._options = [
             ("grpc.default_authority", parts.netloc),
-            ("grpc.ssl_target_name_override", self._host),
             ("grpc.enable_http_proxy", 0),
             ("grpc.enable_retries", 0),  # what is tried again is the stage's affair
             ("grpc.initial_reconnect_backoff_ms", 50),

@@ -451,6 +451,7 @@ async def test_a_server_is_known_by_its_certificate_over_grpc(tmp_path: Path) ->
     await server.grpc.start(grpc.ssl_server_credentials([certify(tmp_path, "own")]))
     served = replace(over_grpc(server, ca_file="own.pem", timeout="5s"), url=f"grpcs://localhost:{server.grpc.port}")
     assert await called(served, [1], str(tmp_path)) == [2]
-    with pytest.raises(ServerUnavailable, match=r"cannot be reached: .*CERTIFICATE_VERIFY_FAILED"):
-        await called(replace(served, ca_file="other.pem"), [1], str(tmp_path))
+    for other in (replace(served, ca_file="other.pem"), replace(served, url=f"grpcs://127.0.0.1:{server.grpc.port}")):
+        with pytest.raises(ServerUnavailable, match="cannot be reached: "):
+            await called(other, [1], str(tmp_path))
     await server.stop()
