@@ -32,14 +32,15 @@ def test_what_is_wrong_is_counted_in_edits(accuracy, read, said, distance):
 async def test_pages_become_lines_and_one_text_each_that_says_what_they_say(embedded_broker, accuracy):
     rows = [json.loads(line) for line in (EXAMPLE / "pages.jsonl").read_text().splitlines()]
     known = {row["page"]: row["lines"] for row in map(json.loads, (EXAMPLE / "known.jsonl").read_text().splitlines())}
+    lines = sum(len(known[page]) for page in PAGES)
+    assert lines > 8
     pages = [json.dumps(row).encode() for row in rows if row["name"] in PAGES]
     async with Director(embedded_broker.bootstrap_servers, EXAMPLE / "topology.py", max_batch_size=4) as director:
         await director.start()
         await director.put(pages)
         await director.until_finished("text", len(pages), 120.0)
         texts = [json.loads(record.value) for record in await director.results()]
-        lines = director.total("read", "events")
-    assert lines == sum(len(known[page]) for page in PAGES) > 8
+        await director.until(lambda: director.total("read", "events") == lines, f"{lines} lines are reported")
     assert sorted(text["page"] for text in texts) == ["", "mono 0", "serif italic 0"]
     found = accuracy.by_font(texts)
     assert found["blank"] == (1, 0, 0)
