@@ -6,7 +6,6 @@ specifications of the protocol and of protobuf.
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -145,13 +144,3 @@ class GrpcModelServer:
     async def _on_ready(self, message: bytes, context: grpc.aio.ServicerContext) -> bytes:
         assert dict(fields(message))[1] == b"double"
         return field(1, int(self._ready()))
-
-
-async def closing_server() -> asyncio.Server:
-    """A server that takes connections and closes them."""
-
-    async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(10)
-        writer.close()
-
-    return await asyncio.start_server(closes, "127.0.0.1", 0)

@@ -28,7 +28,6 @@ from inferline_stream.dataplane.replica.server_exchange import Answer, ServerReq
 SERVICE = "/inference.GRPCInferenceService"
 
 _PACKAGE = "inference"
-_Kind = FieldDescriptorProto.Type.ValueType
 _Field = FieldDescriptorProto
 _TENSOR = (
     (1, "name", "string"),
