@@ -55,8 +55,8 @@ stages = [many, one]
 if GATHERS:
     stages.append(Stage("text", text, after=[one.gathered()], **QUICK))
 pipeline = Pipeline(
-    "shapes", slo="500ms", source=Topic("in", partitions=2), sink=Topic("out", partitions=1), stages=stages,
-    sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),
+    "shapes", slo="500ms", source=[Topic("in", partitions=2), Topic("premium", slo="400ms", partitions=2)],
+    sink=Topic("out", partitions=1), stages=stages, sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),
 )
 """
 
@@ -91,9 +91,11 @@ async def ran(run: Run) -> Any:
 
 
 async def put(run: Run) -> None:
-    source = Names(run.pipeline.name, run.records.prefix).topic("in")
+    """Events of each of the two classes by turns."""
+    names = Names(run.pipeline.name, run.records.prefix)
     for number, count in enumerate(COUNTS):
-        await write_once(run.bootstrap_servers, Record.keyed(source, f"k{number}", b"%d" % count, number % 2))
+        source = names.topic(("in", "premium")[number % 2])
+        await write_once(run.bootstrap_servers, Record.keyed(source, f"k{number}", b"%d" % count, number // 2 % 2))
 
 
 async def sink(run: Run) -> list[Any]:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.dataplane.headers import REASON
+from inferline_stream.dataplane.lineage import root_of
 from inferline_stream.kafka.records import Record
-from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID
+from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, OF
 from inferline_stream.runs.report import miss_rate
 
 
@@ -56,6 +57,21 @@ def test_a_second_sink_record_is_a_duplicate_and_its_latency_does_not_count() ->
     ledger.out(sink(b"posts/0/0", time_ms=9000))
     assert ledger.duplicated == 1
     assert list(ledger.latencies_s) == [pytest.approx(0.25)]
+
+
+def test_a_result_counts_for_the_class_of_its_event() -> None:
+    premium = EventLedger("premium", (0,), (2,), longer_s=-0.1)
+    ledger = EventLedger("posts", (0,), (1,), others={"premium": premium})
+    for of in (ledger, premium):
+        of.entered(source(0, 0))
+    premium.entered(source(0, 1, b"own"))
+    for name, headers in ((b"premium/0/0/0", [(OF, b"2")]), (b"own/0", [(OF, b"1")])):
+        record = sink(name)
+        record = Record(None, record.value, [*record.headers, *headers], record.timestamp_ms, offset=0)
+        ledger.of(root_of(record.headers) or b"").out(record)
+    assert (ledger.events_out, premium.events_out, ledger.unknown) == (0, 2, 0)
+    assert ledger.lost() == (1, ["posts/0/0"])
+    assert premium.lost() == (1, ["premium/0/0: 1/2 of its results"])
 
 
 def test_records_of_other_runs_and_other_topics_are_distinguished() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher import slot_events as on
-from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Failed, Leave, Results, Returned
+from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Failed, Leave, Many, Results, Returned
 from inferline_stream.dataplane.slot_grants import CanaryShare, Grant, HardwarePlan, StagePlan
 from inferline_stream.kafka.records import Record
 from inferline_stream.observability.stage_counts import CanaryCounts
@@ -101,6 +101,23 @@ def test_what_it_fails_on_runs_on_the_running_version_and_counts_as_its_failure(
         assert sorted(value or b"" for value in slot.sent) == [b"%d" % at for at in range(6)]
         assert slot.report.counts.dead_lettered == 0
         assert (counts(slot).answered, counts(slot).failed) == (len(batch.inputs), len(batch.inputs))
+
+
+@pytest.mark.parametrize(("outcome", "failed"), [(Many(), 0), (Many((Done(b"x", 0),)), 1), (Done(b"x" * 10**7, 0), 1)])
+def test_what_it_filters_ends_and_what_cannot_be_sent_on_runs_on_the_running_version(outcome: Any, failed: int) -> None:
+    with fed() as slot:
+        granted(slot, 0.5)
+        main, new = slot.attached(), tried(slot)
+        slot.fetched(b"0")
+        main.answer(main.batch())
+        slot.fetched(b"1", first=1)
+        fails(new, new.batch(), [outcome])
+        while main.frames:
+            main.answer(main.batch())
+        slot.until(lambda: slot.offset() == 2, "all are committed")
+        assert slot.report.counts.dead_lettered == 0
+        assert slot.sent.count(b"1") == failed
+        assert (counts(slot).answered, counts(slot).failed) == (1, failed)
 
 
 def test_an_event_that_both_fail_on_is_a_dead_letter_and_no_failure_of_the_new_one() -> None:

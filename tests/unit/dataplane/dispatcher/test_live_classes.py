@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
+from inferline_stream.dataplane.frames import Call, Done, Many, Results
 from inferline_stream.kafka.records import Record
 from inferline_stream.observability.latency_histogram import latency_bounds_s
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.topology import Topic
-from tests.unit.dataplane.dispatcher.doubles import WALL_S, PlayedSlot
+from tests.unit.dataplane.dispatcher.doubles import WALL_S, PlayedSlot, routes
 
 PREMIUM, ARCHIVE = CLASS_STRIDE, 2 * CLASS_STRIDE
 """Partition 0 of each further class. The pipeline's SLO is 1 s."""
+
+
+SOURCES = [
+    Topic("in", codec="raw"),
+    Topic("premium", codec="raw", slo="200ms"),
+    Topic("archive", codec="raw", background=True),
+]
 
 
 class Classed(PlayedSlot):
     """A slot with a second live class and a background one, whose batches of one take 0.1 s."""
 
     def __init__(self, *, rate: float = 0.0, limit: int = 1, **of_pipeline: object) -> None:
-        source = [
-            Topic("in", codec="raw"),
-            Topic("premium", codec="raw", slo="200ms"),
-            Topic("archive", codec="raw", background=True, rate=rate),
-        ]
+        source = [*SOURCES[:2], Topic("archive", codec="raw", background=True, rate=rate)]
         super().__init__(source=source, limit=limit, **of_pipeline)
         self.plan(limit=limit, service_s={1: 0.1, **({limit: 0.15} if limit > 1 else {})})
         self.entries |= {PREMIUM: (0, ""), ARCHIVE: (0, "")}
@@ -95,6 +100,19 @@ def test_late_events_are_counted_by_the_slo_of_their_class() -> None:
     assert sum(report.counts.latency_buckets[bounds.index(1.0) + 1 :]) == 2  # of all, as the pipeline's SLO judges them
     assert report.counts.events == 4
     assert report.background["archive"].events == 0
+
+
+def test_each_of_many_results_is_counted_by_the_slo_of_its_events_class() -> None:
+    slot = Classed(stage=replace(routes(source=SOURCES), many=(0,), most=3))
+    slot.comes(b"1", partition=PREMIUM, age_s=0.3)
+    replica = slot.attached()
+    batch = replica.batch()
+    many = Many((Done(b"x", 0),) * 3)
+    replica.say(Results(batch.epoch, batch.batch, [many], [Call(1, 0.01)], 0.01))
+    slot.advance(0.01)
+    late = slot.report.latencies["premium"][latency_bounds_s(0.2).index(0.2) + 1 :]
+    assert (sum(late), sum(slot.report.latencies["in"])) == (3, 0)
+    assert sum(slot.report.counts.latency_buckets) == 3
 
 
 def test_the_age_of_what_waits_is_its_own() -> None:
