@@ -34,6 +34,9 @@ MOVED = HEADER_PREFIX + "moved"
 """On a part of a join that was appended again: where its partition's reader stood, so that no later reader takes it for
 a part of an event that was finished because the offset which it had before is complete."""
 
+FALLBACK = HEADER_PREFIX + "fallback"
+"""The stages, by commas, whose fallback has made something of the event. It travels on, into the sink."""
+
 SENT_AGAIN = HEADER_PREFIX + "sent_again"
 """On a note beside the dead letters: partition and offset of a letter that was sent again."""
 
@@ -57,7 +60,7 @@ _LARGEST_OFFSET = (1 << 63) - 1
 LATEST_MS = 253_402_300_799_000
 """End of the year 9999. A later time is none: dates and floats would have to hold it."""
 
-LETTERS_KEEP = frozenset((ENTRY_TIME, VERSION, PARENT, SKIPPED, DEAD, REPLAY))
+LETTERS_KEEP = frozenset((ENTRY_TIME, VERSION, PARENT, SKIPPED, DEAD, REPLAY, FALLBACK))
 """Headers of ours that a dead letter of an inner topic keeps as they were read, so that it can be sent again."""
 
 
@@ -82,6 +85,7 @@ class ReadHeaders(NamedTuple):
     replay: int
     own: list[Header]
     moved: int = 0
+    fallback: bytes = b""
 
 
 def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeaders:
@@ -95,6 +99,7 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeade
     event_id = entry_us = version = parent = None
     skipped: tuple[str, ...] = ()
     dead = replay = moved = 0
+    fallback = b""
     own: list[Header] = []
     for header in headers:
         name, value = header
@@ -117,11 +122,13 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeade
             skipped = tuple((value or b"").decode("utf-8", "replace").split(","))
         elif name == MOVED:
             moved = number(value, _LARGEST_OFFSET) or 0
+        elif name == FALLBACK:
+            fallback = value if value and len(value) <= _OURS_BYTES else b""
         elif name == DEAD:
             dead = LETTERED if value == b"2" else DROPPED
     if entry and not replay:
         entry_us = None
-    return ReadHeaders(event_id, entry_us, version, parent, skipped, dead, replay, own, moved)
+    return ReadHeaders(event_id, entry_us, version, parent, skipped, dead, replay, own, moved, fallback)
 
 
 def number(value: bytes | None, most: int) -> int | None:
@@ -141,7 +148,16 @@ def event_headers(found: ReadHeaders, event_id: bytes, entry_us: int, version: b
         headers.append((VERSION, version))
     if found.replay:
         headers.append((REPLAY, b"%d" % found.replay))
+    if found.fallback:
+        headers.append((FALLBACK, found.fallback))
     return headers
+
+
+def with_fallback(headers: Sequence[Header], *stages: str) -> list[Header]:
+    """Return an event's headers that also name stages whose fallback has made something of it."""
+    before = [stage for name, value in headers if name == FALLBACK for stage in (value or b"").decode().split(",")]
+    named = ",".join(dict.fromkeys((*before, *stages))).encode()
+    return [*(header for header in headers if header[0] != FALLBACK), (FALLBACK, named)]
 
 
 def letter_headers(headers: Sequence[Header], event_id: bytes, *, entry: bool) -> list[Header]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
 from inferline_stream.pipeline.model_server import ModelServer
-from inferline_stream.pipeline.units import duration_s
+from inferline_stream.pipeline.units import duration_s, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ ORDERS = ("deadline", "entry")
 
 DEFAULT_PARTITIONS = 8
 """Of topics that have to be created. They bound how many slots a stage can have, not how many replicas."""
+
+DEFAULT_FALLBACK_SHARE = "5%"
 
 DEFAULT_CONCURRENCY = 16
 """Of stages declared with ``async def``."""
@@ -156,6 +158,10 @@ class Stage:
         returns: type of a result, for a stage given by name.
         agrees: whether two results of an event count as the same, the running version's and a new one's, as a function
             of both; or its name, ``"module:function"``. By default they have to be equal. For `deploy --mirror`.
+        fallback: a faster version of the stage, which takes the same events and returns the same type. A batch runs on
+            it where it would be late otherwise, and on time by it. Like ``run``; or, of a stage with a server, another
+            model there. Each replica loads both.
+        fallback_share: of the events of an hour that it may make, a percentage; ``"5%"`` by default.
         server: what is asked for the results, in place of ``run``: `OpenInference`, `OpenAI` or `RayServe`. One replica
             asks it, or each starts its own (``command``); how many requests it has under way is planned.
     """
@@ -178,6 +184,8 @@ class Stage:
         returns: Any = None,
         agrees: Callable[[Any, Any], bool] | str | None = None,
         server: ModelServer | None = None,
+        fallback: Callable[..., Any] | str | ModelServer | None = None,
+        fallback_share: str | None = None,
     ) -> None:
         self.name = name
         self.run = run
@@ -195,6 +203,8 @@ class Stage:
         self.takes = takes
         self.returns = returns
         self.agrees = agrees
+        self.fallback = fallback
+        self.fallback_share = fallback_share
         self.declared = _caller()
 
     @property
@@ -203,6 +213,17 @@ class Stage:
         if self.concurrency is not None:
             return self.concurrency
         return DEFAULT_CONCURRENCY if self.server is not None or is_asynchronous(self.run) else 1
+
+    @property
+    def degraded_share(self) -> float:
+        """Share of its events that the fallback may make; 0 without one.
+
+        Raises:
+            ValueError: `fallback_share` is no percentage.
+        """
+        if self.fallback is None:
+            return 0.0
+        return share(DEFAULT_FALLBACK_SHARE if self.fallback_share is None else self.fallback_share)
 
     @property
     def most_replicas(self) -> int | None:
@@ -219,8 +240,9 @@ class Stage:
         declared = isolation_of(self.isolation)
         if self.server is None or self.server.command:
             return declared
-        ports = tuple(dict.fromkeys((*declared.ports, self.server.port)))
-        return replace(declared, ports=ports, reads=(*declared.reads, *self.server.files))
+        servers = [each for each in (self.server, self.fallback) if isinstance(each, ModelServer)]
+        ports = tuple(dict.fromkeys((*declared.ports, *(server.port for server in servers))))
+        return replace(declared, ports=ports, reads=(*declared.reads, *(f for each in servers for f in each.files)))
 
     def when(self, condition: Callable[[Any], bool] | str) -> Edge:
         """Return the edge out of this stage that results take for which the condition holds.
