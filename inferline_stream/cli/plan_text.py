@@ -52,6 +52,7 @@ def _in_reserve(plan: Plan, reserve: Reserve) -> str:
         f"Reserve: at first, and after traffic beyond the sample, the plan's replicas stay{beyond}: "
         f"${reserve.cost_per_hour:.4f}/h. At most they carry {reserve.multiple:.2g} times the planned rate. "
         "Another one: --reserve."
+        + (f" Fallbacks save ${reserve.saved_per_hour:.4f}/h of it." if reserve.saved_per_hour > 0 else "")
     )
 
 

@@ -144,6 +144,7 @@ def _in_words(outcome: Outcome, objective: float) -> str:
         f"{outcome.miss_rate:.2%} above the SLO of {format_duration(outcome.slo_s)} "
         f"({1 - objective:.2%} allowed{by_class}), "
         f"P99 {p99}, worst 15 s {outcome.worst_miss_rate():.2%}; "
-        f"${outcome.cost:.4f}, ${outcome.cost_per_hour:.4f}/h, "
+        + (f"{outcome.degraded_share:.2%} degraded; " if outcome.degraded_share else "")
+        + f"${outcome.cost:.4f}, ${outcome.cost_per_hour:.4f}/h, "
         f"{outcome.peak_replicas} replicas at most, {outcome.changes} changes of a stage"
     )

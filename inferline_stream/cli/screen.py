@@ -237,6 +237,8 @@ _NOTEWORTHY_S = 5.0
 
 def late_words(stage: StageState) -> Iterator[str]:
     """What of a stage is late before it is served."""
+    if stage.degraded_share:
+        yield f"its fallback makes {stage.degraded_share:.1%} of the events"
     if stage.hopeless:
         age = _duration(stage.oldest_wait_s)
         yield f"{stage.hopeless} events can no longer be on time; the oldest entered {age} ago"
@@ -287,6 +289,8 @@ def _report(report: RunReport) -> Table:
     table.add_row("events out", str(report.events_out))
     for reason, count in sorted(report.completed.items()):
         table.add_row(Text(f"ended without output: {reason}"), str(count))
+    for stage, count in report.degraded.items():
+        table.add_row(Text(f"made by the fallback of {stage}"), str(count))
     if report.backlog:
         done = f"worked off after {_duration(report.backlog_done_s)}; not in the latencies below"
         table.add_row("of them there before", f"{report.backlog}, {done}")

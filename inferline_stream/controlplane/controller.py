@@ -220,6 +220,7 @@ class Controller:
         sent_s = self._lease.now_s()
         if self.view.context.pipeline.order == "deadline":
             self.leadership.rest_s = self.view.rests_s(asyncio.get_running_loop().time())
+            self.leadership.served = self.view.served()
         await self.leadership.heartbeat()
         self._lease.renew(sent_s)
 

@@ -25,6 +25,7 @@ from inferline_stream.kafka.records import Fenced, Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.kafka.writer import Unsettled, Writer
 from inferline_stream.observability.pipeline_state import DeviceState
+from inferline_stream.pipeline.fallback import Served
 from inferline_stream.pipeline.names import Names
 
 logger = logging.getLogger(__name__)
@@ -160,6 +161,8 @@ class Leadership:
         """Said with each heartbeat, so that `status` has them."""
         self.rest_s: dict[str, float] = {}
         """Said with each heartbeat, so that dispatchers have it: `LeaderHeartbeat.rest_s`."""
+        self.served: dict[str, list[Served]] = {}
+        """The same of `LeaderHeartbeat.served`."""
         self.log = AssignmentLog((), None, float("inf"))
         """What the topic said when this term began."""
 
@@ -241,7 +244,7 @@ class Leadership:
 
     async def heartbeat(self) -> None:
         """Write that this controller lives; errors as in `write`."""
-        heartbeat = encode_control(LeaderHeartbeat(self.term, self.controller, self.devices, self.rest_s))
+        heartbeat = encode_control(LeaderHeartbeat(self.term, self.controller, self.devices, self.rest_s, self.served))
         await self._write([Record.keyed(self._names.assignments, LEADER_KEY, heartbeat)])
 
     async def resign(self) -> None:

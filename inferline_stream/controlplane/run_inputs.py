@@ -15,7 +15,7 @@ from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.isolation.limits import cores_here
 from inferline_stream.kafka.pipeline_topics import REPLICATION
 from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
-from inferline_stream.pipeline.emulation import emulated_s
+from inferline_stream.pipeline.emulation import emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Catalogue, catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -196,6 +196,7 @@ class Run:
             topology=str(self.topology.resolve()),
             hardware=kind,
             emulated_s=emulated_s(declared.emulated, hardware) if kind.emulated else None,
+            fallback_s=fallback_s(declared.emulated, hardware) if kind.emulated and declared.fallback else None,
             isolation=declared.confined,
         )
 

@@ -121,6 +121,8 @@ class Batch(msgspec.Struct, frozen=True, array_like=True, tag=1):
     profiling: Profiling | None = None
     expected: list[Answer] | None = None
     """What another version has made of the events: `Results.agreed` says where the stage's results are the same."""
+    version: int = 0
+    """Of the stage that runs them: `fallback.MAIN` or `FALLBACK`."""
 
 
 class Leave(msgspec.Struct, frozen=True, array_like=True, tag=2):

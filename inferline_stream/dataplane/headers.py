@@ -37,6 +37,9 @@ MOVED = HEADER_PREFIX + "moved"
 """On a part of a join that was appended again: where its partition's reader stood, so that no later reader takes it for
 a part of an event that was finished because the offset which it had before is complete."""
 
+FALLBACK = HEADER_PREFIX + "fallback"
+"""The stages, by commas, whose fallback has made something of the event. It travels on, into the sink."""
+
 SENT_AGAIN = HEADER_PREFIX + "sent_again"
 """On a note beside the dead letters: partition and offset of a letter that was sent again."""
 
@@ -65,7 +68,7 @@ _LARGEST_OFFSET = (1 << 63) - 1
 LATEST_MS = 253_402_300_799_000
 """End of the year 9999. A later time is none: dates and floats would have to hold it."""
 
-LETTERS_KEEP = frozenset((ENTRY_TIME, VERSION, PARENT, SKIPPED, OF, PART, DEAD, REPLAY))
+LETTERS_KEEP = frozenset((ENTRY_TIME, VERSION, PARENT, SKIPPED, OF, PART, DEAD, REPLAY, FALLBACK))
 """Headers of ours that a dead letter of an inner topic keeps as they were read, so that it can be sent again."""
 
 
@@ -92,6 +95,7 @@ class ReadHeaders(NamedTuple):
     moved: int = 0
     of: tuple[int, ...] = ()
     part: tuple[int, int] | None = None
+    fallback: bytes = b""
 
 
 def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeaders:
@@ -105,6 +109,7 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeade
     event_id = entry_us = version = parent = None
     skipped: tuple[str, ...] = ()
     dead = replay = moved = 0
+    fallback = b""
     own: list[Header] = []
     of: tuple[int, ...] = ()
     part: tuple[int, int] | None = None
@@ -134,11 +139,13 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeade
         elif name == PART:
             found = _numbers(value) or ()
             part = (found[0], found[1]) if len(found) == 2 and found[0] < max(1, found[1]) else None
+        elif name == FALLBACK:
+            fallback = value if value and len(value) <= _OURS_BYTES else b""
         elif name == DEAD:
             dead = LETTERED if value == b"2" else DROPPED
     if entry and not replay:
         entry_us = None
-    return ReadHeaders(event_id, entry_us, version, parent, skipped, dead, replay, own, moved, of, part)
+    return ReadHeaders(event_id, entry_us, version, parent, skipped, dead, replay, own, moved, of, part, fallback)
 
 
 def _numbers(value: bytes | None) -> tuple[int, ...] | None:
@@ -167,7 +174,16 @@ def event_headers(found: ReadHeaders, event_id: bytes, entry_us: int, version: b
         headers.append((OF, b"/".join(b"%d" % count for count in found.of)))
     if found.replay:
         headers.append((REPLAY, b"%d" % found.replay))
+    if found.fallback:
+        headers.append((FALLBACK, found.fallback))
     return headers
+
+
+def with_fallback(headers: Sequence[Header], *stages: str) -> list[Header]:
+    """Return an event's headers that also name stages whose fallback has made something of it."""
+    before = [stage for name, value in headers if name == FALLBACK for stage in (value or b"").decode().split(",")]
+    named = ",".join(dict.fromkeys((*before, *stages))).encode()
+    return [*(header for header in headers if header[0] != FALLBACK), (FALLBACK, named)]
 
 
 def letter_headers(headers: Sequence[Header], event_id: bytes, *, entry: bool) -> list[Header]:

@@ -44,6 +44,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     the stage need not be valid."""
     image: str = ""
     """On Kubernetes, of its container; empty for the run's."""
+    fallback_s: dict[int, float] | None = None
+    """As `emulated_s`, of the stage's fallback."""
     version: int = WIRE_VERSION
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.observability.stage_counts import StageCounts, numbers
+from inferline_stream.pipeline.fallback import BINS, Served
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 
 DispatcherPhase = Literal["starting", "standby", "serving", "draining", "gone", "failed"]
@@ -84,6 +85,8 @@ class PoolReport(msgspec.Struct):
     stay: tuple[float, float, float] | None = None
     """How long events lately stayed that could be on time, as `deadline_order.Stay` has it, its `last_s` counted from
     this report: never above 0. None where there was no such event."""
+    served: Served = []
+    """What a slot of a stage with a fallback has served in the last hour; empty until it knows."""
     background_queued: int = 0
     """Background events that wait for a replica now."""
     background_enough: bool = False
@@ -119,6 +122,9 @@ class PoolReport(msgspec.Struct):
         found += [getattr(self, name) for name in _NUMBERS]
         if self.stay is not None:
             found += self.stay
+        found += [number for pair in self.served for number in pair]
+        if len(self.served) > BINS:
+            raise ValueError(f"{len(self.served)} bins of an hour")
         if not all(abs(number) < _MOST for number in found):
             raise ValueError("a number is out of range")
         buckets = max(*(len(counts.latency_buckets) for counts in every), *map(len, self.latencies.values()), 0)

@@ -10,6 +10,7 @@ import msgspec
 
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.observability.pipeline_state import DeviceState
+from inferline_stream.pipeline.fallback import Served
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 
 _MOST = 2**53
@@ -26,10 +27,14 @@ class LeaderHeartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """`PipelineState.devices`."""
     rest_s: dict[str, float] = {}
     """By stage, R: what events take from there on, by what later stages lately took (`pipeline.deadline_order`)."""
+    served: dict[str, list[Served]] = {}
+    """Of stages with a fallback, by slot, what it is known to have served in the last hour, or what a new run begins
+    with. A dispatcher begins with that, and then knows better."""
     version: int = WIRE_VERSION
 
     def __post_init__(self) -> None:
-        _check(self.version, self.term, *self.rest_s.values())
+        served = [number for slots in self.served.values() for bins in slots for pair in bins for number in pair]
+        _check(self.version, self.term, *self.rest_s.values(), *served)
 
 
 class HardwarePlan(msgspec.Struct, frozen=True):
@@ -42,6 +47,8 @@ class HardwarePlan(msgspec.Struct, frozen=True):
     """Most batches that a replica has in hand."""
     contention: dict[int, dict[int, float]] = {}
     """By batches in hand and batch size, how many times as long as alone a batch takes."""
+    fallback_s: dict[int, float] = {}
+    """As `service_s`, of the stage's fallback."""
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 1 or self.concurrency < 1:
@@ -79,6 +86,8 @@ class StagePlan(msgspec.Struct, frozen=True):
     rest_s: float = 0.0
     """R where no later stage is known to have taken longer than an event alone does."""
     canary: CanaryShare | None = None
+    fallback_share: float = 0.0
+    """Of the events that the stage's fallback may make."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rest_s < _MOST:

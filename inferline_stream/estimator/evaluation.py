@@ -52,6 +52,7 @@ class StageStatistics:
         utilization: share of the time from the first entry to its last departure in which a replica was busy; where it
             can run several batches at once, mean share of them that it had in hand.
         largest_batch: see `SharedPool.largest`.
+        degraded: events that its fallback made.
     """
 
     arrivals: int
@@ -60,6 +61,7 @@ class StageStatistics:
     service_time_s: float
     utilization: float
     largest_batch: int
+    degraded: int = 0
 
     @property
     def mean_batch_size(self) -> float:
@@ -307,6 +309,7 @@ class _Run:
             service_time_s=served_s / n if n else math.nan,
             utilization=busy_s / (span_s * int(station.at_once.sum())) if n else 0.0,
             largest_batch=server.largest,
+            degraded=server.degraded,
         )
 
 

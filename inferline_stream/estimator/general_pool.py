@@ -15,6 +15,7 @@ from inferline_stream.estimator.kernels import Account, Events, Flags, Floats, F
 from inferline_stream.estimator.shared_pool import moved, no_heap, power_of_two, service_of, with_rest, with_room
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import NO_KEYS, Workload
+from inferline_stream.pipeline.fallback import TOTAL
 
 _HEAD, _PLACES, _FREE, _ARRIVED, _ELIGIBLE = range(5)  # places in `marks`
 
@@ -57,6 +58,7 @@ class GeneralPool:
         self.account = Account(_ints(station.table.shape[0]), np.zeros(2))
         self._service, self._profiled = service_of(workload, stage, station, code), (station.table, station.varying)
         self._varies, self._triages = station.varies, station.triages
+        self._fallback_s = self._service.fallback.table
         self._serve = code.serve_in_turn
         first, end = workload.span(stage)
         self._entry_s = workload.due_s[:end]
@@ -108,7 +110,7 @@ class GeneralPool:
 
         The arrays are reused by the next call.
         """
-        return self.advance_in_turn(np.array([horizon_s]), np.empty((1, 3)))
+        return self.advance_in_turn(np.array([horizon_s]), np.empty((1, 4)))
 
     def advance_in_turn(self, until_s: Floats, spent_s: FloatTable, rests_s: Floats = _NOTHING) -> Tokens:
         """As `advance`, up to the last of several instants, with the R until each, if it changes.
@@ -131,8 +133,20 @@ class GeneralPool:
         """Batches that begin from now on take so many times what they take as profiled."""
         table, varying = self._profiled
         drawn = varying._replace(fixed_s=varying.fixed_s * factor, per_unit_s=varying.per_unit_s * factor)
-        slower = self._service._replace(table=table * factor, varying=drawn)
+        fallback = self._service.fallback
+        fallback = fallback._replace(table=self._fallback_s * factor)
+        slower = self._service._replace(table=table * factor, varying=drawn, fallback=fallback)
         self._service, self._varies = with_rest(slower, slower.rest_s), True
+
+    @property
+    def degraded(self) -> int:
+        """Events that have gone to the fallback."""
+        return int(self._service.fallback.window[TOTAL])
+
+    @property
+    def made(self) -> Flags:
+        """By event, whether the fallback made its result; empty without a fallback."""
+        return self._service.fallback.made
 
     @property
     def fate(self) -> Flags:

@@ -30,6 +30,7 @@ from inferline_stream.estimator.kernels import (
     Service,
     Tokens,
     drawn_s,
+    note_made,
 )
 from inferline_stream.estimator.rank_heap import Heap, drop_first, push
 from inferline_stream.pipeline.deadline_order import (
@@ -39,6 +40,7 @@ from inferline_stream.pipeline.deadline_order import (
     HOPELESS_EVERY,
     NEWS_EVERY_S,
 )
+from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, TOTAL, allows, count, roll, version_for
 
 NEVER, HIDDEN, OLD, WAS = 0, 1, 2, 3
 """An event at a stage: hopeful; hopeless, and no demand; so old that it is demand; taken as a hopeless one."""
@@ -231,7 +233,21 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
         How many departures were written.
     """
     times, events, _, _, horizon_s, entry_s = queue
-    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, _ = service
+    (
+        limits,
+        table,
+        varying,
+        lots,
+        hold_s,
+        hop_s,
+        slo_s,
+        rest_s,
+        caps,
+        span,
+        _,
+        (fast, fast_caps, share, window, fast_batches, made),
+    ) = service
+    falls_back = fast.size > 0
     means = lots.size == 0
     judges = rest_s > -math.inf
     marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, aside, tally, fate, crews = state
@@ -422,6 +438,9 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     wake_s = due_s
                     break
             largest = max(largest, limit if np.int64(cap) <= eligible else Index(eligible))
+            version = MAIN
+            if falls_back:
+                roll(window, t)
             # Those that cannot be on time any more go aside.
             while judges and eligible > 0:
                 item = heap_item[ZERO]
@@ -444,7 +463,13 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                                 break
                             other = Index(following[other])
                             hopeful_s = max(hopeful_s, entry_s[other])
-                if not t - hopeful_s + table[row_of_table + batch] + rest_s > slo_s:
+                fast_s = math.inf
+                if falls_back:
+                    fast_batch = min(Index(fast_caps[level]), Index(eligible))
+                    if allows(window, share, np.int64(fast_batch)):
+                        fast_s = fast[row_of_table + fast_batch]
+                version = version_for(t - hopeful_s, table[row_of_table + batch], fast_s, rest_s, slo_s)
+                if version != NEITHER:
                     break
                 entries -= ONE
                 drop_first(heap, entries)
@@ -469,6 +494,11 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                 if tally[SINCE] >= HOPELESS_EVERY or np.int64(m) + queue.base - aside.number[ZERO] > span:
                     tally[SINCE] = 0
                     most = ZERO
+            if most == ZERO or eligible == 0:
+                version = MAIN
+            if version == FALLBACK:
+                most = Index(fast_caps[level])
+                largest = max(largest, limit if np.int64(most) <= eligible else Index(eligible))
             first = Index(row) * width
             size = ZERO
             while size < most and entries > ZERO:
@@ -498,7 +528,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
             if hopeless > 0 and size > ZERO:
                 spare_s = slo_s
                 hopeful_s = entry_s[Index(members[first])]
-            while hopeless > 0 and size < limit:
+            while version == MAIN and hopeless > 0 and size < limit:
                 if spare_s < math.inf and t - hopeful_s + table[row_of_table + size + ONE] + rest_s > spare_s:
                     break
                 item = aside.item[ZERO]
@@ -534,7 +564,14 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                 service_s = table[row_of_table]
             else:
                 service_s = drawn_s(varying, lots, members, (first, size, kind, row_of_table))
-            batches[row_of_table] += 1
+            if version == FALLBACK:
+                service_s = fast[row_of_table] if means else service_s * (fast[row_of_table] / table[row_of_table])
+                fast_batches[row_of_table] += 1
+                note_made(made, members, first, size)
+            else:
+                batches[row_of_table] += 1
+            if falls_back:
+                count(window, np.int64(size), np.int64(size) if version == FALLBACK else 0)
             totals[0] += service_s
             totals[1] += service_s * np.float64(size)
             # Those that are free stay in front.
@@ -557,15 +594,22 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
     return np.int64(gone)
 
 
-def set_caps(service: Service, rest_s: float) -> None:
-    """Write the batches that R leaves time for, as `pipeline.deadline_order.batch_cap` has them."""
-    limits, table, _, _, _, _, _, _, caps, _, slo_s = service
+def write_caps(limits: Ints, table: Floats, caps: Ints, rest_s: float, slo_s: float) -> None:
+    """Write those of one version."""
     width, levels = table.size // caps.size, caps.size // limits.size
     for row in range(caps.size):
         cap = limits[row // levels]
         while cap > 1 and not table[row * width + cap] + rest_s <= BATCH_SHARE * slo_s:
             cap -= 1
         caps[row] = cap
+
+
+def set_caps(service: Service, rest_s: float) -> None:
+    """Write the batches that R leaves time for, as `pipeline.deadline_order.batch_cap` has them."""
+    limits, table, _, _, _, _, _, _, caps, _, slo_s, fallback = service
+    write_caps(limits, table, caps, rest_s, slo_s)
+    if fallback.table.size > 0:
+        write_caps(limits, fallback.table, fallback.caps, rest_s, slo_s)
 
 
 def serve_in_turn(
@@ -583,22 +627,24 @@ def serve_in_turn(
         account: what was done.
         state: read and written.
         out: departures, written; the instants, ascending; R until each, empty where it stays;
-            and (instants, 3), written: Σ of the service times of the
-            batches begun before each, Σ of their S(b), with S(b) as profiled (empty where all take just that), and
-            hopeless events that wait and are no demand.
+            and (instants, 4), written: Σ of the service times of the
+            batches begun before each, Σ of their S(b) or F(b), with S(b) as profiled (empty where all take just that),
+            hopeless events that wait and are no demand, and events that went to the fallback.
 
     Returns:
         How many departures were written.
     """
     times, events, n, base, _, entry_s = queue
     (gone_times, gone_events), instants_s, rests_s, (spent_s, profiled_s) = out
-    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, cap_slo_s = service
+    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, cap_slo_s, fallback = service
     gone = np.int64(0)
     for k in range(instants_s.size):
         if rests_s.size > 0 and rests_s[k] != rest_s:
             rest_s = rests_s[k]
             set_caps(service, rest_s)
-            service = Service(limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, cap_slo_s)
+            service = Service(
+                limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, cap_slo_s, fallback
+            )
         if state.marks[1] > 0:
             part = Queue(times, events, n, base, instants_s[k], entry_s)
             gone += serve_general(part, service, account, state, Tokens(gone_times[gone:], gone_events[gone:]))
@@ -608,6 +654,8 @@ def serve_in_turn(
             for row in range(account.batches.size):
                 if account.batches[row] > 0:
                     spent_s[k, 1] += account.batches[row] * profiled_s[row]
+                if fallback.batches.size > 0 and fallback.batches[row] > 0:
+                    spent_s[k, 1] += fallback.batches[row] * profiled_s[row] * (fallback.table[row] / table[row])
         if state.fate.size > 0:
             latest_s = instants_s[k] - DEMAND_AFTER_SLOS * service.slo_s
             while state.tally[AGED] < entry_s.size and entry_s[Index(state.tally[AGED])] < latest_s:
@@ -617,6 +665,7 @@ def serve_in_turn(
                     state.tally[DEMAND] += 1
                 state.tally[AGED] += 1
         spent_s[k, 2] = np.float64(state.tally[HOPELESS] - state.tally[DEMAND])
+        spent_s[k, 3] = np.float64(fallback.window[TOTAL])
     return gone
 
 

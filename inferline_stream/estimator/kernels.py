@@ -10,7 +10,8 @@ Rules, held bit for bit by the event-heap reference (`tests.support.event_heap`)
   position in it), then dispatch. A batch therefore holds whatever has arrived up to its start, that instant included.
 - One queue: in order of max(entry time, arrival − SLO), of equal ones in order of arrival. Whenever a replica is free,
   a batch is made of the first that wait; which of them go last, and how many the batch takes, says
-  `pipeline.deadline_order`. In order of entry nothing is hopeless: R is −∞. Of several kinds that are free the one
+  `pipeline.deadline_order`, and which version serves it `pipeline.fallback`: where times vary, the fallback's draw what
+  those of the stage do. In order of entry nothing is hopeless: R is −∞. Of several kinds that are free the one
   whose batch would end first takes it, within `TIE` the first of the allocations. It leaves what waits to busy replicas
   where those, one batch after the other, could end all of it before it would end its own. What waits are the hopeful
   ones, while there are any.
@@ -99,6 +100,26 @@ class Varying(NamedTuple):
     largest: Flags
 
 
+class Fallback(NamedTuple):
+    """A stage's other version, see `pipeline.fallback`; an empty table where it has none.
+
+    Args:
+        table: as `Service.table`, F(b).
+        caps: as `Service.caps`, by F(b).
+        share: of the events that it may make.
+        window: what has been served lately, of one slot; written.
+        batches: its batches by row of the table; written.
+        made: by event, whether it made any of the event's results; written.
+    """
+
+    table: Floats
+    caps: Ints
+    share: float
+    window: Ints
+    batches: Ints
+    made: Flags
+
+
 class Service(NamedTuple):
     """See `station.Station`; besides, the time from sending to arrival, and the SLO of the queue's order.
 
@@ -119,6 +140,7 @@ class Service(NamedTuple):
     caps: Ints
     span: int
     cap_slo_s: float
+    fallback: Fallback
 
 
 class Account(NamedTuple):
@@ -215,6 +237,12 @@ def drawn_s(
         asked /= np.float64(size)
     service_s: float = (fixed_s[row] + per_unit_s[row] * asked) * factors[row, lot & LOWEST]
     return service_s
+
+
+def note_made(made: Flags, events: Events, first: np.uint64, size: np.uint64) -> None:
+    """Note that the fallback makes the results of a batch."""
+    for q in range(size):
+        made[Index(events[first + Index(q)])] = 1
 
 
 def draw_lots(key: int, chosen: Masks) -> None:

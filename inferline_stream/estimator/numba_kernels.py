@@ -14,12 +14,25 @@ from types import FunctionType, SimpleNamespace
 from typing import Any
 
 from inferline_stream.estimator import general_queue, kernels, rank_heap, shared_queue
-from inferline_stream.pipeline import deadline_order
+from inferline_stream.pipeline import deadline_order, fallback
 
-_SOURCES = (kernels, rank_heap, shared_queue, general_queue)
-_INLINED = ("drawn_s", "bring_forward", "put_back", "is_current", "note_fate", "push", "drop_first")
+_SOURCES = (fallback, kernels, rank_heap, shared_queue, general_queue)
+_INLINED = ("drawn_s", "note_made", "bring_forward", "put_back", "is_current", "note_fate", "push", "drop_first")
 """Where they are called, each is part of its caller: a call would count references to every array that it is given."""
-_CALLED = ("draw", "put_in_order", "held_until", "emit_rest", "oldest_sent_s", "serve_general", "set_caps")
+_CALLED = (
+    "version_for",
+    "roll",
+    "allows",
+    "count",
+    "draw",
+    "put_in_order",
+    "held_until",
+    "emit_rest",
+    "oldest_sent_s",
+    "serve_general",
+    "write_caps",
+    "set_caps",
+)
 _ENTERED = (
     "draw_masks",
     "draw_keys",

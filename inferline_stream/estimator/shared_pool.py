@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import Account, Ints, Queue, Service, Tokens
+from inferline_stream.estimator.kernels import Account, Fallback, Floats, Ints, Queue, Service, Tokens
 from inferline_stream.estimator.rank_heap import Heap
 from inferline_stream.estimator.shared_queue import SharedState, TriagedState
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.deadline_order import batch_cap
+from inferline_stream.pipeline.fallback import TOTAL, window_of
+
+_NOTHING = np.empty(0)
 
 NO_LOTS = np.empty(0, dtype=np.uint16)
 """Of a stage whose service times do not vary."""
@@ -51,6 +54,11 @@ class SharedPool:
         if isinstance(self._state, TriagedState):
             return int(self._state.marks[_LARGEST])
         return largest_batch(self.account)
+
+    @property
+    def degraded(self) -> int:
+        """Events that have gone to the fallback."""
+        return int(self._service.fallback.window[TOTAL])
 
     def receive(self, sent: Tokens) -> None:
         """Records that were sent to the stage, none before any received earlier."""
@@ -149,19 +157,37 @@ def service_of(workload: Workload, stage: int, station: Station, code: Any) -> S
         np.repeat(station.limits, station.levels),
         station.span,
         station.order_slo_s + workload.shorter_s,
+        _fallback(workload, station),
     )
     return with_rest(service, station.rest_s)
 
 
+def _fallback(workload: Workload, station: Station) -> Fallback:
+    """What a slot's pool knows of the stage's other version, as of the beginning."""
+    table = station.fallback if station.triages else _NOTHING
+    window = window_of([(station.served_before, 0)], 0.0)
+    rows, events = (table.size, len(workload)) if table.size else (0, 0)
+    return Fallback(
+        table, _ints(0), station.fallback_share, np.array(window), _ints(rows), np.zeros(events, dtype=np.uint8)
+    )
+
+
 def with_rest(service: Service, rest_s: float) -> Service:
     """The same with another R, and the batches that it leaves time for."""
-    by_row = service.table.reshape(service.caps.size, -1)[:, 1:]
+    fallback = service.fallback
+    if fallback.table.size:
+        fallback = fallback._replace(caps=_caps(service, fallback.table, rest_s))
+    return service._replace(rest_s=rest_s, caps=_caps(service, service.table, rest_s), fallback=fallback)
+
+
+def _caps(service: Service, table: Floats, rest_s: float) -> Ints:
+    by_row = table.reshape(service.caps.size, -1)[:, 1:]
     levels = service.caps.size // service.limits.size
     caps = [
         batch_cap(row[:limit], rest_s, service.cap_slo_s) if rest_s > -math.inf else limit
         for row, limit in zip(by_row, np.repeat(service.limits, levels).tolist(), strict=True)
     ]
-    return service._replace(rest_s=rest_s, caps=np.array(caps, dtype=np.int64))
+    return np.array(caps, dtype=np.int64)
 
 
 def power_of_two(least: int) -> int:

@@ -7,6 +7,7 @@ leave it for a heap, see `pipeline.deadline_order`.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -24,9 +25,11 @@ from inferline_stream.estimator.kernels import (
     Service,
     Tokens,
     drawn_s,
+    note_made,
 )
 from inferline_stream.estimator.rank_heap import Heap, drop_first, push
 from inferline_stream.pipeline.deadline_order import HOPELESS_EVERY
+from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, allows, count, roll, version_for
 
 
 class SharedState(NamedTuple):
@@ -119,7 +122,7 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
         out: departures, written.
     """
     times, events, _, _, horizon_s, _ = queue
-    limits, table, varying, lots, hold_s, hop_s, _, _, _, _, _ = service
+    limits, table, varying, lots, hold_s, hop_s, _, _, _, _, _, _ = service
     marks, clock, ring_time, ring_start, ring_size = state
     base = Index(queue.base)
     n = Index(queue.n) - base
@@ -249,7 +252,21 @@ class TriagedState(NamedTuple):
 def serve_triaged(queue: Queue, service: Service, account: Account, state: TriagedState, out: Tokens) -> np.int64:
     """As `serve_shared`, with hopeless events last."""
     times, events, _, _, horizon_s, entry_s = queue
-    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, _, _ = service
+    (
+        limits,
+        table,
+        varying,
+        lots,
+        hold_s,
+        hop_s,
+        slo_s,
+        rest_s,
+        caps,
+        _,
+        _,
+        (fast, fast_caps, share, window, fast_batches, made),
+    ) = service
+    falls_back = fast.size > 0
     marks, clock, ring_time, ring_row, ring_size, members, aside = state
     base = Index(queue.base)
     n = Index(queue.n) - base
@@ -307,10 +324,28 @@ def serve_triaged(queue: Queue, service: Service, account: Account, state: Triag
         while j < end and times[j] + hop_s <= t:
             j += ONE
         size = j - i
+        version = MAIN
+        if falls_back:
+            roll(window, t)
         while size > ZERO:
             largest = max(largest, limit if size == cap else size)
             hopeful_s = entry_s[Index(events[i])]
-            if not t - hopeful_s + table[size] + rest_s > slo_s:
+            fast_s = math.inf
+            fast_size = size
+            if falls_back:
+                fast_end = min(i + Index(fast_caps[0]), n)
+                m = i
+                while m < fast_end and times[m] + hop_s <= t:
+                    m += ONE
+                fast_size = m - i
+                if allows(window, share, np.int64(fast_size)):
+                    fast_s = fast[fast_size]
+            version = version_for(t - hopeful_s, table[size], fast_s, rest_s, slo_s)
+            if version == FALLBACK:
+                size = fast_size
+                j = i + size
+                largest = max(largest, limit if size == Index(fast_caps[0]) else size)
+            if version != NEITHER:
                 break
             sent_s = times[i]
             rank_s = max(hopeful_s, sent_s + hop_s - slo_s)
@@ -330,12 +365,14 @@ def serve_triaged(queue: Queue, service: Service, account: Account, state: Triag
                     marks[5] = 0
                     size = ZERO
                     j = i
+            if size == ZERO:
+                version = MAIN
             while i < j:
                 members[k] = events[i]
                 k += ONE
                 i += ONE
             hopeful = size
-            while hopeless > ZERO and size < limit:
+            while version == MAIN and hopeless > ZERO and size < limit:
                 if hopeful > ZERO and t - hopeful_s + table[size + ONE] + rest_s > slo_s:
                     break
                 hopeless -= ONE
@@ -350,7 +387,14 @@ def serve_triaged(queue: Queue, service: Service, account: Account, state: Triag
                 k += ONE
                 i += ONE
         service_s = table[size] if means else drawn_s(varying, lots, members, (first, size, ZERO, size))
-        account.batches[size] += 1
+        if version == FALLBACK:
+            service_s = fast[size] if means else service_s * (fast[size] / table[size])
+            fast_batches[size] += 1
+            note_made(made, members, first, size)
+        else:
+            account.batches[size] += 1
+        if falls_back:
+            count(window, np.int64(size), np.int64(size) if version == FALLBACK else 0)
         busy_s += service_s
         served_s += service_s * np.float64(size)
         finish_s = t + service_s

@@ -55,6 +55,11 @@ class StagePools:
         """See `SharedPool.largest`."""
         return max(pool.largest for pool in self._pools)
 
+    @property
+    def degraded(self) -> int:
+        """Events that have gone to the fallback."""
+        return sum(pool.degraded for pool in self._pools)
+
     def receive(self, sent: Tokens) -> None:
         """Records that were sent to the stage, none before any received earlier."""
         parts = dealt(sent, self._slot_of[sent.events], len(self._pools)) if len(self._pools) > 1 else [sent]

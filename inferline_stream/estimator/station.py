@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,15 @@ from inferline_stream.errors import InvalidInput
 from inferline_stream.estimator.kernels import Floats, Varying
 from inferline_stream.estimator.service_table import ServiceTable, service_table
 from inferline_stream.pipeline import deadline_order
+from inferline_stream.pipeline.fallback import planned_counts
 from inferline_stream.pipeline.plan import Allocation, Allocations
 from inferline_stream.pipeline.profile import LEVELS, PipelineProfile, Profile
 from inferline_stream.pipeline.shape import Shape
 
 STEADY = Varying(np.empty(0), np.empty(0), np.empty((0, LEVELS)), np.empty((0, LEVELS)), np.empty(0, dtype=np.uint8))
 """Every batch takes S(b)."""
+
+_NONE = np.empty(0)
 
 MOST_PARTITIONS = 65_535
 """Partitions of one topic; beyond what a Kafka broker takes."""
@@ -41,6 +44,10 @@ class Station:
         span: arrivals of a slot that may lie behind its first hopeless one; without end by default.
         partitions: of an ordinary consumer group, in which each slot is a member; 0 for dispatchers, with one each.
         concurrency: int64 (kinds,) most batches that a replica of each kind has in hand; None for one each.
+        fallback: as `table`, the time that the stage's other version takes (`pipeline.fallback`), in order of the
+            deadline; empty without one.
+        fallback_share: of a slot's events that it may make.
+        served_before: events of a slot that count as served before the beginning.
 
     Raises:
         ValueError: no replica, a slot without one, a service time that is not finite and above 0, or a negative hold or
@@ -58,6 +65,9 @@ class Station:
     rest_s: float = -math.inf
     span: int = 1 << 62
     partitions: int = 0
+    fallback: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    fallback_share: float = 0.0
+    served_before: int = 0
 
     def __post_init__(self) -> None:
         if not self.kinds.size:
@@ -129,11 +139,13 @@ class Station:
         return [slice(first, first + limit) for first in firsts]
 
     def _least(self, kind: int, rows: slice) -> Floats:
-        """The shortest time of each batch size."""
-        if not self.varies:
-            return self.table[rows]
-        fixed_s, per_unit_s, factors, units, _ = self.varying
-        least_s: Floats = (fixed_s[rows] + per_unit_s[rows] * units[kind, 0]) * factors[rows, 0]
+        """The shortest time of each batch size, by either version."""
+        least_s: Floats = self.table[rows]
+        if self.varies:
+            fixed_s, per_unit_s, factors, units, _ = self.varying
+            least_s = (fixed_s[rows] + per_unit_s[rows] * units[kind, 0]) * factors[rows, 0]
+        if self.fallback.size:
+            least_s = least_s * np.minimum(1.0, self.fallback[rows] / self.table[rows])
         return least_s
 
 
@@ -147,6 +159,7 @@ def station(
     partitions: int | None = None,
     slots: int = 1,
     span: int = 1 << 62,
+    planned_rate: float = 0.0,
 ) -> Station:
     """Resolve a stage's allocations.
 
@@ -160,6 +173,7 @@ def station(
             they arrive; None for dispatchers. Members beyond them have nothing to do, and are left out.
         slots: see `Station`; of a group there is one for each member.
         span: see `Station`.
+        planned_rate: events per second of the stage that count as served before the beginning, for its fallback.
 
     Raises:
         InvalidInput: no replicas, an unknown profile or batch size, holds that differ, or partitions that cannot be.
@@ -174,6 +188,7 @@ def station(
     tables = [service_table(_profile(measured, stage, a.hardware), a.max_batch_size) for a in held]
     by_level = tables if levels == 1 else [table for a in held for table in _by_level(measured, stage, a, levels)]
     width = max(a.max_batch_size for a in held) + 1
+    fallback = _fallback_rows(measured, stage, held, levels) if rest_s > -math.inf and partitions is None else []
     kinds = np.repeat(np.arange(len(held), dtype=np.int64), [a.replicas for a in held])
     if partitions is not None:
         if not 1 <= partitions <= MOST_PARTITIONS:
@@ -194,6 +209,9 @@ def station(
         rest_s=rest_s,
         span=span,
         partitions=partitions or 0,
+        fallback=_padded(fallback, width) if fallback else _NONE,
+        fallback_share=min((_profile(measured, stage, a.hardware).fallback_share for a in held), default=0.0),
+        served_before=sum(events for events, _ in planned_counts(planned_rate / max(slots, 1))),
     )
 
 
@@ -220,6 +238,19 @@ def rests_s(
         for name in shape.stages
     }
     return deadline_order.rest_s(shape, measured.paths, {}, alone_s, hop_s=measured.hop_overhead_s, slo_s=slo_s)
+
+
+def _fallback_rows(measured: PipelineProfile, stage: str, held: Sequence[Allocation], levels: int) -> list[Floats]:
+    """Service times of the fallback, as the rows of the stage itself; none unless every kind has them."""
+    fallbacks = [(a, _profile(measured, stage, a.hardware).of_fallback()) for a in held]
+    if any(profile is None for _, profile in fallbacks):
+        return []
+    return [
+        service_table(profile.beside(min(level, a.concurrency)), a.max_batch_size).mean_s
+        for a, profile in fallbacks
+        if profile is not None
+        for level in range(1, levels + 1)
+    ]
 
 
 def _by_level(measured: PipelineProfile, stage: str, held: Allocation, levels: int) -> list[ServiceTable]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferline_stream.observability.latency_histogram import bucket_label
+from inferline_stream.pipeline.fallback import UNMET_SHARE
 from inferline_stream.tuner.error_budget import FAST_BURN, LARGEST_RATIO
 
 PAGE, TICKET = "page", "ticket"
@@ -363,6 +364,14 @@ def _loss_alerts(target: Target) -> Iterator[Alert]:
         f"sum {_BY_STAGE} (increase(inferline_stage_dead_lettered_total{{{match}}}[{time('10m')}])) > 0",
         "Stage {{ $labels.stage }} sent {{ $value | humanize }} events to its dead-letter topic in 10 minutes",
         "Each is a missed event. The records hold the error in their headers; fix the cause, then replay them.",
+    )
+    yield Alert(
+        "InferlineDegraded",
+        f"inferline_stage_degraded_ratio{{{match}}} > {UNMET_SHARE:g}",
+        "The fallback of stage {{ $labels.stage }} makes {{ $value | humanizePercentage }} of the events",
+        "It is there for the time until replicas have started. See with `inferline-stream explain` why there are no "
+        "more: a limit, the stock, or replicas that take longer than profiled.",
+        hold=time("5m"),
     )
     yield Alert(
         "InferlineDeadLettersExpire",

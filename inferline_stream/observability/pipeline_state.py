@@ -186,6 +186,9 @@ class StageState:
         "stage_clock_lag_seconds", "Most by which a record was older than one before it, last minute.", 0.0
     )
     queued: int = gauge("stage_queued_events", "Events that wait for a replica.", 0)
+    degraded_share: float = gauge(
+        "stage_degraded_ratio", "Share of the last ten seconds' events that the fallback has made.", 0.0
+    )
     hopeless: int = gauge("stage_hopeless_events", "Those of them that can no longer be on time.", 0)
     oldest_wait_s: float = gauge(
         "stage_oldest_wait_seconds", "Time since the oldest event that waits for a replica entered the pipeline.", 0.0

@@ -102,6 +102,7 @@ class StageCounts:
     filtered: int = counter("stage_filtered", "Events that the stage has given no result.", 0)
     dead_lettered: int = counter("stage_dead_lettered", "Events sent to the dead-letter topic.", 0)
     expired: int = counter("stage_expired", "Events that passed their deadline before the stage.", 0)
+    degraded: int = counter("stage_degraded", "Events that the stage's fallback has made.", 0)
     batches_lost: int = counter("stage_batches_lost", "Batches in hand of a replica that ended or was given up.", 0)
     """Each was run again."""
     replica_s: float = 0.0
@@ -158,8 +159,10 @@ class StageCounts:
 
     @property
     def served(self) -> int:
-        """Events that the stage was called on."""
-        return sum(size * stats.batches for sizes in self.batch_stats.values() for size, stats in sizes.items())
+        """Events that the stage was called on, its fallback's among them."""
+        return self.degraded + sum(
+            size * stats.batches for sizes in self.batch_stats.values() for size, stats in sizes.items()
+        )
 
 
 Sums = BatchStats | LogTimes | CanaryCounts | StageCounts

@@ -21,11 +21,13 @@ class Emulated:
         cv: σ²/µ² of a lognormal factor that each batch draws.
         weight: of an event, how many times as long as declared it takes; a batch takes the mean of its events'. None
             where all take as long.
+        fallback: the times of the stage's fallback, laid out likewise; they vary as the stage's do.
     """
 
     times: Mapping[int, str] | Mapping[str, Mapping[int, str]]
     cv: float = 0.0
     weight: Callable[[Any], float] | None = None
+    fallback: Mapping[int, str] | Mapping[str, Mapping[int, str]] | None = None
 
     def factor(self, random: Random) -> float:
         """Draw the factor of one batch, of mean 1."""
@@ -49,19 +51,39 @@ def emulated_s(emulated: Emulated | Mapping[Any, Any] | None, hardware: str) -> 
         ValueError: no times for this kind, none for batch size 1, or a batch size or duration that
             is none.
     """
-    times, whole, parts = declared_times(emulated), *divided(hardware)
+    found = _in_seconds(declared_times(emulated), hardware)
+    if not found:
+        raise ValueError(f'no service times for {hardware!r}; give emulated={{1: "20ms", 8: "60ms"}}')
+    return found
+
+
+def fallback_s(emulated: Emulated | Mapping[Any, Any] | None, hardware: str) -> dict[int, float]:
+    """As `emulated_s`, of a stage's fallback.
+
+    Raises:
+        ValueError: likewise.
+    """
+    found = _in_seconds(emulated.fallback, hardware) if isinstance(emulated, Emulated) else {}
+    if not found:
+        raise ValueError(
+            f'no service times for {hardware!r}; give emulated=Emulated({{1: "20ms"}}, fallback={{1: "5ms"}})'
+        )
+    return found
+
+
+def _in_seconds(times: Mapping[Any, Any] | None, hardware: str) -> dict[int, float]:
+    """Service times on a kind by ascending batch size; none where there are none."""
+    whole, parts = divided(hardware)
     shared = parts if not (by_kind(times) and hardware in (times or ())) else 1
     table = _table(times, whole if shared > 1 else hardware)
-    if not table:
-        raise ValueError(f'no service times for {hardware!r}; give emulated={{1: "20ms", 8: "60ms"}}')
-    times_s = {}
+    times_s: dict[int, float] = {}
     for size, time in table.items():
         if not is_whole(size):
             raise ValueError(f"emulated batch size {size!r} must be a whole number, 1 or more")
         times_s[size] = duration_s(time) * shared
         if times_s[size] <= 0:
             raise ValueError(f"emulated service time {time!r} of batch size {size} must be above 0")
-    if 1 not in times_s:
+    if table and 1 not in times_s:
         raise ValueError(
             f'no emulated service time for batch size 1 (has {sorted(times_s)}); give emulated={{1: "20ms"}}'
         )

@@ -181,6 +181,8 @@ class Profile:
             one batch at a time.
         most_replicas: replicas that are of use; None for any number.
         shared_by: how its device was shared as it was measured, in words; empty where it had it alone.
+        fallback: service times of the stage's fallback, up to the same batch size; empty without one.
+        fallback_share: of the events that it may make.
 
     Raises:
         ValueError: no service time for batch size 1, unordered batch sizes or concurrencies, a bad start-up time.
@@ -195,6 +197,8 @@ class Profile:
     contention: tuple[Contention, ...] = ()
     most_replicas: int | None = None
     shared_by: str = ""
+    fallback: tuple[ServiceTime, ...] = ()
+    fallback_share: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = [entry.batch_size for entry in self.service_times]
@@ -209,6 +213,13 @@ class Profile:
             raise ValueError(f"{where}: concurrencies {self.concurrencies} must ascend without repeats")
         if any(len(entry.factors) != len(sizes) for entry in self.contention):
             raise ValueError(f"{where}: a concurrency has other batch sizes than {sizes}")
+        others = [entry.batch_size for entry in self.fallback]
+        if others and (others[0] != 1 or others[-1] < sizes[-1]):
+            raise ValueError(
+                f"{where}: its fallback has times of batches of {others}, and needs those up to {sizes[-1]}"
+            )
+        if not 0 <= self.fallback_share <= 1:
+            raise ValueError(f"{where}: share {self.fallback_share} of its fallback must be between 0 and 1")
 
     @property
     def concurrencies(self) -> tuple[int, ...]:
@@ -231,14 +242,25 @@ class Profile:
                 useful.append(entry.batch_size)
         return tuple(useful)
 
+    def of_fallback(self) -> Profile | None:
+        """Return the profile of the fallback; None without one. Beside others its batches slow down as the stage's."""
+        if not self.fallback:
+            return None
+        return replace(self, service_times=self.fallback, variation=None, fallback=(), fallback_share=0.0)
+
+    def without_fallback(self) -> Profile:
+        """Return the profile of the stage alone."""
+        return replace(self, fallback=(), fallback_share=0.0)
+
     def beside(self, concurrency: int) -> Profile:
         """Return the profile of batches at whose start a replica has so many in hand, themselves included."""
         times = (entry.longer(self.slowed(entry.batch_size, concurrency)) for entry in self.service_times)
-        return replace(self, service_times=tuple(times), contention=())
+        return replace(self, service_times=tuple(times), contention=(), fallback=())
 
     def scaled(self, factor: float) -> Profile:
         """Return the profile in which batches of every size take so many times longer."""
-        return replace(self, service_times=tuple(entry.longer(factor) for entry in self.service_times))
+        own, fallback = (tuple(e.longer(factor) for e in times) for times in (self.service_times, self.fallback))
+        return replace(self, service_times=own, fallback=fallback)
 
     def slowed(self, batch_size: int, concurrency: float) -> float:
         """Return how many times as long a batch takes beside others, linear between what was measured.
@@ -384,9 +406,33 @@ class PipelineProfile:
             for a in allocations
         )
 
+    def carries(self, stage: str, allocations: Sequence[Allocation]) -> float:
+        """Return how many times as many events replicas of a stage serve in full batches of its fallback.
+
+        1 without one, with one that is not faster, and where another kind has none.
+        """
+        fallbacks = {a.hardware: self.profiles[stage, a.hardware].of_fallback() for a in allocations}
+        if any(profile is None for profile in fallbacks.values()):
+            return 1.0
+        own = [(a, self.profiles[stage, a.hardware]) for a in allocations]
+        return max(
+            1.0,
+            min(
+                fast.throughput(a.max_batch_size, a.concurrency) / slow.throughput(a.max_batch_size, a.concurrency)
+                for a, slow in own
+                if (fast := fallbacks[a.hardware]) is not None
+            ),
+        )
+
     def steady(self) -> PipelineProfile:
         """The same where every batch takes the mean of its size, as in the paper."""
         return replace(self, profiles={key: profile.steady() for key, profile in self.profiles.items()})
+
+    def without_fallbacks(self) -> PipelineProfile:
+        """The same where no stage has a fallback."""
+        if not any(profile.fallback for profile in self.profiles.values()):
+            return self
+        return replace(self, profiles={key: profile.without_fallback() for key, profile in self.profiles.items()})
 
     def hardware_of(self, stage: str) -> tuple[str, ...]:
         """Hardware kinds on which the stage was profiled."""

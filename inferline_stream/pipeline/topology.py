@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
 from inferline_stream.pipeline.model_server import ModelServer
-from inferline_stream.pipeline.units import duration_s
+from inferline_stream.pipeline.units import duration_s, share
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,8 @@ DEFAULT_MOST = 1000
 
 MOST_RESULTS = 100_000
 """Results of one event that a stage may declare, at most."""
+
+DEFAULT_FALLBACK_SHARE = "5%"
 
 DEFAULT_CONCURRENCY = 16
 """Of stages declared with ``async def``."""
@@ -182,6 +184,10 @@ class Stage:
         agrees: whether two results of an event count as the same, the running version's and a new one's, as a function
             of both; or its name, ``"module:function"``. By default they have to be equal. Of many results each pair has
             to, and there must be as many. For `deploy --mirror`.
+        fallback: a faster version of the stage, which takes the same events and returns the same type. A batch runs on
+            it where it would be late otherwise, and on time by it. Like ``run``; or, of a stage with a server, another
+            model there. Each replica loads both.
+        fallback_share: of the events of an hour that it may make, a percentage; ``"5%"`` by default.
         server: what is asked for the results, in place of ``run``: `OpenInference`, `TensorFlowServing`, `OpenAI` or
             `RayServe`. One replica asks it, or each starts its own (``command``); how many requests it has under way is
             planned.
@@ -210,6 +216,8 @@ class Stage:
         server: ModelServer | None = None,
         many: bool = False,
         most: int = DEFAULT_MOST,
+        fallback: Callable[..., Any] | str | ModelServer | None = None,
+        fallback_share: str | None = None,
     ) -> None:
         self.name = name
         self.run = run
@@ -229,6 +237,8 @@ class Stage:
         self.agrees = agrees
         self.many = many
         self.most = most
+        self.fallback = fallback
+        self.fallback_share = fallback_share
         self.declared = _caller()
 
     @property
@@ -249,6 +259,17 @@ class Stage:
         return DEFAULT_CONCURRENCY if self.server is not None or is_asynchronous(self.run) else 1
 
     @property
+    def degraded_share(self) -> float:
+        """Share of its events that the fallback may make; 0 without one.
+
+        Raises:
+            ValueError: `fallback_share` is no percentage.
+        """
+        if self.fallback is None:
+            return 0.0
+        return share(DEFAULT_FALLBACK_SHARE if self.fallback_share is None else self.fallback_share)
+
+    @property
     def most_replicas(self) -> int | None:
         """Replicas that are of use: one asks somebody else's server for as much as it gives; None for any number."""
         return None if self.server is None or self.server.command else 1
@@ -263,8 +284,9 @@ class Stage:
         declared = isolation_of(self.isolation)
         if self.server is None or self.server.command:
             return declared
-        ports = tuple(dict.fromkeys((*declared.ports, self.server.port)))
-        return replace(declared, ports=ports, reads=(*declared.reads, *self.server.files))
+        servers = [each for each in (self.server, self.fallback) if isinstance(each, ModelServer)]
+        ports = tuple(dict.fromkeys((*declared.ports, *(server.port for server in servers))))
+        return replace(declared, ports=ports, reads=(*declared.reads, *(f for each in servers for f in each.files)))
 
     def when(self, condition: Callable[[Any], bool] | str) -> Edge:
         """Return the edge out of this stage that results take for which the condition holds.

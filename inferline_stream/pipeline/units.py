@@ -14,6 +14,7 @@ def is_whole(value: object, least: int = 1) -> bool:
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 
@@ -45,6 +46,18 @@ def moment_s(text: str) -> float:
     except (TypeError, ValueError):
         raise ValueError(f"{text!r} is not a time: write one such as 2026-12-01T06:00:00+01:00") from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def share(text: str) -> float:
+    """Share meant by a percentage such as ``"5%"``.
+
+    Raises:
+        ValueError: no number, or no percent sign.
+    """
+    match = _SHARE.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f'{text!r} is no percentage: write a number and a percent sign, e.g. "5%"')
+    return float(match[1]) / 100
 
 
 def size_bytes(text: str) -> float:

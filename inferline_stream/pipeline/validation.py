@@ -22,6 +22,7 @@ from inferline_stream.pipeline.annotations import (
 )
 from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_times, emulated_s
 from inferline_stream.pipeline.event_classes import problems_of_classes
+from inferline_stream.pipeline.fallback_declaration import problems_of_fallbacks
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue, divided
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
@@ -61,6 +62,7 @@ def problems(pipeline: Pipeline) -> tuple[str, ...]:
         kinds = catalogue(kind for kind in pipeline.hardware if isinstance(kind, Hardware))
         for problem in (*_of_stage(stage, kinds), *_of_parents(stage, listed)):
             found.append(f"{stage.declared}: stage {stage.name!r}: {problem}")
+    found += problems_of_fallbacks(pipeline)
     # Types are compared only along edges that lead from stage to stage.
     found += _of_types(stages, pipeline)
     return tuple(found)

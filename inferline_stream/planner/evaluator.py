@@ -310,7 +310,7 @@ class Evaluator:
         if found is None:
             name = self.problem.shape.stages[stage]
             found = station(
-                self.problem.measured,
+                self.problem.measured.without_fallbacks(),
                 name,
                 option,
                 order_slo_s=self.problem.queue_slo_s,

@@ -148,7 +148,7 @@ class TimedReplica:
         def begin() -> int:
             batch = list(itertools.islice(events, order.batch_size))
             now_s = time.perf_counter()
-            began_s[number := self._send(batch, profiling)] = now_s
+            began_s[number := self._send(batch, profiling, order.version)] = now_s
             return number
 
         for _ in range(order.concurrency):
@@ -188,9 +188,9 @@ class TimedReplica:
             if frame is None or isinstance(frame, Ready) or frame.batch in batches:
                 return frame
 
-    def _send(self, inputs: Sequence[StageInput], profiling: Profiling | None) -> int:
+    def _send(self, inputs: Sequence[StageInput], profiling: Profiling | None, version: int = 0) -> int:
         number = next(self._numbers)
-        self._connection.send(Batch(1, number, list(inputs), profiling=profiling))
+        self._connection.send(Batch(1, number, list(inputs), profiling=profiling, version=version))
         return number
 
     def _failure(self, frame: ToDispatcher | None, batch_size: int) -> Failure | None:

@@ -44,6 +44,7 @@ class Measure(msgspec.Struct, frozen=True, tag=True):
         most: batches that are enough.
         concurrency: batches that the replica has in hand all the time.
         sleeps_s: see `frames.Profiling`.
+        version: see `frames.Batch`.
         events: positions in the newest `SampleInputs`; taken in turn, again from the start when they end.
         beside: copies of the replica that run the same batches meanwhile.
     """
@@ -54,6 +55,7 @@ class Measure(msgspec.Struct, frozen=True, tag=True):
     most: int
     concurrency: int = 1
     sleeps_s: float = 0.0
+    version: int = 0
     events: list[int] = []
     beside: list[str] = []
 

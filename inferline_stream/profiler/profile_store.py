@@ -15,16 +15,17 @@ import msgspec
 from inferline_stream.actuators.mps import shared_by
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidFile
-from inferline_stream.pipeline.emulation import Emulated, emulated_s
+from inferline_stream.pipeline.emulation import Emulated, emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import isolation_of
+from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.profile import Profile
 from inferline_stream.pipeline.shape import Paths, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.profiler.code_version import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 
-VERSION = 7
+VERSION = 8
 
 
 class StoredProfile(msgspec.Struct, frozen=True):
@@ -41,6 +42,7 @@ class StoredProfile(msgspec.Struct, frozen=True):
         rehearsed: whether batches took no longer in a rehearsal of a plan.
         isolation: level and kind of seal that it was measured under.
         emulated_s: declared service times, of emulated kinds.
+        fallback_s: likewise of the stage's fallback.
         note: why there are no larger batches, if so.
         measured_at: when.
     """
@@ -55,6 +57,7 @@ class StoredProfile(msgspec.Struct, frozen=True):
     rehearsed: bool = False
     isolation: str = "none"
     emulated_s: dict[int, float] = {}
+    fallback_s: dict[int, float] = {}
     note: str = ""
     measured_at: str = ""
     version: int = VERSION
@@ -64,7 +67,14 @@ class StoredProfile(msgspec.Struct, frozen=True):
         times = tuple(entry for entry in self.profile.service_times if entry.batch_size <= stage.max_batch_size)
         at_once = (entry for entry in self.profile.contention if entry.concurrency <= stage.most_at_once)
         contention = tuple(replace(entry, factors=entry.factors[: len(times)]) for entry in at_once)
-        return replace(self.profile, service_times=times, contention=contention, most_replicas=stage.most_replicas)
+        return replace(
+            self.profile,
+            service_times=times,
+            contention=contention,
+            most_replicas=stage.most_replicas,
+            fallback=self.profile.fallback[: len(times)],
+            fallback_share=stage.degraded_share,
+        )
 
 
 class StoredPaths(msgspec.Struct, frozen=True):
@@ -262,6 +272,7 @@ class ProfileStore:
             max_batch_size=stage.max_batch_size,
             isolation=_isolation(stage),
             emulated_s=emulated_s(stage.emulated, profile.hardware) if kind.emulated else {},
+            fallback_s=_fallback_s(stage, kind),
             note=note,
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
             concurrency=stage.most_at_once,
@@ -278,7 +289,12 @@ class ProfileStore:
         if stored is not None:
             sizes = len(profile.service_times)
             contention = tuple(replace(each, factors=each.factors[:sizes]) for each in stored.profile.contention)
-            corrected = replace(stored.profile, service_times=profile.service_times, contention=contention)
+            corrected = replace(
+                stored.profile,
+                service_times=profile.service_times,
+                contention=contention,
+                fallback=stored.profile.fallback[:sizes],
+            )
             write_file(file, msgspec.structs.replace(stored, profile=corrected, rehearsed=rehearsed))
 
     def save_paths(self, known: Known) -> Path:
@@ -391,7 +407,7 @@ class ProfileStore:
             return f"it was measured where replicas shared a GPU by {by}, and here they share it by {here}"
         if stored.hardware.emulated:
             declared = emulated_s(stage.emulated, stored.hardware.name)
-            if stored.emulated_s != declared:
+            if (stored.emulated_s, stored.fallback_s) != (declared, _fallback_s(stage, stored.hardware)):
                 return "its emulated service times have changed"
         by_event = stage.cost is not None or _weighs(stage)
         if stored.events != self._events and (by_event or not stored.hardware.emulated):
@@ -406,14 +422,18 @@ class ProfileStore:
 def stage_digest(stage: Stage, folder: Path) -> str:
     """Of everything that service times follow from: the code, what an event costs, how emulated times vary."""
     varies = stage.emulated if isinstance(stage.emulated, Emulated) else Emulated({})
-    functions = [stage.run, stage.cost, varies.weight]
-    server = stage.server
-    if server is not None:
-        functions += [server.request, server.response]
+    versions = [stage.server if stage.run is None else stage.run, stage.fallback]
+    functions: list[Any] = [stage.cost, varies.weight]
+    for code in versions:
+        functions += [code.request, code.response] if isinstance(code, ModelServer) else [code]
     parts = [code_digest(function, folder) for function in functions if function is not None]
-    if server is not None:
+    for server in (code for code in versions if isinstance(code, ModelServer)):
         parts += [server.protocol, server.url, server.path, server.model, server.version]
     return hashlib.sha256(repr([*parts, varies.cv]).encode()).hexdigest()
+
+
+def _fallback_s(stage: Stage, kind: Hardware) -> dict[int, float]:
+    return fallback_s(stage.emulated, kind.name) if kind.emulated and stage.fallback is not None else {}
 
 
 def _weighs(stage: Stage) -> bool:

@@ -18,11 +18,12 @@ from inferline_stream.actuators.mps import shared_by
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.errors import InvalidTopology, StageFailed, Unreachable
-from inferline_stream.pipeline.emulation import Emulated, emulated_s
+from inferline_stream.pipeline.emulation import Emulated, emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
-from inferline_stream.pipeline.profile import Contention, Profile
+from inferline_stream.pipeline.profile import Contention, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.topology import Pipeline, Stage
+from inferline_stream.pipeline.units import format_duration
 from inferline_stream.profiler.bench_messages import EventOutcome, Measure
 from inferline_stream.profiler.benches import Bench, Benches, benches_here
 from inferline_stream.profiler.machine import Machine
@@ -35,6 +36,7 @@ from inferline_stream.profiler.service_times import (
     measure,
     measure_contention,
     measure_emulated,
+    measure_fallback,
     powers_of_two,
 )
 from inferline_stream.profiler.this_host import NEIGHBOURS_LOAD, HeldDevice, ThisHost, device_for, sample_spec
@@ -273,7 +275,7 @@ class ProfilingSession:
             if not there and stage.confined.level == "sandbox" and stage.confined.forked and not kind.gpus:
                 start_up_s = await self._forked_start_up_s(stage, kind) or profile.start_up_s
                 profile = replace(profile, start_up_s=start_up_s)
-        for why in (note, "" if there else disturbance(kind, profile.waited_share)):
+        for why in (note, useless(profile), "" if there else disturbance(kind, profile.waited_share)):
             if why:
                 self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {why}")
         machine = Machine(f"{self._options.platform}, {node}", math.ceil(kind.cores), _gpus(kind))
@@ -308,19 +310,24 @@ class ProfilingSession:
         """Emulated hardware only waits: nothing is slower beside others."""
         bench, table_s = await self._sample_bench(stage.name), emulated_s(stage.emulated, kind.name)
         varies = stage.emulated if isinstance(stage.emulated, Emulated) else None
-        times, variation = await measure_emulated(
-            bench, self._inputs[stage.name], stage.max_batch_size, table_s, varies=varies
+        others_s = fallback_s(stage.emulated, kind.name) if stage.fallback is not None else None
+        times, variation, fallback = await measure_emulated(
+            bench, self._inputs[stage.name], stage.max_batch_size, table_s, fallback_s=others_s, varies=varies
         )
         steady = tuple(1.0 for _ in times)
         contention = tuple(Contention(c, steady) for c in powers_of_two(stage.most_at_once)[1:])
         most = stage.most_replicas
-        return Profile(stage.name, kind.name, times, bench.start_up_s, variation, 0.0, contention, most)
+        share = stage.degraded_share
+        return Profile(
+            stage.name, kind.name, times, bench.start_up_s, variation, 0.0, contention, most, "", fallback, share
+        )
 
     async def _timed(
         self, stage: Stage, kind: Hardware, bench: Bench, device: HeldDevice | None
     ) -> tuple[Profile, str, str]:
         """Time a stage on a bench, alone and beside others; say why larger batches are missing, and on which node."""
-        passes = 2 * stage.max_batch_size.bit_length() + stage.most_at_once.bit_length() - 1
+        sizes = stage.max_batch_size.bit_length()
+        passes = (3 if stage.fallback is not None else 2) * sizes + stage.most_at_once.bit_length() - 1
         passed = itertools.count()
 
         def begun(batch_size: int) -> None:
@@ -333,6 +340,11 @@ class ProfilingSession:
         times, variation, note = await measure(
             bench, inputs, stage.max_batch_size, seconds=seconds, device=device, progress=begun
         )
+        fallback = tuple[ServiceTime, ...]()
+        if stage.fallback is not None:
+            times, fallback = await measure_fallback(
+                bench, inputs, times, seconds=seconds, device=device, progress=begun
+            )
         contention = tuple[Contention, ...]()
         if stage.most_at_once > 1:
             contention, refused = await measure_contention(
@@ -342,11 +354,11 @@ class ProfilingSession:
         node = "" if bench.seen is None else bench.seen.node
         start_up_s, waited, most = bench.start_up_s, bench.waited_share, stage.most_replicas
         shared = "" if device is None else shared_by(kind, stage.confined)
-        return (
-            Profile(stage.name, kind.name, times, start_up_s, variation, waited, contention, most, shared),
-            note,
-            node,
+        share = stage.degraded_share
+        profile = Profile(
+            stage.name, kind.name, times, start_up_s, variation, waited, contention, most, shared, fallback, share
         )
+        return profile, note, node
 
     async def _forked_start_up_s(self, stage: Stage, kind: Hardware) -> float | None:
         """Return how long the next replica takes where a fork server forks it; None where none can."""
@@ -368,8 +380,22 @@ class ProfilingSession:
 def replica_spec(topology: Path, stage: Stage, kind: Hardware) -> ReplicaSpec:
     """Return the replica of a stage that is timed on a kind."""
     emulated = emulated_s(stage.emulated, kind.name) if kind.emulated else None
+    other = fallback_s(stage.emulated, kind.name) if kind.emulated and stage.fallback is not None else None
+    path = str(topology.resolve())
     return ReplicaSpec(
-        "", stage.name, str(topology.resolve()), kind, emulated, isolation=stage.confined, purpose="profile"
+        "", stage.name, path, kind, emulated, isolation=stage.confined, purpose="profile", fallback_s=other
+    )
+
+
+def useless(profile: Profile) -> str:
+    """Why a stage's fallback makes no event in time that the stage does not, in words; empty where it does."""
+    pairs = zip(profile.service_times, profile.fallback, strict=False)
+    if not profile.fallback or any(fast.mean_s < own.mean_s for own, fast in pairs):
+        return ""
+    own, fast = profile.service_times[0].mean_s, profile.fallback[0].mean_s
+    return (
+        f"its fallback is useless: it takes {format_duration(fast)} for an event, the stage {format_duration(own)}; "
+        "give a faster one, or leave it out"
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.replica.emulated_hardware import emulated_service_s
 from inferline_stream.pipeline.emulation import Emulated
+from inferline_stream.pipeline.fallback import FALLBACK
 from inferline_stream.pipeline.profile import STEADY, Contention, ServiceTime, Variation
 from inferline_stream.profiler.bench_messages import Measure
 from inferline_stream.profiler.benches import Bench
@@ -175,6 +176,43 @@ async def measure_contention(
     return tuple(found), ""
 
 
+async def measure_fallback(
+    bench: Bench,
+    inputs: Sequence[StageInput],
+    own: Sequence[ServiceTime],
+    *,
+    seconds: float,
+    device: HeldDevice | None = None,
+    progress: Callable[[int], None] = lambda batch_size: None,
+) -> tuple[tuple[ServiceTime, ...], tuple[ServiceTime, ...]]:
+    """Time the stage's fallback in batches of the sizes that the stage itself was timed in.
+
+    Args:
+        bench: of the stage on a kind; its replica has loaded both.
+        inputs: of the stage.
+        own: service times of the stage itself.
+        seconds: time to spend.
+        device: that the replica holds.
+        progress: called as each size begins.
+
+    Returns:
+        The stage's own times again, with the memory of both, and those of the fallback.
+
+    Raises:
+        ReplicaFailed: the fallback cannot run such batches, or both do not fit into a share of a GPU together.
+    """
+    before = 0 if device is None else device.taken_bytes or 0
+    found = []
+    for entry in own:
+        progress(entry.batch_size)
+        order = Measure(entry.batch_size, seconds / len(own), FEWEST_BATCHES, MOST_BATCHES, version=FALLBACK)
+        found.append(service_time(entry.batch_size, np.array(await bench.time(inputs, order))))
+    if device is not None and (why := _beyond_share(device, own[-1].batch_size)):
+        raise ReplicaFailed(f"{why}, with its fallback")
+    more = 0 if device is None else max(0, (device.taken_bytes or 0) - before)
+    return tuple(replace(entry, device_bytes=entry.device_bytes + more) for entry in own), tuple(found)
+
+
 class _TimedRun:
     """Batches of a stage's inputs, taken in turn, and how long each took."""
 
@@ -214,9 +252,12 @@ async def measure_emulated(
     max_batch_size: int,
     table_s: Mapping[int, float],
     *,
+    fallback_s: Mapping[int, float] | None = None,
     varies: Emulated | None = None,
-) -> tuple[tuple[ServiceTime, ...], Variation | None]:
+) -> tuple[tuple[ServiceTime, ...], Variation | None, tuple[ServiceTime, ...]]:
     """The declared service times, each longer by what sleeping and handing a batch over were measured to take.
+
+    The last of what is returned are those of the fallback, none without ``fallback_s``.
 
     Where the times vary, random batches of the sample are timed as the emulation would, and fitted as measured ones
     are.
@@ -229,8 +270,9 @@ async def measure_emulated(
     times = await bench.time(inputs, Measure(1, 0.3, fewest, MOST_BATCHES, sleeps_s=declared_s))
     over_s = np.maximum(0.0, np.array(times) - declared_s)
     sizes = [s for s in sorted({*table_s, *powers_of_two(max(table_s))}) if s <= max_batch_size]
-    if varies is None:
-        return tuple(service_time(size, emulated_service_s(table_s, size) + over_s) for size in sizes), None
+    fallback = tuple(service_time(b, emulated_service_s(fallback_s, b) + over_s) for b in sizes) if fallback_s else ()
+    if varies is None or (varies.cv == 0 and varies.weight is None):
+        return tuple(service_time(size, emulated_service_s(table_s, size) + over_s) for size in sizes), None, fallback
     costs = await bench.weigh(inputs)
     weights = np.array(await bench.weigh(inputs, emulated=True) or np.ones(len(inputs)))
     rng, chance = np.random.default_rng(0), Random(0)  # noqa: S311  no secret depends on it
@@ -244,4 +286,4 @@ async def measure_emulated(
             TimedBatch(tuple(map(int, events)), float(time_s) * varies.factor(chance))
             for events, time_s in zip(drawn, drawn_s, strict=True)
         ]
-    return fitted(timed, costs)
+    return *fitted(timed, costs), fallback

@@ -269,6 +269,7 @@ class _Arena:
             catalogue=self._catalogue,
             slo_s=self._plan.slo_s,
             order=self._plan.order,
+            planned_rate=self._plan.arrival_rate,
             conditions=conditions or self.conditions,
             slots=self._plan.slots,
             workload=workload,

@@ -18,7 +18,7 @@ from inferline_stream.pipeline.deadline_order import OFFSETS_SPAN
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.shape import Shape, visit_ratios
 from inferline_stream.pipeline.topology import DEFAULT_PARTITIONS
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.live_observations import LiveObservations
@@ -73,6 +73,7 @@ def replay(
     slo_s: float,
     slots: Mapping[str, int],
     order: str = "deadline",
+    planned_rate: float = 0.0,
     conditions: Conditions | None = None,
     seed: int = 0,
     slowdowns: Sequence[Slowdown] = (),
@@ -96,6 +97,7 @@ def replay(
         slo_s: beyond it an event is a miss.
         slots: of the stages that have several, as in `Plan`; members of consumer groups have none.
         order: of the queues, as in `Pipeline`; consumer groups have that of entry.
+        planned_rate: events per second that the plan was made for, with which the budgets of fallbacks begin.
         conditions: delays.
         seed: of every draw.
         slowdowns: changes of service times, for experiments.
@@ -111,8 +113,9 @@ def replay(
     workload = workload or prepare(shape, measured, trace, seed=seed)
     order = order if partitions is None else "entry"
     loop = _Loop(
-        shape, allocations, measured, workload, conditions, slots=slots, slo_s=slo_s, order=order, partitions=partitions
-    )
+        shape, allocations, measured, workload, conditions,
+        slots=slots, slo_s=slo_s, order=order, partitions=partitions, planned_rate=planned_rate,
+    )  # fmt: skip
     steps = loop.run(scaler, slowdowns, observations, progress)
     return loop.outcome(scaler.name, catalogue, steps)
 
@@ -130,6 +133,7 @@ class _Loop:
         slo_s: float,
         order: str,
         partitions: int | None,
+        planned_rate: float,
     ) -> None:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
         self._end_s = float(workload.entering_s[-1]) if len(workload) else 0.0
@@ -144,6 +148,7 @@ class _Loop:
         one_each = {name: [replace(a, replicas=1) for a in allocations[name]] for name in shape.stages}
         rests = rests_s(shape, measured, order, slo_s, allocations)
         slots_of = [slots.get(name, 1) if partitions is None else 1 for name in shape.stages]
+        visits = visit_ratios(shape, measured.paths)
         stations = [
             station(
                 measured,
@@ -153,6 +158,7 @@ class _Loop:
                 rest_s=rests[name],
                 partitions=partitions,
                 span=OFFSETS_SPAN * max(1, DEFAULT_PARTITIONS // count),
+                planned_rate=planned_rate * visits[name] / count,
             )
             for name, count in zip(shape.stages, slots_of, strict=True)
         ]
@@ -294,6 +300,7 @@ class _Loop:
             changes=sum(crew.changes for crew in self._crews),
             longer_s=self._workload.longer_s[last] if self._classes else 0.0,
             miss_rates_by_class=self._misses_by_class(self._workload.judged_s(latency_s)),
+            degraded=self._plant.degraded(),
         )
 
     def _misses_by_class(self, judged_s: Floats) -> dict[str, float]:

@@ -49,6 +49,7 @@ class Outcome:
         longer_s: how much longer the SLO of each event's class is than ``slo_s``.
         miss_rates_by_class: of each live class, where there are several, by its topic; empty for that of the
             pipeline's own SLO.
+        degraded: uint8 (events,), whether a stage's fallback made something of the event; None where nobody looked.
     """
 
     policy: str
@@ -63,6 +64,7 @@ class Outcome:
     changes: int
     longer_s: NDArray[np.float64] | float = 0.0
     miss_rates_by_class: Mapping[str, float] = field(default_factory=dict)
+    degraded: NDArray[np.uint8] | None = None
 
     @property
     def cost_per_hour(self) -> float:
@@ -94,6 +96,11 @@ class Outcome:
         """Share of the events that reach the sink late or never."""
         known = self.known
         return self.late / known if known else 0.0
+
+    @property
+    def degraded_share(self) -> float:
+        """Share of the events of which a stage's fallback made something."""
+        return float(self.degraded.mean()) if self.degraded is not None and self.degraded.size else 0.0
 
     def rank(self, allowed: float) -> tuple[bool, float, float]:
         """Smaller is better: the cheapest within the share of misses allowed, else the fewest misses."""

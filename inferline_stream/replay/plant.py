@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from inferline_stream.estimator.feeds import Source
-from inferline_stream.estimator.kernels import Floats, FloatTable, Tokens
+from inferline_stream.estimator.kernels import Flags, Floats, FloatTable, Tokens
 from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.stage_arrivals import Flow
 from inferline_stream.estimator.station import Station
@@ -96,6 +96,15 @@ class Plant:
         """By event; NaN of those that have not reached the sink."""
         self._serve()
         return self._latency_s
+
+    def degraded(self) -> Flags:
+        """By event, whether any stage's fallback made something of it."""
+        self._serve()
+        made = np.zeros(len(self._workload), np.uint8)
+        for stage in self._stages:
+            if stage.made.size:
+                np.maximum(made, stage.made, out=made)
+        return made
 
     def _serve(self) -> None:
         """Serve the queues up to the present."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.estimator.kernels import Floats
+from inferline_stream.pipeline.fallback import FEWEST_DEGRADED
 from inferline_stream.replay.live_observations import Figures
 from inferline_stream.replay.plant import Plant
 from inferline_stream.replay.stage_replicas import Counted, StageReplicas
@@ -29,6 +30,7 @@ class Glimpse:
         completed: records that have left it.
         lag: records not yet completed.
         hidden: of them, hopeless ones that are no demand.
+        degraded: records that went to the stage's fallback.
         oldest_s: when the oldest record not yet completed was sent; None if all are.
         busy_s: Σ of service times begun.
         nominal_s: the same as the profile has it.
@@ -42,6 +44,7 @@ class Glimpse:
     completed: int
     lag: int
     hidden: int
+    degraded: int
     oldest_s: float | None
     busy_s: float
     nominal_s: float
@@ -54,6 +57,11 @@ class Glimpse:
         span_s = self.time_s - (0.0 if since is None else since.time_s)
         busy_s = self.busy_s - (0.0 if since is None else since.busy_s)
         return min(busy_s / (span_s * self.places), 1.0) if span_s > 0 and self.places else None
+
+    def degraded_share(self, since: Glimpse) -> float:
+        """Share of the records that left since then that the fallback made; 0 where it made next to none."""
+        degraded, left = self.degraded - since.degraded, self.completed - since.completed
+        return min(degraded / left, 1.0) if left > 0 and degraded >= FEWEST_DEGRADED else 0.0
 
 
 @dataclass(slots=True)
@@ -165,8 +173,9 @@ class Sight:
 
 
 def _glimpse(time_s: float, seen: Sequence[float], counted: Counted) -> Glimpse:
-    came, left, oldest_s, busy_s, nominal_s, hidden = seen
+    came, left, oldest_s, busy_s, nominal_s, hidden, degraded = seen
     lag = int(came - left)
     return Glimpse(
-        time_s, int(came), int(left), lag, int(hidden), oldest_s if lag else None, busy_s, nominal_s, *counted
+        *(time_s, int(came), int(left), lag, int(hidden), int(degraded)),
+        *(oldest_s if lag else None, busy_s, nominal_s, *counted),
     )

@@ -24,6 +24,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "p99_s": _finite(outcome.p99_s),
         "miss_rate": outcome.miss_rate,
         "worst_bin_miss_rate": outcome.worst_miss_rate(BIN_S),
+        "degraded_share": outcome.degraded_share,
         "cost": outcome.cost,
         "cost_per_hour": outcome.cost_per_hour,
         "peak_replicas": outcome.peak_replicas,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,20 @@ class Reserve:
     replicas: Mapping[str, int]
     cost_per_hour: float
     multiple: float
+    saved_per_hour: float = 0.0
+    """Dollars per hour that stages without a fallback would add."""
 
 
 def reserve_of(basis: Basis) -> Reserve:
+    """Return what a plan's reserve is, and what fallbacks save of it."""
+    own = _reserve(basis)
+    if basis.reserve is not None or all(stage.carries <= 1 for stage in basis.stages):
+        return own
+    alone = _reserve(replace(basis, stages=tuple(replace(stage, carries=1.0) for stage in basis.stages)))
+    return replace(own, saved_per_hour=alone.cost_per_hour - own.cost_per_hour)
+
+
+def _reserve(basis: Basis) -> Reserve:
     """Without a staffing table, what a multiple of the traffic needs is known by square-root staffing."""
     supply = basis.floor if basis.reserve is None else supplies(basis, basis.reserve)
     replicas, cost, multiple = {}, 0.0, math.inf

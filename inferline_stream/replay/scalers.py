@@ -156,6 +156,7 @@ class Tuner:
             (),
             0.0 if seen.oldest_s is None else seen.time_s - seen.oldest_s,
             seen.busy_share(before),
+            seen.degraded_share(before),
         )
 
     def _visit_ratios(self, now: Sequence[Glimpse], before: Sequence[Glimpse]) -> list[float | None]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.estimator.general_pool import GeneralPool, lanes_of
-from inferline_stream.estimator.kernels import Floats, FloatTable, Ints, Tokens
+from inferline_stream.estimator.kernels import Flags, Floats, FloatTable, Ints, Tokens
 from inferline_stream.estimator.shared_pool import moved
 from inferline_stream.estimator.stage_pools import dealt, together
 from inferline_stream.estimator.station import Station
@@ -38,8 +38,8 @@ class StageQueues:
         events, lanes = len(workload), lanes_of(workload, stage, station)
         self.seen: list[FloatTable] = []
         """By `advance`, and look: records that came, that left, when the oldest there was sent (NaN without one), Σ of
-        the service times of the batches begun, the same as the profile has it, and hopeless records that wait and are
-        no demand."""
+        the service times of the batches begun, the same as the profile has it, hopeless records that wait and are
+        no demand, and records that went to the fallback."""
         self._hop_s, self._sent_s = workload.hop_s, lanes.sent_s
         self._pools = [GeneralPool(workload, stage, station, lanes, code, staffed=False) for _ in range(slots)]
         self._partition_of = workload.partition_of(stage, slots, code=code)
@@ -61,7 +61,7 @@ class StageQueues:
         """
         self._note(sent)
         self._receive(sent)
-        seen = np.empty((looks_s.size, 6))
+        seen = np.empty((looks_s.size, 7))
         gone = self._serve(until_s, looks_s, seen, rests)
         self._look(self._arrived, gone, self._left, self._marks, (looks_s, seen))
         self.seen.append(seen)
@@ -96,7 +96,7 @@ class StageQueues:
             instants_s = np.sort(np.concatenate([instants_s, changes_s]))
             rests_s = by_period_s[np.searchsorted(changes_s, instants_s)]
             looked = np.searchsorted(instants_s, looks_s)
-        spent_s = np.zeros((len(self._pools), instants_s.size, 3))
+        spent_s = np.zeros((len(self._pools), instants_s.size, 4))
         gone = [pool.advance_in_turn(instants_s, own, rests_s) for pool, own in zip(self._pools, spent_s, strict=True)]
         seen[:, 3:] = spent_s[0, looked] if len(gone) == 1 else spent_s[:, looked].sum(axis=0)
         return together(gone)
@@ -115,6 +115,12 @@ class StageQueues:
         fates = [pool.fate[events] for pool in self._pools]
         taken = fates[0] if len(fates) == 1 else np.max(fates, axis=0)
         self._note_stays(gone, taken, self._sent_s[events] + self._hop_s, stay, (until_s, found))
+
+    @property
+    def made(self) -> Flags:
+        """By event, whether the fallback made its result; empty without a fallback."""
+        made: Flags = np.max([pool.made for pool in self._pools], axis=0)
+        return made
 
     def slow(self, factor: float) -> None:
         """Batches that begin from now on take so many times what they take as profiled."""

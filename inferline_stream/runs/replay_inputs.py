@@ -77,6 +77,7 @@ class ReplayInputs:
             catalogue=self.kinds,
             slo_s=self.plan.slo_s,
             order=self.plan.order,
+            planned_rate=self.plan.arrival_rate,
             conditions=conditions,
             slots=self.plan.slots,
             seed=seed,

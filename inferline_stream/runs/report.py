@@ -110,6 +110,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """Where there are several live ones, by topic."""
     backgrounds: dict[str, BackgroundReport] = {}
     """By topic."""
+    degraded: dict[str, int] = {}
+    """Events that a stage's fallback made, by stage; without stages that made none."""
 
 
 def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[DecisionLine]:
@@ -242,6 +244,7 @@ def run_report(
         backlog_done_s=round(max(done_s) - started_s, 3) if done_s else None,
         classes={of.topic: _class_report(each, of, state.slo_s) for of, each in zip(state.classes, live, strict=False)},
         backgrounds=backgrounds,
+        degraded={stage.name: stage.total.degraded for stage in state.stages if stage.total.degraded},
     )
 
 

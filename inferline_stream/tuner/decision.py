@@ -31,6 +31,8 @@ class Reason(StrEnum):
     """By the time a new replica is ready, traffic will have outgrown the present ones."""
     BACKLOG = "backlog"
     """Queued records would miss the SLO at the present throughput."""
+    DEGRADED = "degraded"
+    """A stage's fallback makes more of the events than it is there for."""
     VISIT_RATIO_SHIFTED = "visit_ratio_shifted"
     """More events take the branch to a stage than planned."""
     THROUGHPUT_FELL = "throughput_fell"

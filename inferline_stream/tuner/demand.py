@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from inferline_stream.pipeline.fallback import UNMET_S, UNMET_SHARE
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.forecast import ABSORBED_SHARE, expected_multiple
 from inferline_stream.tuner.observation import Observation, StageObservation
@@ -96,10 +97,12 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
         state = _chosen(_recorded(state, record, seen, traffic.expected, lead_s), basis.levels, seen, traffic, lead_s)
         if state.choice is not None and state.choice.multiple > traffic.multiple:
             traffic = _by_odds(traffic, state.choice, lead_s)
+    state = _degrading(state, seen)
+    unmet = {name for name, since_s in state.degraded_since_s.items() if seen.time_s - since_s >= UNMET_S}
     floor, why = _floor(state, seen, lead_s)
     found: dict[str, Demand] = {}
     for stage in basis.stages:
-        demand = _demand(basis, stage, seen, traffic)
+        demand = _demand(basis, stage, seen, traffic, degraded=stage.name in unmet)
         profiled = {kind.hardware: kind.throughput for kind in stage.kinds}
         slowed = min((demand.throughputs[hardware] / profiled[hardware] for hardware in profiled), default=1.0)
         # The floor is a number of replicas, given as what they serve when they are as fast as profiled: that they are
@@ -123,6 +126,13 @@ def _with_background(stage: StageBasis, seen: Observation, demand: Demand) -> De
     if needed <= demand.needed:
         return demand
     return replace(demand, needed=needed, reason=Reason.BACKGROUND, detail=f"background events need {seen.background}")
+
+
+def _degrading(state: TunerState, seen: Observation) -> TunerState:
+    """The state that knows since when the fallback of each stage has made more than it is there for."""
+    before = state.degraded_since_s
+    since_s = {n: before.get(n, seen.time_s) for n, there in seen.stages.items() if there.degraded_share > UNMET_SHARE}
+    return state if since_s == before else replace(state, degraded_since_s=since_s)
 
 
 def _floor(state: TunerState, seen: Observation, lead_s: float) -> tuple[Mapping[str, float], str]:
@@ -251,7 +261,7 @@ def supply_for(basis: Basis, stage: StageBasis, multiple: float) -> float:
     return load * multiple + max(useful - load, 0.0) * math.sqrt(multiple)
 
 
-def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: TrafficMultiple) -> Demand:
+def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: TrafficMultiple, *, degraded: bool) -> Demand:
     knobs, there = basis.knobs, seen.stages.get(stage.name)
     throughputs = {kind.hardware: kind.throughput for kind in stage.kinds}
     reason, detail, multiple = traffic.reason, traffic.detail, traffic.multiple
@@ -285,6 +295,14 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
         if arriving + backlog / drain_s > needed:
             needed, reason = arriving + backlog / drain_s, Reason.BACKLOG
             detail = f"{backlog} records wait, the oldest for {there.oldest_lag_s:.2f} s, and {arriving:.1f}/s arrive"
+    share, busy = there.degraded_share, there.utilization is None or there.utilization >= BUSY
+    if degraded and busy:
+        supply = sum(own.ready * throughputs.get(kind, 0.0) for kind, own in there.supply.items())
+        # The stage itself would have taken `carries` times as long for this share; one replica more in any case.
+        lacking = max(1 / (1 - share * (1 - 1 / stage.carries)), 1 + UNMET_SHARE)
+        if supply * lacking > needed:
+            needed, reason = supply * lacking, Reason.DEGRADED
+            detail = f"the fallback made {share:.1%} of the events of ten seconds, and is there for {UNMET_SHARE:.0%}"
     return Demand(needed, throughputs, reason, detail, stuck, traffic.fallen)
 
 

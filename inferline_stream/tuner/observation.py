@@ -37,6 +37,7 @@ class StageObservation:
         partition_idle_s: by partition, how long its committed offset has stood still while it had lag;
             0 where it moves or has no lag. Empty if unknown.
         oldest_lag_s: age of the oldest record that is not finished, from its entry into the stage's topic.
+        degraded_share: share of the events of the last ten seconds that the stage's fallback made.
         utilization: share of time in which ready replicas were busy, over the last seconds; None if unknown.
         background_busy: replicas that background events have to keep busy, beside those of live ones.
     """
@@ -49,6 +50,7 @@ class StageObservation:
     oldest_lag_s: float = 0.0
     utilization: float | None = None
     background_busy: float = 0.0
+    degraded_share: float = 0.0
 
     @property
     def lag(self) -> int:

@@ -61,6 +61,7 @@ class StageBasis:
         slots: its dispatchers: each needs a replica, for its partitions are served by no other one's.
         most_replicas: that are of use; None for any number.
         at_once: visits that one event may cause at the same moment, see `most_at_once`.
+        carries: how many times as many events its replicas serve by the stage's fallback; 1 without one.
     """
 
     name: str
@@ -70,6 +71,7 @@ class StageBasis:
     slots: int = 1
     most_replicas: int | None = None
     at_once: int = 1
+    carries: float = 1.0
 
     planned: int = field(init=False)
     """k⁰, replicas planned over all kinds."""
@@ -188,6 +190,7 @@ def insured(
     """Supply by stage once the plan's bottlenecks have been raised.
 
     Traffic that outgrows the plan is held up first by the stage that can carry the smallest multiple of it.
+    A fallback carries a leap until replicas have started: with it a stage carries more.
     Each layer buys replicas there, one after another, until every stage could carry its multiple of the planned rate
     at full utilization, or until the next replica would exceed its share of the plan's cost.
 
@@ -199,8 +202,8 @@ def insured(
     cost = sum(kind.planned * kind.price_per_hour for stage in stages for kind in stage.kinds)
     total = {stage.name: stage.planned for stage in stages}
 
-    def supply(stage: StageBasis) -> float:
-        return stage.supply / stage.planned * total[stage.name] if stage.planned else 0.0
+    def supply(stage: StageBasis, carries: float = 1.0) -> float:
+        return stage.supply / stage.planned * total[stage.name] * carries if stage.planned else 0.0
 
     for multiple, share in layers:
         left = share * cost
@@ -208,8 +211,8 @@ def insured(
             stage for stage in stages if stage.visit_ratio > 0 and stage.planned > 0 and stage.most_replicas is None
         ]
         while open_stages:
-            tight = min(open_stages, key=lambda stage: supply(stage) / stage.visit_ratio)
-            if supply(tight) >= multiple * arrival_rate * tight.visit_ratio:
+            tight = min(open_stages, key=lambda stage: supply(stage, stage.carries) / stage.visit_ratio)
+            if supply(tight, tight.carries) >= multiple * arrival_rate * tight.visit_ratio:
                 break
             price = min(k.price_per_hour for k in tight.kinds if k.planned)
             if price > left:
@@ -269,10 +272,12 @@ def basis_of(
             )
         most = measured.profiles[name, allocations[0].hardware].most_replicas
         slots = plan.slots.get(name, 1)
-        at_once = plan.at_once.get(name, 1)
         stages.append(
-            StageBasis(name, tuple(kinds), plan.visit_ratios[name], hold_of(allocations), slots, most, at_once)
-        )
+            StageBasis(
+                name, tuple(kinds), plan.visit_ratios[name], hold_of(allocations), slots, most,
+                plan.at_once.get(name, 1), measured.carries(name, allocations),
+            )
+        )  # fmt: skip
     used = {kind.hardware for stage in stages for kind in stage.kinds}
     return Basis(
         slo_s=plan.slo_s,

@@ -16,6 +16,7 @@ from statistics import NormalDist
 import numpy as np
 
 from inferline_stream.estimator.simulation import simulate
+from inferline_stream.pipeline.fallback import UNMET_SHARE
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
@@ -211,7 +212,9 @@ class _Search:
             slots=self._plan.slots,
             seed=self._seed,
         )
-        return found.judged_quantile_s(objective)
+        # More than that of the fallback is demand that is not met, as the policy sees it.
+        degraded = max((s.degraded / s.arrivals for s in found.stages.values() if s.arrivals), default=0.0)
+        return math.inf if degraded > UNMET_SHARE else found.judged_quantile_s(objective)
 
     def _mixed(self, name: str, replicas: int) -> tuple[Allocation, ...]:
         """That many replicas in the plan's mixture of kinds."""

@@ -25,6 +25,7 @@ class TunerState:
         wanted: replicas asked for last, by stage and hardware kind; kinds without any are listed with 0.
         time_s: time of the last observation; None before the first.
         changed_s: time of the last change of any stage (of the first observation if none).
+        degraded_since_s: by stage, since when its fallback has made more of the events than it is there for.
         fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
         outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.beginning_s`.
         leapt_s: when more came than was expected, in the sample or live: see `PolicySettings.leap_memory_s`.
@@ -41,6 +42,7 @@ class TunerState:
     time_s: float | None = None
     changed_s: float = -math.inf
     fits_since_s: Mapping[str, float] = field(default_factory=dict)
+    degraded_since_s: Mapping[str, float] = field(default_factory=dict)
     outgrown_s: float = -math.inf
     leapt_s: float = -math.inf
     record: TrafficRecord | None = None

@@ -109,6 +109,7 @@ def run(p: Pipeline, plan: Plan, trace: Trace, order: str, scaler: Scaler) -> Ou
         slo_s=p.slo_s,
         slots=plan.slots,
         order=order,
+        planned_rate=plan.arrival_rate,
         workload=prepare(p.shape, p.measured, trace),
     )
 

@@ -32,11 +32,14 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 def test_random_pipelines_give_the_latencies_of_the_event_heap(group: int) -> None:
     for seed in range(group * PIPELINES_PER_GROUP, (group + 1) * PIPELINES_PER_GROUP):
         pipeline = random_pipeline(seed)
-        expected = simulate_with_heap(pipeline.workload, pipeline.stations).latency_s
+        simulated = simulate_with_heap(pipeline.workload, pipeline.stations)
+        expected = simulated.latency_s
         for slice_events in (1 if seed % 5 == 0 else 7, 10_000):
-            found = evaluate(pipeline.workload, pipeline.stations, slice_events=slice_events).latency_s
+            evaluation = evaluate(pipeline.workload, pipeline.stations, slice_events=slice_events)
+            found = evaluation.latency_s
             assert found is not None
             assert same(found, expected), f"seed {seed}, slices of {slice_events}"
+            assert [each.degraded for each in evaluation.statistics.values()] == simulated.degraded, f"seed {seed}"
 
 
 def test_pipelines_with_many_results_and_gathers_give_the_latencies_of_the_event_heap() -> None:
@@ -75,6 +78,7 @@ def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
     assert sum(s.partitions > 0 for s in varying) > 50
     assert sum(np.unique(p.workload.entry_s).size < len(p.workload) for p in pipelines) > 20
     assert sum(s.slots > 1 for s in queues) > 50
+    assert sum(s.fallback.size > 0 for s in queues) > 50
     assert sum(s.slots > 1 and s.limits.size > 1 for s in queues) > 20
     keyed = [s for p in pipelines for i, s in enumerate(p.stations) if p.workload.lanes(i).any()]
     assert sum(not s.partitions and s.limits.size > 1 for s in keyed) > 50

@@ -60,7 +60,7 @@ async def test_the_p99_of_times_that_vary_is_predicted_and_means_are_far_off(kin
     by_event = kind != "chance"
     varies = Emulated(TABLE_S) if by_event else Emulated(TABLE_S, cv=0.5)
     bench = Bench(weighs=by_event, costs=kind == "costs")
-    times, variation = await measure_emulated(bench, INPUTS, 8, TABLE_S, varies=varies)
+    times, variation, _ = await measure_emulated(bench, INPUTS, 8, TABLE_S, varies=varies)
     measured = PipelineProfile({("a", "x"): Profile("a", "x", times, variation=variation)}, Paths((0,), (1.0,)))
     trace = gamma_trace(rate, 1.0, 400.0, np.random.default_rng(2))
     weights = np.random.default_rng(3).choice(WEIGHTS, len(trace)) if by_event else np.ones(len(trace))

@@ -49,10 +49,12 @@ class Happening(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeapSimulation:
-    """Latency of every event (NaN without a sink record), and all that happened, in order of time."""
+    """Latency of every event (NaN without a sink record), all that happened, in order of time, and, by stage, how many
+    events its fallback made."""
 
     latency_s: Floats
     log: Sequence[Happening]
+    degraded: Sequence[int]
 
 
 _Group = tuple[str, int]
@@ -94,6 +96,7 @@ class _Stage:
     in_hand: list[int] = field(default_factory=list)  # keys of the events in hand
     numbers: dict[int, int] = field(default_factory=dict)  # by event: how many arrived before it
     hopeless: dict[_Group, tuple[float, int]] = field(default_factory=dict)  # and their places in order
+    served: list[tuple[float, int, bool]] = field(default_factory=list)  # (start, events, whether by the fallback)
     shared: int = 0  # batches made while hopeless ones waited beside hopeful ones, since the last that was theirs
 
 
@@ -138,6 +141,7 @@ class _Simulation:
         self.heap: list[tuple[float, int, tuple[Any, ...], int, tuple[Any, ...]]] = []
         self.log: list[Happening] = []
         self.latency_s = np.full(len(workload), math.nan)
+        self.degraded: list[set[int]] = [set() for _ in stations]
         self.batches = 0
         self.numbers = itertools.count()
         self.stages = [
@@ -168,7 +172,7 @@ class _Simulation:
                 self._arrive(now, *payload)
             else:
                 self._dispatch(now, *payload)
-        return HeapSimulation(self.latency_s, self.log)
+        return HeapSimulation(self.latency_s, self.log, [len(events) for events in self.degraded])
 
     def _plan(self, when_s: float, what: int, order: tuple[Any, ...], *payload: Any) -> None:
         heapq.heappush(self.heap, (when_s, what, order, next(self.numbers), payload))
@@ -345,9 +349,15 @@ class _Simulation:
         if station.hold_s > 0 and len(queued) < cap and due > now:
             self._plan(due, _DISPATCH, (), s, slot)
             return False
-        batch = (
-            self._batch(now, stage, (serving_s, rest_s, cap, limit)) if station.triages else self._first(stage)[:limit]
+        first_row, fast_s = self._row(station, replica.kind, in_hand, 0), [0.0] * (limit + 1)
+        if station.fallback.size:
+            fast_s[1:] = station.fallback[first_row + 1 : first_row + limit + 1].tolist()
+        batch, fast = (
+            self._batch(now, stage, (serving_s, rest_s, cap, limit), fast_s)
+            if station.triages
+            else (self._first(stage)[:limit], False)
         )
+        stage.served.append((now, len(batch), fast))
         hopeful = [entry for entry in self._hopeful(stage) if entry[1] in batch]
         for event in batch:
             stage.hopeless.pop(self._group(stage, event), None)
@@ -355,7 +365,13 @@ class _Simulation:
         stage.in_hand += [stage.keys[event] for event in batch if event in stage.keys]
         self.batches += 1
         row = self._row(station, replica.kind, in_hand, len(batch))
-        end = now + self._service_s(station, replica.kind, row, batch, stage.service_key)
+        takes_s = self._service_s(station, replica.kind, row, batch, stage.service_key)
+        if fast:
+            takes_s = (
+                takes_s * (fast_s[len(batch)] / float(station.table[row])) if station.varies else fast_s[len(batch)]
+            )
+            self.degraded[s].update(batch)
+        end = now + takes_s
         replica.ends_s.append(end)
         order = self.batches
         self.log += [Happening(now, s, event, "starts", self._number(s, slot, r), self.batches) for event in batch]
@@ -368,14 +384,31 @@ class _Simulation:
         """Of a slot's replica, among those of the stage."""
         return slot + r * len(self.stages[s])
 
-    def _batch(self, now: float, stage: _Stage, how: tuple[Sequence[float], float, int, int]) -> list[int]:
-        """Hopeless last: moves aside what cannot be on time, and takes a batch."""
+    def _may_degrade(self, now: float, stage: _Stage, events: int) -> bool:
+        """Whether the fallback stays within its share of what was served in this five minutes and the eleven before."""
+        newest = math.floor(now / 300)
+        recent = [(n, fast) for start_s, n, fast in stage.served if newest - math.floor(start_s / 300) < 12]
+        before = stage.station.served_before if newest < 12 else 0
+        degraded = sum(n for n, fast in recent if fast)
+        return degraded + events <= stage.station.fallback_share * (before + sum(n for n, _ in recent) + events)
+
+    def _batch(
+        self, now: float, stage: _Stage, how: tuple[Sequence[float], float, int, int], fast_s: Sequence[float]
+    ) -> tuple[list[int], bool]:
+        """Hopeless last: moves aside what cannot be on time, and takes a batch; whether the fallback serves it."""
         serving_s, rest_s, cap, limit = how
         slo_s, entry_s = stage.station.order_slo_s, self.due_s
+        shortest_s = slo_s + self.workload.shorter_s
         while groups := self._in_order(stage, self._hopeful(stage)):
             b = min(cap, sum(len(group) for group in groups))
             judged = groups[0][: b if len(groups) < FEW_LANES else 1]
-            if any(not now - entry_s[event] + serving_s[b] + rest_s > slo_s for _, event in judged):
+            fast = not any(now - entry_s[event] + serving_s[b] + rest_s <= slo_s for _, event in judged)
+            if not fast:
+                break
+            most = [f for f in range(1, limit + 1) if f == 1 or fast_s[f] + rest_s <= 0.9 * shortest_s]
+            of_fast = min(most[-1], sum(len(group) for group in groups))
+            may = stage.station.fallback.size and self._may_degrade(now, stage, of_fast)
+            if may and any(now - entry_s[event] + fast_s[of_fast] + rest_s <= slo_s for _, event in judged):
                 break
             rank_s = min(self._rank_s(stage.station, *entry) for entry in groups[0])
             first = groups[0][0][1]
@@ -387,7 +420,9 @@ class _Simulation:
             far = len(stage.numbers) - min(place for place in places if place)[1] > stage.station.span
             if theirs := stage.shared == HOPELESS_EVERY or far:
                 stage.shared = 0
-        batch = [] if theirs else [event for group in groups for _, event in group][:cap]
+        batch = [] if theirs else [event for group in groups for _, event in group][: of_fast if fast else cap]
+        if not theirs and fast:
+            return batch, True
         last = [entry for entry in self._eligible(stage) if self._group(stage, entry[1]) in stage.hopeless]
         for group in sorted(self._in_order(stage, last), key=lambda g: stage.hopeless[self._group(stage, g[0][1])]):
             for _, event in group:
@@ -395,7 +430,7 @@ class _Simulation:
                     theirs or now - entry_s[batch[0]] + serving_s[len(batch) + 1] + rest_s <= slo_s
                 ):
                     batch.append(event)
-        return batch
+        return batch, False
 
     def _rest_s(self, now: float, s: int, station: Station) -> float:
         entry_s = self.due_s

@@ -285,7 +285,7 @@ class SlotKeeper:
         return found
 
     def _plan_of(self, stage: str, rest_s: float) -> StagePlan:
-        view, hardware = self.view, {}
+        view, hardware, share = self.view, {}, 0.0
         allocations, profiles = view.plan.allocations[stage], view.measured.profiles
         for kind in sorted({k for name, k in profiles if name == stage} | {a.hardware for a in allocations}):
             planned = view.allocation(stage, kind)
@@ -297,8 +297,11 @@ class SlotKeeper:
             sizes = profile.batch_sizes
             times_s = {size: profile.service_time_s(size) for size in sizes}
             slowed = {each.concurrency: dict(zip(sizes, each.factors, strict=True)) for each in profile.contention}
-            hardware[kind] = HardwarePlan(limit, times_s, concurrency, slowed)
-        return StagePlan(hardware, hold_of(allocations), view.samples.get(stage), rest_s, self.canary(stage))
+            fallback_s = {entry.batch_size: entry.mean_s for entry in profile.fallback}
+            hardware[kind] = HardwarePlan(limit, times_s, concurrency, slowed, fallback_s)
+            share = profile.fallback_share if profile.fallback else 0.0
+        sample = view.samples.get(stage)
+        return StagePlan(hardware, hold_of(allocations), sample, rest_s, self.canary(stage), share)
 
     # -- the end -------------------------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ def _quantile_s(inputs: ReplanInputs, trace: Trace) -> float:
     found = simulate(
         inputs.shape,
         allocations,
-        inputs.measured,
+        inputs.measured.without_fallbacks(),
         trace,
         order_slo_s=inputs.slo_s,
         order=plan.order,

@@ -36,6 +36,7 @@ from inferline_stream.observability.pipeline_state import (
 )
 from inferline_stream.pipeline.deadline_order import rest_s
 from inferline_stream.pipeline.event_classes import numbered
+from inferline_stream.pipeline.fallback import Served, planned_counts
 from inferline_stream.pipeline.hardware import Catalogue, catalogue, divided
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
@@ -301,6 +302,7 @@ class PipelineView:
             oldest_lag_s=max(offsets.oldest_s(now_s) for _, offsets in histories),
             utilization=seen.utilization,
             background_busy=self._background_busy(stage),
+            degraded_share=seen.degraded_share,
         )
 
     def _idle_s(self, stage: str, now_s: float) -> dict[int, float]:
@@ -340,6 +342,17 @@ class PipelineView:
         alone = min(self.planned_throughput(stage, a.hardware) for a in self.plan.allocations[stage])
         visits = self.plan.visit_ratios.get(stage, 1.0)
         return visits * background_busy(stage, self.backgrounds, self.reports, 1 / alone, time.time())
+
+    def served(self) -> dict[str, list[Served]]:
+        """What the slots of stages with a fallback have served in the last hour, or what they begin a run with."""
+        found = {}
+        for stage, held in self.plan.allocations.items():
+            profiles = [self.measured.profiles.get((stage, a.hardware)) for a in held]
+            if any(profile is not None and profile.fallback for profile in profiles):
+                slots = self.plan.slots.get(stage, 1)
+                rate = self.plan.arrival_rate * self.plan.visit_ratios[stage] / slots
+                found[stage] = self.reports.served(stage, slots) or [planned_counts(rate)] * slots
+        return found
 
     def working(self, stage: str, hardware: str, wanted: int) -> int:
         """Ready replicas, standbys and those about to leave not counted."""

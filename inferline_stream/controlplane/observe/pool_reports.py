@@ -13,6 +13,7 @@ from inferline_stream.observability.latency_histogram import LatencyHistogram, l
 from inferline_stream.observability.pipeline_state import IsolationState, NodeState, StageState
 from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.deadline_order import Stay
+from inferline_stream.pipeline.fallback import FEWEST_DEGRADED, Served, padded
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Scope, Shape
 from inferline_stream.pipeline.version import version_on
@@ -71,6 +72,8 @@ class PoolReports:
         self._past_latencies: dict[tuple[str, str], list[int]] = {}
         """Events by bucket, by stage and live class."""
         self._heard_past_s: dict[str, float] = {}
+        self._served: dict[str, dict[int, Served]] = {}
+        """What slots of stages with a fallback have served in the last hour, by stage and slot."""
         self._pools: dict[tuple[str, int], dict[str, ReplicaStatus]] = {}
         """Replicas by stage and slot, as the slot's last serving dispatcher reported them."""
 
@@ -91,6 +94,8 @@ class PoolReports:
         known.recent.append((heard_s, report))
         while known.recent[0][0] < heard_s - RECENT_S:
             known.recent.popleft()
+        if report.served:
+            self._served.setdefault(report.stage, {})[report.slot] = report.served
         known.ended = known.ended or report.phase in ("gone", "failed")
         if report.phase in ("serving", "draining"):
             if known.serving_s is None:
@@ -227,6 +232,21 @@ class PoolReports:
             missing=tuple(sorted({lack for own in held for lack in own.missing})),
         )
 
+    def served(self, stage: str, slots: int) -> list[Served] | None:
+        """What each of so many slots of a stage has served in the last hour; None where none has reported it.
+
+        Where there were others before, each of them gets an equal part of all.
+        """
+        known = self._served.get(stage)
+        if not known:
+            return None
+        if known.keys() == set(range(slots)):
+            return [known[slot] for slot in range(slots)]
+        bins = zip(*(padded(served) for served in known.values()), strict=True)
+        part = [(sum(n for n, _ in each) // slots, sum(n for _, n in each) // slots) for each in bins]
+        self._served[stage] = dict.fromkeys(range(slots), part)
+        return [part] * slots
+
     # -- figures -------------------------------------------------------------------------------------
 
     def _of(self, stage: str) -> list[DispatcherReports]:
@@ -289,7 +309,8 @@ class PoolReports:
             service_time_s=recent.service_s / batches if batches else None,
             predicted_service_s=self._predicted_s(name, recent),
             slowdown={kind: factor for (_, kind), factor in slowed.items()},
-            mean_batch_size=recent.served / batches if batches else None,
+            mean_batch_size=(recent.served - recent.degraded) / batches if batches else None,
+            degraded_share=_degraded_share(recent),
             utilization=recent.busy_s / recent.replica_s if recent.replica_s > 0 else None,
             dispatcher_utilization=max(loads, default=None),
             clock_lead_s=max((r.clock_lead_s for r in living), default=0.0),
@@ -380,6 +401,10 @@ class PoolReports:
         many = self._shape.stages[scope[-1]]
         above, served = ratios[many], recent[many].served
         return above * recent[many].results / served if above is not None and served >= _FEWEST_EVENTS else None
+
+
+def _degraded_share(recent: StageCounts) -> float:
+    return recent.degraded / recent.served if recent.degraded >= FEWEST_DEGRADED else 0.0
 
 
 @dataclass(slots=True)

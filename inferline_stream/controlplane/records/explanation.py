@@ -20,6 +20,7 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.RATE_RISING: "traffic was about to outgrow the replicas before others could be ready",
         Reason.BACKLOG: "queued records would have missed the SLO",
         Reason.VISIT_RATIO_SHIFTED: "more events took the branch to a stage than planned",
+        Reason.DEGRADED: "a stage's fallback made more of the events than it is there for",
         Reason.THROUGHPUT_FELL: "replicas of a stage were slower than profiled",
         Reason.INSURANCE: "replicas that are held in reserve were missing",
         Reason.BACKGROUND: "background events need more than live ones leave idle",

@@ -32,11 +32,13 @@ from inferline_stream.dataplane.frames import (
     Returned,
     answer_bytes,
 )
+from inferline_stream.dataplane.headers import with_fallback
 from inferline_stream.dataplane.reports import ReplicaStatus
 from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
 from inferline_stream.pipeline.deadline_order import NEWS_LASTS_S
 from inferline_stream.pipeline.event_classes import class_of
+from inferline_stream.pipeline.fallback import FALLBACK, MAIN, allows, count, counts_of, padded, roll, window_of
 from inferline_stream.pipeline.version import version_on
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,10 @@ class BatchExchange:
         self._server_trouble = ""
         """Why a server last took no batch, in words; empty where every server has taken every batch."""
         self._plan = StagePlan()
+        self._served = window_of((), slot.now_s)
+        """Of a stage with a fallback, what the last hour has seen, see `pipeline.fallback`."""
+        self._knows_served = False
+        """Whether the leader has said what it was when this process began."""
         self._rest_s = 0.0
         self._rest_until_s = -math.inf
         """How long `_rest_s` counts, which the leader has said; then what the plan says does."""
@@ -93,6 +99,19 @@ class BatchExchange:
         rest_s = heartbeat.rest_s.get(self._slot.routes.stage)
         if rest_s is not None:
             self._rest_s, self._rest_until_s = rest_s, self._slot.now_s + NEWS_LASTS_S
+        slots = heartbeat.served.get(self._slot.routes.stage, ())
+        if not self._knows_served and self._slot.report.slot < len(slots):
+            self._knows_served, now_s = True, self._slot.now_s
+            roll(self._served, now_s)
+            own = counts_of(self._served)
+            before = padded(slots[self._slot.report.slot])
+            self._served = window_of([(a + c, b + d) for (a, b), (c, d) in zip(own, before, strict=True)], now_s)
+
+    def report(self) -> None:
+        """Say what the last hour has seen."""
+        if self._knows_served:
+            roll(self._served, self._slot.now_s)
+            self._slot.report.served = counts_of(self._served)
 
     @property
     def trouble(self) -> str:
@@ -203,6 +222,8 @@ class BatchExchange:
                 self._feed_quarantine(session)
             routes, hold_ms = slot.routes, self._plan.hold_s * 1e3
             guarantees = session.background.guarantees
+            if self._plan.fallback_share:
+                roll(self._served, now_s)
             rest_s = self._rest_s if now_s <= self._rest_until_s else self._plan.rest_s
             self._serve_canary(session, rest_s, hold_ms)
             while (eligible := queue.eligible) and session.open():
@@ -221,9 +242,10 @@ class BatchExchange:
                 if hold_ms and (due_s := queue.due_ms(most, hold_ms) / 1e3) > now_s:
                     slot.wake_at(due_s)
                     break
-                events, hopeful = session.take(limit, needs)
+                events, hopeful, version = session.take(limit, needs, self._allows)
                 if events:
-                    self._hand(replica, events).hopeful = hopeful
+                    self._hand(replica, events, version=version).hopeful = hopeful
+                    count(self._served, len(events), len(events) if version == FALLBACK else 0)
                     self._canary.handed(events, own=False)
                     self._serve_canary(session, rest_s, hold_ms)
             if not queue.eligible and slot.routes.backgrounds:
@@ -235,6 +257,10 @@ class BatchExchange:
                 slot.wake_at(deadline_s)
         if len(pool.replicas) >= SLOW_PEERS:
             slot.wake_at(self._stragglers_at_s)
+
+    def _allows(self, events: int) -> bool:
+        """Whether so many events may go to the stage's fallback."""
+        return allows(self._served, self._plan.fallback_share, events)
 
     def _serve_canary(self, session: Session, rest_s: float, hold_ms: float) -> None:
         """Hand out what a version that is tried out gets now, and what it leaves to the running one."""
@@ -323,18 +349,19 @@ class BatchExchange:
         *,
         sample: Probe | None = None,
         pool: Pool | None = None,
+        version: int = MAIN,
     ) -> Hand:
         slot, session = self._slot, self._session
         pool = pool or self._pool
         payloads = [event.payload for event in events] if sample is None else [sample.input]
-        hand = pool.begin(replica, len(payloads), slot.now_s, next(self._numbers))
+        hand = pool.begin(replica, len(payloads), slot.now_s, next(self._numbers), version)
         hand.epoch, hand.events = session.epoch, events
         hand.class_number = class_of(events[0].partition) if events else 0
         if slot.spans is not None and sample is None:
             hand.span = slot.spans.begin(events, replica.replica, replica.hardware)
         if hand.class_number not in slot.routes.backgrounds:
             count_waits(slot.report.counts, events, slot.now_s)
-        frame = Batch(session.epoch, hand.batch, payloads, slot.emitter.result_bytes)
+        frame = Batch(session.epoch, hand.batch, payloads, slot.emitter.result_bytes, version=version)
         slot.ask(SendFrame(replica.replica, frame))
         return hand
 
@@ -422,7 +449,8 @@ class BatchExchange:
         pool.finish(replica, calls, now_s, frame.batch, success=success)
         replica.status.memory_bytes = max(replica.status.memory_bytes, believed_bytes(frame.memory_bytes))
         busy_s, remote = believed_s(frame.busy_s), bool(replica.status.node)
-        count_batch(counts, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=hand.beside)
+        if hand.version == MAIN:
+            count_batch(counts, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=hand.beside)
         if hand.span is not None and self._slot.spans is not None:
             self._slot.spans.end(hand.span, frame.outcomes)
         current = hand.epoch == session.epoch
@@ -430,7 +458,7 @@ class BatchExchange:
             self._canary.answered(session, replica, hand, frame)
             self._leave_if_idle(replica)
             return
-        if hand.events:
+        if hand.events and hand.version == MAIN:
             self._canary.timed(pool.last_ratio(replica))
         if (hand.probe or hand.test) and not success:
             self._failed_sample(replica, current=current)
@@ -442,7 +470,9 @@ class BatchExchange:
         if current and hand.hopeful and hand.events:
             session.stayed(hand.events[: hand.hopeful])
         if hand.events:
-            if not success:
+            if hand.version == FALLBACK:
+                self._made_by_fallback(hand, frame.outcomes)
+            elif not success:
                 self._keep(replica, hand, frame.outcomes)
             elif not hand.alone or session.suspects.passed(hand.events[0]):
                 done = next(at for at, outcome in enumerate(frame.outcomes) if type(outcome) is not Failed)
@@ -453,6 +483,25 @@ class BatchExchange:
                 session.finished(hand.events, frame.outcomes)
         self._doubtful.happens(session, replica, Happening.SUCCESS if success else Happening.NO_SUCCESS)
         self._leave_if_idle(replica)
+
+    def _made_by_fallback(self, hand: Hand, outcomes: Sequence[Answer]) -> None:
+        """Let what the fallback made go on, and say so of it; what it failed on runs on the stage itself."""
+        session, stage = self._session, self._slot.routes.stage
+        pairs = list(zip(hand.events, outcomes, strict=True))
+        made = [(event, outcome) for event, outcome in pairs if type(outcome) is not Failed]
+        for event, _ in made:
+            event.headers = with_fallback(event.headers, stage)
+        self._slot.counts[0].degraded += len(made)
+        if made:
+            events, results = [event for event, _ in made], [outcome for _, outcome in made]
+            session.suspects.processed(events[0].payload)
+            self._canary.judged(events, results)
+            session.finished(events, results)
+        failed = [event for event, outcome in pairs if type(outcome) is Failed]
+        for event in failed:
+            event.main_only = True
+        if failed:
+            session.requeue(failed, 1)
 
     def _returned(self, replica: PooledReplica, frame: Returned) -> None:
         """Take back a batch that the replica's server did not take: whose fault it is, a sample says."""

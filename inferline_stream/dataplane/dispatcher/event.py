@@ -48,6 +48,8 @@ class Event(msgspec.Struct, gc=False, eq=False):
     """Whether a batch that held it has passed its deadline."""
     limit: int = 0
     """Largest batch that it may be in, since a larger one did not fit a device's memory; 0 for any."""
+    main_only: bool = False
+    """Whether the stage's fallback has failed on it: the stage itself may not."""
 
 
 class Skipped(msgspec.Struct, frozen=True):

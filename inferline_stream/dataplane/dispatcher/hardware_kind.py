@@ -30,6 +30,10 @@ class BatchNeeds(NamedTuple):
     """Most hopeful ones."""
     times_us: Sequence[float]
     """By batch size from 0 up to the limit, S(b) + R."""
+    fallback_us: Sequence[float] = ()
+    """The same of the stage's fallback; empty without one."""
+    fallback_cap: int = 0
+    """Most hopeful ones of a batch of its."""
 
 
 @dataclass(slots=True)
@@ -49,6 +53,8 @@ class HardwareKind:
     concurrency: int = 1
     sizes: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
+    fallback_s: list[float] = field(default_factory=list)
+    """Of the stage's fallback; empty without one."""
     contention: list[tuple[int, list[float]]] = field(default_factory=list)
     """By ascending batches in hand, how many times as long each of the sizes takes."""
     interpolated: dict[tuple[int, int], float] = field(default_factory=dict)
@@ -65,6 +71,9 @@ class HardwareKind:
         self.limit, self.concurrency = plan.max_batch_size, plan.concurrency
         self.sizes = sorted(profile)
         self.times_s = [profile[size] for size in self.sizes]
+        self.fallback_s = [plan.fallback_s[size] for size in self.sizes if plan.fallback_s.get(size, 0) > 0]
+        if len(self.fallback_s) < len(self.sizes):
+            self.fallback_s = []
         self.contention = [
             (beside, [factors[size] for size in self.sizes])
             for beside, factors in sorted(plan.contention.items())
@@ -92,6 +101,11 @@ class HardwareKind:
             self.interpolated[batch_size, beside] = found
         return found
 
+    def fallback_service_s(self, batch_size: int, beside: int = 1) -> float:
+        """Return F(b) of the fallback, as `service_s`; beside others its batches slow down as the stage's do."""
+        alone_s = self._interpolate(batch_size, self.fallback_s)
+        return alone_s if beside == 1 else alone_s * self._slowed(batch_size, beside)
+
     def batch_needs(self, beside: int, rest_s: float, slo_s: float) -> BatchNeeds:
         """Return what a batch needs.
 
@@ -107,7 +121,13 @@ class HardwareKind:
         if found is None:
             times_s = [self.service_s(size, beside) for size in range(1, limit + 1)]
             cap, times_us = batch_cap(times_s, rest_s, slo_s), [(s + rest_s) * 1e6 for s in (0.0, *times_s)]
-            found = self.needs[beside] = BatchNeeds(limit, cap, times_us)
+            fallback_us: Sequence[float] = ()
+            fallback_cap = 0
+            if self.fallback_s:
+                others_s = [self.fallback_service_s(size, beside) for size in range(1, limit + 1)]
+                fallback_us = [(s + rest_s) * 1e6 for s in (0.0, *others_s)]
+                fallback_cap = batch_cap(others_s, rest_s, slo_s)
+            found = self.needs[beside] = BatchNeeds(limit, cap, times_us, fallback_us, fallback_cap)
         return found
 
     def _slowed(self, batch_size: int, beside: int) -> float:

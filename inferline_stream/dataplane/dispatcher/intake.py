@@ -9,7 +9,15 @@ from inferline_stream.dataplane.dispatcher.event import Dead, Ending, Event, Lat
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.frames import Failed, StageInput
-from inferline_stream.dataplane.headers import LATEST_MS, ReadHeaders, event_headers, read_headers, timestamp_us
+from inferline_stream.dataplane.headers import (
+    FALLBACK,
+    LATEST_MS,
+    ReadHeaders,
+    event_headers,
+    read_headers,
+    timestamp_us,
+    with_fallback,
+)
 from inferline_stream.dataplane.lineage import gathered
 from inferline_stream.dataplane.routes import Routes
 from inferline_stream.kafka.fetched_batches import SkippedBatch
@@ -315,6 +323,9 @@ class Intake:
         entry_us, entered_us, _, _ = self._times(partition, first, found)
         _, _, arrived_ms, taken_ms = self._times(partition, last, found)
         headers = event_headers(found, parts.event_id, entry_us, found.version)
+        for record in records[1:]:
+            if fallback := next((value for name, value in record.headers if name == FALLBACK and value), None):
+                headers = with_fallback(headers, *fallback.decode("utf-8", "replace").split(","))
         results: StageInput
         if self._routes.gathers:
             results = self._results(parts, records)

@@ -12,6 +12,7 @@ from inferline_stream.dataplane.dispatcher.pooled_replica import Hand, PooledRep
 from inferline_stream.dataplane.frames import Call
 from inferline_stream.dataplane.reports import ReplicaStatus
 from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
+from inferline_stream.pipeline.fallback import MAIN
 
 MIN_DEADLINE_S = 0.3
 """Shortest deadline of a batch: above the pauses of a busy host."""
@@ -299,13 +300,15 @@ class Pool:
         kind = self._kinds[replica.hardware]
         return kind.service_s(min(kind.largest, max(1, queued)), beside) * replica.pace
 
-    def begin(self, replica: PooledReplica, batch_size: int, now_s: float, batch: int = 0) -> Hand:
+    def begin(self, replica: PooledReplica, batch_size: int, now_s: float, batch: int = 0, version: int = MAIN) -> Hand:
         """Write down that a replica was handed a batch of this number, and return its place in the books."""
-        beside = len(replica.hands) + 1
-        expected_s = self._kinds[replica.hardware].service_s(batch_size, beside)
+        beside, kind = len(replica.hands) + 1, self._kinds[replica.hardware]
+        takes = kind.service_s if version == MAIN else kind.fallback_service_s
+        expected_s = takes(batch_size, beside)
         allowed_s = self._allowed_s(expected_s)
         due_s, deadline_s = now_s + expected_s * replica.pace, now_s + allowed_s
         hand = replica.hands[batch] = Hand(batch, batch_size, beside, now_s, due_s, allowed_s, deadline_s)
+        hand.version = version
         self._place(replica)
         if self.next_deadline_s is None or deadline_s < self.next_deadline_s:
             self.next_deadline_s = deadline_s
@@ -356,7 +359,7 @@ class Pool:
         replica.batches += 1
         self._place(replica)
         known = replica.batches > _WARM_UP_BATCHES
-        ratio = kind.ratio(calls, hand.beside) if known else None
+        ratio = kind.ratio(calls, hand.beside) if known and hand.version == MAIN else None
         if ratio is not None:
             weight = 1.0 if now_s - replica.finished_s > _RETRY_S else WEIGHT
             replica.last_ratio = ratio

@@ -10,6 +10,7 @@ from typing import Any
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.frames import Answer, Returned
 from inferline_stream.dataplane.reports import ReplicaStatus
+from inferline_stream.pipeline.fallback import MAIN
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +37,8 @@ class Hand:
     """Of its events, see `event_classes`."""
     events: Sequence[Event] = ()
     """Empty for a sample, and once the events are no longer this replica's: its late result is dropped."""
+    version: int = MAIN
+    """Of the stage that runs it."""
     hopeful: int = 0
     """How many of them, the first ones, could be on time when it was formed."""
     alone: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from inferline_stream.dataplane.dispatcher.event import Event
@@ -13,6 +13,10 @@ from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
 from inferline_stream.dataplane.dispatcher.waiting_room import KeyLane, WaitingRoom
 from inferline_stream.pipeline.deadline_order import FEW_LANES, HOPELESS_EVERY
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
+from inferline_stream.pipeline.fallback import MAIN, NEITHER, version_for
+
+Allows = Callable[[int], bool]
+"""Whether so many events may go to the stage's fallback."""
 
 
 def rank(event: Event, slo_us: int) -> int:
@@ -31,6 +35,8 @@ class Taken(NamedTuple):
     events: list[Event]
     hopeful: int
     """How many of them, the first ones, could still be on time; 0 in order of entry."""
+    version: int = MAIN
+    """Of the stage that makes them so."""
 
 
 class StageQueue:
@@ -153,29 +159,34 @@ class StageQueue:
                 lane.place = sequence
                 heapq.heappush(room.heap, (place, sequence, lane))
 
-    def take(self, limit: int, needs: BatchNeeds | None = None, now_us: float = 0.0, *, shared: bool = False) -> Taken:
+    def take(
+        self, limit: int, needs: BatchNeeds | None = None, now_us: float = 0.0, allows: Allows | None = None
+    ) -> Taken:
         """Remove and return the next batch: at most `limit` events, none where none is eligible.
 
         Args:
             limit: of the replica's kind.
             needs: what a batch needs there; None for the order of entry.
             now_us: the present.
+            allows: whether the share of the stage's fallback allows a batch of a size.
         """
         batch: list[Event] = []
-        live, aside, hopeful = self._live, self._aside, 0
+        live, aside, hopeful, version = self._live, self._aside, 0, MAIN
         if needs is None:
             aside.fill(batch, live.fill(batch, limit))
         else:
-            size = min(limit, self._sort_out(needs, now_us))
+            size, version = self._sort_out(needs, now_us, allows)
+            size = min(limit, size)
             if size and aside.eligible:
                 self._mixed += 1
                 if self.hurries or self._mixed >= HOPELESS_EVERY:
                     self._mixed = size = 0
+                    version = MAIN
             if not size:
                 aside.fill(batch, limit)
             elif live.fill(batch, size) == size:
                 hopeful = size
-                if aside.eligible:
+                if aside.eligible and version == MAIN:
                     age_us = now_us - batch[0].entered_us
                     most = min([limit, *(event.limit for event in batch if event.limit)])
                     while size < most and age_us + needs.times_us[size + 1] <= self._slo_us:
@@ -184,7 +195,7 @@ class StageQueue:
             else:
                 hopeful = len(batch)
         self._left(batch)
-        return Taken(batch, hopeful)
+        return Taken(batch, hopeful, version)
 
     def take_shared(self, limit: int, *, keyless: bool) -> Taken:
         """Remove and return the next batch of a version that is tried out.
@@ -210,25 +221,35 @@ class StageQueue:
             sizes[event.partition] -= size
         self.size_bytes -= total
 
-    def _sort_out(self, needs: BatchNeeds, now_us: float) -> int:
-        """Move aside what is hopeless, as far as it is first; return how many hopeful events a batch holds."""
+    def _sort_out(self, needs: BatchNeeds, now_us: float, allows: Allows | None) -> tuple[int, int]:
+        """Move aside what is hopeless, as far as it is first.
+
+        Returns:
+            How many hopeful events a batch holds, and the version of the stage that makes them in time.
+        """
         live, aside, slo_us = self._live, self._aside, self._slo_us
-        _, cap, times_us = needs
+        _, cap, times_us, fallback_us, fallback_cap = needs
         while live.heap:
             entry = live.heap[0]
             item = entry[2]
             size = live.eligible if live.eligible < cap else cap
+            first: Event
             if type(item) is not KeyLane:
+                first = item
                 entered_us = item.entered_us
             elif not live.counts(entry):
                 heapq.heappop(live.heap)
                 continue
-            elif live.eligible - live.behind < FEW_LANES:
-                entered_us = max(event.entered_us for _, _, event in item.waiting[:size])
             else:
-                entered_us = item.waiting[0][2].entered_us
-            if now_us - entered_us + times_us[size] <= slo_us:
-                return size
+                first = item.waiting[0][2]
+                few = live.eligible - live.behind < FEW_LANES
+                entered_us = max(event.entered_us for _, _, event in item.waiting[:size]) if few else first.entered_us
+            fast, fallback_size = math.inf, min(live.eligible, fallback_cap)
+            if fallback_us and allows is not None and not first.main_only and allows(fallback_size):
+                fast = fallback_us[fallback_size]
+            version = version_for(now_us - entered_us, times_us[size], fast, 0.0, slo_us)
+            if version != NEITHER:
+                return size if version == MAIN else fallback_size, version
             heapq.heappop(live.heap)
             if type(item) is KeyLane:
                 live.eligible -= len(item.waiting)
@@ -238,7 +259,7 @@ class StageQueue:
                 live.eligible -= 1
                 aside.eligible += 1
                 heapq.heappush(aside.heap, entry)
-        return 0
+        return 0, MAIN
 
     def put_back(self, events: Sequence[Event], limit: int = 0) -> None:
         """Return events that `take` gave and that no replica ran: they wait before everything of their key.

@@ -119,6 +119,7 @@ class Slot:
         session = self._session
         report.replicas = self._exchange.statuses()
         session.fill(report, now_s)
+        self._exchange.report()
         report.background_enough = 2 * session.background.eligible > self._exchange.most_background() > 0
         trouble = session.trouble() or self._exchange.trouble if session.epoch else ""
         return trouble or self._pool.tight

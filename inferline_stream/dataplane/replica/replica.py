@@ -25,7 +25,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TextIO, cast
@@ -148,19 +148,21 @@ def _log_stream(of: TextIO) -> TextIO:
 def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage, Enforced]:
     """Load the stage and seal the process."""
     if spec.purpose == "check":
-        run, emulated = code_alone(load_topology(spec.topology), spec.stage, spec.topology), None
+        (run, other), emulated = code_alone(load_topology(spec.topology), spec.stage, spec.topology), None
     else:
         weighs = spec.purpose == "profile"
         code = code or StageCode(load_topology(spec.topology), spec.stage, spec.topology, weighs=weighs)
-        run, emulated = code.run, code.emulated
+        run, other, emulated = code.run, code.fallback, code.emulated
     confinement = replace(confined(spec.isolation, spec.topology, spec.hardware), audit=spec.audit)
     refusals = Refusals(confinement)
     loop = new_event_loop() if is_asynchronous(run) else None
 
-    def build() -> StageCall:
-        return StageCall(refusals.guarded(run), spec.hardware, spec.emulated_s, emulated)
+    def ready(version: Callable[..., Any], emulated_s: Mapping[int, float] | None) -> StageCall:
+        build = partial(StageCall, refusals.guarded(version), spec.hardware, emulated_s, emulated)
+        return build() if loop is None else loop.run_until_complete(built(build))
 
-    call = build() if loop is None else loop.run_until_complete(built(build))
+    call = ready(run, spec.emulated_s)
+    fallback = call if other is None else ready(other, spec.fallback_s)
     if spec.hardware.gpus and not spec.hardware.emulated and (lack := cuda_lack(sys.modules)):
         raise StageFailed(
             f"hardware {spec.hardware.name!r} has a GPU, and the stage cannot use it: {lack}. Install what has CUDA "
@@ -170,17 +172,21 @@ def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage,
     gc.freeze()  # what was loaded stays: the collector need not look at it again
     held = seal(confinement, keep=(keep,))
     refusals.sealed = held.sealed
-    return _Stage(partial(_process, code, call), loop, code), held
+    return _Stage(partial(_process, code, (call, fallback)), loop, code), held
 
 
-def _process(code: StageCode | None, call: StageCall, batch: Batch) -> Settled | Awaitable[Settled]:
+def _process(
+    code: StageCode | None, versions: tuple[StageCall, StageCall], batch: Batch
+) -> Settled | Awaitable[Settled]:
     assert code is not None, "one that is checked is given no batch"
-    profiling = batch.profiling
+    call, profiling = versions[batch.version], batch.profiling
     if profiling is not None and profiling.weighs:
         return code.weigh(batch.inputs, emulated=profiling.weighs == "emulated")
     if profiling is not None and profiling.sleeps_s:
         call = call.lasting(profiling.sleeps_s)
-    return code.process_awaited(call.awaited, batch.inputs) if code.waits else code.process(call, batch.inputs)
+    if code.waits:
+        return code.process_awaited(call.awaited, batch.inputs, version=batch.version)
+    return code.process(call, batch.inputs, version=batch.version)
 
 
 class _Server:

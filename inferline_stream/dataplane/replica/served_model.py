@@ -70,15 +70,17 @@ class ServedModel:
     Args:
         server: what is asked.
         folder: of the topology, which files are relative to.
+        process: the server that the replica has started already, for another model of it.
 
     Raises:
         InvalidFile: a file cannot be read.
     """
 
-    def __init__(self, server: ModelServer, folder: str) -> None:
+    def __init__(self, server: ModelServer, folder: str, process: ServerProcess | None = None) -> None:
         self._server = server
-        self._process = ServerProcess(server.command, folder) if server.command else None
-        url = server.url if self._process is None else server.url.replace(PORT, str(self._process.port))
+        self.process = ServerProcess(server.command, folder) if server.command else process
+        """That the replica has started; None where somebody else runs the server."""
+        url = server.url if self.process is None else server.url.replace(PORT, str(self.process.port))
         self._with_event = _takes_event(server.response)
         self._folder = folder
         self._token = self._read_token()
@@ -86,8 +88,8 @@ class ServedModel:
         """Why the token's file could not be read again, and what to do; empty if it could."""
         certificates = _read(server.ca_file, folder) if server.ca_file else None
         self._url, self._transport, self._encode, self._decode = _spoken(server, url.rstrip("/"), certificates)
-        if self._process is not None:
-            self._process.await_ready(partial(self._transport.lack, self._token))
+        if self.process is not None:
+            self.process.await_ready(partial(self._transport.lack, self._token))
         # What a first request imports cannot be imported once the process is sealed.
         self._first = asyncio.get_running_loop().create_task(self._transport.is_ready(self._token))
 
@@ -173,7 +175,7 @@ class ServedModel:
         return self._token != refused
 
     def _unavailable(self, why: str, wait_s: float = 0.0, *, busy: bool = False) -> InferlineError:
-        ended = "" if self._process is None else self._process.ended()
+        ended = "" if self.process is None else self.process.ended()
         if ended:
             return ServerEnded(ended)
         return ServerUnavailable(f"server {self._url} {why}", wait_s, busy=busy)
@@ -214,12 +216,21 @@ def _anything(content: bytes) -> bool:
     return True
 
 
-def served(server: ModelServer, folder: str) -> type:
-    """Return a class without arguments, as stages are built of."""
+def served(server: ModelServer, folder: str, *, beside: Any = None) -> type:
+    """Return a class without arguments, as stages are built of.
+
+    Args:
+        server: what is asked.
+        folder: of the topology.
+        beside: such a class, built before, that may have started the server.
+    """
 
     class Served:
+        process: ServerProcess | None = None
+
         def __init__(self) -> None:
-            self._model = ServedModel(server, folder)
+            self._model = ServedModel(server, folder, None if beside is None else beside.process)
+            Served.process = self._model.process
 
         async def __call__(self, events: list[Any]) -> list[Any]:
             return await self._model(events)

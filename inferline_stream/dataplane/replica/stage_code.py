@@ -20,12 +20,17 @@ from inferline_stream.dataplane.topology_loader import last_line, load_code
 from inferline_stream.errors import InvalidTopology, StageFailed
 from inferline_stream.pipeline.annotations import condition_type, join_fields, stage_types, types_of, without_none
 from inferline_stream.pipeline.emulation import Emulated
+from inferline_stream.pipeline.fallback import MAIN, VERSION_NAMES
+from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import HEADER_PREFIX
 from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Result, Stage, is_asynchronous
 from inferline_stream.pipeline.version import format_between
 
 Outcomes = Sequence[Answer]
 """Of a batch, in the order of its events."""
+
+MADE_BY = "made_by"
+"""Field of a result that holds which version of the stage made it, where its type has one."""
 
 
 class StageCode:
@@ -46,6 +51,8 @@ class StageCode:
         folder = os.path.dirname(os.path.abspath(topology))
         own = pipeline.stage(stage)
         self.run: Callable[..., Any] = code_of(own, folder)
+        self.fallback = fallback_of(own, folder, self.run)
+        """The faster version; None where the stage has none."""
         self.waits = is_asynchronous(self.run)
         """Whether the stage is asynchronous: it may be given several batches at once."""
         if own.concurrency is not None and own.concurrency > 1 and not self.waits:
@@ -68,18 +75,26 @@ class StageCode:
         self._conditions = [(bit, condition) for bit, condition in bits if condition is not None]
         try:
             types = types_of(own)
+            self._says_version = self.fallback is not None and _has_field(types.returns, MADE_BY)
             out = codec(pipeline.sink.codec if routes.is_final else format_between(types.returns))
             self._encode, self._decoder = out.encode, partial(out.decoder, types.returns)
             self._decode = _decoder(pipeline, own, types.takes)
         except TypeError as error:
             raise InvalidTopology(f"stage {stage!r}: {error}") from error
 
-    def process(self, call: Callable[[list[Any]], Any], inputs: Sequence[StageInput]) -> Settled:
+    def process(
+        self, call: Callable[[list[Any]], Any], inputs: Sequence[StageInput], *, version: int = MAIN
+    ) -> Settled:
         """As `process_awaited`, for a stage that is a plain function."""
-        return finished(self.process_awaited(call, inputs, waits=False))
+        return finished(self.process_awaited(call, inputs, waits=False, version=version))
 
     async def process_awaited(
-        self, call: Callable[[list[Any]], Any], inputs: Sequence[StageInput], *, waits: bool = True
+        self,
+        call: Callable[[list[Any]], Any],
+        inputs: Sequence[StageInput],
+        *,
+        waits: bool = True,
+        version: int = MAIN,
     ) -> Settled:
         """Run a batch from encoded inputs to encoded results: an outcome per input, in order, and the calls made.
 
@@ -87,13 +102,15 @@ class StageCode:
             call: the stage.
             inputs: of its events.
             waits: whether what the stage returns has to be awaited.
+            version: of the stage that `call` is.
 
         Raises:
             StageFailed: see `run_batch_awaited`, as is `ServerUnavailable`.
         """
         decoded = [attempt(self._decode, each) for each in inputs]
         values = [value for value in decoded if not isinstance(value, Failed)]
-        settled = await run_batch_awaited(call, self.settle, values, waits=waits) if values else Settled([], [])
+        settle = partial(self.settle, version=version) if self._says_version else self.settle
+        settled = await run_batch_awaited(call, settle, values, waits=waits) if values else Settled([], [])
         if len(values) == len(decoded):
             return settled
         following = iter(settled.outcomes)
@@ -144,7 +161,7 @@ class StageCode:
             weights.append(Done(msgspec.json.encode(weight), 0))
         return Settled(weights, [Call(len(inputs), 0.0)])
 
-    def settle(self, result: Any) -> Done | Many:
+    def settle(self, result: Any, version: int = MAIN) -> Done | Many:
         """Return what the stage gives an event encoded, with the edges that it takes.
 
         What conditions, the encoder and an iterator of results raise is passed on.
@@ -156,18 +173,20 @@ class StageCode:
         if result is None:
             return Many()
         if self._most is None:
-            return self._done(result)
+            return self._done(result, version)
         if isinstance(result, str | bytes | Mapping) or not isinstance(result, Iterable):
             raise TypeError(f"gives {type(result).__qualname__} for an event; declared many=True, it gives a list")
         first = list(itertools.islice(result, self._most + 1))
         if len(first) > self._most:
             raise TooManyResults(f"gives more than {self._most} results for an event; most= of the stage allows more")
-        return Many(tuple(self._done(each) for each in first if each is not None))
+        return Many(tuple(self._done(each, version) for each in first if each is not None))
 
-    def _done(self, result: Any) -> Done:
+    def _done(self, result: Any, version: int) -> Done:
         own = result if isinstance(result, Result) else None
         value = result if own is None else own.value
         edges = self._always
+        if self._says_version:
+            value = msgspec.structs.replace(value, **{MADE_BY: VERSION_NAMES[version]})
         for bit, condition in self._conditions:
             if condition(value):
                 edges |= bit
@@ -205,6 +224,28 @@ def _bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else text
 
 
+def fallback_of(stage: Stage, folder: str, run: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return the code of a stage's fallback, as `code_of` does the stage's own; None where it has none.
+
+    Raises:
+        InvalidTopology: it cannot be loaded, or is not asynchronous where the stage is, or the other way round.
+    """
+    if stage.fallback is None:
+        return None
+    if isinstance(stage.fallback, ModelServer):
+        from inferline_stream.dataplane.replica.served_model import served
+
+        return served(stage.fallback, folder, beside=run)
+    code = load_code(stage.fallback, folder) if isinstance(stage.fallback, str) else stage.fallback
+    if is_asynchronous(code) != is_asynchronous(run):
+        raise InvalidTopology(f"stage {stage.name!r}: of it and its fallback only one is declared with `async def`")
+    return code
+
+
+def _has_field(returns: Any, name: str) -> bool:
+    return isinstance(returns, type) and issubclass(returns, msgspec.Struct) and name in returns.__struct_fields__
+
+
 def code_of(stage: Stage, folder: str) -> Callable[..., Any]:
     """Return a stage's function or class: the declared one, one that is loaded by name, or one that asks a server.
 
@@ -220,8 +261,8 @@ def code_of(stage: Stage, folder: str) -> Callable[..., Any]:
     return load_code(stage.run, folder) if isinstance(stage.run, str) else stage.run
 
 
-def code_alone(pipeline: Pipeline, name: str, topology: str) -> Callable[..., Any]:
-    """Return a stage's code, whatever the pipeline around it is like.
+def code_alone(pipeline: Pipeline, name: str, topology: str) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    """Return a stage's code, and that of its fallback, whatever the pipeline around it is like.
 
     What the stage and its conditions name is loaded and judged, which nothing else does before a run.
 
@@ -232,14 +273,17 @@ def code_alone(pipeline: Pipeline, name: str, topology: str) -> Callable[..., An
     try:
         stage = pipeline.stage(name)
         run = code_of(stage, folder)
+        fallback = fallback_of(stage, folder, run)
         if isinstance(stage.run, str):
             stage_types(run)
+        if isinstance(stage.fallback, str) and fallback is not None:
+            stage_types(fallback)
         for edge in (edge for child in pipeline.stages for edge in child.after if edge.parent is stage):
             if isinstance(edge.condition, str):
                 condition_type(load_code(edge.condition, folder))
     except (TypeError, KeyError) as error:
         raise InvalidTopology(last_line(error)) from error
-    return run
+    return run, fallback
 
 
 def _decoder(pipeline: Pipeline, stage: Stage, takes: Any) -> Callable[[Any], Any]:

@@ -214,7 +214,7 @@ function stageDetails(state) {
     ["CPU of a batch", seconds(stage.cpu_s)], ["without a core", seconds(stage.core_wait_s)], ["lag", `${number(sum(stage.lags))} records`], ["oldest", sum(stage.lags) ? seconds(stage.lag_s) : "–"],
     ["queued", `${number(stage.queued)} events, ${number(stage.hopeless)} of them late`], ["oldest of them", stage.queued ? seconds(stage.oldest_wait_s) : "–"], ["dispatcher, of a core", stage.dispatcher_utilization === null ? "–" : percent(stage.dispatcher_utilization)],
     ["suspects", number(stage.suspects)], ["quarantined", number(stage.quarantined)], ["batches lost", number(stage.batches_lost)],
-    ["dead letters", number(stage.dead_lettered)], ["restarts", number(stage.restarts)], ["kept from growing by", stage.limit || "nothing"],
+    ["by its fallback", `${number(stage.degraded)} events, ${percent(stage.degraded_share)} lately`], ["dead letters", number(stage.dead_lettered)], ["restarts", number(stage.restarts)], ["kept from growing by", stage.limit || "nothing"],
     ...(stage.canary ? [[`canary ${stage.canary.version}, ${stage.canary.verdict}`, `${percent(stage.canary.achieved)} of the events: ${stage.canary.detail}`]] : []),
     ...stage.nodes.map(([node, dispatchers, replicas]) => [`on ${node}`, `${dispatchers ? "its dispatcher, " : ""}${replicas} ready`]),
   ];

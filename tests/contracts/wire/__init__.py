@@ -91,6 +91,7 @@ FILLED: tuple[Any, ...] = (
         audit=9,
         purpose="profile",
         image="p:2",
+        fallback_s={1: 0.01},
     ),
     DispatcherSpec(
         dispatcher="a-0-5f",
@@ -105,7 +106,13 @@ FILLED: tuple[Any, ...] = (
         node="n-1",
         deadly_batches=(BatchId(1, 40, 7),),
     ),
-    LeaderHeartbeat(3, "p-0", (DeviceState("GPU-a", "Tesla T4", 0.25, 0.7, 88, True, 79, "GPU is lost"),), {"a": 0.04}),
+    LeaderHeartbeat(
+        term=3,
+        controller="p-0",
+        devices=(DeviceState("GPU-a", "Tesla T4", 0.25, 0.7, 88, True, 79, "GPU is lost"),),
+        rest_s={"a": 0.04},
+        served={"a": [[(90, 4)]]},
+    ),
     Grant(
         stage="a",
         slot=0,
@@ -115,11 +122,12 @@ FILLED: tuple[Any, ...] = (
         number=9,
         begins=False,
         plan=StagePlan(
-            {"cpu-1": HardwarePlan(8, {1: 0.02}, 2, {2: {1: 1.5}})},
+            {"cpu-1": HardwarePlan(8, {1: 0.02}, 2, {2: {1: 1.5}}, {1: 0.01})},
             0.01,
             b"an event",
             0.03,
             CanaryShare("5fa2", 0.1, True),
+            0.05,
         ),
         settled={0: (10, 12)},
         background_waits=True,
@@ -166,6 +174,7 @@ FILLED: tuple[Any, ...] = (
         waited_for=[0],
         oldest_wait_s=9.0,
         stay=(0.5, 4.0, -0.25),
+        served=[(90, 4), (80, 0)],
         background_queued=8,
         background_enough=True,
         join_events=4,
@@ -199,7 +208,7 @@ FILLED: tuple[Any, ...] = (
 
 
 FRAMES: tuple[ToReplica | ToDispatcher, ...] = (
-    Batch(7, 3, [b"an event", {"left": b"1", "right": b"2"}]),
+    Batch(7, 3, [b"an event", {"left": b"1", "right": b"2"}], version=1),
     Leave(),
     Ready("a-cpu-1-0", 1.5, Enforced("sandbox")),
     Results(

@@ -127,7 +127,17 @@ def with_deadline(station: Station, seed: int) -> Station:
         station = replace(
             station, limits=limits, table=table, varying=varying, kinds=kinds, hold_s=hold_s, concurrency=None
         )
-    return replace(station, order_slo_s=slo_s, rest_s=rest_s)
+    return with_fallback(replace(station, order_slo_s=slo_s, rest_s=rest_s), seed)
+
+
+def with_fallback(station: Station, seed: int) -> Station:
+    """Most of those with a fallback, which need not be faster, and a share that now and then is spent."""
+    rng = np.random.default_rng([seed, 6])
+    if rng.random() < 0.3:
+        return station
+    table = station.table * np.repeat(2.0 ** -rng.integers(-1, 7, station.table.size // station.width), station.width)
+    share = float(rng.choice([0.0625, 0.25, 1.0, 1.0]))
+    return replace(station, fallback=table, fallback_share=share, served_before=int(rng.choice([0, 20, 1000])))
 
 
 def with_concurrency(station: Station, seed: int) -> Station:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 from collections.abc import Sequence
@@ -18,11 +19,12 @@ from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline import fallback as fallbacks
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.pipeline.profile import Contention
+from inferline_stream.pipeline.profile import Contention, PipelineProfile, ServiceTime
 from inferline_stream.pipeline.trace import Trace
 from tests.unit.estimator.small import ONE, measured
 
@@ -45,9 +47,14 @@ class VirtualDispatcher:
         *,
         longer_ms: Sequence[int] = (0,),
         class_of: Sequence[int] = (),
+        fallback: tuple[dict[str, dict[int, int]], float] | None = None,
     ) -> None:
+        """With ``fallback``, its times and its share, of an hour that has seen nothing."""
         self.shortest_s, self.rest_ms = (slo_ms + min(longer_ms)) / 1e3, rest_ms
         self.longer_ms, self.class_of = longer_ms, class_of
+        self.fallback_ms, share = fallback or ({}, 0.0)
+        self.served = fallbacks.window_of((), 0.0)
+        self.allows = functools.partial(fallbacks.allows, self.served, share)
         self.queue, self.pool, self.key_of = StageQueue(slo_ms * 1000, keys_in_order=bool(len(key_of))), Pool(), key_of
         limits = {a.hardware: a.max_batch_size for a in held}
         profile = {kind: {size: ms / 1e3 for size, ms in times.items()} for kind, times in service_ms.items()}
@@ -55,7 +62,8 @@ class VirtualDispatcher:
         for kind, times_s, most in ((a.hardware, profile[a.hardware], a.concurrency) for a in held):
             # Each further batch in hand adds as much again to what one takes.
             slowed = {n: dict.fromkeys(times_s, float(n)) for n in range(2, most + 1)}
-            plans[kind] = HardwarePlan(limits[kind], times_s, most, slowed)
+            faster_s = {size: ms / 1e3 for size, ms in self.fallback_ms.get(kind, {}).items()}
+            plans[kind] = HardwarePlan(limits[kind], times_s, most, slowed, faster_s)
         self.pool.configure(StagePlan(plans))
         self.service_ms, self.hold_ms = service_ms, held[0].hold_s * SECOND
         for number, kind in enumerate(a.hardware for a in held for _ in range(a.replicas)):
@@ -102,11 +110,13 @@ class VirtualDispatcher:
             if due_ms > now:
                 wakes.append((round(due_ms), None))
                 break
-            events = self.queue.take(limit, needs, now * 1e3).events
+            events, _, version = self.queue.take(limit, needs, now * 1e3, self.allows)
+            fallbacks.count(self.served, len(events), len(events) if version else 0)
             number = next(self.batches)
-            self.pool.begin(replica, len(events), now / 1e3, number)
+            self.pool.begin(replica, len(events), now / 1e3, number, version)
             self.used.add(replica.replica)
-            takes_ms = self.service_ms[replica.hardware][len(events)] * len(replica.hands)
+            times_ms = self.fallback_ms if version else self.service_ms
+            takes_ms = times_ms[replica.hardware][len(events)] * len(replica.hands)
             wakes.append((now + takes_ms, (replica, events, number)))
         return wakes
 
@@ -120,6 +130,16 @@ class VirtualDispatcher:
 
 def _event(number: int, sent_ms: int, key: bytes | None = None) -> Event:
     return Event(0, (number,), number.to_bytes(4), 0, sent_ms * 1000, sent_ms, sent_ms, key, [], b"", 1, ())
+
+
+def with_fallback(profile: PipelineProfile, times_s: dict[str, dict[int, float]], share: float) -> PipelineProfile:
+    faster = {
+        (stage, kind): replace(
+            own, fallback=tuple(ServiceTime(b, s) for b, s in times_s[kind].items()), fallback_share=share
+        )
+        for (stage, kind), own in profile.profiles.items()
+    }
+    return replace(profile, profiles=faster)
 
 
 def arrivals_ms(seed: int, events: int = 400) -> list[int]:
@@ -181,7 +201,8 @@ def test_the_dispatchers_pool_chooses_among_kinds_with_limits_of_their_own_as_th
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_dispatchers_queue_puts_the_same_events_last_as_the_estimator(seed: int) -> None:
-    """In both kernels: of one kind, and of several, of busy keys or of more than few, held or not, several at once."""
+    """In both kernels: of one kind, and of several, of busy keys or of more than few, held or not, several at once, and
+    with a fallback, whose share is spent or is not."""
     rng = np.random.default_rng(7000 + seed)
     kinds = {"a": (40, 9, 4), "b": (18, 4, 8), "c": (7, 2, 1)}
     service_ms = {k: {b: fixed + each * b for b in range(1, limit + 1)} for k, (fixed, each, limit) in kinds.items()}
@@ -203,15 +224,25 @@ def test_the_dispatchers_queue_puts_the_same_events_last_as_the_estimator(seed: 
         profile = replace(profile, keys=Keys(tuple((f"k{i}", 0.9 / many) for i in range(many)), ("a",)))
     longer_ms = (0, -64, 96) if seed % 3 == 0 else (0,)
     classes = tuple(LiveClass(f"c{ms}", 0.3, ms / SECOND) for ms in longer_ms[1:])
+    fallback = None
+    if seed % 5 < 3:
+        faster_ms = {k: {b: -(-ms // int(rng.choice([2, 4]))) for b, ms in service_ms[k].items()} for k in chosen}
+        fallback = faster_ms, float(rng.choice([0.125, 1.0]))
+        profile = with_fallback(
+            profile, {k: {b: ms / SECOND for b, ms in faster_ms[k].items()} for k in chosen}, fallback[1]
+        )
     workload = prepare(ONE, replace(profile, classes=classes), Trace(sent_s))
     key_of = workload.keys if keyed else ()
     dispatcher = VirtualDispatcher(
-        held, service_ms, slo_ms, key_of, rest_ms, longer_ms=longer_ms, class_of=workload.class_of
+        held, service_ms, slo_ms, key_of, rest_ms, longer_ms=longer_ms, class_of=workload.class_of, fallback=fallback
     )
     left_ms = dispatcher.run(sent_ms)
     serving = station(profile, "a", held, order_slo_s=slo_ms / SECOND, rest_s=rest_ms / SECOND)
-    found = evaluate(workload, [serving]).latency_s
+    evaluation = evaluate(workload, [serving])
+    found = evaluation.latency_s
     assert found is not None
+    assert evaluation.statistics[0].degraded == dispatcher.served[fallbacks.DEGRADED]
+    assert (evaluation.statistics[0].degraded > 0) == (fallback is not None)
     assert left_ms == ((found + sent_s) * SECOND - HOP_MS).tolist()
     in_order = evaluate(workload, [replace(serving, rest_s=-np.inf)]).latency_s
     assert not np.array_equal(found, in_order)

@@ -121,6 +121,7 @@ def broken(alert: str, slo_s: float, objective: float) -> dict[str, str | None]:
         "InferlineClockLead": {series("inferline_stage_clock_lead_seconds", **stage): f"86400{flat}"},
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+1x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"0+1x{MINUTES}"},
+        "InferlineDegraded": {series("inferline_stage_degraded_ratio", **stage): f"0.03{flat}"},
         "InferlineDeadLettersExpire": {series("inferline_stage_dead_letter_age_ratio", **stage): f"0.85{flat}"},
         "InferlineScalingIneffective": {
             series("inferline_stage_lag_seconds", **stage): f"0+{slo_s}x{MINUTES}",
@@ -158,6 +159,7 @@ def nearly(alert: str, slo_s: float) -> dict[str, str]:
         "InferlineClockLead": {series("inferline_stage_clock_lead_seconds", **stage): f"86400x{half} 0x{half}"},
         "InferlineReplicasCrash": {series("inferline_stage_restarts_total", **stage): f"0+0.2x{MINUTES}"},
         "InferlineDeadLettersGrow": {series("inferline_stage_dead_lettered_total", **stage): f"5{flat}"},
+        "InferlineDegraded": {series("inferline_stage_degraded_ratio", **stage): f"0.02{flat}"},
         "InferlineDeadLettersExpire": {series("inferline_stage_dead_letter_age_ratio", **stage): f"0.79{flat}"},
         "InferlineScalingIneffective": {lag: f"0+{slo_s}x{MINUTES}"},  # one event is served last, and none is late else
         "InferlineAtLimit": {series("inferline_stage_at_limit", limit="stock", **stage): f"1x{half} 0x{half}"},

@@ -134,7 +134,7 @@ async def test_no_memory_for_a_single_event_is_an_error() -> None:
 async def test_emulated_times_are_the_declared_ones_and_what_was_measured_on_top() -> None:
     table = {1: 0.020, 8: 0.060}
     replica = Replica(lambda size: 0.0203)
-    times, _ = await measure_emulated(replica, INPUTS, 64, table)
+    times, _, _ = await measure_emulated(replica, INPUTS, 64, table)
     assert replica.sizes == [1]
     assert [entry.batch_size for entry in times] == [1, 2, 4, 8]
     declared = [0.020, 0.020 + 0.040 / 7, 0.020 + 3 * 0.040 / 7, 0.060]
@@ -143,7 +143,7 @@ async def test_emulated_times_are_the_declared_ones_and_what_was_measured_on_top
 
 async def test_emulated_sizes_end_at_the_limit() -> None:
     table, replica = {1: 0.02, 8: 0.06}, Replica(lambda size: 0.02)
-    times, _ = await measure_emulated(replica, INPUTS, 4, table)
+    times, _, _ = await measure_emulated(replica, INPUTS, 4, table)
     assert [entry.batch_size for entry in times] == [1, 2, 4]
 
 

@@ -10,7 +10,7 @@ import pytest
 from inferline_stream.replay.reserve_costs import frontier, reserve_of
 from inferline_stream.tuner.plan_basis import basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
-from tests.unit.tuner.plans import CATALOGUE, measured, plan
+from tests.unit.tuner.plans import CATALOGUE, measured, plan, state
 from tests.unit.tuner.test_odds import LEVELS, record
 
 KNOBS = PolicySettings(insurance=((2.5, 0.25),))
@@ -21,6 +21,16 @@ def test_without_one_it_is_the_plan_and_what_is_insured_beyond_it():
     found = reserve_of(basis_of(plan(), measured(), CATALOGUE, knobs=KNOBS))
     assert (found.always, found.replicas, found.cost_per_hour) == (False, {"a": 3, "b": 3}, 6.0)
     assert found.multiple == 3.0, "300/s at both"
+
+
+def test_a_fallback_carries_a_leap_in_place_of_a_reserve() -> None:
+    alone = state(PolicySettings(insurance=((4.0, 2.0),))).basis
+    stages = tuple(replace(stage, carries=2.0) for stage in alone.stages)
+    carried = reserve_of(replace(alone, stages=stages))
+    assert carried.replicas == {stage.name: stage.planned for stage in stages}
+    assert carried.saved_per_hour == pytest.approx(reserve_of(alone).cost_per_hour - carried.cost_per_hour)
+    assert carried.saved_per_hour > 0
+    assert reserve_of(alone).saved_per_hour == 0.0
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,23 @@ def test_a_tenth_of_a_replicas_speed_is_within_what_is_measured(throughput, coun
     assert (found.reason is Reason.THROUGHPUT_FELL) == (counted < 100.0)
 
 
+@pytest.mark.parametrize(
+    ("share", "utilization", "asks"), [(0.03, 0.9, True), (0.03, None, True), (0.02, 0.9, False), (0.5, 0.4, False)]
+)
+def test_a_fallback_that_makes_more_than_a_fiftieth_asks_for_replicas_where_the_stage_is_busy(
+    share: float, utilization: float | None, asks: bool
+) -> None:
+    there = {"degraded_share": share, "utilization": utilization}
+    tuner, observed = state(PLAIN), seen(0.0, AT_PLAN)
+    observed = replace(observed, stages={**observed.stages, "a": replace(observed.stages["a"], **there)})
+    for time_s in (0.0, 9.9):
+        tuner, found_all = demands(tuner, replace(observed, time_s=time_s))
+        assert found_all["a"].reason is not Reason.DEGRADED
+    found = demands(tuner, replace(observed, time_s=10.0))[1]["a"]
+    assert (found.reason is Reason.DEGRADED) == asks
+    assert found.needed == pytest.approx(2 * 100.0 * 1.02 if asks else needed("a", 1.0))  # a replica more
+
+
 def test_more_visits_are_named_before_slower_replicas():
     assert demand("b", visit_ratio=0.75, throughput=25.0).reason is Reason.VISIT_RATIO_SHIFTED
 

@@ -131,7 +131,8 @@ class PlayedSlot:
 
     def plan(self, *, limit: int = 1, concurrency: int = 1, sample: bytes | None = None, **of_plan: Any) -> None:
         """Grant the slot by a plan."""
-        hardware = {KIND: HardwarePlan(limit, of_plan.pop("service_s", {}), concurrency)}
+        times_s, faster_s = of_plan.pop("service_s", {}), of_plan.pop("fallback_s", {})
+        hardware = {KIND: HardwarePlan(limit, times_s, concurrency, fallback_s=faster_s)}
         plan = StagePlan(hardware, sample=sample, **of_plan)
         grant = Grant("work", 0, 1, "d", 1, 1, plan=plan, settled=self.settled)
         self.perform(self.slot.on(grant, self.now_s))

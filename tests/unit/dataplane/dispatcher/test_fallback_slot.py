@@ -1,0 +1,105 @@
+"""What a slot does with a stage's fallback: which batches it gets, what is said of its results, and its share."""
+
+import pytest
+
+from inferline_stream.dataplane.frames import Call, Failed, Results
+from inferline_stream.dataplane.headers import FALLBACK, read_headers, with_fallback
+from inferline_stream.dataplane.slot_grants import CanaryShare, LeaderHeartbeat
+from inferline_stream.pipeline.fallback import FALLBACK as FAST
+from inferline_stream.pipeline.fallback import MAIN
+from inferline_stream.pipeline.version import kind_of_version
+from tests.unit.dataplane.dispatcher.doubles import KIND
+from tests.unit.dataplane.dispatcher.test_deadline_slot import Stage
+
+
+class Degradable(Stage):
+    """A stage whose fallback takes 20 ms for an event in place of 100."""
+
+    def __init__(self, *, share=1.0, served=((100, 0),)):
+        super().__init__()
+        self.planned |= {"fallback_s": {1: 0.02}, "fallback_share": share}
+        self.plan(**self.planned)
+        if served is not None:
+            self.feed(LeaderHeartbeat(1, "c", served={"work": [list(served)]}))
+
+    def version(self, age_s):
+        """The version of the batch of an event that came so old, which the replica then answers."""
+        self.come(age_s)
+        batch = self.replica.batch()
+        self.replica.answer(batch)
+        return batch.version
+
+    def results(self):
+        return [record for outgoing in self.outgoing for records in outgoing.values() for record in records]
+
+
+@pytest.mark.parametrize(("age_s", "version"), [(0.0, MAIN), (0.89, MAIN), (0.91, FAST), (0.97, FAST), (0.99, MAIN)])
+def test_a_batch_goes_to_the_fallback_exactly_where_it_is_late_otherwise_and_on_time_by_it(age_s, version):
+    assert Degradable().version(age_s) == version
+
+
+def test_its_results_carry_that_it_made_them_and_are_counted():
+    stage = Degradable()
+    assert (stage.version(0.0), stage.version(0.95)) == (MAIN, FAST)
+    made = [dict(record.headers).get(FALLBACK) for record in stage.results()]
+    assert made == [None, b"work"]
+    assert stage.report.counts.degraded == 1
+    assert [size.batches for sizes in stage.report.counts.batch_stats.values() for size in sizes.values()] == [1]
+    assert stage.report.counts.served == 2
+
+
+def test_an_event_that_it_fails_on_runs_on_the_stage_itself_before_anything_is_said_of_it():
+    stage = Degradable()
+    stage.come(0.95)
+    batch = stage.replica.batch()
+    assert batch.version == FAST
+    stage.replica.say(Results(batch.epoch, batch.batch, [Failed("E", "no", "")], [Call(1, 0.01)], 0.01))
+    again = stage.replica.batch()
+    assert (again.inputs, again.version) == (batch.inputs, MAIN)
+    stage.replica.answer(again)
+    (record,) = stage.results()
+    assert FALLBACK not in dict(record.headers)
+    assert (stage.report.counts.dead_lettered, stage.report.counts.degraded) == (0, 0)
+
+
+def test_beyond_its_share_events_are_late_rather_than_degraded():
+    stage = Degradable(share=0.05, served=((99, 0),))
+    assert [stage.version(0.95) for _ in range(6)] == [FAST] * 5 + [MAIN]
+
+
+def test_what_was_served_in_the_last_hour_outlives_the_process_and_counts_once():
+    stage = Degradable(share=0.05, served=((60, 0), (39, 4)))
+    assert [stage.version(0.95) for _ in range(2)] == [FAST, MAIN]
+    served = stage.reported().served
+    assert sum(events for events, _ in served) == 101
+    assert sum(degraded for _, degraded in served) == 5
+    stage.feed(LeaderHeartbeat(1, "c", served={"work": [[(10_000, 0)]]}))
+    assert stage.version(0.95) == MAIN
+    assert sum(events for events, _ in stage.reported().served) == 102
+    heir = Degradable(share=0.05, served=served)
+    assert heir.version(0.95) == MAIN
+
+
+def test_a_process_that_does_not_know_what_was_served_degrades_nothing_and_says_so():
+    stage = Degradable(share=0.5, served=None)
+    assert stage.version(0.95) == MAIN
+    assert stage.reported().served == []
+
+
+def test_a_version_that_is_tried_out_sees_no_copies_of_what_it_made():
+    stage = Degradable()
+    stage.plan(canary=CanaryShare("ab12", 1.0, mirror=True), **stage.planned)
+    new = stage.attached("new", hardware=kind_of_version(KIND, "ab12"))
+    assert stage.version(0.95) == FAST
+    assert not new.frames
+    assert stage.version(0.0) == MAIN
+    assert new.batch().version == MAIN
+    (counts,) = stage.report.counts.canaries.values()
+    assert (counts.events, counts.main_events) == (1, 0)
+
+
+def test_stages_are_named_once_and_in_their_order():
+    headers = with_fallback(with_fallback([("own", b"1")], "a"), "b", "a")
+    assert headers == [("own", b"1"), (FALLBACK, b"a,b")]
+    assert read_headers(headers).fallback == b"a,b"
+    assert read_headers(headers, entry=True).fallback == b""
