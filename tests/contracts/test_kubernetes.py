@@ -317,7 +317,7 @@ async def test_what_a_quota_leaves_is_reported_and_taken_up_once_it_grows(monkey
 
 
 def test_quotas_are_read_as_kubernetes_writes_them() -> None:
-    wanted = resources(KINDS["t4"], Isolation(memory_mb=928))
+    wanted = resources(replace(KINDS["t4"], cores=1.0), Isolation(memory_mb=928))
     gpus = {"status": {"hard": {"requests.nvidia.com/gpu": "4"}, "used": {"requests.nvidia.com/gpu": "1"}}}
     processor = {"status": {"hard": {"cpu": "2", "limits.memory": "3Gi"}, "used": {"cpu": "500m"}}}
     others = {"spec": {"scopes": ["BestEffort"]}, "status": {"hard": {"pods": "0"}}}

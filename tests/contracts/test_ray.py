@@ -270,7 +270,8 @@ async def test_what_a_cluster_may_grow_to_at_most_binds_what_is_asked_of_it(monk
     monkeypatch.setattr(on_cluster.ray, "available_resources", lambda: {"CPU": 1.0, "GPU": 1.0})
     monkeypatch.setattr(on_ray, "list_named_actors", lambda _: [])
     actuator = RayActuator("n", ProcessTerms("/nowhere"))
-    kinds = catalogue([Hardware("half-t4", 0.3, cores=1, gpus=0.5, gpu_model="Tesla T4")])
+    whole = Hardware("t4", 0.5, cores=1, gpus=1, gpu_model="Tesla T4")
+    kinds = catalogue([whole, Hardware("half-t4", 0.3, cores=1, gpus=0.5, gpu_model="Tesla T4")])
     names = ("t4", "half-t4", "cpu-2", "cpu-0.5", "emulated-cpu")
     await actuator.know({("a", name): ReplicaSpec("", "a", "/nowhere/topology.py", kinds[name]) for name in names})
     assert await actuator.capacity() == {"t4": 2, "half-t4": 4, "cpu-2": 2, "cpu-0.5": 10}
