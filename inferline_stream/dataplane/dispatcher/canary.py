@@ -129,7 +129,7 @@ class Canary:
             return None
         most = self.pool.limit(replica.hardware)
         if self._slot.routes.deadline_order:
-            most = self.pool.batch_needs(replica, rest_s, self._slot.routes.slo_s).cap
+            most = self.pool.batch_needs(replica, rest_s, self._slot.routes.shortest_slo_s).cap
         turn = turn and queue.due_ms(most, hold_ms) <= now_s * 1e3
         taken = session.take_shared(max(1, most), keyless=turn)
         if not taken.events:
