@@ -105,7 +105,8 @@ async def test_what_is_too_large_for_a_topic_becomes_a_dead_letter_and_the_rest_
         sink = await director.read(f"{prefix}out")
         letters = await director.read(f"{prefix}in.dlq")
         done = await send_again(kafka.bootstrap_servers, director.pipeline, prefix)
-    assert [record.value for record in sink] == [b"1" * 1000, b"333"]
+    assert {record.value for record in sink} == {b"1" * 1000, b"333"}
+    assert len(sink) == 2
     headers = [dict(record.headers) for record in letters]
     assert Counter(found["__inferline.errors.type"] for found in headers) == Counter({b"Oversize": 3})
     assert {len(record.value or b"") for record in letters} == {1900, 5000, 0}
