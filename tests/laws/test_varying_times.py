@@ -58,7 +58,7 @@ def queued_s(arrivals_s: np.ndarray, weights: np.ndarray, varies: Emulated, limi
 @pytest.mark.parametrize(("kind", "rate"), [("chance", 150.0), ("classes", 110.0), ("costs", 110.0)])
 async def test_the_p99_of_times_that_vary_is_predicted_and_means_are_far_off(kind: str, rate: float) -> None:
     by_event = kind != "chance"
-    varies = Emulated(TABLE_S) if by_event else Emulated(TABLE_S, cv=0.5)
+    varies = Emulated(TABLE_S, weight=float) if by_event else Emulated(TABLE_S, cv=0.5)
     bench = Bench(weighs=by_event, costs=kind == "costs")
     times, variation, _ = await measure_emulated(bench, INPUTS, 8, TABLE_S, varies=varies)
     measured = PipelineProfile({("a", "x"): Profile("a", "x", times, variation=variation)}, Paths((0,), (1.0,)))
