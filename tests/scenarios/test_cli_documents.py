@@ -25,6 +25,7 @@ import yaml
 import inferline_stream.cli as room
 from inferline_stream.cli.main import app
 from tests.support.forked_command import forked_command
+from tests.support.quiet_profile import quieten
 
 COMMAND = str(Path(sys.executable).with_name("inferline-stream"))
 GROUP = typer.main.get_command(app)
@@ -64,6 +65,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written = call(folder, "init", "reviews")
     assert written.returncode == 0, written.stderr
     assert "Next: inferline-stream run reviews" in written.stdout
+    profiled = call(folder, "profile", "reviews")
+    assert profiled.returncode == 0, profiled.stderr
+    quieten(folder / "reviews")
     planned = call(folder, "plan", "reviews", "--save", "plan.json")
     assert planned.returncode == 0, planned.stderr
     return folder

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from inferline_stream.cli.main import app
 from inferline_stream.planner.plan_document import plan_from_bytes
+from tests.support.quiet_profile import quieten
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,6 +34,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert f"Next: inferline-stream run {folder}" in result.stdout
     result = call("profile", folder)
     assert result.exit_code == 0, result.stderr
+    quieten(folder)
     return folder
 
 

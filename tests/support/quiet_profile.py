@@ -1,0 +1,25 @@
+"""Profiles as a quiet machine makes them.
+
+A record that waits for a core that other tests have takes ten times as long from stage to stage, and plans are made for
+what was measured. How that is measured has tests of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+HOP_S = 0.001
+"""From one stage to the next, always, on a broker that has nothing else to do."""
+
+
+def quieten(topology_folder: Path) -> None:
+    """Let what is kept of a topology say that records take `HOP_S` from stage to stage, whatever was measured."""
+    kept = list(topology_folder.glob(".inferline/profiles/*/paths.json"))
+    assert kept, f"{topology_folder} was not profiled"
+    for file in kept:
+        paths = json.loads(file.read_text())
+        assert paths["hop_overhead_s"], "no record went from stage to stage"
+        paths["hop_overhead_s"] = dict.fromkeys(paths["hop_overhead_s"], HOP_S)
+        paths["hop_spread_s"] = {broker: [0.0] * len(spread) for broker, spread in paths["hop_spread_s"].items()}
+        file.write_text(json.dumps(paths))
