@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from inferline_stream.dataplane.replica import open_inference, tensorflow_serving
+from inferline_stream.dataplane.replica import open_inference, tensorflow_protocol
 from inferline_stream.dataplane.replica.http_transport import HttpTransport
 from inferline_stream.dataplane.replica.server_exchange import (
     Answer,
@@ -203,8 +203,8 @@ def _spoken(server: ModelServer, url: str, certificates: str | None) -> tuple[st
         encode, decode = partial(open_inference.encode_request, binary=server.binary), open_inference.decode_answer
     elif server.protocol == "tensorflow":
         ready = f"{url}/v1/models/{server.model}{version}"
-        asked, serves = ready + (server.path or ":predict"), tensorflow_serving.is_served
-        encode, decode = tensorflow_serving.encode_request, tensorflow_serving.decode_answer
+        asked, serves = ready + (server.path or ":predict"), tensorflow_protocol.is_served
+        encode, decode = tensorflow_protocol.encode_request, tensorflow_protocol.decode_answer
     else:
         openai = server.protocol == "openai"
         asked, ready = url + server.path, f"{url}/v1/models" if openai else ""

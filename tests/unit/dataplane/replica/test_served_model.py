@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
-from inferline_stream.dataplane.replica import open_inference_grpc, tensorflow_serving
+from inferline_stream.dataplane.replica import open_inference_grpc, tensorflow_protocol
 from inferline_stream.dataplane.replica.open_inference import decode_answer, encode_request
 from inferline_stream.dataplane.replica.served_model import EventRefused, ServedModel
 from inferline_stream.dataplane.replica.server_exchange import Answer
@@ -425,13 +425,13 @@ def test_a_message_that_is_no_response_for_the_events_is_recognised(content: byt
 def test_instances_of_tensorflow_serving_hold_arrays_as_lists_and_bytes_in_base64() -> None:
     events = [{"image": b"\xff", "mean": np.float32(0.5), "x": np.array([[1, 2]])}, {"image": np.array([b"a"])}]
     instances = [{"image": {"b64": "/w=="}, "mean": 0.5, "x": [[1, 2]]}, {"image": [{"b64": "YQ=="}]}]
-    assert json.loads(tensorflow_serving.encode_request(events).content) == {"instances": instances}
+    assert json.loads(tensorflow_protocol.encode_request(events).content) == {"instances": instances}
     answer = Answer(200, "200", b'{"predictions": [{"crops": [{"b64": "/w=="}], "b64": "text"}, 0.5]}')
-    assert tensorflow_serving.decode_answer(answer, 2) == [{"crops": [b"\xff"], "b64": "text"}, 0.5]
+    assert tensorflow_protocol.decode_answer(answer, 2) == [{"crops": [b"\xff"], "b64": "text"}, 0.5]
     with pytest.raises(ValueError, match="2 predictions for 3 instances"):
-        tensorflow_serving.decode_answer(answer, 3)
+        tensorflow_protocol.decode_answer(answer, 3)
     with pytest.raises(ValueError, match="JSON has no place for"):
-        tensorflow_serving.encode_request([object()])
+        tensorflow_protocol.encode_request([object()])
 
 
 def certify(folder: Path, name: str) -> tuple[bytes, bytes]:
