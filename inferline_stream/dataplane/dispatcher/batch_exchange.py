@@ -17,6 +17,7 @@ from inferline_stream.dataplane.dispatcher.pool import SLOW_PEERS, Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import DoubtfulBatch, Hand, PooledReplica
 from inferline_stream.dataplane.dispatcher.replica_trust import Happening, ReplicaTrust
 from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, count_batch, count_waits
+from inferline_stream.dataplane.dispatcher.second_runs import answered_batch
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import ConnectionEnded, Disconnect, Heard, Report, SendFrame
@@ -486,22 +487,19 @@ class BatchExchange:
 
     def _made_by_fallback(self, hand: Hand, outcomes: Sequence[Answer]) -> None:
         """Let what the fallback made go on, and say so of it; what it failed on runs on the stage itself."""
-        session, stage = self._session, self._slot.routes.stage
-        pairs = list(zip(hand.events, outcomes, strict=True))
-        made = [(event, outcome) for event, outcome in pairs if type(outcome) is not Failed]
-        for event, _ in made:
+        session, stage = self._session, self._slot.routes.stage.encode()
+        found = answered_batch(self._slot, hand.events, outcomes)
+        for event in found.ended:
             event.headers = with_fallback(event.headers, stage)
-        self._slot.counts[0].degraded += len(made)
-        if made:
-            events, results = [event for event, _ in made], [outcome for _, outcome in made]
-            session.suspects.processed(events[0].payload)
-            self._canary.judged(events, results)
-            session.finished(events, results)
-        failed = [event for event, outcome in pairs if type(outcome) is Failed]
-        for event in failed:
+        for event in found.failed:
             event.main_only = True
-        if failed:
-            session.requeue(failed, 1)
+        self._slot.counts[0].degraded += len(found.ended)
+        if found.ended:
+            session.suspects.processed(found.ended[0].payload)
+            self._canary.judged(found.ended, found.results)
+            session.finished(found.ended, found.results)
+        if found.again:
+            session.requeue(found.again)
 
     def _returned(self, replica: PooledReplica, frame: Returned) -> None:
         """Take back a batch that the replica's server did not take: whose fault it is, a sample says."""

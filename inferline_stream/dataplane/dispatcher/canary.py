@@ -20,6 +20,7 @@ from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import Hand, PooledReplica
 from inferline_stream.dataplane.dispatcher.queue import Taken
+from inferline_stream.dataplane.dispatcher.second_runs import answered_batch
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import Report
@@ -220,27 +221,15 @@ class Canary:
                 counts.failed += 1
 
     def _settle(self, session: Session, hand: Hand, outcomes: Sequence[Answer]) -> None:
-        events, ended, results, again = hand.events, list[Event](), list[Answer](), list[Event]()
-        held_up = set[bytes | None]()
-        keyed = self._slot.routes.keys_in_order
-        for event, outcome in zip(events, outcomes, strict=True):
-            failed = isinstance(outcome, Failed) or self._slot.emitter.refused(event, outcome) is not None
-            if not failed and not (keyed and event.key in held_up):
-                ended.append(event)
-                results.append(outcome)
-                continue
-            if failed:
-                self._failed[id(event)] = event
-            if event.key is not None:
-                held_up.add(event.key)  # what comes after it in its key does so on the running version, too
-            again.append(event)
+        found = answered_batch(self._slot, hand.events, outcomes)
+        self._failed |= {id(event): event for event in found.failed}
         if (counts := self._counts()) is not None:
-            counts.answered += len(ended)
-        if ended:
+            counts.answered += len(found.ended)
+        if found.ended:
             if hand.hopeful:
-                session.stayed(ended)
-            session.finished(ended, results)
-        self._run_again(session, again)
+                session.stayed(found.ended)
+            session.finished(found.ended, found.results)
+        self._run_again(session, found.again)
 
     def lost(self, session: Session, hands: Iterable[Hand], *, blamed: bool) -> None:
         """Let everything run again that a replica had in hand.

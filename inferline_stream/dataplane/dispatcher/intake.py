@@ -325,7 +325,7 @@ class Intake:
         headers = event_headers(found, parts.event_id, entry_us, found.version)
         for record in records[1:]:
             if fallback := next((value for name, value in record.headers if name == FALLBACK and value), None):
-                headers = with_fallback(headers, *fallback.decode("utf-8", "replace").split(","))
+                headers = with_fallback(headers, *fallback.split(b","))
         results: StageInput
         if self._routes.gathers:
             results = self._results(parts, records)

@@ -2,13 +2,14 @@
 
 import pytest
 
-from inferline_stream.dataplane.frames import Call, Failed, Results
+from inferline_stream.dataplane.frames import Call, Done, Failed, Results
 from inferline_stream.dataplane.headers import FALLBACK, read_headers, with_fallback
 from inferline_stream.dataplane.slot_grants import CanaryShare, LeaderHeartbeat
+from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.fallback import FALLBACK as FAST
 from inferline_stream.pipeline.fallback import MAIN
 from inferline_stream.pipeline.version import kind_of_version
-from tests.unit.dataplane.dispatcher.doubles import KIND
+from tests.unit.dataplane.dispatcher.doubles import KIND, WALL_S
 from tests.unit.dataplane.dispatcher.test_deadline_slot import Stage
 
 
@@ -62,6 +63,39 @@ def test_an_event_that_it_fails_on_runs_on_the_stage_itself_before_anything_is_s
     assert (stage.report.counts.dead_lettered, stage.report.counts.degraded) == (0, 0)
 
 
+def degraded_together(stage, *keys):
+    """The batch of the fallback that events with these keys are in, their places as values."""
+    stage.plan(**stage.planned | {"limit": 4, "service_s": {1: 0.1, 4: 0.1}, "fallback_s": {1: 0.02, 4: 0.02}})
+    stamp_ms = round((stage.now_s + WALL_S - 0.95) * 1000)
+    records = [Record(key, b"%d" % at, (), stamp_ms, "in", 0, at) for at, key in enumerate(keys)]
+    stage.read({0: records}, {0: len(keys)})
+    batch = stage.replica.batch()
+    assert (batch.version, batch.inputs) == (FAST, [record.value for record in records])
+    return batch
+
+
+@pytest.mark.parametrize("outcome", [Failed("E", "no", ""), Done(b"x" * 10**7, 0)])
+def test_what_follows_in_its_key_an_event_that_it_fails_on_runs_after_that_on_the_stage_itself(outcome):
+    stage = Degradable()
+    batch = degraded_together(stage, b"k", b"k", b"another")
+    outcomes = [outcome, Done(b"1", 0), Done(b"2", 0)]
+    stage.replica.say(Results(batch.epoch, batch.batch, outcomes, [Call(3, 0.01)], 0.01))
+    again = stage.replica.batch()
+    assert (again.inputs, again.version) == ([b"0", b"1"], MAIN)
+    stage.replica.answer(again)
+    stage.until(lambda: stage.offset() == 3, "all are committed")
+    assert stage.sent == [b"2", b"0", b"1"]
+    assert (stage.report.counts.dead_lettered, stage.report.counts.degraded) == (0, 1)
+
+
+def test_events_that_it_fails_on_together_run_together_on_the_stage_itself():
+    stage = Degradable()
+    batch = degraded_together(stage, None, None, None)
+    stage.replica.say(Results(batch.epoch, batch.batch, [Failed("E", "no", "")] * 3, [], 0.01))
+    again = stage.replica.batch()
+    assert (again.inputs, again.version) == (batch.inputs, MAIN)
+
+
 def test_beyond_its_share_events_are_late_rather_than_degraded():
     stage = Degradable(share=0.05, served=((99, 0),))
     assert [stage.version(0.95) for _ in range(6)] == [FAST] * 5 + [MAIN]
@@ -99,7 +133,8 @@ def test_a_version_that_is_tried_out_sees_no_copies_of_what_it_made():
 
 
 def test_stages_are_named_once_and_in_their_order():
-    headers = with_fallback(with_fallback([("own", b"1")], "a"), "b", "a")
+    headers = with_fallback(with_fallback([("own", b"1")], b"a"), b"b", b"a")
     assert headers == [("own", b"1"), (FALLBACK, b"a,b")]
     assert read_headers(headers).fallback == b"a,b"
     assert read_headers(headers, entry=True).fallback == b""
+    assert with_fallback([(FALLBACK, b"\xff")], b"a") == [(FALLBACK, b"\xff,a")]  # somebody else's
