@@ -170,6 +170,7 @@ class BatchExchange:
     def serve(self, session: Session) -> None:
         """Hand out this session's events from now on; what is in hand of an earlier one is worth nothing."""
         self._session = session
+        session.on_finished = self._canary.judged
         self._canary.begin()
         for replica in self._pool.replicas.values():
             replica.quarantined = False
@@ -478,8 +479,7 @@ class BatchExchange:
             elif not hand.alone or session.suspects.passed(hand.events[0]):
                 done = next(at for at, outcome in enumerate(frame.outcomes) if type(outcome) is not Failed)
                 session.suspects.processed(hand.events[done].payload)
-                self._canary.judged(hand.events, frame.outcomes)
-                if not hand.class_number:
+                if hand.class_number not in self._slot.routes.backgrounds:
                     self._canary.copy(hand.events, frame.outcomes)
                 session.finished(hand.events, frame.outcomes)
         self._doubtful.happens(session, replica, Happening.SUCCESS if success else Happening.NO_SUCCESS)
@@ -496,7 +496,6 @@ class BatchExchange:
         self._slot.counts[0].degraded += len(found.ended)
         if found.ended:
             session.suspects.processed(found.ended[0].payload)
-            self._canary.judged(found.ended, found.results)
             session.finished(found.ended, found.results)
         if found.again:
             session.requeue(found.again)

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.event import Event, Outcome
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import Hand, PooledReplica
 from inferline_stream.dataplane.dispatcher.queue import Taken
@@ -76,6 +76,8 @@ class Canary:
             if plan.canary is not None:  # reports would grow with each version that was ever tried out
                 kept, counts = f"{plan.canary.version}/", self._slot.report.counts
                 counts.canaries = {step: of for step, of in counts.canaries.items() if step.startswith(kept)}
+        if plan.canary is None:
+            self._failed.clear()
         version = "" if plan.canary is None else plan.canary.version
         kinds = {kind_of_version(kind, version): of for kind, of in plan.hardware.items()} if version else {}
         self.pool.configure(StagePlan(kinds))
@@ -158,6 +160,7 @@ class Canary:
             if event.limit and len(found) >= event.limit:
                 self._again.appendleft(event)
                 break
+            limit = min(limit, event.limit or limit)
             if session.partitions[event.partition].halted:
                 session.requeue((event,))  # only frees its key
             else:
@@ -228,6 +231,8 @@ class Canary:
         if found.ended:
             if hand.hopeful:
                 session.stayed(found.ended)
+            for event in found.ended if self._failed else ():  # the running version's replica may have been lost
+                self._failed.pop(id(event), None)
             session.finished(found.ended, found.results)
         self._run_again(session, found.again)
 
@@ -256,8 +261,8 @@ class Canary:
             self._again.extend(events)
             self._slot.ask(Report())
 
-    def judged(self, events: Sequence[Event], outcomes: Sequence[Answer]) -> None:
-        """Learn what the running version makes of events: where it has a result, the version alone has failed."""
+    def judged(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
+        """Learn what became of events: where the running version has a result, this one alone has failed."""
         if not self._failed:
             return
         counts = self._counts()
