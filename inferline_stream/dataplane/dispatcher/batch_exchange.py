@@ -244,7 +244,7 @@ class BatchExchange:
                 if hold_ms and (due_s := queue.due_ms(most, hold_ms) / 1e3) > now_s:
                     slot.wake_at(due_s)
                     break
-                events, hopeful, version = session.take(limit, needs, self._allows)
+                events, hopeful, version = session.take(limit, needs, self._allows if replica.has_fallback else None)
                 if events:
                     self._hand(replica, events, version=version).hopeful = hopeful
                     count(self._served, len(events), len(events) if version == FALLBACK else 0)
@@ -422,6 +422,7 @@ class BatchExchange:
         _, pool = self._find(replica.replica)
         if pool is self._pool:
             self._doubtful.happens(self._session, replica, Happening.READY)
+        replica.has_fallback = frame.fallback
         pool.ready(replica.replica, self._slot.now_s)
         status = replica.status
         status.phase = "leaving" if replica.leaving else "ready"

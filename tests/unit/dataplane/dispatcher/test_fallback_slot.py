@@ -39,6 +39,15 @@ def test_a_batch_goes_to_the_fallback_exactly_where_it_is_late_otherwise_and_on_
     assert Degradable().version(age_s) == version
 
 
+def test_a_replica_of_a_version_without_a_fallback_gets_no_batch_of_it_whatever_the_profile_says():
+    stage = Degradable()
+    stage.replica.die()
+    stage.replica = stage.attached(ready=False)
+    stage.replica.ready(fallback=False)
+    assert stage.version(0.95) == MAIN
+    assert stage.report.counts.degraded == 0
+
+
 def test_its_results_carry_that_it_made_them_and_are_counted():
     stage = Degradable()
     assert (stage.version(0.0), stage.version(0.95)) == (MAIN, FAST)
