@@ -2,22 +2,25 @@
 
 import pytest
 
-from inferline_stream.dataplane.frames import Call, Done, Failed, Results
-from inferline_stream.dataplane.headers import FALLBACK, read_headers, with_fallback
+from inferline_stream.dataplane.frames import Call, Done, Failed, Many, Results
+from inferline_stream.dataplane.headers import FALLBACK, REASON, read_headers, with_fallback
+from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.slot_grants import CanaryShare, LeaderHeartbeat
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.fallback import FALLBACK as FAST
 from inferline_stream.pipeline.fallback import MAIN
+from inferline_stream.pipeline.names import OF
+from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.version import kind_of_version
 from tests.unit.dataplane.dispatcher.doubles import KIND, WALL_S
-from tests.unit.dataplane.dispatcher.test_deadline_slot import Stage
+from tests.unit.dataplane.dispatcher.test_deadline_slot import Stage as DeadlineSlot
 
 
-class Degradable(Stage):
+class Degradable(DeadlineSlot):
     """A stage whose fallback takes 20 ms for an event in place of 100."""
 
-    def __init__(self, *, share=1.0, served=((100, 0),)):
-        super().__init__()
+    def __init__(self, *, share=1.0, served=((100, 0),), **how):
+        super().__init__(**how)
         self.planned |= {"fallback_s": {1: 0.02}, "fallback_share": share}
         self.plan(**self.planned)
         if served is not None:
@@ -30,8 +33,15 @@ class Degradable(Stage):
         self.replica.answer(batch)
         return batch.version
 
-    def results(self):
-        return [record for outgoing in self.outgoing for records in outgoing.values() for record in records]
+    def results(self, *topics):
+        """The records that were sent, or those to some topics alone."""
+        return [
+            record
+            for outgoing in self.outgoing
+            for (topic, _), records in outgoing.items()
+            for record in records
+            if not topics or topic in topics
+        ]
 
 
 @pytest.mark.parametrize(("age_s", "version"), [(0.0, MAIN), (0.89, MAIN), (0.91, FAST), (0.97, FAST), (0.99, MAIN)])
@@ -103,6 +113,35 @@ def test_events_that_it_fails_on_together_run_together_on_the_stage_itself():
     stage.replica.say(Results(batch.epoch, batch.batch, [Failed("E", "no", "")] * 3, [], 0.01))
     again = stage.replica.batch()
     assert (again.inputs, again.version) == (batch.inputs, MAIN)
+
+
+def pieces(values: list[bytes]) -> list[list[bytes]]:
+    return [[value] for value in values]
+
+
+def test_each_of_many_results_of_it_says_so_and_an_event_to_which_it_gives_none_ends_so():
+    work = Stage("work", pieces, hardware="cpu-1", many=True, most=3)
+    ends = {"source": Topic("in", codec="raw"), "sink": Topic("out", codec="raw")}
+    stage = Degradable(stage=routes_of(Pipeline("p", slo="1s", stages=[work], **ends), "work"))
+    batch = degraded_together(stage, b"k", None, None)
+    outcomes = [Many((Done(b"a", 0), Done(b"b", 0, b"own"))), Many(), Many((Done(b"more than 3", 0),) * 4)]
+    stage.replica.say(Results(batch.epoch, batch.batch, outcomes, [Call(3, 0.01)], 0.01))
+    again = stage.replica.batch()
+    assert (again.inputs, again.version) == ([b"2"], MAIN)
+    stage.replica.say(Results(again.epoch, again.batch, [Many((Done(b"c", 0),))], [Call(1, 0.1)], 0.1))
+    stage.until(lambda: stage.offset() == 3, "all are committed")
+    sunk = stage.results("out")
+    headers = [dict(record.headers) for record in sunk]
+    assert [(record.key, record.value) for record in sunk] == [
+        (b"k", b"a"),
+        (b"own", b"b"),
+        (None, b"c"),
+    ]
+    assert [(own[OF], own.get(FALLBACK)) for own in headers] == [(b"2", b"work"), (b"2", b"work"), (b"1", None)]
+    (filtered,) = (dict(record.headers) for record in stage.results(stage.routes.names.completed))
+    assert (filtered[REASON], filtered[FALLBACK]) == (b"filtered", b"work")
+    counts = stage.report.counts
+    assert (counts.degraded, counts.results, counts.filtered, counts.dead_lettered) == (2, 3, 1, 0)
 
 
 def test_beyond_its_share_events_are_late_rather_than_degraded():
