@@ -115,7 +115,7 @@ class Emitter:
             self._end(event, "expired")
             self._pass_by(event, dead=LETTERED if outcome.to_dead_letters else DROPPED)
         elif isinstance(outcome, Late):
-            self._letters(event, event.records, Failed("IncompleteJoin", "it came after its event was given up", ""))
+            self._letters(event, event.records, Failed("IncompleteJoin", outcome.why, ""))
         elif isinstance(outcome, Requeued):
             for record in event.records:
                 headers = [header for header in record.headers if header[0] != MOVED]

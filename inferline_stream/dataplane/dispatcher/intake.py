@@ -305,7 +305,9 @@ class Intake:
 
     def _leave_join(self, partition: Partition, parts: Gathered, ending: Ending | None) -> None:
         event = self._joined(partition, parts)
-        if ending is not None:
+        if type(ending) is Failed and self._went_on(event):
+            self._ended(event, Late("it was sent again after its event had gone on with None in its place"))
+        elif ending is not None:
             self._ended(event, ending)
         elif parts.dead and not self._routes.fills:
             self._ended(event, Dead(parts.dead))
@@ -313,6 +315,10 @@ class Intake:
             self._ended(event, Skipped())
         else:
             self._ready(event)
+
+    def _went_on(self, event: Event) -> bool:
+        """Whether an event that is given up went on before, without parts that were sent again after they had died."""
+        return self._routes.fills and all(read_headers(record.headers).replay for record in event.records)
 
     def _joined(self, partition: Partition, parts: Gathered) -> Event:
         records = tuple(record for record in parts.records if not isinstance(record, int))

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
-from inferline_stream.dataplane.dispatcher.event import Dead, Event, Expired, Requeued, Skipped
+from inferline_stream.dataplane.dispatcher.event import Dead, Event, Expired, Late, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
@@ -155,6 +155,26 @@ def test_what_is_gathered_names_the_fallbacks_of_all_its_parts():
     (event,) = taken.ready
     assert event.payload == [b"0", b"1"]
     assert dict(event.headers)[FALLBACK] == b"each"
+
+
+@pytest.mark.parametrize("went_on", [True, False])
+def test_a_result_that_is_sent_again_after_its_list_has_gone_on_with_none_ends_the_event_no_second_time(went_on):
+    taken = Gathered()
+    taken.part(0, 1, (DEAD, b"2"))
+    if went_on:
+        taken.part(1, 0, (PARENT, b"each"))
+        assert taken.ready.pop().payload == [b"0", None]
+    taken.part(2, 1, (PARENT, b"each"), (REPLAY, b"1"))
+    taken.join.settled = 3
+    parts = taken.join.overdue(1.0, NOW_S + 2.0)
+    assert parts is not None
+    taken.intake.give_up(taken.partition, parts, "why")
+    ((event, outcome),) = taken.ended
+    assert isinstance(outcome, Late if went_on else Failed)
+    emitter = Emitter(taken.routes, partitions_of(taken.routes), random.Random(1), new_report("d", 1, "whole", 0, 1))
+    emitter.add(event, outcome)
+    letters, completed = taken.routes.names.dead_letters(taken.routes.input_topic), taken.routes.names.completed
+    assert topics(emitter.take()) == Counter({letters: 1} if went_on else {letters: 2, completed: 1})
 
 
 def test_a_source_record_gets_its_place_as_id_and_its_timestamp_as_entry_time():
