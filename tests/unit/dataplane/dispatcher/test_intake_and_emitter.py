@@ -177,6 +177,20 @@ def test_a_result_that_is_sent_again_after_its_list_has_gone_on_with_none_ends_t
     assert topics(emitter.take()) == Counter({letters: 1} if went_on else {letters: 2, completed: 1})
 
 
+@pytest.mark.parametrize(("stage", "key", "dies"), [("left", b"own", 1), ("left", b"k", 0), ("ask", b"own", 0)])
+def test_a_key_of_one_branch_alone_by_which_an_ordered_join_would_not_meet_the_other_is_a_dead_letter(stage, key, dies):
+    declared = pipeline()
+    declared.stage("both").ordered = True
+    routes = routes_of(declared, stage)
+    report = new_report("d", 1, stage, 0, 1)
+    emitter = Emitter(routes, partitions_of(routes), random.Random(1), report)
+    emitter.add(one_event(), Done(b"1", (1 << len(routes.children)) - 1, key))
+    sent = emitter.take()
+    assert report.counts.dead_lettered == dies
+    letters = [dict(each.headers) for (topic, _), each_of in sent.items() if topic.endswith("dlq") for each in each_of]
+    assert [letter[ERRORS_PREFIX + "type"] for letter in letters] == [b"OtherKey"] * dies
+
+
 def test_a_source_record_gets_its_place_as_id_and_its_timestamp_as_entry_time():
     (event,) = Taken("ask")(record(b'{"text": "x"}', ("shop", b"7"), offset=9)).ready
     assert event.payload == b'{"text": "x"}'
