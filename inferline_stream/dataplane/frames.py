@@ -136,6 +136,8 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=3):
     start_up_s: float
     """From the process's first instruction to being ready."""
     isolation: Enforced | None
+    fallback: bool = False
+    """Whether its version of the stage has a fallback."""
 
     def __post_init__(self) -> None:
         if self.isolation is not None and len(msgspec.json.encode(self.isolation)) > _ISOLATION_BYTES:

@@ -179,10 +179,10 @@ def event_headers(found: ReadHeaders, event_id: bytes, entry_us: int, version: b
     return headers
 
 
-def with_fallback(headers: Sequence[Header], *stages: str) -> list[Header]:
+def with_fallback(headers: Sequence[Header], *stages: bytes) -> list[Header]:
     """Return an event's headers that also name stages whose fallback has made something of it."""
-    before = [stage for name, value in headers if name == FALLBACK for stage in (value or b"").decode().split(",")]
-    named = ",".join(dict.fromkeys((*before, *stages))).encode()
+    before = [stage for name, value in headers if name == FALLBACK for stage in (value or b"").split(b",")]
+    named = b",".join(dict.fromkeys((*before, *stages)))
     return [*(header for header in headers if header[0] != FALLBACK), (FALLBACK, named)]
 
 

@@ -262,6 +262,19 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         return frozenset(self.stages[at] for at in self.shape.joins())
 
     @cached_property
+    def key_is_fixed(self) -> bool:
+        """Whether results have to keep their event's key: by it an ordered join meets parts that came another way."""
+        at = self.stages.index(self.stage)
+        after, beside = {at}, set[int]()
+        for child in range(len(self.stages)):
+            parents = {parent for parent, to, _ in self.arrows if to == child}
+            if parents & after:
+                after.add(child)
+            if child != at and (not parents or parents & beside):
+                beside.add(child)
+        return any(self.stages.index(join) in after & beside for join in self.ordered)
+
+    @cached_property
     def group(self) -> str:
         """The stage's consumer group."""
         return self.names.group(self.stage, self.of_class)

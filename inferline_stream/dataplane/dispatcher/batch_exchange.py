@@ -1,28 +1,24 @@
-"""Batches go to replicas, and their outcomes come back: who gets what next, and what follows from each answer."""
+"""The replicas of a slot as they come, answer and go, and what follows from each of their frames."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
 from collections.abc import Sequence
 
-from inferline_stream.dataplane.dispatcher.background import DELAY_SHARE, WAITING_S
 from inferline_stream.dataplane.dispatcher.canary import Canary
 from inferline_stream.dataplane.dispatcher.doubtful_batches import DoubtfulBatches
-from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.fallback_batches import FallbackBatches
 from inferline_stream.dataplane.dispatcher.lost_batches import LostBatches
-from inferline_stream.dataplane.dispatcher.poison_suspects import Probe
+from inferline_stream.dataplane.dispatcher.next_batches import NextBatches
 from inferline_stream.dataplane.dispatcher.pool import SLOW_PEERS, Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import DoubtfulBatch, Hand, PooledReplica
 from inferline_stream.dataplane.dispatcher.replica_trust import Happening, ReplicaTrust
-from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, count_batch, count_waits
+from inferline_stream.dataplane.dispatcher.report_counts import MAX_COUNTED_S, count_batch
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import ConnectionEnded, Disconnect, Heard, Report, SendFrame
 from inferline_stream.dataplane.frames import (
     Answer,
-    Batch,
     Broken,
     Call,
     Failed,
@@ -32,13 +28,10 @@ from inferline_stream.dataplane.frames import (
     Returned,
     answer_bytes,
 )
-from inferline_stream.dataplane.headers import with_fallback
 from inferline_stream.dataplane.reports import ReplicaStatus
 from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
-from inferline_stream.pipeline.deadline_order import NEWS_LASTS_S
-from inferline_stream.pipeline.event_classes import class_of
-from inferline_stream.pipeline.fallback import FALLBACK, MAIN, allows, count, counts_of, padded, roll, window_of
+from inferline_stream.pipeline.fallback import FALLBACK, MAIN
 from inferline_stream.pipeline.version import version_on
 
 logger = logging.getLogger(__name__)
@@ -65,53 +58,31 @@ class BatchExchange:
         self._slot = slot
         self._pool = pool
         self._session = session
-        self._numbers = itertools.count(1)
         self._trust = ReplicaTrust()
         self._doubtful = DoubtfulBatches(slot, pool, self._trust)
         self._lost = LostBatches(slot, self._doubtful)
         self._canary = Canary(slot, pool)
+        self._fallback = FallbackBatches(slot)
+        self._next = NextBatches(slot, pool, self._canary, self._fallback, self._doubtful)
         self._stragglers_at_s = 0.0
-        self._quarantine = False
-        """Whether a replica may be kept for suspects."""
         self._server_trouble = ""
         """Why a server last took no batch, in words; empty where every server has taken every batch."""
-        self._plan = StagePlan()
-        self._served = window_of((), slot.now_s)
-        """Of a stage with a fallback, what the last hour has seen, see `pipeline.fallback`."""
-        self._knows_served = False
-        """Whether the leader has said what it was when this process began."""
-        self._rest_s = 0.0
-        self._rest_until_s = -math.inf
-        """How long `_rest_s` counts, which the leader has said; then what the plan says does."""
-        routes = slot.routes
-        stages = routes.shape.longest_path_s([1.0] * len(routes.stages))
-        self._background_s = DELAY_SHARE * routes.shortest_slo_s / stages
-        """Longest that a batch of background events may take."""
 
     def follow(self, plan: StagePlan) -> None:
         """Hand out by this plan from now on."""
-        self._plan = plan
         self._pool.configure(plan)
         self._canary.follow(plan)
+        self._fallback.follow(plan)
+        self._next.follow(plan)
 
-    def hear_of_rest(self, heartbeat: LeaderHeartbeat) -> None:
-        """Learn from the leader what events take after this stage."""
-        rest_s = heartbeat.rest_s.get(self._slot.routes.stage)
-        if rest_s is not None:
-            self._rest_s, self._rest_until_s = rest_s, self._slot.now_s + NEWS_LASTS_S
-        slots = heartbeat.served.get(self._slot.routes.stage, ())
-        if not self._knows_served and self._slot.report.slot < len(slots):
-            self._knows_served, now_s = True, self._slot.now_s
-            roll(self._served, now_s)
-            own = counts_of(self._served)
-            before = padded(slots[self._slot.report.slot])
-            self._served = window_of([(a + c, b + d) for (a, b), (c, d) in zip(own, before, strict=True)], now_s)
+    def learn(self, heartbeat: LeaderHeartbeat) -> None:
+        """Learn from the leader what events take after this stage, and what its fallback has made."""
+        self._next.learn(heartbeat)
+        self._fallback.learn(heartbeat)
 
     def report(self) -> None:
-        """Say what the last hour has seen."""
-        if self._knows_served:
-            roll(self._served, self._slot.now_s)
-            self._slot.report.served = counts_of(self._served)
+        """Say what the last hour has seen of a fallback."""
+        self._fallback.report()
 
     @property
     def trouble(self) -> str:
@@ -153,7 +124,7 @@ class BatchExchange:
         if replica is None:
             return
         if pool is self._canary.pool:
-            self._end_canary(replica, blamed=False)
+            self._canary.end(self._session, replica, blamed=False)
             return
         in_hand = len(replica.hands)
         if in_hand:
@@ -169,6 +140,7 @@ class BatchExchange:
     def serve(self, session: Session) -> None:
         """Hand out this session's events from now on; what is in hand of an earlier one is worth nothing."""
         self._session = session
+        session.on_finished = self._canary.judged
         self._canary.begin()
         for replica in self._pool.replicas.values():
             replica.quarantined = False
@@ -210,160 +182,18 @@ class BatchExchange:
     # Hand out
 
     def hand_out(self) -> None:
-        """Hand out what can be handed out now: suspects and samples, then what waits in the queue."""
-        slot, pool, session = self._slot, self._pool, self._session
-        self._doubtful.take_up(session)
-        if session.open():
-            queue, now_s = session.queue, slot.now_s
-            self._test_doubted(session)
-            pool.fresh_after_s = session.suspects.suspicion.blocked_until_s
-            if self._quarantine or len(session.suspects):
-                session.leave_halted()
-                self._feed_quarantine(session)
-            routes, hold_ms = slot.routes, self._plan.hold_s * 1e3
-            guarantees = session.background.guarantees
-            if self._plan.fallback_share:
-                roll(self._served, now_s)
-            rest_s = self._rest_s if now_s <= self._rest_until_s else self._plan.rest_s
-            self._serve_canary(session, rest_s, hold_ms)
-            while (eligible := queue.eligible) and session.open():
-                replica = self._choose(eligible)
-                if replica is None:
-                    break
-                if guarantees and (owed := self._owed(session, replica)):
-                    self._hand(replica, owed)
-                    continue
-                if routes.deadline_order:
-                    needs = pool.batch_needs(replica, rest_s, routes.shortest_slo_s)
-                    limit, most = needs.limit, needs.cap
-                else:
-                    needs, limit = None, pool.limit(replica.hardware)
-                    most = limit
-                if hold_ms and (due_s := queue.due_ms(most, hold_ms) / 1e3) > now_s:
-                    slot.wake_at(due_s)
-                    break
-                events, hopeful, version = session.take(limit, needs, self._allows)
-                if events:
-                    self._hand(replica, events, version=version).hopeful = hopeful
-                    count(self._served, len(events), len(events) if version == FALLBACK else 0)
-                    self._canary.handed(events, own=False)
-                    self._serve_canary(session, rest_s, hold_ms)
-            if not queue.eligible and slot.routes.backgrounds:
-                self._hand_out_background(session)
-            if (queue.eligible or session.background.eligible) and pool.fresh_after_s > now_s:
-                slot.wake_at(pool.fresh_after_s)
+        """Hand out what can be handed out now, and say when to look again."""
+        slot, pool = self._slot, self._pool
+        self._next.hand_out(self._session)
         for deadline_s in (pool.next_deadline_s, self._trust.next_s, self._canary.pool.next_deadline_s):
             if deadline_s is not None:
                 slot.wake_at(deadline_s)
         if len(pool.replicas) >= SLOW_PEERS:
             slot.wake_at(self._stragglers_at_s)
 
-    def _allows(self, events: int) -> bool:
-        """Whether so many events may go to the stage's fallback."""
-        return allows(self._served, self._plan.fallback_share, events)
-
-    def _serve_canary(self, session: Session, rest_s: float, hold_ms: float) -> None:
-        """Hand out what a version that is tried out gets now, and what it leaves to the running one."""
-        canary, slot = self._canary, self._slot
-        canary.share_keys(session)
-        while canary.waiting and session.open() and (replica := self._choose(canary.waiting)) is not None:
-            if events := canary.again(self._pool.limit(replica.hardware), session):
-                self._hand(replica, events)
-        while session.open() and (found := canary.take(session, rest_s, hold_ms)) is not None:
-            replica, taken = found
-            self._hand(replica, taken.events, pool=canary.pool).hopeful = taken.hopeful
-        while (copied := canary.next_copy()) is not None:
-            replica, copy = copied
-            hand = canary.pool.begin(replica, len(copy.inputs), slot.now_s, next(self._numbers))
-            hand.epoch = session.epoch
-            canary.in_hand(hand.batch, copy)
-            inputs, expected = list(copy.inputs), copy.outcomes
-            batch = Batch(session.epoch, hand.batch, inputs, slot.emitter.result_bytes, expected=expected)
-            slot.ask(SendFrame(replica.replica, batch))
-
-    def _choose(self, eligible: int) -> PooledReplica | None:
-        """Return the replica that gets the next batch; None where there is none now."""
-        pool, now_s = self._pool, self._slot.now_s
-        replica = pool.choose(now_s, eligible)
-        if replica is None and self._server_trouble and (again_s := pool.released_s(now_s)) is not None:
-            self._slot.wake_at(again_s)
-        return replica
-
-    def _hand_out_background(self, session: Session) -> None:
-        """Hand background events to the replicas that live events leave idle."""
-        background, pool = session.background, self._pool
-        while (eligible := background.eligible) and session.open():
-            replica = self._choose(eligible)
-            if replica is None:
-                return
-            self._hand(replica, background.take(pool.limit_within(replica.hardware, self._background_s)))
-
-    def _owed(self, session: Session, replica: PooledReplica) -> Sequence[Event]:
-        """Take the background events that a rate guarantees before live ones, for one replica."""
-        limit = self._pool.limit_within(replica.hardware, self._background_s)
-        return session.background.take_owed(limit, self._slot.now_s)
-
     def most_background(self) -> int:
         """Return how many background events may wait for replicas."""
-        return self._pool.served_within(WAITING_S, self._background_s)
-
-    def _feed_quarantine(self, session: Session) -> None:
-        """Run the next suspect alone, on the one replica that runs suspects; free it once there are none."""
-        pool, suspects, now_s = self._pool, session.suspects, self._slot.now_s
-        self._quarantine = len(suspects) > 0
-        if not self._quarantine:
-            pool.lift_quarantine()
-            return
-        replica = pool.quarantine(passed_first=bool(suspects.suspicion.reason))
-        if replica is None:
-            return
-        if replica.held_until_s > now_s:
-            self._slot.wake_at(replica.held_until_s)
-            return
-        task = suspects.next(replica.passed, now_s, yields=pool.single and session.queue.eligible > 0)
-        if isinstance(task, Probe):
-            self._hand(replica, sample=task).probe = True
-        elif task is not None:
-            self._hand(replica, (task,)).alone = True
-        else:
-            # Back-off, the queue's turn, or nothing left to run: it serves like the others meanwhile.
-            pool.lift_quarantine()
-            again_s = suspects.again_s(replica.passed, now_s)
-            if again_s > now_s:
-                self._slot.wake_at(again_s)
-
-    def _test_doubted(self, session: Session) -> None:
-        """Run a sample on replicas whose last batches had no success."""
-        sample = session.suspects.sample
-        for replica in self._doubtful.to_test(session, sample=sample is not None):
-            if replica.held_until_s > self._slot.now_s:
-                self._slot.wake_at(replica.held_until_s)
-            elif sample is not None and self._pool.has_room(replica):
-                self._doubtful.happens(session, replica, Happening.SAMPLE_HANDED)
-                self._hand(replica, sample=Probe(sample)).test = True
-
-    def _hand(
-        self,
-        replica: PooledReplica,
-        events: Sequence[Event] = (),
-        *,
-        sample: Probe | None = None,
-        pool: Pool | None = None,
-        version: int = MAIN,
-    ) -> Hand:
-        slot, session = self._slot, self._session
-        pool = pool or self._pool
-        payloads = [event.payload for event in events] if sample is None else [sample.input]
-        hand = pool.begin(replica, len(payloads), slot.now_s, next(self._numbers), version)
-        hand.epoch, hand.events = session.epoch, events
-        hand.class_number = class_of(events[0].partition) if events else 0
-        if slot.spans is not None and sample is None:
-            hand.span = slot.spans.begin(events, replica.replica, replica.hardware)
-        if hand.class_number not in slot.routes.backgrounds:
-            count_waits(slot.report.counts, events, slot.now_s)
-        frame = Batch(session.epoch, hand.batch, payloads, slot.emitter.result_bytes, version=version)
-        slot.ask(SendFrame(replica.replica, frame))
-        return hand
+        return self._next.most_background()
 
     # Answers
 
@@ -380,46 +210,26 @@ class BatchExchange:
         (replica, pool), frame = self._find(event.replica), event.frame
         if replica is None:
             return
-        if pool is self._canary.pool and not isinstance(frame, Results):
-            self._hear_canary(replica, frame)
-            return
         if type(frame) is Results:
             self._results(replica, frame)
-        elif type(frame) is Returned:
-            self._returned(replica, frame)
         elif type(frame) is Ready:
             self._ready(replica, frame)
+        elif pool is self._canary.pool:
+            self._canary.unanswered(self._session, replica, frame)
+            self._leave_if_idle(replica)
+        elif type(frame) is Returned:
+            self._returned(replica, frame)
         elif type(frame) is Broken:
             for number, hand in reversed(list(replica.hands.items())):
                 if (hand.epoch, number) != (frame.epoch, frame.batch):  # another dispatcher's may have broken it
                     self._lost.spare_one(self._session, replica, number, frame.reason)
             self._end(replica, frame.reason, memory=frame.memory, device=frame.device)
 
-    def _hear_canary(self, replica: PooledReplica, frame: Ready | Broken | Returned) -> None:
-        """Take in a frame, other than results, of a replica of the version that is tried out."""
-        if type(frame) is Ready:
-            self._ready(replica, frame)
-        elif type(frame) is Broken:
-            self._end_canary(replica, blamed=True)
-        elif type(frame) is Returned and (hand := replica.hands.get(frame.batch)) is not None:
-            self._canary.pool.give_back(replica, frame.batch, self._slot.now_s, frame.wait_s)
-            self._canary.lost(self._session, [hand], blamed=False)
-            self._leave_if_idle(replica)
-
-    def _end_canary(self, replica: PooledReplica, *, blamed: bool, why: str = "") -> None:
-        """A replica of the version that is tried out is gone, or is given up for a reason."""
-        if why:
-            self._slot.ask(Replace(replica.replica, why))
-        self._slot.ask(Disconnect(replica.replica))
-        self._canary.pool.detach(replica.replica)
-        hands, replica.hands = list(replica.hands.values()), {}
-        self._canary.lost(self._session, hands, blamed=blamed)
-        self._slot.ask(Report())
-
     def _ready(self, replica: PooledReplica, frame: Ready) -> None:
         _, pool = self._find(replica.replica)
         if pool is self._pool:
             self._doubtful.happens(self._session, replica, Happening.READY)
+        replica.has_fallback = frame.fallback
         pool.ready(replica.replica, self._slot.now_s)
         status = replica.status
         status.phase = "leaving" if replica.leaving else "ready"
@@ -433,7 +243,8 @@ class BatchExchange:
         _, pool = self._find(replica.replica)
         tried = pool is self._canary.pool
         if tried and len(frame.outcomes) != hand.batch_size:
-            self._end_canary(replica, blamed=True, why=f"{len(frame.outcomes)} outcomes for {hand.batch_size} events")
+            why = f"{len(frame.outcomes)} outcomes for {hand.batch_size} events"
+            self._canary.end(session, replica, blamed=True, why=why)
             return
         if hand.events and len(frame.outcomes) != len(hand.events):
             self._give_up(replica, f"answered {len(frame.outcomes)} outcomes for a batch of {len(hand.events)}")
@@ -471,37 +282,17 @@ class BatchExchange:
             session.stayed(hand.events[: hand.hopeful])
         if hand.events:
             if hand.version == FALLBACK:
-                self._made_by_fallback(hand, frame.outcomes)
+                self._fallback.answered(session, hand, frame.outcomes)
             elif not success:
                 self._keep(replica, hand, frame.outcomes)
             elif not hand.alone or session.suspects.passed(hand.events[0]):
                 done = next(at for at, outcome in enumerate(frame.outcomes) if type(outcome) is not Failed)
                 session.suspects.processed(hand.events[done].payload)
-                self._canary.judged(hand.events, frame.outcomes)
-                if not hand.class_number:
+                if hand.class_number not in self._slot.routes.backgrounds:
                     self._canary.copy(hand.events, frame.outcomes)
                 session.finished(hand.events, frame.outcomes)
         self._doubtful.happens(session, replica, Happening.SUCCESS if success else Happening.NO_SUCCESS)
         self._leave_if_idle(replica)
-
-    def _made_by_fallback(self, hand: Hand, outcomes: Sequence[Answer]) -> None:
-        """Let what the fallback made go on, and say so of it; what it failed on runs on the stage itself."""
-        session, stage = self._session, self._slot.routes.stage
-        pairs = list(zip(hand.events, outcomes, strict=True))
-        made = [(event, outcome) for event, outcome in pairs if type(outcome) is not Failed]
-        for event, _ in made:
-            event.headers = with_fallback(event.headers, stage)
-        self._slot.counts[0].degraded += len(made)
-        if made:
-            events, results = [event for event, _ in made], [outcome for _, outcome in made]
-            session.suspects.processed(events[0].payload)
-            self._canary.judged(events, results)
-            session.finished(events, results)
-        failed = [event for event, outcome in pairs if type(outcome) is Failed]
-        for event in failed:
-            event.main_only = True
-        if failed:
-            session.requeue(failed, 1)
 
     def _returned(self, replica: PooledReplica, frame: Returned) -> None:
         """Take back a batch that the replica's server did not take: whose fault it is, a sample says."""
@@ -518,6 +309,7 @@ class BatchExchange:
         if not hand.probe:
             what = Happening.SAMPLE_NOT_TAKEN if hand.test else Happening.NO_SUCCESS
             self._doubtful.happens(session, replica, what)
+        self._next.some_held = True
         self._server_trouble = f"stage {self._slot.routes.stage}: {frame.reason}; its events wait"
         if self.trouble != before:
             logger.warning("%s", self._server_trouble)
@@ -530,7 +322,7 @@ class BatchExchange:
         """Take a replica out whose connection is of no more use."""
         replica, pool = self._find(event.replica)
         if replica is not None and pool is self._canary.pool:
-            self._end_canary(replica, blamed=True, why=event.broken)
+            self._canary.end(self._session, replica, blamed=True, why=event.broken)
         elif replica is not None and event.broken:  # its process lives then, and nobody else would end it
             self._give_up(replica, event.broken)
         else:
@@ -552,7 +344,7 @@ class BatchExchange:
     def _ended(self, name: str, why: str) -> None:
         replica, pool = self._find(name)
         if replica is not None and pool is self._canary.pool:
-            self._end_canary(replica, blamed=False)
+            self._canary.end(self._session, replica, blamed=False)
         elif replica is not None:
             self._end(replica, why)
 
@@ -574,11 +366,7 @@ class BatchExchange:
         for replica, batch, hard in list(self._pool.overdue(now_s)):
             if replicas.get(replica.replica) is replica:  # another batch of its may have ended it just now
                 self._overdue(replica, batch, hard=hard)
-        for replica, batch, hard in list(self._canary.pool.overdue(now_s)):
-            if hard:
-                self._end_canary(replica, blamed=True, why="a batch took longer than ten times its deadline")
-            elif (hand := replica.hands.get(batch)) is not None:
-                self._canary.lost(self._session, [hand], blamed=True)
+        self._canary.look_at_time(self._session)
         for name, why in self._trust.overdue(now_s):
             logger.warning("replica %s is replaced: %s", name, why)
             if (late := replicas.get(name)) is not None:

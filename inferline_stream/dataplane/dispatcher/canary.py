@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from inferline_stream.dataplane.dispatcher.event import Event
+from inferline_stream.dataplane.dispatcher.event import Event, Outcome
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import Hand, PooledReplica
 from inferline_stream.dataplane.dispatcher.queue import Taken
+from inferline_stream.dataplane.dispatcher.second_runs import answered_batch
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
-from inferline_stream.dataplane.dispatcher.slot_events import Report
-from inferline_stream.dataplane.frames import Answer, Failed, Results, StageInput
+from inferline_stream.dataplane.dispatcher.slot_events import Disconnect, Report, SendFrame
+from inferline_stream.dataplane.frames import Answer, Batch, Broken, Failed, Results, Returned, StageInput
 from inferline_stream.dataplane.slot_grants import CanaryShare, StagePlan
+from inferline_stream.dataplane.supervisor_messages import Replace
 from inferline_stream.observability.stage_counts import CanaryCounts
 from inferline_stream.pipeline.version import kind_of_version, version_on
 
@@ -75,6 +77,8 @@ class Canary:
             if plan.canary is not None:  # reports would grow with each version that was ever tried out
                 kept, counts = f"{plan.canary.version}/", self._slot.report.counts
                 counts.canaries = {step: of for step, of in counts.canaries.items() if step.startswith(kept)}
+        if plan.canary is None:
+            self._failed.clear()
         version = "" if plan.canary is None else plan.canary.version
         kinds = {kind_of_version(kind, version): of for kind, of in plan.hardware.items()} if version else {}
         self.pool.configure(StagePlan(kinds))
@@ -157,6 +161,7 @@ class Canary:
             if event.limit and len(found) >= event.limit:
                 self._again.appendleft(event)
                 break
+            limit = min(limit, event.limit or limit)
             if session.partitions[event.partition].halted:
                 session.requeue((event,))  # only frees its key
             else:
@@ -183,16 +188,25 @@ class Canary:
             counts.main_events -= len(events)
             self._copies.append(Copy([event.payload for event in events], outcomes))
 
-    def next_copy(self) -> tuple[PooledReplica, Copy] | None:
-        """Return a replica, and the copy that it is to process; None where there is none of one of them."""
-        if not self._copies or not self.serves:
-            return None
-        replica = self.pool.choose(self._slot.now_s, len(self._copies[0].inputs))
-        return None if replica is None else (replica, self._copies.popleft())
+    def send_copies(self, session: Session, numbers: Iterator[int]) -> None:
+        """Send copies to replicas that are free.
 
-    def in_hand(self, batch: int, copy: Copy) -> None:
-        """Remember which copy a batch is."""
-        self._copied[batch] = copy
+        Args:
+            session: that is served.
+            numbers: of the batches.
+        """
+        slot = self._slot
+        while self._copies and self.serves:
+            replica = self.pool.choose(slot.now_s, len(self._copies[0].inputs))
+            if replica is None:
+                return
+            copy = self._copies.popleft()
+            hand = self.pool.begin(replica, len(copy.inputs), slot.now_s, next(numbers))
+            hand.epoch = session.epoch
+            self._copied[hand.batch] = copy
+            inputs, expected = list(copy.inputs), copy.outcomes
+            batch = Batch(session.epoch, hand.batch, inputs, slot.emitter.result_bytes, expected=expected)
+            slot.ask(SendFrame(replica.replica, batch))
 
     # Answers
 
@@ -220,27 +234,68 @@ class Canary:
                 counts.failed += 1
 
     def _settle(self, session: Session, hand: Hand, outcomes: Sequence[Answer]) -> None:
-        events, ended, results, again = hand.events, list[Event](), list[Answer](), list[Event]()
-        held_up = set[bytes | None]()
-        keyed = self._slot.routes.keys_in_order
-        for event, outcome in zip(events, outcomes, strict=True):
-            failed = isinstance(outcome, Failed) or self._slot.emitter.refused(event, outcome) is not None
-            if not failed and not (keyed and event.key in held_up):
-                ended.append(event)
-                results.append(outcome)
-                continue
-            if failed:
-                self._failed[id(event)] = event
-            if event.key is not None:
-                held_up.add(event.key)  # what comes after it in its key does so on the running version, too
-            again.append(event)
+        found = answered_batch(self._slot, hand.events, outcomes)
+        self._failed |= {id(event): event for event in found.failed}
         if (counts := self._counts()) is not None:
-            counts.answered += len(ended)
-        if ended:
+            counts.answered += len(found.ended)
+        if found.ended:
             if hand.hopeful:
-                session.stayed(ended)
-            session.finished(ended, results)
-        self._run_again(session, again)
+                session.stayed(found.ended)
+            for event in found.ended if self._failed else ():  # the running version's replica may have been lost
+                self._failed.pop(id(event), None)
+            session.finished(found.ended, found.results)
+        self._run_again(session, found.again)
+
+    def judged(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
+        """Learn what became of events: where the running version has a result, this one alone has failed."""
+        if not self._failed:
+            return
+        counts = self._counts()
+        for event, outcome in zip(events, outcomes, strict=True):
+            if self._failed.pop(id(event), None) is not None and counts is not None:
+                counts.answered += 1
+                counts.failed += type(outcome) is not Failed
+
+    def timed(self, ratio: float | None) -> None:
+        """Count a batch of the running version, by its measured over its expected service time."""
+        counts = self._counts()
+        if counts is not None and ratio is not None and self.serves:
+            counts.main.note(ratio)
+
+    # Losses
+
+    def unanswered(self, session: Session, replica: PooledReplica, frame: Broken | Returned) -> None:
+        """Take in that a replica breaks on a batch, or that the server which it asks has not taken one."""
+        if type(frame) is Broken:
+            self.end(session, replica, blamed=True)
+        elif type(frame) is Returned and (hand := replica.hands.get(frame.batch)) is not None:
+            self.pool.give_back(replica, frame.batch, self._slot.now_s, frame.wait_s)
+            self.lost(session, [hand], blamed=False)
+
+    def end(self, session: Session, replica: PooledReplica, *, blamed: bool, why: str = "") -> None:
+        """Let go of a replica that is gone, or that is given up for a reason.
+
+        Args:
+            session: whose events are served.
+            replica: which one.
+            blamed: whether what it had in hand counts as a failure of the version.
+            why: it is given up, and to be replaced.
+        """
+        if why:
+            self._slot.ask(Replace(replica.replica, why))
+        self._slot.ask(Disconnect(replica.replica))
+        self.pool.detach(replica.replica)
+        hands, replica.hands = list(replica.hands.values()), {}
+        self.lost(session, hands, blamed=blamed)
+        self._slot.ask(Report())
+
+    def look_at_time(self, session: Session) -> None:
+        """See to batches whose time limit has passed."""
+        for replica, batch, hard in list(self.pool.overdue(self._slot.now_s)):
+            if hard:
+                self.end(session, replica, blamed=True, why="a batch took longer than ten times its deadline")
+            elif (hand := replica.hands.get(batch)) is not None:
+                self.lost(session, [hand], blamed=True)
 
     def lost(self, session: Session, hands: Iterable[Hand], *, blamed: bool) -> None:
         """Let everything run again that a replica had in hand.
@@ -266,19 +321,3 @@ class Canary:
         if events and not session.closed:  # else they are read again by who serves next
             self._again.extend(events)
             self._slot.ask(Report())
-
-    def judged(self, events: Sequence[Event], outcomes: Sequence[Answer]) -> None:
-        """Learn what the running version makes of events: where it has a result, the version alone has failed."""
-        if not self._failed:
-            return
-        counts = self._counts()
-        for event, outcome in zip(events, outcomes, strict=True):
-            if self._failed.pop(id(event), None) is not None and counts is not None:
-                counts.answered += 1
-                counts.failed += type(outcome) is not Failed
-
-    def timed(self, ratio: float | None) -> None:
-        """Count a batch of the running version, by its measured over its expected service time."""
-        counts = self._counts()
-        if counts is not None and ratio is not None and self.serves:
-            counts.main.note(ratio)

@@ -115,7 +115,7 @@ class Emitter:
             self._end(event, "expired")
             self._pass_by(event, dead=LETTERED if outcome.to_dead_letters else DROPPED)
         elif isinstance(outcome, Late):
-            self._letters(event, event.records, Failed("IncompleteJoin", "it came after its event was given up", ""))
+            self._letters(event, event.records, Failed("IncompleteJoin", outcome.why, ""))
         elif isinstance(outcome, Requeued):
             for record in event.records:
                 headers = [header for header in record.headers if header[0] != MOVED]
@@ -133,7 +133,7 @@ class Emitter:
     def _give(self, event: Event, outcome: Done | Many) -> None:
         """Send on what the stage has given an event, all of it or nothing."""
         results = self._results_of(event, outcome)
-        failed = self._refused(outcome, results)
+        failed = self._refused(event, outcome, results)
         if failed is not None:
             self._fail(event, failed)
             return
@@ -145,9 +145,9 @@ class Emitter:
 
     def refused(self, event: Event, outcome: Done | Many) -> Failed | None:
         """Return why what a stage has given an event cannot be sent on, if so."""
-        return self._refused(outcome, self._results_of(event, outcome))
+        return self._refused(event, outcome, self._results_of(event, outcome))
 
-    def _refused(self, outcome: Done | Many, results: Sequence[tuple[Event, Done]]) -> Failed | None:
+    def _refused(self, event: Event, outcome: Done | Many, results: Sequence[tuple[Event, Done]]) -> Failed | None:
         most, limit_bytes = self._routes.most, MANY_BYTES * self.result_bytes
         if isinstance(outcome, Many):
             if len(results) > most:
@@ -155,6 +155,12 @@ class Emitter:
                 return Failed("TooManyResults", what, "")
             if sum(len(done.value) for done in outcome.results) > limit_bytes:
                 return Failed("Oversize", f"more than {limit_bytes} bytes of results", "")
+        if self._routes.key_is_fixed and (other := [of.key for of, _ in results if of.key != event.key]):
+            why = (
+                f"the result has the key {other[0]!r}, and an ordered join finds the event's other parts by its own, "
+                f"{event.key!r}; set the key where the branches begin, or leave it out"
+            )
+            return Failed("OtherKey", why, "")
         return next((why for of, done in results if (why := self._refused_one(of, done)) is not None), None)
 
     def _results_of(self, event: Event, outcome: Done | Many) -> Sequence[tuple[Event, Done]]:

@@ -70,7 +70,9 @@ class Expired(msgspec.Struct, frozen=True):
 
 
 class Late(msgspec.Struct, frozen=True):
-    """A part of a join's event that came after the event was given up: it goes to the others among the letters."""
+    """A part of a join's event that came after the event had ended, or gone on: it is a letter, and ends nothing."""
+
+    why: str = "it came after its event was given up"
 
 
 class Requeued(msgspec.Struct, frozen=True):

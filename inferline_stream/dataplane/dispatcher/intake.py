@@ -305,7 +305,9 @@ class Intake:
 
     def _leave_join(self, partition: Partition, parts: Gathered, ending: Ending | None) -> None:
         event = self._joined(partition, parts)
-        if ending is not None:
+        if type(ending) is Failed and self._went_on(event):
+            self._ended(event, Late("it was sent again after its event had gone on with None in its place"))
+        elif ending is not None:
             self._ended(event, ending)
         elif parts.dead and not self._routes.fills:
             self._ended(event, Dead(parts.dead))
@@ -314,21 +316,25 @@ class Intake:
         else:
             self._ready(event)
 
+    def _went_on(self, event: Event) -> bool:
+        """Whether an event that is given up went on before, without parts that were sent again after they had died."""
+        return self._routes.fills and all(read_headers(record.headers).replay for record in event.records)
+
     def _joined(self, partition: Partition, parts: Gathered) -> Event:
         records = tuple(record for record in parts.records if not isinstance(record, int))
         first, last = records[0], records[-1]
-        if self._routes.gathers:
-            first = min(records, key=lambda record: read_headers(record.headers).part or (0, 0))
-        found = read_headers(first.headers)
+        every = [read_headers(record.headers) for record in (records if self._routes.gathers else (first,))]
+        first, found = min(zip(records, every, strict=False), key=lambda pair: pair[1].part or (0, 0))
         entry_us, entered_us, _, _ = self._times(partition, first, found)
         _, _, arrived_ms, taken_ms = self._times(partition, last, found)
         headers = event_headers(found, parts.event_id, entry_us, found.version)
-        for record in records[1:]:
-            if fallback := next((value for name, value in record.headers if name == FALLBACK and value), None):
-                headers = with_fallback(headers, *fallback.decode("utf-8", "replace").split(","))
+        for record in records:
+            fallback = next((value for name, value in record.headers if name == FALLBACK and value), None)
+            if fallback and record is not first:
+                headers = with_fallback(headers, *fallback.split(b","))
         results: StageInput
         if self._routes.gathers:
-            results = self._results(parts, records)
+            results = _results(parts, records, every)
         else:
             results = {p: r.value or b"" for p, r in zip(parts.given, records, strict=True) if p is not None}
         return Event(
@@ -346,19 +352,6 @@ class Intake:
             records,
             parts.replay > 0,
         )
-
-    def _results(self, parts: Gathered, records: Sequence[Record]) -> list[bytes | None]:
-        """Return the results of one event in order, with None for those that died."""
-        given: dict[int, bytes] = {}
-        dead = set[int]()
-        for name, record in zip(parts.given, records, strict=True):
-            found = read_headers(record.headers)
-            at = 0 if found.part is None else found.part[0]
-            if name is not None:
-                given[at] = record.value or b""
-            elif found.dead and parts.died >> at & 1:
-                dead.add(at)
-        return gathered(given, frozenset(dead))
 
 
 _AHEAD = (
@@ -411,6 +404,19 @@ def _size_bytes(key: bytes | None, value: bytes, headers: Iterable[Header]) -> i
     for name, content in headers:
         size_bytes += len(name) + len(content or b"") + 10
     return size_bytes
+
+
+def _results(parts: Gathered, records: Sequence[Record], headers: Sequence[ReadHeaders]) -> list[bytes | None]:
+    """Return the results of one event in order, with None for those that died."""
+    given: dict[int, bytes] = {}
+    dead = set[int]()
+    for name, record, found in zip(parts.given, records, headers, strict=True):
+        at = 0 if found.part is None else found.part[0]
+        if name is not None:
+            given[at] = record.value or b""
+        elif found.dead and parts.died >> at & 1:
+            dead.add(at)
+    return gathered(given, frozenset(dead))
 
 
 def _foreign(found: ReadHeaders, routes: Routes) -> Failed:

@@ -13,7 +13,7 @@ from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
 from inferline_stream.dataplane.dispatcher.waiting_room import KeyLane, WaitingRoom
 from inferline_stream.pipeline.deadline_order import FEW_LANES, HOPELESS_EVERY
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
-from inferline_stream.pipeline.fallback import MAIN, NEITHER, version_for
+from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, version_for
 
 Allows = Callable[[int], bool]
 """Whether so many events may go to the stage's fallback."""
@@ -194,6 +194,8 @@ class StageQueue:
                     aside.fill(batch, size)
             else:
                 hopeful = len(batch)
+            if version == FALLBACK and any(event.main_only for event in batch):
+                version = MAIN
         self._left(batch)
         return Taken(batch, hopeful, version)
 

@@ -57,7 +57,8 @@ class ResultDelivery:
         self._slot = slot
         self._partitions = partitions
         self._completed = completed
-        self._bounds_s = latency_bounds_s(slot.routes.slo_s)
+        self._bounds_s = [latency_bounds_s(of.slo_s) for of in slot.routes.classes]
+        """Of the buckets of latencies, by class."""
         self._finished: list[tuple[Event, Outcome]] = []
         self._finished_bytes = 0
         self._sending: list[tuple[Event, Outcome]] | None = None
@@ -215,12 +216,12 @@ class ResultDelivery:
                 report.counts.backlog += results
                 continue
             for _ in range(results):
-                count_latency(report.counts, self._bounds_s, max(0.0, (now_us - event.entered_us) / 1e6))
+                count_latency(report.counts, self._bounds_s[0], max(0.0, (now_us - event.entered_us) / 1e6))
             if report.latencies:
-                of_class = routes.classes[event.partition // CLASS_STRIDE]
+                number = event.partition // CLASS_STRIDE
+                of_class = routes.classes[number]
                 latency_s = (now_us - event.entered_us) / 1e6 + of_class.slo_s - routes.slo_s
-                bucket = bisect.bisect_left(latency_bounds_s(of_class.slo_s), latency_s)
-                report.latencies[of_class.source][bucket] += results
+                report.latencies[of_class.source][bisect.bisect_left(self._bounds_s[number], latency_s)] += results
 
     # What the group knows
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from inferline_stream.dataplane.dispatcher.background import WAITING_BYTES, BackgroundQueues
 from inferline_stream.dataplane.dispatcher.event import Ending, Event, Expired, Outcome
@@ -65,6 +65,8 @@ class Session:
         self._stayed_until_s = self._sum_stays_at_s = -math.inf
         self.closed = not epoch
         """Whether nothing is handed out or taken in any more."""
+        self.on_finished: Callable[[Sequence[Event], Sequence[Outcome]], object] = lambda events, outcomes: None
+        """Called with what `finished` takes. Set from outside."""
         self.delivery = ResultDelivery(slot, self.partitions, self._completed)
         self._intakes: dict[int, Intake] = {}
         """By class, once it is owned."""
@@ -347,6 +349,7 @@ class Session:
 
     def finished(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
         """Take the outcomes of events, in their order."""
+        self.on_finished(events, outcomes)
         self._release(events)
         self.delivery.finished(events, outcomes)
 

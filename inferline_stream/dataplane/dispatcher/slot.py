@@ -61,7 +61,7 @@ class Slot:
             events.ReadAgain: self._read_again,
             events.Owned: self._owned,
             Grant: self._follow,
-            LeaderHeartbeat: exchange.hear_of_rest,
+            LeaderHeartbeat: exchange.learn,
             events.TopicGone: self._topic_gone,
             Attach: exchange.attach,
             Retire: exchange.retire,

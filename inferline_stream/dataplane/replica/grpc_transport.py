@@ -14,9 +14,9 @@ import grpc.aio
 from inferline_stream.dataplane.replica import open_inference_grpc as protocol
 from inferline_stream.dataplane.replica.host_addresses import Found, HostAddresses
 from inferline_stream.dataplane.replica.server_exchange import (
-    Answer,
     ConnectionBroken,
     NotReached,
+    ServerAnswer,
     ServerRequest,
     TooLong,
 )
@@ -95,11 +95,11 @@ class GrpcTransport:
         else:
             self._channel = grpc.aio.secure_channel(target, self._credentials, options=self._options)
 
-    async def ask(self, request: ServerRequest, token: str) -> Answer:
+    async def ask(self, request: ServerRequest, token: str) -> ServerAnswer:
         """Ask for an inference, as `Transport.ask`."""
         channel = self._channel
         try:
-            return Answer(HTTPStatus.OK, "OK", await self._call("ModelInfer", request.content, token))
+            return ServerAnswer(HTTPStatus.OK, "OK", await self._call("ModelInfer", request.content, token))
         except grpc.aio.AioRpcError as error:
             code, said = error.code(), error.details() or ""
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -112,8 +112,8 @@ class GrpcTransport:
             if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LONG in said:
                 if _OURS_TOO_LONG in said:
                     raise TooLong from error
-                return Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, code.name, said.encode())
-            return Answer(_STATUS.get(code, HTTPStatus.INTERNAL_SERVER_ERROR), code.name, said.encode())
+                return ServerAnswer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, code.name, said.encode())
+            return ServerAnswer(_STATUS.get(code, HTTPStatus.INTERNAL_SERVER_ERROR), code.name, said.encode())
 
     async def _call(self, method: str, content: bytes, token: str) -> bytes:
         call = self._channel.unary_unary(f"{protocol.SERVICE}/{method}")

@@ -16,9 +16,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from inferline_stream.dataplane.replica.host_addresses import HostAddresses
 from inferline_stream.dataplane.replica.server_exchange import (
-    Answer,
     ConnectionBroken,
     NotReached,
+    ServerAnswer,
     ServerRequest,
     TooLong,
 )
@@ -70,14 +70,16 @@ class HttpTransport:
             auto_decompress=True,
         )
 
-    async def ask(self, request: ServerRequest, token: str) -> Answer:
+    async def ask(self, request: ServerRequest, token: str) -> ServerAnswer:
         """Post a request, as `Transport.ask`."""
         headers = {**request.headers, **_shown(token)}
         try:
             async with self._session.post(
                 self._url, data=request.content, headers=headers, allow_redirects=False
             ) as response:
-                return Answer(response.status, str(response.status), await self._content(response), response.headers)
+                return ServerAnswer(
+                    response.status, str(response.status), await self._content(response), response.headers
+                )
         except TimeoutError:
             raise
         except aiohttp.ClientConnectorError as error:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.dataplane.replica.server_exchange import Answer, ServerRequest
+from inferline_stream.dataplane.replica.server_exchange import ServerAnswer, ServerRequest
 
 DATATYPES = {
     **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
@@ -221,7 +221,7 @@ def _listed(tensor: Tensor) -> Sequence[Any]:
     return tensor.values
 
 
-def decode_answer(answer: Answer, events: int) -> list[dict[str, Any]]:
+def decode_answer(answer: ServerAnswer, events: int) -> list[dict[str, Any]]:
     """Return the outputs of each event by name, of an answer in JSON, or in JSON and raw bytes.
 
     Raises:

@@ -23,7 +23,7 @@ from inferline_stream.dataplane.replica.open_inference import (
     tensors_of_events,
     text_of,
 )
-from inferline_stream.dataplane.replica.server_exchange import Answer, ServerRequest
+from inferline_stream.dataplane.replica.server_exchange import ServerAnswer, ServerRequest
 
 SERVICE = "/inference.GRPCInferenceService"
 
@@ -136,7 +136,7 @@ def encode_request(events: Sequence[Any], model: str, version: str) -> ServerReq
     return ServerRequest(message.SerializeToString())
 
 
-def decode_answer(answer: Answer, events: int) -> list[dict[str, Any]]:
+def decode_answer(answer: ServerAnswer, events: int) -> list[dict[str, Any]]:
     """Return the outputs of each event by name.
 
     Raises:

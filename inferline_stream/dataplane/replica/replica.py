@@ -120,7 +120,8 @@ def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
     except InferlineError as error:
         _last_words(error)
         return EXIT_UNAVAILABLE if isinstance(error.__cause__, ServerUnavailable) else EXIT_CANNOT_LOAD
-    ready = Ready(spec.replica, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, held)
+    falls_back = stage.code is not None and stage.code.fallback is not None
+    ready = Ready(spec.replica, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s, held, falls_back)
     logger.info("replica %s is ready after %.2f s", spec.replica, ready.start_up_s)
     if channel is not None:
         with contextlib.suppress(OSError):  # its end is seen in time

@@ -24,14 +24,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from inferline_stream.dataplane.replica import open_inference, tensorflow_serving
+from inferline_stream.dataplane.replica import open_inference, tensorflow_protocol
 from inferline_stream.dataplane.replica.http_transport import HttpTransport
 from inferline_stream.dataplane.replica.server_exchange import (
-    Answer,
     ConnectionBroken,
     Decode,
     Encode,
     NotReached,
+    ServerAnswer,
     ServerRequest,
     TooLong,
     Transport,
@@ -203,8 +203,8 @@ def _spoken(server: ModelServer, url: str, certificates: str | None) -> tuple[st
         encode, decode = partial(open_inference.encode_request, binary=server.binary), open_inference.decode_answer
     elif server.protocol == "tensorflow":
         ready = f"{url}/v1/models/{server.model}{version}"
-        asked, serves = ready + (server.path or ":predict"), tensorflow_serving.is_served
-        encode, decode = tensorflow_serving.encode_request, tensorflow_serving.decode_answer
+        asked, serves = ready + (server.path or ":predict"), tensorflow_protocol.is_served
+        encode, decode = tensorflow_protocol.encode_request, tensorflow_protocol.decode_answer
     else:
         openai = server.protocol == "openai"
         asked, ready = url + server.path, f"{url}/v1/models" if openai else ""
@@ -262,7 +262,7 @@ def _body(asked: Sequence[Any], more: dict[str, str]) -> ServerRequest:
     return ServerRequest(msgspec.json.encode({**more, **body}))
 
 
-def _decoded(answer: Answer, events: int) -> list[Any]:
+def _decoded(answer: ServerAnswer, events: int) -> list[Any]:
     try:
         return [msgspec.json.decode(answer.content)]
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -274,7 +274,7 @@ def _said(content: bytes) -> str:
     return " ".join(content[: 4 * _LONGEST_REASON].decode(errors="replace").split())[:_LONGEST_REASON]
 
 
-def _retry_after_s(answer: Answer) -> float:
+def _retry_after_s(answer: ServerAnswer) -> float:
     try:
         return max(0.0, float(answer.headers.get("Retry-After", "0")))
     except ValueError:

@@ -21,7 +21,7 @@ class ServerRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServerAnswer:
     """What the server says.
 
     Args:
@@ -55,7 +55,7 @@ class Transport(Protocol):
     ``token`` is the bearer token that is shown; empty for none.
     """
 
-    async def ask(self, request: ServerRequest, token: str) -> Answer:
+    async def ask(self, request: ServerRequest, token: str) -> ServerAnswer:
         """Return the server's answer, whatever it is.
 
         Raises:
@@ -78,5 +78,5 @@ class Transport(Protocol):
 Encode = Callable[[Sequence[Any]], ServerRequest]
 """Returns the request for what several events ask; raises `ValueError` where they cannot be asked."""
 
-Decode = Callable[[Answer, int], list[Any]]
+Decode = Callable[[ServerAnswer, int], list[Any]]
 """Returns what an answer holds for each of so many events; raises `ValueError` where it is none to them."""

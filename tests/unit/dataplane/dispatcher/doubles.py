@@ -338,9 +338,9 @@ class Replica:
         if self.connected:
             self._slot.feed(on.Heard(self.name, frame))
 
-    def ready(self) -> None:
-        """Say that batches may come."""
-        self.say(Ready(self.name, 0.1, None))
+    def ready(self, *, fallback: bool = True) -> None:
+        """Say that batches may come, and whether the stage has a fallback."""
+        self.say(Ready(self.name, 0.1, None, fallback))
 
     def answer(self, batch: Batch) -> None:
         """Return what the batch held."""

@@ -17,6 +17,7 @@ from inferline_stream.kafka.records import Record
 from inferline_stream.observability.stage_counts import CanaryCounts
 from inferline_stream.pipeline.version import kind_of_version
 from tests.unit.dataplane.dispatcher.doubles import KIND, WALL_S, PlayedSlot, Replica, fed
+from tests.unit.dataplane.dispatcher.test_live_classes import ARCHIVE, PREMIUM, Classed
 
 FAULT = Failed("ValueError", "the new version's own", "")
 
@@ -135,6 +136,41 @@ def test_an_event_that_both_fail_on_is_a_dead_letter_and_no_failure_of_the_new_o
         assert (counts(slot).answered, counts(slot).failed) == (2, 1)
 
 
+def test_an_event_that_both_fail_on_alone_is_no_failure_of_the_new_one_either() -> None:
+    with fed() as slot:
+        granted(slot, 0.5)
+        main, new = slot.attached(), tried(slot)
+        slot.fetched(b"0")
+        main.answer(main.batch())
+        slot.fetched(b"1", first=1)
+        fails(new, new.batch())
+        fails(main, main.batch())
+        sample = main.batch()
+        assert sample.inputs == [b"0"], "the batch had no success: is that the replica's fault?"
+        main.answer(sample)
+        slot.until(lambda: slot.offset() == 2, "all are committed")
+        assert slot.report.counts.dead_lettered == 1
+        assert (counts(slot).answered, counts(slot).failed) == (1, 0)
+
+
+def test_what_memory_ran_out_on_runs_in_smaller_batches_also_where_it_has_failed() -> None:
+    with fed() as slot:
+        granted(slot, 1.0)
+        main, new = slot.attached(), tried(slot)
+        slot.fetched(b"0", b"1")
+        batch = main.batch()
+        main.say(Broken(batch.epoch, batch.batch, "out of memory", memory=True))
+        slot.fetched(b"2", first=2)
+        for _ in range(3):
+            fails(new, new.batch())
+        main, handed = slot.attached(), list[Any]()
+        for _ in range(3):
+            batch = main.batch()
+            handed.append(batch.inputs)
+            main.answer(batch)
+        assert handed == [[b"0"], [b"1"], [b"2"]]
+
+
 def test_a_server_that_is_away_or_a_lost_host_is_no_failure_of_it() -> None:
     with fed() as slot:
         granted(slot, 0.5)
@@ -236,6 +272,18 @@ def test_copies_are_compared_and_no_result_of_it_counts() -> None:
         assert seen.events + seen.main_events == 40
         batches = seen.events // 4
         assert (seen.compared, seen.disagreed, seen.failed) == (3 * batches, batches, batches)
+
+
+def test_batches_of_every_live_class_are_copied_and_none_of_background_events() -> None:
+    slot = Classed()
+    slot.plan(canary=CanaryShare("ab12", 1.0, mirror=True))
+    main, new = slot.attached(), tried(slot)
+    for partition in (PREMIUM, 0, ARCHIVE):
+        slot.comes(b"%d" % partition, partition=partition)
+        main.answer(main.batch())
+        if new.frames:
+            new.answer(new.batch())
+    assert counts(slot).events == 2
 
 
 def test_one_that_is_tried_out_no_more_gets_nothing_and_leaves() -> None:

@@ -8,19 +8,19 @@ import msgspec
 import pytest
 
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
-from inferline_stream.dataplane.dispatcher.event import Dead, Event, Expired, Requeued, Skipped
+from inferline_stream.dataplane.dispatcher.event import Dead, Event, Expired, Late, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed, Many
-from inferline_stream.dataplane.headers import DEAD, DROPPED, LETTERED, MOVED, REASON, REPLAY, version_value
+from inferline_stream.dataplane.headers import DEAD, DROPPED, FALLBACK, LETTERED, MOVED, REASON, REPLAY, version_value
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.records import LIMIT_BYTES, Record
-from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, SKIPPED, VERSION
+from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, PART, SKIPPED, VERSION
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.version import structure_of
 
@@ -78,9 +78,10 @@ NOW_S = 1_700_000_000.0
 class Taken:
     """An intake and what it gave."""
 
-    def __init__(self, stage: str, **of_pipeline: Any) -> None:
-        self.routes = routes_of(pipeline(**of_pipeline), stage)
-        self.partition = Partition(3, Committed(0), "me", Join(("left", "right")) if stage == "both" else None)
+    def __init__(self, stage: str, declared: Pipeline | None = None, **of_pipeline: Any) -> None:
+        self.routes = routes_of(declared or pipeline(**of_pipeline), stage)
+        self.join = Join(self.routes.parents)
+        self.partition = Partition(3, Committed(0), "me", self.join if self.routes.is_join else None)
         self.ready: list[Event] = []
         self.ended: list[tuple[Event, Any]] = []
         self.now_s = NOW_S
@@ -110,6 +111,27 @@ def partitions_of(routes: Routes) -> dict[str, int]:
     return dict.fromkeys([*routes.topics_written, "out", "p.both"], 4)
 
 
+def whole(lists: list[list[int | None]]) -> list[int]:
+    return [len(numbers) for numbers in lists]
+
+
+class Gathered(Taken):
+    """The intake of a stage that gathers two results of an event, with None for one that died."""
+
+    def __init__(self) -> None:
+        many = Stage("many", lists, hardware="cpu-1", many=True)
+        each = Stage("each", left, hardware="cpu-1", after=[many])
+        last = Stage("whole", whole, hardware="cpu-1", after=[each.gathered(missing=None)])
+        super().__init__(
+            "whole", Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[many, each, last])
+        )
+
+    def part(self, offset: int, place: int, *headers: tuple[str, bytes]) -> None:
+        """Take in what became of one of the two."""
+        known = ((EVENT_ID, b"e"), (VERSION, self.routes.version), (PART, b"%d/2" % place))
+        self(record(b"%d" % place, *known, *headers, offset=offset))
+
+
 def taking(stage: str, *children: str) -> int:
     """Edges, a bit each, to these children."""
     known = routes_of(pipeline(), stage).children
@@ -124,6 +146,49 @@ def topics(outgoing: dict[tuple[str, int], list[Any]]) -> Counter[str]:
 
 def one_event(stage: str = "ask") -> Event:
     return Taken(stage)(record(b'{"text": "abcd"}')).ready[0]
+
+
+def test_what_is_gathered_names_the_fallbacks_of_all_its_parts():
+    taken = Gathered()
+    taken.part(0, 1, (PARENT, b"each"), (FALLBACK, b"each"))
+    taken.part(1, 0, (PARENT, b"each"))
+    (event,) = taken.ready
+    assert event.payload == [b"0", b"1"]
+    assert dict(event.headers)[FALLBACK] == b"each"
+
+
+@pytest.mark.parametrize("went_on", [True, False])
+def test_a_result_that_is_sent_again_after_its_list_has_gone_on_with_none_ends_the_event_no_second_time(went_on):
+    taken = Gathered()
+    taken.part(0, 1, (DEAD, b"2"))
+    if went_on:
+        taken.part(1, 0, (PARENT, b"each"))
+        assert taken.ready.pop().payload == [b"0", None]
+    taken.part(2, 1, (PARENT, b"each"), (REPLAY, b"1"))
+    taken.join.settled = 3
+    parts = taken.join.overdue(1.0, NOW_S + 2.0)
+    assert parts is not None
+    taken.intake.give_up(taken.partition, parts, "why")
+    ((event, outcome),) = taken.ended
+    assert isinstance(outcome, Late if went_on else Failed)
+    emitter = Emitter(taken.routes, partitions_of(taken.routes), random.Random(1), new_report("d", 1, "whole", 0, 1))
+    emitter.add(event, outcome)
+    letters, completed = taken.routes.names.dead_letters(taken.routes.input_topic), taken.routes.names.completed
+    assert topics(emitter.take()) == Counter({letters: 1} if went_on else {letters: 2, completed: 1})
+
+
+@pytest.mark.parametrize(("stage", "key", "dies"), [("left", b"own", 1), ("left", b"k", 0), ("ask", b"own", 0)])
+def test_a_key_of_one_branch_alone_by_which_an_ordered_join_would_not_meet_the_other_is_a_dead_letter(stage, key, dies):
+    declared = pipeline()
+    declared.stage("both").ordered = True
+    routes = routes_of(declared, stage)
+    report = new_report("d", 1, stage, 0, 1)
+    emitter = Emitter(routes, partitions_of(routes), random.Random(1), report)
+    emitter.add(one_event(), Done(b"1", (1 << len(routes.children)) - 1, key))
+    sent = emitter.take()
+    assert report.counts.dead_lettered == dies
+    letters = [dict(each.headers) for (topic, _), each_of in sent.items() if topic.endswith("dlq") for each in each_of]
+    assert [letter[ERRORS_PREFIX + "type"] for letter in letters] == [b"OtherKey"] * dies
 
 
 def test_a_source_record_gets_its_place_as_id_and_its_timestamp_as_entry_time():

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.dataplane.frames import Batch, Broken, Done, Failed, Leave, Ready, Results, Returned
+from inferline_stream.dataplane.frames import Batch, Broken, Done, Failed, Leave, Many, Ready, Results, Returned
 from inferline_stream.dataplane.replica.replica import LEAVE
 from inferline_stream.isolation.seal import unsupported
+from inferline_stream.pipeline.fallback import FALLBACK, MAIN
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from tests.unit.dataplane.replica.replica_process import DEADLINE_S, replica
@@ -70,6 +71,7 @@ def test_a_batch_comes_back_as_an_outcome_per_event_in_order(tmp_path: Path, iso
         assert isinstance(ready, Ready)
         assert ready.isolation is not None
         assert ready.isolation.sealed == (isolation.level == "sandbox")
+        assert not ready.fallback
         assert 0 < ready.start_up_s < 60
         dispatcher.send(Batch(7, 1, [b"1", b"no number", b"13", b"9", b"16"]))
         results = dispatcher.receive()
@@ -138,6 +140,44 @@ def test_a_result_that_would_make_the_answer_too_long_fails_and_the_others_come(
         assert isinstance(results, Results)
     oversize = Failed("Oversize", "the result has 2000002 bytes, 1000 are taken", "")
     assert results.outcomes == [Done(b'"x"', 0), oversize, Done(b'"xx"', 0)]
+
+
+FALLING_BACK = """
+import msgspec
+from inferline_stream import Pipeline, Result, Stage, Topic
+
+class Part(msgspec.Struct):
+    text: str
+    made_by: str = ""
+
+def letters(words: list[str]) -> list[list[Part]]:
+    return [[Part(letter) for letter in word] for word in words]
+
+def whole(words: list[str]) -> list[list[Part]]:
+    return [[Result(Part(word), key="own"), None] if word else None for word in words]
+
+stage = Stage("work", letters, fallback=whole, many=True, hardware=["cpu-1"])
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
+"""
+
+
+def test_each_of_many_results_names_the_version_of_the_stage_that_made_it(tmp_path: Path) -> None:
+    def part(text: str, made_by: str, key: bytes | None = None) -> Done:
+        return Done(b'{"text":"%s","made_by":"%s"}' % (text.encode(), made_by.encode()), 0, key)
+
+    with replica(tmp_path, FALLING_BACK) as running:
+        dispatcher = running.attach()
+        ready = dispatcher.receive()
+        assert isinstance(ready, Ready)
+        assert ready.fallback
+        found = []
+        for version in (MAIN, FALLBACK):
+            dispatcher.send(Batch(7, 1 + version, [b'"ab"', b'""'], version=version))
+            results = dispatcher.receive()
+            assert isinstance(results, Results)
+            found.append(results.outcomes)
+    by_letters = Many((part("a", "main"), part("b", "main")))
+    assert found == [[by_letters, Many()], [Many((part("ab", "fallback", b"own"),)), Many()]]
 
 
 def test_a_new_dispatcher_finds_the_same_process(tmp_path: Path) -> None:

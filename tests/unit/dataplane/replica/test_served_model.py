@@ -15,10 +15,10 @@ import grpc
 import numpy as np
 import pytest
 
-from inferline_stream.dataplane.replica import open_inference_grpc, tensorflow_serving
+from inferline_stream.dataplane.replica import open_inference_grpc, tensorflow_protocol
 from inferline_stream.dataplane.replica.open_inference import decode_answer, encode_request
 from inferline_stream.dataplane.replica.served_model import EventRefused, ServedModel
-from inferline_stream.dataplane.replica.server_exchange import Answer
+from inferline_stream.dataplane.replica.server_exchange import ServerAnswer
 from inferline_stream.errors import InvalidFile, ServerUnavailable
 from inferline_stream.pipeline.model_server import ModelServer, OpenAI, OpenInference, RayServe
 from tests.support.grpc_model_server import field, infer_request, infer_response
@@ -305,7 +305,7 @@ def test_outputs_are_dealt_to_their_events() -> None:
     body = b"""{"model_name": "m", "outputs": [
         {"name": "y", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]},
         {"name": "label", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}]}"""
-    first, second = decode_answer(Answer(200, "200", body), 2)
+    first, second = decode_answer(ServerAnswer(200, "200", body), 2)
     assert (first["y"].tolist(), first["label"]) == ([1.0, 2.0], "a")
     assert (second["y"].tolist(), second["label"]) == ([3.0, 4.0], "b")
 
@@ -315,7 +315,7 @@ def test_tensors_may_be_nested_lists() -> None:
         {"name": "y", "shape": [2, 2], "datatype": "FP32", "data": [[1, 2], [3, 4]]},
         {"name": "one", "shape": [2, 1], "datatype": "BYTES", "data": [["a"], ["b"]]},
         {"name": "two", "shape": [2, 2], "datatype": "BYTES", "data": [["a", "b"], ["c", "d"]]}]}"""
-    first, second = decode_answer(Answer(200, "200", body), 2)
+    first, second = decode_answer(ServerAnswer(200, "200", body), 2)
     assert (first["y"].tolist(), first["one"], first["two"]) == ([1.0, 2.0], "a", ["a", "b"])
     assert (second["y"].tolist(), second["one"], second["two"]) == ([3.0, 4.0], "b", ["c", "d"])
 
@@ -323,7 +323,7 @@ def test_tensors_may_be_nested_lists() -> None:
 def test_one_value_per_event_is_itself_in_either_shape_that_servers_give_it() -> None:
     body = b"""{"outputs": [{"name": "y", "shape": [2, 1], "datatype": "INT64", "data": [3, 4]},
         {"name": "label", "shape": [2, 1], "datatype": "BYTES", "data": ["a", "b"], "parameters": null}]}"""
-    assert decode_answer(Answer(200, "200", body), 2) == [{"y": 3, "label": "a"}, {"y": 4, "label": "b"}]
+    assert decode_answer(ServerAnswer(200, "200", body), 2) == [{"y": 3, "label": "a"}, {"y": 4, "label": "b"}]
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_one_value_per_event_is_itself_in_either_shape_that_servers_give_it() ->
 )
 def test_what_is_no_response_for_the_events_is_recognised(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"output|response"):
-        decode_answer(Answer(200, "200", body), 2)
+        decode_answer(ServerAnswer(200, "200", body), 2)
 
 
 TEXTS = ["", "é", "a" * 300]
@@ -365,7 +365,7 @@ def test_strings_and_arrays_pass_as_raw_bytes_both_ways(texts: list[Any]) -> Non
     header = {"outputs": json.loads(sent.content[:length])["inputs"]}
     header_bytes = json.dumps(header).encode()
     headers = {"Inference-Header-Content-Length": str(len(header_bytes))}
-    found = decode_answer(Answer(200, "200", header_bytes + sent.content[length:], headers), len(texts))
+    found = decode_answer(ServerAnswer(200, "200", header_bytes + sent.content[length:], headers), len(texts))
     assert [each["t"] for each in found] == texts
     assert [each["x"].tolist() for each in found] == [event["x"].tolist() for event in events]
 
@@ -378,14 +378,14 @@ def test_bytes_have_no_place_in_json() -> None:
 @pytest.mark.parametrize("typed", [True, False])
 def test_servers_may_answer_over_grpc_in_the_field_of_the_type_or_raw(typed: bool) -> None:
     content = infer_response([{"name": "y", "shape": [2, 1], "datatype": "INT64", "data": [3, 1 << 40]}], typed=typed)
-    found = open_inference_grpc.decode_answer(Answer(200, "OK", content), 2)
+    found = open_inference_grpc.decode_answer(ServerAnswer(200, "OK", content), 2)
     assert found == [{"y": 3}, {"y": 1 << 40}]
 
 
-def _raw_answer(size: Any, raw: bytes, length: str = "") -> Answer:
+def _raw_answer(size: Any, raw: bytes, length: str = "") -> ServerAnswer:
     output = {"name": "y", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
     header = json.dumps({"outputs": [output]}).encode()
-    return Answer(200, "200", header + raw, {"Inference-Header-Content-Length": length or str(len(header))})
+    return ServerAnswer(200, "200", header + raw, {"Inference-Header-Content-Length": length or str(len(header))})
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def _raw_answer(size: Any, raw: bytes, length: str = "") -> Answer:
         _raw_answer(0, b"", "-1"),
     ],
 )
-def test_raw_bytes_that_are_no_response_for_the_events_are_recognised(answer: Answer) -> None:
+def test_raw_bytes_that_are_no_response_for_the_events_are_recognised(answer: ServerAnswer) -> None:
     with pytest.raises(ValueError, match=r"output 'y'|Inference-Header"):
         decode_answer(answer, 2)
 
@@ -419,19 +419,19 @@ def test_raw_bytes_that_are_no_response_for_the_events_are_recognised(answer: An
 )
 def test_a_message_that_is_no_response_for_the_events_is_recognised(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"output|response|Protocol"):
-        open_inference_grpc.decode_answer(Answer(200, "OK", content), 2)
+        open_inference_grpc.decode_answer(ServerAnswer(200, "OK", content), 2)
 
 
 def test_instances_of_tensorflow_serving_hold_arrays_as_lists_and_bytes_in_base64() -> None:
     events = [{"image": b"\xff", "mean": np.float32(0.5), "x": np.array([[1, 2]])}, {"image": np.array([b"a"])}]
     instances = [{"image": {"b64": "/w=="}, "mean": 0.5, "x": [[1, 2]]}, {"image": [{"b64": "YQ=="}]}]
-    assert json.loads(tensorflow_serving.encode_request(events).content) == {"instances": instances}
-    answer = Answer(200, "200", b'{"predictions": [{"crops": [{"b64": "/w=="}], "b64": "text"}, 0.5]}')
-    assert tensorflow_serving.decode_answer(answer, 2) == [{"crops": [b"\xff"], "b64": "text"}, 0.5]
+    assert json.loads(tensorflow_protocol.encode_request(events).content) == {"instances": instances}
+    answer = ServerAnswer(200, "200", b'{"predictions": [{"crops": [{"b64": "/w=="}], "b64": "text"}, 0.5]}')
+    assert tensorflow_protocol.decode_answer(answer, 2) == [{"crops": [b"\xff"], "b64": "text"}, 0.5]
     with pytest.raises(ValueError, match="2 predictions for 3 instances"):
-        tensorflow_serving.decode_answer(answer, 3)
+        tensorflow_protocol.decode_answer(answer, 3)
     with pytest.raises(ValueError, match="JSON has no place for"):
-        tensorflow_serving.encode_request([object()])
+        tensorflow_protocol.encode_request([object()])
 
 
 def certify(folder: Path, name: str) -> tuple[bytes, bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from inferline_stream.dataplane.replica.server_exchange import Answer, ServerRequest
+from inferline_stream.dataplane.replica.server_exchange import ServerAnswer, ServerRequest
 
 _BASE64 = "b64"
 """The only key of an object that stands for bytes."""
@@ -59,7 +59,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def decode_answer(answer: Answer, events: int) -> list[Any]:
+def decode_answer(answer: ServerAnswer, events: int) -> list[Any]:
     """Return the prediction for each event: a number, text or list, or a dict of such by the outputs' names.
 
     Raises:

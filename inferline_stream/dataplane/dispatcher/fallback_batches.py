@@ -1,0 +1,74 @@
+"""Batches of a stage's fallback: how many there may be, by those of the last hour, and what follows from each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inferline_stream.dataplane.dispatcher.pooled_replica import Hand
+from inferline_stream.dataplane.dispatcher.second_runs import answered_batch
+from inferline_stream.dataplane.dispatcher.session import Session
+from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
+from inferline_stream.dataplane.frames import Answer
+from inferline_stream.dataplane.headers import with_fallback
+from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
+from inferline_stream.pipeline.fallback import FALLBACK, allows, count, counts_of, padded, roll, window_of
+
+
+class FallbackBatches:
+    """Keeps the stage's fallback within its share; see `pipeline.fallback`.
+
+    Args:
+        slot: whose stage it is.
+    """
+
+    def __init__(self, slot: SlotContext) -> None:
+        self._slot = slot
+        self._share = 0.0
+        self._served = window_of((), slot.now_s)
+        """What the last hour has seen."""
+        self._knows_served = False
+        """Whether the leader has said what it was when this process began."""
+
+    def follow(self, plan: StagePlan) -> None:
+        """Keep within the share of this plan from now on."""
+        self._share = plan.fallback_share
+
+    def learn(self, heartbeat: LeaderHeartbeat) -> None:
+        """Learn once from the leader what the slot had served before this process began."""
+        slots, slot = heartbeat.served.get(self._slot.routes.stage, ()), self._slot.report.slot
+        if not self._knows_served and slot < len(slots):
+            self._knows_served, now_s = True, self._slot.now_s
+            roll(self._served, now_s)
+            own, before = counts_of(self._served), padded(slots[slot])
+            self._served = window_of([(a + c, b + d) for (a, b), (c, d) in zip(own, before, strict=True)], now_s)
+
+    def report(self) -> None:
+        """Say what the last hour has seen."""
+        if self._knows_served:
+            roll(self._served, self._slot.now_s)
+            self._slot.report.served = counts_of(self._served)
+
+    def allows(self, events: int) -> bool:
+        """Whether so many events may go to the fallback."""
+        roll(self._served, self._slot.now_s)
+        return allows(self._served, self._share, events)
+
+    def handed(self, events: int, version: int) -> None:
+        """Count live events that a replica gets, by the version of the stage that is to run them."""
+        if self._share:
+            roll(self._served, self._slot.now_s)
+            count(self._served, events, events if version == FALLBACK else 0)
+
+    def answered(self, session: Session, hand: Hand, outcomes: Sequence[Answer]) -> None:
+        """Let what the fallback made go on, and say so of it; what it failed on runs on the stage itself."""
+        stage, found = self._slot.routes.stage.encode(), answered_batch(self._slot, hand.events, outcomes)
+        for event in found.ended:
+            event.headers = with_fallback(event.headers, stage)
+        for event in found.failed:
+            event.main_only = True
+        self._slot.counts[0].degraded += len(found.ended)
+        if found.ended:
+            session.suspects.processed(found.ended[0].payload)
+            session.finished(found.ended, found.results)
+        if found.again:
+            session.requeue(found.again)
