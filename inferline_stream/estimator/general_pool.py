@@ -61,7 +61,8 @@ class GeneralPool:
         self._fallback_s = self._service.fallback.table
         self._serve = code.serve_in_turn
         first, end = workload.span(stage)
-        self._entry_s = workload.due_s[:end]
+        # By an SLO it is of account which class an event is of, not in order of arrival.
+        self._entry_s = (workload.due_s if station.order_slo_s > 0 else workload.entry_s)[:end]
         self._at_once = np.ones_like(station.limits) if station.concurrency is None else station.concurrency
         self._width = station.width
         self._times = np.empty(0)
