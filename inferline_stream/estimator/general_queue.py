@@ -44,7 +44,7 @@ from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, TOTAL, a
 NEVER, HIDDEN, OLD, WAS = 0, 1, 2, 3
 """An event at a stage: hopeful; hopeless, and no demand; so old that it is demand; taken as a hopeless one."""
 
-PLACES, HOPELESS, SINCE, AGED, DEMAND, LARGEST = range(6)
+PLACES, HOPELESS, SINCE, DEMAND, LARGEST = range(5)
 """Places in `GeneralState.tally`."""
 
 
@@ -95,6 +95,20 @@ class Crews(NamedTuple):
     in_hand: Ints
 
 
+class Fates(NamedTuple):
+    """What has become of a stage's events.
+
+    Args:
+        of: by event; empty where nobody asks.
+        class_of: by event, its live class; empty where there is one. Those of one class become due in their order.
+        hidden_from: (classes,) first event of each class that is not too old to be hidden (`DEMAND_AFTER_SLOS`).
+    """
+
+    of: Flags
+    class_of: Masks
+    hidden_from: Ints
+
+
 class GeneralState(NamedTuple):
     """Replicas and what waits for them. A replica has one place, or several where it runs several batches at once.
 
@@ -112,9 +126,9 @@ class GeneralState(NamedTuple):
         heap: of what is eligible; has room for twice the arrivals and all lanes beside what it holds.
         aside: of what is hopeless; room for as much again.
         tally: hopeful entries of the heap; hopeless events that wait; batches made beside these since the last that was
-            theirs; first event that is not too old to be hidden (`DEMAND_AFTER_SLOS`); hopeless ones before it; the
-            largest batch that was looked at, which is the limit where a cap cut it.
-        fate: by event, what has become of it; empty where nobody asks.
+            theirs; hopeless ones that are too old to be hidden; the largest batch that was looked at, which is the
+            limit where a cap cut it.
+        fates: of the events.
         crews: which places are which replica's.
     """
 
@@ -129,7 +143,7 @@ class GeneralState(NamedTuple):
     heap: Heap
     aside: Heap
     tally: Ints
-    fate: Flags
+    fates: Fates
     crews: Crews
 
 
@@ -297,15 +311,31 @@ def oldest_sent_s(lanes: Lanes, heap: Heap) -> float:
     return oldest_s
 
 
-def note_fate(fate: Flags, tally: Ints, event: np.uint64, becomes: int) -> None:
+def note_fate(fates: Fates, tally: Ints, event: np.uint64, becomes: int) -> None:
     """Note what becomes of an event: hopeless, taken as such, or hopeful with the rest of its lane."""
-    if fate.size > 0:
-        if fate[event] == OLD:
+    if fates.of.size > 0:
+        if fates.of[event] == OLD:
             tally[DEMAND] -= 1
-        fate[event] = becomes
-        if becomes == HIDDEN and np.int64(event) < tally[AGED]:
-            fate[event] = OLD
+        fates.of[event] = becomes
+        number = Index(fates.class_of[event]) if fates.class_of.size > 0 else ZERO
+        if becomes == HIDDEN and np.int64(event) < fates.hidden_from[number]:
+            fates.of[event] = OLD
             tally[DEMAND] += 1
+
+
+def note_ages(fates: Fates, tally: Ints, due_s: Floats, latest_s: float) -> None:
+    """Note which hopeless events are too old to be hidden: those that were due before the latest."""
+    for number in range(fates.hidden_from.size):
+        event = fates.hidden_from[number]
+        while event < due_s.size:
+            if fates.class_of.size == 0 or fates.class_of[Index(event)] == number:
+                if not due_s[Index(event)] < latest_s:
+                    break
+                if fates.of[Index(event)] == HIDDEN:
+                    fates.of[Index(event)] = OLD
+                    tally[DEMAND] += 1
+            event += 1
+        fates.hidden_from[number] = event
 
 
 def serve_general(queue: Queue, service: Service, account: Account, state: GeneralState, out: Tokens) -> np.int64:
@@ -326,7 +356,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
     fast, fast_caps, share, window, _, _ = fallback
     falls_back = fast.size > 0
     judges = rest_s > -math.inf
-    marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, aside, tally, fate, crews = state
+    marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, aside, tally, fates, crews = state
     replica_of, _, at_once, under_way = crews
     ring = Ring(ring_time, ring_row, ring_size, ring_kind)
     lane_of, following, sent_s, number_of, first_of, last_of, waiting_in, in_hand, rank_of, falls, set_aside = lanes
@@ -432,7 +462,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     continue
                 if set_aside[lane] > 0:
                     hopeless += 1
-                    note_fate(fate, tally, own, HIDDEN)
+                    note_fate(fates, tally, own, HIDDEN)
                     continue
                 eligible += 1
                 places += waiting_in[lane] == 1
@@ -507,14 +537,14 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                 if lane == ZERO:
                     eligible -= 1
                     hopeless += 1
-                    note_fate(fate, tally, Index(item), HIDDEN)
+                    note_fate(fates, tally, Index(item), HIDDEN)
                 else:
                     eligible -= waiting_in[lane]
                     hopeless += waiting_in[lane]
                     set_aside[lane] = 1
                     event_taken = first_of[lane]
                     while event_taken >= 0:
-                        note_fate(fate, tally, Index(event_taken), HIDDEN)
+                        note_fate(fates, tally, Index(event_taken), HIDDEN)
                         event_taken = np.int64(following[Index(event_taken)])
             most = cap
             if hopeless > 0 and eligible > 0:
@@ -567,7 +597,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     members[first + size] = np.int32(item)
                     size += ONE
                     hopeless -= 1
-                    note_fate(fate, tally, Index(item), WAS)
+                    note_fate(fates, tally, Index(item), WAS)
                     continue
                 hopeless -= waiting_in[lane]
                 set_aside[lane] = 0
@@ -576,7 +606,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     fits = size < limit and not (
                         spare_s < math.inf and t - hopeful_s + table[row_of_table + size + ONE] + rest_s > spare_s
                     )
-                    note_fate(fate, tally, Index(event_taken), WAS if fits else NEVER)
+                    note_fate(fates, tally, Index(event_taken), WAS if fits else NEVER)
                     if fits:
                         members[first + size] = np.int32(event_taken)
                         size += ONE
@@ -670,14 +700,8 @@ def serve_in_turn(
                     spent_s[k, 1] += account.batches[row] * profiled_s[row]
                 if fallback.batches.size > 0 and fallback.batches[row] > 0:
                     spent_s[k, 1] += fallback.batches[row] * profiled_s[row] * (fallback.table[row] / table[row])
-        if state.fate.size > 0:
-            latest_s = instants_s[k] - DEMAND_AFTER_SLOS * service.slo_s
-            while state.tally[AGED] < entry_s.size and entry_s[Index(state.tally[AGED])] < latest_s:
-                event = Index(state.tally[AGED])
-                if state.fate[event] == HIDDEN:
-                    state.fate[event] = OLD
-                    state.tally[DEMAND] += 1
-                state.tally[AGED] += 1
+        if state.fates.of.size > 0:
+            note_ages(state.fates, state.tally, entry_s, instants_s[k] - DEMAND_AFTER_SLOS * service.slo_s)
         spent_s[k, 2] = np.float64(state.tally[HOPELESS] - state.tally[DEMAND])
         spent_s[k, 3] = np.float64(fallback.window[TOTAL])
     return gone

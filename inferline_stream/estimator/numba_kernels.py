@@ -41,6 +41,7 @@ _CALLED = (
     "held_until",
     "emit_rest",
     "oldest_sent_s",
+    "note_ages",
     "serve_general",
     "write_caps",
     "set_caps",
