@@ -25,7 +25,7 @@ from inferline_stream.pipeline.profile import (
     ServiceTime,
     Variation,
 )
-from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
+from inferline_stream.pipeline.shape import Arrow, FanOut, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.loop import Conditions, Slowdown, replay
 from inferline_stream.replay.policy_view import Glimpse, View
@@ -274,6 +274,20 @@ def test_a_device_that_replicas_share_is_paid_as_a_whole_while_any_of_them_is_th
     trace = Trace(tuple(np.arange(20.0)))
     found = replay(CHAIN, held, measured, trace, scaler, catalogue={half.name: half}, slo_s=SLO_S, slots={})
     assert found.cost == pytest.approx((10.0 * 1 + (found.duration_s - 10.0) * 2) * 2.0 / 3600)
+
+
+def test_results_of_an_event_that_a_fallback_made_are_degraded() -> None:
+    """The first event takes 0.3 s; all that came meanwhile would be late with as much, and are on time with 0.01 s."""
+    slow = Profile("a", "x", (ServiceTime(1, 0.3),), fallback=(ServiceTime(1, 0.01),), fallback_share=1.0)
+    after = Profile("b", "x", (ServiceTime(1, 0.001),))
+    paths = Paths((0,), (1.0,), (FanOut(0, (2,), (1.0,), (1,), (1.0,)),))
+    measured = PipelineProfile({("a", "x"): slow, ("b", "x"): after}, paths)
+    held = {"a": (Allocation("x", 1, 1),), "b": (Allocation("x", 1, 1),)}
+    shape = Shape(("a", "b"), (Arrow(0, 1),), many=(0,))
+    found = run(measured, held, Trace(np.arange(10) / 100), shape=shape, order="deadline")
+    assert found.degraded is not None
+    assert found.degraded.tolist() == [0, 0, *[1] * 18]
+    assert found.degraded_share == 0.9
 
 
 @dataclass
