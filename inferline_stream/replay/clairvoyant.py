@@ -99,6 +99,7 @@ class Hindsight:
         kinds = [(s, kind) for s, stage in enumerate(basis.stages) for kind in stage.kinds]
         self.stage_of = np.array([s for s, _ in kinds])
         self.hardware = [kind.hardware for _, kind in kinds]
+        # Shares of devices count as such, to choose what is tried; the replays that decide pay whole devices.
         self.price = np.array([kind.price_per_hour * slot_s / 3600 for _, kind in kinds])
         starts_s = [kind.start_up_s if start_up_s is None else start_up_s for _, kind in kinds]
         self.lead = np.array([math.ceil(s / slot_s - 1e-9) for s in starts_s])
