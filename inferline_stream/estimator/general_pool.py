@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inferline_stream.estimator.general_queue import AGED, HOPELESS, LARGEST, PLACES, Crews, GeneralState, Lanes
+from inferline_stream.estimator.general_queue import HOPELESS, LARGEST, PLACES, Crews, Fates, GeneralState, Lanes
 from inferline_stream.estimator.kernels import Account, Events, Flags, Floats, FloatTable, Ints, Queue, Tokens
 from inferline_stream.estimator.shared_pool import moved, no_heap, power_of_two, service_of, with_rest, with_room
 from inferline_stream.estimator.station import Station
@@ -61,7 +61,8 @@ class GeneralPool:
         self._fallback_s = self._service.fallback.table
         self._serve = code.serve_in_turn
         first, end = workload.span(stage)
-        self._entry_s = workload.due_s[:end]
+        # By an SLO it is of account which class an event is of, not in order of arrival.
+        self._entry_s = (workload.due_s if station.order_slo_s > 0 else workload.entry_s)[:end]
         self._at_once = np.ones_like(station.limits) if station.concurrency is None else station.concurrency
         self._width = station.width
         self._times = np.empty(0)
@@ -76,8 +77,12 @@ class GeneralPool:
             lanes,
             no_heap(),
             no_heap(),
-            _ints(6),
-            np.zeros(len(workload) if station.triages and not staffed else 0, dtype=np.uint8),
+            _ints(5),
+            Fates(
+                np.zeros(len(workload) if station.triages and not staffed else 0, dtype=np.uint8),
+                workload.class_of,
+                np.full(1 + int(workload.class_of.max(initial=0)), first, dtype=np.int64),
+            ),
             Crews(nobody, nobody, nobody, nobody),
         )
         kinds = station.kinds if staffed else nobody
@@ -87,7 +92,6 @@ class GeneralPool:
         places = InHand(idle, np.zeros_like(replicas), replicas, np.zeros((replicas.size, self._width), dtype=np.int32))
         self._lay_out(places, replicas.size, Crews(replicas, kinds, at_once, np.zeros_like(kinds)), -math.inf)
         self._state.clock[0] = math.inf
-        self._state.tally[AGED] = first
 
     def receive(self, sent: Tokens) -> None:
         """Records that were sent to the stage, none before any received earlier."""
@@ -150,8 +154,8 @@ class GeneralPool:
 
     @property
     def fate(self) -> Flags:
-        """By event, see `GeneralState`; of a pool that was not staffed from the beginning, in order of the deadline."""
-        return self._state.fate
+        """By event, see `Fates`; of a pool that was not staffed from the beginning, in order of the deadline."""
+        return self._state.fates.of
 
     def add(self, kind: int, now_s: float) -> None:
         """A replica that is ready now, with all its places free."""

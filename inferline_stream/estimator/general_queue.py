@@ -29,8 +29,7 @@ from inferline_stream.estimator.kernels import (
     Queue,
     Service,
     Tokens,
-    drawn_s,
-    note_made,
+    begin_batch,
 )
 from inferline_stream.estimator.rank_heap import Heap, drop_first, push
 from inferline_stream.pipeline.deadline_order import (
@@ -40,12 +39,12 @@ from inferline_stream.pipeline.deadline_order import (
     HOPELESS_EVERY,
     NEWS_EVERY_S,
 )
-from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, TOTAL, allows, count, roll, version_for
+from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, TOTAL, allows, roll, version_for
 
 NEVER, HIDDEN, OLD, WAS = 0, 1, 2, 3
 """An event at a stage: hopeful; hopeless, and no demand; so old that it is demand; taken as a hopeless one."""
 
-PLACES, HOPELESS, SINCE, AGED, DEMAND, LARGEST = range(6)
+PLACES, HOPELESS, SINCE, DEMAND, LARGEST = range(5)
 """Places in `GeneralState.tally`."""
 
 
@@ -96,6 +95,20 @@ class Crews(NamedTuple):
     in_hand: Ints
 
 
+class Fates(NamedTuple):
+    """What has become of a stage's events.
+
+    Args:
+        of: by event; empty where nobody asks.
+        class_of: by event, its live class; empty where there is one. Those of one class become due in their order.
+        hidden_from: (classes,) first event of each class that is not too old to be hidden (`DEMAND_AFTER_SLOS`).
+    """
+
+    of: Flags
+    class_of: Masks
+    hidden_from: Ints
+
+
 class GeneralState(NamedTuple):
     """Replicas and what waits for them. A replica has one place, or several where it runs several batches at once.
 
@@ -113,9 +126,9 @@ class GeneralState(NamedTuple):
         heap: of what is eligible; has room for twice the arrivals and all lanes beside what it holds.
         aside: of what is hopeless; room for as much again.
         tally: hopeful entries of the heap; hopeless events that wait; batches made beside these since the last that was
-            theirs; first event that is not too old to be hidden (`DEMAND_AFTER_SLOS`); hopeless ones before it; the
-            largest batch that was looked at, which is the limit where a cap cut it.
-        fate: by event, what has become of it; empty where nobody asks.
+            theirs; hopeless ones that are too old to be hidden; the largest batch that was looked at, which is the
+            limit where a cap cut it.
+        fates: of the events.
         crews: which places are which replica's.
     """
 
@@ -130,7 +143,7 @@ class GeneralState(NamedTuple):
     heap: Heap
     aside: Heap
     tally: Ints
-    fate: Flags
+    fates: Fates
     crews: Crews
 
 
@@ -193,6 +206,96 @@ def put_back(
     ring.kind[slot] = kind
 
 
+def place_at_several(
+    times: tuple[Ints, Floats, np.uint64],
+    places: tuple[np.uint64, np.uint64, np.uint64, np.uint64],
+    ring: Ring,
+    crews: Crews,
+    t: float,
+) -> tuple[np.uint64, np.uint64]:
+    """Choose the place for the next batch, where replicas run several at once.
+
+    Args:
+        times: batch limits by kind, S(b) by kind, batches in hand and b, and the width of a row of it.
+        places: head of the ring, how many of its places are free, how many there are; and how many events wait.
+        ring: of the places.
+        crews: which places are which replica's.
+        t: the present.
+
+    Returns:
+        The kind of its replica, and the place: the end of the ring, where what waits is left to busy replicas.
+    """
+    limits, table, width = times
+    head, free, replicas, waiting = places
+    replica_of, kinds, at_once, under_way = crews
+    wrap = Index(ring.time.size - 1)
+    levels = Index(table.size) // (Index(limits.size) * width)
+    best_s = math.inf
+    fastest = 0
+    for kind in range(limits.size):
+        size = min(Index(limits[kind]), waiting)
+        for candidate in range(kinds.size):
+            if kinds[candidate] == kind and under_way[candidate] < at_once[candidate]:
+                level = Index(kind) * levels + Index(under_way[candidate])
+                expected_s = table[level * width + size]
+                if expected_s * TIE < best_s:
+                    best_s = expected_s
+                    fastest = candidate
+    taken = head
+    while replica_of[Index(ring.first[taken & wrap])] != fastest:
+        taken += ONE
+    served_by_busy = 0
+    for ahead in range(np.int64(free), np.int64(replicas if limits.size > 1 else free)):
+        slot = (head + Index(ahead)) & wrap
+        busy = replica_of[Index(ring.first[slot])]
+        if at_once[busy] == 0:
+            continue
+        other_kind = Index(ring.kind[slot])
+        # The next batch there finds the others that its replica has in hand now.
+        level = other_kind * levels + Index(under_way[busy]) - ONE
+        expected_s = table[level * width + min(Index(limits[other_kind]), waiting)]
+        left_s = ring.time[slot] - t
+        if (left_s + expected_s) * TIE < best_s:
+            served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[other_kind]
+    return Index(kinds[fastest]), head + replicas if served_by_busy >= np.int64(waiting) else taken
+
+
+def place_of_kind(
+    times: tuple[Ints, Floats, np.uint64],
+    places: tuple[np.uint64, np.uint64, np.uint64, np.uint64],
+    ring: Ring,
+    crews: Crews,
+    t: float,
+) -> tuple[np.uint64, np.uint64]:
+    """Choose the place for the next batch as `place_at_several`, of replicas of several kinds that run one each."""
+    limits, table, width = times
+    head, free, replicas, waiting = places
+    wrap = Index(ring.time.size - 1)
+    kind = Index(ring.kind[head & wrap])
+    taken = head
+    best_s = math.inf
+    for candidate in range(limits.size):
+        expected_s = table[Index(candidate) * width + min(Index(limits[candidate]), waiting)]
+        if expected_s * TIE < best_s:
+            for ahead in range(np.int64(free)):
+                if ring.kind[(head + Index(ahead)) & wrap] == candidate:
+                    best_s = expected_s
+                    kind = Index(candidate)
+                    taken = head + Index(ahead)
+                    break
+    served_by_busy = 0
+    for ahead in range(np.int64(free), np.int64(replicas)):
+        slot = (head + Index(ahead)) & wrap
+        if crews.at_once[crews.replica_of[Index(ring.first[slot])]] == 0:
+            continue
+        most = Index(limits[ring.kind[slot]])
+        expected_s = table[Index(ring.kind[slot]) * width + min(most, waiting)]
+        left_s = ring.time[slot] - t
+        if (left_s + expected_s) * TIE < best_s:
+            served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring.kind[slot]]
+    return kind, head + replicas if served_by_busy >= np.int64(waiting) else taken
+
+
 def oldest_sent_s(lanes: Lanes, heap: Heap) -> float:
     """When the oldest eligible event was sent. Looks at each one: they are fewer than a batch holds."""
     oldest_s = math.inf
@@ -208,15 +311,31 @@ def oldest_sent_s(lanes: Lanes, heap: Heap) -> float:
     return oldest_s
 
 
-def note_fate(fate: Flags, tally: Ints, event: np.uint64, becomes: int) -> None:
+def note_fate(fates: Fates, tally: Ints, event: np.uint64, becomes: int) -> None:
     """Note what becomes of an event: hopeless, taken as such, or hopeful with the rest of its lane."""
-    if fate.size > 0:
-        if fate[event] == OLD:
+    if fates.of.size > 0:
+        if fates.of[event] == OLD:
             tally[DEMAND] -= 1
-        fate[event] = becomes
-        if becomes == HIDDEN and np.int64(event) < tally[AGED]:
-            fate[event] = OLD
+        fates.of[event] = becomes
+        number = Index(fates.class_of[event]) if fates.class_of.size > 0 else ZERO
+        if becomes == HIDDEN and np.int64(event) < fates.hidden_from[number]:
+            fates.of[event] = OLD
             tally[DEMAND] += 1
+
+
+def note_ages(fates: Fates, tally: Ints, due_s: Floats, latest_s: float) -> None:
+    """Note which hopeless events are too old to be hidden: those that were due before the latest."""
+    for number in range(fates.hidden_from.size):
+        event = fates.hidden_from[number]
+        while event < due_s.size:
+            if fates.class_of.size == 0 or fates.class_of[Index(event)] == number:
+                if not due_s[Index(event)] < latest_s:
+                    break
+                if fates.of[Index(event)] == HIDDEN:
+                    fates.of[Index(event)] = OLD
+                    tally[DEMAND] += 1
+            event += 1
+        fates.hidden_from[number] = event
 
 
 def serve_general(queue: Queue, service: Service, account: Account, state: GeneralState, out: Tokens) -> np.int64:
@@ -233,30 +352,16 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
         How many departures were written.
     """
     times, events, _, _, horizon_s, entry_s = queue
-    (
-        limits,
-        table,
-        varying,
-        lots,
-        hold_s,
-        hop_s,
-        slo_s,
-        rest_s,
-        caps,
-        span,
-        _,
-        (fast, fast_caps, share, window, fast_batches, made),
-    ) = service
+    limits, table, _, _, hold_s, hop_s, slo_s, rest_s, caps, span, _, fallback = service
+    fast, fast_caps, share, window, _, _ = fallback
     falls_back = fast.size > 0
-    means = lots.size == 0
     judges = rest_s > -math.inf
-    marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, aside, tally, fate, crews = state
-    replica_of, kinds, at_once, under_way = crews
+    marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, aside, tally, fates, crews = state
+    replica_of, _, at_once, under_way = crews
     ring = Ring(ring_time, ring_row, ring_size, ring_kind)
     lane_of, following, sent_s, number_of, first_of, last_of, waiting_in, in_hand, rank_of, falls, set_aside = lanes
     keyed = lane_of.size > 0
     heap_rank, heap_number, heap_item, _ = heap
-    batches, totals = account
     out_times, out_events = out
     entries = Index(heap.size[0])
     asides = Index(aside.size[0])
@@ -357,7 +462,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     continue
                 if set_aside[lane] > 0:
                     hopeless += 1
-                    note_fate(fate, tally, own, HIDDEN)
+                    note_fate(fates, tally, own, HIDDEN)
                     continue
                 eligible += 1
                 places += waiting_in[lane] == 1
@@ -371,61 +476,14 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
         wake_s = math.inf
         while (eligible > 0 or hopeless > 0) and free > ZERO:
             waiting = Index(eligible if eligible > 0 else hopeless)
-            kind = Index(ring_kind[head & wrap])
-            taken = head
             if levels > ONE:
-                best_s = math.inf
-                fastest = 0
-                for of_kind in range(limits.size):
-                    size = min(Index(limits[of_kind]), waiting)
-                    for candidate in range(kinds.size):
-                        if kinds[candidate] == of_kind and under_way[candidate] < at_once[candidate]:
-                            level = Index(of_kind) * levels + Index(under_way[candidate])
-                            expected_s = table[level * width + size]
-                            if expected_s * TIE < best_s:
-                                best_s = expected_s
-                                fastest = candidate
-                kind = Index(kinds[fastest])
-                while replica_of[Index(ring_row[taken & wrap])] != fastest:
-                    taken += ONE
-                served_by_busy = 0
-                for ahead in range(np.int64(free), np.int64(replicas if limits.size > 1 else free)):
-                    slot = (head + Index(ahead)) & wrap
-                    busy = replica_of[Index(ring_row[slot])]
-                    if at_once[busy] == 0:
-                        continue
-                    other_kind = Index(ring_kind[slot])
-                    # The next batch there finds the others that its replica has in hand now.
-                    level = other_kind * levels + Index(under_way[busy]) - ONE
-                    expected_s = table[level * width + min(Index(limits[other_kind]), waiting)]
-                    left_s = ring_time[slot] - t
-                    if (left_s + expected_s) * TIE < best_s:
-                        served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[other_kind]
-                if served_by_busy >= np.int64(waiting):
-                    break
+                kind, taken = place_at_several((limits, table, width), (head, free, replicas, waiting), ring, crews, t)
             elif limits.size > 1:
-                best_s = math.inf
-                for candidate in range(limits.size):
-                    expected_s = table[Index(candidate) * width + min(Index(limits[candidate]), waiting)]
-                    if expected_s * TIE < best_s:
-                        for ahead in range(np.int64(free)):
-                            if ring_kind[(head + Index(ahead)) & wrap] == candidate:
-                                best_s = expected_s
-                                kind = Index(candidate)
-                                taken = head + Index(ahead)
-                                break
-                served_by_busy = 0
-                for ahead in range(np.int64(free), np.int64(replicas)):
-                    slot = (head + Index(ahead)) & wrap
-                    if at_once[replica_of[Index(ring_row[slot])]] == 0:
-                        continue
-                    most = Index(limits[ring_kind[slot]])
-                    expected_s = table[Index(ring_kind[slot]) * width + min(most, waiting)]
-                    left_s = ring_time[slot] - t
-                    if (left_s + expected_s) * TIE < best_s:
-                        served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring_kind[slot]]
-                if served_by_busy >= np.int64(waiting):
-                    break
+                kind, taken = place_of_kind((limits, table, width), (head, free, replicas, waiting), ring, crews, t)
+            else:
+                kind, taken = ZERO, head
+            if taken == head + replicas:
+                break
             row = ring_row[taken & wrap]
             level = kind * levels + Index(under_way[replica_of[Index(row)]])
             row_of_table = level * width
@@ -479,14 +537,14 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                 if lane == ZERO:
                     eligible -= 1
                     hopeless += 1
-                    note_fate(fate, tally, Index(item), HIDDEN)
+                    note_fate(fates, tally, Index(item), HIDDEN)
                 else:
                     eligible -= waiting_in[lane]
                     hopeless += waiting_in[lane]
                     set_aside[lane] = 1
                     event_taken = first_of[lane]
                     while event_taken >= 0:
-                        note_fate(fate, tally, Index(event_taken), HIDDEN)
+                        note_fate(fates, tally, Index(event_taken), HIDDEN)
                         event_taken = np.int64(following[Index(event_taken)])
             most = cap
             if hopeless > 0 and eligible > 0:
@@ -539,7 +597,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     members[first + size] = np.int32(item)
                     size += ONE
                     hopeless -= 1
-                    note_fate(fate, tally, Index(item), WAS)
+                    note_fate(fates, tally, Index(item), WAS)
                     continue
                 hopeless -= waiting_in[lane]
                 set_aside[lane] = 0
@@ -548,7 +606,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     fits = size < limit and not (
                         spare_s < math.inf and t - hopeful_s + table[row_of_table + size + ONE] + rest_s > spare_s
                     )
-                    note_fate(fate, tally, Index(event_taken), WAS if fits else NEVER)
+                    note_fate(fates, tally, Index(event_taken), WAS if fits else NEVER)
                     if fits:
                         members[first + size] = np.int32(event_taken)
                         size += ONE
@@ -558,22 +616,8 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     event_taken = np.int64(following[Index(event_taken)])
             bring_forward(ring, head, taken)
             under_way[replica_of[Index(row)]] += 1
-            row_of_table += size
             largest = max(largest, size)
-            if means:
-                service_s = table[row_of_table]
-            else:
-                service_s = drawn_s(varying, lots, members, (first, size, kind, row_of_table))
-            if version == FALLBACK:
-                service_s = fast[row_of_table] if means else service_s * (fast[row_of_table] / table[row_of_table])
-                fast_batches[row_of_table] += 1
-                note_made(made, members, first, size)
-            else:
-                batches[row_of_table] += 1
-            if falls_back:
-                count(window, np.int64(size), np.int64(size) if version == FALLBACK else 0)
-            totals[0] += service_s
-            totals[1] += service_s * np.float64(size)
+            service_s = begin_batch(service, account, members, (first, size, kind, row_of_table + size), version)
             # Those that are free stay in front.
             back = head + replicas
             head += ONE
@@ -656,14 +700,8 @@ def serve_in_turn(
                     spent_s[k, 1] += account.batches[row] * profiled_s[row]
                 if fallback.batches.size > 0 and fallback.batches[row] > 0:
                     spent_s[k, 1] += fallback.batches[row] * profiled_s[row] * (fallback.table[row] / table[row])
-        if state.fate.size > 0:
-            latest_s = instants_s[k] - DEMAND_AFTER_SLOS * service.slo_s
-            while state.tally[AGED] < entry_s.size and entry_s[Index(state.tally[AGED])] < latest_s:
-                event = Index(state.tally[AGED])
-                if state.fate[event] == HIDDEN:
-                    state.fate[event] = OLD
-                    state.tally[DEMAND] += 1
-                state.tally[AGED] += 1
+        if state.fates.of.size > 0:
+            note_ages(state.fates, state.tally, entry_s, instants_s[k] - DEMAND_AFTER_SLOS * service.slo_s)
         spent_s[k, 2] = np.float64(state.tally[HOPELESS] - state.tally[DEMAND])
         spent_s[k, 3] = np.float64(fallback.window[TOTAL])
     return gone

@@ -17,7 +17,19 @@ from inferline_stream.estimator import general_queue, kernels, rank_heap, shared
 from inferline_stream.pipeline import deadline_order, fallback
 
 _SOURCES = (fallback, kernels, rank_heap, shared_queue, general_queue)
-_INLINED = ("drawn_s", "note_made", "bring_forward", "put_back", "is_current", "note_fate", "push", "drop_first")
+_INLINED = (
+    "drawn_s",
+    "note_made",
+    "begin_batch",
+    "bring_forward",
+    "put_back",
+    "place_at_several",
+    "place_of_kind",
+    "is_current",
+    "note_fate",
+    "push",
+    "drop_first",
+)
 """Where they are called, each is part of its caller: a call would count references to every array that it is given."""
 _CALLED = (
     "version_for",
@@ -29,6 +41,7 @@ _CALLED = (
     "held_until",
     "emit_rest",
     "oldest_sent_s",
+    "note_ages",
     "serve_general",
     "write_caps",
     "set_caps",

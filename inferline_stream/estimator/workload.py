@@ -62,6 +62,7 @@ class Workload:
     shorter_s: float = 0.0
     entering: int = -1
     results: Mapping[int, ManyResults] = field(default_factory=dict)
+    _due_s: list[kernels.Floats] = field(default_factory=list, repr=False)
     _partitions: dict[tuple[int, int], kernels.Masks] = field(default_factory=dict, repr=False)
     _lots: dict[int, kernels.Masks] = field(default_factory=dict, repr=False)
     _taken: dict[int, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
@@ -75,9 +76,11 @@ class Workload:
         """When each event would have entered if its SLO were the pipeline's: queues are in this order."""
         if not self.longer_s.size:
             return self.entry_s
-        due_s: kernels.Floats = self.entry_s + self.longer_s
-        due_s.flags.writeable = False  # as a trace is: another type would compile the kernels again
-        return due_s
+        if not self._due_s:
+            due_s: kernels.Floats = self.entry_s + self.longer_s
+            due_s.flags.writeable = False  # as a trace is: another type would compile the kernels again
+            self._due_s.append(due_s)
+        return self._due_s[0]
 
     def judged_s(self, latency_s: kernels.Floats) -> kernels.Floats:
         """Latencies as the pipeline's SLO judges them: less what the SLO of an event's class is longer.
@@ -319,9 +322,11 @@ def _with_results(workload: Workload, fan_out: FanOut, code: Any) -> Workload:
     def with_parents(values: Any) -> Any:
         return np.concatenate([values, values[parents]]) if values.size else values
 
+    entry_s = with_parents(workload.entry_s)
+    entry_s.flags.writeable = False  # as in `due_s`
     return replace(
         workload,
-        entry_s=with_parents(workload.entry_s),
+        entry_s=entry_s,
         masks=np.concatenate([workload.masks, taken + np.uint16(way)]),
         keys=with_parents(workload.keys),
         class_of=with_parents(workload.class_of),

@@ -9,7 +9,9 @@ import numpy as np
 
 from inferline_stream.errors import Infeasible
 from inferline_stream.estimator.evaluation import evaluate
+from inferline_stream.estimator.kernels import Floats
 from inferline_stream.estimator.quantile import quantile_s
+from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of, in_words
 from inferline_stream.planner.confidence import Interval, p99_confidence
 from inferline_stream.planner.evaluator import Evaluator
@@ -100,7 +102,8 @@ def explain(plan: Plan, problem: Problem) -> Explanation:
     evaluator = Evaluator(problem)
     evaluator.accept(candidate)
     latencies = evaluator.latencies_s(candidate)
-    worst = max(range(len(latencies)), key=lambda i: quantile_s(latencies[i], problem.objective))
+    by_trace = list(zip(evaluator.workloads, latencies, strict=True))
+    worst = max(range(len(by_trace)), key=lambda i: by_trace[i][0].judged_quantile_s(by_trace[i][1], problem.objective))
     why = Reasons(evaluator, candidate, worst)
     stages = tuple(
         StageExplanation(
@@ -114,9 +117,23 @@ def explain(plan: Plan, problem: Problem) -> Explanation:
         for s, name in enumerate(problem.shape.stages)
     )
     rng = np.random.default_rng(problem.seed)
-    judged = evaluator.workloads[worst]
-    sure = p99_confidence(latencies[worst][judged.last], judged.entry_s[judged.last], rng, p=problem.objective)
+    sure = p99_confidence(*_of_worst_class(*by_trace[worst], problem.objective), rng, p=problem.objective)
     return Explanation(stages, plan.slo_s - plan.predicted_p99_s, sure, _binding(stages, plan))
+
+
+def _of_worst_class(workload: Workload, latency_s: Floats, objective: float) -> tuple[Floats, Floats]:
+    """Return latencies as SLOs judge them, of the live class that decides the plan's P99, and when its events entered.
+
+    Args:
+        workload: the events.
+        latency_s: float64 (events,).
+        objective: the quantile.
+    """
+    judged_s, entry_s = workload.judged_s(latency_s[workload.last]), workload.entry_s[workload.last]
+    classes = list(workload.by_class(judged_s.size)) or [np.ones(judged_s.size, dtype=np.bool_)]
+    found = np.array([quantile_s(judged_s[own], objective) for own in classes])
+    worst = classes[int(np.argmax(np.where(np.isnan(found), -np.inf, found)))]
+    return judged_s[worst], entry_s[worst]
 
 
 def _alternatives(evaluator: Evaluator, candidate: Candidate, stage: int) -> list[Alternative]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.kernels import Floats, Ints
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocations
-from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Scheduled
@@ -99,6 +99,7 @@ class Hindsight:
         kinds = [(s, kind) for s, stage in enumerate(basis.stages) for kind in stage.kinds]
         self.stage_of = np.array([s for s, _ in kinds])
         self.hardware = [kind.hardware for _, kind in kinds]
+        # Shares of devices count as such, to choose what is tried; the replays that decide pay whole devices.
         self.price = np.array([kind.price_per_hour * slot_s / 3600 for _, kind in kinds])
         starts_s = [kind.start_up_s if start_up_s is None else start_up_s for _, kind in kinds]
         self.lead = np.array([math.ceil(s / slot_s - 1e-9) for s in starts_s])
@@ -329,7 +330,8 @@ def work_bound(
     """Dollars below which no policy can serve the objective's share of these visits.
 
     Every event takes at least 1/µ of a replica's time at the best batch size of the kind that gives the most events
-    per dollar; replicas would have to be busy without a break, and batches beside others as fast as alone.
+    per dollar; replicas would have to be busy without a break, and batches beside others as fast as alone. Where a
+    fallback is faster it counts as if it made every event: in a short run its share bounds little.
 
     Args:
         allocations: the kinds and batch limits of each stage.
@@ -344,10 +346,16 @@ def work_bound(
             catalogue[a.hardware].price_per_hour
             / 3600
             / max(
-                a.concurrency * measured.profiles[stage, a.hardware].throughput(b)
+                a.concurrency * profile.throughput(b)
+                for profile in _versions(measured.profiles[stage, a.hardware])
                 for b in range(1, a.max_batch_size + 1)
             )
             for a in held
         )
         total += visits[stage] * objective * per_event
     return total
+
+
+def _versions(profile: Profile) -> list[Profile]:
+    fallback = profile.of_fallback()
+    return [profile] if fallback is None else [profile, fallback]

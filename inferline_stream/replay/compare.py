@@ -165,6 +165,7 @@ def compare(
         raise ValueError(f"unknown policies {unknown}; there are {', '.join(NAMES)}")
     prices = {name: kind.price_per_hour for name, kind in catalogue.items()}
     table = staffing(shape, plan, measured, sample, prices, objective=objective, seed=seed)
+    state = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs)
     arena = _Arena(shape, plan, measured, catalogue, conditions or Conditions(), seed=seed)
     arena.judged, on = arena.workload(trace), arena.workload(sample if tune_on is None else tune_on)
     report = progress or (lambda _: None)
@@ -176,7 +177,6 @@ def compare(
     for name, step in POLICIES.items():
         if name in policies:
             report(name)
-            state = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs)
             tuner = Tuner(
                 name, step, state, shape,
                 period_s=arena.conditions.step_s, slo_window_s=slo_window_s, kernel=kernel,
@@ -198,15 +198,15 @@ def compare(
                 if tune and family.space:
                     key = family.name, on_our_pool
                     if key not in settings:
-                        settings[key] = _tuned(family, lambda setting: rule(setting, on=on), 1 - objective)  # noqa: B023  called before the next round
+                        settings[key] = _tuned(family, partial(rule, on=on), 1 - objective)
                     chosen = ", ".join(f"{name}={value:g}" for name, value in settings[key].items())
                     add(family.name, chosen or AS_DEFAULT, rule(settings[key]), on_our_pool=on_our_pool)
-    basis = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs).basis
     for name, instant in ((CLAIRVOYANT, False), (INSTANT, True)):
         if name in policies:
             report(name)
             how = replace(arena.conditions, start_up_s=0.0) if instant else arena.conditions
-            add(name, "default", cheapest(basis, trace, partial(arena.run, conditions=how), start_up_s=how.start_up_s))
+            run = partial(arena.run, conditions=how)
+            add(name, "default", cheapest(state.basis, trace, run, start_up_s=how.start_up_s))
     without_groups = several if any(family.name in policies for family in FAMILIES) else None
     return Comparison(_with_regret(rows), arena.bound(objective), settings, without_groups)
 

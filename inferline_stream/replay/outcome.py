@@ -49,7 +49,8 @@ class Outcome:
         longer_s: how much longer the SLO of each event's class is than ``slo_s``.
         miss_rates_by_class: of each live class, where there are several, by its topic; empty for that of the
             pipeline's own SLO.
-        degraded: uint8 (events,), whether a stage's fallback made something of the event; None where nobody looked.
+        degraded: uint8 (events,), whether a stage's fallback made something of the event, or of what it is a result of;
+            None where nobody looked.
     """
 
     policy: str

@@ -98,13 +98,15 @@ class Plant:
         return self._latency_s
 
     def degraded(self) -> Flags:
-        """By event, whether any stage's fallback made something of it."""
+        """By event that may reach the sink (`Workload.last`), whether any stage's fallback made something of it."""
         self._serve()
-        made = np.zeros(len(self._workload), np.uint8)
-        for stage in self._stages:
-            if stage.made.size:
-                np.maximum(made, stage.made, out=made)
-        return made
+        last = self._workload.last
+        degraded = np.zeros(last.stop - last.start, np.uint8)
+        for s, stage in enumerate(self._stages):
+            made = stage.made
+            if made.size:
+                degraded |= self._workload.seen_from_sink(s, made.astype(np.float64)) > 0
+        return degraded
 
     def _serve(self) -> None:
         """Serve the queues up to the present."""

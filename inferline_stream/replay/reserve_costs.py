@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inferline_stream.tuner.demand import supplies
 from inferline_stream.tuner.odds import Levels, TrafficRecord, cheapest
-from inferline_stream.tuner.plan_basis import Basis
+from inferline_stream.tuner.plan_basis import Basis, held_per_hour
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Reserve:
         replicas: by stage, the plan's among them.
         cost_per_hour: dollars per hour of them all.
         multiple: of the planned rate, that every stage carries with them at full utilization.
+        saved_per_hour: dollars per hour that stages without a fallback would add.
     """
 
     always: bool
@@ -30,7 +31,6 @@ class Reserve:
     cost_per_hour: float
     multiple: float
     saved_per_hour: float = 0.0
-    """Dollars per hour that stages without a fallback would add."""
 
 
 def reserve_of(basis: Basis) -> Reserve:
@@ -45,16 +45,15 @@ def reserve_of(basis: Basis) -> Reserve:
 def _reserve(basis: Basis) -> Reserve:
     """Without a staffing table, what a multiple of the traffic needs is known by square-root staffing."""
     supply = basis.floor if basis.reserve is None else supplies(basis, basis.reserve)
-    replicas, cost, multiple = {}, 0.0, math.inf
+    replicas, multiple = {}, math.inf
     for stage in basis.stages:
         # A stage of several hardware kinds keeps their mixture.
         held = math.ceil(supply[stage.name] / stage.supply * stage.planned - 1e-9) if stage.supply else 0
         held = max(held, stage.slots if stage.planned else 0)  # a dispatcher keeps one
         replicas[stage.name] = held
-        if stage.planned:
-            cost += held / stage.planned * sum(kind.planned * kind.price_per_hour for kind in stage.kinds)
         if (rate := basis.arrival_rate * stage.visit_ratio) > 0 and stage.planned:
             multiple = min(multiple, held / stage.planned * stage.supply / rate)
+    cost = held_per_hour(basis.stages, list(replicas.values()))
     return Reserve(basis.reserve is not None, replicas, cost, multiple)
 
 

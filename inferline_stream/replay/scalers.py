@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -76,7 +76,7 @@ class Tuner:
         state: `initial_state` of the plan.
         shape: the pipeline's DAG.
         period_s: how often it decides.
-        slo_window_s: for which the objective holds; it begins at time 0.
+        slo_window_s: for which the objective holds; the first one begins at time 0, and each where the last one ends.
         later: from when on it decides by which table of staffing, where not from the beginning.
         kernel: of the envelope.
     """
@@ -97,7 +97,7 @@ class Tuner:
         self.period_s = period_s
         self.state = state
         self._later = later
-        self._window_s = slo_window_s
+        self._unspent, self._began_s, self._before = ErrorBudget(state.basis.objective, slo_window_s), 0.0, (0, 0)
         self._step = step
         self._traffic = Traffic(state.windows_s, kernel=kernel)
         self._hardware = {s.name: tuple(kind.hardware for kind in s.kinds) for s in state.basis.stages}
@@ -117,8 +117,7 @@ class Tuner:
 
     def observation(self, view: View) -> Observation:
         """What the control plane would see."""
-        now_s, basis = view.time_s, self.state.basis
-        budget = ErrorBudget(basis.objective, self._window_s, now_s, view.events, view.late)
+        now_s = view.time_s
         return Observation(
             time_s=now_s,
             envelope=self._traffic.envelope(now_s),
@@ -128,8 +127,16 @@ class Tuner:
             arrivals_age_s=0.0,
             watched_s=view.watched_s,
             recent=self._traffic.recent(now_s),
-            late_share=budget.share(basis.arrival_rate),
+            late_share=self._budget(view).share(self.state.basis.arrival_rate),
         )
+
+    def _budget(self, view: View) -> ErrorBudget:
+        """The SLO's window now, which begins anew as that of a live pipeline does."""
+        if (passed := (view.time_s - self._began_s) // self._unspent.window_s) >= 1:
+            self._began_s += passed * self._unspent.window_s
+            self._before = view.events, view.late
+        events, late = view.events - self._before[0], view.late - self._before[1]
+        return replace(self._unspent, passed_s=view.time_s - self._began_s, events=events, late=late)
 
     def _stages(self, view: View) -> dict[str, StageObservation]:
         ratios = self._visit_ratios(view.now, view.earlier)

@@ -37,6 +37,7 @@ class Kind:
         price_per_hour: dollars per replica and hour.
         start_up_s: from asking for a replica to its READY, as profiled.
         concurrency: most batches that a replica has in hand.
+        parts: replicas that share one device; 1 where each has its own.
     """
 
     hardware: str
@@ -47,6 +48,7 @@ class Kind:
     price_per_hour: float
     start_up_s: float
     concurrency: int = 1
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +81,12 @@ class StageBasis:
     """Σ k⁰·µ, events per second that the planned replicas give."""
     mixture: Mapping[str, int] = field(init=False)
     """Planned replicas by hardware kind; one of each where none is planned."""
-    price_per_hour: float = field(init=False)
-    """Dollars per hour of a replica, in the mean of the mixture."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "planned", sum(kind.planned for kind in self.kinds))
         object.__setattr__(self, "supply", sum(kind.planned * kind.throughput for kind in self.kinds))
         mixture = {kind.hardware: kind.planned if self.planned else 1 for kind in self.kinds}
         object.__setattr__(self, "mixture", mixture)
-        price = sum(kind.price_per_hour * mixture[kind.hardware] for kind in self.kinds) / max(sum(mixture.values()), 1)
-        object.__setattr__(self, "price_per_hour", price)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +151,11 @@ class Basis:
         for multiple in multiples:
             now = [self._replicas(stage, table.needed(stage.name, multiple)) for stage in self.stages]
             if now != before:
-                held = zip(now, self.stages, strict=True)
-                costs.append(sum(n * stage.price_per_hour if paid else n for n, stage in held))
+                costs.append(held_per_hour(self.stages, now) if paid else sum(now))
                 carried.append(multiple)
             carried[-1], before = multiple, now
-        cost = sum(stage.planned * (stage.price_per_hour if paid else 1.0) for stage in self.stages)
+        planned = [stage.planned for stage in self.stages]
+        cost = held_per_hour(self.stages, planned) if paid else sum(planned)
         event_cost = cost / 3600 / max(self.arrival_rate, 1e-9)
         return Levels(np.array(carried), np.array(costs), event_cost, self.arrival_rate)
 
@@ -173,6 +171,22 @@ class Basis:
     def utilization(self, stage: StageBasis) -> float:
         """ρ_m = λ·s_m / Σ k⁰·µ: the utilization that the plan needed (InferLine §5)."""
         return self.arrival_rate * stage.visit_ratio / stage.supply if stage.supply > 0 else math.inf
+
+
+def held_per_hour(stages: Sequence[StageBasis], replicas: Sequence[int]) -> float:
+    """Return dollars per hour of so many replicas of each stage, in the plan's mixture.
+
+    A device that replicas share is paid as a whole, by however few, as in `pipeline.hardware.dollars_per_hour`.
+    """
+    kinds = {kind.hardware: kind for stage in stages for kind in stage.kinds}
+    held = dict.fromkeys(kinds, 0.0)
+    for stage, count in zip(stages, replicas, strict=True):
+        for hardware, part in stage.mixture.items():
+            held[hardware] += count * part / sum(stage.mixture.values())
+    return math.fsum(
+        (count if kind.parts == 1 else math.ceil(count / kind.parts - 1e-9) * kind.parts) * kind.price_per_hour
+        for kind, count in ((kinds[hardware], count) for hardware, count in held.items())
+    )
 
 
 def _backlog_bound(stage: StageBasis, arrivals: ArrivalCurve) -> float:
@@ -268,6 +282,7 @@ def basis_of(
                     price_per_hour=catalogue[allocation.hardware].price_per_hour,
                     start_up_s=profile.start_up_s,
                     concurrency=allocation.concurrency,
+                    parts=catalogue[allocation.hardware].parts,
                 )
             )
         most = measured.profiles[name, allocations[0].hardware].most_replicas

@@ -482,7 +482,7 @@ class _Simulation:
         return sorted(together.values(), key=lambda g: min(self._rank_s(stage.station, *entry) for entry in g))
 
     def _rank_s(self, station: Station, arrival_s: float, event: int) -> float:
-        return max(self.due_s[event], arrival_s - station.order_slo_s)
+        return max(self.due_s[event], arrival_s - station.order_slo_s) if station.order_slo_s else arrival_s
 
     def _service_s(self, station: Station, kind: int, row: int, batch: Sequence[int], key: int) -> float:
         if not station.varies:

@@ -41,7 +41,7 @@ from inferline_stream.estimator.evaluation import arrivals_at, evaluate, simulat
 compile_kernels()
 before = {name: len(kernel.signatures) for name, kernel in vars(compiled()).items()}
 for seed in range(30):
-    p = random_pipeline(seed)
+    p = random_pipeline(seed, many=seed % 3 == 0)
     stages = range(len(p.stations))
     e = evaluate(p.workload, p.stations, slo_s=0.1, allowed=10**9, keep=stages, slice_events=9)
     for s in stages:

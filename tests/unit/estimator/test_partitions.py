@@ -13,6 +13,7 @@ from inferline_stream.estimator.numba_kernels import interpreted
 from inferline_stream.estimator.stage_pools import slot_of
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Contention
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape
@@ -80,3 +81,12 @@ def test_members_neither_hold_batches_nor_run_several(held: tuple[Allocation, ..
 def test_partition_counts_that_cannot_be_are_refused(partitions: int) -> None:
     with pytest.raises(InvalidInput, match=str(partitions)):
         station(PROFILE, "a", allocated(), partitions=partitions)
+
+
+def test_a_group_takes_the_events_of_every_class_as_they_come() -> None:
+    """Whatever the SLO of their class: an ordinary consumer group knows of none."""
+    serving = station(PROFILE, "a", allocated(2, 4), partitions=4)
+    classes = (LiveClass("patient", 0.3, 2.0), LiveClass("hasty", 0.3, -0.2))
+    alike, several = (prepare(ONE, known, poisson(350, 20)) for known in (PROFILE, replace(PROFILE, classes=classes)))
+    assert set(several.class_of.tolist()) == {0, 1, 2}
+    assert np.array_equal(evaluate(several, [serving]).latency_s, evaluate(alike, [serving]).latency_s)

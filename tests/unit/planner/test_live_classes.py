@@ -12,6 +12,7 @@ from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.trace import gamma_trace
+from inferline_stream.planner.plan_explanation import explain
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import SearchSettings, provision
 from tests.unit.estimator.small import ONE, measured
@@ -83,3 +84,10 @@ def test_the_miss_rate_judges_each_event_by_its_class() -> None:
     found = simulate(of.shape, held, of.measured, trace, order_slo_s=SLO_S, order="entry")
     own_s = np.where(found.workload.class_of == 1, SLO_S + PREMIUM.longer_s, SLO_S)
     assert found.miss_rate(SLO_S) == np.count_nonzero(found.latency_s > own_s) / len(trace)
+
+
+def test_how_sure_a_p99_is_is_said_of_the_class_that_decides_it() -> None:
+    of = problem(PREMIUM)
+    plan = provision(of)
+    sure = explain(plan, of).p99
+    assert sure.low_s <= plan.predicted_p99_s <= sure.high_s

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferline_stream.estimator.simulation import simulate
+from inferline_stream.estimator.workload import prepare
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.keys import Keys
+from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.plan import Allocation, cost_per_hour
 from inferline_stream.pipeline.profile import (
     HOP_PROBABILITIES,
@@ -23,7 +25,7 @@ from inferline_stream.pipeline.profile import (
     ServiceTime,
     Variation,
 )
-from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
+from inferline_stream.pipeline.shape import Arrow, FanOut, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.loop import Conditions, Slowdown, replay
 from inferline_stream.replay.policy_view import Glimpse, View
@@ -272,3 +274,49 @@ def test_a_device_that_replicas_share_is_paid_as_a_whole_while_any_of_them_is_th
     trace = Trace(tuple(np.arange(20.0)))
     found = replay(CHAIN, held, measured, trace, scaler, catalogue={half.name: half}, slo_s=SLO_S, slots={})
     assert found.cost == pytest.approx((10.0 * 1 + (found.duration_s - 10.0) * 2) * 2.0 / 3600)
+
+
+def test_results_of_an_event_that_a_fallback_made_are_degraded() -> None:
+    """The first event takes 0.3 s; all that came meanwhile would be late with as much, and are on time with 0.01 s."""
+    slow = Profile("a", "x", (ServiceTime(1, 0.3),), fallback=(ServiceTime(1, 0.01),), fallback_share=1.0)
+    after = Profile("b", "x", (ServiceTime(1, 0.001),))
+    paths = Paths((0,), (1.0,), (FanOut(0, (2,), (1.0,), (1,), (1.0,)),))
+    measured = PipelineProfile({("a", "x"): slow, ("b", "x"): after}, paths)
+    held = {"a": (Allocation("x", 1, 1),), "b": (Allocation("x", 1, 1),)}
+    shape = Shape(("a", "b"), (Arrow(0, 1),), many=(0,))
+    found = run(measured, held, Trace(np.arange(10) / 100), shape=shape, order="deadline")
+    assert found.degraded is not None
+    assert found.degraded.tolist() == [0, 0, *[1] * 18]
+    assert found.degraded_share == 0.9
+
+
+@dataclass
+class Onlooker(Fixed):
+    """Decides nothing, and remembers what it saw."""
+
+    seen: list[Glimpse] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.period_s = 1.0
+
+    def decide(self, view: View) -> Wish | None:
+        self.seen.append(view.now[0])
+        return None
+
+
+def test_hopeless_events_are_hidden_until_they_are_old_by_the_slo_of_their_own_class() -> None:
+    """A hundred come within a second and one a second is served: too late, but for those that have 30 s longer."""
+    measured = replace(one_stage(1.0), classes=(LiveClass("patient", 0.5, 30.0),))
+    trace, onlooker = Trace(np.append(np.arange(100) / 100, 70.0)), Onlooker()
+    found = run(measured, {"a": (Allocation("x", 1, 1),)}, trace, onlooker, order="deadline")
+    patient = prepare(ONE, measured, trace).class_of == 1
+    began_s = found.entry_s + found.latency_s - 1.0
+
+    def hidden(now_s: float) -> int:
+        (glimpse,) = (each for each in onlooker.seen if each.time_s == now_s)
+        return glimpse.hidden
+
+    assert hidden(20.5) == np.count_nonzero(~patient[:100] & (began_s[:100] > 20.5)) > 20
+    assert hidden(40.5) == np.count_nonzero(patient[:100] & (began_s[:100] > 40.5)) > 5
+    assert hidden(65.5) == 0

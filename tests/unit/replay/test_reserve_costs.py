@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.replay.reserve_costs import frontier, reserve_of
 from inferline_stream.tuner.plan_basis import basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
@@ -31,6 +32,13 @@ def test_a_fallback_carries_a_leap_in_place_of_a_reserve() -> None:
     assert carried.saved_per_hour == pytest.approx(reserve_of(alone).cost_per_hour - carried.cost_per_hour)
     assert carried.saved_per_hour > 0
     assert reserve_of(alone).saved_per_hour == 0.0
+
+
+def test_a_reserve_on_shares_costs_the_devices_that_it_is_on() -> None:
+    third = Hardware("x", 1.0, gpus=1 / 3, gpu_model="Tesla T4")
+    found = reserve_of(basis_of(plan(), measured(), {"x": third}, knobs=PolicySettings(insurance=((3.1, 0.4),))))
+    assert found.replicas == {"a": 4, "b": 3}
+    assert found.cost_per_hour == 9.0, "seven thirds are on three devices"
 
 
 @pytest.mark.parametrize(

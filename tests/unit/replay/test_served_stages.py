@@ -12,7 +12,7 @@ from inferline_stream.calculus.envelope import compiled_kernel
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.plan import Allocation, Plan
-from inferline_stream.pipeline.profile import Contention, PipelineProfile
+from inferline_stream.pipeline.profile import Contention, PipelineProfile, ServiceTime
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.replay.clairvoyant import work_bound
 from inferline_stream.replay.compare import NAMES, NO_TUNER, Comparison, compare
@@ -109,3 +109,11 @@ def test_no_replica_can_do_more_work_than_all_its_batches_as_fast_as_alone() -> 
     plan, measured = served(4)
     bound = work_bound(plan.allocations, measured, {"a": 0.0, "b": 7200.0}, plans.CATALOGUE, objective=1.0)
     assert bound == pytest.approx(7200 * 0.02 / 4 / 3600)
+
+
+def test_a_faster_fallback_could_do_all_of_the_work() -> None:
+    plan, measured = served(1)
+    profile = replace(measured.profiles["b", "x"], fallback=(ServiceTime(1, 0.005),), fallback_share=0.1)
+    measured = replace(measured, profiles={**measured.profiles, ("b", "x"): profile})
+    bound = work_bound(plan.allocations, measured, {"a": 0.0, "b": 7200.0}, plans.CATALOGUE, objective=1.0)
+    assert bound == pytest.approx(7200 * 0.005 / 3600)

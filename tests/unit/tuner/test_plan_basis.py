@@ -12,6 +12,7 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Contention
 from inferline_stream.tuner.plan_basis import StageBasis, basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
+from inferline_stream.tuner.staffing_table import Staffing
 from tests.unit.tuner.plans import CATALOGUE, measured, plan
 
 
@@ -77,3 +78,13 @@ def test_nothing_waits_where_nothing_comes_or_nobody_works():
 def test_settings_are_the_policys():
     knobs = PolicySettings(burst_slack_share=0.0)
     assert basis_of(plan(), measured(), CATALOGUE, knobs=knobs).busiest_rate == 300.0
+
+
+def test_levels_pay_the_whole_of_a_device_that_replicas_of_several_stages_share():
+    """2, 5 and 10 halves at $1/h are on 1, 3 and 5 devices."""
+    table = Staffing((0.5, 1.0, 20.0), {"a": (100.0, 200.0, 400.0), "b": (50.0, 150.0, 300.0)}, 100.0)
+    half = Hardware("x", 1.0, gpus=1 / 2, gpu_model="Tesla T4")
+    levels = basis_of(plan(), measured(), {"x": half}, staffing=table).levels
+    assert levels is not None
+    assert (levels.multiples.tolist(), levels.cost_per_hour.tolist()) == ([0.5, 1.0, 20.0], [2.0, 6.0, 10.0])
+    assert levels.event_cost == pytest.approx(6.0 / 3600 / 100.0)
