@@ -236,6 +236,7 @@ def test_copies_are_compared_and_no_result_of_it_counts() -> None:
         assert seen.events + seen.main_events == 40
         batches = seen.events // 4
         assert (seen.compared, seen.disagreed, seen.failed) == (3 * batches, batches, batches)
+        assert (slot.report.counts.served, slot.report.counts.copies) == (40, seen.events)
 
 
 def test_one_that_is_tried_out_no_more_gets_nothing_and_leaves() -> None:
