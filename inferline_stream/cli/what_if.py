@@ -18,6 +18,7 @@ from msgspec import Meta
 from inferline_stream.cli.plan_steps import PlanInputs, planned
 from inferline_stream.cli.plan_text import CURVE_FACTORS
 from inferline_stream.errors import Infeasible, UsageError
+from inferline_stream.pipeline.hardware import at_prices, divided
 from inferline_stream.pipeline.plan import Plan, cost_per_hour, in_words
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
@@ -101,7 +102,11 @@ class WhatIf:
             "start_up_s": max(p.start_up_s for (_, kind), p in self.measured.profiles.items() if kind in used),
             "order": self.first.order,
             "reserve": self.first.reserve,
-            "prices": {name: self.inputs.kinds[name].price_per_hour for name in names},
+            "prices": {
+                name: self.inputs.kinds[name].price_per_hour
+                for name in names
+                if (whole := divided(name)[0]) == name or whole not in names  # a share costs its part of that
+            },
         }
 
     def plan(self, question: Question) -> dict[str, Any]:
@@ -218,8 +223,7 @@ class WhatIf:
         if unknown:
             raise UsageError(f"no hardware {unknown[0]!r}; there are {', '.join(sorted(kinds))}")
         pipeline.order = question.order or pipeline.order
-        priced = (replace(kinds[name], price_per_hour=price) for name, price in question.prices.items())
-        pipeline.hardware = (*pipeline.hardware, *priced)
+        pipeline.hardware = tuple(at_prices(kinds, question.prices).values())
         return replace(
             self.inputs,
             what=replace(self.inputs.what, pipeline=pipeline),

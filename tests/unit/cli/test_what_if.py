@@ -17,9 +17,16 @@ import pytest
 from inferline_stream.cli.what_if import Question, Superseded, WhatIf
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.page.what_if_server import WhatIfServer
-from tests.support.one_stage import PRICE, RATE, SERVICE_S, SLO_S, one_stage
+from inferline_stream.pipeline.hardware import Hardware
+from tests.support.one_stage import PRICE, RATE, SERVICE_S, SLO_S, in_line, one_stage
 
 DEADLINE_S = 60.0
+
+
+def on_halves(*stages: str) -> WhatIf:
+    """Stages on halves of a GPU of $1 an hour, listed as on a machine that has one."""
+    gpu = Hardware("gpu", 1.0, gpus=1, gpu_model="Tesla T4")
+    return in_line(*stages, kind="gpu-1of2", hardware=[gpu, gpu.shared(2)])
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +50,13 @@ def test_a_plan_has_the_replicas_that_the_traffic_needs(question, replicas, pric
     assert (stage["stage"], stage["replicas"], stage["latency_share"]) == ("a", replicas, 1.0)
     assert stage["utilization"] == pytest.approx(RATE * question.traffic * SERVICE_S / replicas, rel=0.01)
     assert found["predicted_p99_s"] <= (question.slo_s or SLO_S)
+
+
+def test_the_price_of_a_device_is_that_of_its_shares_too() -> None:
+    halves = on_halves("a", "b")
+    assert halves.declared()["prices"] == {"gpu-1of2": 0.5}
+    assert halves.plan(Question(prices={"gpu": 3.0}))["cost_per_hour"] == pytest.approx(3.0)
+    assert halves.plan(Question(prices={"gpu-1of2": 0.2}))["cost_per_hour"] == pytest.approx(0.4)
 
 
 def test_a_plan_that_cannot_be_is_answered_in_words(what_if) -> None:
