@@ -18,8 +18,8 @@ from msgspec import Meta
 from inferline_stream.cli.plan_steps import PlanInputs, planned
 from inferline_stream.cli.plan_text import CURVE_FACTORS
 from inferline_stream.errors import Infeasible, UsageError
-from inferline_stream.pipeline.hardware import at_prices, divided
-from inferline_stream.pipeline.plan import Plan, cost_per_hour, in_words
+from inferline_stream.pipeline.hardware import Catalogue, at_prices, divided, dollars_per_hour
+from inferline_stream.pipeline.plan import Allocations, Plan, counts_by_kind, in_words
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.units import format_duration
@@ -120,7 +120,8 @@ class WhatIf:
         answer: dict[str, Any] = {"command": self._command(question)}
         if isinstance(found, Infeasible):
             return answer | {"infeasible": str(found)}
-        inputs, kinds = self._inputs(question), self._inputs(question).kinds
+        inputs = self._inputs(question)
+        costs = _stage_costs(found.allocations, inputs.kinds)
         shares = latency_shares(found, inputs.problem(self.measured, found.slo_s))
         return answer | {
             "cost_per_hour": found.cost_per_hour,
@@ -130,7 +131,7 @@ class WhatIf:
                     "stage": stage,
                     "held": in_words(held),
                     "replicas": sum(a.replicas for a in held),
-                    "cost_per_hour": cost_per_hour({stage: held}, kinds),
+                    "cost_per_hour": costs[stage],
                     "utilization": found.utilization.get(stage, 0.0),
                     "latency_share": shares[stage],
                 }
@@ -240,6 +241,13 @@ class WhatIf:
         others += [f"{name} at ${price:g}/h" for name, price in sorted(question.prices.items())]
         others += [f'order="{question.order}"'] if question.order not in (None, self.first.order) else []
         return shlex.join(words) + (f"  # with {', '.join(others)} declared" if others else "")
+
+
+def _stage_costs(allocations: Allocations, kinds: Catalogue) -> dict[str, float]:
+    """Return what each stage takes of the plan's cost: of a kind, as large a part as of its replicas."""
+    counts = counts_by_kind(allocations.values())
+    each = {kind: dollars_per_hour({kind: count}, kinds) / count for kind, count in counts.items() if count}
+    return {stage: sum(a.replicas * each.get(a.hardware, 0.0) for a in held) for stage, held in allocations.items()}
 
 
 def serve(what_if: WhatIf, port: int) -> None:

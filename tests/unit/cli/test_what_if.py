@@ -59,6 +59,13 @@ def test_the_price_of_a_device_is_that_of_its_shares_too() -> None:
     assert halves.plan(Question(prices={"gpu-1of2": 0.2}))["cost_per_hour"] == pytest.approx(0.4)
 
 
+def test_stages_on_shares_of_devices_cost_what_the_plan_does_all_together() -> None:
+    """Three halves are two devices."""
+    found = on_halves("a", "b", "c").plan(Question())
+    assert found["cost_per_hour"] == pytest.approx(2.0)
+    assert [stage["cost_per_hour"] for stage in found["stages"]] == pytest.approx([2 / 3] * 3)
+
+
 def test_a_plan_that_cannot_be_is_answered_in_words(what_if) -> None:
     found = what_if.plan(Question(slo_s=0.009))
     assert "cost_per_hour" not in found
