@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from inferline_stream.cli.plan_steps import PlanInputs, planned
 from inferline_stream.cli.plan_text import CURVE_FACTORS
@@ -38,7 +38,8 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         slo_s: SLO in seconds.
         traffic: multiple of the sample's rate.
         start_up_s: of every replica, in seconds.
-        reserve: multiple of the planned traffic for which replicas are always held.
+        reserve: multiple of the planned traffic for which replicas are always held; null for as many as the odds are
+            worth.
         order: of the queues.
         prices: by hardware kind, dollars per hour.
     """
@@ -46,14 +47,14 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slo_s: _Positive | None = None
     traffic: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
     start_up_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
-    reserve: Annotated[float, Meta(ge=0, le=100)] | None = None
+    reserve: Annotated[float, Meta(ge=0, le=100)] | UnsetType | None = UNSET
     order: Literal["deadline", "entry"] | None = None
     prices: dict[str, _Positive] = {}
 
     @property
     def plans(self) -> bytes:
         """All that the search for a plan depends on, as a key."""
-        return msgspec.json.encode(msgspec.structs.replace(self, start_up_s=None, reserve=None), order="sorted")
+        return msgspec.json.encode(msgspec.structs.replace(self, start_up_s=None, reserve=UNSET), order="sorted")
 
 
 class Superseded(LookupError):
@@ -207,7 +208,7 @@ class WhatIf:
         outcome = ReplayInputs(
             plan.pipeline,
             shape_of(inputs.what.pipeline),
-            replace(plan, reserve=question.reserve),
+            replace(plan, reserve=self._reserve(question)),
             self.measured,
             inputs.all_traces[0],
             inputs.all_traces[0],
@@ -216,6 +217,9 @@ class WhatIf:
             inputs.what.pipeline.slo_window_s,
         ).replayed(conditions=Conditions(start_up_s=question.start_up_s), seed=inputs.search.seed)
         return {"cost_per_hour": outcome.cost_per_hour, "miss_rate": outcome.miss_rate, "changes": outcome.changes}
+
+    def _reserve(self, question: Question) -> float | None:
+        return self.first.reserve if question.reserve is UNSET else question.reserve
 
     def _inputs(self, question: Question) -> PlanInputs:
         """What is declared, with what the question says."""
@@ -235,8 +239,8 @@ class WhatIf:
     def _command(self, question: Question) -> str:
         """The command that prints the plan, as far as options say what the question does."""
         words = [*self.command, "--slo", format_duration(question.slo_s or self.first.slo_s)]
-        if question.reserve is not None:
-            words += ["--reserve", f"{question.reserve:g}"]
+        if (reserve := self._reserve(question)) is not None:
+            words += ["--reserve", f"{reserve:g}"]
         others = [f"traffic × {question.traffic:g}"] if question.traffic != 1 else []
         others += [f"{name} at ${price:g}/h" for name, price in sorted(question.prices.items())]
         others += [f'order="{question.order}"'] if question.order not in (None, self.first.order) else []

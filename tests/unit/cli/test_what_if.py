@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,6 +79,14 @@ def test_a_replay_scales_that_plan_with_what_is_held_always(what_if) -> None:
     assert (steady["miss_rate"], steady["cost_per_hour"]) == (0.0, pytest.approx(PRICE))
     held = what_if.replay(Question(reserve=3.75, start_up_s=0.0))
     assert held["cost_per_hour"] > 1.9 * PRICE  # 150 events of 10 ms a second keep more than one busy
+
+
+def test_the_reserve_that_was_asked_for_is_held_until_it_is_taken_back(what_if) -> None:
+    reserved = WhatIf(what_if.inputs, what_if.measured, replace(what_if.first, reserve=3.75), what_if.command)
+    assert reserved.replay(Question())["cost_per_hour"] > 1.9 * PRICE
+    assert reserved.plan(Question())["command"].endswith("--reserve 3.75")
+    assert reserved.replay(Question(reserve=None))["cost_per_hour"] == pytest.approx(PRICE)
+    assert "--reserve" not in reserved.plan(Question(reserve=None))["command"]
 
 
 def test_the_curve_never_rises(what_if) -> None:
