@@ -18,6 +18,7 @@ from inferline_stream.cli.options import (
     SearchOptions,
     Servers,
     Topology,
+    as_words,
     check_plot,
     duration_of,
 )
@@ -139,7 +140,8 @@ def plan(
     if shown.ui:
         from inferline_stream.cli.what_if import WhatIf, serve
 
-        serve(WhatIf(inputs, measured, made.plan, ("inferline-stream", "plan", str(topology))), shown.ui_port)
+        command = _command(topology, inputs, trace or (), bootstrap_servers, prefix)
+        serve(WhatIf(inputs, measured, made.plan, command), shown.ui_port)
     check_budget(made.plan, shown.budget)
 
 
@@ -237,6 +239,17 @@ def _show(made: _Made, shown: PlanOutput) -> None:
         show_risk(people, risks, pipeline.objective)
     if made.points:
         show_curve(people, made.points, made.plan)
+
+
+def _command(
+    topology: Path, inputs: PlanInputs, traces: Sequence[str], bootstrap_servers: str | None, prefix: str
+) -> tuple[str, ...]:
+    """Return the words that make such a plan, but for SLO and reserve, which are the page's."""
+    given = [*as_words(replace(inputs.search, reserve=None)), *as_words(inputs.platform)]
+    given += [f"--trace={text}" for text in traces]
+    given += [f"--bootstrap-servers={bootstrap_servers}"] if bootstrap_servers else []
+    given += [f"--prefix={prefix}"] if prefix else []
+    return ("inferline-stream", "plan", str(topology), *given)
 
 
 def _risks(problem: Problem, found: Plan) -> tuple[RiskPoint, ...]:
