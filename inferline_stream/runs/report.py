@@ -147,10 +147,11 @@ def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
     reasons: Counter[str] = sum((each.reasons for each in ledger.of_live), Counter())
     found = Counter(reasons)
     if ledger.began:
+        ended = sum(each.earlier_ended for each in ledger.of_live)
         for reason in ("dead_lettered", "expired"):
             total = sum(getattr(stage.total, reason) for stage in state.stages)
-            found[reason] = min(max(total, reasons[reason]), reasons[reason] + ledger.earlier_ended)
-        found["skipped"] += max(0, reasons.total() + ledger.earlier_ended - found.total())
+            found[reason] = min(max(total, reasons[reason]), reasons[reason] + ended)
+        found["skipped"] += max(0, reasons.total() + ended - found.total())
     return {reason: count for reason, count in found.items() if count}
 
 
@@ -193,7 +194,7 @@ def run_report(
         counts_events: whether the growth of the source topic counts events alone; see `Topic`.
     """
     backgrounds = {of.topic: _background(ledger.others[of.topic], of) for of in state.backgrounds}
-    lost = [each.lost() for each in (ledger, *ledger.others.values())]
+    lost = [each.lost() for each in ledger.every]
     p50_s, p95_s, p99_s = _quantiles_s(ledger, state)
     live, done_s = ledger.of_live, [each.backlog_done_s for each in ledger.of_live if each.backlog_done_s is not None]
     earlier_out, unaccounted = _counted(ledger, state, backgrounds)
@@ -226,7 +227,7 @@ def run_report(
         preparation_cost=round(preparation_cost, 6),
         slo_counts="results" if any(each.apart for each in live) else "events",
         lateness_p99_s=lateness_p99_s,
-        unknown=ledger.unknown,
+        unknown=sum(each.unknown for each in ledger.every),
         backlog=sum(each.backlog + each.earlier_backlog for each in live),
         backlog_done_s=round(max(done_s) - started_s, 3) if done_s else None,
         classes={of.topic: _class_report(each, of, state.slo_s) for of, each in zip(state.classes, live, strict=False)},
@@ -245,12 +246,17 @@ def _quantiles_s(ledger: EventLedger, state: PipelineState) -> tuple[float | Non
 
 def _counted(ledger: EventLedger, state: PipelineState, backgrounds: Mapping[str, BackgroundReport]) -> tuple[int, int]:
     """Of events that are not looked up: results of live ones, and how many of all are not accounted for, at least."""
-    entered = sum(each.earlier_in for each in (ledger, *ledger.others.values()))
+    every = ledger.every
+    entered, out, ended = (
+        sum(each.earlier_in for each in every),
+        sum(each.earlier_out for each in every),
+        sum(each.earlier_ended for each in every),
+    )
     # The growth of a log counts what is there twice, too, and what there is of every class.
-    left = entered - min(ledger.earlier_out, entered) - ledger.earlier_ended - state.duplicates
+    left = entered - min(out, entered) - ended - state.duplicates
     of_others = sum(of.events_out - ledger.others[topic].events_out for topic, of in backgrounds.items())
     live_in = sum(each.earlier_in for each in ledger.of_live)
-    return min(max(0, ledger.earlier_out - of_others), live_in), max(0, left) if ledger.began else 0
+    return min(max(0, out - of_others), live_in), max(0, left) if ledger.began else 0
 
 
 def _class_report(ledger: EventLedger, state: ClassState, slo_s: float) -> ClassReport:

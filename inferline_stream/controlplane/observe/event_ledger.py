@@ -168,6 +168,11 @@ class EventLedger:
         self.backlog_done_s = max(self.backlog_done_s or 0.0, record.time_ms / 1e3)
 
     @property
+    def every(self) -> list[EventLedger]:
+        """The ledgers of all classes, this one first."""
+        return [self, *self.others.values()]
+
+    @property
     def of_live(self) -> list[EventLedger]:
         """The ledgers of all live classes, this one first."""
         return [self, *(ledger for ledger in self.others.values() if ledger.longer_s is not None)]

@@ -135,6 +135,24 @@ def test_what_was_lost_is_found_by_id_at_the_end_and_by_counts_before() -> None:
     assert (report.lost, report.unaccounted) == (0, 9)
 
 
+def test_what_is_counted_of_every_class_is_accounted_for() -> None:
+    premium = EventLedger("premium", (5,), (9,), began=(0,), longer_s=0.1)
+    ledger = EventLedger("posts", (5,), (9,), began=(0,), others={"premium": premium})
+    ledger.earlier_out, ledger.earlier_ended = 5, 1  # by the growth of the topics
+    for n in range(4):  # of events that were under way
+        name = b"premium/0/%d" % n
+        of = ledger.of(name)
+        if n:
+            of.out(Record(None, b"", [(EVENT_ID, name), (ENTRY_TIME, b"1000000")], 1250, offset=n))
+        else:
+            of.ended(Record(name, b"", [(REASON, b"skipped")], 1250, offset=n))
+    found = run_report(
+        ledger, quiet(), started_s=0.0, duration_s=1.0, replicas_most={}, lag={}, exits=[], emulated=False,
+        advisory=False, lateness_p99_s=None,
+    )  # fmt: skip
+    assert (found.events_in, found.events_out, found.completed, found.unaccounted) == (10, 8, {"skipped": 2}, 0)
+
+
 def test_a_burst_that_nobody_looked_at_in_between_is_verified_to_the_same_bound() -> None:
     topics = Topics(20_011)
     report, _ = report_of(topics, marks=EndOffsets(1000, 60), every=19_000)
