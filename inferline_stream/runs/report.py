@@ -147,11 +147,13 @@ def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
     reasons: Counter[str] = sum((each.reasons for each in ledger.of_live), Counter())
     found = Counter(reasons)
     if ledger.began:
-        ended = sum(each.earlier_ended for each in ledger.of_live)
-        for reason in ("dead_lettered", "expired"):
+        left = sum(each.earlier_ended for each in ledger.of_live)
+        for reason in ("dead_lettered", "expired", "filtered"):
             total = sum(getattr(stage.total, reason) for stage in state.stages)
-            found[reason] = min(max(total, reasons[reason]), reasons[reason] + ended)
-        found["skipped"] += max(0, reasons.total() + ended - found.total())
+            more = min(max(0, total - reasons[reason]), left)
+            found[reason] += more
+            left -= more
+        found["skipped"] += left
     return {reason: count for reason, count in found.items() if count}
 
 
