@@ -6,7 +6,8 @@ A command takes a group as one parameter. `command_group` gives it an option for
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -187,6 +188,17 @@ class DeployOptions:
     reserve: Reserve = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False
     save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None
+
+
+def as_words(group: Platform | SearchOptions | PodOptions) -> Iterator[str]:
+    """Yield the options of a group that are not as by default, as they are given."""
+    for option in fields(group):
+        value = getattr(group, option.name)
+        if isinstance(value, PodOptions):
+            yield from as_words(value)
+        elif value != option.default:
+            flag = f"--{option.name.replace('_', '-')}"
+            yield flag if value is True else f"{flag}={value}"
 
 
 def topology_file(topology: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from inferline_stream.cli.options import (
     SearchOptions,
     Servers,
     Topology,
+    as_words,
     check_plot,
     duration_of,
 )
@@ -28,11 +30,53 @@ from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.settings import from_environment
 
 if TYPE_CHECKING:
-    from inferline_stream.cli.plan_steps import Declared
+    from inferline_stream.cli.plan_steps import Declared, PlanInputs
     from inferline_stream.pipeline.plan import Plan
+    from inferline_stream.pipeline.profile import PipelineProfile
     from inferline_stream.pipeline.trace import Trace
+    from inferline_stream.planner.plan_explanation import CurvePoint, Explanation
     from inferline_stream.planner.problem import Problem
-    from inferline_stream.replay.reserve_costs import RiskPoint
+    from inferline_stream.replay.reserve_costs import Reserve, RiskPoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOutput:
+    """What is printed, drawn, compared and served of a plan."""
+
+    curve: Annotated[bool, typer.Option("--curve", help="also plan for tighter and looser SLOs")] = False
+    plot: Annotated[Path | None, typer.Option(help="also draw the curve of --curve into this .png or .svg file")] = None
+    risk: Annotated[
+        bool,
+        typer.Option(
+            "--risk", help="also say what reserve costs on traffic like the sample, and how many events come beyond it"
+        ),
+    ] = False
+    save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None
+    against: Annotated[
+        Path | None, typer.Option(help="print what changes from this plan, which `plan --save` wrote, and nothing else")
+    ] = None
+    markdown: Markdown = False
+    budget: Budget = None
+    ui: Annotated[
+        bool,
+        typer.Option("--ui", help="then serve a page to try other SLOs, traffic and prices on, until Ctrl-C"),
+    ] = False
+    ui_port: Annotated[int, typer.Option(min=0, max=65_535, help="of the page of --ui; 0 for any free one")] = 8788
+    output: Output = "table"
+
+    def check(self) -> None:
+        """Refuse options that exclude each other, before long work.
+
+        Raises:
+            UsageError: says which.
+        """
+        check_plot(self.plot)
+        if self.markdown and self.against is None:
+            raise UsageError("--markdown prints what changes; give --against with the plan to compare with")
+        if self.against is not None and self.output == "json":
+            raise UsageError("--against prints for people: leave --output json out, or give both plans to `diff`")
+        if self.ui and (self.against is not None or self.output == "json"):
+            raise UsageError("--ui serves a page for people: leave --against and --output json out")
 
 
 def plan(
@@ -48,27 +92,6 @@ def plan(
             "given several times, the plan meets the SLO on each"
         ),
     ] = None,
-    curve: Annotated[bool, typer.Option("--curve", help="also plan for tighter and looser SLOs")] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="also draw the curve of --curve into this .png or .svg file")
-    ] = None,
-    risk: Annotated[
-        bool,
-        typer.Option(
-            "--risk", help="also say what reserve costs on traffic like the sample, and how many events come beyond it"
-        ),
-    ] = False,
-    save: Annotated[Path | None, typer.Option(help="also write the plan as JSON to this file")] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="print what changes from this plan, which `plan --save` wrote, and nothing else")
-    ] = None,
-    markdown: Markdown = False,
-    budget: Budget = None,
-    ui: Annotated[
-        bool,
-        typer.Option("--ui", help="then serve a page to try other SLOs, traffic and prices on, until Ctrl-C"),
-    ] = False,
-    ui_port: Annotated[int, typer.Option(min=0, max=65_535, help="of the page of --ui; 0 for any free one")] = 8788,
     platform: Platform,
     rehearse: Annotated[
         bool,
@@ -78,47 +101,22 @@ def plan(
     ] = False,
     bootstrap_servers: Servers = None,
     prefix: Prefix = "",
-    output: Output = "table",
+    shown: PlanOutput,
 ) -> None:
     """Profile what has no profile yet, then find the cheapest plan that keeps the P99 within the SLO, and say why."""
     import uvloop
 
-    from inferline_stream.cli.plan_steps import (
-        PlanInputs,
-        declared,
-        not_credible,
-        plan_table,
-        planned,
-        profiled,
-        profiling_options,
-    )
-    from inferline_stream.cli.plan_text import (
-        CURVE_FACTORS,
-        curve_document,
-        explanation_document,
-        show_curve,
-        show_risk,
-        show_why,
-    )
+    from inferline_stream.cli.plan_steps import PlanInputs, declared, planned, profiled, profiling_options
     from inferline_stream.cli.platform import check, profiling_cluster
     from inferline_stream.cli.rehearsal_steps import rehearsed
-    from inferline_stream.planner.plan_explanation import CurvePoint, cost_curve, explain
-    from inferline_stream.replay.reserve_costs import reserve_of
-    from inferline_stream.tuner.plan_basis import basis_of
 
     check(platform, bootstrap_servers)
     if platform.elsewhere and rehearse:
         raise UsageError(
             f"--rehearse runs the plan on this machine, and --on {platform.on} is another: leave one of them out"
         )
-    check_plot(plot)
-    if markdown and against is None:
-        raise UsageError("--markdown prints what changes; give --against with the plan to compare with")
-    if against is not None and output == "json":
-        raise UsageError("--against prints for people: leave --output json out, or give both plans to `diff`")
-    if ui and (against is not None or output == "json"):
-        raise UsageError("--ui serves a page for people: leave --against and --output json out")
-    known = None if against is None else plan_in(against)
+    shown.check()
+    before = None if shown.against is None else plan_in(shown.against)
     what = declared(topology, bootstrap_servers, prefix)
     traces = _traces(trace or (), what, bootstrap_servers=bootstrap_servers, prefix=prefix, seed=search.seed)
     slo_s = what.pipeline.slo_s if slo is None else duration_of("--slo", slo)
@@ -129,54 +127,129 @@ def plan(
     if rehearse:
         note = partial(typer.echo, err=True)
         measured, found = uvloop.run(rehearsed(inputs, measured, found, partial(planned, inputs), note=note))
-    points: tuple[CurvePoint, ...] = ()
-    if curve or plot is not None:
-        points = cost_curve(
-            [slo_s * factor for factor in CURVE_FACTORS],
-            lambda slo_s, known: planned(inputs, measured, slo_s=slo_s, known=known),
-            known=[found],
-        )
-        found = next((p.plan for p in points if p.slo_s == slo_s and p.plan is not None), found)
-    pipeline = inputs.what.pipeline
-    problem = inputs.problem(measured, found.slo_s)
-    why = explain(found, problem)
-    reserved = reserve_of(basis_of(found, measured, inputs.kinds, objective=pipeline.objective))
-    risks = _risks(problem, found) if risk else ()
-    if save is not None:
-        save.write_bytes(plan_to_bytes(found))
-    if plot is not None:
-        from inferline_stream.observability.plots.plan_pictures import draw_cost_curve
-
-        draw_cost_curve(plot, points, pipeline.name, title=f"What an SLO costs: {pipeline.name}", chosen=found)
-    doubt = not_credible(found, inputs, measured)
-    if known is not None and against is not None:
-        changes = PlanChanges.between(known, found, (against.name, "now"), inputs.kinds)
-        if markdown:
-            typer.echo(changes.markdown(budget), nl=False)
-        else:
-            console().print(changes.table())
-        if doubt:
-            typer.echo(doubt, err=True)
-        return check_budget(found, budget)
-    if output == "json":
-        curves = curve_document(points) if points else msgspec.UNSET
-        document = plan_to_bytes(
-            found, explanation=explanation_document(why, reserved, risks), curve=curves, not_credible=doubt
-        )
-        typer.echo(document.decode(), nl=False)
-        return check_budget(found, budget)
-    people = console()
-    people.print(plan_table(found, pipeline, doubt))
-    show_why(people, found, why, reserved)
-    if risk:
-        show_risk(people, risks, pipeline.objective)
-    if points:
-        show_curve(people, points, found)
-    if ui:
+    made = _Made(inputs, measured, found)
+    if shown.curve or shown.plot is not None:
+        made = made.with_curve(slo_s)
+    _keep(made, shown)
+    if before is not None and shown.against is not None:
+        _compare(before, shown.against.name, made, shown)
+    elif shown.output == "json":
+        typer.echo(made.document(risk=shown.risk).decode(), nl=False)
+    else:
+        _show(made, shown)
+    if shown.ui:
         from inferline_stream.cli.what_if import WhatIf, serve
 
-        serve(WhatIf(inputs, measured, found, ("inferline-stream", "plan", str(topology))), ui_port)
-    check_budget(found, budget)
+        command = _command(topology, inputs, trace or (), bootstrap_servers, prefix)
+        serve(WhatIf(inputs, measured, made.plan, command), shown.ui_port)
+    check_budget(made.plan, shown.budget)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A plan with all that it was made from, and the plans for other SLOs where they were asked for."""
+
+    inputs: PlanInputs
+    measured: PipelineProfile
+    plan: Plan
+    points: tuple[CurvePoint, ...] = ()
+
+    def with_curve(self, slo_s: float) -> _Made:
+        """The same with plans for other SLOs; the one for the SLO asked for is at least as cheap as before."""
+        from inferline_stream.cli.plan_steps import planned
+        from inferline_stream.cli.plan_text import CURVE_FACTORS
+        from inferline_stream.planner.plan_explanation import cost_curve
+
+        points = cost_curve(
+            [slo_s * factor for factor in CURVE_FACTORS],
+            lambda slo_s, known: planned(self.inputs, self.measured, slo_s=slo_s, known=known),
+            known=[self.plan],
+        )
+        found = next((p.plan for p in points if p.slo_s == slo_s and p.plan is not None), self.plan)
+        return replace(self, plan=found, points=points)
+
+    def why(self, *, risk: bool) -> tuple[Explanation, tuple[RiskPoint, ...]]:
+        """Why it is this plan, and what more or less reserve would buy."""
+        from inferline_stream.planner.plan_explanation import explain
+
+        problem = self.inputs.problem(self.measured, self.plan.slo_s)
+        return explain(self.plan, problem), _risks(problem, self.plan) if risk else ()
+
+    @property
+    def reserve(self) -> Reserve:
+        """What is held for traffic that may come."""
+        from inferline_stream.replay.reserve_costs import reserve_of
+        from inferline_stream.tuner.plan_basis import basis_of
+
+        objective = self.inputs.what.pipeline.objective
+        return reserve_of(basis_of(self.plan, self.measured, self.inputs.kinds, objective=objective))
+
+    @property
+    def doubt(self) -> str:
+        """Why nobody should believe the P99 here; empty if somebody may."""
+        from inferline_stream.cli.plan_steps import not_credible
+
+        return not_credible(self.plan, self.inputs, self.measured)
+
+    def document(self, *, risk: bool) -> bytes:
+        """All of it as JSON."""
+        from inferline_stream.cli.plan_text import curve_document, explanation_document
+
+        why, risks = self.why(risk=risk)
+        return plan_to_bytes(
+            self.plan,
+            explanation=explanation_document(why, self.reserve, risks),
+            curve=curve_document(self.points) if self.points else msgspec.UNSET,
+            not_credible=self.doubt,
+        )
+
+
+def _keep(made: _Made, shown: PlanOutput) -> None:
+    """Write the plan and the picture where they were asked for."""
+    if shown.save is not None:
+        shown.save.write_bytes(plan_to_bytes(made.plan))
+    if shown.plot is not None:
+        from inferline_stream.observability.plots.plan_pictures import draw_cost_curve
+
+        name = made.inputs.what.pipeline.name
+        draw_cost_curve(shown.plot, made.points, name, title=f"What an SLO costs: {name}", chosen=made.plan)
+
+
+def _compare(before: Plan, name: str, made: _Made, shown: PlanOutput) -> None:
+    """Print what changes from another plan, which has a name."""
+    changes = PlanChanges.between(before, made.plan, (name, "now"), made.inputs.kinds)
+    if shown.markdown:
+        typer.echo(changes.markdown(shown.budget), nl=False)
+    else:
+        console().print(changes.table())
+    if doubt := made.doubt:
+        typer.echo(doubt, err=True)
+
+
+def _show(made: _Made, shown: PlanOutput) -> None:
+    """Print the plan for people, and why it is this one."""
+    from inferline_stream.cli.plan_steps import plan_table
+    from inferline_stream.cli.plan_text import show_curve, show_risk, show_why
+
+    people, pipeline = console(), made.inputs.what.pipeline
+    why, risks = made.why(risk=shown.risk)
+    people.print(plan_table(made.plan, pipeline, made.doubt))
+    show_why(people, made.plan, why, made.reserve)
+    if shown.risk:
+        show_risk(people, risks, pipeline.objective)
+    if made.points:
+        show_curve(people, made.points, made.plan)
+
+
+def _command(
+    topology: Path, inputs: PlanInputs, traces: Sequence[str], bootstrap_servers: str | None, prefix: str
+) -> tuple[str, ...]:
+    """Return the words that make such a plan, but for SLO and reserve, which are the page's."""
+    given = [*as_words(replace(inputs.search, reserve=None)), *as_words(inputs.platform)]
+    given += [f"--trace={text}" for text in traces]
+    given += [f"--bootstrap-servers={bootstrap_servers}"] if bootstrap_servers else []
+    given += [f"--prefix={prefix}"] if prefix else []
+    return ("inferline-stream", "plan", str(topology), *given)
 
 
 def _risks(problem: Problem, found: Plan) -> tuple[RiskPoint, ...]:

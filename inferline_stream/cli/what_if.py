@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from inferline_stream.cli.plan_steps import PlanInputs, planned
 from inferline_stream.cli.plan_text import CURVE_FACTORS
 from inferline_stream.errors import Infeasible, UsageError
-from inferline_stream.pipeline.plan import Plan, cost_per_hour, in_words
+from inferline_stream.pipeline.hardware import Catalogue, at_prices, divided, dollars_per_hour
+from inferline_stream.pipeline.plan import Allocations, Plan, counts_by_kind, in_words
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.units import format_duration
@@ -37,7 +38,8 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         slo_s: SLO in seconds.
         traffic: multiple of the sample's rate.
         start_up_s: of every replica, in seconds.
-        reserve: multiple of the planned traffic for which replicas are always held.
+        reserve: multiple of the planned traffic for which replicas are always held; null for as many as the odds are
+            worth.
         order: of the queues.
         prices: by hardware kind, dollars per hour.
     """
@@ -45,14 +47,14 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slo_s: _Positive | None = None
     traffic: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
     start_up_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
-    reserve: Annotated[float, Meta(ge=0, le=100)] | None = None
+    reserve: Annotated[float, Meta(ge=0, le=100)] | UnsetType | None = UNSET
     order: Literal["deadline", "entry"] | None = None
     prices: dict[str, _Positive] = {}
 
     @property
     def plans(self) -> bytes:
         """All that the search for a plan depends on, as a key."""
-        return msgspec.json.encode(msgspec.structs.replace(self, start_up_s=None, reserve=None), order="sorted")
+        return msgspec.json.encode(msgspec.structs.replace(self, start_up_s=None, reserve=UNSET), order="sorted")
 
 
 class Superseded(LookupError):
@@ -101,7 +103,11 @@ class WhatIf:
             "start_up_s": max(p.start_up_s for (_, kind), p in self.measured.profiles.items() if kind in used),
             "order": self.first.order,
             "reserve": self.first.reserve,
-            "prices": {name: self.inputs.kinds[name].price_per_hour for name in names},
+            "prices": {
+                name: self.inputs.kinds[name].price_per_hour
+                for name in names
+                if (whole := divided(name)[0]) == name or whole not in names  # a share costs its part of that
+            },
         }
 
     def plan(self, question: Question) -> dict[str, Any]:
@@ -115,7 +121,8 @@ class WhatIf:
         answer: dict[str, Any] = {"command": self._command(question)}
         if isinstance(found, Infeasible):
             return answer | {"infeasible": str(found)}
-        inputs, kinds = self._inputs(question), self._inputs(question).kinds
+        inputs = self._inputs(question)
+        costs = _stage_costs(found.allocations, inputs.kinds)
         shares = latency_shares(found, inputs.problem(self.measured, found.slo_s))
         return answer | {
             "cost_per_hour": found.cost_per_hour,
@@ -125,7 +132,7 @@ class WhatIf:
                     "stage": stage,
                     "held": in_words(held),
                     "replicas": sum(a.replicas for a in held),
-                    "cost_per_hour": cost_per_hour({stage: held}, kinds),
+                    "cost_per_hour": costs[stage],
                     "utilization": found.utilization.get(stage, 0.0),
                     "latency_share": shares[stage],
                 }
@@ -201,7 +208,7 @@ class WhatIf:
         outcome = ReplayInputs(
             plan.pipeline,
             shape_of(inputs.what.pipeline),
-            replace(plan, reserve=question.reserve),
+            replace(plan, reserve=self._reserve(question)),
             self.measured,
             inputs.all_traces[0],
             inputs.all_traces[0],
@@ -211,6 +218,9 @@ class WhatIf:
         ).replayed(conditions=Conditions(start_up_s=question.start_up_s), seed=inputs.search.seed)
         return {"cost_per_hour": outcome.cost_per_hour, "miss_rate": outcome.miss_rate, "changes": outcome.changes}
 
+    def _reserve(self, question: Question) -> float | None:
+        return self.first.reserve if question.reserve is UNSET else question.reserve
+
     def _inputs(self, question: Question) -> PlanInputs:
         """What is declared, with what the question says."""
         kinds, pipeline = self.inputs.kinds, copy(self.inputs.what.pipeline)
@@ -218,8 +228,7 @@ class WhatIf:
         if unknown:
             raise UsageError(f"no hardware {unknown[0]!r}; there are {', '.join(sorted(kinds))}")
         pipeline.order = question.order or pipeline.order
-        priced = (replace(kinds[name], price_per_hour=price) for name, price in question.prices.items())
-        pipeline.hardware = (*pipeline.hardware, *priced)
+        pipeline.hardware = tuple(at_prices(kinds, question.prices).values())
         return replace(
             self.inputs,
             what=replace(self.inputs.what, pipeline=pipeline),
@@ -230,12 +239,19 @@ class WhatIf:
     def _command(self, question: Question) -> str:
         """The command that prints the plan, as far as options say what the question does."""
         words = [*self.command, "--slo", format_duration(question.slo_s or self.first.slo_s)]
-        if question.reserve is not None:
-            words += ["--reserve", f"{question.reserve:g}"]
+        if (reserve := self._reserve(question)) is not None:
+            words += ["--reserve", f"{reserve:g}"]
         others = [f"traffic × {question.traffic:g}"] if question.traffic != 1 else []
         others += [f"{name} at ${price:g}/h" for name, price in sorted(question.prices.items())]
         others += [f'order="{question.order}"'] if question.order not in (None, self.first.order) else []
         return shlex.join(words) + (f"  # with {', '.join(others)} declared" if others else "")
+
+
+def _stage_costs(allocations: Allocations, kinds: Catalogue) -> dict[str, float]:
+    """Return what each stage takes of the plan's cost: of a kind, as large a part as of its replicas."""
+    counts = counts_by_kind(allocations.values())
+    each = {kind: dollars_per_hour({kind: count}, kinds) / count for kind, count in counts.items() if count}
+    return {stage: sum(a.replicas * each.get(a.hardware, 0.0) for a in held) for stage, held in allocations.items()}
 
 
 def serve(what_if: WhatIf, port: int) -> None:

@@ -126,6 +126,9 @@ class StageCounts:
     """Batches that replicas on other hosts have answered."""
     network_s: float = 0.0
     """Sum over those of the time from handing a batch over to having its results, less the replica's own."""
+    copies: int = 0
+    """Events that the stage was called on beside those of the queue: samples, and what a version that is tried out gets
+    copies of."""
     canaries: dict[str, CanaryCounts] = field(default_factory=dict)
     """By step of a version that is tried out, see `slot_grants.CanaryShare`."""
 
@@ -159,10 +162,13 @@ class StageCounts:
 
     @property
     def served(self) -> int:
-        """Events that the stage was called on, its fallback's among them."""
-        return self.degraded + sum(
-            size * stats.batches for sizes in self.batch_stats.values() for size, stats in sizes.items()
-        )
+        """Events of the queue that the stage was called on, its fallback's among them."""
+        return self.degraded + self.called - self.copies
+
+    @property
+    def called(self) -> int:
+        """Events that the stage itself was called on."""
+        return sum(size * stats.batches for sizes in self.batch_stats.values() for size, stats in sizes.items())
 
 
 Sums = BatchStats | LogTimes | CanaryCounts | StageCounts

@@ -202,6 +202,21 @@ def catalogue(extra: Iterable[Hardware] = ()) -> Catalogue:
     return MappingProxyType({**{share.name: share for share in shares}, **kinds})
 
 
+def at_prices(kinds: Catalogue, prices: Mapping[str, float]) -> Catalogue:
+    """Return kinds at other prices; a share costs its part of a device's where it has none of its own.
+
+    Args:
+        kinds: every kind.
+        prices: of some of them, in dollars per hour.
+    """
+    found = dict(prices)
+    for name in kinds:
+        whole, parts = divided(name)
+        if whole in prices:
+            found.setdefault(name, prices[whole] / parts)
+    return {name: replace(kind, price_per_hour=found.get(name, kind.price_per_hour)) for name, kind in kinds.items()}
+
+
 def _is_divisible(kind: Hardware) -> bool:
     if kind.emulated:
         return kind.parts == 1

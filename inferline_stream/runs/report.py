@@ -147,10 +147,13 @@ def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
     reasons: Counter[str] = sum((each.reasons for each in ledger.of_live), Counter())
     found = Counter(reasons)
     if ledger.began:
-        for reason in ("dead_lettered", "expired"):
+        left = sum(each.earlier_ended for each in ledger.of_live)
+        for reason in ("dead_lettered", "expired", "filtered"):
             total = sum(getattr(stage.total, reason) for stage in state.stages)
-            found[reason] = min(max(total, reasons[reason]), reasons[reason] + ledger.earlier_ended)
-        found["skipped"] += max(0, reasons.total() + ledger.earlier_ended - found.total())
+            more = min(max(0, total - reasons[reason]), left)
+            found[reason] += more
+            left -= more
+        found["skipped"] += left
     return {reason: count for reason, count in found.items() if count}
 
 
@@ -193,31 +196,18 @@ def run_report(
         counts_events: whether the growth of the source topic counts events alone; see `Topic`.
     """
     backgrounds = {of.topic: _background(ledger.others[of.topic], of) for of in state.backgrounds}
-    lost, lost_ids = ledger.lost()
-    for of_class in ledger.others.values():
-        more, ids = of_class.lost()
-        lost, lost_ids = lost + more, lost_ids + ids
-    probabilities = (0.5, 0.95, 0.99)
-    if ledger.began:
-        p50_s, p95_s, p99_s = (state.latency.quantile_s(p) for p in probabilities)
-    else:
-        p50_s, p95_s, p99_s = quantiles_s(ledger.judged_s(), probabilities)
+    lost = [each.lost() for each in ledger.every]
+    p50_s, p95_s, p99_s = _quantiles_s(ledger, state)
     live, done_s = ledger.of_live, [each.backlog_done_s for each in ledger.of_live if each.backlog_done_s is not None]
-    of_live_in = sum(each.earlier_in for each in live)
-    earlier_in = ledger.earlier_in + sum(of_class.earlier_in for of_class in ledger.others.values())
-    # The growth of a log counts what is there twice, too, and what there is of every class.
-    earlier_out = min(ledger.earlier_out, earlier_in)
-    unaccounted = earlier_in - earlier_out - ledger.earlier_ended - state.duplicates if ledger.began else 0
-    of_others = sum(of.events_out - ledger.others[topic].events_out for topic, of in backgrounds.items())
-    earlier_out = min(max(0, ledger.earlier_out - of_others), of_live_in)
+    earlier_out, unaccounted = _counted(ledger, state, backgrounds)
     return RunReport(
         pipeline=state.pipeline,
-        lost=lost,
+        lost=sum(count for count, _ in lost),
         duplicated=sum(each.duplicated for each in live),
-        events_in=sum(each.events_in for each in live) + of_live_in,
+        events_in=sum(each.events_in + each.earlier_in for each in live),
         events_out=sum(each.events_out for each in live) + earlier_out,
         verified=sum(each.events_in for each in live),
-        unaccounted=max(0, unaccounted) if counts_events else 0,
+        unaccounted=unaccounted if counts_events else 0,
         slo_miss_rate=counted_miss_rate(state, sum(each.lost()[0] for each in live))
         if ledger.began
         else miss_rate(live, state.slo_s),
@@ -233,19 +223,42 @@ def run_report(
         replicas_most=dict(replicas_most),
         lag=dict(lag),
         exits=list(exits),
-        lost_ids=lost_ids,
+        lost_ids=[name for _, names in lost for name in names],
         emulated=emulated,
         advisory=advisory,
         preparation_cost=round(preparation_cost, 6),
         slo_counts="results" if any(each.apart for each in live) else "events",
         lateness_p99_s=lateness_p99_s,
-        unknown=ledger.unknown,
+        unknown=sum(each.unknown for each in ledger.every),
         backlog=sum(each.backlog + each.earlier_backlog for each in live),
         backlog_done_s=round(max(done_s) - started_s, 3) if done_s else None,
         classes={of.topic: _class_report(each, of, state.slo_s) for of, each in zip(state.classes, live, strict=False)},
         backgrounds=backgrounds,
         degraded={stage.name: stage.total.degraded for stage in state.stages if stage.total.degraded},
     )
+
+
+def _quantiles_s(ledger: EventLedger, state: PipelineState) -> tuple[float | None, ...]:
+    """P50, P95 and P99: of every live event's latency, of a run too long for that by what dispatchers counted."""
+    probabilities = (0.5, 0.95, 0.99)
+    if ledger.began:
+        return tuple(state.latency.quantile_s(p) for p in probabilities)
+    return quantiles_s(ledger.judged_s(), probabilities)
+
+
+def _counted(ledger: EventLedger, state: PipelineState, backgrounds: Mapping[str, BackgroundReport]) -> tuple[int, int]:
+    """Of events that are not looked up: results of live ones, and how many of all are not accounted for, at least."""
+    every = ledger.every
+    entered, out, ended = (
+        sum(each.earlier_in for each in every),
+        sum(each.earlier_out for each in every),
+        sum(each.earlier_ended for each in every),
+    )
+    # The growth of a log counts what is there twice, too, and what there is of every class.
+    left = entered - min(out, entered) - ended - state.duplicates
+    of_others = sum(of.events_out - ledger.others[topic].events_out for topic, of in backgrounds.items())
+    live_in = sum(each.earlier_in for each in ledger.of_live)
+    return min(max(0, out - of_others), live_in), max(0, left) if ledger.began else 0
 
 
 def _class_report(ledger: EventLedger, state: ClassState, slo_s: float) -> ClassReport:

@@ -1,7 +1,8 @@
-"""A pipeline whose plans are known by formula: one stage of 10 ms an event, no batches, events at equal distances."""
+"""Pipelines whose plans are known by formula: 10 ms an event in each stage, no batches, events at equal distances."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,17 @@ RATE, SERVICE_S, PRICE, SLO_S = 40.0, 0.01, 0.1, 0.1
 
 def one_stage() -> WhatIf:
     """The pipeline, on hardware of $0.1 an hour."""
-    stage = Stage("a", lambda values: values, hardware=["whole"], max_batch_size=1)
-    kinds = [Hardware("whole", PRICE, cores=1.0)]
-    pipeline = Pipeline("p", slo="100ms", source=Topic("in"), sink=Topic("out"), stages=[stage], hardware=kinds)
-    profile = Profile("a", "whole", (ServiceTime(1, SERVICE_S),), 2.0)
-    measured = PipelineProfile({("a", "whole"): profile}, independent_paths(shape_of(pipeline), {}))
+    return in_line("a", kind="whole", hardware=[Hardware("whole", PRICE, cores=1.0)])
+
+
+def in_line(*names: str, kind: str, hardware: Sequence[Hardware]) -> WhatIf:
+    """Such stages one after another, each on one kind of hardware."""
+    stages: list[Stage] = []
+    for name in names:
+        stages.append(Stage(name, lambda values: values, hardware=[kind], max_batch_size=1, after=stages[-1:]))
+    pipeline = Pipeline("p", slo="100ms", source=Topic("in"), sink=Topic("out"), stages=stages, hardware=hardware)
+    profiles = {(name, kind): Profile(name, kind, (ServiceTime(1, SERVICE_S),), 2.0) for name in names}
+    measured = PipelineProfile(profiles, independent_paths(shape_of(pipeline), {}))
     what = Declared(pipeline, Path("topology.py"), [], Trace(np.arange(0.0, 60.0, 1 / RATE)))
     inputs = PlanInputs(what=what, platform=Platform(oversubscribe=True))
     return WhatIf(inputs, measured, planned(inputs, measured), ("inferline-stream", "plan", "my folder"))

@@ -19,7 +19,7 @@ from inferline_stream.controlplane.apply.code_versions import CodeVersions
 from inferline_stream.controlplane.decide.canary_steps import Move, Trial, next_move
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.version_judge import Evidence, Judgement, Tolerance, judge
-from inferline_stream.controlplane.observe.live_profile import corrected
+from inferline_stream.controlplane.observe.live_profile import with_times_of
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import PoolReports
 from inferline_stream.controlplane.records.control_records import CANARY_KEY, CodeVersion, Override, encode
@@ -27,9 +27,9 @@ from inferline_stream.controlplane.replica_counts import copied
 from inferline_stream.dataplane.slot_grants import CanaryShare
 from inferline_stream.kafka.records import Record
 from inferline_stream.observability.pipeline_state import CanaryState
-from inferline_stream.observability.stage_counts import CanaryCounts, StageCounts
+from inferline_stream.observability.stage_counts import CanaryCounts
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.version import kind_alone, version_on
+from inferline_stream.pipeline.version import version_on
 from inferline_stream.tuner.decision import Action, Decision, Reason
 
 LOOK_S = 0.5
@@ -120,19 +120,11 @@ class CanaryKeeper:
         self._written = trial
         self._report(move.kind, trial, move.detail)
         if move.kind == "promote":
-            self.promoted(self._measured(code))
+            view = self.view
+            self.promoted(with_times_of(code.name, view.measured, view.shape, view.reports.totals()))
 
     async def _write(self, records: list[Record]) -> None:
         await self.decider.leadership.write_records(records)
-
-    def _measured(self, code: CodeVersion) -> PipelineProfile:
-        """Return the profile with what the version's own replicas have measured."""
-        seen = {}
-        for stage in self.versions.stages:
-            batches = self.view.reports.total(stage).batch_stats
-            own = {kind_alone(kind): sizes for kind, sizes in batches.items() if version_on(kind) == code.name}
-            seen[stage] = StageCounts(batch_stats=own)
-        return corrected(self.view.measured, self.view.shape, seen)
 
     def _report(self, kind: str, trial: Override, detail: str) -> None:
         name = "" if trial.code is None else trial.code.name

@@ -168,6 +168,11 @@ class EventLedger:
         self.backlog_done_s = max(self.backlog_done_s or 0.0, record.time_ms / 1e3)
 
     @property
+    def every(self) -> list[EventLedger]:
+        """The ledgers of all classes, this one first."""
+        return [self, *self.others.values()]
+
+    @property
     def of_live(self) -> list[EventLedger]:
         """The ledgers of all live classes, this one first."""
         return [self, *(ledger for ledger in self.others.values() if ledger.longer_s is not None)]
@@ -208,9 +213,18 @@ class EventLedger:
         partition, offset = number(place, len(self.first) - 1), number(rest, 2**63 - 1)
         return None if partition is None or offset is None else (partition, offset)
 
+    def _looked_up(self, name: bytes) -> tuple[int, int] | None:
+        """Partition, and number in it, of an event that entered among those that are looked up; None of another one."""
+        where = self._place(name)
+        if where is None:
+            return None
+        partition, at = where[0], where[1] - self.first[where[0]]
+        entered = self._entered[partition]
+        return (partition, at) if 0 <= at < len(entered) and entered[at] else None
+
     def _count(self, name: bytes, place: list[bytearray], column: int, found: ReadHeaders) -> bool:
         """Count one record; whether it is the first of its kind that its event, or its result among many, has."""
-        if (found.of or name in self._apart) and self._knows(name):
+        if (found.of or name in self._apart) and (_kept(name) in self._named or self._looked_up(name) is not None):
             apart = self._apart.setdefault(name, _Apart())
             if not apart.see(found.event_id or b"", share(found.of)):
                 return self._count_one(name, place, column) and False
@@ -223,13 +237,11 @@ class EventLedger:
         if (counts := self._named.get(_kept(name))) is not None:
             counts[column] += 1
             return counts[column] == 1
+        if (known := self._looked_up(name)) is not None:
+            row, at = place[known[0]], known[1]
+            row[at] = min(_MOST, row[at] + 1)
+            return row[at] == 1
         where = self._place(name)
-        if where is not None:
-            partition, offset = where
-            at, row = offset - self.first[partition], place[partition]
-            if 0 <= at < len(row) and self._entered[partition][at]:
-                row[at] = min(_MOST, row[at] + 1)
-                return row[at] == 1
         if self.began and (where is None or self.began[where[0]] <= where[1] < self.first[where[0]]):
             if column == 0:  # an id of the producer's own does not say when its event came
                 self.earlier_out += 1

@@ -37,7 +37,7 @@ from inferline_stream.observability.pipeline_state import (
 from inferline_stream.pipeline.deadline_order import rest_s
 from inferline_stream.pipeline.event_classes import numbered
 from inferline_stream.pipeline.fallback import Served, planned_counts
-from inferline_stream.pipeline.hardware import Catalogue, catalogue, divided
+from inferline_stream.pipeline.hardware import Catalogue, at_prices, catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -209,16 +209,8 @@ class PipelineView:
         self.plans.append(stored)
 
     def prices(self, prices: Mapping[str, float]) -> None:
-        """Dollars per hour of hardware kinds, where people have set them; a share costs its part of a device's."""
-        set_by_people = dict(prices)
-        for name in self._declared:
-            whole, parts = divided(name)
-            if whole in prices:
-                set_by_people.setdefault(name, prices[whole] / parts)
-        self.catalogue = {
-            name: replace(kind, price_per_hour=set_by_people.get(name, kind.price_per_hour))
-            for name, kind in self._declared.items()
-        }
+        """Dollars per hour of hardware kinds, where people have set them."""
+        self.catalogue = at_prices(self._declared, prices)
 
     # -- what goes out -------------------------------------------------------------------------------
 

@@ -309,7 +309,7 @@ class PoolReports:
             service_time_s=recent.service_s / batches if batches else None,
             predicted_service_s=self._predicted_s(name, recent),
             slowdown={kind: factor for (_, kind), factor in slowed.items()},
-            mean_batch_size=(recent.served - recent.degraded) / batches if batches else None,
+            mean_batch_size=recent.called / batches if batches else None,
             degraded_share=_degraded_share(recent),
             utilization=recent.busy_s / recent.replica_s if recent.replica_s > 0 else None,
             dispatcher_utilization=max(loads, default=None),

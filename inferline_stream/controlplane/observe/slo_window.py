@@ -33,10 +33,14 @@ class SloWindow:
     _written_s: float = 0.0
     _before: tuple[int, int] = (0, 0)
     """Events, and late ones of them, that the totals do not have."""
+    _inherited: tuple[int, int] = (0, 0)
+    """Events, and late ones of them, that the term before has counted in this window."""
     _budget: ErrorBudget = field(init=False)
 
     def __post_init__(self) -> None:
         self._budget = self.unspent
+        if self.found is not None:
+            self._inherited = self.found.budget.events, self.found.budget.late
 
     def look(self, time_s: float, events: int, late: int) -> ErrorBudget:
         """The window now.
@@ -52,11 +56,11 @@ class SloWindow:
                 self._began_s = time_s - self.found.at(time_s).passed_s
         if self.found is not None and time_s < self._first_s + self.settles_s:
             # What dispatchers report now for the first time, the term before has counted.
-            self._before = self.found.budget.events - events, self.found.budget.late - late
+            self._before = self._inherited[0] - events, self._inherited[1] - late
         self._looked_s = time_s
         if (passed := (time_s - self._began_s) // self.unspent.window_s) >= 1:
             self._began_s += passed * self.unspent.window_s
-            self._before = -events, -late
+            self._inherited, self._before = (0, 0), (-events, -late)
         counts = {"events": max(0, self._before[0] + events), "late": max(0, self._before[1] + late)}
         self._budget = replace(self.unspent, passed_s=max(0.0, time_s - self._began_s), **counts)
         if time_s - self._written_s >= WRITTEN_S:

@@ -111,10 +111,12 @@ class Override(msgspec.Struct, frozen=True):
 
     def heard(self, late_s: float) -> Override:
         """Return it by the clock of the one who has just heard of it, whose time is so much later than its writer's."""
+        code = self.code
         return msgspec.structs.replace(
             self,
             value=self.value + late_s if self.kind == "code" and self.value is not None else self.value,
             until_s=None if self.until_s is None else self.until_s + late_s,
+            code=code and msgspec.structs.replace(code, began_s=max(0.0, code.began_s + late_s)),
         )
 
     @property

@@ -262,6 +262,8 @@ class BatchExchange:
         busy_s, remote = believed_s(frame.busy_s), bool(replica.status.node)
         if hand.version == MAIN:
             count_batch(counts, replica.hardware, calls, took_s, busy_s, remote=remote, in_hand=hand.beside)
+            if not hand.events:
+                counts.copies += sum(call.batch_size for call in calls)
         if hand.span is not None and self._slot.spans is not None:
             self._slot.spans.end(hand.span, frame.outcomes)
         current = hand.epoch == session.epoch

@@ -35,7 +35,7 @@ function build() {
     slider("slo", "SLO", geometric(slo_s / 4, slo_s * 4), slo_s, seconds, (q, v) => { q.slo_s = v; }),
     slider("traffic", "Traffic", geometric(1 / 8, 8), 1, (v) => `${number(v)} × (${number(v * arrival_rate)}/s)`, (q, v) => { q.traffic = v; }),
     slider("start-up", "Start-up time", geometric(start / 10, start * 100), start, seconds, (q, v) => { q.start_up_s = v; }),
-    slider("reserve", "Always held", even(0, 4), reserve ?? 0, (v) => (v > 0 ? `for ${number(v)} × the traffic` : "by odds and price"), (q, v) => { if (v > 0) q.reserve = v; }),
+    slider("reserve", "Always held", even(0, 4), reserve ?? 0, (v) => (v > 0 ? `for ${number(v)} × the traffic` : "by odds and price"), (q, v) => { q.reserve = v > 0 ? v : null; }),
     choice("order", "Order of a queue", [["deadline", "what can be on time first"], ["entry", "in order of entry"]], order, (q, v) => { q.order = v; }),
     ...Object.entries(prices).map(([kind, price]) =>
       slider(`price-${kind}`, `Price of ${kind}`, geometric(price / 5, price * 5), price, (v) => `${dollars(v)}/h`, (q, v) => { q.prices = { ...q.prices, [kind]: v }; })),

@@ -161,6 +161,7 @@ FILLED: tuple[Any, ...] = (
             latency_sum_s=0.5,
             backlog=6,
             remote_batches=9,
+            copies=12,
             network_s=0.5,
             batches_lost=2,
             canaries={"5fa2/0.1": CanaryCounts(10, 90, 9, 1, 8, 2, LogTimes(3, 0.1, 0.2), LogTimes(9, 0.2, 0.3))},

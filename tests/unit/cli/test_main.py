@@ -8,8 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from inferline_stream.cli.command_group import CommandGroup
+from inferline_stream.cli.command_group import CommandGroup, add_commands
 from inferline_stream.cli.main import app
+from inferline_stream.cli.options import Platform, PodOptions, SearchOptions, as_words
 from inferline_stream.errors import (
     GateFailed,
     Infeasible,
@@ -137,3 +138,26 @@ def test_each_flag_of_a_command_has_a_variable_of_its_own() -> None:
         assert len(variables) == len(options), command.name
         found += len(options)
     assert found > 100
+
+
+@pytest.mark.parametrize(
+    ("search", "platform"),
+    [
+        (SearchOptions(), Platform()),
+        (
+            SearchOptions(algorithm="exact", reserve=1.5, seed=7),
+            Platform(on="kubernetes", pods=PodOptions(image="r/i:1", path="a b.py"), oversubscribe=True),
+        ),
+    ],
+)
+def test_groups_of_options_are_written_as_they_are_given(search: SearchOptions, platform: Platform) -> None:
+    seen = []
+
+    def command(*, search: SearchOptions, platform: Platform) -> None:
+        seen.append((search, platform))
+
+    commands = typer.Typer(cls=CommandGroup)
+    add_commands(commands, ((command, "command"),))
+    result = CliRunner().invoke(commands, [*as_words(search), *as_words(platform)])
+    assert result.exit_code == 0, result.output
+    assert seen == [(search, platform)]

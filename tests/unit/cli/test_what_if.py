@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +18,16 @@ import pytest
 from inferline_stream.cli.what_if import Question, Superseded, WhatIf
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.page.what_if_server import WhatIfServer
-from tests.support.one_stage import PRICE, RATE, SERVICE_S, SLO_S, one_stage
+from inferline_stream.pipeline.hardware import Hardware
+from tests.support.one_stage import PRICE, RATE, SERVICE_S, SLO_S, in_line, one_stage
 
 DEADLINE_S = 60.0
+
+
+def on_halves(*stages: str) -> WhatIf:
+    """Stages on halves of a GPU of $1 an hour, listed as on a machine that has one."""
+    gpu = Hardware("gpu", 1.0, gpus=1, gpu_model="Tesla T4")
+    return in_line(*stages, kind="gpu-1of2", hardware=[gpu, gpu.shared(2)])
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +53,20 @@ def test_a_plan_has_the_replicas_that_the_traffic_needs(question, replicas, pric
     assert found["predicted_p99_s"] <= (question.slo_s or SLO_S)
 
 
+def test_the_price_of_a_device_is_that_of_its_shares_too() -> None:
+    halves = on_halves("a", "b")
+    assert halves.declared()["prices"] == {"gpu-1of2": 0.5}
+    assert halves.plan(Question(prices={"gpu": 3.0}))["cost_per_hour"] == pytest.approx(3.0)
+    assert halves.plan(Question(prices={"gpu-1of2": 0.2}))["cost_per_hour"] == pytest.approx(0.4)
+
+
+def test_stages_on_shares_of_devices_cost_what_the_plan_does_all_together() -> None:
+    """Three halves are two devices."""
+    found = on_halves("a", "b", "c").plan(Question())
+    assert found["cost_per_hour"] == pytest.approx(2.0)
+    assert [stage["cost_per_hour"] for stage in found["stages"]] == pytest.approx([2 / 3] * 3)
+
+
 def test_a_plan_that_cannot_be_is_answered_in_words(what_if) -> None:
     found = what_if.plan(Question(slo_s=0.009))
     assert "cost_per_hour" not in found
@@ -57,6 +79,14 @@ def test_a_replay_scales_that_plan_with_what_is_held_always(what_if) -> None:
     assert (steady["miss_rate"], steady["cost_per_hour"]) == (0.0, pytest.approx(PRICE))
     held = what_if.replay(Question(reserve=3.75, start_up_s=0.0))
     assert held["cost_per_hour"] > 1.9 * PRICE  # 150 events of 10 ms a second keep more than one busy
+
+
+def test_the_reserve_that_was_asked_for_is_held_until_it_is_taken_back(what_if) -> None:
+    reserved = WhatIf(what_if.inputs, what_if.measured, replace(what_if.first, reserve=3.75), what_if.command)
+    assert reserved.replay(Question())["cost_per_hour"] > 1.9 * PRICE
+    assert reserved.plan(Question())["command"].endswith("--reserve 3.75")
+    assert reserved.replay(Question(reserve=None))["cost_per_hour"] == pytest.approx(PRICE)
+    assert "--reserve" not in reserved.plan(Question(reserve=None))["command"]
 
 
 def test_the_curve_never_rises(what_if) -> None:

@@ -22,8 +22,9 @@ from inferline_stream.dataplane.headers import REASON
 from inferline_stream.kafka.records import Record
 from inferline_stream.observability.latency_histogram import LatencyHistogram
 from inferline_stream.observability.pipeline_state import PipelineState
+from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
-from inferline_stream.runs.report import RunReport, run_report
+from inferline_stream.runs.report import RunReport, endings, run_report
 from tests.unit.observability.states import SLO_S, a_state
 
 NAMES = Names("p")
@@ -133,6 +134,31 @@ def test_what_was_lost_is_found_by_id_at_the_end_and_by_counts_before() -> None:
     early = Topics(20_011, lost=frozenset(range(5001, 5010)))
     report, _ = report_of(early, marks=EndOffsets(1000, 60), every=25)
     assert (report.lost, report.unaccounted) == (0, 9)
+
+
+def test_endings_that_are_counted_have_the_reasons_that_the_stages_counted() -> None:
+    ledger = EventLedger("posts", (5,), (5,), began=(0,))
+    ledger.reasons["filtered"], ledger.earlier_ended = 2, 10
+    stage = replace(a_state().stages[0], total=StageCounts(filtered=8, dead_lettered=1))
+    assert endings(ledger, replace(quiet(), stages=(stage,))) == {"filtered": 8, "dead_lettered": 1, "skipped": 3}
+
+
+def test_what_is_counted_of_every_class_is_accounted_for() -> None:
+    premium = EventLedger("premium", (5,), (9,), began=(0,), longer_s=0.1)
+    ledger = EventLedger("posts", (5,), (9,), began=(0,), others={"premium": premium})
+    ledger.earlier_out, ledger.earlier_ended = 5, 1  # by the growth of the topics
+    for n in range(4):  # of events that were under way
+        name = b"premium/0/%d" % n
+        of = ledger.of(name)
+        if n:
+            of.out(Record(None, b"", [(EVENT_ID, name), (ENTRY_TIME, b"1000000")], 1250, offset=n))
+        else:
+            of.ended(Record(name, b"", [(REASON, b"skipped")], 1250, offset=n))
+    found = run_report(
+        ledger, quiet(), started_s=0.0, duration_s=1.0, replicas_most={}, lag={}, exits=[], emulated=False,
+        advisory=False, lateness_p99_s=None,
+    )  # fmt: skip
+    assert (found.events_in, found.events_out, found.completed, found.unaccounted) == (10, 8, {"skipped": 2}, 0)
 
 
 def test_a_burst_that_nobody_looked_at_in_between_is_verified_to_the_same_bound() -> None:

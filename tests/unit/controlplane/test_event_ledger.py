@@ -74,6 +74,16 @@ def test_a_result_counts_for_the_class_of_its_event() -> None:
     assert premium.lost() == (1, ["premium/0/0: 1/2 of its results"])
 
 
+def test_results_of_events_that_are_not_looked_up_make_none_of_them_lost() -> None:
+    ledger = EventLedger("posts", (5,), (7,), began=(2,))
+    ledger.entered(source(0, 5))
+    for name, of in ((b"posts/0/1/0", b"2"), (b"posts/0/3/1", b"2"), (b"posts/0/5/0", b"1")):
+        record = sink(name)
+        ledger.out(Record(None, record.value, [*record.headers, (OF, of)], record.timestamp_ms, offset=0))
+    assert (ledger.unknown, ledger.earlier_out, ledger.events_out) == (1, 1, 1)
+    assert ledger.lost() == (0, [])
+
+
 def test_records_of_other_runs_and_other_topics_are_distinguished() -> None:
     ledger = EventLedger("posts", (5,), (7,))
     ledger.entered(source(0, 5))

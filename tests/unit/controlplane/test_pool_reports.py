@@ -163,6 +163,14 @@ def test_visit_ratios_follow_the_branches_taken(reports: PoolReports) -> None:
     assert reports.visit_ratios(5.0) == {"entry": 1.0, "branch": pytest.approx(0.3), "join": pytest.approx(0.9)}
 
 
+def test_copies_for_a_version_that_is_tried_out_change_no_visit_ratio(reports: PoolReports) -> None:
+    for stage in SHAPE.stages:
+        reports.add(report(1, stage), 0.0)
+    batches = {1: BatchStats(280, 1)}
+    reports.add(report(2, "entry", events=200, batches=batches, copies=80, edges_taken={"branch": 60}), 5.0)
+    assert reports.visit_ratios(5.0)["branch"] == pytest.approx(0.3)
+
+
 def test_a_visit_ratio_of_few_events_is_not_given(reports: PoolReports) -> None:
     reports.add(report(1), 0.0)
     reports.add(report(2, events=9, batches={1: BatchStats(9, 1)}, edges_taken={"branch": 9}), 1.0)

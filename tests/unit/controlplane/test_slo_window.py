@@ -52,7 +52,10 @@ def test_the_next_term_goes_on_whatever_dispatchers_that_live_on_report_of_the_t
 
 def test_a_window_that_passed_while_nothing_ran_is_over():
     found = SloRecord(5300.0, ErrorBudget(0.99, 1000.0, 300.0, 3000, 60))
-    assert counted(of_a_term(found).look(6500.0, 0, 0)) == (500, 0, 0)
+    window = of_a_term(found)
+    assert counted(window.look(6500.0, 0, 0)) == (500, 0, 0)
+    assert counted(window.look(6501.0, 3000, 60)) == (501, 0, 0)  # a dispatcher's whole life
+    assert counted(window.look(6505.0, 3040, 61)) == (505, 40, 1)
 
 
 def test_it_is_written_down_every_ten_seconds():

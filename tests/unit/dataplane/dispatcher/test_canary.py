@@ -272,6 +272,7 @@ def test_copies_are_compared_and_no_result_of_it_counts() -> None:
         assert seen.events + seen.main_events == 40
         batches = seen.events // 4
         assert (seen.compared, seen.disagreed, seen.failed) == (3 * batches, batches, batches)
+        assert (slot.report.counts.served, slot.report.counts.copies) == (40, seen.events)
 
 
 def test_batches_of_every_live_class_are_copied_and_none_of_background_events() -> None:
