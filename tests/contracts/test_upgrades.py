@@ -101,14 +101,13 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
     installed.symlink_to(releases[0])
     monkeypatch.setenv("PYTHONPATH", str(installed))
     monkeypatch.chdir(tmp_path)  # python -m looks for modules where it is, first
+    replicas = {"parse": 2, "check": 1, "decide": 1}
     run = swing_runs(tmp_path, key_field="number")(
-        embedded_broker.bootstrap_servers,
-        levels=[(40, 14)],
-        replicas={"parse": 2, "check": 1, "decide": 1},
-        faust=False,
+        embedded_broker.bootstrap_servers, levels=[(40, 14)], replicas=replicas, faust=False
     )
+    fewest = dict.fromkeys(replicas, 9)
     async with on_this_host(run, 120.0) as (under_way, actuator):
-        names = under_way.context.names
+        names, ready = under_way.context.names, under_way.controller.view.reports.ready
 
         async def versions() -> dict[str, bool]:
             """By replica and dispatcher, whether it is of the next release."""
@@ -131,6 +130,7 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
             await write_once(run.bootstrap_servers, Record.keyed(names.control, now.key, encode(now)))
 
             async def replaced() -> bool:
+                fewest.update({stage: min(count, ready(stage, "emulated-cpu")) for stage, count in fewest.items()})
                 found = await versions()
                 return not before & set(found) and len(found) == 7 and set(found.values()) == {bool(release)}
 
@@ -147,6 +147,8 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
     assert (report.lost, report.duplicated) == (0, 0)
     assert report.events_in == report.events_out > 400
     assert report.exits == []
+    assert fewest == replicas
+    assert [(d.action, d.reason) for d in report.decisions] == [("replace", "new_code")] * 2
 
 
 async def newest(bootstrap_servers: str, topic: str) -> dict[str, bytes]:

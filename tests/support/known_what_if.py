@@ -18,8 +18,8 @@ from inferline_stream.pipeline.trace import Trace
 RATE, SERVICE_S, PRICE, SLO_S = 40.0, 0.01, 0.1, 0.1
 
 
-def one_stage() -> WhatIf:
-    """The pipeline, on hardware of $0.1 an hour."""
+def known_what_if() -> WhatIf:
+    """Answers what-if questions of the pipeline, on hardware of $0.1 an hour."""
     stage = Stage("a", lambda values: values, hardware=["whole"], max_batch_size=1)
     kinds = [Hardware("whole", PRICE, cores=1.0)]
     pipeline = Pipeline("p", slo="100ms", source=Topic("in"), sink=Topic("out"), stages=[stage], hardware=kinds)
