@@ -13,7 +13,7 @@ runs that replicas can follow and hindsight keeps; `cost_ratio` is what these ru
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,8 +114,7 @@ def leaps(seeds: int) -> Figures:
     return figures
 
 
-def _ratio(runs: Iterable[Judged], name: str, of: object) -> float | None:
-    assert callable(of)
+def _ratio(runs: Iterable[Judged], name: str, of: Callable[[Outcome], float]) -> float | None:
     pairs = [(of(each.outcomes[name]), of(each.outcomes[ALONE])) for each in runs]
     before = sum(alone for _, alone in pairs)
     return round(sum(own for own, _ in pairs) / before, 3) if before else None

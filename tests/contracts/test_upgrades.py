@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,8 @@ import jsonschema
 import msgspec
 import pytest
 
-from inferline_stream.actuators.actuator import ProcessTerms
-from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.records.control_records import Override, encode
-from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.frames import (
     FORMAT,
     HEADER_BYTES,
@@ -32,14 +27,12 @@ from inferline_stream.dataplane.frames import (
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.kafka.writer import write_once
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.wire import CURRENT, FILLED, FOLDER, FRAMES, document, next_release, this_release
-from tests.support.emulated_runs import emulated_run
+from tests.support.emulated_runs import on_this_host, swing_runs
 
 RELEASES = {file.stem: json.loads(file.read_text()) for file in sorted(FOLDER.glob("[0-9]*.json"))}
 KINDS = {type(record).__name__: record for record in FILLED}
-SWING = Path(__file__).parents[1] / "scenarios/swing"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,18 +101,13 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
     installed.symlink_to(releases[0])
     monkeypatch.setenv("PYTHONPATH", str(installed))
     monkeypatch.chdir(tmp_path)  # python -m looks for modules where it is, first
-    build = partial(emulated_run, SWING, folder=tmp_path, probability={("parse", "check"): 1 / 3}, key_field="number")
-    run: Run = build(
-        embedded_broker.bootstrap_servers, levels=[(40, 14)], replicas={"parse": 2, "check": 1, "decide": 1}
+    replicas = {"parse": 2, "check": 1, "decide": 1}
+    run = swing_runs(tmp_path, key_field="number")(
+        embedded_broker.bootstrap_servers, levels=[(40, 14)], replicas=replicas, faust=False
     )
-    run = replace(run, faust=False)
-    async with (
-        asyncio.timeout(120),
-        LocalActuator(ProcessTerms(str(run.log_folder))) as actuator,
-        open_run(run, actuator) as under_way,
-    ):
-        await under_way.ready()
-        names = under_way.context.names
+    fewest = dict.fromkeys(replicas, 9)
+    async with on_this_host(run, 120.0) as (under_way, actuator):
+        names, ready = under_way.context.names, under_way.controller.view.reports.ready
 
         async def versions() -> dict[str, bool]:
             """By replica and dispatcher, whether it is of the next release."""
@@ -142,6 +130,7 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
             await write_once(run.bootstrap_servers, Record.keyed(names.control, now.key, encode(now)))
 
             async def replaced() -> bool:
+                fewest.update({stage: min(count, ready(stage, "emulated-cpu")) for stage, count in fewest.items()})
                 found = await versions()
                 return not before & set(found) and len(found) == 7 and set(found.values()) == {bool(release)}
 
@@ -158,6 +147,8 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
     assert (report.lost, report.duplicated) == (0, 0)
     assert report.events_in == report.events_out > 400
     assert report.exits == []
+    assert fewest == replicas
+    assert [(d.action, d.reason) for d in report.decisions] == [("replace", "new_code")] * 2
 
 
 async def newest(bootstrap_servers: str, topic: str) -> dict[str, bytes]:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from inferline_stream.actuators.actuator import ProcessTerms
-from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane import controller as controlling
 from inferline_stream.controlplane.observe.event_ledger import read_ledger
 from inferline_stream.controlplane.run_inputs import Run
@@ -21,20 +19,12 @@ from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.policy import POLICIES
-from tests.support.emulated_runs import emulated_run
+from tests.support.emulated_runs import on_this_host, swing_runs
 
 
 @pytest.fixture
 def swing(tmp_path: Path) -> partial:
-    folder = Path(__file__).parents[1] / "scenarios" / "swing"
-    return partial(
-        emulated_run,
-        folder,
-        folder=tmp_path,
-        probability={("parse", "check"): 1 / 3},
-        key_field="number",
-        policy=POLICIES["default"],
-    )
+    return swing_runs(tmp_path, key_field="number", policy=POLICIES["default"])
 
 
 def downs(*sessions: LiveRun) -> list[str]:
@@ -46,12 +36,7 @@ async def test_with_everything_dead_a_new_controller_rebuilds_what_was_known(
 ) -> None:
     monkeypatch.setattr(controlling, "RECENT_S", 3.0)  # so that the past is soon
     run: Run = swing(apache_kafka.bootstrap_servers, levels=[(60, 6)], replicas={"parse": 2, "check": 1, "decide": 1})
-    async with (
-        asyncio.timeout(180),
-        LocalActuator(ProcessTerms(str(run.log_folder))) as actuator,
-        open_run(run, actuator) as first,
-    ):
-        await first.ready()
+    async with on_this_host(run, 180.0) as (first, actuator):
         await first.controller.fleet.want({**first.controller.wanted, "parse": {"emulated-cpu": 3}})
         await first.fed(asyncio.Event())
         await asyncio.sleep(1.0)

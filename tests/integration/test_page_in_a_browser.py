@@ -15,7 +15,7 @@ from inferline_stream.observability.metrics import serve_metrics
 from inferline_stream.observability.page.server import Command, PageControl, PageServer
 from inferline_stream.observability.page.what_if_server import WhatIfServer
 from inferline_stream.observability.pipeline_state import PipelineState
-from tests.support.one_stage import one_stage
+from tests.support.known_what_if import known_what_if
 from tests.unit.observability.states import a_state
 
 CHROMIUM = shutil.which("chromium")
@@ -215,7 +215,7 @@ def test_text_has_the_contrast_that_wcag_asks_for(browser, scheme):
 
 
 def test_a_slider_moved_with_the_keyboard_changes_plan_replay_and_curve(tab):
-    with closing(WhatIfServer(one_stage().answers(), port=0)) as server:
+    with closing(WhatIfServer(known_what_if().answers(), port=0)) as server:
         tab.goto(server.url)
         tab.wait_for_selector("#curve:not(.stale) svg")
         assert tab.inner_text("#tile-cost .value") == "$0.100/h"

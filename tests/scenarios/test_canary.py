@@ -5,25 +5,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from inferline_stream.actuators.actuator import ProcessTerms
-from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.decide.version_judge import Tolerance
 from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.recovery import recover
 from inferline_stream.controlplane.records.control_records import CodeVersion, Override
 from inferline_stream.controlplane.records.explanation import PlanHistory, sentences
 from inferline_stream.controlplane.records.record_writers import write_overrides
-from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.pipeline.version import version_on
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
-from tests.support.emulated_runs import emulated_run
-
-SWING = Path(__file__).parent / "swing"
+from tests.support.emulated_runs import SWING, on_this_host, swing_runs
 
 
 def release(folder: Path, work: str) -> Path:
@@ -46,17 +39,13 @@ async def test_versions_that_fail_or_differ_are_given_up_a_good_one_takes_over_a
         tmp_path / "differs", "orders = [Order(order.number + (order.number % 5 == 0)) for order in orders]"
     )
     good = release(tmp_path / "good", "open(__file__ + '.ran', 'a').close()  # another comment")
-    build = partial(emulated_run, tmp_path / "running", folder=tmp_path, probability={("parse", "check"): 1 / 3})
-    run: Run = build(
-        embedded_broker.bootstrap_servers, levels=[(60, 50)], replicas={"parse": 2, "check": 1, "decide": 1}
+    run = swing_runs(tmp_path, tmp_path / "running")(
+        embedded_broker.bootstrap_servers,
+        levels=[(60, 50)],
+        replicas={"parse": 2, "check": 1, "decide": 1},
+        faust=False,
     )
-    run = replace(run, faust=False)
-    async with (
-        asyncio.timeout(150),
-        LocalActuator(ProcessTerms(str(run.log_folder))) as actuator,
-        open_run(run, actuator) as under_way,
-    ):
-        await under_way.ready()
+    async with on_this_host(run, 150.0) as (under_way, actuator):
         controller, names = under_way.controller, under_way.context.names
         controller.canary.tolerance = Tolerance(failed=0.05, slower=0.5)
 

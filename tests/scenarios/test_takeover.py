@@ -9,8 +9,6 @@ from dataclasses import replace
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from inferline_stream.actuators.actuator import ProcessTerms
-from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.event_ledger import read_ledger
 from inferline_stream.controlplane.records.control_records import encode
@@ -26,7 +24,7 @@ from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
-from tests.support.emulated_runs import Script
+from tests.support.emulated_runs import Script, on_this_host
 
 
 async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_is_lost(
@@ -35,38 +33,33 @@ async def test_a_standby_takes_over_with_plan_replicas_and_traffic_and_nothing_i
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(60, 16)], changes=[(1.0, {"parse": 2})])
     successor = replace(run, feed=None, policy=Script([]))
     async with (
-        asyncio.timeout(180),
-        LocalActuator(ProcessTerms(str(run.log_folder))) as actuator,
-        open_run(run, actuator) as first,
+        on_this_host(run, 180.0) as (first, actuator),
+        run.feed(run.bootstrap_servers, first.context.source) as feed,
     ):
-        await first.ready()
-        async with run.feed(run.bootstrap_servers, first.context.source) as feed:
-            await feed.ready()
-            feed.start()
+        await feed.ready()
+        feed.start()
 
-            async def scaled() -> bool:
-                return first.controller.view.reports.ready("parse", "emulated-cpu") == 2
+        async def scaled() -> bool:
+            return first.controller.view.reports.ready("parse", "emulated-cpu") == 2
 
-            assert await until(scaled, 60.0)
-            await asyncio.sleep(1.5)  # what was decided is written down within a moment
-            processes = {r.pid for r in await actuator.observe()}
-            first.control.cancel()  # it falls silent: no resignation, no heartbeat
-            silent_s, out_before = time.monotonic(), first.controller.view.events_out
-            async with open_run(successor, actuator) as second:
-                await second.ready()
-                took_s = time.monotonic() - silent_s
-                assert second.controller.leadership.term == first.controller.leadership.term + 1
-                assert second.controller.wanted["parse"]["emulated-cpu"] == 2
-                assert 40 < second.controller.state.arrival_rate < 80
-                now_s = asyncio.get_running_loop().time()
-                assert (
-                    now_s - second.controller.view.growth.watched_since_s > took_s
-                )  # no gap: also what came meanwhile
-                assert {r.pid for r in await actuator.observe()} == processes
-                feed.stop()
-                await feed.finished()
-                await second.drain()
-                ledger = await read_ledger(second.offsets, second.context, first.since)
+        assert await until(scaled, 60.0)
+        await asyncio.sleep(1.5)  # what was decided is written down within a moment
+        processes = {r.pid for r in await actuator.observe()}
+        first.control.cancel()  # it falls silent: no resignation, no heartbeat
+        silent_s, out_before = time.monotonic(), first.controller.view.events_out
+        async with open_run(successor, actuator) as second:
+            await second.ready()
+            took_s = time.monotonic() - silent_s
+            assert second.controller.leadership.term == first.controller.leadership.term + 1
+            assert second.controller.wanted["parse"]["emulated-cpu"] == 2
+            assert 40 < second.controller.state.arrival_rate < 80
+            now_s = asyncio.get_running_loop().time()
+            assert now_s - second.controller.view.growth.watched_since_s > took_s  # no gap: also what came meanwhile
+            assert {r.pid for r in await actuator.observe()} == processes
+            feed.stop()
+            await feed.finished()
+            await second.drain()
+            ledger = await read_ledger(second.offsets, second.context, first.since)
     assert out_before < ledger.events_out
     assert ledger.lost() == (0, [])
     assert (ledger.events_in, ledger.duplicated) == (ledger.events_out, 0)

@@ -5,14 +5,19 @@ Emulated hardware only: replicas sleep the service times that the topology decla
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from inferline_stream.actuators.actuator import ProcessTerms
+from inferline_stream.actuators.local import LocalActuator
 from inferline_stream.calculus.envelope import trace_envelope, windows_s
 from inferline_stream.connectors.sources.replay_process import replayed
 from inferline_stream.controlplane.run_inputs import FeedTo, Run
@@ -26,9 +31,14 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import TunerState
+
+SWING = Path(__file__).parents[1] / "scenarios/swing"
+"""A pipeline of three stages on emulated hardware; `parse` sends a third of its results to `check`."""
 
 
 def declared_profile(
@@ -196,3 +206,25 @@ def emulated_run(
         "replans": False,
     }
     return Run(**{**chosen, **more})
+
+
+def swing_runs(folder: Path, topology: Path = SWING, **more: Any) -> partial[Run]:
+    """Return what builds runs of the swing topology, or of another version of it, on a Kafka: see `emulated_run`."""
+    return partial(emulated_run, topology, folder=folder, probability={("parse", "check"): 1 / 3}, **more)
+
+
+@contextlib.asynccontextmanager
+async def on_this_host(run: Run, within_s: float) -> AsyncIterator[tuple[LiveRun, LocalActuator]]:
+    """A run whose replicas are ready, and the actuator that started them, which a test may look at and may stop.
+
+    Args:
+        run: what runs.
+        within_s: how long all of the block may take.
+    """
+    async with (
+        asyncio.timeout(within_s),
+        LocalActuator(ProcessTerms(str(run.log_folder))) as actuator,
+        open_run(run, actuator) as under_way,
+    ):
+        await under_way.ready()
+        yield under_way, actuator

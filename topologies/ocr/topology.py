@@ -1,6 +1,6 @@
 """Read the text of page images: find the lines of a page, read them in batches, and put the page's text together.
 
-A page has none to nine lines: one event becomes many, and they become one again.
+A page has none to eleven lines: one event becomes many, and they become one again.
 """
 
 from __future__ import annotations

@@ -77,8 +77,9 @@ def test_a_profile_of_a_share_holds_only_where_devices_are_shared_as_when_it_was
     daemon: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     stage = Stage("embed", list, hardware=["t4", "t4-1of2"], isolation="none")
+    sample = Sample("a", "e")
     pipeline = Pipeline(
-        *("p",), slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage], hardware=[T4], sample=Sample("a", "e")
+        "p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage], hardware=[T4], sample=sample
     )
     store = ProfileStore(pipeline, tmp_path, [b"1"], Machine("Test CPU", 4, ("Tesla T4",)))
     for kind, by in ((T4, ""), (HALF, "MPS")):

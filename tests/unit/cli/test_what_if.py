@@ -19,7 +19,7 @@ from inferline_stream.cli.what_if import Question, Superseded, WhatIf
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.page.what_if_server import WhatIfServer
 from inferline_stream.pipeline.hardware import Hardware
-from tests.support.one_stage import PRICE, RATE, SERVICE_S, SLO_S, in_line, one_stage
+from tests.support.known_what_if import PRICE, RATE, SERVICE_S, SLO_S, in_line, known_what_if
 
 DEADLINE_S = 60.0
 
@@ -32,7 +32,7 @@ def on_halves(*stages: str) -> WhatIf:
 
 @pytest.fixture(scope="module")
 def what_if() -> WhatIf:
-    return one_stage()
+    return known_what_if()
 
 
 @pytest.mark.parametrize(

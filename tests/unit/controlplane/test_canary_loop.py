@@ -11,7 +11,7 @@ import pytest
 from inferline_stream.controlplane.records.control_records import CodeVersion, Override, Overrides, encode
 from inferline_stream.pipeline.version import kind_of_version, version_on
 from tests.support.virtual_time import EPOCH_S
-from tests.unit.controlplane.test_control_loop import SERVICE_S, TICK_S, World, in_world, steady
+from tests.unit.controlplane.one_stage_world import SERVICE_S, TICK_S, World, in_world, steady
 
 NEXT = "/releases/2/topology.py"
 KIND = kind_of_version("cpu", "5fa2")

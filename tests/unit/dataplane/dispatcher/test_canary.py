@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,6 +34,21 @@ def granted(slot: PlayedSlot, share: float, *, mirror: bool = False, version: st
 def tried(slot: PlayedSlot, version: str = "ab12") -> Replica:
     """Attach a replica of the version."""
     return slot.attached(f"c{len(slot.replicas)}", hardware=kind_of_version(KIND, version))
+
+
+@contextlib.contextmanager
+def half_tried(*values: bytes) -> Iterator[tuple[PlayedSlot, Replica, Replica]]:
+    """A slot that tries a version out on half of the events, a replica of the running version, and one of the new.
+
+    The running version has served the first event, so the new one has the events of these values.
+    """
+    with fed() as slot:
+        granted(slot, 0.5)
+        main, new = slot.attached(), tried(slot)
+        slot.fetched(b"0")
+        main.answer(main.batch())
+        slot.fetched(*values, first=1)
+        yield slot, main, new
 
 
 def counts(slot: PlayedSlot) -> CanaryCounts:
@@ -106,12 +123,7 @@ def test_what_it_fails_on_runs_on_the_running_version_and_counts_as_its_failure(
 
 @pytest.mark.parametrize(("outcome", "failed"), [(Many(), 0), (Many((Done(b"x", 0),)), 1), (Done(b"x" * 10**7, 0), 1)])
 def test_what_it_filters_ends_and_what_cannot_be_sent_on_runs_on_the_running_version(outcome: Any, failed: int) -> None:
-    with fed() as slot:
-        granted(slot, 0.5)
-        main, new = slot.attached(), tried(slot)
-        slot.fetched(b"0")
-        main.answer(main.batch())
-        slot.fetched(b"1", first=1)
+    with half_tried(b"1") as (slot, main, new):
         fails(new, new.batch(), [outcome])
         while main.frames:
             main.answer(main.batch())
@@ -122,12 +134,7 @@ def test_what_it_filters_ends_and_what_cannot_be_sent_on_runs_on_the_running_ver
 
 
 def test_an_event_that_both_fail_on_is_a_dead_letter_and_no_failure_of_the_new_one() -> None:
-    with fed() as slot:
-        granted(slot, 0.5)
-        main, new = slot.attached(), tried(slot)
-        slot.fetched(b"0")
-        main.answer(main.batch())
-        slot.fetched(b"1", b"2", first=1)
+    with half_tried(b"1", b"2") as (slot, main, new):
         fails(new, new.batch())
         batch = main.batch()
         fails(main, batch, [FAULT, Done(b"2", 0)])
@@ -190,12 +197,7 @@ def test_a_server_that_is_away_or_a_lost_host_is_no_failure_of_it() -> None:
 
 
 def test_a_batch_that_it_keeps_runs_elsewhere_and_it_is_replaced_in_the_end() -> None:
-    with fed() as slot:
-        granted(slot, 0.5)
-        main, new = slot.attached(), tried(slot)
-        slot.fetched(b"0")
-        main.answer(main.batch())
-        slot.fetched(b"1", first=1)
+    with half_tried(b"1") as (slot, main, new):
         late = new.batch()
         main.answer(main.batch())
         slot.until(lambda: slot.offset() == 2, "all are committed")
@@ -302,12 +304,7 @@ def test_one_that_is_tried_out_no_more_gets_nothing_and_leaves() -> None:
 
 
 def test_a_slot_that_drains_waits_for_its_batch_and_not_for_what_it_failed_on() -> None:
-    with fed() as slot:
-        granted(slot, 0.5)
-        main, new = slot.attached(), tried(slot)
-        slot.fetched(b"0")
-        main.answer(main.batch())
-        slot.fetched(b"1", first=1)
+    with half_tried(b"1") as (slot, _, new):
         batch = new.batch()
         slot.feed(on.Drained())
         assert not slot.drained

@@ -19,8 +19,8 @@ from inferline_stream.pipeline.trace import Trace
 RATE, SERVICE_S, PRICE, SLO_S = 40.0, 0.01, 0.1, 0.1
 
 
-def one_stage() -> WhatIf:
-    """The pipeline, on hardware of $0.1 an hour."""
+def known_what_if() -> WhatIf:
+    """Answers what-if questions of the pipeline, on hardware of $0.1 an hour."""
     return in_line("a", kind="whole", hardware=[Hardware("whole", PRICE, cores=1.0)])
 
 
