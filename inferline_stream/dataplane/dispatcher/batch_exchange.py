@@ -214,7 +214,7 @@ class BatchExchange:
             self._results(replica, frame)
         elif type(frame) is Ready:
             self._ready(replica, frame)
-        elif pool is self._canary.pool:
+        elif pool is self._canary.pool and isinstance(frame, Returned | Broken):
             self._canary.unanswered(self._session, replica, frame)
             self._leave_if_idle(replica)
         elif type(frame) is Returned:

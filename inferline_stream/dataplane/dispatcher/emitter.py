@@ -161,7 +161,7 @@ class Emitter:
                 f"{event.key!r}; set the key where the branches begin, or leave it out"
             )
             return Failed("OtherKey", why, "")
-        return next((why for of, done in results if (why := self._refused_one(of, done)) is not None), None)
+        return next((refused for of, done in results if (refused := self._refused_one(of, done)) is not None), None)
 
     def _results_of(self, event: Event, outcome: Done | Many) -> Sequence[tuple[Event, Done]]:
         """Return each result with the event that it is."""
