@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inferline_stream.errors import InferlineError, InvalidTopology, ServerUnavailable
+    from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup, Deployment, FaustApp, KedaScaler
     from inferline_stream.pipeline.emulation import Emulated
     from inferline_stream.pipeline.hardware import Hardware
     from inferline_stream.pipeline.isolation import Isolation
@@ -18,12 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Codec",
+    "Command",
+    "ConsumerGroup",
+    "Deployment",
     "Edge",
     "Emulated",
+    "FaustApp",
     "Hardware",
     "InferlineError",
     "InvalidTopology",
     "Isolation",
+    "KedaScaler",
     "OpenAI",
     "OpenInference",
     "Pipeline",
@@ -38,6 +44,7 @@ __all__ = [
 
 _ROOMS = {
     "errors": ("InferlineError", "InvalidTopology", "ServerUnavailable"),
+    "pipeline.consumer_group": ("Command", "ConsumerGroup", "Deployment", "FaustApp", "KedaScaler"),
     "pipeline.emulation": ("Emulated",),
     "pipeline.hardware": ("Hardware",),
     "pipeline.isolation": ("Isolation",),

@@ -20,7 +20,7 @@ from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.stage_arrivals import Flow
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
-from inferline_stream.replay.consumer_group import ConsumerGroup
+from inferline_stream.replay.group_members import GroupMembers
 from inferline_stream.replay.news import News
 from inferline_stream.replay.stage_queues import StageQueues
 
@@ -46,7 +46,7 @@ class Plant:
             for s, station in enumerate(stations)
         ]
         self._groups = {
-            s: ConsumerGroup(self._stages[s], station.partitions)
+            s: GroupMembers(self._stages[s], station.partitions)
             for s, station in enumerate(stations)
             if station.partitions
         }

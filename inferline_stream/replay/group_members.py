@@ -1,4 +1,4 @@
-"""The replicas of a stage as an ordinary consumer group: each member serves the partitions that it owns.
+"""The members of a stage that is an ordinary consumer group: each serves the partitions that it owns.
 
 A member is a slot of one replica. When one comes or leaves, partitions are dealt out evenly again. Only those that move
 wait, and no longer than for the batch that their old owner has in hand, as with cooperative rebalancing; the seconds
@@ -16,7 +16,7 @@ from inferline_stream.replay.stage_queues import StageQueues
 
 
 @dataclass(slots=True)
-class ConsumerGroup:
+class GroupMembers:
     """Members by the order in which they came; those beyond the partitions are idle.
 
     Args:

@@ -1,0 +1,81 @@
+"""A consumer group that a team runs already, declared to be planned for and scaled as it is, in whatever language."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Workers of a group are the replicas of a Kubernetes Deployment, which `run` scales.
+
+    Args:
+        name: ``"namespace/name"``, or the name alone for the namespace that `run` works in.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class KedaScaler:
+    """A ScaledObject asks for the number of workers, by KEDA's external scaler protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of the user's sets the number of workers.
+
+    Args:
+        run: what is run on each change, with ``{replicas}`` for the number wanted; without a shell.
+    """
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class FaustApp:
+    """Workers are processes of a Faust app, which `run` starts and stops on this host.
+
+    Args:
+        app: where it is defined, ``"module:attribute"``, as `faust -A` takes it.
+    """
+
+    app: str
+
+
+Workers = Deployment | KedaScaler | Command | FaustApp
+"""Who changes the number of a group's workers."""
+
+
+class ConsumerGroup:
+    """A consumer group in the place of a stage: its workers stay what they are, and their number is planned.
+
+    Args:
+        name: unique in the pipeline; names the group in plans, metrics and decisions.
+        group: the group's id as Kafka knows it.
+        topic: that it reads.
+        after: groups that write what it reads; none for one that reads what enters the pipeline.
+        workers: who changes their number; None where it is only advised.
+        hardware: kind that a worker runs on, for its price.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        group: str,
+        topic: str,
+        after: Iterable[ConsumerGroup] = (),
+        workers: Workers | None = None,
+        hardware: str = "cpu-1",
+    ) -> None:
+        self.name = name
+        self.group = group
+        self.topic = topic
+        self.after = tuple(after)
+        self.workers = workers
+        self.hardware = hardware
+
+    def __repr__(self) -> str:
+        return f"ConsumerGroup({self.name!r})"
