@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from inferline_stream.pipeline.declared_at import declared_at
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
@@ -65,7 +67,7 @@ class ConsumerGroup:
         name: unique in the pipeline; names the group in plans, metrics and decisions.
         group: the group's id as Kafka knows it.
         topic: that it reads.
-        after: groups that write what it reads; none for one that reads what enters the pipeline.
+        after: the group that writes what it reads; none for one that reads what enters the pipeline.
         workers: who changes their number; None where it is only advised.
         hardware: kind that a worker runs on, for its price.
     """
@@ -86,6 +88,7 @@ class ConsumerGroup:
         self.after = tuple(after)
         self.workers = workers
         self.hardware = hardware
+        self.declared = declared_at()
 
     def __repr__(self) -> str:
         return f"ConsumerGroup({self.name!r})"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inferline_stream.pipeline.consumer_group import ConsumerGroup
 from inferline_stream.pipeline.topology import Edge, Pipeline, Stage
 
 
@@ -153,7 +154,9 @@ def topological(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def shape_of(pipeline: Pipeline) -> Shape:
-    """The DAG of a valid pipeline."""
+    """The DAG of a valid pipeline, of stages or of consumer groups."""
+    if pipeline.groups:
+        return _shape_of_groups(pipeline.groups)
     order = topological(pipeline.stages)
     position = {id(stage): i for i, stage in enumerate(order)}
     arrows = [
@@ -163,6 +166,18 @@ def shape_of(pipeline: Pipeline) -> Shape:
     ]
     many = tuple(i for i, stage in enumerate(order) if stage.many)
     return Shape(tuple(stage.name for stage in order), tuple(arrows), many)
+
+
+def _shape_of_groups(groups: Sequence[ConsumerGroup]) -> Shape:
+    """Parents before their children: a group with more groups before it comes later."""
+
+    def depth(group: ConsumerGroup) -> int:
+        return max((1 + depth(parent) for parent in group.after), default=0)
+
+    order = sorted(groups, key=depth)
+    position = {id(group): i for i, group in enumerate(order)}
+    arrows = [Arrow(position[id(parent)], i) for i, group in enumerate(order) for parent in group.after]
+    return Shape(tuple(group.name for group in order), tuple(arrows))
 
 
 @dataclass(frozen=True, slots=True)
