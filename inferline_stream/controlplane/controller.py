@@ -7,9 +7,7 @@ what is written down: each input and each output is a task of its own, and all s
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
-import tempfile
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
@@ -25,7 +23,7 @@ from inferline_stream.controlplane.decide.canary_keeper import CanaryKeeper, can
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, TAKE_OVER_AFTER_S, Leadership, LeadershipLost
-from inferline_stream.controlplane.loop_steps import Driver, StepFailures, until
+from inferline_stream.controlplane.loop_steps import StepFailures, until
 from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, Collector, SourceTimestamps
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
@@ -47,13 +45,6 @@ from inferline_stream.tuner.decision import Reason
 logger = logging.getLogger(__name__)
 
 _KEEP_S = 0.1
-_TIMER_SILENT_S = 0.3
-"""The Faust app's timer is taken for gone after so long: the loop's own goes on."""
-
-_HOST_AGAIN_S = 30.0
-_TIDY_S = 60.0
-"""How often consumer groups of ended terms are looked for: a dead controller stays a member of its own for a while."""
-
 _APART_S = 86_400.0
 """Records whose timestamps are further from this clock than this have none that says when they were written."""
 
@@ -106,8 +97,6 @@ class Controller:
     """Runs out when another controller may lead."""
     _acts: bool | None = None
     """Whether it did when last asked; None before its first heartbeat."""
-    timer: Driver = field(default_factory=lambda: Driver(_TIMER_SILENT_S))
-    """The Faust app's, which drives the Tuner in the loop's place."""
 
     def __post_init__(self) -> None:
         if not self.wanted:
@@ -176,12 +165,10 @@ class Controller:
                     (0.0, self.fleet.step),
                     (0.0, lambda: self._obey(control)),
                     (HEARTBEAT_S, self._heartbeat),
-                    (settings.tuner_step_s, self._tune),
+                    (settings.tuner_step_s, self.decider.step),
                     (_ROOM_S, self._room),
                     (_STATE_S, self._look),
                     (_KEEP_S, lambda: self._keep(arrivals)),
-                    (_HOST_AGAIN_S, self._host),
-                    (_TIDY_S, self._tidy),
                     (_STATE_S, self.decider.tables.step),
                     (CANARY_LOOK_S, self.canary.step),
                     (LOOK_S, planning.step if self.run.replans else _never),
@@ -301,40 +288,6 @@ class Controller:
         if room != self.decider.room:
             logger.info("places for replicas: %s", ", ".join(f"{k} {n}" for k, n in room.items()) or "no limit")
         self.decider.room = room
-
-    async def _tune(self) -> None:
-        """Tune, unless the Faust app's timer does."""
-        if not self.timer.drives:
-            await self.decider.step()
-
-    async def _tune_by_timer(self) -> None:
-        now_s = self.timer.heard()
-        try:
-            await self.decider.step()
-            self._failed.worked(self._tune, now_s)
-        except Exception as error:  # what a step raises must not end the app
-            self._failed.add(self._tune, error, now_s)
-
-    async def _host(self) -> None:
-        """Run the Faust app beside the loop, which goes on without it."""
-        if not self.run.faust or self.collector is None:
-            await _never()
-            return
-        # Importing Faust takes a while.
-        faust_app = await asyncio.to_thread(importlib.import_module, "inferline_stream.controlplane.faust_app")
-        with tempfile.TemporaryDirectory(prefix="inferline-faust-") as folder:
-            term, take, tune = self.leadership.term, self.collector.by_agent, self._tune_by_timer
-            async with faust_app.control_app(self.view.context, term, folder=folder, take=take, tune=tune):
-                await _never()
-
-    async def _tidy(self) -> None:
-        """Delete the consumer groups of ended terms."""
-
-        def ended(group: str) -> bool:
-            term = self.view.context.names.control_term(group)
-            return term is not None and term < self.leadership.term
-
-        await self.view.context.kafka.delete_groups(ended)
 
     async def _keep(self, arrivals: RecordProducer) -> None:
         """Write down ticks, plans and decisions."""

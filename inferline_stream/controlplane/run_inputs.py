@@ -119,7 +119,6 @@ class Run:
         duration_s: stop after so long; None runs to the end of the feed, or until stopped.
         endpoints: of the live page and of metrics; by default none.
         newest_state: learns where the newest state is, for a page that was opened before.
-        faust: host the control loop's agents and timer in a Faust app as well.
         hands_over: leave dispatchers and replicas at work at the end, for the controller that follows.
         replans: plan again now and then, from what was recorded and measured.
         settings: periods and time limits.
@@ -146,7 +145,6 @@ class Run:
     duration_s: float | None = None
     endpoints: Endpoints = field(default_factory=lambda: Endpoints(ui=False, metrics_port=None))
     newest_state: NewestState | None = None
-    faust: bool = True
     hands_over: bool = False
     replans: bool = True
     settings: Settings = field(default_factory=Settings)

@@ -18,7 +18,6 @@ from aiokafka.errors import (
     NotCoordinatorForGroupError,
     for_code,
 )
-from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest_v3
 
@@ -184,12 +183,6 @@ class Offsets:
                     if not error.retriable or time.monotonic() > began_s + patience_s:
                         raise
                     await asyncio.sleep(0.1)
-
-    async def delete_groups(self, chosen: Callable[[str], bool]) -> None:
-        """Delete the consumer groups whose names are chosen; those that still have members stay."""
-        with answered(self._where):
-            for group in [name for name, *_ in await self._admin.list_consumer_groups() if chosen(name)]:
-                await self._admin._send_request(DeleteGroupsRequest([group]), await self._admin.find_coordinator(group))
 
 
 class UndecidedOffsets(Exception):

@@ -282,15 +282,6 @@ async def test_a_retired_pipeline_leaves_no_replica_and_no_dispatcher(world: Wor
 
 
 @in_world(steady(10.0))
-async def test_groups_of_ended_terms_are_deleted_now_and_then(world: World) -> None:
-    world.controller.leadership.term = 12
-    await asyncio.sleep(1.0)
-    world.kafka.groups = ["p.control.1", "p.control.11"]
-    await asyncio.sleep(60.0)
-    assert world.kafka.groups == []
-
-
-@in_world(steady(10.0))
 async def test_a_leader_of_which_no_heartbeat_is_acknowledged_leaves_its_successors_replicas_alone(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -342,13 +333,3 @@ async def test_the_age_of_the_oldest_dead_letter_is_a_share_of_what_its_topic_ke
     await asyncio.sleep(2.0)
     assert world.controller.state is not None
     assert world.controller.state.stages[0].letter_age_share == pytest.approx(share, abs=1e-3)
-
-
-@in_world(steady(10.0))
-async def test_only_groups_of_ended_terms_are_deleted(world: World) -> None:
-    world.controller.leadership.term = 12
-    others = ["p.control.12", "p.control.120", "p.control", "p.control.", "p.control.tower", "p.control.1.a", "p.a"]
-    others += ["p-control-tower", "p.control.1x", "p.control.-1", "p.control.\u0661", "xp.control.1"]
-    world.kafka.groups = [*others, "p.control.3"]
-    await asyncio.sleep(1.0)
-    assert world.kafka.groups == others
