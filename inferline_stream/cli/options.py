@@ -229,13 +229,18 @@ def pipeline_of(topology: Path, *, valid: bool = True, groups: bool = False) -> 
     return pipeline
 
 
+def stage_names(pipeline: Pipeline) -> list[str]:
+    """Of its stages, or of the groups in their place."""
+    return [each.name for each in (*pipeline.stages, *pipeline.groups)]
+
+
 def check_stages(names: list[str] | None, pipeline: Pipeline, what: str = "--stage") -> None:
     """Refuse stages that the pipeline does not have; ``what`` is how they were given.
 
     Raises:
         UsageError: names the first of them.
     """
-    known = [stage.name for stage in pipeline.stages]
+    known = stage_names(pipeline)
     if unknown := [name for name in names or () if name not in known]:
         raise UsageError(f"{what} {unknown[0]!r}: the pipeline has {', '.join(known)}")
 

@@ -23,6 +23,7 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.policy import POLICIES, Policy
+from inferline_stream.tuner.tuner_state import TunerState
 
 
 class FeedReport(Protocol):
@@ -113,6 +114,7 @@ class Run:
         arrivals: that the feed brings, from its beginning; None where nobody knows them.
         replication: copies of each topic that has to be created.
         policy: the Tuner's step.
+        policy_state: where the policy begins, if not from the plan alone.
         advisory: decide without acting.
         records: how records are read and written.
         display: who shows it.
@@ -141,6 +143,7 @@ class Run:
     arrivals: Trace | None = None
     replication: int = REPLICATION
     policy: Policy = POLICIES["default"]
+    policy_state: TunerState | None = None
     advisory: bool = False
     duration_s: float | None = None
     endpoints: Endpoints = field(default_factory=lambda: Endpoints(ui=False, metrics_port=None))

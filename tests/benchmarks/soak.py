@@ -95,7 +95,7 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float, rate: flo
         "replicas": len(looks) - 2 - len(slots),
         "lived_long": len(replicas),
         "exits": len(report.exits),
-        "failures": under_way.controller.failures,
+        "failures": under_way.controller.loop.failures,
     }
 
 
