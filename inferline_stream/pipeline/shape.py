@@ -312,17 +312,20 @@ def goes_through(shape: Shape, mask: int) -> list[bool]:
     return [not arrows or any(mask >> a & 1 for a in arrows) for arrows in map(shape.parents, range(len(shape.stages)))]
 
 
-def independent_paths(shape: Shape, probability: Mapping[tuple[str, str], float]) -> Paths:
+def independent_paths(shape: Shape, probability: Mapping[tuple[str, str], float], scope: Scope = ()) -> Paths:
     """Paths when each conditional arrow (parent, child) is taken independently with the probability given.
 
-    Arrows without a probability are always taken once their parent is visited.
+    Arrows without a probability are always taken once their parent is visited. Of a scope, the paths of the results
+    that are apart there.
     """
     weights: dict[int, float] = {0: 1.0}
     for bit, arrow in enumerate(shape.arrows):
+        if shape.scope_after(arrow.parent) != scope:
+            continue
         p = probability.get((shape.stages[arrow.parent], shape.stages[arrow.child]), 1.0)
         split: dict[int, float] = {}
         for mask, weight in weights.items():
-            seen = visited(shape, mask)[arrow.parent]
+            seen = scope[-1:] == (arrow.parent,) or visited(shape, mask, scope)[arrow.parent]
             for taken, share in ((True, p), (False, 1 - p)) if seen else ((False, 1.0),):
                 if share > 0:
                     key = mask | taken << bit
