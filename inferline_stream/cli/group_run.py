@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -36,7 +37,10 @@ def run_and_print(wanted: RunOptions, pipeline: Pipeline, file: Path, people: Co
     """
     _check(wanted)
     with closing(Screen(people)) as screen:
-        report = uvloop.run(_run(wanted, pipeline, file, screen, stopping))
+        try:
+            report = uvloop.run(_run(wanted, pipeline, file, screen, stopping))
+        except asyncio.CancelledError:
+            raise stopping.forced() from None
     if wanted.output == "json":
         print_json(report)
     else:

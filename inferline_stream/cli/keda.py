@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from inferline_stream.cli.options import Topology, pipeline_of
-from inferline_stream.cli.platform import kubernetes_door
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.consumer_group import KedaScaler
 
@@ -30,6 +29,8 @@ def keda(
     Each is for a group of the topology with `workers=KedaScaler()`. They leave the waiting to our policy: KEDA follows
     its number at once in either direction, and keeps what runs while the run is away.
     """
+    from inferline_stream.cli.platform import kubernetes_door
+
     kubernetes_door()  # before what imports its libraries
     import yaml
 

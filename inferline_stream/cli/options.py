@@ -231,7 +231,7 @@ def pipeline_of(topology: Path, *, valid: bool = True, groups: bool = False) -> 
 
 def stage_names(pipeline: Pipeline) -> list[str]:
     """Of its stages, or of the groups in their place."""
-    return [each.name for each in (*pipeline.stages, *pipeline.groups)]
+    return [*(stage.name for stage in pipeline.stages), *(group.name for group in pipeline.groups)]
 
 
 def check_stages(names: list[str] | None, pipeline: Pipeline, what: str = "--stage") -> None:

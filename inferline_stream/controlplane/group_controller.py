@@ -104,7 +104,7 @@ class GroupController:
     _learned: tuple[GroupProfile, ...] = ()
     """That the plan in force was made from."""
     _due_s: float = 0.0
-    _told_s: float = float("-inf")
+    _said_s: float = float("-inf")
     _trouble: dict[str, str] = field(default_factory=dict)
     """As last decided on."""
 
@@ -154,14 +154,14 @@ class GroupController:
         now_s = asyncio.get_running_loop().time()
         sample = self.collector.sample(now_s)
         if now_s < self._due_s or self.collector.trouble or sample is None:
-            self._tell(now_s, "; ".join(self.collector.trouble.values()) or "no record has come yet")
+            self._say(now_s, "; ".join(self.collector.trouble.values()) or "no record has come yet")
             return
         learned = self.collector.profiles()
         if unknown := [profile.group for profile in learned if profile.throughput is None]:
-            self._tell(now_s, f"the throughput of {', '.join(unknown)} is not known yet")
+            self._say(now_s, f"the throughput of {', '.join(unknown)} is not known yet")
             return
         if sample.duration_s < WATCHED_S and self.decider is None:
-            self._tell(now_s, f"{sample.duration_s:.0f} of {WATCHED_S:.0f} s of traffic were seen")
+            self._say(now_s, f"{sample.duration_s:.0f} of {WATCHED_S:.0f} s of traffic were seen")
             return
         if self.decider is not None and not _moved(self._learned, learned):
             self._due_s = now_s + PLAN_AGAIN_S
@@ -175,7 +175,7 @@ class GroupController:
             planned = await asyncio.to_thread(self._planned, tuple(learned), sample, held)
         except (Infeasible, InvalidInput) as error:
             self._due_s = now_s + _TELL_S
-            self._tell(now_s, str(error))
+            self._say(now_s, str(error))
             if self.decider is not None and self.decider.plan_feasible:
                 self.decider.plan_feasible = False
                 self._hold(Reason.PLAN_INFEASIBLE, str(error))
@@ -231,10 +231,10 @@ class GroupController:
         self.decider.keep_plan(time.time(), str(reason), detail)
         self.decider.decided(Decision(copied(self.fleet.wanted), Action.REPLAN, reason, detail))
 
-    def _tell(self, now_s: float, why: str) -> None:
+    def _say(self, now_s: float, why: str) -> None:
         """Say now and then why nothing is decided yet."""
-        if self.decider is None and now_s - self._told_s >= _TELL_S:
-            self._told_s = now_s
+        if self.decider is None and now_s - self._said_s >= _TELL_S:
+            self._said_s = now_s
             self.step_text(f"watching: {why}")
             logger.info("groups are watched, and left as they are: %s", why)
 
