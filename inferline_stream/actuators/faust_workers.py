@@ -28,8 +28,8 @@ _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
 _REPORTS_KEPT = 300
 """Of all workers, one a second each: throughput is of the last minutes."""
 
-_FEWEST = 20
-"""Events, and reports, from which a throughput is known."""
+_FEWEST_EVENTS, _FEWEST_REPORTS = 100, 5
+"""From which a throughput, and its error, are known."""
 
 
 class WorkerReport(msgspec.Struct, frozen=True):
@@ -109,7 +109,7 @@ class FaustWorkers:
         """
         seen = [report for report in self._reports if report.events]
         events, busy_s = sum(report.events for report in seen), sum(report.busy_s for report in seen)
-        if len(seen) < _FEWEST or events < _FEWEST or busy_s <= 0:
+        if len(seen) < _FEWEST_REPORTS or events < _FEWEST_EVENTS or busy_s <= 0:
             return None
         rate = events / busy_s
         error = math.sqrt(sum((report.events - rate * report.busy_s) ** 2 for report in seen)) / events
