@@ -81,10 +81,11 @@ def group_state(
     slack_s = max(model.slo_s - at_rest.quantile_s(0.5), 0.0)
     lost = [_lost_s(stage, model, plan, slack_s) for stage in state.basis.stages]
     mean_s = sum(lost) / len(lost)
+    affordable = (1 - model.objective) * HOUR_S / mean_s if mean_s > 0 else math.inf
     groups = GroupBasis(
         model.sharing,
-        QUIET_S if mean_s > 0 else 0.0,
-        (1 - model.objective) * HOUR_S / mean_s if mean_s > 0 else math.inf,
+        QUIET_S if affordable < HOUR_S / QUIET_S else 0.0,
+        affordable,
         changes_needed(table, {s.name: s.kinds[0].throughput for s in state.basis.stages}, sample, QUIET_S),
     )
     groups = replace(groups, quiet_s=HELD_S) if groups.holds else groups

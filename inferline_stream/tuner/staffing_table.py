@@ -218,13 +218,14 @@ class StaffingSearch:
         if not raised:
             return None
         after_s = {name: self.quantile_s(faster, {**now, name: more}, objective) for name, more in raised.items()}
+        price = {name: (more - now[name]) * self._price[name] for name, more in raised.items()}
         meeting = [name for name, s in after_s.items() if s <= slo_s]
         if meeting:
-            name = min(meeting, key=lambda n: (self._price[n], after_s[n]))
+            name = min(meeting, key=lambda n: (price[n], after_s[n]))
             return name, after_s[name]
         helping = [name for name, s in after_s.items() if latency_s - s > (latency_s - slo_s) / 10]
         if helping:
-            name = max(helping, key=lambda n: (latency_s - after_s[n]) / max(self._price[n], 1e-9))
+            name = max(helping, key=lambda n: (latency_s - after_s[n]) / max(price[n], 1e-9))
         else:
             name = max(raised, key=lambda n: self._load[n] / (now[n] * self.throughput[n]))
         return name, after_s[name]
