@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
 
@@ -26,7 +26,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import decode_override
 from inferline_stream.controlplane.replica_counts import copied
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.errors import Infeasible, InvalidInput
+from inferline_stream.errors import Infeasible, InvalidInput, Unreachable
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.consumer_group import FaustApp, KedaScaler
@@ -53,6 +53,9 @@ _MOVED = 0.1
 """A throughput that has moved by this share changes it."""
 
 _TELL_S = 60.0
+_SILENT_S = 5.0
+"""An outage that is shorter is none to report of."""
+
 _LOOK_S, _KEEP_S, _PLAN_S = 0.5, 0.1, 1.0
 
 MakeRun = Callable[[Plan, PipelineProfile, Trace, TunerState], Run]
@@ -137,8 +140,15 @@ class GroupController:
                     tasks.create_task(self.loop.every(period_s, step))
 
     async def _watch(self) -> None:
-        async with self.watch() as looks:
-            await self.collector.follow(looks)
+        try:
+            async with self.watch() as looks:
+                await self.collector.follow(looks)
+        except Unreachable as error:  # it may be a right that is missing, or a topic that is no more
+            newest_s = self.collector.growth.newest_s
+            if newest_s is None or asyncio.get_running_loop().time() - newest_s > _SILENT_S:
+                names = [group.name for group in self.context.pipeline.groups]
+                self.collector.trouble = dict.fromkeys(names, f"nothing is seen of it: {error}")
+            raise
 
     async def _obey(self, control: TopicFollower) -> None:
         if self.decider is None:  # what people set meanwhile is read then
@@ -154,7 +164,7 @@ class GroupController:
         now_s = asyncio.get_running_loop().time()
         sample = self.collector.sample(now_s)
         if now_s < self._due_s or self.collector.trouble or sample is None:
-            self._say(now_s, "; ".join(self.collector.trouble.values()) or "no record has come yet")
+            self._say(now_s, _reasons(self.collector.trouble) or "no record has come yet")
             return
         learned = self.collector.profiles()
         if unknown := [profile.group for profile in learned if profile.throughput is None]:
@@ -247,7 +257,7 @@ class GroupController:
         trouble = dict(self.collector.trouble)
         if trouble != self._trouble:
             if trouble:
-                self._hold(Reason.INPUT_STALE, "; ".join(trouble.values()))
+                self._hold(Reason.INPUT_STALE, _reasons(trouble))
             else:
                 self._hold(Reason.INPUT_RESTORED, "every group can be decided on again")
                 self.decider.memory.again(copied(self.fleet.wanted))
@@ -272,7 +282,7 @@ class GroupController:
         now_s = asyncio.get_running_loop().time()
         self.decider.follow_people()
         for name, figures in self.view.reports.groups.items():
-            trouble = "; ".join(filter(None, (figures.trouble, self.fleet.trouble.get(name, ""))))
+            trouble = "; ".join(filter(None, (of.get(name) for of in (self.collector.trouble, self.fleet.trouble))))
             self.view.reports.groups[name] = replace(figures, trouble=trouble)
             self.seen(name, sum(self.view.offsets[name].lags()), figures.members)
         self.view.held(now_s, self._members())
@@ -306,6 +316,11 @@ def _moved(before: Sequence[GroupProfile], now: Sequence[GroupProfile]) -> bool:
             if not 1 - _MOVED <= ratio <= 1 + _MOVED and abs(ratio - 1) > 2 * new.throughput.error:
                 return True
     return False
+
+
+def _reasons(trouble: Mapping[str, str]) -> str:
+    """Why nothing can be decided, in words; the same of several groups once."""
+    return "; ".join(dict.fromkeys(trouble.values()))
 
 
 def _words(planned: _Planned) -> str:

@@ -152,7 +152,8 @@ class GroupCollector:
             self.view.grow(name, len(seen.ends))
             history.reached(now_s, seen.ends)
             history.committed(now_s, [Committed(seen.committed.get(p, -1)) for p in range(len(history.ends))])
-            trouble = self.trouble.get(name, "")
+            before = self.view.reports.groups.get(name)
+            trouble = "" if before is None else before.trouble
             self.view.reports.groups[name] = GroupFigures(seen.members, now_s, self._visit_ratio(name), trouble)
 
     def _visit_ratio(self, name: str) -> float | None:
