@@ -201,6 +201,12 @@ def as_words(group: Platform | SearchOptions | PodOptions) -> Iterator[str]:
             yield flag if value is True else f"{flag}={value}"
 
 
+def kafka_words(bootstrap_servers: str | None, prefix: str) -> tuple[str, ...]:
+    """Return where a pipeline runs, as options."""
+    named = (("bootstrap-servers", bootstrap_servers), ("prefix", prefix))
+    return tuple(f"--{name}={text}" for name, text in named if text)
+
+
 def topology_file(topology: Path) -> Path:
     """The file meant by a path: itself, or the topology.py of a folder; ``:name`` stays behind it."""
     file, variable = file_and_name(topology)

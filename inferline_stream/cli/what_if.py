@@ -6,18 +6,21 @@ import contextlib
 import math
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
 from msgspec import UNSET, Meta, UnsetType
 
+from inferline_stream.cli.options import Platform, SearchOptions, as_words
 from inferline_stream.cli.plan_steps import PlanInputs, planned
 from inferline_stream.cli.plan_text import CURVE_FACTORS
 from inferline_stream.errors import Infeasible, UsageError
+from inferline_stream.observability.page.what_if_server import Answer, Answers, WhatIfServer
 from inferline_stream.pipeline.hardware import Catalogue, at_prices, divided, dollars_per_hour
 from inferline_stream.pipeline.plan import Allocations, Plan, counts_by_kind, in_words
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -57,6 +60,10 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.json.encode(msgspec.structs.replace(self, start_up_s=None, reserve=UNSET), order="sorted")
 
 
+PATHS = ("/declared", "/plan", "/replay", "/curve")
+"""Of what the page asks."""
+
+
 class Superseded(LookupError):
     """A newer question has come before this one's answer was there."""
 
@@ -81,15 +88,19 @@ class WhatIf:
     _busy: threading.Lock = field(default_factory=threading.Lock)
     _newest: int = 0
 
-    def answers(self) -> Mapping[str, Callable[[bytes], Any]]:
+    def __post_init__(self) -> None:
+        self._plans[Question().plans] = self.first
+
+    def answers(self) -> Answers:
         """Return what the page asks for, by path: each takes a `Question` as JSON."""
         read = msgspec.json.Decoder(Question).decode
-        return {
-            "/declared": lambda _: self.declared(),
-            "/plan": lambda asked: self.plan(read(asked)),
-            "/replay": lambda asked: self.replay(read(asked)),
-            "/curve": lambda asked: self.curve(read(asked)),
-        }
+        found: tuple[Answer, ...] = (
+            lambda _: self.declared(),
+            lambda asked: self.plan(read(asked)),
+            lambda asked: self.replay(read(asked)),
+            lambda asked: self.curve(read(asked)),
+        )
+        return dict(zip(PATHS, found, strict=True))
 
     def declared(self) -> dict[str, Any]:
         """Return what the page begins with: name, SLO, traffic, start-up time, kinds with prices."""
@@ -254,14 +265,27 @@ def _stage_costs(allocations: Allocations, kinds: Catalogue) -> dict[str, float]
     return {stage: sum(a.replicas * each.get(a.hardware, 0.0) for a in held) for stage, held in allocations.items()}
 
 
+def plan_command(
+    topology: Path, search: SearchOptions, platform: Platform, further: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Return the words that make such a plan, but for SLO and reserve, which are the page's.
+
+    Args:
+        topology: as it was given.
+        search: which search.
+        platform: where replicas run.
+        further: options.
+    """
+    words = [*as_words(replace(search, reserve=None)), *as_words(platform), *further]
+    return ("inferline-stream", "plan", str(topology), *words)
+
+
 def serve(what_if: WhatIf, port: int) -> None:
     """Serve the page until Ctrl-C, and say where.
 
     Raises:
         UsageError: the port is taken or may not be used.
     """
-    from inferline_stream.observability.page.what_if_server import WhatIfServer
-
     server = WhatIfServer(what_if.answers(), port)
     try:
         typer.echo(f"what if: {server.url} (Ctrl-C ends it)", err=True)

@@ -138,7 +138,8 @@ byId("copy").addEventListener("click", async () => {
   byId("answer").textContent = "copied";
 });
 
-declared = await (await fetch("/declared")).json();
+byId("tabs").hidden = location.pathname === "/"; // there, the page stands alone
+try { declared = await ask("/declared", {}); } catch (error) { verdict(`${error.message}`.trim(), "bad"); throw error; }
 byId("name").textContent = `What if: ${declared.pipeline}`;
 build();
 await answerAll();
