@@ -70,7 +70,7 @@ def _signature(of: Any) -> str:
 
 def _unquoted(signature: str) -> str:
     """Annotations are text, which a signature shows in quotes."""
-    bare = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)
+    bare = re.sub(r"""(: |-> )(['"])(.*?)\2(?=[,)\n ]|$)""", r"\1\3", signature)
     return bare.removesuffix(" -> None").replace("'", '"')
 
 
