@@ -16,7 +16,7 @@ from inferline_stream.controlplane.records.record_writers import write_overrides
 from inferline_stream.controlplane.run_options import Endpoints
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.metrics import serve_metrics
-from inferline_stream.observability.page.server import Command, PageControl, PageServer
+from inferline_stream.observability.page.server import PageCommand, PageControl, PageServer
 from inferline_stream.observability.page.what_if_server import Answers
 from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.names import Names
@@ -25,7 +25,7 @@ _WRITTEN_WITHIN_S = 12.0
 WHO = "the live page"
 
 
-def overrides_of(command: Command) -> list[tuple[str, Override | None]]:
+def overrides_of(command: PageCommand) -> list[tuple[str, Override | None]]:
     """Records of the control topic that bring a command about, by key; None takes an override back."""
     stage = command.stage
     match command.action:
@@ -47,7 +47,7 @@ def page_control(token: str, bootstrap_servers: str, names: Names) -> PageContro
     """
     loop = asyncio.get_running_loop()
 
-    def obey(command: Command) -> None:
+    def obey(command: PageCommand) -> None:
         writing = write_overrides(bootstrap_servers, names, overrides_of(command))
         asyncio.run_coroutine_threadsafe(writing, loop).result(_WRITTEN_WITHIN_S)
 

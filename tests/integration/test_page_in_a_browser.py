@@ -16,7 +16,7 @@ from inferline_stream.cli.options import SearchOptions
 from inferline_stream.cli.what_if_process import WhatIfOrder, WhatIfProcess
 from inferline_stream.observability.metrics import serve_metrics
 from inferline_stream.observability.page.page_files import LIVE, WHAT_IF, page_file
-from inferline_stream.observability.page.server import Command, PageControl, PageServer
+from inferline_stream.observability.page.server import PageCommand, PageControl, PageServer
 from inferline_stream.observability.page.what_if_server import WhatIfServer
 from inferline_stream.observability.pipeline_state import PipelineState
 from tests.support.known_what_if import known_what_if
@@ -177,7 +177,7 @@ def test_a_stage_opens_with_the_enter_key_and_closes_with_it(tab):
 
 
 def test_who_enters_the_token_holds_decisions_and_sets_replicas(tab):
-    commands: list[Command] = []
+    commands: list[PageCommand] = []
     with closing(PageServer(a_pipeline, ARROWS, port=0, control=PageControl(TOKEN, commands.append))) as page:
         open_page(tab, page)
         tab.fill("#token", TOKEN)
@@ -189,7 +189,7 @@ def test_who_enters_the_token_holds_decisions_and_sets_replicas(tab):
         tab.wait_for_timeout(1200)  # updates must not take back what was typed
         tab.click("text=Hold at")
         tab.wait_for_selector("#answer:has-text('scale toxicity')")
-    assert commands == [Command("pause"), Command("scale", "toxicity", 7)]
+    assert commands == [PageCommand("pause"), PageCommand("scale", "toxicity", 7)]
     assert tab.complaints == []
 
 

@@ -25,7 +25,7 @@ FEWEST_CHARACTERS = 16
 MOST_REPLICAS = 10_000
 
 
-class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PageCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One wish of a person at the page.
 
     Args:
@@ -52,7 +52,7 @@ class PageControl:
     """
 
     token: str
-    obey: Callable[[Command], None]
+    obey: Callable[[PageCommand], None]
 
     def __post_init__(self) -> None:
         if len(self.token) < FEWEST_CHARACTERS:
@@ -66,7 +66,7 @@ class PageControl:
         return hmac.compare_digest(authorization.encode(), f"Bearer {self.token}".encode())
 
 
-def read_command(body: bytes, stages: frozenset[str]) -> Command:
+def read_command(body: bytes, stages: frozenset[str]) -> PageCommand:
     """The command that a request's body holds.
 
     Args:
@@ -77,7 +77,7 @@ def read_command(body: bytes, stages: frozenset[str]) -> Command:
         ValueError: it is none, in words.
     """
     try:
-        command = msgspec.json.decode(body, type=Command)
+        command = msgspec.json.decode(body, type=PageCommand)
     except msgspec.DecodeError as error:
         raise ValueError(f"no command: {error}") from None
     if command.action in ("scale", "release") and command.stage not in stages:
