@@ -187,7 +187,7 @@ class DeployOptions:
     stock: Stock = None
     reserve: Reserve = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False
-    save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None
+    save: Annotated[Path | None, typer.Option(help="file to write the Helm chart's values to")] = None
 
 
 def as_words(group: Platform | SearchOptions | PodOptions) -> Iterator[str]:
