@@ -17,7 +17,7 @@ import faust
 
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.errors import InferlineError
-from inferline_stream.kafka.access_tokens import ClientCredentials
+from inferline_stream.kafka.access_tokens import AccessTokens
 from inferline_stream.kafka.connection import hosts, security_of, tls_context
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _credentials(bootstrap_servers: str) -> Any:
     if not security.sasl:
         return None if context is None else faust.SSLCredentials(context)
     if security.sasl_mechanism == "OAUTHBEARER":
-        return faust.OAuthCredentials(oauth_cb=ClientCredentials(security), ssl_context=context)
+        return faust.OAuthCredentials(oauth_cb=AccessTokens(security), ssl_context=context)
     return faust.SASLCredentials(
         username=security.sasl_username,
         password=security.sasl_password,
