@@ -6,7 +6,8 @@ import contextlib
 import math
 import shlex
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,8 +61,11 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.json.encode(msgspec.structs.replace(self, start_up_s=None, reserve=UNSET), order="sorted")
 
 
-PATHS = ("/declared", "/plan", "/replay", "/curve")
+PATHS = ("/declared", "/glance", "/plan", "/replay", "/curve")
 """Of what the page asks."""
+
+GLANCE_S = 1.0
+"""Longest search before a plan is shown: people wait for it with a hand on a slider."""
 
 
 class Superseded(LookupError):
@@ -96,6 +100,7 @@ class WhatIf:
         read = msgspec.json.Decoder(Question).decode
         found: tuple[Answer, ...] = (
             lambda _: self.declared(),
+            lambda asked: self.glance(read(asked)),
             lambda asked: self.plan(read(asked)),
             lambda asked: self.replay(read(asked)),
             lambda asked: self.curve(read(asked)),
@@ -128,7 +133,33 @@ class WhatIf:
             Superseded: a newer question has come.
         """
         self._newest += 1
-        found = self._found(question, self._newest)
+        return self._shown(question, self._found(question, self._newest))
+
+    def glance(self, question: Question) -> dict[str, Any]:
+        """Return the same after a second of searching at most: the cheapest plan so far, or nothing.
+
+        Returns:
+            As `plan`, and with ``searching`` whether a longer search may find a cheaper one.
+
+        Raises:
+            Superseded: a newer question has come.
+        """
+        self._newest += 1
+        number, until_s = self._newest, time.monotonic() + GLANCE_S
+        found = self._plans.get(question.plans)
+        if found is None:
+            with self._turn(number):
+                try:
+                    found = self._searched(question, lambda: number != self._newest or time.monotonic() > until_s)
+                except Stopped:
+                    return {"searching": True}
+                self._check(number)
+                if searching := time.monotonic() > until_s:
+                    return self._shown(question, found) | {"searching": searching}
+                self._plans[question.plans] = found
+        return self._shown(question, found) | {"searching": False}
+
+    def _shown(self, question: Question, found: Plan | Infeasible) -> dict[str, Any]:
         answer: dict[str, Any] = {"command": self._command(question)}
         if isinstance(found, Infeasible):
             return answer | {"infeasible": str(found)}
@@ -204,15 +235,18 @@ class WhatIf:
             raise Superseded
 
     def _planned(self, question: Question, number: int) -> Plan | Infeasible:
-        inputs = replace(self._inputs(question), stop=lambda: number != self._newest)
         try:
-            found: Plan | Infeasible = planned(inputs, self.measured)
-        except Infeasible as error:
-            found = error
+            found = self._searched(question, lambda: number != self._newest)
         except Stopped:
             raise Superseded from None
         self._check(number)  # else it is the best so far
         return found
+
+    def _searched(self, question: Question, stop: Callable[[], bool]) -> Plan | Infeasible:
+        try:
+            return planned(replace(self._inputs(question), stop=stop), self.measured)
+        except Infeasible as error:
+            return error
 
     def _replayed(self, question: Question, plan: Plan) -> dict[str, Any]:
         inputs = self._inputs(question)
