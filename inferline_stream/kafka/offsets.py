@@ -19,7 +19,7 @@ from aiokafka.errors import (
     NotCoordinatorForGroupError,
     for_code,
 )
-from aiokafka.protocol.admin import DeleteGroupsRequest, DescribeGroupsRequest
+from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest_v3
 
@@ -212,12 +212,6 @@ class Offsets:
             return sorted({tp.topic for tp, at in offsets.items() if at.offset >= 0})
 
         return await self._at_coordinator(group, ask)
-
-    async def delete_groups(self, chosen: Callable[[str], bool]) -> None:
-        """Delete the consumer groups whose names are chosen; those that still have members stay."""
-        with answered(self._where):
-            for group in [name for name, *_ in await self._admin.list_consumer_groups() if chosen(name)]:
-                await self._admin._send_request(DeleteGroupsRequest([group]), await self._admin.find_coordinator(group))
 
 
 class UndecidedOffsets(Exception):
