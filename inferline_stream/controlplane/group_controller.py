@@ -166,7 +166,9 @@ class GroupController:
         now_s = asyncio.get_running_loop().time()
         sample = self.collector.sample(now_s)
         due = now_s >= self._due_s or self._partitions != self.collector.partitions
-        if not due or self.collector.trouble or sample is None:
+        if not due:
+            return
+        if self.collector.trouble or sample is None:
             self._say(now_s, _reasons(self.collector.trouble) or "no record has come yet")
             return
         learned = self.collector.profiles()
