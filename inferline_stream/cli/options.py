@@ -187,7 +187,7 @@ class DeployOptions:
     stock: Stock = None
     reserve: Reserve = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False
-    save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None
+    save: Annotated[Path | None, typer.Option(help="file to write the Helm chart's values to")] = None
 
 
 def as_words(group: Platform | SearchOptions | PodOptions) -> Iterator[str]:
@@ -199,6 +199,12 @@ def as_words(group: Platform | SearchOptions | PodOptions) -> Iterator[str]:
         elif value != option.default:
             flag = f"--{option.name.replace('_', '-')}"
             yield flag if value is True else f"{flag}={value}"
+
+
+def kafka_words(bootstrap_servers: str | None, prefix: str) -> tuple[str, ...]:
+    """Return where a pipeline runs, as options."""
+    named = (("bootstrap-servers", bootstrap_servers), ("prefix", prefix))
+    return tuple(f"--{name}={text}" for name, text in named if text)
 
 
 def topology_file(topology: Path) -> Path:

@@ -15,7 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.logging import RichHandler
 
-from inferline_stream.cli.options import RunOptions, duration_of, pipeline_of, topology_file
+from inferline_stream.cli.options import RunOptions, duration_of, kafka_words, pipeline_of, topology_file
 from inferline_stream.cli.output import console, log_to_people, print_json
 from inferline_stream.cli.plan_steps import (
     Declared,
@@ -28,10 +28,11 @@ from inferline_stream.cli.plan_steps import (
     profiling_options,
     take_profiles,
 )
-from inferline_stream.cli.platform import actuator_of, check, reach
+from inferline_stream.cli.platform import actuator_of, check, reach, resource_followed
 from inferline_stream.cli.rehearsal_steps import rehearsed
 from inferline_stream.cli.screen import Screen
 from inferline_stream.cli.stop_signals import Stopping
+from inferline_stream.cli.what_if_process import WhatIfOrder, WhatIfProcess
 from inferline_stream.connectors.sources.replay_process import replayed
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.run_inputs import FeedTo, NewestState, Run
@@ -43,6 +44,7 @@ from inferline_stream.errors import GateFailed, InferlineError, Unreachable, Usa
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.connection import refused, wait_for_kafka
 from inferline_stream.kafka.pipeline_topics import REPLICATION
+from inferline_stream.observability.page.what_if_server import Answers
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
@@ -175,11 +177,23 @@ async def _run(
     feed, arrivals = replay_of(wanted, what)
     stopping.watch()
     async with AsyncExitStack() as stack:
-        newest_state = NewestState()
-        servers, endpoints = await _kafka(stack, wanted, what, screen, newest_state)
+        newest_state, what_if = NewestState(), stack.enter_context(closing(WhatIfProcess()))
+        servers, endpoints = await _kafka(
+            stack, wanted, what, screen, newest_state=newest_state, what_if=what_if.answers()
+        )
         await reach(wanted.platform)
         inputs, measured, plan = await _planned(wanted, what, servers, screen, stopping)
         what = inputs.what
+        what_if.order = WhatIfOrder(
+            topology=wanted.topology,
+            trace=what.trace,
+            platform=wanted.platform,
+            search=wanted.search,
+            stock=tuple(wanted.stock or ()),
+            measured=measured,
+            plan=plan,
+            kafka=kafka_words(wanted.bootstrap_servers, wanted.records.prefix),
+        )
         people.print(plan_table(plan, what.pipeline, not_credible(plan, inputs, measured)))
         run = Run(
             pipeline=what.pipeline,
@@ -199,6 +213,7 @@ async def _run(
             advisory=wanted.advisory,
             duration_s=_seconds(wanted.duration),
             endpoints=endpoints,
+            what_if=what_if.answers(),
             newest_state=newest_state,
             settings=from_environment(),
             sample=what.trace,
@@ -208,6 +223,7 @@ async def _run(
             cores=inputs.problem(measured).cores,
         )
         actuator = await stack.enter_async_context(actuator_of(wanted.platform, run))
+        await stack.enter_async_context(resource_followed(wanted.platform, run))
         if actuator is not None and run.hands_over:
             await run_and_hand_over(run, stopping.stop, actuator)
             return None
@@ -215,7 +231,13 @@ async def _run(
 
 
 async def _kafka(
-    stack: AsyncExitStack, wanted: RunOptions, what: Declared, screen: Screen, newest_state: NewestState
+    stack: AsyncExitStack,
+    wanted: RunOptions,
+    what: Declared,
+    screen: Screen,
+    *,
+    newest_state: NewestState,
+    what_if: Answers,
 ) -> tuple[str, Endpoints]:
     """Kafka's addresses, once it answers, and what the run has to serve yet: the page of an embedded broker is open."""
     servers, limits = wanted.bootstrap_servers, from_environment()
@@ -228,7 +250,7 @@ async def _kafka(
     # No other controller can lead here: the page may be open before this one does.
     context = PipelineContext(what.pipeline, KafkaCluster(servers), limits, wanted.records)
     early = replace(wanted.endpoints, metrics_port=None)
-    stack.enter_context(served(newest_state, context, early, screen.note))
+    stack.enter_context(served(newest_state, context, early, screen.note, what_if))
     return servers, replace(wanted.endpoints, ui=False)
 
 

@@ -14,6 +14,7 @@ from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.isolation.limits import cores_here
 from inferline_stream.kafka.pipeline_topics import REPLICATION
+from inferline_stream.observability.page.what_if_server import Answers
 from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.emulation import emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Catalogue, catalogue
@@ -120,6 +121,7 @@ class Run:
         display: who shows it.
         duration_s: stop after so long; None runs to the end of the feed, or until stopped.
         endpoints: of the live page and of metrics; by default none.
+        what_if: answers of the live page's what-if page; None for a page without one.
         newest_state: learns where the newest state is, for a page that was opened before.
         hands_over: leave dispatchers and replicas at work at the end, for the controller that follows.
         replans: plan again now and then, from what was recorded and measured.
@@ -147,6 +149,7 @@ class Run:
     advisory: bool = False
     duration_s: float | None = None
     endpoints: Endpoints = field(default_factory=lambda: Endpoints(ui=False, metrics_port=None))
+    what_if: Answers | None = None
     newest_state: NewestState | None = None
     hands_over: bool = False
     replans: bool = True

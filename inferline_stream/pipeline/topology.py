@@ -24,19 +24,7 @@ from inferline_stream.pipeline.units import duration_s, share
 class Codec:
     """A format of one's own, given as ``Topic("in", codec=...)`` beside ``"json"``, ``"msgpack"`` and ``"raw"``.
 
-    Each replica builds it with its topology, so a client of a schema registry belongs in here. Confluent's wire format,
-    for example, which puts the number of a schema before each value::
-
-        registry = SchemaRegistryClient({"url": "http://registry:8081"})
-        serialize = AvroSerializer(registry, SCHEMA)
-        deserialize = AvroDeserializer(registry)
-
-        avro = Codec(
-            "avro",
-            encode=lambda value: serialize(msgspec.to_builtins(value), None),
-            decoder=lambda type_: lambda data: msgspec.convert(deserialize(data, None), type_),
-        )
-        pipeline = Pipeline("orders", source=Topic("orders", codec=avro), ...)
+    Each replica builds it with its topology, before it is sealed. `registry_codec` makes those of a schema registry.
 
     Args:
         name: for people, and in the version of the topology: another name is another format.
