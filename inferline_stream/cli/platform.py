@@ -216,6 +216,17 @@ def kubernetes_door() -> Any:
     return api_server
 
 
+def grpc_door() -> Any:
+    """Return the module that answers KEDA.
+
+    Raises:
+        UsageError: the library is not installed.
+    """
+    with _installed("KedaScaler", "grpc"):
+        from inferline_stream.actuators import external_scaler
+    return external_scaler
+
+
 @contextmanager
 def _installed(what: str, extra: str) -> Iterator[None]:
     try:
