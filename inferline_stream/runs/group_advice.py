@@ -160,6 +160,8 @@ def _doubts(profiles: Mapping[str, GroupProfile]) -> Iterator[str]:
                 f"group {name!r}: its throughput is not known yet. Watch it longer, have its workers commit after each "
                 "batch, or watch it while it is overloaded"
             )
+        if not profile.workers:
+            yield f"group {name!r}: no members were seen; what runs now is taken to be one"
         if profile.rebalance is None:
             yield f"group {name!r}: no change of its members was seen; it is taken to stop as a whole for 3 s"
         if profile.workers > profile.partitions:
