@@ -140,8 +140,8 @@ class GroupController:
                     (_KEEP_S, self._keep),
                 ):
                     tasks.create_task(self.loop.every(period_s, step))
-                for group in self.fleet.workers:
-                    tasks.create_task(self.loop.every(0.0, partial(self.fleet.step, group)))
+                for name in self.fleet.workers:
+                    tasks.create_task(self.loop.every(0.0, partial(self.fleet.step, name)))
 
     async def _watch(self) -> None:
         try:
