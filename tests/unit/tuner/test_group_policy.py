@@ -217,6 +217,18 @@ def test_what_runs_at_the_beginning_is_not_lowered_before_a_quiet_time_has_passe
     assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
 
 
+def test_after_a_clock_that_jumped_a_quiet_time_passes_again() -> None:
+    watched = Watched(KIP848)
+    watched.run(90.0, 30.0)
+    watched.run(20.0, 90.0)
+    watched.decisions.clear()
+    watched.now_s += 1000.0
+    watched.run(20.0, QUIET_S - 5.0)
+    assert not watched.decisions
+    watched.run(20.0, 30.0)
+    assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
+
+
 def test_where_no_change_is_paid_for_the_plans_number_is_held() -> None:
     watched = Watched(EAGER)
     groups = replace(watched.state.basis.groups, changes_per_hour=5.0, needed_per_hour=20.0, quiet_s=3600.0)  # type: ignore[type-var]
