@@ -187,7 +187,7 @@ class DeployOptions:
     stock: Stock = None
     reserve: Reserve = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False
-    save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None
+    save: Annotated[Path | None, typer.Option(help="file to write the Helm chart's values to")] = None
 
 
 def as_words(group: Platform | SearchOptions | PodOptions) -> Iterator[str]:
@@ -199,6 +199,12 @@ def as_words(group: Platform | SearchOptions | PodOptions) -> Iterator[str]:
         elif value != option.default:
             flag = f"--{option.name.replace('_', '-')}"
             yield flag if value is True else f"{flag}={value}"
+
+
+def kafka_words(bootstrap_servers: str | None, prefix: str) -> tuple[str, ...]:
+    """Return where a pipeline runs, as options."""
+    named = (("bootstrap-servers", bootstrap_servers), ("prefix", prefix))
+    return tuple(f"--{name}={text}" for name, text in named if text)
 
 
 def topology_file(topology: Path) -> Path:
@@ -229,13 +235,18 @@ def pipeline_of(topology: Path, *, valid: bool = True, groups: bool = False) -> 
     return pipeline
 
 
+def stage_names(pipeline: Pipeline) -> list[str]:
+    """Of its stages, or of the groups in their place."""
+    return [*(stage.name for stage in pipeline.stages), *(group.name for group in pipeline.groups)]
+
+
 def check_stages(names: list[str] | None, pipeline: Pipeline, what: str = "--stage") -> None:
     """Refuse stages that the pipeline does not have; ``what`` is how they were given.
 
     Raises:
         UsageError: names the first of them.
     """
-    known = [stage.name for stage in pipeline.stages]
+    known = stage_names(pipeline)
     if unknown := [name for name in names or () if name not in known]:
         raise UsageError(f"{what} {unknown[0]!r}: the pipeline has {', '.join(known)}")
 

@@ -21,7 +21,17 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class KedaScaler:
-    """A ScaledObject asks for the number of workers, by KEDA's external scaler protocol."""
+    """A ScaledObject asks for the number of workers, by KEDA's external scaler protocol.
+
+    Args:
+        deployment: that the ScaledObject scales, ``"namespace/name"`` or the name alone; by default one of the group's
+            declared name.
+        tolerance: share by which a HorizontalPodAutoscaler of the cluster lets the number of pods be wrong. 0 where it
+            has ``behavior.*.tolerance`` (Kubernetes 1.35 and later).
+    """
+
+    deployment: str = ""
+    tolerance: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

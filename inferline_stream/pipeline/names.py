@@ -76,19 +76,6 @@ class Names:
         return f"{self.prefix}{self.pipeline}.{slot}"
 
     @property
-    def control_groups(self) -> str:
-        """What the name of a controller's own consumer group begins with; the number of its term follows.
-
-        It ends with the dot that no pipeline and no stage has in its name: no group of theirs begins like it.
-        """
-        return f"{self.prefix}{self.pipeline}.control."
-
-    def control_term(self, group: str) -> int | None:
-        """Return the term whose controller has this consumer group; None for a group of anything else."""
-        term = group.removeprefix(self.control_groups)
-        return int(term) if group == f"{self.control_groups}{term}" and re.fullmatch("[0-9]{1,18}", term) else None
-
-    @property
     def assignments(self) -> str:
         """Compacted topic: leadership and which dispatcher serves which slot."""
         return f"{self.prefix}{self.pipeline}.assignments"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from inferline_stream.pipeline.consumer_group import ConsumerGroup
 from inferline_stream.pipeline.declared_at import declared_at
+from inferline_stream.pipeline.faust_declaration import faust_group
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
 from inferline_stream.pipeline.model_server import ModelServer
@@ -24,19 +25,7 @@ from inferline_stream.pipeline.units import duration_s, share
 class Codec:
     """A format of one's own, given as ``Topic("in", codec=...)`` beside ``"json"``, ``"msgpack"`` and ``"raw"``.
 
-    Each replica builds it with its topology, so a client of a schema registry belongs in here. Confluent's wire format,
-    for example, which puts the number of a schema before each value::
-
-        registry = SchemaRegistryClient({"url": "http://registry:8081"})
-        serialize = AvroSerializer(registry, SCHEMA)
-        deserialize = AvroDeserializer(registry)
-
-        avro = Codec(
-            "avro",
-            encode=lambda value: serialize(msgspec.to_builtins(value), None),
-            decoder=lambda type_: lambda data: msgspec.convert(deserialize(data, None), type_),
-        )
-        pipeline = Pipeline("orders", source=Topic("orders", codec=avro), ...)
+    Each replica builds it with its topology, before it is sealed. `registry_codec` makes those of a schema registry.
 
     Args:
         name: for people, and in the version of the topology: another name is another format.
@@ -384,6 +373,18 @@ class Pipeline:
         self.on_expired = on_expired
         self.order = order
         self.declared = declared_at()
+
+    @classmethod
+    def from_faust(cls, app: Any, *, slo: str, topic: str | None = None) -> Pipeline:
+        """Return the pipeline of a Faust app, which is one consumer group; see `faust_declaration.faust_group`.
+
+        Args:
+            app: a ``faust.App`` with its agents.
+            slo: from a record's append to its commit.
+            topic: that its events enter by.
+        """
+        group = faust_group(app, topic)
+        return cls(group.name, slo=slo, stages=[group])
 
     @property
     def source(self) -> Topic:

@@ -27,7 +27,7 @@ class TunerState:
         time_s: time of the last observation; None before the first.
         changed_s: time of the last change of any stage (of the first observation if none).
         degraded_since_s: by stage, since when its fallback has made more of the events than it is there for.
-        fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
+        fits_since_s: by stage, since when its load has fitted fewer replicas; unseen time moves it on.
         outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.beginning_s`.
         leapt_s: when more came than was expected, in the sample or live: see `PolicySettings.leap_memory_s`.
         record: what came of what was expected, in the sample and since; None without a table of staffing.
