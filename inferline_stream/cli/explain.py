@@ -36,7 +36,7 @@ def explain(
     from inferline_stream.runs.archive import newest_run, read_record
     from inferline_stream.tuner.outlook import HOUR_S
 
-    name = pipeline_of(topology, valid=False).name
+    name = pipeline_of(topology, valid=False, groups=True).name
     if bootstrap_servers is None:
         record = read_record(newest_run(topology_file(topology).parent, name))
         story, calendar = PlanHistory(name, record.plans, record.decisions, Overrides(), record.slo), record.calendar
