@@ -109,6 +109,19 @@ def test_what_both_mondays_had_is_foreseen_on_the_third_although_no_other_day_ha
     assert known.growing(at(9, 16), "UTC")[0] == pytest.approx(20.0, rel=0.02), "a Wednesday"
 
 
+def test_a_rise_that_began_sooner_than_on_other_days_is_foreseen_from_where_it_is() -> None:
+    """Ten minutes from 20 to 80/s in two steps, from nine on; today from five to nine on."""
+
+    def rate(hour: float, day: int) -> float:
+        minutes = 60 * (hour - 9) + (5 if day == 14 else 0)
+        return 20.0 if minutes < 0 else 40.0 if minutes < 5 else 80.0
+
+    known = weeks(rate, 14 + 9 / 24)  # the minutes until nine are the bin so far
+    foreseen = known.growing(at(9, 14) - 1, "UTC")
+    assert foreseen[0] == pytest.approx(20.0, rel=0.02), "other days were at 20/s, as today was before"
+    assert foreseen[1] == pytest.approx(80.0, rel=0.06), "they doubled then, and today is at 40/s"
+
+
 def test_nothing_is_foreseen_from_one_day_or_without_the_minutes_before() -> None:
     assert weeks(office, 1 + 9 / 24).growing(at(9, 1), "UTC") == ()
     assert weeks(office, 14).growing(at(9, 14), "UTC") == ()
