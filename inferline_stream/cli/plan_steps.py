@@ -21,6 +21,7 @@ from inferline_stream.dataplane.source_sample import recent_sample
 from inferline_stream.errors import InvalidInput, InvalidTopology, UsageError
 from inferline_stream.isolation.limits import cores_here, shares_held
 from inferline_stream.pipeline.hardware import Catalogue, catalogue
+from inferline_stream.pipeline.idle import idle_of
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
@@ -329,7 +330,7 @@ def planned(
                 known=known,
                 pipeline=pipeline.name,
             )
-    return replace(found, reserve=search.reserve)
+    return replace(found, reserve=search.reserve, idle=idle_of(pipeline))
 
 
 def cores_for_replicas(inputs: PlanInputs, measured: PipelineProfile) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inferline_stream.pipeline.plan import Plan, replicas_of
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.plan_explanation import CurvePoint, Explanation
+from inferline_stream.replay.idle_costs import IdleCosts
 from inferline_stream.replay.reserve_costs import Reserve, RiskPoint
 
 if TYPE_CHECKING:
@@ -104,10 +105,13 @@ def show_curve(people: Console, points: Sequence[CurvePoint], chosen: Plan) -> N
     people.print(table)
 
 
-def explanation_document(why: Explanation, reserve: Reserve, risk: Sequence[RiskPoint]) -> dict[str, Any]:
+def explanation_document(
+    why: Explanation, reserve: Reserve, risk: Sequence[RiskPoint], idle: Sequence[IdleCosts]
+) -> dict[str, Any]:
     """The explanation for JSON."""
     return {
         "reserve": reserve,
+        **({"idle": idle} if idle else {}),
         **({"risk": risk} if risk else {}),
         "binding": why.binding,
         "slack_s": why.slack_s,

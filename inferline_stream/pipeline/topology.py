@@ -194,6 +194,8 @@ class Stage:
         many: whether it gives each event a list of results, perhaps an empty one, in place of one result. Each is an
             event of its own from there on, until a stage gathers them (`gathered`).
         most: results of one event, where it gives many; an event with more becomes a dead letter.
+        idle: after so long without a record no replica of it is left, such as ``"15m"``; the next record starts one. In
+            place of the pipeline's.
     """
 
     def __init__(
@@ -218,6 +220,7 @@ class Stage:
         most: int = DEFAULT_MOST,
         fallback: Callable[..., Any] | str | ModelServer | None = None,
         fallback_share: str | None = None,
+        idle: str | None = None,
     ) -> None:
         self.name = name
         self.run = run
@@ -239,6 +242,7 @@ class Stage:
         self.most = most
         self.fallback = fallback
         self.fallback_share = fallback_share
+        self.idle = idle
         self.declared = _caller()
 
     @property
@@ -355,6 +359,8 @@ class Pipeline:
             same, ``"drop"`` it, or ``"dlq"``, drop it and keep its record with the dead letters. It is a miss anyway.
         order: in which order a stage's queue is served. ``"deadline"``: first what can still be on time, so that a
             shortage makes few events late, and those later. ``"entry"``: what entered first, whether late or not.
+        idle: after so long without an event no replica is left, such as ``"15m"``: only dispatchers, which wait for the
+            next event. That starts the replicas, and is late by the time that takes.
     """
 
     def __init__(
@@ -371,6 +377,7 @@ class Pipeline:
         slo_window: str = "1d",
         on_expired: str = "process",
         order: str = "deadline",
+        idle: str | None = None,
     ) -> None:
         self.name = name
         self.slo = slo
@@ -383,6 +390,7 @@ class Pipeline:
         self.slo_window = slo_window
         self.on_expired = on_expired
         self.order = order
+        self.idle = idle
         self.declared = _caller()
 
     @property

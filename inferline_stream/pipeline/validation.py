@@ -24,6 +24,7 @@ from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_time
 from inferline_stream.pipeline.event_classes import problems_of_classes
 from inferline_stream.pipeline.fallback_declaration import problems_of_fallbacks
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue, divided
+from inferline_stream.pipeline.idle import problems_of_idle
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names
@@ -97,6 +98,7 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
         yield f"objective {objective!r} must lie between 0 and 1, e.g. 0.99 for a P99 within the SLO"
     if pipeline.order not in ORDERS:
         yield f"order {pipeline.order!r} is none; use {' or '.join(map(repr, ORDERS))}"
+    yield from problems_of_idle(pipeline)
     yield from _of_topics(pipeline)
     sample: Any = pipeline.sample
     if sample is not None and not isinstance(sample, Sample):
@@ -201,6 +203,7 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
         yield f"most {stage.most!r} must be a whole number, 1 to {MOST_RESULTS}"
     if not is_whole(stage.standby, 0):
         yield f"standby {stage.standby!r} must be a whole number of replicas, 0 or more"
+    yield from problems_of_idle(stage)
     if stage.server is not None:
         yield from _of_server(stage)
     try:

@@ -60,10 +60,14 @@ class StageObservation:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Fewest and most replicas of a stage, all hardware kinds together, that people allow now."""
+    """Fewest and most replicas of a stage, all hardware kinds together, that people allow now.
+
+    With ``awake`` people have asked for the fewest themselves: the stage does not sleep.
+    """
 
     minimum: int = 1
     maximum: int | None = None
+    awake: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class Observation:
         oversubscribed: why replicas do not have the cores that they were planned with, in words; empty while they
             have. `stock` allows no more of them then, and time that replicas wait for a core is in no throughput.
         background: what background events need, in words; empty where nothing.
+        background_left: background events that are not done, whether anything has to be started for them or not.
         late_share: of the events to come in the SLO's window, how many may be late (`tuner.error_budget`); None: as
             many as of all.
     """
@@ -103,4 +108,5 @@ class Observation:
     recent: tuple[int, ...] = ()
     oversubscribed: str = ""
     background: str = ""
+    background_left: int = 0
     late_share: float | None = None

@@ -10,6 +10,7 @@ import numpy as np
 
 from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog_bound, curve_of_envelope
 from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.tuner.odds import Levels
@@ -104,6 +105,7 @@ class Basis:
         staffing: what multiples of the sample's traffic need; None falls back on square-root staffing.
         knobs: of the default policy.
         reserve: see `pipeline.plan.Plan`.
+        idle: see `pipeline.plan.Plan`.
     """
 
     slo_s: float
@@ -116,6 +118,7 @@ class Basis:
     staffing: Staffing | None = None
     knobs: PolicySettings = field(default_factory=PolicySettings)
     reserve: float | None = None
+    idle: Mapping[str, Idle] = field(default_factory=dict)
     start_up_s: float = field(init=False)
     """Longest start-up time of any kind, as profiled."""
     floor: Mapping[str, float] = field(init=False)
@@ -305,4 +308,5 @@ def basis_of(
         staffing=staffing,
         knobs=knobs or PolicySettings(),
         reserve=plan.reserve,
+        idle=plan.idle,
     )

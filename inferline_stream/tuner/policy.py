@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -15,6 +15,7 @@ from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.paper_policy import inferline_step
 from inferline_stream.tuner.plan_basis import StageBasis
 from inferline_stream.tuner.replica_fit import fewer, more, supply, within
+from inferline_stream.tuner.sleeping_stages import Rest, rested
 from inferline_stream.tuner.traffic import RATE_WINDOW_S, Traffic
 from inferline_stream.tuner.tuner_state import TunerState, initial_state
 
@@ -26,6 +27,9 @@ QUIET_S = 30.0
 """A condition that was reported is reported again only after it has been away for this long."""
 
 _NO_LIMITS = Limits()
+
+_ANY = 1e-9
+"""Events per second that take a replica."""
 
 
 def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | None]:
@@ -50,11 +54,12 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
         state = replace(state, fits_since_s={})
         starting = seen.arrivals_age_s is None and jumped is None and seen.time_s - state.changed_s < START_S
         return (state, None) if starting else _hold(state, doubted)
+    state, rest = rested(state, seen, doubted=bool(doubted))
     state, needed = demands(state, seen)
-    wanted, limited, short = _raised(state, seen, needed, doubted)
+    wanted, limited, short = _raised(state, seen, needed, doubted, rest.stages)
     troubles = doubted + short + _stuck(needed)
     if wanted != state.wanted:
-        return _changed(state, seen, wanted, limited, needed)
+        return _changed(state, seen, wanted, needed, limited=limited, rest=rest)
     if doubted:
         return _hold(replace(state, fits_since_s={}), troubles)
     state, lowered = _lowered(state, seen, needed)
@@ -100,7 +105,11 @@ def foreseen(policy: Policy, state: TunerState, seen: Observation, arrivals: Tra
 
 
 def _raised(
-    state: TunerState, seen: Observation, needed: Mapping[str, Demand], doubted: tuple[Doubt, ...]
+    state: TunerState,
+    seen: Observation,
+    needed: Mapping[str, Demand],
+    doubted: tuple[Doubt, ...],
+    resting: Collection[str],
 ) -> tuple[Mapping[str, Mapping[str, int]], tuple[str, ...], tuple[Doubt, ...]]:
     """Replicas for every demand within stock and limits; stages that limits decide; where it is short."""
     wanted: dict[str, Mapping[str, int]] = {}
@@ -110,14 +119,20 @@ def _raised(
     for stage in state.basis.stages:
         demand, limits = needed[stage.name], seen.limits.get(stage.name, _NO_LIMITS)
         before = state.wanted[stage.name]
-        fit = more(stage, before, demand.throughputs, demand.needed, stock=left, maximum=limits.maximum)
+        if stage.name in resting:
+            wanted[stage.name] = none = dict.fromkeys(before, 0)
+            left = _less(left, before, none)
+            continue
+        least = _ANY if stage.name in state.sleeping else 0.0  # one that wakes gets a replica, whatever comes
+        supply_needed = max(demand.needed, least)
+        fit = more(stage, before, demand.throughputs, supply_needed, stock=left, maximum=limits.maximum)
         now = fit.replicas
         if limits is not _NO_LIMITS or stage.slots > 1:
             # A stage that is not seen is not made smaller, even if people ask for it.
             most = None if doubted else limits.maximum
-            least = _fewest(stage, limits, now)
+            fewest = _fewest(stage, limits, now)
             still = _less(left, before, now)
-            now = within(stage, now, demand.throughputs, minimum=least, maximum=most, stock=still)
+            now = within(stage, now, demand.throughputs, minimum=fewest, maximum=most, stock=still)
             if now != fit.replicas:
                 limited.append(stage.name)
         left = _less(left, before, now)
@@ -148,15 +163,21 @@ def _changed(
     state: TunerState,
     seen: Observation,
     wanted: Mapping[str, Mapping[str, int]],
-    limited: tuple[str, ...],
     needed: Mapping[str, Demand],
+    *,
+    limited: tuple[str, ...],
+    rest: Rest,
 ) -> tuple[TunerState, Decision]:
     """The decision that asks for other replicas at once."""
     changed = [name for name in state.wanted if wanted[name] != state.wanted[name]]
     leading = max(changed, key=lambda name: (name not in limited, needed[name].needed))
     more_of = any(sum(wanted[name].values()) > sum(state.wanted[name].values()) for name in changed)
     action = Action.SCALE_UP if more_of else Action.SCALE_DOWN
-    if leading in limited:
+    slept = [name for name in changed if name in rest.why]
+    if slept and (action is Action.SCALE_UP) == (rest.why[slept[0]][0] is Reason.WOKEN):
+        leading = slept[0]
+        reason, detail = rest.why[leading]
+    elif leading in limited:
         limits = seen.limits.get(leading, _NO_LIMITS)
         most = "any number of" if limits.maximum is None else f"{limits.maximum}"
         (stage,) = (stage for stage in state.basis.stages if stage.name == leading)

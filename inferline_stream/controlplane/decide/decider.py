@@ -77,6 +77,7 @@ class PolicyMemory:
         )
         if before is not None:
             state = replace(state, outgrown_s=before.outgrown_s, leapt_s=before.leapt_s, reported=before.reported)
+            state = replace(state, used_s=before.used_s)
         self.state = state
 
     def step(self, seen: Observation) -> Decision | None:
@@ -221,12 +222,13 @@ class Decider:
         loop_s, now_s = asyncio.get_running_loop().time(), time.time()
         if self.held or not self._begun(loop_s):
             return
-        if self.paused:
+        if (paused := self.paused) and not self.memory.state.sleeping:
             self._was_paused = True
             return
         if self._was_paused:  # what happened meanwhile is no history to decide on
             self._was_paused = False
             self.memory.again(copied(self.fleet.wanted))
+            self.memory.state = replace(self.memory.state, used_s={})
         crowded = self.view.core_use.crowded
         if bool(crowded) != self._crowded:
             self._crowded = bool(crowded)
@@ -240,8 +242,18 @@ class Decider:
             self.began_s, self.watched_s = now_s, seen.watched_s
         self.asked(now_s, figures_of(seen))
         decision = self.memory.step(seen)
-        if decision is not None:
+        if decision is not None and paused:
+            await self._wake_alone(decision)
+        elif decision is not None:
             await self._apply(decision, seen.envelope)
+
+    async def _wake_alone(self, decision: Decision) -> None:
+        """Of a decision in a pause, in which records keep flowing: what sleeps wakes, and nothing else changes."""
+        if decision.reason is Reason.WOKEN:
+            asleep = {stage for stage, kinds in self.fleet.wanted.items() if not any(kinds.values())}
+            woken = {stage: kinds for stage, kinds in decision.replicas.items() if stage in asleep}
+            await self._apply(replace(decision, replicas={**copied(self.fleet.wanted), **woken}))
+        self.memory.again(copied(self.fleet.wanted))
 
     def _seen(self, loop_s: float, now_s: float) -> Observation:
         """What the policy sees, with the replicas that there are places for."""
@@ -286,7 +298,7 @@ class Decider:
             self._decides_from_s = now_s + self.view.context.settings.start_limit_s(gpu=on_gpus)
         if now_s < self._decides_from_s:
             seen = self.view.reports.ready_stages()
-            if self.view.growth.newest_s is None or seen < self.view.offsets.keys():
+            if self.view.growth.newest_s is None or seen | self.memory.state.sleeping < self.view.offsets.keys():
                 return False
             self._decides_from_s = now_s
         return True
@@ -302,7 +314,8 @@ class Decider:
 
     async def propose(self, proposal: ReplanResult, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""
-        if self.held or self.paused or proposal.reason is None or self._crowded:
+        asleep = bool(self.memory.state.sleeping)  # a plan for what is not there would start its replicas
+        if self.held or self.paused or asleep or proposal.reason is None or self._crowded:
             self.plan_feasible = self.plan_feasible or proposal.plan is not None or proposal.reason is None
             return
         replicas = copied(self.fleet.wanted)

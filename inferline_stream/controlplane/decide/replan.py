@@ -112,7 +112,7 @@ def replan(inputs: ReplanInputs) -> ReplanResult:
         plan = provision(problem, options, known=[before], pipeline=before.pipeline)
     except Infeasible as error:
         return ReplanResult(Reason.PLAN_INFEASIBLE, str(error))
-    plan = replace(plan, reserve=before.reserve)
+    plan = replace(plan, reserve=before.reserve, idle=before.idle)
     numbers = (
         f"{len(stretch)} arrivals at {stretch.arrival_rate:.1f}/s: the plan in force costs ${cost:.4f}/h and has a P99 "
         f"of {format_duration(p99_s)}, the cheapest ${plan.cost_per_hour:.4f}/h and "

@@ -262,6 +262,7 @@ class PipelineView:
             recent=self.traffic.recent(now_s),
             oversubscribed=self.core_use.crowded,
             background=background_words(self.backgrounds, time.time()),
+            background_left=sum(of_class.left for of_class in self.backgrounds.values()),
             late_share=None if self.budget is None else self.budget.share(self.plan.arrival_rate),
         )
 

@@ -298,10 +298,12 @@ class Overrides:
     def limits(self, now_s: float) -> dict[str, Limits]:
         """Fewest and most replicas by stage; a stage scaled by hand has both at that number."""
         limits = {
-            stage: Limits(1 if o.minimum is None else o.minimum, o.maximum)
+            stage: Limits(1 if o.minimum is None else o.minimum, o.maximum, awake=bool(o.minimum))
             for stage, o in self._valid("limits", now_s).items()
         }
-        return limits | {stage: Limits(int(n), int(n)) for stage, n in self._values("scale", now_s).items()}
+        return limits | {
+            stage: Limits(int(n), int(n), awake=n > 0) for stage, n in self._values("scale", now_s).items()
+        }
 
     def standby(self, now_s: float) -> dict[str, int]:
         """Replicas that stand by, by stage, where it was set."""

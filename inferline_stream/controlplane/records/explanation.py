@@ -25,6 +25,8 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.INSURANCE: "replicas that are held in reserve were missing",
         Reason.BACKGROUND: "background events need more than live ones leave idle",
         Reason.LOAD_FELL: "the load fitted fewer replicas",
+        Reason.IDLE: "nothing had come for as long as leaves no replica",
+        Reason.WOKEN: "an event came to stages without replicas",
         Reason.LIMIT_CHANGED: "people or the cluster set other limits",
         Reason.DISPATCHERS_NEED_REPLICAS: "each dispatcher of a stage needs a replica",
         Reason.STOCK_EXHAUSTED: "more replicas were needed than there is hardware",

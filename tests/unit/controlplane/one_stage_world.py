@@ -23,6 +23,7 @@ from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, encode
 from inferline_stream.dataplane.slot_grants import Grant, grant_key
 from inferline_stream.observability.stage_counts import BatchStats, CanaryCounts, StageCounts
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -45,10 +46,20 @@ class World:
 
     Args:
         rate: arrivals per second, by seconds since the start.
+        idle: when the stage sleeps.
+        held: replicas that an earlier controller has left.
         more: fields of `Run`.
     """
 
-    def __init__(self, rate: Callable[[float], float], overrides: Overrides | None = None, **more: Any) -> None:
+    def __init__(
+        self,
+        rate: Callable[[float], float],
+        overrides: Overrides | None = None,
+        *,
+        idle: Idle | None = None,
+        held: int | None = None,
+        **more: Any,
+    ) -> None:
         self.leading: Any = None
         self.canaries: dict[str, CanaryCounts] = {}
         """What is counted of a version that is tried out, by step."""
@@ -66,7 +77,7 @@ class World:
         profile = PipelineProfile(profiles, independent_paths(SHAPE, {}))
         plan = Plan(
             "p", 0.5, {"a": (Allocation("cpu", 1, 2),)}, 0.2, 0.3, 10.0,
-            ((1.0, 16), (10.0, 115), (60.0, 620)), {"a": 1.0}, {"a": 0.5},
+            ((1.0, 16), (10.0, 115), (60.0, 620)), {"a": 1.0}, {"a": 0.5}, idle={} if idle is None else {"a": idle},
         )  # fmt: skip
         kafka: Any = self.kafka
         run = Run(
@@ -80,8 +91,10 @@ class World:
             write_records=self.kafka.write, heartbeat=self._heartbeat,
         )  # fmt: skip
         self.view = PipelineView(context, plan, profile, {"a": 4})
-        found = Recovered(None, (), (), overrides and {"a": {"cpu": 2}}, overrides or Overrides(), 0)
-        self.controller = Controller(run, self.view, self.actuator, leadership, found)
+        wanted = {"a": {"cpu": 2 if held is None else held}}
+        found = Recovered(None, (), (), overrides and wanted, overrides or Overrides(), 0)
+        given: Any = {} if held is None else {"wanted": wanted}
+        self.controller = Controller(run, self.view, self.actuator, leadership, found, **given)
         self.names = names
         self._reports, self._busy_s, self._replica_s = 0, 0.0, 0.0
 
