@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from inferline_stream.pipeline.hardware import Hardware
     from inferline_stream.pipeline.isolation import Isolation
     from inferline_stream.pipeline.model_server import OpenAI, OpenInference, RayServe, TensorFlowServing
+    from inferline_stream.pipeline.spot import Spot
     from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Result, Sample, Stage, Topic
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Result",
     "Sample",
     "ServerUnavailable",
+    "Spot",
     "Stage",
     "TensorFlowServing",
     "Topic",
@@ -49,6 +51,7 @@ _ROOMS = {
     "pipeline.hardware": ("Hardware",),
     "pipeline.isolation": ("Isolation",),
     "pipeline.model_server": ("OpenAI", "OpenInference", "RayServe", "TensorFlowServing"),
+    "pipeline.spot": ("Spot",),
     "pipeline.topology": ("Codec", "Edge", "Pipeline", "Result", "Sample", "Stage", "Topic"),
 }
 

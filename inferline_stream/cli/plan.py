@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from inferline_stream.planner.problem import Problem
     from inferline_stream.replay.idle_costs import IdleCosts
     from inferline_stream.replay.reserve_costs import Reserve, RiskPoint
+    from inferline_stream.replay.spot_mix import SpotMix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +200,15 @@ class _Made:
         return tuple(idle_costs(shape, self.plan.idle, of, trace, self.plan.slo_s))
 
     @property
+    def spot(self) -> SpotMix | None:
+        """What spot capacity saves, and what comes of its loss; None for a plan without any."""
+        from inferline_stream.replay.spot_mix import spot_mix
+
+        problem = self.inputs.problem(self.measured, self.plan.slo_s)
+        of = self.plan, problem.shape, self.measured, problem.catalogue
+        return spot_mix(*of, trace=problem.traces[0], objective=problem.objective)
+
+    @property
     def doubt(self) -> str:
         """Why nobody should believe the P99 here; empty if somebody may."""
         from inferline_stream.cli.plan_steps import not_credible
@@ -212,7 +222,7 @@ class _Made:
         why, risks = self.why(risk=risk)
         return plan_to_bytes(
             self.plan,
-            explanation=explanation_document(why, self.reserve, risks, self.idle),
+            explanation=explanation_document(why, self.reserve, risks, self.idle, self.spot),
             curve=curve_document(self.points) if self.points else msgspec.UNSET,
             not_credible=self.doubt,
         )
@@ -251,6 +261,8 @@ def _show(made: _Made, shown: PlanOutput) -> None:
     show_why(people, made.plan, why, made.reserve)
     for costs in made.idle:
         people.print(costs.in_words(made.plan.slo_s, pipeline.objective))
+    if (spot := made.spot) is not None:
+        people.print(spot.in_words())
     if shown.risk:
         show_risk(people, risks, pipeline.objective)
     if made.points:

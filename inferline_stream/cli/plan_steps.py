@@ -306,6 +306,7 @@ def planned(
     from inferline_stream.planner.evaluator import Spread
     from inferline_stream.planner.provision import SearchProgress as Searching
     from inferline_stream.planner.provision import SearchSettings, provision
+    from inferline_stream.replay.spot_mix import spot_mix
 
     with Bar("getting the estimator ready, once per installation") as bar:
         compile_kernels(bar.show)
@@ -330,7 +331,11 @@ def planned(
                 known=known,
                 pipeline=pipeline.name,
             )
-    return replace(found, reserve=search.reserve, idle=idle_of(pipeline))
+    found = replace(found, reserve=search.reserve, idle=idle_of(pipeline))
+    mix = spot_mix(
+        found, problem.shape, measured, problem.catalogue, trace=problem.traces[0], objective=problem.objective
+    )
+    return found if mix is None else mix.plan
 
 
 def cores_for_replicas(inputs: PlanInputs, measured: PipelineProfile) -> float:

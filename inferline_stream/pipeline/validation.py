@@ -29,6 +29,7 @@ from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import maybe_missing, shape_of, topological
+from inferline_stream.pipeline.spot import is_spot, on_demand
 from inferline_stream.pipeline.topology import (
     MOST_RESULTS,
     ORDERS,
@@ -217,6 +218,8 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     for kind in stage.hardware:
         if isinstance(kind, Hardware):
             yield f"hardware {kind.name!r} is given as an object; give its name here, the object to Pipeline(hardware=)"
+        elif is_spot(kind) and kind in kinds and on_demand(kind) not in stage.hardware:
+            yield f"hardware {kind!r} may be taken away: add {on_demand(kind)!r}, which takes over then"
         elif kind not in kinds:
             yield f"unknown hardware {kind!r}{_close(kind, kinds)}"
     functions: Any = (("cost", stage.cost, "one event"), ("agrees", stage.agrees, "two results"))

@@ -16,12 +16,14 @@ class Supply:
         throughput: µ of one replica at the planned batch limit as measured recently, events per second;
             None where too little was measured: the profile's is used.
         start_up_s: start-up time as measured recently; None: the profile's is used.
+        leaving: replicas that have got a notice, or were taken away without one: others have to take their place.
     """
 
     ready: int
     pending: int = 0
     throughput: float | None = None
     start_up_s: float | None = None
+    leaving: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.spot import Spot, is_spot
 from inferline_stream.tuner.odds import Levels
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
@@ -106,6 +107,7 @@ class Basis:
         knobs: of the default policy.
         reserve: see `pipeline.plan.Plan`.
         idle: see `pipeline.plan.Plan`.
+        spot: how each spot kind among them goes.
     """
 
     slo_s: float
@@ -119,6 +121,7 @@ class Basis:
     knobs: PolicySettings = field(default_factory=PolicySettings)
     reserve: float | None = None
     idle: Mapping[str, Idle] = field(default_factory=dict)
+    spot: Mapping[str, Spot] = field(default_factory=dict)
     start_up_s: float = field(init=False)
     """Longest start-up time of any kind, as profiled."""
     floor: Mapping[str, float] = field(init=False)
@@ -309,4 +312,5 @@ def basis_of(
         knobs=knobs or PolicySettings(),
         reserve=plan.reserve,
         idle=plan.idle,
+        spot={name: spot for name in used if is_spot(name) and (spot := catalogue[name].spot) is not None},
     )

@@ -13,9 +13,10 @@ from inferline_stream.tuner.demand import Demand, demands
 from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubts, on_this_clock
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.paper_policy import inferline_step
-from inferline_stream.tuner.plan_basis import StageBasis
+from inferline_stream.tuner.plan_basis import Replicas, StageBasis
 from inferline_stream.tuner.replica_fit import fewer, more, supply, within
-from inferline_stream.tuner.sleeping_stages import Rest, rested
+from inferline_stream.tuner.sleeping_stages import rested
+from inferline_stream.tuner.spot_losses import SpotSupply, spot_supply
 from inferline_stream.tuner.traffic import RATE_WINDOW_S, Traffic
 from inferline_stream.tuner.tuner_state import TunerState, initial_state
 
@@ -55,11 +56,12 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
         starting = seen.arrivals_age_s is None and jumped is None and seen.time_s - state.changed_s < START_S
         return (state, None) if starting else _hold(state, doubted)
     state, rest = rested(state, seen, doubted=bool(doubted))
+    state, spot = spot_supply(state, seen)
     state, needed = demands(state, seen)
-    wanted, limited, short = _raised(state, seen, needed, doubted, rest.stages)
+    wanted, limited, short = _raised(state, seen, needed, doubted, (rest.stages, spot))
     troubles = doubted + short + _stuck(needed)
     if wanted != state.wanted:
-        return _changed(state, seen, wanted, needed, limited=limited, rest=rest)
+        return _changed(state, seen, wanted, needed, limited=limited, why={**spot.why, **rest.why})
     if doubted:
         return _hold(replace(state, fits_since_s={}), troubles)
     state, lowered = _lowered(state, seen, needed)
@@ -109,16 +111,18 @@ def _raised(
     seen: Observation,
     needed: Mapping[str, Demand],
     doubted: tuple[Doubt, ...],
-    resting: Collection[str],
+    supplied: tuple[Collection[str], SpotSupply],
 ) -> tuple[Mapping[str, Mapping[str, int]], tuple[str, ...], tuple[Doubt, ...]]:
     """Replicas for every demand within stock and limits; stages that limits decide; where it is short."""
     wanted: dict[str, Mapping[str, int]] = {}
     limited, short = [], []
+    resting, spot = supplied
     stock = {**state.basis.stock, **seen.stock}
-    left = {hardware: count - _held(state, hardware) for hardware, count in stock.items()}
+    stock |= {kind: min(count, stock.get(kind, count)) for kind, count in spot.stock.items()}
+    left = {hardware: count - _held(spot.held, hardware) for hardware, count in stock.items()}
     for stage in state.basis.stages:
         demand, limits = needed[stage.name], seen.limits.get(stage.name, _NO_LIMITS)
-        before = state.wanted[stage.name]
+        before = spot.held[stage.name]
         if stage.name in resting:
             wanted[stage.name] = none = dict.fromkeys(before, 0)
             left = _less(left, before, none)
@@ -155,8 +159,8 @@ def _fewest(stage: StageBasis, limits: Limits, held: Mapping[str, int]) -> int:
     return max(limits.minimum, stage.slots) if any(held.values()) else limits.minimum
 
 
-def _held(state: TunerState, hardware: str) -> int:
-    return sum(by_kind.get(hardware, 0) for by_kind in state.wanted.values())
+def _held(replicas: Replicas, hardware: str) -> int:
+    return sum(by_kind.get(hardware, 0) for by_kind in replicas.values())
 
 
 def _changed(
@@ -166,17 +170,22 @@ def _changed(
     needed: Mapping[str, Demand],
     *,
     limited: tuple[str, ...],
-    rest: Rest,
+    why: Mapping[str, tuple[Reason, str]],
 ) -> tuple[TunerState, Decision]:
     """The decision that asks for other replicas at once."""
     changed = [name for name in state.wanted if wanted[name] != state.wanted[name]]
     leading = max(changed, key=lambda name: (name not in limited, needed[name].needed))
-    more_of = any(sum(wanted[name].values()) > sum(state.wanted[name].values()) for name in changed)
+    more_of = any(
+        any(count > state.wanted[name].get(kind, 0) for kind, count in wanted[name].items())
+        if name in why
+        else sum(wanted[name].values()) > sum(state.wanted[name].values())
+        for name in changed
+    )
     action = Action.SCALE_UP if more_of else Action.SCALE_DOWN
-    slept = [name for name in changed if name in rest.why]
-    if slept and (action is Action.SCALE_UP) == (rest.why[slept[0]][0] is Reason.WOKEN):
-        leading = slept[0]
-        reason, detail = rest.why[leading]
+    caused = [name for name in changed if name in why and (why[name][0] is not Reason.IDLE or not more_of)]
+    if caused:
+        leading = caused[0]
+        reason, detail = why[leading]
     elif leading in limited:
         limits = seen.limits.get(leading, _NO_LIMITS)
         most = "any number of" if limits.maximum is None else f"{limits.maximum}"

@@ -77,7 +77,7 @@ class PolicyMemory:
         )
         if before is not None:
             state = replace(state, outgrown_s=before.outgrown_s, leapt_s=before.leapt_s, reported=before.reported)
-            state = replace(state, used_s=before.used_s)
+            state = replace(state, used_s=before.used_s, noticed=before.noticed, away_until_s=before.away_until_s)
         self.state = state
 
     def step(self, seen: Observation) -> Decision | None:
@@ -157,6 +157,10 @@ class Decider:
         self.follow_people()
         if override is not None and override.kind in ("limits", "scale"):
             self._warn_of_none(override)
+        if override is not None and override.kind == "notice":
+            of = {stage: n for stage, kinds in self.fleet.wanted.items() if (n := kinds.get(override.subject))}
+            if not of:
+                logger.warning("notice of %s: there is no replica of it, so nothing is replaced", override.subject)
         if override is not None and override.kind == "canary" and code is not None and code.name != name:
             left = format_duration(max(0.0, (override.until_s or 0.0) - time.time()))
             what = f"copies of {override.value:.3g}" if code.mirror else f"{override.value:.3g}"
@@ -199,6 +203,9 @@ class Decider:
         now_s, loop_s = time.time(), asyncio.get_running_loop().time()
         self.view.prices(self.overrides.prices(now_s))
         self.fleet.standby = {**self.run.standby, **self.overrides.standby(now_s)}
+        notices = self.overrides.notices(now_s)
+        self.view.noticed = frozenset(notices)
+        self.fleet.taken_s = {kind: loop_s + until_s - now_s for kind, until_s in notices.items()}
         self._follow_code()
         code_s = self.overrides.code_s
         if code_s is not None and code_s > self._code_s:
@@ -222,7 +229,7 @@ class Decider:
         loop_s, now_s = asyncio.get_running_loop().time(), time.time()
         if self.held or not self._begun(loop_s):
             return
-        if (paused := self.paused) and not self.memory.state.sleeping:
+        if (paused := self.paused) and not self.memory.state.sleeping and not self.view.noticed:
             self._was_paused = True
             return
         if self._was_paused:  # what happened meanwhile is no history to decide on
@@ -248,10 +255,14 @@ class Decider:
             await self._apply(decision, seen.envelope)
 
     async def _wake_alone(self, decision: Decision) -> None:
-        """Of a decision in a pause, in which records keep flowing: what sleeps wakes, and nothing else changes."""
-        if decision.reason is Reason.WOKEN:
-            asleep = {stage for stage, kinds in self.fleet.wanted.items() if not any(kinds.values())}
-            woken = {stage: kinds for stage, kinds in decision.replicas.items() if stage in asleep}
+        """Of a decision in a pause, in which records keep flowing: what sleeps wakes, what is taken is replaced."""
+        if decision.reason in (Reason.WOKEN, Reason.SPOT_LOST):
+            without = {
+                stage
+                for stage, kinds in self.fleet.wanted.items()
+                if not any(kinds.values()) or any(kinds.get(kind) for kind in self.view.noticed)
+            }
+            woken = {stage: kinds for stage, kinds in decision.replicas.items() if stage in without}
             await self._apply(replace(decision, replicas={**copied(self.fleet.wanted), **woken}))
         self.memory.again(copied(self.fleet.wanted))
 

@@ -92,6 +92,8 @@ class PipelineView:
     start_ups: StartUpTimes = field(default_factory=StartUpTimes)
     budget: ErrorBudget | None = None
     """Of the SLO's window, as last looked at."""
+    noticed: frozenset[str] = frozenset()
+    """Spot kinds of which there is a notice: their replicas are taken away soon."""
     letter_age_shares: Mapping[str, float] = field(default_factory=dict)
     """By stage, see `StageState.letter_age_share`."""
     reports: PoolReports = field(init=False)
@@ -280,6 +282,7 @@ class PipelineView:
                 max(0, count - ready),
                 self._throughput(stage, hardware, seen),
                 self.start_ups.next_s(stage, hardware),
+                leaving=self._held[stage, hardware] if hardware in self.noticed else 0,
             )
         _, hidden = self.reports.late_by_partition(stage)
         return StageObservation(

@@ -80,12 +80,13 @@ class Override(msgspec.Struct, frozen=True):
     A record without a value takes the override back.
     """
 
-    kind: Literal["pause", "scale", "limits", "standby", "slo", "price", "stock", "code", "canary"]
+    kind: Literal["pause", "scale", "limits", "standby", "slo", "price", "stock", "notice", "code", "canary"]
     subject: str = ""
-    """A stage for scale, limits and standby, a hardware kind for price and stock."""
+    """A stage for scale, limits and standby, a hardware kind for price, stock and notice."""
     value: float | None = None
-    """Replicas, seconds of the SLO, dollars per hour, replicas in stock, the share of events of a canary, or when newer
-    code was given, in seconds since the epoch: replicas started before are replaced."""
+    """Replicas, seconds of the SLO, dollars per hour, replicas in stock, seconds until a spot kind is taken, the share
+    of events of a canary, or when newer code was given, in seconds since the epoch: replicas started before are
+    replaced."""
     minimum: int | None = None
     maximum: int | None = None
     until_s: float | None = None
@@ -106,6 +107,8 @@ class Override(msgspec.Struct, frozen=True):
             raise ValueError(f"{self.kind} is {self.value:g}")
         if self.until_s is not None:
             _check_time(self.until_s)
+        if self.kind == "notice" and self.until_s is None:
+            raise ValueError(f"a notice of {self.subject} has no time at which it is taken")
         if self.kind == "canary" and (self.code is None or self.until_s is None or not 0 < (self.value or 0) <= 1):
             raise ValueError(f"a canary of {self.value} until {self.until_s}")
 
@@ -329,6 +332,10 @@ class Overrides:
     def stock(self, now_s: float) -> dict[str, int]:
         """Most replicas of a hardware kind, where it was set."""
         return {kind: int(n) for kind, n in self._values("stock", now_s).items()}
+
+    def notices(self, now_s: float) -> dict[str, float]:
+        """When each hardware kind of which there is a notice is taken away, in seconds since the epoch."""
+        return {kind: o.until_s for kind, o in self._valid("notice", now_s).items() if o.until_s is not None}
 
     def prices(self, now_s: float) -> dict[str, float]:
         """Dollars per hour of a hardware kind, where it was set."""

@@ -27,6 +27,8 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.LOAD_FELL: "the load fitted fewer replicas",
         Reason.IDLE: "nothing had come for as long as leaves no replica",
         Reason.WOKEN: "an event came to stages without replicas",
+        Reason.SPOT_LOST: "spot capacity was taken away",
+        Reason.SPOT_BACK: "spot capacity was asked for again",
         Reason.LIMIT_CHANGED: "people or the cluster set other limits",
         Reason.DISPATCHERS_NEED_REPLICAS: "each dispatcher of a stage needs a replica",
         Reason.STOCK_EXHAUSTED: "more replicas were needed than there is hardware",

@@ -16,7 +16,6 @@ from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.plan_basis import Kind, StageBasis
 from inferline_stream.tuner.policy import POLICIES, _changed, initial_state, step
 from inferline_stream.tuner.policy_settings import PolicySettings
-from inferline_stream.tuner.sleeping_stages import Rest
 from inferline_stream.tuner.tuner_state import TunerState
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen, state
 
@@ -233,7 +232,7 @@ def test_one_stage_up_and_another_down_is_a_step_up():
 def test_as_many_replicas_of_another_kind_are_no_step_up():
     tuner, observation = replace(state(PLAIN), time_s=0.0), seen(0.0)
     exchanged = {**tuner.wanted, "a": {"x": 1, "y": 1}}
-    _, decision = _changed(tuner, observation, exchanged, demands(tuner, observation)[1], limited=(), rest=Rest())
+    _, decision = _changed(tuner, observation, exchanged, demands(tuner, observation)[1], limited=(), why={})
     assert decision.action is Action.SCALE_DOWN
 
 
