@@ -1,4 +1,4 @@
-"""Spot capacity: the same hardware for less, which whoever lends it may take away at short notice."""
+"""Spot capacity: the same hardware for less, which its owner may take away at short notice."""
 
 from __future__ import annotations
 
