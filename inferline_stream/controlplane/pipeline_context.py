@@ -48,7 +48,8 @@ class PipelineContext:
     @cached_property
     def source(self) -> str:
         """Full name of the source topic."""
-        return self.names.topic(self.pipeline.source.name)
+        name = self.pipeline.source.name
+        return name if self.pipeline.groups else self.names.topic(name)
 
     @cached_property
     def sink(self) -> str:
@@ -76,7 +77,9 @@ class PipelineContext:
         return (self.source, *map(self.names.topic, self.live))
 
     def topic(self, stage: str, of_class: str = "") -> str:
-        """Input topic of a stage, for events of the first class or of another one."""
+        """Input topic of a stage, for events of the first class or of another one; of a group, the one it reads."""
+        if self.pipeline.groups:
+            return next(group.topic for group in self.pipeline.groups if group.name == stage)
         if stage not in self.entries:
             return self.names.stage_topic(stage, of_class)
         return self.names.topic(of_class) if of_class else self.source

@@ -40,6 +40,9 @@ def problems_of_idle(declaring: Pipeline | Stage) -> Iterator[str]:
     """Report what is wrong with the idle time of a pipeline or a stage."""
     if declaring.idle is None:
         return
+    if isinstance(declaring, Pipeline) and declaring.groups:
+        yield f"idle {declaring.idle!r} is for stages: members of a consumer group take its records, so one stays"
+        return
     try:
         after_s = duration_s(declaring.idle)
     except ValueError as error:

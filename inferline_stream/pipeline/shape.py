@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inferline_stream.pipeline.consumer_group import ConsumerGroup
 from inferline_stream.pipeline.topology import Edge, Pipeline, Stage
 
 
@@ -153,7 +154,9 @@ def topological(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def shape_of(pipeline: Pipeline) -> Shape:
-    """The DAG of a valid pipeline."""
+    """The DAG of a valid pipeline, of stages or of consumer groups."""
+    if pipeline.groups:
+        return _shape_of_groups(pipeline.groups)
     order = topological(pipeline.stages)
     position = {id(stage): i for i, stage in enumerate(order)}
     arrows = [
@@ -163,6 +166,18 @@ def shape_of(pipeline: Pipeline) -> Shape:
     ]
     many = tuple(i for i, stage in enumerate(order) if stage.many)
     return Shape(tuple(stage.name for stage in order), tuple(arrows), many)
+
+
+def _shape_of_groups(groups: Sequence[ConsumerGroup]) -> Shape:
+    """Parents before their children: a group with more groups before it comes later."""
+
+    def depth(group: ConsumerGroup) -> int:
+        return max((1 + depth(parent) for parent in group.after), default=0)
+
+    order = sorted(groups, key=depth)
+    position = {id(group): i for i, group in enumerate(order)}
+    arrows = [Arrow(position[id(parent)], i) for i, group in enumerate(order) for parent in group.after]
+    return Shape(tuple(group.name for group in order), tuple(arrows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,17 +312,20 @@ def goes_through(shape: Shape, mask: int) -> list[bool]:
     return [not arrows or any(mask >> a & 1 for a in arrows) for arrows in map(shape.parents, range(len(shape.stages)))]
 
 
-def independent_paths(shape: Shape, probability: Mapping[tuple[str, str], float]) -> Paths:
+def independent_paths(shape: Shape, probability: Mapping[tuple[str, str], float], scope: Scope = ()) -> Paths:
     """Paths when each conditional arrow (parent, child) is taken independently with the probability given.
 
-    Arrows without a probability are always taken once their parent is visited.
+    Arrows without a probability are always taken once their parent is visited. Of a scope, the paths of the results
+    that are apart there.
     """
     weights: dict[int, float] = {0: 1.0}
     for bit, arrow in enumerate(shape.arrows):
+        if shape.scope_after(arrow.parent) != scope:
+            continue
         p = probability.get((shape.stages[arrow.parent], shape.stages[arrow.child]), 1.0)
         split: dict[int, float] = {}
         for mask, weight in weights.items():
-            seen = visited(shape, mask)[arrow.parent]
+            seen = scope[-1:] == (arrow.parent,) or visited(shape, mask, scope)[arrow.parent]
             for taken, share in ((True, p), (False, 1 - p)) if seen else ((False, 1.0),):
                 if share > 0:
                     key = mask | taken << bit

@@ -7,12 +7,14 @@ These objects accept what is written and are judged together by `pipeline.valida
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from inferline_stream.pipeline.consumer_group import ConsumerGroup
+from inferline_stream.pipeline.declared_at import declared_at
+from inferline_stream.pipeline.faust_declaration import faust_group
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
 from inferline_stream.pipeline.model_server import ModelServer
@@ -23,19 +25,7 @@ from inferline_stream.pipeline.units import duration_s, share
 class Codec:
     """A format of one's own, given as ``Topic("in", codec=...)`` beside ``"json"``, ``"msgpack"`` and ``"raw"``.
 
-    Each replica builds it with its topology, so a client of a schema registry belongs in here. Confluent's wire format,
-    for example, which puts the number of a schema before each value::
-
-        registry = SchemaRegistryClient({"url": "http://registry:8081"})
-        serialize = AvroSerializer(registry, SCHEMA)
-        deserialize = AvroDeserializer(registry)
-
-        avro = Codec(
-            "avro",
-            encode=lambda value: serialize(msgspec.to_builtins(value), None),
-            decoder=lambda type_: lambda data: msgspec.convert(deserialize(data, None), type_),
-        )
-        pipeline = Pipeline("orders", source=Topic("orders", codec=avro), ...)
+    Each replica builds it with its topology, before it is sealed. `registry_codec` makes those of a schema registry.
 
     Args:
         name: for people, and in the version of the topology: another name is another format.
@@ -243,7 +233,7 @@ class Stage:
         self.fallback = fallback
         self.fallback_share = fallback_share
         self.idle = idle
-        self.declared = _caller()
+        self.declared = declared_at()
 
     @property
     def is_join(self) -> bool:
@@ -322,12 +312,6 @@ def _listed(source: Any) -> tuple[Any, ...]:
     return tuple(source) if isinstance(source, list | tuple) else (source,)
 
 
-def _caller() -> str:
-    """``file:line`` of the code that constructs the object whose constructor calls this."""
-    frame = sys._getframe(2)
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Edge:
     """The arrow from a parent; taken always, or when the condition holds for the parent's result.
@@ -348,9 +332,9 @@ class Pipeline:
         name: names the pipeline's topics, groups and metrics.
         slo: target for the end-to-end P99, a duration such as ``"250ms"``.
         source: topic that events arrive on; or a list of it, of live topics with an SLO of their own, and of background
-            topics, such as an archive, see `Topic`.
-        sink: topic that the final stage's results go to.
-        stages: every stage, in any order.
+            topics, such as an archive, see `Topic`. Consumer groups have the topic that the first of them read.
+        sink: topic that the final stage's results go to; consumer groups have none.
+        stages: every stage, in any order; or every consumer group that runs already.
         sample: arrivals and events to profile and plan with.
         hardware: kinds that extend or override the default catalogue.
         objective: share of events that must meet the SLO.
@@ -368,9 +352,9 @@ class Pipeline:
         name: str,
         *,
         slo: str,
-        source: Topic | Sequence[Topic],
-        sink: Topic,
-        stages: Iterable[Stage],
+        source: Topic | Sequence[Topic] | None = None,
+        sink: Topic | None = None,
+        stages: Iterable[Stage | ConsumerGroup],
         sample: Sample | None = None,
         hardware: Iterable[Hardware] = (),
         objective: float = 0.99,
@@ -381,9 +365,14 @@ class Pipeline:
     ) -> None:
         self.name = name
         self.slo = slo
-        self.sources: tuple[Topic, ...] = (source,) if isinstance(source, Topic) else _listed(source)
-        self.sink = sink
-        self.stages = tuple(stages)
+        listed = tuple(stages)
+        self.stages = tuple(each for each in listed if not isinstance(each, ConsumerGroup))
+        self.groups = tuple(each for each in listed if isinstance(each, ConsumerGroup))
+        """Consumer groups that run already, in place of stages."""
+        self.sources: tuple[Topic, ...] = () if source is None else _listed(source)
+        if source is None:
+            self.sources = tuple(map(Topic, dict.fromkeys(group.topic for group in self.groups if not group.after)))
+        self.sink = Topic("") if sink is None else sink
         self.sample = sample
         self.hardware = tuple(hardware)
         self.objective = objective
@@ -391,7 +380,19 @@ class Pipeline:
         self.on_expired = on_expired
         self.order = order
         self.idle = idle
-        self.declared = _caller()
+        self.declared = declared_at()
+
+    @classmethod
+    def from_faust(cls, app: Any, *, slo: str, topic: str | None = None) -> Pipeline:
+        """Return the pipeline of a Faust app, which is one consumer group; see `faust_declaration.faust_group`.
+
+        Args:
+            app: a ``faust.App`` with its agents.
+            slo: from a record's append to its commit.
+            topic: that its events enter by.
+        """
+        group = faust_group(app, topic)
+        return cls(group.name, slo=slo, stages=[group])
 
     @property
     def source(self) -> Topic:
@@ -435,7 +436,8 @@ class Pipeline:
         raise KeyError(name)
 
     def __repr__(self) -> str:
-        return f"Pipeline({self.name!r}, stages={[stage.name for stage in self.stages]})"
+        names = [stage.name for stage in self.stages] + [group.name for group in self.groups]
+        return f"Pipeline({self.name!r}, stages={names})"
 
 
 def is_asynchronous(run: object) -> bool:

@@ -14,6 +14,7 @@ from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.spot import Spot, is_spot
+from inferline_stream.tuner.group_changes import GroupBasis
 from inferline_stream.tuner.odds import Levels
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
@@ -108,6 +109,7 @@ class Basis:
         reserve: see `pipeline.plan.Plan`.
         idle: see `pipeline.plan.Plan`.
         spot: how each spot kind among them goes.
+        groups: of consumer groups, what their changes cost; None of stages.
     """
 
     slo_s: float
@@ -122,6 +124,7 @@ class Basis:
     reserve: float | None = None
     idle: Mapping[str, Idle] = field(default_factory=dict)
     spot: Mapping[str, Spot] = field(default_factory=dict)
+    groups: GroupBasis | None = None
     start_up_s: float = field(init=False)
     """Longest start-up time of any kind, as profiled."""
     floor: Mapping[str, float] = field(init=False)

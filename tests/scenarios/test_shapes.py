@@ -77,7 +77,7 @@ def build(tmp_path: Path, embedded_broker: KafkaServer) -> Any:
         )
         fan_out = FanOut(0, (0, 12), (0.5, 0.5), (1,), (1.0,))
         measured = replace(run.measured, paths=Paths((0,), (1.0,), (fan_out,)))
-        return replace(run, feed=None, faust=False, measured=measured)
+        return replace(run, feed=None, measured=measured)
 
     return built
 

@@ -146,9 +146,10 @@ class Fleet:
     ) -> None:
         """Drain replicas that will be taken: once others do their work, or shortly before they are taken."""
         ready = sum(r.state == "running" and self.view.reports.is_ready(r.replica) for r in others)
+        enough = max(sum(wanted.values()), len(noticed))  # fewer are wanted where there is no place for more
         for kind in {r.hardware for r in noticed}:
             left_s = self.taken_s[kind] - asyncio.get_running_loop().time()
-            if ready >= sum(wanted.values()) or left_s <= _DRAIN_S:
+            if ready >= enough or left_s <= _DRAIN_S:
                 names = [r.replica for r in noticed if r.hardware == kind]
                 logger.info("stage %s: %s leave, which will be taken in %.0f s", stage, names, max(left_s, 0.0))
                 await self._ask(stage, kind, 0, names)

@@ -88,7 +88,7 @@ class World:
             pipeline=one_stage(hardware=[Hardware("cpu", 0.1, spot=Spot(0.03)), Hardware("gpu", 0.6)]),
             topology=Path("topology.py"),
             bootstrap_servers="", plan=plan, measured=profile,
-            log_folder=Path("logs"), faust=False, **{"replans": False, "cores": math.inf, **more},
+            log_folder=Path("logs"), **{"replans": False, "cores": math.inf, **more},
         )  # fmt: skip
         context = PipelineContext(run.pipeline, kafka, Settings())
         leadership: Any = SimpleNamespace(

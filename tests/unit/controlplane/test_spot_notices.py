@@ -47,11 +47,11 @@ def test_replacements_start_at_once_and_what_is_taken_works_on_until_they_are_re
 @in_world(steady(10.0), planned=ON_SPOT)
 async def test_a_notice_shorter_than_a_start_drains_replicas_before_they_are_taken(world: World) -> None:
     await asyncio.sleep(20.0)
-    say(world, Override("notice", "cpu-spot", 6.0, until_s=EPOCH_S + 26.0))
+    say(world, Override("notice", "cpu-spot", 10.0, until_s=EPOCH_S + 30.0))
     world.actuator.room["cpu"] = 0  # none has a place
-    await asyncio.sleep(0.8)
+    await asyncio.sleep(3.0)
     assert await there(world, "cpu-spot") == 2
-    await asyncio.sleep(1.7)
+    await asyncio.sleep(4.0)
     assert await there(world, "cpu-spot") == 0
 
 
