@@ -146,7 +146,7 @@ def _zero(days: int) -> Figures:
         asleep = replace(plan, idle=dict.fromkeys(p.shape.stages, Idle(IDLE_S)))
         basis = initial_state(asleep, p.measured, p.catalogue).basis
         (said,) = idle_costs(p.shape, asleep.idle, sleepers(basis, asleep, p.measured), trace, p.slo_s)
-        ran, always = (_run(p, each, sample, trace, period_s=0.5) for each in (asleep, plan))
+        ran, always = (_run(p, each, sample, trace, period_s=1.0) for each in (asleep, plan))
         found = (
             ran.cost, always.cost, ran.late, always.late,
             said.late, sum(each.reason == "woken" for each in ran.steps), ran.known,

@@ -100,8 +100,8 @@ def test_none_of_it_is_spot_where_people_pay_too_little_for_what_stands_in() -> 
 
 
 def test_the_closed_loop_replaces_what_has_a_notice_before_it_is_taken_and_takes_it_back() -> None:
-    """An hour of it: the price is that of spot, but for twelve minutes on demand."""
-    spot, trace = Spot(0.3, notice="2m"), Trace(np.arange(36_000) / 10.0)
+    """The price is that of spot, but for twelve minutes on demand."""
+    spot, trace = Spot(0.3, notice="2m"), Trace(np.arange(16_000) / 10.0)
     of, catalogue_ = measured(20.0), kinds(spot)
     losses = [Loss(600.0, "x-spot", 120.0, away_s=300.0)]
     tuner = Tuner("tuner", step, initial_state(plan(), of, catalogue_), ONE, period_s=1.0)
@@ -109,7 +109,7 @@ def test_the_closed_loop_replaces_what_has_a_notice_before_it_is_taken_and_takes
     tuned = replay(ONE, plan().allocations, of, trace, tuner, **more)
     alone = replay(ONE, plan().allocations, of, trace, Fixed(), **more)
     assert tuned.late == 0
-    assert alone.late > 20_000, "nothing works after it"
+    assert alone.late > 5_000, "nothing works after it"
     assert [each.reason for each in tuned.steps if each.reason.startswith("spot")] == ["spot_lost", "spot_back"]
     on_demand_h = tuned.replica_hours["a", "x"]
     assert 4 * (120 + 600) / 3600 * 0.9 < on_demand_h < 6 * (120 + 600 + 120) / 3600
