@@ -89,7 +89,8 @@ def test_a_notice_for_a_replica_that_is_gone_takes_none_away_twice() -> None:
 def test_one_of_several_replicas_is_replaced_alone() -> None:
     state = begun(Spot(0.3))
     before = counts(state)
-    state, _ = step(state, now(3.0, state, leaving=(1, 0)))
+    for second in (3.0, 4.0, 5.0):  # the same notice, three times
+        state, _ = step(state, now(second, state, leaving=(1, 0)))
     assert counts(state) == {"a": (before["a"][0] + 1, before["a"][1] - 1), "b": before["b"]}
 
 
