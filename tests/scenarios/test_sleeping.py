@@ -16,7 +16,7 @@ async def test_a_pipeline_that_fell_asleep_is_woken_by_the_next_events_and_loses
     swing, embedded_broker: KafkaServer
 ) -> None:
     levels = [(30.0, 2.0), (0.01, 16.0), (30.0, 2.0)]
-    run: Run = swing(embedded_broker.bootstrap_servers, levels=levels, policy=POLICIES["default"], faust=False)
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=levels, policy=POLICIES["default"])
     run = replace(run, plan=replace(run.plan, idle=dict.fromkeys(run.plan.allocations, Idle(3.0))))
     async with asyncio.timeout(180):
         report = await run_to_report(run, asyncio.Event())

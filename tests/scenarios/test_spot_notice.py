@@ -35,7 +35,7 @@ def on_spot(run: Run) -> Run:
 
 
 async def test_on_demand_replicas_take_over_before_spot_ones_are_taken(swing, embedded_broker: KafkaServer) -> None:
-    run = on_spot(swing(embedded_broker.bootstrap_servers, levels=[(30, 12)], policy=POLICIES["default"], faust=False))
+    run = on_spot(swing(embedded_broker.bootstrap_servers, levels=[(30, 12)], policy=POLICIES["default"]))
     assert run.feed is not None
     async with (
         on_this_host(run, 180.0) as (live, actuator),
