@@ -51,9 +51,9 @@ class PipelineContext:
         return self.names.topic(self.pipeline.source.name)
 
     @cached_property
-    def sink(self) -> str:
-        """Full name of the sink topic."""
-        return self.names.topic(self.pipeline.sink.name)
+    def sinks(self) -> dict[str, str]:
+        """By stage that feeds one, full name of the topic that its results go to."""
+        return {stage: self.names.topic(topic.name) for stage, topic in self.pipeline.sinks.items()}
 
     @cached_property
     def entries(self) -> frozenset[str]:

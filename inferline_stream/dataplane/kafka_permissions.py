@@ -61,11 +61,11 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
 
 
 def _controller(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
-    source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
+    source = names.topic(pipeline.source.name)
     wanted = _to_verify(pipeline, names)
     for route in routes:  # to commit where a group starts takes the right to read its topic
         wanted[route.input_topic].add("Read")
-    for topic in (source, sink, names.completed, names.stage_stats, names.control):
+    for topic in (source, *_sinks(pipeline, names), names.completed, names.stage_stats, names.control):
         wanted[topic].add("Read")
     for topic in (names.assignments, names.arrivals, names.decisions):
         wanted[topic] |= {"Read", "Write"}
@@ -96,21 +96,23 @@ def _dispatcher(names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
 
 
 def _connectors(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
-    source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
+    source = names.topic(pipeline.source.name)
     for topic in _live_sources(pipeline, names):
         yield Permission("source-connector", "topic", topic, False, ("Write",), "sources")
-    yield Permission("source-connector", "topic", sink, False, ("Read",), "http --results")
+    for sink in _sinks(pipeline, names):
+        yield Permission("source-connector", "topic", sink, False, ("Read",), "http --results")
     for route in routes:
         if route.input_topic == source:
             yield Permission("source-connector", "group", route.group, False, ("Describe",), "http --most-behind")
-    yield Permission("sink-connector", "topic", sink, False, ("Read",), "sinks")
-    yield Permission("sink-connector", "group", f"{sink}-to-", True, ("Read",), "sinks")
+    for sink in _sinks(pipeline, names):
+        yield Permission("sink-connector", "topic", sink, False, ("Read",), "sinks")
+        yield Permission("sink-connector", "group", f"{sink}-to-", True, ("Read",), "sinks")
 
 
 def _people(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
     inputs = sorted({route.input_topic for route in routes})
-    sink = names.topic(pipeline.sink.name)
-    seen: dict[str, set[str]] = {topic: {"Describe"} for topic in (*inputs, sink, names.completed)}
+    ends = (*inputs, *_sinks(pipeline, names), names.completed)
+    seen: dict[str, set[str]] = {topic: {"Describe"} for topic in ends}
     for topic in (
         *(*_live_sources(pipeline, names), names.arrivals, names.stage_stats),
         *(names.assignments, names.decisions, names.control),
@@ -125,6 +127,10 @@ def _people(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Itera
     yield from _on_topics("operator", {topic: {"Read"} for topic in letters}, "dlq")
     yield from _on_topics("operator", {topic: {"Write"} for topic in (*inputs, *letters)}, "dlq replay")
     yield Permission("operator", "transactional-id", names.transactional_id("dlq"), False, ("Write",), "dlq replay")
+
+
+def _sinks(pipeline: Pipeline, names: Names) -> list[str]:
+    return [names.topic(topic.name) for topic in pipeline.sinks.values()]
 
 
 def _live_sources(pipeline: Pipeline, names: Names) -> list[str]:

@@ -43,13 +43,13 @@ class Follow:
 
     Args:
         sends: records, in topological order of their stages.
-        to_sink: whether the result is the pipeline's own.
-        completed: whether the event ends here without one.
+        to_sink: whether the result goes to the stage's sink.
+        ended: stages whose sinks get no result of the event, as is known here.
     """
 
     sends: tuple[Send, ...]
     to_sink: bool = False
-    completed: bool = False
+    ended: tuple[str, ...] = ()
 
 
 def follow(shape: Shape, stage: str, taken: Iterable[str] | None, *, empty: bool = False) -> Follow:
@@ -71,13 +71,11 @@ def follow(shape: Shape, stage: str, taken: Iterable[str] | None, *, empty: bool
     scopes = shape.scopes()
     scope = scopes[at] if taken is None else shape.scope_after(at)
     apart = (*scope, at) if empty else scope
-    final = not shape.children(at)
-    if final:
-        return Follow((), to_sink=taken is not None, completed=taken is None)
+    finals = shape.finals()
     children = set(taken or ())
     skipped: set[int] = set()
     sends: list[Send] = []
-    completed = False
+    ended = [stage] if at in finals and taken is None else []
     for child in range(at + 1, len(shape.stages)):
         parents = [shape.arrows[arrow].parent for arrow in shape.parents(child)]
         name = shape.stages[child]
@@ -96,8 +94,9 @@ def follow(shape: Shape, stage: str, taken: Iterable[str] | None, *, empty: bool
             sends.append(Send(name, result=True))
         elif passed_by:
             skipped.add(child)
-            completed = completed or not shape.children(child)
-    return Follow(tuple(sends), completed=completed)
+            if child in finals:
+                ended.append(name)
+    return Follow(tuple(sends), at in finals and taken is not None, tuple(ended))
 
 
 class ClassTopic(msgspec.Struct, frozen=True):
@@ -120,7 +119,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         prefix: of every topic and group.
         stage: the stage's name.
         source: the source topic's name, without prefix.
-        sink: the sink topic's name, without prefix.
+        sink: name, without prefix, of the topic that the stage's results go to; empty where they go to none.
         stages: every stage in topological order.
         arrows: (parent, child, conditional) by position in ``stages``, as in `Shape`.
         ordered: joins that keep the order of a key.
@@ -139,6 +138,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         gathering: stages that gather, by position.
         most: results that this stage may give for an event; 0 where it gives one.
         fills: whether this stage gathers None in the place of a part that died.
+        beside: stages with children that feed a sink, by position.
     """
 
     pipeline: str
@@ -164,6 +164,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     gathering: tuple[int, ...] = ()
     most: int = 0
     fills: bool = False
+    beside: tuple[int, ...] = ()
 
     @cached_property
     def classes(self) -> tuple[Routes, ...]:
@@ -211,7 +212,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     def shape(self) -> Shape:
         """The pipeline's DAG."""
         arrows = (Arrow(*arrow, arrow[1] in self.gathering) for arrow in self.arrows)
-        return Shape(self.stages, tuple(arrows), self.many)
+        return Shape(self.stages, tuple(arrows), self.many, self.beside)
 
     @cached_property
     def parents(self) -> tuple[str, ...]:
@@ -246,15 +247,16 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         return frozenset(self.stages[at] for at in self.gathering)
 
     @cached_property
-    def ends_events(self) -> bool:
-        """Whether what ends here ends for good: no stage on the way to the sink waits for the others with it."""
-        scopes = self.shape.scopes()
-        return set(scopes[self.stages.index(self.stage)]) <= set(scopes[self.shape.finals()[0]])
+    def finals(self) -> tuple[str, ...]:
+        """Stages that feed a sink."""
+        return tuple(self.stages[at] for at in self.shape.finals())
 
     @cached_property
-    def is_final(self) -> bool:
-        """Whether the stage's results are the pipeline's."""
-        return not self.children
+    def ends_at(self) -> tuple[str, ...]:
+        """Stages whose sinks get nothing of what ends here; none where a stage on the way waits for other parts."""
+        scopes, at = self.shape.scopes(), self.stages.index(self.stage)
+        after = self.shape.downstream(at).intersection(self.shape.finals())
+        return tuple(self.stages[final] for final in sorted(after) if set(scopes[at]) <= set(scopes[final]))
 
     @cached_property
     def joins(self) -> frozenset[str]:
@@ -286,8 +288,8 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def sink_topic(self) -> str:
-        """The sink topic's full name."""
-        return self.names.topic(self.sink)
+        """Full name of the topic that the stage's results go to; empty where they go to none."""
+        return self.names.topic(self.sink) if self.sink else ""
 
     def topic_of(self, stage: str) -> str:
         """The topic that a stage reads: the source for entry stages, its own for all others."""
@@ -319,7 +321,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         """Every topic that the stage's dispatcher may write to for the class, control topics aside."""
         sends = (*self.follow(None).sends, *(self.follow_none.sends if self.most else ()))
         stages = {*self.children, *(send.stage for send in (*sends, *self.follow(0).sends))}
-        topics = {self.topic_of(stage) for stage in stages} | ({self.sink_topic} if self.is_final else set())
+        topics = {self.topic_of(stage) for stage in stages} | ({self.sink_topic} if self.sink else set())
         return (*sorted(topics), self.names.completed, self.names.dead_letters(self.input_topic))
 
 
@@ -339,13 +341,13 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         version = version_value(structure_of(pipeline))
     except TypeError as error:
         raise InvalidTopology(f"stage {stage!r}: {error}") from error
-    own = declared[stage]
+    own, sink = declared[stage], pipeline.sinks.get(stage)
     return Routes(
         pipeline=pipeline.name,
         prefix=prefix,
         stage=stage,
         source=pipeline.source.name,
-        sink=pipeline.sink.name,
+        sink="" if sink is None else sink.name,
         stages=shape.stages,
         arrows=tuple((arrow.parent, arrow.child, arrow.conditional) for arrow in shape.arrows),
         ordered=tuple(each.name for each in pipeline.stages if each.is_join and each.ordered),
@@ -355,7 +357,7 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         version=version,
         entry_time_header=pipeline.source.timestamp_header if not own.after else None,
         source_max_bytes=pipeline.source.max_bytes if not own.after else None,
-        sink_max_bytes=pipeline.sink.max_bytes,
+        sink_max_bytes=None if sink is None else sink.max_bytes,
         server_budget_s=0.0 if own.server is None else own.server.budget_s,
         deadline_order=pipeline.order == "deadline",
         others=tuple(
@@ -373,6 +375,7 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         gathering=tuple(at for at in range(len(shape.stages)) if shape.gathers(at)),
         most=own.most if own.many else 0,
         fills=own.gathers is not None and own.gathers.fills,
+        beside=shape.beside,
     )
 
 

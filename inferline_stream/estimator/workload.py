@@ -114,7 +114,7 @@ class Workload:
 
     @property
     def last(self) -> slice:
-        """The events that may reach the sink: those of the final stage's scope."""
+        """The events that may reach a sink: those of the scope that all stages have which feed one."""
         scope = self.shape.scopes()[self.shape.finals()[0]]
         return slice(*numbered(self.shape, self.entering, self.results, scope))
 
@@ -150,9 +150,10 @@ class Workload:
         return self._taken[arrow]
 
     def awaited(self, stage: int) -> NDArray[np.bool_]:
-        """By mask, whether an event visits a stage and reaches the sink."""
+        """By mask, whether an event visits a stage and reaches a sink after it."""
         if stage not in self._awaited:
-            visits = np.array([self.feeds[s].visits for s in (stage, *self.shape.finals())], dtype=np.bool_)
+            after = self.shape.downstream(stage).intersection(self.shape.finals())
+            visits = np.array([self.feeds[s].visits for s in (stage, *after)], dtype=np.bool_)
             self._awaited[stage] = visits[0] & visits[1:].any(axis=0)
         return self._awaited[stage]
 

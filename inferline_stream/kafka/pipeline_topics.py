@@ -70,19 +70,16 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
     Args:
         pipeline: a valid pipeline.
         prefix: before each name.
-        partitions: by stage, of the topics that have to be created; entry stages give the source topic's, the final
-            stage the sink's and the completed topic's. `Topic.partitions` wins, `DEFAULT_PARTITIONS` is for the rest.
+        partitions: by stage, of the topics that have to be created; entry stages give the source topic's, those
+            that feed a sink its, and the completed topic's. `Topic.partitions` wins, `DEFAULT_PARTITIONS` is for the
+            rest.
     """
     names = Names(pipeline.name, prefix)
     wanted = dict(partitions or {})
     entries = [stage.name for stage in pipeline.stages if not stage.after]
     inner = [stage.name for stage in pipeline.stages if stage.after]
-    parents = {edge.parent.name for stage in pipeline.stages for edge in stage.after}
-    final = next((stage.name for stage in pipeline.stages if stage.name not in parents), "")
-    sink_large = _takes(pipeline.sink.max_bytes)
+    of_sinks = {stage: wanted.get(stage, DEFAULT_PARTITIONS) for stage in pipeline.sinks}
     of_source = pipeline.source.partitions or max((wanted.get(e, DEFAULT_PARTITIONS) for e in entries), default=1)
-    of_final = wanted.get(final, DEFAULT_PARTITIONS)
-    sink = names.topic(pipeline.sink.name)
     sources = {
         names.topic(topic.name): WantedTopic(
             names.topic(topic.name),
@@ -105,8 +102,18 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
             )
             for topic, (stage, of) in stage_topics.items()
         ),
-        WantedTopic(sink, pipeline.sink.partitions or of_final, "sink: results of the final stage", sink_large),
-        WantedTopic(names.completed, of_final, "events that ended without a result, with the reason", _WEEK),
+        *(
+            WantedTopic(
+                names.topic(topic.name),
+                topic.partitions or of_sinks[stage],
+                f"sink: results of stage {stage}",
+                _takes(topic.max_bytes),
+            )
+            for stage, topic in pipeline.sinks.items()
+        ),
+        WantedTopic(
+            names.completed, max(of_sinks.values()), "events that ended without a result, with the reason", _WEEK
+        ),
         *(
             WantedTopic(
                 names.dead_letters(topic),

@@ -71,9 +71,6 @@ def problems_of_classes(pipeline: Pipeline) -> Iterator[str]:
             yield from _of_live(source)
         if source is not pipeline.source:
             yield from _of_further(source, pipeline)
-    if isinstance(pipeline.sink, Topic) and (pipeline.sink.background or pipeline.sink.slo is not None):
-        what = "background" if pipeline.sink.background else "slo"
-        yield f"sink topic {pipeline.sink.name!r}: {what} is of a source; results of all classes go to one sink"
 
 
 def _of_live(source: Topic) -> Iterator[str]:

@@ -35,6 +35,7 @@ class Shape:
         arrows: ordered by child, then by the child's order of parents; an arrow's position here is
             its bit in `Paths.masks`.
         many: positions of the stages that give an event many results, each an event of its own from there on.
+        beside: positions of the stages with children whose results go to a sink as well.
 
     Raises:
         ValueError: an arrow that points backwards or outside, or two stages of one name.
@@ -43,6 +44,7 @@ class Shape:
     stages: tuple[str, ...]
     arrows: tuple[Arrow, ...]
     many: tuple[int, ...] = ()
+    beside: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.stages)) != len(self.stages):
@@ -66,6 +68,14 @@ class Shape:
             if at in wanted:
                 wanted |= {self.arrows[bit].parent for bit in self.parents(at)}
         return tuple(self.stages[at] for at in sorted(wanted))
+
+    def downstream(self, stage: int) -> frozenset[int]:
+        """Positions of a stage and all that come after it."""
+        found = {stage}
+        for arrow in self.arrows:  # ordered by child: every parent was looked at before
+            if arrow.parent in found:
+                found.add(arrow.child)
+        return frozenset(found)
 
     def entries(self) -> tuple[int, ...]:
         """Stages without a parent: they read the source topic."""
@@ -92,8 +102,8 @@ class Shape:
         return self.scopes()[stage] + ((stage,) if stage in self.many else ())
 
     def finals(self) -> tuple[int, ...]:
-        """Stages without a child; a valid pipeline has exactly one."""
-        return tuple(s for s in range(len(self.stages)) if not self.children(s))
+        """Stages whose results go to a sink: those without a child, and those `beside`. All are of one scope."""
+        return tuple(s for s in range(len(self.stages)) if s in self.beside or not self.children(s))
 
     def longest_path_s(self, service_time_s: Mapping[str, float] | Sequence[float]) -> float:
         """T_s: the largest sum of service times along any path (InferLine §3)."""
@@ -162,7 +172,9 @@ def shape_of(pipeline: Pipeline) -> Shape:
         for edge in stage.after
     ]
     many = tuple(i for i, stage in enumerate(order) if stage.many)
-    return Shape(tuple(stage.name for stage in order), tuple(arrows), many)
+    parents = {arrow.parent for arrow in arrows}
+    beside = tuple(i for i, stage in enumerate(order) if i in parents and stage.sink is not None)
+    return Shape(tuple(stage.name for stage in order), tuple(arrows), many, beside)
 
 
 @dataclass(frozen=True, slots=True)

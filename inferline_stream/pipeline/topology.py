@@ -194,6 +194,8 @@ class Stage:
         many: whether it gives each event a list of results, perhaps an empty one, in place of one result. Each is an
             event of its own from there on, until a stage gathers them (`gathered`).
         most: results of one event, where it gives many; an event with more becomes a dead letter.
+        sink: topic that its results go to. A stage with children sends them there as well; a final stage sends them
+            there in place of the pipeline's sink.
     """
 
     def __init__(
@@ -218,6 +220,7 @@ class Stage:
         most: int = DEFAULT_MOST,
         fallback: Callable[..., Any] | str | ModelServer | None = None,
         fallback_share: str | None = None,
+        sink: Topic | None = None,
     ) -> None:
         self.name = name
         self.run = run
@@ -239,6 +242,7 @@ class Stage:
         self.most = most
         self.fallback = fallback
         self.fallback_share = fallback_share
+        self.sink = sink
         self.declared = _caller()
 
     @property
@@ -345,7 +349,7 @@ class Pipeline:
         slo: target for the end-to-end P99, a duration such as ``"250ms"``.
         source: topic that events arrive on; or a list of it, of live topics with an SLO of their own, and of background
             topics, such as an archive, see `Topic`.
-        sink: topic that the final stage's results go to.
+        sink: topic that the results of the final stage go to; None where each final stage has a sink of its own.
         stages: every stage, in any order.
         sample: arrivals and events to profile and plan with.
         hardware: kinds that extend or override the default catalogue.
@@ -363,7 +367,7 @@ class Pipeline:
         *,
         slo: str,
         source: Topic | Sequence[Topic],
-        sink: Topic,
+        sink: Topic | None = None,
         stages: Iterable[Stage],
         sample: Sample | None = None,
         hardware: Iterable[Hardware] = (),
@@ -396,6 +400,14 @@ class Pipeline:
     def others(self) -> tuple[Topic, ...]:
         """The other topics, each a class of its own: live ones with an SLO, and background ones."""
         return tuple(topic for topic in self.sources if topic is not self.source)
+
+    @property
+    def sinks(self) -> dict[str, Topic]:
+        """By stage that feeds one, the topic that its results go to: its own, or of a final stage the pipeline's."""
+        stages = [stage for stage in self.stages if isinstance(stage, Stage)]
+        parents = {id(getattr(edge, "parent", edge)) for stage in stages for edge in stage.after}
+        fed = ((each.name, each.sink or (None if id(each) in parents else self.sink)) for each in stages)
+        return {name: topic for name, topic in fed if topic is not None}
 
     @property
     def slo_s(self) -> float:

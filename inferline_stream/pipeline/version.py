@@ -45,7 +45,7 @@ class Structure:
 
     Args:
         source: topic and codec.
-        sink: topic and codec.
+        sinks: topic and codec, by stage that feeds one.
         formats: of each stage's results on the way to the next.
         edges: by stage, its parents; whether the edge is conditional.
         ordered: joins that keep the order of a key.
@@ -55,7 +55,7 @@ class Structure:
     """
 
     source: tuple[str, str]
-    sink: tuple[str, str]
+    sinks: Mapping[str, tuple[str, str]]
     formats: Mapping[str, str]
     edges: Mapping[str, Mapping[str, bool]]
     ordered: tuple[str, ...] = ()
@@ -81,10 +81,10 @@ def structure_of(pipeline: Pipeline) -> Structure:
     Raises:
         TypeError: a stage's annotations cannot be resolved.
     """
-    source, sink = pipeline.source, pipeline.sink
+    source = pipeline.source
     return Structure(
         source=(source.name, _name(source.codec)),
-        sink=(sink.name, _name(sink.codec)),
+        sinks={stage: (sink.name, _name(sink.codec)) for stage, sink in pipeline.sinks.items()},
         formats={stage.name: format_between(types_of(stage).returns) for stage in pipeline.stages},
         edges={
             stage.name: {edge.parent.name: edge.condition is not None for edge in stage.after}
@@ -108,10 +108,12 @@ def incompatibilities(running: Structure, wanted: Structure) -> list[str]:
     Each reason says what has changed; `DRAIN_FIRST` says what to do.
     """
     found = []
-    for end in ("source", "sink"):
-        before, now = getattr(running, end), getattr(wanted, end)
-        if before != now:
-            found.append(f"the {end} was topic {before[0]} ({before[1]}) and is topic {now[0]} ({now[1]})")
+    if running.source != wanted.source:
+        found.append(f"the source was {_topic(running.source)} and is {_topic(wanted.source)}")
+    for stage in {**running.sinks, **wanted.sinks}:
+        was, is_ = _topic(running.sinks.get(stage)), _topic(wanted.sinks.get(stage))
+        if was != is_:
+            found.append(f"the sink of stage {stage} was {was} and is {is_}")
     if running.others != wanted.others:
         was, is_ = _names(running.others), _names(wanted.others)
         found.append(f"the further source topics were {was} and are {is_}")
@@ -147,6 +149,10 @@ def incompatibilities(running: Structure, wanted: Structure) -> list[str]:
 
 def _name(codec: str | Codec) -> str:
     return codec.name if isinstance(codec, Codec) else codec
+
+
+def _topic(end: tuple[str, str] | None) -> str:
+    return "none" if end is None else f"topic {end[0]} ({end[1]})"
 
 
 def _names(stages: Any) -> str:

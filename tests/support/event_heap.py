@@ -504,7 +504,7 @@ class _Simulation:
         for position, event in enumerate(batch.events):
             self.log.append(Happening(now, s, event, "ends", self._number(s, slot, r), batch.number))
             sent_s = now + self._extra_s(event, "hop", s)
-            if not self.workload.shape.children(s):
+            if s in self.workload.shape.finals():
                 latency = sent_s + self.workload.hop_s - float(self.workload.entry_s[event])
                 self.latency_s[event] = np.fmax(self.latency_s[event], latency)
             self._outcome(s, event, (sent_s, s, (0, now, slot, batch.start_s, batch.order, position)), ran=True)

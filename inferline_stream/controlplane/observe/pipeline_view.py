@@ -76,7 +76,7 @@ class PipelineView:
     growth: LogGrowth = field(default_factory=LogGrowth)
     events_out: int = 0
     completed: int = 0
-    """Growth of the sink's and of the completed topic since the start of the run."""
+    """Growth of the sinks and of the completed topic since the start of the run."""
     decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
     plans: deque[StoredPlan] = field(default_factory=lambda: deque(maxlen=_PLANS_KEPT))
     decision_counts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -117,12 +117,12 @@ class PipelineView:
         joins = [self.shape.stages[at] for at in self.shape.joins()]
         self.settling = {join: SettledParts(join, self.shape.upstream([join])[:-1]) for join in joins}
         self.traffic = Traffic(self.windows_s)
-        final, declared_slo_s = self.shape.stages[self.shape.finals()[0]], self.context.pipeline.slo_s
-        self.latencies = Latencies(self.reports, final, declared_slo_s, self.plan.slo_s)
+        finals, declared_slo_s = tuple(self.context.sinks), self.context.pipeline.slo_s
+        self.latencies = Latencies(self.reports, finals, declared_slo_s, self.plan.slo_s)
         longer_s = self.context.live and {self.context.pipeline.source.name: 0.0, **self.context.live}
         self.latencies_by_class = {
             topic: Latencies(
-                self.reports, final, _own_s(declared_slo_s, more_s), _own_s(self.plan.slo_s, more_s), topic
+                self.reports, finals, _own_s(declared_slo_s, more_s), _own_s(self.plan.slo_s, more_s), topic
             )
             for topic, more_s in longer_s.items()
         }
@@ -431,7 +431,8 @@ class PipelineView:
             coarse_peak_per_hour=self.coarse_peak_per_hour,
             oversubscribed=self.core_use.crowded,
             backgrounds=tuple(
-                background_state(of, each, self.reports, time_s) for of, each in self.backgrounds.items()
+                background_state(of, each, self.reports, time_s, tuple(self.context.sinks))
+                for of, each in self.backgrounds.items()
             ),
             classes=tuple(
                 class_state(of, each, self.others[of].offsets if of in self.others else self.offsets, now_s)

@@ -409,18 +409,18 @@ def _degraded_share(recent: StageCounts) -> float:
 
 @dataclass(slots=True)
 class Latencies:
-    """End-to-end latencies, as the final stage reported: since the start, recent, and late by the SLO of their time.
+    """End-to-end latencies of records in sinks, as stages reported: since the start, recent, and late by the SLO then.
 
     Args:
         reports: of its dispatchers.
-        final: the stage that reports them.
+        finals: the stages that report them.
         declared_slo_s: dispatchers count latencies by the SLO that the topology declares.
         slo_s: in force.
         of: the live class, by topic; without one, those of all, each less what its class's SLO is longer.
     """
 
     reports: PoolReports
-    final: str
+    finals: tuple[str, ...]
     declared_slo_s: float
     slo_s: float
     of: str = ""
@@ -431,11 +431,12 @@ class Latencies:
 
     def histogram(self) -> LatencyHistogram:
         """Since the start, with the SLO in force among the bounds."""
-        bounds, total = latency_bounds_s(self.declared_slo_s), self.reports.total(self.final)
-        buckets = self.reports.latencies(self.final, self.of) if self.of else total.latency_buckets
-        counts = [*buckets, *[0] * (len(bounds) + 1)][: len(bounds) + 1]
-        sum_s = 0.0 if self.of else total.latency_sum_s
-        return LatencyHistogram(bounds, tuple(counts), sum_s).with_bound(self.slo_s)
+        bounds, totals = latency_bounds_s(self.declared_slo_s), [self.reports.total(each) for each in self.finals]
+        of_finals = [self.reports.latencies(each, self.of) for each in self.finals] if self.of else None
+        buckets = of_finals or [total.latency_buckets for total in totals]
+        counts = [sum(found) for found in zip_longest(*buckets, [0] * (len(bounds) + 1), fillvalue=0)]
+        sum_s = 0.0 if self.of else sum(total.latency_sum_s for total in totals)
+        return LatencyHistogram(bounds, tuple(counts[: len(bounds) + 1]), sum_s).with_bound(self.slo_s)
 
     def late(self) -> int:
         """Events since the start that were late by the SLO of their time."""

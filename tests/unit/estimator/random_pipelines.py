@@ -29,7 +29,7 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None, many: boo
     With ``many``, some stages give an event many results, and others gather them.
     """
     rng = np.random.default_rng(seed)
-    shape = random_tree(seed) if many else random_shape(rng)
+    shape = with_sinks(random_tree(seed) if many else random_shape(rng), seed)
     conditional = {
         (shape.stages[w.parent], shape.stages[w.child]): rng.choice([0.0, 0.3, 0.5, 0.9])
         for w in shape.arrows
@@ -84,6 +84,15 @@ def random_tree(seed: int) -> Shape:
         else:
             last = add(scope, last)
     return Shape(tuple(names), tuple(arrows), tuple(sorted(many)))
+
+
+def with_sinks(shape: Shape, seed: int) -> Shape:
+    """Half of the shapes with stages before others that feed a sink as well, of the scope of the last stage."""
+    rng, scopes = np.random.default_rng([seed, 8]), [shape.scope_after(at) for at in range(len(shape.stages))]
+    if rng.random() < 0.5:
+        return shape
+    inner = (at for at, scope in enumerate(scopes) if shape.children(at) and scope == scopes[-1])
+    return replace(shape, beside=tuple(at for at in inner if rng.random() < 0.3))
 
 
 def with_fan_outs(shape: Shape, seed: int) -> Paths:

@@ -158,7 +158,44 @@ def test_a_parent_given_twice_is_found() -> None:
 def test_several_final_stages_are_named() -> None:
     pipeline = moderation()
     found = only_problem(moderation(stages=pipeline.stages[:3]))
-    assert "2 stages have no child ('toxicity', 'duplicate')" in found
+    assert "2 stages have no child and no sink of their own ('toxicity', 'duplicate')" in found
+
+
+@pytest.mark.parametrize(
+    ("sinks", "pipelines", "problem"),
+    [
+        ({"right": Topic("alerts")}, Topic("out"), None),
+        ({"left": Topic("alerts"), "right": Topic("calm"), "first": Topic("all")}, None, None),
+        ({"left": Topic("alerts"), "right": Topic("calm")}, Topic("out"), "none feeds the pipeline's sink; leave"),
+        ({"left": Topic("alerts")}, None, "final stage 'right' has no sink; give it or the pipeline"),
+        ({"left": Topic("out")}, Topic("out"), "2 sinks are topic 'out'; give each a topic of its own"),
+        ({"left": Topic("in")}, Topic("out"), "source and sink are both topic 'in'"),
+        ({"right": Topic("x", background=True)}, Topic("out"), "sink topic 'x': background is of a source"),
+        ({"right": Topic("x y")}, Topic("out"), "sink topic 'x y' is no name"),
+        ({"right": Topic("x", codec="raw")}, Topic("out"), "returns list[int], but the sink topic is raw"),
+        (
+            {"right": Topic("x"), "first": Topic("y", codec="msgpack")},
+            Topic("out"),
+            "stage 'first': its sink has the codec 'msgpack', and the next stage takes its results as 'json'",
+        ),
+        ({"right": Topic("x"), "many": Topic("y")}, Topic("out"), "'right' gives whole events, 'many' gives results"),
+    ],
+)
+def test_sinks_of_stages_are_each_a_topic_of_whole_events_that_something_feeds(sinks, pipelines, problem) -> None:
+    first = Stage("first", whole, hardware="cpu-1", sink=sinks.get("first"))
+    stages = [first, *(Stage(n, whole, hardware="cpu-1", after=[first], sink=sinks.get(n)) for n in ("left", "right"))]
+    if "many" in sinks:
+        stages.append(Stage("many", several, hardware="cpu-1", after=[first], many=True, sink=sinks["many"]))
+    pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=pipelines, stages=stages)
+    assert problem in only_problem(pipeline) if problem else problems(pipeline) == ()
+
+
+def whole(events: list[int]) -> list[int]:
+    return events
+
+
+def several(events: list[int]) -> list[list[int]]:
+    return [[event] for event in events]
 
 
 def test_a_stage_without_hardware_is_found() -> None:

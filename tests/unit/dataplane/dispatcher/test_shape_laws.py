@@ -27,7 +27,7 @@ from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed, Many
-from inferline_stream.dataplane.headers import REPLAY, read_headers
+from inferline_stream.dataplane.headers import ENDED_AT, REPLAY, read_headers
 from inferline_stream.dataplane.lineage import root, share
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.kafka.offset_metadata import Committed
@@ -76,7 +76,22 @@ class Tree:
             else:
                 last = add([last.when(always) if rng.random() < 0.5 else last], many=rng.random() < 0.4 and depth < 2)
                 depth += last.many
+        self._add_sinks(stages, rng)
         return Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=stages)
+
+    @staticmethod
+    def _add_sinks(stages: list[Stage], rng: random.Random) -> None:
+        """Give some stages a sink of their own, or a child with one: of the same scope, as `check` wants it."""
+        shape = shape_of(Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=stages))
+        scopes = [shape.scope_after(at) for at in range(len(stages))]
+        for at in range(len(stages) - 1):
+            stage, name = stages[at], f"x{at}"
+            if scopes[at] == scopes[-1] and (what := rng.random()) < 0.4:
+                if what < 0.2:
+                    stage.sink = Topic(name)
+                else:
+                    edge = stage.when(always) if what < 0.3 else stage
+                    stages.insert(-1, Stage(name, nothing, hardware="cpu-1", after=[edge], sink=Topic(name)))
 
     def luck(self, stage: str, value: Any, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {stage} {value} {purpose}")
@@ -99,16 +114,17 @@ class Tree:
 
     # What has to come out, by recursion
 
-    def expected(self, source: Any) -> tuple[list[Any], bool]:
-        """Values in the sink for one event of the source, and whether something of it died without a substitute."""
+    def expected(self, source: Any) -> tuple[dict[str, list[Any]], bool]:
+        """Values in each sink for one event of the source, and whether something died without a substitute."""
         self._done: dict[Any, Any] = {}
-        out, dead = [], False
-        final = self.pipeline.stages[-1]
-        for path in self._paths(final):
-            given_ = self._result_at(final, path, source)
-            dead |= given_ == "dead"
-            if isinstance(given_, list):
-                out += [value for value, _ in given_]
+        out, dead = defaultdict[str, list[Any]](list), False
+        for name in self.pipeline.sinks:
+            final = self.pipeline.stage(name)
+            for path in self._paths(final):
+                given_ = self._result_at(final, path, source)
+                dead |= given_ == "dead"
+                if isinstance(given_, list):
+                    out[name] += [value for value, _ in given_]
         return out, dead
 
     def _paths(self, final: Stage) -> list[tuple[int, ...]]:
@@ -263,31 +279,39 @@ class World:
                 self.put(routes.input_topic, Record(letter.key, letter.value, [*headers, (REPLAY, b"1")], 1_000))
 
     def ledger(self, events: int) -> EventLedger:
-        ledger = EventLedger("in", [0], [events])
+        sinks = self.tree.pipeline.sinks
+        ledger = EventLedger("in", [0], [events], at=tuple(sinks))
         for record in self.topics["in"][:events]:
             ledger.entered(record)
-        for record in self.topics["out"]:
-            ledger.out(record)
+        for stage, topic in sinks.items():
+            for record in self.topics[topic.name]:
+                ledger.out(record, stage)
         for record in self.topics[self.routes["s0"].names.completed]:
             ledger.ended(record)
         return ledger
 
 
-def shares(world: World) -> dict[bytes, Fraction]:
-    """By event of the source, the parts of it that have reached the sink or ended: together they are the whole."""
+def shares(world: World, sink: str) -> dict[bytes, Fraction]:
+    """By event of the source, the parts of it that have reached a sink or ended: together they are the whole."""
     found: dict[bytes, Fraction] = defaultdict(Fraction)
-    ends = [*world.topics["out"], *world.topics[world.routes["s0"].names.completed]]
+    completed = world.topics[world.routes["s0"].names.completed]
+    ended = [each for each in completed if sink in (each.header(ENDED_AT) or sink.encode()).decode().split(",")]
+    ends = [*world.topics[world.tree.pipeline.sinks[sink].name], *ended]
     for event_id, of in {(read.event_id or b"", read.of) for read in (read_headers(end.headers) for end in ends)}:
         found[root(event_id, len(of))] += share(of)
     return found
 
 
 def sunk(world: World) -> Counter[str]:
-    return Counter(record.value.decode() for record in world.topics["out"])
+    """Values with the stage that has sent them to its sink."""
+    sinks = world.tree.pipeline.sinks.items()
+    return Counter(f"{at} {record.value.decode()}" for at, topic in sinks for record in world.topics[topic.name])
 
 
-def encoded(values: list[Any]) -> Counter[str]:
-    return Counter(msgspec.json.encode(value).decode() for value in values)
+def expected_of(tree: Tree, events: int) -> Counter[str]:
+    outs = (tree.expected(number)[0] for number in range(events))
+    values = ((at, value) for out in outs for at, found in out.items() for value in found)
+    return Counter(f"{at} {msgspec.json.encode(value).decode()}" for at, value in values)
 
 
 @settings(max_examples=120, deadline=None)
@@ -298,23 +322,22 @@ def test_whatever_the_shape_each_event_is_whole_once_and_accounted_for(seed: int
     for number in range(events):
         world.put("in", Record(b"k", b"%d" % number, (), 1_000))
     world.run(again=again)
-    expected = [tree.expected(number) for number in range(events)]
-    values = [value for out, _ in expected for value in out]
-    found, ledger = sunk(world), world.ledger(events)
-    assert found.keys() == encoded(values).keys()
-    assert again or found == encoded(values)
+    expected, found, ledger = expected_of(tree, events), sunk(world), world.ledger(events)
+    assert found.keys() == expected.keys()
+    assert again or found == expected
     assert ledger.lost() == (0, [])
     assert again or ledger.duplicated == 0
-    assert shares(world) == {b"in/0/%d" % number: 1 for number in range(events)}
+    for sink in tree.pipeline.sinks:
+        assert shares(world, sink) == {b"in/0/%d" % number: 1 for number in range(events)}
 
     if any(stage.gathers is not None and stage.gathers.fills for stage in tree.pipeline.stages):
         return  # what died has a substitute in the sink
     tree.heals = True
     world.send_letters_again()
     world.run(again=0.0)
-    healed = [value for number in range(events) for value in tree.expected(number)[0]]
-    assert sunk(world).keys() == encoded(healed).keys()
-    assert again or sunk(world) == encoded(healed)
+    healed = expected_of(tree, events)
+    assert sunk(world).keys() == healed.keys()
+    assert again or sunk(world) == healed
 
 
 def test_the_trees_contain_what_they_are_meant_to() -> None:
@@ -323,4 +346,5 @@ def test_the_trees_contain_what_they_are_meant_to() -> None:
     joins = sum(any(len(stage.after) > 1 for stage in pipeline.stages) for pipeline in pipelines)
     apart = sum(len(shape_of(p).scopes()[-1]) > 0 for p in pipelines)
     deaths = sum(Tree(seed).expected(0)[1] for seed in range(200))
-    assert min(gathers, joins, apart, deaths) > 15, (gathers, joins, apart, deaths)
+    sinks = sum(len(pipeline.sinks) > 1 for pipeline in pipelines)
+    assert min(gathers, joins, apart, deaths, sinks) > 15, (gathers, joins, apart, deaths, sinks)

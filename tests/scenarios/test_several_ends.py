@@ -1,0 +1,117 @@
+"""Pipelines with several sinks: each gets its records, and an event has ended once all of them are there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.dataplane.dead_letters import send_again
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
+from inferline_stream.kafka.writer import write_once
+from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.shape import Paths
+from inferline_stream.runs.lifecycle import run_to_report
+from inferline_stream.testing.kafka import KafkaServer
+from tests.support.emulated_runs import emulated_run
+
+TOPOLOGY = """
+import os
+
+from inferline_stream import Pipeline, Sample, Stage, Topic
+
+QUICK = {"hardware": ["emulated-cpu"], "emulated": {1: "1ms", 16: "2ms"}, "max_batch_size": 16}
+
+
+def score(events: list[int]) -> list[int | None]:
+    return [None if event == 7 else event for event in events]
+
+
+def warn(events: list[int]) -> list[str]:
+    if 8 in events and not os.path.exists(HEALED):
+        raise ValueError("no 8")
+    return [f"warned of {event}" for event in events]
+
+
+def describe(events: list[int]) -> list[str]:
+    return [f"is {event}" for event in events]
+
+
+def even(event: int) -> bool:
+    return event % 2 == 0
+
+
+scored = Stage("score", score, sink=Topic("scores", partitions=1), **QUICK)
+warned = Stage("warn", warn, after=[scored.when(even)], sink=Topic("alerts", partitions=1), **QUICK)
+described = Stage("describe", describe, after=[scored], **QUICK)
+pipeline = Pipeline(
+    "ends", slo="500ms", source=Topic("in", partitions=2), sink=Topic("out", partitions=1),
+    stages=[scored, warned, described], sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),
+)
+"""
+
+EVENTS = range(12)
+
+
+@pytest.fixture
+def build(tmp_path: Path, embedded_broker: KafkaServer) -> Any:
+    """Builds a run of the pipeline, whose stage `warn` fails on 8 until the file `healed` is there."""
+
+    def built(delivery: str) -> Run:
+        (tmp_path / "topology.py").write_text(f"HEALED = {str(tmp_path / 'healed')!r}\n{TOPOLOGY}")
+        (tmp_path / "arrivals.csv").write_text("arrival_s\n0.0\n0.5\n")
+        (tmp_path / "events.jsonl").write_text("1\n2\n")
+        run: Run = emulated_run(
+            tmp_path, embedded_broker.bootstrap_servers, tmp_path, levels=[(20, 1)], delivery=delivery
+        )
+        measured = replace(run.measured, paths=Paths((0b10, 0b11), (0.5, 0.5)))
+        return replace(run, feed=None, faust=False, measured=measured)
+
+    return built
+
+
+async def ran(run: Run) -> Any:
+    """Run until everything that came is done; return the report."""
+    stop = asyncio.Event()
+    stop.set()
+    async with asyncio.timeout(120):
+        return await run_to_report(run, stop)
+
+
+async def sent_to(run: Run, sink: str) -> Counter[Any]:
+    topic = Names(run.pipeline.name, run.records.prefix).topic(sink)
+    async with TopicFollower(run.bootstrap_servers, topic) as follower:
+        return Counter([json.loads(record.value or b"") async for record in follower.until(await follower.end())])
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+async def test_each_sink_gets_its_records_and_each_event_is_accounted_for(
+    build: Any, tmp_path: Path, delivery: str
+) -> None:
+    run = build(delivery)
+    await ran(run)
+    source = Names(run.pipeline.name, run.records.prefix).topic("in")
+    for event in EVENTS:
+        await write_once(run.bootstrap_servers, Record.keyed(source, f"k{event}", b"%d" % event, event % 2))
+    report = await ran(run)
+    assert (report.lost, report.duplicated, report.unknown) == (0, 0, 0), report.lost_ids
+    assert (report.events_in, report.events_out) == (12, 11)
+    assert report.completed == {"filtered": 1, "dead_lettered": 1}  # a branch not taken is no ending: others went on
+    assert report.slo_counts == "events"
+    through = [event for event in EVENTS if event != 7]
+    assert await sent_to(run, "scores") == Counter(through)
+    assert await sent_to(run, "out") == Counter(f"is {event}" for event in through)
+    assert await sent_to(run, "alerts") == Counter(f"warned of {event}" for event in (0, 2, 4, 6, 10))
+
+    (tmp_path / "healed").touch()
+    await send_again(run.bootstrap_servers, run.pipeline, run.records.prefix)
+    await ran(run)
+    assert await sent_to(run, "alerts") == Counter(f"warned of {event}" for event in EVENTS if event % 2 == 0)
+    assert await sent_to(run, "scores") == Counter(through)
