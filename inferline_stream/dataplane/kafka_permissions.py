@@ -75,7 +75,8 @@ def _controller(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> I
     leader = f"{names.prefix}{names.pipeline}-controller"
     yield Permission("controller", "transactional-id", leader, False, ("Write",), _RUN)
     yield from _slots("controller", names, routes)  # it ends what a dead dispatcher has left open
-    yield Permission("controller", "topic", source, False, ("Write",), _FEED)
+    for topic in (source, *(names.topic(own.name) for own in pipeline.own_sources.values())):
+        yield Permission("controller", "topic", topic, False, ("Write",), _FEED)
     yield Permission("controller", "topic", names.control, False, ("Write",), "run --ui-token, deploy --canary")
     probe = "inferline-hop-"
     yield Permission("controller", "topic", probe, True, ("Create", "Delete", "Read", "Write"), _PROFILE)

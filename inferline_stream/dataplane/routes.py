@@ -15,7 +15,7 @@ from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
 from inferline_stream.pipeline.keys import keeps_order
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import Arrow, Shape, shape_of
-from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.topology import Pipeline, Topic
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.pipeline.version import structure_of
 
@@ -109,6 +109,8 @@ class ClassTopic(msgspec.Struct, frozen=True):
     rate: float = 0.0
     timestamp_header: str | None = None
     max_bytes: int | None = None
+    entries: tuple[int, ...] = ()
+    """Positions of the stages at which its events enter."""
 
 
 class Routes(msgspec.Struct, frozen=True, dict=True):
@@ -139,6 +141,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         most: results that this stage may give for an event; 0 where it gives one.
         fills: whether this stage gathers None in the place of a part that died.
         beside: stages with children that feed a sink, by position.
+        entries: stages at which events of the class enter, by position.
     """
 
     pipeline: str
@@ -165,6 +168,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     most: int = 0
     fills: bool = False
     beside: tuple[int, ...] = ()
+    entries: tuple[int, ...] = ()
 
     @cached_property
     def classes(self) -> tuple[Routes, ...]:
@@ -178,6 +182,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
                 slo_s=self.slo_s if topic.slo_s is None else topic.slo_s,
                 entry_time_header=topic.timestamp_header if entry else None,
                 source_max_bytes=topic.max_bytes if entry else None,
+                entries=topic.entries,
             )
             for topic in self.others
         )
@@ -219,6 +224,12 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         """The stage's parents, in the order of their edges."""
         at = self.stages.index(self.stage)
         return tuple(self.stages[parent] for parent, child, _ in self.arrows if child == at)
+
+    @cached_property
+    def heard(self) -> tuple[str, ...]:
+        """The parents that events of the class may come to: a join waits for these."""
+        reached = frozenset[int]().union(*map(self.shape.downstream, self.entries))
+        return tuple(parent for parent in self.parents if self.stages.index(parent) in reached)
 
     @cached_property
     def children(self) -> tuple[str, ...]:
@@ -292,9 +303,8 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         return self.names.topic(self.sink) if self.sink else ""
 
     def topic_of(self, stage: str) -> str:
-        """The topic that a stage reads: the source for entry stages, its own for all others."""
-        at = self.stages.index(stage)
-        entry = all(child != at for _, child, _ in self.arrows)
+        """The topic that a stage reads: the source where events of the class enter, its own for all others."""
+        entry = self.stages.index(stage) in self.entries
         return self.names.topic(self.source) if entry else self.names.stage_topic(stage, self.of_class)
 
     @cached_property
@@ -342,6 +352,10 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
     except TypeError as error:
         raise InvalidTopology(f"stage {stage!r}: {error}") from error
     own, sink = declared[stage], pipeline.sinks.get(stage)
+
+    def entries(topic: Topic) -> tuple[int, ...]:
+        return tuple(at for at, name in enumerate(shape.stages) if pipeline.enters(declared[name], topic))
+
     return Routes(
         pipeline=pipeline.name,
         prefix=prefix,
@@ -363,11 +377,12 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         others=tuple(
             ClassTopic(
                 topic.name,
-                None if topic.slo is None else duration_s(topic.slo),
+                None if topic.background else duration_s(topic.slo or pipeline.slo),
                 topic.weight,
                 topic.rate,
                 topic.timestamp_header,
                 topic.max_bytes,
+                entries(topic),
             )
             for topic in pipeline.others
         ),
@@ -376,6 +391,7 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         most=own.most if own.many else 0,
         fills=own.gathers is not None and own.gathers.fills,
         beside=shape.beside,
+        entries=entries(pipeline.source),
     )
 
 
@@ -385,7 +401,9 @@ def every_route(pipeline: Pipeline, prefix: str = "") -> Mapping[str, Routes]:
 
 
 def input_topics(pipeline: Pipeline, names: Names, stage: str) -> list[str]:
-    """Return the topics that a stage reads, by class: a source for entry stages, its own for all others."""
-    if pipeline.stage(stage).after:
-        return [names.stage_topic(stage, of) for of in ("", *(topic.name for topic in pipeline.others))]
-    return [names.topic(topic.name) for topic in (pipeline.source, *pipeline.others)]
+    """Return the topics that a stage reads, by class: a source where its events enter, its own for all others."""
+    own, classes = pipeline.stage(stage), {"": pipeline.source} | {topic.name: topic for topic in pipeline.others}
+    return [
+        names.topic(topic.name) if pipeline.enters(own, topic) else names.stage_topic(stage, of)
+        for of, topic in classes.items()
+    ]

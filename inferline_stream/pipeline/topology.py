@@ -114,6 +114,7 @@ class Topic:
             Stages serve first what has the least time left.
         share: of such a source: its part of the sample's events, by which plans are made. By default all live sources
             that have none have the same.
+        sample: of a source of an entry stage's own (`Stage`): its arrivals and events.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Topic:
     finish_by: str | None = None
     slo: str | None = None
     share: float | None = None
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +196,7 @@ class Stage:
         many: whether it gives each event a list of results, perhaps an empty one, in place of one result. Each is an
             event of its own from there on, until a stage gathers them (`gathered`).
         most: results of one event, where it gives many; an event with more becomes a dead letter.
+        source: topic that an entry stage reads in place of the pipeline's. Its events enter at this stage only.
         sink: topic that its results go to. A stage with children sends them there as well; a final stage sends them
             there in place of the pipeline's sink.
     """
@@ -220,6 +223,7 @@ class Stage:
         most: int = DEFAULT_MOST,
         fallback: Callable[..., Any] | str | ModelServer | None = None,
         fallback_share: str | None = None,
+        source: Topic | None = None,
         sink: Topic | None = None,
     ) -> None:
         self.name = name
@@ -242,6 +246,7 @@ class Stage:
         self.most = most
         self.fallback = fallback
         self.fallback_share = fallback_share
+        self.source = source
         self.sink = sink
         self.declared = _caller()
 
@@ -348,7 +353,7 @@ class Pipeline:
         name: names the pipeline's topics, groups and metrics.
         slo: target for the end-to-end P99, a duration such as ``"250ms"``.
         source: topic that events arrive on; or a list of it, of live topics with an SLO of their own, and of background
-            topics, such as an archive, see `Topic`.
+            topics, such as an archive, see `Topic`. None where each entry stage has a source of its own.
         sink: topic that the results of the final stage go to; None where each final stage has a sink of its own.
         stages: every stage, in any order.
         sample: arrivals and events to profile and plan with.
@@ -366,7 +371,7 @@ class Pipeline:
         name: str,
         *,
         slo: str,
-        source: Topic | Sequence[Topic],
+        source: Topic | Sequence[Topic] | None = None,
         sink: Topic | None = None,
         stages: Iterable[Stage],
         sample: Sample | None = None,
@@ -378,7 +383,7 @@ class Pipeline:
     ) -> None:
         self.name = name
         self.slo = slo
-        self.sources: tuple[Topic, ...] = (source,) if isinstance(source, Topic) else _listed(source)
+        self.listed: tuple[Topic, ...] = () if source is None else _listed(source)
         self.sink = sink
         self.stages = tuple(stages)
         self.sample = sample
@@ -390,16 +395,44 @@ class Pipeline:
         self.declared = _caller()
 
     @property
+    def own_sources(self) -> dict[str, Topic]:
+        """By stage that has one, the source of its own."""
+        own = ((each.name, each.source) for each in self.stages if isinstance(each, Stage))
+        return {name: source for name, source in own if source is not None}
+
+    @property
+    def sources(self) -> tuple[Topic, ...]:
+        """Every source topic: those of the pipeline, then those of stages."""
+        return (*self.listed, *self.own_sources.values())
+
+    @property
     def source(self) -> Topic:
-        """The topic of live events whose SLO is the pipeline's."""
+        """The topic of the first class: live events whose SLO is the pipeline's."""
         topics = [topic for topic in self.sources if isinstance(topic, Topic)]
         own = (topic for topic in topics if not topic.background and topic.slo is None)
         return next(own, topics[0] if topics else Topic(""))
 
     @property
     def others(self) -> tuple[Topic, ...]:
-        """The other topics, each a class of its own: live ones with an SLO, and background ones."""
+        """The other topics, each a class of its own: live ones with an SLO, background ones, and those of stages."""
         return tuple(topic for topic in self.sources if topic is not self.source)
+
+    @property
+    def samples(self) -> dict[str, Sample | None]:
+        """By source topic: the pipeline's sample, and that of each source of a stage's own, by class."""
+        own = tuple(self.own_sources.values())
+        return {
+            topic.name: topic.sample if any(topic is each for each in own) else self.sample
+            for topic in (self.source, *(own if self.listed else own[1:]))
+        }
+
+    def enters(self, stage: Stage, topic: Topic) -> bool:
+        """Whether events of a source topic enter at a stage."""
+        return not stage.after and (topic is stage.source if stage.source else topic in self.listed)
+
+    def codec_of(self, stage: Stage) -> str | Codec:
+        """The format of the events that enter at an entry stage."""
+        return (stage.source or self.source).codec
 
     @property
     def sinks(self) -> dict[str, Topic]:

@@ -21,6 +21,7 @@ from inferline_stream.pipeline.annotations import (
     without_none,
 )
 from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_times, emulated_s
+from inferline_stream.pipeline.end_topics import check_scopes_of_sinks, problems_of_sinks, problems_of_sources
 from inferline_stream.pipeline.event_classes import problems_of_classes
 from inferline_stream.pipeline.fallback_declaration import problems_of_fallbacks
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue, divided
@@ -28,7 +29,6 @@ from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import maybe_missing, shape_of, topological
-from inferline_stream.pipeline.sinks import check_scopes_of_sinks, problems_of_sinks
 from inferline_stream.pipeline.topology import (
     MOST_RESULTS,
     ORDERS,
@@ -101,6 +101,7 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
         yield f"order {pipeline.order!r} is none; use {' or '.join(map(repr, ORDERS))}"
     yield from _of_topics(pipeline)
     yield from problems_of_sinks(pipeline, stages)
+    yield from problems_of_sources(pipeline, stages)
     sample: Any = pipeline.sample
     if sample is not None and not isinstance(sample, Sample):
         yield f'sample {sample!r} is no Sample; write Sample(arrivals="arrivals.csv", events="events.jsonl")'
@@ -397,7 +398,11 @@ def _of_join(stage: Stage, parents: Sequence[Stage], takes: Any, order: Sequence
 def _of_raw(stage: Stage, stages: Sequence[Stage], pipeline: Pipeline) -> Iterator[str]:
     """A raw topic holds bytes, and only bytes can go to one."""
     types = _types(stage)
-    if not stage.after and getattr(pipeline.source, "codec", None) == "raw" and not accepts(types.takes, bytes):
+    if (
+        not stage.after
+        and getattr(stage.source or pipeline.source, "codec", None) == "raw"
+        and not accepts(types.takes, bytes)
+    ):
         yield f"takes list[{describe(types.takes)}], but the source topic is raw; take list[bytes]"
     codec, inner = getattr(pipeline.sinks.get(stage.name), "codec", None), format_between(types.returns)
     if codec == "raw" and not accepts(bytes, types.returns):

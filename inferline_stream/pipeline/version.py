@@ -52,6 +52,7 @@ class Structure:
         others: source topics of further classes of events. What a record holds does not depend on them.
         many: stages that give an event many results.
         gathers: by stage that gathers, the parent whose results it gets.
+        own_sources: topic and codec, by entry stage with a source of its own.
     """
 
     source: tuple[str, str]
@@ -62,11 +63,16 @@ class Structure:
     others: tuple[str, ...] = ()
     many: tuple[str, ...] = ()
     gathers: Mapping[str, str] = field(default_factory=dict)
+    own_sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """The stages that read the source topic."""
+        """The stages that read a source topic."""
         return tuple(stage for stage, parents in self.edges.items() if not parents)
+
+    def read_by(self, stage: str) -> str:
+        """Return the source topic that an entry stage reads."""
+        return self.own_sources.get(stage, self.source)[0]
 
     @property
     def version(self) -> str:
@@ -94,6 +100,7 @@ def structure_of(pipeline: Pipeline) -> Structure:
         others=tuple(topic.name for topic in pipeline.others),
         many=tuple(sorted(stage.name for stage in pipeline.stages if stage.many)),
         gathers={stage.name: edge.parent.name for stage in pipeline.stages if (edge := stage.gathers) is not None},
+        own_sources={stage: (own.name, _name(own.codec)) for stage, own in pipeline.own_sources.items()},
     )
 
 
@@ -110,10 +117,14 @@ def incompatibilities(running: Structure, wanted: Structure) -> list[str]:
     found = []
     if running.source != wanted.source:
         found.append(f"the source was {_topic(running.source)} and is {_topic(wanted.source)}")
-    for stage in {**running.sinks, **wanted.sinks}:
-        was, is_ = _topic(running.sinks.get(stage)), _topic(wanted.sinks.get(stage))
-        if was != is_:
-            found.append(f"the sink of stage {stage} was {was} and is {is_}")
+    for what, old, new in (
+        ("sink", running.sinks, wanted.sinks),
+        ("source", running.own_sources, wanted.own_sources),
+    ):
+        for stage in {**old, **new}:
+            was, is_ = _topic(old.get(stage)), _topic(new.get(stage))
+            if was != is_:
+                found.append(f"the {what} of stage {stage} was {was} and is {is_}")
     if running.others != wanted.others:
         was, is_ = _names(running.others), _names(wanted.others)
         found.append(f"the further source topics were {was} and are {is_}")
@@ -152,7 +163,7 @@ def _name(codec: str | Codec) -> str:
 
 
 def _topic(end: tuple[str, str] | None) -> str:
-    return "none" if end is None else f"topic {end[0]} ({end[1]})"
+    return "not its own" if end is None else f"topic {end[0]} ({end[1]})"
 
 
 def _names(stages: Any) -> str:

@@ -64,6 +64,7 @@ def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
     shapes = [pipeline.workload.shape for pipeline in pipelines]
     assert sum(bool(shape.joins()) for shape in shapes) > 50
     assert sum(bool(shape.beside) for shape in shapes) > 30
+    assert sum(len(shape.sources) > 1 for shape in shapes) > 30
     assert sum(any(a.conditional for a in shape.arrows) for shape in shapes) > 50
     assert sum(any(feed.skips for feed in p.workload.feeds) for p in pipelines) > 10
     queues = [s for s in stations if not s.partitions]

@@ -261,7 +261,7 @@ class Collector:
                 if found.get(topic, 0) > self._topics[topic]:
                     logger.info("topic %s has %d partitions now", topic, found[topic])
                 (view.others[of] if of else view).grow(stage, found.get(topic, 0))
-                if stage not in context.entries:
+                if stage not in context.entries_of(of):
                     history.begin((await self.offsets.begins({topic: len(history.ends)}))[topic])
         self._topics |= {topic: max(count, found.get(topic, 0)) for topic, count in self._topics.items()}
 

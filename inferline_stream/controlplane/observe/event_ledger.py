@@ -61,7 +61,6 @@ class EventLedger:
             events from before ``first`` are counted as ``earlier``.
         finished: of each source partition, what had been finished above its first offset when the run began: the run
             does not answer for it.
-        at: the stages whose sinks its events may reach.
     """
 
     source: str
@@ -70,7 +69,6 @@ class EventLedger:
     live: Sequence[int] = ()
     began: Sequence[int] = ()
     finished: Sequence[tuple[Run, ...]] = ()
-    at: Sequence[str] = ("",)
     latencies_s: array[float] = field(default_factory=lambda: array("f"))
     """Of the first record of each event in a sink; of several sinks the last of these records, infinite where one died
     on its way to a sink."""
@@ -109,7 +107,11 @@ class EventLedger:
     def __post_init__(self) -> None:
         sizes = [max(0, end - first) for first, end in zip(self.first, self.ends, strict=True)]
         self._entered = [bytearray(n) for n in sizes]
-        self.accounts = {stage: SinkAccount(sizes) for stage in self.at}
+        self.reaches(("",))
+
+    def reaches(self, at: Sequence[str]) -> None:
+        """Say at which stages the sinks are that its events may reach."""
+        self.accounts = {stage: SinkAccount([len(row) for row in self._entered]) for stage in at}
 
     def entered(self, record: Record) -> None:
         """A record of the source topic."""
@@ -456,8 +458,11 @@ async def read_ledger(
     start = since if begin is None else begin(since, source)
     topics = {of: _source(context, of) for of in ("", *context.others)}
     prefixes = {of: event_id_prefix(topic, await offsets.topic_id(topic)) for of, topic in topics.items()}
-    ledger = _ledger("", prefixes[""], since, start, source)
-    ledger.others = {of: _ledger(of, prefixes[of], since, start, source) for of in context.others}
+    ledgers = {of: _ledger(of, prefix, since, start, source) for of, prefix in prefixes.items()}
+    for of, each in ledgers.items():
+        each.reaches(context.sinks_of(of))
+    ledger = ledgers.pop("")
+    ledger.others = ledgers
     for of, each in ledger.others.items():
         each.longer_s = context.live.get(of)
     ledger.earlier_out = sum(map(sum, start.sinks.values())) - sum(map(sum, since.sinks.values()))
@@ -484,7 +489,6 @@ def _ledger(of: str, prefix: str, since: LedgerBegin, start: LedgerBegin, ends: 
         since.of_class(since.live, of),
         () if start is since else since.of_class(since.source, of),
         since.of_class(since.finished, of),
-        tuple(since.sinks),
     )
 
 
@@ -506,7 +510,7 @@ async def _committed(offsets: Offsets, context: PipelineContext, of_class: str =
     partitions = await offsets.partitions(topic)
     committed = [
         await offsets.committed(context.names.group(stage, of_class), topic, partitions)
-        for stage in sorted(context.entries)
+        for stage in sorted(context.entries_of(of_class))
     ]
     return tuple(map(finished_by_all, zip(*committed, strict=True)))
 

@@ -46,10 +46,13 @@ from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.plan_basis import Replicas
-from inferline_stream.tuner.traffic import Traffic
+from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, Traffic
 
 _DECISIONS_KEPT = 300
 _PLANS_KEPT = 100
+FEWEST_ENTERED = 100
+"""Events from which on it is known which share of them each source has: within a tenth, or so."""
+
 STUCK_AFTER_S = 10.0
 """A committed offset that stood still for this long, with lag and with replicas ready, is stuck."""
 
@@ -145,8 +148,9 @@ class PipelineView:
     @property
     def source_partitions(self) -> int:
         """Partitions of all topics that live events arrive on."""
-        entry = min(self.context.entries)
-        return self.partitions[entry] + sum(of_class.partitions[entry] for of_class in self.live.values())
+        return self.partitions[min(self.context.entries_of())] + sum(
+            of_class.partitions[min(self.context.entries_of(of))] for of, of_class in self.live.items()
+        )
 
     def _histories(self, stage: str) -> list[tuple[int, OffsetHistory]]:
         """Number of each live class, and the offsets of its input topic of a stage."""
@@ -243,7 +247,7 @@ class PipelineView:
             limits: set by people, by stage.
             stock: most replicas of a hardware kind, where it differs from the catalogue's.
         """
-        ratios = self.reports.visit_ratios(now_s)
+        ratios = self.reports.visit_ratios(now_s, self._entered(now_s) if self.shape.sources else None)
         figures = {stage: self.reports.stage(stage, now_s, self._waited_s) for stage in self.shape.stages}
         newest_s, watched_s = self.growth.newest_s, self.growth.watched_since_s
         return Observation(
@@ -264,6 +268,18 @@ class PipelineView:
             background=background_words(self.backgrounds, time.time()),
             late_share=None if self.budget is None else self.budget.share(self.plan.arrival_rate),
         )
+
+    def _entered(self, now_s: float) -> dict[str, float]:
+        """By entry stage, the share of the events that entered there lately; empty where too few did to know."""
+        for over_s in (RATE_WINDOW_S, PEAK_SPAN_S):
+            came = {
+                stage: over_s * sum(sum(offsets.rates(now_s, over_s)) for _, offsets in self._histories(stage))
+                for stage in self.context.entries
+            }
+            total = sum(came[self.shape.stages[entries[0]]] for entries in self.shape.sources)
+            if total >= FEWEST_ENTERED:
+                return {stage: count / total for stage, count in came.items()}
+        return {}
 
     def _waited_s(self, stage: str, hardware: str) -> float:
         return self.core_use.recent(stage, hardware).waited_s

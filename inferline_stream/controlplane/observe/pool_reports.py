@@ -363,8 +363,12 @@ class PoolReports:
             expected_s += expected_service_s(profile, sizes)
         return expected_s / recent.batches if recent.batches >= _FEWEST_BATCHES else None
 
-    def visit_ratios(self, now_s: float) -> dict[str, float | None]:
+    def visit_ratios(self, now_s: float, entered: Mapping[str, float] | None = None) -> dict[str, float | None]:
         """Recent visits per event to each stage, along the branches taken; None where too few events were seen.
+
+        Args:
+            now_s: now.
+            entered: by entry stage, the share of the events that entered there lately; by default all did.
 
         A join gets every event that reaches any of its parents or is skipped on the way, so its own
         share of served events is its ratio; any other stage is visited by the share of its parent's
@@ -376,13 +380,15 @@ class PoolReports:
         for position, name in enumerate(self._shape.stages):
             arrows = self._shape.parents(position)
             if not arrows:
-                ratios[name] = 1.0
+                ratios[name] = 1.0 if entered is None else entered.get(name)
             elif self._shape.gathers(position):
                 many = self._shape.scope_after(self._shape.arrows[arrows[0]].parent)[-1]
                 ratios[name] = ratios[self._shape.stages[many]]
             elif len(arrows) > 1:
                 left, own = recent[name].events, recent[name]
                 each = self._results(scopes[position], ratios, recent)
+                if entered is not None and not scopes[position]:
+                    each = self._reaching(position, entered) if entered else None
                 known = each is not None and left >= _FEWEST_EVENTS
                 ratios[name] = min(1.0, own.served / left) * (each or 0.0) if known else None
             else:
@@ -391,6 +397,12 @@ class PoolReports:
                 took = recent[parent].edges_taken.get(name, 0)
                 ratios[name] = above * took / left if above is not None and left >= _FEWEST_EVENTS else None
         return ratios
+
+    def _reaching(self, position: int, entered: Mapping[str, float]) -> float:
+        """Return the share of the events whose source leads to a stage."""
+        shape = self._shape
+        leads = (each[0] for source, each in enumerate(shape.sources) if position in shape.reached(source))
+        return sum(entered[shape.stages[entry]] for entry in leads)
 
     def _results(
         self, scope: Scope, ratios: Mapping[str, float | None], recent: Mapping[str, StageCounts]

@@ -292,7 +292,7 @@ def _decoder(pipeline: Pipeline, stage: Stage, takes: Any) -> Callable[[Any], An
         return _gather_decoder(stage.gathers, takes)
     if stage.is_join:
         return _join_decoder(stage, takes)
-    format_ = _format_from(stage.after[0].parent) if stage.after else pipeline.source.codec
+    format_ = _format_from(stage.after[0].parent) if stage.after else pipeline.codec_of(stage)
     return codec(format_).decoder(takes)
 
 

@@ -194,7 +194,8 @@ def test_a_latency_is_never_negative() -> None:
 
 
 def test_of_several_sinks_the_last_record_counts_and_each_sink_has_to_get_its_own() -> None:
-    ledger = EventLedger("posts", (0,), (5,), at=("alerts", "out"))
+    ledger = EventLedger("posts", (0,), (5,))
+    ledger.reaches(("alerts", "out"))
     for offset in range(5):
         ledger.entered(source(0, offset))
     for offset in range(4):

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
-from inferline_stream import Edge, Emulated, Hardware, InvalidTopology, Pipeline, Stage, Topic
+from inferline_stream import Edge, Emulated, Hardware, InvalidTopology, Pipeline, Sample, Stage, Topic
 from inferline_stream.pipeline.validation import problems, validated
 from tests.unit.pipeline.declaring import Language, is_english, judge, line, moderation, only_problem, pass_on
 
@@ -188,6 +189,57 @@ def test_sinks_of_stages_are_each_a_topic_of_whole_events_that_something_feeds(s
         stages.append(Stage("many", several, hardware="cpu-1", after=[first], many=True, sink=sinks["many"]))
     pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=pipelines, stages=stages)
     assert problem in only_problem(pipeline) if problem else problems(pipeline) == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "pipelines", "problem"),
+    [
+        ({"left": Topic("orders")}, Topic("in"), None),
+        ({"left": Topic("orders"), "right": Topic("returns", codec="msgpack")}, None, None),
+        ({"left": Topic("orders")}, [Topic("in"), Topic("old", background=True, rate=3)], None),
+        ({"left": Topic("orders"), "right": Topic("returns")}, Topic("in"), "none reads the pipeline's; leave source"),
+        ({"left": Topic("orders")}, None, "first stage 'right' has no source; give it or the pipeline"),
+        ({"left": Topic("in")}, Topic("in"), "source topic 'in' is listed 2 times"),
+        ({"left": Topic("out")}, Topic("in"), "source and sink are both topic 'out'"),
+        ({"left": Topic("orders", slo="100ms")}, Topic("in"), "of stage 'left': slo is of a pipeline's source"),
+        ({"left": Topic("orders")}, [Topic("in"), Topic("gold", slo="1s")], "sources of stages have one SLO"),
+        ({"left": Topic("orders", arrivals="timestamps")}, Topic("in"), "arrivals of several topics are counted by"),
+        ({"last": Topic("orders")}, Topic("in"), "stage 'last' has parents and a source"),
+        ({"left": Topic("orders", sample=Sample("a", "b"))}, Topic("in"), "topic 'in' has no sample, and others have"),
+        ({}, Topic("in", sample=Sample("a", "b")), "its sample is the pipeline's"),
+    ],
+)
+def test_sources_of_first_stages_are_each_a_topic_of_one_slo(own, pipelines, problem) -> None:
+    left, right = (Stage(name, whole, hardware="cpu-1", source=own.get(name)) for name in ("left", "right"))
+    last = Stage("last", either, hardware="cpu-1", after=[left, right], source=own.get("last"))
+    pipeline = Pipeline("p", slo="2s", source=pipelines, sink=Topic("out"), stages=[left, right, last])
+    assert problem in only_problem(pipeline) if problem else problems(pipeline) == ()
+
+
+def test_what_another_source_gives_is_missing_in_a_join() -> None:
+    left, right = Stage("left", whole, hardware="cpu-1"), Stage("right", whole, hardware="cpu-1", source=Topic("x"))
+    last = Stage("last", both, hardware="cpu-1", after=[left, right])
+    found = problems(Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[left, right, last]))
+    assert len(found) == 2
+    assert all("may not be taken; annotate field" in problem for problem in found)
+
+
+class Either(Struct):
+    left: int | None = None
+    right: int | None = None
+
+
+class Both(Struct):
+    left: int
+    right: int
+
+
+def either(events: list[Either]) -> list[int]:
+    return [0 for _ in events]
+
+
+def both(events: list[Both]) -> list[int]:
+    return [0 for _ in events]
 
 
 def whole(events: list[int]) -> list[int]:

@@ -32,9 +32,13 @@ from inferline_stream.dataplane.lineage import root, share
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.records import Record
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.names import ERRORS_PREFIX
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Edge, Pipeline, Stage, Topic
+
+OTHER = "beside"
+"""The source topic of a first stage of its own."""
 
 SEVERAL = 3
 """Results of one event at most."""
@@ -59,13 +63,19 @@ class Tree:
     @cached_property
     def pipeline(self) -> Pipeline:
         rng = random.Random(self.seed)
-        stages = [Stage("s0", nothing, hardware="cpu-1", many=rng.random() < 0.5)]
+        several = rng.random() < 0.4
+        stages = [Stage("s0", nothing, hardware="cpu-1", many=rng.random() < 0.5 and not several)]
         depth, last = int(stages[0].many), stages[0]
 
         def add(after: list[Stage | Edge], many: bool = False) -> Stage:
             stages.append(Stage(f"s{len(stages)}", nothing, hardware="cpu-1", after=after, many=many))
             return stages[-1]
 
+        if several:  # events of either source pass the stage where their ways meet
+            other = Stage("other", nothing, hardware="cpu-1", source=Topic(OTHER))
+            stages.append(other)
+            beside = [add([last.when(always)])] if rng.random() < 0.5 else []
+            last = add([last.when(always) if rng.random() < 0.5 else last, other, *beside])
         for _ in range(rng.randint(1, 4)):
             what = rng.random()
             if depth and what < 0.45:
@@ -93,6 +103,15 @@ class Tree:
                     edge = stage.when(always) if what < 0.3 else stage
                     stages.insert(-1, Stage(name, nothing, hardware="cpu-1", after=[edge], sink=Topic(name)))
 
+    def reached(self, topic: str) -> dict[str, Topic]:
+        """The sinks that events of a source may reach."""
+        found = {
+            s.name for s in self.pipeline.stages if not s.after and (s.source or self.pipeline.source).name == topic
+        }
+        for stage in self.pipeline.stages * 2:
+            found |= {stage.name} if any(edge.parent.name in found for edge in stage.after) else set()
+        return {stage: sink for stage, sink in self.pipeline.sinks.items() if stage in found}
+
     def luck(self, stage: str, value: Any, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {stage} {value} {purpose}")
 
@@ -114,8 +133,9 @@ class Tree:
 
     # What has to come out, by recursion
 
-    def expected(self, source: Any) -> tuple[dict[str, list[Any]], bool]:
-        """Values in each sink for one event of the source, and whether something died without a substitute."""
+    def expected(self, source: Any, topic: str = "in") -> tuple[dict[str, list[Any]], bool]:
+        """Values in each sink for one event of a source, and whether something died without a substitute."""
+        self._from = topic
         self._done: dict[Any, Any] = {}
         out, dead = defaultdict[str, list[Any]](list), False
         for name in self.pipeline.sinks:
@@ -147,7 +167,7 @@ class Tree:
     def _input(self, stage: Stage, path: tuple[int, ...], source: Any) -> Any:
         """A tuple of what it gets; None or "dead" where it gets nothing."""
         if not stage.after:
-            return (source,)
+            return (source,) if (stage.source or self.pipeline.source).name == self._from else None
         if (edge := stage.gathers) is not None:
             return self._gathered(edge, path, source)
         found: dict[str, Any] = {}
@@ -202,7 +222,7 @@ class World:
     tree: Tree
     rng: random.Random
     topics: defaultdict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
-    read: Counter[str] = field(default_factory=Counter)
+    read: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         pipeline = self.tree.pipeline
@@ -210,11 +230,12 @@ class World:
         self.ready: dict[str, list[Event]] = {name: [] for name in self.routes}
         self.partitions, self.intakes, self.emitters = {}, {}, {}
         for name, routes in self.routes.items():
-            join = Join(routes.parents) if routes.is_join else None
-            self.partitions[name] = Partition(0, Committed(0), "me", join)
-            topics = dict.fromkeys([*routes.topics_written, *(routes.topic_of(each) for each in routes.stages)], 1)
+            topics = defaultdict[str, int](lambda: 1)
             self.emitters[name] = Emitter(routes, topics, self.rng, new_report("d", 1, name, 0, 1))
-            self.intakes[name] = Intake(routes, self.ready[name].append, self._ends(name))
+            for number, of in enumerate(routes.classes):
+                join = Join(of.heard) if of.is_join else None
+                self.partitions[name, number] = Partition(number * CLASS_STRIDE, Committed(0), "me", join)
+                self.intakes[name, number] = Intake(of, self.ready[name].append, self._ends(name))
 
     def _ends(self, name: str) -> Any:
         def ended(event: Event, outcome: Any) -> None:
@@ -235,21 +256,27 @@ class World:
 
     def run(self, *, again: float) -> None:
         """Let stages read and answer in any order; with this share, a batch is answered twice: its commit was lost."""
-        while moves := [
-            name
+        inputs = {
+            (name, number): of.input_topic
             for name, routes in self.routes.items()
-            if self.ready[name] or self.read[name] < len(self.topics[routes.input_topic])
+            for number, of in enumerate(routes.classes)
+        }
+        while moves := [
+            (name, number)
+            for (name, number), topic in inputs.items()
+            if (self.ready[name] and not number) or self.read[name, number] < len(self.topics[topic])
         ]:
-            name = self.rng.choice(moves)
-            topic = self.routes[name].input_topic
-            if self.ready[name] and (self.rng.random() < 0.5 or self.read[name] >= len(self.topics[topic])):
+            name, number = self.rng.choice(moves)
+            topic = inputs[name, number]
+            if self.ready[name] and (self.rng.random() < 0.5 or self.read[name, number] >= len(self.topics[topic])):
                 event = self.ready[name].pop(self.rng.randrange(len(self.ready[name])))
                 for _ in range(1 + (self.rng.random() < again)):
                     self._emit(name, event, self._outcome(name, event))
             else:
-                self.intakes[name].at(2.0, 2.0)
-                self.intakes[name].take_in(self.partitions[name], self.topics[topic][self.read[name]])
-                self.read[name] += 1
+                self.intakes[name, number].at(2.0, 2.0)
+                at = self.read[name, number]
+                self.intakes[name, number].take_in(self.partitions[name, number], self.topics[topic][at])
+                self.read[name, number] += 1
 
     def _outcome(self, name: str, event: Event) -> Any:
         stage, payload = self.tree.pipeline.stage(name), event.payload
@@ -271,20 +298,21 @@ class World:
         return Many(tuple(done)) if stage.many or not done else done[0]
 
     def send_letters_again(self) -> None:
-        for routes in self.routes.values():
+        for routes in (of for each in self.routes.values() for of in each.classes):
             dlq = routes.names.dead_letters(routes.input_topic)
             letters = list(noted(dlq, routes.input_topic, self.topics[dlq]))
             for letter in {letter.place: letter for letter in letters}.values():
                 headers = [h for h in letter.headers if not h[0].startswith(ERRORS_PREFIX) and h[0] != REPLAY]
                 self.put(routes.input_topic, Record(letter.key, letter.value, [*headers, (REPLAY, b"1")], 1_000))
 
-    def ledger(self, events: int) -> EventLedger:
-        sinks = self.tree.pipeline.sinks
-        ledger = EventLedger("in", [0], [events], at=tuple(sinks))
-        for record in self.topics["in"][:events]:
+    def ledger(self, topic: str, events: int) -> EventLedger:
+        sinks = self.tree.reached(topic)
+        ledger = EventLedger(topic, [0], [events])
+        ledger.reaches(tuple(sinks))
+        for record in self.topics[topic][:events]:
             ledger.entered(record)
-        for stage, topic in sinks.items():
-            for record in self.topics[topic.name]:
+        for stage, sink in sinks.items():
+            for record in self.topics[sink.name]:
                 ledger.out(record, stage)
         for record in self.topics[self.routes["s0"].names.completed]:
             ledger.ended(record)
@@ -309,7 +337,7 @@ def sunk(world: World) -> Counter[str]:
 
 
 def expected_of(tree: Tree, events: int) -> Counter[str]:
-    outs = (tree.expected(number)[0] for number in range(events))
+    outs = (tree.expected(number, topic.name)[0] for topic in tree.pipeline.sources for number in range(events))
     values = ((at, value) for out in outs for at, found in out.items() for value in found)
     return Counter(f"{at} {msgspec.json.encode(value).decode()}" for at, value in values)
 
@@ -319,16 +347,22 @@ def expected_of(tree: Tree, events: int) -> Counter[str]:
 def test_whatever_the_shape_each_event_is_whole_once_and_accounted_for(seed: int, events: int, again: float) -> None:
     tree = Tree(seed)
     world = World(tree, random.Random(seed))
-    for number in range(events):
-        world.put("in", Record(b"k", b"%d" % number, (), 1_000))
+    topics = [topic.name for topic in tree.pipeline.sources]
+    for topic, number in itertools.product(topics, range(events)):
+        world.put(topic, Record(b"k", b"%d" % number, (), 1_000))
     world.run(again=again)
-    expected, found, ledger = expected_of(tree, events), sunk(world), world.ledger(events)
+    expected, found = expected_of(tree, events), sunk(world)
     assert found.keys() == expected.keys()
     assert again or found == expected
-    assert ledger.lost() == (0, [])
-    assert again or ledger.duplicated == 0
-    for sink in tree.pipeline.sinks:
-        assert shares(world, sink) == {b"in/0/%d" % number: 1 for number in range(events)}
+    for topic in topics:
+        ledger = world.ledger(topic, events)
+        assert ledger.lost() == (0, [])
+        assert again or ledger.duplicated == 0
+        for sink in tree.reached(topic):
+            whole = {
+                name: found for name, found in shares(world, sink).items() if name.startswith(b"%b/" % topic.encode())
+            }
+            assert whole == {b"%b/0/%d" % (topic.encode(), number): 1 for number in range(events)}
 
     if any(stage.gathers is not None and stage.gathers.fills for stage in tree.pipeline.stages):
         return  # what died has a substitute in the sink
@@ -347,4 +381,5 @@ def test_the_trees_contain_what_they_are_meant_to() -> None:
     apart = sum(len(shape_of(p).scopes()[-1]) > 0 for p in pipelines)
     deaths = sum(Tree(seed).expected(0)[1] for seed in range(200))
     sinks = sum(len(pipeline.sinks) > 1 for pipeline in pipelines)
-    assert min(gathers, joins, apart, deaths, sinks) > 15, (gathers, joins, apart, deaths, sinks)
+    several = sum(len(pipeline.sources) > 1 for pipeline in pipelines)
+    assert min(gathers, joins, apart, deaths, sinks, several) > 15, (gathers, joins, apart, deaths, sinks, several)

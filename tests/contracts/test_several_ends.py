@@ -1,4 +1,4 @@
-"""Pipelines with several sinks: each gets its records, and an event has ended once all of them are there."""
+"""A pipeline with two sources and three sinks: an event has ended once all sinks that it leads to have its record."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from inferline_stream.controlplane.run_inputs import Run
@@ -25,6 +26,8 @@ from tests.support.emulated_runs import emulated_run
 TOPOLOGY = """
 import os
 
+from msgspec import Struct
+
 from inferline_stream import Pipeline, Sample, Stage, Topic
 
 QUICK = {"hardware": ["emulated-cpu"], "emulated": {1: "1ms", 16: "2ms"}, "max_batch_size": 16}
@@ -40,8 +43,17 @@ def warn(events: list[int]) -> list[str]:
     return [f"warned of {event}" for event in events]
 
 
-def describe(events: list[int]) -> list[str]:
-    return [f"is {event}" for event in events]
+def ask(questions: list[str]) -> list[str]:
+    return [question + "?" for question in questions]
+
+
+class Either(Struct):
+    score: int | None = None
+    ask: str | None = None
+
+
+def describe(events: list[Either]) -> list[str]:
+    return [f"is {event.score}" if event.ask is None else f"asks {event.ask}" for event in events]
 
 
 def even(event: int) -> bool:
@@ -50,28 +62,32 @@ def even(event: int) -> bool:
 
 scored = Stage("score", score, sink=Topic("scores", partitions=1), **QUICK)
 warned = Stage("warn", warn, after=[scored.when(even)], sink=Topic("alerts", partitions=1), **QUICK)
-described = Stage("describe", describe, after=[scored], **QUICK)
+asked = Stage("ask", ask, source=Topic("questions", partitions=1, codec="msgpack"), **QUICK)
+described = Stage("describe", describe, after=[scored, asked], **QUICK)
 pipeline = Pipeline(
     "ends", slo="500ms", source=Topic("in", partitions=2), sink=Topic("out", partitions=1),
-    stages=[scored, warned, described], sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),
+    stages=[scored, asked, warned, described],
+    sample=Sample(arrivals="arrivals.csv", events="events.jsonl"),
 )
 """
 
-EVENTS = range(12)
+EVENTS, QUESTIONS = range(12), ("who", "why")
+
+BOTH = pytest.mark.parametrize(
+    ("kafka", "delivery"), [("embedded", "at_least_once"), ("apache", "exactly_once")], indirect=["kafka"]
+)
 
 
 @pytest.fixture
-def build(tmp_path: Path, embedded_broker: KafkaServer) -> Any:
+def build(tmp_path: Path, kafka: KafkaServer) -> Any:
     """Builds a run of the pipeline, whose stage `warn` fails on 8 until the file `healed` is there."""
 
     def built(delivery: str) -> Run:
         (tmp_path / "topology.py").write_text(f"HEALED = {str(tmp_path / 'healed')!r}\n{TOPOLOGY}")
         (tmp_path / "arrivals.csv").write_text("arrival_s\n0.0\n0.5\n")
         (tmp_path / "events.jsonl").write_text("1\n2\n")
-        run: Run = emulated_run(
-            tmp_path, embedded_broker.bootstrap_servers, tmp_path, levels=[(20, 1)], delivery=delivery
-        )
-        measured = replace(run.measured, paths=Paths((0b10, 0b11), (0.5, 0.5)))
+        run: Run = emulated_run(tmp_path, kafka.bootstrap_servers, tmp_path, levels=[(20, 1)], delivery=delivery)
+        measured = replace(run.measured, paths=Paths((0b0010, 0b0011, 0b1100), (0.25, 0.25, 0.5)))
         return replace(run, feed=None, faust=False, measured=measured)
 
     return built
@@ -91,7 +107,7 @@ async def sent_to(run: Run, sink: str) -> Counter[Any]:
         return Counter([json.loads(record.value or b"") async for record in follower.until(await follower.end())])
 
 
-@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+@BOTH
 async def test_each_sink_gets_its_records_and_each_event_is_accounted_for(
     build: Any, tmp_path: Path, delivery: str
 ) -> None:
@@ -100,14 +116,19 @@ async def test_each_sink_gets_its_records_and_each_event_is_accounted_for(
     source = Names(run.pipeline.name, run.records.prefix).topic("in")
     for event in EVENTS:
         await write_once(run.bootstrap_servers, Record.keyed(source, f"k{event}", b"%d" % event, event % 2))
+    questions = Names(run.pipeline.name, run.records.prefix).topic("questions")
+    for word in QUESTIONS:
+        await write_once(run.bootstrap_servers, Record.keyed(questions, word, msgspec.msgpack.encode(word), 0))
     report = await ran(run)
     assert (report.lost, report.duplicated, report.unknown) == (0, 0, 0), report.lost_ids
-    assert (report.events_in, report.events_out) == (12, 11)
-    assert report.completed == {"filtered": 1, "dead_lettered": 1}  # a branch not taken is no ending: others went on
+    assert (report.events_in, report.events_out) == (14, 13)
+    assert (report.classes["in"].events_in, report.classes["questions"].events_out) == (12, 2)
+    assert report.completed == {"skipped": 1, "dead_lettered": 1}  # a branch not taken is no ending: others went on
     assert report.slo_counts == "events"
     through = [event for event in EVENTS if event != 7]
     assert await sent_to(run, "scores") == Counter(through)
-    assert await sent_to(run, "out") == Counter(f"is {event}" for event in through)
+    said = [*(f"is {event}" for event in through), *(f"asks {word}?" for word in QUESTIONS)]
+    assert await sent_to(run, "out") == Counter(said)
     assert await sent_to(run, "alerts") == Counter(f"warned of {event}" for event in (0, 2, 4, 6, 10))
 
     (tmp_path / "healed").touch()
