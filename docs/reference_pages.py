@@ -11,6 +11,7 @@ import inspect
 import io
 import re
 import tempfile
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -70,7 +71,7 @@ def _signature(of: Any) -> str:
 
 def _unquoted(signature: str) -> str:
     """Annotations are text, which a signature shows in quotes."""
-    bare = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)
+    bare = re.sub(r"""(: |-> )(['"])(.*?)\2(?=[,)\n ]|$)""", r"\1\3", signature)
     return bare.removesuffix(" -> None").replace("'", '"')
 
 
@@ -218,7 +219,29 @@ def topics() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def llms() -> str:
+    """Every page with its first sentence, by the site's menu (llmstxt.org)."""
+    menu = tomllib.loads((FOLDER.parent / "zensical.toml").read_text("utf-8"))["project"]
+    parts = [f"# {menu['site_name']}\n\n> {menu['site_description']}"]
+    for entry in menu["nav"]:
+        for title, inside in entry.items():
+            listed = inside if isinstance(inside, list) else [entry]
+            lines = [f"- [{name}]({path}){_first(path)}" for each in listed for name, path in each.items()]
+            parts.append("\n".join([f"## {title}\n", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _first(path: str) -> str:
+    """A page's first sentence after a colon; empty where it has none."""
+    text = (FOLDER.parent / path).read_text("utf-8").removeprefix(NOTE)
+    parts = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).split("\n\n")
+    prose = next((" ".join(part.split()) for part in parts if part.strip() and part.strip()[0] not in "#|!<[`-1"), "")
+    first = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", prose).partition(". ")[0].rstrip(".:")
+    return f": {first}" if first else ""
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
+    (FOLDER.parent / "llms.txt").write_text(llms(), encoding="utf-8")
     for file, written in pages().items():
         (FOLDER / file).write_text(written, encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from inferline_stream.dataplane.registry_codec import registry_codec
     from inferline_stream.errors import InferlineError, InvalidTopology, ServerUnavailable
     from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup, Deployment, FaustApp, KedaScaler
     from inferline_stream.pipeline.emulation import Emulated
@@ -40,9 +41,11 @@ __all__ = [
     "Stage",
     "TensorFlowServing",
     "Topic",
+    "registry_codec",
 ]
 
 _ROOMS = {
+    "dataplane.registry_codec": ("registry_codec",),
     "errors": ("InferlineError", "InvalidTopology", "ServerUnavailable"),
     "pipeline.consumer_group": ("Command", "ConsumerGroup", "Deployment", "FaustApp", "KedaScaler"),
     "pipeline.emulation": ("Emulated",),

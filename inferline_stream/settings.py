@@ -221,6 +221,8 @@ class KafkaSecurity:
     sasl_oauthbearer_client_id: str = ""
     sasl_oauthbearer_client_secret: str = ""
     sasl_oauthbearer_scope: str = ""
+    sasl_oauthbearer_token_program: str = ""
+    """Prints a token as JSON, ``{"access_token": "...", "expires_in": 900}``; in place of an endpoint."""
     ssl_ca_location: str = ""
     """PEM file of the authorities that may have signed the broker's certificate; the system's by default."""
     ssl_certificate_location: str = ""
@@ -230,16 +232,17 @@ class KafkaSecurity:
 
     def __post_init__(self) -> None:
         if not self.security_protocol:
-            sasl = self.sasl_username or self.sasl_oauthbearer_token_endpoint_url
+            tokens = self.sasl_oauthbearer_token_endpoint_url or self.sasl_oauthbearer_token_program
+            sasl = self.sasl_username or tokens
             tls = self.ssl_ca_location or self.ssl_certificate_location
             object.__setattr__(self, "security_protocol", "SASL_SSL" if sasl else "SSL" if tls else "PLAINTEXT")
         self._check("security_protocol", ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"))
         self._check("sasl_mechanism", ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"))
-        if self.sasl and self.sasl_mechanism == "OAUTHBEARER":
+        if self.sasl and self.sasl_mechanism == "OAUTHBEARER" and not self.sasl_oauthbearer_token_program:
             self._need("sasl_oauthbearer_token_endpoint_url", "sasl_oauthbearer_client_id")
             if not self.sasl_oauthbearer_token_endpoint_url.startswith(("http://", "https://")):
                 raise UsageError("Kafka's sasl.oauthbearer.token.endpoint.url must begin with https:// or http://")
-        elif self.sasl:
+        elif self.sasl and self.sasl_mechanism != "OAUTHBEARER":
             self._need("sasl_username", "sasl_password")
         for name in ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location"):
             if (file := getattr(self, name)) and not Path(file).is_file():
@@ -263,7 +266,7 @@ class KafkaSecurity:
     @property
     def user(self) -> str:
         """Who a client says it is."""
-        return self.sasl_username or self.sasl_oauthbearer_client_id
+        return self.sasl_username or self.sasl_oauthbearer_client_id or self.sasl_oauthbearer_token_program
 
     def _check(self, name: str, known: Iterable[str]) -> None:
         if (value := getattr(self, name)) not in known:

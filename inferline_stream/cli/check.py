@@ -15,7 +15,7 @@ from inferline_stream.cli.options import Output, Topology, pipeline_of, topology
 from inferline_stream.cli.output import console, print_json
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.pipeline.validation import problems
+from inferline_stream.pipeline.validation import problems, validated
 from inferline_stream.settings import (
     DISPATCHER_KAFKA_VARIABLES,
     KAFKA_VARIABLES,
@@ -38,7 +38,7 @@ def check(
     output: Output = "table",
 ) -> None:
     """Look for every mistake of a topology, and build each stage in a process of its own."""
-    file, pipeline = topology_file(topology), pipeline_of(topology, valid=False)
+    file, pipeline = topology_file(topology), pipeline_of(topology, valid=False, groups=True)
     try:
         shown = str(file.relative_to(Path.cwd()))
     except ValueError:
@@ -50,9 +50,16 @@ def check(
         else:
             console().print(_table(rows))
         return
-    _check(pipeline, file)
+    if pipeline.groups:
+        validated(pipeline)
+    else:
+        _check(pipeline, file)
+    names = [each.name for each in pipeline.stages] + [each.name for each in pipeline.groups]
     if output == "json":
-        print_json({"pipeline": pipeline.name, "topology": str(file), "stages": [s.name for s in pipeline.stages]})
+        print_json({"pipeline": pipeline.name, "topology": str(file), "stages": names})
+        return
+    if pipeline.groups:
+        print(f"{shown}: pipeline {pipeline.name!r} is sound; consumer groups that run already: {', '.join(names)}")
         return
     stages = len(pipeline.stages)
     print(f"{shown}: pipeline {pipeline.name!r} is sound; its {stages} stages were built in worker processes")

@@ -29,7 +29,7 @@ def diff(
     """Compare two plans: hardware, batch limits and replicas of every stage, cost, SLO and P99."""
     if markdown and output == "json":
         raise UsageError("--markdown and --output json are two ways to print: leave one of them out")
-    extra = () if topology is None else pipeline_of(topology, valid=False).hardware
+    extra = () if topology is None else pipeline_of(topology, valid=False, groups=True).hardware
     changes = PlanChanges.between(plan_in(before), plan_in(after), (before.name, after.name), catalogue(extra))
     if output == "json":
         print_json({**msgspec.to_builtins(changes.found), "unchanged": changes.found.unchanged})

@@ -29,7 +29,7 @@ def explain(
     from inferline_stream.controlplane.records.explanation import PlanHistory, document, sentences
     from inferline_stream.runs.archive import newest_run, read_record
 
-    name = pipeline_of(topology, valid=False).name
+    name = pipeline_of(topology, valid=False, groups=True).name
     if bootstrap_servers is None:
         record = read_record(newest_run(topology_file(topology).parent, name))
         story = PlanHistory(name, record.plans, record.decisions, Overrides(), record.slo)

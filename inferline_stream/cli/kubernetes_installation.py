@@ -11,8 +11,7 @@ import yaml
 
 from inferline_stream.actuators.kubernetes.installation import (
     Installation,
-    file_name,
-    kustomization,
+    chart_values,
     manifests,
     overcommitted,
 )
@@ -47,7 +46,7 @@ def install(topology: Path, running: Running, wanted: DeployOptions, *, as_json:
         return
     of, found = _rendered(running, wanted, what, wanted.pods.namespace or "default")
     if wanted.save is not None:
-        _write(wanted.save, of, found)
+        _write(wanted.save, of)
     elif as_json:
         print_json({"pipeline": what.pipeline.name, "manifests": found})
     else:
@@ -120,13 +119,10 @@ def _profiles(what: Declared) -> dict[str, str]:
     return store.files()
 
 
-def _write(folder: Path, of: Installation, found: list[dict[str, Any]]) -> None:
+def _write(file: Path, of: Installation) -> None:
+    text = yaml.safe_dump(chart_values(of), sort_keys=False)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for manifest in found:
-            (folder / file_name(manifest)).write_text(yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
-        text = yaml.safe_dump(kustomization(of, found), sort_keys=False)
-        (folder / "kustomization.yaml").write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"cannot write the manifests to {folder}: {error.strerror}; choose another --save") from None
-    print(f"{len(found)} manifests written to {folder}: kubectl apply -k {folder}")
+        raise UsageError(f"cannot write values to {file}: {error.strerror}; choose another --save") from None
+    print(f"{file}: values of the chart: helm upgrade --install {of.target.pipeline} CHART --values {file}")

@@ -14,6 +14,7 @@ from inferline_stream.cli.deploy import deploy
 from inferline_stream.cli.diff import diff
 from inferline_stream.cli.explain import explain
 from inferline_stream.cli.init import init
+from inferline_stream.cli.keda import keda
 from inferline_stream.cli.options import Output
 from inferline_stream.cli.output import print_json
 from inferline_stream.cli.pause import pause
@@ -92,6 +93,7 @@ add_commands(
         (trust, "inferline-stream trust reviews/topology.py --newest 5"),
         (topics, "inferline-stream topics reviews/topology.py --print --principal User:reviews"),
         (rules, "inferline-stream rules reviews/topology.py --save rules.yml"),
+        (keda, "inferline-stream keda groups/topology.py --address inferline.ml:9465 --most 24"),
         (version, "inferline-stream version"),
     ),
 )

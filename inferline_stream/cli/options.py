@@ -187,7 +187,7 @@ class DeployOptions:
     stock: Stock = None
     reserve: Reserve = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the manifests, and ask no cluster")] = False
-    save: Annotated[Path | None, typer.Option(help="folder to write the manifests to, for kustomize")] = None
+    save: Annotated[Path | None, typer.Option(help="file to write the Helm chart's values to")] = None
 
 
 def as_words(group: Platform | SearchOptions | PodOptions) -> Iterator[str]:
@@ -201,20 +201,43 @@ def as_words(group: Platform | SearchOptions | PodOptions) -> Iterator[str]:
             yield flag if value is True else f"{flag}={value}"
 
 
+def kafka_words(bootstrap_servers: str | None, prefix: str) -> tuple[str, ...]:
+    """Return where a pipeline runs, as options."""
+    named = (("bootstrap-servers", bootstrap_servers), ("prefix", prefix))
+    return tuple(f"--{name}={text}" for name, text in named if text)
+
+
 def topology_file(topology: Path) -> Path:
     """The file meant by a path: itself, or the topology.py of a folder; ``:name`` stays behind it."""
     file, variable = file_and_name(topology)
     return file.with_name(f"{file.name}:{variable}") if variable else file
 
 
-def pipeline_of(topology: Path, *, valid: bool = True) -> Pipeline:
+def pipeline_of(topology: Path, *, valid: bool = True, groups: bool = False) -> Pipeline:
     """The pipeline that a topology declares.
+
+    Args:
+        topology: the file.
+        valid: whether it has to be valid.
+        groups: whether the command is for consumer groups that run already, too.
 
     Raises:
         InvalidTopology: everything that is wrong with it, where it has to be valid.
+        UsageError: it declares consumer groups, and the command is for stages alone.
     """
     pipeline = load_topology(topology_file(topology))
-    return validated(pipeline) if valid else pipeline
+    pipeline = validated(pipeline) if valid else pipeline
+    if pipeline.groups and not groups:
+        raise UsageError(
+            f"pipeline {pipeline.name!r} declares consumer groups that run already, and this command is for stages, "
+            "whose code runs here; `inferline-stream advise` plans for groups"
+        )
+    return pipeline
+
+
+def stage_names(pipeline: Pipeline) -> list[str]:
+    """Of its stages, or of the groups in their place."""
+    return [*(stage.name for stage in pipeline.stages), *(group.name for group in pipeline.groups)]
 
 
 def check_stages(names: list[str] | None, pipeline: Pipeline, what: str = "--stage") -> None:
@@ -223,7 +246,7 @@ def check_stages(names: list[str] | None, pipeline: Pipeline, what: str = "--sta
     Raises:
         UsageError: names the first of them.
     """
-    known = [stage.name for stage in pipeline.stages]
+    known = stage_names(pipeline)
     if unknown := [name for name in names or () if name not in known]:
         raise UsageError(f"{what} {unknown[0]!r}: the pipeline has {', '.join(known)}")
 

@@ -16,4 +16,4 @@ def pause(
 ) -> None:
     """Hold decisions, new plans included; records keep flowing."""
     override = Override("pause", until_s=until_s(lasting), who=who())
-    send(pipeline_of(topology, valid=False), running, [(override.key, override)], output)
+    send(pipeline_of(topology, valid=False, groups=True), running, [(override.key, override)], output)

@@ -18,9 +18,9 @@ from inferline_stream.cli.options import (
     SearchOptions,
     Servers,
     Topology,
-    as_words,
     check_plot,
     duration_of,
+    kafka_words,
 )
 from inferline_stream.cli.output import console
 from inferline_stream.cli.plan_changes import Budget, Markdown, PlanChanges, check_budget, plan_in
@@ -138,9 +138,10 @@ def plan(
     else:
         _show(made, shown)
     if shown.ui:
-        from inferline_stream.cli.what_if import WhatIf, serve
+        from inferline_stream.cli.what_if import WhatIf, plan_command, serve
 
-        command = _command(topology, inputs, trace or (), bootstrap_servers, prefix)
+        further = [*(f"--trace={text}" for text in trace or ()), *kafka_words(bootstrap_servers, prefix)]
+        command = plan_command(topology, search, platform, further)
         serve(WhatIf(inputs, measured, made.plan, command), shown.ui_port)
     check_budget(made.plan, shown.budget)
 
@@ -239,17 +240,6 @@ def _show(made: _Made, shown: PlanOutput) -> None:
         show_risk(people, risks, pipeline.objective)
     if made.points:
         show_curve(people, made.points, made.plan)
-
-
-def _command(
-    topology: Path, inputs: PlanInputs, traces: Sequence[str], bootstrap_servers: str | None, prefix: str
-) -> tuple[str, ...]:
-    """Return the words that make such a plan, but for SLO and reserve, which are the page's."""
-    given = [*as_words(replace(inputs.search, reserve=None)), *as_words(inputs.platform)]
-    given += [f"--trace={text}" for text in traces]
-    given += [f"--bootstrap-servers={bootstrap_servers}"] if bootstrap_servers else []
-    given += [f"--prefix={prefix}"] if prefix else []
-    return ("inferline-stream", "plan", str(topology), *given)
 
 
 def _risks(problem: Problem, found: Plan) -> tuple[RiskPoint, ...]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inferline_stream.actuators.actuator import Actuator, ProcessTerms
 from inferline_stream.cli.options import Platform
 from inferline_stream.controlplane.leadership import LeadershipLost
+from inferline_stream.controlplane.records.record_writers import write_overrides
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.pipeline.names import Names
 from inferline_stream.profiler.bench_dispatcher import MODULE
 from inferline_stream.profiler.benches import MakeActuator
+from inferline_stream.runs.resource_reconciler import follow
 from inferline_stream.settings import KAFKA_VARIABLES, dispatcher_environment, dispatcher_keys, given
 
 if TYPE_CHECKING:
@@ -98,6 +102,28 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
             raise
         if not run.hands_over:
             await actuator.aclose()
+
+
+@asynccontextmanager
+async def resource_followed(platform: Platform, run: Run) -> AsyncIterator[None]:
+    """Follow the pipeline's resource, on Kubernetes, from entering to leaving."""
+    if platform.on != "kubernetes" or run.newest_state is None:
+        yield
+        return
+    from inferline_stream.actuators.kubernetes.inference_pipeline import PipelineResource, resource_name
+
+    names = Names(run.pipeline.name, run.records.prefix)
+    kinds = {kind for stage in run.pipeline.stages for kind in stage.hardware}
+    async with kubernetes_door().cluster_client() as client:
+        namespace = platform.pods.namespace or client.namespace
+        resource = PipelineResource(client, namespace, resource_name(run.pipeline.name))
+        write = partial(write_overrides, run.bootstrap_servers, names)
+        following = asyncio.create_task(follow(resource, run.newest_state, write, kinds))
+        try:
+            yield
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
 
 
 @asynccontextmanager
@@ -188,6 +214,17 @@ def kubernetes_door() -> Any:
 
         from inferline_stream.actuators.kubernetes import api_server
     return api_server
+
+
+def grpc_door() -> Any:
+    """Return the module that answers KEDA.
+
+    Raises:
+        UsageError: the library is not installed.
+    """
+    with _installed("KedaScaler", "grpc"):
+        from inferline_stream.actuators import external_scaler
+    return external_scaler
 
 
 @contextmanager

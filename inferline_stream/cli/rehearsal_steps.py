@@ -86,7 +86,6 @@ async def rehearsed(
                     feed=_feed(what, speed_up),
                     replication=1,
                     policy=hold,
-                    faust=False,
                     replans=False,
                     settings=from_environment(),
                     cores=cores_for_replicas(inputs, measured),

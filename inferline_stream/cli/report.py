@@ -24,7 +24,7 @@ def report(
 
     folder = run
     if not (run / DOCUMENT).exists():
-        folder = newest_run(topology_file(run).parent, pipeline_of(run, valid=False).name)
+        folder = newest_run(topology_file(run).parent, pipeline_of(run, valid=False, groups=True).name)
     record, events = read_record(folder), read_events(folder)
     with Bar("replaying the recorded arrivals") as bar:
         page = html_report(record, events, bar.each(len(NAMES)))

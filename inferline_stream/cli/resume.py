@@ -22,7 +22,7 @@ def resume(
     output: Output = "table",
 ) -> None:
     """Decide again: after `pause`, on a stage after `scale`, or on everything."""
-    pipeline = pipeline_of(topology, valid=False)
+    pipeline = pipeline_of(topology, valid=False, groups=True)
     keys = ["pause"]
     if stage is not None:
         check_stages([stage], pipeline, "stage")

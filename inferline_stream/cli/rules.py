@@ -31,7 +31,7 @@ def rules(
     They are made from the same list as the metrics' latency buckets, for the topology's SLO and objective: alerts on
     the burn rate of the error budget over several windows, and on what endangers the SLO before it is missed.
     """
-    pipeline = pipeline_of(topology)
+    pipeline = pipeline_of(topology, groups=True)
     target = Target(pipeline.name, pipeline.slo_s, pipeline.objective, faster)
     document = rules_document(target)
     if output == "table" and save is None:

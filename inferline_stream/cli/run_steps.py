@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import signal
 import time
 from contextlib import AsyncExitStack, closing
 from dataclasses import replace
@@ -16,8 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.logging import RichHandler
 
-from inferline_stream.cli.command_group import Terminated
-from inferline_stream.cli.options import RunOptions, duration_of
+from inferline_stream.cli.options import RunOptions, duration_of, kafka_words, pipeline_of, topology_file
 from inferline_stream.cli.output import console, log_to_people, print_json
 from inferline_stream.cli.plan_steps import (
     Declared,
@@ -30,9 +28,11 @@ from inferline_stream.cli.plan_steps import (
     profiling_options,
     take_profiles,
 )
-from inferline_stream.cli.platform import actuator_of, check, reach
+from inferline_stream.cli.platform import actuator_of, check, reach, resource_followed
 from inferline_stream.cli.rehearsal_steps import rehearsed
 from inferline_stream.cli.screen import Screen
+from inferline_stream.cli.stop_signals import Stopping
+from inferline_stream.cli.what_if_process import WhatIfOrder, WhatIfProcess
 from inferline_stream.connectors.sources.replay_process import replayed, together
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.run_inputs import FeedTo, NewestState, Run
@@ -44,6 +44,7 @@ from inferline_stream.errors import GateFailed, InferlineError, Unreachable, Usa
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.connection import refused, wait_for_kafka
 from inferline_stream.kafka.pipeline_topics import REPLICATION
+from inferline_stream.observability.page.what_if_server import Answers
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace, merged
@@ -70,9 +71,14 @@ def run_and_report(wanted: RunOptions) -> None:
     as_json = wanted.output == "json"
     people = console(error=as_json)
     log_to_people(RichHandler(console=people, show_time=False, show_path=False, markup=False, highlighter=None))
+    stopping = Stopping()
+    if (pipeline := pipeline_of(wanted.topology, groups=True)).groups:
+        from inferline_stream.cli.group_run import run_and_print
+
+        run_and_print(wanted, pipeline, topology_file(wanted.topology), people, stopping)
+        return
     what = declared(wanted.topology, wanted.bootstrap_servers, wanted.records.prefix)
     what = replace(what, trace=what.trace.sped_up(wanted.speed_up))
-    stopping = _Stopping()
     with closing(Screen(people)) as screen:
         try:
             report = uvloop.run(_run(wanted, what, people, screen, stopping))
@@ -166,16 +172,28 @@ async def _dispatchers_known(bootstrap_servers: str) -> None:
 
 
 async def _run(
-    wanted: RunOptions, what: Declared, people: Console, screen: Screen, stopping: _Stopping
+    wanted: RunOptions, what: Declared, people: Console, screen: Screen, stopping: Stopping
 ) -> RunReport | None:
     feed, arrivals = replay_of(wanted, what)
     stopping.watch()
     async with AsyncExitStack() as stack:
-        newest_state = NewestState()
-        servers, endpoints = await _kafka(stack, wanted, what, screen, newest_state)
+        newest_state, what_if = NewestState(), stack.enter_context(closing(WhatIfProcess()))
+        servers, endpoints = await _kafka(
+            stack, wanted, what, screen, newest_state=newest_state, what_if=what_if.answers()
+        )
         await reach(wanted.platform)
         inputs, measured, plan = await _planned(wanted, what, servers, screen, stopping)
         what = inputs.what
+        what_if.order = WhatIfOrder(
+            topology=wanted.topology,
+            trace=what.trace,
+            platform=wanted.platform,
+            search=wanted.search,
+            stock=tuple(wanted.stock or ()),
+            measured=measured,
+            plan=plan,
+            kafka=kafka_words(wanted.bootstrap_servers, wanted.records.prefix),
+        )
         people.print(plan_table(plan, what.pipeline, not_credible(plan, inputs, measured)))
         run = Run(
             pipeline=what.pipeline,
@@ -195,6 +213,7 @@ async def _run(
             advisory=wanted.advisory,
             duration_s=_seconds(wanted.duration),
             endpoints=endpoints,
+            what_if=what_if.answers(),
             newest_state=newest_state,
             settings=from_environment(),
             sample=what.trace,
@@ -204,6 +223,7 @@ async def _run(
             cores=inputs.problem(measured).cores,
         )
         actuator = await stack.enter_async_context(actuator_of(wanted.platform, run))
+        await stack.enter_async_context(resource_followed(wanted.platform, run))
         if actuator is not None and run.hands_over:
             await run_and_hand_over(run, stopping.stop, actuator)
             return None
@@ -211,7 +231,13 @@ async def _run(
 
 
 async def _kafka(
-    stack: AsyncExitStack, wanted: RunOptions, what: Declared, screen: Screen, newest_state: NewestState
+    stack: AsyncExitStack,
+    wanted: RunOptions,
+    what: Declared,
+    screen: Screen,
+    *,
+    newest_state: NewestState,
+    what_if: Answers,
 ) -> tuple[str, Endpoints]:
     """Kafka's addresses, once it answers, and what the run has to serve yet: the page of an embedded broker is open."""
     servers, limits = wanted.bootstrap_servers, from_environment()
@@ -224,12 +250,12 @@ async def _kafka(
     # No other controller can lead here: the page may be open before this one does.
     context = PipelineContext(what.pipeline, KafkaCluster(servers), limits, wanted.records)
     early = replace(wanted.endpoints, metrics_port=None)
-    stack.enter_context(served(newest_state, context, early, screen.note))
+    stack.enter_context(served(newest_state, context, early, screen.note, what_if))
     return servers, replace(wanted.endpoints, ui=False)
 
 
 async def _planned(
-    wanted: RunOptions, what: Declared, servers: str, screen: Screen, stopping: _Stopping
+    wanted: RunOptions, what: Declared, servers: str, screen: Screen, stopping: Stopping
 ) -> tuple[PlanInputs, PipelineProfile, Plan]:
     """Profile what has no profile yet, plan, and rehearse the plan where it runs on this machine."""
     screen.step("looking at profiles")
@@ -309,31 +335,3 @@ def replay_of(wanted: RunOptions, what: Declared) -> tuple[FeedTo | None, Trace 
 
 def _seconds(duration: str | None) -> float | None:
     return None if duration is None else duration_of("--duration", duration)
-
-
-class _Stopping:
-    """The first Ctrl-C or SIGTERM asks for an orderly end, the second for an end, a third gets it from the system."""
-
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        self._last = signal.SIGINT
-
-    def watch(self) -> None:
-        """Catch both signals for the task that runs now."""
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None
-
-        def heard(number: signal.Signals) -> None:
-            self._last = number
-            if self.stop.is_set():
-                task.cancel()
-                for again in (signal.SIGINT, signal.SIGTERM):
-                    loop.remove_signal_handler(again)
-            self.stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, heard, number)
-
-    def forced(self) -> KeyboardInterrupt:
-        """What the command ends with after the second, or the first while it plans."""
-        return Terminated() if self._last is signal.SIGTERM else KeyboardInterrupt()

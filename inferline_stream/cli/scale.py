@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from inferline_stream.cli.options import Output, Running, Topology, check_stages, duration_of, pipeline_of
+from inferline_stream.cli.options import Output, Running, Topology, check_stages, duration_of, pipeline_of, stage_names
 from inferline_stream.cli.output import print_json
 from inferline_stream.controlplane.records.control_records import Override
 from inferline_stream.errors import UsageError
@@ -44,7 +44,7 @@ def scale(
     output: Output = "table",
 ) -> None:
     """Set replicas or limits of a stage, or the SLO, prices and stock that plans are made for, while it runs."""
-    pipeline = pipeline_of(topology, valid=False)
+    pipeline = pipeline_of(topology, valid=False, groups=True)
     lapses_s = until_s(lasting)
     of_stage: list[Override] = []
     if replicas is not None:
@@ -57,7 +57,7 @@ def scale(
         of_stage.append(Override("standby", stage or "", standby))
     if of_stage:
         if stage is None:
-            raise UsageError(f"name the stage: the pipeline has {', '.join(known.name for known in pipeline.stages)}")
+            raise UsageError(f"name the stage: the pipeline has {', '.join(stage_names(pipeline))}")
         check_stages([stage], pipeline, "stage")
     whole: list[Override] = []
     if slo is not None:

@@ -6,18 +6,22 @@ import contextlib
 import math
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
 from msgspec import UNSET, Meta, UnsetType
 
+from inferline_stream.cli.options import Platform, SearchOptions, as_words
 from inferline_stream.cli.plan_steps import PlanInputs, planned
 from inferline_stream.cli.plan_text import CURVE_FACTORS
 from inferline_stream.errors import Infeasible, UsageError
+from inferline_stream.observability.page.what_if_server import Answer, Answers, WhatIfServer
 from inferline_stream.pipeline.hardware import Catalogue, at_prices, divided, dollars_per_hour
 from inferline_stream.pipeline.plan import Allocations, Plan, counts_by_kind, in_words
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -57,6 +61,13 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.json.encode(msgspec.structs.replace(self, start_up_s=None, reserve=UNSET), order="sorted")
 
 
+PATHS = ("/declared", "/glance", "/plan", "/replay", "/curve")
+"""Of what the page asks."""
+
+GLANCE_S = 1.0
+"""Longest search before a plan is shown: people wait for it with a hand on a slider."""
+
+
 class Superseded(LookupError):
     """A newer question has come before this one's answer was there."""
 
@@ -81,15 +92,20 @@ class WhatIf:
     _busy: threading.Lock = field(default_factory=threading.Lock)
     _newest: int = 0
 
-    def answers(self) -> Mapping[str, Callable[[bytes], Any]]:
+    def __post_init__(self) -> None:
+        self._plans[Question().plans] = self.first
+
+    def answers(self) -> Answers:
         """Return what the page asks for, by path: each takes a `Question` as JSON."""
         read = msgspec.json.Decoder(Question).decode
-        return {
-            "/declared": lambda _: self.declared(),
-            "/plan": lambda asked: self.plan(read(asked)),
-            "/replay": lambda asked: self.replay(read(asked)),
-            "/curve": lambda asked: self.curve(read(asked)),
-        }
+        found: tuple[Answer, ...] = (
+            lambda _: self.declared(),
+            lambda asked: self.glance(read(asked)),
+            lambda asked: self.plan(read(asked)),
+            lambda asked: self.replay(read(asked)),
+            lambda asked: self.curve(read(asked)),
+        )
+        return dict(zip(PATHS, found, strict=True))
 
     def declared(self) -> dict[str, Any]:
         """Return what the page begins with: name, SLO, traffic, start-up time, kinds with prices."""
@@ -117,7 +133,33 @@ class WhatIf:
             Superseded: a newer question has come.
         """
         self._newest += 1
-        found = self._found(question, self._newest)
+        return self._shown(question, self._found(question, self._newest))
+
+    def glance(self, question: Question) -> dict[str, Any]:
+        """Return the same after a second of searching at most: the cheapest plan so far, or nothing.
+
+        Returns:
+            As `plan`, and with ``searching`` whether a longer search may find a cheaper one.
+
+        Raises:
+            Superseded: a newer question has come.
+        """
+        self._newest += 1
+        number, until_s = self._newest, time.monotonic() + GLANCE_S
+        found = self._plans.get(question.plans)
+        if found is None:
+            with self._turn(number):
+                try:
+                    found = self._searched(question, lambda: number != self._newest or time.monotonic() > until_s)
+                except Stopped:
+                    return {"searching": True}
+                self._check(number)
+                if searching := time.monotonic() > until_s:
+                    return self._shown(question, found) | {"searching": searching}
+                self._plans[question.plans] = found
+        return self._shown(question, found) | {"searching": False}
+
+    def _shown(self, question: Question, found: Plan | Infeasible) -> dict[str, Any]:
         answer: dict[str, Any] = {"command": self._command(question)}
         if isinstance(found, Infeasible):
             return answer | {"infeasible": str(found)}
@@ -193,15 +235,18 @@ class WhatIf:
             raise Superseded
 
     def _planned(self, question: Question, number: int) -> Plan | Infeasible:
-        inputs = replace(self._inputs(question), stop=lambda: number != self._newest)
         try:
-            found: Plan | Infeasible = planned(inputs, self.measured)
-        except Infeasible as error:
-            found = error
+            found = self._searched(question, lambda: number != self._newest)
         except Stopped:
             raise Superseded from None
         self._check(number)  # else it is the best so far
         return found
+
+    def _searched(self, question: Question, stop: Callable[[], bool]) -> Plan | Infeasible:
+        try:
+            return planned(replace(self._inputs(question), stop=stop), self.measured)
+        except Infeasible as error:
+            return error
 
     def _replayed(self, question: Question, plan: Plan) -> dict[str, Any]:
         inputs = self._inputs(question)
@@ -254,14 +299,27 @@ def _stage_costs(allocations: Allocations, kinds: Catalogue) -> dict[str, float]
     return {stage: sum(a.replicas * each.get(a.hardware, 0.0) for a in held) for stage, held in allocations.items()}
 
 
+def plan_command(
+    topology: Path, search: SearchOptions, platform: Platform, further: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Return the words that make such a plan, but for SLO and reserve, which are the page's.
+
+    Args:
+        topology: as it was given.
+        search: which search.
+        platform: where replicas run.
+        further: options.
+    """
+    words = [*as_words(replace(search, reserve=None)), *as_words(platform), *further]
+    return ("inferline-stream", "plan", str(topology), *words)
+
+
 def serve(what_if: WhatIf, port: int) -> None:
     """Serve the page until Ctrl-C, and say where.
 
     Raises:
         UsageError: the port is taken or may not be used.
     """
-    from inferline_stream.observability.page.what_if_server import WhatIfServer
-
     server = WhatIfServer(what_if.answers(), port)
     try:
         typer.echo(f"what if: {server.url} (Ctrl-C ends it)", err=True)

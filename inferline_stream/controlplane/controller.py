@@ -7,25 +7,24 @@ what is written down: each input and each output is a task of its own, and all s
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
-import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.actuators.actuator import Actuator, DispatcherExit, ObservedDispatcher
 from inferline_stream.controlplane.apply.code_versions import CodeVersions, plainly
 from inferline_stream.controlplane.apply.fleet import Fleet
-from inferline_stream.controlplane.apply.slot_keeper import TELL_AGAIN_S, SlotKeeper
+from inferline_stream.controlplane.apply.slot_keeper import SlotKeeper
 from inferline_stream.controlplane.decide.canary_keeper import LOOK_S as CANARY_LOOK_S
 from inferline_stream.controlplane.decide.canary_keeper import CanaryKeeper, canary_states
 from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.decide.replan_clock import LOOK_S, ReplanClock
-from inferline_stream.controlplane.leadership import HEARTBEAT_S, TAKE_OVER_AFTER_S, Leadership, LeadershipLost
-from inferline_stream.controlplane.loop_steps import Driver, StepFailures, until
+from inferline_stream.controlplane.leader_loop import LeaderLoop
+from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
+from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, Collector, SourceTimestamps
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
@@ -34,9 +33,7 @@ from inferline_stream.controlplane.records.control_records import decode_overrid
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.dataplane.dispatcher.lease import Lease
 from inferline_stream.dataplane.reports import PoolReport
-from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import PipelineState
@@ -47,13 +44,6 @@ from inferline_stream.tuner.decision import Reason
 logger = logging.getLogger(__name__)
 
 _KEEP_S = 0.1
-_TIMER_SILENT_S = 0.3
-"""The Faust app's timer is taken for gone after so long: the loop's own goes on."""
-
-_HOST_AGAIN_S = 30.0
-_TIDY_S = 60.0
-"""How often consumer groups of ended terms are looked for: a dead controller stays a member of its own for a while."""
-
 _APART_S = 86_400.0
 """Records whose timestamps are further from this clock than this have none that says when they were written."""
 
@@ -90,6 +80,7 @@ class Controller:
     exits: deque[str] = field(default_factory=lambda: deque(maxlen=_EXITS_KEPT))
     """Replicas and dispatchers that ended unexpectedly, in words; the newest few hundred."""
     collector: Collector | None = None
+    loop: LeaderLoop = field(init=False)
     fleet: Fleet = field(init=False)
     slots: SlotKeeper = field(init=False)
     decider: Decider = field(init=False)
@@ -101,22 +92,16 @@ class Controller:
     """Replicas whose start-up time is known."""
     _troubles: dict[str, str] = field(default_factory=dict)
     """What each dispatcher last said is wrong."""
-    _failed: StepFailures = field(default_factory=StepFailures)
-    _lease: Lease = field(default_factory=lambda: Lease(TAKE_OVER_AFTER_S))
-    """Runs out when another controller may lead."""
-    _acts: bool | None = None
-    """Whether it did when last asked; None before its first heartbeat."""
-    timer: Driver = field(default_factory=lambda: Driver(_TIMER_SILENT_S))
-    """The Faust app's, which drives the Tuner in the loop's place."""
 
     def __post_init__(self) -> None:
         if not self.wanted:
             self.wanted.update(replicas_of_plan(self.view.plan.allocations))
         run, context, view = self.run, self.view.context, self.view
+        self.loop = LeaderLoop(self.leadership)
         digests = {stage.name: stage_digest(stage, run.topology.resolve().parent) for stage in run.pipeline.stages}
         self.versions = CodeVersions(self.actuator, run.replica_specs, digests)
         self.fleet = Fleet(
-            self.actuator, view, self.wanted, run.standby, run.cores, leads=self._leads, versions=self.versions
+            self.actuator, view, self.wanted, run.standby, run.cores, leads=self.loop.leads, versions=self.versions
         )
         self.slots = SlotKeeper(
             view,
@@ -124,7 +109,7 @@ class Controller:
             self.actuator,
             run.dispatcher_spec,
             self._outdated,
-            self._leads,
+            self.loop.leads,
             self.versions.share_of,
         )
         self.ticks = ArrivalLog(context.names, context.source)
@@ -176,68 +161,22 @@ class Controller:
                     (0.0, self.fleet.step),
                     (0.0, lambda: self._obey(control)),
                     (HEARTBEAT_S, self._heartbeat),
-                    (settings.tuner_step_s, self._tune),
+                    (settings.tuner_step_s, self.decider.step),
                     (_ROOM_S, self._room),
                     (_STATE_S, self._look),
                     (_KEEP_S, lambda: self._keep(arrivals)),
-                    (_HOST_AGAIN_S, self._host),
-                    (_TIDY_S, self._tidy),
                     (_STATE_S, self.decider.tables.step),
                     (CANARY_LOOK_S, self.canary.step),
                     (LOOK_S, planning.step if self.run.replans else _never),
                 ):
-                    tasks.create_task(self._every(period_s, step))
-
-    @property
-    def failures(self) -> int:
-        """How many steps of the loop have failed."""
-        return self._failed.count
-
-    async def _every(self, period_s: float, step: Callable[[], Awaitable[None]]) -> None:
-        """Repeat a step until another controller leads. Errors are logged, and counted if something did answer."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        due_s, reported_s = loop.time(), float("-inf")
-        while task is None or not task.cancelling():  # a client may have swallowed that
-            try:
-                await step()
-                reported_s = float("-inf")
-                self._failed.worked(step, loop.time())
-            except LeadershipLost:
-                raise
-            except Unreachable as error:
-                if loop.time() - reported_s >= TELL_AGAIN_S:
-                    logger.warning("%s", error)
-                    reported_s = loop.time()
-                await asyncio.sleep(0.1)
-            except Exception as error:
-                self._failed.add(step, error, loop.time())
-                await asyncio.sleep(0.5)
-            due_s = max(due_s + period_s, loop.time() - period_s)
-            await asyncio.sleep(max(0.0, due_s - loop.time()))
+                    tasks.create_task(self.loop.every(period_s, step))
 
     async def _heartbeat(self) -> None:
-        """Write that this controller leads; errors as in `Leadership.write`."""
-        sent_s = self._lease.now_s()
+        """Say with a heartbeat what dispatchers have to know; errors as in `Leadership.write`."""
         if self.view.context.pipeline.order == "deadline":
             self.leadership.rest_s = self.view.rests_s(asyncio.get_running_loop().time())
             self.leadership.served = self.view.served()
-        await self.leadership.heartbeat()
-        self._lease.renew(sent_s)
-
-    def _leads(self) -> bool:
-        """Whether Kafka acknowledged a heartbeat recently; else another controller may lead, and nothing is done."""
-        acts, leads = self._acts, self._lease.valid()
-        if acts is None and not leads:
-            return False
-        self._acts = leads
-        if acts and not leads:
-            logger.warning(
-                "Kafka has acknowledged no heartbeat for %g s, so another controller may lead: replicas and "
-                "dispatchers are left alone until it does", TAKE_OVER_AFTER_S,
-            )  # fmt: skip
-        elif leads and acts is False:
-            logger.warning("Kafka has acknowledged a heartbeat: this controller leads still, and goes on")
-        return leads
+        await self.loop.heartbeat()
 
     # -- what comes in -------------------------------------------------------------------------------
 
@@ -302,40 +241,6 @@ class Controller:
             logger.info("places for replicas: %s", ", ".join(f"{k} {n}" for k, n in room.items()) or "no limit")
         self.decider.room = room
 
-    async def _tune(self) -> None:
-        """Tune, unless the Faust app's timer does."""
-        if not self.timer.drives:
-            await self.decider.step()
-
-    async def _tune_by_timer(self) -> None:
-        now_s = self.timer.heard()
-        try:
-            await self.decider.step()
-            self._failed.worked(self._tune, now_s)
-        except Exception as error:  # what a step raises must not end the app
-            self._failed.add(self._tune, error, now_s)
-
-    async def _host(self) -> None:
-        """Run the Faust app beside the loop, which goes on without it."""
-        if not self.run.faust or self.collector is None:
-            await _never()
-            return
-        # Importing Faust takes a while.
-        faust_app = await asyncio.to_thread(importlib.import_module, "inferline_stream.controlplane.faust_app")
-        with tempfile.TemporaryDirectory(prefix="inferline-faust-") as folder:
-            term, take, tune = self.leadership.term, self.collector.by_agent, self._tune_by_timer
-            async with faust_app.control_app(self.view.context, term, folder=folder, take=take, tune=tune):
-                await _never()
-
-    async def _tidy(self) -> None:
-        """Delete the consumer groups of ended terms."""
-
-        def ended(group: str) -> bool:
-            term = self.view.context.names.control_term(group)
-            return term is not None and term < self.leadership.term
-
-        await self.view.context.kafka.delete_groups(ended)
-
     async def _keep(self, arrivals: RecordProducer) -> None:
         """Write down ticks, plans and decisions."""
         if (ticks := self.ticks.take()) is not None and ticks.value is not None:
@@ -372,7 +277,7 @@ class Controller:
             paused=self.decider.paused,
             term=self.leadership.term,
             plan_feasible=self.decider.plan_feasible,
-            failures=self.failures,
+            failures=self.loop.failures,
             unreadable=dict(self.view.context.decoder.counts),
             devices=self.leadership.devices,
         )
@@ -389,7 +294,7 @@ class Controller:
         await self.fleet.retire(stages)
         left_s = deadline_s - (time.monotonic() - began_s)
         gone = await until(lambda: self.fleet.gone(stages), left_s, 0.02)
-        if not gone and set(stages) >= set(self.view.shape.stages) and self._leads():
+        if not gone and set(stages) >= set(self.view.shape.stages) and self.loop.leads():
             await self.actuator.drain(0.0)
 
 

@@ -1,4 +1,4 @@
-"""Steps of the control loop: what wakes one, what drives it in the loop's place, and what comes of its errors."""
+"""Steps of the control loop: what wakes one, and what comes of its errors."""
 
 from __future__ import annotations
 
@@ -40,24 +40,6 @@ async def woken(wake: asyncio.Event, within_s: float) -> None:
     except TimeoutError:
         pass
     wake.clear()
-
-
-@dataclass(slots=True)
-class Driver:
-    """What drives a step of the control loop in the loop's place, until it was silent for so long."""
-
-    silent_s: float
-    _heard_s: float = float("-inf")
-
-    def heard(self) -> float:
-        """It is at work now; returns the event loop's time."""
-        self._heard_s = asyncio.get_running_loop().time()
-        return self._heard_s
-
-    @property
-    def drives(self) -> bool:
-        """Whether it does at present."""
-        return asyncio.get_running_loop().time() - self._heard_s < self.silent_s
 
 
 @dataclass(slots=True)

@@ -48,7 +48,8 @@ class PipelineContext:
     @cached_property
     def source(self) -> str:
         """Full name of the source topic."""
-        return self.names.topic(self.pipeline.source.name)
+        name = self.pipeline.source.name
+        return name if self.pipeline.groups else self.names.topic(name)
 
     @cached_property
     def sinks(self) -> dict[str, str]:
@@ -63,6 +64,8 @@ class PipelineContext:
     @cached_property
     def _entries(self) -> dict[str, frozenset[str]]:
         pipeline = self.pipeline
+        if pipeline.groups:
+            return {"": self.entries}
         return {
             of: frozenset(stage.name for stage in pipeline.stages if pipeline.enters(stage, topic))
             for of, topic in zip(("", *self.others), (pipeline.source, *pipeline.others), strict=True)
@@ -94,7 +97,9 @@ class PipelineContext:
         return (self.source, *map(self.names.topic, self.live))
 
     def topic(self, stage: str, of_class: str = "") -> str:
-        """Input topic of a stage, for events of the first class or of another one."""
+        """Input topic of a stage, for events of the first class or of another one; of a group, the one it reads."""
+        if self.pipeline.groups:
+            return next(group.topic for group in self.pipeline.groups if group.name == stage)
         if stage not in self.entries_of(of_class):
             return self.names.stage_topic(stage, of_class)
         return self.names.topic(of_class) if of_class else self.source

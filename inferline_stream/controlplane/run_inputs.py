@@ -14,6 +14,7 @@ from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.isolation.limits import cores_here
 from inferline_stream.kafka.pipeline_topics import REPLICATION
+from inferline_stream.observability.page.what_if_server import Answers
 from inferline_stream.observability.pipeline_state import DecisionRecord, PipelineState
 from inferline_stream.pipeline.emulation import emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Catalogue, catalogue
@@ -23,6 +24,7 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.policy import POLICIES, Policy
+from inferline_stream.tuner.tuner_state import TunerState
 
 
 class FeedReport(Protocol):
@@ -113,13 +115,14 @@ class Run:
         arrivals: that the feed brings, from its beginning; None where nobody knows them.
         replication: copies of each topic that has to be created.
         policy: the Tuner's step.
+        policy_state: where the policy begins, if not from the plan alone.
         advisory: decide without acting.
         records: how records are read and written.
         display: who shows it.
         duration_s: stop after so long; None runs to the end of the feed, or until stopped.
         endpoints: of the live page and of metrics; by default none.
+        what_if: answers of the live page's what-if page; None for a page without one.
         newest_state: learns where the newest state is, for a page that was opened before.
-        faust: host the control loop's agents and timer in a Faust app as well.
         hands_over: leave dispatchers and replicas at work at the end, for the controller that follows.
         replans: plan again now and then, from what was recorded and measured.
         settings: periods and time limits.
@@ -142,11 +145,12 @@ class Run:
     arrivals: Trace | None = None
     replication: int = REPLICATION
     policy: Policy = POLICIES["default"]
+    policy_state: TunerState | None = None
     advisory: bool = False
     duration_s: float | None = None
     endpoints: Endpoints = field(default_factory=lambda: Endpoints(ui=False, metrics_port=None))
+    what_if: Answers | None = None
     newest_state: NewestState | None = None
-    faust: bool = True
     hands_over: bool = False
     replans: bool = True
     settings: Settings = field(default_factory=Settings)

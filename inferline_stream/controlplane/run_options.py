@@ -54,6 +54,14 @@ class Endpoints:
         Meta(description="lets people who enter it on the page hold decisions and set replicas; 16 characters or more"),
     ] = ""
     metrics_port: Annotated[int | None, Meta(description="of /metrics; 0 for any free one", ge=0, le=65535)] = 9464
-    metrics_host: Annotated[str, Meta(description="address of /metrics; 0.0.0.0 for other machines to scrape it")] = (
-        "127.0.0.1"
-    )
+    metrics_host: Annotated[
+        str, Meta(description="address of /metrics and of KEDA's scaler; 0.0.0.0 for other machines to reach them")
+    ] = "127.0.0.1"
+    keda_port: Annotated[int, Meta(description="of KEDA's scaler; 0 for any free one", ge=0, le=65535)] = 9465
+    keda_tls: Annotated[
+        str,
+        Meta(
+            title="FOLDER",
+            description="with tls.crt and tls.key of KEDA's scaler, and ca.crt where KEDA has to show a certificate",
+        ),
+    ] = ""

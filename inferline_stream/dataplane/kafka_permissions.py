@@ -71,7 +71,6 @@ def _controller(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> I
         wanted[topic] |= {"Read", "Write"}
     yield from _on_topics("controller", wanted, _RUN)
     yield from (Permission("controller", "group", route.group, False, ("Read",), _RUN) for route in routes)
-    yield Permission("controller", "group", names.control_groups, True, ("Delete", "Read"), _RUN)
     leader = f"{names.prefix}{names.pipeline}-controller"
     yield Permission("controller", "transactional-id", leader, False, ("Write",), _RUN)
     yield from _slots("controller", names, routes)  # it ends what a dead dispatcher has left open

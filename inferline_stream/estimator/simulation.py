@@ -66,6 +66,7 @@ def simulate(
     order_slo_s: float = 0.0,
     order: str = "deadline",
     slots: Mapping[str, int] | None = None,
+    partitions: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Simulation:
     """Simulate a plan on a trace, exactly.
@@ -79,6 +80,8 @@ def simulate(
             arrival, infinity the order of entry.
         order: as in `Pipeline`. No stage has news of the others: what leaves one depends on none that comes after it.
         slots: dispatchers as in `Plan`, though no more than replicas; by default as many as the trace needs.
+        partitions: of the topics of stages whose replicas are the members of an ordinary consumer group: each takes the
+            records of its own, in their order.
         seed: of the paths, slots and service times drawn. The same seed gives the same luck to every plan.
 
     Raises:
@@ -98,6 +101,7 @@ def simulate(
             allocations[name],
             order_slo_s=order_slo_s,
             rest_s=rests[name],
+            partitions=(partitions or {}).get(name),
             slots=max(1, min((slots or {}).get(name, 1), sum(a.replicas for a in allocations[name]))),
         )
         for name in shape.stages

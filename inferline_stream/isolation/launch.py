@@ -22,6 +22,7 @@ from inferline_stream.isolation.audit import Audit
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.containers import RUNTIMES, Container
 from inferline_stream.isolation.name_service import NameService
+from inferline_stream.settings import kafka_security
 
 
 class Launch:
@@ -87,7 +88,7 @@ class Launch:
             within = replace(within, minors=minors_of(devices) if minors is None else minors, kernels=kernels)
             self._kept = kernels if profiled else ""
         if within is not None and within.kafka_ports:  # a process that may connect to nothing needs no addresses
-            self._names = NameService()
+            self._names = NameService(kafka_security().sasl_oauthbearer_token_program)
             self.files = (*self.files, self._names.theirs.fileno())
             arguments = [str(self._names.theirs.fileno())]
         self.confinement = confinement if within is None else within

@@ -1,7 +1,8 @@
 """Host names for sealed replicas: they cannot look names up themselves, so the process that started them does.
 
 One datagram of a socket pair asks for a name, another answers with addresses. A name could carry data out, so that
-names are short, few and of hosts. `NameService` answers, and `Loop` asks, where it may not look a name up.
+names are short, few and of hosts. `NameService` answers, and `Loop` asks, where it may not look a name up. In the same
+way it asks for the access token that a program prints.
 """
 
 from __future__ import annotations
@@ -10,22 +11,36 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import logging
 import re
 import socket
+from collections.abc import Coroutine
 from typing import Any
 
 import uvloop
+
+from inferline_stream.errors import Unreachable
+from inferline_stream.isolation.token_program import TIMEOUT_S, program_says
+
+logger = logging.getLogger(__name__)
 
 _LONGEST = 253
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9.])?")
 _MOST_NAMES = 64
 """That one replica may ask for: brokers are few."""
 
+_TOKEN = "token!"  # noqa: S105  a question that is no host's name
+
 
 class NameService:
-    """Answers one replica. Must be made, used and closed within one event loop."""
+    """Answers one process. Must be made, used and closed within one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        token_program: prints an access token for Kafka; empty for a process that gets none.
+    """
+
+    def __init__(self, token_program: str = "") -> None:
+        self._token_program = token_program
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         """The replica's end; to be closed here once the replica has it."""
         self._ours.setblocking(False)
@@ -54,14 +69,28 @@ class NameService:
             self._loop.remove_reader(self._ours)
             return
         host = data.decode("ascii", errors="replace")
+        if host == _TOKEN and self._token_program:
+            self._begin(self._answer_token())
+            return
         self.known.add(host)
         if len(data) <= _LONGEST and _HOST.fullmatch(host) and len(self.known) <= _MOST_NAMES:
-            task = self._loop.create_task(self._answer(host))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(self._answer(host))
         else:
             self.known.discard(host)
             self._send(host, [])
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer_token(self) -> None:
+        try:
+            said = [await program_says(self._token_program)]
+        except Unreachable as error:
+            logger.warning("%s", error)
+            said = []
+        self._send(_TOKEN, said)
 
     async def _answer(self, host: str) -> None:
         try:
@@ -123,6 +152,16 @@ class Loop(uvloop.Loop):
                 found = []
             self._addresses[host] = found or self._addresses.get(host, [])
         return self._addresses.get(host, [])
+
+    async def token(self) -> str:
+        """What the token program prints, run by the process that started this sealed one; empty where it fails."""
+        if self.channel is None:
+            return ""
+        try:
+            async with asyncio.timeout(TIMEOUT_S + _ANSWER_S):
+                return "".join(await self._ask(self.channel, _TOKEN))
+        except (TimeoutError, OSError):
+            return ""
 
     async def _ask(self, channel: socket.socket, host: str) -> list[str]:
         if not self._asked:

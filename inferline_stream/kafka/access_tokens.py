@@ -1,4 +1,4 @@
-"""Access tokens for Kafka from an OAuth 2.0 token endpoint."""
+"""Access tokens for Kafka, from an OAuth 2.0 token endpoint or a program."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 import time
+from typing import Any
 
 import aiohttp
 from aiokafka.abc import AbstractTokenProvider
@@ -13,6 +14,7 @@ from aiokafka.abc import AbstractTokenProvider
 from inferline_stream.errors import Unreachable
 from inferline_stream.isolation.loop_resolver import LoopResolver
 from inferline_stream.isolation.name_service import Loop
+from inferline_stream.isolation.token_program import program_says
 from inferline_stream.settings import KafkaSecurity
 
 _RENEW_BEFORE_S = 30.0
@@ -21,12 +23,13 @@ _LONGEST_TOKEN = 1 << 20
 """Bytes of an endpoint's answer that are read."""
 
 
-class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
-    """Access tokens from an OAuth 2.0 token endpoint (RFC 6749, section 4.4), kept until shortly before they end.
+class AccessTokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
+    """Access tokens from an OAuth 2.0 token endpoint (RFC 6749, section 4.4) or a program, kept until shortly before
+    they end.
 
     Every process of a run has them renewed by itself, sealed ones included: a sealed process starts no thread, opens
-    no file and looks up no name. So all goes over its event loop, which asks for addresses outside, and this module is
-    imported before the seal.
+    no file, looks up no name and runs no program. So all goes over its event loop, which asks outside for addresses and
+    for what the program prints, and this module is imported before the seal.
     """
 
     def __init__(self, security: KafkaSecurity) -> None:
@@ -40,14 +43,35 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # aiokafk
         """A token that is still good for a while.
 
         Raises:
-            Unreachable: the endpoint gives none.
+            Unreachable: endpoint or program gives none.
         """
         async with self._one_at_a_time:
             if time.monotonic() >= self._renew_at_s:
                 began_s = time.monotonic()
-                self._token, lasts_s = await fetch_token(self._security, self._tls)
+                program = self._security.sasl_oauthbearer_token_program
+                found = _token_of(program) if program else fetch_token(self._security, self._tls)
+                self._token, lasts_s = await found
                 self._renew_at_s = began_s + max(lasts_s / 2, lasts_s - _RENEW_BEFORE_S)
             return self._token
+
+
+async def _token_of(program: str) -> tuple[str, float]:
+    """A new access token of a program, and for how many seconds it is good.
+
+    Raises:
+        Unreachable: it prints none.
+    """
+    loop = asyncio.get_running_loop()
+    said = await loop.token() if isinstance(loop, Loop) and loop.sealed else await program_says(program)
+    try:
+        return _read(json.loads(said))
+    except (ValueError, LookupError, TypeError) as error:
+        why = f'{type(error).__name__}; let it print {{"access_token": "...", "expires_in": 900}}'
+        raise Unreachable(f"the token program {program!r} prints no token: {why}") from None
+
+
+def _read(answer: Any) -> tuple[str, float]:
+    return str(answer["access_token"]), float(answer.get("expires_in", 300.0))
 
 
 async def fetch_token(security: KafkaSecurity, tls: ssl.SSLContext | None) -> tuple[str, float]:
@@ -74,8 +98,7 @@ async def fetch_token(security: KafkaSecurity, tls: ssl.SSLContext | None) -> tu
             ) as response,
         ):
             if response.status == 200:
-                answer = json.loads(await _body(response.content))
-                return str(answer["access_token"]), float(answer.get("expires_in", 300.0))
+                return _read(json.loads(await _body(response.content)))
             why = f"HTTP status {response.status}"
     except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError) as error:
         why = type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inferline_stream.kafka.offsets import Offsets
@@ -33,11 +33,6 @@ class KafkaCluster:
     def producer(self) -> RecordProducer:
         """Return a producer of records outside transactions."""
         return RecordProducer(self.bootstrap_servers)
-
-    async def delete_groups(self, chosen: Callable[[str], bool]) -> None:
-        """Delete the consumer groups whose names are chosen; see `Offsets.delete_groups`."""
-        async with self.offsets() as offsets:
-            await offsets.delete_groups(chosen)
 
     async def retentions(self, topics: Iterable[str]) -> dict[str, float]:
         """Return for how many seconds topics keep a record; see `pipeline_topics.retentions`."""

@@ -76,9 +76,9 @@ def _secured(security: KafkaSecurity) -> dict[str, Any]:
     if security.sasl:
         options["sasl_mechanism"] = security.sasl_mechanism
         if security.sasl_mechanism == "OAUTHBEARER":
-            from inferline_stream.kafka.access_tokens import ClientCredentials
+            from inferline_stream.kafka.access_tokens import AccessTokens
 
-            options["sasl_oauth_token_provider"] = ClientCredentials(security)
+            options["sasl_oauth_token_provider"] = AccessTokens(security)
         else:
             options["sasl_plain_username"] = security.sasl_username
             options["sasl_plain_password"] = security.sasl_password

@@ -12,13 +12,14 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import (
     GroupCoordinatorNotAvailableError,
+    GroupIdNotFound,
     GroupLoadInProgressError,
     IncompatibleBrokerVersion,
     KafkaError,
     NotCoordinatorForGroupError,
     for_code,
 )
-from aiokafka.protocol.admin import DeleteGroupsRequest
+from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest_v3
 
@@ -26,6 +27,7 @@ from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.connection import answered, client_options, closed, closed_on_failure, in_time
 from inferline_stream.kafka.offset_metadata import Committed, Entry, decode_metadata
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState, created_topic, topic_states
+from inferline_stream.kafka.wire.coordinator_records import assigned_partitions
 from inferline_stream.kafka.wire.later_requests import LATER_OFFSET_FETCH, OFFSET_FETCH, UNSTABLE
 
 T = TypeVar("T")
@@ -185,11 +187,31 @@ class Offsets:
                         raise
                     await asyncio.sleep(0.1)
 
-    async def delete_groups(self, chosen: Callable[[str], bool]) -> None:
-        """Delete the consumer groups whose names are chosen; those that still have members stay."""
-        with answered(self._where):
-            for group in [name for name, *_ in await self._admin.list_consumer_groups() if chosen(name)]:
-                await self._admin._send_request(DeleteGroupsRequest([group]), await self._admin.find_coordinator(group))
+    async def members(self, group: str) -> tuple[str, dict[str, dict[str, frozenset[int]]]]:
+        """Return the assignor's name, and what each member of a group has: partitions by topic, by the member's id.
+
+        Groups of KIP-848 have none here: their members are only in the coordinator's log.
+        """
+
+        async def ask(coordinator: int) -> Any:
+            answer = await self._admin._send_request(DescribeGroupsRequest([group]), coordinator)
+            (found,) = answer.to_object()["groups"]
+            if found["error_code"] and found["error_code"] != GroupIdNotFound.errno:
+                raise for_code(found["error_code"])(f"group {group}")
+            return found
+
+        found = await self._at_coordinator(group, ask)
+        members = {each["member_id"]: assigned_partitions(each["member_assignment"]) for each in found["members"]}
+        return found["protocol"] or "", members
+
+    async def committed_topics(self, group: str) -> list[str]:
+        """Return the topics of which a group has committed offsets."""
+
+        async def ask(coordinator: int) -> list[str]:
+            offsets = await self._admin.list_consumer_group_offsets(group, coordinator)
+            return sorted({tp.topic for tp, at in offsets.items() if at.offset >= 0})
+
+        return await self._at_coordinator(group, ask)
 
 
 class UndecidedOffsets(Exception):

@@ -76,6 +76,13 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
             rest.
     """
     names = Names(pipeline.name, prefix)
+    own = [
+        WantedTopic(names.assignments, 1, "leadership and which dispatcher serves which slot", _CONTROL),
+        WantedTopic(names.decisions, 1, "plans and decisions", _CONTROL),
+        WantedTopic(names.control, 1, "overrides by people", _CONTROL),
+    ]
+    if pipeline.groups:  # all others are theirs
+        return own
     wanted = dict(partitions or {})
     entries = [stage.name for stage in pipeline.stages if not stage.after]
     of_sinks = {stage: wanted.get(stage, DEFAULT_PARTITIONS) for stage in pipeline.sinks}
@@ -128,11 +135,10 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
             )
             for topic in (*sources, *stage_topics)
         ),
-        WantedTopic(names.assignments, 1, "leadership and which dispatcher serves which slot", _CONTROL),
+        own[0],
         WantedTopic(names.stage_stats, 1, "what dispatchers report", _HOUR),
         WantedTopic(names.arrivals, 1, "log growth of the source topic", _TRANSIENT),
-        WantedTopic(names.decisions, 1, "plans and decisions", _CONTROL),
-        WantedTopic(names.control, 1, "overrides by people", _CONTROL),
+        *own[1:],
     ]
     return list({topic.name: topic for topic in reversed(found)}.values())[::-1]
 

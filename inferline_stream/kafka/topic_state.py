@@ -87,7 +87,7 @@ async def topic_states(client: AIOKafkaClient, topics: Iterable[str]) -> dict[st
         if error is not NoError and error is not UnknownTopicOrPartitionError:
             raise error(topic["topic"])
         if error is NoError:
-            found[topic["topic"]] = TopicState(_short(topic.get("topic_id", b"")), len(topic["partitions"]))
+            found[topic["topic"]] = TopicState(short_topic_id(topic.get("topic_id", b"")), len(topic["partitions"]))
     return found
 
 
@@ -115,5 +115,6 @@ async def created_topic(client: AIOKafkaClient, topic: str, patience_s: float) -
         await asyncio.sleep(0.1)
 
 
-def _short(topic_id: bytes) -> str:
+def short_topic_id(topic_id: bytes) -> str:
+    """Return the beginning of a topic's id as `TopicState` has it; empty where the bytes are none."""
     return base64.urlsafe_b64encode(topic_id).decode()[:_SHORT] if any(topic_id) else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from inferline_stream.pipeline.declared_at import declared_at
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
@@ -19,7 +21,17 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class KedaScaler:
-    """A ScaledObject asks for the number of workers, by KEDA's external scaler protocol."""
+    """A ScaledObject asks for the number of workers, by KEDA's external scaler protocol.
+
+    Args:
+        deployment: that the ScaledObject scales, ``"namespace/name"`` or the name alone; by default one of the group's
+            declared name.
+        tolerance: share by which a HorizontalPodAutoscaler of the cluster lets the number of pods be wrong. 0 where it
+            has ``behavior.*.tolerance`` (Kubernetes 1.35 and later).
+    """
+
+    deployment: str = ""
+    tolerance: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,7 @@ class ConsumerGroup:
         name: unique in the pipeline; names the group in plans, metrics and decisions.
         group: the group's id as Kafka knows it.
         topic: that it reads.
-        after: groups that write what it reads; none for one that reads what enters the pipeline.
+        after: the group that writes what it reads; none for one that reads what enters the pipeline.
         workers: who changes their number; None where it is only advised.
         hardware: kind that a worker runs on, for its price.
     """
@@ -76,6 +88,7 @@ class ConsumerGroup:
         self.after = tuple(after)
         self.workers = workers
         self.hardware = hardware
+        self.declared = declared_at()
 
     def __repr__(self) -> str:
         return f"ConsumerGroup({self.name!r})"

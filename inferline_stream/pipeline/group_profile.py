@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,52 @@ class Rebalance:
     protocol: RebalanceProtocol
     pause_s: Learned
     longest_s: float
+
+
+UNSEEN = Rebalance("eager", Learned(3.0, 1.0, 0), 3.0)
+"""What a change is taken to cost where none was seen: a client that stops as a whole learns of it by its heartbeat, 3 s
+by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How the members of a group share the partitions of its topic.
+
+    Args:
+        partitions: of the topic.
+        rebalance: what a change of members costs; None where one that moves waits only for the batch in hand.
+    """
+
+    partitions: int
+    rebalance: Rebalance | None = None
+
+    def moved_share(self, before: int, after: int) -> float:
+        """Share of the partitions that stand still at a change from so many members to so many."""
+        if self.rebalance is not None and self.rebalance.protocol == "eager":
+            return 1.0
+        before, after = sorted((min(before, self.partitions), min(after, self.partitions)))
+        return 1.0 if before == 0 else 1 - before / after
+
+    def excess_s(self, slack_s: float) -> float:
+        """Mean time by which the hole of a change is longer than what an event may wait for, where it is longer.
+
+        By KIP-848 an owner learns of a partition by its next heartbeat: its hole is uniform up to the longest.
+        """
+        if self.rebalance is None:
+            return 0.0
+        longest_s = self.rebalance.longest_s
+        if self.rebalance.protocol != "kip848":
+            return max(self.rebalance.pause_s.value - slack_s, 0.0)
+        return max(longest_s - max(slack_s, 0.0), 0.0) ** 2 / (2 * longest_s) if longest_s > 0 else 0.0
+
+    def useful(self, members: int) -> int:
+        """The fewest members, no fewer than these, whose fullest has fewer partitions than with any less: ⌈P/k⌉.
+
+        With numbers in between the fullest member has as many, so that they are hardly faster.
+        """
+        fullest = math.ceil(self.partitions / max(1, min(members, self.partitions)))
+        fewest = math.ceil(self.partitions / fullest)
+        return fewest if fewest >= min(members, self.partitions) else math.ceil(self.partitions / (fullest - 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 HEADER_PREFIX = "__inferline."
 EVENT_ID = HEADER_PREFIX + "event_id"
@@ -17,6 +20,9 @@ ERRORS_PREFIX = HEADER_PREFIX + "errors."
 
 WIRE_VERSION = 1
 """Version of headers and topic records."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_LONGEST_NAME = 80  # two of them, a prefix and a suffix fit into Kafka's 249 characters
 
 
 def check_version(version: int) -> None:
@@ -70,19 +76,6 @@ class Names:
         return f"{self.prefix}{self.pipeline}.{slot}"
 
     @property
-    def control_groups(self) -> str:
-        """What the name of a controller's own consumer group begins with; the number of its term follows.
-
-        It ends with the dot that no pipeline and no stage has in its name: no group of theirs begins like it.
-        """
-        return f"{self.prefix}{self.pipeline}.control."
-
-    def control_term(self, group: str) -> int | None:
-        """Return the term whose controller has this consumer group; None for a group of anything else."""
-        term = group.removeprefix(self.control_groups)
-        return int(term) if group == f"{self.control_groups}{term}" and re.fullmatch("[0-9]{1,18}", term) else None
-
-    @property
     def assignments(self) -> str:
         """Compacted topic: leadership and which dispatcher serves which slot."""
         return f"{self.prefix}{self.pipeline}.assignments"
@@ -122,3 +115,25 @@ class Names:
     def dead_letters(topic: str) -> str:
         """Where records of a topic go that could not be processed."""
         return f"{topic}.dlq"
+
+
+def problems_of_name(name: Any, what: str) -> Iterator[str]:
+    """Yield why a pipeline, a stage or a group (``what``) cannot be called so."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+        yield (
+            f"{what} name {name!r} cannot stand in a topic's name: begin with a letter or digit, then letters, digits, "
+            f"'_' and '-', at most {_LONGEST_NAME}"
+        )
+    elif what != "pipeline":
+        names = Names("")
+        if names.stage_topic(name) in names.own:
+            yield f"{what} name {name!r} is the name of one of the pipeline's own topics; rename the {what}"
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """Return the remedy for a name nobody knows: the nearest one, or all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    return f"; known are {', '.join(names)}" if names else ""

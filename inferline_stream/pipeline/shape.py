@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from inferline_stream.pipeline.consumer_group import ConsumerGroup
 from inferline_stream.pipeline.topology import Edge, Pipeline, Stage
 
 
@@ -180,7 +181,9 @@ def topological(stages: Sequence[Stage]) -> list[Stage]:
 
 
 def shape_of(pipeline: Pipeline) -> Shape:
-    """The DAG of a valid pipeline."""
+    """The DAG of a valid pipeline, of stages or of consumer groups."""
+    if pipeline.groups:
+        return _shape_of_groups(pipeline.groups)
     order = topological(pipeline.stages)
     position = {id(stage): i for i, stage in enumerate(order)}
     arrows = [
@@ -194,6 +197,18 @@ def shape_of(pipeline: Pipeline) -> Shape:
     sources = [topic for topic in pipeline.sources if not topic.background] if pipeline.own_sources else []
     entered = [tuple(i for i, stage in enumerate(order) if pipeline.enters(stage, topic)) for topic in sources]
     return Shape(tuple(stage.name for stage in order), tuple(arrows), many, beside, tuple(entered))
+
+
+def _shape_of_groups(groups: Sequence[ConsumerGroup]) -> Shape:
+    """Parents before their children: a group with more groups before it comes later."""
+
+    def depth(group: ConsumerGroup) -> int:
+        return max((1 + depth(parent) for parent in group.after), default=0)
+
+    order = sorted(groups, key=depth)
+    position = {id(group): i for i, group in enumerate(order)}
+    arrows = [Arrow(position[id(parent)], i) for i, group in enumerate(order) for parent in group.after]
+    return Shape(tuple(group.name for group in order), tuple(arrows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,18 +344,21 @@ def goes_through(shape: Shape, mask: int) -> list[bool]:
     return [s in entered or any(mask >> a & 1 for a in shape.parents(s)) for s in range(len(shape.stages))]
 
 
-def independent_paths(shape: Shape, probability: Mapping[tuple[str, str], float]) -> Paths:
+def independent_paths(shape: Shape, probability: Mapping[tuple[str, str], float], scope: Scope = ()) -> Paths:
     """Paths when each conditional arrow (parent, child) is taken independently with the probability given.
 
-    Arrows without a probability are always taken once their parent is visited.
+    Arrows without a probability are always taken once their parent is visited. Of a scope, the paths of the results
+    that are apart there.
     """
     sources = range(max(1, len(shape.sources)))
     weights = {shape.source_bit(source): 1.0 / len(sources) for source in sources}
     for bit, arrow in enumerate(shape.arrows):
+        if shape.scope_after(arrow.parent) != scope:
+            continue
         p = probability.get((shape.stages[arrow.parent], shape.stages[arrow.child]), 1.0)
         split: dict[int, float] = {}
         for mask, weight in weights.items():
-            seen = visited(shape, mask)[arrow.parent]
+            seen = scope[-1:] == (arrow.parent,) or visited(shape, mask, scope)[arrow.parent]
             for taken, share in ((True, p), (False, 1 - p)) if seen else ((False, 1.0),):
                 if share > 0:
                     key = mask | taken << bit

@@ -7,12 +7,13 @@ These objects accept what is written and are judged together by `pipeline.valida
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from inferline_stream.pipeline.consumer_group import ConsumerGroup
+from inferline_stream.pipeline.declared_at import declared_at
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
 from inferline_stream.pipeline.model_server import ModelServer
@@ -23,19 +24,7 @@ from inferline_stream.pipeline.units import duration_s, share
 class Codec:
     """A format of one's own, given as ``Topic("in", codec=...)`` beside ``"json"``, ``"msgpack"`` and ``"raw"``.
 
-    Each replica builds it with its topology, so a client of a schema registry belongs in here. Confluent's wire format,
-    for example, which puts the number of a schema before each value::
-
-        registry = SchemaRegistryClient({"url": "http://registry:8081"})
-        serialize = AvroSerializer(registry, SCHEMA)
-        deserialize = AvroDeserializer(registry)
-
-        avro = Codec(
-            "avro",
-            encode=lambda value: serialize(msgspec.to_builtins(value), None),
-            decoder=lambda type_: lambda data: msgspec.convert(deserialize(data, None), type_),
-        )
-        pipeline = Pipeline("orders", source=Topic("orders", codec=avro), ...)
+    Each replica builds it with its topology, before it is sealed. `registry_codec` makes those of a schema registry.
 
     Args:
         name: for people, and in the version of the topology: another name is another format.
@@ -248,7 +237,7 @@ class Stage:
         self.fallback_share = fallback_share
         self.source = source
         self.sink = sink
-        self.declared = _caller()
+        self.declared = declared_at()
 
     @property
     def is_join(self) -> bool:
@@ -327,12 +316,6 @@ def _listed(source: Any) -> tuple[Any, ...]:
     return tuple(source) if isinstance(source, list | tuple) else (source,)
 
 
-def _caller() -> str:
-    """``file:line`` of the code that constructs the object whose constructor calls this."""
-    frame = sys._getframe(2)
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Edge:
     """The arrow from a parent; taken always, or when the condition holds for the parent's result.
@@ -353,9 +336,11 @@ class Pipeline:
         name: names the pipeline's topics, groups and metrics.
         slo: target for the end-to-end P99, a duration such as ``"250ms"``.
         source: topic that events arrive on; or a list of it, of live topics with an SLO of their own, and of background
-            topics, such as an archive, see `Topic`. None where each entry stage has a source of its own.
+            topics, such as an archive, see `Topic`. None where each entry stage has a source of its own. Consumer
+            groups have the topic that the first of them read.
         sink: topic that the results of the final stage go to; None where each final stage has a sink of its own.
-        stages: every stage, in any order.
+            Consumer groups have none.
+        stages: every stage, in any order; or every consumer group that runs already.
         sample: arrivals and events to profile and plan with.
         hardware: kinds that extend or override the default catalogue.
         objective: share of events that must meet the SLO.
@@ -373,7 +358,7 @@ class Pipeline:
         slo: str,
         source: Topic | Sequence[Topic] | None = None,
         sink: Topic | None = None,
-        stages: Iterable[Stage],
+        stages: Iterable[Stage | ConsumerGroup],
         sample: Sample | None = None,
         hardware: Iterable[Hardware] = (),
         objective: float = 0.99,
@@ -383,16 +368,21 @@ class Pipeline:
     ) -> None:
         self.name = name
         self.slo = slo
+        listed = tuple(stages)
+        self.stages = tuple(each for each in listed if not isinstance(each, ConsumerGroup))
+        self.groups = tuple(each for each in listed if isinstance(each, ConsumerGroup))
+        """Consumer groups that run already, in place of stages."""
         self.listed: tuple[Topic, ...] = () if source is None else _listed(source)
+        if self.groups and source is None:
+            self.listed = tuple(map(Topic, dict.fromkeys(group.topic for group in self.groups if not group.after)))
         self.sink = sink
-        self.stages = tuple(stages)
         self.sample = sample
         self.hardware = tuple(hardware)
         self.objective = objective
         self.slo_window = slo_window
         self.on_expired = on_expired
         self.order = order
-        self.declared = _caller()
+        self.declared = declared_at()
 
     @property
     def own_sources(self) -> dict[str, Topic]:
@@ -472,7 +462,8 @@ class Pipeline:
         raise KeyError(name)
 
     def __repr__(self) -> str:
-        return f"Pipeline({self.name!r}, stages={[stage.name for stage in self.stages]})"
+        names = [stage.name for stage in self.stages] + [group.name for group in self.groups]
+        return f"Pipeline({self.name!r}, stages={names})"
 
 
 def is_asynchronous(run: object) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from inferline_stream.errors import InvalidTopology
@@ -24,10 +23,11 @@ from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_time
 from inferline_stream.pipeline.end_topics import check_scopes_of_sinks, problems_of_sinks, problems_of_sources
 from inferline_stream.pipeline.event_classes import problems_of_classes
 from inferline_stream.pipeline.fallback_declaration import problems_of_fallbacks
+from inferline_stream.pipeline.group_declaration import problems_of_groups
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue, divided
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
-from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.names import Names, nearest, problems_of_name
 from inferline_stream.pipeline.shape import maybe_missing, shape_of, topological
 from inferline_stream.pipeline.topology import (
     MOST_RESULTS,
@@ -46,9 +46,7 @@ from inferline_stream.pipeline.version import format_between
 CODECS = ("json", "msgpack", "raw")
 
 LEAST_SLO_WINDOW_S = 60.0
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]+")
-_LONGEST_NAME = 80  # two of them, a prefix and a suffix fit into Kafka's 249 characters
 _LONGEST_TOPIC = 230  # leaves room for a prefix and `.dlq`
 
 
@@ -64,6 +62,8 @@ def problems(pipeline: Pipeline) -> tuple[str, ...]:
         kinds = catalogue(kind for kind in pipeline.hardware if isinstance(kind, Hardware))
         for problem in (*_of_stage(stage, kinds), *_of_parents(stage, listed)):
             found.append(f"{stage.declared}: stage {stage.name!r}: {problem}")
+    if pipeline.groups:
+        return (*found, *problems_of_groups(pipeline))
     found += problems_of_fallbacks(pipeline)
     # Types are compared only along edges that lead from stage to stage.
     found += _of_types(stages, pipeline)
@@ -83,7 +83,7 @@ def validated(pipeline: Pipeline) -> Pipeline:
 
 
 def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
-    yield from _of_name(pipeline.name, "pipeline")
+    yield from problems_of_name(pipeline.name, "pipeline")
     try:
         if pipeline.slo_s <= 0:
             yield f"SLO {pipeline.slo!r} must be above 0"
@@ -99,6 +99,9 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
         yield f"objective {objective!r} must lie between 0 and 1, e.g. 0.99 for a P99 within the SLO"
     if pipeline.order not in ORDERS:
         yield f"order {pipeline.order!r} is none; use {' or '.join(map(repr, ORDERS))}"
+    yield from _of_own_hardware(pipeline.hardware)
+    if pipeline.groups:
+        return
     yield from _of_topics(pipeline)
     yield from problems_of_sinks(pipeline, stages)
     yield from problems_of_sources(pipeline, stages)
@@ -107,7 +110,6 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
         yield f'sample {sample!r} is no Sample; write Sample(arrivals="arrivals.csv", events="events.jsonl")'
     elif sample is not None and not (sample.key is None or (isinstance(sample.key, str) and sample.key)):
         yield f'sample key {sample.key!r} must be the name of a field of its events, e.g. key="user"'
-    yield from _of_own_hardware(pipeline.hardware)
     yield from _of_stage_list(pipeline.stages)
     cycle = _cycle(stages)
     if cycle:
@@ -146,7 +148,7 @@ def _of_topics(pipeline: Pipeline) -> Iterator[str]:
         elif name in own:
             yield f"{role} topic {name!r} is a name that the pipeline uses itself; rename it"
         if not isinstance(end.codec, Codec) and end.codec not in CODECS:
-            yield f"{role} topic {name!r}: unknown codec {end.codec!r}{_close(end.codec, CODECS)}"
+            yield f"{role} topic {name!r}: unknown codec {end.codec!r}{nearest(end.codec, CODECS)}"
         for what, given in (("max_bytes", end.max_bytes), ("partitions", end.partitions)):
             if given is not None and not is_whole(given):
                 yield f"{role} topic {name!r}: {what} {given!r} must be a whole number, 1 or more"
@@ -183,7 +185,7 @@ def _of_server(stage: Stage) -> Iterator[str]:
 
 
 def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
-    yield from _of_name(stage.name, "stage")
+    yield from problems_of_name(stage.name, "stage")
     if not is_whole(stage.max_batch_size):
         yield f"max_batch_size {stage.max_batch_size!r} must be a whole number, 1 or more"
     at_once = stage.concurrency
@@ -214,7 +216,7 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
         if isinstance(kind, Hardware):
             yield f"hardware {kind.name!r} is given as an object; give its name here, the object to Pipeline(hardware=)"
         elif kind not in kinds:
-            yield f"unknown hardware {kind!r}{_close(kind, kinds)}"
+            yield f"unknown hardware {kind!r}{nearest(kind, kinds)}"
     functions: Any = (("cost", stage.cost, "one event"), ("agrees", stage.agrees, "two results"))
     for name, function, of in functions:
         if function is not None and not isinstance(function, str) and not callable(function):
@@ -227,7 +229,7 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     yield from _of_emulation(stage, kinds)
     isolation: Any = stage.isolation
     if isinstance(isolation, str) and isolation not in LEVELS:
-        yield f"unknown isolation {isolation!r}{_close(isolation, LEVELS)}"
+        yield f"unknown isolation {isolation!r}{nearest(isolation, LEVELS)}"
     elif not isinstance(isolation, str | Isolation):
         yield f"isolation {isolation!r} is neither a level ({', '.join(LEVELS)}) nor an Isolation"
 
@@ -249,8 +251,8 @@ def _of_emulation(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     if by_kind(times):
         for declared in times or ():
             if declared not in (*stage.hardware, *(divided(kind)[0] for kind in emulated)):
-                nearest = _close(declared, emulated)
-                yield f"emulated service times for {declared!r}, which is not among its hardware{nearest}"
+                near = nearest(declared, emulated)
+                yield f"emulated service times for {declared!r}, which is not among its hardware{near}"
     elif times and not emulated:
         yield f"emulated service times, but none of its hardware {list(stage.hardware)} starts with {EMULATED_PREFIX!r}"
 
@@ -261,18 +263,6 @@ def _of_emulated_variation(emulated: Emulated) -> Iterator[str]:
         yield f"emulated cv {cv!r} must be a number, 0 or more: σ²/µ² of the times"
     if emulated.weight is not None and not callable(emulated.weight):
         yield f"emulated weight {emulated.weight!r} must be a function of one event"
-
-
-def _of_name(name: Any, what: str) -> Iterator[str]:
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
-        yield (
-            f"{what} name {name!r} cannot stand in a topic's name: begin with a letter or digit, then letters, digits, "
-            f"'_' and '-', at most {_LONGEST_NAME}"
-        )
-    elif what == "stage":
-        names = Names("")
-        if names.stage_topic(name) in names.own:
-            yield f"stage name {name!r} is the name of one of the pipeline's own topics; rename the stage"
 
 
 def _of_parents(stage: Stage, listed: dict[int, Stage]) -> Iterator[str]:
@@ -376,7 +366,7 @@ def _of_join(stage: Stage, parents: Sequence[Stage], takes: Any, order: Sequence
     missing = maybe_missing(order, stage) if known else frozenset()
     for position, parent in enumerate(parents):
         if parent.name not in fields:
-            yield f"{describe(takes)} has no field for parent {parent.name!r}{_close(parent.name, fields)}"
+            yield f"{describe(takes)} has no field for parent {parent.name!r}{nearest(parent.name, fields)}"
             continue
         kept, optional = without_none(fields[parent.name])
         returned = _types(parent).returns
@@ -391,8 +381,8 @@ def _of_join(stage: Stage, parents: Sequence[Stage], takes: Any, order: Sequence
                 f"as `{describe(fields[parent.name])} | None`"
             )
     for field in sorted(fields.keys() - {parent.name for parent in parents}):
-        nearest = _close(field, [parent.name for parent in parents])
-        yield f"field {describe(takes)}.{field} belongs to no parent{nearest}; remove it"
+        near = nearest(field, [parent.name for parent in parents])
+        yield f"field {describe(takes)}.{field} belongs to no parent{near}; remove it"
 
 
 def _of_raw(stage: Stage, stages: Sequence[Stage], pipeline: Pipeline) -> Iterator[str]:
@@ -450,12 +440,3 @@ def _cycle(stages: Sequence[Stage]) -> list[Stage]:
         return []
 
     return next((found for stage in stages if (found := visit(stage))), [])
-
-
-def _close(name: Any, known: Iterable[str]) -> str:
-    """The remedy for a name nobody knows: the nearest one, or all of them."""
-    names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {' or '.join(map(repr, near))}?"
-    return f"; known are {', '.join(names)}" if names else ""

@@ -8,6 +8,7 @@ from functools import partial
 
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.estimator.workload import Workload, prepare
+from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocations, Plan, replicas_of
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -256,7 +257,7 @@ class _Arena:
         *,
         allocations: Allocations | None = None,
         on: Workload | None = None,
-        partitions: int | None = None,
+        sharing: Mapping[str, Sharing] | None = None,
     ) -> Outcome:
         """One replay."""
         workload = on or self.judged
@@ -273,7 +274,7 @@ class _Arena:
             conditions=conditions or self.conditions,
             slots=self._plan.slots,
             workload=workload,
-            partitions=partitions,
+            sharing=sharing,
         )
 
     def rule(
@@ -299,7 +300,8 @@ class _Arena:
             least=self._plan.slots if on_our_pool else None,
             partitions=partitions,
         )
-        return self.run(scaler, allocations=allocations, on=on, partitions=partitions)
+        sharing = None if partitions is None else dict.fromkeys(self._shape.stages, Sharing(partitions))
+        return self.run(scaler, allocations=allocations, on=on, sharing=sharing)
 
     def bound(self, objective: float) -> float:
         """See `work_bound`."""

@@ -1,17 +1,25 @@
 """The members of a stage that is an ordinary consumer group: each serves the partitions that it owns.
 
-A member is a slot of one replica. When one comes or leaves, partitions are dealt out evenly again. Only those that move
-wait, and no longer than for the batch that their old owner has in hand, as with cooperative rebalancing; the seconds
-that a group needs to agree are not counted.
+A member is a slot of one replica. When one comes or leaves, partitions are dealt out evenly again, and as few as
+possible move. What a change costs depends on the group's protocol (`pipeline.group_profile.Rebalance`):
+
+- eager: no partition is served until all have done what they have in hand, and for the pause from then on;
+- cooperative: those that move wait for the batch that their old owner has in hand, and for the pause;
+- kip848: those that move wait for that batch, and until their new owner's next heartbeat, any time up to the longest;
+- without a rebalance: those that move wait for that batch alone.
+
+What a member waits for before anything moves counts as its start-up.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import Ints
+from inferline_stream.estimator.kernels import Floats, Ints
+from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.replay.stage_queues import StageQueues
 
 
@@ -21,38 +29,60 @@ class GroupMembers:
 
     Args:
         queues: a slot for each partition.
-        partitions: of the stage's input topic.
+        sharing: of the partitions.
+        heartbeats: draws when owners learn of partitions, by KIP-848.
         members: how many there are.
     """
 
     queues: StageQueues
-    partitions: int
+    sharing: Sharing
+    heartbeats: np.random.Generator
     members: int = 0
     _owner: Ints = field(init=False)
+    _from_s: Floats = field(init=False)
+    """By partition, from when on its owner serves it."""
+    _free_s: Floats = field(init=False)
+    """By partition, when the owner before has done what it had in hand of it."""
 
     def __post_init__(self) -> None:
-        self._owner = np.zeros(self.partitions, dtype=np.int64)
+        self._owner = np.zeros(self.sharing.partitions, dtype=np.int64)
+        self._from_s = np.full(self.sharing.partitions, -math.inf)
+        self._free_s = np.full(self.sharing.partitions, -math.inf)
 
     def add(self, kind: int, now_s: float) -> None:
         """A member that is ready now: it gets its share of the partitions."""
         self.members += 1
-        if self.members <= self.partitions:
+        if self.members <= self.sharing.partitions:
             self.queues.add(self.members - 1, kind, now_s)
-            self._deal(now_s)
+        self._deal(now_s)
 
     def leave(self, kind: int, now_s: float) -> float:
         """The member that came last gives up its partitions. Returns when it has done what it has in hand."""
         self.members -= 1
-        if self.members >= self.partitions:
-            return now_s
-        done_s = self.queues.leave(self.members, kind, now_s)
+        idle = self.members >= self.sharing.partitions
+        done_s = now_s if idle else self.queues.leave(self.members, kind, now_s)
         if self.members:  # what waits for a group without members stays where it is
             self._deal(now_s)
         return done_s
 
     def _deal(self, now_s: float) -> None:
-        self._owner = _shared_out(self._owner, self.members)
-        self.queues.deal(self._owner, now_s)
+        owner = _shared_out(self._owner, min(self.members, self.sharing.partitions))
+        ends_s, rebalance = self.queues.ends_s(now_s), self.sharing.rebalance
+        moves = owner != self._owner
+        # Of a partition that nobody serves yet, nobody has anything in hand but the owner before.
+        served = self._from_s <= now_s
+        self._free_s = np.where(served, ends_s[self._owner], np.maximum(self._free_s, now_s))
+        if rebalance is not None and rebalance.protocol == "eager":
+            self._from_s = np.full(owner.size, self._free_s.max() + rebalance.pause_s.value)
+        elif moves.any():
+            pause_s = np.zeros(owner.size)
+            if rebalance is not None and rebalance.protocol == "cooperative":
+                pause_s += rebalance.pause_s.value
+            elif rebalance is not None:
+                pause_s = self.heartbeats.uniform(0.0, rebalance.longest_s, owner.size)[owner]
+            self._from_s = np.where(moves, self._free_s + pause_s, self._from_s)
+        self._owner = owner
+        self.queues.deal(owner, self._from_s, now_s)
 
 
 def _shared_out(owner: Ints, members: int) -> Ints:

@@ -15,6 +15,7 @@ from inferline_stream.estimator.kernels import Floats
 from inferline_stream.estimator.station import rests_s, station
 from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.deadline_order import OFFSETS_SPAN
+from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -78,7 +79,7 @@ def replay(
     seed: int = 0,
     slowdowns: Sequence[Slowdown] = (),
     workload: Workload | None = None,
-    partitions: int | None = None,
+    sharing: Mapping[str, Sharing] | None = None,
     observations: LiveObservations | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> Outcome:
@@ -102,8 +103,8 @@ def replay(
         seed: of every draw.
         slowdowns: changes of service times, for experiments.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
-        partitions: of each stage's input topic, which replicas own as the members of an ordinary consumer group; None
-            for dispatchers, with one queue per slot.
+        sharing: by stage, of its topic's partitions, which replicas own as the members of an ordinary consumer group;
+            None for dispatchers, with one queue per slot.
         observations: when a live policy was asked and what it had measured, on the trace's clock: the same is done
             here. By default the first decision is made one period after time 0, and arrivals are known at once. Costs
             count from time 0 until the last event enters.
@@ -111,10 +112,10 @@ def replay(
     """
     conditions = conditions or Conditions()
     workload = workload or prepare(shape, measured, trace, seed=seed)
-    order = order if partitions is None else "entry"
+    order = order if sharing is None else "entry"
     loop = _Loop(
         shape, allocations, measured, workload, conditions,
-        slots=slots, slo_s=slo_s, order=order, partitions=partitions, planned_rate=planned_rate,
+        slots=slots, slo_s=slo_s, order=order, sharing=sharing, planned_rate=planned_rate, seed=seed,
     )  # fmt: skip
     steps = loop.run(scaler, slowdowns, observations, progress)
     return loop.outcome(scaler.name, catalogue, steps)
@@ -132,22 +133,23 @@ class _Loop:
         slots: Mapping[str, int],
         slo_s: float,
         order: str,
-        partitions: int | None,
+        sharing: Mapping[str, Sharing] | None,
         planned_rate: float,
+        seed: int,
     ) -> None:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
         self._end_s = float(workload.entering_s[-1]) if len(workload) else 0.0
         self._classes = measured.classes
         several = [name for name in shape.stages for a in allocations[name] if a.concurrency > 1]
-        if several and partitions is not None:
+        if several and sharing is not None:
             raise UsageError(
                 f"stage {several[0]!r} runs several batches at once, and a member of a consumer group runs one; "
                 "leave out its concurrency or the partitions"
             )
-        order_slo_s = slo_s if partitions is None else 0.0
+        order_slo_s = slo_s if sharing is None else 0.0
         one_each = {name: [replace(a, replicas=1) for a in allocations[name]] for name in shape.stages}
         rests = rests_s(shape, measured, order, slo_s, allocations)
-        slots_of = [slots.get(name, 1) if partitions is None else 1 for name in shape.stages]
+        slots_of = [slots.get(name, 1) if sharing is None else 1 for name in shape.stages]
         visits = visit_ratios(shape, measured.paths)
         stations = [
             station(
@@ -156,7 +158,7 @@ class _Loop:
                 one_each[name],
                 order_slo_s=order_slo_s,
                 rest_s=rests[name],
-                partitions=partitions,
+                partitions=None if sharing is None else sharing[name].partitions,
                 span=OFFSETS_SPAN * max(1, DEFAULT_PARTITIONS // count),
                 planned_rate=planned_rate * visits[name] / count,
             )
@@ -165,7 +167,8 @@ class _Loop:
         triages = any(each.triages for each in stations)  # not without an SLO, nor in order of entry
         news = News(shape, allocations, measured, slo_s, workload.due_s[: workload.entering]) if triages else None
         self._hardware = {name: tuple(a.hardware for a in held) for name, held in one_each.items()}
-        self._plant = Plant(workload, stations, slots_of, news)
+        groups = {} if sharing is None else {s: sharing[name] for s, name in enumerate(shape.stages)}
+        self._plant = Plant(workload, stations, slots_of, sharing=groups, seed=seed, news=news)
         self._crews: list[StageReplicas] = []
         for s, name in enumerate(shape.stages):
             profiles = [measured.profiles[name, hardware] for hardware in self._hardware[name]]

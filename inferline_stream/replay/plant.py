@@ -10,7 +10,7 @@ when a replica comes or leaves, or when someone wants to know what was seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.stage_arrivals import Flow
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
+from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.replay.group_members import GroupMembers
 from inferline_stream.replay.news import News
 from inferline_stream.replay.stage_queues import StageQueues
@@ -32,11 +33,20 @@ class Plant:
         workload: events and their paths.
         stations: in the shape's order, how a replica of each kind serves; of a consumer group with its partitions.
         slots: of each stage; groups have none.
+        sharing: of the stages that are consumer groups, by position.
+        seed: of their heartbeats.
         news: what stages know of each other, in order of the deadline.
     """
 
     def __init__(
-        self, workload: Workload, stations: Sequence[Station], slots: Sequence[int], news: News | None = None
+        self,
+        workload: Workload,
+        stations: Sequence[Station],
+        slots: Sequence[int],
+        *,
+        sharing: Mapping[int, Sharing] | None = None,
+        seed: int = 0,
+        news: News | None = None,
     ) -> None:
         self.now_s = -math.inf
         self._workload, self._code = workload, compiled()
@@ -46,9 +56,8 @@ class Plant:
             for s, station in enumerate(stations)
         ]
         self._groups = {
-            s: GroupMembers(self._stages[s], station.partitions)
-            for s, station in enumerate(stations)
-            if station.partitions
+            s: GroupMembers(self._stages[s], own, np.random.default_rng((seed, s)))
+            for s, own in (sharing or {}).items()
         }
         self._flow = Flow(workload, range(len(stations)), self._code)
         self._looks: list[float] = []

@@ -133,7 +133,7 @@ class Tuner:
         )
 
     def _budget(self, view: View) -> ErrorBudget:
-        """The SLO's window now, which begins anew as that of a live pipeline does."""
+        """The SLO's window now, which begins again as that of a live pipeline does."""
         if (passed := (view.time_s - self._began_s) // self._unspent.window_s) >= 1:
             self._began_s += passed * self._unspent.window_s
             self._before = view.events, view.late

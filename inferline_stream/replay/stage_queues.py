@@ -41,10 +41,14 @@ class StageQueues:
         the service times of the batches begun, the same as the profile has it, hopeless records that wait and are
         no demand, and records that went to the fallback."""
         self._hop_s, self._sent_s = workload.hop_s, lanes.sent_s
-        self._pools = [GeneralPool(workload, stage, station, lanes, code, staffed=False) for _ in range(slots)]
+        pools = slots + 1 if station.partitions else slots  # the last one holds what nobody owns
+        self._pools = [GeneralPool(workload, stage, station, lanes, code, staffed=False) for _ in range(pools)]
         self._partition_of = workload.partition_of(stage, slots, code=code)
-        self._owner = np.arange(slots)
+        self._owner, self._nobody = np.arange(slots), slots
+        # Until when each slot of a group serves; those without a member have nothing to be asked for.
+        self._serves_until_s = np.full(pools, -math.inf if station.partitions else math.inf)
         self._next_owner, self._moves_s, self._moves = self._owner, np.full(slots, math.inf), False
+        self._served_s, self._partitioned = -math.inf, bool(station.partitions)
         self._arrived = Tokens(np.empty(_ROOM), np.empty(_ROOM, np.int32))
         self._left = np.zeros(events, np.uint8)
         self._marks = np.zeros(5, np.int64)
@@ -96,18 +100,27 @@ class StageQueues:
             instants_s = np.sort(np.concatenate([instants_s, changes_s]))
             rests_s = by_period_s[np.searchsorted(changes_s, instants_s)]
             looked = np.searchsorted(instants_s, looks_s)
-        spent_s = np.zeros((len(self._pools), instants_s.size, 4))
-        gone = [pool.advance_in_turn(instants_s, own, rests_s) for pool, own in zip(self._pools, spent_s, strict=True)]
+        serving = np.flatnonzero(self._serves_until_s >= self._served_s).tolist()
+        self._served_s = until_s
+        spent_s = np.zeros((len(serving), instants_s.size, 4))
+        gone = [
+            self._pools[slot].advance_in_turn(instants_s, own, rests_s)
+            for slot, own in zip(serving, spent_s, strict=True)
+        ]
         seen[:, 3:] = spent_s[0, looked] if len(gone) == 1 else spent_s[:, looked].sum(axis=0)
-        return together(gone)
+        return together(gone) if gone else Tokens(np.empty(0), np.empty(0, np.int32))
 
     def add(self, slot: int, kind: int, now_s: float) -> None:
         """A replica that is ready now."""
         self._pools[slot].add(kind, now_s)
+        self._serves_until_s[slot] = math.inf
 
     def leave(self, slot: int, kind: int, now_s: float) -> float:
         """A replica of this kind takes no further batch. Returns when it is done, and gone."""
-        return self._pools[slot].leave(kind, now_s)
+        done_s = self._pools[slot].leave(kind, now_s)
+        if self._partitioned:
+            self._serves_until_s[slot] = done_s
+        return done_s
 
     def note_stays(self, gone: Tokens, stay: Floats, until_s: Floats, found: FloatTable) -> None:
         """Note what hopeful departures took, see `general_queue.note_stays`."""
@@ -127,24 +140,34 @@ class StageQueues:
         for pool in self._pools:
             pool.slow(factor)
 
-    def deal(self, owner: Ints, now_s: float) -> None:
-        """Give the partitions to other slots, where keys do not count.
+    def ends_s(self, now_s: float) -> Floats:
+        """By slot, when the last batch in hand ends; now where there is none."""
+        return np.array([pool.ends_s(now_s) for pool in self._pools[: self._nobody]])
 
-        One that moves does so with what waits in it, once its slot of before has done what it has in hand.
+    def deal(self, owner: Ints, from_s: Floats, now_s: float) -> None:
+        """Give the partitions of a consumer group to slots, where keys do not count.
+
+        Args:
+            owner: by partition, the slot.
+            from_s: by partition, from when on the slot serves it, with all that waits in it; until then nobody does.
+            now_s: the present.
         """
-        ends_s = np.array([pool.ends_s(now_s) for pool in self._pools])
-        self._next_owner = owner
-        self._moves_s = np.where(owner == self._owner, math.inf, ends_s[self._owner])
-        self._moves = True
-        self._move(now_s)
+        waits = from_s > now_s
+        here = np.where(waits, self._nobody, owner)
+        self._next_owner, self._moves_s = owner, np.where(waits, from_s, math.inf)
+        self._moves = bool(waits.any())
+        if (here != self._owner).any():
+            self._take_over(here, now_s)
 
     def _move(self, now_s: float) -> None:
         due = self._moves_s <= now_s
-        if not due.any():
-            return
-        self._owner = np.where(due, self._next_owner, self._owner)
+        owner = np.where(due, self._next_owner, self._owner)
         self._moves_s[due] = math.inf
         self._moves = bool((self._moves_s < math.inf).any())
+        self._take_over(owner, now_s)
+
+    def _take_over(self, owner: Ints, now_s: float) -> None:
+        self._owner = owner
         times, events = (np.concatenate(k) for k in zip(*(pool.withdraw(now_s) for pool in self._pools), strict=True))
         order = np.lexsort((events, times))
         self._receive(Tokens(times[order], events[order]))
@@ -155,4 +178,5 @@ class StageQueues:
             return
         slot_of = self._owner[self._partition_of[sent.events]]
         for pool, own in zip(self._pools, dealt(sent, slot_of, len(self._pools)), strict=True):
-            pool.receive(own)
+            if own.times.size:
+                pool.receive(own)

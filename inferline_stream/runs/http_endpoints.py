@@ -16,7 +16,8 @@ from inferline_stream.controlplane.records.record_writers import write_overrides
 from inferline_stream.controlplane.run_options import Endpoints
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.metrics import serve_metrics
-from inferline_stream.observability.page.server import Command, PageControl, PageServer
+from inferline_stream.observability.page.server import PageCommand, PageControl, PageServer
+from inferline_stream.observability.page.what_if_server import Answers
 from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.names import Names
 
@@ -24,7 +25,7 @@ _WRITTEN_WITHIN_S = 12.0
 WHO = "the live page"
 
 
-def overrides_of(command: Command) -> list[tuple[str, Override | None]]:
+def overrides_of(command: PageCommand) -> list[tuple[str, Override | None]]:
     """Records of the control topic that bring a command about, by key; None takes an override back."""
     stage = command.stage
     match command.action:
@@ -46,7 +47,7 @@ def page_control(token: str, bootstrap_servers: str, names: Names) -> PageContro
     """
     loop = asyncio.get_running_loop()
 
-    def obey(command: Command) -> None:
+    def obey(command: PageCommand) -> None:
         writing = write_overrides(bootstrap_servers, names, overrides_of(command))
         asyncio.run_coroutine_threadsafe(writing, loop).result(_WRITTEN_WITHIN_S)
 
@@ -64,6 +65,7 @@ def served(
     context: PipelineContext,
     endpoints: Endpoints,
     note: Callable[[str], None],
+    what_if: Answers | None = None,
 ) -> Iterator[None]:
     """Serve both from entering to leaving, and note where.
 
@@ -74,6 +76,7 @@ def served(
         context: of the pipeline, which people control from the page if they know its token.
         endpoints: which of them, and where.
         note: called with the addresses.
+        what_if: answers of the live page's what-if page.
 
     Raises:
         UsageError: a port that is no default is taken.
@@ -84,7 +87,9 @@ def served(
     with ExitStack() as stack:
         if endpoints.ui:
             page = _or_any(
-                endpoints.ui_port, _USUAL.ui_port, lambda port: PageServer(state, arrows, port, control=control)
+                endpoints.ui_port,
+                _USUAL.ui_port,
+                lambda port: PageServer(state, arrows, port, control=control, what_if=what_if),
             )
             stack.callback(page.close)
             note(f"live page: {page.url}")

@@ -88,7 +88,7 @@ async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[
         controller = Controller(run, view, actuator, leadership, found, wanted)
         if run.newest_state is not None:
             run.newest_state.read = lambda: controller.state
-        stack.enter_context(served(lambda: controller.state, context, run.endpoints, run.display.note))
+        stack.enter_context(served(lambda: controller.state, context, run.endpoints, run.display.note, run.what_if))
         if found.wanted is None:  # nothing runs yet
             controller.decider.awaits_feed = run.feed is not None
             await controller.decider.foresee(run.arrivals, await lags(offsets, context, partitions))

@@ -12,6 +12,7 @@ from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.tuner.group_changes import GroupBasis
 from inferline_stream.tuner.odds import Levels
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing
@@ -104,6 +105,7 @@ class Basis:
         staffing: what multiples of the sample's traffic need; None falls back on square-root staffing.
         knobs: of the default policy.
         reserve: see `pipeline.plan.Plan`.
+        groups: of consumer groups, what their changes cost; None of stages.
     """
 
     slo_s: float
@@ -116,6 +118,7 @@ class Basis:
     staffing: Staffing | None = None
     knobs: PolicySettings = field(default_factory=PolicySettings)
     reserve: float | None = None
+    groups: GroupBasis | None = None
     start_up_s: float = field(init=False)
     """Longest start-up time of any kind, as profiled."""
     floor: Mapping[str, float] = field(init=False)

@@ -44,10 +44,12 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
         The new state, and a decision if replicas change, or if a condition that people should know of
         begins or ends (`Action.HOLD`).
     """
+    before_s = state.time_s
     state, jumped = on_this_clock(state, seen)
     doubted = ((jumped,) if jumped is not None else ()) + doubts(state, seen)
+    if doubted and before_s is not None:
+        state = _not_counted(state, seen.time_s - before_s)
     if any(doubt.where == "" for doubt in doubted):
-        state = replace(state, fits_since_s={})
         starting = seen.arrivals_age_s is None and jumped is None and seen.time_s - state.changed_s < START_S
         return (state, None) if starting else _hold(state, doubted)
     state, needed = demands(state, seen)
@@ -56,11 +58,16 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
     if wanted != state.wanted:
         return _changed(state, seen, wanted, limited, needed)
     if doubted:
-        return _hold(replace(state, fits_since_s={}), troubles)
+        return _hold(state, troubles)
     state, lowered = _lowered(state, seen, needed)
     if lowered is not None:
         return state, lowered
     return _hold(state, troubles)
+
+
+def _not_counted(state: TunerState, step_s: float) -> TunerState:
+    """The state after a step that was not seen whole: in it, a load has not fitted fewer replicas."""
+    return replace(state, fits_since_s={name: since_s + step_s for name, since_s in state.fits_since_s.items()})
 
 
 def foreseen(policy: Policy, state: TunerState, seen: Observation, arrivals: Trace | None) -> Decision | None:

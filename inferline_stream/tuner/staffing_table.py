@@ -17,6 +17,7 @@ import numpy as np
 
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.fallback import UNMET_SHARE
+from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
@@ -78,6 +79,7 @@ def staffing(
     *,
     multiples: Sequence[float] = MULTIPLES,
     objective: float = 0.99,
+    sharing: Mapping[str, Sharing] | None = None,
     seed: int = 0,
 ) -> Staffing:
     """Simulate the sample at each multiple of its rate and take away what is not needed.
@@ -93,10 +95,11 @@ def staffing(
         prices: dollars per hour by hardware kind.
         multiples: ascending.
         objective: share of events that must meet the SLO.
+        sharing: of stages that are ordinary consumer groups, which have a useful number of members (`Sharing.useful`).
         seed: of the paths drawn.
     """
     stretch = busiest(sample, MOST_EVENTS)
-    search = _Search(shape, plan, measured, prices, seed=seed)
+    search = StaffingSearch(shape, plan, measured, prices, sharing=sharing, seed=seed)
     found: dict[float, dict[str, int]] = {}
     now = search.planned
     for multiple in sorted((m for m in multiples if m < 1), reverse=True):
@@ -125,7 +128,18 @@ def _surely(rate: float, sample: Trace, objective: float) -> float:
     return rate - by_chance
 
 
-class _Search:
+class StaffingSearch:
+    """Replicas with which the SLO is met at a multiple of a sample's rate, from replicas that are known.
+
+    Args:
+        shape: see `staffing`, as all of these.
+        plan: likewise.
+        measured: likewise.
+        prices: likewise.
+        sharing: likewise.
+        seed: likewise.
+    """
+
     def __init__(
         self,
         shape: Shape,
@@ -133,10 +147,11 @@ class _Search:
         measured: PipelineProfile,
         prices: Mapping[str, float],
         *,
+        sharing: Mapping[str, Sharing] | None = None,
         seed: int,
     ) -> None:
         self._shape, self._plan, self._measured = shape, plan, measured
-        self._seed = seed
+        self._seed, self._sharing = seed, sharing or {}
         planned = {name: sum(a.replicas for a in plan.allocations[name]) for name in shape.stages}
         self.throughput: dict[str, float] = {}
         self._price: dict[str, float] = {}
@@ -149,59 +164,92 @@ class _Search:
 
     def below(self, sample: Trace, multiple: float, enough: Mapping[str, int], *, objective: float) -> dict[str, int]:
         """What the SLO is met without is given back, dearest first, from replicas that carry more traffic."""
-        faster, least, now = sample.sped_up(multiple), self._least(multiple), dict(enough)
+        faster, least, now = sample.sped_up(multiple), self.least(multiple), dict(enough)
         shrinking = [name for name in now if now[name] > least[name]]
         while shrinking:
             name = max(shrinking, key=lambda n: (self._price[n], n))
-            after = {**now, name: now[name] - 1}
-            if self._quantile_s(faster, after, objective) <= self._plan.slo_s:
+            after = {**now, name: self._fewer(name, now[name])}
+            if self.quantile_s(faster, after, objective) <= self._plan.slo_s:
                 now = after
                 if now[name] > least[name]:
                     continue
             shrinking.remove(name)
         return now
 
-    def above(self, sample: Trace, multiple: float, enough: Mapping[str, int], *, objective: float) -> dict[str, int]:
+    def above(
+        self,
+        sample: Trace,
+        multiple: float,
+        enough: Mapping[str, int],
+        *,
+        objective: float,
+        most: int | None = None,
+    ) -> dict[str, int]:
         """Replicas that carry less traffic and those without which the SLO is not met, one after another.
 
-        Where even twice as many do not meet it (the plan did not, on this sample), the plan in proportion.
+        Where even so many more (``most``, by default as many as there are) do not meet it, as where the plan did not on
+        this sample, the plan in proportion.
         """
-        faster, least = sample.sped_up(multiple), self._least(multiple)
+        faster, least = sample.sped_up(multiple), self.least(multiple)
         begun = {name: max(count, least[name]) for name, count in enough.items()}
-        now, latency_s = dict(begun), self._quantile_s(faster, begun, objective)
-        for _ in range(sum(begun.values())):
+        now, latency_s = dict(begun), self.quantile_s(faster, begun, objective)
+        for _ in range(sum(begun.values()) if most is None else most):
             if latency_s <= self._plan.slo_s:
                 return now
-            name, latency_s = self._next(faster, now, latency_s, objective)
-            now[name] += 1
-        return {name: max(count, math.ceil(self.planned[name] * multiple)) for name, count in begun.items()}
+            if (found := self._next(faster, now, latency_s, objective)) is None:
+                return now  # a member for each partition
+            name, latency_s = found
+            now[name] = self._more(name, now[name])
+        return {
+            name: max(count, self._useful(name, math.ceil(self.planned[name] * multiple)))
+            for name, count in begun.items()
+        }
 
-    def _next(self, faster: Trace, now: Mapping[str, int], latency_s: float, objective: float) -> tuple[str, float]:
+    def _next(
+        self, faster: Trace, now: Mapping[str, int], latency_s: float, objective: float
+    ) -> tuple[str, float] | None:
         """The stage whose next replica meets the SLO for the least money, else shortens most for the money.
 
         Where none shortens by a tenth of what is missing, the busiest stage's: queues of all stages may have to shrink.
+        None where no group has a partition for another member.
         """
         slo_s = self._plan.slo_s
-        after_s = {name: self._quantile_s(faster, {**now, name: now[name] + 1}, objective) for name in now}
+        raised = {name: more for name, count in now.items() if (more := self._more(name, count)) > count}
+        if not raised:
+            return None
+        after_s = {name: self.quantile_s(faster, {**now, name: more}, objective) for name, more in raised.items()}
+        price = {name: (more - now[name]) * self._price[name] for name, more in raised.items()}
         meeting = [name for name, s in after_s.items() if s <= slo_s]
         if meeting:
-            name = min(meeting, key=lambda n: (self._price[n], after_s[n]))
+            name = min(meeting, key=lambda n: (price[n], after_s[n]))
             return name, after_s[name]
         helping = [name for name, s in after_s.items() if latency_s - s > (latency_s - slo_s) / 10]
         if helping:
-            name = max(helping, key=lambda n: (latency_s - after_s[n]) / max(self._price[n], 1e-9))
+            name = max(helping, key=lambda n: (latency_s - after_s[n]) / max(price[n], 1e-9))
         else:
-            name = max(now, key=lambda n: self._load[n] / (now[n] * self.throughput[n]))
+            name = max(raised, key=lambda n: self._load[n] / (now[n] * self.throughput[n]))
         return name, after_s[name]
 
-    def _least(self, multiple: float) -> dict[str, int]:
+    def least(self, multiple: float) -> dict[str, int]:
         """Replicas below which a queue grows without end."""
         return {
-            name: max(1, math.ceil(load * multiple / self.throughput[name] * 1.0001))
+            name: self._useful(name, max(1, math.ceil(load * multiple / self.throughput[name] * 1.0001)))
             for name, load in self._load.items()
         }
 
-    def _quantile_s(self, sample: Trace, replicas: Mapping[str, int], objective: float) -> float:
+    def _useful(self, name: str, count: int) -> int:
+        return self._sharing[name].useful(count) if name in self._sharing else count
+
+    def _more(self, name: str, count: int) -> int:
+        return self._useful(name, count + 1)
+
+    def _fewer(self, name: str, count: int) -> int:
+        if name not in self._sharing:
+            return count - 1
+        return next(fewer for fewer in range(count - 1, 0, -1) if self._sharing[name].useful(fewer) == fewer)
+
+    def quantile_s(self, sample: Trace, replicas: Mapping[str, int], objective: float) -> float:
+        """The latency within which that share of the sample's events stays."""
         found = simulate(
             self._shape,
             {name: self._mixed(name, count) for name, count in replicas.items()},
@@ -210,6 +258,7 @@ class _Search:
             order_slo_s=self._plan.slo_s,
             order=self._plan.order,
             slots=self._plan.slots,
+            partitions={name: sharing.partitions for name, sharing in self._sharing.items()},
             seed=self._seed,
         )
         # More than that of the fallback is demand that is not met, as the policy sees it.

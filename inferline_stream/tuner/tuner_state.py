@@ -10,6 +10,7 @@ from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.group_changes import GroupMemory
 from inferline_stream.tuner.odds import LevelChoice, TrafficRecord
 from inferline_stream.tuner.plan_basis import Basis, Replicas, basis_of
 from inferline_stream.tuner.policy_settings import PolicySettings
@@ -26,7 +27,7 @@ class TunerState:
         time_s: time of the last observation; None before the first.
         changed_s: time of the last change of any stage (of the first observation if none).
         degraded_since_s: by stage, since when its fallback has made more of the events than it is there for.
-        fits_since_s: by stage, since when its load has fitted fewer replicas without a break.
+        fits_since_s: by stage, since when its load has fitted fewer replicas; unseen time moves it on.
         outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.beginning_s`.
         leapt_s: when more came than was expected, in the sample or live: see `PolicySettings.leap_memory_s`.
         record: what came of what was expected, in the sample and since; None without a table of staffing.
@@ -35,6 +36,7 @@ class TunerState:
         chosen_s: the second it was chosen in.
         reported: conditions that were reported, and when each was last seen.
         blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
+        groups: of consumer groups, what their policy remembers beside this; None of stages.
     """
 
     basis: Basis
@@ -51,6 +53,7 @@ class TunerState:
     chosen_s: int = -1
     reported: Mapping[tuple[Reason, str], float] = field(default_factory=dict)
     blind_until_s: float = -math.inf
+    groups: GroupMemory | None = None
 
     @property
     def windows_s(self) -> tuple[float, ...]:

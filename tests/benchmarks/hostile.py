@@ -152,7 +152,7 @@ async def attacked(
         "control_records": control.written,
         "refused_by_kafka": sent.refused,
         "unaccounted": report.lost,
-        "control_failures": under_way.controller.failures,
+        "control_failures": under_way.controller.loop.failures,
         "memory_peak_mb": max(after[name].peak_mb - memory[name].peak_mb for name in known),
     }
 

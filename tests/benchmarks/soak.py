@@ -95,19 +95,14 @@ async def soaked(bootstrap_servers: str, folder: Path, seconds: float, rate: flo
         "replicas": len(looks) - 2 - len(slots),
         "lived_long": len(replicas),
         "exits": len(report.exits),
-        "failures": under_way.controller.failures,
+        "failures": under_way.controller.loop.failures,
     }
 
 
 async def _begun(under_way: LiveRun) -> Counts:
-    """Count shortly before the first change, once the controller has committed for the first time."""
+    """Count shortly before the first change."""
     await asyncio.sleep(CHANGE_S / 2 - 2.0)
-    of_controllers = under_way.context.names.control_groups
-    while True:
-        found = await counts(under_way)
-        if any(name.startswith(of_controllers) for name in found.groups):
-            return found
-        await asyncio.sleep(0.5)
+    return await counts(under_way)
 
 
 async def _settled(under_way: LiveRun, began: Counts) -> Counts:

@@ -20,13 +20,13 @@ from kubernetes_validate import ValidationError
 
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.api_server import controllers, install
+from inferline_stream.actuators.kubernetes.inference_pipeline import PipelineResource, definition
 from inferline_stream.actuators.kubernetes.installation import (
     PROFILES_FOLDER,
     RIGHTS,
     SECRET_RIGHTS,
     Installation,
-    file_name,
-    kustomization,
+    chart_values,
     manifests,
     overcommitted,
 )
@@ -39,6 +39,7 @@ from inferline_stream.observability.alert_rules import Target
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import Names
+from tests.contracts import chart
 from tests.kube.api import KubeApi, client_of
 
 DEADLINE_S = 30.0
@@ -91,12 +92,21 @@ def everything() -> list[dict[str, Any]]:
     return [*manifests(OURS), *stage("language"), *stage("toxicity", (443,))]
 
 
+def key(manifest: dict[str, Any]) -> tuple[str, str]:
+    return manifest["kind"], manifest["metadata"]["name"]
+
+
+def of_kubernetes(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those whose kind every cluster has."""
+    return [m for m in found if not m["apiVersion"].startswith(("monitoring.coreos.com", "inferline-stream.dev"))]
+
+
 def kind(name: str) -> list[dict[str, Any]]:
     return [manifest for manifest in manifests(OURS) if manifest["kind"] == name]
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("manifest", [m for m in everything() if "coreos" not in m["apiVersion"]], ids=file_name)
+@pytest.mark.parametrize("manifest", [*of_kubernetes(everything()), definition()], ids=lambda m: "-".join(key(m)))
 def test_every_manifest_is_valid_by_the_schemas_of_old_and_new_clusters(manifest, version) -> None:
     assert version.startswith(kubernetes_validate.validate(manifest, version, strict=True))
 
@@ -189,11 +199,19 @@ def test_profiles_reach_the_controller_as_the_files_that_they_were() -> None:
     assert all(re.fullmatch(r"[-._a-zA-Z0-9]+", key) for key in profiles["data"])
 
 
-def test_kustomize_has_every_manifest_and_no_two_share_a_file() -> None:
-    found = manifests(OURS)
-    names = kustomization(OURS, found)["resources"]
-    assert names == [file_name(manifest) for manifest in found]
-    assert len(set(names)) == len(names) == 11
+def test_the_chart_is_made_from_the_manifests() -> None:
+    for path, text in chart.files().items():
+        assert (chart.CHART / path).read_text() == text, "run: python -m tests.contracts.chart"
+
+
+def test_the_values_that_deploy_writes_are_those_that_the_chart_has() -> None:
+    said = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+    written = chart_values(OURS)
+    assert written.keys() <= said.keys()
+    assert written["names"].keys() == said["names"].keys()
+    assert written["kafka"].keys() == said["kafka"].keys()
+    read = set(re.findall(r"\.Values\.([\w.]+)", "".join(chart.files().values())))
+    assert {path.split(".")[0] for path in read} <= said.keys()
 
 
 async def asked_of_the_api_server() -> set[tuple[str, str, str]]:
@@ -217,6 +235,9 @@ async def asked_of_the_api_server() -> set[tuple[str, str, str]]:
         await actuator.capacity()
         await actuator.scale("a", "cpu-1", 1, [second.replica])
         await actuator.drain(0.0)
+        resource = PipelineResource(client, api.namespace, "p")
+        assert await resource.read() is None
+        await resource.report({})
         return {_right(*request) for request in api.requests}
 
 
@@ -284,6 +305,7 @@ async def test_what_is_applied_is_what_was_rendered() -> None:
             s for s in found if (s["kind"], s["metadata"]["name"]) == (manifest["kind"], manifest["metadata"]["name"])
         ]
         sent["metadata"].pop("resourceVersion")
+        sent["metadata"].pop("generation", None)
         sent.get("spec", {}).pop("clusterIP", None)
         assert json.loads(json.dumps(sent)) == manifest
 

@@ -124,7 +124,7 @@ async def rayed(kafka: KafkaServer, folder: Path, delivery: str) -> AsyncIterato
     folder.mkdir()
     (folder / "topology.py").write_text(TOPOLOGY)
     (folder / "events.jsonl").write_text("".join(f"{number}\n" for number in range(50)))
-    run = emulated_run(folder, kafka.bootstrap_servers, folder, levels=[(40, 600)], delivery=delivery, faust=False)
+    run = emulated_run(folder, kafka.bootstrap_servers, folder, levels=[(40, 600)], delivery=delivery)
     actuator = RayActuator(str(folder), ProcessTerms(str(folder / "logs"), identity=run.identity, drain_timeout_s=10.0))
     async with contextlib.aclosing(actuator), open_run(run, actuator) as under_way:
         await under_way.ready()

@@ -93,7 +93,7 @@ def build(tmp_path: Path, kafka: KafkaServer) -> Any:
         run: Run = emulated_run(tmp_path, kafka.bootstrap_servers, tmp_path, levels=[(20, 1)], delivery=delivery)
         fan_out = FanOut(0, (0, 12), (0.5, 0.5), (1,), (1.0,))
         measured = replace(run.measured, paths=Paths((0,), (1.0,), (fan_out,)))
-        return replace(run, feed=None, faust=False, measured=measured)
+        return replace(run, feed=None, measured=measured)
 
     return built
 

@@ -103,7 +103,7 @@ async def test_a_release_is_deployed_and_taken_back_under_load_without_loss_or_r
     monkeypatch.chdir(tmp_path)  # python -m looks for modules where it is, first
     replicas = {"parse": 2, "check": 1, "decide": 1}
     run = swing_runs(tmp_path, key_field="number")(
-        embedded_broker.bootstrap_servers, levels=[(40, 14)], replicas=replicas, faust=False
+        embedded_broker.bootstrap_servers, levels=[(40, 14)], replicas=replicas
     )
     fewest = dict.fromkeys(replicas, 9)
     async with on_this_host(run, 120.0) as (under_way, actuator):

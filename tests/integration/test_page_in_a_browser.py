@@ -9,10 +9,14 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from prometheus_client.parser import text_string_to_metric_families
 
+from inferline_stream.cli.options import SearchOptions
+from inferline_stream.cli.what_if_process import WhatIfOrder, WhatIfProcess
 from inferline_stream.observability.metrics import serve_metrics
-from inferline_stream.observability.page.server import Command, PageControl, PageServer
+from inferline_stream.observability.page.page_files import LIVE, WHAT_IF, page_file
+from inferline_stream.observability.page.server import PageCommand, PageControl, PageServer
 from inferline_stream.observability.page.what_if_server import WhatIfServer
 from inferline_stream.observability.pipeline_state import PipelineState
 from tests.support.known_what_if import known_what_if
@@ -173,7 +177,7 @@ def test_a_stage_opens_with_the_enter_key_and_closes_with_it(tab):
 
 
 def test_who_enters_the_token_holds_decisions_and_sets_replicas(tab):
-    commands: list[Command] = []
+    commands: list[PageCommand] = []
     with closing(PageServer(a_pipeline, ARROWS, port=0, control=PageControl(TOKEN, commands.append))) as page:
         open_page(tab, page)
         tab.fill("#token", TOKEN)
@@ -185,7 +189,7 @@ def test_who_enters_the_token_holds_decisions_and_sets_replicas(tab):
         tab.wait_for_timeout(1200)  # updates must not take back what was typed
         tab.click("text=Hold at")
         tab.wait_for_selector("#answer:has-text('scale toxicity')")
-    assert commands == [Command("pause"), Command("scale", "toxicity", 7)]
+    assert commands == [PageCommand("pause"), PageCommand("scale", "toxicity", 7)]
     assert tab.complaints == []
 
 
@@ -280,3 +284,74 @@ def test_one_stage_and_fifty_fit_a_phone_and_a_screen_without_scrolling_sideways
         assert tab.locator("#dag g.stage").count() == stages
         assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
         assert tab.complaints == []
+
+
+KNOWN = """
+from inferline_stream import Hardware, Pipeline, Stage, Topic
+
+print("a topology may print")
+a = Stage("a", lambda values: values, hardware=["whole"], max_batch_size=1)
+kinds = [Hardware("whole", 0.1, cores=1.0)]
+pipeline = Pipeline("p", slo="100ms", source=Topic("in"), sink=Topic("out"), stages=[a], hardware=kinds)
+"""
+
+
+@pytest.fixture(scope="module")
+def with_what_if(tmp_path_factory):
+    """The live page of a run that has a plan, with its what-if tab."""
+    folder = tmp_path_factory.mktemp("known")
+    (folder / "topology.py").write_text(KNOWN)
+    known = known_what_if()
+    with (
+        closing(WhatIfProcess()) as process,
+        closing(PageServer(a_pipeline, ARROWS, port=0, what_if=process.answers())) as page,
+    ):
+        process.order = WhatIfOrder(
+            topology=folder,
+            trace=known.inputs.all_traces[0],
+            platform=known.inputs.platform,
+            search=SearchOptions(),
+            stock=("whole=2",),
+            measured=known.measured,
+            plan=known.first,
+        )
+        yield page, process
+
+
+def test_what_if_is_a_tab_of_the_live_page_and_knows_the_runs_plan_and_stock(tab, with_what_if):
+    page, process = with_what_if
+    tab.set_default_timeout(120_000)  # of a child of the lowest priority
+    order, process.order = process.order, None
+    tab.goto(page.url + "what-if")
+    tab.locator("#verdict", has_text="the run has no plan yet").wait_for()
+    process.order = order
+    tab.complaints.clear()
+    open_page(tab, page)
+    tab.get_by_role("link", name="What if").press("Enter")
+    tab.locator("#tile-cost .value", has_text="$0.100/h").wait_for()
+    tab.focus("#traffic")
+    for _ in range(33):
+        tab.keyboard.press("ArrowRight")
+    tab.locator("#tile-cost .value", has_text="$0.200/h").wait_for()
+    for _ in range(30):  # more than the run's share of that hardware serves
+        tab.keyboard.press("ArrowRight")
+    tab.wait_for_selector("#verdict.bad")
+    tab.get_by_role("link", name="Live").press("Enter")
+    tab.wait_for_selector("#dag g.stage")
+    assert [text for text in tab.complaints if "409" not in text] == []  # a newer question
+
+
+def test_axe_finds_no_serious_fault_on_either_page(tab, with_what_if):
+    page, _ = with_what_if
+    tab.set_default_timeout(120_000)
+    for address, there in (("", "#dag g.stage"), ("what-if", "#curve:not(.stale) svg")):
+        tab.goto(page.url + address)
+        tab.wait_for_selector(there)
+        for scheme in ("light", "dark"):
+            tab.emulate_media(color_scheme=scheme)
+            faults = [f for f in Axe().run(tab).response["violations"] if f["impact"] in ("serious", "critical")]
+            assert [(f["id"], n["html"]) for f in faults for n in f["nodes"]] == [], f"/{address} in {scheme}"
+
+
+def test_all_files_of_the_page_are_less_than_300_kilobytes():
+    assert sum(len(page_file(name)) for name, _ in {**LIVE, **WHAT_IF}.values()) < 300_000

@@ -43,7 +43,6 @@ async def test_versions_that_fail_or_differ_are_given_up_a_good_one_takes_over_a
         embedded_broker.bootstrap_servers,
         levels=[(60, 50)],
         replicas={"parse": 2, "check": 1, "decide": 1},
-        faust=False,
     )
     async with on_this_host(run, 150.0) as (under_way, actuator):
         controller, names = under_way.controller, under_way.context.names

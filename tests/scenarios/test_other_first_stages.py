@@ -43,7 +43,7 @@ def build(tmp_path, embedded_broker: KafkaServer):
         run: Run = emulated_run(
             folder, embedded_broker.bootstrap_servers, folder, levels=[(20, 1)], prefix=f"{tmp_path.name}."
         )
-        return replace(run, feed=None, faust=False)
+        return replace(run, feed=None)
 
     return built
 

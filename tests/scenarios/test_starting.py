@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.pipeline_topics import ready_topics, topics_of
 from inferline_stream.kafka.record_producer import RecordProducer
@@ -31,6 +32,13 @@ async def wait_at_the_source(run: Run, events: int) -> None:
         await write_once(run.bootstrap_servers, record)
 
 
+async def forget(servers: str, group: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await admin.start()
+    await admin._send_request(DeleteGroupsRequest([group]), await admin.find_coordinator(group))
+    await admin.close()
+
+
 async def test_a_backlog_is_worked_off_and_distinguished_from_live_traffic(swing, embedded_broker: KafkaServer) -> None:
     run: Run = swing(embedded_broker.bootstrap_servers, levels=[(30, 3)])
     async with asyncio.timeout(180):
@@ -47,7 +55,7 @@ async def test_a_backlog_is_worked_off_and_distinguished_from_live_traffic(swing
 async def test_the_first_replicas_are_those_for_what_is_known_to_come(
     known: float | None, waiting: int, reason: str, swing, embedded_broker: KafkaServer
 ) -> None:
-    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(1, 1)], policy=POLICIES["default"], faust=False)
+    run: Run = swing(embedded_broker.bootstrap_servers, levels=[(1, 1)], policy=POLICIES["default"])
     run = replace(run, records=replace(run.records, start="earliest"))
     topics = topics_of(run.pipeline, run.records.prefix)
     await ready_topics(run.bootstrap_servers, topics, create=True, replication=1)
@@ -75,10 +83,10 @@ async def test_an_offset_that_a_known_group_has_lost_halts_its_partitions_until_
     group = Names(run.pipeline.name, run.records.prefix).group("parse")
     async with asyncio.timeout(120):
         first = await run_to_report(run, asyncio.Event())
-        await KafkaCluster(run.bootstrap_servers).delete_groups(lambda name: name == group)  # as Kafka does in time
+        await forget(run.bootstrap_servers, group)  # as Kafka does in time
         since = datetime.now(UTC).isoformat()
         await wait_at_the_source(run, 20)
-        async with open_run(replace(run, feed=None, faust=False)) as halted:
+        async with open_run(replace(run, feed=None)) as halted:
             await halted.ready()
             reports = halted.controller.view.reports
 

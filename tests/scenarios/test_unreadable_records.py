@@ -77,7 +77,7 @@ async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(
         assert await until(obeyed, 60.0)
         await feeding
         report = await under_way.report(await under_way.drain())
-    assert (report.lost, report.duplicated, controller.failures) == (0, 0, 0)
+    assert (report.lost, report.duplicated, controller.loop.failures) == (0, 0, 0)
     counts = controller.view.context.decoder.counts
     assert counts[names.control] == 2 * len(HOSTILE)
     assert counts[names.stage_stats] >= len(HOSTILE)

@@ -122,7 +122,7 @@ async def _condition(under_way: LiveRun) -> Condition:
         complete=state is not None
         and all(kind.ready >= kind.wanted for stage in state.stages for kind in stage.replicas),
         lag_s=max((stage.lag_s for stage in state.stages), default=0.0) if state is not None else None,
-        failures=controller.failures,
+        failures=controller.loop.failures,
     )
 
 

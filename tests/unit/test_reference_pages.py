@@ -30,6 +30,12 @@ def test_a_page_is_what_the_code_says(name: str, written: dict[str, str]) -> Non
     assert (DOCS / "reference" / name).read_text() == written[name], "run: python docs/reference_pages.py"
 
 
+def test_the_list_for_language_models_has_every_page_of_the_menu() -> None:
+    found = (DOCS / "llms.txt").read_text()
+    assert found == generator().llms(), "run: python docs/reference_pages.py"
+    assert set(re.findall(r"\]\(([\w/-]+\.md)\)", found)) == {str(p.relative_to(DOCS)) for p in DOCS.rglob("*.md")}
+
+
 def test_every_argument_of_a_topology_has_its_meaning(written: dict[str, str]) -> None:
     from inferline_stream import Pipeline, Stage
 

@@ -137,15 +137,16 @@ class KubernetesActuator:
                     await self._deployments.apply_replicas(stage, hardware)
                 elif not await self._deployments.exists(name):
                     return
-                asked = await self._deployments.replicas(name)
+                scale = self._deployments.scale(name)
+                asked = (await scale.pods()).wanted or 0
                 if asked != self._asked.get((stage, hardware), asked):  # somebody has set it since
-                    await self._deployments.refuse_another_scaler(name)
+                    await scale.refuse_another_scaler()
                 leaving = surplus(self._alike(stage, hardware), replicas, retiring) if asked > replicas else ()
                 for replica in leaving:
                     await self._goes_first(replica)
                 if asked != replicas:
                     self._pods.retiring(stage, hardware, max(0, asked - replicas))
-                    await self._deployments.scale(name, replicas)
+                    await scale.set(replicas)
             self._asked[stage, hardware] = replicas
             for replica in leaving:
                 if (task := self._replacing.pop(replica, None)) is not None:
@@ -172,7 +173,7 @@ class KubernetesActuator:
             async with self._one_at_a_time:
                 with self._asking():
                     if await self._deployments.exists(name):
-                        await self._deployments.scale(name, 0)
+                        await self._deployments.scale(name).set(0)
 
     async def replace_dispatcher(self, dispatcher: str) -> None:
         """Give a silent dispatcher up, and have its pod replaced; see `Actuator.replace_dispatcher`.

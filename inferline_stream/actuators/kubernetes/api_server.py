@@ -25,6 +25,12 @@ from inferline_stream.errors import InferlineError, Unreachable, UsageError
 _LONGEST_PAUSE_S = 30.0
 """Longer than any API server asks for; without a bound, a proxy before it could stop watch and scaling for hours."""
 
+_OPTIONAL = {
+    "monitoring.coreos.com": "Prometheus operator",
+    "inferline-stream.dev": "such resource; the Helm chart's crds/ defines it",
+}
+"""Groups without which a pipeline is installed all the same, and what lacks where they do."""
+
 
 async def apply(client: AsyncClient, wanted: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Apply manifests server-side; return the objects as they are then."""
@@ -63,15 +69,15 @@ async def install(client: AsyncClient, manifests: Sequence[dict[str, Any]]) -> l
         version, _, short = manifest["apiVersion"].rpartition("/")
         with translated():
             try:
-                if version == "monitoring.coreos.com":
+                if version in _OPTIONAL:
                     create_namespaced_resource(version, short, manifest["kind"], f"{manifest['kind'].lower()}s")
                 await client.apply(from_dict(manifest), field_manager=FIELD_MANAGER, force=True)
             except (ApiError, httpx2.HTTPStatusError) as error:
                 # Of a group that it does not have, an API server says so in plain text, and lightkube does not read it.
                 code = error.status.code if isinstance(error, ApiError) else error.response.status_code
-                if code != 404 or version != "monitoring.coreos.com":
+                if code != 404 or version not in _OPTIONAL:
                     raise
-                unknown.append(f"{manifest['kind']}: the cluster has no Prometheus operator")
+                unknown.append(f"{manifest['kind']}: the cluster has no {_OPTIONAL[version]}")
     return unknown
 
 

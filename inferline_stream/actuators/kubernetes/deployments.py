@@ -7,14 +7,11 @@ from typing import Any, cast
 
 import msgspec
 from lightkube import AsyncClient
-from lightkube.models.autoscaling_v1 import ScaleSpec
-from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.apps_v1 import Deployment
-from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
-from lightkube.types import PatchType
 
 from inferline_stream.actuators.kubernetes import object_names
 from inferline_stream.actuators.kubernetes.api_server import apply, passing, plain, secret_exists
+from inferline_stream.actuators.kubernetes.deployment_scale import DeploymentScale
 from inferline_stream.actuators.kubernetes.manifests import DISPATCHER_PORT, SPARE, Cluster, StageManifests
 from inferline_stream.actuators.kubernetes.object_names import DISPATCHER, FIELD_MANAGER, REPLICA
 from inferline_stream.actuators.network.credentials import new_credential
@@ -80,7 +77,7 @@ class Deployments:
         if (stage, hardware) in self._applied:
             return
         name = self.of_replicas(stage, hardware)
-        await self.refuse_another_scaler(name)
+        await self.scale(name).refuse_another_scaler()
         address = await self._address(stage)
         spec = self._specs[stage, hardware]
         of, first = self._manifests(stage), (stage, hardware) in self._stops_first
@@ -181,35 +178,9 @@ class Deployments:
                 f"another Kafka, {theirs}: choose another --prefix or --namespace, or delete it if that run has ended"
             )
 
-    async def replicas(self, name: str) -> int:
-        """Return the number that a Deployment was last asked for."""
-        found = (await self._client.get(Deployment.Scale, name, namespace=self._cluster.namespace)).spec
-        return (found.replicas if found is not None else 0) or 0
-
-    async def scale(self, name: str, replicas: int) -> None:
-        """Ask a Deployment for a number of pods."""
-        await self._client.patch(
-            Deployment.Scale,
-            name,
-            Deployment.Scale(metadata=ObjectMeta(name=name), spec=ScaleSpec(replicas=replicas)),
-            namespace=self._cluster.namespace,
-            patch_type=PatchType.MERGE,
-        )
-
-    async def refuse_another_scaler(self, name: str) -> None:
-        """A ScaledObject of KEDA makes a HorizontalPodAutoscaler too, so that one look finds both.
-
-        Raises:
-            UsageError: something else scales the Deployment.
-        """
-        async for scaler in self._client.list(HorizontalPodAutoscaler, namespace=self._cluster.namespace):
-            target = scaler.spec.scaleTargetRef if scaler.spec is not None else None
-            if target is not None and target.kind == "Deployment" and target.name == name:
-                own = scaler.metadata.name if scaler.metadata is not None else "?"
-                raise UsageError(
-                    f"HorizontalPodAutoscaler {own!r} scales Deployment {name!r} too, and the two would undo each "
-                    f"other's work; remove it, or the ScaledObject that made it"
-                )
+    def scale(self, name: str) -> DeploymentScale:
+        """Return what reads and sets the number of a Deployment's pods."""
+        return DeploymentScale(self._client, self._cluster.namespace, name)
 
 
 class _WithKafka(msgspec.Struct):

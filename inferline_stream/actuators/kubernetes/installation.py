@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from inferline_stream.actuators.kubernetes.inference_pipeline import GROUP, KIND, PLURAL, VERSION, resource_name
 from inferline_stream.actuators.kubernetes.manifests import (
     NAMES,
     POD_SECURITY,
@@ -53,9 +54,11 @@ RIGHTS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("", ("secrets",), ("create",)),
     ("networking.k8s.io", ("networkpolicies",), ("create", "patch")),
     ("policy", ("poddisruptionbudgets",), ("create", "patch")),
+    (GROUP, (PLURAL,), ("get",)),
+    (GROUP, (f"{PLURAL}/status",), ("patch",)),
     ("resource.k8s.io", ("resourceclaimtemplates",), ("create", "patch")),
 )
-"""API group, resources and verbs: what `KubernetesActuator` asks for while it leads, and nothing else."""
+"""API group, resources and verbs: what a controller asks for while it leads, and nothing else."""
 
 SECRET_RIGHTS = ("get", "patch")
 """Of the stages' credentials alone, which it makes: no other Secret of the namespace."""
@@ -134,21 +137,34 @@ def manifests(of: Installation) -> list[dict[str, Any]]:
             },
         ),
         _object(of, "monitoring.coreos.com/v1", "PrometheusRule", of.name, spec=rules_document(of.target)),
+        _object(of, f"{GROUP}/{VERSION}", KIND, resource_name(of.target.pipeline), spec={}),
     ]
 
 
-def file_name(manifest: Mapping[str, Any]) -> str:
-    """Return the name of a manifest's file in a folder for kustomize."""
-    return f"{manifest['kind'].lower()}-{manifest['metadata']['name']}.yaml"
-
-
-def kustomization(of: Installation, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what makes a folder of the manifests one for kustomize."""
+def chart_values(of: Installation) -> dict[str, Any]:
+    """Return the values with which the Helm chart is this installation; its namespace is the release's."""
     return {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "namespace": of.cluster.namespace,
-        "resources": [file_name(manifest) for manifest in found],
+        "pipeline": of.target.pipeline,
+        "image": of.cluster.image,
+        "topology": of.topology,
+        "serviceAccount": of.cluster.service_account,
+        "names": {
+            "pipeline": resource_name(of.target.pipeline),
+            "controller": of.name,
+            "profiles": _profiles_name(of),
+            "credentials": _credentials(of),
+        },
+        "kafka": {
+            "bootstrapServers": of.bootstrap_servers,
+            "ports": list(of.cluster.kafka_ports),
+            "secret": of.cluster.secret,
+        },
+        "prefix": of.prefix,
+        "delivery": of.delivery,
+        "reserve": of.reserve,
+        "stock": dict(of.stock),
+        "profiles": dict(of.profiles),
+        "rules": {"groups": rules_document(of.target)["groups"]},
     }
 
 
@@ -160,10 +176,15 @@ def _role(of: Installation) -> dict[str, Any]:
     rules = [
         {"apiGroups": [group], "resources": list(resources), "verbs": list(verbs)} for group, resources, verbs in RIGHTS
     ]
-    own = dns_label(of.prefix + of.target.pipeline)
-    names = [credential_name(own, stage, side) for stage in of.stages for side in (DISPATCHER, REPLICA)]
-    rules.append({"apiGroups": [""], "resources": ["secrets"], "verbs": list(SECRET_RIGHTS), "resourceNames": names})
+    names, verbs = _credentials(of), list(SECRET_RIGHTS)
+    rules.append({"apiGroups": [""], "resources": ["secrets"], "verbs": verbs, "resourceNames": names})
     return _object(of, "rbac.authorization.k8s.io/v1", "Role", of.name, rules=rules)
+
+
+def _credentials(of: Installation) -> list[str]:
+    """Names of the Secrets with its stages' credentials."""
+    own = dns_label(of.prefix + of.target.pipeline)
+    return [credential_name(own, stage, side) for stage in of.stages for side in (DISPATCHER, REPLICA)]
 
 
 def _role_binding(of: Installation) -> dict[str, Any]:
@@ -220,7 +241,9 @@ def _controller(of: Installation) -> dict[str, Any]:
     }
     wanted = {"replicas": CONTROLLERS, **deployment(of.labels, pod)}
     found = _object(of, "apps/v1", "Deployment", of.name, spec=wanted)
-    found["metadata"]["annotations"] = {STOCK_ANNOTATION: json.dumps(dict(of.stock), sort_keys=True)}
+    found["metadata"]["annotations"] = {
+        STOCK_ANNOTATION: json.dumps(dict(of.stock), sort_keys=True, separators=(",", ":"))
+    }
     return found
 
 

@@ -34,9 +34,6 @@ _SETTLED_S = 0.3
 _REMEMBERED_S = 60.0
 """How long a dispatcher that has ended is remembered: its last report may be read after its exit."""
 
-TELL_AGAIN_S = 10.0
-"""How often the log repeats that Kafka still does not answer."""
-
 SpecOf = Callable[[str, str, int], DispatcherSpec]
 """(dispatcher, stage, slot) → what it is started with."""
 

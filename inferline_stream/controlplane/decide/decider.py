@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.apply.fleet import Fleet
+from inferline_stream.controlplane.apply.group_fleet import GroupFleet
 from inferline_stream.controlplane.decide.background_tables import BackgroundTables
 from inferline_stream.controlplane.decide.replan import ReplanResult
 from inferline_stream.controlplane.leadership import Leadership
@@ -30,6 +31,7 @@ from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.replay.live_observations import Figures, figures_of
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.error_budget import ErrorBudget
+from inferline_stream.tuner.group_changes import GroupMemory
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import POLICIES, Policy, TunerState, foreseen, initial_state
 from inferline_stream.tuner.staffing_table import Staffing
@@ -49,11 +51,13 @@ class PolicyMemory:
         policy: its step.
         view: whose plan, profiles, prices and windows it knows.
         held: replicas wanted at the start, by stage and hardware kind.
+        fresh: its state for the plan in force, where the policy has one of its own kind.
     """
 
     policy: Policy
     view: PipelineView
     held: Mapping[str, Mapping[str, int]]
+    fresh: TunerState | None = None
     state: TunerState = field(init=False)
     _stepped: TunerState | None = None
 
@@ -67,6 +71,9 @@ class PolicyMemory:
         true.
         """
         view, before = self.view, self._stepped
+        if self.fresh is not None:
+            self.state = replace(self.fresh, wanted=copied(held), groups=GroupMemory(copied(held)))
+            return
         state = initial_state(
             view.plan,
             view.measured,
@@ -103,7 +110,7 @@ class Decider:
     view: PipelineView
     leadership: Leadership
     found: Recovered
-    fleet: Fleet
+    fleet: Fleet | GroupFleet
     asked: Callable[[float, Figures], None]
     room: Mapping[str, int] = field(default_factory=dict)
     """Most replicas of a hardware kind that there are places for now."""
@@ -137,7 +144,7 @@ class Decider:
         # One that begins has its own code, whatever a run before had.
         self.overrides = self.found.overrides if self.found.wanted is not None else self.found.overrides.without_code()
         policy = self.run.policy
-        self.memory = PolicyMemory(policy, self.view, copied(self.fleet.wanted))
+        self.memory = PolicyMemory(policy, self.view, copied(self.fleet.wanted), self.run.policy_state)
         sample = self.run.sample if policy is POLICIES["default"] else None  # others decide by no table
         self.tables = BackgroundTables(self.view, self._staffed, sample)
         self.book = DecisionLog(self.view.context.names.decisions, self.found.number)

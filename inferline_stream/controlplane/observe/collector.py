@@ -13,7 +13,6 @@ from typing import Self
 import numpy as np
 
 from inferline_stream.calculus.envelope_state import Times
-from inferline_stream.controlplane.loop_steps import Driver
 from inferline_stream.controlplane.observe.event_ledger import EndOffsets
 from inferline_stream.controlplane.observe.log_growth import OffsetHistory
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
@@ -40,9 +39,6 @@ _TOPICS_EVERY = 5
 
 _LOOKS_BACK = 20
 """So many looks at all topics take two seconds: an event whose result was there then is committed by now."""
-
-_AGENT_SILENT_S = 1.5
-"""An agent that has brought nothing for so long (dispatchers report twice a second) may be gone: we read again."""
 
 
 class SourceTimestamps:
@@ -135,10 +131,6 @@ class Collector:
     _first_ends: dict[str, int] = field(default_factory=dict)
     _look_s: float = 0.0
     """When to look at the topics again."""
-    agent: Driver = field(default_factory=lambda: Driver(_AGENT_SILENT_S))
-    """The Faust app's, which brings the reports in the place of our own reader."""
-    _next: dict[int, int] = field(default_factory=dict)
-    """Next report to take in, by partition: a record may come from two readers."""
 
     async def begin(self) -> None:
         """Look the topics up.
@@ -280,26 +272,9 @@ class Collector:
             stage: max(shares.get(topic, 0.0) for topic in of_stage) for stage, of_stage in topics.items()
         }
 
-    def by_agent(self, partition: int, offset: int, value: bytes | None) -> None:
-        """A record of the stage-stats topic that the Faust app's agent brings."""
-        self.report(partition, offset, value)
-        self.agent.heard()
-
     async def hear(self, reports: TopicFollower) -> None:
-        """Take in the reports that have come, waiting for the first; idle while an agent brings them."""
-        if self.agent.drives:
-            await asyncio.sleep(0.1)
-            return
-        for record in await reports.read(1.0):
-            self.report(record.partition, record.offset, record.value)
-
-    def report(self, partition: int, offset: int, value: bytes | None) -> None:
-        """Take in one record of the stage-stats topic, unless it has been before."""
-        if offset < self._next.get(partition, 0):
-            return
-        self._next[partition] = offset + 1
-        record = Record(None, value, (), 0, self.view.context.names.stage_stats, partition, offset)
-        for entry in self.view.context.decoder.decoded([record], decode_report):
+        """Take in the reports that have come, waiting for the first."""
+        for entry in self.view.context.decoder.decoded(await reports.read(1.0), decode_report):
             report = entry.value
             if report is None or report.stage not in self.view.offsets:
                 continue

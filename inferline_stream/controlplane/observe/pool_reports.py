@@ -53,6 +53,23 @@ class DispatcherReports:
         return None if first is None or self.ended else (self.recent[-1][0] - first[0], first[1], self.newest)
 
 
+@dataclass(frozen=True, slots=True)
+class GroupFigures:
+    """What is seen of a consumer group that runs already.
+
+    Args:
+        members: now.
+        seen_s: when that was looked at last, on the event loop's clock.
+        visit_ratio: recent visits per event; None where too few events were seen.
+        trouble: why its number of members is left alone, in words; empty where it is not.
+    """
+
+    members: int
+    seen_s: float
+    visit_ratio: float | None = None
+    trouble: str = ""
+
+
 class PoolReports:
     """Reports of every dispatcher of a pipeline.
 
@@ -74,6 +91,8 @@ class PoolReports:
         self._heard_past_s: dict[str, float] = {}
         self._served: dict[str, dict[int, Served]] = {}
         """What slots of stages with a fallback have served in the last hour, by stage and slot."""
+        self.groups: dict[str, GroupFigures] = {}
+        """Of stages that are consumer groups which run already: nobody reports of those."""
         self._pools: dict[tuple[str, int], dict[str, ReplicaStatus]] = {}
         """Replicas by stage and slot, as the slot's last serving dispatcher reported them."""
 
@@ -199,6 +218,8 @@ class PoolReports:
 
     def ready(self, stage: str, hardware: str) -> int:
         """Ready replicas of a stage on a hardware kind; one in quarantine does not serve other events."""
+        if stage in self.groups:
+            return self.groups[stage].members
         return sum(r.hardware == hardware and r.phase == "ready" and not r.quarantined for r in self.replicas(stage))
 
     def memory_bytes(self, stage: str, version: str) -> int:
@@ -208,7 +229,8 @@ class PoolReports:
 
     def ready_stages(self) -> Set[str]:
         """Stages with a ready replica."""
-        return {stage for (stage, _), pool in self._pools.items() if any(r.phase == "ready" for r in pool.values())}
+        ready = {stage for (stage, _), pool in self._pools.items() if any(r.phase == "ready" for r in pool.values())}
+        return ready | self.groups.keys()
 
     def isolation(self, stage: str) -> IsolationState | None:
         """What restricts the ready replicas of a stage; None if there is none."""
@@ -295,6 +317,8 @@ class PoolReports:
             now_s: now.
             waited_s: of a stage and a hardware kind, how long its replicas waited for a core lately.
         """
+        if (group := self.groups.get(name)) is not None:
+            return StageState(name, trouble=group.trouble, heard_s=group.seen_s)
         known = self._of(name)
         living = [k.newest for k in known if not k.ended]
         recent = self._recent(name, now_s)
@@ -374,6 +398,8 @@ class PoolReports:
         share of served events is its ratio; any other stage is visited by the share of its parent's
         results that took the edge. Results that are gathered are one event again, as they were before they were many.
         """
+        if self.groups:
+            return {name: group.visit_ratio for name, group in self.groups.items()}
         scopes = self._shape.scopes()
         recent = {name: self._recent(name, now_s) for name in self._shape.stages}
         ratios: dict[str, float | None] = {}

@@ -1,7 +1,6 @@
 """Requests and answers of the Open Inference Protocol v2 as gRPC's messages, tensors as raw bytes.
 
-The messages are declared here, by the numbers that the protocol gives their fields, in a pool of descriptors of their
-own: in the default one they would clash with those of a client library that the process may have loaded as well.
+The messages are declared here, by the numbers that the protocol gives their fields.
 """
 
 from __future__ import annotations
@@ -10,11 +9,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
-from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessages
 
+from inferline_stream.dataplane.grpc_messages import message_types
 from inferline_stream.dataplane.replica.open_inference import (
     Tensor,
     outputs_of_events,
@@ -28,7 +25,6 @@ from inferline_stream.dataplane.replica.server_exchange import ServerAnswer, Ser
 SERVICE = "/inference.GRPCInferenceService"
 
 _PACKAGE = "inference"
-_Field = FieldDescriptorProto
 _TENSOR = (
     (1, "name", "string"),
     (2, "datatype", "string"),
@@ -62,7 +58,7 @@ _FIELDS = {
         (8, "bytes_contents", "bytes []"),
     ),
 }
-"""Number, name and type of the fields that are used; ``[]`` for any number of values. The protocol calls its tensors
+"""The fields that are used, as `message_types` takes them. The protocol calls its tensors
 ``InferInputTensor`` and ``InferOutputTensor``: they are alike, and no message carries its type's name."""
 
 _CONTENTS = {
@@ -79,20 +75,7 @@ _CONTENTS = {
 
 @cache
 def _messages() -> dict[str, type[Message]]:
-    file = FileDescriptorProto(name="open_inference.proto", package=_PACKAGE, syntax="proto3")
-    for name, fields in _FIELDS.items():
-        file.message_type.append(DescriptorProto(name=name, field=[_field(*each) for each in fields]))
-    pool = DescriptorPool()
-    pool.Add(file)
-    return {name.rpartition(".")[2]: kind for name, kind in GetMessages([file], pool).items()}
-
-
-def _field(number: int, name: str, kind: str) -> FieldDescriptorProto:
-    kind, _, many = kind.partition(" ")
-    label = _Field.LABEL_REPEATED if many else _Field.LABEL_OPTIONAL
-    if kind in _FIELDS:
-        return _Field(number=number, name=name, label=label, type=_Field.TYPE_MESSAGE, type_name=f".{_PACKAGE}.{kind}")
-    return _Field(number=number, name=name, label=label, type=_Field.Type.Value(f"TYPE_{kind.upper()}"))
+    return message_types(_PACKAGE, _FIELDS)
 
 
 def _read(name: str, content: bytes) -> Any:

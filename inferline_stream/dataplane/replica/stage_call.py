@@ -241,9 +241,12 @@ def attempt(apply: Callable[[Any], Result], value: Any) -> Result | Failed:
 
     Raises:
         OutOfMemory: memory ran out, which no single event is to blame for.
+        ServerUnavailable: what a codec asks does not answer.
     """
     try:
         return apply(value)
+    except ServerUnavailable:
+        raise
     except MemoryError as error:
         raise OutOfMemory("out of memory while decoding or encoding an event") from error
     except Exception as error:

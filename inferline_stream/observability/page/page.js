@@ -276,6 +276,7 @@ async function before() {
   if (answer === null) return;
   writable = answer.writable;
   if (writable) showControls();
+  byId("tabs").hidden = !answer.what_if;
   const samples = answer.samples.map(sampled), first = history[0]?.t ?? Infinity;
   history = [...samples.filter((h) => h.t < first), ...history];
 }

@@ -8,9 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from http import HTTPStatus
-from importlib.resources import files
 from threading import BoundedSemaphore, Event, Thread
 from typing import Literal
 
@@ -18,14 +16,16 @@ import msgspec
 
 from inferline_stream.errors import InferlineError, UsageError
 from inferline_stream.observability.limited_server import LimitedHandler, LimitedServer
+from inferline_stream.observability.page.page_files import HEADERS, LIVE, WHAT_IF, page_file
 from inferline_stream.observability.page.snapshot import Arrows, snapshot
+from inferline_stream.observability.page.what_if_server import Answers, answered
 from inferline_stream.observability.pipeline_state import PipelineState
 
 FEWEST_CHARACTERS = 16
 MOST_REPLICAS = 10_000
 
 
-class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PageCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One wish of a person at the page.
 
     Args:
@@ -52,7 +52,7 @@ class PageControl:
     """
 
     token: str
-    obey: Callable[[Command], None]
+    obey: Callable[[PageCommand], None]
 
     def __post_init__(self) -> None:
         if len(self.token) < FEWEST_CHARACTERS:
@@ -66,7 +66,7 @@ class PageControl:
         return hmac.compare_digest(authorization.encode(), f"Bearer {self.token}".encode())
 
 
-def read_command(body: bytes, stages: frozenset[str]) -> Command:
+def read_command(body: bytes, stages: frozenset[str]) -> PageCommand:
     """The command that a request's body holds.
 
     Args:
@@ -77,7 +77,7 @@ def read_command(body: bytes, stages: frozenset[str]) -> Command:
         ValueError: it is none, in words.
     """
     try:
-        command = msgspec.json.decode(body, type=Command)
+        command = msgspec.json.decode(body, type=PageCommand)
     except msgspec.DecodeError as error:
         raise ValueError(f"no command: {error}") from None
     if command.action in ("scale", "release") and command.stage not in stages:
@@ -89,22 +89,7 @@ def read_command(body: bytes, stages: frozenset[str]) -> Command:
 
 logger = logging.getLogger(__name__)
 
-_FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/dag.js": ("dag.js", "text/javascript; charset=utf-8"),
-    "/control.js": ("control.js", "text/javascript; charset=utf-8"),
-    "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
-
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+_FILES = {**WHAT_IF, **LIVE}
 
 UPDATE_S = 0.4
 """Pause between two updates: more than two a second."""
@@ -133,6 +118,7 @@ class PageServer:
         port: TCP port, 0 for any free one.
         host: address to listen on.
         control: takes commands; None for a page that is read-only.
+        what_if: answers what its what-if page asks; empty where there is no such page.
 
     Raises:
         UsageError: the port is taken or may not be used.
@@ -146,10 +132,13 @@ class PageServer:
         host: str = "127.0.0.1",
         *,
         control: PageControl | None = None,
+        what_if: Answers | None = None,
     ) -> None:
         self._closing = Event()
         samples: deque[_Sample] = deque(maxlen=int(_KEPT_S / _EVERY_S))
-        handler = _handler(state, arrows, samples=samples, control=control, closing=self._closing)
+        handler = _handler(
+            state, arrows, samples=samples, control=control, what_if=what_if or {}, closing=self._closing
+        )
         # A stream ends with its viewer; how many there are is limited.
         self._server = LimitedServer("the page", "--ui-port", host, port, handler, request_s=math.inf)
         self.port = self._server.port
@@ -201,18 +190,13 @@ def _obeyed(control: PageControl, body: bytes, stages: frozenset[str]) -> tuple[
     return HTTPStatus.OK, "text/plain", b"written\n"
 
 
-@cache
-def page_file(name: str) -> bytes:
-    """Return a file of the page."""
-    return files(__package__).joinpath(name).read_bytes()
-
-
 def _handler(
     state: Callable[[], PipelineState | None],
     arrows: Arrows,
     *,
     samples: deque[_Sample],
     control: PageControl | None,
+    what_if: Answers,
     closing: Event,
 ) -> type[LimitedHandler]:
     viewers = BoundedSemaphore(MOST_VIEWERS)
@@ -226,13 +210,13 @@ def _handler(
             if self.path == "/events":
                 self._stream()
             elif self.path == "/history":
-                known = msgspec.json.encode({"samples": list(samples), "writable": control is not None})
-                self.answer(HTTPStatus.OK, "application/json", known)
+                page = {"samples": list(samples), "writable": control is not None, "what_if": bool(what_if)}
+                self.answer(HTTPStatus.OK, "application/json", msgspec.json.encode(page))
             elif self.path in _FILES:
                 name, kind = _FILES[self.path]
                 self.answer(HTTPStatus.OK, kind, page_file(name))
             else:
-                self.answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page\n")
+                self.answer(*answered(what_if, self.path))
 
         def do_POST(self) -> None:
             self.close_connection = True  # what of the body has not been read must not become the next request

@@ -1,4 +1,4 @@
-// Sliders ask for a plan, then for its replay, then for the curve; an answer to an older question is dropped.
+// Sliders ask for a glance at a plan, for the plan, its replay and the curve; an answer to an older question is dropped.
 import { chart, dollars, html, number, percent, seconds } from "/charts.js";
 
 const byId = (id) => document.getElementById(id);
@@ -80,7 +80,8 @@ function showPlan(plan, about) {
     for (const id of ["cost", "p99", "late", "scaled"]) tile(id, "–", "");
     return;
   }
-  verdict(`The cheapest plan that keeps ${percent(declared.objective, 0)} within ${seconds(slo)}`, "good");
+  const [which, mood] = plan.searching ? ["The cheapest plan so far", ""] : ["The cheapest plan", "good"];
+  verdict(`${which} that keeps ${percent(declared.objective, 0)} within ${seconds(slo)}`, mood);
   tile("cost", `${dollars(plan.cost_per_hour)}/h`, `${dollars(plan.cost_per_hour * 730)} a month`);
   tile("p99", seconds(plan.predicted_p99_s), `${seconds(Math.max(0, slo - plan.predicted_p99_s))} below the SLO`);
   tile("late", "…", "");
@@ -113,9 +114,12 @@ async function answerAll() {
   for (const each of sliders) each.tell();
   verdict("planning …");
   try {
-    const plan = await ask("/plan", about);
+    const glance = await ask("/glance", about);
+    if (!glance || !newest()) return;
+    if (glance.command) showPlan(glance, about);
+    const plan = glance.searching ? await ask("/plan", about) : glance;
     if (!plan || !newest()) return;
-    showPlan(plan, about);
+    if (glance.searching) showPlan(plan, about);
     const replay = plan.infeasible ? null : await ask("/replay", about);
     if (!newest()) return;
     if (replay) showReplay(replay);
@@ -138,7 +142,8 @@ byId("copy").addEventListener("click", async () => {
   byId("answer").textContent = "copied";
 });
 
-declared = await (await fetch("/declared")).json();
+byId("tabs").hidden = location.pathname === "/"; // there, the page stands alone
+try { declared = await ask("/declared", {}); } catch (error) { verdict(`${error.message}`.trim(), "bad"); throw error; }
 byId("name").textContent = `What if: ${declared.pipeline}`;
 build();
 await answerAll();

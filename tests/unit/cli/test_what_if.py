@@ -124,6 +124,16 @@ def test_a_newer_question_ends_the_wait_of_older_ones(what_if) -> None:
             older.result(DEADLINE_S)
 
 
+def test_a_glance_is_the_plan_or_what_the_search_had_found_in_its_time(what_if, monkeypatch) -> None:
+    fresh = WhatIf(what_if.inputs, what_if.measured, what_if.first, what_if.command)
+    asked = Question(traffic=3.75)
+    monkeypatch.setattr("inferline_stream.cli.what_if.GLANCE_S", -1.0)
+    assert fresh.glance(asked) == {"searching": True}, "no time, no plan"
+    assert fresh.glance(Question()) == fresh.plan(Question()) | {"searching": False}, "this one is known"
+    monkeypatch.setattr("inferline_stream.cli.what_if.GLANCE_S", DEADLINE_S)
+    assert fresh.glance(asked) == fresh.plan(asked) | {"searching": False}
+
+
 def test_hardware_that_nobody_knows_is_named(what_if) -> None:
     with pytest.raises(UsageError, match=r"no hardware 'tpu'; there are .*whole"):
         what_if.plan(Question(prices={"tpu": 1.0}))

@@ -32,7 +32,6 @@ class MemoryKafka:
         self.topics: defaultdict[str, list[Record]] = defaultdict(list)
         self.away = False
         """Whether it gives no answer."""
-        self.groups: list[str] = []
         """Consumer groups without members."""
 
     def answer(self) -> None:
@@ -59,10 +58,6 @@ class MemoryKafka:
 
     def producer(self) -> Any:
         return self
-
-    async def delete_groups(self, chosen: Callable[[str], bool]) -> None:
-        self.answer()
-        self.groups = [group for group in self.groups if not chosen(group)]
 
     async def retentions(self, topics: Iterable[str]) -> dict[str, float]:
         self.answer()

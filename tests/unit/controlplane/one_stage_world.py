@@ -72,7 +72,7 @@ class World:
         run = Run(
             pipeline=one_stage(hardware=[Hardware("cpu", 0.1), Hardware("gpu", 0.6)]), topology=Path("topology.py"),
             bootstrap_servers="", plan=plan, measured=profile,
-            log_folder=Path("logs"), faust=False, **{"replans": False, "cores": math.inf, **more},
+            log_folder=Path("logs"), **{"replans": False, "cores": math.inf, **more},
         )  # fmt: skip
         context = PipelineContext(run.pipeline, kafka, Settings())
         leadership: Any = SimpleNamespace(

@@ -27,7 +27,7 @@ async def test_the_plan_s_replicas_and_its_dispatcher_run_and_steady_traffic_cha
     assert await world.replicas() == 2
     assert [d.dispatcher for d in await world.actuator.dispatchers()] == [world.grants["a/0"].dispatcher]
     assert world.decisions() == []
-    assert world.controller.failures == 0
+    assert world.controller.loop.failures == 0
     assert world.controller.state is not None
     assert world.controller.state.budget_left == 1.0
     assert world.controller.view.observation(0.0, {}, {}, {}).late_share == pytest.approx(0.01, rel=0.01)
@@ -85,7 +85,7 @@ async def test_while_kafka_is_away_nothing_changes_and_afterwards_the_loop_goes_
     assert (world.wanted, [d.dispatcher for d in await world.actuator.dispatchers()]) == (2, before)
     world.kafka.away = False
     await world.until(lambda: world.wanted >= 6, 15.0)
-    assert world.controller.failures == 0
+    assert world.controller.loop.failures == 0
     said = [r.message for r in caplog.records if r.levelno >= logging.WARNING and "does not answer" in r.message]
     assert 0 < len(said) < 100, "said now and then, and not at every step"
 
@@ -169,7 +169,7 @@ async def test_a_step_that_fails_is_counted_and_the_others_go_on(
     world.controller.decider.memory.policy = fails
     await asyncio.sleep(20.0)
     assert not world.leading.done()
-    assert world.controller.failures > 10
+    assert world.controller.loop.failures > 10
     assert world.controller.state is not None
     assert world.controller.state.failures > 10
     assert await world.replicas() == 2
@@ -188,7 +188,7 @@ async def test_the_end_of_a_step_s_failures_is_logged(world: World, caplog: pyte
 
     world.controller.decider.memory.policy = fails
     await asyncio.sleep(40.0)
-    assert world.controller.failures == 20
+    assert world.controller.loop.failures == 20
     said = [record.message for record in caplog.records if "a mistake of ours" in record.message]
     assert said == [
         "a step of the control loop failed: ZeroDivisionError: a mistake of ours",
@@ -234,7 +234,7 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied(
     assert decider.tables.staffed
     assert table is not None
     assert table.needed("a", 1.0) == pytest.approx(1 / SERVICE_S["gpu"])  # at its own traffic it is the plan
-    assert world.controller.failures == 0
+    assert world.controller.loop.failures == 0
 
 
 @pytest.mark.parametrize("apart_s", [-3600.0, 3600.0])
@@ -279,15 +279,6 @@ async def test_a_retired_pipeline_leaves_no_replica_and_no_dispatcher(world: Wor
     await retiring
     assert await world.replicas() == 0
     assert not await world.actuator.dispatchers()
-
-
-@in_world(steady(10.0))
-async def test_groups_of_ended_terms_are_deleted_now_and_then(world: World) -> None:
-    world.controller.leadership.term = 12
-    await asyncio.sleep(1.0)
-    world.kafka.groups = ["p.control.1", "p.control.11"]
-    await asyncio.sleep(60.0)
-    assert world.kafka.groups == []
 
 
 @in_world(steady(10.0))
@@ -342,13 +333,3 @@ async def test_the_age_of_the_oldest_dead_letter_is_a_share_of_what_its_topic_ke
     await asyncio.sleep(2.0)
     assert world.controller.state is not None
     assert world.controller.state.stages[0].letter_age_share == pytest.approx(share, abs=1e-3)
-
-
-@in_world(steady(10.0))
-async def test_only_groups_of_ended_terms_are_deleted(world: World) -> None:
-    world.controller.leadership.term = 12
-    others = ["p.control.12", "p.control.120", "p.control", "p.control.", "p.control.tower", "p.control.1.a", "p.a"]
-    others += ["p-control-tower", "p.control.1x", "p.control.-1", "p.control.\u0661", "xp.control.1"]
-    world.kafka.groups = [*others, "p.control.3"]
-    await asyncio.sleep(1.0)
-    assert world.kafka.groups == others

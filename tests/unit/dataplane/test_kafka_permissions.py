@@ -88,7 +88,6 @@ def test_groups_and_transactional_ids_belong_to_who_commits_with_them():
     assert others("dispatcher", "group") == groups
     assert others("dispatcher", "transactional-id") == slots
     assert others("controller", "group") == groups | {
-        ("x.p.control.", True, ("Delete", "Read"), "run"),
         ("inferline-hop-", True, ("Read",), "profile"),
     }
     assert others("controller", "transactional-id") == slots | {("x.p-controller", False, ("Write",), "run")}

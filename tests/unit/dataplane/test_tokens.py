@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from inferline_stream.errors import Unreachable
 from inferline_stream.isolation.name_service import Loop, NameService
-from inferline_stream.kafka.access_tokens import ClientCredentials
+from inferline_stream.kafka.access_tokens import AccessTokens
 from inferline_stream.settings import KafkaSecurity
 
 T = TypeVar("T")
@@ -48,9 +50,9 @@ async def endpoint(answer: Callable[[int], bytes]) -> AsyncIterator[tuple[KafkaS
         )
 
 
-async def sealed(work: Callable[[], Awaitable[T]], monkeypatch: pytest.MonkeyPatch) -> T:
-    """What a sealed process comes to, which asks the one that started it for addresses."""
-    service = NameService()
+async def sealed(work: Callable[[], Awaitable[T]], monkeypatch: pytest.MonkeyPatch, program: str = "") -> T:
+    """What a sealed process comes to, which asks the one that started it for addresses, and for a program's token."""
+    service = NameService(program)
 
     async def known(host: str, port: object, **options: object) -> list[Any]:
         return [(2, 1, 6, "", ("127.0.0.1", 0))] if host == HOST else []
@@ -86,7 +88,7 @@ def answer(token: str, lasts_s: object = 3600, form: str = "length") -> bytes:
 @pytest.mark.parametrize("form", ["length", "chunked", "until it closes"])
 async def test_a_sealed_process_gets_a_token_from_an_endpoint_that_it_knows_by_name(monkeypatch, form: str) -> None:
     async with endpoint(lambda n: answer(f"token-{n}", form=form)) as (security, asked):
-        credentials = ClientCredentials(security)
+        credentials = AccessTokens(security)
 
         async def twice() -> list[str]:
             return [await credentials.token(), await credentials.token()]
@@ -99,7 +101,7 @@ async def test_a_sealed_process_gets_a_token_from_an_endpoint_that_it_knows_by_n
 
 async def test_it_renews_tokens_that_end_for_as_long_as_it_lives(monkeypatch) -> None:
     async with endpoint(lambda n: answer(f"token-{n}", lasts_s="0.02")) as (security, asked):
-        credentials = ClientCredentials(security)
+        credentials = AccessTokens(security)
 
         async def many() -> str:
             while (token := await credentials.token()) != "token-20":
@@ -126,5 +128,59 @@ async def test_it_renews_tokens_that_end_for_as_long_as_it_lives(monkeypatch) ->
 async def test_an_endpoint_that_gives_none_is_named_without_the_secret(monkeypatch, answer: bytes, why: str) -> None:
     async with endpoint(lambda n: answer) as (security, _):
         with pytest.raises(Unreachable, match=rf"^http://tokens.*gives no token for client 'alice': {why}$") as raised:
-            await sealed(ClientCredentials(security).token, monkeypatch)
+            await sealed(AccessTokens(security).token, monkeypatch)
     assert "sesame" not in str(raised.value)
+
+
+def printing(folder: Path, code: str) -> KafkaSecurity:
+    """A program of which each run is counted in the folder."""
+    (folder / "token.py").write_text(
+        f"import json, sys\nwith open({str(folder / 'runs')!r}, 'a') as runs:\n    runs.write('x')\n"
+        f"n = len(open({str(folder / 'runs')!r}).read())\n{code}"
+    )
+    program = f"{sys.executable} -I {folder / 'token.py'}"
+    return KafkaSecurity(sasl_mechanism="OAUTHBEARER", sasl_oauthbearer_token_program=program)
+
+
+SHORT = "print(json.dumps({'access_token': f'token-{n}', 'expires_in': 0.02}))"
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+async def test_a_program_is_run_again_when_its_token_ends_also_for_a_sealed_process(monkeypatch, tmp_path, is_sealed):
+    security = printing(tmp_path, SHORT)
+    assert security.security_protocol == "SASL_SSL"
+    tokens = AccessTokens(security)
+
+    async def twice() -> list[str]:
+        first = await tokens.token()
+        await asyncio.sleep(0.03)
+        return [first, await tokens.token()]
+
+    program = security.sasl_oauthbearer_token_program
+    assert await (sealed(twice, monkeypatch, program) if is_sealed else twice()) == ["token-1", "token-2"]
+
+
+async def test_a_process_whose_starter_gives_no_tokens_gets_none(monkeypatch, tmp_path) -> None:
+    """As a replica's: it may ask for host names alone."""
+    with pytest.raises(Unreachable, match="prints no token"):
+        await sealed(AccessTokens(printing(tmp_path, SHORT)).token, monkeypatch)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("sys.exit(3)", "ends with code 3"),
+        ("print('secret')", "prints no token: JSONDecodeError"),
+        ("print('{}')", "prints no token: KeyError"),
+        ("print('x' * 40_000)", "prints 40001 bytes"),
+    ],
+)
+async def test_a_program_that_gives_no_token_is_named_without_what_it_prints(tmp_path, code: str, why: str) -> None:
+    with pytest.raises(Unreachable, match=why) as raised:
+        await AccessTokens(printing(tmp_path, code)).token()
+    assert "secret" not in str(raised.value)
+    with pytest.raises(Unreachable, match="cannot be run"):
+        await AccessTokens(
+            KafkaSecurity(sasl_mechanism="OAUTHBEARER", sasl_oauthbearer_token_program="/nowhere")
+        ).token()

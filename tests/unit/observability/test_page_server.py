@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from inferline_stream.errors import Unreachable, UsageError
-from inferline_stream.observability.page.server import Command, PageControl, PageServer
+from inferline_stream.observability.page.server import PageCommand, PageControl, PageServer
 from tests.unit.observability.states import a_state
 
 FILES = ("/page.js", "/charts.js", "/dag.js", "/control.js", "/page.css", "/icon.svg")
@@ -24,12 +24,12 @@ def page():
 
 
 @pytest.fixture
-def commands() -> list[Command]:
+def commands() -> list[PageCommand]:
     return []
 
 
 @pytest.fixture
-def writable(commands: list[Command]):
+def writable(commands: list[PageCommand]):
     with closing(PageServer(a_state, ARROWS, port=0, control=PageControl(TOKEN, commands.append))) as server:
         yield server
 
@@ -83,7 +83,7 @@ def test_who_knows_the_token_is_obeyed(writable, commands):
     body = '{"action": "scale", "stage": "language", "replicas": 5}'
     with asking(writable.port, "/control", "POST", body, Authorization=f"Bearer {TOKEN}") as answer:
         assert answer.status == 200
-    assert commands == [Command("scale", "language", 5)]
+    assert commands == [PageCommand("scale", "language", 5)]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_page_of_another_site_commands_nothing_even_with_the_token(writable, c
 
 
 def test_a_command_that_kafka_does_not_take_is_answered_in_words():
-    def unreachable(_: Command) -> None:
+    def unreachable(_: PageCommand) -> None:
         raise Unreachable("Kafka at nowhere did not take it")
 
     with (

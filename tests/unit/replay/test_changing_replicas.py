@@ -11,6 +11,7 @@ import pytest
 from inferline_stream.errors import UsageError
 from inferline_stream.estimator.kernels import TIE
 from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Contention, PipelineProfile, Profile, ServiceTime
@@ -200,7 +201,9 @@ def test_a_policy_sees_the_share_of_places_that_are_busy_and_the_oldest_event_th
 def test_members_of_a_consumer_group_run_one_batch_at_a_time():
     held = {"a": (Allocation("x", 1, 1, concurrency=2),)}
     with pytest.raises(UsageError, match="stage 'a' runs several batches at once"):
-        run(waiting(0.1), held, Trace(np.array([0.0, 1.0])), partitions=3)
-    keyed = run(waiting(0.1, keys=BUSY_KEYS), {"a": (Allocation("x", 1, 1),)}, Trace(np.arange(9.0)), partitions=3)
+        run(waiting(0.1), held, Trace(np.array([0.0, 1.0])), sharing={"a": Sharing(3)})
+    keyed = run(
+        waiting(0.1, keys=BUSY_KEYS), {"a": (Allocation("x", 1, 1),)}, Trace(np.arange(9.0)), sharing={"a": Sharing(3)}
+    )
     assert keyed.latency_s == pytest.approx(np.full(9, 0.125))
     assert math.isfinite(keyed.cost)

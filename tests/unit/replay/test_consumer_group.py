@@ -8,6 +8,7 @@ import pytest
 from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths
@@ -16,6 +17,10 @@ from inferline_stream.replay.loop import Conditions
 from inferline_stream.replay.scalers import Fixed, Scheduled
 from tests.unit.estimator.random_pipelines import random_shape, random_spread_s
 from tests.unit.replay.test_loop import KINDS, ONE, SLO_S, one_stage, run
+
+
+def shared(partitions, shape=ONE):
+    return dict.fromkeys(shape.stages, Sharing(partitions))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -34,7 +39,7 @@ def test_members_with_a_partition_each_are_the_estimators_slots_of_one_replica_b
     trace = Trace(np.cumsum(rng.gamma(0.25, 0.2, 300)))
     idle = Fixed()
     idle.period_s = 0.7
-    found = run(measured, held, trace, idle, shape=shape, seed=seed, partitions=members)
+    found = run(measured, held, trace, idle, shape=shape, seed=seed, sharing=shared(members, shape))
     stations = [station(measured, name, held[name], partitions=members) for name in shape.stages]
     expected = evaluate(prepare(shape, measured, trace, seed=seed), stations).latency_s
     assert found.latency_s.tobytes() == expected.tobytes()
@@ -52,7 +57,7 @@ def test_a_partition_moves_with_what_waits_in_it_once_its_owner_has_done_what_it
         trace,
         Scheduled("by the clock", changes),
         conditions=Conditions(statistics_delay_s=0.0),
-        partitions=2,
+        sharing=shared(2),
     )
     workload = prepare(ONE, measured, trace)
     partition = workload.partition_of(0, 2)
@@ -102,7 +107,7 @@ def test_no_event_is_lost_or_served_twice_however_members_come_and_go(seed):
     steps.append((38.5, {"a": {"x": 5}}))
     scaler = Scheduled("by the clock", steps)
     found = run(
-        one_stage(0.05, 0.06, 0.08, start_up_s=0.4), {"a": (Allocation("x", 4, 3),)}, trace, scaler, partitions=7
+        one_stage(0.05, 0.06, 0.08, start_up_s=0.4), {"a": (Allocation("x", 4, 3),)}, trace, scaler, sharing=shared(7)
     )
     assert np.isfinite(found.latency_s).all()
     assert (found.latency_s >= 0.05 - 1e-9).all()

@@ -99,6 +99,18 @@ def test_missing_arrivals_hold_everything_and_are_reported_once(stale):
     assert [(d.action, d.reason) for d in held] == [(Action.HOLD, Reason.INPUT_STALE)]
 
 
+def test_time_that_was_not_seen_does_not_count_towards_giving_back_and_takes_nothing_of_what_was():
+    tuner, _ = after(state(PLAIN), [seen(0.0, TWICE)])
+    seen_s = 0.0
+    for observation in calm(0.1, 60.0):
+        stale = observation.time_s % 10 > 8
+        seen_s += 0.0 if stale else 0.1
+        tuner, decision = step(tuner, replace(observation, arrivals_age_s=5.0) if stale else observation)
+        if decision is not None and decision.action is Action.SCALE_DOWN:
+            break
+    assert 29.9 <= seen_s <= 31.0
+
+
 @given(
     st.lists(
         st.tuples(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from inferline_stream.dataplane.replica.served_model import EventRefused, Served
 from inferline_stream.dataplane.replica.server_exchange import ServerAnswer
 from inferline_stream.errors import InvalidFile, ServerUnavailable
 from inferline_stream.pipeline.model_server import ModelServer, OpenAI, OpenInference, RayServe
+from tests.support.certificates import certify
 from tests.support.grpc_model_server import field, infer_request, infer_response
 from tests.support.model_server import STATUS, ModelServerDouble, closed, model_server, model_server_process
 
@@ -432,17 +432,6 @@ def test_instances_of_tensorflow_serving_hold_arrays_as_lists_and_bytes_in_base6
         tensorflow_protocol.decode_answer(answer, 3)
     with pytest.raises(ValueError, match="JSON has no place for"):
         tensorflow_protocol.encode_request([object()])
-
-
-def certify(folder: Path, name: str) -> tuple[bytes, bytes]:
-    """Make the key and the certificate of a server at localhost."""
-    key, certificate = folder / f"{name}-key.pem", folder / f"{name}.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=any", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return key.read_bytes(), certificate.read_bytes()
 
 
 async def test_a_server_is_known_by_its_certificate_over_grpc(tmp_path: Path) -> None:

@@ -1,0 +1,333 @@
+"""The control loop of consumer groups that run already: looks in, numbers of workers out.
+
+As in `controller`, each input and each output is a task of its own, and all share one `PipelineView`. Deciding begins
+once the throughput of every group is known: until then groups are watched, and their numbers left alone. The same holds
+while something is seen on which nothing can be decided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field, replace
+
+from inferline_stream.actuators.actuator import ObservedReplica
+from inferline_stream.controlplane.apply.group_fleet import GroupFleet
+from inferline_stream.controlplane.decide.decider import Decider
+from inferline_stream.controlplane.leader_loop import LeaderLoop
+from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
+from inferline_stream.controlplane.observe.group_collector import GroupCollector, Looks
+from inferline_stream.controlplane.observe.pipeline_view import PipelineView
+from inferline_stream.controlplane.observe.recovery import Recovered
+from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.records.control_records import decode_override
+from inferline_stream.controlplane.replica_counts import copied
+from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.errors import Infeasible, InvalidInput, Unreachable
+from inferline_stream.kafka.topic_follower import TopicFollower
+from inferline_stream.observability.pipeline_state import PipelineState
+from inferline_stream.pipeline.consumer_group import FaustApp, KedaScaler
+from inferline_stream.pipeline.group_model import group_model
+from inferline_stream.pipeline.group_profile import GroupProfile
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.tuner.decision import Action, Decision, Reason
+from inferline_stream.tuner.group_plan import plan_groups
+from inferline_stream.tuner.group_policy import group_state
+from inferline_stream.tuner.plan_basis import Replicas
+from inferline_stream.tuner.tuner_state import TunerState
+
+logger = logging.getLogger(__name__)
+
+WATCHED_S = 60.0
+"""Traffic that a first plan is made for lasts so long at least."""
+
+PLAN_AGAIN_S = 600.0
+"""How often it is looked whether what was learned since would change the plan."""
+
+_MOVED = 0.1
+"""A throughput that has moved by this share changes it."""
+
+_TELL_S = 60.0
+_SILENT_S = 5.0
+"""An outage that is shorter is none to report of."""
+
+_LOOK_S, _KEEP_S, _PLAN_S = 0.5, 0.1, 1.0
+
+MakeRun = Callable[[Plan, PipelineProfile, Trace, TunerState], Run]
+"""(plan, profiles, the traffic that it was made for, where the policy begins) → what the run is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A plan of groups, and what it was made from."""
+
+    learned: tuple[GroupProfile, ...]
+    measured: PipelineProfile
+    sample: Trace
+    plan: Plan
+    state: TunerState
+
+
+@dataclass(slots=True)
+class GroupController:
+    """Leads one pipeline of groups.
+
+    Args:
+        context: the pipeline on its Kafka.
+        make_run: what the decider is given, once there is a plan.
+        watch: opens what looks at the groups.
+        collector: takes looks in.
+        fleet: has workers follow.
+        leadership: entered; writes decisions.
+        found: what earlier terms have left.
+        seen: called with a group, its lag and its members, about twice a second.
+        loop: whose lease the fleet acts by.
+    """
+
+    context: PipelineContext
+    make_run: MakeRun
+    watch: Callable[[], AbstractAsyncContextManager[Looks]]
+    collector: GroupCollector
+    fleet: GroupFleet
+    leadership: Leadership
+    found: Recovered
+    loop: LeaderLoop
+    seen: Callable[[str, int, int], None] = lambda group, lag, members: None
+    step_text: Callable[[str], None] = lambda text: None
+    """Shows people what the run waits for."""
+    view: PipelineView | None = None
+    decider: Decider | None = None
+    state: PipelineState | None = None
+    """Newest state for metrics and tables."""
+    _learned: tuple[GroupProfile, ...] = ()
+    """That the plan in force was made from."""
+    _due_s: float = 0.0
+    _said_s: float = float("-inf")
+    _trouble: dict[str, str] = field(default_factory=dict)
+    """As last decided on."""
+
+    async def lead(self) -> None:
+        """Control until cancelled.
+
+        Raises:
+            LeadershipLost: another controller leads now.
+        """
+        for group in self.context.pipeline.groups:
+            if isinstance(group.workers, FaustApp):  # nobody else starts them
+                before = (self.found.wanted or {}).get(group.name)
+                self.fleet.wanted[group.name] = dict(before or {group.hardware: 1})
+                self.fleet.decided.add(group.name)
+        self.fleet.changed()
+        async with AsyncExitStack() as stack:
+            follow = self.context.kafka.follow(self.context.names.control, {0: self.found.control_offset})
+            control = await stack.enter_async_context(follow)
+            async with asyncio.TaskGroup() as tasks:
+                for period_s, step in (
+                    (HEARTBEAT_S, self.loop.heartbeat),
+                    (0.0, self._watch),
+                    (0.0, self.fleet.step),
+                    (0.0, lambda: self._obey(control)),
+                    (_PLAN_S, self._plan),
+                    (self.context.settings.tuner_step_s, self._decide),
+                    (_LOOK_S, self._look),
+                    (_KEEP_S, self._keep),
+                ):
+                    tasks.create_task(self.loop.every(period_s, step))
+
+    async def _watch(self) -> None:
+        try:
+            async with self.watch() as looks:
+                await self.collector.follow(looks)
+        except Unreachable as error:  # it may be a right that is missing, or a topic that is no more
+            newest_s = self.collector.growth.newest_s
+            if newest_s is None or asyncio.get_running_loop().time() - newest_s > _SILENT_S:
+                names = [group.name for group in self.context.pipeline.groups]
+                self.collector.trouble = dict.fromkeys(names, f"nothing is seen of it: {error}")
+            raise
+
+    async def _obey(self, control: TopicFollower) -> None:
+        if self.decider is None:  # what people set meanwhile is read then
+            await asyncio.sleep(_LOOK_S)
+            return
+        for entry in self.context.decoder.decoded_by_key(await control.read(1.0), decode_override):
+            self.decider.set_by_people(entry.key, entry.value)
+
+    # -- plans ---------------------------------------------------------------------------------------
+
+    async def _plan(self) -> None:
+        """Plan once everything is known that a plan is made from, and again where that has changed."""
+        now_s = asyncio.get_running_loop().time()
+        sample = self.collector.sample(now_s)
+        if now_s < self._due_s or self.collector.trouble or sample is None:
+            self._say(now_s, _reasons(self.collector.trouble) or "no record has come yet")
+            return
+        learned = self.collector.profiles()
+        if unknown := [profile.group for profile in learned if profile.throughput is None]:
+            self._say(now_s, f"the throughput of {', '.join(unknown)} is not known yet")
+            return
+        if sample.duration_s < WATCHED_S and self.decider is None:
+            self._say(now_s, f"{sample.duration_s:.0f} of {WATCHED_S:.0f} s of traffic were seen")
+            return
+        if self.decider is not None and not _moved(self._learned, learned):
+            self._due_s = now_s + PLAN_AGAIN_S
+            return
+        members = self.collector.members
+        held = {
+            group.name: self.fleet.wanted.get(group.name) or {group.hardware: max(1, members[group.name])}
+            for group in self.context.pipeline.groups
+        }
+        try:
+            planned = await asyncio.to_thread(self._planned, tuple(learned), sample, held)
+        except (Infeasible, InvalidInput) as error:
+            self._due_s = now_s + _TELL_S
+            self._say(now_s, str(error))
+            if self.decider is not None and self.decider.plan_feasible:
+                self.decider.plan_feasible = False
+                self._hold(Reason.PLAN_INFEASIBLE, str(error))
+            return
+        self._due_s = now_s + PLAN_AGAIN_S
+        self._learned = planned.learned
+        if self.decider is None:
+            self._begin(planned, held)
+        else:
+            self._adopt(planned)
+
+    def _planned(self, learned: tuple[GroupProfile, ...], sample: Trace, held: Replicas) -> _Planned:
+        """Plan; takes seconds of a core.
+
+        Raises:
+            Infeasible: no number of members meets the SLO.
+            InvalidInput: what was learned cannot be planned with.
+        """
+        model = group_model(self.context.pipeline, learned)
+        plan = plan_groups(model, sample)
+        shortest_s = self.context.settings.shortest_window_s
+        state = group_state(model, plan, sample, held=held, shortest_window_s=shortest_s)
+        return _Planned(learned, model.measured, sample, plan, state)
+
+    def _begin(self, planned: _Planned, held: Replicas) -> None:
+        """Show and decide from now on."""
+        partitions = {profile.group: profile.partitions for profile in planned.learned}
+        view = PipelineView(self.context, planned.plan, planned.measured, partitions)
+        self.fleet.wanted.update(copied(held))
+        for group in self.context.pipeline.groups:
+            if isinstance(group.workers, KedaScaler):  # it asks us, decided or not
+                self.fleet.decided.add(group.name)
+        self.collector.show_in(view)
+        run = self.make_run(planned.plan, planned.measured, planned.sample, planned.state)
+        self.decider = Decider(run, view, self.leadership, self.found, self.fleet, lambda time_s, figures: None)
+        self.view = view
+        self.decider.follow_people()
+        self.decider.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", _words(planned))
+        self.fleet.changed()
+        self.step_text("scaling")
+        logger.info("planned for %s", _words(planned))
+
+    def _adopt(self, planned: _Planned) -> None:
+        """Another plan comes into force; the policy brings its numbers about."""
+        assert self.decider is not None, "there is a plan"
+        assert self.view is not None, "there is a plan"
+        cheaper = planned.plan.cost_per_hour < self.view.plan.cost_per_hour
+        self.view.adopt(planned.plan, planned.measured)
+        self.decider.plan_feasible = True
+        self.decider.memory.fresh = planned.state
+        self.decider.memory.again(copied(self.fleet.wanted))
+        reason, detail = Reason.PLAN_SAVES if cheaper else Reason.PLAN_MISSES_SLO, _words(planned)
+        self.decider.keep_plan(time.time(), str(reason), detail)
+        self.decider.decided(Decision(copied(self.fleet.wanted), Action.REPLAN, reason, detail))
+
+    def _say(self, now_s: float, why: str) -> None:
+        """Say now and then why nothing is decided yet."""
+        if self.decider is None and now_s - self._said_s >= _TELL_S:
+            self._said_s = now_s
+            self.step_text(f"watching: {why}")
+            logger.info("groups are watched, and left as they are: %s", why)
+
+    # -- decisions -----------------------------------------------------------------------------------
+
+    async def _decide(self) -> None:
+        """One step of the policy, unless something is seen on which nothing can be decided."""
+        if self.decider is None:
+            return
+        trouble = dict(self.collector.trouble)
+        if trouble != self._trouble:
+            if trouble:
+                self._hold(Reason.INPUT_STALE, _reasons(trouble))
+            else:
+                self._hold(Reason.INPUT_RESTORED, "every group can be decided on again")
+                self.decider.memory.again(copied(self.fleet.wanted))
+            self._trouble = trouble
+        if not trouble:
+            await self.decider.step()
+
+    def _hold(self, reason: Reason, detail: str) -> None:
+        assert self.decider is not None, "there is a plan"
+        self.decider.decided(Decision(copied(self.fleet.wanted), Action.HOLD, reason, detail))
+
+    async def _keep(self) -> None:
+        """Write down plans and decisions."""
+        if self.decider is not None and (waiting := self.decider.book.waiting()):
+            await self.leadership.write_records(waiting)
+            self.decider.book.written(len(waiting))
+
+    async def _look(self) -> None:
+        """Make one consistent state for metrics and tables."""
+        if self.decider is None or self.view is None:
+            return
+        now_s = asyncio.get_running_loop().time()
+        self.decider.follow_people()
+        for name, figures in self.view.reports.groups.items():
+            trouble = "; ".join(filter(None, (of.get(name) for of in (self.collector.trouble, self.fleet.trouble))))
+            self.view.reports.groups[name] = replace(figures, trouble=trouble)
+            self.seen(name, sum(self.view.offsets[name].lags()), figures.members)
+        self.view.held(now_s, self._members())
+        state = self.view.state(now_s, time.time(), self.fleet.wanted)
+        self.state = replace(
+            state,
+            paused=self.decider.paused,
+            term=self.leadership.term,
+            plan_feasible=self.decider.plan_feasible,
+            failures=self.loop.failures,
+            unreadable=dict(self.context.decoder.counts),
+        )
+
+    def _members(self) -> Sequence[ObservedReplica]:
+        """The members of every group, which cost what their hardware costs."""
+        hardware = {group.name: group.hardware for group in self.context.pipeline.groups}
+        return [
+            ObservedReplica(f"{name}-{number}", name, hardware[name], "running", None, 0.0, 0)
+            for name, members in self.collector.members.items()
+            for number in range(members)
+        ]
+
+
+def _moved(before: Sequence[GroupProfile], now: Sequence[GroupProfile]) -> bool:
+    """Whether a plan made from the one should be made again from the other."""
+    for old, new in zip(before, now, strict=True):
+        if old.partitions != new.partitions:
+            return True
+        if old.throughput is not None and new.throughput is not None:
+            ratio = new.throughput.value / old.throughput.value
+            if not 1 - _MOVED <= ratio <= 1 + _MOVED and abs(ratio - 1) > 2 * new.throughput.error:
+                return True
+    return False
+
+
+def _reasons(trouble: Mapping[str, str]) -> str:
+    """Why nothing can be decided, in words; the same of several groups once."""
+    return "; ".join(dict.fromkeys(trouble.values()))
+
+
+def _words(planned: _Planned) -> str:
+    """What the plan was made from, in words."""
+    known = [
+        f"{each.group} {each.throughput.value:.3g}/s a worker (± {each.throughput.error:.0%}, {each.source})"
+        for each in planned.learned
+        if each.throughput is not None
+    ]
+    return f"{', '.join(known)}, at {planned.sample.arrival_rate:.3g} events/s"

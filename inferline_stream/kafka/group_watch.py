@@ -1,0 +1,244 @@
+"""Watches consumer groups that run already: ends of their topics, and what their coordinator writes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from inferline_stream.errors import Unreachable
+from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
+from inferline_stream.kafka.topic_state import short_topic_id
+from inferline_stream.kafka.wire.coordinator_records import (
+    TOPIC,
+    ClassicGroupRecord,
+    CommitRecord,
+    MemberRecord,
+    partition_of,
+    read_record,
+)
+from inferline_stream.pipeline.consumer_group import ConsumerGroup
+from inferline_stream.pipeline.group_look import Assignment, GroupLook, OffsetCommit
+from inferline_stream.pipeline.group_profile import RebalanceProtocol
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.02
+"""Between two looks at end offsets."""
+
+_POLL_S = 1.0
+"""Between two looks at what a group has committed, where its coordinator's log may not be read."""
+
+_TOPICS_S = 5.0
+"""Between two looks at how many partitions the topics have."""
+
+_MOST_BEFORE = 2_000_000
+"""Records of the log before now that are read, for the members that there are: about 20 s of work."""
+
+_ONE_CLOCK_S = 0.05
+"""What is read of a commit so soon after it was made says nothing of the clocks."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One group: what has come of it since the last look."""
+
+    declared: ConsumerGroup
+    topic_id: str
+    commits: list[OffsetCommit] = field(default_factory=list)
+    assignments: list[Assignment] = field(default_factory=list)
+    members: dict[str, frozenset[int]] = field(default_factory=dict)
+    committed: dict[int, int] = field(default_factory=dict)
+    others: set[str] = field(default_factory=set)
+
+    def assign(self, at_s: float, members: Mapping[str, frozenset[int]], protocol: RebalanceProtocol) -> None:
+        """Take in what its members own now."""
+        self.members = dict(members)
+        self.assignments.append(Assignment(at_s, self.members, protocol))
+
+    def look(self, at_s: float, ends: tuple[int, ...], *, exact: bool) -> GroupLook:
+        """Return what has come, and begin again."""
+        found = GroupLook(at_s, ends, tuple(self.commits), tuple(self.assignments), exact)
+        self.commits, self.assignments = [], []
+        return found
+
+
+class GroupWatch:
+    """Yields looks at groups, and changes nothing.
+
+    Of `__consumer_offsets` it reads the partitions that hold these groups, without records of open or aborted
+    transactions. Where it may not, it asks for committed offsets and members once a second; `exact` says which.
+
+    Args:
+        bootstrap_servers: host:port, comma separated.
+        groups: as they are declared.
+
+    Raises:
+        Unreachable: on entering, Kafka does not answer or has no such topic; by `looks`, it has gone away.
+    """
+
+    def __init__(self, bootstrap_servers: str, groups: Iterable[ConsumerGroup]) -> None:
+        self._where, self._groups = bootstrap_servers, tuple(groups)
+        self._offsets = Offsets(bootstrap_servers)
+        self._watched: dict[str, _Watched] = {}
+        self._partitions: dict[str, int] = {}
+        self._log: TopicFollower | None = None
+        self._least_delay_s = _ONE_CLOCK_S
+        self._live = False
+        self._closing = AsyncExitStack()
+        self.exact = False
+        """Whether the coordinator's log is read."""
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._offsets)
+            for group in self._groups:
+                state = await self._offsets.state(group.topic)
+                self._partitions[group.topic] = state.partitions
+                self._watched[group.group] = _Watched(group, state.id)
+            self._log = await self._open_log(stack)
+            self._closing = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._closing.aclose()
+
+    def other_topics(self, group: str) -> frozenset[str]:
+        """Return further topics that a group, by its id, has committed offsets of."""
+        return frozenset(self._watched[group].others)
+
+    async def _open_log(self, stack: AsyncExitStack) -> TopicFollower | None:
+        """Follow the groups' partitions of the log, once what is there is read; None where that is refused."""
+        try:
+            state = await self._offsets.state(TOPIC)
+            mine = {partition_of(group, state.partitions) for group in self._watched}
+            begins = (await self._offsets.begins({TOPIC: state.partitions}))[TOPIC]
+            ends = (await self._offsets.ends({TOPIC: state.partitions}))[TOPIC]
+            start = {p: max(begins[p], ends[p] - _MOST_BEFORE) for p in mine}
+            log = await stack.enter_async_context(TopicFollower(self._where, TOPIC, start))
+            async for record in log.until(await log.end()):
+                self._take(record)
+        except Unreachable as error:
+            logger.warning(
+                "%s cannot be read (%s); throughput is learned only from overload. `topics --print` has the right that "
+                "is missing",
+                TOPIC, error,
+            )  # fmt: skip
+            return None
+        self.exact, self._live = True, True
+        return log
+
+    def _take(self, record: Record) -> None:
+        """Take in one record of the log."""
+        found = read_record(record.key, record.value)
+        watched = None if found is None else self._watched.get(found.group)
+        if found is None or watched is None:
+            return
+        at_s = (record.timestamp_ms or 0) / 1e3
+        if isinstance(found, CommitRecord):
+            self._committed(watched, found)
+        elif isinstance(found, ClassicGroupRecord):
+            protocol: RebalanceProtocol = "cooperative" if "cooperative" in found.protocol else "eager"
+            topic = watched.declared.topic
+            owned = {member: topics.get(topic, frozenset()) for member, topics in found.members.items()}
+            watched.assign(at_s + self._shift_s, owned, protocol)
+        elif isinstance(found, MemberRecord):
+            members = {member: owned for member, owned in watched.members.items() if member != found.member}
+            if found.owned is not None:
+                by_id = {short_topic_id(topic_id): partitions for topic_id, partitions in found.owned.items()}
+                members[found.member] = by_id.get(watched.topic_id, frozenset())
+            watched.assign(at_s + self._shift_s, members, "kip848")
+        if not self._live:
+            del watched.assignments[:-1]
+
+    def _committed(self, watched: _Watched, found: CommitRecord) -> None:
+        if found.topic != watched.declared.topic:
+            watched.others.add(found.topic)
+            return
+        if found.offset is None:
+            return
+        made_s = found.time_ms / 1e3
+        if self._live:
+            self._least_delay_s = min(self._least_delay_s, time.time() - made_s)
+            watched.commits.append(OffsetCommit(made_s + self._shift_s, found.partition, found.offset))
+        else:
+            last = {each.partition: each for each in watched.commits}
+            watched.commits = [
+                *(last | {found.partition: OffsetCommit(made_s, found.partition, found.offset)}).values()
+            ]
+
+    @property
+    def _shift_s(self) -> float:
+        """What our clock is ahead of the broker's: at least what no commit was ever read sooner after."""
+        return self._least_delay_s if not 0.0 <= self._least_delay_s <= _ONE_CLOCK_S else 0.0
+
+    async def looks(self) -> AsyncIterator[Mapping[str, GroupLook]]:
+        """Yield a look at every group, by its declared name, each 20 ms; on time where the caller is."""
+        reading = None if self._log is None else asyncio.create_task(self._read(self._log))
+        loop = asyncio.get_running_loop()
+        ahead_s = time.time() - loop.time()
+        due_s = polled_s = counted_s = loop.time()
+        try:
+            while True:
+                if loop.time() >= counted_s:
+                    counted_s += _TOPICS_S
+                    found = await self._offsets.existing(self._partitions)
+                    self._partitions = {topic: max(n, found.get(topic, 0)) for topic, n in self._partitions.items()}
+                if reading is None and loop.time() >= polled_s:
+                    polled_s += _POLL_S
+                    await self._poll(ahead_s)
+                ends = await self._offsets.ends(self._partitions)
+                at_s = loop.time() + ahead_s
+                if reading is not None and reading.done():
+                    reading.result()
+                yield {
+                    watched.declared.name: watched.look(at_s, ends[watched.declared.topic], exact=self.exact)
+                    for watched in self._watched.values()
+                }
+                due_s = max(due_s + LOOK_S, loop.time())
+                await asyncio.sleep(due_s - loop.time())
+        finally:
+            if reading is not None:
+                reading.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Unreachable):
+                    await reading
+
+    async def _read(self, log: TopicFollower) -> None:
+        while True:
+            for record in await log.read(1.0):
+                self._take(record)
+
+    async def _poll(self, ahead_s: float) -> None:
+        """Ask what the groups have committed, and who their members are."""
+        for group, watched in self._watched.items():
+            topic = watched.declared.topic
+            entries = await self._offsets.entries(group, topic, range(self._partitions[topic]))
+            at_s = asyncio.get_running_loop().time() + ahead_s
+            for partition, (offset, _) in entries.items():
+                if watched.committed.get(partition) != offset:
+                    watched.committed[partition] = offset
+                    watched.commits.append(OffsetCommit(at_s, partition, offset))
+            protocol, members = await self._offsets.members(group)
+            owned = {member: topics.get(topic, frozenset()) for member, topics in members.items()}
+            if owned != watched.members:
+                watched.assign(at_s, owned, "cooperative" if "cooperative" in protocol else "eager")
+
+
+async def groups_of(offsets: Offsets, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return partitions of each topic that groups have members on or have committed offsets of, by group."""
+    found: dict[str, dict[str, int]] = {}
+    for name in names:
+        _, members = await offsets.members(name)
+        topics = {topic for owned in members.values() for topic in owned} | set(await offsets.committed_topics(name))
+        found[name] = await offsets.existing(topics) if topics else {}
+    return found

@@ -1,0 +1,181 @@
+"""One run on consumer groups that run already: lead, watch, decide, until stopped; what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from inferline_stream.actuators.group_workers import GroupWorkers
+from inferline_stream.controlplane.apply.group_fleet import GroupFleet
+from inferline_stream.controlplane.group_controller import GroupController
+from inferline_stream.controlplane.leader_loop import LeaderLoop
+from inferline_stream.controlplane.leadership import Leadership, LeadershipLost
+from inferline_stream.controlplane.observe.group_collector import GroupCollector
+from inferline_stream.controlplane.observe.recovery import recover
+from inferline_stream.controlplane.pipeline_context import PipelineContext
+from inferline_stream.controlplane.run_inputs import Run, RunDisplay
+from inferline_stream.controlplane.run_options import Endpoints, RecordOptions
+from inferline_stream.kafka.cluster import KafkaCluster
+from inferline_stream.kafka.group_watch import GroupWatch
+from inferline_stream.kafka.pipeline_topics import REPLICATION, ready_topics, topics_of
+from inferline_stream.observability.pipeline_state import DecisionLine
+from inferline_stream.pipeline.group_profile import GroupProfile, Learned
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.runs.http_endpoints import served
+from inferline_stream.settings import Settings
+from inferline_stream.tuner.group_policy import group_step
+from inferline_stream.tuner.tuner_state import TunerState
+
+_SHOW_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRun:
+    """A run's inputs; those not said here are as of `Run`.
+
+    Args:
+        pipeline: of groups.
+        workers: who changes the number of a group's workers, by declared name; a group without is only advised.
+        metric: returns the throughput that a group's workers report, where they do.
+        seen: called with a group, its lag and its members, about twice a second.
+    """
+
+    pipeline: Pipeline
+    topology: Path
+    bootstrap_servers: str
+    workers: Mapping[str, GroupWorkers]
+    log_folder: Path
+    metric: Callable[[str], Learned | None] = lambda group: None
+    seen: Callable[[str, int, int], None] = lambda group, lag, members: None
+    records: RecordOptions = field(default_factory=RecordOptions)
+    display: RunDisplay = field(default_factory=RunDisplay)
+    endpoints: Endpoints = field(default_factory=lambda: Endpoints(ui=False, metrics_port=None))
+    settings: Settings = field(default_factory=Settings)
+    replication: int = REPLICATION
+    advisory: bool = False
+    duration_s: float | None = None
+
+    def decided_by(self, plan: Plan, measured: PipelineProfile, sample: Trace, state: TunerState) -> Run:
+        """What the decider is given, once there is a plan."""
+        return Run(
+            pipeline=self.pipeline,
+            topology=self.topology,
+            bootstrap_servers=self.bootstrap_servers,
+            plan=plan,
+            measured=measured,
+            log_folder=self.log_folder,
+            records=self.records,
+            display=self.display,
+            policy=group_step,
+            policy_state=state,
+            advisory=self.advisory or not self.workers,
+            settings=self.settings,
+            sample=sample,
+            cores=math.inf,
+        )
+
+
+class GroupReport(msgspec.Struct, frozen=True):
+    """What came of a run on groups."""
+
+    pipeline: str
+    duration_s: float
+    events_in: int
+    """Records that came to the first groups' topic."""
+    cost: float
+    """Dollars: members held times the price of their hardware; since the first plan."""
+    learned: list[GroupProfile]
+    members: dict[str, int]
+    """Of each group, in the end."""
+    wanted: dict[str, int]
+    """Workers of each group, as last decided; empty where nothing was."""
+    lags: dict[str, int]
+    decisions: list[DecisionLine]
+
+
+async def run_groups(run: GroupRun, stop: asyncio.Event) -> GroupReport:
+    """Lead until stopped; the groups go on with the workers that they have then.
+
+    Args:
+        run: what is led, and how.
+        stop: set it to end the run.
+
+    Raises:
+        LeadershipLost: another controller leads now.
+        Unreachable: Kafka does not answer.
+        UsageError: a port is taken.
+    """
+    context = PipelineContext(run.pipeline, KafkaCluster(run.bootstrap_servers), run.settings, run.records)
+    create, topics = run.records.create_topics, topics_of(run.pipeline, run.records.prefix)
+    for note in await ready_topics(run.bootstrap_servers, topics, create=create, replication=run.replication):
+        run.display.note(note)
+    name = f"{run.pipeline.name}-{secrets.token_hex(4)}"
+    async with Leadership(run.bootstrap_servers, context.names, name, context.decoder) as leadership:
+        loop = LeaderLoop(leadership)
+        controller = GroupController(
+            context,
+            run.decided_by,
+            lambda: GroupWatch(run.bootstrap_servers, run.pipeline.groups),
+            GroupCollector(context, run.metric),
+            GroupFleet(run.workers, {}, loop.leads),
+            leadership,
+            await recover(run.bootstrap_servers, context.names, context.decoder),
+            loop,
+            seen=run.seen,
+            step_text=run.display.step,
+        )
+        began_s = time.time()
+        with served(lambda: controller.state, context, run.endpoints, run.display.note):
+            leading = asyncio.create_task(controller.lead())
+            try:
+                await _shown(run, controller, leading, stop)
+                if controller.decider is not None:
+                    await controller.decider.close()
+            finally:
+                leading.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await leading
+    return _report(controller, began_s)
+
+
+async def _shown(run: GroupRun, controller: GroupController, leading: asyncio.Task[None], stop: asyncio.Event) -> None:
+    """Show the newest picture until stopped, or for as long as the run may take."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(run.duration_s):
+            while not stop.is_set():
+                if leading.done():
+                    error = leading.exception()
+                    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                        error = error.exceptions[0]
+                    raise error or LeadershipLost("the control loop has ended")
+                if controller.state is not None:
+                    run.display.now(controller.state)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_SHOW_S):
+                        await stop.wait()
+
+
+def _report(controller: GroupController, began_s: float) -> GroupReport:
+    collector, view, decider = controller.collector, controller.view, controller.decider
+    return GroupReport(
+        pipeline=controller.context.pipeline.name,
+        duration_s=time.time() - began_s,
+        events_in=collector.growth.total,
+        cost=0.0 if view is None else view.cost,
+        learned=collector.profiles(),
+        members=collector.members,
+        wanted={} if decider is None else {group: sum(n.values()) for group, n in controller.fleet.wanted.items()},
+        lags={} if view is None else {group: sum(history.lags()) for group, history in view.offsets.items()},
+        decisions=[] if decider is None else [each.line(each.time_s - began_s) for each in decider.decisions],
+    )

@@ -1,0 +1,132 @@
+"""`run` on a group of plain workers on Apache Kafka, whose number a command sets, through what happens to groups."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shlex
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+
+from inferline_stream.actuators.group_workers import CommandWorkers
+from inferline_stream.controlplane import group_controller
+from inferline_stream.controlplane.run_inputs import RunDisplay
+from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.observability.pipeline_state import PipelineState
+from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.runs.group_run import GroupRun, run_groups
+from inferline_stream.testing.kafka import KafkaServer
+
+SCALE = Path(__file__).parent / "grouped" / "scale.py"
+MU = 4 / (0.1 + 0.05 * 4)
+DEADLINE_S = 120.0
+
+
+class Newest(RunDisplay):
+    """The newest state."""
+
+    state: PipelineState | None = None
+
+    def now(self, state: PipelineState) -> None:
+        self.state = state
+
+    @property
+    def members(self) -> int:
+        return self.state.stages[0].replicas[0].ready if self.state else 0
+
+    @property
+    def wanted(self) -> int:
+        return self.state.stages[0].replicas[0].wanted if self.state else 0
+
+
+@asynccontextmanager
+async def fed(servers: str, topic: str, rate: list[float]) -> AsyncIterator[None]:
+    async def feed() -> None:
+        rng = random.Random(1)
+        async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
+            while True:
+                await asyncio.sleep(rng.expovariate(max(rate[0], 1e-3)) if rate[0] else 0.1)
+                if rate[0]:
+                    await producer.send(topic, b"e", partition=rng.randrange(4))
+
+    feeding = asyncio.create_task(feed())
+    try:
+        yield
+    finally:
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+
+
+async def until(holds: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not holds():
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        pytest.fail(f"not in {DEADLINE_S:g} s: {what}")
+
+
+async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_nothing_breaks(
+    apache_kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(group_controller, "WATCHED_S", 15.0)
+    servers, topic, group = apache_kafka.bootstrap_servers, f"posts-{uuid.uuid4().hex[:6]}", f"g-{uuid.uuid4().hex[:6]}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, 4, 1)])
+    command = shlex.join([sys.executable, str(SCALE), "{replicas}", servers, topic, group])
+    declared = ConsumerGroup("enrich", group=group, topic=topic, workers=Command(command))
+    workers, newest, stop, rate = CommandWorkers(command, tmp_path), Newest(), asyncio.Event(), [11.0]
+    await workers.scale(1)
+    run = GroupRun(
+        pipeline=Pipeline(f"p-{uuid.uuid4().hex[:6]}", slo="5s", stages=[declared]), topology=tmp_path / "topology.py",
+        bootstrap_servers=servers, workers={"enrich": workers}, log_folder=tmp_path, display=newest, replication=1,
+    )  # fmt: skip
+    try:
+        async with fed(servers, topic, rate), Offsets(servers) as offsets:
+            leading = asyncio.create_task(run_groups(run, stop))
+            await until(lambda: newest.state is not None or leading.done(), "a plan")
+            rate[0] = 30.0
+            await until(lambda: newest.members * MU > 30.0, "members for three times the traffic")
+            os.kill(json.loads((tmp_path / "pids.json").read_text())[0], signal.SIGKILL)
+            await until(lambda: newest.members < newest.wanted, "the dead worker's session is over")
+            await admin.create_partitions({topic: NewPartitions(6)})
+            rate[0] = 0.0
+            ends: dict[str, tuple[int, ...]] = {}
+
+            async def finished() -> bool:
+                ends.update(await offsets.ends({topic: 6}))
+                done = await offsets.committed(group, topic, 6)
+                return all(max(0, each.offset) == end for each, end in zip(done, ends[topic], strict=True))
+
+            async with asyncio.timeout(DEADLINE_S):
+                while not await finished():
+                    await asyncio.sleep(0.5)
+            assert sum(ends[topic]) > 300
+            await admin.delete_topics([topic])
+            await asyncio.sleep(8.0)
+            stop.set()
+            report = await leading
+    finally:
+        await workers.scale(0)
+        await admin.close()
+    (profile,) = report.learned
+    assert profile.throughput is not None
+    assert profile.throughput.value == pytest.approx(MU, rel=0.15)
+    actions = [decision.action for decision in report.decisions]
+    assert "scale_up" in actions
+    assert actions.count("scale_up") + actions.count("scale_down") <= 12
+    assert max(decision.replicas["enrich"] for decision in report.decisions) <= 6
+    assert "Traceback" not in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]

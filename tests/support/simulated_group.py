@@ -1,0 +1,110 @@
+"""A consumer group in simulated time, as Kafka would show it: the truth that learning is compared with."""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+import numpy as np
+
+from inferline_stream.pipeline.group_look import Assignment, GroupLook, OffsetCommit
+
+LOOK_S = 0.02
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A batch of b takes ``fixed_s + per_event_s · b`` in the mean, lognormal with this coefficient of variation."""
+
+    fixed_s: float
+    per_event_s: float
+    cv: float
+    most: int
+    commit_every_s: float | None = None
+
+    def throughput(self, size):
+        return size / (self.fixed_s + self.per_event_s * size)
+
+    def time_s(self, size, rng):
+        sigma = math.sqrt(math.log1p(self.cv**2))
+        return (self.fixed_s + self.per_event_s * size) * rng.lognormal(-(sigma**2) / 2, sigma)
+
+
+def arrivals(rate, duration_s, rng):
+    """Poisson, with a rate that may depend on the time."""
+    most = max(rate(t) for t in np.linspace(0, duration_s, 1000))
+    times = np.sort(rng.uniform(0, duration_s, rng.poisson(most * duration_s)))
+    return times[rng.uniform(0, most, times.size) < np.array([rate(t) for t in times])]
+
+
+def looks(
+    worker, times, duration_s, rng, *, members=((0.0, 3),), pause_s=0.0, start_up_s=0.0, protocol="eager", partitions=12
+):
+    """Looks each 20 ms at a group that serves the arrivals.
+
+    Args:
+        members: from when on there are how many; partitions are dealt evenly, and eager members all stop.
+        pause_s: from a change until it is served again.
+        start_up_s: from a later member's join until it takes its first batch.
+    """
+    where = rng.integers(partitions, size=times.size)
+    appended = [times[where == p] for p in range(partitions)]
+    position, commits, assignments = [0] * partitions, [], []
+    taken = [0] * partitions
+    free = {}
+    bounds = [*(at for at, _ in members), duration_s]
+    for (at_s, count), until_s in zip(members, bounds[1:], strict=True):
+        owners = {f"member-{m}": frozenset(range(m, partitions, count)) for m in range(count)}
+        begin_s = max(at_s, *free.values(), 0.0) + (pause_s + 0.001 if at_s else 0.0)  # batches in hand end first
+        assignments.append(Assignment(begin_s, owners, protocol))
+        for member, owned in owners.items():
+            now_s = max(begin_s, free.get(member, 0.0 if at_s == 0 else begin_s + start_up_s))
+            auto_s = begin_s + rng.uniform(0, worker.commit_every_s or 1.0)
+            committed = {p: position[p] for p in owned}
+            heads = [(appended[p][position[p]], p) for p in owned if position[p] < len(appended[p])]
+            heapify(heads)
+            while heads:
+                start_s = max(now_s, heads[0][0])
+                if start_s >= until_s:
+                    break
+                batch = []
+                while heads and heads[0][0] <= start_s and len(batch) < worker.most:
+                    _, p = heappop(heads)
+                    batch.append(p)
+                    if (following := taken[p] + 1) < len(appended[p]):
+                        heappush(heads, (appended[p][following], p))
+                    taken[p] = following
+                done_s = start_s + worker.time_s(len(batch), rng)
+                while worker.commit_every_s and auto_s < done_s:
+                    commits += [
+                        OffsetCommit(auto_s, p, position[p]) for p in sorted(owned) if position[p] > committed[p]
+                    ]
+                    committed = {p: position[p] for p in owned}
+                    auto_s += worker.commit_every_s
+                for p in batch:
+                    position[p] += 1
+                if not worker.commit_every_s:
+                    commits += [OffsetCommit(done_s, p, position[p]) for p in sorted(set(batch))]
+                now_s = done_s
+            free[member] = now_s
+    commits.sort(key=lambda each: each.at_s)
+    yield from _looked(appended, commits, assignments, duration_s, partitions)
+
+
+def _looked(appended, commits, assignments, duration_s, partitions):
+    appended = [list(each) for each in appended]
+    commits = [OffsetCommit(0.0, p, 0) for p in range(partitions)] + commits
+    next_commit = next_assignment = 0
+    for step in range(1, int(duration_s / LOOK_S) + 1):
+        at_s = step * LOOK_S
+        first_commit, first_assignment = next_commit, next_assignment
+        while next_commit < len(commits) and commits[next_commit].at_s <= at_s:
+            next_commit += 1
+        while next_assignment < len(assignments) and assignments[next_assignment].at_s <= at_s:
+            next_assignment += 1
+        yield GroupLook(
+            at_s,
+            tuple(bisect_right(each, at_s) for each in appended),
+            tuple(commits[first_commit:next_commit]),
+            tuple(assignments[first_assignment:next_assignment]),
+        )

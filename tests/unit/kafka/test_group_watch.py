@@ -1,0 +1,36 @@
+"""A watched group whose coordinator's log cannot be read: as on the embedded broker, which has none."""
+
+import asyncio
+
+from aiokafka import AIOKafkaConsumer
+
+from inferline_stream.embedded_broker.server import EmbeddedBroker
+from inferline_stream.kafka.group_watch import GroupWatch
+from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
+from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.pipeline.consumer_group import ConsumerGroup
+
+
+async def test_commits_and_members_are_asked_for_where_the_log_cannot_be_read():
+    async with asyncio.timeout(30.0), EmbeddedBroker() as broker:
+        where = broker.bootstrap_servers
+        await create_topics(where, [WantedTopic("posts", 2, "")], replication=1)
+        group = ConsumerGroup("enrich", group="enrich-v2", topic="posts")
+        consumer = AIOKafkaConsumer("posts", bootstrap_servers=where, group_id="enrich-v2", enable_auto_commit=False)
+        async with RecordProducer(where) as producer, consumer, GroupWatch(where, [group]) as watch:
+            owners, commits, ends = {}, {}, ()
+            async for looks in watch.looks():
+                look = looks["enrich"]
+                owners = next((dict(each.owners) for each in look.assignments), owners)
+                commits |= {each.partition: each.offset for each in look.commits}
+                if not ends:
+                    await producer.send("posts", b"event")
+                    (record,) = [r for rs in (await consumer.getmany(timeout_ms=5000)).values() for r in rs]
+                    await consumer.commit()
+                ends = look.ends
+                if commits.get(record.partition) == 1:
+                    break
+
+    assert (look.exact, watch.exact) == (False, False)
+    assert list(owners.values()) == [frozenset({0, 1})]
+    assert sum(ends) == 1

@@ -1,0 +1,121 @@
+"""What is learned of a consumer group from ends and commits, beside the simulated group's true figures."""
+
+import math
+
+import numpy as np
+import pytest
+
+from inferline_stream.pipeline.group_look import GroupLook, OffsetCommit
+from inferline_stream.profiler.batch_line import batch_line
+from inferline_stream.profiler.group_learner import GroupLearner, learn
+from tests.support.simulated_group import Worker, arrivals, looks
+
+
+def _swing(t):
+    return 0.7 + 0.4 * math.sin(2 * math.pi * t / 120)
+
+
+def _seen(worker, load, duration_s, seed=1, **group):
+    rng = np.random.default_rng(seed)
+    full = 3 * worker.throughput(worker.most)
+    rate = (lambda t: full * load(t)) if callable(load) else (lambda t: full * load)
+    return looks(worker, arrivals(rate, duration_s, rng), duration_s, rng, **group)
+
+
+@pytest.mark.parametrize(
+    ("load", "most", "cv", "within"),
+    [
+        (0.3, 1, 0.3, 0.1),
+        (0.3, 16, 1.0, 0.1),
+        (0.6, 1, 1.0, 0.05),
+        (0.6, 16, 0.3, 0.05),
+        (0.85, 8, 0.3, 0.05),
+        (0.85, 16, 1.0, 0.05),
+        (_swing, 8, 1.0, 0.05),
+    ],
+)
+def test_commits_of_batches_show_the_throughput_after_a_minute(load, within, most, cv):
+    worker = Worker(0.02, 0.01, cv, most)
+
+    found = learn("group", _seen(worker, load, 60.0))
+
+    true = worker.throughput(found.max_batch_size)
+    # Where times vary much, a minute has too few batches to be that sure; the learner's own doubt says so.
+    assert abs(found.throughput.value / true - 1) < max(within, 2.5 * found.throughput.error)
+    assert found.throughput.error < within * (1 if cv < 1 else 1.5)
+    assert (found.source, found.workers, found.partitions) == ("commits", 3, 12)
+    assert found.spread == pytest.approx(cv, rel=0.35)
+
+
+@pytest.mark.parametrize("load", [0.3, 0.85])
+def test_commits_each_five_seconds_show_nothing_below_overload_rather_than_the_arrival_rate(load):
+    found = learn("group", _seen(Worker(0.02, 0.01, 0.3, 8, commit_every_s=5.0), load, 120.0))
+
+    assert (found.throughput, found.source) == (None, None)
+
+
+@pytest.mark.parametrize(("load", "cv"), [(_swing, 0.3), (1.1, 1.0)])
+def test_overload_shows_the_throughput_of_a_group_that_commits_each_five_seconds(load, cv):
+    worker = Worker(0.02, 0.01, cv, 8, commit_every_s=5.0)
+
+    found = learn("group", _seen(worker, load, 240.0))
+
+    assert found.source == "busy"
+    assert found.throughput.value == pytest.approx(worker.throughput(8), rel=max(0.03, 2.5 * found.throughput.error))
+    assert found.throughput.error < 0.05
+
+
+@pytest.mark.parametrize(("protocol", "members"), [("eager", 4), ("kip848", 4), ("eager", 2)])
+def test_a_change_of_members_shows_its_pause_and_is_no_service_time(protocol, members):
+    worker = Worker(0.02, 0.01, 0.3, 8)
+    group = {"members": ((0.0, 3), (20.0, members), (40.0, 3)), "pause_s": 3.0, "protocol": protocol}
+
+    found = learn("group", _seen(worker, 0.6, 60.0, **group))
+
+    assert found.rebalance.protocol == protocol
+    assert found.rebalance.pause_s.count == 2
+    assert found.rebalance.pause_s.value == pytest.approx(3.0, rel=0.1)
+    assert 2.7 < found.rebalance.longest_s < 3.6
+    assert found.throughput.value == pytest.approx(worker.throughput(found.max_batch_size), rel=0.05)
+
+
+def test_a_new_member_shows_how_long_it_takes_to_its_first_commit():
+    group = {"members": ((0.0, 3), (20.0, 4)), "start_up_s": 2.0}
+
+    found = learn("group", _seen(Worker(0.02, 0.01, 0.3, 8), 0.6, 60.0, **group))
+
+    assert found.start_up_s.value == pytest.approx(2.0, abs=0.3)
+
+
+def test_latency_is_from_append_to_commit():
+    """A deterministic worker of one second that gets a record each two seconds has a latency of one second."""
+    rng = np.random.default_rng(1)
+
+    found = learn("group", looks(Worker(1.0, 0.0, 0.0, 1), np.arange(1.0, 300.0, 2.0), 301.0, rng, members=((0.0, 1),)))
+
+    assert found.latency_p99_s.value == pytest.approx(1.0, abs=0.02)
+
+
+def test_an_offset_that_is_set_back_and_one_of_an_unknown_partition_stop_nothing():
+    learner, worker = GroupLearner("group"), Worker(0.02, 0.01, 0.3, 8)
+    for number, look in enumerate(_seen(worker, 0.6, 60.0)):
+        if number in (1000, 1500):
+            wrong = (OffsetCommit(look.at_s, 0, 0), OffsetCommit(look.at_s, 99, 5))
+            look = GroupLook(look.at_s, look.ends, (*look.commits, *wrong), look.assignments)
+        learner.take(look)
+
+    found = learner.profile(entered=learner.appended // 2)
+
+    assert found.throughput.value == pytest.approx(worker.throughput(found.max_batch_size), rel=0.06)
+    assert found.visit_ratio.value == pytest.approx(2.0, rel=0.01)
+
+
+def test_a_line_that_would_fall_or_begin_below_zero_is_none():
+    rng = np.random.default_rng(2)
+    sizes = rng.integers(1, 9, 400).astype(float)
+
+    falling = batch_line(sizes, 1.0 - 0.02 * sizes, 8)
+    steep = batch_line(sizes, 0.1 * sizes - 0.05, 8)
+
+    assert (falling.per_event_s, steep.fixed_s) == (0.0, 0.0)
+    assert falling.throughput.value == pytest.approx(8 / 0.91, rel=0.1)
