@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from inferline_stream.pipeline.consumer_group import ConsumerGroup
 from inferline_stream.pipeline.declared_at import declared_at
+from inferline_stream.pipeline.faust_declaration import faust_group
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
 from inferline_stream.pipeline.model_server import ModelServer
@@ -383,6 +384,18 @@ class Pipeline:
         self.on_expired = on_expired
         self.order = order
         self.declared = declared_at()
+
+    @classmethod
+    def from_faust(cls, app: Any, *, slo: str, topic: str | None = None) -> Pipeline:
+        """Return the pipeline of a Faust app, which is one consumer group; see `faust_declaration.faust_group`.
+
+        Args:
+            app: a ``faust.App`` with its agents.
+            slo: from a record's append to its commit.
+            topic: that its events enter by.
+        """
+        group = faust_group(app, topic)
+        return cls(group.name, slo=slo, stages=[group])
 
     @property
     def own_sources(self) -> dict[str, Topic]:

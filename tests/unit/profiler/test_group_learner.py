@@ -96,8 +96,9 @@ def test_latency_is_from_append_to_commit():
     assert found.latency_p99_s.value == pytest.approx(1.0, abs=0.02)
 
 
-def test_an_offset_that_is_set_back_and_one_of_an_unknown_partition_stop_nothing():
+def test_an_offset_that_is_set_back_one_of_an_unknown_partition_and_a_topic_made_again_stop_nothing():
     learner, worker = GroupLearner("group"), Worker(0.02, 0.01, 0.3, 8)
+    learner.take(GroupLook(-1.0, (10**9,) * 13))  # the topic before
     for number, look in enumerate(_seen(worker, 0.6, 60.0)):
         if number in (1000, 1500):
             wrong = (OffsetCommit(look.at_s, 0, 0), OffsetCommit(look.at_s, 99, 5))
