@@ -22,7 +22,7 @@ from inferline_stream.pipeline.profile import ServiceTime
 from inferline_stream.pipeline.shape import FanOut, Paths
 from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.testing.kafka import KafkaServer
-from tests.support.emulated_runs import emulated_run, on_this_host
+from tests.support.emulated_runs import emulated_run, on_this_host, put_before
 
 TOPOLOGY = """
 import functools
@@ -98,8 +98,9 @@ def build(tmp_path: Path, kafka: KafkaServer) -> Any:
     return built
 
 
-async def ran(run: Run) -> Any:
+async def ran(run: Run, *, start: str = "committed") -> Any:
     """Run until everything that came is done; return the report."""
+    run = replace(run, records=replace(run.records, start=start))
     stop = asyncio.Event()
     stop.set()
     async with asyncio.timeout(120):
@@ -108,10 +109,8 @@ async def ran(run: Run) -> Any:
 
 async def put(run: Run) -> None:
     """Events of each of the two classes by turns."""
-    names = Names(run.pipeline.name, run.records.prefix)
-    for number, count in enumerate(COUNTS):
-        source = names.topic(("in", "premium")[number % 2])
-        await write_once(run.bootstrap_servers, Record.keyed(source, f"k{number}", b"%d" % count, number // 2 % 2))
+    await put_before(run, "in", [b"%d" % count for count in COUNTS[::2]])
+    await put_before(run, "premium", [b"%d" % count for count in COUNTS[1::2]])
 
 
 async def sink(run: Run) -> list[Any]:
@@ -123,9 +122,8 @@ async def sink(run: Run) -> list[Any]:
 @BOTH
 async def test_results_reach_the_sink_gathered_by_their_event(build: Any, tmp_path: Path, delivery: str) -> None:
     run = build(gathers=True, delivery=delivery)
-    await ran(run)
     await put(run)
-    report = await ran(run)
+    report = await ran(run, start="earliest")
     assert (report.lost, report.duplicated) == (0, 0), report.lost_ids
     whole = [[at for at in range(count) if at != 3] for count in COUNTS if count < 6]
     found = [json.loads(record.value) for record in await sink(run)]
@@ -146,9 +144,8 @@ async def test_results_reach_the_sink_gathered_by_their_event(build: Any, tmp_pa
 @EMBEDDED
 async def test_without_a_gather_each_result_is_accounted_for(build: Any) -> None:
     run = build(gathers=False, delivery="exactly_once")
-    await ran(run)
     await put(run)
-    report = await ran(run)
+    report = await ran(run, start="earliest")
     assert (report.lost, report.duplicated) == (0, 0), report.lost_ids
     out = [(record.key, json.loads(record.value), record.header("of")) for record in await sink(run)]
     places = [(n, at) for n in COUNTS if n < 13 for at in range(n) if at not in (3, 5)]
@@ -163,9 +160,8 @@ async def test_what_died_stays_none_in_the_list_and_is_a_dead_letter_again_once_
 ) -> None:
     run = build(gathers=True, delivery="exactly_once", fills=True)
     run = replace(run, settings=replace(run.settings, join_age_s=1.0))
-    await ran(run)
     await put(run)
-    report = await ran(run)
+    report = await ran(run, start="earliest")
     assert (report.lost, report.duplicated) == (0, 0), report.lost_ids
 
     def whole(count: int) -> list[int | None]:

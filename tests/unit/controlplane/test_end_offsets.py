@@ -98,7 +98,15 @@ def report_of(topics: Topics, *, marks: EndOffsets, every: int) -> tuple[RunRepo
         return "id"
 
     kafka = SimpleNamespace(follow=topics.follower)
-    context: Any = SimpleNamespace(source="posts", sinks={"work": "out"}, names=NAMES, kafka=kafka, others=(), live={})
+    context: Any = SimpleNamespace(
+        source="posts",
+        sinks={"work": "out"},
+        names=NAMES,
+        kafka=kafka,
+        others=(),
+        live={},
+        sinks_of=lambda of: ["work"],
+    )
     offsets: Any = SimpleNamespace(ends=ends, topic_id=topic_id)
     ledger = asyncio.run(read_ledger(offsets, context, START, begin=marks.begin))
     return run_report(
