@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.apply.group_fleet import GroupFleet
@@ -132,7 +133,6 @@ class GroupController:
                 for period_s, step in (
                     (HEARTBEAT_S, self.loop.heartbeat),
                     (0.0, self._watch),
-                    (0.0, self.fleet.step),
                     (0.0, lambda: self._obey(control)),
                     (_PLAN_S, self._plan),
                     (self.context.settings.tuner_step_s, self._decide),
@@ -140,6 +140,8 @@ class GroupController:
                     (_KEEP_S, self._keep),
                 ):
                     tasks.create_task(self.loop.every(period_s, step))
+                for name in self.fleet.workers:
+                    tasks.create_task(self.loop.every(0.0, partial(self.fleet.step, name)))
 
     async def _watch(self) -> None:
         try:

@@ -30,7 +30,8 @@ def advice_page(advice: Advice) -> str:
     if found is not None:
         note = (
             f"The arrivals, replayed in simulated time ({format_duration(found.judged_s)} of them judged), with the "
-            "pauses that changes of members cost. Hindsight knows the arrivals beforehand."
+            "pauses that changes of members cost. Ours and the fixed number are planned for these arrivals, as `run` "
+            "plans for those of the last hour; hindsight knows when each comes."
         )
         rows = table_of(WAY_HEADS, way_rows(found), numbers=(1, 2, 4, 5), ours=(WAYS["ours"],))
         parts.append(section("What each way would cost and miss", f"<p class=quiet>{note}</p>{rows}"))

@@ -18,7 +18,6 @@ from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.profile import ServiceTime
 from inferline_stream.pipeline.shape import FanOut, Paths
 from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.testing.kafka import KafkaServer
@@ -183,13 +182,11 @@ async def test_what_died_stays_none_in_the_list_and_is_a_dead_letter_again_once_
 @EMBEDDED
 async def test_each_of_many_results_of_a_fallback_says_so(build: Any, tmp_path: Path) -> None:
     run = build(gathers=False, delivery="exactly_once", falls=True)
-    split = run.measured.profiles["split", "emulated-cpu"]
-    split = replace(split, fallback=(ServiceTime(1, 0.001),), fallback_share=1.0)
-    profiles = {**run.measured.profiles, ("split", "emulated-cpu"): split}
-    run = replace(run, measured=replace(run.measured, profiles=profiles))
     source = Names(run.pipeline.name, run.records.prefix).topic("in")
     counts = (3, 0, 2)
     async with on_this_host(run, 120) as (under_way, _):
+        while not under_way.controller.view.reports.served("split", 1):  # until then it degrades nothing
+            await asyncio.sleep(0.05)
         for number, count in enumerate(counts):
             await write_once(run.bootstrap_servers, Record.keyed(source, f"k{number}", b"%d" % count, number % 2))
         await under_way.drain()

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.connection import client_options
 from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
-from inferline_stream.pipeline.emulation import emulated_s
+from inferline_stream.pipeline.emulation import emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
@@ -59,7 +59,11 @@ def declared_profile(
     for stage in pipeline.stages:
         for hardware in stage.hardware:
             times = tuple(ServiceTime(size, time_s) for size, time_s in emulated_s(stage.emulated, hardware).items())
-            profiles[stage.name, hardware] = Profile(stage.name, hardware, times, start_up_s)
+            profile = Profile(stage.name, hardware, times, start_up_s)
+            if stage.fallback is not None:
+                faster = tuple(ServiceTime(*each) for each in fallback_s(stage.emulated, hardware).items())
+                profile = replace(profile, fallback=faster, fallback_share=stage.degraded_share)
+            profiles[stage.name, hardware] = profile
     return PipelineProfile(profiles, independent_paths(shape_of(pipeline), probability), hop_overhead_s=0.003)
 
 
