@@ -109,6 +109,8 @@ class Tuner:
         self._planned = {s.name: {kind.hardware: kind.throughput for kind in s.kinds} for s in state.basis.stages}
         self._order = shape.stages
         self._parents = [tuple(shape.arrows[a].parent for a in shape.parents(s)) for s in range(len(shape.stages))]
+        self._firsts = [entries[0] for entries in shape.sources]
+        """Of several sources, a stage at which all events of each enter."""
 
     def decide(self, view: View) -> Wish | None:
         """One step of the policy."""
@@ -180,9 +182,11 @@ class Tuner:
         Arrivals at a stage over arrivals at the pipeline would mistake a backlog upstream for a shift.
         """
         ratios: list[float | None] = []
+        total = sum(now[s].arrived - before[s].arrived for s in self._firsts)
         for s, parents in enumerate(self._parents):
             if not parents:
-                ratios.append(1.0)
+                entered = now[s].arrived - before[s].arrived
+                ratios.append(1.0 if not self._firsts else entered / total if total >= LEAST_EVENTS else None)
                 continue
             parent = parents[0]
             above, left = ratios[parent], now[parent].completed - before[parent].completed
