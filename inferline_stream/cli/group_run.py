@@ -139,7 +139,7 @@ def _table(report: GroupReport) -> Table:
     table = Table(title=f"{report.pipeline}: {report.duration_s:.0f} s, {report.events_in} records, ${report.cost:.4f}")
     for name in ("group", "members", "wanted", "lag", "a worker's throughput"):
         table.add_column(name, justify="left" if name == "group" else "right")
-    for profile in report.learned:
+    for profile in report.groups:
         group, known = profile.group, profile.throughput
         rate = "not known yet" if known is None else f"{known.value:.3g}/s ± {known.error:.0%} ({profile.source})"
         wanted, lag = (str(values[group]) if group in values else "–" for values in (report.wanted, report.lags))

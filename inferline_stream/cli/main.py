@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from inferline_stream.cli import dlq, sandbox
+from inferline_stream.cli.advise import advise
 from inferline_stream.cli.check import check
 from inferline_stream.cli.command_group import CommandGroup, add_commands, add_group
 from inferline_stream.cli.compare import compare
@@ -79,6 +80,7 @@ add_commands(
         (profile, "inferline-stream profile reviews/topology.py --stage study --again"),
         (plan, "inferline-stream plan reviews/topology.py --slo 150ms --save plan.json"),
         (diff, "inferline-stream diff plan.json newer.json"),
+        (advise, "inferline-stream advise groups/topology.py --bootstrap-servers localhost:9092 --html advice.html"),
         (run, "inferline-stream run reviews/topology.py --bootstrap-servers localhost:9092"),
         (replay, "inferline-stream replay reviews/topology.py --trace day.csv --plot day.svg"),
         (compare, "inferline-stream compare reviews/topology.py --trace day.csv --policies default,keda,hpa-busy"),

@@ -48,9 +48,10 @@ def topics(
     from inferline_stream.dataplane.kafka_permissions import permission_commands, permissions, topic_commands
     from inferline_stream.kafka.pipeline_topics import topics_of, verify_topics
 
-    pipeline = pipeline_of(topology)
+    pipeline = pipeline_of(topology, groups=True)
     principals = _principals(principal or [])
-    wanted, rights = topics_of(pipeline, prefix), permissions(pipeline, prefix)
+    # What consumer groups that run already read and write is theirs.
+    wanted, rights = [] if pipeline.groups else topics_of(pipeline, prefix), permissions(pipeline, prefix)
     differences = uvloop.run(verify_topics(bootstrap_servers, wanted)) if bootstrap_servers else []
     if output == "json":
         _print_json(wanted, rights, [difference.text for difference in differences])

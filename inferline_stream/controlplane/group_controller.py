@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.apply.group_fleet import GroupFleet
@@ -106,6 +107,8 @@ class GroupController:
     """Newest state for metrics and tables."""
     _learned: tuple[GroupProfile, ...] = ()
     """That the plan in force was made from."""
+    _partitions: dict[str, int] = field(default_factory=dict)
+    """Of each group's topic, when a plan was last tried."""
     _due_s: float = 0.0
     _said_s: float = float("-inf")
     _trouble: dict[str, str] = field(default_factory=dict)
@@ -130,7 +133,6 @@ class GroupController:
                 for period_s, step in (
                     (HEARTBEAT_S, self.loop.heartbeat),
                     (0.0, self._watch),
-                    (0.0, self.fleet.step),
                     (0.0, lambda: self._obey(control)),
                     (_PLAN_S, self._plan),
                     (self.context.settings.tuner_step_s, self._decide),
@@ -138,6 +140,8 @@ class GroupController:
                     (_KEEP_S, self._keep),
                 ):
                     tasks.create_task(self.loop.every(period_s, step))
+                for name in self.fleet.workers:
+                    tasks.create_task(self.loop.every(0.0, partial(self.fleet.step, name)))
 
     async def _watch(self) -> None:
         try:
@@ -163,7 +167,10 @@ class GroupController:
         """Plan once everything is known that a plan is made from, and again where that has changed."""
         now_s = asyncio.get_running_loop().time()
         sample = self.collector.sample(now_s)
-        if now_s < self._due_s or self.collector.trouble or sample is None:
+        due = now_s >= self._due_s or self._partitions != self.collector.partitions
+        if not due:
+            return
+        if self.collector.trouble or sample is None:
             self._say(now_s, _reasons(self.collector.trouble) or "no record has come yet")
             return
         learned = self.collector.profiles()
@@ -173,6 +180,7 @@ class GroupController:
         if sample.duration_s < WATCHED_S and self.decider is None:
             self._say(now_s, f"{sample.duration_s:.0f} of {WATCHED_S:.0f} s of traffic were seen")
             return
+        self._partitions = self.collector.partitions
         if self.decider is not None and not _moved(self._learned, learned):
             self._due_s = now_s + PLAN_AGAIN_S
             return

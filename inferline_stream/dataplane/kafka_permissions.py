@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from inferline_stream.dataplane.routes import Routes, every_route
 from inferline_stream.kafka.pipeline_topics import REPLICATION, WantedTopic, durability, topics_of
+from inferline_stream.kafka.wire.coordinator_records import TOPIC as COORDINATORS_TOPIC
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.topology import Pipeline
 
@@ -50,6 +51,8 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
     Creating topics (`run` without ``--no-create-topics``) takes the controller Create on them as well. Further topics
     and groups that a connector is given on its command line take rights of their own.
     """
+    if pipeline.groups:
+        return list(_of_groups(pipeline))
     names = Names(pipeline.name, prefix)
     routes = [of_class for route in every_route(pipeline, prefix).values() for of_class in route.classes]
     return [
@@ -58,6 +61,19 @@ def permissions(pipeline: Pipeline, prefix: str = "") -> list[Permission]:
         *_connectors(pipeline, names, routes),
         *_people(pipeline, names, routes),
     ]
+
+
+def _of_groups(pipeline: Pipeline) -> Iterator[Permission]:
+    """Consumer groups that run already are looked at; what their coordinator writes is listed apart."""
+    roles: tuple[tuple[Role, str], ...] = (("viewer", "advise"), ("controller", _RUN))
+    for role, needed_by in roles:
+        for topic in dict.fromkeys(group.topic for group in pipeline.groups):
+            yield Permission(role, "topic", topic, False, ("Describe",), needed_by)
+        for group in pipeline.groups:
+            yield Permission(role, "group", group.group, False, ("Describe",), needed_by)
+    for role, needed_by in roles:
+        why = f"{needed_by}: throughput without overload; shows the offsets of all groups"
+        yield Permission(role, "topic", COORDINATORS_TOPIC, False, ("Read",), why)
 
 
 def _controller(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:

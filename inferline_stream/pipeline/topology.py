@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from inferline_stream.pipeline.consumer_group import ConsumerGroup
 from inferline_stream.pipeline.declared_at import declared_at
+from inferline_stream.pipeline.faust_declaration import faust_group
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
 from inferline_stream.pipeline.model_server import ModelServer
+from inferline_stream.pipeline.schedule import Every, On, TrafficSchedule
 from inferline_stream.pipeline.units import duration_s, share
 
 
@@ -338,6 +340,8 @@ class Pipeline:
             same, ``"drop"`` it, or ``"dlq"``, drop it and keep its record with the dead letters. It is a miss anyway.
         order: in which order a stage's queue is served. ``"deadline"``: first what can still be on time, so that a
             shortage makes few events late, and those later. ``"entry"``: what entered first, whether late or not.
+        schedule: what people know of traffic to come, see `Every` and `On`; replicas are held for it in time.
+        zone: time zone of the schedule and of the weeks that are learned, such as ``"Europe/Berlin"``.
     """
 
     def __init__(
@@ -354,6 +358,8 @@ class Pipeline:
         slo_window: str = "1d",
         on_expired: str = "process",
         order: str = "deadline",
+        schedule: Iterable[Every | On] = (),
+        zone: str = "UTC",
     ) -> None:
         self.name = name
         self.slo = slo
@@ -371,7 +377,21 @@ class Pipeline:
         self.slo_window = slo_window
         self.on_expired = on_expired
         self.order = order
+        self.schedule = tuple(schedule)
+        self.zone = zone
         self.declared = declared_at()
+
+    @classmethod
+    def from_faust(cls, app: Any, *, slo: str, topic: str | None = None) -> Pipeline:
+        """Return the pipeline of a Faust app, which is one consumer group; see `faust_declaration.faust_group`.
+
+        Args:
+            app: a ``faust.App`` with its agents.
+            slo: from a record's append to its commit.
+            topic: that its events enter by.
+        """
+        group = faust_group(app, topic)
+        return cls(group.name, slo=slo, stages=[group])
 
     @property
     def source(self) -> Topic:
@@ -402,6 +422,14 @@ class Pipeline:
             ValueError: it has no number or no unit.
         """
         return duration_s(self.slo_window)
+
+    def scheduled(self, more: Iterable[On] = ()) -> TrafficSchedule:
+        """The schedule, with what people have said since.
+
+        Raises:
+            ValueError: an entry or a zone cannot be read.
+        """
+        return TrafficSchedule((*self.schedule, *more), self.zone)
 
     def stage(self, name: str) -> Stage:
         """The stage of that name.

@@ -27,6 +27,7 @@ from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardw
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names, nearest, problems_of_name
+from inferline_stream.pipeline.schedule import problems_of_schedule
 from inferline_stream.pipeline.shape import maybe_missing, shape_of, topological
 from inferline_stream.pipeline.topology import (
     MOST_RESULTS,
@@ -97,6 +98,7 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
         yield f"objective {objective!r} must lie between 0 and 1, e.g. 0.99 for a P99 within the SLO"
     if pipeline.order not in ORDERS:
         yield f"order {pipeline.order!r} is none; use {' or '.join(map(repr, ORDERS))}"
+    yield from problems_of_schedule(pipeline.schedule, pipeline.zone)
     yield from _of_own_hardware(pipeline.hardware)
     if pipeline.groups:
         return

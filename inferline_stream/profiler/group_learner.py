@@ -39,7 +39,7 @@ _SETTLED_S = 0.25
 _LOOK_S = 0.05
 """A record that came so shortly after a batch's start may still be in it: looks are 20 ms apart, fetches take some."""
 
-_FEWEST_BATCHES, _FEWEST_SPANS = 30, 5
+_FEWEST_BATCHES, _FEWEST_SPANS = 30, 10
 
 _LARGEST_ERROR = 0.15
 """A throughput that may be farther off than this, as a standard error, is not known yet."""
@@ -121,10 +121,13 @@ class GroupLearner:
         """Take in a look; later ones have later times."""
         self._exact, self._now_s = look.exact, look.at_s
         for partition, end in enumerate(look.ends):
-            if partition < len(self._logs):
-                self._logs[partition].look(look.at_s, end)
-            else:
+            if partition >= len(self._logs):
                 self._logs.append(AppendTimes(look.at_s, end))
+            elif end >= self._logs[partition].end:
+                self._logs[partition].look(look.at_s, end)
+            else:  # the topic was deleted and created again
+                self._logs[partition] = AppendTimes(look.at_s, end)
+                self._committed.pop(partition, None)
         if look.commits or look.assignments:
             self._pending += [(each.at_s, 0, each) for each in look.assignments]
             self._pending += [(each.at_s, 1, each) for each in look.commits if each.partition < len(self._logs)]

@@ -95,7 +95,8 @@ class GroupReport(msgspec.Struct, frozen=True):
     """Records that came to the first groups' topic."""
     cost: float
     """Dollars: members held times the price of their hardware; since the first plan."""
-    learned: list[GroupProfile]
+    groups: list[GroupProfile]
+    """What was learned of each."""
     members: dict[str, int]
     """Of each group, in the end."""
     wanted: dict[str, int]
@@ -173,7 +174,7 @@ def _report(controller: GroupController, began_s: float) -> GroupReport:
         duration_s=time.time() - began_s,
         events_in=collector.growth.total,
         cost=0.0 if view is None else view.cost,
-        learned=collector.profiles(),
+        groups=collector.profiles(),
         members=collector.members,
         wanted={} if decider is None else {group: sum(n.values()) for group, n in controller.fleet.wanted.items()},
         lags={} if view is None else {group: sum(history.lags()) for group, history in view.offsets.items()},

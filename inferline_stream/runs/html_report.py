@@ -65,17 +65,21 @@ def html_report(record: RunRecord, events: EventTimes, progress: Callable[[str],
             f"The run is longer than what it leaves behind: times of the last {record.report.verified} of its "
             f"{record.report.events_in} events. The figures above are of the whole run, by counts; nothing is replayed."
         )
-        parts.append(_section("A long run", f"<p>{text}</p>"))
+        parts.append(section("A long run", f"<p>{text}</p>"))
     elif events.latency_s.size >= _FEWEST_EVENTS and events.arrivals_s.size >= _FEWEST_EVENTS:
         outcome, picture = live_outcome(record, events), io.BytesIO()
         draw_replay(
             picture, outcome, plan, objective=record.objective, title="", bin_s=max(1.0, outcome.duration_s / 60)
         )
-        parts.insert(3, _section("What happened", _figure(picture, "Arrivals, replicas, latency and misses over time")))
+        parts.insert(3, section("What happened", _figure(picture, "Arrivals, replicas, latency and misses over time")))
         parts.append(_others(record, compared(record, events, plan, progress)))
-    title = f"Run of {escape(record.report.pipeline)}"
+    return page_of(f"Run of {record.report.pipeline}", parts)
+
+
+def page_of(title: str, parts: Iterable[str]) -> str:
+    """Return a page of HTML that needs nothing else, with these parts one below the other."""
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{_STYLE}</style></head><body><main>\n{''.join(parts)}</main></body></html>\n"
     )
@@ -189,8 +193,8 @@ def _plan(record: RunRecord, plan: Plan) -> str:
     )
     later = len(record.plans) - 1
     more = f" {later} more plan{'s' * (later > 1)} came into force later." if later else ""
-    table = _table(("stage", "held", "utilization", "most replicas"), rows, numbers=(2, 3))
-    return _section("The plan it began with", f"<p>{about}{more}</p>{table}")
+    table = table_of(("stage", "held", "utilization", "most replicas"), rows, numbers=(2, 3))
+    return section("The plan it began with", f"<p>{about}{more}</p>{table}")
 
 
 def _decisions(record: RunRecord, events: EventTimes) -> str:
@@ -204,8 +208,8 @@ def _decisions(record: RunRecord, events: EventTimes) -> str:
         )
         for decision in record.decisions
     ]
-    table = _table(("after", "what", "why", "replicas then"), rows, numbers=(0,))
-    return _section("Why each decision", table if rows else "<p>None was made: the plan was enough.</p>")
+    table = table_of(("after", "what", "why", "replicas then"), rows, numbers=(0,))
+    return section("Why each decision", table if rows else "<p>None was made: the plan was enough.</p>")
 
 
 def _others(record: RunRecord, comparison: Comparison) -> str:
@@ -232,13 +236,14 @@ def _others(record: RunRecord, comparison: Comparison) -> str:
         "else the machine did."
     )
     heads = ("policy", "cost", "× this run", "above the SLO", "objective")
-    table = _table(heads, rows, numbers=(1, 2, 3), ours=("this run",))
-    return _section(
+    table = table_of(heads, rows, numbers=(1, 2, 3), ours=("this run",))
+    return section(
         "What others would have cost", f"<p class=quiet>{note}</p>{table}" + _figure(picture, "Cost and misses")
     )
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """Return a part of a page, with its heading."""
     return f"<section><h2>{title}</h2>{body}</section>\n"
 
 
@@ -249,9 +254,11 @@ def _figure(picture: io.BytesIO, label: str) -> str:
     return f'<figure class=scroll role="img" aria-label="{escape(label)}">{svg}</figure>'
 
 
-def _table(
+def table_of(
     heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), ours: Sequence[str] = ()
 ) -> str:
+    """Return a table of text; columns of ``numbers`` to the right, rows that begin with one of ``ours`` in bold."""
+
     def line(cells: Sequence[str], tag: str) -> str:
         marks = (f"<{tag}{' class=n' if at in numbers else ''}>{escape(c)}</{tag}>" for at, c in enumerate(cells))
         return f"<tr{' class=ours' if cells[0] in ours else ''}>{''.join(marks)}</tr>"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from inferline_stream.tuner.calendar import Calendar
+
 
 @dataclass(frozen=True, slots=True)
 class Supply:
@@ -89,6 +91,7 @@ class Observation:
         background: what background events need, in words; empty where nothing.
         late_share: of the events to come in the SLO's window, how many may be late (`tuner.error_budget`); None: as
             many as of all.
+        calendar: what is known of the time ahead; None where nothing is.
     """
 
     time_s: float
@@ -104,3 +107,4 @@ class Observation:
     oversubscribed: str = ""
     background: str = ""
     late_share: float | None = None
+    calendar: Calendar | None = None

@@ -1,6 +1,7 @@
 """What everything that changes the number of a group's workers promises: a Deployment, a command, Faust, KEDA."""
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -12,13 +13,14 @@ import grpc.aio
 import pytest
 from lightkube.resources.apps_v1 import Deployment
 
-from inferline_stream.actuators.external_scaler import ExternalScaler, KedaWorkers, beyond_tolerance, messages
+from inferline_stream.actuators.external_scaler import METRIC, ExternalScaler, KedaWorkers, beyond_tolerance, messages
 from inferline_stream.actuators.faust_workers import FaustWorkers
 from inferline_stream.actuators.group_workers import CommandWorkers, GroupWorkers
 from inferline_stream.actuators.kubernetes.deployment_scale import DeploymentWorkers
 from inferline_stream.errors import InferlineError, UsageError
 from tests.kube.api import KubeApi, MakeApi, client_of
 from tests.kube.exchanges import deployment
+from tests.kube.real_cluster import binaries
 from tests.support.certificates import certify
 
 DEADLINE_S = 20.0
@@ -186,6 +188,20 @@ async def test_keda_falls_back_where_nothing_is_decided_or_the_group_is_unknown(
                 await asked(channel, group)
             assert caught.value.code() is code
             assert group in (caught.value.details() or "")
+
+
+@pytest.mark.skipif(binaries() is None, reason="KEDA's own client is built by .ci/cluster")
+async def test_kedas_own_client_gets_what_we_say() -> None:
+    workers = KedaWorkers("enrich")
+    await workers.scale(7)
+    async with ExternalScaler({"enrich": workers}, "127.0.0.1:0") as scaler:
+        client = (binaries() or Path()) / "keda-client"
+        command = (client, f"127.0.0.1:{scaler.port}", "enrich")
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        printed, _ = await process.communicate()
+    assert process.returncode == 0
+    said = json.loads(printed)
+    assert said == {"active": True, "streamed": True, "metric": METRIC, "workers": 7, "whole": 7}
 
 
 async def test_over_tls_both_sides_show_a_certificate(tmp_path: Path) -> None:

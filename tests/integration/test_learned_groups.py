@@ -19,7 +19,9 @@ from confluent_kafka import Consumer
 
 from inferline_stream.kafka.group_watch import GroupWatch
 from inferline_stream.pipeline.consumer_group import ConsumerGroup
-from inferline_stream.profiler.group_learner import GroupLearner
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.runs.group_advice import WAYS, advise
+from inferline_stream.runs.group_seen import Seen
 from inferline_stream.testing.kafka import KafkaServer
 
 FIXED_S, PER_EVENT_S, MOST = 0.04, 0.01, 4
@@ -107,7 +109,8 @@ async def test_throughput_members_and_rebalances_are_seen_of_eager_and_kip848_gr
     servers = apache_kafka.bootstrap_servers
     topic, stop = await _topic(servers), threading.Event()
     groups = [ConsumerGroup(name, group=f"{topic}-{name}", topic=topic) for name in ("eager", "kip848")]
-    worked, learners = {g.name: Worked() for g in groups}, {g.name: GroupLearner(g.name) for g in groups}
+    worked, pipeline = {g.name: Worked() for g in groups}, Pipeline("learned", slo="5s", stages=groups)
+    seen = Seen(pipeline)
     threads: list[threading.Thread] = []
     async with AsyncExitStack() as stack:
         tasks = []
@@ -127,8 +130,7 @@ async def test_throughput_members_and_rebalances_are_seen_of_eager_and_kip848_gr
             assert watch.exact
             began_s, joined = time.monotonic(), False
             async for looks in watch.looks():
-                for name, look in looks.items():
-                    learners[name].take(look)
+                seen.take(looks)
                 passed_s = time.monotonic() - began_s
                 if not joined and passed_s > JOINS_AT_S:
                     joined = True
@@ -142,7 +144,7 @@ async def test_throughput_members_and_rebalances_are_seen_of_eager_and_kip848_gr
             await asyncio.gather(*tasks, return_exceptions=True)
             for thread in threads:
                 await asyncio.to_thread(thread.join)
-    for name, learner in learners.items():
+    for name, learner in seen.learners.items():
         found = learner.profile()
         assert (found.workers, found.partitions, found.max_batch_size, found.source) == (3, PARTITIONS, MOST, "commits")
         assert found.throughput is not None
@@ -151,6 +153,11 @@ async def test_throughput_members_and_rebalances_are_seen_of_eager_and_kip848_gr
         assert found.rebalance.protocol == name
         assert found.start_up_s is not None
     # A member of KIP-848 hears of its new partitions with its next heartbeat: within 5 s.
-    kip848 = learners["kip848"].profile().rebalance
+    kip848 = seen.learners["kip848"].profile().rebalance
     assert kip848 is not None
     assert 0.5 < kip848.longest_s < 7.0
+    advice = advise(pipeline, seen.learners, seen.arrivals(), watched_s=seen.watched_s)
+    assert advice.contest is not None
+    assert {row.way for row in advice.contest.rows} == WAYS.keys()
+    assert advice.p99_s is not None
+    assert seen.arrivals().arrival_rate == pytest.approx(2 * TRUE * LOAD, rel=0.2)

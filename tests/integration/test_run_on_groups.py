@@ -121,7 +121,7 @@ async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_not
     finally:
         await workers.scale(0)
         await admin.close()
-    (profile,) = report.learned
+    (profile,) = report.groups
     assert profile.throughput is not None
     assert profile.throughput.value == pytest.approx(MU, rel=0.15)
     actions = [decision.action for decision in report.decisions]

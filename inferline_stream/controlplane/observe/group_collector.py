@@ -181,6 +181,11 @@ class GroupCollector:
         """Of each group, now."""
         return {name: seen.members for name, seen in self._seen.items()}
 
+    @property
+    def partitions(self) -> dict[str, int]:
+        """Of each group's topic, now."""
+        return {name: len(seen.ends) for name, seen in self._seen.items()}
+
     def profiles(self) -> list[GroupProfile]:
         """Return what is learned of every group by now; a figure of a group's workers themselves goes first."""
         entered = self.growth.total

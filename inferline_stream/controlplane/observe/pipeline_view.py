@@ -45,6 +45,7 @@ from inferline_stream.pipeline.shape import Shape
 from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
+from inferline_stream.tuner.outlook import HourAhead
 from inferline_stream.tuner.plan_basis import Replicas
 from inferline_stream.tuner.traffic import Traffic
 
@@ -92,6 +93,8 @@ class PipelineView:
     start_ups: StartUpTimes = field(default_factory=StartUpTimes)
     budget: ErrorBudget | None = None
     """Of the SLO's window, as last looked at."""
+    hours: tuple[HourAhead, ...] = ()
+    """That come, as last foreseen."""
     letter_age_shares: Mapping[str, float] = field(default_factory=dict)
     """By stage, see `StageState.letter_age_share`."""
     reports: PoolReports = field(init=False)
@@ -430,6 +433,7 @@ class PipelineView:
             plans=tuple(self.plans),
             coarse_peak_per_hour=self.coarse_peak_per_hour,
             oversubscribed=self.core_use.crowded,
+            hours=self.hours,
             backgrounds=tuple(
                 background_state(of, each, self.reports, time_s) for of, each in self.backgrounds.items()
             ),

@@ -52,3 +52,29 @@ def test_what_is_no_role_and_no_user_is_named_with_what_to_give(given):
 def test_json_names_the_role_of_each_right():
     done = CliRunner().invoke(app, ["topics", STARTER, "--output", "json"], catch_exceptions=False)
     assert {right["role"] for right in json.loads(done.stdout)["permissions"]} == set(ROLES)
+
+
+def test_of_groups_that_run_already_reading_what_their_coordinator_writes_is_a_right_apart(tmp_path):
+    (tmp_path / "topology.py").write_text(
+        "from inferline_stream import ConsumerGroup, Pipeline\n"
+        'rank = ConsumerGroup("rank", group="rank-v1", topic="posts")\n'
+        'pipeline = Pipeline("adopted", slo="5s", stages=[rank])\n'
+    )
+
+    done = CliRunner().invoke(app, ["topics", str(tmp_path), "--output", "json"], catch_exceptions=False)
+
+    document = json.loads(done.stdout)
+    rights = [(r["resource"], r["name"], r["operations"]) for r in document["permissions"] if r["role"] == "viewer"]
+    assert document["topics"] == []
+    assert rights[:2] == [("topic", "posts", ["Describe"]), ("group", "rank-v1", ["Describe"])]
+    assert rights[2:] == [("topic", "__consumer_offsets", ["Read"])]
+    apart = {r["needed_by"] for r in document["permissions"] if r["name"] == "__consumer_offsets"}
+    assert apart.isdisjoint(r["needed_by"] for r in document["permissions"] if r["name"] != "__consumer_offsets")
+
+
+@pytest.mark.parametrize("arguments", [[], ["topology.py", "--group", "rank-v1"]])
+def test_advise_wants_a_topology_or_groups_to_declare_and_not_both(arguments):
+    done = CliRunner().invoke(app, ["advise", *arguments, "--bootstrap-servers", "127.0.0.1:1"])
+
+    assert done.exit_code == 2
+    assert "not both" in done.stderr

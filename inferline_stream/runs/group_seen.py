@@ -1,0 +1,108 @@
+"""What was seen of a pipeline of consumer groups while it was watched, and a declaration of groups that were found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from inferline_stream.errors import InvalidInput
+from inferline_stream.pipeline.group_look import GroupLook
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.profiler.group_learner import GroupLearner
+
+
+class Seen:
+    """Takes in looks: a learner for each group, and when events entered.
+
+    Args:
+        pipeline: of groups; events enter by the topic of those without a parent.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.learners = {group.name: GroupLearner(group.name) for group in pipeline.groups}
+        self.notes: tuple[str, ...] = ()
+        self._entry = next(group.name for group in pipeline.groups if not group.after)
+        self._came: list[tuple[float, float, int]] = []
+        self._began_s: float | None = None
+        self._looked_s, self._end = 0.0, 0
+        self.events = 0
+        """That have entered since the first look."""
+
+    def take(self, looks: Mapping[str, GroupLook]) -> None:
+        """Take in a look at every group."""
+        for name, look in looks.items():
+            self.learners[name].take(look)
+        entry, end = looks[self._entry], sum(looks[self._entry].ends)
+        if self._began_s is None:
+            self._began_s = entry.at_s
+        elif end > self._end:
+            self._came.append((self._looked_s, entry.at_s, end - self._end))
+            self.events += end - self._end
+        self._looked_s, self._end = entry.at_s, end
+
+    def close(self, other_topics: Mapping[str, Collection[str]], *, exact: bool) -> None:
+        """Note what a person should know of how it was watched."""
+        shared = [
+            f"group {name!r} also reads {', '.join(map(repr, sorted(others)))}: what its members do there counts as "
+            "work on its declared topic"
+            for name, others in other_topics.items()
+            if others
+        ]
+        refused = (
+            "__consumer_offsets cannot be read, so throughput is known only from overload; `topics --print` has the "
+            "right that is missing"
+        )
+        self.notes = (*shared, *([] if exact else [refused]))
+
+    @property
+    def watched_s(self) -> float:
+        """From the first look to the last."""
+        return 0.0 if self._began_s is None else self._looked_s - self._began_s
+
+    def arrivals(self) -> Trace:
+        """When events entered, from the first look on; those between two looks are spread evenly."""
+        parts = [from_s + (until_s - from_s) * (np.arange(n) + 0.5) / n for from_s, until_s, n in self._came]
+        return Trace(np.concatenate(parts) - (self._began_s or 0.0) if parts else np.empty(0))
+
+
+def declaration(found: Mapping[str, Mapping[str, int]]) -> str:
+    """Return a topology that declares groups, for a person to correct.
+
+    Args:
+        found: partitions of each topic that a group reads, by the group's id.
+
+    Raises:
+        InvalidInput: a group reads nothing.
+    """
+    if silent := [group for group, topics in found.items() if not topics]:
+        raise InvalidInput(*(f"group {group!r} has no members and no offsets: is that its id?" for group in silent))
+    lines, names = [], []
+    for group, topics in found.items():
+        name = re.sub(r"\W|^(?=\d)", "_", group)
+        topic, *others = sorted(topics, key=lambda topic: (-topics[topic], topic))
+        names.append(name)
+        lines += [f"# It also reads {', '.join(others)}: declare the topic with the most records."] if others else []
+        lines += [
+            f"{name} = ConsumerGroup(",
+            f'    "{re.sub(r"[^A-Za-z0-9_-]", "-", group)}",',
+            f'    group="{group}",',
+            f'    topic="{topic}",  # {topics[topic]} partitions',
+            "    # after=[...],  # the group that writes this topic; without it, events enter here",
+            '    # workers=Deployment("namespace/name"),  # who changes their number; needed by `run`, not by `advise`',
+            '    hardware="cpu-1",  # what a worker runs on, for its price',
+            ")",
+        ]
+    return "\n".join(
+        [
+            '"""Consumer groups that run already, as `inferline-stream advise` found them. Correct what is wrong."""',
+            "",
+            "from inferline_stream import ConsumerGroup, Pipeline",
+            "",
+            *lines,
+            f'pipeline = Pipeline("adopted", slo="5s", stages=[{", ".join(names)}])',
+            "",
+        ]
+    )

@@ -1,0 +1,266 @@
+"""The plan of consumer groups, and when their policy changes the number of members."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inferline_stream import ConsumerGroup, Pipeline
+from inferline_stream.errors import Infeasible, InvalidInput
+from inferline_stream.estimator.simulation import simulate
+from inferline_stream.pipeline.group_model import GroupModel, group_model
+from inferline_stream.pipeline.group_profile import GroupProfile, Learned, Rebalance, Sharing
+from inferline_stream.pipeline.plan import Allocation
+from inferline_stream.pipeline.shape import visit_ratios
+from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.tuner.decision import Action, Reason
+from inferline_stream.tuner.group_changes import lost_s, most_wanted
+from inferline_stream.tuner.group_plan import plan_groups
+from inferline_stream.tuner.group_policy import QUIET_S, group_state, group_step
+from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
+from inferline_stream.tuner.tuner_state import TunerState
+
+NO_HOLE = Rebalance("cooperative", Learned(0.0, 0.0, 1), 0.0)
+EAGER = Rebalance("eager", Learned(3.0, 0.0, 1), 3.0)
+KIP848 = Rebalance("kip848", Learned(2.5, 0.0, 1), 5.0)
+SAMPLE = gamma_trace(30.0, 1.0, 120.0, np.random.default_rng(1))
+
+
+def learned(
+    group: str, rebalance: Rebalance | None = NO_HOLE, visits: float | None = None, **more: object
+) -> GroupProfile:
+    profile = GroupProfile(
+        group=group,
+        partitions=24,
+        workers=2,
+        max_batch_size=4,
+        fixed_s=0.03,
+        per_event_s=0.03,
+        spread=0.0,
+        throughput=Learned(4 / 0.15, 0.01, 100),
+        source="commits",
+        start_up_s=Learned(1.0, 0.1, 5),
+        rebalance=rebalance,
+        visit_ratio=None if visits is None else Learned(visits, 0.01, 100),
+    )
+    return replace(profile, **more)  # type: ignore[arg-type]
+
+
+def chain(*names: str, slo: str = "5s") -> Pipeline:
+    groups: list[ConsumerGroup] = []
+    for name in names:
+        groups.append(ConsumerGroup(name, group=f"{name}-v1", topic=f"{name}-in", after=groups[-1:]))
+    return Pipeline("shop", slo=slo, stages=groups)
+
+
+def modelled(slo: str = "5s", rebalance: Rebalance | None = NO_HOLE) -> GroupModel:
+    return group_model(chain("a", "b", slo=slo), [learned("a", rebalance), learned("b", rebalance)])
+
+
+@pytest.mark.parametrize("visits", [(0.4, 0.1), (1.0, 1.0), (2.3, 1.15), (3.0, 7.5), (0.5, 1.25)])
+def test_a_model_visits_groups_as_often_as_was_learned(visits: tuple[float, float]) -> None:
+    b, c = visits
+    model = group_model(chain("a", "b", "c"), [learned("a"), learned("b", visits=b), learned("c", visits=c)])
+    ratios = visit_ratios(model.shape, model.measured.paths)
+    assert ratios == pytest.approx({"a": 1.0, "b": b, "c": c})
+
+
+def test_noise_of_a_batch_has_the_spread_that_was_learned() -> None:
+    model = group_model(chain("a", slo="60s"), [learned("a", spread=0.5, max_batch_size=1)])
+    trace = Trace(np.arange(20_000.0))  # one after another: latency is the service time
+    held = {"a": (Allocation("cpu-1", 1, 1),)}
+    times_s = simulate(model.shape, held, model.measured, trace).latency_s - 2 * model.measured.hop_overhead_s
+    assert times_s.mean() == pytest.approx(0.06, rel=0.02)
+    assert times_s.std() / times_s.mean() == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_group_whose_throughput_is_not_known_is_named() -> None:
+    with pytest.raises(InvalidInput, match="group 'b': its throughput is not known yet"):
+        group_model(chain("a", "b"), [learned("a"), learned("b", throughput=None)])
+
+
+def test_the_plan_is_the_cheapest_of_all_useful_numbers() -> None:
+    model = modelled("400ms")
+    plan = plan_groups(model, SAMPLE)
+
+    def p99_s(counts: tuple[int, ...]) -> float:
+        held = {n: (Allocation("cpu-1", 4, count),) for n, count in zip("ab", counts, strict=True)}
+        return simulate(model.shape, held, model.measured, SAMPLE, partitions=model.partitions).p99_s
+
+    useful = [1, 2, 3, 4, 5, 6, 8]
+    cheapest = min(sum(counts) for counts in itertools.product(useful, useful) if p99_s(counts) <= 0.4)
+    found = tuple(plan.allocations[n][0].replicas for n in "ab")
+    assert sum(found) == cheapest
+    assert plan.predicted_p99_s == pytest.approx(p99_s(found))
+
+
+def test_too_few_partitions_are_named() -> None:
+    model = group_model(chain("a", slo="400ms"), [learned("a", partitions=1)])
+    with pytest.raises(Infeasible, match=r"partition of 'a' \(1\) .* add partitions"):
+        plan_groups(model, SAMPLE)
+
+
+def test_late_events_of_a_change_are_those_of_the_fluid() -> None:
+    sharing = Sharing(24, KIP848)
+    heartbeats = np.linspace(0, 5, 100_001)
+    expected = np.maximum(heartbeats - 1.0, 0).mean() / 3 / (1 - 0.6)
+    assert lost_s(sharing, 2, 3, utilization=0.6, slack_s=1.0) == pytest.approx(expected, rel=1e-3)
+    assert lost_s(Sharing(24, EAGER), 2, 3, utilization=0.6, slack_s=1.0) == pytest.approx(2.0 / 0.4)
+
+
+def test_the_most_wanted_since_a_moment_counts_what_was_wanted_at_it() -> None:
+    lately = ((0.0, 5), (10.0, 2), (20.0, 3))
+    assert [most_wanted(lately, since_s) for since_s in (5.0, 10.0, 15.0, 25.0)] == [5, 3, 3, 3]
+
+
+class Watched:
+    """A policy of groups, asked twice a second: what is wanted is there a second later."""
+
+    def __init__(self, rebalance: Rebalance, slo: str = "400ms", held: int | None = None) -> None:
+        model = group_model(chain("a", slo=slo), [learned("a", rebalance)])
+        plan = plan_groups(model, SAMPLE)
+        self.planned = plan.allocations["a"][0].replicas
+        self.state: TunerState = group_state(model, plan, SAMPLE, held=None if held is None else {"a": {"cpu-1": held}})
+        self.now_s, self.ready = 0.0, held or self.planned
+        self.decisions: list[tuple[float, Action, Reason, int]] = []
+
+    def run(
+        self,
+        rate: float,
+        for_s: float,
+        *,
+        lag: int = 0,
+        throughput: float | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        for _ in range(int(for_s * 2)):
+            self.now_s += 0.5
+            wanted = self.state.wanted["a"]["cpu-1"]
+            if self.decisions and self.now_s - self.decisions[-1][0] >= 1.0:
+                self.ready = wanted
+            windows_s = self.state.windows_s
+            seen = Observation(
+                self.now_s,
+                tuple(math.ceil(rate * w) for w in windows_s),
+                rate,
+                rate,
+                {
+                    "a": StageObservation(
+                        {"cpu-1": Supply(self.ready, max(0, wanted - self.ready), throughput)}, partition_lags=(lag,)
+                    )
+                },
+                recent=(round(rate),) * 30,
+                limits={} if limits is None else {"a": limits},
+            )
+            self.state, decision = group_step(self.state, seen)
+            if decision is not None and decision.action is not Action.HOLD:
+                count = decision.replicas["a"]["cpu-1"]
+                self.decisions.append((self.now_s, decision.action, decision.reason, count))
+
+
+def test_members_are_raised_at_once_and_lowered_in_one_step_after_a_quiet_time() -> None:
+    watched = Watched(KIP848)
+    watched.run(30.0, 60.0)
+    watched.decisions.clear()
+    watched.run(90.0, 30.0)
+    raised = [count for _, action, _, count in watched.decisions if action is Action.SCALE_UP]
+    assert raised
+    assert all(Sharing(24).useful(count) == count for count in raised)
+    assert watched.decisions[0][0] <= 62.0
+    watched.decisions.clear()
+    since_s = watched.now_s
+    watched.run(20.0, QUIET_S + 120.0)
+    (lowered,) = watched.decisions
+    assert lowered[1:3] == (Action.SCALE_DOWN, Reason.LOAD_FELL)
+    assert lowered[0] >= since_s + QUIET_S
+    assert lowered[3] <= watched.planned + 1
+
+
+def test_what_a_hole_leaves_is_no_demand_and_what_it_shows_no_measurement() -> None:
+    """A hole of a minute leaves 1,800 records: as demand, they would ask for another member."""
+    watched = Watched(Rebalance("eager", Learned(60.0, 0.0, 1), 60.0), slo="300s")
+    watched.run(30.0, 120.0)
+    watched.decisions.clear()
+    watched.ready -= 1  # a worker died
+    watched.run(30.0, 1.0)
+    watched.ready += 1
+    watched.run(30.0, 30.0, lag=1800, throughput=10.0)
+    assert not watched.decisions
+    watched.run(30.0, 1.0, lag=4000)  # more than the hole explains
+    assert [reason for _, _, reason, _ in watched.decisions] == [Reason.BACKLOG]
+
+
+def test_without_a_hole_a_backlog_is_demand_and_a_slow_member_is_measured() -> None:
+    watched = Watched(EAGER, slo="5s")
+    watched.run(30.0, 120.0)
+    watched.decisions.clear()
+    watched.run(30.0, 1.0, lag=80)
+    assert not watched.decisions  # it may take a minute
+    watched.run(30.0, 1.0, lag=1800)
+    assert [reason for _, _, reason, _ in watched.decisions] == [Reason.BACKLOG]
+    watched = Watched(EAGER, slo="5s")
+    watched.run(30.0, 120.0)
+    watched.decisions.clear()
+    watched.run(30.0, 1.0, throughput=10.0)
+    assert [reason for _, _, reason, _ in watched.decisions] == [Reason.THROUGHPUT_FELL]
+
+
+def test_what_runs_at_the_beginning_is_not_lowered_before_a_quiet_time_has_passed() -> None:
+    watched = Watched(KIP848, held=8)
+    watched.run(20.0, QUIET_S - 5.0)
+    assert not watched.decisions
+    watched.run(20.0, 60.0)
+    assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
+
+
+def test_after_a_clock_that_jumped_a_quiet_time_passes_again() -> None:
+    watched = Watched(KIP848)
+    watched.run(90.0, 30.0)
+    watched.run(20.0, 90.0)
+    watched.decisions.clear()
+    watched.now_s += 1000.0
+    watched.run(20.0, QUIET_S - 5.0)
+    assert not watched.decisions
+    watched.run(20.0, 30.0)
+    assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
+
+
+def test_where_no_change_is_paid_for_the_plans_number_is_held() -> None:
+    watched = Watched(EAGER)
+    groups = replace(watched.state.basis.groups, changes_per_hour=5.0, needed_per_hour=20.0, quiet_s=3600.0)  # type: ignore[type-var]
+    assert groups is not None
+    assert groups.holds
+    watched.state = replace(watched.state, basis=replace(watched.state.basis, groups=groups))
+    for _ in range(5):
+        watched.run(10.0, 60.0)
+        watched.run(28.0, 60.0)
+    assert [count for *_, count in watched.decisions if count < watched.planned] == []
+    before = watched.state.wanted
+    watched.run(120.0, 5.0)
+    assert watched.state.wanted == before  # as long as a forecast errs
+    watched.run(120.0, 15.0)
+    assert watched.decisions[-1][3] > watched.planned
+
+
+def test_the_hours_changes_are_no_more_than_are_paid_for_but_for_raises() -> None:
+    watched = Watched(KIP848)
+    groups = replace(watched.state.basis.groups, changes_per_hour=4.0, needed_per_hour=0.0)  # type: ignore[type-var]
+    watched.state = replace(watched.state, basis=replace(watched.state.basis, groups=groups))
+    for _ in range(4):
+        watched.run(90.0, 30.0)
+        watched.run(15.0, QUIET_S + 120.0)
+    downs = [action for _, action, _, _ in watched.decisions if action is Action.SCALE_DOWN]
+    assert len(downs) <= 2
+
+
+def test_limits_of_people_hold_at_once() -> None:
+    watched = Watched(KIP848)
+    watched.run(90.0, 30.0)
+    watched.run(90.0, 1.0, limits=Limits(1, 2))
+    assert watched.state.wanted["a"]["cpu-1"] == 2
+    watched.run(90.0, 1.0, limits=Limits(7, 7))
+    assert watched.state.wanted["a"]["cpu-1"] == 7
