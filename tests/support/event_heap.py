@@ -481,8 +481,9 @@ class _Simulation:
             seen = [
                 (w, longest_s(s, m)) for m, w in zip(paths.masks, paths.weights, strict=True) if visited(shape, m)[s]
             ]
-            mean_s = sum(w * t for w, t in seen) / sum(w for w, _ in seen) if seen else 0.0
-            found.append(mean_s if after(s) & known.keys() else min((t for _, t in seen), default=0.0))
+            shares = [(t, sum(w for w, other in seen if other <= t) / sum(w for w, _ in seen)) for _, t in seen]
+            enough_s = min((t for t, share in shares if share >= 0.9 - 1e-9), default=0.0)
+            found.append(enough_s if after(s) & known.keys() else min((t for _, t in seen), default=0.0))
         return found
 
     def _first(self, stage: _Stage) -> list[int]:
