@@ -25,26 +25,24 @@ _EVENTS_TRIED = 1000
 
 def sample_problems(pipeline: Pipeline, folder: Path) -> list[str]:
     """Sample files that are missing or hold something else, ``file[:line]: what`` each."""
-    sample = pipeline.sample
-    if not isinstance(sample, Sample):
-        return []
     found = []
-    arrivals = [sample.arrivals] if sample.replay is None else [sample.arrivals, sample.replay]
-    for name in arrivals:
-        found += _problems(read_arrivals, folder / name)
-    return found + _problems(read_events, folder / sample.events)
+    for sample in (pipeline.sample, *(getattr(source, "sample", None) for source in pipeline.own_sources.values())):
+        if isinstance(sample, Sample):
+            for name in (sample.arrivals, *([] if sample.replay is None else [sample.replay])):
+                found += _problems(read_arrivals, folder / name)
+            found += _problems(read_events, folder / sample.events)
+    return found
 
 
 def event_problems(pipeline: Pipeline, folder: Path) -> list[str]:
     """Sample events that an entry stage of a valid pipeline cannot decode; the first of each stage."""
-    if pipeline.sample is None:
-        return []
-    file = folder / pipeline.sample.events
-    events = read_events(file)
     found = []
     for stage in pipeline.stages:
-        if not stage.after:
-            decode = codec(pipeline.source.codec).decoder(types_of(stage).takes)
+        sample = None if stage.after else pipeline.samples[(stage.source or pipeline.source).name]
+        if sample is not None:
+            file = folder / sample.events
+            events = read_events(file)
+            decode = codec(pipeline.codec_of(stage)).decoder(types_of(stage).takes)
             for event in events[:_EVENTS_TRIED]:
                 try:
                     decode(event)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from inferline_stream.tuner.calendar import Calendar
+
 
 @dataclass(frozen=True, slots=True)
 class Supply:
@@ -96,6 +98,7 @@ class Observation:
         background_left: background events that are not done, whether anything has to be started for them or not.
         late_share: of the events to come in the SLO's window, how many may be late (`tuner.error_budget`); None: as
             many as of all.
+        calendar: what is known of the time ahead; None where nothing is.
     """
 
     time_s: float
@@ -112,3 +115,4 @@ class Observation:
     background: str = ""
     background_left: int = 0
     late_share: float | None = None
+    calendar: Calendar | None = None

@@ -91,6 +91,10 @@ class StageBasis:
         mixture = {kind.hardware: kind.planned if self.planned else 1 for kind in self.kinds}
         object.__setattr__(self, "mixture", mixture)
 
+    def replicas_for(self, supply: float) -> int:
+        """Replicas of the plan's mixture that give so many events per second."""
+        return max(math.ceil(supply / self.supply * self.planned - 1e-9), self.slots) if self.supply else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Basis:
@@ -158,7 +162,7 @@ class Basis:
         # Where replicas cost nothing, as on a machine of one's own, they count instead.
         paid = any(kind.price_per_hour for stage in self.stages for kind in stage.kinds if kind.planned)
         for multiple in multiples:
-            now = [self._replicas(stage, table.needed(stage.name, multiple)) for stage in self.stages]
+            now = [stage.replicas_for(table.needed(stage.name, multiple)) for stage in self.stages]
             if now != before:
                 costs.append(held_per_hour(self.stages, now) if paid else sum(now))
                 carried.append(multiple)
@@ -167,11 +171,6 @@ class Basis:
         cost = held_per_hour(self.stages, planned) if paid else sum(planned)
         event_cost = cost / 3600 / max(self.arrival_rate, 1e-9)
         return Levels(np.array(carried), np.array(costs), event_cost, self.arrival_rate)
-
-    @staticmethod
-    def _replicas(stage: StageBasis, supply: float) -> int:
-        """In the plan's mixture."""
-        return max(math.ceil(supply / stage.supply * stage.planned - 1e-9), stage.slots) if stage.supply else 0
 
     def planned(self) -> dict[str, dict[str, int]]:
         """The plan's replicas."""

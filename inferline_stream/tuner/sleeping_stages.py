@@ -40,12 +40,15 @@ def rested(state: TunerState, seen: Observation, *, doubted: bool) -> tuple[Tune
         return state, Rest()
     used_s, stages, why = {}, set[str](), {}
     sleeping, now_s = state.sleeping, seen.time_s
+    # What people have said of traffic to come is awaited awake.
+    lead_s, rate = state.basis.start_up_s + state.basis.knobs.reaction_s, state.basis.arrival_rate
+    said = seen.calendar is not None and seen.calendar.said(lead_s, rate)[0] > 0
     unsure = doubted or now_s < state.blind_until_s
     for name, idle in state.basis.idle.items():
         asleep = name in sleeping
         last_s = state.used_s.get(name, now_s)
         used_s[name] = now_s if not asleep and name not in state.used_s else last_s
-        asked = seen.limits.get(name, _AT_ITS_LIMITS).awake
+        asked = said or seen.limits.get(name, _AT_ITS_LIMITS).awake
         if asked or _used(name, idle, seen):
             used_s[name] = now_s
             if asleep and not asked:

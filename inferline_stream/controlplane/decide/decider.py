@@ -18,6 +18,7 @@ from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.observe.slo_window import SloWindow
+from inferline_stream.controlplane.observe.time_ahead import TimeAhead
 from inferline_stream.controlplane.records.control_records import PLANS_KEPT, Override, Overrides
 from inferline_stream.controlplane.records.record_writers import DecisionLog
 from inferline_stream.controlplane.replica_counts import copied, going_over, stock_of_cores, stock_of_gpus, within
@@ -29,6 +30,7 @@ from inferline_stream.pipeline.units import format_duration
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.replay.live_observations import Figures, figures_of
+from inferline_stream.tuner.calendar import Calendar
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.group_changes import GroupMemory
@@ -126,6 +128,9 @@ class Decider:
     tables: BackgroundTables = field(init=False)
     book: DecisionLog = field(init=False)
     slo: SloWindow = field(init=False)
+    ahead: TimeAhead = field(init=False)
+    began_with: Calendar = field(init=False)
+    """What was known of the time ahead at the beginning of this term."""
     first_plan: StoredPlan | None = None
     """The plan that this term began with, as written down."""
     plans: deque[StoredPlan] = field(default_factory=lambda: deque(maxlen=PLANS_KEPT))
@@ -152,6 +157,9 @@ class Decider:
         pipeline, settings = self.view.context.pipeline, self.view.context.settings
         unspent = ErrorBudget(pipeline.objective, pipeline.slo_window_s)
         self.slo = SloWindow(unspent, self.book, self.found.slo, settings.dead_after_s)
+        now_s = time.time()
+        self.ahead = TimeAhead(self.book, self.found.calendar, pipeline.scheduled(self.overrides.windows(now_s)))
+        self.began_with = self.ahead.calendar(now_s)
         for stored in self.found.plans:
             self.view.planned(stored)
 
@@ -214,6 +222,8 @@ class Decider:
         self.view.noticed = frozenset(notices)
         if isinstance(self.fleet, Fleet):
             self.fleet.taken_s = {kind: loop_s + until_s - now_s for kind, until_s in notices.items()}
+        self.ahead.schedule = self.view.context.pipeline.scheduled(self.overrides.windows(now_s))
+        self.ahead.look(now_s, self.memory.state.basis)
         self._follow_code()
         code_s = self.overrides.code_s
         if code_s is not None and code_s > self._code_s:
@@ -235,6 +245,7 @@ class Decider:
     async def step(self) -> None:
         """One step of the policy, unless people hold decisions, or there is nothing yet to decide on."""
         loop_s, now_s = asyncio.get_running_loop().time(), time.time()
+        self.ahead.count(now_s, self.view.growth.total)
         if self.held or not self._begun(loop_s):
             return
         if (paused := self.paused) and not self.memory.state.sleeping and not self.view.noticed:
@@ -280,7 +291,8 @@ class Decider:
         carried = stock_of_cores(self.fleet.wanted, self.view.catalogue, 0.0 if self._crowded else self.run.cores)
         carried = within(carried, stock_of_gpus(self.fleet.wanted, self.view.catalogue), self.view.catalogue)
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
-        return self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
+        seen = self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
+        return replace(seen, calendar=self.ahead.calendar(now_s))
 
     async def foresee(self, arrivals: Trace | None, waiting: Mapping[str, int]) -> None:
         """Decide before the first replica starts, on what is known to come: a feed's arrivals, records that wait.

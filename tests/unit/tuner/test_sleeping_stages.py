@@ -18,6 +18,16 @@ ALL = {"a": Idle(120.0), "b": Idle(120.0)}
 B_ALONE = {"b": Idle(120.0, own=True)}
 
 
+class Said:
+    """A calendar in which people expect traffic."""
+
+    def said(self, lead_s: float, planned_rate: float) -> tuple[float, str]:
+        return 1.0, "people expect traffic"
+
+    def expected_rate(self, lead_s: float) -> float:
+        return 0.0
+
+
 def tuner(idle: Mapping[str, Idle] = ALL, held: Mapping[str, int] | None = None) -> TunerState:
     wanted = {stage: {"x": count} for stage, count in (held or {}).items()}
     return initial_state(replace(plan(), idle=idle), measured(), CATALOGUE, held=wanted)
@@ -66,7 +76,7 @@ def test_the_first_event_wakes_them_all_at_once_with_what_a_beginning_insures() 
     assert counts(step(state, quiet(602.0, state))[0]) == counts(state), "and they stay"
 
 
-@pytest.mark.parametrize("what", ["lag", "background", "limits", "stale", "unwatched"])
+@pytest.mark.parametrize("what", ["lag", "background", "limits", "schedule", "stale", "unwatched"])
 def test_they_stay_while_there_is_work_or_people_ask_for_them_or_nobody_knows(what: str) -> None:
     state = tuner()
     for now_s in range(1000):
@@ -75,6 +85,7 @@ def test_they_stay_while_there_is_work_or_people_ask_for_them_or_nobody_knows(wh
             "lag": with_lag(observed, "b"),  # of any stage: the pipeline is not done
             "background": replace(observed, background_left=1),
             "limits": replace(observed, limits={name: Limits(1, awake=True) for name in ("a", "b")}),
+            "schedule": replace(observed, calendar=Said()),
             "stale": replace(observed, stages={n: replace(s, age_s=9.0) for n, s in observed.stages.items()}),
             "unwatched": replace(observed, watched_s=30.0),
         }[what]
