@@ -24,6 +24,7 @@ from inferline_stream.dataplane.source_sample import recent_sample
 from inferline_stream.errors import InvalidInput, InvalidTopology, UsageError
 from inferline_stream.isolation.limits import cores_here, shares_held
 from inferline_stream.pipeline.hardware import Catalogue, catalogue
+from inferline_stream.pipeline.idle import idle_of
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile
 from inferline_stream.pipeline.shape import shape_of, with_rates
@@ -323,6 +324,7 @@ def planned(
     from inferline_stream.planner.evaluator import Spread
     from inferline_stream.planner.provision import SearchProgress as Searching
     from inferline_stream.planner.provision import SearchSettings, provision
+    from inferline_stream.replay.spot_mix import spot_mix
 
     with Bar("getting the estimator ready, once per installation") as bar:
         compile_kernels(bar.show)
@@ -347,7 +349,11 @@ def planned(
                 known=known,
                 pipeline=pipeline.name,
             )
-    return replace(found, reserve=search.reserve)
+    found = replace(found, reserve=search.reserve, idle=idle_of(pipeline))
+    mix = spot_mix(
+        found, problem.shape, measured, problem.catalogue, trace=problem.traces[0], objective=problem.objective
+    )
+    return found if mix is None else mix.plan
 
 
 def cores_for_replicas(inputs: PlanInputs, measured: PipelineProfile) -> float:

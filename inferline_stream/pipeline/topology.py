@@ -187,6 +187,8 @@ class Stage:
         many: whether it gives each event a list of results, perhaps an empty one, in place of one result. Each is an
             event of its own from there on, until a stage gathers them (`gathered`).
         most: results of one event, where it gives many; an event with more becomes a dead letter.
+        idle: after so long without a record no replica of it is left, such as ``"15m"``; the next record starts one. In
+            place of the pipeline's.
         source: topic that an entry stage reads in place of the pipeline's. Its events enter at this stage only.
         sink: topic that its results go to. A stage with children sends them there as well; a final stage sends them
             there in place of the pipeline's sink.
@@ -214,6 +216,7 @@ class Stage:
         most: int = DEFAULT_MOST,
         fallback: Callable[..., Any] | str | ModelServer | None = None,
         fallback_share: str | None = None,
+        idle: str | None = None,
         source: Topic | None = None,
         sink: Topic | None = None,
     ) -> None:
@@ -237,6 +240,7 @@ class Stage:
         self.most = most
         self.fallback = fallback
         self.fallback_share = fallback_share
+        self.idle = idle
         self.source = source
         self.sink = sink
         self.declared = declared_at()
@@ -351,6 +355,8 @@ class Pipeline:
             same, ``"drop"`` it, or ``"dlq"``, drop it and keep its record with the dead letters. It is a miss anyway.
         order: in which order a stage's queue is served. ``"deadline"``: first what can still be on time, so that a
             shortage makes few events late, and those later. ``"entry"``: what entered first, whether late or not.
+        idle: after so long without an event no replica is left, such as ``"15m"``: only dispatchers, which wait for the
+            next event. That starts the replicas, and is late by the time that takes.
         schedule: what people know of traffic to come, see `Every` and `On`; replicas are held for it in time.
         zone: time zone of the schedule and of the weeks that are learned, such as ``"Europe/Berlin"``.
     """
@@ -369,6 +375,7 @@ class Pipeline:
         slo_window: str = "1d",
         on_expired: str = "process",
         order: str = "deadline",
+        idle: str | None = None,
         schedule: Iterable[Every | On] = (),
         zone: str = "UTC",
     ) -> None:
@@ -388,6 +395,7 @@ class Pipeline:
         self.slo_window = slo_window
         self.on_expired = on_expired
         self.order = order
+        self.idle = idle
         self.schedule = tuple(schedule)
         self.zone = zone
         self.declared = declared_at()

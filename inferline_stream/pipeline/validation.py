@@ -25,11 +25,13 @@ from inferline_stream.pipeline.event_classes import problems_of_classes
 from inferline_stream.pipeline.fallback_declaration import problems_of_fallbacks
 from inferline_stream.pipeline.group_declaration import problems_of_groups
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue, divided
+from inferline_stream.pipeline.idle import problems_of_idle
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names, nearest, problems_of_name
 from inferline_stream.pipeline.schedule import problems_of_schedule
 from inferline_stream.pipeline.shape import maybe_missing, shape_of, topological
+from inferline_stream.pipeline.spot import is_spot, on_demand
 from inferline_stream.pipeline.topology import (
     MOST_RESULTS,
     ORDERS,
@@ -100,6 +102,7 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
         yield f"objective {objective!r} must lie between 0 and 1, e.g. 0.99 for a P99 within the SLO"
     if pipeline.order not in ORDERS:
         yield f"order {pipeline.order!r} is none; use {' or '.join(map(repr, ORDERS))}"
+    yield from problems_of_idle(pipeline)
     yield from problems_of_schedule(pipeline.schedule, pipeline.zone)
     yield from _of_own_hardware(pipeline.hardware)
     if pipeline.groups:
@@ -204,6 +207,7 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
         yield f"most {stage.most!r} must be a whole number, 1 to {MOST_RESULTS}"
     if not is_whole(stage.standby, 0):
         yield f"standby {stage.standby!r} must be a whole number of replicas, 0 or more"
+    yield from problems_of_idle(stage)
     if stage.server is not None:
         yield from _of_server(stage)
     try:
@@ -217,6 +221,8 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     for kind in stage.hardware:
         if isinstance(kind, Hardware):
             yield f"hardware {kind.name!r} is given as an object; give its name here, the object to Pipeline(hardware=)"
+        elif is_spot(kind) and kind in kinds and on_demand(kind) not in stage.hardware:
+            yield f"hardware {kind!r} may be taken away: add {on_demand(kind)!r}, which takes over then"
         elif kind not in kinds:
             yield f"unknown hardware {kind!r}{nearest(kind, kinds)}"
     functions: Any = (("cost", stage.cost, "one event"), ("agrees", stage.agrees, "two results"))

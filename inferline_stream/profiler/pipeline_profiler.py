@@ -115,7 +115,7 @@ async def profile_pipeline(
         network_s=network_s,
         hop_spread_s=known.hop_spread_s.get(options.broker, ()),
         classes=live_classes(pipeline),
-    )
+    ).with_spot({stage.name: stage.hardware for stage in pipeline.stages})
 
 
 def _sample_keys(pipeline: Pipeline, events: Sequence[bytes], sources: Sequence[int]) -> Sequence[bytes | None]:

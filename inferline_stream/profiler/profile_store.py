@@ -188,8 +188,8 @@ class Known:
 
 
 def _without_stock(kind: Hardware) -> Hardware:
-    """A kind as far as it matters to a profile: not how many there are."""
-    return replace(kind, stock=None, gpu_stock=None)
+    """A kind as far as it matters to a profile: not how many there are, nor whether some are lent."""
+    return replace(kind, stock=None, gpu_stock=None, spot=None)
 
 
 class ProfileStore:

@@ -164,8 +164,11 @@ class Tuner:
                     ready_k,
                     pending_k,
                     planned[hardware] * drift if measured else None,
+                    leaving=seen.leaving[k] if seen.leaving else 0,
                 )
-                for hardware, ready_k, pending_k in zip(self._hardware[name], seen.ready, seen.pending, strict=True)
+                for k, (hardware, ready_k, pending_k) in enumerate(
+                    zip(self._hardware[name], seen.ready, seen.pending, strict=True)
+                )
             },
             view.time_s - seen.time_s,
             visit_ratio,

@@ -96,6 +96,8 @@ class PipelineView:
     start_ups: StartUpTimes = field(default_factory=StartUpTimes)
     budget: ErrorBudget | None = None
     """Of the SLO's window, as last looked at."""
+    noticed: frozenset[str] = frozenset()
+    """Spot kinds of which there is a notice: their replicas are taken away soon."""
     hours: tuple[HourAhead, ...] = ()
     """That come, as last foreseen."""
     letter_age_shares: Mapping[str, float] = field(default_factory=dict)
@@ -269,6 +271,7 @@ class PipelineView:
             recent=self.traffic.recent(now_s),
             oversubscribed=self.core_use.crowded,
             background=background_words(self.backgrounds, time.time()),
+            background_left=sum(of_class.left for of_class in self.backgrounds.values()),
             late_share=None if self.budget is None else self.budget.share(self.plan.arrival_rate),
         )
 
@@ -298,6 +301,7 @@ class PipelineView:
                 max(0, count - ready),
                 self._throughput(stage, hardware, seen),
                 self.start_ups.next_s(stage, hardware),
+                leaving=self._held[stage, hardware] if hardware in self.noticed else 0,
             )
         _, hidden = self.reports.late_by_partition(stage)
         return StageObservation(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from inferline_stream import Edge, Emulated, Hardware, InvalidTopology, Pipeline, Sample, Stage, Topic
+from inferline_stream import Edge, Emulated, Hardware, InvalidTopology, Pipeline, Sample, Spot, Stage, Topic
 from inferline_stream.pipeline.validation import problems, validated
 from tests.unit.pipeline.declaring import Language, is_english, judge, line, moderation, only_problem, pass_on
 
@@ -370,3 +370,24 @@ def test_types_declared_for_named_code_are_compared_along_an_edge() -> None:
     second = Stage("second", "nowhere:run", after=[first], hardware=["cpu-1"], takes=str)
     pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[first, second])
     assert "takes list[str], but its parent 'first' returns list[int]" in only_problem(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("idle", "said"), [("soon", "is not a duration"), ("30s", "must be 60s or more"), (900, "is not a duration")]
+)
+def test_what_sleeps_needs_a_time_of_a_minute_or_more(idle: Any, said: str) -> None:
+    assert said in only_problem(moderation(idle=idle))
+    assert said in only_problem(moderation(toxicity={"idle": idle}))
+
+
+def test_a_stage_that_sleeps_has_no_standby() -> None:
+    assert "leaves no replica, and standby=1 asks for some" in only_problem(
+        moderation(toxicity={"idle": "5m", "standby": 1})
+    )
+
+
+def test_spot_capacity_has_the_kind_beside_it_that_takes_over() -> None:
+    lent = [Hardware("box", 1.0, spot=Spot(0.3))]
+    said = only_problem(moderation(hardware=lent, toxicity={"hardware": ["box-spot"]}))
+    assert "hardware 'box-spot' may be taken away: add 'box', which takes over then" in said
+    assert problems(moderation(hardware=lent, toxicity={"hardware": ["box", "box-spot"]})) == ()
