@@ -18,6 +18,7 @@ from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.schedule import On, check_amounts, last_s
+from inferline_stream.pipeline.spot import is_spot
 from inferline_stream.pipeline.topology import Pipeline
 
 Lasting = Annotated[str | None, typer.Option("--for", help='lapses after so long, e.g. "10m"; for good without it')]
@@ -40,6 +41,10 @@ def scale(
     ] = None,
     stock: Annotated[
         list[str] | None, typer.Option(metavar="KIND=REPLICAS", help="most of a hardware kind; may be repeated")
+    ] = None,
+    notice: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=DURATION", help="a spot kind is taken away then, e.g. t4-spot=2m; may be repeated"),
     ] = None,
     at: Annotated[
         str | None, typer.Option(metavar="WHEN", help='a day, or hours of it, e.g. "2026-11-27 08:00-20:00"')
@@ -72,12 +77,14 @@ def scale(
         whole.append(Override("slo", value=duration_of("--slo", slo)))
     whole += [Override("price", kind, dollars) for kind, dollars in _of_kinds(pipeline, "price", price or [])]
     whole += [Override("stock", kind, most) for kind, most in _of_kinds(pipeline, "stock", stock or [])]
+    notices = [_notice(pipeline, text) for text in notice or []]
     windows = _of_window(pipeline, at, {"reserve": reserve, "traffic": traffic})
-    if not of_stage and not whole and not windows:
+    if not (of_stage or whole or notices or windows):
         raise UsageError(
             "nothing to set: give a stage and a number of replicas, or one of the options of `scale --help`"
         )
     signed = [msgspec.structs.replace(override, until_s=lapses_s, who=who()) for override in (*of_stage, *whole)]
+    signed += notices
     signed += [msgspec.structs.replace(override, who=who()) for override in windows]
     send(pipeline, running, [(override.key, override) for override in signed], output)
 
@@ -118,6 +125,16 @@ def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tup
             raise UsageError(f"--{option} {text!r}: write {kind}=NUMBER, {what}, 0 or more")
         found.append((kind, value))
     return found
+
+
+def _notice(pipeline: Pipeline, text: str) -> Override:
+    kind, _, given = text.partition("=")
+    lent = [name for name in catalogue(pipeline.hardware) if is_spot(name)]
+    if kind not in lent:
+        known = f"declared are {', '.join(lent)}" if lent else "none is declared: see Hardware(spot=...)"
+        raise UsageError(f"--notice {text!r}: {kind!r} is no spot kind; {known}")
+    left_s = duration_of("--notice", given)
+    return Override("notice", kind, left_s, until_s=time.time() + left_s, who=who())
 
 
 def send(pipeline: Pipeline, running: Running, records: Sequence[tuple[str, Override | None]], output: str) -> None:

@@ -109,6 +109,8 @@ class Tuner:
         self._planned = {s.name: {kind.hardware: kind.throughput for kind in s.kinds} for s in state.basis.stages}
         self._order = shape.stages
         self._parents = [tuple(shape.arrows[a].parent for a in shape.parents(s)) for s in range(len(shape.stages))]
+        self._firsts = [entries[0] for entries in shape.sources]
+        """Of several sources, a stage at which all events of each enter."""
 
     def decide(self, view: View) -> Wish | None:
         """One step of the policy."""
@@ -162,8 +164,11 @@ class Tuner:
                     ready_k,
                     pending_k,
                     planned[hardware] * drift if measured else None,
+                    leaving=seen.leaving[k] if seen.leaving else 0,
                 )
-                for hardware, ready_k, pending_k in zip(self._hardware[name], seen.ready, seen.pending, strict=True)
+                for k, (hardware, ready_k, pending_k) in enumerate(
+                    zip(self._hardware[name], seen.ready, seen.pending, strict=True)
+                )
             },
             view.time_s - seen.time_s,
             visit_ratio,
@@ -180,9 +185,11 @@ class Tuner:
         Arrivals at a stage over arrivals at the pipeline would mistake a backlog upstream for a shift.
         """
         ratios: list[float | None] = []
+        total = sum(now[s].arrived - before[s].arrived for s in self._firsts)
         for s, parents in enumerate(self._parents):
             if not parents:
-                ratios.append(1.0)
+                entered = now[s].arrived - before[s].arrived
+                ratios.append(1.0 if not self._firsts else entered / total if total >= LEAST_EVENTS else None)
                 continue
             parent = parents[0]
             above, left = ratios[parent], now[parent].completed - before[parent].completed

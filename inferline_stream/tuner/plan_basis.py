@@ -10,8 +10,10 @@ import numpy as np
 
 from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog_bound, curve_of_envelope
 from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.spot import Spot, is_spot
 from inferline_stream.tuner.group_changes import GroupBasis
 from inferline_stream.tuner.odds import Levels
 from inferline_stream.tuner.policy_settings import PolicySettings
@@ -109,6 +111,8 @@ class Basis:
         staffing: what multiples of the sample's traffic need; None falls back on square-root staffing.
         knobs: of the default policy.
         reserve: see `pipeline.plan.Plan`.
+        idle: see `pipeline.plan.Plan`.
+        spot: how each spot kind among them goes.
         groups: of consumer groups, what their changes cost; None of stages.
     """
 
@@ -122,6 +126,8 @@ class Basis:
     staffing: Staffing | None = None
     knobs: PolicySettings = field(default_factory=PolicySettings)
     reserve: float | None = None
+    idle: Mapping[str, Idle] = field(default_factory=dict)
+    spot: Mapping[str, Spot] = field(default_factory=dict)
     groups: GroupBasis | None = None
     start_up_s: float = field(init=False)
     """Longest start-up time of any kind, as profiled."""
@@ -307,4 +313,6 @@ def basis_of(
         staffing=staffing,
         knobs=knobs or PolicySettings(),
         reserve=plan.reserve,
+        idle=plan.idle,
+        spot={name: spot for name in used if is_spot(name) and (spot := catalogue[name].spot) is not None},
     )

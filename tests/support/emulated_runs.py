@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from aiokafka import AIOKafkaProducer
 
 from inferline_stream.actuators.actuator import ProcessTerms
 from inferline_stream.actuators.local import LocalActuator
@@ -24,8 +25,11 @@ from inferline_stream.controlplane.run_inputs import FeedTo, Run
 from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.kafka.connection import client_options
+from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.pipeline.emulation import emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
@@ -215,6 +219,16 @@ def emulated_run(
 def swing_runs(folder: Path, topology: Path = SWING, **more: Any) -> partial[Run]:
     """Return what builds runs of the swing topology, or of another version of it, on a Kafka: see `emulated_run`."""
     return partial(emulated_run, topology, folder=folder, probability={("parse", "check"): 1 / 3}, **more)
+
+
+async def put_before(run: Run, topic: str, values: Sequence[bytes]) -> None:
+    """Create the topics of a run that is to begin, and write records to a source's partitions by turns."""
+    await create_topics(run.bootstrap_servers, topics_of(run.pipeline, run.records.prefix))
+    name = Names(run.pipeline.name, run.records.prefix).topic(topic)
+    async with AIOKafkaProducer(**client_options(run.bootstrap_servers), acks="all") as producer:  # it tries again
+        partitions = len(await producer.partitions_for(name))
+        for number, value in enumerate(values):
+            await producer.send_and_wait(name, value, key=b"k%d" % number, partition=number % partitions)
 
 
 @contextlib.asynccontextmanager

@@ -86,6 +86,7 @@ class PolicyMemory:
         )
         if before is not None:
             state = replace(state, outgrown_s=before.outgrown_s, leapt_s=before.leapt_s, reported=before.reported)
+            state = replace(state, used_s=before.used_s, noticed=before.noticed, away_until_s=before.away_until_s)
         self.state = state
 
     def step(self, seen: Observation) -> Decision | None:
@@ -171,6 +172,10 @@ class Decider:
         self.follow_people()
         if override is not None and override.kind in ("limits", "scale"):
             self._warn_of_none(override)
+        if override is not None and override.kind == "notice":
+            of = {stage: n for stage, kinds in self.fleet.wanted.items() if (n := kinds.get(override.subject))}
+            if not of:
+                logger.warning("notice of %s: there is no replica of it, so nothing is replaced", override.subject)
         if override is not None and override.kind == "canary" and code is not None and code.name != name:
             left = format_duration(max(0.0, (override.until_s or 0.0) - time.time()))
             what = f"copies of {override.value:.3g}" if code.mirror else f"{override.value:.3g}"
@@ -213,6 +218,10 @@ class Decider:
         now_s, loop_s = time.time(), asyncio.get_running_loop().time()
         self.view.prices(self.overrides.prices(now_s))
         self.fleet.standby = {**self.run.standby, **self.overrides.standby(now_s)}
+        notices = self.overrides.notices(now_s)
+        self.view.noticed = frozenset(notices)
+        if isinstance(self.fleet, Fleet):
+            self.fleet.taken_s = {kind: loop_s + until_s - now_s for kind, until_s in notices.items()}
         self.ahead.schedule = self.view.context.pipeline.scheduled(self.overrides.windows(now_s))
         self.ahead.look(now_s, self.memory.state.basis)
         self._follow_code()
@@ -239,12 +248,13 @@ class Decider:
         self.ahead.count(now_s, self.view.growth.total)
         if self.held or not self._begun(loop_s):
             return
-        if self.paused:
+        if (paused := self.paused) and not self.memory.state.sleeping and not self.view.noticed:
             self._was_paused = True
             return
         if self._was_paused:  # what happened meanwhile is no history to decide on
             self._was_paused = False
             self.memory.again(copied(self.fleet.wanted))
+            self.memory.state = replace(self.memory.state, used_s={})
         crowded = self.view.core_use.crowded
         if bool(crowded) != self._crowded:
             self._crowded = bool(crowded)
@@ -258,8 +268,22 @@ class Decider:
             self.began_s, self.watched_s = now_s, seen.watched_s
         self.asked(now_s, figures_of(seen))
         decision = self.memory.step(seen)
-        if decision is not None:
+        if decision is not None and paused:
+            await self._wake_alone(decision)
+        elif decision is not None:
             await self._apply(decision, seen.envelope)
+
+    async def _wake_alone(self, decision: Decision) -> None:
+        """Of a decision in a pause, in which records keep flowing: what sleeps wakes, what is taken is replaced."""
+        if decision.reason in (Reason.WOKEN, Reason.SPOT_LOST):
+            without = {
+                stage
+                for stage, kinds in self.fleet.wanted.items()
+                if not any(kinds.values()) or any(kinds.get(kind) for kind in self.view.noticed)
+            }
+            woken = {stage: kinds for stage, kinds in decision.replicas.items() if stage in without}
+            await self._apply(replace(decision, replicas={**copied(self.fleet.wanted), **woken}))
+        self.memory.again(copied(self.fleet.wanted))
 
     def _seen(self, loop_s: float, now_s: float) -> Observation:
         """What the policy sees, with the replicas that there are places for."""
@@ -305,7 +329,7 @@ class Decider:
             self._decides_from_s = now_s + self.view.context.settings.start_limit_s(gpu=on_gpus)
         if now_s < self._decides_from_s:
             seen = self.view.reports.ready_stages()
-            if self.view.growth.newest_s is None or seen < self.view.offsets.keys():
+            if self.view.growth.newest_s is None or seen | self.memory.state.sleeping < self.view.offsets.keys():
                 return False
             self._decides_from_s = now_s
         return True
@@ -321,7 +345,8 @@ class Decider:
 
     async def propose(self, proposal: ReplanResult, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""
-        if self.held or self.paused or proposal.reason is None or self._crowded:
+        asleep = bool(self.memory.state.sleeping)  # a plan for what is not there would start its replicas
+        if self.held or self.paused or asleep or proposal.reason is None or self._crowded:
             self.plan_feasible = self.plan_feasible or proposal.plan is not None or proposal.reason is None
             return
         replicas = copied(self.fleet.wanted)

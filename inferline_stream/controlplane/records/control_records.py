@@ -84,14 +84,15 @@ class Override(msgspec.Struct, frozen=True):
     """
 
     kind: Literal[
-        "pause", "scale", "limits", "standby", "slo", "price", "stock", "reserve", "traffic", "code", "canary"
+        "pause", "scale", "limits", "standby", "slo", "price", "stock", "notice", "reserve", "traffic", "code", "canary"
     ]
     subject: str = ""
-    """A stage for scale, limits and standby, a hardware kind for price and stock, a window (`On`) for reserve and
-    traffic."""
+    """A stage for scale, limits and standby, a hardware kind for price, stock and notice, a window (`On`) for reserve
+    and traffic."""
     value: float | None = None
-    """Replicas, seconds of the SLO, dollars per hour, replicas in stock, times the traffic, the share of events of a
-    canary, or when newer code was given, in seconds since the epoch: replicas started before are replaced."""
+    """Replicas, seconds of the SLO, dollars per hour, replicas in stock, seconds until a spot kind is taken, times the
+    traffic, the share of events of a canary, or when newer code was given, in seconds since the epoch: replicas started
+    before are replaced."""
     minimum: int | None = None
     maximum: int | None = None
     until_s: float | None = None
@@ -115,6 +116,8 @@ class Override(msgspec.Struct, frozen=True):
             TrafficSchedule((self.window,))
         if self.until_s is not None:
             _check_time(self.until_s)
+        if self.kind == "notice" and self.until_s is None:
+            raise ValueError(f"a notice of {self.subject} has no time at which it is taken")
         if self.kind == "canary" and (self.code is None or self.until_s is None or not 0 < (self.value or 0) <= 1):
             raise ValueError(f"a canary of {self.value} until {self.until_s}")
 
@@ -341,10 +344,12 @@ class Overrides:
     def limits(self, now_s: float) -> dict[str, Limits]:
         """Fewest and most replicas by stage; a stage scaled by hand has both at that number."""
         limits = {
-            stage: Limits(1 if o.minimum is None else o.minimum, o.maximum)
+            stage: Limits(1 if o.minimum is None else o.minimum, o.maximum, awake=bool(o.minimum))
             for stage, o in self._valid("limits", now_s).items()
         }
-        return limits | {stage: Limits(int(n), int(n)) for stage, n in self._values("scale", now_s).items()}
+        return limits | {
+            stage: Limits(int(n), int(n), awake=n > 0) for stage, n in self._values("scale", now_s).items()
+        }
 
     def standby(self, now_s: float) -> dict[str, int]:
         """Replicas that stand by, by stage, where it was set."""
@@ -374,6 +379,10 @@ class Overrides:
     def stock(self, now_s: float) -> dict[str, int]:
         """Most replicas of a hardware kind, where it was set."""
         return {kind: int(n) for kind, n in self._values("stock", now_s).items()}
+
+    def notices(self, now_s: float) -> dict[str, float]:
+        """When each hardware kind of which there is a notice is taken away, in seconds since the epoch."""
+        return {kind: o.until_s for kind, o in self._valid("notice", now_s).items() if o.until_s is not None}
 
     def prices(self, now_s: float) -> dict[str, float]:
         """Dollars per hour of a hardware kind, where it was set."""
