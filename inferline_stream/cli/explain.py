@@ -34,7 +34,7 @@ def explain(
     from inferline_stream.controlplane.observe.recovery import recover
     from inferline_stream.controlplane.records.explanation import PlanHistory, document, sentences
     from inferline_stream.runs.archive import newest_run, read_record
-    from inferline_stream.tuner.outlook import HOUR_S
+    from inferline_stream.tuner.hour_ahead import HOUR_S
 
     name = pipeline_of(topology, valid=False, groups=True).name
     if bootstrap_servers is None:

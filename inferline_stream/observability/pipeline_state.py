@@ -15,7 +15,7 @@ from inferline_stream.pipeline.names import WIRE_VERSION
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.version import Structure
 from inferline_stream.planner.plan_document import PlanDocument
-from inferline_stream.tuner.outlook import HourAhead
+from inferline_stream.tuner.hour_ahead import HourAhead
 
 
 class ReplicaCounts(NamedTuple):

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 from inferline_stream.tuner.calendar import BIN_S, Calendar
 from inferline_stream.tuner.demand import supply_for
+from inferline_stream.tuner.hour_ahead import HOUR_S, HourAhead
 from inferline_stream.tuner.plan_basis import Basis, held_per_hour
 
-HOUR_S = 3600
 HOURS = 7 * 24
 """That are looked ahead at most: what is learned comes back after a week."""
-
-
-@dataclass(frozen=True, slots=True)
-class HourAhead:
-    """One hour to come.
-
-    Args:
-        time_s: its beginning, in seconds since the epoch.
-        rate: events per second in its busiest minute, as half of the days like it had; None where none is known.
-        replicas: by stage, for that, or for the planned traffic where no rate is known, and for what people have said.
-        cost_per_hour: dollars of these replicas.
-        words: what people have said of it.
-    """
-
-    time_s: float
-    rate: float | None
-    replicas: Mapping[str, int]
-    cost_per_hour: float
-    words: str = ""
 
 
 def outlook(basis: Basis, calendar: Calendar, hours: int = HOURS) -> tuple[HourAhead, ...]:

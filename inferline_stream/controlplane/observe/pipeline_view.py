@@ -44,8 +44,8 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.tuner.error_budget import ErrorBudget
+from inferline_stream.tuner.hour_ahead import HourAhead
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
-from inferline_stream.tuner.outlook import HourAhead
 from inferline_stream.tuner.plan_basis import Replicas
 from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, Traffic
 

@@ -8,7 +8,8 @@ from inferline_stream.controlplane.records.control_records import CalendarRecord
 from inferline_stream.controlplane.records.record_writers import DecisionLog
 from inferline_stream.pipeline.schedule import TrafficSchedule
 from inferline_stream.tuner.calendar import BIN_S, Calendar, PastWeeks, WeekCounter
-from inferline_stream.tuner.outlook import HourAhead, outlook
+from inferline_stream.tuner.hour_ahead import HourAhead
+from inferline_stream.tuner.outlook import outlook
 from inferline_stream.tuner.plan_basis import Basis
 
 

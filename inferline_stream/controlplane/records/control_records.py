@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -18,10 +18,12 @@ from inferline_stream.observability.pipeline_state import DecisionRecord, Stored
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
 from inferline_stream.pipeline.schedule import On, TrafficSchedule, check_amounts
 from inferline_stream.planner.plan_document import PLAN_VERSION, check_plan
-from inferline_stream.tuner.calendar import PastWeeks
 from inferline_stream.tuner.error_budget import ErrorBudget
+from inferline_stream.tuner.hour_ahead import HourAhead
 from inferline_stream.tuner.observation import Limits
-from inferline_stream.tuner.outlook import HourAhead
+
+if TYPE_CHECKING:
+    from inferline_stream.tuner.calendar import PastWeeks
 
 
 class ArrivalTicks(msgspec.Struct, frozen=True):
@@ -178,6 +180,8 @@ class CalendarRecord(msgspec.Struct, frozen=True):
     @property
     def weeks(self) -> PastWeeks:
         """The weeks themselves."""
+        from inferline_stream.tuner.calendar import PastWeeks  # most who read other records compute nothing
+
         return PastWeeks.from_bytes(self.first, self.rates)
 
 

@@ -13,7 +13,7 @@ from inferline_stream.observability.pipeline_state import DecisionRecord, Stored
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.tuner.decision import Reason
-from inferline_stream.tuner.outlook import HourAhead
+from inferline_stream.tuner.hour_ahead import HourAhead
 
 WORDS: Mapping[Reason, str] = MappingProxyType(
     {

@@ -229,7 +229,8 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied(
     await asyncio.sleep(70.0)
     decider = world.controller.decider
     assert [plan.reason for plan in decider.plans] == ["initial"]
-    for override in (Override("slo", value=0.25), Override("price", "cpu", 5.0)):
+    dearer = (Override("price", kind, 5.0) for kind in ("cpu", "cpu-spot"))
+    for override in (Override("slo", value=0.25), *dearer):
         world.kafka.append(world.names.control, encode(override), override.key.encode())
     await world.until(lambda: world.view.plan.slo_s == 0.25, 2.0)
     assert [plan.reason for plan in decider.plans] == ["initial", "limit_changed"]
