@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from inferline_stream.pipeline.hardware import Hardware
     from inferline_stream.pipeline.isolation import Isolation
     from inferline_stream.pipeline.model_server import OpenAI, OpenInference, RayServe, TensorFlowServing
+    from inferline_stream.pipeline.schedule import Every, On
+    from inferline_stream.pipeline.spot import Spot
     from inferline_stream.pipeline.topology import Codec, Edge, Pipeline, Result, Sample, Stage, Topic
 
 __all__ = [
@@ -25,12 +27,14 @@ __all__ = [
     "Deployment",
     "Edge",
     "Emulated",
+    "Every",
     "FaustApp",
     "Hardware",
     "InferlineError",
     "InvalidTopology",
     "Isolation",
     "KedaScaler",
+    "On",
     "OpenAI",
     "OpenInference",
     "Pipeline",
@@ -38,6 +42,7 @@ __all__ = [
     "Result",
     "Sample",
     "ServerUnavailable",
+    "Spot",
     "Stage",
     "TensorFlowServing",
     "Topic",
@@ -52,6 +57,8 @@ _ROOMS = {
     "pipeline.hardware": ("Hardware",),
     "pipeline.isolation": ("Isolation",),
     "pipeline.model_server": ("OpenAI", "OpenInference", "RayServe", "TensorFlowServing"),
+    "pipeline.spot": ("Spot",),
+    "pipeline.schedule": ("Every", "On"),
     "pipeline.topology": ("Codec", "Edge", "Pipeline", "Result", "Sample", "Stage", "Topic"),
 }
 

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -133,6 +134,77 @@ def replayed(
     """
     how |= {"arrivals": str(arrivals.resolve()), "events": str(events.resolve())}
     return lambda servers, topic: TraceReplay(ReplaySpec(bootstrap_servers=servers, topic=topic, **how))
+
+
+@dataclass(frozen=True, slots=True)
+class TogetherReport:
+    """What the replays of several topics came to: their worst lateness, and the sums."""
+
+    lateness_p99_s: float
+    sent: int
+    acknowledged: int
+    last_error: str
+
+
+class Together:
+    """Trace replays of several topics that begin at once."""
+
+    def __init__(self, replays: Sequence[AbstractAsyncContextManager[TraceReplay]]) -> None:
+        self._replays = replays
+        self._stack = contextlib.AsyncExitStack()
+        self._entered: list[TraceReplay] = []
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            self._entered = [await stack.enter_async_context(replay) for replay in self._replays]
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def ready(self) -> None:
+        """Wait until each has loaded the files and reached Kafka."""
+        await asyncio.gather(*(replay.ready() for replay in self._entered))
+
+    def start(self) -> None:
+        """Begin, now."""
+        for replay in self._entered:
+            replay.start()
+
+    def stop(self) -> None:
+        """Write nothing more."""
+        for replay in self._entered:
+            replay.stop()
+
+    async def finished(self) -> TogetherReport:
+        """Wait for the end of all."""
+        found = await asyncio.gather(*(replay.finished() for replay in self._entered))
+        return TogetherReport(
+            max(each.lateness_p99_s for each in found),
+            sum(each.sent for each in found),
+            sum(each.acknowledged for each in found),
+            next((each.last_error for each in found if each.last_error), ""),
+        )
+
+
+def together(
+    feeds: Mapping[str, Callable[[str, str], AbstractAsyncContextManager[TraceReplay]]],
+) -> Callable[[str, str], AbstractAsyncContextManager[TraceReplay | Together]]:
+    """Return what feeds several topics at once, given bootstrap servers and the full name of the first.
+
+    Args:
+        feeds: by topic, without the prefix that all have alike.
+    """
+    (first, only), *others = feeds.items()
+    if not others:
+        return only
+
+    def feed(servers: str, topic: str) -> Together:
+        prefix = topic.removesuffix(first)
+        return Together([to(servers, prefix + name) for name, to in feeds.items()])
+
+    return feed
 
 
 def _options(spec: ReplaySpec) -> list[str]:

@@ -117,7 +117,7 @@ async def _declared(bootstrap_servers: str, groups: list[str]) -> str:
 
 def _print(advice: Advice) -> None:
     from inferline_stream.pipeline.units import format_duration
-    from inferline_stream.runs.group_advice import SEEN, WAY_HEADS, seen_rows, verdict, way_rows
+    from inferline_stream.runs.group_advice import SEEN, WAY_HEADS, seen_rows, verdict, way_rows, way_title
 
     people = console()
     table = Table(title=f"{advice.events} events in {format_duration(advice.watched_s)}")
@@ -133,7 +133,7 @@ def _print(advice: Advice) -> None:
             highlight=False,
         )
     if advice.contest is not None:
-        table = Table(title="On the same arrivals, cheapest first")
+        table = Table(title=way_title(advice.contest))
         for name in WAY_HEADS:
             table.add_column(name)
         for row in way_rows(advice.contest):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,6 +14,7 @@ from inferline_stream.cli.command_group import flag_variables
 from inferline_stream.cli.options import Output, Topology, pipeline_of, topology_file
 from inferline_stream.cli.output import console, print_json
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.pipeline.idle import idle_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.validation import problems, validated
 from inferline_stream.settings import (
@@ -26,6 +27,9 @@ from inferline_stream.settings import (
     kafka_security,
     reasons,
 )
+
+if TYPE_CHECKING:
+    from inferline_stream.replay.idle_costs import IdleCosts
 
 
 def check(
@@ -50,38 +54,63 @@ def check(
         else:
             console().print(_table(rows))
         return
+    idle: list[IdleCosts] = []
     if pipeline.groups:
         validated(pipeline)
     else:
-        _check(pipeline, file)
+        idle = _idle(pipeline, file, _check(pipeline, file))
     names = [each.name for each in pipeline.stages] + [each.name for each in pipeline.groups]
     if output == "json":
-        print_json({"pipeline": pipeline.name, "topology": str(file), "stages": names})
+        document = {"pipeline": pipeline.name, "topology": str(file), "stages": names}
+        print_json({**document, **({"idle": idle} if idle else {})})
         return
     if pipeline.groups:
         print(f"{shown}: pipeline {pipeline.name!r} is sound; consumer groups that run already: {', '.join(names)}")
         return
     stages = len(pipeline.stages)
     print(f"{shown}: pipeline {pipeline.name!r} is sound; its {stages} stages were built in worker processes")
+    for costs in idle:
+        print(costs.in_words(pipeline.slo_s, pipeline.objective))
 
 
-def _check(pipeline: Pipeline, file: Path) -> None:
+def _check(pipeline: Pipeline, file: Path) -> dict[str, float]:
+    """Refuse an invalid topology, else return how long each stage took to build."""
     from inferline_stream.profiler.topology_check import building_problems, event_problems, sample_problems
 
     declared = problems(pipeline)
     files = sample_problems(pipeline, file.parent)
     events = [] if declared or files else event_problems(pipeline, file.parent)
-    building = asyncio.run(building_problems(pipeline, file, from_environment()))
+    building, start_ups_s = asyncio.run(building_problems(pipeline, file, from_environment()))
     found = [*declared, *files, *events, *building]
     if found:
         raise InvalidTopology(*found)
+    return start_ups_s
+
+
+def _idle(pipeline: Pipeline, file: Path, start_ups_s: dict[str, float]) -> list[IdleCosts]:
+    """What sleeping makes late of the sample, as far as it is known before stages are profiled."""
+    import numpy as np
+
+    from inferline_stream.dataplane.sample_files import read_arrivals
+    from inferline_stream.pipeline.shape import shape_of
+    from inferline_stream.pipeline.trace import Trace
+    from inferline_stream.replay.idle_costs import Sleeper, idle_costs
+    from inferline_stream.tuner.policy_settings import PolicySettings
+
+    idle = idle_of(pipeline)
+    if not idle:
+        return []
+    trace = Trace(np.zeros(1)) if pipeline.sample is None else read_arrivals(file.parent / pipeline.sample.arrivals)
+    reaction_s = PolicySettings().reaction_s
+    of = {name: Sleeper(reaction_s + start_up_s) for name, start_up_s in start_ups_s.items()}
+    return list(idle_costs(shape_of(pipeline), idle, of, trace, pipeline.slo_s))
 
 
 def configuration(pipeline: Pipeline, file: str, context: typer.Context) -> list[dict[str, Any]]:
     """Every setting: name, value, where it comes from, and what it is."""
     rows = []
     defaults = {name: p.default for name, p in inspect.signature(Pipeline.__init__).parameters.items()}
-    for name in ("slo", "objective", "slo_window", "on_expired", "order"):
+    for name in ("slo", "objective", "slo_window", "on_expired", "order", "idle"):
         value = getattr(pipeline, name)
         rows.append(_row(name, value, "default" if value == defaults[name] else file, "of the pipeline"))
     chosen, usual, why = from_environment(), Settings(), reasons()

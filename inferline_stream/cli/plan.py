@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from inferline_stream.pipeline.trace import Trace
     from inferline_stream.planner.plan_explanation import CurvePoint, Explanation
     from inferline_stream.planner.problem import Problem
+    from inferline_stream.replay.idle_costs import IdleCosts
     from inferline_stream.replay.reserve_costs import Reserve, RiskPoint
+    from inferline_stream.replay.spot_mix import SpotMix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +188,28 @@ class _Made:
         return reserve_of(basis_of(self.plan, self.measured, self.inputs.kinds, objective=objective))
 
     @property
+    def idle(self) -> tuple[IdleCosts, ...]:
+        """What sleeping saves and makes late on the first trace; empty where no stage sleeps."""
+        from inferline_stream.pipeline.shape import shape_of
+        from inferline_stream.replay.idle_costs import idle_costs, sleepers
+        from inferline_stream.tuner.plan_basis import basis_of
+
+        if not self.plan.idle:
+            return ()
+        of = sleepers(basis_of(self.plan, self.measured, self.inputs.kinds), self.plan, self.measured)
+        trace, shape = self.inputs.all_traces[0], shape_of(self.inputs.what.pipeline)
+        return tuple(idle_costs(shape, self.plan.idle, of, trace, self.plan.slo_s))
+
+    @property
+    def spot(self) -> SpotMix | None:
+        """What spot capacity saves, and what comes of its loss; None for a plan without any."""
+        from inferline_stream.replay.spot_mix import spot_mix
+
+        problem = self.inputs.problem(self.measured, self.plan.slo_s)
+        of = self.plan, problem.shape, self.measured, problem.catalogue
+        return spot_mix(*of, trace=problem.traces[0], objective=problem.objective)
+
+    @property
     def doubt(self) -> str:
         """Why nobody should believe the P99 here; empty if somebody may."""
         from inferline_stream.cli.plan_steps import not_credible
@@ -199,7 +223,7 @@ class _Made:
         why, risks = self.why(risk=risk)
         return plan_to_bytes(
             self.plan,
-            explanation=explanation_document(why, self.reserve, risks),
+            explanation=explanation_document(why, self.reserve, risks, self.idle, self.spot),
             curve=curve_document(self.points) if self.points else msgspec.UNSET,
             not_credible=self.doubt,
         )
@@ -236,6 +260,10 @@ def _show(made: _Made, shown: PlanOutput) -> None:
     why, risks = made.why(risk=shown.risk)
     people.print(plan_table(made.plan, pipeline, made.doubt))
     show_why(people, made.plan, why, made.reserve)
+    for costs in made.idle:
+        people.print(costs.in_words(made.plan.slo_s, pipeline.objective))
+    if (spot := made.spot) is not None:
+        people.print(spot.in_words())
     if shown.risk:
         show_risk(people, risks, pipeline.objective)
     if made.points:

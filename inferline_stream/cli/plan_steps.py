@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from inferline_stream.actuators.devices import Device, carries, with_stock_of
 from inferline_stream.actuators.nvml import devices
@@ -21,11 +24,12 @@ from inferline_stream.dataplane.source_sample import recent_sample
 from inferline_stream.errors import InvalidInput, InvalidTopology, UsageError
 from inferline_stream.isolation.limits import cores_here, shares_held
 from inferline_stream.pipeline.hardware import Catalogue, catalogue
+from inferline_stream.pipeline.idle import idle_of
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile
-from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.shape import shape_of, with_rates
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.pipeline.trace import Trace, simulation_bytes
+from inferline_stream.pipeline.trace import Trace, merged, simulation_bytes
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.problem import COST_EPSILON, Problem, replica_cores
 from inferline_stream.profiler.benches import MakeActuator
@@ -58,6 +62,7 @@ class Declared:
     events: list[bytes]
     trace: Trace
     keys: list[bytes | None] | None = None
+    sources: list[int] = field(default_factory=list)
 
 
 def declared(topology: Path, bootstrap_servers: str | None = None, prefix: str = "") -> Declared:
@@ -73,9 +78,12 @@ def declared(topology: Path, bootstrap_servers: str | None = None, prefix: str =
         Unreachable: Kafka does not answer.
     """
     file, pipeline = topology_file(topology), pipeline_of(topology)
-    if pipeline.sample is not None:
-        events = read_events(file.parent / pipeline.sample.events)
-        return Declared(pipeline, file, events, read_arrivals(file.parent / pipeline.sample.arrivals))
+    samples = [sample for sample in pipeline.samples.values() if sample is not None]
+    if samples:
+        of_each = [read_events(file.parent / sample.events) for sample in samples]
+        trace = merged([read_arrivals(file.parent / sample.arrivals) for sample in samples])
+        sources = [number for number, events in enumerate(of_each) for _ in events]
+        return Declared(pipeline, file, list(itertools.chain.from_iterable(of_each)), trace, None, sources)
     if bootstrap_servers is None:
         raise InvalidTopology(
             f"{pipeline.declared}: declares no sample; add "
@@ -83,8 +91,15 @@ def declared(topology: Path, bootstrap_servers: str | None = None, prefix: str =
             "the source topic's last hour"
         )
     timeout_s = from_environment().connect_timeout_s
-    recent, events, keys = asyncio.run(recent_sample(bootstrap_servers, pipeline, prefix, connect_timeout_s=timeout_s))
-    return Declared(pipeline, file, events, recent, keys)
+    found = [
+        asyncio.run(recent_sample(bootstrap_servers, pipeline, prefix, topic=topic, connect_timeout_s=timeout_s))
+        for topic in pipeline.samples
+    ]
+    keys = [key for _, _, keys in found for key in keys]
+    sources = [number for number, (_, events, _) in enumerate(found) for _ in events]
+    return Declared(
+        pipeline, file, [e for _, events, _ in found for e in events], merged([t for t, _, _ in found]), keys, sources
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +210,7 @@ async def profiled(
                 what.file,
                 what.events,
                 keys=what.keys,
+                sources=what.sources,
                 bootstrap_servers=servers,
                 options=options,
                 settings=from_environment(),
@@ -203,6 +219,9 @@ async def profiled(
             )
 
     measured = await profile(bootstrap_servers)
+    if what.trace.source_of.size:
+        shares = np.bincount(what.trace.source_of, minlength=len(what.pipeline.samples)) / len(what.trace)
+        measured = replace(measured, paths=with_rates(shape_of(what.pipeline), measured.paths, shares.tolist()))
     lacks_hop = bootstrap_servers is None and measured.hop_overhead_s <= measured.network_s
     lacks_overheads = measured.overheads is None and needs_overheads(what.pipeline)
     if lacks_hop or lacks_overheads:
@@ -305,6 +324,7 @@ def planned(
     from inferline_stream.planner.evaluator import Spread
     from inferline_stream.planner.provision import SearchProgress as Searching
     from inferline_stream.planner.provision import SearchSettings, provision
+    from inferline_stream.replay.spot_mix import spot_mix
 
     with Bar("getting the estimator ready, once per installation") as bar:
         compile_kernels(bar.show)
@@ -329,7 +349,11 @@ def planned(
                 known=known,
                 pipeline=pipeline.name,
             )
-    return replace(found, reserve=search.reserve)
+    found = replace(found, reserve=search.reserve, idle=idle_of(pipeline))
+    mix = spot_mix(
+        found, problem.shape, measured, problem.catalogue, trace=problem.traces[0], objective=problem.objective
+    )
+    return found if mix is None else mix.plan
 
 
 def cores_for_replicas(inputs: PlanInputs, measured: PipelineProfile) -> float:

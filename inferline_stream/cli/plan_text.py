@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from inferline_stream.pipeline.plan import Plan, replicas_of
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.plan_explanation import CurvePoint, Explanation
+from inferline_stream.replay.idle_costs import IdleCosts
 from inferline_stream.replay.reserve_costs import Reserve, RiskPoint
+from inferline_stream.replay.spot_mix import SpotMix
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,10 +106,18 @@ def show_curve(people: Console, points: Sequence[CurvePoint], chosen: Plan) -> N
     people.print(table)
 
 
-def explanation_document(why: Explanation, reserve: Reserve, risk: Sequence[RiskPoint]) -> dict[str, Any]:
+def explanation_document(
+    why: Explanation,
+    reserve: Reserve,
+    risk: Sequence[RiskPoint],
+    idle: Sequence[IdleCosts] = (),
+    spot: SpotMix | None = None,
+) -> dict[str, Any]:
     """The explanation for JSON."""
     return {
         "reserve": reserve,
+        **({"idle": idle} if idle else {}),
+        **({} if spot is None else {"spot": spot.document()}),
         **({"risk": risk} if risk else {}),
         "binding": why.binding,
         "slack_s": why.slack_s,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inferline_stream.cli.plan_steps import Declared, PlanInputs, cores_for_replicas, short_of_cores
-from inferline_stream.connectors.sources.replay_process import replayed
+from inferline_stream.connectors.sources.replay_process import replayed, together
 from inferline_stream.controlplane.observe.live_profile import slowdowns
 from inferline_stream.controlplane.run_inputs import FeedTo, Run
 from inferline_stream.pipeline.hardware import catalogue
@@ -67,7 +67,11 @@ async def rehearsed(
     for plans_left in reversed(range(MOST_PLANS + 1)):
         used = {(stage, a.hardware) for stage, held in plan.allocations.items() for a in held}
         real = {key for key in used if not kinds[key[1]].emulated}
-        if what.pipeline.sample is None or real <= store.load().rehearsed or short_of_cores(plan, inputs, measured):
+        if (
+            not any(what.pipeline.samples.values())
+            or real <= store.load().rehearsed
+            or short_of_cores(plan, inputs, measured)
+        ):
             break
         begins()
         async with embedded_broker_process() as servers:
@@ -109,16 +113,18 @@ async def rehearsed(
 
 def _feed(what: Declared, speed_up: float) -> FeedTo:
     """The stretch of the sample in which most events come."""
-    sample = what.pipeline.sample
-    assert sample is not None
     folder, first_s = what.file.parent, busiest_s(what, REHEARSAL_S)
-    return replayed(
-        folder / sample.arrivals,
-        folder / sample.events,
-        speed_up=speed_up,
-        start_s=first_s * speed_up,
-        duration_s=REHEARSAL_S * speed_up,
-    )
+    return together({
+        topic: replayed(
+            folder / sample.arrivals,
+            folder / sample.events,
+            speed_up=speed_up,
+            start_s=first_s * speed_up,
+            duration_s=REHEARSAL_S * speed_up,
+        )
+        for topic, sample in what.pipeline.samples.items()
+        if sample is not None
+    })  # fmt: skip
 
 
 def busiest_s(what: Declared, seconds: float) -> float:

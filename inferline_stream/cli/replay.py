@@ -14,7 +14,7 @@ from inferline_stream.cli.output import Bar, console, print_json
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.shape import shape_of
-from inferline_stream.pipeline.units import duration_s, format_duration
+from inferline_stream.pipeline.units import duration_s, format_duration, moment_s
 from inferline_stream.planner.plan_document import plan_from_bytes
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ def replay(
     *,
     policy: Annotated[str, typer.Option(help="default, inferline, or none")] = "default",
     reserve: Reserve = None,
+    begins: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help='when the trace begins, e.g. "2026-11-27T07:00+01:00", for the schedule'),
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="write every step to this file, .jsonl or .csv")] = None,
     output: Output = "table",
 ) -> None:
@@ -70,7 +74,10 @@ def replay(
     check_plot(given.plot)
     if reserve is not None and policy != "default":
         raise UsageError(f"--reserve is held by the default policy, not by {policy}: leave one of them out")
-    inputs = replay_inputs(given)
+    try:
+        inputs = replay_inputs(given, None if begins is None else moment_s(begins))
+    except ValueError as error:
+        raise UsageError(f"--begins: {error}") from None
     if reserve is not None:
         inputs = replace(inputs, plan=replace(inputs.plan, reserve=reserve))
     with Bar("replaying") as bar:
@@ -88,8 +95,13 @@ def replay(
         console().print(_in_words(outcome, inputs.objective))
 
 
-def replay_inputs(given: ReplayOptions) -> ReplayInputs:
-    """From a run's folder, or from a topology that is profiled and planned where that was not done yet."""
+def replay_inputs(given: ReplayOptions, begins_s: float | None = None) -> ReplayInputs:
+    """From a run's folder, or from a topology that is profiled and planned where that was not done yet.
+
+    Args:
+        given: what policies are tried on.
+        begins_s: when the trace begins, in seconds since the epoch; None for when the run did, if it is one's.
+    """
     import uvloop
 
     from inferline_stream.cli.plan_steps import PlanInputs, declared, planned, profiled
@@ -97,11 +109,12 @@ def replay_inputs(given: ReplayOptions) -> ReplayInputs:
     from inferline_stream.profiler.profiling_options import Options
     from inferline_stream.runs.archive import DOCUMENT
     from inferline_stream.runs.replay_inputs import ReplayInputs, inputs_of_run
+    from inferline_stream.tuner.calendar import Calendar
 
     what, trace = given.what, given.trace
     plan = None if given.plan is None else plan_from_bytes(given.plan.read_bytes(), str(given.plan))
     if (what / DOCUMENT).exists():
-        return inputs_of_run(what, trace=None if trace is None else read_arrivals(trace), plan=plan)
+        return inputs_of_run(what, trace=None if trace is None else read_arrivals(trace), plan=plan, begins_s=begins_s)
     declaration = declared(what)
     pipeline = declaration.pipeline
     arrivals = declaration.trace if trace is None else read_arrivals(trace)
@@ -120,6 +133,7 @@ def replay_inputs(given: ReplayOptions) -> ReplayInputs:
         catalogue(pipeline.hardware),
         pipeline.objective,
         pipeline.slo_window_s,
+        calendar=None if begins_s is None else Calendar(begins_s, pipeline.scheduled()),
     )
 
 

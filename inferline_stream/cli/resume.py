@@ -18,6 +18,7 @@ def resume(
     stage: Annotated[str | None, typer.Argument(help="take back what `scale` set for this stage")] = None,
     *,
     running: Running,
+    at: Annotated[str | None, typer.Option(metavar="WHEN", help="take back what `scale --at` set for it")] = None,
     everything: Annotated[bool, typer.Option("--all", help="take back all that people have set")] = False,
     output: Output = "table",
 ) -> None:
@@ -27,6 +28,8 @@ def resume(
     if stage is not None:
         check_stages([stage], pipeline, "stage")
         keys = [f"{kind}/{stage}" for kind in ("scale", "limits", "standby")]
+    if at is not None:
+        keys = [*(keys if stage is not None else ()), f"reserve/{at}", f"traffic/{at}"]
     if everything:
         keys = _set_now(pipeline, running)
     send(pipeline, running, [(key, None) for key in keys], output)

@@ -33,7 +33,7 @@ from inferline_stream.cli.rehearsal_steps import rehearsed
 from inferline_stream.cli.screen import Screen
 from inferline_stream.cli.stop_signals import Stopping
 from inferline_stream.cli.what_if_process import WhatIfOrder, WhatIfProcess
-from inferline_stream.connectors.sources.replay_process import replayed
+from inferline_stream.connectors.sources.replay_process import replayed, together
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.run_inputs import FeedTo, NewestState, Run
 from inferline_stream.controlplane.run_options import Endpoints
@@ -47,7 +47,7 @@ from inferline_stream.kafka.pipeline_topics import REPLICATION
 from inferline_stream.observability.page.what_if_server import Answers
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.trace import Trace, merged
 from inferline_stream.planner.evaluator import Stopped
 from inferline_stream.runs.archive import new_run
 from inferline_stream.runs.broker_process import embedded_broker_process
@@ -313,15 +313,24 @@ def replay_of(wanted: RunOptions, what: Declared) -> tuple[FeedTo | None, Trace 
     asked = wanted.bootstrap_servers is None if wanted.replay is None else wanted.replay
     if not asked and wanted.arrivals is None:
         return None, None
-    sample, folder = what.pipeline.sample, what.file.parent
-    if sample is None:
+    pipeline, folder = what.pipeline, what.file.parent
+    samples = {topic: sample for topic, sample in pipeline.samples.items() if sample is not None}
+    if not samples:
         raise UsageError(
             f"{what.pipeline.declared} declares no sample, so there are no events to replay: add "
             'sample=Sample(arrivals="arrivals.csv", events="events.jsonl"), or leave --replay and --arrivals out'
         )
-    arrivals = wanted.arrivals or folder / (sample.replay or sample.arrivals)
-    feed = replayed(arrivals, folder / sample.events, speed_up=wanted.speed_up, key_field=sample.key)
-    return feed, read_arrivals(arrivals).sped_up(wanted.speed_up)
+    if wanted.arrivals is not None and len(samples) > 1:
+        raise UsageError(
+            f"--arrivals is of one source topic, and events come from {len(samples)}: leave it out; each sample has "
+            "arrivals of its own, and replay= others"
+        )
+    arrivals = {topic: wanted.arrivals or folder / (each.replay or each.arrivals) for topic, each in samples.items()}
+    feeds = {
+        topic: replayed(arrivals[topic], folder / each.events, speed_up=wanted.speed_up, key_field=each.key)
+        for topic, each in samples.items()
+    }
+    return together(feeds), merged([read_arrivals(file) for file in arrivals.values()]).sped_up(wanted.speed_up)
 
 
 def _seconds(duration: str | None) -> float | None:

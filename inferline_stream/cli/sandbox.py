@@ -104,7 +104,9 @@ def audit(
 
     what = declared(topology)
     check_stages(stage, what.pipeline)
-    audit = audit_pipeline(what.pipeline, what.file, what.events, from_environment(), stages=stage or [])
+    audit = audit_pipeline(
+        what.pipeline, what.file, what.events, from_environment(), stages=stage or [], sources=what.sources
+    )
     found = asyncio.run(audit)
     if output == "json":
         rows = [

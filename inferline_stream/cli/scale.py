@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -17,6 +17,8 @@ from inferline_stream.controlplane.records.control_records import Override
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.schedule import On, check_amounts, last_s
+from inferline_stream.pipeline.spot import is_spot
 from inferline_stream.pipeline.topology import Pipeline
 
 Lasting = Annotated[str | None, typer.Option("--for", help='lapses after so long, e.g. "10m"; for good without it')]
@@ -40,10 +42,21 @@ def scale(
     stock: Annotated[
         list[str] | None, typer.Option(metavar="KIND=REPLICAS", help="most of a hardware kind; may be repeated")
     ] = None,
+    notice: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=DURATION", help="a spot kind is taken away then, e.g. t4-spot=2m; may be repeated"),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="WHEN", help='a day, or hours of it, e.g. "2026-11-27 08:00-20:00"')
+    ] = None,
+    reserve: Annotated[
+        float | None, typer.Option(help="hold replicas then for so many times the planned traffic")
+    ] = None,
+    traffic: Annotated[float | None, typer.Option(help="expect so many times the usual traffic then")] = None,
     lasting: Lasting = None,
     output: Output = "table",
 ) -> None:
-    """Set replicas or limits of a stage, or the SLO, prices and stock that plans are made for, while it runs."""
+    """Set replicas or limits of a stage, traffic to come, or the SLO, prices and stock, while it runs."""
     pipeline = pipeline_of(topology, valid=False, groups=True)
     lapses_s = until_s(lasting)
     of_stage: list[Override] = []
@@ -64,12 +77,36 @@ def scale(
         whole.append(Override("slo", value=duration_of("--slo", slo)))
     whole += [Override("price", kind, dollars) for kind, dollars in _of_kinds(pipeline, "price", price or [])]
     whole += [Override("stock", kind, most) for kind, most in _of_kinds(pipeline, "stock", stock or [])]
-    if not of_stage and not whole:
+    notices = [_notice(pipeline, text) for text in notice or []]
+    windows = _of_window(pipeline, at, {"reserve": reserve, "traffic": traffic})
+    if not (of_stage or whole or notices or windows):
         raise UsageError(
             "nothing to set: give a stage and a number of replicas, or one of the options of `scale --help`"
         )
     signed = [msgspec.structs.replace(override, until_s=lapses_s, who=who()) for override in (*of_stage, *whole)]
+    signed += notices
+    signed += [msgspec.structs.replace(override, who=who()) for override in windows]
     send(pipeline, running, [(override.key, override) for override in signed], output)
+
+
+def _of_window(pipeline: Pipeline, at: str | None, amounts: Mapping[str, float | None]) -> list[Override]:
+    """What is set for one window, until it is over."""
+    given = {name: value for name, value in amounts.items() if value is not None}
+    if at is None and given:
+        raise UsageError(f'--{next(iter(given))} needs --at, e.g. --at "2026-11-27 08:00-20:00"')
+    if at is None:
+        return []
+    try:
+        check_amounts(On(at, amounts["reserve"], amounts["traffic"]))
+        until_s = last_s(On(at), pipeline.zone)
+    except ValueError as error:
+        raise UsageError(f"--at {error}") from None
+    if until_s <= time.time():
+        raise UsageError(f"--at {at!r} is over; name a window to come, by the clock of {pipeline.zone}")
+    return [
+        Override("reserve" if name == "reserve" else "traffic", at, value, until_s=until_s)
+        for name, value in given.items()
+    ]
 
 
 def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tuple[str, float]]:
@@ -88,6 +125,16 @@ def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tup
             raise UsageError(f"--{option} {text!r}: write {kind}=NUMBER, {what}, 0 or more")
         found.append((kind, value))
     return found
+
+
+def _notice(pipeline: Pipeline, text: str) -> Override:
+    kind, _, given = text.partition("=")
+    lent = [name for name in catalogue(pipeline.hardware) if is_spot(name)]
+    if kind not in lent:
+        known = f"declared are {', '.join(lent)}" if lent else "none is declared: see Hardware(spot=...)"
+        raise UsageError(f"--notice {text!r}: {kind!r} is no spot kind; {known}")
+    left_s = duration_of("--notice", given)
+    return Override("notice", kind, left_s, until_s=time.time() + left_s, who=who())
 
 
 def send(pipeline: Pipeline, running: Running, records: Sequence[tuple[str, Override | None]], output: str) -> None:

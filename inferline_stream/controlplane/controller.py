@@ -269,7 +269,7 @@ class Controller:
         trial = self.decider.overrides.canary
         canaries = canary_states(self.view.reports, self.view.shape.stages, trial, self.canary.tolerance)
         budget = self.decider.slo.look(state.time_s, state.slo_events, state.slo_missed)
-        self.view.budget = budget
+        self.view.budget, self.view.hours = budget, self.decider.ahead.hours
         self.state = replace(
             state,
             stages=tuple(replace(stage, canary=canaries.get(stage.name)) for stage in state.stages),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.apply.group_fleet import GroupFleet
@@ -36,15 +37,12 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.tuner.decision import Action, Decision, Reason
-from inferline_stream.tuner.group_plan import plan_groups
+from inferline_stream.tuner.group_plan import LEAST_TRAFFIC_S, plan_groups
 from inferline_stream.tuner.group_policy import group_state
 from inferline_stream.tuner.plan_basis import Replicas
 from inferline_stream.tuner.tuner_state import TunerState
 
 logger = logging.getLogger(__name__)
-
-WATCHED_S = 60.0
-"""Traffic that a first plan is made for lasts so long at least."""
 
 PLAN_AGAIN_S = 600.0
 """How often it is looked whether what was learned since would change the plan."""
@@ -132,7 +130,6 @@ class GroupController:
                 for period_s, step in (
                     (HEARTBEAT_S, self.loop.heartbeat),
                     (0.0, self._watch),
-                    (0.0, self.fleet.step),
                     (0.0, lambda: self._obey(control)),
                     (_PLAN_S, self._plan),
                     (self.context.settings.tuner_step_s, self._decide),
@@ -140,6 +137,8 @@ class GroupController:
                     (_KEEP_S, self._keep),
                 ):
                     tasks.create_task(self.loop.every(period_s, step))
+                for name in self.fleet.workers:
+                    tasks.create_task(self.loop.every(0.0, partial(self.fleet.step, name)))
 
     async def _watch(self) -> None:
         try:
@@ -175,8 +174,8 @@ class GroupController:
         if unknown := [profile.group for profile in learned if profile.throughput is None]:
             self._say(now_s, f"the throughput of {', '.join(unknown)} is not known yet")
             return
-        if sample.duration_s < WATCHED_S and self.decider is None:
-            self._say(now_s, f"{sample.duration_s:.0f} of {WATCHED_S:.0f} s of traffic were seen")
+        if sample.duration_s < LEAST_TRAFFIC_S and self.decider is None:
+            self._say(now_s, f"{sample.duration_s:.0f} of {LEAST_TRAFFIC_S:.0f} s of traffic were seen")
             return
         self._partitions = self.collector.partitions
         if self.decider is not None and not _moved(self._learned, learned):

@@ -52,14 +52,34 @@ class PipelineContext:
         return name if self.pipeline.groups else self.names.topic(name)
 
     @cached_property
-    def sink(self) -> str:
-        """Full name of the sink topic."""
-        return self.names.topic(self.pipeline.sink.name)
+    def sinks(self) -> dict[str, str]:
+        """By stage that feeds one, full name of the topic that its results go to."""
+        return {stage: self.names.topic(topic.name) for stage, topic in self.pipeline.sinks.items()}
 
     @cached_property
     def entries(self) -> frozenset[str]:
-        """Stages that read the source topic."""
+        """Stages that read a source topic."""
         return frozenset(self.shape.stages[s] for s in self.shape.entries())
+
+    @cached_property
+    def _entries(self) -> dict[str, frozenset[str]]:
+        pipeline = self.pipeline
+        if pipeline.groups:
+            return {"": self.entries}
+        return {
+            of: frozenset(stage.name for stage in pipeline.stages if pipeline.enters(stage, topic))
+            for of, topic in zip(("", *self.others), (pipeline.source, *pipeline.others), strict=True)
+        }
+
+    def entries_of(self, of_class: str = "") -> frozenset[str]:
+        """Stages at which events of a class enter."""
+        return self._entries[of_class]
+
+    def sinks_of(self, of_class: str = "") -> tuple[str, ...]:
+        """Stages that feed a sink which events of a class may reach."""
+        entries = [self.shape.stages.index(stage) for stage in self.entries_of(of_class)]
+        reached = {self.shape.stages[at] for entry in entries for at in self.shape.downstream(entry)}
+        return tuple(stage for stage in self.sinks if stage in reached)
 
     @cached_property
     def others(self) -> tuple[str, ...]:
@@ -80,7 +100,7 @@ class PipelineContext:
         """Input topic of a stage, for events of the first class or of another one; of a group, the one it reads."""
         if self.pipeline.groups:
             return next(group.topic for group in self.pipeline.groups if group.name == stage)
-        if stage not in self.entries:
+        if stage not in self.entries_of(of_class):
             return self.names.stage_topic(stage, of_class)
         return self.names.topic(of_class) if of_class else self.source
 
@@ -117,7 +137,7 @@ async def drained(
         stage: await offsets.committed(context.names.group(stage, of_class), topics[stage], n)
         for stage, n in partitions.items()
     }
-    inner = {topics[stage]: n for stage, n in partitions.items() if stage not in context.entries}
+    inner = {topics[stage]: n for stage, n in partitions.items() if stage not in context.entries_of(of_class)}
     ends = await offsets.ends(inner) if inner else {}
     return all(
         max(0, done.offset) >= end

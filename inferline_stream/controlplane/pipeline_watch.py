@@ -20,6 +20,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext, inpu
 from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
     WANTED_KEY,
+    CalendarRecord,
     Overrides,
     SloRecord,
     decode_override,
@@ -105,7 +106,7 @@ class Observer:
             if now_s - last_s > self.view.context.settings.dead_after_s:
                 self.view.reports.lose(name)
 
-    def _decided(self, key: str, stored: StoredPlan | DecisionRecord | SloRecord | None) -> None:
+    def _decided(self, key: str, stored: StoredPlan | DecisionRecord | SloRecord | CalendarRecord | None) -> None:
         if isinstance(stored, StoredPlan):
             if key != PLAN_KEY:
                 self.view.planned(stored)
@@ -114,6 +115,8 @@ class Observer:
             self.view.adopt(stored.plan, self.view.measured)
         elif isinstance(stored, SloRecord):
             self.view.budget = stored.budget
+        elif isinstance(stored, CalendarRecord):
+            self.view.hours = stored.hours
         elif stored is not None:
             if key == WANTED_KEY:
                 self.wanted = stored.replicas

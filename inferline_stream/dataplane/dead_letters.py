@@ -28,7 +28,7 @@ from inferline_stream.kafka.writer import Writer
 from inferline_stream.pipeline.annotations import types_of
 from inferline_stream.pipeline.names import ENTRY_TIME, ERRORS_PREFIX, EVENT_ID, PARENT, Names
 from inferline_stream.pipeline.shape import topological
-from inferline_stream.pipeline.topology import Codec, Pipeline
+from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.version import format_between
 
 _RESTORED_MS = 12 * 3600 * 1000
@@ -192,9 +192,9 @@ def decoded(letter: Letter, pipeline: Pipeline, prefix: str = "") -> Any:
         ValueError: it is no such value; that may be why it died.
     """
     names = Names(pipeline.name, prefix)
-    name: str | Codec = pipeline.source.codec
     try:
         stage = next(s for s in pipeline.stages if letter.input_topic in input_topics(pipeline, names, s.name))
+        name = pipeline.codec_of(stage)
         if stage.after:
             parent = letter.parent or stage.after[0].parent.name
             name = format_between(types_of(pipeline.stage(parent)).returns)

@@ -30,6 +30,9 @@ DROPPED, LETTERED = 1, 2
 REASON = HEADER_PREFIX + "reason"
 """On the completed topic: why an event ended without a sink record."""
 
+ENDED_AT = HEADER_PREFIX + "ended"
+"""Beside `REASON` where there are several sinks: the stages, by commas, whose sinks get nothing of the event."""
+
 REPLAY = HEADER_PREFIX + "replay"
 """A dead letter sent again: how often so far. It travels on, so that no join takes the event for a duplicate."""
 

@@ -77,11 +77,11 @@ def _of_groups(pipeline: Pipeline) -> Iterator[Permission]:
 
 
 def _controller(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
-    source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
+    source = names.topic(pipeline.source.name)
     wanted = _to_verify(pipeline, names)
     for route in routes:  # to commit where a group starts takes the right to read its topic
         wanted[route.input_topic].add("Read")
-    for topic in (source, sink, names.completed, names.stage_stats, names.control):
+    for topic in (source, *_sinks(pipeline, names), names.completed, names.stage_stats, names.control):
         wanted[topic].add("Read")
     for topic in (names.assignments, names.arrivals, names.decisions):
         wanted[topic] |= {"Read", "Write"}
@@ -90,7 +90,8 @@ def _controller(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> I
     leader = f"{names.prefix}{names.pipeline}-controller"
     yield Permission("controller", "transactional-id", leader, False, ("Write",), _RUN)
     yield from _slots("controller", names, routes)  # it ends what a dead dispatcher has left open
-    yield Permission("controller", "topic", source, False, ("Write",), _FEED)
+    for topic in (source, *(names.topic(own.name) for own in pipeline.own_sources.values())):
+        yield Permission("controller", "topic", topic, False, ("Write",), _FEED)
     yield Permission("controller", "topic", names.control, False, ("Write",), "run --ui-token, deploy --canary")
     probe = "inferline-hop-"
     yield Permission("controller", "topic", probe, True, ("Create", "Delete", "Read", "Write"), _PROFILE)
@@ -111,21 +112,23 @@ def _dispatcher(names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
 
 
 def _connectors(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
-    source, sink = names.topic(pipeline.source.name), names.topic(pipeline.sink.name)
+    source = names.topic(pipeline.source.name)
     for topic in _live_sources(pipeline, names):
         yield Permission("source-connector", "topic", topic, False, ("Write",), "sources")
-    yield Permission("source-connector", "topic", sink, False, ("Read",), "http --results")
+    for sink in _sinks(pipeline, names):
+        yield Permission("source-connector", "topic", sink, False, ("Read",), "http --results")
     for route in routes:
         if route.input_topic == source:
             yield Permission("source-connector", "group", route.group, False, ("Describe",), "http --most-behind")
-    yield Permission("sink-connector", "topic", sink, False, ("Read",), "sinks")
-    yield Permission("sink-connector", "group", f"{sink}-to-", True, ("Read",), "sinks")
+    for sink in _sinks(pipeline, names):
+        yield Permission("sink-connector", "topic", sink, False, ("Read",), "sinks")
+        yield Permission("sink-connector", "group", f"{sink}-to-", True, ("Read",), "sinks")
 
 
 def _people(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
     inputs = sorted({route.input_topic for route in routes})
-    sink = names.topic(pipeline.sink.name)
-    seen: dict[str, set[str]] = {topic: {"Describe"} for topic in (*inputs, sink, names.completed)}
+    ends = (*inputs, *_sinks(pipeline, names), names.completed)
+    seen: dict[str, set[str]] = {topic: {"Describe"} for topic in ends}
     for topic in (
         *(*_live_sources(pipeline, names), names.arrivals, names.stage_stats),
         *(names.assignments, names.decisions, names.control),
@@ -140,6 +143,10 @@ def _people(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Itera
     yield from _on_topics("operator", {topic: {"Read"} for topic in letters}, "dlq")
     yield from _on_topics("operator", {topic: {"Write"} for topic in (*inputs, *letters)}, "dlq replay")
     yield Permission("operator", "transactional-id", names.transactional_id("dlq"), False, ("Write",), "dlq replay")
+
+
+def _sinks(pipeline: Pipeline, names: Names) -> list[str]:
+    return [names.topic(topic.name) for topic in pipeline.sinks.values()]
 
 
 def _live_sources(pipeline: Pipeline, names: Names) -> list[str]:

@@ -15,7 +15,7 @@ from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
 from inferline_stream.pipeline.keys import keeps_order
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import Arrow, Shape, shape_of
-from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.topology import Pipeline, Topic
 from inferline_stream.pipeline.units import duration_s
 from inferline_stream.pipeline.version import structure_of
 
@@ -43,13 +43,13 @@ class Follow:
 
     Args:
         sends: records, in topological order of their stages.
-        to_sink: whether the result is the pipeline's own.
-        completed: whether the event ends here without one.
+        to_sink: whether the result goes to the stage's sink.
+        ended: stages whose sinks get no result of the event, as is known here.
     """
 
     sends: tuple[Send, ...]
     to_sink: bool = False
-    completed: bool = False
+    ended: tuple[str, ...] = ()
 
 
 def follow(shape: Shape, stage: str, taken: Iterable[str] | None, *, empty: bool = False) -> Follow:
@@ -71,13 +71,11 @@ def follow(shape: Shape, stage: str, taken: Iterable[str] | None, *, empty: bool
     scopes = shape.scopes()
     scope = scopes[at] if taken is None else shape.scope_after(at)
     apart = (*scope, at) if empty else scope
-    final = not shape.children(at)
-    if final:
-        return Follow((), to_sink=taken is not None, completed=taken is None)
+    finals = shape.finals()
     children = set(taken or ())
     skipped: set[int] = set()
     sends: list[Send] = []
-    completed = False
+    ended = [stage] if at in finals and taken is None else []
     for child in range(at + 1, len(shape.stages)):
         parents = [shape.arrows[arrow].parent for arrow in shape.parents(child)]
         name = shape.stages[child]
@@ -96,8 +94,9 @@ def follow(shape: Shape, stage: str, taken: Iterable[str] | None, *, empty: bool
             sends.append(Send(name, result=True))
         elif passed_by:
             skipped.add(child)
-            completed = completed or not shape.children(child)
-    return Follow(tuple(sends), completed=completed)
+            if child in finals:
+                ended.append(name)
+    return Follow(tuple(sends), at in finals and taken is not None, tuple(ended))
 
 
 class ClassTopic(msgspec.Struct, frozen=True):
@@ -110,6 +109,8 @@ class ClassTopic(msgspec.Struct, frozen=True):
     rate: float = 0.0
     timestamp_header: str | None = None
     max_bytes: int | None = None
+    entries: tuple[int, ...] = ()
+    """Positions of the stages at which its events enter."""
 
 
 class Routes(msgspec.Struct, frozen=True, dict=True):
@@ -120,7 +121,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         prefix: of every topic and group.
         stage: the stage's name.
         source: the source topic's name, without prefix.
-        sink: the sink topic's name, without prefix.
+        sink: name, without prefix, of the topic that the stage's results go to; empty where they go to none.
         stages: every stage in topological order.
         arrows: (parent, child, conditional) by position in ``stages``, as in `Shape`.
         ordered: joins that keep the order of a key.
@@ -139,6 +140,8 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         gathering: stages that gather, by position.
         most: results that this stage may give for an event; 0 where it gives one.
         fills: whether this stage gathers None in the place of a part that died.
+        beside: stages with children that feed a sink, by position.
+        entries: stages at which events of the class enter, by position.
     """
 
     pipeline: str
@@ -164,6 +167,8 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     gathering: tuple[int, ...] = ()
     most: int = 0
     fills: bool = False
+    beside: tuple[int, ...] = ()
+    entries: tuple[int, ...] = ()
 
     @cached_property
     def classes(self) -> tuple[Routes, ...]:
@@ -177,6 +182,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
                 slo_s=self.slo_s if topic.slo_s is None else topic.slo_s,
                 entry_time_header=topic.timestamp_header if entry else None,
                 source_max_bytes=topic.max_bytes if entry else None,
+                entries=topic.entries,
             )
             for topic in self.others
         )
@@ -211,13 +217,19 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     def shape(self) -> Shape:
         """The pipeline's DAG."""
         arrows = (Arrow(*arrow, arrow[1] in self.gathering) for arrow in self.arrows)
-        return Shape(self.stages, tuple(arrows), self.many)
+        return Shape(self.stages, tuple(arrows), self.many, self.beside)
 
     @cached_property
     def parents(self) -> tuple[str, ...]:
         """The stage's parents, in the order of their edges."""
         at = self.stages.index(self.stage)
         return tuple(self.stages[parent] for parent, child, _ in self.arrows if child == at)
+
+    @cached_property
+    def heard(self) -> tuple[str, ...]:
+        """The parents that events of the class may come to: a join waits for these."""
+        reached = frozenset[int]().union(*map(self.shape.downstream, self.entries))
+        return tuple(parent for parent in self.parents if self.stages.index(parent) in reached)
 
     @cached_property
     def children(self) -> tuple[str, ...]:
@@ -246,15 +258,16 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         return frozenset(self.stages[at] for at in self.gathering)
 
     @cached_property
-    def ends_events(self) -> bool:
-        """Whether what ends here ends for good: no stage on the way to the sink waits for the others with it."""
-        scopes = self.shape.scopes()
-        return set(scopes[self.stages.index(self.stage)]) <= set(scopes[self.shape.finals()[0]])
+    def finals(self) -> tuple[str, ...]:
+        """Stages that feed a sink."""
+        return tuple(self.stages[at] for at in self.shape.finals())
 
     @cached_property
-    def is_final(self) -> bool:
-        """Whether the stage's results are the pipeline's."""
-        return not self.children
+    def ends_at(self) -> tuple[str, ...]:
+        """Stages whose sinks get nothing of what ends here; none where a stage on the way waits for other parts."""
+        scopes, at = self.shape.scopes(), self.stages.index(self.stage)
+        after = self.shape.downstream(at).intersection(self.shape.finals())
+        return tuple(self.stages[final] for final in sorted(after) if set(scopes[at]) <= set(scopes[final]))
 
     @cached_property
     def joins(self) -> frozenset[str]:
@@ -286,13 +299,12 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def sink_topic(self) -> str:
-        """The sink topic's full name."""
-        return self.names.topic(self.sink)
+        """Full name of the topic that the stage's results go to; empty where they go to none."""
+        return self.names.topic(self.sink) if self.sink else ""
 
     def topic_of(self, stage: str) -> str:
-        """The topic that a stage reads: the source for entry stages, its own for all others."""
-        at = self.stages.index(stage)
-        entry = all(child != at for _, child, _ in self.arrows)
+        """The topic that a stage reads: the source where events of the class enter, its own for all others."""
+        entry = self.stages.index(stage) in self.entries
         return self.names.topic(self.source) if entry else self.names.stage_topic(stage, self.of_class)
 
     @cached_property
@@ -319,7 +331,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         """Every topic that the stage's dispatcher may write to for the class, control topics aside."""
         sends = (*self.follow(None).sends, *(self.follow_none.sends if self.most else ()))
         stages = {*self.children, *(send.stage for send in (*sends, *self.follow(0).sends))}
-        topics = {self.topic_of(stage) for stage in stages} | ({self.sink_topic} if self.is_final else set())
+        topics = {self.topic_of(stage) for stage in stages} | ({self.sink_topic} if self.sink else set())
         return (*sorted(topics), self.names.completed, self.names.dead_letters(self.input_topic))
 
 
@@ -339,13 +351,17 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         version = version_value(structure_of(pipeline))
     except TypeError as error:
         raise InvalidTopology(f"stage {stage!r}: {error}") from error
-    own = declared[stage]
+    own, sink = declared[stage], pipeline.sinks.get(stage)
+
+    def entries(topic: Topic) -> tuple[int, ...]:
+        return tuple(at for at, name in enumerate(shape.stages) if pipeline.enters(declared[name], topic))
+
     return Routes(
         pipeline=pipeline.name,
         prefix=prefix,
         stage=stage,
         source=pipeline.source.name,
-        sink=pipeline.sink.name,
+        sink="" if sink is None else sink.name,
         stages=shape.stages,
         arrows=tuple((arrow.parent, arrow.child, arrow.conditional) for arrow in shape.arrows),
         ordered=tuple(each.name for each in pipeline.stages if each.is_join and each.ordered),
@@ -355,17 +371,18 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         version=version,
         entry_time_header=pipeline.source.timestamp_header if not own.after else None,
         source_max_bytes=pipeline.source.max_bytes if not own.after else None,
-        sink_max_bytes=pipeline.sink.max_bytes,
+        sink_max_bytes=None if sink is None else sink.max_bytes,
         server_budget_s=0.0 if own.server is None else own.server.budget_s,
         deadline_order=pipeline.order == "deadline",
         others=tuple(
             ClassTopic(
                 topic.name,
-                None if topic.slo is None else duration_s(topic.slo),
+                None if topic.background else duration_s(topic.slo or pipeline.slo),
                 topic.weight,
                 topic.rate,
                 topic.timestamp_header,
                 topic.max_bytes,
+                entries(topic),
             )
             for topic in pipeline.others
         ),
@@ -373,6 +390,8 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
         gathering=tuple(at for at in range(len(shape.stages)) if shape.gathers(at)),
         most=own.most if own.many else 0,
         fills=own.gathers is not None and own.gathers.fills,
+        beside=shape.beside,
+        entries=entries(pipeline.source),
     )
 
 
@@ -382,7 +401,9 @@ def every_route(pipeline: Pipeline, prefix: str = "") -> Mapping[str, Routes]:
 
 
 def input_topics(pipeline: Pipeline, names: Names, stage: str) -> list[str]:
-    """Return the topics that a stage reads, by class: a source for entry stages, its own for all others."""
-    if pipeline.stage(stage).after:
-        return [names.stage_topic(stage, of) for of in ("", *(topic.name for topic in pipeline.others))]
-    return [names.topic(topic.name) for topic in (pipeline.source, *pipeline.others)]
+    """Return the topics that a stage reads, by class: a source where its events enter, its own for all others."""
+    own, classes = pipeline.stage(stage), {"": pipeline.source} | {topic.name: topic for topic in pipeline.others}
+    return [
+        names.topic(topic.name) if pipeline.enters(own, topic) else names.stage_topic(stage, of)
+        for of, topic in classes.items()
+    ]

@@ -37,6 +37,7 @@ async def recent_sample(
     pipeline: Pipeline,
     prefix: str = "",
     *,
+    topic: str | None = None,
     connect_timeout_s: float = 10.0,
     now_s: float | None = None,
 ) -> tuple[Trace, list[bytes], list[bytes | None]]:
@@ -46,6 +47,7 @@ async def recent_sample(
         bootstrap_servers: of the cluster.
         pipeline: whose source topic is read; its ``timestamp_header`` counts.
         prefix: of the pipeline's names.
+        topic: which source topic, without prefix; by default that of the first class.
         connect_timeout_s: longest wait for Kafka's first answer.
         now_s: end of the hour, seconds since the epoch; now by default.
 
@@ -53,7 +55,8 @@ async def recent_sample(
         InvalidTopology: fewer than two events arrived.
         Unreachable: Kafka does not answer.
     """
-    topic = Names(pipeline.name, prefix).topic(pipeline.source.name)
+    source = next((each for each in pipeline.sources if each.name == topic), pipeline.source)
+    topic = Names(pipeline.name, prefix).topic(source.name)
     end_s = time.time() if now_s is None else now_s
     async with Offsets(bootstrap_servers, connect_timeout_s) as offsets:
         partitions = (await offsets.existing([topic])).get(topic, 0)
@@ -67,7 +70,7 @@ async def recent_sample(
             async for record in records.until(await records.end()):
                 if record.value is None or type(record.value) is SkippedBatch:
                     continue
-                time_s = _time_s(record, pipeline.source.timestamp_header, end_s)
+                time_s = _time_s(record, source.timestamp_header, end_s)
                 if time_s is None:
                     left_out += 1
                     continue

@@ -112,7 +112,7 @@ async def commit_start_offsets(
     time_ms = _start_time_ms(start)
     names = Names(pipeline.name, prefix)
     known = frozenset[str]() if before is None else has_read(before, pipeline)
-    entries = {stage.name for stage in pipeline.stages if not stage.after}
+    entries = {stage.name for stage in pipeline.stages if pipeline.enters(stage, pipeline.source)}
     left: Mapping[int, Committed] = {}
 
     async def commit_background(offsets: Offsets, stage: Stage, of: str, topic: str) -> None:
@@ -130,9 +130,10 @@ async def commit_start_offsets(
             if of.background:
                 await commit_background(offsets, stage, of.name, topic)
             else:
-                await commit_live(offsets, stage, "" if of is pipeline.source else of.name, topic)
+                name = "" if of is pipeline.source else of.name
+                await commit_live(offsets, stage, name, topic, enters=pipeline.enters(stage, of))
 
-    async def commit_live(offsets: Offsets, stage: Stage, of: str, topic: str) -> None:
+    async def commit_live(offsets: Offsets, stage: Stage, of: str, topic: str, *, enters: bool) -> None:
         was_there = stage.name in known and (not of or (before is not None and of in before.others))
         group = await StageGroup.of(offsets, names.group(stage.name, of), topic)
         committed = await group.committed(group.partitions)
@@ -145,7 +146,7 @@ async def commit_start_offsets(
             await group.commit(added)
             if missing := set(group.partitions) - committed.keys() - added.keys():
                 _say_missing(group, missing)
-        elif stage.after:
+        elif not enters:
             begins = await group.begins()
             await group.commit({p: Committed(begin) for p, begin in begins.items() if p not in committed})
         elif start == "committed" and before is not None and not of:
@@ -173,15 +174,19 @@ def _say_missing(group: StageGroup, partitions: Collection[int]) -> None:
 
 def has_read(before: Structure, pipeline: Pipeline) -> frozenset[str]:
     """Return the stages of a pipeline that read the topic already that they read now."""
-    first = before.entries if before.source[0] == pipeline.source.name else ()
-    inner = before.edges.keys() - set(before.entries)
-    return frozenset(stage.name for stage in pipeline.stages if stage.name in (inner if stage.after else first))
+    first, inner = set(before.entries), before.edges.keys() - set(before.entries)
+
+    def read(stage: Stage) -> bool:
+        same = stage.after or (stage.source or pipeline.source).name == before.read_by(stage.name)
+        return stage.name in (inner if stage.after else first) and bool(same)
+
+    return frozenset(stage.name for stage in pipeline.stages if read(stage))
 
 
 async def _left(offsets: Offsets, names: Names, before: Structure) -> dict[int, Committed]:
     """Return what all entry stages of before have finished, of the partitions that each of them knows."""
     known = []
-    for stage in before.entries:
+    for stage in (each for each in before.entries if before.read_by(each) == before.source[0]):
         group = await StageGroup.of(offsets, names.group(stage), names.topic(before.source[0]))
         known.append(await _own(group, await group.committed(group.partitions)))
     partitions = set.intersection(*(set(own) for own in known))

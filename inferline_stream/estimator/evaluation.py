@@ -210,11 +210,12 @@ def simulate_stage(
     return Departures(*(parts[0] if len(parts) == 1 else _concatenated(parts)), arrivals.skipped)
 
 
-def latencies_s(workload: Workload, departures: Departures, *, code: Any = None) -> kernels.Floats:
-    """Latency of every event from the final stage's departures; NaN for an event without a sink record."""
+def latencies_s(workload: Workload, departures: Mapping[int, Departures], *, code: Any = None) -> kernels.Floats:
+    """Latency of every event from the departures of all stages; NaN for an event without a sink record."""
     latency_s = np.full(len(workload), math.nan)
-    gone = Tokens(departures.times_s, departures.events)
-    (code or compiled()).record_latencies(gone, workload.entry_s, workload.hop_s, latency_s)
+    for stage in workload.shape.finals():
+        gone = Tokens(departures[stage].times_s, departures[stage].events)
+        (code or compiled()).record_latencies(gone, workload.entry_s, workload.hop_s, latency_s)
     return latency_s
 
 
@@ -417,7 +418,7 @@ def fastest_rest_s(workload: Workload, fastest_s: Mapping[int, float]) -> kernel
     rest_s = np.full((len(shape.stages), len(workload.ways)), -math.inf)
     for s in reversed(range(len(shape.stages))):
         arrows = shape.children(s)
-        if not arrows:
+        if s in shape.finals():
             rest_s[s] = hop_s
         if s in shape.many:  # what an event's results are gathered to comes after it at the earliest, if it has none
             for child in range(s + 1, len(shape.stages)):

@@ -113,16 +113,19 @@ def _sources(
     shape: Shape, ancestors: list[frozenset[int]], stage: int, way: Way, seen: list[bool]
 ) -> frozenset[Source]:
     """The sources whose tokens an event that goes this way needs at the stage."""
-    arrows, (scope, _) = shape.parents(stage), way
+    arrows, (scope, mask) = shape.parents(stage), way
+    reached = range(len(shape.stages)) if scope else shape.reached(shape.source_of(mask))
     if arrows and shape.gathers(stage):
         parent = shape.arrows[arrows[0]].parent
-        return frozenset({_outcome(shape, parent, seen, scope)}) if shape.scope_after(parent) == scope else frozenset()
+        comes = shape.scope_after(parent) == scope and parent in reached
+        return frozenset({_outcome(shape, parent, seen, scope)}) if comes else frozenset()
     if not arrows or shape.scopes()[stage] != scope:
         return frozenset()
     if len(arrows) == 1:
         parent = shape.arrows[arrows[0]].parent
         return frozenset({(parent, False)}) if seen[stage] else frozenset()
-    tokens = {_outcome(shape, shape.arrows[a].parent, seen, scope) for a in arrows}
+    parents = [shape.arrows[a].parent for a in arrows]
+    tokens = {_outcome(shape, parent, seen, scope) for parent in parents if parent in reached}
     return frozenset(t for t in tokens if not any(t[0] in ancestors[other] for other, _ in tokens))
 
 

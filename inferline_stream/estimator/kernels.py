@@ -470,7 +470,7 @@ def count_missing(first: int, end: int, lateness: Lateness) -> int:
 
 
 def record_latencies(gone: Tokens, entry_s: Floats, hop_s: float, latency_s: Floats) -> None:
-    """Latency of the events that a final stage sends to the sink; of several finals the last counts."""
+    """Latency of the events that a stage sends to a sink; of several sinks the last counts."""
     times, events = gone
     for i in range(times.size):
         event = Index(events[i])

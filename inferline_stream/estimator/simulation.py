@@ -23,10 +23,10 @@ from inferline_stream.pipeline.trace import Trace
 class Simulation:
     """Latencies and how the stages fared.
 
-    An event's latency is from its entry to its record in the sink, the overhead of the last hop included. An event
-    that skips the final stage ends without a sink record: its latency is NaN, and it counts neither in the quantiles
-    nor in the miss rate, because the SLO is on what reaches the sink. Of an event with many results, which no stage
-    gathers, each counts.
+    An event's latency is from its entry to its last record in a sink, the overhead of the last hop included. An event
+    that skips all stages which feed one ends without a sink record: its latency is NaN, and it counts neither in the
+    quantiles nor in the miss rate, because the SLO is on what reaches a sink. Of an event with many results, which no
+    stage gathers, each counts.
 
     Args:
         latency_s: float64 (events,) or (results,), in order of entry.

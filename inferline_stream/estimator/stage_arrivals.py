@@ -137,7 +137,7 @@ class Flow:
     def __init__(self, workload: Workload, stages: Iterable[int], code: Any) -> None:
         self.skipped: dict[int, Tokens] = {}
         """By join, the events that skip it and when that was known, since the horizon before."""
-        self._entry_s = workload.entry_s
+        self._entry_s, self._masks = workload.entry_s, workload.masks
         stages = tuple(stages)
         feeds = workload.feeds
         self._mergers = {
@@ -167,6 +167,9 @@ class Flow:
             return arrived
         first, end = entering
         entered = Tokens(self._entry_s[first:end], np.arange(first, end, dtype=np.int32))
+        if not (visits := self._feeds[s].visits).all():  # others enter elsewhere
+            mine = visits[self._masks[first:end]] > 0
+            entered = Tokens(entered.times[mine], entered.events[mine])
         return self._delayed("hop in", s, entered, horizon_s)
 
     def sent(self, s: int, gone: Tokens, horizon_s: float) -> Tokens:

@@ -18,7 +18,7 @@ from inferline_stream.estimator.numba_kernels import compiled
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.service_table import MIDDLES
 from inferline_stream.pipeline.profile import HOP_PROBABILITIES, PipelineProfile
-from inferline_stream.pipeline.shape import FanOut, Scope, Shape, visited
+from inferline_stream.pipeline.shape import FanOut, Paths, Scope, Shape, visited
 from inferline_stream.pipeline.trace import Trace
 
 NO_KEYS: kernels.Masks = np.empty(0, dtype=np.uint16)
@@ -114,7 +114,7 @@ class Workload:
 
     @property
     def last(self) -> slice:
-        """The events that may reach the sink: those of the final stage's scope."""
+        """The events that may reach a sink: those of the scope that all stages have which feed one."""
         scope = self.shape.scopes()[self.shape.finals()[0]]
         return slice(*numbered(self.shape, self.entering, self.results, scope))
 
@@ -150,9 +150,10 @@ class Workload:
         return self._taken[arrow]
 
     def awaited(self, stage: int) -> NDArray[np.bool_]:
-        """By mask, whether an event visits a stage and reaches the sink."""
+        """By mask, whether an event visits a stage and reaches a sink after it."""
         if stage not in self._awaited:
-            visits = np.array([self.feeds[s].visits for s in (stage, *self.shape.finals())], dtype=np.bool_)
+            after = self.shape.downstream(stage).intersection(self.shape.finals())
+            visits = np.array([self.feeds[s].visits for s in (stage, *after)], dtype=np.bool_)
             self._awaited[stage] = visits[0] & visits[1:].any(axis=0)
         return self._awaited[stage]
 
@@ -233,7 +234,7 @@ def prepare(
     paths = measured.paths
     ways = ways_of(shape, paths)
     for scope, mask in ways:
-        if mask >> len(shape.arrows) or not _is_way(shape, scope, mask):
+        if shape.source_of(mask) >= max(1, len(shape.sources)) or not _is_way(shape, scope, mask):
             raise ValueError(f"path {mask:b} takes an arrow out of a stage that it does not visit")
     if len(ways) > np.iinfo(np.uint16).max:
         raise ValueError(f"{len(ways)} different paths are more than the {np.iinfo(np.uint16).max} supported")
@@ -259,22 +260,39 @@ def prepare(
     )
     if workload.keys.size:
         _draw_shares(workload, "key", shares, workload.keys, code)
+    _draw_paths(workload, paths, trace, recorded, code or compiled())
     if measured.classes:
-        _draw_shares(workload, "class", [each.share for each in measured.classes], workload.class_of, code)
+        if shape.sources:
+            workload.class_of[:] = np.array([shape.source_of(mask) for mask in paths.masks], np.uint16)[masks]
+        else:
+            _draw_shares(workload, "class", [each.share for each in measured.classes], workload.class_of, code)
         workload.longer_s[:] = np.array([0.0, *(each.longer_s for each in measured.classes)])[workload.class_of]
         if workload.keys.size:  # order holds within a class
             np.add(workload.keys, workload.class_of * shares.size, out=workload.keys, where=workload.keys > 0)
+    for fan_out in paths.fan_outs:
+        workload = _with_results(workload, fan_out, code or compiled())
+    return workload
+
+
+def _draw_paths(workload: Workload, paths: Paths, trace: Trace, recorded: kernels.Ints | None, code: Any) -> None:
+    """Draw every event's path, or take those that were recorded. Where its source is known it is one from there."""
+    masks, shape = workload.masks, workload.shape
     if recorded is not None:
         known = np.array(paths.masks, dtype=np.int64)
         found = recorded[:, None] == known
         if found.shape[0] != masks.size or not found.any(axis=1).all():
             raise ValueError(f"recorded paths must be one of {paths.masks} for each of the {masks.size} events")
         masks[:] = found.argmax(axis=1)
+    elif trace.source_of.size:
+        drawn = np.zeros_like(masks)
+        for source in np.unique(trace.source_of):
+            weights = [w * (shape.source_of(m) == source) for m, w in zip(paths.masks, paths.weights, strict=True)]
+            if not sum(weights):
+                raise ValueError(f"no path is known of events of source {source}")
+            code.draw_masks(0, workload.key("path"), _thresholds(weights), drawn)
+            np.copyto(masks, drawn, where=trace.source_of == source)
     elif len(paths.masks) > 1 and masks.size:
-        (code or compiled()).draw_masks(0, workload.key("path"), _thresholds(paths.weights), masks)
-    for fan_out in paths.fan_outs:
-        workload = _with_results(workload, fan_out, code or compiled())
-    return workload
+        code.draw_masks(0, workload.key("path"), _thresholds(paths.weights), masks)
 
 
 def _draw_shares(

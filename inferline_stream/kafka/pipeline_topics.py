@@ -16,7 +16,8 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from inferline_stream.errors import InvalidInput, Unreachable
 from inferline_stream.kafka.connection import client_options, closed, in_time, unreachable
 from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.topology import DEFAULT_PARTITIONS, Pipeline
+from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.topology import DEFAULT_PARTITIONS, Pipeline, Topic
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
     Args:
         pipeline: a valid pipeline.
         prefix: before each name.
-        partitions: by stage, of the topics that have to be created; entry stages give the source topic's, the final
-            stage the sink's and the completed topic's. `Topic.partitions` wins, `DEFAULT_PARTITIONS` is for the rest.
+        partitions: by stage, of the topics that have to be created; entry stages give the source topic's, those
+            that feed a sink its, and the completed topic's. `Topic.partitions` wins, `DEFAULT_PARTITIONS` is for the
+            rest.
     """
     names = Names(pipeline.name, prefix)
     own = [
@@ -83,13 +85,8 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
         return own
     wanted = dict(partitions or {})
     entries = [stage.name for stage in pipeline.stages if not stage.after]
-    inner = [stage.name for stage in pipeline.stages if stage.after]
-    parents = {edge.parent.name for stage in pipeline.stages for edge in stage.after}
-    final = next((stage.name for stage in pipeline.stages if stage.name not in parents), "")
-    sink_large = _takes(pipeline.sink.max_bytes)
+    of_sinks = {stage: wanted.get(stage, DEFAULT_PARTITIONS) for stage in pipeline.sinks}
     of_source = pipeline.source.partitions or max((wanted.get(e, DEFAULT_PARTITIONS) for e in entries), default=1)
-    of_final = wanted.get(final, DEFAULT_PARTITIONS)
-    sink = names.topic(pipeline.sink.name)
     sources = {
         names.topic(topic.name): WantedTopic(
             names.topic(topic.name),
@@ -99,21 +96,36 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
         )
         for topic in (pipeline.source, *pipeline.others)
     }
-    classes = ("", *(topic.name for topic in pipeline.others))
-    stage_topics = {names.stage_topic(stage, of): (stage, of) for of in classes for stage in inner}
+    stage_topics = {
+        names.stage_topic(stage.name, "" if topic is pipeline.source else topic.name): (stage, topic)
+        for topic in (pipeline.source, *pipeline.others)
+        for stage in pipeline.stages
+        if not pipeline.enters(stage, topic)
+    }
+    ways = {id(topic): _reached(pipeline, topic) for topic in (pipeline.source, *pipeline.others)}
     found = [
         *sources.values(),
         *(
             WantedTopic(
                 topic,
-                wanted.get(stage, DEFAULT_PARTITIONS),
-                f"input of stage {stage}" + (f", background events of {of}" if of else ""),
+                wanted.get(stage.name, DEFAULT_PARTITIONS) if stage.name in ways[id(of)] else 1,
+                f"input of stage {stage.name}" + _of_class(pipeline, of, idle=stage.name not in ways[id(of)]),
                 _INNER,
             )
             for topic, (stage, of) in stage_topics.items()
         ),
-        WantedTopic(sink, pipeline.sink.partitions or of_final, "sink: results of the final stage", sink_large),
-        WantedTopic(names.completed, of_final, "events that ended without a result, with the reason", _WEEK),
+        *(
+            WantedTopic(
+                names.topic(topic.name),
+                topic.partitions or of_sinks[stage],
+                f"sink: results of stage {stage}",
+                _takes(topic.max_bytes),
+            )
+            for stage, topic in pipeline.sinks.items()
+        ),
+        WantedTopic(
+            names.completed, max(of_sinks.values()), "events that ended without a result, with the reason", _WEEK
+        ),
         *(
             WantedTopic(
                 names.dead_letters(topic),
@@ -129,6 +141,21 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
         *own[1:],
     ]
     return list({topic.name: topic for topic in reversed(found)}.values())[::-1]
+
+
+def _reached(pipeline: Pipeline, topic: Topic) -> frozenset[str]:
+    """Stages that events of a source topic may come to."""
+    shape = shape_of(pipeline)
+    entries = [at for at, name in enumerate(shape.stages) if pipeline.enters(pipeline.stage(name), topic)]
+    return frozenset(shape.stages[at] for entry in entries for at in shape.downstream(entry))
+
+
+def _of_class(pipeline: Pipeline, topic: Topic, *, idle: bool) -> str:
+    if idle:
+        return f", to which no event of {topic.name} comes"
+    if topic is pipeline.source:
+        return ""
+    return f", {'background ' if topic.background else ''}events of {topic.name}"
 
 
 def _takes(max_bytes: int | None) -> dict[str, str]:

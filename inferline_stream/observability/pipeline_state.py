@@ -15,6 +15,7 @@ from inferline_stream.pipeline.names import WIRE_VERSION
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.version import Structure
 from inferline_stream.planner.plan_document import PlanDocument
+from inferline_stream.tuner.hour_ahead import HourAhead
 
 
 class ReplicaCounts(NamedTuple):
@@ -491,6 +492,8 @@ class PipelineState:
     classes: tuple[ClassState, ...] = ()
     """Where there are several live ones, that of the pipeline's own SLO first."""
     backgrounds: tuple[BackgroundState, ...] = ()
+    hours: tuple[HourAhead, ...] = ()
+    """That come: traffic expected, replicas, cost."""
     devices: tuple[DeviceState, ...] = ()
     """GPUs of this host, once a replica needed one. In a cluster, others report them."""
     decisions: tuple[DecisionRecord, ...]

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,14 @@ controller and back. A stay is forgotten with the same time constant."""
 NEWS_LASTS_S = 2.0
 """A stay older than this is none: a stage that lately served nobody hopeful is taken to be idle. Its last stay would
 otherwise keep the stages before it from sending it anyone in time."""
+
+REST_SHARE = 0.9
+"""Share of the events whose way R is enough for. The mean of all ways is too little for those that take a long one:
+where a stage lacks replicas, each event waits there until R is all that is left, and those are then late.
+
+Replayed at leaps to twice the rate (replicas start in 30 s), 4.2 % are late with the mean and 2.8 % with this; with a
+fallback twice as fast 2.2 and 1.1 %.
+"""
 
 BATCH_SHARE = 0.9
 """Of the SLO that a batch and the rest of its way may take. A larger batch would make its own events hopeless."""
@@ -122,9 +131,9 @@ def rest_s(
     """Return R of every stage: the time from the end of its service until the event is in the sink.
 
     Of each set of arrows that an event may take it is the longest Σ (hop + stay) over the stages that it has yet to
-    visit, and a hop into the sink; of all sets the mean, by their shares of the events that visit the stage. Where
-    nothing is known of any stage after this one it is the least of them: a stage without news condemns no event that
-    might make it.
+    visit, and a hop into the sink; of all sets the one that is enough for `REST_SHARE` of the events that visit the
+    stage. Where nothing is known of any stage after this one it is the least of them: a stage without news condemns no
+    event that might make it.
 
     Args:
         shape: the DAG.
@@ -144,10 +153,20 @@ def rest_s(
         rests = [(share, rest[s]) for (share, _), rest in zip(ways, longest_s, strict=True) if rest[s] >= 0.0]
         whole = sum(share for share, _ in rests)
         if whole > 0.0 and any(known[after] for after in _after(shape)[s]):
-            found[name] = sum(share * rest for share, rest in rests) / whole
+            found[name] = _enough(rests, REST_SHARE * whole)
         else:
             found[name] = min((rest for _, rest in rests), default=0.0)
     return found
+
+
+def _enough(rests: Sequence[tuple[float, float]], share: float) -> float:
+    """Return the least rest, of (share, rest), that is as long as any of so large a share of them."""
+    reached = 0.0
+    for own, rest in sorted(rests, key=operator.itemgetter(1)):
+        reached += own
+        if reached >= share * (1 - 1e-9):
+            return rest
+    return max(rest for _, rest in rests)
 
 
 _Way = tuple[tuple[int, tuple[int, ...]], ...]

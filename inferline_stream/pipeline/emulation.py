@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from inferline_stream.pipeline.hardware import divided
+from inferline_stream.pipeline.spot import on_demand
 from inferline_stream.pipeline.units import duration_s, is_whole
 
 
@@ -73,6 +74,7 @@ def fallback_s(emulated: Emulated | Mapping[Any, Any] | None, hardware: str) -> 
 
 def _in_seconds(times: Mapping[Any, Any] | None, hardware: str) -> dict[int, float]:
     """Service times on a kind by ascending batch size; none where there are none."""
+    hardware = on_demand(hardware)
     whole, parts = divided(hardware)
     shared = parts if not (by_kind(times) and hardware in (times or ())) else 1
     table = _table(times, whole if shared > 1 else hardware)

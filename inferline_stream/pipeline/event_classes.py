@@ -37,7 +37,8 @@ def numbered(class_number: int, partitions: Collection[int]) -> list[int]:
 
 def problems_of_classes(pipeline: Pipeline) -> Iterator[str]:
     """Yield what is wrong with the classes of a declared pipeline, each with the remedy."""
-    sources = [source for source in pipeline.sources if isinstance(source, Topic)]
+    every = [source for source in pipeline.sources if isinstance(source, Topic)]
+    sources = [source for source in pipeline.listed if isinstance(source, Topic)]
     if not pipeline.sources:
         yield 'source lists no topic; write Topic("source")'
     live = [source for source in sources if not source.background]
@@ -54,9 +55,9 @@ def problems_of_classes(pipeline: Pipeline) -> Iterator[str]:
             f"source lists {len(first)} live topics without a slo ({_names(first)}), and one has the pipeline's; write "
             "background=True at those that can wait, or slo=... at those with another one"
         )
-    elif len(live) > MOST_CLASSES:
-        yield f"source lists {len(live)} live topics, {MOST_CLASSES} are supported; declare a pipeline for the others"
-    for name, times in Counter(source.name for source in sources).items():
+    elif (count := sum(not source.background for source in every)) > MOST_CLASSES:
+        yield f"{count} live source topics, {MOST_CLASSES} are supported; declare a pipeline for the others"
+    for name, times in Counter(source.name for source in every).items():
         if times > 1:
             yield f"source topic {name!r} is listed {times} times; list it once"
     shares = [source.share for source in live if source.share is not None and _is_share(source.share)]
@@ -69,11 +70,9 @@ def problems_of_classes(pipeline: Pipeline) -> Iterator[str]:
             yield from _of_background(source)
         else:
             yield from _of_live(source)
+    for source in every:
         if source is not pipeline.source:
             yield from _of_further(source, pipeline)
-    if isinstance(pipeline.sink, Topic) and (pipeline.sink.background or pipeline.sink.slo is not None):
-        what = "background" if pipeline.sink.background else "slo"
-        yield f"sink topic {pipeline.sink.name!r}: {what} is of a source; results of all classes go to one sink"
 
 
 def _of_live(source: Topic) -> Iterator[str]:
@@ -114,7 +113,7 @@ def _of_background(source: Topic) -> Iterator[str]:
 
 def _of_further(source: Topic, pipeline: Pipeline) -> Iterator[str]:
     first, name = pipeline.source, str(source.name)
-    if source.codec != first.codec:
+    if source.codec != first.codec and source in pipeline.listed:
         yield (
             f"source topic {name!r} has the codec {source.codec!r} and {first.name!r} {first.codec!r}; stages read "
             "one: give both the same"

@@ -40,7 +40,7 @@ def _of_pipeline(pipeline: Pipeline) -> Iterator[str]:
             f"stages holds {_listed(pipeline.stages)} beside consumer groups ({_listed(pipeline.groups)}); declare a "
             "pipeline for each, of stages that run here and of groups that run already"
         )
-    if pipeline.sink.name:
+    if pipeline.sink is not None:
         yield "sink is of stages, and what a group writes is its own; leave sink out"
     if [topic.name for topic in pipeline.sources] != _topics(pipeline.groups):
         yield "source is of stages, and a group reads its own topic; leave source out"

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from types import MappingProxyType
 
+from inferline_stream.pipeline.spot import Spot, is_spot, spot_name
+
 EMULATED_PREFIX = "emulated-"
 
 SLICE = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:\+\w+(?:\.all)?|-me\b)?")
@@ -72,6 +74,7 @@ class Hardware:
         device_class: on Kubernetes, the DeviceClass whose devices a replica claims (dynamic resource allocation), in
             the place of NVIDIA's device plugin; empty for that.
         runtime_class: on Kubernetes, the RuntimeClass of its pods, where nodes need one for GPUs, e.g. ``"nvidia"``.
+        spot: what it costs as spot capacity, which is a kind of its own: ``t4-spot`` of ``t4``.
 
     Raises:
         ValueError: a price, number of cores, share, stock or device class that cannot be.
@@ -87,6 +90,7 @@ class Hardware:
     node_labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     device_class: str = ""
     runtime_class: str = ""
+    spot: Spot | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -108,6 +112,12 @@ class Hardware:
         if self.gpu_stock is not None and not (math.isfinite(self.gpu_stock) and self.gpu_stock >= 0 and self.gpus > 0):
             raise ValueError(
                 f"hardware {self.name!r}: gpu_stock {self.gpu_stock} must be 0 or more, and its gpus above 0"
+            )
+
+        if self.spot is not None and not is_spot(self.name) and self.spot.price > self.price_per_hour:
+            raise ValueError(
+                f"hardware {self.name!r}: spot price {self.spot.price:g} $/h is above {self.price_per_hour:g} $/h on "
+                "demand, which nobody takes away: leave spot= out"
             )
 
         if self.device_class and (not self.gpus or self.shares_gpu):
@@ -150,7 +160,13 @@ class Hardware:
             gpus=self.gpus / parts,
             stock=places if self.emulated else None,
             gpu_stock=self.stock if self.gpu_stock is None and not self.emulated else self.gpu_stock,
+            spot=None,
         )
+
+    def lent(self, spot: Spot) -> Hardware:
+        """Return the same hardware as spot capacity."""
+        labels = {**self.node_labels, **spot.node_labels}
+        return replace(self, name=spot_name(self.name), price_per_hour=spot.price, node_labels=labels)
 
     def gpus_of(self, replicas: int) -> float:
         """Return the GPUs that so many replicas take: none but the same kind gets the rest of one that is shared."""
@@ -199,7 +215,8 @@ def catalogue(extra: Iterable[Hardware] = ()) -> Catalogue:
     kinds.update({kind.name: kind for kind in extra})
     whole = [kind for kind in kinds.values() if _is_divisible(kind)]
     shares = (kind.shared(parts) for kind in whole for parts in range(2, MOST_PARTS + 1))
-    return MappingProxyType({**{share.name: share for share in shares}, **kinds})
+    lent = (kind.lent(kind.spot) for kind in kinds.values() if kind.spot is not None and not is_spot(kind.name))
+    return MappingProxyType({kind.name: kind for kind in (*shares, *lent)} | kinds)
 
 
 def at_prices(kinds: Catalogue, prices: Mapping[str, float]) -> Catalogue:
@@ -218,6 +235,8 @@ def at_prices(kinds: Catalogue, prices: Mapping[str, float]) -> Catalogue:
 
 
 def _is_divisible(kind: Hardware) -> bool:
+    if is_spot(kind.name):
+        return False
     if kind.emulated:
         return kind.parts == 1
     # Labels and classes of Kubernetes that name whole devices lend no part of one.

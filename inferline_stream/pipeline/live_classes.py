@@ -1,4 +1,4 @@
-"""Live classes of events with SLOs of their own: what planning and simulation know of them.
+"""Live classes of events, with SLOs of their own or from sources of stages: what planning and simulation know of them.
 
 A stage serves all of them by one queue, in order of slack: first what has the least time left until its own SLO. An
 event of a class whose SLO is ``longer_s`` longer than the pipeline's is judged as one that entered so much later. So
@@ -45,17 +45,16 @@ def live_classes(pipeline: Pipeline) -> tuple[LiveClass, ...]:
 
     One without a share has as much of the sample as each other class without one.
     """
-    further = [topic for topic in pipeline.others if topic.slo is not None]
+    further = [topic for topic in pipeline.others if not topic.background]
     given = sum(topic.share for topic in further if topic.share is not None)
     alike = (1.0 - given) / (1 + sum(topic.share is None for topic in further))
     return tuple(
         LiveClass(
             str(topic.name),
             alike if topic.share is None else topic.share,
-            duration_s(topic.slo) - pipeline.slo_s,
+            0.0 if topic.slo is None else duration_s(topic.slo) - pipeline.slo_s,
         )
         for topic in further
-        if topic.slo is not None
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from inferline_stream.pipeline.hardware import Catalogue, dollars_per_hour
+from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.units import format_duration
 
 
@@ -131,6 +132,7 @@ class Plan:
         reserve: multiple of the sample's traffic for which replicas are always held while the policy scales; None for
             what the odds of the sample and since are worth.
         at_once: by stage, how many results of one event may visit it at the same moment, where that is several.
+        idle: by stage, when it sleeps; stages that never do are left out.
     """
 
     pipeline: str
@@ -149,3 +151,4 @@ class Plan:
     order: str = "deadline"
     reserve: float | None = None
     at_once: Mapping[str, int] = field(default_factory=dict)
+    idle: Mapping[str, Idle] = field(default_factory=dict)

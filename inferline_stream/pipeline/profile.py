@@ -5,13 +5,14 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import Paths
+from inferline_stream.pipeline.spot import is_spot, on_demand
 
 LEVELS = 256
 """Equally probable values by which the Estimator knows a distribution: the highest is that of the top 0.4 %."""
@@ -433,6 +434,20 @@ class PipelineProfile:
         if not any(profile.fallback for profile in self.profiles.values()):
             return self
         return replace(self, profiles={key: profile.without_fallback() for key, profile in self.profiles.items()})
+
+    def with_spot(self, kinds: Mapping[str, Collection[str]]) -> PipelineProfile:
+        """Return the same with spot kinds, which are as fast as what they are lent from.
+
+        Args:
+            kinds: hardware kinds by stage.
+        """
+        pairs = [(stage, kind) for stage, names in kinds.items() for kind in names if is_spot(kind)]
+        lent = {
+            (stage, kind): replace(self.profiles[stage, on_demand(kind)], hardware=kind)
+            for stage, kind in pairs
+            if (stage, on_demand(kind)) in self.profiles
+        }
+        return replace(self, profiles={**self.profiles, **lent})
 
     def hardware_of(self, stage: str) -> tuple[str, ...]:
         """Hardware kinds on which the stage was profiled."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inferline_stream.pipeline.consumer_group import ConsumerGroup
@@ -36,6 +36,9 @@ class Shape:
         arrows: ordered by child, then by the child's order of parents; an arrow's position here is
             its bit in `Paths.masks`.
         many: positions of the stages that give an event many results, each an event of its own from there on.
+        beside: positions of the stages with children whose results go to a sink as well.
+        sources: of each source topic, positions of the stages at which its events enter; empty where there is one. Each
+            but the first has a bit of its own in a mask, behind those of the arrows.
 
     Raises:
         ValueError: an arrow that points backwards or outside, or two stages of one name.
@@ -44,6 +47,8 @@ class Shape:
     stages: tuple[str, ...]
     arrows: tuple[Arrow, ...]
     many: tuple[int, ...] = ()
+    beside: tuple[int, ...] = ()
+    sources: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.stages)) != len(self.stages):
@@ -68,9 +73,31 @@ class Shape:
                 wanted |= {self.arrows[bit].parent for bit in self.parents(at)}
         return tuple(self.stages[at] for at in sorted(wanted))
 
-    def entries(self) -> tuple[int, ...]:
-        """Stages without a parent: they read the source topic."""
+    def downstream(self, stage: int) -> frozenset[int]:
+        """Positions of a stage and all that come after it."""
+        found = {stage}
+        for arrow in self.arrows:  # ordered by child: every parent was looked at before
+            if arrow.parent in found:
+                found.add(arrow.child)
+        return frozenset(found)
+
+    def entries(self, source: int | None = None) -> tuple[int, ...]:
+        """Stages without a parent: they read a source topic. Those at which events of one source enter, or all."""
+        if source is not None and self.sources:
+            return self.sources[source]
         return tuple(s for s in range(len(self.stages)) if not self.parents(s))
+
+    def source_of(self, mask: int) -> int:
+        """The number of the source whose events have a mask."""
+        return (mask >> len(self.arrows)).bit_length()
+
+    def source_bit(self, source: int) -> int:
+        """What the masks of a source's events have beside arrows."""
+        return 1 << len(self.arrows) + source - 1 if source else 0
+
+    def reached(self, source: int) -> frozenset[int]:
+        """Stages that events of a source may come to."""
+        return frozenset().union(*map(self.downstream, self.entries(source)))
 
     def joins(self) -> tuple[int, ...]:
         """Stages in which parts of an event wait for each other: with two parents or more, or that gather."""
@@ -93,8 +120,8 @@ class Shape:
         return self.scopes()[stage] + ((stage,) if stage in self.many else ())
 
     def finals(self) -> tuple[int, ...]:
-        """Stages without a child; a valid pipeline has exactly one."""
-        return tuple(s for s in range(len(self.stages)) if not self.children(s))
+        """Stages whose results go to a sink: those without a child, and those `beside`. All are of one scope."""
+        return tuple(s for s in range(len(self.stages)) if s in self.beside or not self.children(s))
 
     def longest_path_s(self, service_time_s: Mapping[str, float] | Sequence[float]) -> float:
         """T_s: the largest sum of service times along any path (InferLine §3)."""
@@ -165,7 +192,11 @@ def shape_of(pipeline: Pipeline) -> Shape:
         for edge in stage.after
     ]
     many = tuple(i for i, stage in enumerate(order) if stage.many)
-    return Shape(tuple(stage.name for stage in order), tuple(arrows), many)
+    parents = {arrow.parent for arrow in arrows}
+    beside = tuple(i for i, stage in enumerate(order) if i in parents and stage.sink is not None)
+    sources = [topic for topic in pipeline.sources if not topic.background] if pipeline.own_sources else []
+    entered = [tuple(i for i, stage in enumerate(order) if pipeline.enters(stage, topic)) for topic in sources]
+    return Shape(tuple(stage.name for stage in order), tuple(arrows), many, beside, tuple(entered))
 
 
 def _shape_of_groups(groups: Sequence[ConsumerGroup]) -> Shape:
@@ -242,10 +273,10 @@ class Paths:
 def visited(shape: Shape, mask: int, scope: Scope = ()) -> list[bool]:
     """For each stage whether an event with that mask visits it.
 
-    Entries always, others by any arrow that is taken. A stage that gathers is visited where the one is whose results
-    those are; stages of another scope never.
+    Entries where its source's events enter, others by any arrow that is taken. A stage that gathers is visited where
+    the one is whose results those are; stages of another scope never.
     """
-    scopes, seen = shape.scopes(), list[bool]()
+    scopes, seen, entered = shape.scopes(), list[bool](), shape.entries(shape.source_of(mask))
     for stage, own in enumerate(scopes):
         arrows = shape.parents(stage)
         if own != scope:
@@ -253,7 +284,7 @@ def visited(shape: Shape, mask: int, scope: Scope = ()) -> list[bool]:
         elif shape.gathers(stage):
             seen.append(seen[shape.scope_after(shape.arrows[arrows[0]].parent)[-1]])
         else:
-            seen.append(not arrows or any(mask >> a & 1 for a in arrows))
+            seen.append(any(mask >> a & 1 for a in arrows) or stage in entered)
     return seen
 
 
@@ -309,7 +340,8 @@ def flat_ways(shape: Shape, paths: Paths) -> tuple[tuple[int, float], ...]:
 
 def goes_through(shape: Shape, mask: int) -> list[bool]:
     """For each stage whether an event with that mask, or a result of it, visits it, whatever their scopes."""
-    return [not arrows or any(mask >> a & 1 for a in arrows) for arrows in map(shape.parents, range(len(shape.stages)))]
+    entered = shape.entries(shape.source_of(mask))
+    return [s in entered or any(mask >> a & 1 for a in shape.parents(s)) for s in range(len(shape.stages))]
 
 
 def independent_paths(shape: Shape, probability: Mapping[tuple[str, str], float], scope: Scope = ()) -> Paths:
@@ -318,7 +350,8 @@ def independent_paths(shape: Shape, probability: Mapping[tuple[str, str], float]
     Arrows without a probability are always taken once their parent is visited. Of a scope, the paths of the results
     that are apart there.
     """
-    weights: dict[int, float] = {0: 1.0}
+    sources = range(max(1, len(shape.sources)))
+    weights = {shape.source_bit(source): 1.0 / len(sources) for source in sources}
     for bit, arrow in enumerate(shape.arrows):
         if shape.scope_after(arrow.parent) != scope:
             continue
@@ -340,6 +373,22 @@ _Ways = frozenset[frozenset[_Condition]]
 _MOST_WAYS = 2000
 
 
+def rates(shape: Shape, paths: Paths) -> list[float]:
+    """Return the share of the events that is of each source."""
+    found = [0.0] * max(1, len(shape.sources))
+    for mask, weight in zip(paths.masks, paths.weights, strict=True):
+        found[shape.source_of(mask)] += weight
+    return found
+
+
+def with_rates(shape: Shape, paths: Paths, shares: Sequence[float]) -> Paths:
+    """Return paths in which so large a share of the events is of each source that any path begins at."""
+    before = rates(shape, paths)
+    of = [(w, shape.source_of(mask)) for mask, w in zip(paths.masks, paths.weights, strict=True)]
+    weights = [w * shares[source] / before[source] if before[source] else 0.0 for w, source in of]
+    return replace(paths, weights=tuple(weight / sum(weights) for weight in weights))
+
+
 def maybe_missing(order: Sequence[Stage], join: Stage) -> frozenset[int]:
     """Positions, among the arrows into ``join``, of those that may be untaken although another one was taken.
 
@@ -353,9 +402,10 @@ def maybe_missing(order: Sequence[Stage], join: Stage) -> frozenset[int]:
         join: one of them.
     """
     reached: dict[int, _Ways] = {}
+    several = any(stage.source is not None for stage in order)
     for stage in order:
-        if not stage.after:
-            reached[id(stage)] = frozenset([frozenset()])
+        if not stage.after:  # of several sources, an event comes from one
+            reached[id(stage)] = frozenset([frozenset([(id(stage.source), "enters")] if several else ())])
             continue
         ways = frozenset[frozenset[_Condition]]().union(*(_taken(reached, edge) for edge in stage.after))
         if len(ways) > _MOST_WAYS:  # too many to distinguish: say that every arrow may be missing

@@ -18,6 +18,7 @@ from inferline_stream.pipeline.faust_declaration import faust_group
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
 from inferline_stream.pipeline.model_server import ModelServer
+from inferline_stream.pipeline.schedule import Every, On, TrafficSchedule
 from inferline_stream.pipeline.units import duration_s, share
 
 
@@ -104,6 +105,7 @@ class Topic:
             Stages serve first what has the least time left.
         share: of such a source: its part of the sample's events, by which plans are made. By default all live sources
             that have none have the same.
+        sample: of a source of an entry stage's own (`Stage`): its arrivals and events.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Topic:
     finish_by: str | None = None
     slo: str | None = None
     share: float | None = None
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,11 @@ class Stage:
         many: whether it gives each event a list of results, perhaps an empty one, in place of one result. Each is an
             event of its own from there on, until a stage gathers them (`gathered`).
         most: results of one event, where it gives many; an event with more becomes a dead letter.
+        idle: after so long without a record no replica of it is left, such as ``"15m"``; the next record starts one. In
+            place of the pipeline's.
+        source: topic that an entry stage reads in place of the pipeline's. Its events enter at this stage only.
+        sink: topic that its results go to. A stage with children sends them there as well; a final stage sends them
+            there in place of the pipeline's sink.
     """
 
     def __init__(
@@ -208,6 +216,9 @@ class Stage:
         most: int = DEFAULT_MOST,
         fallback: Callable[..., Any] | str | ModelServer | None = None,
         fallback_share: str | None = None,
+        idle: str | None = None,
+        source: Topic | None = None,
+        sink: Topic | None = None,
     ) -> None:
         self.name = name
         self.run = run
@@ -229,6 +240,9 @@ class Stage:
         self.most = most
         self.fallback = fallback
         self.fallback_share = fallback_share
+        self.idle = idle
+        self.source = source
+        self.sink = sink
         self.declared = declared_at()
 
     @property
@@ -328,8 +342,10 @@ class Pipeline:
         name: names the pipeline's topics, groups and metrics.
         slo: target for the end-to-end P99, a duration such as ``"250ms"``.
         source: topic that events arrive on; or a list of it, of live topics with an SLO of their own, and of background
-            topics, such as an archive, see `Topic`. Consumer groups have the topic that the first of them read.
-        sink: topic that the final stage's results go to; consumer groups have none.
+            topics, such as an archive, see `Topic`. None where each entry stage has a source of its own. Consumer
+            groups have the topic that the first of them read.
+        sink: topic that the results of the final stage go to; None where each final stage has a sink of its own.
+            Consumer groups have none.
         stages: every stage, in any order; or every consumer group that runs already.
         sample: arrivals and events to profile and plan with.
         hardware: kinds that extend or override the default catalogue.
@@ -339,6 +355,10 @@ class Pipeline:
             same, ``"drop"`` it, or ``"dlq"``, drop it and keep its record with the dead letters. It is a miss anyway.
         order: in which order a stage's queue is served. ``"deadline"``: first what can still be on time, so that a
             shortage makes few events late, and those later. ``"entry"``: what entered first, whether late or not.
+        idle: after so long without an event no replica is left, such as ``"15m"``: only dispatchers, which wait for the
+            next event. That starts the replicas, and is late by the time that takes.
+        schedule: what people know of traffic to come, see `Every` and `On`; replicas are held for it in time.
+        zone: time zone of the schedule and of the weeks that are learned, such as ``"Europe/Berlin"``.
     """
 
     def __init__(
@@ -355,6 +375,9 @@ class Pipeline:
         slo_window: str = "1d",
         on_expired: str = "process",
         order: str = "deadline",
+        idle: str | None = None,
+        schedule: Iterable[Every | On] = (),
+        zone: str = "UTC",
     ) -> None:
         self.name = name
         self.slo = slo
@@ -362,16 +385,19 @@ class Pipeline:
         self.stages = tuple(each for each in listed if not isinstance(each, ConsumerGroup))
         self.groups = tuple(each for each in listed if isinstance(each, ConsumerGroup))
         """Consumer groups that run already, in place of stages."""
-        self.sources: tuple[Topic, ...] = () if source is None else _listed(source)
-        if source is None:
-            self.sources = tuple(map(Topic, dict.fromkeys(group.topic for group in self.groups if not group.after)))
-        self.sink = Topic("") if sink is None else sink
+        self.listed: tuple[Topic, ...] = () if source is None else _listed(source)
+        if self.groups and source is None:
+            self.listed = tuple(map(Topic, dict.fromkeys(group.topic for group in self.groups if not group.after)))
+        self.sink = sink
         self.sample = sample
         self.hardware = tuple(hardware)
         self.objective = objective
         self.slo_window = slo_window
         self.on_expired = on_expired
         self.order = order
+        self.idle = idle
+        self.schedule = tuple(schedule)
+        self.zone = zone
         self.declared = declared_at()
 
     @classmethod
@@ -387,16 +413,52 @@ class Pipeline:
         return cls(group.name, slo=slo, stages=[group])
 
     @property
+    def own_sources(self) -> dict[str, Topic]:
+        """By stage that has one, the source of its own."""
+        own = ((each.name, each.source) for each in self.stages if isinstance(each, Stage))
+        return {name: source for name, source in own if source is not None}
+
+    @property
+    def sources(self) -> tuple[Topic, ...]:
+        """Every source topic: those of the pipeline, then those of stages."""
+        return (*self.listed, *self.own_sources.values())
+
+    @property
     def source(self) -> Topic:
-        """The topic of live events whose SLO is the pipeline's."""
+        """The topic of the first class: live events whose SLO is the pipeline's."""
         topics = [topic for topic in self.sources if isinstance(topic, Topic)]
         own = (topic for topic in topics if not topic.background and topic.slo is None)
         return next(own, topics[0] if topics else Topic(""))
 
     @property
     def others(self) -> tuple[Topic, ...]:
-        """The other topics, each a class of its own: live ones with an SLO, and background ones."""
+        """The other topics, each a class of its own: live ones with an SLO, background ones, and those of stages."""
         return tuple(topic for topic in self.sources if topic is not self.source)
+
+    @property
+    def samples(self) -> dict[str, Sample | None]:
+        """By source topic: the pipeline's sample, and that of each source of a stage's own, by class."""
+        own = tuple(self.own_sources.values())
+        return {
+            topic.name: topic.sample if any(topic is each for each in own) else self.sample
+            for topic in (self.source, *(own if self.listed else own[1:]))
+        }
+
+    def enters(self, stage: Stage, topic: Topic) -> bool:
+        """Whether events of a source topic enter at a stage."""
+        return not stage.after and (topic is stage.source if stage.source else topic in self.listed)
+
+    def codec_of(self, stage: Stage) -> str | Codec:
+        """The format of the events that enter at an entry stage."""
+        return (stage.source or self.source).codec
+
+    @property
+    def sinks(self) -> dict[str, Topic]:
+        """By stage that feeds one, the topic that its results go to: its own, or of a final stage the pipeline's."""
+        stages = [stage for stage in self.stages if isinstance(stage, Stage)]
+        parents = {id(getattr(edge, "parent", edge)) for stage in stages for edge in stage.after}
+        fed = ((each.name, each.sink or (None if id(each) in parents else self.sink)) for each in stages)
+        return {name: topic for name, topic in fed if topic is not None}
 
     @property
     def slo_s(self) -> float:
@@ -415,6 +477,14 @@ class Pipeline:
             ValueError: it has no number or no unit.
         """
         return duration_s(self.slo_window)
+
+    def scheduled(self, more: Iterable[On] = ()) -> TrafficSchedule:
+        """The schedule, with what people have said since.
+
+        Raises:
+            ValueError: an entry or a zone cannot be read.
+        """
+        return TrafficSchedule((*self.schedule, *more), self.zone)
 
     def stage(self, name: str) -> Stage:
         """The stage of that name.

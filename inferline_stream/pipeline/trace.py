@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
@@ -24,11 +24,17 @@ Expecting = Callable[[int], None]
 class Trace:
     """Arrivals in seconds, float64, ascending (ties allowed), shape (events,).
 
+    Args:
+        arrivals_s: the times.
+        source_of: uint8 (events,) number of each one's source topic (`Shape.sources`); empty where there is one, or
+            where nobody knows.
+
     Raises:
-        ValueError: times that are not finite or not ascending.
+        ValueError: times that are not finite or not ascending, or sources of other events.
     """
 
     arrivals_s: Seconds
+    source_of: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
 
     def __post_init__(self) -> None:
         times = np.ascontiguousarray(self.arrivals_s, dtype=np.float64)
@@ -38,6 +44,8 @@ class Trace:
             raise ValueError("a trace holds times that are NaN or infinite")
         if times.size and (np.diff(times) < 0).any():
             raise ValueError("a trace's times must ascend; sort them first")
+        if self.source_of.size not in (0, times.size):
+            raise ValueError(f"{self.source_of.size} sources of {times.size} arrivals")
         times.flags.writeable = False
         object.__setattr__(self, "arrivals_s", times)
 
@@ -57,7 +65,7 @@ class Trace:
     def window(self, start_s: float, end_s: float) -> Trace:
         """Arrivals in [start, end), counted from the start of the window."""
         first, last = np.searchsorted(self.arrivals_s, (start_s, end_s), side="left")
-        return Trace(self.arrivals_s[first:last] - start_s)
+        return Trace(self.arrivals_s[first:last] - start_s, self.source_of[first:last])
 
     def sped_up(self, factor: float) -> Trace:
         """The same arrivals, ``factor`` times as fast.
@@ -67,7 +75,7 @@ class Trace:
         """
         if not factor > 0:
             raise ValueError(f"speed-up {factor} must be above 0")
-        return Trace(self.arrivals_s / factor)
+        return Trace(self.arrivals_s / factor, self.source_of)
 
 
 def busiest(trace: Trace, events: int) -> Trace:
@@ -76,7 +84,17 @@ def busiest(trace: Trace, events: int) -> Trace:
         return trace
     times = trace.arrivals_s
     first = int(np.argmin(times[events - 1 :] - times[: times.size - events + 1]))
-    return Trace(times[first : first + events] - times[first])
+    return Trace(times[first : first + events] - times[first], trace.source_of[first : first + events])
+
+
+def merged(traces: Sequence[Trace]) -> Trace:
+    """Arrivals of several sources, in order, with the source of each; of one, its own."""
+    if len(traces) == 1:
+        return traces[0]
+    times = np.concatenate([trace.arrivals_s for trace in traces])
+    source_of = np.repeat(np.arange(len(traces), dtype=np.uint8), [len(trace) for trace in traces])
+    order = np.argsort(times, kind="stable")
+    return Trace(times[order], source_of[order])
 
 
 def simulation_bytes(events: int, stages: int) -> int:

@@ -20,14 +20,18 @@ from inferline_stream.pipeline.annotations import (
     without_none,
 )
 from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_times, emulated_s
+from inferline_stream.pipeline.end_topics import check_scopes_of_sinks, problems_of_sinks, problems_of_sources
 from inferline_stream.pipeline.event_classes import problems_of_classes
 from inferline_stream.pipeline.fallback_declaration import problems_of_fallbacks
 from inferline_stream.pipeline.group_declaration import problems_of_groups
 from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue, divided
+from inferline_stream.pipeline.idle import problems_of_idle
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names, nearest, problems_of_name
+from inferline_stream.pipeline.schedule import problems_of_schedule
 from inferline_stream.pipeline.shape import maybe_missing, shape_of, topological
+from inferline_stream.pipeline.spot import is_spot, on_demand
 from inferline_stream.pipeline.topology import (
     MOST_RESULTS,
     ORDERS,
@@ -40,6 +44,7 @@ from inferline_stream.pipeline.topology import (
     is_asynchronous,
 )
 from inferline_stream.pipeline.units import is_whole
+from inferline_stream.pipeline.version import format_between
 
 CODECS = ("json", "msgpack", "raw")
 
@@ -97,10 +102,14 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
         yield f"objective {objective!r} must lie between 0 and 1, e.g. 0.99 for a P99 within the SLO"
     if pipeline.order not in ORDERS:
         yield f"order {pipeline.order!r} is none; use {' or '.join(map(repr, ORDERS))}"
+    yield from problems_of_idle(pipeline)
+    yield from problems_of_schedule(pipeline.schedule, pipeline.zone)
     yield from _of_own_hardware(pipeline.hardware)
     if pipeline.groups:
         return
     yield from _of_topics(pipeline)
+    yield from problems_of_sinks(pipeline, stages)
+    yield from problems_of_sources(pipeline, stages)
     sample: Any = pipeline.sample
     if sample is not None and not isinstance(sample, Sample):
         yield f'sample {sample!r} is no Sample; write Sample(arrivals="arrivals.csv", events="events.jsonl")'
@@ -110,13 +119,6 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
     cycle = _cycle(stages)
     if cycle:
         yield f"stages form a cycle: {' → '.join(stage.name for stage in cycle)}; remove one of these edges"
-    parents = {id(edge.parent) for stage in stages for edge in _edges(stage)}
-    finals = [stage.name for stage in stages if id(stage) not in parents]
-    if len(finals) > 1:
-        yield (
-            f"{len(finals)} stages have no child ({', '.join(map(repr, finals))}); exactly one final stage feeds the "
-            "sink: join them in one more stage"
-        )
 
 
 def _of_stage_list(stages: Sequence[Any]) -> Iterator[str]:
@@ -139,11 +141,9 @@ def _of_topics(pipeline: Pipeline) -> Iterator[str]:
     names = Names(str(pipeline.name))
     own = names.own | {names.stage_topic(str(getattr(stage, "name", ""))) for stage in pipeline.stages}
     yield from problems_of_classes(pipeline)
-    if pipeline.sink == Topic(""):
-        yield 'has no sink; write sink=Topic("results")'
-        return
+    sinks = [sink for sink in (pipeline.sink, *(getattr(stage, "sink", None) for stage in pipeline.stages)) if sink]
     end: Any
-    for role, end in (*(("source", source) for source in pipeline.sources), ("sink", pipeline.sink)):
+    for role, end in (*(("source", source) for source in pipeline.sources), *(("sink", sink) for sink in sinks)):
         if not isinstance(end, Topic):
             yield f'{role} {end!r} is no Topic; write Topic("{end if isinstance(end, str) else role}")'
             continue
@@ -162,8 +162,9 @@ def _of_topics(pipeline: Pipeline) -> Iterator[str]:
         header: Any = end.timestamp_header
         if header is not None and not (isinstance(header, str) and header):
             yield f"{role} topic {name!r}: timestamp_header {header!r} must be the name of a header"
+    fed = {sink.name for sink in sinks if isinstance(sink, Topic)}
     for source in pipeline.sources:
-        if isinstance(source, Topic) and isinstance(pipeline.sink, Topic) and source.name == pipeline.sink.name:
+        if isinstance(source, Topic) and source.name in fed:
             yield f"source and sink are both topic {source.name!r}; results would come back as events"
 
 
@@ -206,6 +207,7 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
         yield f"most {stage.most!r} must be a whole number, 1 to {MOST_RESULTS}"
     if not is_whole(stage.standby, 0):
         yield f"standby {stage.standby!r} must be a whole number of replicas, 0 or more"
+    yield from problems_of_idle(stage)
     if stage.server is not None:
         yield from _of_server(stage)
     try:
@@ -219,6 +221,8 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
     for kind in stage.hardware:
         if isinstance(kind, Hardware):
             yield f"hardware {kind.name!r} is given as an object; give its name here, the object to Pipeline(hardware=)"
+        elif is_spot(kind) and kind in kinds and on_demand(kind) not in stage.hardware:
+            yield f"hardware {kind!r} may be taken away: add {on_demand(kind)!r}, which takes over then"
         elif kind not in kinds:
             yield f"unknown hardware {kind!r}{nearest(kind, kinds)}"
     functions: Any = (("cost", stage.cost, "one event"), ("agrees", stage.agrees, "two results"))
@@ -314,7 +318,7 @@ def _of_types(stages: Sequence[Stage], pipeline: Pipeline) -> Iterator[str]:
     known = all(id(edge.parent) in listed for stage in sound for edge in stage.after)
     if known and len(order) == len(names) == len(pipeline.stages):
         try:
-            shape_of(pipeline).scopes()
+            check_scopes_of_sinks(shape_of(pipeline))
         except ValueError as error:
             yield f"{pipeline.declared}: {error}"
     for stage in stages:
@@ -392,11 +396,20 @@ def _of_join(stage: Stage, parents: Sequence[Stage], takes: Any, order: Sequence
 def _of_raw(stage: Stage, stages: Sequence[Stage], pipeline: Pipeline) -> Iterator[str]:
     """A raw topic holds bytes, and only bytes can go to one."""
     types = _types(stage)
-    if not stage.after and getattr(pipeline.source, "codec", None) == "raw" and not accepts(types.takes, bytes):
+    if (
+        not stage.after
+        and getattr(stage.source or pipeline.source, "codec", None) == "raw"
+        and not accepts(types.takes, bytes)
+    ):
         yield f"takes list[{describe(types.takes)}], but the source topic is raw; take list[bytes]"
-    final = not any(edge.parent is stage for other in stages for edge in _edges(other))
-    if final and getattr(pipeline.sink, "codec", None) == "raw" and not accepts(bytes, types.returns):
+    codec, inner = getattr(pipeline.sinks.get(stage.name), "codec", None), format_between(types.returns)
+    if codec == "raw" and not accepts(bytes, types.returns):
         yield f"returns list[{describe(types.returns)}], but the sink topic is raw; return list[bytes]"
+    elif stage.sink and codec != inner and any(edge.parent is stage for each in stages for edge in _edges(each)):
+        yield (
+            f"its sink has the codec {codec!r}, and the next stage takes its results as {inner!r}; give the sink that "
+            "codec, or to a stage of its own after this one"
+        )
 
 
 def _types(stage: Stage) -> StageTypes:

@@ -45,28 +45,34 @@ class Structure:
 
     Args:
         source: topic and codec.
-        sink: topic and codec.
+        sinks: topic and codec, by stage that feeds one.
         formats: of each stage's results on the way to the next.
         edges: by stage, its parents; whether the edge is conditional.
         ordered: joins that keep the order of a key.
         others: source topics of further classes of events. What a record holds does not depend on them.
         many: stages that give an event many results.
         gathers: by stage that gathers, the parent whose results it gets.
+        own_sources: topic and codec, by entry stage with a source of its own.
     """
 
     source: tuple[str, str]
-    sink: tuple[str, str]
+    sinks: Mapping[str, tuple[str, str]]
     formats: Mapping[str, str]
     edges: Mapping[str, Mapping[str, bool]]
     ordered: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     many: tuple[str, ...] = ()
     gathers: Mapping[str, str] = field(default_factory=dict)
+    own_sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """The stages that read the source topic."""
+        """The stages that read a source topic."""
         return tuple(stage for stage, parents in self.edges.items() if not parents)
+
+    def read_by(self, stage: str) -> str:
+        """Return the source topic that an entry stage reads."""
+        return self.own_sources.get(stage, self.source)[0]
 
     @property
     def version(self) -> str:
@@ -81,10 +87,10 @@ def structure_of(pipeline: Pipeline) -> Structure:
     Raises:
         TypeError: a stage's annotations cannot be resolved.
     """
-    source, sink = pipeline.source, pipeline.sink
+    source = pipeline.source
     return Structure(
         source=(source.name, _name(source.codec)),
-        sink=(sink.name, _name(sink.codec)),
+        sinks={stage: (sink.name, _name(sink.codec)) for stage, sink in pipeline.sinks.items()},
         formats={stage.name: format_between(types_of(stage).returns) for stage in pipeline.stages},
         edges={
             stage.name: {edge.parent.name: edge.condition is not None for edge in stage.after}
@@ -94,6 +100,7 @@ def structure_of(pipeline: Pipeline) -> Structure:
         others=tuple(topic.name for topic in pipeline.others),
         many=tuple(sorted(stage.name for stage in pipeline.stages if stage.many)),
         gathers={stage.name: edge.parent.name for stage in pipeline.stages if (edge := stage.gathers) is not None},
+        own_sources={stage: (own.name, _name(own.codec)) for stage, own in pipeline.own_sources.items()},
     )
 
 
@@ -108,10 +115,16 @@ def incompatibilities(running: Structure, wanted: Structure) -> list[str]:
     Each reason says what has changed; `DRAIN_FIRST` says what to do.
     """
     found = []
-    for end in ("source", "sink"):
-        before, now = getattr(running, end), getattr(wanted, end)
-        if before != now:
-            found.append(f"the {end} was topic {before[0]} ({before[1]}) and is topic {now[0]} ({now[1]})")
+    if running.source != wanted.source:
+        found.append(f"the source was {_topic(running.source)} and is {_topic(wanted.source)}")
+    for what, old, new in (
+        ("sink", running.sinks, wanted.sinks),
+        ("source", running.own_sources, wanted.own_sources),
+    ):
+        for stage in {**old, **new}:
+            was, is_ = _topic(old.get(stage)), _topic(new.get(stage))
+            if was != is_:
+                found.append(f"the {what} of stage {stage} was {was} and is {is_}")
     if running.others != wanted.others:
         was, is_ = _names(running.others), _names(wanted.others)
         found.append(f"the further source topics were {was} and are {is_}")
@@ -147,6 +160,10 @@ def incompatibilities(running: Structure, wanted: Structure) -> list[str]:
 
 def _name(codec: str | Codec) -> str:
     return codec.name if isinstance(codec, Codec) else codec
+
+
+def _topic(end: tuple[str, str] | None) -> str:
+    return "not its own" if end is None else f"topic {end[0]} ({end[1]})"
 
 
 def _names(stages: Any) -> str:

@@ -149,7 +149,7 @@ class Bounds:
     def _required_rate(self, stage: int, key: int = 0) -> float:
         """Of all events of a stage, or of those of one key."""
         hop_s = self.problem.measured.least_hop_s
-        through = [i for i, r in enumerate(self._routes) if r.reaches_sink and r.visits[stage]]
+        through = [i for i, r in enumerate(self._routes) if r.awaits(stage)]
         if not through:
             return 0.0
         before = min(self._routes[i].before_s(stage, self.fastest_s, hop_s) for i in through)
@@ -368,13 +368,17 @@ class _Route:
     """The stages and arrows that events of a scope with one mask take; none before they were apart is known."""
 
     def __init__(self, shape: Shape, scope: Scope, mask: int) -> None:
+        self._shape = shape
         self.visits = visited(shape, mask, scope)
-        (final,) = shape.finals()
-        self.reaches_sink = self.visits[final]
-        self._final = final
+        self._finals = [final for final in shape.finals() if self.visits[final]]
+        self.reaches_sink = bool(self._finals)
         arrows = [a for i, a in enumerate(shape.arrows) if mask >> i & 1 and self.visits[a.parent]]
         self._parents = [[a.parent for a in arrows if a.child == s] for s in range(len(shape.stages))]
         self._children = [[a.child for a in arrows if a.parent == s] for s in range(len(shape.stages))]
+
+    def awaits(self, stage: int) -> bool:
+        """Whether the stage is visited, and a sink after it gets something."""
+        return self.visits[stage] and not self._shape.downstream(stage).isdisjoint(self._finals)
 
     def before_s(self, stage: int, service_s: Sequence[float], hop_s: float) -> float:
         """Least time from entry to arrival at a stage."""
@@ -384,15 +388,14 @@ class _Route:
 
     def after_s(self, stage: int, service_s: Sequence[float], hop_s: float) -> float:
         """Least time from completion of a stage to the sink; 0 where nothing of it is awaited there."""
-        if stage == self._final:
-            return hop_s
         return max(
-            (hop_s + service_s[c] + self.after_s(c, service_s, hop_s) for c in self._children[stage]), default=0.0
+            (hop_s + service_s[c] + self.after_s(c, service_s, hop_s) for c in self._children[stage]),
+            default=hop_s if stage in self._finals else 0.0,
         )
 
     def latency_s(self, service_s: Sequence[float], hop_s: float) -> float:
         """Latency if nothing ever waits."""
-        return self.before_s(self._final, service_s, hop_s) + service_s[self._final] + hop_s
+        return max(self.before_s(end, service_s, hop_s) + service_s[end] + hop_s for end in self._finals)
 
 
 def service_rate(problem: Problem, stage: int, option: Option) -> float:

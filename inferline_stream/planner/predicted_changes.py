@@ -116,8 +116,7 @@ class Surrogate:
         self._departures: Mapping[int, Departures] = evaluation.departures
         self._arrivals: dict[int, Departures] = {}
         if self._sample is None:
-            (final,) = self._workload.shape.finals()
-            self._choose_sample(self._workload.judged_s(latencies_s(self._workload, self._departures[final])))
+            self._choose_sample(self._workload.judged_s(latencies_s(self._workload, self._departures)))
         self._trace_paths()
         self.late = self._late(self._latency_s)
         """Predicted late events of the base itself."""
@@ -174,7 +173,6 @@ class Surrogate:
     def _longest_s(self, without: int | None) -> Times:
         """Longest path of each event from entry to sink, as the target judges it; −∞ where all lead through a stage."""
         shape, hop_s = self._workload.shape, self._workload.hop_s
-        (final,) = shape.finals()
         finish: list[Times] = []
         for stage in range(len(shape.stages)):
             before = self._before[stage]
@@ -183,14 +181,16 @@ class Surrogate:
                 np.maximum(start, np.where(takes, finish[parent], -np.inf), out=start)
             blocked = stage == without
             finish.append(np.full_like(start, -np.inf) if blocked else start + hop_s + self._spent_s[stage])
-        return finish[final] + self._sink_s
+        ends = [np.where(self._visits[final], finish[final], -np.inf) for final in shape.finals()]
+        longest_s: Times = np.maximum.reduce(ends) + self._sink_s
+        return longest_s
 
     def _after_s(self) -> list[Times]:
         """Longest path of each event from completion of a stage to the sink; −∞ where nothing leads there."""
         shape, hop_s = self._workload.shape, self._workload.hop_s
-        (final,) = shape.finals()
         after = [np.full(self._entry_s.size, -np.inf) for _ in shape.stages]
-        after[final] = self._sink_s.copy()
+        for final in shape.finals():
+            after[final] = self._sink_s.copy()
         for stage in reversed(range(len(shape.stages))):
             for child, before in enumerate(self._before):
                 onward = hop_s + self._spent_s[child] + after[child]

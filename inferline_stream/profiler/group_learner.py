@@ -39,7 +39,7 @@ _SETTLED_S = 0.25
 _LOOK_S = 0.05
 """A record that came so shortly after a batch's start may still be in it: looks are 20 ms apart, fetches take some."""
 
-_FEWEST_BATCHES, _FEWEST_SPANS = 30, 5
+_FEWEST_BATCHES, _FEWEST_SPANS = 30, 10
 
 _LARGEST_ERROR = 0.15
 """A throughput that may be farther off than this, as a standard error, is not known yet."""

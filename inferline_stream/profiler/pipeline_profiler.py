@@ -32,6 +32,7 @@ async def profile_pipeline(
     events: list[bytes],
     *,
     keys: Sequence[bytes | None] | None = None,
+    sources: Sequence[int] = (),
     bootstrap_servers: str | None = None,
     options: Options | None = None,
     settings: Settings | None = None,
@@ -49,6 +50,7 @@ async def profile_pipeline(
         topology: the topology file.
         events: the sample's, as they stand in the source topic.
         keys: of their records; by default from the field that the sample names.
+        sources: number of each event's source, where there are several.
         bootstrap_servers: a broker to measure the time between stages with; without one, the last time
             measured is taken, or 0.
         options: what, and how thoroughly; by default all that is missing, for a broker of our own.
@@ -95,7 +97,7 @@ async def profile_pipeline(
         )
     async with ProfilingSession(pipeline, file, limits, options, steps, open_benches=there) as session:
         if needs_run:
-            await session.measure(events, pairs, known, store)
+            await session.measure(events, pairs, known, store, sources)
         if needs_network:
             await session.measure_network(known)
     if needs_hop or needs_network:
@@ -109,17 +111,20 @@ async def profile_pipeline(
         known.hop_overhead_s.get(options.broker, 0.0) + network_s,
         samples=known.samples,
         overheads=None if options.again else kept_overheads(overheads_file(here)),
-        keys=keys_of(pipeline, _sample_keys(pipeline, events) if keys is None else keys),
+        keys=keys_of(pipeline, _sample_keys(pipeline, events, sources) if keys is None else keys),
         network_s=network_s,
         hop_spread_s=known.hop_spread_s.get(options.broker, ()),
         classes=live_classes(pipeline),
-    )
+    ).with_spot({stage.name: stage.hardware for stage in pipeline.stages})
 
 
-def _sample_keys(pipeline: Pipeline, events: Sequence[bytes]) -> Sequence[bytes | None]:
-    """Return the keys that the sample's records will have, by the field that it names; none where it names none."""
-    field = None if pipeline.sample is None else pipeline.sample.key
-    return [] if field is None else [keyed(event, field) for event in events]
+def _sample_keys(pipeline: Pipeline, events: Sequence[bytes], sources: Sequence[int]) -> Sequence[bytes | None]:
+    """Return the keys that the samples' records will have, by the field that each names; none where none names any."""
+    fields = [None if sample is None else sample.key for sample in pipeline.samples.values()]
+    if not any(fields):
+        return []
+    named = [fields[source] for source in sources] or [fields[0]] * len(events)
+    return [None if field is None else keyed(event, field) for event, field in zip(events, named, strict=True)]
 
 
 def _real(topology: Path) -> Path:

@@ -188,8 +188,8 @@ class Known:
 
 
 def _without_stock(kind: Hardware) -> Hardware:
-    """A kind as far as it matters to a profile: not how many there are."""
-    return replace(kind, stock=None, gpu_stock=None)
+    """A kind as far as it matters to a profile: not how many there are, nor whether some are lent."""
+    return replace(kind, stock=None, gpu_stock=None, spot=None)
 
 
 class ProfileStore:
@@ -221,7 +221,7 @@ class ProfileStore:
         self._kinds = catalogue(pipeline.hardware)
         self._shape = shape_of(pipeline)
         # Events of a topic's last hour are others at every look, and profiles hold all the same.
-        declared = b"\n".join(events) if pipeline.sample is not None else b"recent"
+        declared = b"\n".join(events) if any(pipeline.samples.values()) else b"recent"
         self._events = hashlib.sha256(declared).hexdigest()
         self._code = {stage.name: stage_digest(stage, folder) for stage in pipeline.stages}
         conditions = [

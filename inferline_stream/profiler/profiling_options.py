@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.spot import is_spot
 from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.profiler.machine import Machine, why_not_here
 from inferline_stream.profiler.profile_store import LOCAL, Known
@@ -67,7 +68,7 @@ def pairs_to_profile(
     for stage in pipeline.stages:
         reasons = []
         again = options.again and (options.stages is None or stage.name in options.stages)
-        for kind in (kinds[name] for name in dict.fromkeys(stage.hardware)):
+        for kind in (kinds[name] for name in dict.fromkeys(stage.hardware) if not is_spot(name)):
             pair, what = (stage.name, kind.name), f"stage {stage.name!r} on {kind.name!r}"
             if in_cluster and not is_measured_here(kind):
                 if again or pair not in known.there:
@@ -88,7 +89,7 @@ def pairs_to_profile(
                     f"{what}: its times are not of {options.platform}; "
                     f"`inferline-stream profile --on {options.platform}` measures them there"
                 )
-        if len(reasons) == len(set(stage.hardware)):
+        if len(reasons) == len({name for name in stage.hardware if not is_spot(name)}):
             problems.append(
                 f"{stage.declared}: stage {stage.name!r}: none of its hardware can be profiled here: "
                 f"{'; '.join(reasons)}. Add a kind that this machine has, or bring profiles from one that has it"

@@ -107,10 +107,15 @@ class ProfilingSession:
         await self._stack.aclose()
 
     async def measure(
-        self, events: Sequence[bytes], pairs: Sequence[tuple[Stage, Hardware]], known: Known, store: ProfileStore
+        self,
+        events: Sequence[bytes],
+        pairs: Sequence[tuple[Stage, Hardware]],
+        known: Known,
+        store: ProfileStore,
+        sources: Sequence[int] = (),
     ) -> None:
         """Run the sample, then time each stage on each kind; what is found is written down at once."""
-        run = await self._sample(shape_of(self._pipeline), events)
+        run = await self._sample(shape_of(self._pipeline), events, sources)
         known.paths = run.paths
         known.failed = {stage: count for stage, (count, _) in run.failed.items()}
         known.samples = run.samples
@@ -174,7 +179,7 @@ class ProfilingSession:
 
     # The sample
 
-    async def _sample(self, shape: Shape, events: Sequence[bytes]) -> SampleRun:
+    async def _sample(self, shape: Shape, events: Sequence[bytes], sources: Sequence[int]) -> SampleRun:
         """Build every stage, one after the other since that is timed, and run the sample through them."""
         problems = []
         async with AsyncExitStack() as there:
@@ -194,7 +199,8 @@ class ProfilingSession:
             self._steps.begin("sample: running its events through the pipeline")
             stages = {name: functools.partial(self._run, self._pipeline.stage(name)) for name in shape.stages}
             chunk = LARGEST_CHUNK if self._takes_turns else FIRST_CHUNK
-            run = await run_sample(shape, stages, events, self._options.sample_s, self._steps.within, chunk=chunk)
+            seconds, within = self._options.sample_s, self._steps.within
+            run = await run_sample(shape, stages, events, seconds, within, sources=sources, chunk=chunk)
         for name, (count, message) in run.failed.items():
             self._steps.note(f"{message}; stage {name!r} raised on {count} of {run.events} sample events")
         return run

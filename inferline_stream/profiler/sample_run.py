@@ -85,6 +85,7 @@ async def run_sample(
     seconds: float,
     progress: Callable[[float], None] = lambda share: None,
     *,
+    sources: Sequence[int] = (),
     chunk: int = FIRST_CHUNK,
 ) -> SampleRun:
     """Run events, evenly drawn from the sample, until the time is up or all have been run.
@@ -97,13 +98,14 @@ async def run_sample(
         events: as they stand in the source topic.
         seconds: time to spend.
         progress: called with the share that is done.
+        sources: number of each event's source, where there are several.
         chunk: events to begin with.
 
     Raises:
         InvalidTopology: a stage is reached by no event, or raises on every one.
     """
     run = SampleRun({stage: [] for stage in shape.stages})
-    chosen = _spread(events)
+    chosen = _spread(list(zip(events, sources or [0] * len(events), strict=True)))
     end_s = time.monotonic() + seconds
     size = chunk
     while run.events < len(chosen):
@@ -141,7 +143,7 @@ def _size(event: StageInput) -> int:
     return sum(len(part or b"") for part in (event.values() if isinstance(event, dict) else event))
 
 
-def _spread(events: Sequence[bytes]) -> Sequence[bytes]:
+def _spread(events: Sequence[tuple[bytes, int]]) -> Sequence[tuple[bytes, int]]:
     """At most `MOST_EVENTS` events, in an order in which every beginning is drawn evenly: files tend to be sorted.
 
     Fractional parts of multiples of the golden section leave no large gap anywhere, at any time.
@@ -167,8 +169,11 @@ class _Items:
     dead: set[int] = field(default_factory=set)
 
 
-async def _run_chunk(shape: Shape, stages: Mapping[str, RunEvents], events: Sequence[bytes], run: SampleRun) -> None:
-    items: dict[Scope, _Items] = {(): _Items(list(range(len(events))), [0] * len(events), [{} for _ in events])}
+async def _run_chunk(
+    shape: Shape, stages: Mapping[str, RunEvents], chosen: Sequence[tuple[bytes, int]], run: SampleRun
+) -> None:
+    events, entered = [event for event, _ in chosen], [shape.source_bit(source) for _, source in chosen]
+    items: dict[Scope, _Items] = {(): _Items(list(range(len(events))), entered, [{} for _ in events])}
     for at, stage in enumerate(shape.stages):
         if stage not in stages:
             continue
@@ -211,7 +216,8 @@ def _given(shape: Shape, at: int, own: _Items, events: Sequence[bytes]) -> dict[
             shape.stages[p]: own.results[i][shape.stages[p]] for p, bit in bits.items() if own.masks[i] >> bit & 1
         }
         if not bits:
-            given[i] = events[i]
+            if at in shape.entries(shape.source_of(own.masks[i])):
+                given[i] = events[i]
         elif values:
             given[i] = values if len(bits) > 1 else next(iter(values.values()))
     return given

@@ -38,7 +38,13 @@ class Audited:
 
 
 async def audit_pipeline(
-    pipeline: Pipeline, file: Path, events: Sequence[bytes], limits: Settings, *, stages: Sequence[str] = ()
+    pipeline: Pipeline,
+    file: Path,
+    events: Sequence[bytes],
+    limits: Settings,
+    *,
+    stages: Sequence[str] = (),
+    sources: Sequence[int] = (),
 ) -> list[Audited]:
     """Build every stage and run the sample, with calls looked at rather than refused.
 
@@ -50,6 +56,7 @@ async def audit_pipeline(
         events: the sample's.
         limits: how long building one stage may take.
         stages: those to audit; empty for all.
+        sources: number of each event's source, where there are several.
 
     Raises:
         ReplicaFailed: a stage cannot be built.
@@ -67,7 +74,7 @@ async def audit_pipeline(
     async with AsyncExitStack() as stack:
         benches = await stack.enter_async_context(benches_here(specs, limits, ThisHost(audits=audits)))
         opened = [await stack.enter_async_context(benches.bench(pipeline.stage(each.stage), each)) for each in specs]
-        await run_sample(shape, {bench.stage.name: bench.run for bench in opened}, events, _SAMPLE_S)
+        await run_sample(shape, {bench.stage.name: bench.run for bench in opened}, events, _SAMPLE_S, sources=sources)
     return [
         Audited(name, dict(sorted(audit.found.items())), declaration(audit.found, audit.confinement))
         for name, audit in audits.items()

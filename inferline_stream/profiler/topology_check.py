@@ -25,26 +25,24 @@ _EVENTS_TRIED = 1000
 
 def sample_problems(pipeline: Pipeline, folder: Path) -> list[str]:
     """Sample files that are missing or hold something else, ``file[:line]: what`` each."""
-    sample = pipeline.sample
-    if not isinstance(sample, Sample):
-        return []
     found = []
-    arrivals = [sample.arrivals] if sample.replay is None else [sample.arrivals, sample.replay]
-    for name in arrivals:
-        found += _problems(read_arrivals, folder / name)
-    return found + _problems(read_events, folder / sample.events)
+    for sample in (pipeline.sample, *(getattr(source, "sample", None) for source in pipeline.own_sources.values())):
+        if isinstance(sample, Sample):
+            for name in (sample.arrivals, *([] if sample.replay is None else [sample.replay])):
+                found += _problems(read_arrivals, folder / name)
+            found += _problems(read_events, folder / sample.events)
+    return found
 
 
 def event_problems(pipeline: Pipeline, folder: Path) -> list[str]:
     """Sample events that an entry stage of a valid pipeline cannot decode; the first of each stage."""
-    if pipeline.sample is None:
-        return []
-    file = folder / pipeline.sample.events
-    events = read_events(file)
     found = []
     for stage in pipeline.stages:
-        if not stage.after:
-            decode = codec(pipeline.source.codec).decoder(types_of(stage).takes)
+        sample = None if stage.after else pipeline.samples[(stage.source or pipeline.source).name]
+        if sample is not None:
+            file = folder / sample.events
+            events = read_events(file)
+            decode = codec(pipeline.codec_of(stage)).decoder(types_of(stage).takes)
             for event in events[:_EVENTS_TRIED]:
                 try:
                     decode(event)
@@ -55,8 +53,10 @@ def event_problems(pipeline: Pipeline, folder: Path) -> list[str]:
     return found
 
 
-async def building_problems(pipeline: Pipeline, topology: Path, limits: Settings) -> list[str]:
+async def building_problems(pipeline: Pipeline, topology: Path, limits: Settings) -> tuple[list[str], dict[str, float]]:
     """Stages that cannot be built in a process of their own, as their replicas will be, ``file:line: what`` each.
+
+    And how long each of the others took, in seconds.
 
     Args:
         pipeline: what the topology declares, valid or not.
@@ -67,6 +67,7 @@ async def building_problems(pipeline: Pipeline, topology: Path, limits: Settings
     on_devices = asyncio.Lock()  # two models need not fit on one
     kinds = catalogue(kind for kind in pipeline.hardware if isinstance(kind, Hardware))
     specs: dict[str, tuple[Stage, ReplicaSpec]] = {}
+    start_ups_s: dict[str, float] = {}
     for stage in pipeline.stages:
         if isinstance(stage, Stage) and isinstance(stage.name, str):
             with contextlib.suppress(ValueError):  # an isolation that cannot be is a problem of its own
@@ -76,14 +77,15 @@ async def building_problems(pipeline: Pipeline, topology: Path, limits: Settings
     async def build(benches: Benches, stage: Stage, spec: ReplicaSpec) -> str | None:
         async with on_devices if spec.hardware.gpus else at_once:
             try:
-                async with benches.bench(stage, spec):
+                async with benches.bench(stage, spec) as bench:
+                    start_ups_s[stage.name] = bench.start_up_s
                     return None
             except ReplicaFailed as error:
                 return blame(error, stage.declared, f"stage {stage.name!r} cannot be built in a worker process")
 
     async with benches_here([spec for _, spec in specs.values()], limits) as benches, asyncio.TaskGroup() as tasks:
         building = [tasks.create_task(build(benches, *each)) for each in specs.values()]
-    return [problem for task in building if (problem := task.result()) is not None]
+    return [problem for task in building if (problem := task.result()) is not None], start_ups_s
 
 
 def _problems(read: Callable[[Path], object], file: Path) -> list[str]:

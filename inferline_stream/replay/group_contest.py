@@ -1,8 +1,9 @@
 """Consumer groups on arrivals that came: what their members cost and miss, beside other ways to choose their number.
 
-Each way is replayed on the same arrivals, with the pauses that changes of members were seen to cost. A recording longer
-than an hour is judged by some stretches of it: the busiest, and of the others, sorted by their load and cut into equal
-parts, the middle one of each part, which stands for the part.
+Each way is replayed on the same arrivals, with the pauses that changes of members were seen to cost. Ours is planned
+for the first part of the recording and judged on the rest, as `run` plans once it has seen some traffic, and later only
+where what a worker can do has changed. Of a long recording some stretches are judged: the busiest, and of the others,
+sorted by their load and cut into equal parts, the middle one of each part, which stands for the part.
 """
 
 from __future__ import annotations
@@ -23,19 +24,21 @@ from inferline_stream.pipeline.group_model import GroupModel
 from inferline_stream.pipeline.plan import Allocation, Allocations, Plan
 from inferline_stream.pipeline.shape import visit_ratios
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.units import format_duration
 from inferline_stream.replay.clairvoyant import cheapest
 from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
-from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Tuner
-from inferline_stream.tuner.group_plan import plan_groups
+from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Scheduled, Tuner
+from inferline_stream.tuner.group_plan import LEAST_TRAFFIC_S, plan_groups
 from inferline_stream.tuner.group_policy import group_state, group_step
 from inferline_stream.tuner.tuner_state import TunerState
 
-WHOLE_S = 3600.0
-"""Up to this length a recording is replayed as a whole."""
-
 STRETCH_S, WARM_UP_S, STRETCHES = 600.0, 300.0, 5
-"""A longer one by so many stretches of this length, each after a while that is replayed and not judged."""
+"""A recording is cut into parts of this length. The first is planned for, and so many of the others are judged, each
+after a while that is replayed and not judged."""
+
+LEAST_S = 120.0
+"""A recording that has less than two of `STRETCH_S` is cut in two, if each is so long."""
 
 PERIOD_S = 1.0
 """Between two decisions of our policy here. Twice a second cost and misses are the same within 2 %."""
@@ -62,6 +65,24 @@ class Stretch:
     judged_from_s: float
     stands_for_s: float
 
+    @property
+    def length_s(self) -> float:
+        """How much of it is judged."""
+        return float(self.trace.arrivals_s[-1]) - self.judged_from_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """What of a recording is known before, and what is judged.
+
+    Args:
+        known: what came before everything that is judged; None where the recording is too short.
+        judged: the stretches, by their load.
+    """
+
+    known: Trace | None
+    judged: tuple[Stretch, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
@@ -75,6 +96,9 @@ class GroupRow:
         changes_per_hour: of members, over all groups.
         keeps_objective: whether the misses are within what it allows.
         members: of those that never change them, by group.
+        cost_error: standard error of the cost over the stretches; None of a single one. They are taken to be drawn
+            independently: as each stands for others with its load, the error is less.
+        miss_error: likewise of the miss rate.
     """
 
     way: Way
@@ -84,6 +108,8 @@ class GroupRow:
     changes_per_hour: float
     keeps_objective: bool
     members: Mapping[str, int] | None = None
+    cost_error: float | None = None
+    miss_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +118,11 @@ class GroupContest:
 
     Args:
         rows: those that could be judged.
-        too_few: why no number of members keeps the SLO; None where one does.
+        too_few: why no number of members keeps the SLO, on what is judged or on what ours is planned for; None where
+            one does.
         judged_s: how much of the recording was replayed and judged.
+        planned_from_s: length of what came before everything judged, which ours is planned for; None where the
+            recording is too short, and ours is planned for what it is judged on.
         holds: whether our policy holds its plan's number, since the objective does not pay for the changes that the
             traffic's levels would take.
     """
@@ -101,6 +130,7 @@ class GroupContest:
     rows: tuple[GroupRow, ...]
     too_few: str | None
     judged_s: float
+    planned_from_s: float | None = None
     holds: bool = False
 
     def row(self, way: Way) -> GroupRow | None:
@@ -108,23 +138,28 @@ class GroupContest:
         return next((row for row in self.rows if row.way == way), None)
 
 
-def stretches(trace: Trace) -> tuple[Stretch, ...]:
-    """Return what of a recording is replayed."""
+def cut(trace: Trace) -> Cut:
+    """Return what of a recording, with at least one arrival, is planned for and what is judged."""
     times_s = trace.arrivals_s
-    windows = math.floor(float(times_s[-1]) / STRETCH_S) if len(trace) else 0
-    if not len(trace) or float(times_s[-1]) <= WHOLE_S or windows <= STRETCHES:
-        return (Stretch(trace, 0.0, float(times_s[-1]) if len(trace) else 0.0),)
-    counts = np.diff(np.searchsorted(times_s, np.arange(windows + 1) * STRETCH_S))
+    end_s = float(times_s[-1])
+    # The last arrival comes a little before the recording's end.
+    count = max(math.floor(end_s / STRETCH_S + 0.05), 2 if end_s >= 2 * LEAST_S else 1)
+    length_s = STRETCH_S if count > STRETCHES + 1 else end_s / count
+    enough = int(np.searchsorted(times_s, times_s[0] + LEAST_TRAFFIC_S))
+    first = 1 + math.floor(float(times_s[enough]) / length_s) if enough < len(trace) else count
+    if first >= count:
+        return Cut(None, (Stretch(trace, 0.0, end_s),))
+    counts = np.diff(np.searchsorted(times_s, np.arange(first, count + 1) * length_s))
     by_load = np.argsort(counts, kind="stable")
-    parts = [*np.array_split(by_load[:-1], STRETCHES - 1), by_load[-1:]]
+    others = np.array_split(by_load[:-1], STRETCHES - 1)
     found = []
-    for part in parts:
-        begin_s = float(part[part.size // 2]) * STRETCH_S
+    for part in (*(each for each in others if each.size), by_load[-1:]):
+        begin_s = float(first + part[part.size // 2]) * length_s
         warm_s = min(WARM_UP_S, begin_s)
-        window = trace.window(begin_s - warm_s, begin_s + STRETCH_S)
-        if len(window):
-            found.append(Stretch(window, warm_s, part.size * STRETCH_S))
-    return tuple(found)
+        window = trace.window(begin_s - warm_s, begin_s + length_s)
+        if len(window) and float(window.arrivals_s[-1]) > warm_s:
+            found.append(Stretch(window, warm_s, part.size * length_s))
+    return Cut(trace.window(0.0, first * length_s), tuple(found))
 
 
 def contest(
@@ -137,8 +172,9 @@ def contest(
 ) -> GroupContest:
     """Judge every way to choose the members of groups on arrivals that came.
 
-    Ours is planned for what is judged, and so is the fixed number to begin with; members are then taken away while all
-    stretches together keep the objective. Rules of others have their default settings.
+    Ours is planned for what came before, where there is enough. The fixed number is the smallest in hindsight: it
+    begins with a plan for what is judged, and members are taken away while all stretches together keep the objective.
+    Rules of others have their default settings.
 
     Args:
         model: what was learned of the groups.
@@ -147,11 +183,13 @@ def contest(
         kernel: of the envelope.
         progress: called with the way that is being judged.
     """
-    arena = _GroupArena(model, stretches(trace))
+    parts = cut(trace)
+    arena = _GroupArena(model, parts.judged)
+    planned_from_s = None if parts.known is None else _end_s(parts.known)
     rows, too_few, holds = [], None, False
 
-    def judge(way: Way, outcomes: Sequence[Outcome], members: Mapping[str, int] | None = None) -> None:
-        rows.append(arena.row(way, outcomes, members))
+    def judge(way: Way, replayed: Sequence[_Replayed], members: Mapping[str, int] | None = None) -> None:
+        rows.append(arena.row(way, replayed, members))
 
     progress("now")
     judge("now", arena.fixed(now), now)
@@ -164,24 +202,47 @@ def contest(
     else:
         held = arena.smallest({name: sum(a.replicas for a in each) for name, each in plan.allocations.items()})
         judge("fixed", arena.fixed(held), held)
-        progress("ours")
-        state = group_state(model, plan, sample)
-        holds = state.basis.groups is not None and state.basis.groups.holds
-        judge("ours", arena.ours(state, plan, kernel))
         progress("hindsight")
+        state = group_state(model, plan, sample)
         judge("hindsight", arena.hindsight(state))
+        progress("ours")
+        try:
+            if parts.known is not None:
+                plan = plan_groups(model, parts.known)
+                state = group_state(model, plan, parts.known)
+        except Infeasible as error:
+            too_few = (
+                f"{error}; so it was in the first {format_duration(planned_from_s or 0.0)}, which ours is planned for"
+            )
+        else:
+            holds = state.basis.groups is not None and state.basis.groups.holds
+            judge("ours", arena.ours(state, plan, kernel))
     rules: tuple[tuple[Way, PipelineRule], ...] = (("keda", Each(Keda())), ("hpa", Each(HpaCpu())))
     for way, rule in rules:
         progress(way)
         judge(way, arena.ruled(way, rule))
-    judged_s = sum(float(s.trace.arrivals_s[-1]) - s.judged_from_s for s in arena.stretches)
-    return GroupContest(tuple(rows), too_few, judged_s, holds)
+    judged_s = sum(s.length_s for s in arena.stretches)
+    return GroupContest(tuple(rows), too_few, judged_s, planned_from_s, holds)
+
+
+def replayed_p99_s(model: GroupModel, trace: Trace, members: Mapping[str, int]) -> float:
+    """Return the P99 of so many members all the time on a whole trace."""
+    arena = _GroupArena(model, (Stretch(trace, 0.0, _end_s(trace)),))
+    return arena.row("now", arena.fixed(members), members).p99_s
 
 
 def _joined(judged: Sequence[Stretch]) -> Trace:
     """The stretches one after another."""
     ends_s = np.cumsum([0.0, *(float(s.trace.arrivals_s[-1]) for s in judged)])
     return Trace(np.concatenate([s.trace.arrivals_s + at_s for s, at_s in zip(judged, ends_s[:-1], strict=True)]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Replayed:
+    """A stretch's outcome, and the members that its replay began with."""
+
+    outcome: Outcome
+    begun: Mapping[str, int]
 
 
 class _GroupArena:
@@ -207,10 +268,10 @@ class _GroupArena:
             for name, throughput in self._throughput.items()
         }
 
-    def _replay(self, stretch: Stretch, scaler: Scaler, allocations: Allocations) -> Outcome:
-        return replay(
+    def _replay(self, stretch: Stretch, scaler: Scaler, begun: Mapping[str, int]) -> _Replayed:
+        outcome = replay(
             self._model.shape,
-            allocations,
+            self._allocations(begun),
             self._model.measured,
             stretch.trace,
             scaler,
@@ -220,10 +281,11 @@ class _GroupArena:
             conditions=Conditions(step_s=PERIOD_S),
             sharing=self._model.sharing,
         )
+        return _Replayed(outcome, begun)
 
-    def fixed(self, members: Mapping[str, int]) -> list[Outcome]:
+    def fixed(self, members: Mapping[str, int]) -> list[_Replayed]:
         """So many members all the time."""
-        return [self._replay(s, Fixed("fixed"), self._allocations(members)) for s in self.stretches]
+        return [self._replay(s, Fixed("fixed"), members) for s in self.stretches]
 
     def smallest(self, members: Mapping[str, int]) -> dict[str, int]:
         """Take members away, dearest first, while all stretches together keep the objective."""
@@ -243,7 +305,7 @@ class _GroupArena:
         useful = self._model.sharing[name].useful
         return next((n for n in range(members - 1, 1, -1) if useful(n) == n), 1)
 
-    def ours(self, state: TunerState, plan: Plan, kernel: EnvelopeKernel | None) -> list[Outcome]:
+    def ours(self, state: TunerState, plan: Plan, kernel: EnvelopeKernel | None) -> list[_Replayed]:
         """Our policy."""
         found = []
         for stretch in self.stretches:
@@ -254,23 +316,23 @@ class _GroupArena:
             memory = None if state.groups is None else replace(state.groups, asked=wanted)
             first = replace(state, wanted=wanted, groups=memory)
             tuner = Tuner("ours", group_step, first, self._model.shape, period_s=PERIOD_S, kernel=kernel)
-            found.append(self._replay(stretch, tuner, self._allocations(begun)))
+            found.append(self._replay(stretch, tuner, begun))
         return found
 
-    def hindsight(self, state: TunerState) -> list[Outcome]:
+    def hindsight(self, state: TunerState) -> list[_Replayed]:
         """A schedule that knows the arrivals beforehand."""
-        return [
-            cheapest(
-                state.basis,
-                stretch.trace,
-                lambda scaler, s=stretch: self._replay(s, scaler, self._allocations(self._begun(s))),  # type: ignore[misc]  # mypy
-                slot_s=_HINDSIGHT_SLOT_S,
-                replays=_HINDSIGHT_REPLAYS,
-            )
-            for stretch in self.stretches
-        ]
+        found = []
+        for stretch in self.stretches:
+            begun = self._begun(stretch)
 
-    def ruled(self, name: str, rule: PipelineRule) -> list[Outcome]:
+            def run(scaler: Scheduled, stretch: Stretch = stretch, begun: Mapping[str, int] = begun) -> Outcome:
+                return self._replay(stretch, scaler, begun).outcome
+
+            outcome = cheapest(state.basis, stretch.trace, run, slot_s=_HINDSIGHT_SLOT_S, replays=_HINDSIGHT_REPLAYS)
+            found.append(_Replayed(outcome, begun))
+        return found
+
+    def ruled(self, name: str, rule: PipelineRule) -> list[_Replayed]:
         """A rule of others."""
         found = []
         for stretch in self.stretches:
@@ -284,41 +346,41 @@ class _GroupArena:
                 most=self._model.partitions,
                 partitions=max(self._model.partitions.values()),
             )
-            found.append(self._replay(stretch, scaler, self._allocations(begun)))
+            found.append(self._replay(stretch, scaler, begun))
         return found
 
-    def row(self, way: Way, outcomes: Sequence[Outcome], members: Mapping[str, int] | None) -> GroupRow:
+    def row(self, way: Way, replayed: Sequence[_Replayed], members: Mapping[str, int] | None) -> GroupRow:
         """Put the stretches together, each by what it stands for."""
-        cost = hours = changes = 0.0
-        latencies, weights = [], []
-        for stretch, outcome in zip(self.stretches, outcomes, strict=True):
-            length_s = float(stretch.trace.arrivals_s[-1]) - stretch.judged_from_s
-            weight = stretch.stands_for_s / length_s if length_s > 0 else 0.0
-            dollars, changed = self._held(outcome, stretch, members or self._begun(stretch))
-            cost, changes = cost + weight * dollars, changes + weight * changed
-            hours += stretch.stands_for_s / 3600.0
-            judged = outcome.judged_s[outcome.entry_s >= stretch.judged_from_s]
+        dollars, hours, late, events = (np.zeros(len(replayed)) for _ in range(4))
+        changes, latencies, weights = 0.0, [], []
+        for k, (stretch, run) in enumerate(zip(self.stretches, replayed, strict=True)):
+            weight = stretch.stands_for_s / stretch.length_s if stretch.length_s > 0 else 0.0
+            paid, changed = self._held(run, stretch)
+            dollars[k], hours[k], changes = weight * paid, stretch.stands_for_s / 3600.0, changes + weight * changed
+            judged = run.outcome.judged_s[run.outcome.entry_s >= stretch.judged_from_s]
             judged = judged[~np.isnan(judged)]
+            late[k], events[k] = weight * int((judged > self._model.slo_s).sum()), weight * judged.size
             latencies.append(judged)
             weights.append(np.full(judged.size, weight))
-        latency_s, weight_of = np.concatenate(latencies), np.concatenate(weights)
-        total = float(weight_of.sum())
-        late = float(weight_of[latency_s > self._model.slo_s].sum()) / total if total else 0.0
+        miss_rate, miss_error = _ratio(late, events)
+        cost, cost_error = _ratio(dollars, hours)
         return GroupRow(
             way,
-            cost / hours if hours else 0.0,
-            late,
-            _quantile_s(latency_s, weight_of, 0.99),
-            changes / hours if hours else 0.0,
-            late <= 1 - self._model.objective,
+            cost,
+            miss_rate,
+            _quantile_s(np.concatenate(latencies), np.concatenate(weights), 0.99),
+            changes / float(hours.sum()) if hours.any() else 0.0,
+            miss_rate <= 1 - self._model.objective,
             members,
+            cost_error,
+            miss_error,
         )
 
-    def _held(self, outcome: Outcome, stretch: Stretch, begun: Mapping[str, int]) -> tuple[float, int]:
+    def _held(self, run: _Replayed, stretch: Stretch) -> tuple[float, int]:
         """What the members cost that were wanted while the stretch was judged, and how often that changed."""
-        held, at_s = {name: begun.get(name, 1) for name in self._one}, stretch.judged_from_s
+        held, at_s = {name: run.begun.get(name, 1) for name in self._one}, stretch.judged_from_s
         dollars, changes, end_s = 0.0, 0, float(stretch.trace.arrivals_s[-1])
-        for step in (*outcome.steps, None):
+        for step in (*run.outcome.steps, None):
             until_s = end_s if step is None else min(max(step.time_s, at_s), end_s)
             dollars += sum(self._price[name] * count for name, count in held.items()) * (until_s - at_s) / 3600.0
             at_s = until_s
@@ -328,6 +390,19 @@ class _GroupArena:
                     changes += sum(held[name] != count for name, count in wanted.items())
                 held |= wanted
         return dollars, changes
+
+
+def _end_s(trace: Trace) -> float:
+    return float(trace.arrivals_s[-1])
+
+
+def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> tuple[float, float | None]:
+    """The ratio of two sums over stretches, and its standard error (Cochran 1977, §2.11); None of a single stretch."""
+    total, n = float(under.sum()), over.size
+    ratio = float(over.sum()) / total if total else 0.0
+    if n < 2 or not total:
+        return ratio, None
+    return ratio, math.sqrt(n / (n - 1) * float(((over - ratio * under) ** 2).sum())) / total
 
 
 def _quantile_s(latency_s: NDArray[np.float64], weight: NDArray[np.float64], level: float) -> float:

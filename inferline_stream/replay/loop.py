@@ -63,6 +63,25 @@ class Slowdown:
     factor: float
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """From ``time_s`` on replicas of a spot kind have ``notice_s`` left, then it is away for ``away_s``."""
+
+    time_s: float
+    hardware: str
+    notice_s: float
+    away_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """The notice is over."""
+
+    time_s: float
+    hardware: str
+    away_s: float
+
+
 def replay(
     shape: Shape,
     allocations: Allocations,
@@ -78,6 +97,7 @@ def replay(
     conditions: Conditions | None = None,
     seed: int = 0,
     slowdowns: Sequence[Slowdown] = (),
+    losses: Sequence[Loss] = (),
     workload: Workload | None = None,
     sharing: Mapping[str, Sharing] | None = None,
     observations: LiveObservations | None = None,
@@ -102,6 +122,7 @@ def replay(
         conditions: delays.
         seed: of every draw.
         slowdowns: changes of service times, for experiments.
+        losses: when spot capacity goes.
         workload: of the same trace and seed, if it is at hand; with other paths, for experiments.
         sharing: by stage, of its topic's partitions, which replicas own as the members of an ordinary consumer group;
             None for dispatchers, with one queue per slot.
@@ -117,7 +138,8 @@ def replay(
         shape, allocations, measured, workload, conditions,
         slots=slots, slo_s=slo_s, order=order, sharing=sharing, planned_rate=planned_rate, seed=seed,
     )  # fmt: skip
-    steps = loop.run(scaler, slowdowns, observations, progress)
+    taken = [_Taken(loss.time_s + loss.notice_s, loss.hardware, loss.away_s) for loss in losses]
+    steps = loop.run(scaler, [*slowdowns, *losses, *taken], observations, progress)
     return loop.outcome(scaler.name, catalogue, steps)
 
 
@@ -182,7 +204,7 @@ class _Loop:
     def run(
         self,
         scaler: Scaler,
-        slowdowns: Sequence[Slowdown],
+        changes: Sequence[Slowdown | Loss | _Taken],
         observations: LiveObservations | None,
         progress: Callable[[float, float], None] | None,
     ) -> tuple[Step, ...]:
@@ -193,7 +215,7 @@ class _Loop:
         looks_back = round(delay_s / period_s) if delay_s >= period_s else 0
         sight = Sight(self._plant, self._crews, looks_back, self._due())
         sight_s = 0.0 if looks_back else delay_s
-        pending = sorted(slowdowns, key=lambda change: change.time_s)
+        pending = sorted(changes, key=lambda change: change.time_s)
         if observations is None and isinstance(scaler, Scheduled):  # it looks at nothing
             asked_s, sight_s = scaler.times_s[scaler.times_s <= self._end_s], 0.0
         elif observations is None:
@@ -213,7 +235,7 @@ class _Loop:
             while pending and pending[0].time_s < now_s:
                 change = pending.pop(0)
                 self._advance(max(change.time_s, self._plant.now_s))
-                self._plant.slow(self._shape.stages.index(change.stage), change.factor)
+                self._change(change)
             self._advance(now_s - sight_s)
             sight.look()
             if sight_s:
@@ -240,6 +262,16 @@ class _Loop:
             self._advance(next_s)
         self._plant.advance(math.inf)
         return tuple(steps)
+
+    def _change(self, change: Slowdown | Loss | _Taken) -> None:
+        if isinstance(change, Slowdown):
+            self._plant.slow(self._shape.stages.index(change.stage), change.factor)
+            return
+        for crew, kinds in zip(self._crews, self._hardware.values(), strict=True):
+            if change.hardware in kinds and isinstance(change, Loss):
+                crew.notice(kinds.index(change.hardware))
+            elif change.hardware in kinds:
+                crew.take(kinds.index(change.hardware), change.away_s)
 
     def _advance(self, until_s: float) -> None:
         """Serve the queues up to then, with everything that happens to the replicas in between."""

@@ -37,6 +37,7 @@ class Glimpse:
         ready: ready replicas by kind.
         pending: pending replicas by kind.
         places: most batches that the ready replicas have in hand.
+        leaving: replicas by kind that have got a notice, or were taken while they were wanted.
     """
 
     time_s: float
@@ -51,6 +52,7 @@ class Glimpse:
     ready: tuple[int, ...]
     pending: tuple[int, ...]
     places: int
+    leaving: tuple[int, ...] = ()
 
     def busy_share(self, since: Glimpse | None) -> float | None:
         """Share of the places that had a batch since then, or since the start; None where nothing is ready."""
@@ -174,8 +176,12 @@ class Sight:
 
 def _glimpse(time_s: float, seen: Sequence[float], counted: Counted) -> Glimpse:
     came, left, oldest_s, busy_s, nominal_s, hidden, degraded = seen
-    lag = int(came - left)
+    lag, (ready, pending, places, leaving) = int(came - left), counted
     return Glimpse(
         *(time_s, int(came), int(left), lag, int(hidden), int(degraded)),
-        *(oldest_s if lag else None, busy_s, nominal_s, *counted),
+        *(oldest_s if lag else None, busy_s, nominal_s),
+        ready=ready,
+        pending=pending,
+        places=places,
+        leaving=leaving,
     )

@@ -14,6 +14,7 @@ from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.replay.live_observations import with_figures
 from inferline_stream.replay.policy_view import Glimpse, View
+from inferline_stream.tuner.calendar import Calendar, WeekCounter
 from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.error_budget import DAY_S, ErrorBudget
 from inferline_stream.tuner.observation import Observation, StageObservation, Supply
@@ -79,6 +80,7 @@ class Tuner:
         slo_window_s: for which the objective holds; the first one begins at time 0, and each where the last one ends.
         later: from when on it decides by which table of staffing, where not from the beginning.
         kernel: of the envelope.
+        calendar: what is known of the time ahead at time 0; None where nobody knows when that is.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Tuner:
         slo_window_s: float = DAY_S,
         later: tuple[float, Staffing] | None = None,
         kernel: EnvelopeKernel | None = None,
+        calendar: Calendar | None = None,
     ) -> None:
         self.name = name
         self.period_s = period_s
@@ -100,16 +103,22 @@ class Tuner:
         self._unspent, self._began_s, self._before = ErrorBudget(state.basis.objective, slo_window_s), 0.0, (0, 0)
         self._step = step
         self._traffic = Traffic(state.windows_s, kernel=kernel)
+        self._calendar = calendar
+        self.weeks = WeekCounter(None if calendar is None else calendar.weeks)
         self._hardware = {s.name: tuple(kind.hardware for kind in s.kinds) for s in state.basis.stages}
         self._planned = {s.name: {kind.hardware: kind.throughput for kind in s.kinds} for s in state.basis.stages}
         self._order = shape.stages
         self._parents = [tuple(shape.arrows[a].parent for a in shape.parents(s)) for s in range(len(shape.stages))]
+        self._firsts = [entries[0] for entries in shape.sources]
+        """Of several sources, a stage at which all events of each enter."""
 
     def decide(self, view: View) -> Wish | None:
         """One step of the policy."""
         if self._later is not None and view.time_s >= self._later[0]:
             self.state, self._later = staffed(self.state, self._later[1]), None
         self._traffic.add(view.arrivals_s)
+        if self._calendar is not None:
+            self.weeks.add(self._calendar.time_s + view.time_s, view.arrivals_s.size)
         self.state, decision = self._step(self.state, with_figures(self.observation(view), view.figures))
         if decision is None:
             return None
@@ -128,6 +137,7 @@ class Tuner:
             watched_s=view.watched_s,
             recent=self._traffic.recent(now_s),
             late_share=self._budget(view).share(self.state.basis.arrival_rate),
+            calendar=(known := self._calendar) and self.weeks.calendar(known.time_s + view.time_s, known.schedule),
         )
 
     def _budget(self, view: View) -> ErrorBudget:
@@ -154,8 +164,11 @@ class Tuner:
                     ready_k,
                     pending_k,
                     planned[hardware] * drift if measured else None,
+                    leaving=seen.leaving[k] if seen.leaving else 0,
                 )
-                for hardware, ready_k, pending_k in zip(self._hardware[name], seen.ready, seen.pending, strict=True)
+                for k, (hardware, ready_k, pending_k) in enumerate(
+                    zip(self._hardware[name], seen.ready, seen.pending, strict=True)
+                )
             },
             view.time_s - seen.time_s,
             visit_ratio,
@@ -172,9 +185,11 @@ class Tuner:
         Arrivals at a stage over arrivals at the pipeline would mistake a backlog upstream for a shift.
         """
         ratios: list[float | None] = []
+        total = sum(now[s].arrived - before[s].arrived for s in self._firsts)
         for s, parents in enumerate(self._parents):
             if not parents:
-                ratios.append(1.0)
+                entered = now[s].arrived - before[s].arrived
+                ratios.append(1.0 if not self._firsts else entered / total if total >= LEAST_EVENTS else None)
                 continue
             parent = parents[0]
             above, left = ratios[parent], now[parent].completed - before[parent].completed

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from inferline_stream.pipeline.replica_slots import ReplicaSlots, leaving_order
 from inferline_stream.replay.plant import Plant
 
-Counted = tuple[tuple[int, ...], tuple[int, ...], int]
-"""Ready and pending replicas by kind, and most batches that the ready ones have in hand."""
+Counted = tuple[tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]
+"""Ready and pending replicas by kind, most batches that the ready ones have in hand, those with a notice by kind."""
 
 
 @dataclass(slots=True)
@@ -59,6 +59,10 @@ class StageReplicas:
     """Pending and ready ones, in order of their names."""
     gone: list[Replica] = field(default_factory=list)
     """Those that left or are leaving."""
+    noticed: set[int] = field(default_factory=set)
+    """Kinds whose replicas have got a notice: they work on until they are taken, whatever is wanted."""
+    away_until_s: dict[int, float] = field(default_factory=dict)
+    """Of kinds that were taken, when one that is asked for can start."""
     changes: int = 0
     """How often the number of replicas wanted was changed."""
     _coming: list[tuple[float, int, str]] = field(default_factory=list)
@@ -68,6 +72,10 @@ class StageReplicas:
     """Those present."""
     _spared: dict[str, str] = field(default_factory=dict)
     """Replicas that leave a fuller slot once their successors, by which they stand here, are ready in an empty one."""
+    _wanted: dict[int, int] = field(default_factory=dict)
+    """By kind, as asked last."""
+    _lost: dict[int, int] = field(default_factory=dict)
+    """By kind that was taken, replicas that were still wanted then: until something else is."""
     _counted: Counted | None = None
 
     def __post_init__(self) -> None:
@@ -85,7 +93,8 @@ class StageReplicas:
             for replica in self.present.values():
                 (ready if replica.working else pending)[replica.kind] += 1
             places = sum(count * at_once for count, at_once in zip(ready, self.at_once, strict=True))
-            self._counted = tuple(ready), tuple(pending), places
+            leaving = [n if kind in self.noticed else self._lost.get(kind, 0) for kind, n in enumerate(ready)]
+            self._counted = tuple(ready), tuple(pending), places, tuple(leaving)
         return self._counted
 
     @property
@@ -95,6 +104,7 @@ class StageReplicas:
 
     def begin(self, wanted: Mapping[int, int]) -> None:
         """The replicas of the plan, ready before the first event."""
+        self._wanted |= wanted
         for kind, count in wanted.items():
             for i in range(count):
                 replica = self._new(f"{kind}-{i}", kind, 0.0, 0.0)
@@ -103,9 +113,13 @@ class StageReplicas:
 
     def want(self, wanted: Mapping[int, int]) -> None:
         """Ask for exactly this many replicas of each kind, from now on."""
+        self._wanted |= wanted
+        self._lost.clear()
         for kind, count in wanted.items():
             staying = [replica for replica in self.present.values() if replica.name not in self._spared.values()]
             held = [replica for replica in staying if replica.kind == kind]
+            if kind in self.noticed:
+                continue
             self.changes += count != len(held)
             for _ in range(count - len(held)):
                 self._ask(kind)
@@ -115,6 +129,22 @@ class StageReplicas:
                 self._retire(replica)
         while (name := self._dealt.to_spare(self._spared.values())) is not None:
             self._spared[self._ask(self.present[name].kind)] = name
+        self._counted = None
+
+    def notice(self, kind: int) -> None:
+        """Every replica of a kind gets a notice; those that are not ready go at once."""
+        self.noticed.add(kind)
+        for replica in [r for r in self.present.values() if r.kind == kind and not r.working]:
+            self._retire(replica)
+        self._counted = None
+
+    def take(self, kind: int, away_s: float) -> None:
+        """Every replica of a kind is taken, and none can start for a while."""
+        self.noticed.discard(kind)
+        self._lost[kind] = self._wanted.get(kind, 0)
+        self.away_until_s[kind] = self.plant.now_s + away_s
+        for replica in [r for r in self.present.values() if r.kind == kind]:
+            self._retire(replica)
         self._counted = None
 
     def happen(self) -> None:
@@ -135,7 +165,7 @@ class StageReplicas:
         return replica
 
     def _ask(self, kind: int) -> str:
-        now_s = self.plant.now_s
+        now_s = max(self.plant.now_s, self.away_until_s.get(kind, -math.inf))
         replica = self._new(f"{kind}-{next(self._order)}+", kind, now_s, now_s + self.start_up_s[kind])
         heapq.heappush(self._coming, (replica.ready_s, next(self._order), replica.name))
         return replica.name

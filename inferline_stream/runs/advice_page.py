@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from inferline_stream.pipeline.units import format_duration
+from inferline_stream.replay.group_contest import GroupContest
 from inferline_stream.runs.group_advice import SEEN, WAY_HEADS, WAYS, Advice, seen_rows, verdict, way_rows
 from inferline_stream.runs.html_report import page_of, section, table_of
 
@@ -30,10 +31,22 @@ def advice_page(advice: Advice) -> str:
     if found is not None:
         note = (
             f"The arrivals, replayed in simulated time ({format_duration(found.judged_s)} of them judged), with the "
-            "pauses that changes of members cost. Hindsight knows the arrivals beforehand."
+            f"pauses that changes of members cost. {_planned(found)} The smallest fixed number and hindsight know what "
+            "comes. After ± is the standard error over the stretches that were judged."
         )
         rows = table_of(WAY_HEADS, way_rows(found), numbers=(1, 2, 4, 5), ours=(WAYS["ours"],))
         parts.append(section("What each way would cost and miss", f"<p class=quiet>{note}</p>{rows}"))
     if advice.notes:
         parts.append(section("How sure this is", "".join(f"<p>{escape(note)}.</p>" for note in advice.notes)))
     return page_of(f"Advice for {advice.pipeline}", parts)
+
+
+def _planned(found: GroupContest) -> str:
+    if found.planned_from_s is None:
+        return (
+            "Ours was planned for these same arrivals, as too few came to keep some apart: it will be worse than this."
+        )
+    return (
+        f"Ours was planned for the first {format_duration(found.planned_from_s)}, which are not judged, as `run` plans "
+        "once it has seen some traffic."
+    )

@@ -19,18 +19,20 @@ from numpy.typing import NDArray
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import write_observations
-from inferline_stream.controlplane.records.control_records import SloRecord
+from inferline_stream.controlplane.records.control_records import CalendarRecord, SloRecord
 from inferline_stream.errors import InvalidFile, UsageError
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
+from inferline_stream.pipeline.schedule import Every, On, TrafficSchedule
 from inferline_stream.pipeline.shape import Paths, Shape
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.planner.plan_document import check_plan
 from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.report import RunReport
+from inferline_stream.tuner.calendar import Calendar, PastWeeks
 from inferline_stream.tuner.error_budget import DAY_S
 
 RECORD_VERSION = 1
@@ -58,6 +60,12 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """That came into force: the first at the start, and the newest."""
     decisions: list[DecisionRecord]
     """The newest few thousand."""
+    every: list[Every] = []
+    on: list[On] = []
+    """What people had said of traffic to come when the run began, by the clock of its zone."""
+    zone: str = "UTC"
+    calendar: CalendarRecord | None = None
+    """The weeks that were known when the run began, and the hours ahead of its end."""
     start_up_s: dict[str, dict[str, float]] = {}
     """Stage → hardware kind → what replicas recently took to start; kinds that none was started of are missing."""
     version: int = RECORD_VERSION
@@ -90,6 +98,11 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
             for (stage, hardware), profile in self.measured.profiles.items()
         }
         return replace(self.measured, profiles=profiles)
+
+    def calendar_at(self, time_s: float) -> Calendar:
+        """What was known of the time ahead when the run began, at a time in seconds since the epoch."""
+        weeks = None if self.calendar is None else self.calendar.weeks
+        return Calendar(time_s, TrafficSchedule((*self.every, *self.on), self.zone), weeks or PastWeeks())
 
     @property
     def kinds(self) -> Catalogue:

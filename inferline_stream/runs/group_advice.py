@@ -17,12 +17,12 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.profiler.group_learner import GroupLearner
-from inferline_stream.replay.group_contest import GroupContest, Way, contest
+from inferline_stream.replay.group_contest import LEAST_S, GroupContest, GroupRow, Way, contest, replayed_p99_s
 
 WAYS: Mapping[Way, str] = {
     "now": "what runs now",
     "ours": "inferline-stream",
-    "fixed": "smallest fixed number",
+    "fixed": "smallest fixed number, in hindsight",
     "keda": "KEDA's Kafka scaler, default",
     "hpa": "HPA on CPU, default",
     "hindsight": "hindsight",
@@ -104,8 +104,11 @@ def advise(
         except InvalidInput as error:
             notes = (*notes, *error.problems)
     latency_s = _end_to_end_s(pipeline, learners)
-    if latency_s is not None and found is not None and judged_on is None:
-        notes = (*notes, *_misjudged(float(np.quantile(latency_s, 0.99)), found))
+    if found is not None:
+        notes = (*notes, *_in_hindsight(found))
+        if latency_s is not None and judged_on is None:
+            replayed_s = replayed_p99_s(model, judged, now)
+            notes = (*notes, *_misjudged(float(np.quantile(latency_s, 0.99)), replayed_s))
     return Advice(
         pipeline.name,
         pipeline.slo_s,
@@ -141,12 +144,19 @@ def _end_to_end_s(pipeline: Pipeline, learners: Mapping[str, GroupLearner]) -> N
     return slowest
 
 
-def _misjudged(seen_s: float, found: GroupContest) -> Iterator[str]:
-    """What runs now was both seen and replayed: where the two differ, the other ways are off as well."""
-    now = found.row("now")
-    if now is not None and not abs(now.p99_s / seen_s - 1) <= _CREDIBLE:
+def _in_hindsight(found: GroupContest) -> Iterator[str]:
+    if found.planned_from_s is None:
         yield (
-            f"the replay of what runs now has a P99 of {format_duration(min(now.p99_s, 1e6))}, and "
+            "ours was planned for the arrivals that it is judged on, and will be worse on others: to keep some apart "
+            f"takes {format_duration(2 * LEAST_S)} of traffic. Watch longer, or give recorded --arrivals"
+        )
+
+
+def _misjudged(seen_s: float, replayed_s: float) -> Iterator[str]:
+    """What runs now was both seen and replayed: where the two differ, the other ways are off as well."""
+    if not abs(replayed_s / seen_s - 1) <= _CREDIBLE:
+        yield (
+            f"the replay of what runs now has a P99 of {format_duration(min(replayed_s, 1e6))}, and "
             f"{format_duration(seen_s)} were seen: latencies of the other ways may be off as far"
         )
 
@@ -181,7 +191,7 @@ def verdict(advice: Advice) -> Iterator[str]:
     assert ours is not None
     assert fixed is not None
     assert now is not None
-    counts = ", ".join(f"{name} {count}" for name, count in (fixed.members or {}).items())
+    counts = f"{_counts(fixed)} (the smallest number in hindsight)"
     if not now.keeps_objective:
         yield f"What runs now misses the SLO of {format_duration(advice.slo_s)} for {now.miss_rate:.2%} of the events."
     if found.holds:
@@ -193,7 +203,7 @@ def verdict(advice: Advice) -> Iterator[str]:
         yield f"Scaling would miss the SLO on this traffic: hold {counts} at ${fixed.cost_per_hour:.3f}/h."
     elif ours.cost_per_hour > _BETTER * min(r.cost_per_hour for r in (fixed, now) if r.keeps_objective):
         cheaper = now if now.keeps_objective and now.cost_per_hour <= fixed.cost_per_hour else fixed
-        counts = ", ".join(f"{name} {count}" for name, count in (cheaper.members or {}).items())
+        counts = counts if cheaper is fixed else _counts(now)
         yield f"Scaling is no better on this traffic than holding {counts}, at ${cheaper.cost_per_hour:.3f}/h."
     else:
         less = 1 - ours.cost_per_hour / now.cost_per_hour
@@ -203,6 +213,10 @@ def verdict(advice: Advice) -> Iterator[str]:
     for row in found.rows:
         if row.way in ("keda", "hpa") and row.keeps_objective and row.cost_per_hour < ours.cost_per_hour:
             yield f"{WAYS[row.way]} would keep it for less: ${row.cost_per_hour:.3f}/h."
+
+
+def _counts(row: GroupRow) -> str:
+    return ", ".join(f"{name} {count}" for name, count in (row.members or {}).items())
 
 
 def advice_document(advice: Advice) -> dict[str, Any]:
@@ -221,6 +235,7 @@ def advice_document(advice: Advice) -> dict[str, Any]:
         "ways": [] if found is None else [_known(asdict(row)) for row in found.rows],
         "too_few": None if found is None else found.too_few,
         "judged_s": None if found is None else found.judged_s,
+        "planned_from_s": None if found is None else found.planned_from_s,
         "verdict": list(verdict(advice)),
         "notes": list(advice.notes),
     }
@@ -259,12 +274,12 @@ def way_rows(found: GroupContest) -> list[tuple[str, ...]]:
     return [
         (
             WAYS[row.way],
-            f"${row.cost_per_hour:.3f}",
-            f"{row.miss_rate:.2%}",
+            f"${row.cost_per_hour:.3f}" + ("" if row.cost_error is None else f" ± {row.cost_error:.3f}"),
+            f"{row.miss_rate:.2%}" + ("" if row.miss_error is None else f" ± {row.miss_error:.2%}"),
             "yes" if row.keeps_objective else "no",
             "never" if row.p99_s == float("inf") else format_duration(row.p99_s),
             f"{row.changes_per_hour:.0f}",
-            ", ".join(f"{name} {count}" for name, count in (row.members or {}).items()),
+            _counts(row),
         )
         for row in rows
     ]
@@ -272,6 +287,15 @@ def way_rows(found: GroupContest) -> list[tuple[str, ...]]:
 
 WAY_HEADS = ("members by", "$/h", "late", "keeps the SLO", "P99", "changes/h", "members")
 """Heads of `way_rows`."""
+
+
+def way_title(found: GroupContest) -> str:
+    """Return what is above `way_rows`."""
+    if found.planned_from_s is None:
+        return "On the same arrivals, which ours was planned for, cheapest first"
+    return (
+        f"On the same arrivals, cheapest first; ours was planned for the {format_duration(found.planned_from_s)} before"
+    )
 
 
 def _doubtful(figure: Learned, unit: str) -> str:

@@ -18,6 +18,7 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext, drai
 from inferline_stream.controlplane.run_inputs import FeedReport, Run
 from inferline_stream.errors import StageFailed
 from inferline_stream.kafka.offsets import Offsets
+from inferline_stream.pipeline.schedule import Every, On
 from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.archive import EventTimes, RunRecord, written_down
 from inferline_stream.runs.report import RunReport, run_report
@@ -76,8 +77,9 @@ class LiveRun:
 
     def _all_ready(self) -> bool:
         state, pending = self.controller.state, self.controller.fleet.pending
+        asleep = self.controller.decider.memory.state.sleeping
         return state is not None and all(
-            any(kind.ready for kind in stage.replicas)
+            (stage.name in asleep or any(kind.ready for kind in stage.replicas))
             and all(kind.ready + pending[stage.name, kind.hardware] >= kind.wanted for kind in stage.replicas)
             for stage in state.stages
         )
@@ -257,6 +259,7 @@ class LiveRun:
 
     def _record(self, report: RunReport) -> RunRecord:
         measured, decider = self.run.measured, self.controller.decider
+        began_with = decider.began_with
         plans = list(decider.plans)
         if decider.first_plan is not None and plans[:1] != [decider.first_plan]:
             plans.insert(0, decider.first_plan)
@@ -265,6 +268,10 @@ class LiveRun:
             started_s=self.started_s,
             objective=self.run.pipeline.objective,
             slo=decider.slo.record,
+            every=[entry for entry in began_with.schedule.entries if isinstance(entry, Every)],
+            on=[entry for entry in began_with.schedule.entries if isinstance(entry, On)],
+            zone=began_with.schedule.zone,
+            calendar=decider.ahead.record(began_with.weeks, time.time()),
             shape=self.controller.view.shape,
             hardware=list(self.run.kinds.values()),
             profiles=list(measured.profiles.values()),

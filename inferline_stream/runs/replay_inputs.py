@@ -21,6 +21,7 @@ from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Scaler, Tuner
 from inferline_stream.runs.archive import RunRecord, read_events, read_record
 from inferline_stream.settings import from_environment
+from inferline_stream.tuner.calendar import Calendar
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
 
@@ -40,6 +41,8 @@ class ReplayInputs:
     slo_window_s: float
     observations: LiveObservations | None = None
     """Of the run's own policy."""
+    calendar: Calendar | None = None
+    """What was known of the time ahead when the trace begins; None where nobody knows when that is."""
     held: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Replicas that the run's traffic found, by stage and hardware kind, where they were not the plan's."""
 
@@ -102,16 +105,20 @@ class ReplayInputs:
         return Tuner(
             policy, POLICIES[policy], state, self.shape,
             slo_window_s=self.slo_window_s, later=later, kernel=compiled_kernel(),
+            calendar=self.calendar,
         )  # fmt: skip
 
 
-def inputs_of_run(folder: Path, *, trace: Trace | None = None, plan: Plan | None = None) -> ReplayInputs:
+def inputs_of_run(
+    folder: Path, *, trace: Trace | None = None, plan: Plan | None = None, begins_s: float | None = None
+) -> ReplayInputs:
     """Return what a finished run was given: its plan, its profiles with the start-up times it had, its arrivals.
 
     Args:
         folder: of the run.
         trace: arrivals in place of the run's. The run's observations are then of no use.
         plan: in place of the run's first.
+        begins_s: when the arrivals begin, in seconds since the epoch, where not when the run's did.
 
     Raises:
         InvalidFile: it is no record of a run.
@@ -121,6 +128,7 @@ def inputs_of_run(folder: Path, *, trace: Trace | None = None, plan: Plan | None
     arrivals = Trace(events.arrivals_s) if trace is None else trace
     if not len(arrivals):
         raise UsageError(f"{folder}: no event came in this run; give --trace")
+    begins_s = begins_s if begins_s is not None or trace is not None else events.began_s
     observations = read_observations(folder) if trace is None else None
     return ReplayInputs(
         record.report.pipeline,
@@ -133,6 +141,7 @@ def inputs_of_run(folder: Path, *, trace: Trace | None = None, plan: Plan | None
         record.objective,
         record.slo_window_s,
         observations,
+        None if begins_s is None else record.calendar_at(begins_s),
         {} if observations is None else _held(record, events.began_s + float(observations.asked_s[0])),
     )
 

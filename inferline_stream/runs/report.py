@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.controlplane.observe.event_ledger import EventLedger
+from inferline_stream.controlplane.observe.event_ledger import NO_OUTPUT, EventLedger
 from inferline_stream.observability.pipeline_state import (
     BackgroundState,
     ClassState,
@@ -17,9 +17,6 @@ from inferline_stream.observability.pipeline_state import (
     DecisionRecord,
     PipelineState,
 )
-
-_NO_OUTPUT = frozenset(("skipped", "filtered"))
-"""The endings without a sink record that are no misses: the topology, or a stage, says that the event has no output."""
 
 
 class ClassReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +126,7 @@ def miss_rate(ledgers: Sequence[EventLedger], slo_s: float) -> float | None:
     missed = events = 0
     for ledger in ledgers:
         lost, _ = ledger.lost()
-        failed = sum(count for reason, count in ledger.live_reasons.items() if reason not in _NO_OUTPUT)
+        failed = sum(count for reason, count in ledger.live_reasons.items() if reason not in NO_OUTPUT)
         above = np.frombuffer(ledger.latencies_s, dtype=np.float32) > slo_s + (ledger.longer_s or 0.0)
         missed += int(np.count_nonzero(above)) + lost + failed
         events += above.size + lost + failed

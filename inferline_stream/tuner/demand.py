@@ -99,16 +99,17 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
             traffic = _by_odds(traffic, state.choice, lead_s)
     state = _degrading(state, seen)
     unmet = {name for name, since_s in state.degraded_since_s.items() if seen.time_s - since_s >= UNMET_S}
-    floor, why = _floor(state, seen, lead_s)
+    floors = (_floor(state, seen, lead_s), _scheduled(basis, seen, lead_s))
     found: dict[str, Demand] = {}
     for stage in basis.stages:
         demand = _demand(basis, stage, seen, traffic, degraded=stage.name in unmet)
         profiled = {kind.hardware: kind.throughput for kind in stage.kinds}
         slowed = min((demand.throughputs[hardware] / profiled[hardware] for hardware in profiled), default=1.0)
+        floor, why = max(((held.get(stage.name, 0.0), why) for held, why in floors), key=lambda each: each[0])
         # The floor is a number of replicas, given as what they serve when they are as fast as profiled: that they are
         # slower just now is no reason to hold more of them than were bought.
-        if demand.needed / slowed < floor.get(stage.name, 0.0):
-            demand = Demand(floor[stage.name], profiled, Reason.INSURANCE, why, demand.stuck, demand.fallen)
+        if demand.needed / slowed < floor:
+            demand = Demand(floor, profiled, Reason.INSURANCE, why, demand.stuck, demand.fallen)
         found[stage.name] = _with_background(stage, seen, demand)
     return state, found
 
@@ -150,6 +151,12 @@ def _floor(state: TunerState, seen: Observation, lead_s: float) -> tuple[Mapping
     if seen.time_s - state.leapt_s < memory_s:
         return basis.floor, f"traffic has leapt within {memory_s / 60:.0f} min, and another leap may go further"
     return {}, ""
+
+
+def _scheduled(basis: Basis, seen: Observation, lead_s: float) -> tuple[Mapping[str, float], str]:
+    """Supply by stage that people want held by the time that a replica asked for now would work, and why."""
+    multiple, why = (0.0, "") if seen.calendar is None else seen.calendar.said(lead_s, basis.arrival_rate)
+    return (supplies(basis, multiple) if multiple else {}), why
 
 
 def _late_share(basis: Basis, seen: Observation) -> float:
@@ -222,13 +229,15 @@ def traffic_of(basis: Basis, seen: Observation, lead_s: float, unit: float | Non
     detail = f"{count} arrivals within {window_s:.3g} s, planned for {planned}"
     carried_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
-    found = expected_multiple(burst, recent, lead_s, unit or carried_rate)
+    recurring = 0.0 if seen.calendar is None else seen.calendar.expected_rate(lead_s)
+    found = expected_multiple(burst, recent, lead_s, unit or carried_rate, recurring)
     fallen, outgrown = found.fallen_to < 1, burst > 1 + ABSORBED_SHARE
     if fallen:
         detail += f", and traffic has fallen to {found.fallen_to:.0%} of its peak since"
     multiple = burst * found.fallen_to
     if (unit is None or outgrown) and carried_rate > 0 and found.rate > multiple * carried_rate:
-        rising = f"{found.rate:.1f}/s expected within {lead_s:.1f} s, the plan carries {carried_rate:.1f}/s"
+        of = f"at this time of the week within {lead_s:.1f} s" if found.rate == recurring else f"within {lead_s:.1f} s"
+        rising = f"{found.rate:.1f}/s expected {of}, the plan carries {carried_rate:.1f}/s"
         return TrafficMultiple(found.rate / carried_rate, Reason.RATE_RISING, rising, outgrown, fallen, found.multiple)
     if unit is not None and multiple <= 1:
         multiple = 0.0  # of what is within the sample, the record knows what comes

@@ -60,7 +60,9 @@ class Expected:
     rate: float
 
 
-def expected_multiple(burst: float, recent: Sequence[int], lead_s: float, unit: float) -> Expected:
+def expected_multiple(
+    burst: float, recent: Sequence[int], lead_s: float, unit: float, recurring: float = 0.0
+) -> Expected:
     """What the seconds seen so far let expect, in multiples of a rate.
 
     Args:
@@ -68,11 +70,12 @@ def expected_multiple(burst: float, recent: Sequence[int], lead_s: float, unit: 
         recent: arrivals in each of the last seconds, oldest first.
         lead_s: how far ahead.
         unit: events per second that count as 1.
+        recurring: events per second that come back at this time of the week (`tuner.calendar`).
     """
     share = fallen_to(recent)
     if share < 1:
         burst, recent = burst * share, recent[-FALL_SPAN_S:]
-    rate = rising_rate(recent, lead_s)
+    rate = max(rising_rate(recent, lead_s), recurring)
     return Expected(max(burst, rate / unit if unit > 0 else 0.0), share, rate)
 
 

@@ -16,6 +16,9 @@ from inferline_stream.tuner.staffing_table import StaffingSearch
 
 ALGORITHM = "groups"
 
+LEAST_TRAFFIC_S = 60.0
+"""Traffic that a first plan is made for lasts so long at least."""
+
 
 def plan_groups(model: GroupModel, sample: Trace, *, seed: int = 0) -> Plan:
     """Return the cheapest plan found whose simulated latency meets the SLO on the whole sample.

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inferline_stream.tuner.calendar import Calendar
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +20,14 @@ class Supply:
         throughput: µ of one replica at the planned batch limit as measured recently, events per second;
             None where too little was measured: the profile's is used.
         start_up_s: start-up time as measured recently; None: the profile's is used.
+        leaving: replicas that have got a notice, or were taken away without one: others have to take their place.
     """
 
     ready: int
     pending: int = 0
     throughput: float | None = None
     start_up_s: float | None = None
+    leaving: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +66,14 @@ class StageObservation:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Fewest and most replicas of a stage, all hardware kinds together, that people allow now."""
+    """Fewest and most replicas of a stage, all hardware kinds together, that people allow now.
+
+    With ``awake`` people have asked for the fewest themselves: the stage does not sleep.
+    """
 
     minimum: int = 1
     maximum: int | None = None
+    awake: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +97,10 @@ class Observation:
         oversubscribed: why replicas do not have the cores that they were planned with, in words; empty while they
             have. `stock` allows no more of them then, and time that replicas wait for a core is in no throughput.
         background: what background events need, in words; empty where nothing.
+        background_left: background events that are not done, whether anything has to be started for them or not.
         late_share: of the events to come in the SLO's window, how many may be late (`tuner.error_budget`); None: as
             many as of all.
+        calendar: what is known of the time ahead; None where nothing is.
     """
 
     time_s: float
@@ -103,4 +115,6 @@ class Observation:
     recent: tuple[int, ...] = ()
     oversubscribed: str = ""
     background: str = ""
+    background_left: int = 0
     late_share: float | None = None
+    calendar: Calendar | None = None

@@ -10,8 +10,10 @@ import numpy as np
 
 from inferline_stream.calculus.curves import ArrivalCurve, ServiceCurve, backlog_bound, curve_of_envelope
 from inferline_stream.pipeline.hardware import Catalogue
+from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.spot import Spot, is_spot
 from inferline_stream.tuner.group_changes import GroupBasis
 from inferline_stream.tuner.odds import Levels
 from inferline_stream.tuner.policy_settings import PolicySettings
@@ -89,6 +91,10 @@ class StageBasis:
         mixture = {kind.hardware: kind.planned if self.planned else 1 for kind in self.kinds}
         object.__setattr__(self, "mixture", mixture)
 
+    def replicas_for(self, supply: float) -> int:
+        """Replicas of the plan's mixture that give so many events per second."""
+        return max(math.ceil(supply / self.supply * self.planned - 1e-9), self.slots) if self.supply else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Basis:
@@ -105,6 +111,8 @@ class Basis:
         staffing: what multiples of the sample's traffic need; None falls back on square-root staffing.
         knobs: of the default policy.
         reserve: see `pipeline.plan.Plan`.
+        idle: see `pipeline.plan.Plan`.
+        spot: how each spot kind among them goes.
         groups: of consumer groups, what their changes cost; None of stages.
     """
 
@@ -118,6 +126,8 @@ class Basis:
     staffing: Staffing | None = None
     knobs: PolicySettings = field(default_factory=PolicySettings)
     reserve: float | None = None
+    idle: Mapping[str, Idle] = field(default_factory=dict)
+    spot: Mapping[str, Spot] = field(default_factory=dict)
     groups: GroupBasis | None = None
     start_up_s: float = field(init=False)
     """Longest start-up time of any kind, as profiled."""
@@ -152,7 +162,7 @@ class Basis:
         # Where replicas cost nothing, as on a machine of one's own, they count instead.
         paid = any(kind.price_per_hour for stage in self.stages for kind in stage.kinds if kind.planned)
         for multiple in multiples:
-            now = [self._replicas(stage, table.needed(stage.name, multiple)) for stage in self.stages]
+            now = [stage.replicas_for(table.needed(stage.name, multiple)) for stage in self.stages]
             if now != before:
                 costs.append(held_per_hour(self.stages, now) if paid else sum(now))
                 carried.append(multiple)
@@ -161,11 +171,6 @@ class Basis:
         cost = held_per_hour(self.stages, planned) if paid else sum(planned)
         event_cost = cost / 3600 / max(self.arrival_rate, 1e-9)
         return Levels(np.array(carried), np.array(costs), event_cost, self.arrival_rate)
-
-    @staticmethod
-    def _replicas(stage: StageBasis, supply: float) -> int:
-        """In the plan's mixture."""
-        return max(math.ceil(supply / stage.supply * stage.planned - 1e-9), stage.slots) if stage.supply else 0
 
     def planned(self) -> dict[str, dict[str, int]]:
         """The plan's replicas."""
@@ -308,4 +313,6 @@ def basis_of(
         staffing=staffing,
         knobs=knobs or PolicySettings(),
         reserve=plan.reserve,
+        idle=plan.idle,
+        spot={name: spot for name in used if is_spot(name) and (spot := catalogue[name].spot) is not None},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -13,8 +13,10 @@ from inferline_stream.tuner.demand import Demand, demands
 from inferline_stream.tuner.input_checks import HISTORY_S, START_S, Doubt, doubts, on_this_clock
 from inferline_stream.tuner.observation import Limits, Observation
 from inferline_stream.tuner.paper_policy import inferline_step
-from inferline_stream.tuner.plan_basis import StageBasis
+from inferline_stream.tuner.plan_basis import Replicas, StageBasis
 from inferline_stream.tuner.replica_fit import fewer, more, supply, within
+from inferline_stream.tuner.sleeping_stages import rested
+from inferline_stream.tuner.spot_losses import SpotSupply, spot_supply
 from inferline_stream.tuner.traffic import RATE_WINDOW_S, Traffic
 from inferline_stream.tuner.tuner_state import TunerState, initial_state
 
@@ -26,6 +28,9 @@ QUIET_S = 30.0
 """A condition that was reported is reported again only after it has been away for this long."""
 
 _NO_LIMITS = Limits()
+
+_ANY = 1e-9
+"""Events per second that take a replica."""
 
 
 def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | None]:
@@ -52,11 +57,13 @@ def step(state: TunerState, seen: Observation) -> tuple[TunerState, Decision | N
     if any(doubt.where == "" for doubt in doubted):
         starting = seen.arrivals_age_s is None and jumped is None and seen.time_s - state.changed_s < START_S
         return (state, None) if starting else _hold(state, doubted)
+    state, rest = rested(state, seen, doubted=bool(doubted))
+    state, spot = spot_supply(state, seen)
     state, needed = demands(state, seen)
-    wanted, limited, short = _raised(state, seen, needed, doubted)
+    wanted, limited, short = _raised(state, seen, needed, doubted, (rest.stages, spot))
     troubles = doubted + short + _stuck(needed)
     if wanted != state.wanted:
-        return _changed(state, seen, wanted, limited, needed)
+        return _changed(state, seen, wanted, needed, limited=limited, why={**spot.why, **rest.why})
     if doubted:
         return _hold(state, troubles)
     state, lowered = _lowered(state, seen, needed)
@@ -107,24 +114,36 @@ def foreseen(policy: Policy, state: TunerState, seen: Observation, arrivals: Tra
 
 
 def _raised(
-    state: TunerState, seen: Observation, needed: Mapping[str, Demand], doubted: tuple[Doubt, ...]
+    state: TunerState,
+    seen: Observation,
+    needed: Mapping[str, Demand],
+    doubted: tuple[Doubt, ...],
+    supplied: tuple[Collection[str], SpotSupply],
 ) -> tuple[Mapping[str, Mapping[str, int]], tuple[str, ...], tuple[Doubt, ...]]:
     """Replicas for every demand within stock and limits; stages that limits decide; where it is short."""
     wanted: dict[str, Mapping[str, int]] = {}
     limited, short = [], []
+    resting, spot = supplied
     stock = {**state.basis.stock, **seen.stock}
-    left = {hardware: count - _held(state, hardware) for hardware, count in stock.items()}
+    stock |= {kind: min(count, stock.get(kind, count)) for kind, count in spot.stock.items()}
+    left = {hardware: count - _held(spot.held, hardware) for hardware, count in stock.items()}
     for stage in state.basis.stages:
         demand, limits = needed[stage.name], seen.limits.get(stage.name, _NO_LIMITS)
-        before = state.wanted[stage.name]
-        fit = more(stage, before, demand.throughputs, demand.needed, stock=left, maximum=limits.maximum)
+        before = spot.held[stage.name]
+        if stage.name in resting:
+            wanted[stage.name] = none = dict.fromkeys(before, 0)
+            left = _less(left, before, none)
+            continue
+        least = _ANY if stage.name in state.sleeping else 0.0  # one that wakes gets a replica, whatever comes
+        supply_needed = max(demand.needed, least)
+        fit = more(stage, before, demand.throughputs, supply_needed, stock=left, maximum=limits.maximum)
         now = fit.replicas
         if limits is not _NO_LIMITS or stage.slots > 1:
             # A stage that is not seen is not made smaller, even if people ask for it.
             most = None if doubted else limits.maximum
-            least = _fewest(stage, limits, now)
+            fewest = _fewest(stage, limits, now)
             still = _less(left, before, now)
-            now = within(stage, now, demand.throughputs, minimum=least, maximum=most, stock=still)
+            now = within(stage, now, demand.throughputs, minimum=fewest, maximum=most, stock=still)
             if now != fit.replicas:
                 limited.append(stage.name)
         left = _less(left, before, now)
@@ -147,23 +166,34 @@ def _fewest(stage: StageBasis, limits: Limits, held: Mapping[str, int]) -> int:
     return max(limits.minimum, stage.slots) if any(held.values()) else limits.minimum
 
 
-def _held(state: TunerState, hardware: str) -> int:
-    return sum(by_kind.get(hardware, 0) for by_kind in state.wanted.values())
+def _held(replicas: Replicas, hardware: str) -> int:
+    return sum(by_kind.get(hardware, 0) for by_kind in replicas.values())
 
 
 def _changed(
     state: TunerState,
     seen: Observation,
     wanted: Mapping[str, Mapping[str, int]],
-    limited: tuple[str, ...],
     needed: Mapping[str, Demand],
+    *,
+    limited: tuple[str, ...],
+    why: Mapping[str, tuple[Reason, str]],
 ) -> tuple[TunerState, Decision]:
     """The decision that asks for other replicas at once."""
     changed = [name for name in state.wanted if wanted[name] != state.wanted[name]]
     leading = max(changed, key=lambda name: (name not in limited, needed[name].needed))
-    more_of = any(sum(wanted[name].values()) > sum(state.wanted[name].values()) for name in changed)
+    more_of = any(
+        any(count > state.wanted[name].get(kind, 0) for kind, count in wanted[name].items())
+        if name in why
+        else sum(wanted[name].values()) > sum(state.wanted[name].values())
+        for name in changed
+    )
     action = Action.SCALE_UP if more_of else Action.SCALE_DOWN
-    if leading in limited:
+    caused = [name for name in changed if name in why and (why[name][0] is not Reason.IDLE or not more_of)]
+    if caused:
+        leading = caused[0]
+        reason, detail = why[leading]
+    elif leading in limited:
         limits = seen.limits.get(leading, _NO_LIMITS)
         most = "any number of" if limits.maximum is None else f"{limits.maximum}"
         (stage,) = (stage for stage in state.basis.stages if stage.name == leading)

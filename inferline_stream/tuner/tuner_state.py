@@ -35,6 +35,9 @@ class TunerState:
         choice: the level chosen last; None before the first.
         chosen_s: the second it was chosen in.
         reported: conditions that were reported, and when each was last seen.
+        used_s: by stage that may sleep, when it last had something to do.
+        noticed: by stage and spot kind, how many replicas had got a notice when last seen.
+        away_until_s: by spot kind that was taken away, when it is asked for again.
         blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
         groups: of consumer groups, what their policy remembers beside this; None of stages.
     """
@@ -52,6 +55,9 @@ class TunerState:
     choice: LevelChoice | None = None
     chosen_s: int = -1
     reported: Mapping[tuple[Reason, str], float] = field(default_factory=dict)
+    used_s: Mapping[str, float] = field(default_factory=dict)
+    noticed: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    away_until_s: Mapping[str, float] = field(default_factory=dict)
     blind_until_s: float = -math.inf
     groups: GroupMemory | None = None
 
@@ -59,6 +65,11 @@ class TunerState:
     def windows_s(self) -> tuple[float, ...]:
         """Windows that the envelope of an observation must have."""
         return self.basis.windows_s
+
+    @property
+    def sleeping(self) -> frozenset[str]:
+        """Stages that have no replica since nothing came to them."""
+        return frozenset(name for name in self.basis.idle if not any(self.wanted[name].values()))
 
 
 def staffed(state: TunerState, staffing: Staffing) -> TunerState:

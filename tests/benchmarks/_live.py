@@ -71,9 +71,10 @@ def one_stage(
 
 async def append_time_sink(run: Run) -> None:
     """The sink stamps records when it appends them: the latency then ends with Kafka having the result."""
-    topic = Names(run.pipeline.name, run.records.prefix).topic(run.pipeline.sink.name)
+    (sink,) = run.pipeline.sinks.values()
+    topic = Names(run.pipeline.name, run.records.prefix).topic(sink.name)
     settings = {"message.timestamp.type": "LogAppendTime"}
-    partitions = run.pipeline.sink.partitions or PARTITIONS
+    partitions = sink.partitions or PARTITIONS
     await create_topics(run.bootstrap_servers, [WantedTopic(topic, partitions, "a benchmark's own", settings)])
 
 
@@ -106,7 +107,8 @@ class Passed:
 
 async def passed(under_way: LiveRun) -> Passed:
     """Read a run's sink back."""
-    return await passed_through(under_way.run.bootstrap_servers, under_way.context.sink, under_way.offsets)
+    (sink,) = under_way.context.sinks.values()
+    return await passed_through(under_way.run.bootstrap_servers, sink, under_way.offsets)
 
 
 async def passed_through(

@@ -100,6 +100,20 @@ classify = stage("classify", {MIDDLE}, [parse])
 translate = stage("translate", {HEAVY}, [classify.when(hard)])
 stages = [parse, classify, translate]
 """,
+    "fan_out": f"""
+def apart(events: list[Event]) -> list[list[Event]]:
+    return [[event] * (crc32(event.key.encode()) % 9) for event in events]
+
+
+def together(lists: list[list[Event]]) -> list[Event]:
+    return [events[0] if events else Event(0, "") for events in lists]
+
+
+split = Stage("split", apart, many=True, hardware=["emulated-cpu"], emulated={LIGHT}, max_batch_size=16,
+              isolation=ISOLATION)
+read = stage("read", {MIDDLE}, [split])
+stages = [split, read, stage("join", {LIGHT}, [read.gathered()], together)]
+""",
     "diamond": f"""
 class Found(Struct):
     parse: Event
@@ -132,7 +146,8 @@ def write(kind: str, folder: Path, slo: str, name: str, *, forked: bool = False)
     """Write one of the pipelines.
 
     Args:
-        kind: ``single``, ``chain``, ``conditional`` or ``diamond``; ``mixed``, of two hardware kinds; ``lognormal``,
+        kind: ``single``, ``chain``, ``conditional`` or ``diamond``; ``fan_out``, in which an event has none to eight
+            results, gathered in the end; ``mixed``, of two hardware kinds; ``lognormal``,
             ``classes`` or ``declared``, whose service times vary by chance, by event, and by both, with what an event
             costs declared.
         folder: a new one is made inside.
@@ -158,9 +173,10 @@ def taken(n: int) -> Mapping[str, bool]:
 
 
 def mask_of(shape: Shape, goes_to: Mapping[str, bool]) -> int:
-    """The arrows that an event takes, given which of the stages behind a condition it goes to."""
+    """The arrows that an event takes, given which of the stages behind a condition it goes to; not those of results."""
     mask = 0
     for bit, arrow in enumerate(shape.arrows):
-        if visited(shape, mask)[arrow.parent] and (not arrow.conditional or goes_to[shape.stages[arrow.child]]):
+        own = not shape.scope_after(arrow.parent)
+        if own and visited(shape, mask)[arrow.parent] and (not arrow.conditional or goes_to[shape.stages[arrow.child]]):
             mask |= 1 << bit
     return mask

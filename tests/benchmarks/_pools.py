@@ -89,7 +89,8 @@ class PoolBench:
 
     def __init__(self, director: Director, offsets: Offsets, batch: int) -> None:
         self.director = director
-        self.sink = director.names.topic(director.pipeline.sink.name)
+        (sink,) = director.pipeline.sinks.values()
+        self.sink = director.names.topic(sink.name)
         self.late_s: list[float] = []
         """How late each event was sent."""
         self._offsets = offsets

@@ -141,20 +141,22 @@ async def pair(
     record, events = read_record(folder / name / "run"), read_events(folder / name / "run")
     live = [(d.time_s - events.began_s, d.replicas) for d in record.decisions if d.action in SCALES]
     late = int(np.count_nonzero(events.latency_s > report.slo_s)) + report.lost
-    replayed = await _replayed(folder / name / "run")
-    steps = [(step["time_s"], step["replicas"]) for step in replayed["steps"] if step["action"] in SCALES]
+    again = await replayed(folder / name / "run")
+    steps = [(step["time_s"], step["replicas"]) for step in again["steps"] if step["action"] in SCALES]
     miss_rate = late / (events.latency_s.size + report.lost)
-    return Pair(_asked(live), _asked(steps), miss_rate, replayed["miss_rate"], cost, replayed["cost"], others)
+    return Pair(_asked(live), _asked(steps), miss_rate, again["miss_rate"], cost, again["cost"], others)
 
 
-async def _replayed(run: Path) -> dict[str, Any]:
+async def replayed(run: Path, *options: str) -> dict[str, Any]:
     """What the command reports of a run's record.
 
     Raises:
         RuntimeError: it fails; what it says is on standard error.
     """
     command = (sys.executable, "-c", "from inferline_stream.cli.main import app; app()", "replay", str(run))
-    replay = await asyncio.create_subprocess_exec(*command, "--output", "json", stdout=asyncio.subprocess.PIPE)
+    replay = await asyncio.create_subprocess_exec(
+        *command, *options, "--output", "json", stdout=asyncio.subprocess.PIPE
+    )
     reported, _ = await replay.communicate()
     if replay.returncode:
         raise RuntimeError(f"`inferline-stream replay {run}` ended with {replay.returncode}")

@@ -78,19 +78,19 @@ def world_cup(first_minute: str | int, minutes: int, rng: Seeded, *, share: floa
     Counted per minute: the rate between the middles of minutes is drawn straight, the arrivals are Poisson.
     ``share`` thins them to that share of the requests.
     """
-    counts = _world_cup_counts(first_minute, minutes) * share
+    counts = world_cup_per_minute(first_minute, minutes) * share
     middles_s = 60.0 * (np.arange(counts.size) + 0.5)
     return warped(lambda t: np.interp(t, middles_s, counts / 60.0), 1.0, 60.0 * counts.size, rng)
 
 
 def world_cup_requests(first_minute: str | int, minutes: int) -> float:
     """Requests to the site within so many minutes."""
-    return float(_world_cup_counts(first_minute, minutes).sum())
+    return float(world_cup_per_minute(first_minute, minutes).sum())
 
 
 def world_cup_busiest(day: str, minutes: int) -> str:
     """The minute of a day (``1998-06-04``) with which its busiest so many minutes begin."""
-    counts = _world_cup_counts(f"{day} 00:00:00", 24 * 60)
+    counts = world_cup_per_minute(f"{day} 00:00:00", 24 * 60)
     first = int(np.convolve(counts, np.ones(minutes), "valid").argmax())
     return f"{day} {first // 60:02}:{first % 60:02}:00"
 
@@ -100,7 +100,8 @@ def world_cup_minutes() -> int:
     return len(_world_cup()[0])
 
 
-def _world_cup_counts(first_minute: str | int, minutes: int) -> np.ndarray:
+def world_cup_per_minute(first_minute: str | int, minutes: int) -> np.ndarray:
+    """Requests to the site in each of so many minutes."""
     periods, counts = _world_cup()
     start = first_minute if isinstance(first_minute, int) else periods.index(first_minute)
     return counts[start : start + minutes]

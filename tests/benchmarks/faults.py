@@ -141,7 +141,8 @@ async def strike(kafka: LocalKafka, controlled: Controlled, kinds: list[str], *,
                 struck.notes.append("something is left behind")
             ledger = await struck.ledger(offsets)
             differs = await struck.file_differs(offsets)
-            sent = await passed_through(controlled.bootstrap_servers, struck.context.sink, offsets)
+            (sink,) = struck.context.sinks.values()
+            sent = await passed_through(controlled.bootstrap_servers, sink, offsets)
         notes = [*struck.notes, *["the file was written by another process"] * struck.restarts]
     late = sent.latency_s > SLO_S
     recovery_s, resumed_s = [], []

@@ -8,9 +8,9 @@ append. Where service times vary, by chance or from event to event, `variable_er
 `variable_by_means_error_max` that of an estimate by means. While others keep the machine busy a plan is measured again,
 at most twice, and the quietest time counts.
 
-The moderation example runs with real models, with the plans that the Planner gives for several rates and SLOs, and
-counts like the others; it is left out with --quick. `_slowdown_max` is the most that any stage's batches took over its
-profile, and `_live_profile_p99_error` the error with profiles corrected by that, as the periodic planner does.
+The examples moderation and ocr run with real models, with the plans that the Planner gives for rates and SLOs, and
+count like the others; they are left out with --quick. `_slowdown_max` is the most that any stage's batches took over
+its profile, and `_live_profile_p99_error` the error with profiles corrected by that, as the periodic planner does.
 
 README's first command runs ten times besides (not with --quick): `corrections` are its `throughput_fell` decisions.
 
@@ -62,7 +62,7 @@ from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.report import RunReport
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.decision import Reason
-from tests.benchmarks import _moderation
+from tests.benchmarks import _examples
 from tests.benchmarks._live import append_time_sink, passed
 from tests.benchmarks._machine import QUIET_CORES, Elsewhere, quietest
 from tests.benchmarks._pipelines import taken, write
@@ -115,6 +115,7 @@ CASES = {
     "bursty_diamond": Case(
         "diamond", "250ms", 120.0, 4.0, {"parse": (8, 1), "classify": (16, 1), "search": (4, 1), "answer": (4, 1)}
     ),
+    "fan_out": Case("fan_out", "400ms", 80.0, 1.0, {"split": (4, 1), "read": (16, 2), "join": (8, 1)}),
     "held": Case("single", "150ms", 220.0, 1.0, {"classify": (8, 3)}, hold_s={"classify": 0.03}),
     "held_chain": Case(
         "chain", "250ms", 220.0, 2.0, {"parse": (4, 2), "classify": (8, 4)}, hold_s={"parse": 0.01, "classify": 0.04}
@@ -133,15 +134,16 @@ CASES = {
 QUICK = ("held", "mixed", "diamond")
 
 REAL = {
-    "moderation": (1.0, 0.5),
-    "moderation_slow": (0.6, 0.5),
-    "moderation_tight": (0.8, 0.35),
-    "moderation_loose": (1.2, 0.8),
+    "moderation": (_examples.MODERATION, 1.0, 0.5),
+    "moderation_slow": (_examples.MODERATION, 0.6, 0.5),
+    "moderation_tight": (_examples.MODERATION, 0.8, 0.35),
+    "moderation_loose": (_examples.MODERATION, 1.2, 0.8),
+    "ocr": (_examples.OCR, 1.0, 3.0),
 }
-"""Of the example: seconds of its sample per second, and SLO in seconds."""
+"""An example, seconds of its sample per second, and SLO in seconds."""
 
 REAL_S = 180.0
-"""Of the busiest stretch of its sample. Half of it leaves a P99 to some 15 events, which moves it by a tenth."""
+"""Of the busiest stretch of a sample. Half of it leaves a P99 to some 15 events, which moves it by a tenth."""
 
 DRAWS = 5
 """Service times, hops and keys are drawn so often for one estimate; a plan's own, of an hour, needs one."""
@@ -253,10 +255,10 @@ def first_commands(folder: Path, runs: int, seconds: float) -> Figures:
     errors, costs, misses, corrections = [], [], [], 0
     for k in range(runs):
         home = folder / f"first{k}"
-        shutil.copytree(_moderation.TOPOLOGY.parent, home, ignore=shutil.ignore_patterns(".inferline"))
+        shutil.copytree(_examples.MODERATION.parent, home, ignore=shutil.ignore_patterns(".inferline"))
         options = ("--duration", f"{seconds:g}s", "--no-ui", "--metrics-port", "0", "--output", "json")
         app = (sys.executable, "-c", "from inferline_stream.cli.main import app; app()")
-        command = [*app, "run", str(home / _moderation.TOPOLOGY.name), *options]
+        command = [*app, "run", str(home / _examples.MODERATION.name), *options]
         done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode:  # e.g. a plan that does not fit on a busy machine
             sys.stderr.write(f"first command {k}: {done.stderr.decode(errors='replace')[-500:]}\n")
@@ -348,15 +350,25 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
 
 
 async def _real(bootstrap_servers: str, folder: Path) -> dict[str, Found]:
-    """The example as a user has it: profiled, planned for its own sample, then fed with that."""
+    """Examples as a user has them: profiled, planned for their own samples, then fed with those."""
     from py3langid import classify
 
-    home = folder / "moderation"
-    home.mkdir()
-    example = await _moderation.profiled(bootstrap_servers, home, Options(broker=bootstrap_servers))
-    pipeline, whole = example.pipeline, read_arrivals(_moderation.TOPOLOGY.parent / example.sample.arrivals)
+    examples = {}
+    for topology in dict.fromkeys(topology for topology, _, _ in REAL.values()):
+        home = folder / topology.parent.name
+        home.mkdir()
+        examples[topology] = await _examples.profiled(
+            bootstrap_servers, topology, home, Options(broker=bootstrap_servers)
+        )
     found: dict[str, Found] = {}
-    for name, (speed_up, slo_s) in REAL.items():
+    for name, (topology, speed_up, slo_s) in REAL.items():
+        example, home = examples[topology], folder / topology.parent.name
+        pipeline, whole = example.pipeline, read_arrivals(topology.parent / example.sample.arrivals)
+        is_text = topology == _examples.MODERATION
+
+        def goes_to(event: Any, *, is_text: bool = is_text) -> Mapping[str, bool]:
+            return {"toxicity": classify(event["text"])[0] == "en"} if is_text else {}
+
         trace = busiest_stretch(whole.sped_up(speed_up), REAL_S)
         cores = replica_cores(cores_here(), shape_of(pipeline), example.measured, trace.arrival_rate)
         try:
@@ -375,18 +387,18 @@ async def _real(bootstrap_servers: str, folder: Path) -> dict[str, Found]:
             (home / "runs" / name).mkdir(parents=True)
             run = Run(
                 pipeline=pipeline,
-                topology=_moderation.TOPOLOGY,
+                topology=topology,
                 bootstrap_servers=bootstrap_servers,
                 plan=plan,
                 measured=example.measured,
                 log_folder=home / "runs" / name / "logs",
                 records=RecordOptions(prefix=f"{name}-"),
-                feed=trace_feed(trace, example.events, home / "runs" / name, "text"),
+                feed=trace_feed(trace, example.events, home / "runs" / name, "text" if is_text else None),
                 policy=Script(()),
                 replans=False,
                 cores=cores,
             )
-            found[name] = await compared(run, lambda post: {"toxicity": classify(post["text"])[0] == "en"})
+            found[name] = await compared(run, goes_to)
         except InferlineError as error:  # real models on a slow machine are no reason to lose the rest
             sys.stderr.write(f"{name}: {error}\n")
     return found
@@ -445,5 +457,5 @@ def estimate(shape: Shape, plan: Plan, measured: PipelineProfile, source: Source
         workload = prepare(shape, measured, trace, seed=seed, recorded=source.paths)
         latency_s = evaluate(workload, stations).latency_s
         assert latency_s is not None
-        drawn.append(latency_s)
+        drawn.append(latency_s[workload.last])
     return np.concatenate(drawn)

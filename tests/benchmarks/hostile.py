@@ -275,7 +275,8 @@ async def _read(reading: Callable[[], Awaitable[list[bool]]], records: int) -> l
 async def _count(under_way: LiveRun, mark: str, arrived: Counter[int]) -> None:
     """Count good events in the sink topic, by number."""
     context = under_way.context
-    async with TopicFollower(context.kafka.bootstrap_servers, context.sink) as follower:
+    (sink,) = context.sinks.values()
+    async with TopicFollower(context.kafka.bootstrap_servers, sink) as follower:
         while True:
             for record in await follower.read(0.5):
                 event = msgspec.json.decode(record.value or b"{}")

@@ -130,9 +130,10 @@ def _named(found: Growth) -> dict[str, float | None]:
 async def _tasks(under_way: LiveRun) -> Mapping[str, tuple[int, int]]:
     """Of each replica, by process: how many tasks it had when a quarter of its results were out, and in the end."""
     counts: dict[str, list[int]] = {}
-    partitions = await under_way.offsets.partitions(under_way.context.sink)
-    ends = (await under_way.offsets.ends({under_way.context.sink: partitions}))[under_way.context.sink]
-    servers, sink = under_way.run.bootstrap_servers, under_way.context.sink
+    (sink,) = under_way.context.sinks.values()
+    partitions = await under_way.offsets.partitions(sink)
+    ends = (await under_way.offsets.ends({sink: partitions}))[sink]
+    servers = under_way.run.bootstrap_servers
     async with TopicFollower(servers, sink) as follower:
         records = sorted(await follower.read_to(dict(enumerate(ends))), key=lambda record: record.time_ms)
     for record in records:

@@ -80,7 +80,7 @@ async def until(holds: Callable[[], bool], what: str) -> None:
 async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_nothing_breaks(
     apache_kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(group_controller, "WATCHED_S", 15.0)
+    monkeypatch.setattr(group_controller, "LEAST_TRAFFIC_S", 15.0)
     servers, topic, group = apache_kafka.bootstrap_servers, f"posts-{uuid.uuid4().hex[:6]}", f"g-{uuid.uuid4().hex[:6]}"
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
     await admin.start()

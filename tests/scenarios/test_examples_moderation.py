@@ -84,6 +84,21 @@ def test_a_post_that_says_the_same_in_other_words_is_a_duplicate(stages, posts):
     assert rain @ other < 0.6
 
 
+def test_the_fallback_of_the_duplicate_search_agrees_with_it_as_the_readme_says(stages, posts):
+    import topology
+
+    sample = tagged(*(post.text for post in posts[:200]))
+    batches = [sample[start : start + 20] for start in range(0, len(sample), 20)]
+    fallback = topology.TrigramSearch()
+    by_letters = [found for batch in batches for found in fallback(batch)]
+    by_meaning = [found for batch in batches for found in stages["duplicate"](batch)]
+    agreeing = [mine == other for mine, other in zip(by_letters, by_meaning, strict=True)]
+    assert all(by_letters[number] for number in range(0, len(sample), topology.KNOWN_EVERY)), "known posts"
+    assert sum(agreeing) / len(agreeing) > 0.98
+    assert fallback(tagged(f"  {posts[5].text.upper()} ", posts[5].text + "!!")) == [True, True]
+    assert fallback(tagged("", "ab", "a thing that nobody says in any of these posts")) == [False] * 3
+
+
 @pytest.mark.gpu
 def test_embeddings_on_a_gpu_say_the_same_as_on_a_processor(stages, posts, monkeypatch):
     import sentences

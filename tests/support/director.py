@@ -357,9 +357,10 @@ class Director:
         prefix = event_id_prefix(topic, states[topic].id)
         return [f"{prefix}/{r.partition}/{r.offset}" for r in await asyncio.gather(*sent)]
 
-    async def results(self) -> list[Record]:
-        """Return every record of the sink topic, as it stands now."""
-        return await self.read(self.names.topic(self.pipeline.sink.name))
+    async def results(self, stage: str = "") -> list[Record]:
+        """Return every record of the sink topic, or of the one that a stage feeds, as it stands now."""
+        sinks = self.pipeline.sinks
+        return await self.read(self.names.topic((sinks[stage] if stage else [*sinks.values()][-1]).name))
 
     async def letters(self, stage: str) -> list[Record]:
         """Return every dead letter of a stage's input."""

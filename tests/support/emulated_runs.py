@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from aiokafka import AIOKafkaProducer
 
 from inferline_stream.actuators.actuator import ProcessTerms
 from inferline_stream.actuators.local import LocalActuator
@@ -24,8 +25,11 @@ from inferline_stream.controlplane.run_inputs import FeedTo, Run
 from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.pipeline.emulation import emulated_s
+from inferline_stream.kafka.connection import client_options
+from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
+from inferline_stream.pipeline.emulation import emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
+from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
@@ -55,7 +59,11 @@ def declared_profile(
     for stage in pipeline.stages:
         for hardware in stage.hardware:
             times = tuple(ServiceTime(size, time_s) for size, time_s in emulated_s(stage.emulated, hardware).items())
-            profiles[stage.name, hardware] = Profile(stage.name, hardware, times, start_up_s)
+            profile = Profile(stage.name, hardware, times, start_up_s)
+            if stage.fallback is not None:
+                faster = tuple(ServiceTime(*each) for each in fallback_s(stage.emulated, hardware).items())
+                profile = replace(profile, fallback=faster, fallback_share=stage.degraded_share)
+            profiles[stage.name, hardware] = profile
     return PipelineProfile(profiles, independent_paths(shape_of(pipeline), probability), hop_overhead_s=0.003)
 
 
@@ -211,6 +219,16 @@ def emulated_run(
 def swing_runs(folder: Path, topology: Path = SWING, **more: Any) -> partial[Run]:
     """Return what builds runs of the swing topology, or of another version of it, on a Kafka: see `emulated_run`."""
     return partial(emulated_run, topology, folder=folder, probability={("parse", "check"): 1 / 3}, **more)
+
+
+async def put_before(run: Run, topic: str, values: Sequence[bytes]) -> None:
+    """Create the topics of a run that is to begin, and write records to a source's partitions by turns."""
+    await create_topics(run.bootstrap_servers, topics_of(run.pipeline, run.records.prefix))
+    name = Names(run.pipeline.name, run.records.prefix).topic(topic)
+    async with AIOKafkaProducer(**client_options(run.bootstrap_servers), acks="all") as producer:  # it tries again
+        partitions = len(await producer.partitions_for(name))
+        for number, value in enumerate(values):
+            await producer.send_and_wait(name, value, key=b"k%d" % number, partition=number % partitions)
 
 
 @contextlib.asynccontextmanager

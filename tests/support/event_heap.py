@@ -161,7 +161,7 @@ class _Simulation:
 
     def run(self) -> HeapSimulation:
         for event, entry_s in enumerate(self.workload.entry_s[: self.workload.entering].tolist()):
-            for s in self.workload.shape.entries():
+            for s in self.workload.shape.entries(self.workload.shape.source_of(self._mask(event))):
                 sent_s = entry_s + self._extra_s(event, "hop in", s)
                 self._send((sent_s, -1, (0, entry_s, 0, -math.inf, 0, event)), s, event, record=True)
         while self.heap:
@@ -252,7 +252,7 @@ class _Simulation:
         elif parents > 1:
             tokens = pools[0].tokens.setdefault(event, [])
             tokens.append(record)
-            if len(tokens) < parents:
+            if len(tokens) < self._heard(s, event):
                 return
             if not any(tokens):
                 self._outcome(s, event, (now, s, (1, *place)), ran=False)
@@ -264,6 +264,20 @@ class _Simulation:
         pools[slot].waiting.append((now, event))
         pools[slot].sent_s[event] = place[0]
         self._plan(now, _DISPATCH, (), s, slot)
+
+    def _heard(self, s: int, event: int) -> int:
+        """How many parents say something of an event: those that its source leads to."""
+        shape = self.workload.shape
+        if self._scope(event):
+            return len(shape.parents(s))
+        found, entered = 0, set(shape.entries(shape.source_of(self._mask(event))))
+        for parent in (shape.arrows[a].parent for a in shape.parents(s)):
+            above, waiting = set[int](), [parent]
+            while waiting:
+                above.add(waiting.pop())
+                waiting += [a.parent for a in shape.arrows if a.child in above and a.parent not in above]
+            found += not above.isdisjoint(entered)
+        return found
 
     def _partition(self, s: int, event: int, partitions: int) -> int:
         by_id = s in self.workload.shape.joins() and s not in self.workload.ordered
@@ -467,8 +481,9 @@ class _Simulation:
             seen = [
                 (w, longest_s(s, m)) for m, w in zip(paths.masks, paths.weights, strict=True) if visited(shape, m)[s]
             ]
-            mean_s = sum(w * t for w, t in seen) / sum(w for w, _ in seen) if seen else 0.0
-            found.append(mean_s if after(s) & known.keys() else min((t for _, t in seen), default=0.0))
+            shares = [(t, sum(w for w, other in seen if other <= t) / sum(w for w, _ in seen)) for _, t in seen]
+            enough_s = min((t for t, share in shares if share >= 0.9 - 1e-9), default=0.0)
+            found.append(enough_s if after(s) & known.keys() else min((t for _, t in seen), default=0.0))
         return found
 
     def _first(self, stage: _Stage) -> list[int]:
@@ -504,7 +519,7 @@ class _Simulation:
         for position, event in enumerate(batch.events):
             self.log.append(Happening(now, s, event, "ends", self._number(s, slot, r), batch.number))
             sent_s = now + self._extra_s(event, "hop", s)
-            if not self.workload.shape.children(s):
+            if s in self.workload.shape.finals():
                 latency = sent_s + self.workload.hop_s - float(self.workload.entry_s[event])
                 self.latency_s[event] = np.fmax(self.latency_s[event], latency)
             self._outcome(s, event, (sent_s, s, (0, now, slot, batch.start_s, batch.order, position)), ran=True)

@@ -223,10 +223,11 @@ class Scene:
 
     async def file_differs(self, offsets: Offsets) -> Counter[str]:
         """Events that the file lacks (negative) or holds more than once (positive), once it has caught up."""
-        partitions = await offsets.partitions(self.context.sink)
-        ends = dict(enumerate((await offsets.ends({self.context.sink: partitions}))[self.context.sink]))
+        (sink,) = self.context.sinks.values()
+        partitions = await offsets.partitions(sink)
+        ends = dict(enumerate((await offsets.ends({sink: partitions}))[sink]))
         wanted: set[str] = set()
-        async with TopicFollower(self.context.kafka.bootstrap_servers, self.context.sink) as follower:
+        async with TopicFollower(self.context.kafka.bootstrap_servers, sink) as follower:
             async for record in follower.until(ends):
                 wanted.add(dict(record.headers)[EVENT_ID].decode())
 
@@ -288,9 +289,10 @@ async def _controller(controlled: Controlled) -> LineProcess:
 
 async def _sink(context: PipelineContext, file: Path) -> LineProcess:
     # Not isolated: it is one process then, whose limits can be set from outside.
+    (sink,) = context.sinks.values()
     return await LineProcess.start(
         "inferline_stream.connectors.sinks.jsonl",
-        *("--bootstrap-servers", context.kafka.bootstrap_servers, "--topic", context.sink, "--path", str(file)),
+        *("--bootstrap-servers", context.kafka.bootstrap_servers, "--topic", sink, "--path", str(file)),
         *("--isolation", "none"),
     )
 

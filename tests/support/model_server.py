@@ -18,6 +18,9 @@ from aiohttp import web
 from inferline_stream.dataplane.replica.served_model import ServedModel
 from tests.support.grpc_model_server import DTYPES, GrpcModelServer
 
+TIMES = {"double": 2, "triple": 3}
+"""By what each model multiplies."""
+
 STATUS = {
     "500": grpc.StatusCode.INTERNAL,
     "503": grpc.StatusCode.UNAVAILABLE,
@@ -28,7 +31,7 @@ STATUS = {
 
 
 class ModelServerDouble:
-    """Doubles numbers, whatever the protocol.
+    """Doubles numbers, whatever the protocol. Over HTTP it has a model that triples them, too.
 
     Args:
         port: where it listens; 0 for whichever is free.
@@ -62,8 +65,9 @@ class ModelServerDouble:
 
     async def start(self) -> None:
         app = web.Application(client_max_size=1 << 26)
-        app.router.add_post("/v2/models/double/infer", self._infer)
-        app.router.add_get("/v2/models/double/ready", self._is_ready)
+        for model in TIMES:
+            app.router.add_post(f"/v2/models/{model}/infer", self._infer)
+            app.router.add_get(f"/v2/models/{model}/ready", self._is_ready)
         app.router.add_post("/v1/models/double:predict", self._predict)
         app.router.add_get("/v1/models/double", self._status)
         app.router.add_post("/v1/chat/completions", self._complete)
@@ -96,7 +100,8 @@ class ModelServerDouble:
         (inputs,) = body["inputs"]
         if any(number < 0 for number in inputs["data"]):
             return web.json_response({"error": "negative"}, status=422)
-        numbers = [2 * number for number in inputs["data"]]
+        times = TIMES[request.path.split("/")[-2]]
+        numbers = [times * number for number in inputs["data"]]
         outputs = {**inputs, "name": "doubled", "data": numbers}
         return await self._answer(request, body, {"model_name": "double", "outputs": [outputs]})
 

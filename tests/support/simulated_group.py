@@ -21,6 +21,7 @@ class Worker:
     cv: float
     most: int
     commit_every_s: float | None = None
+    commit_jitter: float = 0.0
 
     def throughput(self, size):
         return size / (self.fixed_s + self.per_event_s * size)
@@ -80,7 +81,7 @@ def looks(
                         OffsetCommit(auto_s, p, position[p]) for p in sorted(owned) if position[p] > committed[p]
                     ]
                     committed = {p: position[p] for p in owned}
-                    auto_s += worker.commit_every_s
+                    auto_s += worker.commit_every_s * rng.uniform(1 - worker.commit_jitter, 1 + worker.commit_jitter)
                 for p in batch:
                     position[p] += 1
                 if not worker.commit_every_s:

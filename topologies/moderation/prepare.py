@@ -1,6 +1,7 @@
 """Cuts this example's files from their sources; see README.md for what they are and how they are licensed.
 
     python prepare.py AZURE_CSV TWEETS SPANISH_FOLDER IRISH_FOLDER
+    python prepare.py  # measures the fallback of `duplicate` on the posts that are there
 
 AZURE_CSV: `AzureLLMInferenceTrace_conv.csv` of the Azure Public Dataset, may be gzipped.
 TWEETS: `tweets_GroundTruth.txt` of the archive in vaderSentiment's source distribution.
@@ -30,7 +31,6 @@ LIVE_S = (1480.0, 2480.0)
 
 TWEETS, SPANISH = 2400, 1000
 LONGEST = 200
-KNOWN_EVERY = 5
 HEADLINES = ("Winner Profiles", "resigns as")
 """Posts with these words are news of companies: nothing to moderate."""
 SPANISH_FILES = ("refranes.fortunes", "proverbios.fortunes", "amistad.fortunes", "sabiduria.fortunes")
@@ -69,6 +69,7 @@ def short(texts: list[str], most: int) -> list[str]:
 def main(azure: str, tweets_file: str, spanish: str, irish: str) -> None:
     """Write arrivals.csv, live.csv, posts.jsonl and known.npy beside this file."""
     from sentences import SentenceEncoder
+    from topology import KNOWN_EVERY
 
     trace = read_arrivals(azure)
     (HERE / "arrivals.csv").write_text(cut(trace, PLANNED_S))
@@ -85,5 +86,24 @@ def main(azure: str, tweets_file: str, spanish: str, irish: str) -> None:
     np.save(HERE / "known.npy", np.rint(known * 127).astype(np.int8))
 
 
+def measure_fallback() -> str:
+    """How often `duplicate` and its fallback agree on the sample, in words."""
+    from topology import KNOWN_EVERY, DuplicateSearch, Tagged, TrigramSearch
+
+    posts = [Tagged(json.loads(line)["text"], "") for line in (HERE / "posts.jsonl").read_text().splitlines()]
+    batches = [posts[start : start + 8] for start in range(0, len(posts), 8)]
+    search, fallback = DuplicateSearch(), TrigramSearch()
+    found, by_fallback = (np.concatenate([run(batch) for batch in batches]) for run in (search, fallback))
+    new = np.arange(len(posts)) % KNOWN_EVERY > 0
+    return (
+        f"agree on {np.mean(found == by_fallback):.1%} of {len(posts)} posts; of the {new.sum()} that are not known "
+        f"{found[new].sum()} are duplicates, of which the fallback finds {(found & by_fallback)[new].sum()}, "
+        f"and {(by_fallback & ~found)[new].sum()} others"
+    )
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:]:
+        main(*sys.argv[1:])
+    else:
+        print(measure_fallback())

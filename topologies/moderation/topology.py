@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.json import decode
 
 from inferline_stream import Isolation, Pipeline, Sample, Stage, Topic
 
@@ -85,8 +86,32 @@ class DuplicateSearch:
         return [bool(nearest > SAME) for nearest in similarity.max(axis=1)]
 
 
+class TrigramSearch:
+    """The fallback of `DuplicateSearch`: whether a post is written with nearly the same letters as a known post.
+
+    `prepare.py` measures how often the two agree.
+    """
+
+    def __init__(self) -> None:
+        from trigrams import trigram_vectors
+
+        self._vectors = trigram_vectors
+        posts = (HERE / "posts.jsonl").read_bytes().splitlines()[::KNOWN_EVERY]
+        self._known = trigram_vectors([decode(post, type=Post).text for post in posts])
+
+    def __call__(self, tagged: list[Tagged]) -> list[bool]:
+        similarity = self._vectors([post.text for post in tagged]) @ self._known.T
+        return [bool(nearest > SAME_LETTERS) for nearest in similarity.max(axis=1)]
+
+
+KNOWN_EVERY = 5
+"""Every fifth post of the sample is known."""
+
 SAME = 0.9
-"""Cosine similarity above which two posts say the same."""
+"""Cosine similarity of embeddings above which two posts say the same."""
+
+SAME_LETTERS = 0.8
+"""The same of trigrams, so that both searches agree on most posts of the sample."""
 
 TOXIC = 0.7
 
@@ -133,9 +158,10 @@ duplicate = Stage(
     "duplicate",
     DuplicateSearch,
     after=[language],
+    fallback=TrigramSearch,
     hardware=["cpu-0.25", "cpu-0.5", "cpu-1"],
     max_batch_size=8,
-    isolation=replace(sandbox, reads=("known.npy", "vocabulary.txt")),
+    isolation=replace(sandbox, reads=("known.npy", "vocabulary.txt", "posts.jsonl")),
 )
 verdict = Stage("verdict", decide, after=[language, toxicity, duplicate], hardware=["cpu-0.1"], isolation=sandbox)
 

@@ -22,6 +22,9 @@ from inferline_stream.tuner.plan_basis import Replicas
 
 logger = logging.getLogger(__name__)
 
+_DRAIN_S = 5.0
+"""So long before a replica is taken it takes no further batch, whether another one is there or not."""
+
 _LOOK_S = 0.5
 """How often the actuator is asked what there is, when nothing reports a change."""
 
@@ -60,6 +63,8 @@ class Fleet:
     """Replicas of each hardware kind that there are places for beyond all that exist; kinds left out have no limit."""
     older: frozenset[str] = frozenset()
     """Stages with a replica that runs older code."""
+    taken_s: Mapping[str, float] = field(default_factory=dict)
+    """When each spot kind is taken away of which there is a notice, on the event loop's clock."""
     _asked: dict[tuple[str, str], int] = field(default_factory=dict)
     """Replicas that the actuator was asked for last, by stage and hardware kind."""
     _spare: dict[str, str] = field(default_factory=dict)
@@ -103,8 +108,10 @@ class Fleet:
                 await self.versions.reconcile(every, wanted, self.view.plan.slots)
 
     async def _reconcile(self, stage: str, observed: Sequence[ObservedReplica], freeing: Collection[str]) -> None:
-        own = [r for r in observed if r.state != "retiring"]
         wanted = self._of_stage(stage)
+        present = [r for r in observed if r.state != "retiring"]
+        own = [r for r in present if r.hardware not in self.taken_s or wanted.get(r.hardware)]
+        await self._let_go(stage, [r for r in present if r not in own], own, wanted)
         kinds = {*wanted, *(r.hardware for r in own)}
         throughputs = {kind: self.view.planned_throughput(stage, kind) for kind in kinds}
         slots = self.view.reports.slots(stage)
@@ -118,6 +125,8 @@ class Fleet:
             freeing=freeing,
         )
         for kind, count in change.counts.items():
+            if kind in self.taken_s and not wanted.get(kind):
+                continue
             leaving = [r.replica for r in own if r.hardware == kind and r.replica in change.leaving]
             staying = sum(r.hardware == kind for r in own) - len(leaving)
             if leaving:
@@ -127,6 +136,23 @@ class Fleet:
         if change.leaving or change.counts != {kind: sum(r.hardware == kind for r in own) for kind in change.counts}:
             logger.info("stage %s: %s leave, %s asked for", stage, change.leaving or "none", dict(change.counts))
             await self.observe()
+
+    async def _let_go(
+        self,
+        stage: str,
+        noticed: Sequence[ObservedReplica],
+        others: Sequence[ObservedReplica],
+        wanted: Mapping[str, int],
+    ) -> None:
+        """Drain replicas that will be taken: once others do their work, or shortly before they are taken."""
+        ready = sum(r.state == "running" and self.view.reports.is_ready(r.replica) for r in others)
+        enough = max(sum(wanted.values()), len(noticed))  # fewer are wanted where there is no place for more
+        for kind in {r.hardware for r in noticed}:
+            left_s = self.taken_s[kind] - asyncio.get_running_loop().time()
+            if ready >= enough or left_s <= _DRAIN_S:
+                names = [r.replica for r in noticed if r.hardware == kind]
+                logger.info("stage %s: %s leave, which will be taken in %.0f s", stage, names, max(left_s, 0.0))
+                await self._ask(stage, kind, 0, names)
 
     async def _ask(self, stage: str, kind: str, count: int, leaving: Collection[str] = ()) -> None:
         await self.actuator.scale(stage, kind, count, leaving)

@@ -40,7 +40,10 @@ class GroupFleet:
     versions: CodeVersions | None = None
     standby: Mapping[str, int] = field(default_factory=dict)
     newest_code_s: float = 0.0
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _wakes: dict[str, asyncio.Event] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._wakes = {group: asyncio.Event() for group in self.workers}
 
     async def want(self, wanted: Replicas) -> None:
         """These workers from now on; a step asks for them, since a command may take its time."""
@@ -48,24 +51,23 @@ class GroupFleet:
         found = copied(wanted)
         self.wanted.clear()
         self.wanted.update(found)
-        self._wake.set()
+        self.changed()
 
     def changed(self) -> None:
         """What is wanted has changed."""
-        self._wake.set()
+        for wake in self._wakes.values():
+            wake.set()
 
     def crowded(self) -> dict[str, str]:
         """No group is: they are none of this controller's processes."""
         return {}
 
-    async def step(self) -> None:
-        """Wait for a change, or a while, and have every group's number as it is wanted."""
-        await woken(self._wake, _LOOK_S)
-        if self.leads():
-            await asyncio.gather(*(self._follow(group, workers) for group, workers in self.workers.items()))
-
-    async def _follow(self, group: str, workers: GroupWorkers) -> None:
-        wanted = sum(self.wanted.get(group, {}).values())
+    async def step(self, group: str) -> None:
+        """Wait for a change, or a while, and have a group's number as it is wanted; no group waits for another's."""
+        await woken(self._wakes[group], _LOOK_S)
+        if not self.leads():
+            return
+        workers, wanted = self.workers[group], sum(self.wanted.get(group, {}).values())
         try:
             asked = (await workers.count()).wanted
             if group in self.decided and asked != wanted and self.leads():

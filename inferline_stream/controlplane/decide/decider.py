@@ -18,6 +18,7 @@ from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.observe.slo_window import SloWindow
+from inferline_stream.controlplane.observe.time_ahead import TimeAhead
 from inferline_stream.controlplane.records.control_records import PLANS_KEPT, Override, Overrides
 from inferline_stream.controlplane.records.record_writers import DecisionLog
 from inferline_stream.controlplane.replica_counts import copied, going_over, stock_of_cores, stock_of_gpus, within
@@ -29,6 +30,7 @@ from inferline_stream.pipeline.units import format_duration
 from inferline_stream.pipeline.version import structure_of
 from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.replay.live_observations import Figures, figures_of
+from inferline_stream.tuner.calendar import Calendar
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.group_changes import GroupMemory
@@ -84,6 +86,7 @@ class PolicyMemory:
         )
         if before is not None:
             state = replace(state, outgrown_s=before.outgrown_s, leapt_s=before.leapt_s, reported=before.reported)
+            state = replace(state, used_s=before.used_s, noticed=before.noticed, away_until_s=before.away_until_s)
         self.state = state
 
     def step(self, seen: Observation) -> Decision | None:
@@ -125,6 +128,9 @@ class Decider:
     tables: BackgroundTables = field(init=False)
     book: DecisionLog = field(init=False)
     slo: SloWindow = field(init=False)
+    ahead: TimeAhead = field(init=False)
+    began_with: Calendar = field(init=False)
+    """What was known of the time ahead at the beginning of this term."""
     first_plan: StoredPlan | None = None
     """The plan that this term began with, as written down."""
     plans: deque[StoredPlan] = field(default_factory=lambda: deque(maxlen=PLANS_KEPT))
@@ -151,6 +157,9 @@ class Decider:
         pipeline, settings = self.view.context.pipeline, self.view.context.settings
         unspent = ErrorBudget(pipeline.objective, pipeline.slo_window_s)
         self.slo = SloWindow(unspent, self.book, self.found.slo, settings.dead_after_s)
+        now_s = time.time()
+        self.ahead = TimeAhead(self.book, self.found.calendar, pipeline.scheduled(self.overrides.windows(now_s)))
+        self.began_with = self.ahead.calendar(now_s)
         for stored in self.found.plans:
             self.view.planned(stored)
 
@@ -163,6 +172,10 @@ class Decider:
         self.follow_people()
         if override is not None and override.kind in ("limits", "scale"):
             self._warn_of_none(override)
+        if override is not None and override.kind == "notice":
+            of = {stage: n for stage, kinds in self.fleet.wanted.items() if (n := kinds.get(override.subject))}
+            if not of:
+                logger.warning("notice of %s: there is no replica of it, so nothing is replaced", override.subject)
         if override is not None and override.kind == "canary" and code is not None and code.name != name:
             left = format_duration(max(0.0, (override.until_s or 0.0) - time.time()))
             what = f"copies of {override.value:.3g}" if code.mirror else f"{override.value:.3g}"
@@ -205,6 +218,12 @@ class Decider:
         now_s, loop_s = time.time(), asyncio.get_running_loop().time()
         self.view.prices(self.overrides.prices(now_s))
         self.fleet.standby = {**self.run.standby, **self.overrides.standby(now_s)}
+        notices = self.overrides.notices(now_s)
+        self.view.noticed = frozenset(notices)
+        if isinstance(self.fleet, Fleet):
+            self.fleet.taken_s = {kind: loop_s + until_s - now_s for kind, until_s in notices.items()}
+        self.ahead.schedule = self.view.context.pipeline.scheduled(self.overrides.windows(now_s))
+        self.ahead.look(now_s, self.memory.state.basis)
         self._follow_code()
         code_s = self.overrides.code_s
         if code_s is not None and code_s > self._code_s:
@@ -226,14 +245,16 @@ class Decider:
     async def step(self) -> None:
         """One step of the policy, unless people hold decisions, or there is nothing yet to decide on."""
         loop_s, now_s = asyncio.get_running_loop().time(), time.time()
+        self.ahead.count(now_s, self.view.growth.total)
         if self.held or not self._begun(loop_s):
             return
-        if self.paused:
+        if (paused := self.paused) and not self.memory.state.sleeping and not self.view.noticed:
             self._was_paused = True
             return
         if self._was_paused:  # what happened meanwhile is no history to decide on
             self._was_paused = False
             self.memory.again(copied(self.fleet.wanted))
+            self.memory.state = replace(self.memory.state, used_s={})
         crowded = self.view.core_use.crowded
         if bool(crowded) != self._crowded:
             self._crowded = bool(crowded)
@@ -247,8 +268,22 @@ class Decider:
             self.began_s, self.watched_s = now_s, seen.watched_s
         self.asked(now_s, figures_of(seen))
         decision = self.memory.step(seen)
-        if decision is not None:
+        if decision is not None and paused:
+            await self._wake_alone(decision)
+        elif decision is not None:
             await self._apply(decision, seen.envelope)
+
+    async def _wake_alone(self, decision: Decision) -> None:
+        """Of a decision in a pause, in which records keep flowing: what sleeps wakes, what is taken is replaced."""
+        if decision.reason in (Reason.WOKEN, Reason.SPOT_LOST):
+            without = {
+                stage
+                for stage, kinds in self.fleet.wanted.items()
+                if not any(kinds.values()) or any(kinds.get(kind) for kind in self.view.noticed)
+            }
+            woken = {stage: kinds for stage, kinds in decision.replicas.items() if stage in without}
+            await self._apply(replace(decision, replicas={**copied(self.fleet.wanted), **woken}))
+        self.memory.again(copied(self.fleet.wanted))
 
     def _seen(self, loop_s: float, now_s: float) -> Observation:
         """What the policy sees, with the replicas that there are places for."""
@@ -256,7 +291,8 @@ class Decider:
         carried = stock_of_cores(self.fleet.wanted, self.view.catalogue, 0.0 if self._crowded else self.run.cores)
         carried = within(carried, stock_of_gpus(self.fleet.wanted, self.view.catalogue), self.view.catalogue)
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
-        return self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
+        seen = self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
+        return replace(seen, calendar=self.ahead.calendar(now_s))
 
     async def foresee(self, arrivals: Trace | None, waiting: Mapping[str, int]) -> None:
         """Decide before the first replica starts, on what is known to come: a feed's arrivals, records that wait.
@@ -293,7 +329,7 @@ class Decider:
             self._decides_from_s = now_s + self.view.context.settings.start_limit_s(gpu=on_gpus)
         if now_s < self._decides_from_s:
             seen = self.view.reports.ready_stages()
-            if self.view.growth.newest_s is None or seen < self.view.offsets.keys():
+            if self.view.growth.newest_s is None or seen | self.memory.state.sleeping < self.view.offsets.keys():
                 return False
             self._decides_from_s = now_s
         return True
@@ -309,7 +345,8 @@ class Decider:
 
     async def propose(self, proposal: ReplanResult, measured: PipelineProfile) -> None:
         """Take up what a planning run came to, unless people hold decisions, or the run ends."""
-        if self.held or self.paused or proposal.reason is None or self._crowded:
+        asleep = bool(self.memory.state.sleeping)  # a plan for what is not there would start its replicas
+        if self.held or self.paused or asleep or proposal.reason is None or self._crowded:
             self.plan_feasible = self.plan_feasible or proposal.plan is not None or proposal.reason is None
             return
         replicas = copied(self.fleet.wanted)

@@ -23,6 +23,7 @@ from inferline_stream.pipeline.trace import Trace, busiest
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import SearchSettings, provision
+from inferline_stream.replay.spot_mix import spot_mix
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.staffing_table import MOST_EVENTS
 
@@ -112,7 +113,9 @@ def replan(inputs: ReplanInputs) -> ReplanResult:
         plan = provision(problem, options, known=[before], pipeline=before.pipeline)
     except Infeasible as error:
         return ReplanResult(Reason.PLAN_INFEASIBLE, str(error))
-    plan = replace(plan, reserve=before.reserve)
+    plan = replace(plan, reserve=before.reserve, idle=before.idle)
+    mix = spot_mix(plan, problem.shape, inputs.measured, inputs.catalogue, trace=stretch, objective=inputs.objective)
+    plan = plan if mix is None else mix.plan
     numbers = (
         f"{len(stretch)} arrivals at {stretch.arrival_rate:.1f}/s: the plan in force costs ${cost:.4f}/h and has a P99 "
         f"of {format_duration(p99_s)}, the cheapest ${plan.cost_per_hour:.4f}/h and "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 
 from inferline_stream.controlplane.observe.event_class import EventClass
@@ -36,17 +36,26 @@ def class_state(topic: str, latencies: Latencies, offsets: Mapping[str, OffsetHi
     )
 
 
-def background_state(topic: str, of_class: EventClass, reports: PoolReports, time_s: float) -> BackgroundState:
-    """Return how far a class of background events has come at a time, in seconds since the epoch."""
+def background_state(
+    topic: str, of_class: EventClass, reports: PoolReports, time_s: float, finals: Collection[str]
+) -> BackgroundState:
+    """Return how far a class of background events has come at a time, in seconds since the epoch.
+
+    Args:
+        topic: its name.
+        of_class: what is known of it.
+        reports: of the dispatchers.
+        time_s: the time.
+        finals: stages that feed a sink.
+    """
     counts = {stage: reports.background(stage, topic) for stage in of_class.offsets}
-    final = next(reversed(counts))
     return BackgroundState(
         topic,
         left=of_class.left,
         rate=of_class.rate,
         needed_rate=of_class.needed_rate(time_s),
         done_in_s=of_class.done_in_s,
-        results=counts[final].events - counts[final].dead_lettered,
+        results=max(counts[final].events - counts[final].dead_lettered for final in finals),
         dead_lettered=sum(each.dead_lettered for each in counts.values()),
         busy_s=sum(each.busy_s for each in counts.values()),
         lags={stage: sum(history.lags()) for stage, history in of_class.offsets.items()},

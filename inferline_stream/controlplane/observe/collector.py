@@ -143,7 +143,7 @@ class Collector:
         for of, of_class in self.view.others.items():
             self._topics |= {context.topic(stage, of): n for stage, n in of_class.partitions.items()}
             self.end_offsets.looks_back = _LOOKS_BACK
-        for topic in (context.sink, context.names.completed):
+        for topic in (*context.sinks.values(), context.names.completed):
             self._topics[topic] = await self.offsets.partitions(topic)
 
     @property
@@ -183,8 +183,9 @@ class Collector:
                 for topic, of_class in self.view.others.items()
                 for offset in (of_class.finished() if of_class.background else ends[context.names.topic(topic)])
             ]
-            self.end_offsets.look((*ends[context.source], *begun), ends[context.sink], ends[context.names.completed])
-            out = self._since_start(context.sink, ends)
+            sinks = {stage: ends[topic] for stage, topic in context.sinks.items()}
+            self.end_offsets.look((*ends[context.source], *begun), sinks, ends[context.names.completed])
+            out = sum(self._since_start(topic, ends) for topic in context.sinks.values())
             if context.records.delivery == "exactly_once":  # the log also holds each transaction's end
                 out = sum(self.view.latencies.histogram().counts)
             self.view.events_out = out
@@ -252,7 +253,7 @@ class Collector:
                 if found.get(topic, 0) > self._topics[topic]:
                     logger.info("topic %s has %d partitions now", topic, found[topic])
                 (view.others[of] if of else view).grow(stage, found.get(topic, 0))
-                if stage not in context.entries:
+                if stage not in context.entries_of(of):
                     history.begin((await self.offsets.begins({topic: len(history.ends)}))[topic])
         self._topics |= {topic: max(count, found.get(topic, 0)) for topic, count in self._topics.items()}
 

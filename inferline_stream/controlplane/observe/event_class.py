@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from inferline_stream.controlplane.observe.log_growth import OffsetHistory
 from inferline_stream.controlplane.observe.settled_parts import SettledParts
@@ -36,9 +36,17 @@ class EventClass:
         partitions: of each stage's input topic.
         number: of the class, see `pipeline.event_classes`.
         topic: as declared.
+        entries: stages at which its events enter; all first ones by default.
     """
 
-    def __init__(self, shape: Shape, partitions: Mapping[str, int], number: int, topic: Topic) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        partitions: Mapping[str, int],
+        number: int,
+        topic: Topic,
+        entries: Iterable[str] | None = None,
+    ) -> None:
         self.number, self.background = number, topic.background
         self.rate_guaranteed = topic.rate
         self.finish_s = None if topic.finish_by is None else moment_s(topic.finish_by)
@@ -47,7 +55,7 @@ class EventClass:
         self.offsets = {stage: OffsetHistory(n) for stage, n in partitions.items()}
         joins = [shape.stages[at] for at in shape.joins()]
         self.settling = {join: SettledParts(join, shape.upstream([join])[:-1]) for join in joins}
-        self._entries = [shape.stages[at] for at in shape.entries()]
+        self._entries = [shape.stages[at] for at in shape.entries()] if entries is None else sorted(entries)
         self._looks: deque[tuple[float, int]] = deque()
         """When how many records of the source were finished by every first stage."""
 
@@ -114,6 +122,6 @@ class EventClass:
 def further_classes(context: PipelineContext, partitions: Mapping[str, Mapping[str, int]]) -> dict[str, EventClass]:
     """Return the classes of a pipeline beside the first one, given the partitions of every class."""
     return {
-        topic.name: EventClass(context.shape, partitions[topic.name], number, topic)
+        topic.name: EventClass(context.shape, partitions[topic.name], number, topic, context.entries_of(topic.name))
         for number, topic in enumerate(context.pipeline.others, start=1)
     }

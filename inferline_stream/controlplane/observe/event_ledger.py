@@ -1,8 +1,10 @@
-"""A run's events, accounted for by their ids: entered, reached the sink, ended without, lost or twice there.
+"""A run's events, accounted for by their ids: entered, reached the sinks, ended without, lost or twice there.
 
 Of a long run these are the newest events (`EndOffsets`), so that memory and time stay bounded; the others are counted.
 Each class of events has a ledger of its own. Where offsets of the source are listed, those of the topics of further
 classes follow. Of background ones the run answers for as much as the first stages have finished.
+
+Each sink has an account of its own. An event has ended once all of them have a record of it, or know that none comes.
 """
 
 from __future__ import annotations
@@ -10,19 +12,20 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
+import math
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from operator import itemgetter
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inferline_stream.controlplane.observe.sink_account import ENDED, OUT, SinkAccount
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.dataplane.headers import REASON, ReadHeaders, number, read_headers
+from inferline_stream.dataplane.headers import ENDED_AT, REASON, ReadHeaders, number, read_headers
 from inferline_stream.dataplane.lineage import root, root_of, share
 from inferline_stream.kafka.offset_metadata import Committed, Run, finished_by_all
 from inferline_stream.kafka.offsets import Offsets
@@ -36,31 +39,11 @@ _APART = VERIFIED // 16
 
 T = TypeVar("T")
 
-_MOST = 255
+NO_OUTPUT = frozenset(("skipped", "filtered"))
+"""Endings of events that are no misses: the topology, or a stage, says that a sink gets nothing of them."""
+
 _LONGEST_NAME = 64
 """Bytes of an id that are kept; of a longer one, a digest."""
-
-
-@dataclass(slots=True)
-class _Apart:
-    """What was seen of an event with many results."""
-
-    seen: Fraction = Fraction(0)
-    """The sum of its results' shares: 1 once all of them have reached the sink or ended."""
-    kinds: int = 0
-    """A bit for each kind of record that was seen."""
-    _names: set[bytes] = field(default_factory=set)
-
-    def see(self, name: bytes, of_it: Fraction) -> bool:
-        """Note a result; return whether it is new. Once all are known any further one is not, and none is kept."""
-        if self.seen >= 1 or name in self._names:
-            return False
-        self.seen += of_it
-        if self.seen >= 1:
-            self._names.clear()
-        else:
-            self._names.add(name)
-        return True
 
 
 @dataclass(slots=True)
@@ -87,7 +70,8 @@ class EventLedger:
     began: Sequence[int] = ()
     finished: Sequence[tuple[Run, ...]] = ()
     latencies_s: array[float] = field(default_factory=lambda: array("f"))
-    """Of the first sink record of each event."""
+    """Of the first record of each event in a sink; of several sinks the last of these records, infinite where one died
+    on its way to a sink."""
     entries_s: array[float] = field(default_factory=lambda: array("d"))
     """When those events entered, seconds since the epoch."""
     arrivals_s: array[float] = field(default_factory=lambda: array("d"))
@@ -107,12 +91,12 @@ class EventLedger:
     earlier_ended: int = 0
     """Other endings of such events."""
     _entered: list[bytearray] = field(init=False)
-    _out: list[bytearray] = field(init=False)
-    _ended: list[bytearray] = field(init=False)
-    _named: dict[bytes, list[int]] = field(default_factory=dict)
-    """Events with an id of their own → [sink records, other endings]."""
-    _apart: dict[bytes, _Apart] = field(default_factory=dict)
-    """Events with many results, not all of which were seen, by id."""
+    accounts: dict[str, SinkAccount] = field(init=False)
+    """By the stage that feeds the sink."""
+    _named: set[bytes] = field(default_factory=set)
+    """Events with an id of their own."""
+    _times: dict[bytes, int] = field(default_factory=dict)
+    """Where there are several sinks: the place in `latencies_s` by the id of the event, or of its result."""
     _old: set[bytes] = field(default_factory=set)
     """Those of them that are not live."""
     others: dict[str, EventLedger] = field(default_factory=dict)
@@ -122,7 +106,12 @@ class EventLedger:
 
     def __post_init__(self) -> None:
         sizes = [max(0, end - first) for first, end in zip(self.first, self.ends, strict=True)]
-        self._entered, self._out, self._ended = ([bytearray(n) for n in sizes] for _ in range(3))
+        self._entered = [bytearray(n) for n in sizes]
+        self.reaches(("",))
+
+    def reaches(self, at: Sequence[str]) -> None:
+        """Say at which stages the sinks are that its events may reach."""
+        self.accounts = {stage: SinkAccount([len(row) for row in self._entered]) for stage in at}
 
     def entered(self, record: Record) -> None:
         """A record of the source topic."""
@@ -134,35 +123,55 @@ class EventLedger:
         else:
             self.backlog += 1
         if (name := read_headers(record.headers, entry=True).event_id) is not None:
-            if self._named.setdefault(_kept(name), [0, 0]) == [0, 0] and not live:
+            if _kept(name) not in self._named and not live:
                 self._old.add(_kept(name))
+            self._named.add(_kept(name))
         elif self.first[record.partition] <= record.offset < self.ends[record.partition]:
             self._entered[record.partition][record.offset - self.first[record.partition]] = 1
 
-    def out(self, record: Record) -> None:
-        """A record of the sink topic; call `entered` for all of the source before."""
+    def out(self, record: Record, at: str = "") -> None:
+        """A record of the sink of a stage; call `entered` for all of the source before."""
         found = read_headers(record.headers)
         name = root(found.event_id or b"", len(found.of))
-        if not self._count(name, self._out, 0, found):
+        if not self._count(name, [at], OUT, found):
             return
         if self._is_old(name):
             self._old_done(record)
         elif found.entry_us is not None:
             entered_s = found.entry_us / 1e6
+            latency_s = max(0.0, record.time_ms / 1e3 - entered_s)
+            if len(self.accounts) > 1:
+                known = self._times.setdefault(found.event_id or b"", len(self.latencies_s))
+                if known < len(self.latencies_s):
+                    self.latencies_s[known] = max(self.latencies_s[known], latency_s)
+                    return
             self.entries_s.append(entered_s)
-            self.latencies_s.append(max(0.0, record.time_ms / 1e3 - entered_s))
+            self.latencies_s.append(latency_s)
 
     def ended(self, record: Record) -> None:
-        """A record of the completed topic."""
+        """A record of the completed topic; call `out` for all of the sinks before."""
         reason = (record.header(REASON) or b"unknown").decode(errors="replace")
         found = read_headers(record.headers)
         name = _root_ended(record)
-        if self._count(name, self._ended, 1, found._replace(event_id=record.key)):
-            self.reasons[reason] += 1
-            if self._is_old(name):
-                self._old_done(record)
-            else:
-                self.live_reasons[reason] += 1
+        at = (record.header(ENDED_AT) or b"").decode(errors="replace").split(",")
+        at = [stage for stage in at if stage in self.accounts] or list(self.accounts)
+        if not self._count(name, at, ENDED, found._replace(event_id=record.key)):
+            return
+        if reason in NO_OUTPUT and len(self.accounts) > 1 and not self._is_without_output(name):
+            return
+        self.reasons[reason] += 1
+        if self._is_old(name):
+            self._old_done(record)
+        elif (known := self._times.get(record.key or b"")) is not None:
+            self.latencies_s[known] = math.inf
+        else:
+            self.live_reasons[reason] += 1
+
+    def _is_without_output(self, name: bytes) -> bool:
+        """Whether an event has ended for every sink, and no record of it is in any."""
+        kept, place = _kept(name), None if _kept(name) in self._named else self._looked_up(name)
+        every = self.accounts.values()
+        return all(each.has(kept, place, ENDED) and not each.has(kept, place, OUT) for each in every)
 
     def _old_done(self, record: Record) -> None:
         self.backlog_done_s = max(self.backlog_done_s or 0.0, record.time_ms / 1e3)
@@ -222,28 +231,17 @@ class EventLedger:
         entered = self._entered[partition]
         return (partition, at) if 0 <= at < len(entered) and entered[at] else None
 
-    def _count(self, name: bytes, place: list[bytearray], column: int, found: ReadHeaders) -> bool:
-        """Count one record; whether it is the first of its kind that its event, or its result among many, has."""
-        if (found.of or name in self._apart) and (_kept(name) in self._named or self._looked_up(name) is not None):
-            apart = self._apart.setdefault(name, _Apart())
-            if not apart.see(found.event_id or b"", share(found.of)):
-                return self._count_one(name, place, column) and False
-            first, apart.kinds = not apart.kinds >> column & 1, apart.kinds | 1 << column
-            return self._count_one(name, place, column) if first else True
-        return self._count_one(name, place, column)
-
-    def _count_one(self, name: bytes, place: list[bytearray], column: int) -> bool:
-        """Count one record; whether it is the event's first of its kind."""
-        if (counts := self._named.get(_kept(name))) is not None:
-            counts[column] += 1
-            return counts[column] == 1
-        if (known := self._looked_up(name)) is not None:
-            row, at = place[known[0]], known[1]
-            row[at] = min(_MOST, row[at] + 1)
-            return row[at] == 1
+    def _count(self, name: bytes, at: Sequence[str], kind: int, found: ReadHeaders) -> bool:
+        """Count one record at the sinks of these stages; whether it is the first of its kind at one of them."""
+        kept = _kept(name)
+        place = None if kept in self._named else self._looked_up(name)
+        if kept in self._named or place is not None:
+            of_it = share(found.of) if found.of else None
+            firsts = [self.accounts[stage].count(kept, place, kind, found.event_id or b"", of_it) for stage in at]
+            return any(firsts)
         where = self._place(name)
         if self.began and (where is None or self.began[where[0]] <= where[1] < self.first[where[0]]):
-            if column == 0:  # an id of the producer's own does not say when its event came
+            if kind == OUT:  # an id of the producer's own does not say when its event came
                 self.earlier_out += 1
             else:
                 self.earlier_ended += 1
@@ -274,42 +272,38 @@ class EventLedger:
 
     @property
     def events_out(self) -> int:
-        """Events with a sink record."""
-        return sum(len(row) - row.count(0) for row in self._out) + sum(out > 0 for out, _ in self._named.values())
+        """Events with a record in a sink."""
+        every = self.accounts.values()
+        placed = (np.logical_or.reduce(rows) for rows in zip(*(each.placed(OUT) for each in every), strict=True))
+        named = sum(any(each.has(name, None, OUT) for each in every) for name in self._named)
+        return sum(int(row.sum()) for row in placed) + named
 
     @property
     def duplicated(self) -> int:
-        """Sink records beyond the first of each event."""
-        return sum(sum(row) - (len(row) - row.count(0)) for row in self._out) + sum(
-            max(0, out - 1) for out, _ in self._named.values()
-        )
+        """Records in sinks beyond the first that an event has in each."""
+        return sum(each.duplicated for each in self.accounts.values())
 
     @property
     def apart(self) -> bool:
         """Whether events have many results, each of which counts by itself."""
-        return bool(self._apart)
+        return any(each.apart for each in self.accounts.values())
 
     def lost(self, most: int = 20) -> tuple[int, list[str]]:
-        """Events that neither reached the sink nor ended, and the ids of the first few."""
-        count = 0
-        names: list[str] = []
-        for p, (entered, out, ended) in enumerate(zip(self._entered, self._out, self._ended, strict=True)):
-            for at, (came, reached, closed) in enumerate(zip(entered, out, ended, strict=True)):
-                if came and not reached and not closed:
-                    count += 1
-                    if len(names) < most:
-                        names.append(f"{self.source}/{p}/{self.first[p] + at}")
-        for name, apart in self._apart.items():
-            if apart.seen < 1:
-                count += 1
-                if len(names) < most:
-                    names.append(f"{name.decode(errors='replace')}: {apart.seen} of its results")
-        for name, (reached, closed) in self._named.items():
-            if not reached and not closed:
-                count += 1
-                if len(names) < most:
-                    names.append(name.decode(errors="replace"))
-        return count, names
+        """Events that a sink has neither got nor was to get nothing of, and the ids of the first few."""
+        found: dict[bytes, str] = {}
+        for stage, account in self.accounts.items():
+            at = f" (in the sink of stage {stage})" if len(self.accounts) > 1 else ""
+            rows = zip(self._entered, account.placed(OUT), account.placed(ENDED), strict=True)
+            for p, (entered, out, ended) in enumerate(rows):
+                for offset in np.flatnonzero((np.frombuffer(entered, np.uint8) > 0) & ~out & ~ended):
+                    found.setdefault(f"{self.prefix}{p}/{self.first[p] + offset}".encode(), at)
+            for name, apart in account.apart.items():
+                if apart.seen < 1:
+                    found.setdefault(name, f": {apart.seen} of its results{at}")
+            for name in self._named:
+                if not account.has(name, None, OUT) and not account.has(name, None, ENDED):
+                    found.setdefault(name, at)
+        return len(found), [name.decode(errors="replace") + why for name, why in itertools.islice(found.items(), most)]
 
 
 def _root_ended(record: Record) -> bytes:
@@ -322,7 +316,8 @@ class LedgerBegin:
     """Where a run begins in the topics that its ledger reads: offsets by partition."""
 
     source: tuple[int, ...]
-    sink: tuple[int, ...]
+    sinks: Mapping[str, tuple[int, ...]]
+    """Of each sink, by the stage that feeds it."""
     completed: tuple[int, ...]
     live: tuple[int, ...]
     """Of the source: what is before was there already."""
@@ -355,12 +350,13 @@ class EndOffsets:
     looks_back: int = 1
     """How many looks ago the results ended that a mark names. What had not entered then cannot have come out before; of
     background events it is the committed offsets that say what has, and those are older."""
-    _results: deque[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=deque)
-    """Ends of the sink and the completed topic at the last looks."""
+    _results: deque[tuple[Mapping[str, tuple[int, ...]], tuple[int, ...]]] = field(default_factory=deque)
+    """Ends of the sinks and the completed topic at the last looks."""
 
-    def look(self, source: Sequence[int], sink: Sequence[int], completed: Sequence[int]) -> None:
+    def look(self, source: Sequence[int], sinks: Mapping[str, Sequence[int]], completed: Sequence[int]) -> None:
         """End offsets now."""
-        now, total = (tuple(sink), tuple(completed)), sum(source)
+        now = {stage: tuple(ends) for stage, ends in sinks.items()}, tuple(completed)
+        total = sum(source)
         if len(self._results) == self.looks_back and (
             not self._marks or total - sum(self._marks[-1].source) >= self.apart
         ):
@@ -389,7 +385,7 @@ class EndOffsets:
             first = [
                 max(at, end - max(0, end - at) * self.verified // left) for at, end in zip(first, ends, strict=True)
             ]
-        return replace(since, source=tuple(first), sink=mark.sink, completed=mark.completed)
+        return replace(since, source=tuple(first), sinks=mark.sinks, completed=mark.completed)
 
 
 Begin = Callable[[LedgerBegin, Sequence[int]], LedgerBegin]
@@ -401,7 +397,7 @@ async def ledger_begin(offsets: Offsets, context: PipelineContext) -> LedgerBegi
     first = {of: await _committed(offsets, context, of) for of in ("", *context.others)}
     topics = {
         **{_source(context, of): len(first[of]) for of in ("", *context.live)},
-        context.sink: await offsets.partitions(context.sink),
+        **{sink: await offsets.partitions(sink) for sink in context.sinks.values()},
         context.names.completed: await offsets.partitions(context.names.completed),
     }
     ends = await offsets.ends(topics)
@@ -409,7 +405,7 @@ async def ledger_begin(offsets: Offsets, context: PipelineContext) -> LedgerBegi
     began = tuple(each.offset for each in every)
     return LedgerBegin(
         began,
-        ends[context.sink],
+        {stage: ends[sink] for stage, sink in context.sinks.items()},
         ends[context.names.completed],
         tuple(
             offset
@@ -431,7 +427,7 @@ async def read_ledger(
     to_committed: bool = False,
     begin: Begin | None = None,
 ) -> EventLedger:
-    """Read source, sink and completed topic from where the run began to their ends now.
+    """Read source, sinks and completed topic from where the run began to their ends now.
 
     Args:
         offsets: to read them.
@@ -447,7 +443,7 @@ async def read_ledger(
     ends = await offsets.ends(
         {
             **{_source(context, of): len(since.of_class(since.source, of)) for of in ("", *context.live)},
-            context.sink: len(since.sink),
+            **{sink: len(since.sinks[stage]) for stage, sink in context.sinks.items()},
             context.names.completed: len(since.completed),
         }
     )
@@ -462,19 +458,25 @@ async def read_ledger(
     start = since if begin is None else begin(since, source)
     topics = {of: _source(context, of) for of in ("", *context.others)}
     prefixes = {of: event_id_prefix(topic, await offsets.topic_id(topic)) for of, topic in topics.items()}
-    ledger = _ledger("", prefixes[""], since, start, source)
-    ledger.others = {of: _ledger(of, prefixes[of], since, start, source) for of in context.others}
+    ledgers = {of: _ledger(of, prefix, since, start, source) for of, prefix in prefixes.items()}
+    for of, each in ledgers.items():
+        each.reaches(context.sinks_of(of))
+    ledger = ledgers.pop("")
+    ledger.others = ledgers
     for of, each in ledger.others.items():
         each.longer_s = context.live.get(of)
-    ledger.earlier_out = sum(start.sink) - sum(since.sink)
+    ledger.earlier_out = sum(map(sum, start.sinks.values())) - sum(map(sum, since.sinks.values()))
     ledger.earlier_ended = sum(start.completed) - sum(since.completed)
     for of, each in {"": ledger, **ledger.others}.items():
         await _read(context, topics[of], each.first, each.ends, each.entered)
-    for topic, first, take in (
-        (context.sink, start.sink, lambda record: ledger.of(root_of(record.headers) or b"").out(record)),
-        (context.names.completed, start.completed, lambda record: ledger.of(_root_ended(record)).ended(record)),
-    ):
-        await _read(context, topic, first, ends[topic], take)
+
+    def out(stage: str) -> Callable[[Record], None]:
+        return lambda record: ledger.of(root_of(record.headers) or b"").out(record, stage)
+
+    for stage, topic in context.sinks.items():
+        await _read(context, topic, start.sinks[stage], ends[topic], out(stage))
+    topic = context.names.completed
+    await _read(context, topic, start.completed, ends[topic], lambda each: ledger.of(_root_ended(each)).ended(each))
     return ledger
 
 
@@ -508,7 +510,7 @@ async def _committed(offsets: Offsets, context: PipelineContext, of_class: str =
     partitions = await offsets.partitions(topic)
     committed = [
         await offsets.committed(context.names.group(stage, of_class), topic, partitions)
-        for stage in sorted(context.entries)
+        for stage in sorted(context.entries_of(of_class))
     ]
     return tuple(map(finished_by_all, zip(*committed, strict=True)))
 

@@ -16,7 +16,7 @@ from inferline_stream.pipeline.profile import (
     Profile,
     Variation,
 )
-from inferline_stream.pipeline.shape import Paths, Scope, Shape, independent_paths, visited
+from inferline_stream.pipeline.shape import Paths, Scope, Shape, independent_paths, rates, visited, with_rates
 from inferline_stream.pipeline.version import kind_alone, version_on
 
 FEWEST_BATCHES = 50
@@ -64,7 +64,7 @@ def corrected(profile: PipelineProfile, shape: Shape, seen: Mapping[str, StageCo
     return replace(
         profile,
         profiles=profiles,
-        paths=_with_counts(shape, _follow(shape, profile.paths, shares), seen),
+        paths=_with_rates(shape, profile.paths, _with_counts(shape, _follow(shape, profile.paths, shares), seen), seen),
         hop_overhead_s=profile.hop_overhead_s - profile.network_s + network_s,
         network_s=network_s,
     )
@@ -249,6 +249,16 @@ def _shares(shape: Shape, scope: Scope, ways: _Ways) -> tuple[dict[tuple[str, st
         took = sum(w for mask, w, met in zip(masks, weights, meets, strict=True) if met and mask >> bit & 1)
         shares[edge], bits[edge] = took / there if there else 0.0, (bit, meets)
     return shares, bits
+
+
+def _with_rates(shape: Shape, sample: Paths, paths: Paths, seen: Mapping[str, StageCounts]) -> Paths:
+    """Paths with as large a share of events from each source as have entered; where few have, as in the sample."""
+    if not shape.sources:
+        return paths
+    entered = [seen[name].events if (name := shape.stages[entries[0]]) in seen else 0 for entries in shape.sources]
+    if sum(entered) < FEWEST_RESULTS:
+        return with_rates(shape, paths, rates(shape, sample))
+    return with_rates(shape, paths, [count / sum(entered) for count in entered])
 
 
 def _with_counts(shape: Shape, paths: Paths, seen: Mapping[str, StageCounts]) -> Paths:

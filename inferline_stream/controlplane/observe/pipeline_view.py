@@ -44,12 +44,16 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.tuner.error_budget import ErrorBudget
+from inferline_stream.tuner.hour_ahead import HourAhead
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.plan_basis import Replicas
-from inferline_stream.tuner.traffic import Traffic
+from inferline_stream.tuner.traffic import PEAK_SPAN_S, RATE_WINDOW_S, Traffic
 
 _DECISIONS_KEPT = 300
 _PLANS_KEPT = 100
+FEWEST_ENTERED = 100
+"""Events from which on it is known which share of them each source has: within a tenth, or so."""
+
 STUCK_AFTER_S = 10.0
 """A committed offset that stood still for this long, with lag and with replicas ready, is stuck."""
 
@@ -76,7 +80,7 @@ class PipelineView:
     growth: LogGrowth = field(default_factory=LogGrowth)
     events_out: int = 0
     completed: int = 0
-    """Growth of the sink's and of the completed topic since the start of the run."""
+    """Growth of the sinks and of the completed topic since the start of the run."""
     decisions: deque[DecisionRecord] = field(default_factory=lambda: deque(maxlen=_DECISIONS_KEPT))
     plans: deque[StoredPlan] = field(default_factory=lambda: deque(maxlen=_PLANS_KEPT))
     decision_counts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -92,6 +96,10 @@ class PipelineView:
     start_ups: StartUpTimes = field(default_factory=StartUpTimes)
     budget: ErrorBudget | None = None
     """Of the SLO's window, as last looked at."""
+    noticed: frozenset[str] = frozenset()
+    """Spot kinds of which there is a notice: their replicas are taken away soon."""
+    hours: tuple[HourAhead, ...] = ()
+    """That come, as last foreseen."""
     letter_age_shares: Mapping[str, float] = field(default_factory=dict)
     """By stage, see `StageState.letter_age_share`."""
     reports: PoolReports = field(init=False)
@@ -117,12 +125,12 @@ class PipelineView:
         joins = [self.shape.stages[at] for at in self.shape.joins()]
         self.settling = {join: SettledParts(join, self.shape.upstream([join])[:-1]) for join in joins}
         self.traffic = Traffic(self.windows_s)
-        final, declared_slo_s = self.shape.stages[self.shape.finals()[0]], self.context.pipeline.slo_s
-        self.latencies = Latencies(self.reports, final, declared_slo_s, self.plan.slo_s)
+        finals, declared_slo_s = tuple(self.context.sinks), self.context.pipeline.slo_s
+        self.latencies = Latencies(self.reports, finals, declared_slo_s, self.plan.slo_s)
         longer_s = self.context.live and {self.context.pipeline.source.name: 0.0, **self.context.live}
         self.latencies_by_class = {
             topic: Latencies(
-                self.reports, final, _own_s(declared_slo_s, more_s), _own_s(self.plan.slo_s, more_s), topic
+                self.reports, finals, _own_s(declared_slo_s, more_s), _own_s(self.plan.slo_s, more_s), topic
             )
             for topic, more_s in longer_s.items()
         }
@@ -145,8 +153,9 @@ class PipelineView:
     @property
     def source_partitions(self) -> int:
         """Partitions of all topics that live events arrive on."""
-        entry = min(self.context.entries)
-        return self.partitions[entry] + sum(of_class.partitions[entry] for of_class in self.live.values())
+        return self.partitions[min(self.context.entries_of())] + sum(
+            of_class.partitions[min(self.context.entries_of(of))] for of, of_class in self.live.items()
+        )
 
     def _histories(self, stage: str) -> list[tuple[int, OffsetHistory]]:
         """Number of each live class, and the offsets of its input topic of a stage."""
@@ -243,7 +252,7 @@ class PipelineView:
             limits: set by people, by stage.
             stock: most replicas of a hardware kind, where it differs from the catalogue's.
         """
-        ratios = self.reports.visit_ratios(now_s)
+        ratios = self.reports.visit_ratios(now_s, self._entered(now_s) if self.shape.sources else None)
         figures = {stage: self.reports.stage(stage, now_s, self._waited_s) for stage in self.shape.stages}
         newest_s, watched_s = self.growth.newest_s, self.growth.watched_since_s
         return Observation(
@@ -262,8 +271,21 @@ class PipelineView:
             recent=self.traffic.recent(now_s),
             oversubscribed=self.core_use.crowded,
             background=background_words(self.backgrounds, time.time()),
+            background_left=sum(of_class.left for of_class in self.backgrounds.values()),
             late_share=None if self.budget is None else self.budget.share(self.plan.arrival_rate),
         )
+
+    def _entered(self, now_s: float) -> dict[str, float]:
+        """By entry stage, the share of the events that entered there lately; empty where too few did to know."""
+        for over_s in (RATE_WINDOW_S, PEAK_SPAN_S):
+            came = {
+                stage: over_s * sum(sum(offsets.rates(now_s, over_s)) for _, offsets in self._histories(stage))
+                for stage in self.context.entries
+            }
+            total = sum(came[self.shape.stages[entries[0]]] for entries in self.shape.sources)
+            if total >= FEWEST_ENTERED:
+                return {stage: count / total for stage, count in came.items()}
+        return {}
 
     def _waited_s(self, stage: str, hardware: str) -> float:
         return self.core_use.recent(stage, hardware).waited_s
@@ -279,6 +301,7 @@ class PipelineView:
                 max(0, count - ready),
                 self._throughput(stage, hardware, seen),
                 self.start_ups.next_s(stage, hardware),
+                leaving=self._held[stage, hardware] if hardware in self.noticed else 0,
             )
         _, hidden = self.reports.late_by_partition(stage)
         return StageObservation(
@@ -430,8 +453,10 @@ class PipelineView:
             plans=tuple(self.plans),
             coarse_peak_per_hour=self.coarse_peak_per_hour,
             oversubscribed=self.core_use.crowded,
+            hours=self.hours,
             backgrounds=tuple(
-                background_state(of, each, self.reports, time_s) for of, each in self.backgrounds.items()
+                background_state(of, each, self.reports, time_s, tuple(self.context.sinks))
+                for of, each in self.backgrounds.items()
             ),
             classes=tuple(
                 class_state(of, each, self.others[of].offsets if of in self.others else self.offsets, now_s)

@@ -387,8 +387,12 @@ class PoolReports:
             expected_s += expected_service_s(profile, sizes)
         return expected_s / recent.batches if recent.batches >= _FEWEST_BATCHES else None
 
-    def visit_ratios(self, now_s: float) -> dict[str, float | None]:
+    def visit_ratios(self, now_s: float, entered: Mapping[str, float] | None = None) -> dict[str, float | None]:
         """Recent visits per event to each stage, along the branches taken; None where too few events were seen.
+
+        Args:
+            now_s: now.
+            entered: by entry stage, the share of the events that entered there lately; by default all did.
 
         A join gets every event that reaches any of its parents or is skipped on the way, so its own
         share of served events is its ratio; any other stage is visited by the share of its parent's
@@ -402,13 +406,15 @@ class PoolReports:
         for position, name in enumerate(self._shape.stages):
             arrows = self._shape.parents(position)
             if not arrows:
-                ratios[name] = 1.0
+                ratios[name] = 1.0 if entered is None else entered.get(name)
             elif self._shape.gathers(position):
                 many = self._shape.scope_after(self._shape.arrows[arrows[0]].parent)[-1]
                 ratios[name] = ratios[self._shape.stages[many]]
             elif len(arrows) > 1:
                 left, own = recent[name].events, recent[name]
                 each = self._results(scopes[position], ratios, recent)
+                if entered is not None and not scopes[position]:
+                    each = self._reaching(position, entered) if entered else None
                 known = each is not None and left >= _FEWEST_EVENTS
                 ratios[name] = min(1.0, own.served / left) * (each or 0.0) if known else None
             else:
@@ -417,6 +423,12 @@ class PoolReports:
                 took = recent[parent].edges_taken.get(name, 0)
                 ratios[name] = above * took / left if above is not None and left >= _FEWEST_EVENTS else None
         return ratios
+
+    def _reaching(self, position: int, entered: Mapping[str, float]) -> float:
+        """Return the share of the events whose source leads to a stage."""
+        shape = self._shape
+        leads = (each[0] for source, each in enumerate(shape.sources) if position in shape.reached(source))
+        return sum(entered[shape.stages[entry]] for entry in leads)
 
     def _results(
         self, scope: Scope, ratios: Mapping[str, float | None], recent: Mapping[str, StageCounts]
@@ -435,18 +447,18 @@ def _degraded_share(recent: StageCounts) -> float:
 
 @dataclass(slots=True)
 class Latencies:
-    """End-to-end latencies, as the final stage reported: since the start, recent, and late by the SLO of their time.
+    """End-to-end latencies of records in sinks, as stages reported: since the start, recent, and late by the SLO then.
 
     Args:
         reports: of its dispatchers.
-        final: the stage that reports them.
+        finals: the stages that report them.
         declared_slo_s: dispatchers count latencies by the SLO that the topology declares.
         slo_s: in force.
         of: the live class, by topic; without one, those of all, each less what its class's SLO is longer.
     """
 
     reports: PoolReports
-    final: str
+    finals: tuple[str, ...]
     declared_slo_s: float
     slo_s: float
     of: str = ""
@@ -457,11 +469,12 @@ class Latencies:
 
     def histogram(self) -> LatencyHistogram:
         """Since the start, with the SLO in force among the bounds."""
-        bounds, total = latency_bounds_s(self.declared_slo_s), self.reports.total(self.final)
-        buckets = self.reports.latencies(self.final, self.of) if self.of else total.latency_buckets
-        counts = [*buckets, *[0] * (len(bounds) + 1)][: len(bounds) + 1]
-        sum_s = 0.0 if self.of else total.latency_sum_s
-        return LatencyHistogram(bounds, tuple(counts), sum_s).with_bound(self.slo_s)
+        bounds, totals = latency_bounds_s(self.declared_slo_s), [self.reports.total(each) for each in self.finals]
+        of_finals = [self.reports.latencies(each, self.of) for each in self.finals] if self.of else None
+        buckets = of_finals or [total.latency_buckets for total in totals]
+        counts = [sum(found) for found in zip_longest(*buckets, [0] * (len(bounds) + 1), fillvalue=0)]
+        sum_s = 0.0 if self.of else sum(total.latency_sum_s for total in totals)
+        return LatencyHistogram(bounds, tuple(counts[: len(bounds) + 1]), sum_s).with_bound(self.slo_s)
 
     def late(self) -> int:
         """Events since the start that were late by the SLO of their time."""

@@ -17,6 +17,7 @@ from inferline_stream.controlplane.record_decoder import RecordDecoder
 from inferline_stream.controlplane.records.control_records import (
     PLAN_KEY,
     WANTED_KEY,
+    CalendarRecord,
     Overrides,
     SloRecord,
     decode_override,
@@ -54,6 +55,7 @@ class Recovered:
         overrides: in force.
         slo: how the SLO's window stood when that was last written; None before it ever was.
         control_offset: next offset of the control topic.
+        calendar: what was learned of weeks; None before anything was.
     """
 
     plan: StoredPlan | None
@@ -63,6 +65,7 @@ class Recovered:
     overrides: Overrides
     control_offset: int
     slo: SloRecord | None = None
+    calendar: CalendarRecord | None = None
 
     @property
     def number(self) -> int:
@@ -86,7 +89,7 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
         Unreachable: Kafka does not answer.
     """
     decoder = decoder or RecordDecoder()
-    plan, wanted, slo = None, None, None
+    plan, wanted, slo, calendar = None, None, None, None
     decisions: dict[str, DecisionRecord] = {}
     plans: dict[str, StoredPlan] = {}
     async with TopicFollower(bootstrap_servers, names.decisions) as follower:
@@ -101,6 +104,8 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
                 plans[key] = stored
         elif isinstance(stored, SloRecord):
             slo = stored
+        elif isinstance(stored, CalendarRecord):
+            calendar = stored
         elif stored is not None:
             if key == WANTED_KEY:
                 wanted = stored.replicas
@@ -121,7 +126,7 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
         control_offset = follower.positions[0]
     ordered = tuple(sorted(decisions.values(), key=lambda d: d.number))
     history = tuple(sorted(plans.values(), key=lambda p: p.number))
-    return Recovered(plan, history, ordered, wanted, overrides, control_offset, slo)
+    return Recovered(plan, history, ordered, wanted, overrides, control_offset, slo, calendar)
 
 
 async def recover_arrivals(

@@ -9,16 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from inferline_stream.dataplane.slot_grants import CanaryShare
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.names import WIRE_VERSION, check_version
+from inferline_stream.pipeline.schedule import On, TrafficSchedule, check_amounts
 from inferline_stream.planner.plan_document import PLAN_VERSION, check_plan
 from inferline_stream.tuner.error_budget import ErrorBudget
+from inferline_stream.tuner.hour_ahead import HourAhead
 from inferline_stream.tuner.observation import Limits
+
+if TYPE_CHECKING:
+    from inferline_stream.tuner.calendar import PastWeeks
 
 
 class ArrivalTicks(msgspec.Struct, frozen=True):
@@ -80,12 +85,16 @@ class Override(msgspec.Struct, frozen=True):
     A record without a value takes the override back.
     """
 
-    kind: Literal["pause", "scale", "limits", "standby", "slo", "price", "stock", "code", "canary"]
+    kind: Literal[
+        "pause", "scale", "limits", "standby", "slo", "price", "stock", "notice", "reserve", "traffic", "code", "canary"
+    ]
     subject: str = ""
-    """A stage for scale, limits and standby, a hardware kind for price and stock."""
+    """A stage for scale, limits and standby, a hardware kind for price, stock and notice, a window (`On`) for reserve
+    and traffic."""
     value: float | None = None
-    """Replicas, seconds of the SLO, dollars per hour, replicas in stock, the share of events of a canary, or when newer
-    code was given, in seconds since the epoch: replicas started before are replaced."""
+    """Replicas, seconds of the SLO, dollars per hour, replicas in stock, seconds until a spot kind is taken, times the
+    traffic, the share of events of a canary, or when newer code was given, in seconds since the epoch: replicas started
+    before are replaced."""
     minimum: int | None = None
     maximum: int | None = None
     until_s: float | None = None
@@ -104,8 +113,13 @@ class Override(msgspec.Struct, frozen=True):
             raise ValueError(f"{self.kind} has no value")
         if self.value is not None and not (0 if self.kind != "slo" else 1e-6) <= self.value < _MOST:
             raise ValueError(f"{self.kind} is {self.value:g}")
+        if self.kind in ("reserve", "traffic"):
+            check_amounts(self.window)
+            TrafficSchedule((self.window,))
         if self.until_s is not None:
             _check_time(self.until_s)
+        if self.kind == "notice" and self.until_s is None:
+            raise ValueError(f"a notice of {self.subject} has no time at which it is taken")
         if self.kind == "canary" and (self.code is None or self.until_s is None or not 0 < (self.value or 0) <= 1):
             raise ValueError(f"a canary of {self.value} until {self.until_s}")
 
@@ -118,6 +132,12 @@ class Override(msgspec.Struct, frozen=True):
             until_s=None if self.until_s is None else self.until_s + late_s,
             code=code and msgspec.structs.replace(code, began_s=max(0.0, code.began_s + late_s)),
         )
+
+    @property
+    def window(self) -> On:
+        """The entry of a schedule that a reserve or a traffic is."""
+        reserve = self.kind == "reserve"
+        return On(self.subject, self.value if reserve else None, None if reserve else self.value)
 
     @property
     def canary_share(self) -> CanaryShare:
@@ -144,6 +164,27 @@ class SloRecord(msgspec.Struct, frozen=True):
         return replace(self.budget, passed_s=self.budget.passed_s + max(0.0, time_s - self.time_s))
 
 
+class CalendarRecord(msgspec.Struct, frozen=True):
+    """The weeks that were learned, for the next term, and the hours ahead. Key: `CALENDAR_KEY`."""
+
+    time_s: float
+    """When that was, seconds since the epoch."""
+    first: int = 0
+    """See `PastWeeks`."""
+    rates: bytes = b""
+    """See `PastWeeks.to_bytes`."""
+    hours: tuple[HourAhead, ...] = ()
+    """From that time on."""
+    version: int = WIRE_VERSION
+
+    @property
+    def weeks(self) -> PastWeeks:
+        """The weeks themselves."""
+        from inferline_stream.tuner.calendar import PastWeeks  # most who read other records compute nothing
+
+        return PastWeeks.from_bytes(self.first, self.rates)
+
+
 _MOST = 2**53
 """Offsets, times and numbers stay below this, so that a float holds each exactly."""
 
@@ -163,6 +204,7 @@ CANARY_KEY = "canary"
 PLAN_KEY = "plan"
 WANTED_KEY = "wanted"
 SLO_KEY = "slo-window"
+CALENDAR_KEY = "calendar"
 
 
 def decision_key(number: int) -> str:
@@ -175,7 +217,7 @@ def plan_key(number: int) -> str:
     return f"{PLAN_KEY}-{number}"
 
 
-def encode(record: ArrivalTicks | StoredPlan | DecisionRecord | SloRecord | Override) -> bytes:
+def encode(record: ArrivalTicks | StoredPlan | DecisionRecord | SloRecord | CalendarRecord | Override) -> bytes:
     """One record as JSON."""
     return msgspec.json.encode(record)
 
@@ -184,6 +226,7 @@ _ticks = msgspec.json.Decoder(ArrivalTicks)
 _plan = msgspec.json.Decoder(StoredPlan)
 _decision = msgspec.json.Decoder(DecisionRecord)
 _slo = msgspec.json.Decoder(SloRecord)
+_calendar = msgspec.json.Decoder(CalendarRecord)
 _override = msgspec.json.Decoder(Override)
 
 
@@ -194,8 +237,15 @@ def decode_ticks(value: bytes) -> ArrivalTicks:
     return ticks
 
 
-def decode_stored(key: str, value: bytes) -> StoredPlan | DecisionRecord | SloRecord:
-    """A record of the decisions topic: a plan that fits together, a decision, or the SLO's window."""
+def decode_stored(key: str, value: bytes) -> StoredPlan | DecisionRecord | SloRecord | CalendarRecord:
+    """A record of the decisions topic: a plan that fits together, a decision, the SLO's window, or the calendar."""
+    if key == CALENDAR_KEY:
+        calendar = _calendar.decode(value)
+        check_version(calendar.version)
+        _check_time(calendar.time_s)
+        _in_range(calendar.first)
+        assert calendar.weeks is not None  # which raises where they are none
+        return calendar
     if key == SLO_KEY:
         slo = _slo.decode(value)
         check_version(slo.version)
@@ -298,10 +348,12 @@ class Overrides:
     def limits(self, now_s: float) -> dict[str, Limits]:
         """Fewest and most replicas by stage; a stage scaled by hand has both at that number."""
         limits = {
-            stage: Limits(1 if o.minimum is None else o.minimum, o.maximum)
+            stage: Limits(1 if o.minimum is None else o.minimum, o.maximum, awake=bool(o.minimum))
             for stage, o in self._valid("limits", now_s).items()
         }
-        return limits | {stage: Limits(int(n), int(n)) for stage, n in self._values("scale", now_s).items()}
+        return limits | {
+            stage: Limits(int(n), int(n), awake=n > 0) for stage, n in self._values("scale", now_s).items()
+        }
 
     def standby(self, now_s: float) -> dict[str, int]:
         """Replicas that stand by, by stage, where it was set."""
@@ -324,9 +376,17 @@ class Overrides:
         """The version that is tried out, its time over or not."""
         return self.by_key.get(CANARY_KEY)
 
+    def windows(self, now_s: float) -> tuple[On, ...]:
+        """What was set of traffic to come."""
+        return tuple(o.window for kind in ("reserve", "traffic") for o in self._valid(kind, now_s).values())
+
     def stock(self, now_s: float) -> dict[str, int]:
         """Most replicas of a hardware kind, where it was set."""
         return {kind: int(n) for kind, n in self._values("stock", now_s).items()}
+
+    def notices(self, now_s: float) -> dict[str, float]:
+        """When each hardware kind of which there is a notice is taken away, in seconds since the epoch."""
+        return {kind: o.until_s for kind, o in self._valid("notice", now_s).items() if o.until_s is not None}
 
     def prices(self, now_s: float) -> dict[str, float]:
         """Dollars per hour of a hardware kind, where it was set."""

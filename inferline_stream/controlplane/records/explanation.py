@@ -13,6 +13,7 @@ from inferline_stream.observability.pipeline_state import DecisionRecord, Stored
 from inferline_stream.pipeline.plan import Plan, in_words
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.hour_ahead import HourAhead
 
 WORDS: Mapping[Reason, str] = MappingProxyType(
     {
@@ -25,6 +26,10 @@ WORDS: Mapping[Reason, str] = MappingProxyType(
         Reason.INSURANCE: "replicas that are held in reserve were missing",
         Reason.BACKGROUND: "background events need more than live ones leave idle",
         Reason.LOAD_FELL: "the load fitted fewer replicas",
+        Reason.IDLE: "nothing had come for as long as leaves no replica",
+        Reason.WOKEN: "an event came to stages without replicas",
+        Reason.SPOT_LOST: "spot capacity was taken away",
+        Reason.SPOT_BACK: "spot capacity was asked for again",
         Reason.LIMIT_CHANGED: "people or the cluster set other limits",
         Reason.DISPATCHERS_NEED_REPLICAS: "each dispatcher of a stage needs a replica",
         Reason.STOCK_EXHAUSTED: "more replicas were needed than there is hardware",
@@ -59,6 +64,7 @@ class PlanHistory:
         decisions: newest last.
         overrides: what people have set.
         slo: how the SLO's window stood last.
+        hours: that come, as last foreseen.
     """
 
     pipeline: str
@@ -66,6 +72,7 @@ class PlanHistory:
     decisions: Sequence[DecisionRecord]
     overrides: Overrides
     slo: SloRecord | None = None
+    hours: Sequence[HourAhead] = ()
 
 
 def sentences(story: PlanHistory, last: int) -> Iterator[str]:
@@ -94,6 +101,17 @@ def sentences(story: PlanHistory, last: int) -> Iterator[str]:
         yield f"Set by {override.who or 'somebody'}{until}: {key} {what}".rstrip()
     for decision in story.decisions[-last:]:
         yield from _of_decision(decision)
+    if story.hours:
+        dollars, span = sum(hour.cost_per_hour for hour in story.hours), len(story.hours)
+        yield f"The next {span} hours, ${dollars:.2f} in the plan's mixture before what the policy adds:"
+        yield from map(_of_hour, story.hours)
+
+
+def _of_hour(hour: HourAhead) -> str:
+    expected = "no week known" if hour.rate is None else f"{hour.rate:.1f}/s in the busiest minute"
+    replicas = ", ".join(f"{stage} {count}" for stage, count in hour.replicas.items())
+    said = f"; schedule: {hour.words}" if hour.words else ""
+    return f"    {_time(hour.time_s, '%a %H:%M')} {expected}; {replicas}; ${hour.cost_per_hour:.4f}/h{said}"
 
 
 def _of_window(slo: SloRecord) -> str:
@@ -156,8 +174,9 @@ def document(story: PlanHistory, last: int) -> dict[str, Any]:
         "decisions": story.decisions[-last:],
         "overrides": story.overrides.by_key,
         "slo": story.slo,
+        "hours": story.hours,
     }
 
 
-def _time(time_s: float) -> str:
-    return datetime.fromtimestamp(time_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def _time(time_s: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    return datetime.fromtimestamp(time_s).astimezone().strftime(form)

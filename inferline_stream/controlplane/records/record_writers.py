@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from inferline_stream.controlplane.records.control_records import (
+    CALENDAR_KEY,
     DECISIONS_KEPT,
     PLAN_KEY,
     PLANS_KEPT,
     SLO_KEY,
     WANTED_KEY,
     ArrivalTicks,
+    CalendarRecord,
     Override,
     SloRecord,
     decision_key,
@@ -177,6 +179,10 @@ class DecisionLog:
     def slo(self, record: SloRecord) -> None:
         """How the SLO's window stands."""
         self._waiting.append(Record.keyed(self.topic, SLO_KEY, encode(record)))
+
+    def calendar(self, record: CalendarRecord) -> None:
+        """What was learned of weeks, and the hours ahead."""
+        self._waiting.append(Record.keyed(self.topic, CALENDAR_KEY, encode(record)))
 
     def close(self) -> None:
         """The run ends in order: no successor goes on from here."""

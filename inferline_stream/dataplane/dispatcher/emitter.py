@@ -15,6 +15,7 @@ from inferline_stream.dataplane.headers import (
     CUT_BYTES,
     DEAD,
     DROPPED,
+    ENDED_AT,
     LETTERED,
     MOVED,
     REASON,
@@ -63,20 +64,17 @@ class Emitter:
         """Input topics by the class of events and the stage."""
         rules = rules or RecordRules({})
         self._limits = dict(rules.limits)
-        self._needs_key = not routes.children and routes.sink_topic in rules.compacted
+        self._needs_key = bool(routes.sink) and routes.sink_topic in rules.compacted
         """Whether results go to a table, which takes none without a key. No run begins on such a topic of our own."""
-        if routes.sink_max_bytes is not None:
+        if routes.sink and routes.sink_max_bytes is not None:
             self._limits[routes.sink_topic] = min(self._limit(routes.sink_topic), routes.sink_max_bytes)
         joining = record_bytes(None, None, join_headers([], routes.stage, routes.stages)) - record_bytes(None, None, ())
-        self.result_bytes = (
-            min(
-                self._limit(topics[child]) - (joining if child in routes.joins else 0)
-                for topics in self._topics
-                for child in routes.children
-            )
-            if routes.children
-            else self._limit(routes.sink_topic)
-        )
+        inner = [
+            self._limit(topics[child]) - (joining if child in routes.joins else 0)
+            for topics in self._topics
+            for child in routes.children
+        ]
+        self.result_bytes = min([*inner, self._limit(routes.sink_topic)] if routes.sink else inner)
         """Largest result that can be sent on."""
         self._sticky = 0
         self._outgoing: dict[tuple[str, int], list[Record]] = {}
@@ -202,8 +200,7 @@ class Emitter:
             if send.stage in self._routes.gatherers:
                 headers = no_part_headers(headers)
             self._to_join(send.stage, event, b"", headers, event.event_id)
-        if follow.completed:
-            self._complete(event, "filtered")
+        self._complete(event, "filtered", follow.ended)
 
     def _forward(self, event: Event, value: bytes, edges: int) -> None:
         routes = self._routes
@@ -211,7 +208,6 @@ class Emitter:
         if follow.to_sink:
             topic = routes.sink_topic
             self._put(topic, self._partition(topic, event.key), event.key, value, event.headers)
-            return
         class_number = event.partition // CLASS_STRIDE
         taken, topics = self._counts[class_number].edges_taken, self._topics[class_number]
         for send in follow.sends:
@@ -224,8 +220,7 @@ class Emitter:
             else:
                 topic = topics[send.stage]
                 self._put(topic, self._partition(topic, event.key), event.key, value, event.headers)
-        if follow.completed:
-            self._complete(event, "skipped")
+        self._complete(event, "skipped", follow.ended)
 
     def _part(self, stage: str, event: Event, headers: list[Header]) -> tuple[list[Header], bytes]:
         """Return the headers of a record to a join, and the id by which it meets the others."""
@@ -240,13 +235,12 @@ class Emitter:
         for send in follow.sends:
             headers = join_headers(event.headers, None, send.skipped, dead=dead)
             self._to_join(send.stage, event, b"", *self._part(send.stage, event, headers))
-        if follow.completed and not dead:
-            self._complete(event, reason)
+        if not dead:
+            self._complete(event, reason, follow.ended)
 
     def _end(self, event: Event, reason: str) -> None:
         """Note that an event has ended, unless it is a part of one that ends where it is gathered."""
-        if self._routes.ends_events:
-            self._complete(event, reason)
+        self._complete(event, reason, self._routes.ends_at)
 
     def _to_join(self, stage: str, event: Event, value: bytes, headers: list[Header], event_id: bytes) -> None:
         topic, key = self._topics[event.partition // CLASS_STRIDE][stage], event.key
@@ -261,12 +255,17 @@ class Emitter:
             hashed = murmur2(event_id) & 0x7FFFFFFF
         self._put(topic, hashed % self._partitions[topic], key, value, headers)
 
-    def _complete(self, event: Event, reason: str) -> None:
+    def _complete(self, event: Event, reason: str, ended: Sequence[str]) -> None:
+        """Note that the sinks of these stages get nothing of an event."""
+        if not ended:
+            return
         self._counts[event.partition // CLASS_STRIDE].completed += 1
         topic = self._routes.names.completed
         partition = (murmur2(event.event_id) & 0x7FFFFFFF) % self._partitions[topic]
         value = msgspec.json.encode({"reason": reason, "stage": self._routes.stage})
         headers = [*event.headers, (REASON, reason.encode())]
+        if len(self._routes.finals) > 1:
+            headers.append((ENDED_AT, ",".join(ended).encode()))
         if record_bytes(event.event_id, value, headers) > self._limit(topic):
             headers = our_headers(headers)
         self._put(topic, partition, event.event_id, value, headers)

@@ -203,7 +203,7 @@ class ResultDelivery:
     def _measure(self, sent: Sequence[tuple[Event, Outcome]]) -> None:
         """Count end-to-end latencies of live events, once Kafka has the results."""
         routes, report = self._slot.routes, self._slot.report
-        if not routes.is_final:
+        if not routes.sink:
             return
         now_us = self._slot.now_s * 1e6
         # Where a header holds the entry time, it may be of any age and says nothing of when the event came here.

@@ -101,7 +101,8 @@ class Session:
             join = None
             if slot.routes.is_join:
                 ordered = slot.routes.stage in slot.routes.ordered
-                join = Join(slot.routes.parents, remember_s=slot.settings.join_age_s, ordered=ordered)
+                heard = slot.routes.classes[class_of(number)].heard
+                join = Join(heard, remember_s=slot.settings.join_age_s, ordered=ordered)
             partition = self.partitions[number] = Partition(number, found, slot.owner, join, topic)
             if entry is None:
                 self._halt(partition, "its group has committed no offset")

@@ -76,7 +76,8 @@ class StageCode:
         try:
             types = types_of(own)
             self._says_version = self.fallback is not None and _has_field(types.returns, MADE_BY)
-            out = codec(pipeline.sink.codec if routes.is_final else format_between(types.returns))
+            sink = pipeline.sinks.get(stage)
+            out = codec(format_between(types.returns) if sink is None else sink.codec)
             self._encode, self._decoder = out.encode, partial(out.decoder, types.returns)
             self._decode = _decoder(pipeline, own, types.takes)
         except TypeError as error:
@@ -291,7 +292,7 @@ def _decoder(pipeline: Pipeline, stage: Stage, takes: Any) -> Callable[[Any], An
         return _gather_decoder(stage.gathers, takes)
     if stage.is_join:
         return _join_decoder(stage, takes)
-    format_ = _format_from(stage.after[0].parent) if stage.after else pipeline.source.codec
+    format_ = _format_from(stage.after[0].parent) if stage.after else pipeline.codec_of(stage)
     return codec(format_).decoder(takes)
 
 

@@ -248,6 +248,18 @@ function remember(state) {
   while (history[0].t < state.time_s - KEPT_S) history.shift();
 }
 
+// The hours that come; they change every five minutes.
+async function ahead() {
+  const hours = await fetch("/ahead").then((a) => a.json()).catch(() => []);
+  byId("hours").hidden = !hours.some((h) => h.rate !== null || h.words);
+  const clock = (s) => new Date(s * 1000).toLocaleString([], { weekday: "short", hour: "2-digit", minute: "2-digit", hour12: false });
+  const rows = hours.map((h) => [clock(h.time_s), h.rate === null ? "–" : `${number(h.rate)}/s`, Object.entries(h.replicas).map(([stage, n]) => `${stage} ${n}`).join(", "), `${dollars(h.cost_per_hour)}/h`, h.words]);
+  const row = (of, [first, ...cells]) => html("tr", {}, html("th", { scope: of }, first), ...cells.map((cell) => html(of === "col" ? "th" : "td", {}, cell)));
+  byId("ahead").replaceChildren(html("table", {}, html("thead", {}, row("col", ["hour", "expected", "replicas", "cost", "schedule"])), html("tbody", {}, ...rows.map((cells) => row("row", cells)))));
+}
+ahead();
+setInterval(ahead, 60_000);
+
 let newest = null;
 function draw(state) {
   newest = state;

@@ -23,6 +23,7 @@ from inferline_stream.observability.pipeline_state import PipelineState
 
 FEWEST_CHARACTERS = 16
 MOST_REPLICAS = 10_000
+HOURS_SHOWN = 48
 
 
 class PageCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -212,6 +213,10 @@ def _handler(
             elif self.path == "/history":
                 page = {"samples": list(samples), "writable": control is not None, "what_if": bool(what_if)}
                 self.answer(HTTPStatus.OK, "application/json", msgspec.json.encode(page))
+            elif self.path == "/ahead":
+                newest = state()
+                hours = () if newest is None else newest.hours[:HOURS_SHOWN]
+                self.answer(HTTPStatus.OK, "application/json", msgspec.json.encode(hours))
             elif self.path in _FILES:
                 name, kind = _FILES[self.path]
                 self.answer(HTTPStatus.OK, kind, page_file(name))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +23,12 @@ from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, encode
 from inferline_stream.dataplane.slot_grants import Grant, grant_key
 from inferline_stream.observability.stage_counts import BatchStats, CanaryCounts, StageCounts
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Shape, independent_paths
+from inferline_stream.pipeline.spot import Spot, on_demand
 from inferline_stream.pipeline.version import version_on
 from inferline_stream.settings import Settings
 from tests.support.emulated_runs import one_stage
@@ -45,10 +47,22 @@ class World:
 
     Args:
         rate: arrivals per second, by seconds since the start.
+        idle: when the stage sleeps.
+        held: replicas that an earlier controller has left.
+        planned: replicas by hardware kind, two of the cheap one by default.
         more: fields of `Run`.
     """
 
-    def __init__(self, rate: Callable[[float], float], overrides: Overrides | None = None, **more: Any) -> None:
+    def __init__(
+        self,
+        rate: Callable[[float], float],
+        overrides: Overrides | None = None,
+        *,
+        idle: Idle | None = None,
+        held: int | None = None,
+        planned: Mapping[str, int] | None = None,
+        **more: Any,
+    ) -> None:
         self.leading: Any = None
         self.canaries: dict[str, CanaryCounts] = {}
         """What is counted of a version that is tried out, by step."""
@@ -63,14 +77,16 @@ class World:
             ("a", kind): Profile("a", kind, (ServiceTime(1, service_s),), start_up_s=START_UP_S)
             for kind, service_s in SERVICE_S.items()
         }
-        profile = PipelineProfile(profiles, independent_paths(SHAPE, {}))
+        profile = PipelineProfile(profiles, independent_paths(SHAPE, {})).with_spot({"a": ["cpu-spot"]})
+        allocations = tuple(Allocation(kind, 1, count) for kind, count in (planned or {"cpu": 2}).items())
         plan = Plan(
-            "p", 0.5, {"a": (Allocation("cpu", 1, 2),)}, 0.2, 0.3, 10.0,
-            ((1.0, 16), (10.0, 115), (60.0, 620)), {"a": 1.0}, {"a": 0.5},
+            "p", 0.5, {"a": allocations}, 0.2, 0.3, 10.0,
+            ((1.0, 16), (10.0, 115), (60.0, 620)), {"a": 1.0}, {"a": 0.5}, idle={} if idle is None else {"a": idle},
         )  # fmt: skip
         kafka: Any = self.kafka
         run = Run(
-            pipeline=one_stage(hardware=[Hardware("cpu", 0.1), Hardware("gpu", 0.6)]), topology=Path("topology.py"),
+            pipeline=one_stage(hardware=[Hardware("cpu", 0.1, spot=Spot(0.03)), Hardware("gpu", 0.6)]),
+            topology=Path("topology.py"),
             bootstrap_servers="", plan=plan, measured=profile,
             log_folder=Path("logs"), **{"replans": False, "cores": math.inf, **more},
         )  # fmt: skip
@@ -80,8 +96,10 @@ class World:
             write_records=self.kafka.write, heartbeat=self._heartbeat,
         )  # fmt: skip
         self.view = PipelineView(context, plan, profile, {"a": 4})
-        found = Recovered(None, (), (), overrides and {"a": {"cpu": 2}}, overrides or Overrides(), 0)
-        self.controller = Controller(run, self.view, self.actuator, leadership, found)
+        wanted = {"a": {"cpu": 2 if held is None else held}}
+        found = Recovered(None, (), (), overrides and wanted, overrides or Overrides(), 0)
+        given: Any = {} if held is None else {"wanted": wanted}
+        self.controller = Controller(run, self.view, self.actuator, leadership, found, **given)
         self.names = names
         self._reports, self._busy_s, self._replica_s = 0, 0.0, 0.0
 
@@ -120,7 +138,7 @@ class World:
             self.arrived += self.rate(loop.time() - began_s) * TICK_S
             replicas = await self.actuator.observe()
             ready = [r for r in replicas if r.state == "running" and loop.time() >= r.started_s + START_UP_S]
-            able = sum(TICK_S / SERVICE_S[r.hardware] for r in ready if not version_on(r.hardware))
+            able = sum(TICK_S / SERVICE_S[on_demand(r.hardware)] for r in ready if not version_on(r.hardware))
             served = min(self.arrived - self.done, able)
             self.done += served
             if able:

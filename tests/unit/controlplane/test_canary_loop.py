@@ -143,6 +143,22 @@ def test_the_next_controller_goes_on_with_a_version_or_back_where_its_time_is_ov
 
 
 @in_world(steady(10.0))
+async def test_a_host_that_is_lost_with_replicas_of_both_versions_changes_nothing_of_the_trial(world: World) -> None:
+    await asyncio.sleep(10.0)
+    say(world, "canary", trial())
+    await world.until(lambda: len(world.canaries) == 1, 30.0)
+    lost = [r for r in await world.actuator.observe() if r.state == "running"]
+    assert {version_on(replica.hardware) for replica in lost} == {"", "5fa2"}
+    for replica in lost:
+        world.actuator.crash(replica.replica, reason="its host is lost")
+    await world.until(lambda: world.controller.versions.running is not None, 60.0)
+    await asyncio.sleep(20.0)
+    assert reasons(world) == ["canary_begun", "canary_passed", "canary_promoted"]
+    assert await none_left(world)
+    assert {replica.replica for replica in lost}.isdisjoint(await running(world))
+
+
+@in_world(steady(10.0))
 async def test_another_version_takes_the_place_of_one_that_is_tried_out(world: World) -> None:
     await asyncio.sleep(10.0)
     world.fails = 0.003  # nobody can tell soon

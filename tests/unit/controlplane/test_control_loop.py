@@ -13,7 +13,13 @@ import pytest
 
 from inferline_stream.controlplane.decide import background_tables, replan_clock
 from inferline_stream.controlplane.leadership import LeadershipLost
-from inferline_stream.controlplane.records.control_records import Override, encode
+from inferline_stream.controlplane.records.control_records import (
+    CALENDAR_KEY,
+    CalendarRecord,
+    Override,
+    decode_stored,
+    encode,
+)
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.tuner.policy import POLICIES
@@ -223,7 +229,8 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied(
     await asyncio.sleep(70.0)
     decider = world.controller.decider
     assert [plan.reason for plan in decider.plans] == ["initial"]
-    for override in (Override("slo", value=0.25), Override("price", "cpu", 5.0)):
+    dearer = (Override("price", kind, 5.0) for kind in ("cpu", "cpu-spot"))
+    for override in (Override("slo", value=0.25), *dearer):
         world.kafka.append(world.names.control, encode(override), override.key.encode())
     await world.until(lambda: world.view.plan.slo_s == 0.25, 2.0)
     assert [plan.reason for plan in decider.plans] == ["initial", "limit_changed"]
@@ -333,3 +340,23 @@ async def test_the_age_of_the_oldest_dead_letter_is_a_share_of_what_its_topic_ke
     await asyncio.sleep(2.0)
     assert world.controller.state is not None
     assert world.controller.state.stages[0].letter_age_share == pytest.approx(share, abs=1e-3)
+
+
+@in_world(steady(10.0))
+async def test_a_scheduled_reserve_is_held_in_its_hours_and_the_hours_ahead_are_written_down(world: World) -> None:
+    begins_s = 60.0 * (int(time.time()) // 60 + 2)
+    since, until = (time.gmtime(begins_s + more_s) for more_s in (0.0, 60.0))
+    window = f"{time.strftime('%Y-%m-%d %H:%M', since)}-{time.strftime('%H:%M', until)}"
+    reserve = Override("reserve", window, 4.0)
+    world.kafka.append(world.names.control, encode(reserve), reserve.key.encode())
+    await asyncio.sleep(begins_s - time.time() - START_UP_S - 2.0)
+    assert world.wanted == 2
+    await world.until(lambda: world.wanted >= 6, 2.0)
+    await asyncio.sleep(55.0)
+    assert world.wanted >= 6
+    assert world.decisions()[0] == ("scale_up", "insurance")
+    await world.until(lambda: world.wanted == 2, 60.0)
+    newest = [r for r in world.kafka.topics[world.names.decisions] if r.key == CALENDAR_KEY.encode()][-1]
+    calendar = decode_stored(CALENDAR_KEY, newest.value)
+    assert isinstance(calendar, CalendarRecord)
+    assert next(hour.replicas["a"] for hour in calendar.hours if window in hour.words) >= 6

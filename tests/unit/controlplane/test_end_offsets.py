@@ -28,7 +28,7 @@ from inferline_stream.runs.report import RunReport, endings, run_report
 from tests.unit.observability.states import SLO_S, a_state
 
 NAMES = Names("p")
-START = LedgerBegin((0, 0), (0,), (0,), live=(0, 0))
+START = LedgerBegin((0, 0), {"work": (0,)}, (0,), live=(0, 0))
 
 
 class Topics:
@@ -87,7 +87,8 @@ class Topics:
 
 def report_of(topics: Topics, *, marks: EndOffsets, every: int) -> tuple[RunReport, EventLedger]:
     for entered in range(0, topics.events + 1, every):
-        marks.look(*topics.ends(entered, max(0, entered - 50)))  # fifty are always under way
+        source, sink, completed = topics.ends(entered, max(0, entered - 50))  # fifty are always under way
+        marks.look(source, {"work": sink}, completed)
     whole = topics.ends(topics.events, topics.events)
 
     async def ends(wanted: object) -> dict[str, tuple[int, ...]]:
@@ -97,7 +98,15 @@ def report_of(topics: Topics, *, marks: EndOffsets, every: int) -> tuple[RunRepo
         return "id"
 
     kafka = SimpleNamespace(follow=topics.follower)
-    context: Any = SimpleNamespace(source="posts", sink="out", names=NAMES, kafka=kafka, others=(), live={})
+    context: Any = SimpleNamespace(
+        source="posts",
+        sinks={"work": "out"},
+        names=NAMES,
+        kafka=kafka,
+        others=(),
+        live={},
+        sinks_of=lambda of: ["work"],
+    )
     offsets: Any = SimpleNamespace(ends=ends, topic_id=topic_id)
     ledger = asyncio.run(read_ledger(offsets, context, START, begin=marks.begin))
     return run_report(
@@ -171,14 +180,14 @@ def test_a_burst_that_nobody_looked_at_in_between_is_verified_to_the_same_bound(
 def test_marks_and_ledger_stay_within_their_bound_however_long_the_run() -> None:
     marks = EndOffsets()
     for n in range(0, 10_000_000, 500):
-        marks.look((n,), (n,), (0,))
+        marks.look((n,), {"work": (n,)}, (0,))
     assert len(marks._marks) <= 17
     end = 10_000_000
-    begin = marks.begin(LedgerBegin((0,), (0,), (0,), (0,)), (end,))
+    begin = marks.begin(LedgerBegin((0,), {"work": (0,)}, (0,), (0,)), (end,))
     assert VERIFIED * 0.9 < end - begin.source[0] <= VERIFIED
     ledger = EventLedger("posts", begin.source, (end,), began=(0,))
     for n in range(begin.source[0], end):
         name = (b"%d" % n) * 500  # a producer's own, as long as it likes
         ledger.entered(Record(None, b"", [(EVENT_ID, name)], 0, offset=n))
-    names = sum(sys.getsizeof(name) + sys.getsizeof(counts) for name, counts in ledger._named.items())
+    names = sum(map(sys.getsizeof, ledger._named))
     assert names + sys.getsizeof(ledger._named) < 32e6

@@ -100,11 +100,12 @@ def test_topics_that_were_given_partitions_during_a_run_are_drained_and_looked_u
     source = [Topic("posts"), Topic("archive", background=True)]
     pipeline = Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=stages)
     context: Any = SimpleNamespace(
-        source="posts", sink="out", names=Names("p"), others=("archive",), live={}, entries={"work"},
+        source="posts", sinks={"work": "out"}, names=Names("p"), others=("archive",), live={}, entries={"work"},
+        entries_of=lambda of: {"work"}, sinks_of=lambda of: ["work"],
         shape=shape_of(pipeline), topic=lambda stage, of="": of or "posts", kafka=SimpleNamespace(follow=Empty),
     )  # fmt: skip
     offsets: Any = Grown()
-    since = LedgerBegin((5, 6), (0,), (0,), (5, 6), ((), ()), {"": 1, "archive": 1})
+    since = LedgerBegin((5, 6), {"work": (0,)}, (0,), (5, 6), ((), ()), {"": 1, "archive": 1})
     ledger = asyncio.run(read_ledger(offsets, context, since, to_committed=True, begin=EndOffsets().begin))
     assert (ledger.ends, ledger.others["archive"].ends) == ((7,), (7,))
     assert asyncio.run(drained(offsets, context, {"work": 2}, (7,)))
@@ -147,7 +148,7 @@ def test_background_events_keep_as_many_replicas_busy_as_they_were_seen_to_take(
 
 
 def test_an_event_is_counted_in_the_ledger_of_its_class() -> None:
-    since = LedgerBegin((5, 7, 0), (0,), (0,), (9, 9, 0), partitions={"": 1, "archive": 2})
+    since = LedgerBegin((5, 7, 0), {"work": (0,)}, (0,), (9, 9, 0), partitions={"": 1, "archive": 2})
     assert since.of_class(since.source) == (5,)
     assert since.of_class(since.source, "archive") == (7, 0)
     live = EventLedger("posts@1", (5,), (7,))

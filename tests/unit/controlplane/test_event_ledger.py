@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
-from inferline_stream.dataplane.headers import REASON
+from inferline_stream.dataplane.headers import ENDED_AT, REASON
 from inferline_stream.dataplane.lineage import root_of
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, OF
@@ -190,3 +191,22 @@ def test_a_latency_is_never_negative() -> None:
     ledger.entered(source(0, 0))
     ledger.out(sink(b"posts/0/0", time_ms=1250, entry_us=86_400_000_000))
     assert list(ledger.latencies_s) == [0.0]
+
+
+def test_of_several_sinks_the_last_record_counts_and_each_sink_has_to_get_its_own() -> None:
+    ledger = EventLedger("posts", (0,), (5,))
+    ledger.reaches(("alerts", "out"))
+    for offset in range(5):
+        ledger.entered(source(0, offset))
+    for offset in range(4):
+        ledger.out(sink(b"posts/0/%d" % offset, time_ms=1250), "out")
+    ledger.out(sink(b"posts/0/0", time_ms=1750), "alerts")
+    for offset, reason in ((1, b"skipped"), (2, b"dead_lettered")):
+        record = completed(b"posts/0/%d" % offset, reason)
+        ledger.ended(Record(record.key, None, [*record.headers, (ENDED_AT, b"alerts")], 0, offset=0))
+    ledger.ended(completed(b"posts/0/4", b"filtered"))
+    assert ledger.lost() == (1, ["posts/0/3 (in the sink of stage alerts)"])
+    assert (ledger.events_out, ledger.duplicated) == (4, 0)
+    assert ledger.reasons == Counter({"dead_lettered": 1, "filtered": 1})
+    assert list(ledger.latencies_s) == pytest.approx([0.75, 0.25, math.inf, 0.25])
+    assert miss_rate([ledger], 0.5) == 3 / 5  # 0 is late, 2 died on its way to one sink, 3 is lost

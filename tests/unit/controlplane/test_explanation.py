@@ -12,6 +12,7 @@ from inferline_stream.pipeline.plan import Allocation, KeyBound, Plan
 from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.error_budget import ErrorBudget
+from inferline_stream.tuner.outlook import HourAhead
 
 
 def stored(number: int, reason: str, batch: int, detail: str = "") -> StoredPlan:
@@ -102,6 +103,18 @@ def test_only_the_newest_are_reported_and_the_first_of_them_still_knows_what_it_
     assert "(before: 2 × cpu-1, batches up to 4)" in reported
     assert reported.count("scale_up") == 1
     assert [d.number for d in document(STORY, 2)["decisions"]] == [2, 3]
+
+
+def test_the_hours_ahead_are_said_with_traffic_replicas_cost_and_schedule() -> None:
+    hours = (
+        HourAhead(1.7e9, None, {"a": 2}, 0.25),
+        HourAhead(1.7e9 + 3600, 81.25, {"a": 6}, 0.75, "'mon 09:00-10:00'"),
+    )
+    reported = list(sentences(replace(STORY, hours=hours), 1))[-3:]
+    assert reported[0] == "The next 2 hours, $1.00 in the plan's mixture before what the policy adds:"
+    assert reported[1].endswith("no week known; a 2; $0.2500/h")
+    assert reported[2].endswith("81.2/s in the busiest minute; a 6; $0.7500/h; schedule: 'mon 09:00-10:00'")
+    assert document(replace(STORY, hours=hours), 1)["hours"] == hours
 
 
 def test_nothing_written_down_is_said() -> None:

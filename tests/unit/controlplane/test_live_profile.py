@@ -10,7 +10,7 @@ from inferline_stream.controlplane.observe.pool_reports import PoolReports
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.observability.stage_counts import BatchStats, StageCounts
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime, Variation
-from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths, visit_ratios
+from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths, rates, visit_ratios
 from inferline_stream.pipeline.version import kind_of_version
 
 SHAPE = Shape(("a", "b", "c", "d"), (Arrow(0, 1, True), Arrow(0, 2, True), Arrow(1, 3), Arrow(2, 3)))
@@ -134,3 +134,13 @@ def test_what_events_ask_for_stays_what_makes_times_vary() -> None:
     given.counts.batch_stats["cpu-1"][4].squares = 1000 * 0.02**2 * 2
     before = replace(plain, profiles={**plain.profiles, ("a", "cpu-1"): own})
     assert corrected(before, SHAPE, reports(given).totals()).profiles["a", "cpu-1"] == own
+
+
+def test_paths_have_the_sources_shares_of_what_entered() -> None:
+    shape = Shape(("a", "b", "c"), (Arrow(0, 2, True), Arrow(1, 2)), sources=((0,), (1,)))
+    before = PipelineProfile({}, Paths((0b001, 0b000, 0b110), (0.4, 0.2, 0.4)))
+    few, many = ({"a": StageCounts(events=n), "b": StageCounts(events=9 * n)} for n in (10, 1000))
+    assert rates(shape, corrected(before, shape, few).paths) == pytest.approx([0.6, 0.4])
+    after = corrected(before, shape, many).paths
+    assert rates(shape, after) == pytest.approx([0.1, 0.9])
+    assert after.weights[0] == pytest.approx(2 * after.weights[1])

@@ -15,7 +15,7 @@ def having(*overrides: Override) -> Overrides:
 
 def test_the_newest_of_each_kind_and_subject_counts() -> None:
     overrides = having(Override("scale", "a", 2), Override("scale", "b", 5), Override("scale", "a", 3))
-    assert overrides.limits(0.0) == {"a": Limits(3, 3), "b": Limits(5, 5)}
+    assert overrides.limits(0.0) == {"a": Limits(3, 3, awake=True), "b": Limits(5, 5, awake=True)}
 
 
 def test_an_override_lapses_at_its_time() -> None:
@@ -31,10 +31,17 @@ def test_taking_one_back_leaves_the_others() -> None:
     assert overrides.stock(0.0) == {"t4": 2}
 
 
+def test_only_people_who_ask_for_replicas_keep_a_stage_awake() -> None:
+    overrides = having(
+        Override("limits", "a", maximum=9), Override("scale", "b", 0), Override("limits", "c", minimum=0)
+    )
+    assert overrides.limits(0.0) == {"a": Limits(1, 9), "b": Limits(0, 0), "c": Limits(0)}
+
+
 def test_a_stage_scaled_by_hand_is_held_whatever_its_limits_say() -> None:
     overrides = having(Override("limits", "a", minimum=2, maximum=9), Override("scale", "a", 4))
-    assert overrides.limits(0.0) == {"a": Limits(4, 4)}
-    assert overrides.with_record("scale/a", None).limits(0.0) == {"a": Limits(2, 9)}
+    assert overrides.limits(0.0) == {"a": Limits(4, 4, awake=True)}
+    assert overrides.with_record("scale/a", None).limits(0.0) == {"a": Limits(2, 9, awake=True)}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from inferline_stream.controlplane.observe.event_class import further_classes
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus
 from inferline_stream.observability.latency_histogram import LatencyHistogram
@@ -13,7 +14,8 @@ from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
-from inferline_stream.pipeline.shape import Shape, independent_paths
+from inferline_stream.pipeline.shape import Paths, Shape, independent_paths
+from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.planner.plan_document import PlanDocument
 from tests.unit.controlplane.test_fleet import a_context
 
@@ -84,6 +86,39 @@ def test_events_are_late_by_the_slo_of_their_time() -> None:
     later = StageCounts(latency_buckets=[2 * n for n in buckets])
     seen.reports.add(PoolReport("d", 1, "a", 0, "serving", 2, counts=later), 2.0)
     assert seen.state(2.0, 0.0, {}).late_events == 7 + 7 + 80  # what metrics count never falls
+
+
+def test_a_first_stage_is_visited_as_often_as_events_lately_came_in_on_its_topic() -> None:
+    kind = Hardware("cpu", 0.1)
+    stages = [Stage("a", same, hardware="cpu"), Stage("b", same, hardware="cpu", source=Topic("other"))]
+    pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=stages, hardware=[kind])
+    stages[0].sink = Topic("own")
+    context = replace(a_context([kind]), pipeline=pipeline)
+    times = (ServiceTime(1, 0.01),)
+    measured = PipelineProfile({(s, "cpu"): Profile(s, "cpu", times) for s in "ab"}, Paths((0, 1), (0.5, 0.5)))
+    each = {"a": 1, "b": 1}
+    plan = replace(
+        PLAN, allocations=dict.fromkeys("ab", (Allocation("cpu", 1, 1),)), visit_ratios=dict.fromkeys("ab", 0.5)
+    )
+    seen = PipelineView(context, plan, measured, each, further_classes(context, {"other": each}))
+    own, others = seen.offsets["a"], seen.live["other"].offsets["b"]
+
+    def ratios(now_s: float) -> list[float | None]:
+        observed = seen.observation(now_s, {}, {}, {}).stages
+        return [observed[stage].visit_ratio for stage in "ab"]
+
+    for second in range(31):
+        own.reached(float(second), [5 * second])
+        others.reached(float(second), [second])
+    assert ratios(30.0) == pytest.approx([5 / 6, 1 / 6], abs=0.02)  # too few in 5 s: of half a minute
+    for second in range(31, 36):
+        own.reached(float(second), [5 * second])
+        others.reached(float(second), [30 + 100 * (second - 30)])
+    assert ratios(35.0) == pytest.approx([5 / 105, 100 / 105], abs=0.15)
+
+
+def same(events: list[int]) -> list[int]:
+    return events
 
 
 def test_a_replica_that_stands_by_is_no_supply() -> None:

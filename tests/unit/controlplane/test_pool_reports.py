@@ -163,6 +163,18 @@ def test_visit_ratios_follow_the_branches_taken(reports: PoolReports) -> None:
     assert reports.visit_ratios(5.0) == {"entry": 1.0, "branch": pytest.approx(0.3), "join": pytest.approx(0.9)}
 
 
+def test_events_of_one_source_visit_what_it_leads_to() -> None:
+    shape = Shape(("a", "b", "c", "d"), (Arrow(0, 2), Arrow(1, 2), Arrow(1, 3, True)), sources=((0,), (1,)))
+    reports = PoolReports(shape, MEASURED)
+    for stage, events, took in (("a", 300, {"c": 300}), ("b", 100, {"c": 100, "d": 40}), ("c", 400, {})):
+        reports.add(report(1, stage), 0.0)
+        counted = {"events": events, "batches": {1: BatchStats(events, 1)}, "edges_taken": took}
+        reports.add(report(2, stage, **counted), 5.0)
+    expected = {"a": 0.75, "b": 0.25, "c": 1.0, "d": pytest.approx(0.1)}
+    assert reports.visit_ratios(5.0, {"a": 0.75, "b": 0.25}) == expected
+    assert set(reports.visit_ratios(5.0, {}).values()) == {None}
+
+
 def test_copies_for_a_version_that_is_tried_out_change_no_visit_ratio(reports: PoolReports) -> None:
     for stage in SHAPE.stages:
         reports.add(report(1, stage), 0.0)

@@ -23,7 +23,7 @@ MODERATION = shape("language toxicity duplicate verdict", ("language", "toxicity
 def test_a_result_goes_along_the_arrows_taken_and_joins_hear_of_the_rest():
     followed = follow(MODERATION, "language", {"duplicate", "verdict"})
     assert followed.sends == (Send("duplicate", True), Send("verdict", True, ("toxicity",)))
-    assert not followed.completed
+    assert not followed.ended
 
 
 def test_a_skipped_chain_is_passed_by_up_to_the_join():
@@ -33,15 +33,15 @@ def test_a_skipped_chain_is_passed_by_up_to_the_join():
 
 def test_an_event_whose_last_path_is_not_taken_is_completed():
     line = shape("a b c", ("a", "b"), ("b", "c"))
-    assert follow(line, "a", set()).completed
-    assert follow(line, "b", set()).completed
+    assert follow(line, "a", set()).ended
+    assert follow(line, "b", set()).ended
     assert follow(line, "c", {"ignored"}).to_sink
-    assert follow(line, "c", None).completed
+    assert follow(line, "c", None).ended
 
 
 def test_a_join_all_of_whose_parents_are_skipped_hears_it_in_one_record():
     assert follow(DIAMOND, "a", set()).sends == (Send("d", False, ("b", "c")),)
-    assert not follow(DIAMOND, "a", set()).completed
+    assert not follow(DIAMOND, "a", set()).ended
 
 
 @st.composite
@@ -81,7 +81,7 @@ def test_every_event_visits_exactly_the_stages_that_its_mask_says_and_ends_exact
             at = dag.stages.index(stage)
             taken = {dag.stages[dag.arrows[a].child] for a in dag.children(at) if mask >> a & 1}
         followed = follow(dag, stage, taken)
-        ends += followed.to_sink + followed.completed
+        ends += followed.to_sink + len(followed.ended)
         waiting += [(send.stage, stage, send.result, send.skipped) for send in followed.sends]
     assert sorted(runs) == sorted(name for name, seen in zip(dag.stages, expected, strict=True) if seen)
     assert ends == 1
@@ -110,7 +110,7 @@ def test_a_final_join_ends_an_event_once_whatever_was_taken(taken):
             join.add(b"e", record=1, now_s=0.0, parent=source if send.result else None, skipped=send.skipped)
             if (parts := join.take(0.0, lambda _: True)) is not None:
                 followed = follow(DIAMOND, "d", {"-"} if any(parts.given) else None)
-                ended += followed.to_sink + followed.completed
+                ended += followed.to_sink + len(followed.ended)
         else:
             records += [(send.stage, s) for s in follow(DIAMOND, send.stage, {"d"}).sends]
     assert ended == 1

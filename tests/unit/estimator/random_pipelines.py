@@ -29,7 +29,7 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None, many: boo
     With ``many``, some stages give an event many results, and others gather them.
     """
     rng = np.random.default_rng(seed)
-    shape = random_tree(seed) if many else random_shape(rng)
+    shape = with_sources(with_sinks(random_tree(seed) if many else random_shape(rng), seed), seed)
     conditional = {
         (shape.stages[w.parent], shape.stages[w.child]): rng.choice([0.0, 0.3, 0.5, 0.9])
         for w in shape.arrows
@@ -40,7 +40,12 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None, many: boo
     paths, keys = independent_paths(shape, conditional), random_keys(shape, seed)
     paths = with_fan_outs(shape, seed) if many else paths
     measured = PipelineProfile(
-        {}, paths, float(hop_s), keys=keys, hop_spread_s=random_spread_s(seed, grid), classes=random_classes(seed, grid)
+        {},
+        paths,
+        float(hop_s),
+        keys=keys,
+        hop_spread_s=random_spread_s(seed, grid),
+        classes=() if shape.sources else random_classes(seed, grid),
     )
     n = int(rng.integers(1, events))
     times = np.cumsum(rng.gamma(1 / 4, 4.0, n)) * rng.choice([0.02, 0.1, 0.5])
@@ -48,7 +53,8 @@ def random_pipeline(seed: int, *, events: int = 120, code: Any = None, many: boo
         times = np.floor(times / grid) * grid
     if rng.random() < 0.2:
         times = times + 1.7e9
-    workload = prepare(shape, measured, Trace(times), seed=seed, code=code)
+    known = np.random.default_rng([seed, 9]).integers(0, max(1, len(shape.sources)), n if seed % 2 else 0)
+    workload = prepare(shape, measured, Trace(times, known.astype(np.uint8)), seed=seed, code=code)
     stations = [with_concurrency(random_station(rng, grid), seed + s) for s, _ in enumerate(shape.stages)]
     stations = [with_slots(station, seed + s) for s, station in enumerate(stations)]
     return RandomPipeline(workload, [with_deadline(station, seed + s) for s, station in enumerate(stations)])
@@ -84,6 +90,26 @@ def random_tree(seed: int) -> Shape:
         else:
             last = add(scope, last)
     return Shape(tuple(names), tuple(arrows), tuple(sorted(many)))
+
+
+def with_sinks(shape: Shape, seed: int) -> Shape:
+    """Half of the shapes with stages before others that feed a sink as well, of the scope of the last stage."""
+    rng, scopes = np.random.default_rng([seed, 8]), [shape.scope_after(at) for at in range(len(shape.stages))]
+    if rng.random() < 0.5:
+        return shape
+    inner = (at for at, scope in enumerate(scopes) if shape.children(at) and scope == scopes[-1])
+    return replace(shape, beside=tuple(at for at in inner if rng.random() < 0.3))
+
+
+def with_sources(shape: Shape, seed: int) -> Shape:
+    """Most of the shapes with several first stages with two sources or more, each of which leads to some of these."""
+    rng, entries = np.random.default_rng([seed, 10]), shape.entries()
+    if len(entries) < 2 or rng.random() < 0.3:
+        return shape
+    own = rng.integers(0, min(3, len(entries)), len(entries)).tolist()
+    own[:2] = [0, 1]
+    sources = [tuple(e for e, of in zip(entries, own, strict=True) if of == each) for each in sorted(set(own))]
+    return replace(shape, sources=tuple(sources))
 
 
 def with_fan_outs(shape: Shape, seed: int) -> Paths:

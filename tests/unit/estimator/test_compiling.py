@@ -48,7 +48,7 @@ for seed in range(30):
         arrivals = arrivals_at(p.workload, s, e.departures)
         simulate_stage(p.workload, s, arrivals, p.stations[s], late_s=1.0, allowed=10**9)
     count_late(p.workload, e.departures[0], 1.0)
-    latencies_s(p.workload, e.departures[0])
+    latencies_s(p.workload, e.departures)
     evaluate(p.workload, p.stations, kept={0: e.departures[0]})
 print({n: (before[n], len(k.signatures)) for n, k in vars(compiled()).items() if len(k.signatures) != before[n]})
 """

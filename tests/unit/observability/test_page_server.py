@@ -10,6 +10,7 @@ import pytest
 
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.observability.page.server import PageCommand, PageControl, PageServer
+from inferline_stream.tuner.outlook import HourAhead
 from tests.unit.observability.states import a_state
 
 FILES = ("/page.js", "/charts.js", "/dag.js", "/control.js", "/page.css", "/icon.svg")
@@ -63,6 +64,17 @@ def test_nothing_else_is_served(page, path):
 def test_it_is_read_only(page, method):
     with asking(page.port, "/", method) as answer:
         assert answer.status == 501
+
+
+def test_the_hours_ahead_are_served_two_days_of_them():
+    hours = tuple(HourAhead(3600.0 * n, 5.0, {"language": 2}, 0.2) for n in range(168))
+    with (
+        closing(PageServer(lambda: replace(a_state(), hours=hours), ARROWS, port=0)) as server,
+        asking(server.port, "/ahead") as answer,
+    ):
+        shown = json.loads(answer.read())
+    assert len(shown) == 48
+    assert shown[1] == {"time_s": 3600.0, "rate": 5.0, "replicas": {"language": 2}, "cost_per_hour": 0.2, "words": ""}
 
 
 def test_without_a_token_it_takes_no_command(page):

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
-from inferline_stream import Edge, Emulated, Hardware, InvalidTopology, Pipeline, Stage, Topic
+from inferline_stream import Edge, Emulated, Hardware, InvalidTopology, Pipeline, Sample, Spot, Stage, Topic
 from inferline_stream.pipeline.validation import problems, validated
 from tests.unit.pipeline.declaring import Language, is_english, judge, line, moderation, only_problem, pass_on
 
@@ -158,7 +159,95 @@ def test_a_parent_given_twice_is_found() -> None:
 def test_several_final_stages_are_named() -> None:
     pipeline = moderation()
     found = only_problem(moderation(stages=pipeline.stages[:3]))
-    assert "2 stages have no child ('toxicity', 'duplicate')" in found
+    assert "2 stages have no child and no sink of their own ('toxicity', 'duplicate')" in found
+
+
+@pytest.mark.parametrize(
+    ("sinks", "pipelines", "problem"),
+    [
+        ({"right": Topic("alerts")}, Topic("out"), None),
+        ({"left": Topic("alerts"), "right": Topic("calm"), "first": Topic("all")}, None, None),
+        ({"left": Topic("alerts"), "right": Topic("calm")}, Topic("out"), "none feeds the pipeline's sink; leave"),
+        ({"left": Topic("alerts")}, None, "final stage 'right' has no sink; give it or the pipeline"),
+        ({"left": Topic("out")}, Topic("out"), "2 sinks are topic 'out'; give each a topic of its own"),
+        ({"left": Topic("in")}, Topic("out"), "source and sink are both topic 'in'"),
+        ({"right": Topic("x", background=True)}, Topic("out"), "sink topic 'x': background is of a source"),
+        ({"right": Topic("x y")}, Topic("out"), "sink topic 'x y' is no name"),
+        ({"right": Topic("x", codec="raw")}, Topic("out"), "returns list[int], but the sink topic is raw"),
+        (
+            {"right": Topic("x"), "first": Topic("y", codec="msgpack")},
+            Topic("out"),
+            "stage 'first': its sink has the codec 'msgpack', and the next stage takes its results as 'json'",
+        ),
+        ({"right": Topic("x"), "many": Topic("y")}, Topic("out"), "'right' gives whole events, 'many' gives results"),
+    ],
+)
+def test_sinks_of_stages_are_each_a_topic_of_whole_events_that_something_feeds(sinks, pipelines, problem) -> None:
+    first = Stage("first", whole, hardware="cpu-1", sink=sinks.get("first"))
+    stages = [first, *(Stage(n, whole, hardware="cpu-1", after=[first], sink=sinks.get(n)) for n in ("left", "right"))]
+    if "many" in sinks:
+        stages.append(Stage("many", several, hardware="cpu-1", after=[first], many=True, sink=sinks["many"]))
+    pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=pipelines, stages=stages)
+    assert problem in only_problem(pipeline) if problem else problems(pipeline) == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "pipelines", "problem"),
+    [
+        ({"left": Topic("orders")}, Topic("in"), None),
+        ({"left": Topic("orders"), "right": Topic("returns", codec="msgpack")}, None, None),
+        ({"left": Topic("orders")}, [Topic("in"), Topic("old", background=True, rate=3)], None),
+        ({"left": Topic("orders"), "right": Topic("returns")}, Topic("in"), "none reads the pipeline's; leave source"),
+        ({"left": Topic("orders")}, None, "first stage 'right' has no source; give it or the pipeline"),
+        ({"left": Topic("in")}, Topic("in"), "source topic 'in' is listed 2 times"),
+        ({"left": Topic("out")}, Topic("in"), "source and sink are both topic 'out'"),
+        ({"left": Topic("orders", slo="100ms")}, Topic("in"), "of stage 'left': slo is of a pipeline's source"),
+        ({"left": Topic("orders")}, [Topic("in"), Topic("gold", slo="1s")], "sources of stages have one SLO"),
+        ({"left": Topic("orders", arrivals="timestamps")}, Topic("in"), "arrivals of several topics are counted by"),
+        ({"last": Topic("orders")}, Topic("in"), "stage 'last' has parents and a source"),
+        ({"left": Topic("orders", sample=Sample("a", "b"))}, Topic("in"), "topic 'in' has no sample, and others have"),
+        ({}, Topic("in", sample=Sample("a", "b")), "its sample is the pipeline's"),
+    ],
+)
+def test_sources_of_first_stages_are_each_a_topic_of_one_slo(own, pipelines, problem) -> None:
+    left, right = (Stage(name, whole, hardware="cpu-1", source=own.get(name)) for name in ("left", "right"))
+    last = Stage("last", either, hardware="cpu-1", after=[left, right], source=own.get("last"))
+    pipeline = Pipeline("p", slo="2s", source=pipelines, sink=Topic("out"), stages=[left, right, last])
+    assert problem in only_problem(pipeline) if problem else problems(pipeline) == ()
+
+
+def test_what_another_source_gives_is_missing_in_a_join() -> None:
+    left, right = Stage("left", whole, hardware="cpu-1"), Stage("right", whole, hardware="cpu-1", source=Topic("x"))
+    last = Stage("last", both, hardware="cpu-1", after=[left, right])
+    found = problems(Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[left, right, last]))
+    assert len(found) == 2
+    assert all("may not be taken; annotate field" in problem for problem in found)
+
+
+class Either(Struct):
+    left: int | None = None
+    right: int | None = None
+
+
+class Both(Struct):
+    left: int
+    right: int
+
+
+def either(events: list[Either]) -> list[int]:
+    return [0 for _ in events]
+
+
+def both(events: list[Both]) -> list[int]:
+    return [0 for _ in events]
+
+
+def whole(events: list[int]) -> list[int]:
+    return events
+
+
+def several(events: list[int]) -> list[list[int]]:
+    return [[event] for event in events]
 
 
 def test_a_stage_without_hardware_is_found() -> None:
@@ -281,3 +370,24 @@ def test_types_declared_for_named_code_are_compared_along_an_edge() -> None:
     second = Stage("second", "nowhere:run", after=[first], hardware=["cpu-1"], takes=str)
     pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[first, second])
     assert "takes list[str], but its parent 'first' returns list[int]" in only_problem(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("idle", "said"), [("soon", "is not a duration"), ("30s", "must be 60s or more"), (900, "is not a duration")]
+)
+def test_what_sleeps_needs_a_time_of_a_minute_or_more(idle: Any, said: str) -> None:
+    assert said in only_problem(moderation(idle=idle))
+    assert said in only_problem(moderation(toxicity={"idle": idle}))
+
+
+def test_a_stage_that_sleeps_has_no_standby() -> None:
+    assert "leaves no replica, and standby=1 asks for some" in only_problem(
+        moderation(toxicity={"idle": "5m", "standby": 1})
+    )
+
+
+def test_spot_capacity_has_the_kind_beside_it_that_takes_over() -> None:
+    lent = [Hardware("box", 1.0, spot=Spot(0.3))]
+    said = only_problem(moderation(hardware=lent, toxicity={"hardware": ["box-spot"]}))
+    assert "hardware 'box-spot' may be taken away: add 'box', which takes over then" in said
+    assert problems(moderation(hardware=lent, toxicity={"hardware": ["box", "box-spot"]})) == ()

@@ -10,12 +10,12 @@ import pytest
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profile, ServiceTime
-from inferline_stream.pipeline.shape import Arrow, Paths, Shape
+from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.bounds import missed, service_rate, slowest_rate
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.problem import Problem
-from tests.unit.planner.problems import meets, p99_s, plain_problem, prices, random_problem
+from tests.unit.planner.problems import candidates, meets, p99_s, plain_problem, prices, random_problem
 
 SERVICE_S = 0.02
 
@@ -139,3 +139,15 @@ def test_every_stage_needs_a_replica_for_each_of_its_dispatchers():
     bounds = Evaluator(problem).bounds
     held = {n: (Allocation("x", 1, n),) for n in (1, 3)}
     assert [bounds.possible((held[a], held[b])) for a, b in ((3, 3), (1, 3), (3, 1))] == [True, False, False]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("beside", [(), (0,)])
+def test_of_several_sinks_the_way_to_one_does_not_rule_out_what_is_in_time_at_all(seed, beside):
+    problem = random_problem(seed, stages=3, duration_s=4.0, slack=3.0)
+    shape = Shape(problem.shape.stages, (Arrow(0, 1, True), Arrow(0, 2, True)), beside=beside)
+    paths = independent_paths(shape, {("s0", "s1"): 0.1, ("s0", "s2"): 0.6})
+    problem = replace(problem, shape=shape, measured=replace(problem.measured, paths=paths))
+    bounds, met = Evaluator(problem).bounds, [c for c in candidates(problem, 1) if meets(problem, c)]
+    assert met
+    assert all(bounds.possible(candidate) for candidate in met)

@@ -49,14 +49,14 @@ async def test_check_builds_each_stage_on_a_device_of_its_own_one_after_another(
     gpus: int, topology: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, [Locked(topology.parent, f"GPU-{n}", taken=TAKEN) for n in range(gpus)])
-    assert await building_problems(load_topology(topology), topology, Settings(start_timeout_s=30.0)) == []
+    assert (await building_problems(load_topology(topology), topology, Settings(start_timeout_s=30.0)))[0] == []
 
 
 async def test_check_says_that_others_use_every_device(topology: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(this_host, "FREED_S", 0.0)
     gpu = {"name": "Tesla T4", "uuid": "GPU-0", "total": 16 << 30, "used": TAKEN}
     install(monkeypatch, [gpu])
-    found = await building_problems(load_topology(topology), topology, Settings(start_timeout_s=30.0))
+    found, _ = await building_problems(load_topology(topology), topology, Settings(start_timeout_s=30.0))
     assert ["no device that is t4 is free: others use them" in problem for problem in found] == [True, True]
 
 

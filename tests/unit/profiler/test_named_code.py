@@ -42,7 +42,7 @@ def topology(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def found(pipeline: Pipeline, topology: Path) -> list[str]:
-    return asyncio.run(building_problems(pipeline, topology, Settings(start_timeout_s=30.0)))
+    return asyncio.run(building_problems(pipeline, topology, Settings(start_timeout_s=30.0)))[0]
 
 
 async def test_a_replica_runs_a_named_stage_and_judges_named_conditions(topology: Path) -> None:

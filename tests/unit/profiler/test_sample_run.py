@@ -8,7 +8,7 @@ import pytest
 
 from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.errors import InvalidTopology
-from inferline_stream.pipeline.shape import Arrow, Shape, visit_ratios
+from inferline_stream.pipeline.shape import Arrow, Shape, rates, visit_ratios, with_rates
 from inferline_stream.profiler.bench_messages import EventOutcome
 from inferline_stream.profiler.sample_run import INPUTS_KEPT, MOST_EVENTS, SAMPLE_BYTES, run_sample
 
@@ -79,6 +79,17 @@ async def test_paths_are_those_that_each_event_takes_alone() -> None:
     assert dict(zip(run.paths.masks, run.paths.weights, strict=True)) == pytest.approx(
         {mask: count / 100 for mask, count in expected.items()}
     )
+
+
+async def test_events_enter_where_their_source_does() -> None:
+    shape = Shape(("left", "right", "both"), (Arrow(0, 2), Arrow(1, 2)), sources=((0,), (1,)))
+    of = {name: Replica(lambda event: (event, 1)) for name in ("left", "right")}
+    of["both"] = Replica(lambda parts: (b"", 0))
+    run = await run_sample(shape, of, events(40), seconds=10, sources=[int(n >= 30) for n in range(40)])
+    assert sorted(map(int, of["right"].given)) == list(range(30, 40))
+    assert len(of["both"].given) == 40
+    assert dict(zip(run.paths.masks, run.paths.weights, strict=True)) == {0b001: 0.75, 0b110: 0.25}
+    assert rates(shape, with_rates(shape, run.paths, [0.1, 0.9])) == pytest.approx([0.1, 0.9])
 
 
 async def test_visit_ratios_are_visits_over_events() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferline_stream.dataplane.frames import StageInput
+from inferline_stream.pipeline.fallback import FALLBACK
 from inferline_stream.pipeline.profile import PROBABILITIES
 from inferline_stream.profiler.bench_messages import Measure
 from inferline_stream.profiler.replica_failures import ReplicaFailed
-from inferline_stream.profiler.service_times import measure, measure_contention, measure_emulated, powers_of_two
+from inferline_stream.profiler.service_times import (
+    measure,
+    measure_contention,
+    measure_emulated,
+    measure_fallback,
+    powers_of_two,
+)
 from inferline_stream.profiler.variation_fit import service_time
 
 INPUTS = [b"1", b"2"]
@@ -203,6 +211,35 @@ async def test_batches_that_do_not_fit_into_a_share_of_a_gpu_are_left_out_of_its
         replica := Replica(gains), INPUTS, 2, seconds=1.0, device=Device(replica, reports=False)
     )
     assert [entry.device_bytes for entry in whole] == [0, 0]
+
+
+class TwoModels:
+    """A replica on a share of a GPU that gives no memory back: its fallback takes 30 MiB more once it has run."""
+
+    def __init__(self, share_mib: float) -> None:
+        self.share_bytes, self.taken_bytes = share_mib * 2**20, 100 << 20
+
+    async def time(self, inputs: object, order: Measure) -> list[float]:
+        assert order.version == FALLBACK
+        self.taken_bytes = 130 << 20
+        return [0.002 * order.batch_size] * 20
+
+    async def weigh(self, inputs: object, *, emulated: bool = False) -> None:
+        return None
+
+
+async def test_the_memory_of_a_stage_is_that_of_both_its_models_and_they_have_to_fit_together() -> None:
+    alone = tuple(replace(entry, device_bytes=(90 + entry.batch_size) << 20) for entry in ALONE)
+    fits = TwoModels(130)
+    own, fast = await measure_fallback(fits, INPUTS, alone, seconds=1.0, device=fits)
+    assert [entry.device_bytes >> 20 for entry in own] == [121, 124]
+    assert [(entry.batch_size, entry.mean_s) for entry in fast] == [
+        (1, pytest.approx(0.002)),
+        (4, pytest.approx(0.008)),
+    ]
+    tight = TwoModels(129)
+    with pytest.raises(ReplicaFailed, match="take 130 MiB of the GPU, and the share comes to 129 MiB, with its fall"):
+        await measure_fallback(tight, INPUTS, alone, seconds=1.0, device=tight)
 
 
 class Crowded:

@@ -27,8 +27,6 @@ def shared(partitions, shape=ONE):
 def test_members_with_a_partition_each_are_the_estimators_slots_of_one_replica_bit_for_bit(seed):
     rng = np.random.default_rng(seed)
     shape = random_shape(rng)
-    while len(shape.finals()) > 1:
-        shape = random_shape(rng)
     conditional = {(shape.stages[w.parent], shape.stages[w.child]): 0.6 for w in shape.arrows if w.conditional}
     members = int(rng.integers(1, 5))
     profiles, held = {}, {}

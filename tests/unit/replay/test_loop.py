@@ -30,7 +30,15 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.loop import Conditions, Slowdown, replay
 from inferline_stream.replay.policy_view import Glimpse, View
 from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
-from tests.unit.estimator.random_pipelines import random_keys, random_shape, random_spread_s, random_tree, with_fan_outs
+from tests.unit.estimator.random_pipelines import (
+    random_keys,
+    random_shape,
+    random_spread_s,
+    random_tree,
+    with_fan_outs,
+    with_sinks,
+    with_sources,
+)
 
 ONE = Shape(("a",), ())
 CHAIN = Shape(("a", "b"), (Arrow(0, 1),))
@@ -68,9 +76,7 @@ def test_a_plan_that_stays_is_the_estimators_bit_for_bit(seed, period_s):
         return np.ceil(times_s / grid_s) * grid_s if grid_s else times_s
 
     many = seed % 3 == 0
-    shape = random_tree(seed) if many else random_shape(rng)
-    while len(shape.finals()) > 1:
-        shape = random_shape(rng)
+    shape = with_sources(with_sinks(random_tree(seed) if many else random_shape(rng), seed), seed)
     conditional = {(shape.stages[w.parent], shape.stages[w.child]): 0.6 for w in shape.arrows if w.conditional}
     profiles, held = {}, {}
     several = rng.random() < 0.5

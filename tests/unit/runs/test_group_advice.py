@@ -10,9 +10,11 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InvalidInput
 from inferline_stream.pipeline.consumer_group import ConsumerGroup
 from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.units import format_duration
 from inferline_stream.pipeline.validation import validated
 from inferline_stream.runs.advice_page import advice_page
-from inferline_stream.runs.group_advice import WAYS, advice_document, advise, verdict
+from inferline_stream.runs.group_advice import WAYS, advice_document, advise, verdict, way_rows, way_title
 from inferline_stream.runs.group_seen import Seen, declaration
 from tests.scenarios.test_cli_documents import assert_documented
 from tests.support.simulated_group import Worker, arrivals, looks
@@ -46,6 +48,30 @@ def test_the_advice_has_every_way_what_is_now_and_what_to_do_on_the_page_and_as_
     page = unescape(advice_page(advice))
     assert all(text in page for text in (*WAYS.values(), "also reads 'other'", document["verdict"][0]))
     assert "http" not in page  # it needs nothing else
+    # A minute is too short to keep some of it apart: page, table and JSON say so.
+    assert "planned_from_s" not in {name for name, value in document.items() if value is not None}
+    assert any(note.startswith("ours was planned for the arrivals that it is judged on") for note in document["notes"])
+    assert "planned for these same arrivals" in page
+    assert "which ours was planned for" in way_title(advice.contest)
+
+
+def test_what_was_planned_for_traffic_before_says_so_with_its_errors():
+    pipeline, seen, _ = _seen(Worker(0.02, 0.01, 0.3, 8), 60.0)
+    rng = np.random.default_rng(5)
+    hour = Trace(np.cumsum(rng.exponential(0.2, 10_000)))
+
+    advice = advise(pipeline, seen.learners, seen.arrivals(), watched_s=seen.watched_s, judged_on=hour)
+
+    document = advice_document(advice)
+    assert_documented("advise", json.loads(json.dumps(document)))
+    first_s = hour.arrivals_s[-1] / 3
+    assert document["planned_from_s"] == pytest.approx(first_s, abs=2.0)
+    assert not any("judged on, and will be worse" in note for note in document["notes"])
+    assert all({"cost_error", "miss_error"} <= row.keys() for row in document["ways"])
+    words = format_duration(document["planned_from_s"])
+    assert f"planned for the first {words}, which are not judged" in unescape(advice_page(advice))
+    assert f"planned for the {words} before" in way_title(advice.contest)
+    assert all("±" in row[1] and "±" in row[2] for row in way_rows(advice.contest))
 
 
 def test_nothing_is_advised_while_a_throughput_is_not_known():

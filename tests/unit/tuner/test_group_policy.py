@@ -128,7 +128,15 @@ class Watched:
         self.now_s, self.ready = 0.0, held or self.planned
         self.decisions: list[tuple[float, Action, Reason, int]] = []
 
-    def run(self, rate: float, for_s: float, lag: int = 0, limits: Limits | None = None) -> None:
+    def run(
+        self,
+        rate: float,
+        for_s: float,
+        *,
+        lag: int = 0,
+        throughput: float | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         for _ in range(int(for_s * 2)):
             self.now_s += 0.5
             wanted = self.state.wanted["a"]["cpu-1"]
@@ -142,7 +150,7 @@ class Watched:
                 rate,
                 {
                     "a": StageObservation(
-                        {"cpu-1": Supply(self.ready, max(0, wanted - self.ready))}, partition_lags=(lag,)
+                        {"cpu-1": Supply(self.ready, max(0, wanted - self.ready), throughput)}, partition_lags=(lag,)
                     )
                 },
                 recent=(round(rate),) * 30,
@@ -172,19 +180,53 @@ def test_members_are_raised_at_once_and_lowered_in_one_step_after_a_quiet_time()
     assert lowered[3] <= watched.planned + 1
 
 
-def test_a_backlog_after_a_change_of_members_is_no_demand_and_one_without_is() -> None:
+def test_what_a_hole_leaves_is_no_demand_and_what_it_shows_no_measurement() -> None:
+    """A hole of a minute leaves 1,800 records: as demand, they would ask for another member."""
+    watched = Watched(Rebalance("eager", Learned(60.0, 0.0, 1), 60.0), slo="300s")
+    watched.run(30.0, 120.0)
+    watched.decisions.clear()
+    watched.ready -= 1  # a worker died
+    watched.run(30.0, 1.0)
+    watched.ready += 1
+    watched.run(30.0, 30.0, lag=1800, throughput=10.0)
+    assert not watched.decisions
+    watched.run(30.0, 1.0, lag=4000)  # more than the hole explains
+    assert [reason for _, _, reason, _ in watched.decisions] == [Reason.BACKLOG]
+
+
+def test_without_a_hole_a_backlog_is_demand_and_a_slow_member_is_measured() -> None:
     watched = Watched(EAGER, slo="5s")
     watched.run(30.0, 120.0)
     watched.decisions.clear()
     watched.run(30.0, 1.0, lag=80)
     assert not watched.decisions  # it may take a minute
-    watched.ready -= 1  # a worker died: its group stops for three seconds
-    watched.run(30.0, 3.0, lag=90)
-    assert not watched.decisions
-    watched.run(30.0, 90.0)
+    watched.run(30.0, 1.0, lag=1800)
+    assert [reason for _, _, reason, _ in watched.decisions] == [Reason.BACKLOG]
+    watched = Watched(EAGER, slo="5s")
+    watched.run(30.0, 120.0)
     watched.decisions.clear()
-    watched.run(30.0, 2.0, lag=5000)
-    assert [reason for _, _, reason, _ in watched.decisions][:1] == [Reason.BACKLOG]
+    watched.run(30.0, 1.0, throughput=10.0)
+    assert [reason for _, _, reason, _ in watched.decisions] == [Reason.THROUGHPUT_FELL]
+
+
+def test_what_runs_at_the_beginning_is_not_lowered_before_a_quiet_time_has_passed() -> None:
+    watched = Watched(KIP848, held=8)
+    watched.run(20.0, QUIET_S - 5.0)
+    assert not watched.decisions
+    watched.run(20.0, 60.0)
+    assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
+
+
+def test_after_a_clock_that_jumped_a_quiet_time_passes_again() -> None:
+    watched = Watched(KIP848)
+    watched.run(90.0, 30.0)
+    watched.run(20.0, 90.0)
+    watched.decisions.clear()
+    watched.now_s += 1000.0
+    watched.run(20.0, QUIET_S - 5.0)
+    assert not watched.decisions
+    watched.run(20.0, 30.0)
+    assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
 
 
 def test_where_no_change_is_paid_for_the_plans_number_is_held() -> None:
@@ -197,6 +239,9 @@ def test_where_no_change_is_paid_for_the_plans_number_is_held() -> None:
         watched.run(10.0, 60.0)
         watched.run(28.0, 60.0)
     assert [count for *_, count in watched.decisions if count < watched.planned] == []
+    before = watched.state.wanted
+    watched.run(120.0, 5.0)
+    assert watched.state.wanted == before  # as long as a forecast errs
     watched.run(120.0, 15.0)
     assert watched.decisions[-1][3] > watched.planned
 

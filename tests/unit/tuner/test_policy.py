@@ -244,7 +244,7 @@ def test_one_stage_up_and_another_down_is_a_step_up():
 def test_as_many_replicas_of_another_kind_are_no_step_up():
     tuner, observation = replace(state(PLAIN), time_s=0.0), seen(0.0)
     exchanged = {**tuner.wanted, "a": {"x": 1, "y": 1}}
-    _, decision = _changed(tuner, observation, exchanged, (), demands(tuner, observation)[1])
+    _, decision = _changed(tuner, observation, exchanged, demands(tuner, observation)[1], limited=(), why={})
     assert decision.action is Action.SCALE_DOWN
 
 

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Failed, Leave, Many, Results, Returned
+from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.slot_grants import CanaryShare, Grant, HardwarePlan, StagePlan
 from inferline_stream.kafka.records import Record
 from inferline_stream.observability.stage_counts import CanaryCounts
+from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.version import kind_of_version
 from tests.unit.dataplane.dispatcher.doubles import KIND, WALL_S, PlayedSlot, Replica, fed
 from tests.unit.dataplane.dispatcher.test_live_classes import ARCHIVE, PREMIUM, Classed
@@ -36,13 +38,17 @@ def tried(slot: PlayedSlot, version: str = "ab12") -> Replica:
     return slot.attached(f"c{len(slot.replicas)}", hardware=kind_of_version(KIND, version))
 
 
+def pieces(values: list[bytes]) -> list[list[bytes]]:
+    return [[value] for value in values]
+
+
 @contextlib.contextmanager
-def half_tried(*values: bytes) -> Iterator[tuple[PlayedSlot, Replica, Replica]]:
+def half_tried(*values: bytes, **how: Any) -> Iterator[tuple[PlayedSlot, Replica, Replica]]:
     """A slot that tries a version out on half of the events, a replica of the running version, and one of the new.
 
     The running version has served the first event, so the new one has the events of these values.
     """
-    with fed() as slot:
+    with fed(**how) as slot:
         granted(slot, 0.5)
         main, new = slot.attached(), tried(slot)
         slot.fetched(b"0")
@@ -287,6 +293,40 @@ def test_batches_of_every_live_class_are_copied_and_none_of_background_events() 
         if new.frames:
             new.answer(new.batch())
     assert counts(slot).events == 2
+
+
+def test_it_gets_its_share_of_all_live_classes_together_and_no_background_event() -> None:
+    slot = Classed()
+    slot.plan(canary=CanaryShare("ab12", 0.25))
+    main, new = slot.attached(), tried(slot)
+    for _ in range(20):
+        for partition in (PREMIUM, 0, ARCHIVE):
+            slot.comes(b"%d" % partition, partition=partition)
+        got = served(slot, [main, new])
+        assert got[new.name] <= 1
+    assert abs(counts(slot).events - 10) <= 1
+    assert counts(slot).events + counts(slot).main_events == 40
+    assert slot.report.counts.dead_lettered == 0
+
+
+def test_many_results_of_it_are_sent_once_and_what_it_fails_on_has_those_of_the_running_version() -> None:
+    work = Stage("work", pieces, hardware="cpu-1", many=True, most=3)
+    ends = {"source": Topic("in", codec="raw"), "sink": Topic("out", codec="raw")}
+    with half_tried(b"1", b"2", b"3", stage=routes_of(Pipeline("p", slo="1s", stages=[work], **ends), "work")) as (
+        slot,
+        main,
+        new,
+    ):
+        batch = new.batch()
+        letters = [Many((Done(value + b"a", 0), Done(value + b"b", 0))) for value in map(bytes, batch.inputs)]
+        fails(new, batch, [FAULT, *letters[1:]])
+        again = main.batch()
+        assert again.inputs == batch.inputs[:1]
+        fails(main, again, [Many((Done(b"main", 0),))])
+        slot.until(lambda: slot.offset() == 4, "all are committed")
+        own = [part.value for each in letters[1:] for part in each.results]
+        assert Counter(slot.sent) == Counter([b"0", b"main", *own])
+        assert (counts(slot).failed, slot.report.counts.dead_lettered) == (1, 0)
 
 
 def test_one_that_is_tried_out_no_more_gets_nothing_and_leaves() -> None:

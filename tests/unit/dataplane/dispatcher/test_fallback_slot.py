@@ -180,6 +180,30 @@ def test_a_version_that_is_tried_out_sees_no_copies_of_what_it_made():
     assert (counts.events, counts.main_events) == (1, 0)
 
 
+def test_a_version_that_is_tried_out_runs_its_own_events_itself_and_what_it_fails_on_runs_on_the_stage_itself():
+    stage = Degradable()
+    stage.plan(canary=CanaryShare("ab12", 0.5), **stage.planned)
+    new = stage.attached("new", hardware=kind_of_version(KIND, "ab12"))
+    versions = []
+    for _ in range(8):
+        stage.come(0.95)
+        if new.frames:
+            batch = new.batch()
+            assert batch.version == MAIN
+            new.say(Results(batch.epoch, batch.batch, [Failed("E", "no", "")], [Call(1, 0.01)], 0.01))
+            again = stage.replica.batch()
+            assert (again.inputs, again.version) == (batch.inputs, MAIN)
+            stage.replica.answer(again)
+        else:
+            batch = stage.replica.batch()
+            versions.append(batch.version)
+            stage.replica.answer(batch)
+    assert versions == [FAST] * 4
+    (counts,) = stage.report.counts.canaries.values()
+    assert (counts.events, counts.failed, stage.report.counts.degraded) == (4, 4, 4)
+    assert stage.report.counts.dead_lettered == 0
+
+
 def test_stages_are_named_once_and_in_their_order():
     headers = with_fallback(with_fallback([("own", b"1")], b"a"), b"b", b"a")
     assert headers == [("own", b"1"), (FALLBACK, b"a,b")]

@@ -27,14 +27,18 @@ from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed, Many
-from inferline_stream.dataplane.headers import REPLAY, read_headers
+from inferline_stream.dataplane.headers import ENDED_AT, REPLAY, read_headers
 from inferline_stream.dataplane.lineage import root, share
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.records import Record
+from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.names import ERRORS_PREFIX
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Edge, Pipeline, Stage, Topic
+
+OTHER = "beside"
+"""The source topic of a first stage of its own."""
 
 SEVERAL = 3
 """Results of one event at most."""
@@ -59,13 +63,19 @@ class Tree:
     @cached_property
     def pipeline(self) -> Pipeline:
         rng = random.Random(self.seed)
-        stages = [Stage("s0", nothing, hardware="cpu-1", many=rng.random() < 0.5)]
+        several = rng.random() < 0.4
+        stages = [Stage("s0", nothing, hardware="cpu-1", many=rng.random() < 0.5 and not several)]
         depth, last = int(stages[0].many), stages[0]
 
         def add(after: list[Stage | Edge], many: bool = False) -> Stage:
             stages.append(Stage(f"s{len(stages)}", nothing, hardware="cpu-1", after=after, many=many))
             return stages[-1]
 
+        if several:  # events of either source pass the stage where their ways meet
+            other = Stage("other", nothing, hardware="cpu-1", source=Topic(OTHER))
+            stages.append(other)
+            beside = [add([last.when(always)])] if rng.random() < 0.5 else []
+            last = add([last.when(always) if rng.random() < 0.5 else last, other, *beside])
         for _ in range(rng.randint(1, 4)):
             what = rng.random()
             if depth and what < 0.45:
@@ -76,7 +86,31 @@ class Tree:
             else:
                 last = add([last.when(always) if rng.random() < 0.5 else last], many=rng.random() < 0.4 and depth < 2)
                 depth += last.many
+        self._add_sinks(stages, rng)
         return Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=stages)
+
+    @staticmethod
+    def _add_sinks(stages: list[Stage], rng: random.Random) -> None:
+        """Give some stages a sink of their own, or a child with one: of the same scope, as `check` wants it."""
+        shape = shape_of(Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=stages))
+        scopes = [shape.scope_after(at) for at in range(len(stages))]
+        for at in range(len(stages) - 1):
+            stage, name = stages[at], f"x{at}"
+            if scopes[at] == scopes[-1] and (what := rng.random()) < 0.4:
+                if what < 0.2:
+                    stage.sink = Topic(name)
+                else:
+                    edge = stage.when(always) if what < 0.3 else stage
+                    stages.insert(-1, Stage(name, nothing, hardware="cpu-1", after=[edge], sink=Topic(name)))
+
+    def reached(self, topic: str) -> dict[str, Topic]:
+        """The sinks that events of a source may reach."""
+        found = {
+            s.name for s in self.pipeline.stages if not s.after and (s.source or self.pipeline.source).name == topic
+        }
+        for stage in self.pipeline.stages * 2:
+            found |= {stage.name} if any(edge.parent.name in found for edge in stage.after) else set()
+        return {stage: sink for stage, sink in self.pipeline.sinks.items() if stage in found}
 
     def luck(self, stage: str, value: Any, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {stage} {value} {purpose}")
@@ -99,16 +133,18 @@ class Tree:
 
     # What has to come out, by recursion
 
-    def expected(self, source: Any) -> tuple[list[Any], bool]:
-        """Values in the sink for one event of the source, and whether something of it died without a substitute."""
+    def expected(self, source: Any, topic: str = "in") -> tuple[dict[str, list[Any]], bool]:
+        """Values in each sink for one event of a source, and whether something died without a substitute."""
+        self._from = topic
         self._done: dict[Any, Any] = {}
-        out, dead = [], False
-        final = self.pipeline.stages[-1]
-        for path in self._paths(final):
-            given_ = self._result_at(final, path, source)
-            dead |= given_ == "dead"
-            if isinstance(given_, list):
-                out += [value for value, _ in given_]
+        out, dead = defaultdict[str, list[Any]](list), False
+        for name in self.pipeline.sinks:
+            final = self.pipeline.stage(name)
+            for path in self._paths(final):
+                given_ = self._result_at(final, path, source)
+                dead |= given_ == "dead"
+                if isinstance(given_, list):
+                    out[name] += [value for value, _ in given_]
         return out, dead
 
     def _paths(self, final: Stage) -> list[tuple[int, ...]]:
@@ -131,7 +167,7 @@ class Tree:
     def _input(self, stage: Stage, path: tuple[int, ...], source: Any) -> Any:
         """A tuple of what it gets; None or "dead" where it gets nothing."""
         if not stage.after:
-            return (source,)
+            return (source,) if (stage.source or self.pipeline.source).name == self._from else None
         if (edge := stage.gathers) is not None:
             return self._gathered(edge, path, source)
         found: dict[str, Any] = {}
@@ -186,7 +222,7 @@ class World:
     tree: Tree
     rng: random.Random
     topics: defaultdict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
-    read: Counter[str] = field(default_factory=Counter)
+    read: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         pipeline = self.tree.pipeline
@@ -194,11 +230,12 @@ class World:
         self.ready: dict[str, list[Event]] = {name: [] for name in self.routes}
         self.partitions, self.intakes, self.emitters = {}, {}, {}
         for name, routes in self.routes.items():
-            join = Join(routes.parents) if routes.is_join else None
-            self.partitions[name] = Partition(0, Committed(0), "me", join)
-            topics = dict.fromkeys([*routes.topics_written, *(routes.topic_of(each) for each in routes.stages)], 1)
+            topics = defaultdict[str, int](lambda: 1)
             self.emitters[name] = Emitter(routes, topics, self.rng, new_report("d", 1, name, 0, 1))
-            self.intakes[name] = Intake(routes, self.ready[name].append, self._ends(name))
+            for number, of in enumerate(routes.classes):
+                join = Join(of.heard) if of.is_join else None
+                self.partitions[name, number] = Partition(number * CLASS_STRIDE, Committed(0), "me", join)
+                self.intakes[name, number] = Intake(of, self.ready[name].append, self._ends(name))
 
     def _ends(self, name: str) -> Any:
         def ended(event: Event, outcome: Any) -> None:
@@ -219,21 +256,27 @@ class World:
 
     def run(self, *, again: float) -> None:
         """Let stages read and answer in any order; with this share, a batch is answered twice: its commit was lost."""
-        while moves := [
-            name
+        inputs = {
+            (name, number): of.input_topic
             for name, routes in self.routes.items()
-            if self.ready[name] or self.read[name] < len(self.topics[routes.input_topic])
+            for number, of in enumerate(routes.classes)
+        }
+        while moves := [
+            (name, number)
+            for (name, number), topic in inputs.items()
+            if (self.ready[name] and not number) or self.read[name, number] < len(self.topics[topic])
         ]:
-            name = self.rng.choice(moves)
-            topic = self.routes[name].input_topic
-            if self.ready[name] and (self.rng.random() < 0.5 or self.read[name] >= len(self.topics[topic])):
+            name, number = self.rng.choice(moves)
+            topic = inputs[name, number]
+            if self.ready[name] and (self.rng.random() < 0.5 or self.read[name, number] >= len(self.topics[topic])):
                 event = self.ready[name].pop(self.rng.randrange(len(self.ready[name])))
                 for _ in range(1 + (self.rng.random() < again)):
                     self._emit(name, event, self._outcome(name, event))
             else:
-                self.intakes[name].at(2.0, 2.0)
-                self.intakes[name].take_in(self.partitions[name], self.topics[topic][self.read[name]])
-                self.read[name] += 1
+                self.intakes[name, number].at(2.0, 2.0)
+                at = self.read[name, number]
+                self.intakes[name, number].take_in(self.partitions[name, number], self.topics[topic][at])
+                self.read[name, number] += 1
 
     def _outcome(self, name: str, event: Event) -> Any:
         stage, payload = self.tree.pipeline.stage(name), event.payload
@@ -255,39 +298,48 @@ class World:
         return Many(tuple(done)) if stage.many or not done else done[0]
 
     def send_letters_again(self) -> None:
-        for routes in self.routes.values():
+        for routes in (of for each in self.routes.values() for of in each.classes):
             dlq = routes.names.dead_letters(routes.input_topic)
             letters = list(noted(dlq, routes.input_topic, self.topics[dlq]))
             for letter in {letter.place: letter for letter in letters}.values():
                 headers = [h for h in letter.headers if not h[0].startswith(ERRORS_PREFIX) and h[0] != REPLAY]
                 self.put(routes.input_topic, Record(letter.key, letter.value, [*headers, (REPLAY, b"1")], 1_000))
 
-    def ledger(self, events: int) -> EventLedger:
-        ledger = EventLedger("in", [0], [events])
-        for record in self.topics["in"][:events]:
+    def ledger(self, topic: str, events: int) -> EventLedger:
+        sinks = self.tree.reached(topic)
+        ledger = EventLedger(topic, [0], [events])
+        ledger.reaches(tuple(sinks))
+        for record in self.topics[topic][:events]:
             ledger.entered(record)
-        for record in self.topics["out"]:
-            ledger.out(record)
+        for stage, sink in sinks.items():
+            for record in self.topics[sink.name]:
+                ledger.out(record, stage)
         for record in self.topics[self.routes["s0"].names.completed]:
             ledger.ended(record)
         return ledger
 
 
-def shares(world: World) -> dict[bytes, Fraction]:
-    """By event of the source, the parts of it that have reached the sink or ended: together they are the whole."""
+def shares(world: World, sink: str) -> dict[bytes, Fraction]:
+    """By event of the source, the parts of it that have reached a sink or ended: together they are the whole."""
     found: dict[bytes, Fraction] = defaultdict(Fraction)
-    ends = [*world.topics["out"], *world.topics[world.routes["s0"].names.completed]]
+    completed = world.topics[world.routes["s0"].names.completed]
+    ended = [each for each in completed if sink in (each.header(ENDED_AT) or sink.encode()).decode().split(",")]
+    ends = [*world.topics[world.tree.pipeline.sinks[sink].name], *ended]
     for event_id, of in {(read.event_id or b"", read.of) for read in (read_headers(end.headers) for end in ends)}:
         found[root(event_id, len(of))] += share(of)
     return found
 
 
 def sunk(world: World) -> Counter[str]:
-    return Counter(record.value.decode() for record in world.topics["out"])
+    """Values with the stage that has sent them to its sink."""
+    sinks = world.tree.pipeline.sinks.items()
+    return Counter(f"{at} {record.value.decode()}" for at, topic in sinks for record in world.topics[topic.name])
 
 
-def encoded(values: list[Any]) -> Counter[str]:
-    return Counter(msgspec.json.encode(value).decode() for value in values)
+def expected_of(tree: Tree, events: int) -> Counter[str]:
+    outs = (tree.expected(number, topic.name)[0] for topic in tree.pipeline.sources for number in range(events))
+    values = ((at, value) for out in outs for at, found in out.items() for value in found)
+    return Counter(f"{at} {msgspec.json.encode(value).decode()}" for at, value in values)
 
 
 @settings(max_examples=120, deadline=None)
@@ -295,26 +347,31 @@ def encoded(values: list[Any]) -> Counter[str]:
 def test_whatever_the_shape_each_event_is_whole_once_and_accounted_for(seed: int, events: int, again: float) -> None:
     tree = Tree(seed)
     world = World(tree, random.Random(seed))
-    for number in range(events):
-        world.put("in", Record(b"k", b"%d" % number, (), 1_000))
+    topics = [topic.name for topic in tree.pipeline.sources]
+    for topic, number in itertools.product(topics, range(events)):
+        world.put(topic, Record(b"k", b"%d" % number, (), 1_000))
     world.run(again=again)
-    expected = [tree.expected(number) for number in range(events)]
-    values = [value for out, _ in expected for value in out]
-    found, ledger = sunk(world), world.ledger(events)
-    assert found.keys() == encoded(values).keys()
-    assert again or found == encoded(values)
-    assert ledger.lost() == (0, [])
-    assert again or ledger.duplicated == 0
-    assert shares(world) == {b"in/0/%d" % number: 1 for number in range(events)}
+    expected, found = expected_of(tree, events), sunk(world)
+    assert found.keys() == expected.keys()
+    assert again or found == expected
+    for topic in topics:
+        ledger = world.ledger(topic, events)
+        assert ledger.lost() == (0, [])
+        assert again or ledger.duplicated == 0
+        for sink in tree.reached(topic):
+            whole = {
+                name: found for name, found in shares(world, sink).items() if name.startswith(b"%b/" % topic.encode())
+            }
+            assert whole == {b"%b/0/%d" % (topic.encode(), number): 1 for number in range(events)}
 
     if any(stage.gathers is not None and stage.gathers.fills for stage in tree.pipeline.stages):
         return  # what died has a substitute in the sink
     tree.heals = True
     world.send_letters_again()
     world.run(again=0.0)
-    healed = [value for number in range(events) for value in tree.expected(number)[0]]
-    assert sunk(world).keys() == encoded(healed).keys()
-    assert again or sunk(world) == encoded(healed)
+    healed = expected_of(tree, events)
+    assert sunk(world).keys() == healed.keys()
+    assert again or sunk(world) == healed
 
 
 def test_the_trees_contain_what_they_are_meant_to() -> None:
@@ -323,4 +380,6 @@ def test_the_trees_contain_what_they_are_meant_to() -> None:
     joins = sum(any(len(stage.after) > 1 for stage in pipeline.stages) for pipeline in pipelines)
     apart = sum(len(shape_of(p).scopes()[-1]) > 0 for p in pipelines)
     deaths = sum(Tree(seed).expected(0)[1] for seed in range(200))
-    assert min(gathers, joins, apart, deaths) > 15, (gathers, joins, apart, deaths)
+    sinks = sum(len(pipeline.sinks) > 1 for pipeline in pipelines)
+    several = sum(len(pipeline.sources) > 1 for pipeline in pipelines)
+    assert min(gathers, joins, apart, deaths, sinks, several) > 15, (gathers, joins, apart, deaths, sinks, several)

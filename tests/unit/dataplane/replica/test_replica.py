@@ -11,6 +11,7 @@ from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.fallback import FALLBACK, MAIN
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from tests.support.model_server import model_server_process
 from tests.unit.dataplane.replica.replica_process import DEADLINE_S, replica
 
 TOPOLOGY = """
@@ -178,6 +179,36 @@ def test_each_of_many_results_names_the_version_of_the_stage_that_made_it(tmp_pa
             found.append(results.outcomes)
     by_letters = Many((part("a", "main"), part("b", "main")))
     assert found == [[by_letters, Many()], [Many((part("ab", "fallback", b"own"),)), Many()]]
+
+
+SERVED = """
+from inferline_stream import OpenInference, Pipeline, Stage, Topic
+
+def ask(number: int) -> dict[str, int]:
+    return {{"number": number}}
+
+def answer(outputs: dict) -> int:
+    return int(outputs["doubled"])
+
+def model(name: str) -> OpenInference:
+    return OpenInference("{url}", model=name, request=ask, response=answer)
+
+stage = Stage("work", server=model("double"), fallback=model("triple"), hardware=["cpu-1"])
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
+"""
+
+
+def test_a_served_stage_and_its_fallback_ask_two_models_of_one_server(tmp_path: Path) -> None:
+    with model_server_process() as server, replica(tmp_path, SERVED.format(url=server.url)) as running:
+        dispatcher = running.attach()
+        ready = dispatcher.receive()
+        assert isinstance(ready, Ready)
+        assert ready.fallback
+        for number, (version, times) in enumerate([(MAIN, 2), (FALLBACK, 3), (MAIN, 2)]):
+            dispatcher.send(Batch(7, 1 + number, [b"5", b"7"], version=version))
+            results = dispatcher.receive()
+            assert isinstance(results, Results)
+            assert results.outcomes == [Done(b"%d" % (times * event), 0) for event in (5, 7)]
 
 
 def test_a_new_dispatcher_finds_the_same_process(tmp_path: Path) -> None:

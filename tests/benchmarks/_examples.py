@@ -1,4 +1,4 @@
-"""The moderation example, profiled on this machine for measurements of it."""
+"""Examples of real models, profiled on this machine for measurements of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inferline_stream.pipeline.topology import Pipeline, Sample
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profiling_options import Options
 
-TOPOLOGY = Path(__file__).parents[2] / "topologies/moderation/topology.py"
+MODERATION, OCR = (Path(__file__).parents[2] / f"topologies/{name}/topology.py" for name in ("moderation", "ocr"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class Example:
     measured: PipelineProfile
 
 
-async def profiled(bootstrap_servers: str, folder: Path, options: Options) -> Example:
-    """Load and profile it; profiles are kept in the folder."""
-    pipeline = load_topology(TOPOLOGY)
+async def profiled(bootstrap_servers: str, topology: Path, folder: Path, options: Options) -> Example:
+    """Load and profile an example; profiles are kept in the folder."""
+    pipeline = load_topology(topology)
     assert pipeline.sample is not None, "the example has one"
-    events = TOPOLOGY.parent / pipeline.sample.events
+    events = topology.parent / pipeline.sample.events
     measured = await profile_pipeline(
-        pipeline, TOPOLOGY, read_events(events), bootstrap_servers=bootstrap_servers, options=options, root=folder
+        pipeline, topology, read_events(events), bootstrap_servers=bootstrap_servers, options=options, root=folder
     )
     return Example(pipeline, pipeline.sample, events, measured)

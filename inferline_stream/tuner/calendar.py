@@ -1,0 +1,241 @@
+"""What is known of the time ahead: what comes back from week to week, and what people have said.
+
+Arrivals are kept by five minutes: the busiest minute of each, for four weeks. What came next on days of the same kind,
+by the clock on the wall, says how traffic may grow now: today has a level of its own, and takes from those days only
+what they did from the same time on. A day unlike the others is so believed as soon as it shows, and no growth counts
+that fewer than a fifth of those days have had.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import numpy as np
+
+from inferline_stream.estimator.kernels import Floats
+from inferline_stream.pipeline.schedule import TrafficSchedule
+
+BIN_S = 300
+"""Width of a bin: a leap that comes five minutes sooner than on other days is still foreseen."""
+
+WEEKS = 4
+"""That are kept: four Mondays show a Monday, and traffic of two months ago is another."""
+
+DAYS = 7 * WEEKS
+BINS = DAYS * 86_400 // BIN_S
+
+AHEAD = 12
+"""Bins that are looked ahead at most: an hour, more than replicas take to start."""
+
+SURE = 4 / 5
+"""Share of the days alike that grew by less, at most: what one weekday alone has does not count on the others."""
+
+LEAST_RATE = 100 / 60
+"""Events per second that show no rate to within a tenth in a minute: levels are compared beyond them."""
+
+_MINUTE_S = 60
+_LEAST_WATCHED_S = 30.0
+"""Of a minute, for its count to be one."""
+
+_SCALE, _UNKNOWN = 3000.0, 65_535
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PastWeeks:
+    """Arrivals of the weeks before.
+
+    Args:
+        first: number of the first bin, in `BIN_S` since the epoch.
+        rates: (bins,): events per second in the busiest minute of each; NaN where nobody watched.
+    """
+
+    first: int = 0
+    rates: Floats = field(default_factory=lambda: np.empty(0))
+
+    def with_rate(self, number: int, rate: float) -> PastWeeks:
+        """Those weeks with one more bin, after all others, and without those that are too long ago."""
+        if not self.rates.size:
+            return PastWeeks(number, np.array([rate]))
+        gap = number - self.first - self.rates.size
+        if gap < 0:
+            return self  # the clock was set back
+        rates = np.concatenate([self.rates, np.full(min(gap, BINS), math.nan), [rate]])[-BINS:]
+        return PastWeeks(number + 1 - rates.size, rates)
+
+    def busiest(self, number: int, ahead: int) -> Floats:
+        """(ahead,): the largest rate from a bin on, within one bin, two bins and so on; NaN from an unknown one on."""
+        found = np.full(ahead, math.nan)
+        first = number - self.first
+        if 0 <= first < self.rates.size:
+            known = self.rates[first : first + ahead]
+            found[: known.size] = np.maximum.accumulate(known)
+        return found
+
+    def alike(self, number: int, zone: str) -> tuple[list[int], list[int]]:
+        """Bins of the same time on earlier days of its kind: from Monday to Friday, a Saturday, or a Sunday.
+
+        Returns:
+            Those of other days of the kind, and those of the same day of the week; the newest first.
+        """
+        at = datetime.fromtimestamp(number * BIN_S, ZoneInfo(zone))
+        others: list[int] = []
+        same: list[int] = []
+        for day in range(1, DAYS + 1):
+            then = at.replace(tzinfo=None) - timedelta(days=day)
+            if _kind(then) != _kind(at):
+                continue
+            past = int(then.replace(tzinfo=at.tzinfo).timestamp()) // BIN_S
+            (others if day % 7 else same).append(past)
+        return others, same
+
+    def usual(self, number: int, zone: str, bins: int = 1) -> float | None:
+        """The largest rate from a bin on, as half of the days alike had it; None where none is known."""
+        others, same = self.alike(number, zone)
+        rates = np.array([float(self.busiest(past, bins)[-1]) for past in (*others, *same)])
+        known = rates[~np.isnan(rates)]
+        return float(np.median(known)) if known.size else None
+
+    def growing(self, number: int, zone: str) -> tuple[float, ...]:
+        """Rates that come back from a bin on: the most within it, within it and the next one, and so on.
+
+        What followed on each day alike is taken at today's level, that of the bin before, and that of the bin itself so
+        far, which shows a leap that comes sooner than on other days. Counts what a fifth of the days of its kind had
+        at least, and what each day of the same name had. Two days at least have to be known.
+        """
+        found = self._following(number - 1, zone)
+        if found.size and (sooner := self._following(number, zone)).size:
+            found[1:] = np.maximum(found[1:], sooner[:-1])
+        return tuple(found.tolist())
+
+    def _following(self, number: int, zone: str) -> Floats:
+        """(ahead,): the most within the bin after one, within two and so on, from today's level in that bin."""
+        level = float(self.busiest(number, 1)[0])
+        others, same = ([self._after(past, level) for past in bins] for bins in self.alike(number, zone))
+        named = [after for after in same if after is not None]
+        both = [after for after in others if after is not None] + named
+        if math.isnan(level) or len(both) < 2:
+            return np.empty(0)
+        most = np.quantile(both, SURE, axis=0, method="lower")
+        return np.maximum(most, np.min(named, axis=0)) if len(named) > 1 else most
+
+    def _after(self, past: int, level: float) -> Floats | None:
+        """(ahead,): what followed a bin of another day, in proportion to today's level; None where not all is known."""
+        before, after = float(self.busiest(past, 1)[0]), self.busiest(past + 1, AHEAD)
+        unknown = math.isnan(before) or math.isnan(after[-1])
+        return None if unknown else after * (level + LEAST_RATE) / (before + LEAST_RATE)
+
+    def to_bytes(self) -> bytes:
+        """Two bytes a bin, to a thousandth."""
+        scaled = np.rint(np.log1p(self.rates * _MINUTE_S) * _SCALE)
+        return np.where(np.isnan(scaled), _UNKNOWN, np.minimum(scaled, _UNKNOWN - 1)).astype("<u2").tobytes()
+
+    @classmethod
+    def from_bytes(cls, first: int, data: bytes) -> PastWeeks:
+        """Read back what `to_bytes` gave.
+
+        Raises:
+            ValueError: it did not give that.
+        """
+        if len(data) % 2 or len(data) > 2 * BINS or first < 0:
+            raise ValueError(f"{len(data)} bytes from bin {first} are no weeks of arrivals")
+        scaled = np.frombuffer(data, "<u2").astype(float)
+        return cls(first, np.where(scaled == _UNKNOWN, math.nan, np.expm1(scaled / _SCALE) / _MINUTE_S))
+
+
+def _kind(day: datetime) -> int:
+    return max(day.weekday(), 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """What is known of the time ahead, at one instant.
+
+    Args:
+        time_s: now, in seconds since the epoch.
+        schedule: what people have said.
+        weeks: what came before.
+        recurring: see `PastWeeks.growing`, from the bin of now on.
+    """
+
+    time_s: float
+    schedule: TrafficSchedule = field(default_factory=TrafficSchedule)
+    weeks: PastWeeks = field(default_factory=PastWeeks)
+    recurring: tuple[float, ...] = ()
+
+    def expected_rate(self, lead_s: float) -> float:
+        """Events per second that come back within the lead, or a bin later; 0 where none is known."""
+        if not self.recurring:
+            return 0.0
+        bins = int((self.time_s + lead_s) // BIN_S - self.time_s // BIN_S) + 1
+        return self.recurring[min(bins, AHEAD - 1)]
+
+    def said(self, lead_s: float, planned_rate: float) -> tuple[float, str]:
+        """What people want held within the lead, in multiples of the planned rate, and in words; 0 for nothing."""
+        found = self.schedule.within(self.time_s, self.time_s + lead_s)
+        if found.traffic is None:
+            return found.reserve, f"the schedule holds {found.reserve:g} times the planned traffic: {found.words}"
+        usual = self.weeks.usual(int((self.time_s + lead_s) // BIN_S), self.schedule.zone)
+        multiple = found.traffic * (1.0 if usual is None or planned_rate <= 0 else usual / planned_rate)
+        if found.reserve > multiple:
+            return found.reserve, f"the schedule holds {found.reserve:g} times the planned traffic: {found.words}"
+        of = "the planned traffic" if usual is None else f"the usual {usual:.1f}/s"
+        return multiple, f"the schedule expects {found.traffic:g} times {of}: {found.words}"
+
+
+class WeekCounter:
+    """Counts arrivals into weeks, and gives what the policy sees of them. One class for live use and replay.
+
+    Args:
+        weeks: what is known already.
+    """
+
+    def __init__(self, weeks: PastWeeks | None = None) -> None:
+        self.weeks = weeks or PastWeeks()
+        self._since_s: float | None = None
+        self._minute, self._count, self._watched_s = 0, 0, 0.0
+        self._bin, self._busiest = -1, math.nan
+        self._known: tuple[int, str, tuple[float, ...]] = (-1, "", ())
+        """Minute and zone for which rates that come back are known, and the rates."""
+
+    def add(self, time_s: float, count: int) -> None:
+        """So many came since the call before, at the latest at that time, in seconds since the epoch.
+
+        A gap of more than a minute is one that nobody watched.
+        """
+        since_s, self._since_s = self._since_s, time_s
+        minute = int(time_s // _MINUTE_S)
+        if since_s is None or not 0 <= time_s - since_s <= _MINUTE_S:
+            self._close(minute)
+            return
+        if minute != self._minute:
+            # Those between two looks belong to both minutes.
+            share = (minute * _MINUTE_S - since_s) / (time_s - since_s)
+            self._count += round(count * share)
+            self._watched_s += minute * _MINUTE_S - since_s
+            count -= round(count * share)
+            self._close(minute)
+            since_s = minute * _MINUTE_S
+        self._count += count
+        self._watched_s += time_s - since_s
+
+    def _close(self, minute: int) -> None:
+        """Another minute begins, and perhaps another bin."""
+        if self._watched_s >= _LEAST_WATCHED_S:
+            self._busiest = np.fmax(self._busiest, self._count / self._watched_s).item()
+        self._minute, self._count, self._watched_s = minute, 0, 0.0
+        number = minute * _MINUTE_S // BIN_S
+        if number != self._bin:
+            if not math.isnan(self._busiest):
+                self.weeks = self.weeks.with_rate(self._bin, self._busiest)
+            self._bin, self._busiest = number, math.nan
+
+    def calendar(self, time_s: float, schedule: TrafficSchedule) -> Calendar:
+        """What is known now, in seconds since the epoch."""
+        if self._known[:2] != (self._minute, schedule.zone):
+            number = int(time_s // BIN_S)
+            so_far = self.weeks if math.isnan(self._busiest) else self.weeks.with_rate(number, self._busiest)
+            self._known = self._minute, schedule.zone, so_far.growing(number, schedule.zone)
+        return Calendar(time_s, schedule, self.weeks, self._known[2])

@@ -1,0 +1,68 @@
+"""A notice of spot capacity in the whole control loop: replaced at once, drained in time, whatever else is set."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from inferline_stream.controlplane.records.control_records import Override, encode
+from tests.support.virtual_time import EPOCH_S
+from tests.unit.controlplane.one_stage_world import START_UP_S, World, in_world, steady
+
+ON_SPOT = {"cpu": 0, "cpu-spot": 2}
+
+
+def say(world: World, override: Override) -> None:
+    world.kafka.append(world.names.control, encode(override), override.key.encode())
+
+
+async def there(world: World, kind: str) -> int:
+    return sum(r.hardware == kind and r.state != "retiring" for r in await world.actuator.observe())
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_replacements_start_at_once_and_what_is_taken_works_on_until_they_are_ready(paused: bool) -> None:
+    @in_world(steady(10.0), planned=ON_SPOT)
+    async def story(world: World) -> None:
+        await asyncio.sleep(20.0)
+        waiting = world.arrived - world.done
+        if paused:
+            say(world, Override("pause", until_s=EPOCH_S + 600.0))
+        say(world, Override("notice", "cpu-spot", 30.0, until_s=EPOCH_S + 50.0))
+        await world.until(lambda: world.controller.wanted["a"] == {"cpu": 2, "cpu-spot": 0}, 2.0)
+        await asyncio.sleep(START_UP_S / 2)
+        assert (await there(world, "cpu"), await there(world, "cpu-spot")) == (2, 2)
+        await asyncio.sleep(START_UP_S + 2.0)
+        assert (await there(world, "cpu"), await there(world, "cpu-spot")) == (2, 0)
+        assert world.arrived - world.done <= waiting + 1.0
+        await asyncio.sleep(60.0)
+        assert (await there(world, "cpu"), await there(world, "cpu-spot")) == (2, 0), "it is away"
+        assert world.decisions() == [("scale_up", "spot_lost")]
+
+    story()
+
+
+@in_world(steady(10.0), planned=ON_SPOT)
+async def test_a_notice_shorter_than_a_start_drains_replicas_before_they_are_taken(world: World) -> None:
+    await asyncio.sleep(20.0)
+    say(world, Override("notice", "cpu-spot", 10.0, until_s=EPOCH_S + 30.0))
+    world.actuator.room["cpu"] = 0  # none has a place
+    await asyncio.sleep(3.0)
+    assert await there(world, "cpu-spot") == 2
+    await asyncio.sleep(4.0)
+    assert await there(world, "cpu-spot") == 0
+
+
+@in_world(steady(10.0))
+async def test_a_notice_for_what_nobody_has_is_said_and_changes_nothing(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await asyncio.sleep(10.0)
+    with caplog.at_level(logging.WARNING):
+        say(world, Override("notice", "cpu-spot", 30.0, until_s=EPOCH_S + 40.0))
+        await asyncio.sleep(20.0)
+    assert "notice of cpu-spot: there is no replica of it, so nothing is replaced" in caplog.text
+    assert world.decisions() == []
+    assert await world.replicas() == 2

@@ -1,0 +1,209 @@
+"""What weeks teach, what the policy makes of it and of what people say, and the hours ahead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pytest
+
+from inferline_stream import Every, On
+from inferline_stream.pipeline.schedule import TrafficSchedule
+from inferline_stream.tuner.calendar import BIN_S, BINS, Calendar, PastWeeks, WeekCounter
+from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.demand import demands
+from inferline_stream.tuner.outlook import outlook
+from inferline_stream.tuner.policy_settings import PolicySettings
+from tests.unit.tuner.plans import seen, state
+
+DAY_S = 86_400.0
+MONDAY_S = datetime(2026, 11, 2, tzinfo=UTC).timestamp()
+"""Of the first of five weeks."""
+
+NOTHING_HELD = PolicySettings(insurance=(), beginning_s=0.0)
+
+
+def weeks(rate: Callable[[float, int], float], days: float, began_s: float = MONDAY_S) -> PastWeeks:
+    """So many days of a rate, by the hour of the day and the day, all counted minute by minute."""
+    counter = WeekCounter()
+    for minute in range(round(days * 1440) + 1):
+        before = minute - 1
+        counter.add(began_s + 60.0 * minute, round(60 * rate(before % 1440 / 60, before // 1440)) if minute else 0)
+    return counter.weeks
+
+
+def at(hour: float, day: int) -> int:
+    return int((MONDAY_S + DAY_S * day + 3600 * hour) // BIN_S)
+
+
+def office(hour: float, day: int) -> float:
+    """Weekdays leap from 20 to 80/s at nine; on weekends nothing does."""
+    return 80.0 if day % 7 < 5 and 9 <= hour < 17 else 20.0
+
+
+@pytest.mark.parametrize("jitter_s", [0.0, 0.05, 0.37])
+def test_a_bin_has_its_busiest_minute_whenever_it_was_looked_at(jitter_s: float) -> None:
+    """By brute force: what came in each whole minute."""
+    rng = np.random.default_rng(5)
+    times = np.sort(rng.uniform(0.0, 3000.0, 20_000)) + MONDAY_S
+    times = times[(times < MONDAY_S + 1200) | (times > MONDAY_S + 1500)]  # an empty bin is a bin
+    counter, before = WeekCounter(), 0
+    for look in np.arange(0.0, 3000.3, 0.1) + MONDAY_S + jitter_s:
+        known = int(np.searchsorted(times, look))
+        counter.add(float(look), known - before)
+        before = known
+    minutes = np.bincount(((times - MONDAY_S) // 60).astype(int), minlength=50).reshape(10, 5) / 60
+    assert counter.weeks.first == MONDAY_S // BIN_S
+    assert counter.weeks.rates[:9] == pytest.approx(minutes.max(axis=1)[:9], rel=0.02, abs=0.1)
+
+
+def test_what_nobody_watched_is_unknown_and_four_weeks_are_kept_in_kilobytes() -> None:
+    known = weeks(office, 2.0)
+    later = known.with_rate(at(0, 3), 7.0)
+    assert later.first == known.first
+    assert np.isnan(later.busiest(at(12, 2), 1)[0])
+    assert later.busiest(at(0, 3), 2)[0] == 7.0
+    month = later.with_rate(at(0, 40), 1.0)
+    assert (month.rates.size, int(np.count_nonzero(~np.isnan(month.rates)))) == (BINS, 1)
+    assert month.with_rate(at(0, 3), 5.0) is month, "the clock was set back"
+    assert len(month.to_bytes()) < 20_000
+    back = PastWeeks.from_bytes(later.first, later.to_bytes())
+    assert back.first == later.first
+    assert np.allclose(back.rates, later.rates, rtol=1e-3, equal_nan=True)
+    with pytest.raises(ValueError, match="no weeks of arrivals"):
+        PastWeeks.from_bytes(0, b"\0" * 3)
+
+
+def test_what_comes_every_day_of_its_kind_is_foreseen_in_its_hour_and_nowhere_else() -> None:
+    known = weeks(office, 14 + 9 / 24)  # the third Monday, at nine
+    foreseen = known.growing(at(9, 14), "UTC")
+    assert foreseen[0] == pytest.approx(80.0, rel=0.02)
+    at_eight = weeks(office, 14 + 8 / 24).growing(at(8, 14), "UTC")
+    assert at_eight[10] == pytest.approx(20.0, rel=0.02), "the eleventh five minutes from eight on"
+    assert at_eight[11] == pytest.approx(20.0, rel=0.02)
+    saturday = weeks(office, 19 + 9 / 24).growing(at(9, 19), "UTC")
+    assert max(saturday) == pytest.approx(20.0, rel=0.02)
+
+
+@pytest.mark.parametrize(("today", "expected"), [(1.0, 80.0), (2.0, 160.0), (0.5, 40.0), (0.0, 6.2)])
+def test_a_day_has_its_own_level_and_one_on_which_nothing_comes_is_believed(today: float, expected: float) -> None:
+    known = weeks(lambda hour, day: office(hour, day) * (today if day == 14 else 1.0), 14 + 9 / 24)
+    assert known.growing(at(9, 14), "UTC")[0] == pytest.approx(expected, rel=0.08), "but for what shows no rate"
+
+
+@pytest.mark.parametrize(("leaping", "counts"), [(0, False), (1, False), (2, False), (3, True)])
+def test_a_growth_counts_that_more_than_a_fifth_of_the_days_had(leaping: int, counts: bool) -> None:
+    """Of ten weekdays, none a Monday."""
+    days = (1, 3, 8)[:leaping]
+    known = weeks(lambda hour, day: 80.0 if day in days and 9 <= hour < 17 else 20.0, 14 + 9 / 24)
+    assert (known.growing(at(9, 14), "UTC")[0] > 40.0) is counts
+
+
+def test_what_both_mondays_had_is_foreseen_on_the_third_although_no_other_day_has_it() -> None:
+    known = weeks(lambda hour, day: 80.0 if day % 7 == 0 and 9 <= hour < 17 else 20.0, 16 + 9 / 24)
+    assert known.growing(at(9, 14), "UTC")[0] == pytest.approx(80.0, rel=0.02)
+    assert known.growing(at(9, 16), "UTC")[0] == pytest.approx(20.0, rel=0.02), "a Wednesday"
+
+
+def test_a_rise_that_began_sooner_than_on_other_days_is_foreseen_from_where_it_is() -> None:
+    """Ten minutes from 20 to 80/s in two steps, from nine on; today from five to nine on."""
+
+    def rate(hour: float, day: int) -> float:
+        minutes = 60 * (hour - 9) + (5 if day == 14 else 0)
+        return 20.0 if minutes < 0 else 40.0 if minutes < 5 else 80.0
+
+    known = weeks(rate, 14 + 9 / 24)  # the minutes until nine are the bin so far
+    foreseen = known.growing(at(9, 14) - 1, "UTC")
+    assert foreseen[0] == pytest.approx(20.0, rel=0.02), "other days were at 20/s, as today was before"
+    assert foreseen[1] == pytest.approx(80.0, rel=0.06), "they doubled then, and today is at 40/s"
+
+
+def test_nothing_is_foreseen_from_one_day_or_without_the_minutes_before() -> None:
+    assert weeks(office, 1 + 9 / 24).growing(at(9, 1), "UTC") == ()
+    assert weeks(office, 14).growing(at(9, 14), "UTC") == ()
+
+
+def test_a_clock_change_moves_what_comes_at_nine_by_the_clock_on_the_wall() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    began_s = datetime(2026, 10, 12, tzinfo=UTC).timestamp()
+
+    def rate(hour: float, day: int) -> float:
+        wall = datetime.fromtimestamp(began_s + DAY_S * day + 3600 * hour, berlin)
+        return 80.0 if 9 <= wall.hour < 17 else 20.0
+
+    monday = datetime(2026, 10, 26, 9, tzinfo=berlin)  # the first after the change
+    number = int(monday.timestamp()) // BIN_S
+    known = weeks(rate, (monday.timestamp() - began_s) / DAY_S, began_s)
+    assert known.growing(number, "Europe/Berlin")[0] == pytest.approx(80.0, rel=0.02)
+    early = PastWeeks(known.first, known.rates[: -3600 // BIN_S])
+    assert early.growing(number - 3600 // BIN_S, "Europe/Berlin")[0] == pytest.approx(20.0, rel=0.02)
+    assert early.growing(number - 3600 // BIN_S, "UTC")[0] == pytest.approx(80.0, rel=0.02), "an hour too soon"
+
+
+def moment(schedule: TrafficSchedule, time_s: float, known: PastWeeks | None = None) -> Calendar:
+    return Calendar(time_s, schedule, known or PastWeeks())
+
+
+def test_the_policy_adds_to_the_floor_that_people_have_said_one_lead_before_its_time() -> None:
+    nine_s = MONDAY_S + 9 * 3600
+    schedule = TrafficSchedule((Every("mon 09:00-10:00", reserve=4.0),))
+
+    def needed(time_s: float, recent: int = 100) -> tuple[float, Reason, str]:
+        busy = seen(0.0, (3 * recent, 6 * recent, 60 * recent), recent=(recent,) * 30, watched_s=100.0)
+        _, found = demands(state(NOTHING_HELD), replace(busy, calendar=moment(schedule, time_s)))
+        return found["a"].needed, found["a"].reason, found["a"].detail
+
+    alone = needed(nine_s - 4.0)[0]
+    held, reason, words = needed(nine_s - 2.5)  # two seconds to start, one to react
+    assert (reason, words) == (
+        Reason.INSURANCE,
+        "the schedule holds 4 times the planned traffic: 'mon 09:00-10:00'",
+    )
+    assert held > 2 * alone
+    assert needed(nine_s + 3599.0)[0] == held
+    assert needed(nine_s + 3600.0)[0] == alone
+    assert needed(nine_s, recent=1000)[0] > held, "more traffic than they said"
+
+
+def test_traffic_that_people_expect_is_in_proportion_to_what_weeks_have_taught() -> None:
+    friday_s = MONDAY_S + 25 * DAY_S
+    schedule = TrafficSchedule((On("2026-11-27", traffic=3.0),))
+    known = weeks(office, 25)
+    noon, night = (moment(schedule, friday_s + 3600 * hour, known).said(3.0, 100.0) for hour in (12, 22))
+    assert (noon[0], night[0]) == (pytest.approx(2.4, rel=0.02), pytest.approx(0.6, rel=0.02))
+    assert moment(schedule, friday_s).said(3.0, 100.0)[0] == 3.0, "of the planned traffic, where nothing is known"
+    assert moment(schedule, friday_s + DAY_S).said(3.0, 100.0)[0] == 0.0
+
+
+def test_what_comes_back_joins_the_forecasts_and_says_so() -> None:
+    known = weeks(lambda hour, day: 3.0 * office(hour, day), 14 + 9 / 24)
+    calendar = Calendar(
+        MONDAY_S + 14 * DAY_S + 9 * 3600 - 2.0, weeks=known, recurring=known.growing(at(9, 14) - 1, "UTC")
+    )
+    quiet = seen(0.0, (180, 360, 3600), recent=(60,) * 30, watched_s=100.0)
+    _, without = demands(state(NOTHING_HELD), quiet)
+    _, found = demands(state(NOTHING_HELD), replace(quiet, calendar=calendar))
+    assert found["a"].reason is Reason.RATE_RISING
+    assert "240.0/s expected at this time of the week within 3.0 s" in found["a"].detail
+    assert found["a"].needed > 2 * without["a"].needed
+
+
+def test_the_hours_ahead_have_what_half_of_the_days_had_and_what_people_say() -> None:
+    schedule = TrafficSchedule((On("2026-11-16 12:00-13:00", traffic=2.0), Every("mon 06:00-06:30", reserve=4.0)))
+    calendar = moment(schedule, MONDAY_S + 14 * DAY_S + 1800, weeks(office, 14.0))
+    hours = outlook(state().basis, calendar, 24)
+    assert [hour.time_s for hour in hours] == [MONDAY_S + 14 * DAY_S + 3600 * n for n in range(24)]
+    expected = [2.0 * 80 if n == 12 else 80.0 if 9 <= n < 17 else 20.0 for n in range(24)]
+    assert [hour.rate for hour in hours] == pytest.approx(expected, rel=0.02)
+    assert hours[12].words == "'2026-11-16 12:00-13:00'"
+    replicas = [hour.replicas["a"] for hour in hours]
+    assert replicas[9] < replicas[12] < replicas[6], "reserve counts as multiples of the plan"
+    for hour in hours:
+        assert hour.cost_per_hour == pytest.approx(sum(hour.replicas.values()) * 1.0)
+    unknown = outlook(state().basis, moment(TrafficSchedule(), MONDAY_S), 1)[0]
+    assert (unknown.rate, unknown.replicas) == (None, {"a": 2, "b": 3})
+    assert math.isfinite(unknown.cost_per_hour)
