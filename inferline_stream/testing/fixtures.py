@@ -6,7 +6,7 @@
 - `embedded_broker`: one embedded broker for the whole session, in a process of its own.
   Each process of pytest-xdist has a session, and so an embedded broker, of its own.
 - `kafka`: the test runs twice, once on each.
-- `own_apache_kafka`: a broker of the test's own, to be stopped, killed, suspended and restarted.
+- `own_apache_kafka`: a broker of the module's own, to be stopped, killed, suspended and restarted.
 
 A Kafka that is given by `KAFKA_BOOTSTRAP_SERVERS` should be a single node with `local_kafka.TEST_SETTINGS`: tests
 create topics of one copy, expect none to appear by itself, and let sessions and transactions end within a second.
@@ -42,9 +42,9 @@ def apache_kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_apache_kafka(request: pytest.FixtureRequest) -> Iterator[LocalKafka]:
-    """An Apache Kafka that nobody else uses, for tests that hurt it."""
+    """An Apache Kafka of a module's own, for tests that hurt it: each leaves it running."""
     with ExitStack() as stack:
         try:
             server = stack.enter_context(LocalKafka())

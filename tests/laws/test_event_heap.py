@@ -20,8 +20,8 @@ from tests.unit.estimator.random_pipelines import RandomPipeline, random_pipelin
 from tests.unit.estimator.small import CHAIN, measured
 
 GROUPS = 5
-PIPELINES_PER_GROUP = 80
-"""Twice as many in all as contain each thing dozens of times, see below."""
+PIPELINES_PER_GROUP = 40
+"""As many in all as contain each thing dozens of times, see below."""
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -59,7 +59,7 @@ def test_pipelines_with_many_results_and_gathers_give_the_latencies_of_the_event
 
 
 def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:
-    pipelines = [random_pipeline(seed) for seed in range(200)]
+    pipelines = [random_pipeline(seed) for seed in range(GROUPS * PIPELINES_PER_GROUP)]
     stations = [s for pipeline in pipelines for s in pipeline.stations]
     shapes = [pipeline.workload.shape for pipeline in pipelines]
     assert sum(bool(shape.joins()) for shape in shapes) > 50

@@ -2,8 +2,6 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.planner import default_search as refinement
 from inferline_stream.planner import evaluator as evaluating
@@ -16,11 +14,10 @@ def _last_first(function, values):
     return [*reversed([function(value) for value in reversed(list(values))])]
 
 
-@pytest.mark.parametrize("seed", [1, 8])
-def test_an_outcome_is_the_same_to_the_last_count_whatever_is_simulated_at_once(seed, monkeypatch):
+def test_an_outcome_is_the_same_to_the_last_count_whatever_is_simulated_at_once(monkeypatch):
     monkeypatch.setattr(refinement, "COARSE_EVENTS", 500)  # so that there are shorter pieces
     monkeypatch.setattr(evaluating, "GLANCED_EVENTS", 1000)
-    problem = random_problem(seed, stages=3, rate=200, duration_s=6.0, slack=4.0)
+    problem = random_problem(8, stages=2, rate=200, duration_s=6.0, slack=4.0)
     one_by_one = search(problem)
     with ThreadPoolExecutor(3) as pool:
         for spread in (Spread(_last_first, 3), Spread(pool.map, 3)):

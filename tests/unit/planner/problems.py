@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.station import rests_s, station
-from inferline_stream.estimator.workload import prepare
+from inferline_stream.estimator.workload import Workload, prepare
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
@@ -152,6 +152,19 @@ def least_cost(problem: Problem, most: int) -> float:
     return next((cost_of(problem, c) for c in candidates(problem, most) if meets(problem, c)), math.inf)
 
 
+_workloads: dict[tuple[int, ...], tuple[Workload, Problem, Trace]] = {}
+"""The latest workload, by the identities of what it was made of, which it keeps alive."""
+
+
+def workload_of(problem: Problem, trace: Trace) -> Workload:
+    """What all candidates of a problem are simulated on: drawn once, since an enumeration asks a thousand times."""
+    made_of = (id(problem.shape), id(problem.measured), id(trace), problem.seed)
+    if made_of not in _workloads:
+        _workloads.clear()
+        _workloads[made_of] = prepare(problem.shape, problem.measured, trace, seed=problem.seed), problem, trace
+    return _workloads[made_of][0]
+
+
 def latencies_s(problem: Problem, candidate: Candidate, trace: Trace | None, order_slo_s: float) -> NDArray[np.float64]:
     """By a simulation from scratch, without bounds, cached departures or early ends."""
     rests = rests_s(problem.shape, problem.measured, problem.order, order_slo_s)
@@ -166,8 +179,7 @@ def latencies_s(problem: Problem, candidate: Candidate, trace: Trace | None, ord
         )
         for name, option in zip(problem.shape.stages, candidate, strict=True)
     ]
-    workload = prepare(problem.shape, problem.measured, trace or problem.traces[0], seed=problem.seed)
-    latency_s = evaluate(workload, stations).latency_s
+    latency_s = evaluate(workload_of(problem, trace or problem.traces[0]), stations).latency_s
     assert latency_s is not None
     return latency_s
 

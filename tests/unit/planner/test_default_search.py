@@ -328,17 +328,21 @@ def test_each_longer_piece_begins_with_what_was_found_on_the_one_before_the_chea
         assert asked == {40: [coarse], 400: given}
 
 
-def test_a_long_trace_is_planned_coarse_to_fine_and_verified_on_all_of_it():
-    problem = random_problem(2, stages=2, rate=400, duration_s=300, slack=4.0)
+def test_a_long_trace_is_planned_coarse_to_fine_and_verified_on_all_of_it(monkeypatch):
+    monkeypatch.setattr(coarse_to_fine, "COARSE_EVENTS", 1200)
+    problem = random_problem(2, stages=2, rate=400, duration_s=60, slack=4.0)
     outcome = search(problem)
     assert len(levels(problem)) > 1
     assert meets(problem, outcome.candidate)
     assert outcome.p99_s == p99_s(problem, outcome.candidate)
 
 
-def test_where_the_busiest_piece_is_not_the_hardest_the_plan_meets_the_slo_on_the_whole_all_the_same():
+def test_where_the_busiest_piece_is_not_the_hardest_the_plan_meets_the_slo_on_the_whole_all_the_same(
+    monkeypatch,
+):
+    monkeypatch.setattr(coarse_to_fine, "COARSE_EVENTS", 1200)
     problem = random_problem(2, stages=2, slack=4.0)
-    even_s, clumps_s = np.arange(25_000) / 400, np.repeat(np.arange(750) / 9, 40)
+    even_s, clumps_s = np.arange(5_000) / 400, np.repeat(np.arange(150) / 9, 40)
     trace = Trace(np.concatenate((even_s, even_s[-1] + 1 + clumps_s)))
     problem = replace(problem, traces=(trace,))
     coarse = levels(problem)[0]
