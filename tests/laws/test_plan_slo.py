@@ -16,8 +16,8 @@ from inferline_stream.planner.problem import Problem, fastest_path_s
 from inferline_stream.planner.provision import Algorithm, SearchSettings, provision
 from tests.unit.planner.problems import p99_s, random_problem
 
-few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-fewer = settings(few, max_examples=3)  # several plans each
+few = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fewer = settings(few, max_examples=6)  # several plans each
 
 
 @st.composite
