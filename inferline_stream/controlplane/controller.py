@@ -251,14 +251,17 @@ class Controller:
             book.written(len(waiting))
 
     async def _look(self) -> None:
-        """Make one consistent state for metrics and tables."""
         now_s = asyncio.get_running_loop().time()
         self.decider.follow_people()
         self.view.held(now_s, plainly(await self.fleet.observe()))
         # A report that was sent before a replica's end may be read after it, and would have it remembered for good.
         self._started &= self.fleet.started_s.keys() | self.view.reports.names()
+        self.look()
+
+    def look(self) -> None:
+        """Make one consistent state for metrics, tables and the report."""
         state = self.view.state(
-            now_s,
+            asyncio.get_running_loop().time(),
             time.time(),
             self.wanted,
             slots={stage: len(held) for stage, held in self.slots.table.grants.items()},

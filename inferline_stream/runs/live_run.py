@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from inferline_stream.controlplane.controller import Controller
@@ -217,15 +217,9 @@ class LiveRun:
     async def report(self, lag: dict[str, int]) -> RunReport:
         """Account for every event and put the report together."""
         self.run.display.step("accounting for every event")
-        assert self.controller.state is not None, "a drained run has been looked at"
-        # A decision may be newer than the last look.
-        view = self.controller.view
-        state = replace(
-            self.controller.state,
-            decisions=tuple(view.decisions),
-            latency=view.latencies.histogram(),
-            late_events=view.latencies.late(),
-        )
+        self.controller.look()  # what came last is newer than the last look
+        state = self.controller.state
+        assert state is not None, "it has just been looked at"
         ended_s = time.time()
         ledger = await read_ledger(
             self.offsets,
