@@ -44,7 +44,7 @@ async def test_people_set_limits_take_them_back_deploy_code_and_read_what_was_de
         controller = under_way.controller
 
         async def limited() -> bool:
-            return controller.decider.overrides.limits(0.0).get("parse") == Limits(1, 3)
+            return controller.decider.overrides.limits(0.0).get("parse") == Limits(1, 3, awake=True)
 
         code, _ = await verb(run, "scale", "parse", "--min", "0")
         assert code == 0

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.forked_command import forked_command
+from tests.support.quiet_profile import quieten
 
 COMMAND = str(Path(sys.executable).with_name("inferline-stream"))
 NOBODY = "127.0.0.1:1"
@@ -136,6 +137,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         .replace("    return [Parsed(", "    WAIT()\n    return [Parsed("),
     )  # fmt: skip
     called(folder, "profile", "slow")
+    quieten(folder / "slow")
     (folder / "slow" / "slower").touch()
     (folder / "broken").mkdir()
     for name, text in {"syntax": "pipeline = (", "raises": "\n1 / 0", "empty": ""}.items():
