@@ -29,7 +29,6 @@ from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, C
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
 from inferline_stream.controlplane.observe.recovery import Recovered, recover_arrivals
-from inferline_stream.controlplane.records.control_records import decode_override
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.controlplane.run_inputs import Run
@@ -44,9 +43,6 @@ from inferline_stream.tuner.decision import Reason
 logger = logging.getLogger(__name__)
 
 _KEEP_S = 0.1
-_APART_S = 86_400.0
-"""Records whose timestamps are further from this clock than this have none that says when they were written."""
-
 _STATE_S = 0.5
 _EXITS_KEPT = 300
 _ROOM_S = 2.0
@@ -225,11 +221,7 @@ class Controller:
         return dispatcher.started_s < self.fleet.newest_code_s and dispatcher.stage not in self.fleet.older
 
     async def _obey(self, control: TopicFollower) -> None:
-        records = await control.read(1.0)
-        for entry in self.view.context.decoder.decoded_by_key(records, decode_override):
-            late_s = time.time() - entry.record.time_ms / 1e3  # mostly, how far two clocks are apart
-            override = entry.value.heard(late_s) if entry.value is not None and abs(late_s) < _APART_S else entry.value
-            self.decider.set_by_people(entry.key, override)
+        self.decider.obey(await control.read(1.0))
 
     # -- what goes out -------------------------------------------------------------------------------
 

@@ -24,7 +24,6 @@ from inferline_stream.controlplane.observe.group_collector import GroupCollector
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.records.control_records import decode_override
 from inferline_stream.controlplane.replica_counts import copied
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.errors import Infeasible, InvalidInput, Unreachable
@@ -155,8 +154,7 @@ class GroupController:
         if self.decider is None:  # what people set meanwhile is read then
             await asyncio.sleep(_LOOK_S)
             return
-        for entry in self.context.decoder.decoded_by_key(await control.read(1.0), decode_override):
-            self.decider.set_by_people(entry.key, entry.value)
+        self.decider.obey(await control.read(1.0))
 
     # -- plans ---------------------------------------------------------------------------------------
 

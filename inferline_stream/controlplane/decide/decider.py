@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.apply.fleet import Fleet
@@ -19,10 +19,11 @@ from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.observe.slo_window import SloWindow
 from inferline_stream.controlplane.observe.time_ahead import TimeAhead
-from inferline_stream.controlplane.records.control_records import PLANS_KEPT, Override, Overrides
+from inferline_stream.controlplane.records.control_records import PLANS_KEPT, Override, Overrides, decode_override
 from inferline_stream.controlplane.records.record_writers import DecisionLog
 from inferline_stream.controlplane.replica_counts import copied, going_over, stock_of_cores, stock_of_gpus, within
 from inferline_stream.controlplane.run_inputs import Run
+from inferline_stream.kafka.records import Record
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
@@ -40,6 +41,9 @@ from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.tuner_state import staffed
 
 logger = logging.getLogger(__name__)
+
+_APART_S = 86_400.0
+"""Records whose timestamps are further from this clock than this have none that says when they were written."""
 
 _DECISIONS_KEPT = 5_000
 """Decisions that a run's record holds: a day of one each 20 s."""
@@ -163,8 +167,14 @@ class Decider:
         for stored in self.found.plans:
             self.view.planned(stored)
 
-    def set_by_people(self, key: str, override: Override | None) -> None:
-        """A record of the control topic."""
+    def obey(self, records: Iterable[Record]) -> None:
+        """Take up records of the control topic, their times by the clock here."""
+        for entry in self.view.context.decoder.decoded_by_key(records, decode_override):
+            late_s = time.time() - entry.record.time_ms / 1e3  # mostly, how far two clocks are apart
+            override = entry.value.heard(late_s) if entry.value is not None and abs(late_s) < _APART_S else entry.value
+            self._set_by_people(entry.key, override)
+
+    def _set_by_people(self, key: str, override: Override | None) -> None:
         tried, code = self.overrides.canary, None if override is None else override.code
         name = "" if tried is None or tried.code is None else tried.code.name
         self.overrides = self.overrides.with_record(key, override)
