@@ -29,7 +29,8 @@ from inferline_stream.estimator.kernels import (
     Queue,
     Service,
     Tokens,
-    begin_batch,
+    drawn_s,
+    note_made,
 )
 from inferline_stream.estimator.rank_heap import Heap, drop_first, push
 from inferline_stream.pipeline.deadline_order import (
@@ -39,7 +40,7 @@ from inferline_stream.pipeline.deadline_order import (
     HOPELESS_EVERY,
     NEWS_EVERY_S,
 )
-from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, TOTAL, allows, roll, version_for
+from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, TOTAL, allows, count, roll, version_for
 
 NEVER, HIDDEN, OLD, WAS = 0, 1, 2, 3
 """An event at a stage: hopeful; hopeless, and no demand; so old that it is demand; taken as a hopeless one."""
@@ -352,9 +353,11 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
         How many departures were written.
     """
     times, events, _, _, horizon_s, entry_s = queue
-    limits, table, _, _, hold_s, hop_s, slo_s, rest_s, caps, span, _, fallback = service
-    fast, fast_caps, share, window, _, _ = fallback
+    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, _, fallback = service
+    fast, fast_caps, share, window, fast_batches, made = fallback
     falls_back = fast.size > 0
+    means = lots.size == 0
+    batches, totals = account
     judges = rest_s > -math.inf
     marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, aside, tally, fates, crews = state
     replica_of, _, at_once, under_way = crews
@@ -617,7 +620,21 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
             bring_forward(ring, head, taken)
             under_way[replica_of[Index(row)]] += 1
             largest = max(largest, size)
-            service_s = begin_batch(service, account, members, (first, size, kind, row_of_table + size), version)
+            row_of_table += size
+            if means:
+                service_s = table[row_of_table]
+            else:
+                service_s = drawn_s(varying, lots, members, (first, size, kind, row_of_table))
+            if version == FALLBACK:
+                service_s = fast[row_of_table] if means else service_s * (fast[row_of_table] / table[row_of_table])
+                fast_batches[row_of_table] += 1
+                note_made(made, members, first, size)
+            else:
+                batches[row_of_table] += 1
+            if falls_back:
+                count(window, np.int64(size), np.int64(size) if version == FALLBACK else 0)
+            totals[0] += service_s
+            totals[1] += service_s * np.float64(size)
             # Those that are free stay in front.
             back = head + replicas
             head += ONE

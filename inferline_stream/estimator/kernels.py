@@ -42,8 +42,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.pipeline.fallback import FALLBACK, count
-
 Floats = NDArray[np.float64]
 FloatTable = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -245,39 +243,6 @@ def note_made(made: Flags, events: Events, first: np.uint64, size: np.uint64) ->
     """Note that the fallback makes the results of a batch."""
     for q in range(size):
         made[Index(events[first + Index(q)])] = 1
-
-
-def begin_batch(
-    service: Service,
-    account: Account,
-    events: Events,
-    batch: tuple[np.uint64, np.uint64, np.uint64, np.uint64],
-    version: int,
-) -> float:
-    """Count a batch that begins. Returns how long it takes.
-
-    Args:
-        service: how batches are served.
-        account: what was done.
-        events: has those of the batch.
-        batch: see `drawn_s`.
-        version: that serves it, see `pipeline.fallback`.
-    """
-    table, fallback = service.table, service.fallback
-    first, size, _, row = batch
-    means = service.lots.size == 0
-    service_s: float = table[row] if means else drawn_s(service.varying, service.lots, events, batch)
-    if version == FALLBACK:
-        service_s = fallback.table[row] if means else service_s * (fallback.table[row] / table[row])
-        fallback.batches[row] += 1
-        note_made(fallback.made, events, first, size)
-    else:
-        account.batches[row] += 1
-    if fallback.table.size > 0:
-        count(fallback.window, np.int64(size), np.int64(size) if version == FALLBACK else 0)
-    account.totals[0] += service_s
-    account.totals[1] += service_s * np.float64(size)
-    return service_s
 
 
 def draw_lots(key: int, chosen: Masks) -> None:

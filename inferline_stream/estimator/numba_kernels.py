@@ -20,7 +20,6 @@ _SOURCES = (fallback, kernels, rank_heap, shared_queue, general_queue)
 _INLINED = (
     "drawn_s",
     "note_made",
-    "begin_batch",
     "bring_forward",
     "put_back",
     "place_at_several",

@@ -24,12 +24,12 @@ from inferline_stream.estimator.kernels import (
     Queue,
     Service,
     Tokens,
-    begin_batch,
     drawn_s,
+    note_made,
 )
 from inferline_stream.estimator.rank_heap import Heap, drop_first, push
 from inferline_stream.pipeline.deadline_order import HOPELESS_EVERY
-from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, allows, roll, version_for
+from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, allows, count, roll, version_for
 
 
 class SharedState(NamedTuple):
@@ -252,8 +252,20 @@ class TriagedState(NamedTuple):
 def serve_triaged(queue: Queue, service: Service, account: Account, state: TriagedState, out: Tokens) -> np.int64:
     """As `serve_shared`, with hopeless events last."""
     times, events, _, _, horizon_s, entry_s = queue
-    limits, table, _, _, hold_s, hop_s, slo_s, rest_s, caps, _, _, fallback = service
-    fast, fast_caps, share, window, _, _ = fallback
+    (
+        limits,
+        table,
+        varying,
+        lots,
+        hold_s,
+        hop_s,
+        slo_s,
+        rest_s,
+        caps,
+        _,
+        _,
+        (fast, fast_caps, share, window, fast_batches, made),
+    ) = service
     falls_back = fast.size > 0
     marks, clock, ring_time, ring_row, ring_size, members, aside = state
     base = Index(queue.base)
@@ -269,9 +281,11 @@ def serve_triaged(queue: Queue, service: Service, account: Account, state: Triag
     d = Index(marks[4]) - base  # first that is not known to be in order
     hopeless = Index(aside.size[0])
     largest = Index(marks[7])
+    means = lots.size == 0
     gone = ZERO
     room = Index(out.times.size)
     held = Index(members.size)
+    busy_s, served_s = account.totals
     while i < n or hopeless > ZERO:
         free_s = ring_time[head]
         t = max(free_s, now_s)
@@ -372,7 +386,17 @@ def serve_triaged(queue: Queue, service: Service, account: Account, state: Triag
                 members[k] = events[i]
                 k += ONE
                 i += ONE
-        service_s = begin_batch(service, account, members, (first, size, ZERO, size), version)
+        service_s = table[size] if means else drawn_s(varying, lots, members, (first, size, ZERO, size))
+        if version == FALLBACK:
+            service_s = fast[size] if means else service_s * (fast[size] / table[size])
+            fast_batches[size] += 1
+            note_made(made, members, first, size)
+        else:
+            account.batches[size] += 1
+        if falls_back:
+            count(window, np.int64(size), np.int64(size) if version == FALLBACK else 0)
+        busy_s += service_s
+        served_s += service_s * np.float64(size)
         finish_s = t + service_s
         slot = head + replicas
         head += ONE
@@ -402,4 +426,6 @@ def serve_triaged(queue: Queue, service: Service, account: Account, state: Triag
     aside.size[0] = np.int64(hopeless)
     marks[7] = np.int64(largest)
     clock[0] = now_s
+    account.totals[0] = busy_s
+    account.totals[1] = served_s
     return np.int64(gone)
