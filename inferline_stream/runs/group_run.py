@@ -16,8 +16,8 @@ import msgspec
 from inferline_stream.actuators.group_workers import GroupWorkers
 from inferline_stream.controlplane.apply.group_fleet import GroupFleet
 from inferline_stream.controlplane.group_controller import GroupController
-from inferline_stream.controlplane.leader_loop import LeaderLoop
-from inferline_stream.controlplane.leadership import Leadership, LeadershipLost
+from inferline_stream.controlplane.leader_loop import LeaderLoop, raise_end
+from inferline_stream.controlplane.leadership import Leadership
 from inferline_stream.controlplane.observe.group_collector import GroupCollector
 from inferline_stream.controlplane.observe.recovery import recover
 from inferline_stream.controlplane.pipeline_context import PipelineContext
@@ -155,11 +155,7 @@ async def _shown(run: GroupRun, controller: GroupController, leading: asyncio.Ta
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(run.duration_s):
             while not stop.is_set():
-                if leading.done():
-                    error = leading.exception()
-                    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-                        error = error.exceptions[0]
-                    raise error or LeadershipLost("the control loop has ended")
+                raise_end(leading)
                 if controller.state is not None:
                     run.display.now(controller.state)
                 with contextlib.suppress(TimeoutError):
