@@ -23,6 +23,7 @@ from inferline_stream.controlplane.observe.recovery import recover
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.run_inputs import Run, RunDisplay
 from inferline_stream.controlplane.run_options import Endpoints, RecordOptions
+from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.group_watch import GroupWatch
 from inferline_stream.kafka.pipeline_topics import REPLICATION, ready_topics, topics_of
@@ -143,6 +144,8 @@ async def run_groups(run: GroupRun, stop: asyncio.Event) -> GroupReport:
                 await _shown(run, controller, leading, stop)
                 if controller.decider is not None:
                     await controller.decider.close()
+                with contextlib.suppress(InferlineError):
+                    await leadership.resign()  # the next one begins at once
             finally:
                 leading.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
