@@ -161,10 +161,9 @@ class GroupController:
     async def _plan(self) -> None:
         """Plan once everything is known that a plan is made from, and again where that has changed."""
         now_s = asyncio.get_running_loop().time()
-        sample = self.collector.sample(now_s)
-        due = now_s >= self._due_s or self._partitions != self.collector.partitions
-        if not due:
+        if now_s < self._due_s and self._partitions == self.collector.partitions:
             return
+        sample = self.collector.sample(now_s)
         if self.collector.trouble or sample is None:
             self._say(now_s, _reasons(self.collector.trouble) or "no record has come yet")
             return
