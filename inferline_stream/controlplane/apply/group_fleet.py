@@ -69,7 +69,7 @@ class GroupFleet:
             return
         workers, wanted = self.workers[group], sum(self.wanted.get(group, {}).values())
         try:
-            asked = (await workers.count()).wanted
+            asked = await workers.wanted()
             if group in self.decided and asked != wanted and self.leads():
                 await workers.scale(wanted)
                 logger.info("group %s: asked for %d workers, %s before", group, wanted, asked)
