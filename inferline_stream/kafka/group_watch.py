@@ -168,7 +168,10 @@ class GroupWatch:
 
     def _committed(self, watched: _Watched, found: CommitRecord) -> None:
         if found.topic != watched.declared.topic:
-            watched.others.add(found.topic)
+            if found.offset is not None:
+                watched.others.add(found.topic)
+            else:  # the topic is deleted, or nobody has read it for long
+                watched.others.discard(found.topic)
             return
         if found.offset is None:
             return
