@@ -26,7 +26,7 @@ from inferline_stream.controlplane.run_options import Endpoints, RecordOptions
 from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.group_watch import GroupWatch
-from inferline_stream.kafka.pipeline_topics import REPLICATION, ready_topics, topics_of
+from inferline_stream.kafka.pipeline_topics import ready_topics, topics_of
 from inferline_stream.observability.pipeline_state import DecisionLine
 from inferline_stream.pipeline.group_profile import GroupProfile, Learned
 from inferline_stream.pipeline.plan import Plan
@@ -63,7 +63,6 @@ class GroupRun:
     display: RunDisplay = field(default_factory=RunDisplay)
     endpoints: Endpoints = field(default_factory=lambda: Endpoints(ui=False, metrics_port=None))
     settings: Settings = field(default_factory=Settings)
-    replication: int = REPLICATION
     advisory: bool = False
     duration_s: float | None = None
 
@@ -120,7 +119,7 @@ async def run_groups(run: GroupRun, stop: asyncio.Event) -> GroupReport:
     """
     context = PipelineContext(run.pipeline, KafkaCluster(run.bootstrap_servers), run.settings, run.records)
     create, topics = run.records.create_topics, topics_of(run.pipeline, run.records.prefix)
-    for note in await ready_topics(run.bootstrap_servers, topics, create=create, replication=run.replication):
+    for note in await ready_topics(run.bootstrap_servers, topics, create=create):
         run.display.note(note)
     name = f"{run.pipeline.name}-{secrets.token_hex(4)}"
     async with Leadership(run.bootstrap_servers, context.names, name, context.decoder) as leadership:

@@ -19,7 +19,7 @@ async def test_one_that_is_stopped_lets_the_next_one_lead_at_once(tmp_path):
         pipeline = Pipeline("adopted", slo="5s", stages=[ConsumerGroup("enrich", group="enrich-v2", topic="posts")])
         run = GroupRun(
             pipeline=pipeline, topology=tmp_path / "topology.py", bootstrap_servers=where, workers={},
-            log_folder=tmp_path, replication=1,
+            log_folder=tmp_path,
         )  # fmt: skip
         stop = asyncio.Event()
         running = asyncio.create_task(run_groups(run, stop))
