@@ -18,16 +18,12 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from inferline_stream.actuators.group_workers import WorkerCount
 from inferline_stream.dataplane.grpc_messages import message_types
 from inferline_stream.errors import UsageError
 
 METRIC = "workers"
 GROUP_KEY = "group"
 """Of a trigger's metadata: the declared name of the group that its ScaledObject scales."""
-
-TOLERANCE = 0.1
-"""A HorizontalPodAutoscaler leaves the number of pods alone where the metric asks for a change by a smaller share."""
 
 _SERVICE = "externalscaler.ExternalScaler"
 _MESSAGES = {
@@ -58,7 +54,7 @@ class KedaWorkers:
         tolerance: of the HorizontalPodAutoscaler that KEDA makes.
     """
 
-    def __init__(self, group: str, tolerance: float = TOLERANCE) -> None:
+    def __init__(self, group: str, tolerance: float) -> None:
         self.group, self._tolerance = group, tolerance
         self._wanted: int | None = None
         self._lag: int | None = None
@@ -66,9 +62,9 @@ class KedaWorkers:
         self.changed = asyncio.Event()
         """Set at the next change; another one takes its place."""
 
-    async def count(self) -> WorkerCount:
-        """Return what is asked for; see `GroupWorkers.count`."""
-        return WorkerCount(self._wanted, None)
+    async def wanted(self) -> int | None:
+        """Return what is asked for; see `GroupWorkers.wanted`."""
+        return self._wanted
 
     async def scale(self, workers: int) -> None:
         """Have the next answer ask for so many; see `GroupWorkers.scale`."""

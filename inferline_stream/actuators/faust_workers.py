@@ -16,7 +16,6 @@ from typing import Self
 import msgspec
 
 from inferline_stream.actuators.child_logs import ChildLogs
-from inferline_stream.actuators.group_workers import WorkerCount
 from inferline_stream.pipeline.group_profile import Learned
 
 logger = logging.getLogger(__name__)
@@ -84,9 +83,14 @@ class FaustWorkers:
         await asyncio.gather(*(kept[0] for kept in self._kept.values()), return_exceptions=True)
         self._logs.close()
 
-    async def count(self) -> WorkerCount:
-        """Return how many were asked for, and how many processes there are; see `GroupWorkers.count`."""
-        return WorkerCount(self._wanted, len(self._processes))
+    async def wanted(self) -> int | None:
+        """Return how many were asked for; see `GroupWorkers.wanted`."""
+        return self._wanted
+
+    @property
+    def running(self) -> int:
+        """Processes that there are."""
+        return len(self._processes)
 
     async def scale(self, workers: int) -> None:
         """Start or stop processes, those started last first; see `GroupWorkers.scale`."""

@@ -7,7 +7,6 @@ import contextlib
 import os
 import shlex
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,24 +21,11 @@ _SAID_BYTES = 2000
 _LAST_WORDS_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerCount:
-    """How many workers a group has, by the one who changes their number.
-
-    Args:
-        wanted: asked for last; None where nobody knows.
-        running: at work; None where only Kafka can tell, by the group's members.
-    """
-
-    wanted: int | None
-    running: int | None
-
-
 class GroupWorkers(Protocol):
     """Changes the number of a group's workers. One call at a time."""
 
-    async def count(self) -> WorkerCount:
-        """Return how many there are.
+    async def wanted(self) -> int | None:
+        """Return how many were asked for last; None where nobody knows.
 
         Raises:
             InferlineError: what keeps them refuses.
@@ -68,9 +54,9 @@ class CommandWorkers:
         self._run, self._folder, self._limit_s = run, folder, limit_s
         self._wanted: int | None = None
 
-    async def count(self) -> WorkerCount:
-        """Return what the command was last run with; see `GroupWorkers.count`."""
-        return WorkerCount(self._wanted, None)
+    async def wanted(self) -> int | None:
+        """Return what the command was last run with; see `GroupWorkers.wanted`."""
+        return self._wanted
 
     async def scale(self, workers: int) -> None:
         """Run the command; see `GroupWorkers.scale`."""

@@ -58,6 +58,7 @@ def scale(
 ) -> None:
     """Set replicas or limits of a stage, traffic to come, or the SLO, prices and stock, while it runs."""
     pipeline = pipeline_of(topology, valid=False, groups=True)
+    _refuse_for_groups(pipeline, {"--standby": standby, "--slo": slo, "--notice": notice or None})
     lapses_s = until_s(lasting)
     of_stage: list[Override] = []
     if replicas is not None:
@@ -87,6 +88,15 @@ def scale(
     signed += notices
     signed += [msgspec.structs.replace(override, who=who()) for override in windows]
     send(pipeline, running, [(override.key, override) for override in signed], output)
+
+
+def _refuse_for_groups(pipeline: Pipeline, given: Mapping[str, object]) -> None:
+    """Refuse what nothing follows where the workers are somebody else's."""
+    if pipeline.groups and (options := [name for name, value in given.items() if value is not None]):
+        raise UsageError(
+            f"{', '.join(options)}: of stages whose code runs here; {pipeline.name!r} declares groups. "
+            "Change the topology's SLO and start `run` again, and set numbers of members by --min and --max"
+        )
 
 
 def _of_window(pipeline: Pipeline, at: str | None, amounts: Mapping[str, float | None]) -> list[Override]:

@@ -49,6 +49,9 @@ PLAN_AGAIN_S = 600.0
 _MOVED = 0.1
 """A throughput that has moved by this share changes it."""
 
+_LEARN_S = 5.0
+"""How soon what is learned is looked at again where no plan can be made of it: of a busy group that takes 0.2 s."""
+
 _TELL_S = 60.0
 _SILENT_S = 5.0
 """An outage that is shorter is none to report of."""
@@ -161,21 +164,21 @@ class GroupController:
     async def _plan(self) -> None:
         """Plan once everything is known that a plan is made from, and again where that has changed."""
         now_s = asyncio.get_running_loop().time()
-        sample = self.collector.sample(now_s)
-        due = now_s >= self._due_s or self._partitions != self.collector.partitions
-        if not due:
+        if now_s < self._due_s and self._partitions == self.collector.partitions:
             return
-        if self.collector.trouble or sample is None:
+        if self.collector.trouble or not self.collector.growth.total:
             self._say(now_s, _reasons(self.collector.trouble) or "no record has come yet")
             return
+        self._due_s, self._partitions = now_s + _LEARN_S, self.collector.partitions
         learned = self.collector.profiles()
         if unknown := [profile.group for profile in learned if profile.throughput is None]:
             self._say(now_s, f"the throughput of {', '.join(unknown)} is not known yet")
             return
-        if sample.duration_s < LEAST_TRAFFIC_S and self.decider is None:
-            self._say(now_s, f"{sample.duration_s:.0f} of {LEAST_TRAFFIC_S:.0f} s of traffic were seen")
+        sample = self.collector.sample(now_s)
+        seen_s = 0.0 if sample is None else sample.duration_s
+        if sample is None or (seen_s < LEAST_TRAFFIC_S and self.decider is None):
+            self._say(now_s, f"{seen_s:.0f} of {LEAST_TRAFFIC_S:.0f} s of traffic were seen")
             return
-        self._partitions = self.collector.partitions
         if self.decider is not None and not _moved(self._learned, learned):
             self._due_s = now_s + PLAN_AGAIN_S
             return

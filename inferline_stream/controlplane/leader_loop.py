@@ -84,3 +84,17 @@ class LeaderLoop:
         elif leads and acts is False:
             logger.warning("Kafka has acknowledged a heartbeat: this controller leads still, and goes on")
         return leads
+
+
+def raise_end(leading: asyncio.Task[None]) -> None:
+    """Raise what ended a control loop, if it has ended; of a task group of one cause, that cause.
+
+    Raises:
+        LeadershipLost: it has ended without an error, or another controller leads now.
+    """
+    if not leading.done():
+        return
+    error = leading.exception()
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    raise error or LeadershipLost("the control loop has ended")

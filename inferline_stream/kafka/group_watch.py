@@ -57,6 +57,8 @@ class _Watched:
     assignments: list[Assignment] = field(default_factory=list)
     members: dict[str, frozenset[int]] = field(default_factory=dict)
     committed: dict[int, int] = field(default_factory=dict)
+    before: dict[int, OffsetCommit] = field(default_factory=dict)
+    """By partition, the last commit before it is watched, while the log is read."""
     others: set[str] = field(default_factory=set)
 
     def assign(self, at_s: float, members: Mapping[str, frozenset[int]], protocol: RebalanceProtocol) -> None:
@@ -128,6 +130,9 @@ class GroupWatch:
             log = await stack.enter_async_context(TopicFollower(self._where, TOPIC, start))
             async for record in log.until(await log.end()):
                 self._take(record)
+            for watched in self._watched.values():
+                watched.commits = list(watched.before.values())
+                watched.before.clear()
         except Unreachable as error:
             logger.warning(
                 "%s cannot be read (%s); throughput is learned only from overload. `topics --print` has the right that "
@@ -163,7 +168,10 @@ class GroupWatch:
 
     def _committed(self, watched: _Watched, found: CommitRecord) -> None:
         if found.topic != watched.declared.topic:
-            watched.others.add(found.topic)
+            if found.offset is not None:
+                watched.others.add(found.topic)
+            else:  # the topic is deleted, or nobody has read it for long
+                watched.others.discard(found.topic)
             return
         if found.offset is None:
             return
@@ -172,10 +180,7 @@ class GroupWatch:
             self._least_delay_s = min(self._least_delay_s, time.time() - made_s)
             watched.commits.append(OffsetCommit(made_s + self._shift_s, found.partition, found.offset))
         else:
-            last = {each.partition: each for each in watched.commits}
-            watched.commits = [
-                *(last | {found.partition: OffsetCommit(made_s, found.partition, found.offset)}).values()
-            ]
+            watched.before[found.partition] = OffsetCommit(made_s, found.partition, found.offset)
 
     @property
     def _shift_s(self) -> float:

@@ -30,12 +30,12 @@ class Assignment:
     Args:
         at_s: from when, on the clock of the looks.
         owners: partitions by the id of the member that has them; members without one are in it, too.
-        protocol: how the group shares them out; None where that is not known.
+        protocol: how the group shares them out.
     """
 
     at_s: float
     owners: Mapping[str, frozenset[int]]
-    protocol: RebalanceProtocol | None = None
+    protocol: RebalanceProtocol
 
 
 @dataclass(frozen=True, slots=True)

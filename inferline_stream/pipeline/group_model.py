@@ -58,13 +58,12 @@ class GroupModel:
         return {name: kind for name, kind in self.measured.profiles}
 
 
-def group_model(pipeline: Pipeline, learned: Iterable[GroupProfile], *, slo_s: float | None = None) -> GroupModel:
+def group_model(pipeline: Pipeline, learned: Iterable[GroupProfile]) -> GroupModel:
     """Return the model of a pipeline's groups.
 
     Args:
         pipeline: a valid one, of groups.
         learned: of each group; a change of members that was never seen costs what `UNSEEN` says.
-        slo_s: another target than declared.
 
     Raises:
         InvalidInput: a group of which nothing was learned, or whose throughput is not known yet; branches of which one
@@ -82,7 +81,7 @@ def group_model(pipeline: Pipeline, learned: Iterable[GroupProfile], *, slo_s: f
     shape, paths = _paths(shape_of(pipeline), profiles)
     return GroupModel(
         pipeline.name,
-        pipeline.slo_s if slo_s is None else slo_s,
+        pipeline.slo_s,
         pipeline.objective,
         shape,
         PipelineProfile(

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.pipeline.group_look import Assignment, GroupLook, OffsetCommit
-from inferline_stream.pipeline.group_profile import GroupProfile, Learned, Rebalance, RebalanceProtocol
+from inferline_stream.pipeline.group_profile import GroupProfile, Learned, Rebalance
 from inferline_stream.profiler.append_times import AppendTimes
 from inferline_stream.profiler.batch_line import BatchLine, batch_line
 
@@ -257,7 +257,7 @@ class GroupLearner:
         since_s = self._now_s - WINDOW_S
         batches = [each for each in self._batches if each[0] >= since_s]
         line, size = (self._line(batches), self._largest(batches)) if self._commits_batches(batches) else (None, 1)
-        throughput, source = (line.throughput, "commits") if line is not None else (self._busy(since_s), "busy")
+        throughput = self._busy(since_s) if line is None else line.throughput
         fixed_s, per_event_s, spread = 0.0, 0.0, 0.0
         if line is not None:
             fixed_s, per_event_s, spread = line.fixed_s, line.per_event_s, line.spread
@@ -275,7 +275,7 @@ class GroupLearner:
             per_event_s,
             spread,
             throughput,
-            None if throughput is None else "commits" if source == "commits" else "busy",
+            None if throughput is None else "busy" if line is None else "commits",
             latency_p99_s=self._p99(),
             start_up_s=_mean(self._start_ups),
             rebalance=self._rebalance(line),
@@ -326,8 +326,7 @@ class GroupLearner:
         return Learned(float(middle), float((high - low) / 2 / middle) if middle > 0 else 0.0, count)
 
     def _rebalance(self, line: BatchLine | None) -> Rebalance | None:
-        protocol: RebalanceProtocol | None = None if self.assignment is None else self.assignment.protocol
-        if not self._holes or protocol is None:
+        if not self._holes or self.assignment is None:
             return None
         usual = (lambda size: 0.0) if line is None else line.time_s
         by_change: dict[int, list[float]] = {}
@@ -335,15 +334,7 @@ class GroupLearner:
             by_change.setdefault(hole.change, []).append(max(0.0, hole.length_s - usual(hole.size)))
         pause = _mean([float(np.mean(each)) for each in by_change.values()])
         assert pause is not None
-        return Rebalance(protocol, pause, max(max(each) for each in by_change.values()))
-
-
-def learn(group: str, looks: Iterable[GroupLook]) -> GroupProfile:
-    """Return what looks at a group show of it; `GroupLearner` does the same look by look."""
-    learner = GroupLearner(group)
-    for look in looks:
-        learner.take(look)
-    return learner.profile()
+        return Rebalance(self.assignment.protocol, pause, max(max(each) for each in by_change.values()))
 
 
 def _mean(values: Sequence[float]) -> Learned | None:

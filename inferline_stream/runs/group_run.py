@@ -16,16 +16,17 @@ import msgspec
 from inferline_stream.actuators.group_workers import GroupWorkers
 from inferline_stream.controlplane.apply.group_fleet import GroupFleet
 from inferline_stream.controlplane.group_controller import GroupController
-from inferline_stream.controlplane.leader_loop import LeaderLoop
-from inferline_stream.controlplane.leadership import Leadership, LeadershipLost
+from inferline_stream.controlplane.leader_loop import LeaderLoop, raise_end
+from inferline_stream.controlplane.leadership import Leadership
 from inferline_stream.controlplane.observe.group_collector import GroupCollector
 from inferline_stream.controlplane.observe.recovery import recover
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.run_inputs import Run, RunDisplay
 from inferline_stream.controlplane.run_options import Endpoints, RecordOptions
+from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.group_watch import GroupWatch
-from inferline_stream.kafka.pipeline_topics import REPLICATION, ready_topics, topics_of
+from inferline_stream.kafka.pipeline_topics import ready_topics, topics_of
 from inferline_stream.observability.pipeline_state import DecisionLine
 from inferline_stream.pipeline.group_profile import GroupProfile, Learned
 from inferline_stream.pipeline.plan import Plan
@@ -62,7 +63,6 @@ class GroupRun:
     display: RunDisplay = field(default_factory=RunDisplay)
     endpoints: Endpoints = field(default_factory=lambda: Endpoints(ui=False, metrics_port=None))
     settings: Settings = field(default_factory=Settings)
-    replication: int = REPLICATION
     advisory: bool = False
     duration_s: float | None = None
 
@@ -119,7 +119,7 @@ async def run_groups(run: GroupRun, stop: asyncio.Event) -> GroupReport:
     """
     context = PipelineContext(run.pipeline, KafkaCluster(run.bootstrap_servers), run.settings, run.records)
     create, topics = run.records.create_topics, topics_of(run.pipeline, run.records.prefix)
-    for note in await ready_topics(run.bootstrap_servers, topics, create=create, replication=run.replication):
+    for note in await ready_topics(run.bootstrap_servers, topics, create=create):
         run.display.note(note)
     name = f"{run.pipeline.name}-{secrets.token_hex(4)}"
     async with Leadership(run.bootstrap_servers, context.names, name, context.decoder) as leadership:
@@ -143,6 +143,8 @@ async def run_groups(run: GroupRun, stop: asyncio.Event) -> GroupReport:
                 await _shown(run, controller, leading, stop)
                 if controller.decider is not None:
                     await controller.decider.close()
+                with contextlib.suppress(InferlineError):
+                    await leadership.resign()  # the next one begins at once
             finally:
                 leading.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -155,11 +157,7 @@ async def _shown(run: GroupRun, controller: GroupController, leading: asyncio.Ta
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(run.duration_s):
             while not stop.is_set():
-                if leading.done():
-                    error = leading.exception()
-                    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-                        error = error.exceptions[0]
-                    raise error or LeadershipLost("the control loop has ended")
+                raise_end(leading)
                 if controller.state is not None:
                     run.display.now(controller.state)
                 with contextlib.suppress(TimeoutError):

@@ -6,7 +6,9 @@ import re
 from collections.abc import Collection, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
+from inferline_stream.controlplane.observe.log_growth import LogGrowth
 from inferline_stream.errors import InvalidInput
 from inferline_stream.pipeline.group_look import GroupLook
 from inferline_stream.pipeline.topology import Pipeline
@@ -25,23 +27,19 @@ class Seen:
         self.learners = {group.name: GroupLearner(group.name) for group in pipeline.groups}
         self.notes: tuple[str, ...] = ()
         self._entry = next(group.name for group in pipeline.groups if not group.after)
-        self._came: list[tuple[float, float, int]] = []
-        self._began_s: float | None = None
-        self._looked_s, self._end = 0.0, 0
-        self.events = 0
-        """That have entered since the first look."""
+        self._growth = LogGrowth()
+        self._came: list[NDArray[np.float64]] = [np.empty(0)]
+        self._began_s = 0.0
 
     def take(self, looks: Mapping[str, GroupLook]) -> None:
         """Take in a look at every group."""
         for name, look in looks.items():
             self.learners[name].take(look)
-        entry, end = looks[self._entry], sum(looks[self._entry].ends)
-        if self._began_s is None:
+        entry = looks[self._entry]
+        if self._growth.newest_s is None:
             self._began_s = entry.at_s
-        elif end > self._end:
-            self._came.append((self._looked_s, entry.at_s, end - self._end))
-            self.events += end - self._end
-        self._looked_s, self._end = entry.at_s, end
+        if (came := self._growth.sample(entry.at_s, entry.ends)).size:
+            self._came.append(came)
 
     def close(self, other_topics: Mapping[str, Collection[str]], *, exact: bool) -> None:
         """Note what a person should know of how it was watched."""
@@ -58,14 +56,19 @@ class Seen:
         self.notes = (*shared, *([] if exact else [refused]))
 
     @property
+    def events(self) -> int:
+        """That have entered since the first look."""
+        return self._growth.total
+
+    @property
     def watched_s(self) -> float:
         """From the first look to the last."""
-        return 0.0 if self._began_s is None else self._looked_s - self._began_s
+        newest_s = self._growth.newest_s
+        return 0.0 if newest_s is None else newest_s - self._began_s
 
     def arrivals(self) -> Trace:
-        """When events entered, from the first look on; those between two looks are spread evenly."""
-        parts = [from_s + (until_s - from_s) * (np.arange(n) + 0.5) / n for from_s, until_s, n in self._came]
-        return Trace(np.concatenate(parts) - (self._began_s or 0.0) if parts else np.empty(0))
+        """When events entered, from the first look on."""
+        return Trace(np.concatenate(self._came) - self._began_s)
 
 
 def declaration(found: Mapping[str, Mapping[str, int]]) -> str:

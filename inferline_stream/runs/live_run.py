@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from inferline_stream.controlplane.controller import Controller
-from inferline_stream.controlplane.leadership import LeadershipLost
+from inferline_stream.controlplane.leader_loop import raise_end
 from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, read_ledger
 from inferline_stream.controlplane.observe.observation_log import read_observation_log
@@ -60,7 +60,7 @@ class LiveRun:
         limit_s = self.run.settings.start_limit_s(gpu=on_gpus)
         deadline_s = began_s + limit_s
         while not self._all_ready():
-            self._alive()
+            raise_end(self.control)
             self._tell_start(time.monotonic() - began_s)
             for stage in self.context.shape.stages:
                 died = self.controller.view.restarts[stage]
@@ -97,12 +97,6 @@ class LiveRun:
         ready = sum(min(kind.ready, kind.wanted) for _, kind in kinds)
         self.run.display.progress(ready, sum(kind.wanted for _, kind in kinds), max(0.0, longest_s - elapsed_s))
 
-    def _alive(self) -> None:
-        """Raise what ended the control loop, if it has ended."""
-        if self.control.done():
-            error = self.control.exception()
-            raise _only(error) if error else LeadershipLost("the control loop has ended")
-
     async def follow(self, stop: asyncio.Event) -> None:
         """Show the newest picture until stopped, or the control loop ends.
 
@@ -110,7 +104,7 @@ class LiveRun:
             LeadershipLost: another controller leads now.
         """
         while not stop.is_set():
-            self._alive()
+            raise_end(self.control)
             self.look()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SHOW_S):
@@ -183,7 +177,7 @@ class LiveRun:
 
         left, moved_s = None, time.monotonic()
         while not await empty():
-            self._alive()
+            raise_end(self.control)
             self.look()
             now = await self._live_lags()
             if now != left:
@@ -293,10 +287,3 @@ class LiveRun:
             staffed_s=decider.tables.staffed_s,
             sampled=self.context.pipeline.source.arrivals != "timestamps",
         )
-
-
-def _only(error: BaseException) -> BaseException:
-    """What a task group of one cause was wrapped around."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

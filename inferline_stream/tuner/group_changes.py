@@ -15,6 +15,7 @@ import numpy as np
 
 from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.traffic import RATE_WINDOW_S
 
@@ -57,6 +58,7 @@ class GroupMemory:
         since_s: by group, when its members last changed, ours or not.
         lately: by group, what was wanted, each with the time from which on.
         changes_s: when the number of a group was changed, within the last hour.
+        raised: the default policy's last decision that asks for more.
     """
 
     asked: Mapping[str, Mapping[str, int]]
@@ -64,6 +66,7 @@ class GroupMemory:
     since_s: Mapping[str, float] = field(default_factory=dict)
     lately: Mapping[str, tuple[tuple[float, int], ...]] = field(default_factory=dict)
     changes_s: tuple[float, ...] = ()
+    raised: Decision | None = None
 
 
 def lost_s(sharing: Sharing, before: int, after: int, *, utilization: float, slack_s: float) -> float:

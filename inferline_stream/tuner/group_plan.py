@@ -20,7 +20,7 @@ LEAST_TRAFFIC_S = 60.0
 """Traffic that a first plan is made for lasts so long at least."""
 
 
-def plan_groups(model: GroupModel, sample: Trace, *, seed: int = 0) -> Plan:
+def plan_groups(model: GroupModel, sample: Trace) -> Plan:
     """Return the cheapest plan found whose simulated latency meets the SLO on the whole sample.
 
     Only useful numbers are tried (`Sharing.useful`): first those below which a queue grows, then always the member that
@@ -29,7 +29,6 @@ def plan_groups(model: GroupModel, sample: Trace, *, seed: int = 0) -> Plan:
     Args:
         model: what was learned of the groups.
         sample: traffic, with at least one event.
-        seed: of the paths and service times drawn.
 
     Raises:
         Infeasible: not even a member for each partition meets it; names the groups and the remedy.
@@ -54,7 +53,7 @@ def plan_groups(model: GroupModel, sample: Trace, *, seed: int = 0) -> Plan:
         at_once={name: n for name, n in most_at_once(shape, measured.paths).items() if n > 1},
     )
     prices = {name: kind.price_per_hour for name, kind in model.catalogue.items()}
-    search = StaffingSearch(shape, begun, measured, prices, sharing=model.sharing, seed=seed)
+    search = StaffingSearch(shape, begun, measured, prices, sharing=model.sharing, seed=0)
     most = sum(model.partitions.values())
     found = search.above(sample, 1.0, search.least(1.0), objective=model.objective, most=most)
     p99_s = search.quantile_s(sample, found, model.objective)

@@ -123,6 +123,10 @@ def group_step(state: TunerState, seen: Observation) -> tuple[TunerState, Decisi
     asked, decision = step(replace(state, wanted=memory.asked), _excused(state, basis, memory, seen))
     wanted_now = {s.name: _wanted(s, basis, asked.wanted[s.name], seen) for s in state.basis.stages}
     memory = _remembered(replace(memory, asked=asked.wanted), basis, wanted_now, seen.time_s)
+    if decision is not None and decision.action is Action.SCALE_UP:
+        memory = replace(memory, raised=decision)
+    elif decision is not None and decision.action is Action.HOLD:  # it is given once; members change a step later
+        return replace(asked, wanted=state.wanted, groups=memory), replace(decision, replicas=state.wanted)
     wanted, lowered = dict(state.wanted), []
     for stage in state.basis.stages:
         held, target = sum(state.wanted[stage.name].values()), wanted_now[stage.name]
@@ -135,13 +139,14 @@ def group_step(state: TunerState, seen: Observation) -> tuple[TunerState, Decisi
             wanted[stage.name] = {stage.kinds[0].hardware: target}
     state = replace(asked, wanted=state.wanted, groups=memory)
     if wanted == state.wanted:
-        keeps = decision is None or decision.action is not Action.HOLD
-        return state, None if keeps or decision is None else replace(decision, replicas=state.wanted)
+        return state, None
     changed = [name for name in wanted if wanted[name] != state.wanted[name]]
     memory = replace(memory, changes_s=(*memory.changes_s, *[seen.time_s] * len(changed)))
     raised = [name for name in changed if name not in lowered]
     state = replace(state, wanted=wanted, changed_s=seen.time_s, groups=memory)
-    return state, _decision(wanted, raised, lowered, decision, basis)
+    # Where the plan's number is held, members follow a while after the default policy has asked for them.
+    why = memory.raised if basis.holds else decision
+    return state, _decision(wanted, raised, lowered, why, basis)
 
 
 def _with_members(memory: GroupMemory, seen: Observation) -> GroupMemory:

@@ -91,7 +91,7 @@ async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_not
     await workers.scale(1)
     run = GroupRun(
         pipeline=Pipeline(f"p-{uuid.uuid4().hex[:6]}", slo="5s", stages=[declared]), topology=tmp_path / "topology.py",
-        bootstrap_servers=servers, workers={"enrich": workers}, log_folder=tmp_path, display=newest, replication=1,
+        bootstrap_servers=servers, workers={"enrich": workers}, log_folder=tmp_path, display=newest,
     )  # fmt: skip
     try:
         async with fed(servers, topic, rate), Offsets(servers) as offsets:

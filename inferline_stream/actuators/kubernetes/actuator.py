@@ -138,7 +138,7 @@ class KubernetesActuator:
                 elif not await self._deployments.exists(name):
                     return
                 scale = self._deployments.scale(name)
-                asked = (await scale.pods()).wanted or 0
+                asked = await scale.pods()
                 if asked != self._asked.get((stage, hardware), asked):  # somebody has set it since
                     await scale.refuse_another_scaler()
                 leaving = surplus(self._alike(stage, hardware), replicas, retiring) if asked > replicas else ()

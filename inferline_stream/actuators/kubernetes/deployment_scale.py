@@ -1,4 +1,4 @@
-"""The scale of a Deployment: how many pods it was asked for, and has."""
+"""The scale of a Deployment: how many pods it was asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
 from lightkube.types import PatchType
 
-from inferline_stream.actuators.group_workers import WorkerCount
 from inferline_stream.actuators.kubernetes.api_server import translated
 from inferline_stream.errors import UsageError
 
@@ -26,11 +25,10 @@ class DeploymentScale:
     def __init__(self, client: AsyncClient, namespace: str, name: str) -> None:
         self._client, self._namespace, self._name = client, namespace, name
 
-    async def pods(self) -> WorkerCount:
-        """Return the pods that it was asked for, and those that it has."""
+    async def pods(self) -> int:
+        """Return the pods that it was asked for."""
         found = await self._client.get(Deployment.Scale, self._name, namespace=self._namespace)
-        asked = (found.spec.replicas if found.spec is not None else 0) or 0
-        return WorkerCount(asked, found.status.replicas if found.status is not None else 0)
+        return (found.spec.replicas if found.spec is not None else 0) or 0
 
     async def set(self, pods: int) -> None:
         """Ask for a number of pods."""
@@ -70,8 +68,8 @@ class DeploymentWorkers:
         namespace, _, own = name.rpartition("/")
         self._scale = DeploymentScale(client, namespace or client.namespace, own)
 
-    async def count(self) -> WorkerCount:
-        """Return its pods; see `GroupWorkers.count`."""
+    async def wanted(self) -> int | None:
+        """Return the pods that it was asked for; see `GroupWorkers.wanted`."""
         with translated():
             return await self._scale.pods()
 

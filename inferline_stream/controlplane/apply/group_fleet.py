@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from inferline_stream.actuators.group_workers import GroupWorkers
-from inferline_stream.controlplane.apply.code_versions import CodeVersions
 from inferline_stream.controlplane.loop_steps import woken
 from inferline_stream.controlplane.replica_counts import copied
 from inferline_stream.errors import InferlineError
@@ -37,9 +36,6 @@ class GroupFleet:
     """By group, why the number that is wanted could not be set, in words."""
     decided: set[str] = field(default_factory=set)
     """Groups whose number was decided on here: until then it is left as somebody has set it."""
-    versions: CodeVersions | None = None
-    standby: Mapping[str, int] = field(default_factory=dict)
-    newest_code_s: float = 0.0
     _wakes: dict[str, asyncio.Event] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,10 +54,6 @@ class GroupFleet:
         for wake in self._wakes.values():
             wake.set()
 
-    def crowded(self) -> dict[str, str]:
-        """No group is: they are none of this controller's processes."""
-        return {}
-
     async def step(self, group: str) -> None:
         """Wait for a change, or a while, and have a group's number as it is wanted; no group waits for another's."""
         await woken(self._wakes[group], _LOOK_S)
@@ -69,7 +61,7 @@ class GroupFleet:
             return
         workers, wanted = self.workers[group], sum(self.wanted.get(group, {}).values())
         try:
-            asked = (await workers.count()).wanted
+            asked = await workers.wanted()
             if group in self.decided and asked != wanted and self.leads():
                 await workers.scale(wanted)
                 logger.info("group %s: asked for %d workers, %s before", group, wanted, asked)

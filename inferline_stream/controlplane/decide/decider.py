@@ -202,7 +202,7 @@ class Decider:
     def _stops_first(self) -> str:
         """Which stages have no spare place, in words, with the time that each of their replicas takes to start."""
         found = []
-        for stage, kind in self.fleet.crowded().items():
+        for stage, kind in self.fleet.crowded().items() if isinstance(self.fleet, Fleet) else ():
             found.append(f"stage {stage!r} on {kind} (about {self._start_up_s(stage, kind):.0f} s)")
         return ", ".join(found)
 
@@ -227,30 +227,32 @@ class Decider:
         """Take up what people have set now; what they set for a while lapses by this, too."""
         now_s, loop_s = time.time(), asyncio.get_running_loop().time()
         self.view.prices(self.overrides.prices(now_s))
-        self.fleet.standby = {**self.run.standby, **self.overrides.standby(now_s)}
         notices = self.overrides.notices(now_s)
         self.view.noticed = frozenset(notices)
-        if isinstance(self.fleet, Fleet):
-            self.fleet.taken_s = {kind: loop_s + until_s - now_s for kind, until_s in notices.items()}
         self.ahead.schedule = self.view.context.pipeline.scheduled(self.overrides.windows(now_s))
         self.ahead.look(now_s, self.memory.state.basis)
-        self._follow_code()
-        code_s = self.overrides.code_s
+        if isinstance(self.fleet, Fleet):
+            self.fleet.standby = {**self.run.standby, **self.overrides.standby(now_s)}
+            self.fleet.taken_s = {kind: loop_s + until_s - now_s for kind, until_s in notices.items()}
+            self._follow_code(self.fleet, loop_s - now_s)
+
+    def _follow_code(self, fleet: Fleet, ahead_s: float) -> None:
+        """Have replicas start with the code that people, or a verdict, have given.
+
+        Args:
+            fleet: of the stages' replicas.
+            ahead_s: what the event loop's clock is ahead of the one of records.
+        """
+        versions, trial, code_s = fleet.versions, self.overrides.canary, self.overrides.code_s
+        running = self.overrides.code(str(self.run.topology.resolve()))
+        if versions is not None and (running, trial) != (versions.running, versions.trial):
+            versions.running, versions.trial = running, trial
+            fleet.changed()
         if code_s is not None and code_s > self._code_s:
             self._code_s = code_s
             # By the clock of the one who gave it; one that is ahead of ours means now.
-            self.fleet.newest_code_s = loop_s - max(0.0, now_s - code_s)
-            self.fleet.changed()
-
-    def _follow_code(self) -> None:
-        """Have replicas start with the code that people, or a verdict, have given."""
-        versions, trial = self.fleet.versions, self.overrides.canary
-        if versions is None:
-            return
-        running = self.overrides.code(str(self.run.topology.resolve()))
-        if (running, trial) != (versions.running, versions.trial):
-            versions.running, versions.trial = running, trial
-            self.fleet.changed()
+            fleet.newest_code_s = ahead_s + min(code_s, time.time())
+            fleet.changed()
 
     async def step(self) -> None:
         """One step of the policy, unless people hold decisions, or there is nothing yet to decide on."""

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from inferline_stream.cli.scale import _of_window
+from inferline_stream import ConsumerGroup, Pipeline
+from inferline_stream.cli.scale import _of_window, _refuse_for_groups
 from inferline_stream.errors import UsageError
 from tests.unit.pipeline.declaring import moderation
 
@@ -21,6 +22,17 @@ def test_a_window_lapses_when_it_is_over_by_the_pipeline_s_clock() -> None:
         ("traffic/2099-11-27 08:00-20:00", 3.0, over_s),
     ]
     assert _of_window(BERLIN, None, {"reserve": None, "traffic": None}) == []
+
+
+def test_what_nothing_follows_for_groups_is_refused() -> None:
+    none = {"--standby": None, "--slo": None, "--notice": None}
+    group = ConsumerGroup("rank", group="rank-v1", topic="posts")
+    adopted = Pipeline("adopted", slo="5s", stages=[group])
+    _refuse_for_groups(BERLIN, none | {"--slo": "1s"})
+    _refuse_for_groups(adopted, none)
+    for option, value in (("--standby", 0), ("--slo", "1s"), ("--notice", ["cpu-1=2m"])):
+        with pytest.raises(UsageError, match=f"^{option}: of stages whose code runs here; 'adopted' declares groups"):
+            _refuse_for_groups(adopted, none | {option: value})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inferline_stream.actuators.group_workers import WorkerCount
 from inferline_stream.controlplane import group_controller
 from inferline_stream.controlplane.apply.group_fleet import GroupFleet
 from inferline_stream.controlplane.group_controller import GroupController
@@ -56,8 +55,8 @@ class Plant:
 
     # -- as `GroupWorkers` -----------------------------------------------------------------------------
 
-    async def count(self) -> WorkerCount:
-        return WorkerCount(self.asked[-1] if self.asked else None, None)
+    async def wanted(self) -> int | None:
+        return self.asked[-1] if self.asked else None
 
     async def scale(self, workers: int) -> None:
         if self.refuses:

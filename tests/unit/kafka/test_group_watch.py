@@ -8,7 +8,18 @@ from inferline_stream.embedded_broker.server import EmbeddedBroker
 from inferline_stream.kafka.group_watch import GroupWatch
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.wire.coordinator_records import CommitRecord
 from inferline_stream.pipeline.consumer_group import ConsumerGroup
+
+
+async def test_another_topic_is_one_until_what_was_committed_of_it_is_deleted():
+    async with asyncio.timeout(30.0), EmbeddedBroker() as broker:
+        await create_topics(broker.bootstrap_servers, [WantedTopic("posts", 2, "")], replication=1)
+        group = ConsumerGroup("enrich", group="enrich-v2", topic="posts")
+        async with GroupWatch(broker.bootstrap_servers, [group]) as watch:
+            for offset, others in ((5, {"old"}), (None, set()), (6, {"old"})):
+                watch._committed(watch._watched["enrich-v2"], CommitRecord("enrich-v2", "old", 0, offset, 1))
+                assert watch.other_topics("enrich-v2") == others
 
 
 async def test_commits_and_members_are_asked_for_where_the_log_cannot_be_read():

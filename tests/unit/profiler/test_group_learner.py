@@ -7,7 +7,7 @@ import pytest
 
 from inferline_stream.pipeline.group_look import GroupLook, OffsetCommit
 from inferline_stream.profiler.batch_line import batch_line
-from inferline_stream.profiler.group_learner import GroupLearner, learn
+from inferline_stream.profiler.group_learner import GroupLearner
 from tests.support.simulated_group import Worker, arrivals, looks
 
 
@@ -20,6 +20,13 @@ def _seen(worker, load, duration_s, seed=1, **group):
     full = 3 * worker.throughput(worker.most)
     rate = (lambda t: full * load(t)) if callable(load) else (lambda t: full * load)
     return looks(worker, arrivals(rate, duration_s, rng), duration_s, rng, **group)
+
+
+def _learned(looks):
+    learner = GroupLearner("group")
+    for look in looks:
+        learner.take(look)
+    return learner.profile()
 
 
 @pytest.mark.parametrize(
@@ -37,7 +44,7 @@ def _seen(worker, load, duration_s, seed=1, **group):
 def test_commits_of_batches_show_the_throughput_after_a_minute(load, within, most, cv):
     worker = Worker(0.02, 0.01, cv, most)
 
-    found = learn("group", _seen(worker, load, 60.0))
+    found = _learned(_seen(worker, load, 60.0))
 
     true = worker.throughput(found.max_batch_size)
     # Where times vary much, a minute has too few batches to be that sure; the learner's own doubt says so.
@@ -51,7 +58,7 @@ def test_commits_of_batches_show_the_throughput_after_a_minute(load, within, mos
 def test_commits_each_five_seconds_show_nothing_below_overload_rather_than_the_arrival_rate(load, jitter):
     worker = Worker(0.02, 0.01, 0.3, 8, commit_every_s=5.0, commit_jitter=jitter)
 
-    found = learn("group", _seen(worker, load, 120.0))
+    found = _learned(_seen(worker, load, 120.0))
 
     assert (found.throughput, found.source) == (None, None)
 
@@ -60,7 +67,7 @@ def test_commits_each_five_seconds_show_nothing_below_overload_rather_than_the_a
 def test_overload_shows_the_throughput_of_a_group_that_commits_each_five_seconds(load, cv):
     worker = Worker(0.02, 0.01, cv, 8, commit_every_s=5.0)
 
-    found = learn("group", _seen(worker, load, 240.0))
+    found = _learned(_seen(worker, load, 240.0))
 
     assert found.source == "busy"
     assert found.throughput.value == pytest.approx(worker.throughput(8), rel=max(0.03, 2.5 * found.throughput.error))
@@ -72,7 +79,7 @@ def test_a_change_of_members_shows_its_pause_and_is_no_service_time(protocol, me
     worker = Worker(0.02, 0.01, 0.3, 8)
     group = {"members": ((0.0, 3), (20.0, members), (40.0, 3)), "pause_s": 3.0, "protocol": protocol}
 
-    found = learn("group", _seen(worker, 0.6, 60.0, **group))
+    found = _learned(_seen(worker, 0.6, 60.0, **group))
 
     assert found.rebalance.protocol == protocol
     assert found.rebalance.pause_s.count == 2
@@ -84,7 +91,7 @@ def test_a_change_of_members_shows_its_pause_and_is_no_service_time(protocol, me
 def test_a_hole_begins_no_sooner_than_there_is_something_to_do():
     group = {"members": ((0.0, 3), (60.0, 4), (120.0, 3)), "pause_s": 1.0}
 
-    found = learn("group", _seen(Worker(0.02, 0.01, 0.3, 1), 0.01, 180.0, **group))
+    found = _learned(_seen(Worker(0.02, 0.01, 0.3, 1), 0.01, 180.0, **group))
 
     assert found.rebalance is None or found.rebalance.longest_s < 1.1
 
@@ -102,7 +109,7 @@ def test_a_brokers_clock_that_is_a_little_off_is_no_service_time():
 def test_a_new_member_shows_how_long_it_takes_to_its_first_commit():
     group = {"members": ((0.0, 3), (20.0, 4)), "start_up_s": 2.0}
 
-    found = learn("group", _seen(Worker(0.02, 0.01, 0.3, 8), 0.6, 60.0, **group))
+    found = _learned(_seen(Worker(0.02, 0.01, 0.3, 8), 0.6, 60.0, **group))
 
     assert found.start_up_s.value == pytest.approx(2.0, abs=0.3)
 
@@ -111,7 +118,7 @@ def test_latency_is_from_append_to_commit():
     """A deterministic worker of one second that gets a record each two seconds has a latency of one second."""
     rng = np.random.default_rng(1)
 
-    found = learn("group", looks(Worker(1.0, 0.0, 0.0, 1), np.arange(1.0, 300.0, 2.0), 301.0, rng, members=((0.0, 1),)))
+    found = _learned(looks(Worker(1.0, 0.0, 0.0, 1), np.arange(1.0, 300.0, 2.0), 301.0, rng, members=((0.0, 1),)))
 
     assert found.latency_p99_s.value == pytest.approx(1.0, abs=0.02)
 

@@ -127,6 +127,7 @@ class Watched:
         self.state: TunerState = group_state(model, plan, SAMPLE, held=None if held is None else {"a": {"cpu-1": held}})
         self.now_s, self.ready = 0.0, held or self.planned
         self.decisions: list[tuple[float, Action, Reason, int]] = []
+        self.holds: list[Reason] = []
 
     def run(
         self,
@@ -136,6 +137,7 @@ class Watched:
         lag: int = 0,
         throughput: float | None = None,
         limits: Limits | None = None,
+        arrivals_age_s: float = 0.0,
     ) -> None:
         for _ in range(int(for_s * 2)):
             self.now_s += 0.5
@@ -155,11 +157,14 @@ class Watched:
                 },
                 recent=(round(rate),) * 30,
                 limits={} if limits is None else {"a": limits},
+                arrivals_age_s=arrivals_age_s,
             )
             self.state, decision = group_step(self.state, seen)
             if decision is not None and decision.action is not Action.HOLD:
                 count = decision.replicas["a"]["cpu-1"]
                 self.decisions.append((self.now_s, decision.action, decision.reason, count))
+            elif decision is not None:
+                self.holds.append(decision.reason)
 
 
 def test_members_are_raised_at_once_and_lowered_in_one_step_after_a_quiet_time() -> None:
@@ -217,6 +222,22 @@ def test_what_runs_at_the_beginning_is_not_lowered_before_a_quiet_time_has_passe
     assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
 
 
+def test_what_people_should_know_is_said_where_members_would_be_lowered_in_the_same_step() -> None:
+    watched = Watched(KIP848, held=8)
+    before, now_s = watched.state, watched.now_s
+    while not watched.decisions:
+        before, now_s = watched.state, watched.now_s
+        watched.run(20.0, 0.5)
+    watched.state, watched.now_s = before, now_s
+    watched.decisions.clear()
+    watched.run(20.0, 0.5, arrivals_age_s=60.0)
+    assert watched.holds == [Reason.INPUT_STALE]
+    assert not watched.decisions
+    watched.run(20.0, 1.0)
+    assert watched.holds == [Reason.INPUT_STALE, Reason.INPUT_RESTORED]
+    assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
+
+
 def test_after_a_clock_that_jumped_a_quiet_time_passes_again() -> None:
     watched = Watched(KIP848)
     watched.run(90.0, 30.0)
@@ -244,6 +265,7 @@ def test_where_no_change_is_paid_for_the_plans_number_is_held() -> None:
     assert watched.state.wanted == before  # as long as a forecast errs
     watched.run(120.0, 15.0)
     assert watched.decisions[-1][3] > watched.planned
+    assert watched.decisions[-1][2] is Reason.RATE_RISING  # what the default policy said ten seconds before
 
 
 def test_the_hours_changes_are_no_more_than_are_paid_for_but_for_raises() -> None:
