@@ -38,6 +38,7 @@ from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.group_changes import GroupMemory
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import POLICIES, Policy, TunerState, foreseen, initial_state
+from inferline_stream.tuner.spot_losses import AWAY_S
 from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.tuner_state import staffed
 
@@ -312,7 +313,10 @@ class Decider:
         carried = within(carried, stock_of_gpus(self.fleet.wanted, self.view.catalogue), self.view.catalogue)
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
         seen = self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
-        return replace(seen, calendar=self.ahead.calendar(now_s))
+        away_until_s = {
+            kind: loop_s + taken_s - now_s + AWAY_S for kind, taken_s in self.overrides.notices(now_s - AWAY_S).items()
+        }
+        return replace(seen, calendar=self.ahead.calendar(now_s), away_until_s=away_until_s)
 
     async def foresee(self, arrivals: Trace | None, waiting: Mapping[str, int]) -> None:
         """Decide before the first replica starts, on what is known to come: a feed's arrivals, records that wait.
