@@ -313,10 +313,12 @@ class Decider:
         carried = within(carried, stock_of_gpus(self.fleet.wanted, self.view.catalogue), self.view.catalogue)
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
         seen = self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
-        away_until_s = {
-            kind: loop_s + taken_s - now_s + AWAY_S for kind, taken_s in self.overrides.notices(now_s - AWAY_S).items()
-        }
+        away_until_s = {kind: loop_s + until_s - now_s for kind, until_s in self._away_until_s(now_s).items()}
         return replace(seen, calendar=self.ahead.calendar(now_s), away_until_s=away_until_s)
+
+    def _away_until_s(self, now_s: float) -> dict[str, float]:
+        """By spot kind with a notice, when it may be asked for again, in seconds since the epoch."""
+        return {kind: taken_s + AWAY_S for kind, taken_s in self.overrides.notices(now_s - AWAY_S).items()}
 
     async def foresee(self, arrivals: Trace | None, waiting: Mapping[str, int]) -> None:
         """Decide before the first replica starts, on what is known to come: a feed's arrivals, records that wait.
@@ -376,8 +378,9 @@ class Decider:
                 self._decided(Decision(replicas, Action.HOLD, proposal.reason, proposal.detail), time.time())
             return
         self.plan_feasible = True
-        replicas = going_over(self.fleet.wanted, proposal.plan)
-        decision, time_s = Decision(replicas, Action.REPLAN, proposal.reason, proposal.detail), time.time()
+        time_s = time.time()
+        replicas = going_over(self.fleet.wanted, proposal.plan, self._away_until_s(time_s))
+        decision = Decision(replicas, Action.REPLAN, proposal.reason, proposal.detail)
         if self._applies(decision):
             self.view.adopt(proposal.plan, measured)
             self.memory.again(replicas)
