@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.pipeline.hardware import Catalogue, dollars_per_hour, share_gpus
 from inferline_stream.pipeline.plan import Allocations, Plan
+from inferline_stream.pipeline.spot import on_demand
 from inferline_stream.tuner.plan_basis import Replicas
 
 _ROUNDING = 1e-9
@@ -36,15 +37,20 @@ def of_kinds(replicas: Replicas) -> Counter[str]:
     return counts
 
 
-def going_over(wanted: Replicas, plan: Plan) -> dict[str, dict[str, int]]:
+def going_over(wanted: Replicas, plan: Plan, away: Collection[str] = ()) -> dict[str, dict[str, int]]:
     """Replicas to ask for when a plan comes into force, by stage and hardware kind.
 
     At least the plan's, and no fewer than now of a kind that stays: the Tuner gives back what the load does not need.
+    On-demand replicas stand in for the plan's of spot kinds that are away.
     """
-    return {
-        stage: {a.hardware: max(a.replicas, wanted.get(stage, {}).get(a.hardware, 0)) for a in held}
-        for stage, held in plan.allocations.items()
-    }
+    found = {}
+    for stage, held in plan.allocations.items():
+        planned = {a.hardware: a.replicas for a in held}
+        for kind in planned.keys() & set(away):
+            planned[on_demand(kind)] = planned.get(on_demand(kind), 0) + planned[kind]
+            planned[kind] = 0
+        found[stage] = {kind: max(count, wanted.get(stage, {}).get(kind, 0)) for kind, count in planned.items()}
+    return found
 
 
 def cores_held(replicas: Replicas, catalogue: Catalogue) -> float:

@@ -173,6 +173,8 @@ class _Hour:
 
     def __init__(self, shape: Shape, measured: PipelineProfile, catalogue: Catalogue, trace: Trace) -> None:
         self._shape, self._measured, self._catalogue, self._trace = shape, measured, catalogue, trace
+        self._late_anyhow: dict[str, int] = {}
+        """By spot kind, events late around its loss if it stays: as many whichever part of it is on demand."""
 
     def without(self, plan: Plan, kind: str) -> SpotLoss:
         spot = self._catalogue[kind].spot
@@ -188,7 +190,9 @@ class _Hour:
         after_s = lead_s + (_AFTER_S if spot.most is None else AWAY_S)
         trace, taken_s = _around(self._trace, max(lead_s - notice_s, 1.0), _BEFORE_S + notice_s, after_s)
         loss = Loss(taken_s - notice_s, kind, notice_s, away_s=_HOUR_S)
-        late = self._late(plan, trace, [loss]) - self._late(plan, trace, [])
+        if kind not in self._late_anyhow:
+            self._late_anyhow[kind] = self._late(plan, trace, [])
+        late = self._late(plan, trace, [loss]) - self._late_anyhow[kind]
         events = max(self._trace.arrival_rate * _HOUR_S, 1.0)
         price, own = self._catalogue[on_demand(kind)].price_per_hour, _count(plan, on_demand(kind))
         instead = _count(plan, kind) * price

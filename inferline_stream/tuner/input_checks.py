@@ -61,6 +61,7 @@ def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Dou
         expected=(),
         choice=None,
         fits_since_s={},
+        degraded_since_s={},
         blind_until_s=seen.time_s + HISTORY_S,
     )
     return moved, Doubt(Reason.CLOCK_JUMPED, "", detail)

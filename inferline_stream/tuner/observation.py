@@ -101,6 +101,7 @@ class Observation:
         late_share: of the events to come in the SLO's window, how many may be late (`tuner.error_budget`); None: as
             many as of all.
         calendar: what is known of the time ahead; None where nothing is.
+        away_until_s: by spot kind of which people have given a notice, when it may be asked for again.
     """
 
     time_s: float
@@ -118,3 +119,4 @@ class Observation:
     background_left: int = 0
     late_share: float | None = None
     calendar: Calendar | None = None
+    away_until_s: Mapping[str, float] = field(default_factory=dict)

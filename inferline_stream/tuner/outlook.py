@@ -14,7 +14,8 @@ HOURS = 7 * 24
 def outlook(basis: Basis, calendar: Calendar, hours: int = HOURS) -> tuple[HourAhead, ...]:
     """The hours from the present one on.
 
-    Replicas are in the plan's mixture. What the policy adds as traffic comes, by odds and price, is not in them.
+    Replicas are in the plan's mixture. What the policy adds as traffic comes, by odds and price, is not in them. Stages
+    that may sleep have none where nothing usually comes.
 
     Args:
         basis: what is planned.
@@ -32,6 +33,9 @@ def _hour(basis: Basis, calendar: Calendar, time_s: int) -> HourAhead:
     carried_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
     expected = (said.traffic or 1.0) if rate is None else rate / max(carried_rate, 1e-9)
     multiple = max(expected, said.reserve, basis.reserve or 0.0)
-    held = [stage.replicas_for(supply_for(basis, stage, multiple)) for stage in basis.stages]
+    asleep = basis.idle if rate == 0 and not said.reserve else {}
+    held = [
+        0 if stage.name in asleep else stage.replicas_for(supply_for(basis, stage, multiple)) for stage in basis.stages
+    ]
     replicas = {stage.name: count for stage, count in zip(basis.stages, held, strict=True)}
     return HourAhead(float(time_s), rate, replicas, held_per_hour(basis.stages, held), said.words)

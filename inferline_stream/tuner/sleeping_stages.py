@@ -49,9 +49,10 @@ def rested(state: TunerState, seen: Observation, *, doubted: bool) -> tuple[Tune
         last_s = state.used_s.get(name, now_s)
         used_s[name] = now_s if not asleep and name not in state.used_s else last_s
         asked = said or seen.limits.get(name, _AT_ITS_LIMITS).awake
-        if asked or _used(name, idle, seen):
+        used = _used(name, idle, seen)
+        if asked or used:
             used_s[name] = now_s
-            if asleep and not asked:
+            if asleep and used:
                 why[name] = Reason.WOKEN, _wakes(state.basis, name, now_s - last_s if name in state.used_s else None)
         elif asleep or (not unsure and min(now_s - last_s, seen.watched_s) >= idle.after_s):
             stages.add(name)

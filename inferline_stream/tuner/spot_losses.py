@@ -47,6 +47,8 @@ def spot_supply(state: TunerState, seen: Observation) -> tuple[TunerState, SpotS
     if not state.basis.spot:
         return state, SpotSupply(state.wanted)
     now_s, away_s = seen.time_s, dict(state.away_until_s)
+    for kind in state.basis.spot.keys() & seen.away_until_s.keys():  # also where no replica of it had the notice
+        away_s[kind] = max(seen.away_until_s[kind], away_s.get(kind, 0.0))
     held = {stage: dict(kinds) for stage, kinds in state.wanted.items()}
     noticed, why = {}, {}
     for stage, kinds in held.items():
@@ -58,7 +60,7 @@ def spot_supply(state: TunerState, seen: Observation) -> tuple[TunerState, SpotS
             if new > 0:
                 spot = state.basis.spot[kind]
                 kinds[kind] -= new
-                away_s[kind] = now_s + spot.notice_s + AWAY_S
+                away_s[kind] = max(now_s + spot.notice_s + AWAY_S, away_s.get(kind, 0.0))
                 why[stage] = Reason.SPOT_LOST, _lost(kind, new, spot)
     for kind in [kind for kind, until_s in away_s.items() if until_s <= now_s]:
         del away_s[kind]

@@ -15,6 +15,8 @@ by more than `UNLIKE` times in the median. Figures:
 - ``unlike_cost_ratio``, ``unlike_late_ratio``: cost, and all late events, of the weeks unlike the others.
 - ``late_ratio``: all late events of all judged weeks.
 - ``WEEK_``: what they are made of, by the Monday of each judged week.
+
+And all figures of `spot_and_idle`: what else saves money in hours that are known or quiet.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.calendar import Calendar, PastWeeks, WeekCounter
 from inferline_stream.tuner.policy import initial_state, step
 from inferline_stream.tuner.staffing_table import Staffing, staffing
+from tests.benchmarks import spot_and_idle
 from tests.benchmarks._workloads import world_cup, world_cup_busiest, world_cup_per_minute
 
 Figures = dict[str, float | int | str | None]
@@ -130,7 +133,7 @@ def _ratio(found: list[Figures], name: str) -> float | None:
 
 
 def measure(quick: bool) -> Figures:
-    """Five weeks, some four minutes of a core each; with ``quick`` the first day of one."""
+    """Five weeks, some four minutes of a core each, and `spot_and_idle`; with ``quick`` the first day of one."""
     found = {monday: week(monday, 1 if quick else 7) for monday in (WEEKS[2:3] if quick else WEEKS)}
     unlike = [each for each in found.values() if float(each["unlike"] or 0) > UNLIKE]
     like = [each for each in found.values() if float(each["unlike"] or 0) <= UNLIKE]
@@ -143,4 +146,5 @@ def measure(quick: bool) -> Figures:
         "unlike_cost_ratio": _ratio(unlike, "cost"),
         "unlike_late_ratio": _ratio(unlike, "late"),
         **{f"{monday}_{name}": value for monday, each in found.items() for name, value in each.items()},
+        **spot_and_idle.measure(quick),
     }

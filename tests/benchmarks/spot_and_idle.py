@@ -1,4 +1,6 @@
-"""Spot capacity in the runs of `judging`, and an office day of a pipeline that sleeps; a part of `calendar`. Figures:
+"""Spot capacity in the runs of `judging`, and an office day of a pipeline that sleeps.
+
+`calendar` prints these figures, too:
 
 - ``spot_cost_ratio``: cost over that of the same policy on demand alone, the mean of the runs in which hindsight keeps
   the objective on demand. Spot costs a third. Kinds go once an hour in the mean, ten times as often as the default of
@@ -46,7 +48,7 @@ Figures = dict[str, float | int | str | None]
 RUNS, QUICK_RUNS, QUICK_EVENTS, QUICK_S = 32, 4, 10_000, 300.0
 PRICE, LOSSES_PER_HOUR, AWAY_S, NOTICES = 1 / 3, 1.0, 600.0, ("0s", "30s", "2m")
 
-DAY_S, IDLE_S, DAYS = 86_400.0, 900.0, 2
+DAY_S, MORNING_S, IDLE_S, DAYS = 86_400.0, (7 * 3600.0, 8.5 * 3600), 900.0, 2
 OFFICE = ((8.0, 9.0, 1.0), (9.0, 12.0, 2.0), (12.0, 13.0, 0.7), (13.0, 17.0, 2.0), (17.0, 18.0, 0.7))
 """(from, to) in hours, and events per second."""
 
@@ -55,8 +57,8 @@ AT_NIGHT = 0.2
 
 
 def measure(quick: bool) -> Figures:
-    """All figures; with ``quick`` on fewer and shorter runs, and one day."""
-    return {**_spot(quick), **_zero(1 if quick else DAYS)}
+    """All figures; with ``quick`` on fewer and shorter runs, and one morning."""
+    return {**_spot(quick), **(_zero(1, MORNING_S) if quick else _zero(DAYS))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def _losses(kind: str, spot: Spot | None, ends_s: float, rng: np.random.Generato
     return found
 
 
-def _zero(days: int) -> Figures:
+def _zero(days: int, span_s: tuple[float, float] = (0.0, DAY_S)) -> Figures:
     p = Pipeline(
         "reference", _reference.SHAPE, _reference.profile(), _reference.SLO_S, catalogue(_reference.CATALOGUE.values())
     )
@@ -138,7 +140,7 @@ def _zero(days: int) -> Figures:
     for day in range(days):
         rng = np.random.default_rng([day, *b"office"])
         sample = office_day(np.random.default_rng([day, *b"the day before"])).window(10 * 3600.0, 10.5 * 3600.0)
-        trace = office_day(rng)
+        trace = office_day(rng, *span_s)
         try:
             plan = provision(Problem(p.shape, p.measured, (sample,), p.slo_s, p.catalogue))
         except Infeasible:
@@ -161,13 +163,14 @@ def _zero(days: int) -> Figures:
     }
 
 
-def office_day(rng: np.random.Generator) -> Trace:
-    """Poisson arrivals of a day from midnight on."""
+def office_day(rng: np.random.Generator, since_s: float = 0.0, until_s: float = DAY_S) -> Trace:
+    """Poisson arrivals of a day, or of a span of it, with one at either end."""
     pieces = [rng.uniform(0, DAY_S, rng.poisson(AT_NIGHT * 24))]
     for begins_h, ends_h, rate in OFFICE:
         span_s = (ends_h - begins_h) * 3600
         pieces.append(begins_h * 3600 + rng.uniform(0, span_s, rng.poisson(rate * span_s)))
-    return Trace(np.sort(np.concatenate([*pieces, [0.0, DAY_S]])))
+    arrivals_s = np.sort(np.concatenate([*pieces, [since_s, until_s]]))
+    return Trace(arrivals_s[(arrivals_s >= since_s) & (arrivals_s <= until_s)] - since_s)
 
 
 def _run(

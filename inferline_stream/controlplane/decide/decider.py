@@ -25,6 +25,7 @@ from inferline_stream.controlplane.replica_counts import copied, going_over, sto
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.kafka.records import Record
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
+from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.units import format_duration
@@ -37,6 +38,7 @@ from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.group_changes import GroupMemory
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import POLICIES, Policy, TunerState, foreseen, initial_state
+from inferline_stream.tuner.spot_losses import AWAY_S
 from inferline_stream.tuner.staffing_table import Staffing
 from inferline_stream.tuner.tuner_state import staffed
 
@@ -66,6 +68,8 @@ class PolicyMemory:
     fresh: TunerState | None = None
     state: TunerState = field(init=False)
     _stepped: TunerState | None = None
+    _table: tuple[Plan, Staffing] | None = None
+    """The table that it decides by, and the plan that it was made for."""
 
     def __post_init__(self) -> None:
         self.again(self.held)
@@ -80,6 +84,7 @@ class PolicyMemory:
         if self.fresh is not None:
             self.state = replace(self.fresh, wanted=copied(held), groups=GroupMemory(copied(held)))
             return
+        plan, table = self._table or (None, None)
         state = initial_state(
             view.plan,
             view.measured,
@@ -87,11 +92,17 @@ class PolicyMemory:
             objective=view.context.pipeline.objective,
             shortest_window_s=view.context.settings.shortest_window_s,
             held=held,
+            staffing=table if plan is view.plan else None,
         )
         if before is not None:
             state = replace(state, outgrown_s=before.outgrown_s, leapt_s=before.leapt_s, reported=before.reported)
             state = replace(state, used_s=before.used_s, noticed=before.noticed, away_until_s=before.away_until_s)
         self.state = state
+
+    def staff(self, table: Staffing) -> None:
+        """Decide by this table from now on; it was made for the plan in force."""
+        self._table = self.view.plan, table
+        self.state = staffed(self.state, table)
 
     def step(self, seen: Observation) -> Decision | None:
         """One step of the policy."""
@@ -156,7 +167,7 @@ class Decider:
         policy = self.run.policy
         self.memory = PolicyMemory(policy, self.view, copied(self.fleet.wanted), self.run.policy_state)
         sample = self.run.sample if policy is POLICIES["default"] else None  # others decide by no table
-        self.tables = BackgroundTables(self.view, self._staffed, sample)
+        self.tables = BackgroundTables(self.view, self.memory.staff, sample)
         self.book = DecisionLog(self.view.context.names.decisions, self.found.number)
         pipeline, settings = self.view.context.pipeline, self.view.context.settings
         unspent = ErrorBudget(pipeline.objective, pipeline.slo_window_s)
@@ -295,7 +306,7 @@ class Decider:
             }
             woken = {stage: kinds for stage, kinds in decision.replicas.items() if stage in without}
             await self._apply(replace(decision, replicas={**copied(self.fleet.wanted), **woken}))
-        self.memory.again(copied(self.fleet.wanted))
+        self.memory.state = replace(self.memory.state, wanted=copied(self.fleet.wanted))
 
     def _seen(self, loop_s: float, now_s: float) -> Observation:
         """What the policy sees, with the replicas that there are places for."""
@@ -304,7 +315,12 @@ class Decider:
         carried = within(carried, stock_of_gpus(self.fleet.wanted, self.view.catalogue), self.view.catalogue)
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
         seen = self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
-        return replace(seen, calendar=self.ahead.calendar(now_s))
+        away_until_s = {kind: loop_s + until_s - now_s for kind, until_s in self._away_until_s(now_s).items()}
+        return replace(seen, calendar=self.ahead.calendar(now_s), away_until_s=away_until_s)
+
+    def _away_until_s(self, now_s: float) -> dict[str, float]:
+        """By spot kind with a notice, when it may be asked for again, in seconds since the epoch."""
+        return {kind: taken_s + AWAY_S for kind, taken_s in self.overrides.notices(now_s - AWAY_S).items()}
 
     async def foresee(self, arrivals: Trace | None, waiting: Mapping[str, int]) -> None:
         """Decide before the first replica starts, on what is known to come: a feed's arrivals, records that wait.
@@ -324,10 +340,6 @@ class Decider:
         if decision is not None:
             await self._apply(decision)
             self.memory.again(copied(self.fleet.wanted))
-
-    def _staffed(self, table: Staffing) -> None:
-        """Decide by this table from now on; it was made for the plan in force."""
-        self.memory.state = staffed(self.memory.state, table)
 
     @property
     def paused(self) -> bool:
@@ -368,8 +380,9 @@ class Decider:
                 self._decided(Decision(replicas, Action.HOLD, proposal.reason, proposal.detail), time.time())
             return
         self.plan_feasible = True
-        replicas = going_over(self.fleet.wanted, proposal.plan)
-        decision, time_s = Decision(replicas, Action.REPLAN, proposal.reason, proposal.detail), time.time()
+        time_s = time.time()
+        replicas = going_over(self.fleet.wanted, proposal.plan, self._away_until_s(time_s))
+        decision = Decision(replicas, Action.REPLAN, proposal.reason, proposal.detail)
         if self._applies(decision):
             self.view.adopt(proposal.plan, measured)
             self.memory.again(replicas)

@@ -5,6 +5,8 @@ from typing import Any
 
 from inferline_stream.controlplane.decide.decider import PolicyMemory
 from inferline_stream.tuner.decision import Reason
+from inferline_stream.tuner.policy import step
+from inferline_stream.tuner.staffing_table import Staffing
 from tests.unit.controlplane.test_fleet import fleet
 from tests.unit.tuner.plans import seen
 
@@ -20,3 +22,14 @@ def test_a_new_plan_leaves_what_people_have_seen_and_forgets_its_loads() -> None
     memory.again({"a": {"cpu": 1}})
     assert {name: getattr(memory.state, name) for name in learned} == learned
     assert memory.state.fits_since_s == {}
+
+
+def test_a_table_stays_for_as_long_as_the_plan_that_it_was_made_for() -> None:
+    view = fleet({"cpu": 1}).view
+    memory, table = PolicyMemory(step, view, {"a": {"cpu": 1}}), Staffing((1.0,), {"a": (10.0,)}, 10.0)
+    memory.staff(table)
+    memory.again({"a": {"cpu": 1}})  # as after a pause
+    assert memory.state.basis.staffing is table
+    view.adopt(replace(view.plan, slo_s=9.0), view.measured)
+    memory.again({"a": {"cpu": 1}})
+    assert memory.state.basis.staffing is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.controlplane.replica_counts import (
     cores_held,
     cost_per_hour,
+    going_over,
     replicas_of_plan,
     stock_of_cores,
     stock_of_gpus,
@@ -16,6 +18,7 @@ from inferline_stream.controlplane.replica_counts import (
 )
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.plan import Allocation
+from tests.unit.tuner.plans import plan
 
 
 def replica(name: str, started_s: float, state: str = "running") -> ObservedReplica:
@@ -67,3 +70,11 @@ def test_kinds_that_share_gpus_have_room_for_what_the_others_leave() -> None:
     assert (found["whole"], found["half"]) == (4, 0)
     assert stock_of_gpus({"a": {"half": 3}, "b": {"whole": 2}}, kinds)["half"] == 4, "the rest of a shared one"
     assert stock_of_gpus({}, catalogue()) == {}
+
+
+@pytest.mark.parametrize(("away", "asked"), [((), {"x": 2, "x-spot": 3}), (["x-spot"], {"x": 4, "x-spot": 0})])
+def test_a_plan_that_comes_into_force_asks_for_no_spot_capacity_that_is_away(
+    away: list[str], asked: dict[str, int]
+) -> None:
+    spot = replace(plan(), allocations={"a": (Allocation("x", 1, 1), Allocation("x-spot", 1, 3))})
+    assert going_over({"a": {"x": 2, "x-spot": 0}}, spot, away) == {"a": asked}

@@ -60,6 +60,17 @@ async def test_it_sleeps_and_events_wake_it_also_in_a_pause_and_people_keep_it_a
     assert [reason for _, reason in world.decisions()].count("woken") == 2
 
 
+@in_world(lambda time_s: 10.0 if 40.0 <= time_s < 40.5 else 0.0, idle=IDLE)
+async def test_what_people_ask_for_in_a_pause_waits_and_an_event_wakes_it_all_the_same(world: World) -> None:
+    await asleep(world, 30.0)
+    say(world, Override("pause", until_s=EPOCH_S + 130.0))
+    say(world, Override("limits", "a", minimum=1))
+    await world.until(lambda: world.arrived > 0, 20.0)
+    assert world.wanted == 0
+    await world.until(lambda: world.done >= 1, START_UP_S + 2.5)
+    assert world.decisions()[-1] == ("scale_up", "woken")
+
+
 @in_world(lambda time_s: 10.0 if 5.0 <= time_s < 5.5 else 0.0, idle=IDLE, held=0)
 async def test_a_controller_that_finds_it_asleep_does_not_wait_for_replicas_and_wakes_it_in_time(world: World) -> None:
     await world.until(lambda: world.arrived > 0, 6.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -66,3 +67,15 @@ async def test_a_notice_for_what_nobody_has_is_said_and_changes_nothing(
     assert "notice of cpu-spot: there is no replica of it, so nothing is replaced" in caplog.text
     assert world.decisions() == []
     assert await world.replicas() == 2
+
+
+@in_world(lambda time_s: 40.0 if time_s > 60.0 else 10.0, planned=ON_SPOT)
+async def test_a_controller_that_takes_over_after_the_notice_knows_what_is_away(world: World) -> None:
+    await asyncio.sleep(20.0)
+    say(world, Override("notice", "cpu-spot", 20.0, until_s=EPOCH_S + 40.0))
+    await world.until(lambda: world.controller.wanted["a"] == {"cpu": 2, "cpu-spot": 0}, 2.0)
+    await asyncio.sleep(30.0)
+    memory = world.controller.decider.memory
+    memory.state = replace(memory.state, noticed={}, away_until_s={})  # as it begins
+    await world.until(lambda: world.wanted > 2, 20.0)
+    assert world.controller.wanted["a"]["cpu-spot"] == 0

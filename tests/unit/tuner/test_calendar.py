@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from inferline_stream import Every, On
+from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.schedule import TrafficSchedule
 from inferline_stream.tuner.calendar import BIN_S, BINS, Calendar, PastWeeks, WeekCounter
 from inferline_stream.tuner.decision import Reason
@@ -207,3 +208,14 @@ def test_the_hours_ahead_have_what_half_of_the_days_had_and_what_people_say() ->
     unknown = outlook(state().basis, moment(TrafficSchedule(), MONDAY_S), 1)[0]
     assert (unknown.rate, unknown.replicas) == (None, {"a": 2, "b": 3})
     assert math.isfinite(unknown.cost_per_hour)
+
+
+def test_the_hours_ahead_have_no_replica_of_what_sleeps_where_nothing_comes_and_nobody_holds_any() -> None:
+    known = weeks(lambda hour, _: 40.0 if 9 <= hour < 17 else 0.0, 14)
+    held = TrafficSchedule((On("2026-11-16 03:00-04:00", reserve=1.0), On("2026-11-16 05:00-06:00", traffic=3.0)))
+    calendar = Calendar(MONDAY_S + 14 * DAY_S, held, known)
+    basis = replace(state().basis, idle={"b": Idle(900.0)})
+    hours = outlook(basis, calendar, 12)
+    assert [n for n, hour in enumerate(hours) if hour.replicas["b"]] == [3, 9, 10, 11]
+    assert all(hour.replicas["a"] for hour in hours)
+    assert hours[0].cost_per_hour == hours[0].replicas["a"] * 1.0

@@ -97,3 +97,9 @@ def test_the_first_step_begins_the_clock():
 def test_replicas_held_at_a_restart_count_where_the_plan_has_their_kind():
     held = {"a": {"x": 7, "gone": 3}, "removed": {"x": 1}}
     assert initial_state(plan(), measured(), CATALOGUE, held=held).wanted == {"a": {"x": 7}, "b": {"x": 3}}
+
+
+@pytest.mark.parametrize("jump_s", [-1e6, 1e6])
+def test_a_clock_that_jumps_is_no_time_in_which_a_fallback_was_needed(jump_s: float) -> None:
+    before = replace(state(), time_s=1.0, degraded_since_s={"a": 0.5})
+    assert on_this_clock(before, seen(1.0 + jump_s))[0].degraded_since_s == {}

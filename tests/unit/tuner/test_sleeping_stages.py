@@ -93,6 +93,15 @@ def test_they_stay_while_there_is_work_or_people_ask_for_them_or_nobody_knows(wh
     assert min(counts(state)) >= 1
 
 
+def test_an_event_wakes_them_by_that_reason_also_while_people_expect_traffic() -> None:
+    """In a pause nothing but an event wakes them."""
+    state = tuner(held={"a": 0, "b": 0})
+    for observed, reason in ((quiet(0.0, state), Reason.INSURANCE), (with_lag(quiet(0.0, state), "a"), Reason.WOKEN)):
+        _, decision = step(state, replace(observed, calendar=Said()))
+        assert decision is not None
+        assert decision.reason is reason
+
+
 def test_a_limit_that_people_did_not_set_as_the_fewest_lets_them_sleep() -> None:
     assert counts(until(tuner(), 0.0, 200.0, limits={"a": Limits(maximum=4)})[0]) == (0, 0)
 

@@ -113,6 +113,20 @@ def test_it_is_not_asked_for_while_it_is_away_and_then_takes_its_part_back() -> 
     assert (on_demand, spot > 0) == (0, True), "what stood in for it has gone"
 
 
+@pytest.mark.parametrize("held", [0, 1])
+def test_what_is_away_is_not_asked_for_by_who_has_not_seen_the_notice(held: int) -> None:
+    """A controller that has taken over, and stages that slept."""
+    state = begun(Spot(0.3))
+    state = replace(state, wanted={stage: {"x": held, KIND: 0} for stage in state.wanted})
+    for now_s in (3.0, 4.0):
+        leap = now(now_s, state, envelope=(900, 1800, 18000))
+        state, _ = step(state, replace(leap, away_until_s={KIND: 5.0}))
+    assert [(on_demand > 1, spot) for on_demand, spot in counts(state).values()] == [(True, 0)] * 2
+    state, decision = step(state, now(5.0, state, envelope=(900, 1800, 18000)))
+    assert decision is not None
+    assert decision.reason is Reason.SPOT_BACK
+
+
 @pytest.mark.parametrize(("most", "on_demand"), [(None, 5), (4.0, 4), (0.0, 1)])
 def test_on_demand_takes_over_up_to_what_people_pay_for_it(most: float | None, on_demand: int) -> None:
     state, decision = lost(begun(Spot(0.3, most=most)))
