@@ -198,7 +198,8 @@ async def _begun(
     before = None if found.plan is None else found.plan.structure
     taken_over = found.wanted is not None and run.records.start == "committed"
     if not taken_over:  # only a leader may: the offsets of a running pipeline are its dispatchers'
-        if before is not None and run.records.delivery == "exactly_once" and not context.entries <= set(before.entries):
+        exactly_once = run.records.delivery == "exactly_once"
+        if before is not None and exactly_once and not context.entries <= has_read(before, run.pipeline):
             await _settle(before.entries, found, context)
         await commit_start_offsets(
             run.bootstrap_servers, run.pipeline, run.records.prefix, run.records.start, before=before
