@@ -146,6 +146,8 @@ def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
     if ledger.began:
         left = sum(each.earlier_ended for each in ledger.of_live)
         for reason in ("dead_lettered", "expired", "filtered"):
+            if reason == "filtered" and ledger.earlier_most:  # of several sinks, each has endings: others got a record
+                left = min(left, max(0, sum(each.earlier_in for each in ledger.of_live) - ledger.earlier_most))
             total = sum(getattr(stage.total, reason) for stage in state.stages)
             more = min(max(0, total - reasons[reason]), left)
             found[reason] += more

@@ -90,6 +90,8 @@ class EventLedger:
     """Sink records of events of the run that are not looked up."""
     earlier_ended: int = 0
     """Other endings of such events."""
+    earlier_most: int = 0
+    """Of several sinks, records of such events in the one that has most."""
     _entered: list[bytearray] = field(init=False)
     accounts: dict[str, SinkAccount] = field(init=False)
     """By the stage that feeds the sink."""
@@ -97,6 +99,8 @@ class EventLedger:
     """Events with an id of their own."""
     _times: dict[bytes, int] = field(default_factory=dict)
     """Where there are several sinks: the place in `latencies_s` by the id of the event, or of its result."""
+    _given_up: set[bytes] = field(default_factory=set)
+    """Where there are several sinks: ids whose reason is counted. They end at each sink, and have one reason."""
     _old: set[bytes] = field(default_factory=set)
     """Those of them that are not live."""
     others: dict[str, EventLedger] = field(default_factory=dict)
@@ -141,7 +145,7 @@ class EventLedger:
             entered_s = found.entry_us / 1e6
             latency_s = max(0.0, record.time_ms / 1e3 - entered_s)
             if len(self.accounts) > 1:
-                known = self._times.setdefault(found.event_id or b"", len(self.latencies_s))
+                known = self._times.setdefault(_kept(found.event_id or b""), len(self.latencies_s))
                 if known < len(self.latencies_s):
                     self.latencies_s[known] = max(self.latencies_s[known], latency_s)
                     return
@@ -157,12 +161,15 @@ class EventLedger:
         at = [stage for stage in at if stage in self.accounts] or list(self.accounts)
         if not self._count(name, at, ENDED, found._replace(event_id=record.key)):
             return
-        if reason in NO_OUTPUT and len(self.accounts) > 1 and not self._is_without_output(name):
-            return
+        kept = _kept(record.key or b"")
+        if len(self.accounts) > 1:
+            if kept in self._given_up or (reason in NO_OUTPUT and not self._is_without_output(name)):
+                return
+            self._given_up.add(kept)
         self.reasons[reason] += 1
         if self._is_old(name):
             self._old_done(record)
-        elif (known := self._times.get(record.key or b"")) is not None:
+        elif (known := self._times.get(kept)) is not None:
             self.latencies_s[known] = math.inf
         else:
             self.live_reasons[reason] += 1
@@ -192,9 +199,15 @@ class EventLedger:
             [np.frombuffer(each.latencies_s, np.float32) - (each.longer_s or 0.0) for each in self.of_live]
         )
 
-    def of(self, name: bytes) -> EventLedger:
-        """Return the ledger of the class of a source's event, by its id: this one where no further class knows it."""
-        return next((ledger for ledger in self.others.values() if ledger._knows(name)), self)
+    def of(self, name: bytes, at: str = "") -> EventLedger:
+        """Return the ledger of the class of a source's event: this one where no further class knows it.
+
+        Args:
+            name: its id; producers may give one to events of several classes.
+            at: the stage whose sink it has reached, if any.
+        """
+        reaching = (ledger for ledger in self.others.values() if not at or at in ledger.accounts)
+        return next((ledger for ledger in reaching if ledger._knows(name)), self)
 
     def _knows(self, name: bytes) -> bool:
         return _kept(name) in self._named or self._place(name) is not None
@@ -235,7 +248,7 @@ class EventLedger:
         """Count one record at the sinks of these stages; whether it is the first of its kind at one of them."""
         kept = _kept(name)
         place = None if kept in self._named else self._looked_up(name)
-        if kept in self._named or place is not None:
+        if (kept in self._named or place is not None) and self.accounts.keys() >= set(at):
             of_it = share(found.of) if found.of else None
             firsts = [self.accounts[stage].count(kept, place, kind, found.event_id or b"", of_it) for stage in at]
             return any(firsts)
@@ -465,13 +478,14 @@ async def read_ledger(
     ledger.others = ledgers
     for of, each in ledger.others.items():
         each.longer_s = context.live.get(of)
-    ledger.earlier_out = sum(map(sum, start.sinks.values())) - sum(map(sum, since.sinks.values()))
+    earlier = {stage: sum(ends_then) - sum(since.sinks[stage]) for stage, ends_then in start.sinks.items()}
+    ledger.earlier_out, ledger.earlier_most = sum(earlier.values()), max(earlier.values()) if len(earlier) > 1 else 0
     ledger.earlier_ended = sum(start.completed) - sum(since.completed)
     for of, each in {"": ledger, **ledger.others}.items():
         await _read(context, topics[of], each.first, each.ends, each.entered)
 
     def out(stage: str) -> Callable[[Record], None]:
-        return lambda record: ledger.of(root_of(record.headers) or b"").out(record, stage)
+        return lambda record: ledger.of(root_of(record.headers) or b"", stage).out(record, stage)
 
     for stage, topic in context.sinks.items():
         await _read(context, topic, start.sinks[stage], ends[topic], out(stage))
