@@ -23,8 +23,9 @@ from inferline_stream.controlplane.apply.code_versions import CodeVersions
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
+from inferline_stream.controlplane.observe.end_offsets import LedgerBegin
 from inferline_stream.controlplane.observe.event_class import further_classes
-from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, ledger_begin
+from inferline_stream.controlplane.observe.event_ledger import ledger_begin
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered, recover
 from inferline_stream.controlplane.pipeline_context import PipelineContext, input_partitions, lags

@@ -11,13 +11,8 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.controlplane.observe.event_ledger import (
-    VERIFIED,
-    EndOffsets,
-    EventLedger,
-    LedgerBegin,
-    read_ledger,
-)
+from inferline_stream.controlplane.observe.end_offsets import VERIFIED, EndOffsets, LedgerBegin
+from inferline_stream.controlplane.observe.event_ledger import EventLedger, read_ledger
 from inferline_stream.dataplane.headers import REASON
 from inferline_stream.kafka.records import Record
 from inferline_stream.observability.latency_histogram import LatencyHistogram
