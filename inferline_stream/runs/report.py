@@ -157,10 +157,11 @@ def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
 
 
 def quantiles_s(latencies: NDArray[np.float32], probabilities: Sequence[float]) -> tuple[float | None, ...]:
-    """Order statistics of end-to-end latencies; None without events."""
-    if not latencies.size:
+    """Order statistics of end-to-end latencies, without events that died; None without any other."""
+    done = latencies[np.isfinite(latencies)]
+    if not done.size:
         return (None,) * len(probabilities)
-    return tuple(round(float(q), 6) for q in np.quantile(latencies, probabilities, method="inverted_cdf"))
+    return tuple(round(float(q), 6) for q in np.quantile(done, probabilities, method="inverted_cdf"))
 
 
 def run_report(

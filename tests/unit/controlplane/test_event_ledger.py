@@ -12,7 +12,8 @@ from inferline_stream.dataplane.headers import ENDED_AT, REASON
 from inferline_stream.dataplane.lineage import root_of
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, OF
-from inferline_stream.runs.report import miss_rate
+from inferline_stream.runs.archive import EventTimes
+from inferline_stream.runs.report import miss_rate, quantiles_s
 
 
 def source(partition: int, offset: int, name: bytes | None = None) -> Record:
@@ -210,6 +211,8 @@ def test_of_several_sinks_the_last_record_counts_and_each_sink_has_to_get_its_ow
     assert ledger.reasons == Counter({"dead_lettered": 1, "filtered": 1})
     assert list(ledger.latencies_s) == pytest.approx([0.75, 0.25, math.inf, 0.25])
     assert miss_rate([ledger], 0.5) == 3 / 5  # 0 is late, 2 died on its way to one sink, 3 is lost
+    assert quantiles_s(ledger.judged_s(), (0.5, 1.0)) == (0.25, 0.75)
+    assert sorted(EventTimes.of(ledger, None).latency_s) == [0.25, 0.25, 0.75]
 
 
 def test_an_event_has_one_reason_at_however_many_sinks_it_ends() -> None:
