@@ -151,7 +151,7 @@ def _reached(pipeline: Pipeline, topic: Topic) -> frozenset[str]:
     """Stages that events of a source topic may come to."""
     shape = shape_of(pipeline)
     entries = [at for at, name in enumerate(shape.stages) if pipeline.enters(pipeline.stage(name), topic)]
-    return frozenset(shape.stages[at] for entry in entries for at in shape.downstream(entry))
+    return frozenset(shape.stages[at] for at in shape.downstream(*entries))
 
 
 def _of_class(pipeline: Pipeline, topic: Topic, *, idle: bool) -> str:
