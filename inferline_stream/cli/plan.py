@@ -310,7 +310,7 @@ def _traces(
             if bootstrap_servers is None:
                 raise UsageError("--trace topic reads the source topic; give --bootstrap-servers too")
             timeout_s = from_environment().connect_timeout_s
-            recent, _, _ = asyncio.run(
+            recent, *_ = asyncio.run(
                 recent_sample(bootstrap_servers, what.pipeline, prefix, connect_timeout_s=timeout_s)
             )
             found.append(recent)

@@ -91,15 +91,9 @@ def declared(topology: Path, bootstrap_servers: str | None = None, prefix: str =
             "the source topic's last hour"
         )
     timeout_s = from_environment().connect_timeout_s
-    found = [
-        asyncio.run(recent_sample(bootstrap_servers, pipeline, prefix, topic=topic, connect_timeout_s=timeout_s))
-        for topic in pipeline.samples
-    ]
-    keys = [key for _, _, keys in found for key in keys]
-    sources = [number for number, (_, events, _) in enumerate(found) for _ in events]
-    return Declared(
-        pipeline, file, [e for _, events, _ in found for e in events], merged([t for t, _, _ in found]), keys, sources
-    )
+    recent = recent_sample(bootstrap_servers, pipeline, prefix, connect_timeout_s=timeout_s)
+    trace, events, keys, sources = asyncio.run(recent)
+    return Declared(pipeline, file, events, trace, keys, sources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,8 +77,8 @@ class PipelineContext:
 
     def sinks_of(self, of_class: str = "") -> tuple[str, ...]:
         """Stages that feed a sink which events of a class may reach."""
-        entries = [self.shape.stages.index(stage) for stage in self.entries_of(of_class)]
-        reached = {self.shape.stages[at] for entry in entries for at in self.shape.downstream(entry)}
+        entries = map(self.shape.stages.index, self.entries_of(of_class))
+        reached = {self.shape.stages[at] for at in self.shape.downstream(*entries)}
         return tuple(stage for stage in self.sinks if stage in reached)
 
     @cached_property

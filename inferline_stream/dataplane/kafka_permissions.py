@@ -90,7 +90,7 @@ def _controller(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> I
     leader = f"{names.prefix}{names.pipeline}-controller"
     yield Permission("controller", "transactional-id", leader, False, ("Write",), _RUN)
     yield from _slots("controller", names, routes)  # it ends what a dead dispatcher has left open
-    for topic in (source, *(names.topic(own.name) for own in pipeline.own_sources.values())):
+    for topic in dict.fromkeys((source, *(names.topic(own.name) for own in pipeline.own_sources.values()))):
         yield Permission("controller", "topic", topic, False, ("Write",), _FEED)
     yield Permission("controller", "topic", names.control, False, ("Write",), "run --ui-token, deploy --canary")
     probe = "inferline-hop-"
@@ -112,13 +112,13 @@ def _dispatcher(names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
 
 
 def _connectors(pipeline: Pipeline, names: Names, routes: Sequence[Routes]) -> Iterator[Permission]:
-    source = names.topic(pipeline.source.name)
-    for topic in _live_sources(pipeline, names):
+    sources = _live_sources(pipeline, names)
+    for topic in sources:
         yield Permission("source-connector", "topic", topic, False, ("Write",), "sources")
     for sink in _sinks(pipeline, names):
         yield Permission("source-connector", "topic", sink, False, ("Read",), "http --results")
     for route in routes:
-        if route.input_topic == source:
+        if route.input_topic in sources:
             yield Permission("source-connector", "group", route.group, False, ("Describe",), "http --most-behind")
     for sink in _sinks(pipeline, names):
         yield Permission("sink-connector", "topic", sink, False, ("Read",), "sinks")

@@ -228,7 +228,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def heard(self) -> tuple[str, ...]:
         """The parents that events of the class may come to: a join waits for these."""
-        reached = frozenset[int]().union(*map(self.shape.downstream, self.entries))
+        reached = self.shape.downstream(*self.entries)
         return tuple(parent for parent in self.parents if self.stages.index(parent) in reached)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What arrived on the source topic lately: a sample for pipelines that declare none.
+"""What arrived on the source topics lately: a sample for pipelines that declare none.
 
 Its times are what producers say, and one wrong time would stretch the sample to years, so that every rate in it is
 next to nothing. So an event counts at its entry time where that lies within the hour, else at its record's timestamp
@@ -20,8 +20,8 @@ from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.topology import Pipeline, Topic
+from inferline_stream.pipeline.trace import Trace, merged
 
 logger = logging.getLogger(__name__)
 
@@ -37,27 +37,45 @@ async def recent_sample(
     pipeline: Pipeline,
     prefix: str = "",
     *,
-    topic: str | None = None,
     connect_timeout_s: float = 10.0,
     now_s: float | None = None,
-) -> tuple[Trace, list[bytes], list[bytes | None]]:
-    """Arrivals of the source topic's last hour, events drawn from them, and the keys of those.
+) -> tuple[Trace, list[bytes], list[bytes | None], list[int]]:
+    """Arrivals of the last hour, events drawn from them, and of each of those its key and the number of its source.
 
     Args:
         bootstrap_servers: of the cluster.
-        pipeline: whose source topic is read; its ``timestamp_header`` counts.
+        pipeline: whose source topics are read, as many as have samples; their ``timestamp_header`` counts.
         prefix: of the pipeline's names.
-        topic: which source topic, without prefix; by default that of the first class.
         connect_timeout_s: longest wait for Kafka's first answer.
         now_s: end of the hour, seconds since the epoch; now by default.
 
     Raises:
-        InvalidTopology: fewer than two events arrived.
+        InvalidTopology: fewer than two events arrived on a topic.
         Unreachable: Kafka does not answer.
     """
-    source = next((each for each in pipeline.sources if each.name == topic), pipeline.source)
-    topic = Names(pipeline.name, prefix).topic(source.name)
     end_s = time.time() if now_s is None else now_s
+    declared = {source.name: source for source in (pipeline.source, *pipeline.others)}
+    traces: list[Trace] = []
+    events: list[bytes] = []
+    keys: list[bytes | None] = []
+    sources: list[int] = []
+    for number, name in enumerate(pipeline.samples):
+        times_s, of_source, its_keys = await _of_topic(
+            bootstrap_servers, pipeline, prefix, declared[name], connect_timeout_s=connect_timeout_s, end_s=end_s
+        )
+        traces.append(Trace(np.sort(np.array(times_s))))
+        events += of_source
+        keys += its_keys
+        sources += [number] * len(of_source)
+    trace = merged(traces)
+    return Trace(trace.arrivals_s - trace.arrivals_s[0], trace.source_of), events, keys, sources
+
+
+async def _of_topic(
+    bootstrap_servers: str, pipeline: Pipeline, prefix: str, source: Topic, *, connect_timeout_s: float, end_s: float
+) -> tuple[list[float], list[bytes], list[bytes | None]]:
+    """Return when events of a source topic entered, and events drawn from them with their keys."""
+    topic = Names(pipeline.name, prefix).topic(source.name)
     async with Offsets(bootstrap_servers, connect_timeout_s) as offsets:
         partitions = (await offsets.existing([topic])).get(topic, 0)
     times_s: list[float] = []
@@ -94,8 +112,7 @@ async def recent_sample(
             f"{pipeline.declared}: declares no sample, and topic {topic!r} holds {len(times_s)} events of the last "
             f'hour{outside}; add sample=Sample(arrivals="arrivals.csv", events="events.jsonl")'
         )
-    arrivals = np.sort(np.array(times_s))
-    return Trace(arrivals - arrivals[0]), events, keys
+    return times_s, events, keys
 
 
 def _time_s(record: Record, header: str | None, end_s: float) -> float | None:

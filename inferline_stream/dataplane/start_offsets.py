@@ -90,9 +90,10 @@ async def commit_start_offsets(
     Entry stages start where ``start`` says; the other stages at the beginning of their topics. A partition that has a
     committed offset keeps it unless ``start`` is a place of its own: then entry stages are moved. One that has none
     although its stage has worked before stays without: its replica halts it, where going on anywhere would lose events
-    or repeat them without a word. An entry stage that is new in a pipeline that has worked before starts where the
-    entry stages of before stand: an event is finished that all of them have finished. Where entry stages are moved,
-    joins forget which events were finished before: those come again.
+    or repeat them without a word. An entry stage that is new in a pipeline that has worked before starts where those
+    that read its topic before stand: an event is finished that all of them have finished. One whose source has become
+    another class starts where it stood itself. Where entry stages are moved, joins forget which events were finished
+    before: those come again.
 
     A background topic is read from its beginning, once: ``start`` is about live topics.
 
@@ -111,13 +112,8 @@ async def commit_start_offsets(
     """
     time_ms = _start_time_ms(start)
     names = Names(pipeline.name, prefix)
-    known = frozenset[str]() if before is None else has_read(before, pipeline)
-    entries = {stage.name for stage in pipeline.stages if pipeline.enters(stage, pipeline.source)}
-    left: Mapping[int, Committed] = {}
 
-    async def commit_background(offsets: Offsets, stage: Stage, of: str, topic: str) -> None:
-        group = await StageGroup.of(offsets, names.group(stage.name, of), topic)
-        again = before is not None and of in before.others and stage.name in before.edges
+    async def commit_background(group: StageGroup, *, again: bool) -> None:
         committed, begins = await group.committed(group.partitions), await group.begins()
         added = _added(committed, begins)
         await group.commit(added if again else {p: Committed(at) for p, at in begins.items() if p not in committed})
@@ -126,40 +122,39 @@ async def commit_start_offsets(
 
     async def commit(offsets: Offsets, stage: Stage) -> None:
         topics = input_topics(pipeline, names, stage.name)
-        for of, topic in zip((pipeline.source, *pipeline.others), topics, strict=True):
-            if of.background:
-                await commit_background(offsets, stage, of.name, topic)
+        for source, topic in zip((pipeline.source, *pipeline.others), topics, strict=True):
+            of = "" if source is pipeline.source else source.name
+            enters = source.name if pipeline.enters(stage, source) else ""
+            again = before is not None and before.read_by(stage.name, of) == enters
+            group = await StageGroup.of(offsets, names.group(stage.name, of), topic)
+            if source.background:
+                await commit_background(group, again=again)
             else:
-                name = "" if of is pipeline.source else of.name
-                await commit_live(offsets, stage, name, topic, enters=pipeline.enters(stage, of))
+                await commit_live(group, stage, of, enters, again=again)
 
-    async def commit_live(offsets: Offsets, stage: Stage, of: str, topic: str, *, enters: bool) -> None:
-        was_there = stage.name in known and (not of or (before is not None and of in before.others))
-        group = await StageGroup.of(offsets, names.group(stage.name, of), topic)
+    async def commit_live(group: StageGroup, stage: Stage, of: str, enters: str, *, again: bool) -> None:
         committed = await group.committed(group.partitions)
         if start != "committed":  # what was committed of a topic of the same name that is gone counts for nothing
             committed = {p: entry for p, entry in committed.items() if not group.is_of_another_topic(entry)}
         added = _added(committed, await group.begins())
         if stage.is_join and start != "committed":
             await group.commit(await _forgetful(group, committed))
-        elif start == "committed" and was_there:
+        elif start == "committed" and again:
             await group.commit(added)
             if missing := set(group.partitions) - committed.keys() - added.keys():
                 _say_missing(group, missing)
         elif not enters:
             begins = await group.begins()
             await group.commit({p: Committed(begin) for p, begin in begins.items() if p not in committed})
-        elif start == "committed" and before is not None and not of:
-            own = await _own(group, committed)
-            await group.commit(_joined(stage.name, topic, group.partitions, left, own))
+        elif start == "committed" and before is not None and (not of or before.readers(enters)):
+            left, own = await _left(group, names, before, stage.name, enters), await _own(group, committed)
+            await group.commit(_joined(stage.name, group.topic, group.partitions, left, own))
         else:
             first = await _entry_offsets(group, start, time_ms, committed)
             wanted = {p: Committed(at) for p, at in first.items()}
             await group.commit(wanted if start != "committed" else {**wanted, **added})
 
     async with Offsets(bootstrap_servers, timeout_s) as offsets:
-        if before is not None and start == "committed" and not entries <= known:
-            left = await _left(offsets, names, before) if before.source[0] == pipeline.source.name else {}
         # All at once: a leader that is busy for long is taken for dead.
         await asyncio.gather(*(commit(offsets, stage) for stage in pipeline.stages))
 
@@ -173,23 +168,27 @@ def _say_missing(group: StageGroup, partitions: Collection[int]) -> None:
 
 
 def has_read(before: Structure, pipeline: Pipeline) -> frozenset[str]:
-    """Return the stages of a pipeline that read the topic already that they read now."""
-    first, inner = set(before.entries), before.edges.keys() - set(before.entries)
+    """Return the stages of a pipeline whose groups have read the topics already that they read now."""
+    inner = before.edges.keys() - set(before.entries)
 
     def read(stage: Stage) -> bool:
-        same = stage.after or (stage.source or pipeline.source).name == before.read_by(stage.name)
-        return stage.name in (inner if stage.after else first) and bool(same)
+        source = stage.source or pipeline.source
+        of = "" if source is pipeline.source else source.name
+        return stage.name in inner if stage.after else before.read_by(stage.name, of) == source.name
 
     return frozenset(stage.name for stage in pipeline.stages if read(stage))
 
 
-async def _left(offsets: Offsets, names: Names, before: Structure) -> dict[int, Committed]:
-    """Return what all entry stages of before have finished, of the partitions that each of them knows."""
-    known = []
-    for stage in (each for each in before.entries if before.read_by(each) == before.source[0]):
-        group = await StageGroup.of(offsets, names.group(stage), names.topic(before.source[0]))
-        known.append(await _own(group, await group.committed(group.partitions)))
-    partitions = set.intersection(*(set(own) for own in known))
+async def _left(group: StageGroup, names: Names, before: Structure, stage: str, source: str) -> Mapping[int, Committed]:
+    """Return what a stage had finished of a source topic as another class, or what all that read it had.
+
+    Only partitions count that each of them knows; there are none where nobody read the topic.
+    """
+    known, readers, of = [], before.readers(source), before.class_of(source)
+    for reader in (stage,) if stage in readers else readers:
+        former = replace(group, name=names.group(reader, of))
+        known.append(await _own(former, await former.committed(former.partitions)))
+    partitions = set.intersection(*(set(own) for own in known)) if known else set[int]()
     return {p: finished_by_all([own[p] for own in known]) for p in partitions}
 
 

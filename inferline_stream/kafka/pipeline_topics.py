@@ -84,13 +84,17 @@ def topics_of(pipeline: Pipeline, prefix: str = "", partitions: Mapping[str, int
     if pipeline.groups:  # all others are theirs
         return own
     wanted = dict(partitions or {})
-    entries = [stage.name for stage in pipeline.stages if not stage.after]
     of_sinks = {stage: wanted.get(stage, DEFAULT_PARTITIONS) for stage in pipeline.sinks}
-    of_source = pipeline.source.partitions or max((wanted.get(e, DEFAULT_PARTITIONS) for e in entries), default=1)
+
+    def of_source(topic: Topic) -> int:
+        entries = [stage.name for stage in pipeline.stages if pipeline.enters(stage, topic)]
+        given = topic.partitions or (pipeline.source.partitions if topic in pipeline.listed else None)
+        return given or max((wanted.get(entry, DEFAULT_PARTITIONS) for entry in entries), default=1)
+
     sources = {
         names.topic(topic.name): WantedTopic(
             names.topic(topic.name),
-            topic.partitions or of_source,
+            of_source(topic),
             "source: background events" if topic.background else "source: events arrive here",
             _takes(topic.max_bytes),
         )
@@ -147,7 +151,7 @@ def _reached(pipeline: Pipeline, topic: Topic) -> frozenset[str]:
     """Stages that events of a source topic may come to."""
     shape = shape_of(pipeline)
     entries = [at for at, name in enumerate(shape.stages) if pipeline.enters(pipeline.stage(name), topic)]
-    return frozenset(shape.stages[at] for entry in entries for at in shape.downstream(entry))
+    return frozenset(shape.stages[at] for at in shape.downstream(*entries))
 
 
 def _of_class(pipeline: Pipeline, topic: Topic, *, idle: bool) -> str:

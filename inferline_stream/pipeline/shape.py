@@ -73,9 +73,9 @@ class Shape:
                 wanted |= {self.arrows[bit].parent for bit in self.parents(at)}
         return tuple(self.stages[at] for at in sorted(wanted))
 
-    def downstream(self, stage: int) -> frozenset[int]:
-        """Positions of a stage and all that come after it."""
-        found = {stage}
+    def downstream(self, *stages: int) -> frozenset[int]:
+        """Positions of these stages and all that come after any of them."""
+        found = set(stages)
         for arrow in self.arrows:  # ordered by child: every parent was looked at before
             if arrow.parent in found:
                 found.add(arrow.child)
@@ -97,7 +97,7 @@ class Shape:
 
     def reached(self, source: int) -> frozenset[int]:
         """Stages that events of a source may come to."""
-        return frozenset().union(*map(self.downstream, self.entries(source)))
+        return self.downstream(*self.entries(source))
 
     def joins(self) -> tuple[int, ...]:
         """Stages in which parts of an event wait for each other: with two parents or more, or that gather."""

@@ -70,9 +70,27 @@ class Structure:
         """The stages that read a source topic."""
         return tuple(stage for stage, parents in self.edges.items() if not parents)
 
-    def read_by(self, stage: str) -> str:
-        """Return the source topic that an entry stage reads."""
-        return self.own_sources.get(stage, self.source)[0]
+    def class_of(self, topic: str) -> str:
+        """Return the class of a source topic's events."""
+        return "" if topic == self.source[0] else topic
+
+    def readers(self, topic: str) -> tuple[str, ...]:
+        """Return the stages at which events of a source topic enter."""
+        own = {stage: source for stage, (source, _) in self.own_sources.items()}
+        if topic in own.values():
+            return tuple(stage for stage, source in own.items() if source == topic)
+        listed = topic == self.source[0] or topic in self.others
+        return tuple(stage for stage in self.entries if listed and stage not in own)
+
+    def read_by(self, stage: str, of_class: str = "") -> str | None:
+        """Return the source topic that a stage reads events of a class from; empty where other stages send it those.
+
+        None where there is no such stage or class.
+        """
+        if stage not in self.edges or of_class not in ("", *self.others):
+            return None
+        topic = of_class or self.source[0]
+        return topic if stage in self.readers(topic) else ""
 
     @property
     def version(self) -> str:

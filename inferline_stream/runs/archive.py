@@ -116,7 +116,7 @@ class EventTimes:
 
     Args:
         arrivals_s: float64, ascending: every record of the live source topics.
-        entries_s: float64, ascending: of events that reached the sink, when they entered.
+        entries_s: float64, ascending: of events that reached each sink they were to reach, when they entered.
         latency_s: float64: of the same events, less what the SLO of an event's class is longer.
         sample_s: float64, ascending: the arrivals that the first plan was made for; empty if not known.
         began_s: the first arrival, in seconds since the epoch.
@@ -142,9 +142,9 @@ class EventTimes:
         arrivals_s = np.sort(np.concatenate([np.frombuffer(each.arrivals_s, np.float64) for each in ledger.of_live]))
         arrivals_s = arrivals_s[(arrivals_s >= since_s) & (arrivals_s <= until_s)]
         entries_s = np.concatenate([np.frombuffer(each.entries_s, np.float64) for each in ledger.of_live])
-        believed = (entries_s >= since_s) & (entries_s <= until_s)
-        entries_s = entries_s[believed]
-        latency_s = ledger.judged_s().astype(np.float64)[believed]
+        latency_s = ledger.judged_s().astype(np.float64)
+        believed = (entries_s >= since_s) & (entries_s <= until_s) & np.isfinite(latency_s)
+        entries_s, latency_s = entries_s[believed], latency_s[believed]
         order = np.argsort(entries_s, kind="stable")
         first_s = float(min([*arrivals_s[:1], *entries_s[order[:1]]], default=0.0))
         sample_s = np.empty(0) if sample is None else sample.arrivals_s

@@ -23,8 +23,9 @@ from inferline_stream.controlplane.apply.code_versions import CodeVersions
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.core_use import CoreUse
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
+from inferline_stream.controlplane.observe.end_offsets import LedgerBegin
 from inferline_stream.controlplane.observe.event_class import further_classes
-from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, ledger_begin
+from inferline_stream.controlplane.observe.event_ledger import ledger_begin
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered, recover
 from inferline_stream.controlplane.pipeline_context import PipelineContext, input_partitions, lags
@@ -198,7 +199,8 @@ async def _begun(
     before = None if found.plan is None else found.plan.structure
     taken_over = found.wanted is not None and run.records.start == "committed"
     if not taken_over:  # only a leader may: the offsets of a running pipeline are its dispatchers'
-        if before is not None and run.records.delivery == "exactly_once" and not context.entries <= set(before.entries):
+        exactly_once = run.records.delivery == "exactly_once"
+        if before is not None and exactly_once and not context.entries <= has_read(before, run.pipeline):
             await _settle(before.entries, found, context)
         await commit_start_offsets(
             run.bootstrap_servers, run.pipeline, run.records.prefix, run.records.start, before=before

@@ -12,7 +12,8 @@ from functools import partial
 from inferline_stream.controlplane.controller import Controller
 from inferline_stream.controlplane.leader_loop import raise_end
 from inferline_stream.controlplane.loop_steps import until
-from inferline_stream.controlplane.observe.event_ledger import LedgerBegin, read_ledger
+from inferline_stream.controlplane.observe.end_offsets import LedgerBegin
+from inferline_stream.controlplane.observe.event_ledger import read_ledger
 from inferline_stream.controlplane.observe.observation_log import read_observation_log
 from inferline_stream.controlplane.pipeline_context import PipelineContext, drained, lags
 from inferline_stream.controlplane.run_inputs import FeedReport, Run

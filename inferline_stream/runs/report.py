@@ -146,6 +146,8 @@ def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
     if ledger.began:
         left = sum(each.earlier_ended for each in ledger.of_live)
         for reason in ("dead_lettered", "expired", "filtered"):
+            if reason == "filtered" and ledger.earlier_most:  # of several sinks, each has endings: others got a record
+                left = min(left, max(0, sum(each.earlier_in for each in ledger.of_live) - ledger.earlier_most))
             total = sum(getattr(stage.total, reason) for stage in state.stages)
             more = min(max(0, total - reasons[reason]), left)
             found[reason] += more
@@ -155,10 +157,11 @@ def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
 
 
 def quantiles_s(latencies: NDArray[np.float32], probabilities: Sequence[float]) -> tuple[float | None, ...]:
-    """Order statistics of end-to-end latencies; None without events."""
-    if not latencies.size:
+    """Order statistics of end-to-end latencies, without events that died; None without any other."""
+    done = latencies[np.isfinite(latencies)]
+    if not done.size:
         return (None,) * len(probabilities)
-    return tuple(round(float(q), 6) for q in np.quantile(latencies, probabilities, method="inverted_cdf"))
+    return tuple(round(float(q), 6) for q in np.quantile(done, probabilities, method="inverted_cdf"))
 
 
 def run_report(

@@ -46,10 +46,26 @@ async def fill(kafka: KafkaServer, topic: str, ages_s: list[float], now_s: float
 async def test_arrivals_are_the_timestamps_of_the_last_hour_over_all_partitions(kafka: KafkaServer, topic: str) -> None:
     now_s = time.time()
     await fill(kafka, topic, [7200.0, 3700.0, *(600.0 - i for i in range(60))], now_s)
-    trace, events, keys = await recent_sample(kafka.bootstrap_servers, pipeline(topic), now_s=now_s)
+    trace, events, keys, _ = await recent_sample(kafka.bootstrap_servers, pipeline(topic), now_s=now_s)
     assert trace.arrivals_s.tolist() == pytest.approx(range(60), abs=2e-3)
     assert sorted(events) == sorted(b'{"number": %d}' % number for number in range(2, 62))
     assert [b'{"number": %s}' % key for key in keys] == events
+
+
+async def test_each_source_has_its_arrivals_when_they_came(kafka: KafkaServer, topic: str) -> None:
+    now_s, later = time.time(), f"{topic}-later"
+    await create_topics(kafka.bootstrap_servers, [WantedTopic(later, 1, "a source")], replication=1)
+    await fill(kafka, topic, [600.0, 500.0], now_s)
+    await fill(kafka, later, [550.0, 540.0, 400.0], now_s)
+    stages = [
+        Stage(name, list, hardware=["cpu-1"], source=Topic(source), sink=Topic(f"to-{name}"))
+        for name, source in (("one", topic), ("other", later))
+    ]
+    both = Pipeline("p", slo="1s", stages=stages)
+    trace, events, _, sources = await recent_sample(kafka.bootstrap_servers, both, now_s=now_s)
+    assert trace.arrivals_s.tolist() == pytest.approx([0, 50, 60, 100, 200], abs=2e-3)
+    assert trace.source_of.tolist() == [0, 1, 1, 0, 1]
+    assert (len(events), sources) == (5, [0, 0, 1, 1, 1])
 
 
 @pytest.mark.parametrize("header", [None, "at"])
@@ -67,7 +83,7 @@ async def test_one_wrong_time_changes_no_rate(
     source = Topic(topic, timestamp_header=header)
     stage = Stage("only", list, hardware=["cpu-1"])
     pipeline = Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=[stage])
-    trace, events, _ = await recent_sample(kafka.bootstrap_servers, pipeline, now_s=now_s)
+    trace, events, *_ = await recent_sample(kafka.bootstrap_servers, pipeline, now_s=now_s)
     assert trace.arrivals_s.tolist() == pytest.approx(range(60), abs=2e-3)
     assert len(events) == 60
     assert "3 of 63 records bear times outside the last hour" in caplog.text
@@ -79,7 +95,7 @@ async def test_events_are_a_sample_where_there_are_many(
     monkeypatch.setattr(source_sample, "EVENTS_KEPT", 20)
     now_s = time.time()
     await fill(kafka, topic, [600.0 - i for i in range(300)], now_s)
-    trace, events, _ = await recent_sample(kafka.bootstrap_servers, pipeline(topic), now_s=now_s)
+    trace, events, *_ = await recent_sample(kafka.bootstrap_servers, pipeline(topic), now_s=now_s)
     assert len(trace) == 300
     assert len(set(events)) == 20
 

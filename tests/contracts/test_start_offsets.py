@@ -84,3 +84,48 @@ async def test_a_stage_that_has_worked_before_its_structure_was_written_down_doe
 async def test_a_stage_is_refused_where_nobody_knows_where_it_begins(stood, structure):
     with pytest.raises(UsageError, match=r"'new' has not read topic .*in before.*partitions 0,1: say with --start"):
         await stood({}, ["new"], structure)
+
+
+def of_own_sources(**sources: str) -> Pipeline:
+    """A pipeline each of whose stages has a source of its own."""
+    stages = [
+        Stage(
+            name, through, hardware=["cpu-1"], source=Topic(topic, codec="raw", partitions=1), sink=Topic(f"to-{name}")
+        )
+        for name, topic in sources.items()
+    ]
+    return Pipeline("p", slo="1s", stages=stages)
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ({"b": "others", "a": "in"}, {"a": ("a.in", 5), "b": ("b", 3)}),
+        ({"a": "in", "new": "others"}, {"a": ("a", 5), "new": ("new.others", 3)}),
+        ({"first": "firsts", "a": "in", "b": "others"}, {"a": ("a.in", 5), "b": ("b.others", 3)}),
+    ],
+)
+async def test_each_source_of_a_stage_is_read_on_from_where_it_was_read_to(kafka, clients, caplog, now, expected):
+    running, wanted = of_own_sources(a="in", b="others"), of_own_sources(**now)
+    names = Names("p", f"{secrets.token_hex(4)}.")
+    for pipeline_then in (running, wanted):
+        await create_topics(kafka.bootstrap_servers, topics_of(pipeline_then, names.prefix), replication=1)
+    producer = await clients.producer()
+    for topic in ("in", "others"):
+        for _ in range(20):
+            await producer.send(names.topic(topic), b"x", partition=0)
+    await producer.flush()
+    await commit_start_offsets(kafka.bootstrap_servers, running, names.prefix)
+    async with Offsets(kafka.bootstrap_servers) as offsets:
+        for group, topic, at in ((names.group("a"), "in", 5), (names.group("b", "others"), "others", 3)):
+            await (await StageGroup.of(offsets, group, names.topic(topic))).commit({0: Committed(at)})
+        if "first" in now:  # nobody knows where a source that is new begins
+            with pytest.raises(UsageError, match=r"'first' has not read topic .*firsts before"):
+                await commit_start_offsets(kafka.bootstrap_servers, wanted, names.prefix, before=structure_of(running))
+            first = await StageGroup.of(offsets, names.group("first"), names.topic("firsts"))
+            await first.commit({0: Committed(0)})
+        await commit_start_offsets(kafka.bootstrap_servers, wanted, names.prefix, before=structure_of(running))
+        for stage, (group, at) in expected.items():
+            (found,) = await offsets.committed(f"{names.prefix}p.{group}", names.topic(now[stage]), 1)
+            assert found.offset == at, stage
+    assert "halted" not in caplog.text

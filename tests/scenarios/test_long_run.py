@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from inferline_stream.controlplane.loop_steps import until
-from inferline_stream.controlplane.observe.event_ledger import EndOffsets
+from inferline_stream.controlplane.observe.end_offsets import EndOffsets
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer

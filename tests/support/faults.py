@@ -26,7 +26,8 @@ import msgspec
 from aiokafka import AIOKafkaProducer
 
 from inferline_stream.controlplane.loop_steps import until
-from inferline_stream.controlplane.observe.event_ledger import EventLedger, LedgerBegin, ledger_begin, read_ledger
+from inferline_stream.controlplane.observe.end_offsets import LedgerBegin
+from inferline_stream.controlplane.observe.event_ledger import EventLedger, ledger_begin, read_ledger
 from inferline_stream.controlplane.pipeline_context import PipelineContext, lags
 from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.offsets import Offsets

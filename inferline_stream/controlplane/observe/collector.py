@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from inferline_stream.calculus.envelope_state import Times
-from inferline_stream.controlplane.observe.event_ledger import EndOffsets
+from inferline_stream.controlplane.observe.end_offsets import EndOffsets
 from inferline_stream.controlplane.observe.log_growth import OffsetHistory
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import TRAFFIC_S, arrivals_between, recent_ticks

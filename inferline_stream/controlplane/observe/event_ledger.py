@@ -14,15 +14,15 @@ import hashlib
 import itertools
 import math
 from array import array
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inferline_stream.controlplane.observe.end_offsets import Begin, LedgerBegin
 from inferline_stream.controlplane.observe.sink_account import ENDED, OUT, SinkAccount
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.dataplane.headers import ENDED_AT, REASON, ReadHeaders, number, read_headers
@@ -31,13 +31,6 @@ from inferline_stream.kafka.offset_metadata import Committed, Run, finished_by_a
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import event_id_prefix
-
-VERIFIED = 100_000
-"""Newest events that the end of a run looks up by their ids: some seconds to read, and 300 bytes each at most."""
-
-_APART = VERIFIED // 16
-
-T = TypeVar("T")
 
 NO_OUTPUT = frozenset(("skipped", "filtered"))
 """Endings of events that are no misses: the topology, or a stage, says that a sink gets nothing of them."""
@@ -90,6 +83,8 @@ class EventLedger:
     """Sink records of events of the run that are not looked up."""
     earlier_ended: int = 0
     """Other endings of such events."""
+    earlier_most: int = 0
+    """Of several sinks, records of such events in the one that has most."""
     _entered: list[bytearray] = field(init=False)
     accounts: dict[str, SinkAccount] = field(init=False)
     """By the stage that feeds the sink."""
@@ -97,6 +92,8 @@ class EventLedger:
     """Events with an id of their own."""
     _times: dict[bytes, int] = field(default_factory=dict)
     """Where there are several sinks: the place in `latencies_s` by the id of the event, or of its result."""
+    _given_up: set[bytes] = field(default_factory=set)
+    """Where there are several sinks: ids whose reason is counted. They end at each sink, and have one reason."""
     _old: set[bytes] = field(default_factory=set)
     """Those of them that are not live."""
     others: dict[str, EventLedger] = field(default_factory=dict)
@@ -141,7 +138,7 @@ class EventLedger:
             entered_s = found.entry_us / 1e6
             latency_s = max(0.0, record.time_ms / 1e3 - entered_s)
             if len(self.accounts) > 1:
-                known = self._times.setdefault(found.event_id or b"", len(self.latencies_s))
+                known = self._times.setdefault(_kept(found.event_id or b""), len(self.latencies_s))
                 if known < len(self.latencies_s):
                     self.latencies_s[known] = max(self.latencies_s[known], latency_s)
                     return
@@ -157,12 +154,15 @@ class EventLedger:
         at = [stage for stage in at if stage in self.accounts] or list(self.accounts)
         if not self._count(name, at, ENDED, found._replace(event_id=record.key)):
             return
-        if reason in NO_OUTPUT and len(self.accounts) > 1 and not self._is_without_output(name):
-            return
+        kept = _kept(record.key or b"")
+        if len(self.accounts) > 1:
+            if kept in self._given_up or (reason in NO_OUTPUT and not self._is_without_output(name)):
+                return
+            self._given_up.add(kept)
         self.reasons[reason] += 1
         if self._is_old(name):
             self._old_done(record)
-        elif (known := self._times.get(record.key or b"")) is not None:
+        elif (known := self._times.get(kept)) is not None:
             self.latencies_s[known] = math.inf
         else:
             self.live_reasons[reason] += 1
@@ -192,9 +192,15 @@ class EventLedger:
             [np.frombuffer(each.latencies_s, np.float32) - (each.longer_s or 0.0) for each in self.of_live]
         )
 
-    def of(self, name: bytes) -> EventLedger:
-        """Return the ledger of the class of a source's event, by its id: this one where no further class knows it."""
-        return next((ledger for ledger in self.others.values() if ledger._knows(name)), self)
+    def of(self, name: bytes, at: str = "") -> EventLedger:
+        """Return the ledger of the class of a source's event: this one where no further class knows it.
+
+        Args:
+            name: its id; producers may give one to events of several classes.
+            at: the stage whose sink it has reached, if any.
+        """
+        reaching = (ledger for ledger in self.others.values() if not at or at in ledger.accounts)
+        return next((ledger for ledger in reaching if ledger._knows(name)), self)
 
     def _knows(self, name: bytes) -> bool:
         return _kept(name) in self._named or self._place(name) is not None
@@ -235,7 +241,7 @@ class EventLedger:
         """Count one record at the sinks of these stages; whether it is the first of its kind at one of them."""
         kept = _kept(name)
         place = None if kept in self._named else self._looked_up(name)
-        if kept in self._named or place is not None:
+        if (kept in self._named or place is not None) and self.accounts.keys() >= set(at):
             of_it = share(found.of) if found.of else None
             firsts = [self.accounts[stage].count(kept, place, kind, found.event_id or b"", of_it) for stage in at]
             return any(firsts)
@@ -311,87 +317,6 @@ def _root_ended(record: Record) -> bytes:
     return root(record.key or b"", len(read_headers(record.headers).of))
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerBegin:
-    """Where a run begins in the topics that its ledger reads: offsets by partition."""
-
-    source: tuple[int, ...]
-    sinks: Mapping[str, tuple[int, ...]]
-    """Of each sink, by the stage that feeds it."""
-    completed: tuple[int, ...]
-    live: tuple[int, ...]
-    """Of the source: what is before was there already."""
-    finished: tuple[tuple[Run, ...], ...] = ()
-    """Of the source: what was finished above its offset."""
-    partitions: Mapping[str, int] = field(default_factory=dict)
-    """Of each class's source topic, in the order of the offsets: empty for live ones; without any, all are live."""
-
-    def of_class(self, offsets: Sequence[T], of_class: str = "") -> tuple[T, ...]:
-        """Return a class's part of what is listed by the partitions of the source."""
-        if of_class not in self.partitions:
-            return tuple(offsets)
-        before = itertools.takewhile(lambda of: of != of_class, self.partitions)
-        at = sum(self.partitions[of] for of in before)
-        return tuple(offsets[at : at + self.partitions[of_class]])
-
-
-@dataclass(slots=True)
-class EndOffsets:
-    """Offsets of the newest events, some thousands of events apart; older ones are dropped as new ones come.
-
-    Args:
-        verified: events that the marks kept reach back over.
-        apart: fewest events between two marks.
-    """
-
-    verified: int = VERIFIED
-    apart: int = _APART
-    _marks: deque[LedgerBegin] = field(default_factory=deque)
-    looks_back: int = 1
-    """How many looks ago the results ended that a mark names. What had not entered then cannot have come out before; of
-    background events it is the committed offsets that say what has, and those are older."""
-    _results: deque[tuple[Mapping[str, tuple[int, ...]], tuple[int, ...]]] = field(default_factory=deque)
-    """Ends of the sinks and the completed topic at the last looks."""
-
-    def look(self, source: Sequence[int], sinks: Mapping[str, Sequence[int]], completed: Sequence[int]) -> None:
-        """End offsets now."""
-        now = {stage: tuple(ends) for stage, ends in sinks.items()}, tuple(completed)
-        total = sum(source)
-        if len(self._results) == self.looks_back and (
-            not self._marks or total - sum(self._marks[-1].source) >= self.apart
-        ):
-            self._marks.append(LedgerBegin(tuple(source), *self._results[0], live=()))
-        self._results.append(now)
-        if len(self._results) > self.looks_back:
-            self._results.popleft()
-        while self._marks and total - sum(self._marks[0].source) > self.verified:
-            self._marks.popleft()
-
-    def begin(self, since: LedgerBegin, ends: Sequence[int]) -> LedgerBegin:
-        """Where the events begin that are looked up by id: at the run's beginning, if they are few enough.
-
-        Args:
-            since: where the run began.
-            ends: of the source topic, up to which the run answers for events.
-        """
-        if _between(since.source, ends) <= self.verified:
-            return since
-        later = [mark for mark in self._marks if len(mark.source) == len(since.source)]
-        fitting = [mark for mark in later if _between(mark.source, ends) <= self.verified]
-        mark = fitting[0] if fitting else later[-1] if later else since
-        first = [max(a, b) for a, b in zip(mark.source, since.source, strict=True)]
-        left = _between(first, ends)
-        if left > self.verified:  # they came faster than anyone looked: of each partition its share
-            first = [
-                max(at, end - max(0, end - at) * self.verified // left) for at, end in zip(first, ends, strict=True)
-            ]
-        return replace(since, source=tuple(first), sinks=mark.sinks, completed=mark.completed)
-
-
-Begin = Callable[[LedgerBegin, Sequence[int]], LedgerBegin]
-"""See `EndOffsets.begin`."""
-
-
 async def ledger_begin(offsets: Offsets, context: PipelineContext) -> LedgerBegin:
     """Where a run that starts now begins: at the entry groups' committed offsets, and the other topics' ends."""
     first = {of: await _committed(offsets, context, of) for of in ("", *context.others)}
@@ -465,13 +390,14 @@ async def read_ledger(
     ledger.others = ledgers
     for of, each in ledger.others.items():
         each.longer_s = context.live.get(of)
-    ledger.earlier_out = sum(map(sum, start.sinks.values())) - sum(map(sum, since.sinks.values()))
+    earlier = {stage: sum(ends_then) - sum(since.sinks[stage]) for stage, ends_then in start.sinks.items()}
+    ledger.earlier_out, ledger.earlier_most = sum(earlier.values()), max(earlier.values()) if len(earlier) > 1 else 0
     ledger.earlier_ended = sum(start.completed) - sum(since.completed)
     for of, each in {"": ledger, **ledger.others}.items():
         await _read(context, topics[of], each.first, each.ends, each.entered)
 
     def out(stage: str) -> Callable[[Record], None]:
-        return lambda record: ledger.of(root_of(record.headers) or b"").out(record, stage)
+        return lambda record: ledger.of(root_of(record.headers) or b"", stage).out(record, stage)
 
     for stage, topic in context.sinks.items():
         await _read(context, topic, start.sinks[stage], ends[topic], out(stage))
@@ -513,10 +439,6 @@ async def _committed(offsets: Offsets, context: PipelineContext, of_class: str =
         for stage in sorted(context.entries_of(of_class))
     ]
     return tuple(map(finished_by_all, zip(*committed, strict=True)))
-
-
-def _between(first: Sequence[int], ends: Sequence[int]) -> int:
-    return sum(max(0, end - at) for at, end in zip(first, ends, strict=True))
 
 
 def _within(runs: Sequence[Run], offset: int) -> bool:

@@ -11,13 +11,8 @@ from typing import Any
 
 import pytest
 
-from inferline_stream.controlplane.observe.event_ledger import (
-    VERIFIED,
-    EndOffsets,
-    EventLedger,
-    LedgerBegin,
-    read_ledger,
-)
+from inferline_stream.controlplane.observe.end_offsets import VERIFIED, EndOffsets, LedgerBegin
+from inferline_stream.controlplane.observe.event_ledger import EventLedger, read_ledger
 from inferline_stream.dataplane.headers import REASON
 from inferline_stream.kafka.records import Record
 from inferline_stream.observability.latency_histogram import LatencyHistogram
@@ -150,6 +145,13 @@ def test_endings_that_are_counted_have_the_reasons_that_the_stages_counted() -> 
     ledger.reasons["filtered"], ledger.earlier_ended = 2, 10
     stage = replace(a_state().stages[0], total=StageCounts(filtered=8, dead_lettered=1))
     assert endings(ledger, replace(quiet(), stages=(stage,))) == {"filtered": 8, "dead_lettered": 1, "skipped": 3}
+
+
+def test_an_event_that_has_reached_one_of_several_sinks_has_not_ended_at_the_others() -> None:
+    ledger = EventLedger("posts", (50,), (50,), began=(0,))  # 50 events: 45 in one sink, 5 filtered, and an alert of 9
+    ledger.earlier_out, ledger.earlier_most, ledger.earlier_ended = 54, 45, 41 + 5 + 1
+    stage = replace(a_state().stages[0], total=StageCounts(filtered=5, dead_lettered=1))
+    assert endings(ledger, replace(quiet(), stages=(stage,))) == {"filtered": 5, "dead_lettered": 1}
 
 
 def test_what_is_counted_of_every_class_is_accounted_for() -> None:

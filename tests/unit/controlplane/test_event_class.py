@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from inferline_stream.controlplane.observe.class_states import background_busy, background_words
+from inferline_stream.controlplane.observe.end_offsets import EndOffsets, LedgerBegin
 from inferline_stream.controlplane.observe.event_class import MOST_AHEAD, EventClass
-from inferline_stream.controlplane.observe.event_ledger import EndOffsets, EventLedger, LedgerBegin, read_ledger
+from inferline_stream.controlplane.observe.event_ledger import EventLedger, read_ledger
 from inferline_stream.controlplane.observe.pool_reports import PoolReports
 from inferline_stream.controlplane.pipeline_context import drained
 from inferline_stream.dataplane.reports import PoolReport

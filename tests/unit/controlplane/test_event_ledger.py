@@ -12,7 +12,8 @@ from inferline_stream.dataplane.headers import ENDED_AT, REASON
 from inferline_stream.dataplane.lineage import root_of
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, OF
-from inferline_stream.runs.report import miss_rate
+from inferline_stream.runs.archive import EventTimes
+from inferline_stream.runs.report import miss_rate, quantiles_s
 
 
 def source(partition: int, offset: int, name: bytes | None = None) -> Record:
@@ -210,3 +211,32 @@ def test_of_several_sinks_the_last_record_counts_and_each_sink_has_to_get_its_ow
     assert ledger.reasons == Counter({"dead_lettered": 1, "filtered": 1})
     assert list(ledger.latencies_s) == pytest.approx([0.75, 0.25, math.inf, 0.25])
     assert miss_rate([ledger], 0.5) == 3 / 5  # 0 is late, 2 died on its way to one sink, 3 is lost
+    assert quantiles_s(ledger.judged_s(), (0.5, 1.0)) == (0.25, 0.75)
+    assert sorted(EventTimes.of(ledger, None).latency_s) == [0.25, 0.25, 0.75]
+
+
+def test_an_event_has_one_reason_at_however_many_sinks_it_ends() -> None:
+    ledger = EventLedger("posts", (0,), (3,))
+    ledger.reaches(("alerts", "out"))
+    endings = ((b"dead_lettered", b"dead_lettered"), (b"skipped", b"filtered"), (b"dead_lettered", b"skipped"))
+    for offset, reasons in enumerate(endings):
+        ledger.entered(source(0, offset))
+        for stage, reason in zip((b"alerts", b"out"), reasons, strict=True):
+            record = completed(b"posts/0/%d" % offset, reason)
+            ledger.ended(Record(record.key, None, [*record.headers, (ENDED_AT, stage)], 0, offset=0))
+    assert ledger.reasons == Counter({"dead_lettered": 2, "filtered": 1})
+    assert (ledger.lost(), miss_rate([ledger], 0.5)) == ((0, []), 1.0)
+
+
+def test_events_of_two_classes_may_have_one_id() -> None:
+    second = EventLedger("second", (0,), (1,))
+    ledger = EventLedger("posts", (0,), (1,), others={"second": second})
+    ledger.reaches(("scores",))
+    second.reaches(("out",))
+    for of in (ledger, second):
+        of.entered(source(0, 0, b"same"))
+    for at in ("scores", "out"):
+        ledger.of(b"same", at).out(sink(b"same"), at)
+    assert (ledger.events_out, second.events_out) == (1, 1)
+    second.out(sink(b"same"), "scores")  # of whatever came there before
+    assert second.unknown == 1

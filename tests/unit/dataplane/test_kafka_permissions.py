@@ -124,3 +124,16 @@ def test_rights_become_one_command_for_all_things_of_a_role_with_the_same_ones()
     assert shlex.split(both)[3:] == ["--add", "--allow-principal", "User:dispatcher", "--operation", "Read",
                                      "--topic", "a", "--topic", "b c"]  # fmt: skip
     assert shlex.split(prefixed)[-4:] == ["--group", "g.", "--resource-pattern-type", "prefixed"]
+
+
+def test_each_source_of_a_stage_has_partitions_and_rights_of_its_own():
+    ends = {"a": Topic("in", partitions=1), "b": Topic("returns")}
+    stages = [
+        Stage(name, same, hardware="cpu-1", source=source, sink=Topic(f"{name}s")) for name, source in ends.items()
+    ]
+    both = Pipeline("p", slo="1s", stages=stages)
+    assert {topic.name: topic.partitions for topic in topics_of(both, "", {"b": 5})}["returns"] == 5
+    rights = permissions(both)
+    assert len(rights) == len(set(rights))
+    describes = {each.name for each in rights if (each.role, each.resource) == ("source-connector", "group")}
+    assert describes == {"p.a", "p.b.returns"}
