@@ -7,18 +7,13 @@ from typing import Any
 from inferline_stream.actuators.kubernetes.object_names import FIELD_MANAGER, dns_label
 from inferline_stream.pipeline.consumer_group import ConsumerGroup, KedaScaler
 
-MOST_WORKERS = 100
-"""KEDA's own default, where the number of partitions is not known."""
-
 _POLL_S = 5
 """KEDA asks so often whether a group of no worker has become active; how many it wants, with each sync of 15 s."""
 
 _FAILURES = 3
 
 
-def scaled_object(
-    group: ConsumerGroup, pipeline: str, address: str, most: int = MOST_WORKERS, secret: str = ""
-) -> dict[str, Any]:
+def scaled_object(group: ConsumerGroup, pipeline: str, address: str, most: int, secret: str) -> dict[str, Any]:
     """Return the ScaledObject of a group whose workers are `KedaScaler`.
 
     Its `behavior` leaves the waiting to our policy: it goes where the metric says at once, in either direction. While
@@ -37,7 +32,7 @@ def scaled_object(
     name = dns_label(f"{pipeline}-{group.name}")
     at_once: dict[str, Any] = {
         "stabilizationWindowSeconds": 0,
-        "policies": [{"type": "Pods", "value": max(1, most), "periodSeconds": 15}],
+        "policies": [{"type": "Pods", "value": most, "periodSeconds": 15}],
     }
     if scaler.tolerance == 0:
         at_once["tolerance"] = "0"
