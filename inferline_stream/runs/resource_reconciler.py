@@ -126,6 +126,7 @@ async def follow(
         write: brings overrides about.
         kinds: hardware that the pipeline's stages may run on.
     """
+    why = ""
     while True:
         now = state()
         try:
@@ -139,6 +140,9 @@ async def follow(
                     await write(records)
                     logger.info("generation %d of the InferencePipeline: %s", found.generation, problem or "followed")
                 await resource.report(status_of(now, found, problem))
+            why = ""
         except InferlineError as error:
-            logger.warning("the InferencePipeline is not followed: %s", error)
+            if str(error) != why:  # once, as where rights are missing for good
+                logger.warning("the InferencePipeline is not followed: %s", error)
+            why = str(error)
         await asyncio.sleep(EVERY_S)
