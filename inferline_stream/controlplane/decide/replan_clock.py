@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.decide.replan import ReplanInputs, ReplanResult, replan
@@ -18,6 +18,8 @@ from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.tuner.forecast import fallen_to
+from inferline_stream.tuner.traffic import PEAK_SPAN_S
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +128,8 @@ class ReplanClock:
         return self.overrides().slo_s(time.time()) or self.view.context.pipeline.slo_s
 
     def _beyond(self, now_s: float) -> bool:
-        live = zip(self.view.windows_s, self.view.traffic.envelope(now_s), strict=True)
-        return any(count > most_planned(self.view.plan, w) for w, count in live if w >= _LONG_S)
+        traffic = self.view.traffic
+        return is_beyond(self.view.plan, self.view.windows_s, traffic.envelope(now_s), traffic.recent(now_s))
 
     def _set_by_people(self) -> tuple[object, ...]:
         """SLO, prices and stock as people set them."""
@@ -157,6 +159,22 @@ class ReplanClock:
     def _catalogue(self, now_s: float) -> dict[str, Hardware]:
         stock = self.overrides().stock(now_s)
         return {name: replace(kind, stock=stock.get(name, kind.stock)) for name, kind in self.view.catalogue.items()}
+
+
+def is_beyond(plan: Plan, windows_s: Sequence[float], counts: Sequence[int], recent: Sequence[int]) -> bool:
+    """Return whether traffic is beyond the plan: by any window that shows a level, unless it has surely fallen since.
+
+    The envelope remembers a leap for as long as its longest windows, which would make a plan of what has passed.
+
+    Args:
+        plan: in force.
+        windows_s: of the envelope; those above `PEAK_SPAN_S` show only what is over.
+        counts: most arrivals in each.
+        recent: arrivals in each of the last seconds, oldest first.
+    """
+    live = zip(windows_s, counts, strict=True)
+    beyond = any(count > most_planned(plan, w) for w, count in live if _LONG_S <= w <= PEAK_SPAN_S)
+    return beyond and fallen_to(recent) == 1
 
 
 def most_planned(plan: Plan, window_s: float) -> float:

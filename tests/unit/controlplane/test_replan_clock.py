@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from inferline_stream.controlplane.decide.replan_clock import ReplanOccasions, most_planned
+from inferline_stream.controlplane.decide.replan_clock import ReplanOccasions, is_beyond, most_planned
 from inferline_stream.pipeline.plan import Allocation, Plan
+from inferline_stream.tuner.traffic import Traffic
+
+ENVELOPE = ((6.4, 100), (60.0, 300))
+PLAN = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 1),)}, 0.1, 0.4, 15.0, ENVELOPE, {"a": 1.0}, {"a": 0.5}, {})
 
 
 def times(
@@ -40,6 +45,18 @@ def test_planning_again_can_be_asked_for() -> None:
 @pytest.mark.parametrize(("window_s", "most"), [(6.4, 100 + 30), (60.0, 900 + 90)])
 def test_traffic_is_beyond_the_plan_only_where_chance_does_not_explain_it(window_s: float, most: float) -> None:
     """The sample lasted 20 s at 15/s: its 300 arrivals are all that a window of a minute could hold of it."""
-    envelope = ((6.4, 100), (60.0, 300))
-    plan = Plan("p", 0.5, {"a": (Allocation("cpu", 1, 1),)}, 0.1, 0.4, 15.0, envelope, {"a": 1.0}, {"a": 0.5}, {})
-    assert most_planned(plan, window_s) == pytest.approx(most)
+    assert most_planned(PLAN, window_s) == pytest.approx(most)
+
+
+@pytest.mark.parametrize(("lasts_s", "planned_s"), [(20, []), (25, []), (60, [121]), (100, [121, 181])])
+def test_a_leap_is_planned_for_while_it_lasts_and_not_once_it_has_passed(lasts_s: int, planned_s: list[int]) -> None:
+    """It is beyond the plan from its first second on, which ends at 91 s; after 30 s and 60 more it is planned for."""
+    windows_s = (0.1, 6.4, 12.8, 25.6, 60.0)
+    traffic = Traffic(windows_s)
+
+    def beyond(second: int) -> bool:
+        rate = 60 if 90 <= second - 1 < 90 + lasts_s else 15
+        traffic.add(second - 1 + np.arange(rate) / rate)
+        return is_beyond(PLAN, windows_s, traffic.envelope(second), traffic.recent(second))
+
+    assert times(ReplanOccasions(300, 30), 290, beyond=beyond) == planned_s
