@@ -232,10 +232,9 @@ def llms() -> str:
 
 
 def _first(path: str) -> str:
-    """A page's first sentence after a colon; empty where it has none."""
-    text = (FOLDER.parent / path).read_text("utf-8").removeprefix(NOTE)
-    parts = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).split("\n\n")
-    prose = next((" ".join(part.split()) for part in parts if part.strip() and part.strip()[0] not in "#|!<[`-1"), "")
+    """The sentence that follows a page's title, after a colon; empty where none does."""
+    text = (FOLDER.parent / path).read_text("utf-8").removeprefix(NOTE).partition("\n")[2].lstrip()
+    prose = " ".join(text.partition("\n\n")[0].split()) if re.match(r"\w|`[^`]", text) else ""
     first = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", prose).partition(". ")[0].rstrip(".:")
     return f": {first}" if first else ""
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from inferline_stream.cli.options import Output, duration_of, pipeline_of
-from inferline_stream.cli.output import Bar, console, print_json
+from inferline_stream.cli.output import Bar, console, print_json, write_text
 from inferline_stream.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def advise(
     if html is not None:
         from inferline_stream.runs.advice_page import advice_page
 
-        html.write_text(advice_page(advice))
+        write_text(advice_page(advice), html, "the page", "--html")
     if output == "json":
         print_json(advice_document(advice))
     else:

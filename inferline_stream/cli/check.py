@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from inferline_stream.cli.command_group import flag_variables
-from inferline_stream.cli.options import Output, Topology, pipeline_of, topology_file
+from inferline_stream.cli.options import Output, Topology, pipeline_of, stage_names, topology_file
 from inferline_stream.cli.output import console, print_json
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.idle import idle_of
@@ -59,7 +59,7 @@ def check(
         validated(pipeline)
     else:
         idle = _idle(pipeline, file, _check(pipeline, file))
-    names = [each.name for each in pipeline.stages] + [each.name for each in pipeline.groups]
+    names = stage_names(pipeline)
     if output == "json":
         document = {"pipeline": pipeline.name, "topology": str(file), "stages": names}
         print_json({**document, **({"idle": idle} if idle else {})})
@@ -93,14 +93,16 @@ def _idle(pipeline: Pipeline, file: Path, start_ups_s: dict[str, float]) -> list
 
     from inferline_stream.dataplane.sample_files import read_arrivals
     from inferline_stream.pipeline.shape import shape_of
-    from inferline_stream.pipeline.trace import Trace
+    from inferline_stream.pipeline.trace import Trace, merged
     from inferline_stream.replay.idle_costs import Sleeper, idle_costs
     from inferline_stream.tuner.policy_settings import PolicySettings
 
     idle = idle_of(pipeline)
     if not idle:
         return []
-    trace = Trace(np.zeros(1)) if pipeline.sample is None else read_arrivals(file.parent / pipeline.sample.arrivals)
+    samples = (sample for sample in pipeline.samples.values() if sample is not None)
+    traces = [read_arrivals(file.parent / sample.arrivals) for sample in samples]
+    trace = merged(traces) if traces else Trace(np.zeros(1))
     reaction_s = PolicySettings().reaction_s
     of = {name: Sleeper(reaction_s + start_up_s) for name, start_up_s in start_ups_s.items()}
     return list(idle_costs(shape_of(pipeline), idle, of, trace, pipeline.slo_s))

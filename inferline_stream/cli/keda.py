@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from inferline_stream.cli.options import Topology, pipeline_of
+from inferline_stream.cli.output import write_text
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.consumer_group import KedaScaler
 
@@ -49,10 +50,4 @@ def keda(
         text = json.dumps(manifests, indent=2) + "\n"
     else:
         text = yaml.safe_dump_all(manifests, sort_keys=False)
-    if save is None:
-        print(text, end="")
-        return
-    try:
-        save.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write the manifests to {save}: {error.strerror}; choose another --save") from None
+    write_text(text, save, "the manifests")

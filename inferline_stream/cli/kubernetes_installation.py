@@ -18,7 +18,7 @@ from inferline_stream.actuators.kubernetes.installation import (
 from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.actuators.kubernetes.object_names import dns_label
 from inferline_stream.cli.options import DeployOptions, Running
-from inferline_stream.cli.output import print_json
+from inferline_stream.cli.output import print_json, write_text
 from inferline_stream.cli.plan_steps import Declared, declared, with_stock
 from inferline_stream.cli.platform import kubernetes_door
 from inferline_stream.errors import InvalidInput, UsageError
@@ -120,9 +120,5 @@ def _profiles(what: Declared) -> dict[str, str]:
 
 
 def _write(file: Path, of: Installation) -> None:
-    text = yaml.safe_dump(chart_values(of), sort_keys=False)
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write values to {file}: {error.strerror}; choose another --save") from None
+    write_text(yaml.safe_dump(chart_values(of), sort_keys=False), file, "values")
     print(f"{file}: values of the chart: helm upgrade --install {of.target.pipeline} CHART --values {file}")

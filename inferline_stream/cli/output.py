@@ -10,8 +10,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from inferline_stream.errors import UsageError
 from inferline_stream.observability.plain_logs import PrintableFormatter
 from inferline_stream.safe_text import printable, printable_json
 
@@ -51,6 +53,21 @@ def print_json(document: Any) -> None:
     import msgspec
 
     print(printable_json(msgspec.json.format(msgspec.json.encode(document), indent=2).decode()))
+
+
+def write_text(text: str, file: Path | None, what: str, option: str = "--save") -> None:
+    """Write a text to a file; without one, print it.
+
+    Raises:
+        UsageError: the file that the option names cannot be written.
+    """
+    if file is None:
+        print(text, end="")
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {what} to {file}: {error.strerror}; choose another {option}") from None
 
 
 class _AsLogLines(io.StringIO):

@@ -22,7 +22,7 @@ from inferline_stream.cli.options import (
     duration_of,
     kafka_words,
 )
-from inferline_stream.cli.output import console
+from inferline_stream.cli.output import console, write_text
 from inferline_stream.cli.plan_changes import Budget, Markdown, PlanChanges, check_budget, plan_in
 from inferline_stream.controlplane.run_options import Prefix
 from inferline_stream.errors import UsageError
@@ -232,7 +232,7 @@ class _Made:
 def _keep(made: _Made, shown: PlanOutput) -> None:
     """Write the plan and the picture where they were asked for."""
     if shown.save is not None:
-        shown.save.write_bytes(plan_to_bytes(made.plan))
+        write_text(plan_to_bytes(made.plan).decode(), shown.save, "the plan")
     if shown.plot is not None:
         from inferline_stream.observability.plots.plan_pictures import draw_cost_curve
 

@@ -107,7 +107,7 @@ async def actuator_of(platform: Platform, run: Run) -> AsyncIterator[Actuator | 
 @asynccontextmanager
 async def resource_followed(platform: Platform, run: Run) -> AsyncIterator[None]:
     """Follow the pipeline's resource, on Kubernetes, from entering to leaving."""
-    if platform.on != "kubernetes" or run.newest_state is None:
+    if platform.on != "kubernetes":
         yield
         return
     from inferline_stream.actuators.kubernetes.inference_pipeline import PipelineResource, resource_name

@@ -10,7 +10,7 @@ import typer
 from rich.table import Column, Table
 
 from inferline_stream.cli.options import Output, Reserve, SearchOptions, Seed, check_plot
-from inferline_stream.cli.output import Bar, console, print_json
+from inferline_stream.cli.output import Bar, console, print_json, write_text
 from inferline_stream.errors import UsageError
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.shape import shape_of
@@ -83,7 +83,8 @@ def replay(
     with Bar("replaying") as bar:
         outcome = inputs.replayed(policy, conditions=conditions, seed=given.seed, progress=bar.show)
     if save is not None:
-        save.write_text(steps_as_csv(outcome) if save.suffix == ".csv" else steps_as_json_lines(outcome))
+        text = steps_as_csv(outcome) if save.suffix == ".csv" else steps_as_json_lines(outcome)
+        write_text(text, save, "the steps")
     if given.plot is not None:
         from inferline_stream.observability.plots.replay import draw_replay
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from inferline_stream.cli.options import Output, pipeline_of, topology_file
-from inferline_stream.cli.output import Bar, print_json
+from inferline_stream.cli.output import Bar, print_json, write_text
 
 
 def report(
@@ -29,7 +29,7 @@ def report(
     with Bar("replaying the recorded arrivals") as bar:
         page = html_report(record, events, bar.each(len(NAMES)))
     target = save or folder / "report.html"
-    target.write_text(page)
+    write_text(page, target, "the page")
     if output == "json":
         print_json({"pipeline": record.report.pipeline, "file": str(target), "size_bytes": len(page.encode())})
         return

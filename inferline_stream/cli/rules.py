@@ -10,8 +10,7 @@ import typer
 from rich.table import Table
 
 from inferline_stream.cli.options import Topology, pipeline_of
-from inferline_stream.cli.output import console
-from inferline_stream.errors import UsageError
+from inferline_stream.cli.output import console, write_text
 from inferline_stream.observability.alert_rules import Target, rules_document, rules_yaml
 
 
@@ -38,13 +37,7 @@ def rules(
         console().print(_table(document))
         return
     text = rules_yaml(target) if output == "yaml" else json.dumps(document, indent=2) + "\n"
-    if save is None:
-        print(text, end="")
-        return
-    try:
-        save.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write the rules to {save}: {error.strerror}; choose another --save") from None
+    write_text(text, save, "the rules")
 
 
 def _table(document: dict[str, Any]) -> object:

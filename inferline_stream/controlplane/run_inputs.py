@@ -150,7 +150,7 @@ class Run:
     duration_s: float | None = None
     endpoints: Endpoints = field(default_factory=lambda: Endpoints(ui=False, metrics_port=None))
     what_if: Answers | None = None
-    newest_state: NewestState | None = None
+    newest_state: NewestState = field(default_factory=NewestState)
     hands_over: bool = False
     replans: bool = True
     settings: Settings = field(default_factory=Settings)

@@ -87,8 +87,7 @@ async def open_run(run: Run, actuator: Actuator | None = None) -> AsyncIterator[
         if run.sample is not None:
             view.coarse_peak_per_hour = peak_cost_per_hour(view.shape, run.measured, plan, run.kinds, run.sample)
         controller = Controller(run, view, actuator, leadership, found, wanted)
-        if run.newest_state is not None:
-            run.newest_state.read = lambda: controller.state
+        run.newest_state.read = lambda: controller.state
         stack.enter_context(served(lambda: controller.state, context, run.endpoints, run.display.note, run.what_if))
         if found.wanted is None:  # nothing runs yet
             controller.decider.awaits_feed = run.feed is not None

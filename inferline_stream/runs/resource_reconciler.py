@@ -77,7 +77,7 @@ def status_of(state: PipelineState, found: SeenResource, problem: str, now: date
     share = state.slo_missed / state.slo_events if state.slo_events else 0.0
     said = [
         ("Accepted", _truth(not problem), "InvalidSpec" if problem else "Followed", problem),
-        ("Ready", _truth(ready >= wanted > 0), "Replicas", f"{ready} of {wanted} replicas are ready"),
+        ("Ready", _truth(ready >= wanted), "Replicas", f"{ready} of {wanted} replicas are ready"),
         ("Feasible", _truth(state.plan_feasible), "Plan", "" if state.plan_feasible else "no plan meets the SLO"),
         ("SLOMet", met, "Recent", "no event in the last 10 s" if late is None else f"{late:.2%} of the last 10 s late"),
         ("Paused", _truth(state.paused), "People", "decisions are held" if state.paused else ""),
@@ -126,6 +126,7 @@ async def follow(
         write: brings overrides about.
         kinds: hardware that the pipeline's stages may run on.
     """
+    why = ""
     while True:
         now = state()
         try:
@@ -139,6 +140,9 @@ async def follow(
                     await write(records)
                     logger.info("generation %d of the InferencePipeline: %s", found.generation, problem or "followed")
                 await resource.report(status_of(now, found, problem))
+            why = ""
         except InferlineError as error:
-            logger.warning("the InferencePipeline is not followed: %s", error)
+            if str(error) != why:  # once, as where rights are missing for good
+                logger.warning("the InferencePipeline is not followed: %s", error)
+            why = str(error)
         await asyncio.sleep(EVERY_S)

@@ -33,7 +33,7 @@ from inferline_stream.calculus.envelope import compiled_kernel
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.group_model import GroupModel, group_model
-from inferline_stream.pipeline.group_profile import GroupProfile, Learned, Rebalance, Sharing
+from inferline_stream.pipeline.group_profile import Learned, Rebalance, Sharing
 from inferline_stream.pipeline.hardware import Catalogue, catalogue
 from inferline_stream.pipeline.plan import Allocations, Plan, replicas_of
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -51,6 +51,7 @@ from tests.benchmarks import swing
 from tests.benchmarks._families import JUDGING, Case, case
 from tests.benchmarks.peers import RATE, START_UP_S, traffic
 from tests.support.emulated_runs import declared_profile
+from tests.support.group_profiles import learned_group
 
 Figures = dict[str, float | int | str | None]
 
@@ -101,7 +102,8 @@ def _hour(slo: str, rebalance: Rebalance, *, recorded: bool = False) -> Callable
     def figures(draws: int | None, length_s: float) -> Figures:
         read = ConsumerGroup("read", group="read", topic="in", hardware="emulated-cpu")
         rank = ConsumerGroup("rank", group="rank", topic="read", after=[read], hardware="emulated-cpu")
-        learned = [_learned("read", 0.03, rebalance), _learned("rank", 0.02, rebalance)]
+        times = {"read": 0.03, "rank": 0.02}  # as `peers` declares them
+        learned = [learned_group(name, each_s, rebalance, workers=1) for name, each_s in times.items()]
         model = group_model(Pipeline("peers", slo=slo, stages=[read, rank]), learned)
         tuning = traffic(length_s, np.random.default_rng(2))
         sample = tuning if recorded else gamma_trace(RATE, 1.0, 300.0, np.random.default_rng(1))
@@ -109,23 +111,6 @@ def _hour(slo: str, rebalance: Rebalance, *, recorded: bool = False) -> Callable
         return _compared(Ground(model, sample, judged, tuning, START_UP_S))
 
     return figures
-
-
-def _learned(group: str, each_s: float, rebalance: Rebalance) -> GroupProfile:
-    """A batch of b takes (1 + b) · each_s, as `peers` declares it."""
-    return GroupProfile(
-        group=group,
-        partitions=PARTITIONS,
-        workers=1,
-        max_batch_size=4,
-        fixed_s=each_s,
-        per_event_s=each_s,
-        spread=0.0,
-        throughput=Learned(4 / (5 * each_s), 0.0, 1),
-        source="commits",
-        start_up_s=Learned(START_UP_S, 0.0, 1),
-        rebalance=rebalance,
-    )
 
 
 def _swing6(draws: int | None, length_s: float) -> Figures:

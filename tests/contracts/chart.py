@@ -36,8 +36,12 @@ MARKED = Installation(
 
 _NAMES = chart_values(MARKED)["names"]
 
+_CREDENTIAL = """- {{ . }}
+{{- else }}
+{{- fail "names.credentials is empty, which would allow every Secret: take it from `deploy --save`" }}"""
+
 _BLOCKS = [
-    (rf"(?:^ *- (?:{'|'.join(_NAMES['credentials'])})\n)+", "- {{ . }}", "range .Values.names.credentials"),
+    (rf"(?:^ *- (?:{'|'.join(_NAMES['credentials'])})\n)+", _CREDENTIAL, "range .Values.names.credentials"),
     (r"^ *- protocol: TCP\n *port: 65001\n", None, "range .Values.kafka.ports"),
     (r"^ *- --stock\n *- zkindz=65002\n", None, "range $kind, $most := .Values.stock"),
     (r"^ *- --prefix\n *- zprefixz\n", None, "with .Values.prefix"),

@@ -61,6 +61,10 @@ if FOLDER is not None:
         whole, less = await helm(tmp_path, *words), await helm(tmp_path, *words, "--set", f"{switch}.enabled=false")
         assert len(list(yaml.safe_load_all(less))) < len(list(yaml.safe_load_all(whole)))
 
+    async def test_a_role_without_the_names_of_its_secrets_is_refused(tmp_path: Path) -> None:
+        with pytest.raises(AssertionError, match=r"names\.credentials is empty"):
+            await helm(tmp_path, "template", "r", str(CHART), "-f", "values.yaml", "--set", "names.credentials=null")
+
     async def test_it_is_installed_upgraded_and_removed_and_the_resource_has_a_status(
         plane: ControlPlane, tmp_path: Path
     ) -> None:

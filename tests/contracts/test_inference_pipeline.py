@@ -118,6 +118,9 @@ async def test_the_status_follows_a_scale_up_and_its_conditions_keep_their_time(
         assert world.status["replicas"] == "3/3"
         assert world.condition("SLOMet")["status"] == "True"
         assert world.condition("Feasible") == feasible
+        world.state = replace(state, stages=tuple(replace(stage, replicas=()) for stage in stages))
+        await world.until(lambda: world.status["replicas"] == "0/0")
+        assert world.condition("Ready")["status"] == "True", "it sleeps, and lacks nothing"
 
 
 async def test_a_wrong_specification_is_refused_in_words_and_an_outage_ends_nothing() -> None:

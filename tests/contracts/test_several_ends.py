@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from dataclasses import replace
@@ -14,12 +13,9 @@ import pytest
 
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.dead_letters import send_again
-from inferline_stream.kafka.topic_follower import TopicFollower
-from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import Paths
-from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.testing.kafka import KafkaServer
-from tests.support.emulated_runs import emulated_run, put_before
+from tests.support.emulated_runs import emulated_run, put_before, ran, records_in
 
 TOPOLOGY = """
 import os
@@ -91,19 +87,8 @@ def build(tmp_path: Path, kafka: KafkaServer) -> Any:
     return built
 
 
-async def ran(run: Run, *, start: str = "committed") -> Any:
-    """Run until everything that came is done; return the report."""
-    run = replace(run, records=replace(run.records, start=start))
-    stop = asyncio.Event()
-    stop.set()
-    async with asyncio.timeout(120):
-        return await run_to_report(run, stop)
-
-
 async def sent_to(run: Run, sink: str) -> Counter[Any]:
-    topic = Names(run.pipeline.name, run.records.prefix).topic(sink)
-    async with TopicFollower(run.bootstrap_servers, topic) as follower:
-        return Counter([json.loads(record.value or b"") async for record in follower.until(await follower.end())])
+    return Counter([json.loads(record.value or b"") for record in await records_in(run, sink)])
 
 
 @BOTH

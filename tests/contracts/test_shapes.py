@@ -15,13 +15,11 @@ from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.dead_letters import dead_letters, send_again
 from inferline_stream.dataplane.headers import FALLBACK
 from inferline_stream.kafka.records import Record
-from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import FanOut, Paths
-from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.testing.kafka import KafkaServer
-from tests.support.emulated_runs import emulated_run, on_this_host, put_before
+from tests.support.emulated_runs import emulated_run, on_this_host, put_before, ran, records_in
 
 TOPOLOGY = """
 import functools
@@ -97,25 +95,10 @@ def build(tmp_path: Path, kafka: KafkaServer) -> Any:
     return built
 
 
-async def ran(run: Run, *, start: str = "committed") -> Any:
-    """Run until everything that came is done; return the report."""
-    run = replace(run, records=replace(run.records, start=start))
-    stop = asyncio.Event()
-    stop.set()
-    async with asyncio.timeout(120):
-        return await run_to_report(run, stop)
-
-
 async def put(run: Run) -> None:
     """Events of each of the two classes by turns."""
     await put_before(run, "in", [b"%d" % count for count in COUNTS[::2]])
     await put_before(run, "premium", [b"%d" % count for count in COUNTS[1::2]])
-
-
-async def sink(run: Run) -> list[Any]:
-    topic = Names(run.pipeline.name, run.records.prefix).topic("out")
-    async with TopicFollower(run.bootstrap_servers, topic) as follower:
-        return [record async for record in follower.until(await follower.end())]
 
 
 @BOTH
@@ -125,7 +108,7 @@ async def test_results_reach_the_sink_gathered_by_their_event(build: Any, tmp_pa
     report = await ran(run, start="earliest")
     assert (report.lost, report.duplicated) == (0, 0), report.lost_ids
     whole = [[at for at in range(count) if at != 3] for count in COUNTS if count < 6]
-    found = [json.loads(record.value) for record in await sink(run)]
+    found = [json.loads(record.value) for record in await records_in(run, "out")]
     assert Counter(map(str, found)) == Counter(map(str, whole))
     letters = await dead_letters(run.bootstrap_servers, run.pipeline, run.records.prefix)
     assert {letter.says("type") for letter in letters} == {"TooManyResults", "ValueError", "DiedUpstream"}
@@ -136,7 +119,7 @@ async def test_results_reach_the_sink_gathered_by_their_event(build: Any, tmp_pa
     await send_again(run.bootstrap_servers, run.pipeline, run.records.prefix)
     await ran(run)
     whole += [[at for at in range(count) if at != 3] for count in COUNTS if 6 <= count < 13]
-    found = [json.loads(record.value) for record in await sink(run)]
+    found = [json.loads(record.value) for record in await records_in(run, "out")]
     assert Counter(map(str, found)) == Counter(map(str, whole))
 
 
@@ -146,7 +129,7 @@ async def test_without_a_gather_each_result_is_accounted_for(build: Any) -> None
     await put(run)
     report = await ran(run, start="earliest")
     assert (report.lost, report.duplicated) == (0, 0), report.lost_ids
-    out = [(record.key, json.loads(record.value), record.header("of")) for record in await sink(run)]
+    out = [(record.key, json.loads(record.value), record.header("of")) for record in await records_in(run, "out")]
     places = [(n, at) for n in COUNTS if n < 13 for at in range(n) if at not in (3, 5)]
     every = [(f"{n}/{at}".encode(), at, str(n).encode()) for n, at in places]
     assert Counter(out) == Counter(every)
@@ -167,12 +150,12 @@ async def test_what_died_stays_none_in_the_list_and_is_a_dead_letter_again_once_
         return [None if at == 5 else at for at in range(count) if at != 3]
 
     expected = Counter(str(whole(count)) for count in COUNTS if count < 13)
-    assert Counter(str(json.loads(record.value)) for record in await sink(run)) == expected
+    assert Counter(str(json.loads(record.value)) for record in await records_in(run, "out")) == expected
 
     (tmp_path / "healed").touch()
     await send_again(run.bootstrap_servers, run.pipeline, run.records.prefix)
     await ran(run)
-    assert Counter(str(json.loads(record.value)) for record in await sink(run)) == expected
+    assert Counter(str(json.loads(record.value)) for record in await records_in(run, "out")) == expected
     letters = await dead_letters(run.bootstrap_servers, run.pipeline, run.records.prefix)
     died = Counter(letter.says("type") for letter in letters)
     assert died["IncompleteJoin"] == died["ValueError"] == 2  # of those that give 6 and 12
@@ -192,7 +175,7 @@ async def test_each_of_many_results_of_a_fallback_says_so(build: Any, tmp_path: 
         await under_way.drain()
         report = await under_way.report({})
     assert (report.lost, report.duplicated, report.degraded) == (0, 0, {"split": 3})
-    made = [(record.key, json.loads(record.value), record.header(FALLBACK)) for record in await sink(run)]
+    made = [(record.key, json.loads(record.value), record.header(FALLBACK)) for record in await records_in(run, "out")]
     every = [(f"{count}/{at}".encode(), -at, b"split") for count in counts for at in range(count)]
     assert Counter(made) == Counter(every)
     assert report.completed == {"filtered": 1}

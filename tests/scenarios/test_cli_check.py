@@ -144,3 +144,16 @@ def test_paths_are_shown_from_where_the_user_is(folder: Path, monkeypatch: pytes
     monkeypatch.chdir(folder)
     result = check(folder, ('slo="250ms"', 'slo="0ms"'))
     assert result.stderr.startswith("error: topology.py:")
+
+
+def test_events_of_every_source_keep_a_pipeline_awake(folder: Path) -> None:
+    (folder / "arrivals.csv").write_text("arrival_s\n0\n400\n")
+    (folder / "returns.csv").write_text("arrival_s\n50\n100\n150\n200\n")
+    own = 'source=Topic("returns", sample=Sample(arrivals="returns.csv", events="posts.jsonl")), sink=Topic("tags")'
+    again = f'again = Stage("again", Language, hardware=["cpu-1"], {own})'
+    result = check(
+        folder,
+        ("# late", again), ("verdict],", "verdict, again],"), ('slo="250ms"', 'slo="1us", idle="60s"'),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "On the sample they wake 1 times, and 16.67% of the events are late by it" in result.stdout  # of six

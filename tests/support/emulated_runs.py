@@ -27,6 +27,8 @@ from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.connection import client_options
 from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
+from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.emulation import emulated_s, fallback_s
 from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.names import Names
@@ -35,8 +37,9 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
-from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.lifecycle import open_run, run_to_report
 from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.runs.report import RunReport
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import TunerState
@@ -229,6 +232,22 @@ async def put_before(run: Run, topic: str, values: Sequence[bytes]) -> None:
         partitions = len(await producer.partitions_for(name))
         for number, value in enumerate(values):
             await producer.send_and_wait(name, value, key=b"k%d" % number, partition=number % partitions)
+
+
+async def ran(run: Run, *, start: str = "committed") -> RunReport:
+    """Run until everything that came is done; return the report."""
+    run = replace(run, records=replace(run.records, start=start))
+    stop = asyncio.Event()
+    stop.set()
+    async with asyncio.timeout(120):
+        return await run_to_report(run, stop)
+
+
+async def records_in(run: Run, topic: str) -> list[Record]:
+    """Return what a topic of the run's pipeline holds."""
+    name = Names(run.pipeline.name, run.records.prefix).topic(topic)
+    async with TopicFollower(run.bootstrap_servers, name) as follower:
+        return [record async for record in follower.until(await follower.end())]
 
 
 @contextlib.asynccontextmanager

@@ -32,7 +32,7 @@ def scaled_object(group: ConsumerGroup, pipeline: str, address: str, most: int, 
     name = dns_label(f"{pipeline}-{group.name}")
     at_once: dict[str, Any] = {
         "stabilizationWindowSeconds": 0,
-        "policies": [{"type": "Pods", "value": max(1, most), "periodSeconds": 15}],
+        "policies": [{"type": "Pods", "value": most, "periodSeconds": 15}],
     }
     if scaler.tolerance == 0:
         at_once["tolerance"] = "0"

@@ -24,7 +24,7 @@ function slider(name, label, range, value, show, put) {
 
 function choice(name, label, options, value, put) {
   const select = html("select", { id: name }, ...options.map(([key, words]) => html("option", key === value ? { value: key, selected: "" } : { value: key }, words)));
-  form.append(html("label", { for: name }, label), select, html("output", {}));
+  form.append(html("label", { for: name }, label), select);
   return { put: (question) => { if (select.value !== value) put(question, select.value); }, tell: () => {} };
 }
 

@@ -1,14 +1,16 @@
-"""What a log line says to people."""
+"""Log lines, and files that options name."""
 
 from __future__ import annotations
 
 import io
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from inferline_stream.cli.output import log_to_people
+from inferline_stream.cli.output import log_to_people, write_text
+from inferline_stream.errors import UsageError
 
 
 @pytest.fixture
@@ -25,3 +27,10 @@ def test_a_line_for_people_is_its_message_and_nothing_that_a_terminal_would_obey
     log_to_people(logging.StreamHandler(written))
     logging.getLogger("inferline_stream.of_this_test").error("replica %s ended: \x1b[2J", "a-1")
     assert written.getvalue() == "replica a-1 ended: \\x1b[2J\n"
+
+
+def test_a_file_that_cannot_be_written_is_named_with_its_option(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the page to .*no/page\.html: No such file .*; choose another --html"):
+        write_text("<html>", tmp_path / "no/page.html", "the page", "--html")
+    write_text("€", tmp_path / "page.html", "the page", "--html")
+    assert (tmp_path / "page.html").read_bytes() == "€".encode()

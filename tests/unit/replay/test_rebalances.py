@@ -10,7 +10,7 @@ import pytest
 from inferline_stream import ConsumerGroup, Pipeline
 from inferline_stream.calculus.envelope import compiled_kernel
 from inferline_stream.pipeline.group_model import group_model
-from inferline_stream.pipeline.group_profile import GroupProfile, Learned, Rebalance, Sharing
+from inferline_stream.pipeline.group_profile import Learned, Rebalance, Sharing
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.trace import Trace, levels_trace
 from inferline_stream.replay.loop import Conditions, replay
@@ -20,6 +20,7 @@ from inferline_stream.tuner.group_policy import group_state, group_step
 from inferline_stream.tuner.policy import Policy, step
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.tuner_state import TunerState
+from tests.support.group_profiles import learned_group
 from tests.unit.replay.test_loop import one_stage, run
 
 RATE, SERVICE_S, SLO_S = 100.0, 0.01, 0.5
@@ -91,7 +92,8 @@ def test_the_backlog_of_a_hole_is_no_demand() -> None:
     """Eager groups on a swing: the default policy asks for members for what its own changes leave, and goes on so."""
     read = ConsumerGroup("read", group="r", topic="in")
     rank = ConsumerGroup("rank", group="k", topic="read", after=[read])
-    model = group_model(Pipeline("line", slo="5s", stages=[read, rank]), [_seen("read", 0.03), _seen("rank", 0.02)])
+    learned = [learned_group("read", 0.03, EAGER), learned_group("rank", 0.02, EAGER)]
+    model = group_model(Pipeline("line", slo="5s", stages=[read, rank]), learned)
     rng = np.random.default_rng(3)
     sample = levels_trace([(30.0, 300.0)], 1.0, rng)
     plan = plan_groups(model, sample)
@@ -125,19 +127,3 @@ def test_the_backlog_of_a_hole_is_no_demand() -> None:
 def _naive(state: TunerState) -> TunerState:
     """The state of the default policy, which knows of no groups."""
     return replace(state, basis=replace(state.basis, knobs=PolicySettings(), groups=None), groups=None)
-
-
-def _seen(group: str, each_s: float) -> GroupProfile:
-    return GroupProfile(
-        group=group,
-        partitions=24,
-        workers=2,
-        max_batch_size=4,
-        fixed_s=each_s,
-        per_event_s=each_s,
-        spread=0.0,
-        throughput=Learned(4 / (5 * each_s), 0.01, 100),
-        source="commits",
-        start_up_s=Learned(1.0, 0.1, 10),
-        rebalance=EAGER,
-    )

@@ -23,6 +23,7 @@ from inferline_stream.tuner.group_plan import plan_groups
 from inferline_stream.tuner.group_policy import QUIET_S, group_state, group_step
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.tuner_state import TunerState
+from tests.support.group_profiles import learned_group
 
 NO_HOLE = Rebalance("cooperative", Learned(0.0, 0.0, 1), 0.0)
 EAGER = Rebalance("eager", Learned(3.0, 0.0, 1), 3.0)
@@ -33,21 +34,8 @@ SAMPLE = gamma_trace(30.0, 1.0, 120.0, np.random.default_rng(1))
 def learned(
     group: str, rebalance: Rebalance | None = NO_HOLE, visits: float | None = None, **more: object
 ) -> GroupProfile:
-    profile = GroupProfile(
-        group=group,
-        partitions=24,
-        workers=2,
-        max_batch_size=4,
-        fixed_s=0.03,
-        per_event_s=0.03,
-        spread=0.0,
-        throughput=Learned(4 / 0.15, 0.01, 100),
-        source="commits",
-        start_up_s=Learned(1.0, 0.1, 5),
-        rebalance=rebalance,
-        visit_ratio=None if visits is None else Learned(visits, 0.01, 100),
-    )
-    return replace(profile, **more)  # type: ignore[arg-type]
+    ratio = None if visits is None else Learned(visits, 0.01, 100)
+    return learned_group(group, 0.03, rebalance, visit_ratio=ratio, **more)
 
 
 def chain(*names: str, slo: str = "5s") -> Pipeline:
