@@ -31,7 +31,7 @@ def _seen(worker, rate, duration_s=60.0):
 
 def test_the_advice_has_every_way_what_is_now_and_what_to_do_on_the_page_and_as_json():
     pipeline, seen, times = _seen(Worker(0.02, 0.01, 0.3, 8), 60.0)
-    seen.close({"rank": {"other"}}, exact=True)
+    seen.close({"rank": {"other"}}, {}, exact=True)
 
     advice = advise(pipeline, seen.learners, seen.arrivals(), watched_s=seen.watched_s, notes=seen.notes)
 
