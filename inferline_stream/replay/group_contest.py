@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ from inferline_stream.replay.clairvoyant import cheapest
 from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Scheduled, Tuner
+from inferline_stream.replay.through_keda import ThroughKeda
 from inferline_stream.tuner.group_plan import LEAST_TRAFFIC_S, plan_groups
 from inferline_stream.tuner.group_policy import group_state, group_step
 from inferline_stream.tuner.tuner_state import TunerState
@@ -167,6 +169,7 @@ def contest(
     trace: Trace,
     now: Mapping[str, int],
     *,
+    by_keda: Mapping[str, float] = MappingProxyType({}),
     kernel: EnvelopeKernel | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> GroupContest:
@@ -180,6 +183,7 @@ def contest(
         model: what was learned of the groups.
         trace: arrivals, from 0 on; at least two.
         now: members that run now, by group.
+        by_keda: tolerance of the autoscaler by which our policy reaches a group, of those that KEDA scales.
         kernel: of the envelope.
         progress: called with the way that is being judged.
     """
@@ -216,7 +220,7 @@ def contest(
             )
         else:
             holds = state.basis.groups is not None and state.basis.groups.holds
-            judge("ours", arena.ours(state, plan, kernel))
+            judge("ours", arena.ours(state, plan, kernel, by_keda))
     rules: tuple[tuple[Way, PipelineRule], ...] = (("keda", Each(Keda())), ("hpa", Each(HpaCpu())))
     for way, rule in rules:
         progress(way)
@@ -305,8 +309,10 @@ class _GroupArena:
         useful = self._model.sharing[name].useful
         return next((n for n in range(members - 1, 1, -1) if useful(n) == n), 1)
 
-    def ours(self, state: TunerState, plan: Plan, kernel: EnvelopeKernel | None) -> list[_Replayed]:
-        """Our policy."""
+    def ours(
+        self, state: TunerState, plan: Plan, kernel: EnvelopeKernel | None, by_keda: Mapping[str, float]
+    ) -> list[_Replayed]:
+        """Our policy, as far as KEDA carries it out."""
         found = []
         for stretch in self.stretches:
             begun = self._begun(stretch)
@@ -315,8 +321,9 @@ class _GroupArena:
             wanted = {name: {self._one[name].hardware: count} for name, count in begun.items()}
             memory = None if state.groups is None else replace(state.groups, asked=wanted)
             first = replace(state, wanted=wanted, groups=memory)
-            tuner = Tuner("ours", group_step, first, self._model.shape, period_s=PERIOD_S, kernel=kernel)
-            found.append(self._replay(stretch, tuner, begun))
+            tuner: Scaler = Tuner("ours", group_step, first, self._model.shape, period_s=PERIOD_S, kernel=kernel)
+            scaler = ThroughKeda(tuner, wanted, by_keda) if by_keda else tuner
+            found.append(self._replay(stretch, scaler, begun))
         return found
 
     def hindsight(self, state: TunerState) -> list[_Replayed]:

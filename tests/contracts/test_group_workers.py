@@ -13,10 +13,11 @@ import grpc.aio
 import pytest
 from lightkube.resources.apps_v1 import Deployment
 
-from inferline_stream.actuators.external_scaler import METRIC, ExternalScaler, KedaWorkers, beyond_tolerance, messages
+from inferline_stream.actuators.external_scaler import METRIC, ExternalScaler, KedaWorkers, messages
 from inferline_stream.actuators.faust_workers import FaustWorkers
 from inferline_stream.actuators.group_workers import CommandWorkers, GroupWorkers
 from inferline_stream.actuators.kubernetes.deployment_scale import DeploymentWorkers
+from inferline_stream.baselines.hpa import beyond_tolerance
 from inferline_stream.errors import InferlineError, UsageError
 from tests.kube.api import KubeApi, MakeApi, client_of
 from tests.kube.exchanges import deployment
