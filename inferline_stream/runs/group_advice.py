@@ -183,7 +183,7 @@ def _doubts(profiles: Mapping[str, GroupProfile]) -> Iterator[str]:
         if profile.throughput is None:
             yield (
                 f"group {name!r}: its throughput is not known yet. Watch it longer, have its workers commit after each "
-                "batch, or watch it while it is overloaded"
+                "batch, watch it while it is overloaded, or declare its service_time"
             )
         if not profile.workers:
             yield f"group {name!r}: no members were seen; what runs now is taken to be one"
