@@ -135,6 +135,7 @@ def evaluate(
         if latency_s is not None:
             for stage in finals:
                 gone = run.gone[stage] if stage in run.gone else run.window(stage)
+                gone = Tokens(gone.times, workload.as_last(stage, gone.events))
                 code.record_latencies(gone, workload.entry_s, workload.hop_s, latency_s)
     aborted = allowed is not None and count > allowed
     return Evaluation(
@@ -214,7 +215,7 @@ def latencies_s(workload: Workload, departures: Mapping[int, Departures], *, cod
     """Latency of every event from the departures of all stages; NaN for an event without a sink record."""
     latency_s = np.full(len(workload), math.nan)
     for stage in workload.shape.finals():
-        gone = Tokens(departures[stage].times_s, departures[stage].events)
+        gone = Tokens(departures[stage].times_s, workload.as_last(stage, departures[stage].events))
         (code or compiled()).record_latencies(gone, workload.entry_s, workload.hop_s, latency_s)
     return latency_s
 
@@ -358,6 +359,7 @@ class _Late:
     """Counts events that cannot meet the SLO any more: at their departures, and while they are overdue."""
 
     def __init__(self, workload: Workload, slo_s: float, *, code: Any) -> None:
+        self._workload = workload
         self._due_s = workload.due_s
         self._masks = workload.masks
         self._last = workload.last
@@ -366,10 +368,17 @@ class _Late:
         self._code = code
         self._fate = np.zeros(len(workload), dtype=np.uint8)
         self._watched: dict[int, Lateness] = {}
+        self._rest_s: dict[int, kernels.Floats] = {}
+        """By mask, of stages that get results of the events that count."""
         self._overdue = self._last.start  # events before this one were looked at
 
     def watch(self, stage: int, rest_s: kernels.Floats, *, settles: bool) -> None:
-        """Count at this stage too; if it settles what becomes of events, those that never leave it as well."""
+        """Count at this stage too; if it settles what becomes of events, those that never leave it as well.
+
+        A stage that gets results of the events that count settles nothing: other results of theirs may come later.
+        """
+        if self._workload.owners(stage) is not None:
+            self._rest_s[stage], rest_s, settles = rest_s, np.zeros_like(rest_s), False
         self._watched[stage] = Lateness(self._due_s, self._masks, rest_s, self._slo_s, settles, self._fate)
 
     def count(self, stage: int, gone: Tokens, horizon_s: float) -> int:
@@ -377,6 +386,10 @@ class _Late:
         if stage not in self._watched:
             return 0
         lateness = self._watched[stage]
+        if (rest_s := self._rest_s.get(stage)) is not None:
+            due_s = gone.times + rest_s[self._masks[gone.events]]
+            due = due_s > -math.inf
+            gone = Tokens(due_s[due], self._workload.as_last(stage, gone.events[due]))
         count = int(self._code.count_late(gone, lateness))
         if lateness.settles and horizon_s < math.inf:
             # What has not left by the horizon leaves then at the earliest. A hair less, for the sake of rounding.
