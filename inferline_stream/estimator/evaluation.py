@@ -49,6 +49,7 @@ class StageStatistics:
         batches: by batch size (index), over all its replicas.
         wait_s: mean time in its queue.
         service_time_s: mean time in service, over events.
+        busy_s: time in service, summed over batches.
         utilization: share of the time from the first entry to its last departure in which a replica was busy; where it
             can run several batches at once, mean share of them that it had in hand.
         largest_batch: see `SharedPool.largest`.
@@ -59,6 +60,7 @@ class StageStatistics:
     batches: kernels.Ints
     wait_s: float
     service_time_s: float
+    busy_s: float
     utilization: float
     largest_batch: int
     degraded: int = 0
@@ -309,6 +311,7 @@ class _Run:
             batches=_batches(server, station),
             wait_s=max(0.0, (self._waits[s] - served_s) / n - self.workload.hop_s) if n else math.nan,
             service_time_s=served_s / n if n else math.nan,
+            busy_s=busy_s,
             utilization=busy_s / (span_s * int(station.at_once.sum())) if n else 0.0,
             largest_batch=server.largest,
             degraded=server.degraded,
