@@ -67,7 +67,7 @@ class Workload:
     _lots: dict[int, kernels.Masks] = field(default_factory=dict, repr=False)
     _taken: dict[int, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
     _awaited: dict[int, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
-    _owners: dict[int, kernels.Events] = field(default_factory=dict, repr=False)
+    _owners: dict[int, kernels.Events | None] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return int(self.entry_s.size)
@@ -128,13 +128,12 @@ class Workload:
 
     def owners(self, stage: int) -> kernels.Events | None:
         """Which of the `last` events each is a result of that a stage may get (`span`); None where it gets those."""
-        own, counted = self.shape.scopes()[stage], self.shape.counted()
-        if own == counted or own[: len(counted)] != counted:
-            return None
         if stage not in self._owners:
-            found = self.results[own[-1]].parents()
-            for many in reversed(own[len(counted) : -1]):
-                found = self.results[many].parents()[found - self.results[many].numbers[0]]
+            own, counted = self.shape.scopes()[stage], self.shape.counted()
+            found = None
+            for many in reversed(own[len(counted) :] if own[: len(counted)] == counted else ()):
+                parents = self.results[many].parents()
+                found = parents if found is None else parents[found - self.results[many].numbers[0]]
             self._owners[stage] = found
         return self._owners[stage]
 

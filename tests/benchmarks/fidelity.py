@@ -227,8 +227,7 @@ def measure(quick: bool) -> Figures:
 
 
 async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures:
-    # A broker's first minute is spent on compiling itself: what runs then is not measured.
-    await _once(CASES["chain"], "warm-up", bootstrap_servers, folder, WARM_UP_EVENTS)
+    await warmed_up(bootstrap_servers, folder)
     found = {
         name: await tried(CASES[name], name, bootstrap_servers, folder, quick) for name in (QUICK if quick else CASES)
     }
@@ -329,6 +328,11 @@ async def _replayed(bootstrap_servers: str, folder: Path, runs: int) -> Figures:
         "replay_miss_rate_apart_max": round(max(abs(p.live_miss_rate - p.replayed_miss_rate) for p in pairs), 4),
         "replay_elsewhere_cores_max": round(max(p.elsewhere_cores for p in pairs), 2),
     }
+
+
+async def warmed_up(bootstrap_servers: str, folder: Path) -> None:
+    """A broker's first minute is spent on compiling itself: what runs then is not measured."""
+    await _once(CASES["chain"], "warm-up", bootstrap_servers, folder, WARM_UP_EVENTS)
 
 
 async def tried(case: Case, name: str, bootstrap_servers: str, folder: Path, quick: bool) -> Found:

@@ -197,7 +197,7 @@ class Tree:
         results = self._result_at(many, path, source)
         if results is None or results == "dead":
             return results
-        parts = []
+        parts: list[Any] = []
         for at in range(len(results)):
             part = self._along(edge, child, (*path, at), source)
             if part == "dead":
@@ -332,7 +332,8 @@ def shares(world: World, sink: str) -> dict[bytes, Fraction]:
 def sunk(world: World) -> Counter[str]:
     """Values with the stage that has sent them to its sink."""
     sinks = world.tree.pipeline.sinks.items()
-    return Counter(f"{at} {record.value.decode()}" for at, topic in sinks for record in world.topics[topic.name])
+    records = ((at, record.value or b"") for at, topic in sinks for record in world.topics[topic.name])
+    return Counter(f"{at} {value.decode()}" for at, value in records)
 
 
 def expected_of(tree: Tree, events: int) -> Counter[str]:
