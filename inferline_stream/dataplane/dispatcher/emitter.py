@@ -65,8 +65,8 @@ class Emitter:
         """Input topics by the class of events and the stage."""
         rules = rules or RecordRules({})
         self._limits = dict(rules.limits)
-        self._needs_key = bool(routes.sink) and routes.sink_topic in rules.compacted
-        """Whether results go to a table, which takes none without a key. No run begins on such a topic of our own."""
+        self._need_key = rules.compacted
+        """Tables, which take no record without a key. No run begins on such a topic of our own."""
         if routes.sink and routes.sink_max_bytes is not None:
             self._limits[routes.sink_topic] = min(self._limit(routes.sink_topic), routes.sink_max_bytes)
         joining = record_bytes(None, None, join_headers([], routes.stage, routes.stages)) - record_bytes(None, None, ())
@@ -134,6 +134,9 @@ class Emitter:
                 why = f"the record has {size_bytes} bytes with its headers, topic {topic} takes {self._limit(topic)}"
                 self._fail(event, Failed("Oversize", why, ""))
                 return
+            if record.key is None and topic in self._need_key:
+                self._fail(event, _no_key(topic))
+                return
             partition, entry_ms = self._partition(topic, record.key), event.entry_us // 1000
             self._put(topic, partition, record.key, record.value, event.headers, timestamp_ms=entry_ms)
         self._pass_by(event, reason=MOVED_TO_CLASS)
@@ -194,9 +197,8 @@ class Emitter:
 
     def _refused_one(self, event: Event, done: Done) -> Failed | None:
         """Return why a result cannot be sent on."""
-        if self._needs_key and event.key is None:
-            why = f"topic {self._routes.sink_topic} is compacted: it takes no record without a key"
-            return Failed("NoKey", why, "")
+        if event.key is None and self._routes.sink and self._routes.sink_topic in self._need_key:
+            return _no_key(self._routes.sink_topic)
         # An event's size is counted generously, so that most results need no exact count.
         if done.headers or done.key is not None or len(done.value) + event.size_bytes > self.result_bytes:
             size_bytes = record_bytes(event.key, done.value, event.headers)
@@ -335,6 +337,10 @@ class Emitter:
             self._outgoing[topic, partition].append(message)
         except KeyError:
             self._outgoing[topic, partition] = [message]
+
+
+def _no_key(topic: str) -> Failed:
+    return Failed("NoKey", f"topic {topic} is compacted: it takes no record without a key", "")
 
 
 def _with_own(event: Event, done: Done) -> Event:

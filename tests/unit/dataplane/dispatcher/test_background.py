@@ -96,9 +96,10 @@ def test_an_event_with_the_header_of_a_class_enters_again_by_its_topic(transacti
     assert slot.report.counts.events == 2
 
 
-def test_an_event_that_the_topic_of_its_class_does_not_take_is_a_dead_letter() -> None:
+@pytest.mark.parametrize("rules", [RecordRules({"batch": 400}), RecordRules({}, frozenset({"batch"}))])
+def test_an_event_that_the_topic_of_its_class_does_not_take_is_a_dead_letter(rules: RecordRules) -> None:
     source = [Topic("in", codec="raw"), Topic("batch", codec="raw", background=True, header=("priority", "batch"))]
-    slot = PlayedSlot(source=source, rules=RecordRules({"batch": 400}))
+    slot = PlayedSlot(source=source, rules=rules)
     slot.begin()
     slot.read({0: [Record(None, b"x" * 300, [("priority", b"batch")], 1, "in", 0, 0)]}, {})
     slot.advance(1.0)
