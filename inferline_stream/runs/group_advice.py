@@ -294,7 +294,8 @@ def way_title(found: GroupContest) -> str:
     if found.planned_from_s is None:
         return "On the same arrivals, which ours was planned for, cheapest first"
     return (
-        f"On the same arrivals, cheapest first; ours was planned for the {format_duration(found.planned_from_s)} before"
+        "On the same arrivals, cheapest first; ours was planned for what came before, "
+        f"{format_duration(found.planned_from_s)} at most"
     )
 
 

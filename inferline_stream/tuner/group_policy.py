@@ -53,16 +53,13 @@ LOOK_BACK_S = 10.0
 _NO_LIMITS = Limits()
 
 
-def group_state(
-    model: GroupModel, plan: Plan, sample: Trace, *, held: Replicas | None = None, shortest_window_s: float = 0.0
-) -> TunerState:
+def group_state(model: GroupModel, plan: Plan, sample: Trace, *, shortest_window_s: float = 0.0) -> TunerState:
     """Return the state before the first step of `group_step`.
 
     Args:
         model: what was learned of the groups.
         plan: by `tuner.group_plan.plan_groups`, for the sample.
         sample: traffic that the table of staffing is made for.
-        held: members at present, where they are not the plan's.
         shortest_window_s: see `plan_basis.basis_of`.
     """
     prices = {name: kind.price_per_hour for name, kind in model.catalogue.items()}
@@ -75,7 +72,6 @@ def group_state(
         model.catalogue,
         objective=model.objective,
         shortest_window_s=shortest_window_s,
-        held=held,
         staffing=table,
         knobs=PolicySettings(drain_s=DRAIN_S),
     )
@@ -190,9 +186,10 @@ def _within_a_hole(there: StageObservation, excused: float) -> StageObservation:
 
 
 def _wanted(stage: StageBasis, basis: GroupBasis, asked: Mapping[str, int], seen: Observation) -> int:
-    """Members that are of use, within the limits that people set."""
+    """Members that are of use, the plan's at least where that is held, within the limits that people set."""
     limits, count = seen.limits.get(stage.name, _NO_LIMITS), sum(asked.values())
     useful = basis.sharing[stage.name].useful(count) if count else 0
+    useful = max(useful, stage.planned) if basis.holds else useful
     return max(useful if limits.maximum is None else min(useful, limits.maximum), limits.minimum)
 
 
@@ -230,7 +227,7 @@ def _lowered(stage: StageBasis, basis: GroupBasis, memory: GroupMemory, seen: Ob
     # What is lowered is raised again some time: that are two changes.
     if not basis.holds and len(memory.changes_s) + 2 > basis.changes_per_hour:
         return held
-    return min(held, max(most_wanted(lately, before_s), stage.planned if basis.holds else 0))
+    return min(held, most_wanted(lately, before_s))
 
 
 def _decision(

@@ -42,11 +42,12 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.replay.contenders import FAMILIES, Contest, Setting
+from inferline_stream.replay.group_tuner import GroupTuner
 from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
-from inferline_stream.replay.scalers import Ruled, Scaler, Tuner
+from inferline_stream.replay.scalers import Ruled, Scaler
 from inferline_stream.tuner.group_plan import plan_groups
-from inferline_stream.tuner.group_policy import group_state, group_step
+from inferline_stream.tuner.group_replan import planned
 from tests.benchmarks import swing
 from tests.benchmarks._families import JUDGING, Case, case
 from tests.benchmarks.peers import RATE, START_UP_S, traffic
@@ -75,6 +76,7 @@ class Ground:
         draws: what is judged by.
         tuning: what others' rules are tuned on; None to run them as they come.
         start_up_s: of every member.
+        recorded: whether the sample was recorded some other time; else it came just before.
     """
 
     model: GroupModel
@@ -82,6 +84,7 @@ class Ground:
     draws: Sequence[Trace]
     tuning: Trace | None
     start_up_s: float
+    recorded: bool = False
 
 
 def measure(quick: bool) -> Figures:
@@ -108,7 +111,7 @@ def _hour(slo: str, rebalance: Rebalance, *, recorded: bool = False) -> Callable
         tuning = traffic(length_s, np.random.default_rng(2))
         sample = tuning if recorded else gamma_trace(RATE, 1.0, 300.0, np.random.default_rng(1))
         judged = [traffic(length_s, np.random.default_rng(seed)) for seed in range(11, 11 + (draws or 10))]
-        return _compared(Ground(model, sample, judged, tuning, START_UP_S))
+        return _compared(Ground(model, sample, judged, tuning, START_UP_S, recorded))
 
     return figures
 
@@ -226,12 +229,12 @@ def _tuned(ground: Ground, name: str, tuning: Trace) -> Setting:
 
 def _ours(ground: Ground) -> Run:
     model = ground.model
-    plan = plan_groups(model, ground.sample)
-    state = group_state(model, plan, ground.sample)
+    found = planned(model, ground.sample)
 
     def run(trace: Trace) -> Outcome:
-        tuner = Tuner("groups", group_step, state, model.shape, period_s=STEP_S, kernel=compiled_kernel())
-        return _replayed(ground, plan.allocations, trace, tuner)
+        made_s = None if ground.recorded else 0.0
+        tuner = GroupTuner(found, found.members, period_s=STEP_S, made_s=made_s, kernel=compiled_kernel())
+        return _replayed(ground, found.plan.allocations, trace, tuner)
 
     return run
 

@@ -22,9 +22,7 @@ from inferline_stream.pipeline.group_look import GroupLook
 from inferline_stream.pipeline.group_profile import GroupProfile, Learned
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.profiler.group_learner import GroupLearner
-
-SAMPLE_S = 3600.0
-"""Arrivals that a plan is made for: of the last hour."""
+from inferline_stream.tuner.group_replan import RECENT_S
 
 _LAGS_S = 0.25
 _RATIOS_S = 10.0
@@ -122,7 +120,7 @@ class GroupCollector:
         times = self.growth.sample(now_s, looks[entry].ends)
         if times.size:
             self._arrivals.append(times)
-            while self._arrivals[0][-1] < now_s - SAMPLE_S:
+            while self._arrivals[0][-1] < now_s - RECENT_S:
                 self._arrivals.popleft()
         if self.view is not None:
             self.view.arrived(times)
@@ -195,7 +193,7 @@ class GroupCollector:
     def sample(self, now_s: float) -> Trace | None:
         """Return the arrivals of the last hour, from their beginning; None before the first."""
         times = np.concatenate([*self._arrivals, np.empty(0)])
-        times = times[times > now_s - SAMPLE_S]
+        times = times[times > now_s - RECENT_S]
         return Trace(times - times[0]) if times.size else None
 
 

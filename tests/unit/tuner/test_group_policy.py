@@ -21,6 +21,7 @@ from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.group_changes import lost_s, most_wanted
 from inferline_stream.tuner.group_plan import plan_groups
 from inferline_stream.tuner.group_policy import QUIET_S, group_state, group_step
+from inferline_stream.tuner.group_replan import begun, due_after_s, planned, taken_over
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.tuner_state import TunerState
 from tests.support.group_profiles import learned_group
@@ -112,7 +113,7 @@ class Watched:
         model = group_model(chain("a", slo=slo), [learned("a", rebalance)])
         plan = plan_groups(model, SAMPLE)
         self.planned = plan.allocations["a"][0].replicas
-        self.state: TunerState = group_state(model, plan, SAMPLE, held=None if held is None else {"a": {"cpu-1": held}})
+        self.state: TunerState = begun(group_state(model, plan, SAMPLE), {"a": {"cpu-1": held or self.planned}})
         self.now_s, self.ready = 0.0, held or self.planned
         self.decisions: list[tuple[float, Action, Reason, int]] = []
         self.holds: list[Reason] = []
@@ -274,3 +275,23 @@ def test_limits_of_people_hold_at_once() -> None:
     assert watched.state.wanted["a"]["cpu-1"] == 2
     watched.run(90.0, 1.0, limits=Limits(7, 7))
     assert watched.state.wanted["a"]["cpu-1"] == 7
+
+
+def test_a_plan_for_other_traffic_takes_over_members_and_what_is_remembered_of_them() -> None:
+    watched = Watched(KIP848, held=8)
+    watched.run(40.0, 60.0)
+    before, model = watched.state, group_model(chain("a", slo="400ms"), [learned("a", KIP848)])
+    busier = planned(model, gamma_trace(90.0, 1.0, 120.0, np.random.default_rng(2)))
+
+    watched.state = taken_over(before, busier.state)
+    watched.decisions.clear()
+    watched.run(40.0, QUIET_S - 65.0)
+    assert not watched.decisions  # neither a beginning's reserve nor fewer before the quiet time has passed
+    watched.run(40.0, 70.0)
+    assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
+    assert watched.decisions[0][0] <= 30.0 + QUIET_S + 5.0  # of what was wanted before the plan
+    assert watched.state.basis.arrival_rate == pytest.approx(90.0, rel=0.1)
+
+
+def test_a_plan_is_made_again_once_as_much_was_seen_and_each_ten_minutes_at_least() -> None:
+    assert [due_after_s(seen_s) for seen_s in (0.0, 60.0, 300.0, 3600.0)] == [60.0, 60.0, 300.0, 600.0]
