@@ -265,6 +265,9 @@ class GroupController:
             self.view.reports.groups[name] = replace(figures, trouble=trouble)
             self.seen(name, sum(self.view.offsets[name].lags()), figures.members)
         self.view.held(now_s, self._members())
+        events = sum(self.view.latencies.histogram().counts)
+        self.view.events_out = events
+        self.view.budget = self.decider.slo.look(time.time(), events, self.view.latencies.late())
         state = self.view.state(now_s, time.time(), self.fleet.wanted)
         self.state = replace(
             state,

@@ -21,7 +21,7 @@ from inferline_stream.baselines.rule_inputs import Each, PipelineRule
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.group_model import GroupModel
-from inferline_stream.pipeline.plan import Allocation, Allocations
+from inferline_stream.pipeline.plan import Allocation, Allocations, replicas_of
 from inferline_stream.pipeline.shape import visit_ratios
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.clairvoyant import cheapest
@@ -29,7 +29,8 @@ from inferline_stream.replay.group_tuner import GroupTuner
 from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Scheduled
-from inferline_stream.tuner.group_plan import LEAST_TRAFFIC_S
+from inferline_stream.tuner.group_plan import LEAST_TRAFFIC_S, plan_groups
+from inferline_stream.tuner.group_policy import group_state
 from inferline_stream.tuner.group_replan import RECENT_S, GroupPlanning, planned
 from inferline_stream.tuner.tuner_state import TunerState
 
@@ -185,18 +186,18 @@ def contest(
     sample = _joined(arena.stretches)
     try:
         progress("fixed")
-        known = planned(model, sample)
+        plan = plan_groups(model, sample)
     except Infeasible as error:
         too_few = str(error)
     else:
-        held = arena.smallest(known.members)
+        held = arena.smallest({name: replicas_of(each) for name, each in plan.allocations.items()})
         judge("fixed", arena.fixed(held), held)
         progress("hindsight")
-        judge("hindsight", arena.hindsight(known.state))
+        judge("hindsight", arena.hindsight(group_state(model, plan, sample)))
         progress("ours")
         try:
             plans = [
-                known if s.before is None or not len(s.before) else planned(model, s.before) for s in arena.stretches
+                planned(model, sample if s.before is None or not len(s.before) else s.before) for s in arena.stretches
             ]
         except Infeasible as error:
             too_few = f"{error}; so it was before a stretch that is judged, for which ours is planned"

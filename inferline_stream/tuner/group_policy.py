@@ -53,18 +53,29 @@ LOOK_BACK_S = 10.0
 _NO_LIMITS = Limits()
 
 
-def group_state(model: GroupModel, plan: Plan, sample: Trace, *, shortest_window_s: float = 0.0) -> TunerState:
+def group_state(
+    model: GroupModel, plan: Plan, sample: Trace, *, history: Trace | None = None, shortest_window_s: float = 0.0
+) -> TunerState:
     """Return the state before the first step of `group_step`.
 
     Args:
         model: what was learned of the groups.
         plan: by `tuner.group_plan.plan_groups`, for the sample.
         sample: traffic that the table of staffing is made for.
+        history: what the odds, and the changes that traffic takes, are read off; the sample unless given.
         shortest_window_s: see `plan_basis.basis_of`.
     """
     prices = {name: kind.price_per_hour for name, kind in model.catalogue.items()}
+    known = sample if history is None else history
     table = staffing(
-        model.shape, plan, model.measured, sample, prices, objective=model.objective, sharing=model.sharing
+        model.shape,
+        plan,
+        model.measured,
+        sample,
+        prices,
+        objective=model.objective,
+        sharing=model.sharing,
+        history=known,
     )
     state = initial_state(
         plan,
@@ -85,7 +96,7 @@ def group_state(model: GroupModel, plan: Plan, sample: Trace, *, shortest_window
         model.sharing,
         QUIET_S if affordable < 2 * HOUR_S / QUIET_S else 0.0,
         affordable,
-        changes_needed(table, {s.name: s.kinds[0].throughput for s in state.basis.stages}, sample, QUIET_S),
+        changes_needed(table, {s.name: s.kinds[0].throughput for s in state.basis.stages}, known, QUIET_S),
     )
     groups = replace(groups, quiet_s=HELD_S) if groups.holds else groups
     return replace(state, basis=replace(state.basis, groups=groups), groups=GroupMemory(state.wanted))

@@ -6,8 +6,12 @@ objective pays for are made again of what has come since. `run` and replay plan 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.group_model import GroupModel
 from inferline_stream.pipeline.plan import Plan, replicas_of
 from inferline_stream.pipeline.trace import Trace
@@ -15,6 +19,8 @@ from inferline_stream.tuner.group_changes import HOUR_S, GroupMemory
 from inferline_stream.tuner.group_plan import LEAST_TRAFFIC_S, plan_groups
 from inferline_stream.tuner.group_policy import group_state
 from inferline_stream.tuner.plan_basis import Replicas
+from inferline_stream.tuner.staffing_table import surely_kept_up
+from inferline_stream.tuner.traffic import RATE_WINDOW_S
 from inferline_stream.tuner.tuner_state import TunerState
 
 RECENT_S = HOUR_S
@@ -22,6 +28,9 @@ RECENT_S = HOUR_S
 
 PLAN_AGAIN_S = 600.0
 """How often a plan is made again, at the least."""
+
+LEVEL_S = 30.0
+"""Changes of the rate that are slower are levels, faster ones belong to the traffic at each level."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,8 +71,40 @@ def planned(model: GroupModel, sample: Trace, *, shortest_window_s: float = 0.0)
     Raises:
         Infeasible: no number of members meets the SLO.
     """
+    with suppress(Infeasible):  # all members may have carried a level for a while that they cannot carry for ever
+        level = levelled(sample, model.objective)
+        plan = plan_groups(model, level)
+        state = group_state(model, plan, level, history=sample, shortest_window_s=shortest_window_s)
+        found = GroupPlanning(model, sample, plan, state)
+        if not found.holds:
+            return found
+    # What is held all the time has to keep the SLO over all of the sample, not at its highest level.
     plan = plan_groups(model, sample)
     return GroupPlanning(model, sample, plan, group_state(model, plan, sample, shortest_window_s=shortest_window_s))
+
+
+def levelled(sample: Trace, objective: float) -> Trace:
+    """Return a sample's arrivals as they would be if the highest rate that it has kept up had lasted.
+
+    Numbers of members are compared with rates that may last. On the sample itself a number may keep the SLO that cannot
+    carry its highest level, where that was short: events may wait as long as the SLO, and some of them may be late.
+    Within spans of `LEVEL_S` arrivals stay as they came.
+
+    Args:
+        sample: with at least one event.
+        objective: share of the seconds that the rate is not above.
+    """
+    length_s = float(sample.arrivals_s[-1])
+    window, spans = int(RATE_WINDOW_S), max(1, round(length_s / LEVEL_S))
+    if length_s < 2 * LEVEL_S:
+        return sample
+    seconds = np.bincount(sample.arrivals_s.astype(np.int64), minlength=int(length_s))[: int(length_s)]
+    rates = np.convolve(seconds, np.full(window, 1 / window), mode="valid")
+    highest = surely_kept_up(float(np.quantile(rates, objective, method="higher")), sample, objective)
+    edges_s = np.linspace(0.0, length_s, spans + 1)
+    came = np.searchsorted(sample.arrivals_s, edges_s[1:], side="right")
+    level_s = np.concatenate([[0.0], came]) / max(highest, sample.arrival_rate)
+    return Trace(np.interp(sample.arrivals_s, edges_s, level_s))
 
 
 def due_after_s(seen_s: float) -> float:

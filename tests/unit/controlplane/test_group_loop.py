@@ -208,6 +208,13 @@ def test_a_group_is_learned_left_alone_until_then_and_follows_its_traffic() -> N
         state = world.controller.state
         assert state is not None
         assert state.stages[0].replicas[0].ready == plant.members
+        # A batch of 8 takes 0.1 s, and more waits while members change.
+        assert state.estimated
+        assert sum(state.latency.counts) == state.events_out == pytest.approx(sum(plant.taken), rel=0.6)
+        assert state.recent_p99_s is not None
+        assert 0.05 < state.recent_p99_s < 5.0
+        assert state.recent_late_share == 0.0
+        assert state.budget_left is not None
         assert len(plant.asked) <= 10  # each change is a hole; the backlog of a hole is no demand
         await world.until(lambda: plant.members < max(plant.asked), 150.0)
 
