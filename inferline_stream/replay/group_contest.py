@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.baselines.hpa import HpaCpu, Keda
+from inferline_stream.baselines.hpa import Behavior, HpaCpu, Keda
 from inferline_stream.baselines.rule_inputs import Each, PipelineRule
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.errors import Infeasible
@@ -26,6 +26,7 @@ from inferline_stream.pipeline.shape import visit_ratios
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.clairvoyant import cheapest
 from inferline_stream.replay.group_tuner import GroupTuner
+from inferline_stream.replay.hpa_follower import AT_ONCE, UNSET, HpaFollower
 from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Scheduled
@@ -49,7 +50,7 @@ _BEGUN_UTILIZATION = 0.7
 
 _HINDSIGHT_SLOT_S, _HINDSIGHT_REPLAYS = 5.0, 12
 
-Way = Literal["now", "ours", "fixed", "keda", "hpa", "hindsight"]
+Way = Literal["now", "ours", "ours_keda", "ours_hpa", "fixed", "keda", "hpa", "hindsight"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,6 +159,7 @@ def contest(
     trace: Trace,
     now: Mapping[str, int],
     *,
+    tolerances: Mapping[str, float] | None = None,
     kernel: EnvelopeKernel | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> GroupContest:
@@ -171,6 +173,7 @@ def contest(
         model: what was learned of the groups.
         trace: arrivals, from 0 on; at least two.
         now: members that run now, by group.
+        tolerances: by group that a HorizontalPodAutoscaler scales, its own: how we would do through it comes apart.
         kernel: of the envelope.
         progress: called with the way that is being judged.
     """
@@ -205,6 +208,10 @@ def contest(
             holding = [s.stands_for_s for s, plan in zip(arena.stretches, plans, strict=True) if plan.holds]
             holds = sum(holding) > sum(s.stands_for_s for s in arena.stretches) / 2
             judge("ours", arena.ours(plans, kernel))
+            through: tuple[tuple[Way, Behavior], ...] = (("ours_keda", AT_ONCE), ("ours_hpa", UNSET))
+            for way, behavior in through if tolerances else ():
+                progress(way)
+                judge(way, arena.ours(plans, kernel, (tolerances or {}, behavior)))
     rules: tuple[tuple[Way, PipelineRule], ...] = (("keda", Each(Keda())), ("hpa", Each(HpaCpu())))
     for way, rule in rules:
         progress(way)
@@ -293,14 +300,21 @@ class _GroupArena:
         useful = self._model.sharing[name].useful
         return next((n for n in range(members - 1, 1, -1) if useful(n) == n), 1)
 
-    def ours(self, plans: Sequence[GroupPlanning], kernel: EnvelopeKernel | None) -> list[_Replayed]:
-        """Our policy, by the plan of each stretch and those that follow it."""
+    def ours(
+        self,
+        plans: Sequence[GroupPlanning],
+        kernel: EnvelopeKernel | None,
+        through: tuple[Mapping[str, float], Behavior] | None = None,
+    ) -> list[_Replayed]:
+        """Our policy, by the plan of each stretch and those that follow it, or through an autoscaler."""
         found = []
         for stretch, plan in zip(self.stretches, plans, strict=True):
             begun = plan.members if plan.holds else self._begun(stretch)
             made_s = None if stretch.before is None else stretch.judged_from_s
-            tuner = GroupTuner(plan, begun, period_s=PERIOD_S, made_s=made_s, kernel=kernel)
-            found.append(self._replay(stretch, tuner, begun))
+            scaler: Scaler = GroupTuner(plan, begun, period_s=PERIOD_S, made_s=made_s, kernel=kernel)
+            if through is not None:
+                scaler = HpaFollower(scaler, begun, self._model.hardware, *through)
+            found.append(self._replay(stretch, scaler, begun))
         return found
 
     def hindsight(self, state: TunerState) -> list[_Replayed]:

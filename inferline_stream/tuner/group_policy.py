@@ -84,7 +84,7 @@ def group_state(
         objective=model.objective,
         shortest_window_s=shortest_window_s,
         staffing=table,
-        knobs=PolicySettings(drain_s=DRAIN_S),
+        knobs=_settings(model),
     )
     stretch = busiest(sample, MOST_EVENTS)
     at_rest = simulate(model.shape, plan.allocations, model.measured, stretch, partitions=model.partitions)
@@ -100,6 +100,13 @@ def group_state(
     )
     groups = replace(groups, quiet_s=HELD_S) if groups.holds else groups
     return replace(state, basis=replace(state.basis, groups=groups), groups=GroupMemory(state.wanted))
+
+
+def _settings(model: GroupModel) -> PolicySettings:
+    """Without what is held for leaps where members asked for in one work before those who came with it are late."""
+    usual = PolicySettings(drain_s=DRAIN_S)
+    lead_s = usual.reaction_s + max(profile.start_up_s for profile in model.measured.profiles.values())
+    return replace(usual, insurance=()) if lead_s <= model.slo_s else usual
 
 
 def _lost_s(stage: StageBasis, model: GroupModel, plan: Plan, slack_s: float) -> float:

@@ -185,3 +185,14 @@ def test_where_no_plan_could_be_made_beforehand_ours_is_not_judged_and_it_says_w
 def _held(model, members):
     (one,) = model.measured.profiles.values()
     return {"rank": (Allocation(one.hardware, one.batch_sizes[-1], members),)}
+
+
+def test_through_an_autoscaler_that_looks_each_15_s_more_is_late_and_its_rows_stand_apart():
+    trace = levels_trace([(20, 120), (20, 60), (80, 120)], 1.0, np.random.default_rng(1))
+
+    found = contest(_model(partitions=12), trace, {"rank": 2}, tolerances={"rank": 0.1})
+
+    ours, keda, unset = (found.row(way) for way in ("ours", "ours_keda", "ours_hpa"))
+    assert ours.miss_rate < keda.miss_rate < unset.miss_rate
+    # 60 more a second for 15 s at most until it looks, of 10,800 events, and while that is worked off.
+    assert keda.miss_rate - ours.miss_rate < 2 * 15 * 80 / 10_800
