@@ -76,9 +76,9 @@ def beyond_tolerance(wanted: int, pods: int, tolerance: float) -> int:
         pods: that there are.
         tolerance: a share, 0 or more.
     """
-    if pods <= 0 or abs(wanted / pods - 1) > tolerance:
+    if pods <= 0 or abs(wanted / pods - 1) > tolerance + _ROUNDING:  # versions differ in 11 of 10, at 10 %
         return wanted
-    return max(wanted, math.floor(pods * (1 + tolerance) + 1e-9) + 1) if wanted > pods else pods
+    return max(wanted, math.floor(pods * (1 + tolerance) + _ROUNDING) + 1) if wanted > pods else pods
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +24,8 @@ from inferline_stream.replay.group_contest import LEAST_S, GroupContest, GroupRo
 WAYS: Mapping[Way, str] = {
     "now": "what runs now",
     "ours": "inferline-stream",
+    "ours_keda": "inferline-stream through KEDA",
+    "ours_hpa": "the same, behavior of the HPA not set",
     "fixed": "smallest fixed number, in hindsight",
     "keda": "KEDA's Kafka scaler, default",
     "hpa": "HPA on CPU, default",
@@ -104,9 +106,10 @@ def advise(
         try:
             model = group_model(pipeline, profiles.values())
             now = {name: max(1, profile.workers) for name, profile in profiles.items()}
-            by_keda = {g.name: g.workers.tolerance for g in pipeline.groups if isinstance(g.workers, KedaScaler)}
-            found = contest(model, judged, now, by_keda=by_keda, kernel=compiled_kernel(), progress=progress)
-            notes = (*notes, *_through_keda(by_keda))
+            scaled = [(group.name, group.workers) for group in pipeline.groups]
+            tolerances = {name: by.tolerance for name, by in scaled if isinstance(by, KedaScaler)}
+            kernel = compiled_kernel()
+            found = contest(model, judged, now, tolerances=tolerances, kernel=kernel, progress=progress)
         except InvalidInput as error:
             notes = (*notes, *error.problems)
     latency_s = _end_to_end_s(pipeline, learners)
@@ -148,15 +151,6 @@ def _end_to_end_s(pipeline: Pipeline, learners: Mapping[str, GroupLearner]) -> N
                 total += drawn[at.name]
             slowest = np.maximum(slowest, total)
     return slowest
-
-
-def _through_keda(groups: Collection[str]) -> Iterator[str]:
-    if groups:
-        named = ", ".join(map(repr, groups))
-        yield (
-            f"ours reaches {named} through KEDA: a HorizontalPodAutoscaler follows each 15 s, and not within its "
-            "tolerance. A Deployment that `run` scales itself follows at once"
-        )
 
 
 def _in_hindsight(found: GroupContest) -> Iterator[str]:
@@ -208,7 +202,7 @@ def verdict(advice: Advice) -> Iterator[str]:
     if found.too_few is not None:
         yield f"{found.too_few[0].upper()}{found.too_few[1:]}."
         return
-    ours, fixed, now = found.row("ours"), found.row("fixed"), found.row("now")
+    ours, fixed, now = found.row("ours_keda") or found.row("ours"), found.row("fixed"), found.row("now")
     assert ours is not None
     assert fixed is not None
     assert now is not None
@@ -315,7 +309,8 @@ def way_title(found: GroupContest) -> str:
     if found.planned_from_s is None:
         return "On the same arrivals, which ours was planned for, cheapest first"
     return (
-        f"On the same arrivals, cheapest first; ours was planned for the {format_duration(found.planned_from_s)} before"
+        "On the same arrivals, cheapest first; ours was planned for what came before, "
+        f"{format_duration(found.planned_from_s)} at most"
     )
 
 
