@@ -5,7 +5,7 @@ import pytest
 from inferline_stream.dataplane.dispatcher import result_delivery
 from inferline_stream.dataplane.dispatcher import session as session_module
 from inferline_stream.dataplane.dispatcher import slot_events as on
-from inferline_stream.dataplane.frames import Done
+from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, decode_metadata
 from inferline_stream.kafka.topic_state import TopicState
 from inferline_stream.pipeline.topology import Topic
@@ -245,6 +245,27 @@ def test_results_that_are_larger_than_their_events_count_as_unacknowledged(monke
         slot.acknowledges = False
         session.finished(slot.hand_out(1), [Done(b"y" * 10_000, 0)])
         assert not session.open()
+
+
+@BOTH
+@pytest.mark.parametrize(("dies", "at_once"), [(False, 5), (True, 2)])
+def test_what_waits_to_be_sent_goes_in_parts_by_the_memory_that_its_records_take(
+    transactional, dies, at_once, monkeypatch
+):
+    monkeypatch.setattr(result_delivery, "SEND_BYTES", 3_600)
+    slot = PlayedSlot(transactional=transactional)
+    slot.begin()
+    slot.acknowledges = False
+    slot.fetched(*[b"%02d" % number for number in range(15)])
+    outcomes = [Failed("E", "no", "") if dies else Done(b"%02d" % number, 0) for number in range(15)]
+    slot.session.finished(slot.session.take(15).events, outcomes)
+    slot.read({}, {})
+    slot.acknowledge()
+    slot.until(lambda: slot.offset() == 15, "all are committed")
+    to = slot.routes.names.dead_letters("in") if dies else "out"
+    sent = [each for outgoing in slot.outgoing for (topic, _), each in outgoing.items() if topic == to]
+    assert max(map(len, sent)) == at_once
+    assert [each.value for messages in sent for each in messages] == [b"%02d" % number for number in range(15)]
 
 
 def test_a_drain_ends_with_its_lease_where_a_successor_has_committed_already():
