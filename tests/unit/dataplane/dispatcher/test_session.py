@@ -1,5 +1,7 @@
 """A session sends, commits and ends in order; without Kafka."""
 
+import tracemalloc
+
 import pytest
 
 from inferline_stream.dataplane.dispatcher import result_delivery
@@ -277,3 +279,21 @@ def test_a_drain_ends_with_its_lease_where_a_successor_has_committed_already():
         slot.feed(on.Drained())
         slot.advance(3.0)
         assert (slot.lease_lost, slot.drained) == (True, False)
+
+
+def test_long_keys_are_not_kept_once_their_events_are_committed():
+    slot = PlayedSlot()
+    slot.plan(limit=8)
+    slot.begin()
+    replica = slot.attached()
+    tracemalloc.start()
+    try:
+        for number in range(30):
+            slot.fetched(b"x", first=number, key=b"%03d" % number + bytes(20_000))
+            replica.answer(replica.batch())
+            slot.until(lambda number=number: slot.offset() == number + 1, "it is committed")
+            slot.recorded.clear()
+            slot.outgoing.clear()
+        assert tracemalloc.get_traced_memory()[0] < 300_000
+    finally:
+        tracemalloc.stop()

@@ -193,6 +193,8 @@ class SlotLaws(RuleBasedStateMachine):
         replicas = self.replicas()
         if not replicas:
             return
+        if choice > 4:  # rather one that has something to lose
+            replicas = [each for each in replicas if each.frames] or replicas
         replica = replicas[choice % len(replicas)]
         held = [frame for frame in replica.frames if isinstance(frame, Batch)]
         match how:
