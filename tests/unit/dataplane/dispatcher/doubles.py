@@ -23,6 +23,7 @@ from inferline_stream.dataplane.frames import Answer, Batch, Call, Done, Leave, 
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
+from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState
 from inferline_stream.pipeline.event_classes import class_of
@@ -58,6 +59,7 @@ class PlayedSlot:
         settings: by default the defaults.
         limit: of a batch.
         batch_deadline_s: see `Pool`.
+        rules: what topics take.
         of_pipeline: arguments of the pipeline.
     """
 
@@ -70,6 +72,7 @@ class PlayedSlot:
         settings: Settings | None = None,
         limit: int = 4,
         batch_deadline_s: float = 60.0,
+        rules: RecordRules | None = None,
         **of_pipeline: Any,
     ) -> None:
         self.now_s = 1000.0
@@ -92,8 +95,16 @@ class PlayedSlot:
         self.lease_lost = self.drained = False
         self.replaced: list[str] = []
         self.replicas: dict[str, Replica] = {}
-        self._made = functools.partial(made_slot, self.routes, settings or Settings(), transactional, batch_deadline_s)
-        self.slot, self.context, self.pool = self._made(lambda: self.now_s)
+        self._made = functools.partial(
+            made_slot,
+            self.routes,
+            settings or Settings(),
+            transactional=transactional,
+            batch_deadline_s=batch_deadline_s,
+            rules=rules,
+            clock_s=lambda: self.now_s,
+        )
+        self.slot, self.context, self.pool = self._made()
         self.report, self.lease = self.context.report, self.context.lease
         self.recorded: list[tuple[float, bool, on.SlotEvent, list[on.Action]]] = []
         """What happened when, whether the lease was renewed before, and what the slot asked for."""
@@ -177,7 +188,7 @@ class PlayedSlot:
 
     def replay(self) -> None:
         """Give a new slot what this one was given: it asks for the same."""
-        slot, context, _ = self._made(lambda: self.now_s)
+        slot, context, _ = self._made()
         for now_s, renewed, event, actions in self.recorded:
             if renewed:
                 context.lease.renew(now_s)
@@ -315,12 +326,18 @@ class PlayedSlot:
 
 
 def made_slot(
-    routes: Routes, settings: Settings, transactional: bool, batch_deadline_s: float, clock_s: Callable[[], float]
+    routes: Routes,
+    settings: Settings,
+    *,
+    transactional: bool,
+    batch_deadline_s: float,
+    rules: RecordRules | None,
+    clock_s: Callable[[], float],
 ) -> tuple[Slot, SlotContext, Pool]:
     """A slot that nothing has happened to, with what it shares."""
     report = new_report("d", 1, "work", 0, 40, routes=routes)
     written = [topic for of_class in routes.classes for topic in of_class.topics_written]
-    emitter = Emitter(routes, dict.fromkeys([*written, "out"], 1), random.Random(1), report)
+    emitter = Emitter(routes, dict.fromkeys([*written, "out"], 1), random.Random(1), report, rules)
     lease = Lease(2.0, clock_s)
     context = SlotContext(routes, settings, report, emitter, lease, "me", transactional=transactional)
     pool = Pool(batch_deadline_s)
