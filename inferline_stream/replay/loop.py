@@ -185,8 +185,9 @@ class _Loop:
             )
             for name, count in zip(shape.stages, slots_of, strict=True)
         ]
-        triages = any(each.triages for each in stations)  # not without an SLO, nor in order of entry
-        news = News(shape, allocations, measured, slo_s, workload.due_s[: workload.entering]) if triages else None
+        # Not without an SLO, nor in order of entry; and where no stage has another after it, none waits for news.
+        hears = any(each.triages for each in stations) and bool(shape.arrows)
+        news = News(shape, allocations, measured, slo_s, workload.due_s[: workload.entering]) if hears else None
         self._hardware = {name: tuple(a.hardware for a in held) for name, held in one_each.items()}
         groups = {} if sharing is None else {s: sharing[name] for s, name in enumerate(shape.stages)}
         self._plant = Plant(workload, stations, slots_of, sharing=groups, seed=seed, news=news)
