@@ -171,4 +171,5 @@ class Plant:
         if news is not None:
             news.served(now_s, reports_s, reported)
         for s in workload.shape.finals():
-            self._code.record_latencies(gone[s], workload.entry_s, workload.hop_s, self._latency_s)
+            left = Tokens(gone[s].times, workload.as_last(s, gone[s].events))
+            self._code.record_latencies(left, workload.entry_s, workload.hop_s, self._latency_s)
