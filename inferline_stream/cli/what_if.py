@@ -26,6 +26,7 @@ from inferline_stream.pipeline.hardware import Catalogue, at_prices, divided, do
 from inferline_stream.pipeline.plan import Allocations, Plan, counts_by_kind, in_words
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.trace import busiest
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.evaluator import Stopped
 from inferline_stream.planner.plan_explanation import latency_shares
@@ -64,8 +65,12 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 PATHS = ("/declared", "/glance", "/plan", "/replay", "/curve")
 """Of what the page asks."""
 
-GLANCE_S = 1.0
-"""Longest search before a plan is shown: people wait for it with a hand on a slider."""
+GLANCE_S = 0.7
+"""CPU time of a search before a plan is shown: people wait for it with a hand on a slider. By CPU time, since a search
+that has found something has worked for it, however busy the machine is."""
+
+GLANCE_SPAN_S = 45.0
+"""Of the busiest arrivals, which are replayed before all of them are."""
 
 
 class Superseded(LookupError):
@@ -136,28 +141,33 @@ class WhatIf:
         return self._shown(question, self._found(question, self._newest))
 
     def glance(self, question: Question) -> dict[str, Any]:
-        """Return the same after a second of searching at most: the cheapest plan so far, or nothing.
+        """Return the same after a short search: the cheapest plan so far, with the busiest arrivals replayed.
 
         Returns:
-            As `plan`, and with ``searching`` whether a longer search may find a cheaper one.
+            As `plan`, with ``searching``, whether a longer search may find a cheaper one, and ``replay``, as `replay`;
+            ``searching`` alone where none was found so far.
 
         Raises:
             Superseded: a newer question has come.
         """
         self._newest += 1
-        number, until_s = self._newest, time.monotonic() + GLANCE_S
+        number, searching = self._newest, False
         found = self._plans.get(question.plans)
-        if found is None:
-            with self._turn(number):
+        with self._turn(number):
+            if found is None:
+                until_s = time.process_time() + GLANCE_S
                 try:
-                    found = self._searched(question, lambda: number != self._newest or time.monotonic() > until_s)
+                    found = self._searched(question, lambda: number != self._newest or time.process_time() > until_s)
                 except Stopped:
                     return {"searching": True}
                 self._check(number)
-                if searching := time.monotonic() > until_s:
-                    return self._shown(question, found) | {"searching": searching}
-                self._plans[question.plans] = found
-        return self._shown(question, found) | {"searching": False}
+                searching = time.process_time() > until_s
+                if not searching:
+                    self._plans[question.plans] = found
+            shown = self._shown(question, found) | {"searching": searching}
+            if not isinstance(found, Infeasible):
+                shown["replay"] = self._replayed(question, found, number, brief=True)
+            return shown
 
     def _shown(self, question: Question, found: Plan | Infeasible) -> dict[str, Any]:
         answer: dict[str, Any] = {"command": self._command(question)}
@@ -193,7 +203,7 @@ class WhatIf:
             number = self._newest
             found = self._found(question, number)
             with self._turn(number):
-                self._replays[key] = {} if isinstance(found, Infeasible) else self._replayed(question, found)
+                self._replays[key] = {} if isinstance(found, Infeasible) else self._replayed(question, found, number)
         return self._replays[key]
 
     def curve(self, question: Question) -> dict[str, Any]:
@@ -248,19 +258,24 @@ class WhatIf:
         except Infeasible as error:
             return error
 
-    def _replayed(self, question: Question, plan: Plan) -> dict[str, Any]:
+    def _replayed(self, question: Question, plan: Plan, number: int, *, brief: bool = False) -> dict[str, Any]:
         inputs = self._inputs(question)
+        sample = inputs.all_traces[0]
         outcome = ReplayInputs(
             plan.pipeline,
             shape_of(inputs.what.pipeline),
             replace(plan, reserve=self._reserve(question)),
             self.measured,
-            inputs.all_traces[0],
-            inputs.all_traces[0],
+            sample,
+            busiest(sample, math.ceil(sample.arrival_rate * GLANCE_SPAN_S)) if brief else sample,
             inputs.kinds,
             inputs.what.pipeline.objective,
             inputs.what.pipeline.slo_window_s,
-        ).replayed(conditions=Conditions(start_up_s=question.start_up_s), seed=inputs.search.seed)
+        ).replayed(
+            conditions=Conditions(start_up_s=question.start_up_s),
+            seed=inputs.search.seed,
+            progress=lambda *_: self._check(number),
+        )
         return {"cost_per_hour": outcome.cost_per_hour, "miss_rate": outcome.miss_rate, "changes": outcome.changes}
 
     def _reserve(self, question: Question) -> float | None:

@@ -84,13 +84,12 @@ function showPlan(plan, about) {
   verdict(`${which} that keeps ${percent(declared.objective, 0)} within ${seconds(slo)}`, mood);
   tile("cost", `${dollars(plan.cost_per_hour)}/h`, `${dollars(plan.cost_per_hour * 730)} a month`);
   tile("p99", seconds(plan.predicted_p99_s), `${seconds(Math.max(0, slo - plan.predicted_p99_s))} below the SLO`);
-  tile("late", "…", "");
-  tile("scaled", "…", "");
 }
 
-function showReplay(replay) {
+function showReplay(replay, brief) {
   const late = replay.miss_rate > 1 - declared.objective;
-  tile("late", percent(replay.miss_rate, 2), `${percent(1 - declared.objective, 2)} allowed`, late ? "bad" : "good");
+  const of = brief ? "of the busiest arrivals, all follow" : `${percent(1 - declared.objective, 2)} allowed`;
+  tile("late", percent(replay.miss_rate, 2), of, brief ? "" : late ? "bad" : "good");
   tile("scaled", `${dollars(replay.cost_per_hour)}/h`, replay.changes === 1 ? "1 change of a stage" : `${replay.changes} changes of a stage`);
 }
 
@@ -117,12 +116,14 @@ async function answerAll() {
     const glance = await ask("/glance", about);
     if (!glance || !newest()) return;
     if (glance.command) showPlan(glance, about);
+    if (glance.replay) showReplay(glance.replay, true);
+    if (glance.command) byId("verdict").dataset.answers = mine;
     const plan = glance.searching ? await ask("/plan", about) : glance;
     if (!plan || !newest()) return;
     if (glance.searching) showPlan(plan, about);
     const replay = plan.infeasible ? null : await ask("/replay", about);
     if (!newest()) return;
-    if (replay) showReplay(replay);
+    if (replay) showReplay(replay, false);
     const curve = await ask("/curve", about);
     if (curve && newest()) showCurve(curve, plan, about);
   } catch (error) {

@@ -129,9 +129,15 @@ def test_a_glance_is_the_plan_or_what_the_search_had_found_in_its_time(what_if, 
     asked = Question(traffic=3.75)
     monkeypatch.setattr("inferline_stream.cli.what_if.GLANCE_S", -1.0)
     assert fresh.glance(asked) == {"searching": True}, "no time, no plan"
-    assert fresh.glance(Question()) == fresh.plan(Question()) | {"searching": False}, "this one is known"
+    known = {
+        "searching": False,
+        "replay": fresh.replay(Question()),
+    }  # events at equal distances: a piece is as the whole
+    assert fresh.glance(Question()) == fresh.plan(Question()) | known, "this one is known"
     monkeypatch.setattr("inferline_stream.cli.what_if.GLANCE_S", DEADLINE_S)
-    assert fresh.glance(asked) == fresh.plan(asked) | {"searching": False}
+    found = fresh.glance(asked)
+    assert found == fresh.plan(asked) | {"searching": False, "replay": found["replay"]}
+    assert found["replay"]["miss_rate"] == fresh.replay(asked)["miss_rate"]
 
 
 def test_hardware_that_nobody_knows_is_named(what_if) -> None:
