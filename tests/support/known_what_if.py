@@ -28,13 +28,16 @@ def known_what_if() -> WhatIf:
     return in_line("a", kind="whole", hardware=[Hardware("whole", PRICE, cores=1.0)])
 
 
-def in_line(*names: str, kind: str, hardware: Sequence[Hardware]) -> WhatIf:
-    """Such stages one after another, each on one kind of hardware."""
+def in_line(*names: str, kind: str, hardware: Sequence[Hardware], spot: bool = False) -> WhatIf:
+    """Such stages one after another, each on one kind of hardware, or on spot capacity of it as well."""
     stages: list[Stage] = []
+    kinds = [kind, f"{kind}-spot"] if spot else [kind]
     for name in names:
-        stages.append(Stage(name, lambda values: values, hardware=[kind], max_batch_size=1, after=stages[-1:]))
+        stages.append(Stage(name, lambda values: values, hardware=kinds, max_batch_size=1, after=stages[-1:]))
     pipeline = Pipeline("p", slo="100ms", source=Topic("in"), sink=Topic("out"), stages=stages, hardware=hardware)
-    profiles = {(name, kind): Profile(name, kind, (ServiceTime(1, SERVICE_S),), 2.0) for name in names}
+    profiles = {
+        (name, each): Profile(name, each, (ServiceTime(1, SERVICE_S),), 2.0) for name in names for each in kinds
+    }
     measured = PipelineProfile(profiles, independent_paths(shape_of(pipeline), {}))
     what = Declared(pipeline, Path("topology.py"), [], Trace(np.arange(0.0, 60.0, 1 / RATE)))
     inputs = PlanInputs(what=what, platform=Platform(oversubscribe=True))
