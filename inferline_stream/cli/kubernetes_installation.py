@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from inferline_stream.actuators.kubernetes.inference_pipeline import owner_of
 from inferline_stream.actuators.kubernetes.installation import (
     Installation,
     chart_values,
@@ -17,10 +19,10 @@ from inferline_stream.actuators.kubernetes.installation import (
 )
 from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.actuators.kubernetes.object_names import dns_label
-from inferline_stream.cli.options import DeployOptions, Running
+from inferline_stream.cli.options import DeployOptions, Platform, Running, files_of
 from inferline_stream.cli.output import print_json, write_text
-from inferline_stream.cli.plan_steps import Declared, declared, with_stock
-from inferline_stream.cli.platform import kubernetes_door
+from inferline_stream.cli.plan_steps import Declared, declared, profiled, profiling_options, with_stock
+from inferline_stream.cli.platform import kubernetes_door, profiling_cluster
 from inferline_stream.errors import InvalidInput, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
 from inferline_stream.observability.alert_rules import Target
@@ -44,7 +46,7 @@ def install(topology: Path, running: Running, wanted: DeployOptions, *, as_json:
     if not wanted.dry_run and wanted.save is None:
         asyncio.run(_apply(running, wanted, what, as_json=as_json))
         return
-    of, found = _rendered(running, wanted, what, wanted.pods.namespace or "default")
+    of, found = _rendered(running, wanted, what, wanted.pods.namespace or "default", {})
     if wanted.save is not None:
         _write(wanted.save, of)
     elif as_json:
@@ -55,8 +57,12 @@ def install(topology: Path, running: Running, wanted: DeployOptions, *, as_json:
 
 async def _apply(running: Running, wanted: DeployOptions, what: Declared, *, as_json: bool) -> None:
     door = kubernetes_door()
+    platform, servers = Platform(on="kubernetes", pods=wanted.pods), running.bootstrap_servers
+    await profiled(what, profiling_options(platform, servers), servers, profiling_cluster(platform, servers))
     async with door.cluster_client() as client:
-        of, found = _rendered(running, wanted, what, wanted.pods.namespace or client.namespace)
+        namespace = wanted.pods.namespace or client.namespace
+        owner = await owner_of(client, namespace, what.pipeline.name)
+        of, found = _rendered(running, wanted, what, namespace, owner)
         unknown = await door.install(client, found)
         everybody = await door.controllers(client, of.cluster.namespace)
     applied = sorted({manifest["kind"] for manifest in found} - {text.partition(":")[0] for text in unknown})
@@ -77,7 +83,7 @@ async def _apply(running: Running, wanted: DeployOptions, what: Declared, *, as_
 
 
 def _rendered(
-    running: Running, wanted: DeployOptions, what: Declared, namespace: str
+    running: Running, wanted: DeployOptions, what: Declared, namespace: str, owner: Mapping[str, str]
 ) -> tuple[Installation, list[dict[str, Any]]]:
     pipeline, pods, stock = what.pipeline, wanted.pods, wanted.stock or ()
     account = wanted.service_account or dns_label(f"{pipeline.name}-pod")
@@ -85,11 +91,13 @@ def _rendered(
     held = {name: kind.stock for name, kind in catalogue(shared.hardware).items() if kind.stock is not None}
     named = {share.partition("=")[0] for share in stock}
     ports = dispatcher_confinement(running.bootstrap_servers).ports
+    files = files_of(pods)
+    cluster = Cluster(namespace, pods.image, pods.path, account, pods.secret, ports, files=files, owner=owner)
     of = Installation(
         target=Target(pipeline.name, pipeline.slo_s, pipeline.objective),
         stages=[stage.name for stage in pipeline.stages],
         topology=pods.path or str(what.file),
-        cluster=Cluster(namespace, pods.image, pods.path, account, pods.secret, ports),
+        cluster=cluster,
         bootstrap_servers=running.bootstrap_servers,
         profiles=_profiles(what),
         stock={name: most for name, most in held.items() if name in named},

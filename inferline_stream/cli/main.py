@@ -16,6 +16,7 @@ from inferline_stream.cli.diff import diff
 from inferline_stream.cli.explain import explain
 from inferline_stream.cli.init import init
 from inferline_stream.cli.keda import keda
+from inferline_stream.cli.operate import operate
 from inferline_stream.cli.options import Output
 from inferline_stream.cli.output import print_json
 from inferline_stream.cli.pause import pause
@@ -88,6 +89,7 @@ add_commands(
         (pause, "inferline-stream pause reviews/topology.py --for 1h --bootstrap-servers localhost:9092"),
         (resume, "inferline-stream resume reviews/topology.py --bootstrap-servers localhost:9092"),
         (deploy, "inferline-stream deploy reviews/topology.py --bootstrap-servers localhost:9092"),
+        (operate, "inferline-stream operate --namespace ml"),
         (status, "inferline-stream status reviews/topology.py --bootstrap-servers localhost:9092"),
         (top, "inferline-stream top reviews/topology.py --bootstrap-servers localhost:9092"),
         (explain, "inferline-stream explain reviews/topology.py --bootstrap-servers localhost:9092"),

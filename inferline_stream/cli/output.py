@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _PIPE_COLUMNS = 120
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_NOISY = ("aiokafka", "faust", "mode")
+_NOISY = ("aiokafka", "faust", "httpx2", "mode")
 
 
 def console(*, error: bool = False) -> Console:

@@ -7,12 +7,13 @@ import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inferline_stream.actuators.actuator import Actuator, ProcessTerms
-from inferline_stream.cli.options import Platform
+from inferline_stream.cli.options import Platform, files_of
 from inferline_stream.controlplane.leadership import LeadershipLost
 from inferline_stream.controlplane.records.record_writers import write_overrides
 from inferline_stream.controlplane.run_inputs import Run
@@ -49,7 +50,8 @@ def check(platform: Platform, bootstrap_servers: str | None, *, hand_over: bool 
         kubernetes_door()
         return
     of_kubernetes = {
-        "--image": pods.image, "--path": pods.path, "--namespace": pods.namespace, "--secret": pods.secret,
+        "--image": pods.image, "--path": pods.path, "--config-map": pods.config_map,
+        "--namespace": pods.namespace, "--secret": pods.secret,
         "--service-account": platform.service_account != "default", "--hand-over": hand_over,
     }  # fmt: skip
     if used := [option for option, value in of_kubernetes.items() if value]:
@@ -132,9 +134,12 @@ async def _on_kubernetes(
 ) -> AsyncIterator[Actuator]:
     door = kubernetes_door()
     from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
+    from inferline_stream.actuators.kubernetes.inference_pipeline import owner_of
 
     async with door.cluster_client() as client:
-        cluster = _cluster(platform, platform.pods.namespace or client.namespace, bootstrap_servers, tracing)
+        namespace = platform.pods.namespace or client.namespace
+        cluster = _cluster(platform, namespace, bootstrap_servers, tracing)
+        cluster = replace(cluster, owner=await owner_of(client, namespace, names.pipeline))
         async with KubernetesActuator(names, bootstrap_servers, cluster, client, **how) as pods:
             yield pods
 
@@ -157,7 +162,8 @@ def _cluster(platform: Platform, namespace: str, bootstrap_servers: str, tracing
     if keys and tracing:
         keys |= {name: name for name in dispatcher_environment() if name.startswith("OTEL_")}
     ports = dispatcher_confinement(bootstrap_servers, tracing).ports
-    return Cluster(namespace, pods.image, pods.path, platform.service_account, pods.secret, ports, keys)
+    account, files = platform.service_account, files_of(pods)
+    return Cluster(namespace, pods.image, pods.path, account, pods.secret, ports, keys, files)
 
 
 def profiling_cluster(platform: Platform, bootstrap_servers: str | None) -> MakeActuator | None:

@@ -26,11 +26,14 @@ from inferline_stream.pipeline.hardware import Catalogue, at_prices, divided, do
 from inferline_stream.pipeline.plan import Allocations, Plan, counts_by_kind, in_words
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.spot import is_spot
+from inferline_stream.pipeline.trace import busiest
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.evaluator import Stopped
 from inferline_stream.planner.plan_explanation import latency_shares
 from inferline_stream.replay.loop import Conditions
 from inferline_stream.runs.replay_inputs import ReplayInputs
+from inferline_stream.runs.trust import trust_of
 
 _Positive = Annotated[float, Meta(gt=0, le=1e6)]
 
@@ -46,6 +49,8 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             worth.
         order: of the queues.
         prices: by hardware kind, dollars per hour.
+        spot: whether stages may run on spot capacity.
+        fallback: whether stages have their fallbacks.
     """
 
     slo_s: _Positive | None = None
@@ -54,6 +59,8 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reserve: Annotated[float, Meta(ge=0, le=100)] | UnsetType | None = UNSET
     order: Literal["deadline", "entry"] | None = None
     prices: dict[str, _Positive] = {}
+    spot: bool = True
+    fallback: bool = True
 
     @property
     def plans(self) -> bytes:
@@ -61,11 +68,18 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.json.encode(msgspec.structs.replace(self, start_up_s=None, reserve=UNSET), order="sorted")
 
 
-PATHS = ("/declared", "/glance", "/plan", "/replay", "/curve")
+PATHS = ("/declared", "/glance", "/plan", "/replay", "/curve", "/trust")
 """Of what the page asks."""
 
-GLANCE_S = 1.0
-"""Longest search before a plan is shown: people wait for it with a hand on a slider."""
+GLANCE_S = 0.7
+"""CPU time of a search before a plan is shown: people wait for it with a hand on a slider. By CPU time, since a search
+that has found something has worked for it, however busy the machine is."""
+
+TRUSTED_RUNS = 3
+"""Finished runs that the page shows, the newest ones."""
+
+GLANCE_SPAN_S = 45.0
+"""Of the busiest arrivals, which are replayed before all of them are."""
 
 
 class Superseded(LookupError):
@@ -89,6 +103,7 @@ class WhatIf:
     command: tuple[str, ...]
     _plans: dict[bytes, Plan | Infeasible] = field(default_factory=dict)
     _replays: dict[bytes, dict[str, Any]] = field(default_factory=dict)
+    _trust: list[dict[str, Any]] | None = None
     _busy: threading.Lock = field(default_factory=threading.Lock)
     _newest: int = 0
 
@@ -104,6 +119,7 @@ class WhatIf:
             lambda asked: self.plan(read(asked)),
             lambda asked: self.replay(read(asked)),
             lambda asked: self.curve(read(asked)),
+            lambda _: self.trust(),
         )
         return dict(zip(PATHS, found, strict=True))
 
@@ -118,6 +134,8 @@ class WhatIf:
             "objective": self.inputs.what.pipeline.objective,
             "start_up_s": max(p.start_up_s for (_, kind), p in self.measured.profiles.items() if kind in used),
             "order": self.first.order,
+            "spot": any(map(is_spot, names)),
+            "fallback": any(stage.fallback is not None for stage in self.inputs.what.pipeline.stages),
             "reserve": self.first.reserve,
             "prices": {
                 name: self.inputs.kinds[name].price_per_hour
@@ -136,28 +154,33 @@ class WhatIf:
         return self._shown(question, self._found(question, self._newest))
 
     def glance(self, question: Question) -> dict[str, Any]:
-        """Return the same after a second of searching at most: the cheapest plan so far, or nothing.
+        """Return the same after a short search: the cheapest plan so far, with the busiest arrivals replayed.
 
         Returns:
-            As `plan`, and with ``searching`` whether a longer search may find a cheaper one.
+            As `plan`, with ``searching``, whether a longer search may find a cheaper one, and ``replay``, as `replay`;
+            ``searching`` alone where none was found so far.
 
         Raises:
             Superseded: a newer question has come.
         """
         self._newest += 1
-        number, until_s = self._newest, time.monotonic() + GLANCE_S
+        number, searching = self._newest, False
         found = self._plans.get(question.plans)
-        if found is None:
-            with self._turn(number):
+        with self._turn(number):
+            if found is None:
+                until_s = time.process_time() + GLANCE_S
                 try:
-                    found = self._searched(question, lambda: number != self._newest or time.monotonic() > until_s)
+                    found = self._searched(question, lambda: number != self._newest or time.process_time() > until_s)
                 except Stopped:
                     return {"searching": True}
                 self._check(number)
-                if searching := time.monotonic() > until_s:
-                    return self._shown(question, found) | {"searching": searching}
-                self._plans[question.plans] = found
-        return self._shown(question, found) | {"searching": False}
+                searching = time.process_time() > until_s
+                if not searching:
+                    self._plans[question.plans] = found
+            shown = self._shown(question, found) | {"searching": searching}
+            if not isinstance(found, Infeasible):
+                shown["replay"] = self._replayed(question, found, number, brief=True)
+            return shown
 
     def _shown(self, question: Question, found: Plan | Infeasible) -> dict[str, Any]:
         answer: dict[str, Any] = {"command": self._command(question)}
@@ -165,7 +188,7 @@ class WhatIf:
             return answer | {"infeasible": str(found)}
         inputs = self._inputs(question)
         costs = _stage_costs(found.allocations, inputs.kinds)
-        shares = latency_shares(found, inputs.problem(self.measured, found.slo_s))
+        shares = latency_shares(found, inputs.problem(self._profiles(question), found.slo_s))
         return answer | {
             "cost_per_hour": found.cost_per_hour,
             "predicted_p99_s": found.predicted_p99_s,
@@ -193,7 +216,7 @@ class WhatIf:
             number = self._newest
             found = self._found(question, number)
             with self._turn(number):
-                self._replays[key] = {} if isinstance(found, Infeasible) else self._replayed(question, found)
+                self._replays[key] = {} if isinstance(found, Infeasible) else self._replayed(question, found, number)
         return self._replays[key]
 
     def curve(self, question: Question) -> dict[str, Any]:
@@ -210,6 +233,22 @@ class WhatIf:
                 cheapest = min(cheapest, found.cost_per_hour)
             points.append({"slo_s": slo_s, "cost_per_hour": cheapest if math.isfinite(cheapest) else None})
         return {"points": points}
+
+    def trust(self) -> dict[str, Any]:
+        """Return what was predicted of the newest finished runs beside what was measured, as `trust` does.
+
+        Raises:
+            Superseded: a question has come.
+        """
+        number, what = self._newest, self.inputs.what
+        if self._trust is None:
+            with self._turn(number):
+                try:
+                    found = trust_of(what.file.parent, what.pipeline.name, TRUSTED_RUNS, lambda *_: self._check(number))
+                    self._trust = [msgspec.to_builtins(run) for run in found.runs]
+                except UsageError:  # there is none yet
+                    self._trust = []
+        return {"runs": self._trust}
 
     def leave(self) -> None:
         """End the work on every question."""
@@ -244,24 +283,32 @@ class WhatIf:
 
     def _searched(self, question: Question, stop: Callable[[], bool]) -> Plan | Infeasible:
         try:
-            return planned(replace(self._inputs(question), stop=stop), self.measured)
+            return planned(replace(self._inputs(question), stop=stop), self._profiles(question))
         except Infeasible as error:
             return error
 
-    def _replayed(self, question: Question, plan: Plan) -> dict[str, Any]:
+    def _replayed(self, question: Question, plan: Plan, number: int, *, brief: bool = False) -> dict[str, Any]:
         inputs = self._inputs(question)
+        sample = inputs.all_traces[0]
         outcome = ReplayInputs(
             plan.pipeline,
             shape_of(inputs.what.pipeline),
             replace(plan, reserve=self._reserve(question)),
-            self.measured,
-            inputs.all_traces[0],
-            inputs.all_traces[0],
+            self._profiles(question),
+            sample,
+            busiest(sample, math.ceil(sample.arrival_rate * GLANCE_SPAN_S)) if brief else sample,
             inputs.kinds,
             inputs.what.pipeline.objective,
             inputs.what.pipeline.slo_window_s,
-        ).replayed(conditions=Conditions(start_up_s=question.start_up_s), seed=inputs.search.seed)
+        ).replayed(
+            conditions=Conditions(start_up_s=question.start_up_s),
+            seed=inputs.search.seed,
+            progress=lambda *_: self._check(number),
+        )
         return {"cost_per_hour": outcome.cost_per_hour, "miss_rate": outcome.miss_rate, "changes": outcome.changes}
+
+    def _profiles(self, question: Question) -> PipelineProfile:
+        return self.measured if question.fallback else self.measured.without_fallbacks()
 
     def _reserve(self, question: Question) -> float | None:
         return self.first.reserve if question.reserve is UNSET else question.reserve
@@ -273,7 +320,10 @@ class WhatIf:
         if unknown:
             raise UsageError(f"no hardware {unknown[0]!r}; there are {', '.join(sorted(kinds))}")
         pipeline.order = question.order or pipeline.order
-        pipeline.hardware = tuple(at_prices(kinds, question.prices).values())
+        pipeline.hardware = tuple(
+            replace(kind, stock=0) if is_spot(kind.name) and not question.spot else kind
+            for kind in at_prices(kinds, question.prices).values()
+        )
         return replace(
             self.inputs,
             what=replace(self.inputs.what, pipeline=pipeline),
@@ -289,6 +339,7 @@ class WhatIf:
         others = [f"traffic × {question.traffic:g}"] if question.traffic != 1 else []
         others += [f"{name} at ${price:g}/h" for name, price in sorted(question.prices.items())]
         others += [f'order="{question.order}"'] if question.order not in (None, self.first.order) else []
+        others += ([] if question.spot else ["no spot kind"]) + ([] if question.fallback else ["no fallback"])
         return shlex.join(words) + (f"  # with {', '.join(others)} declared" if others else "")
 
 

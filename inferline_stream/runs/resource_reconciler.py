@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from inferline_stream.actuators.kubernetes.conditions import Condition, conditions
 from inferline_stream.controlplane.records.control_records import Override
 from inferline_stream.errors import InferlineError
 from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.plan import in_words
+from inferline_stream.pipeline.schedule import Every, check_amounts
 from inferline_stream.pipeline.units import duration_s, format_duration
 
 if TYPE_CHECKING:
@@ -25,26 +27,45 @@ EVERY_S = 5.0
 WHO = "the InferencePipeline"
 
 
+class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An entry of a schedule, as `Every` or `On` has it."""
+
+    when: str
+    reserve: float | None = None
+    traffic: float | None = None
+
+
 class PipelineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What people want in place of what the topology and the command line say; what is left out is as those say.
 
     Args:
         slo: such as ``"200ms"``; planned for at once.
         stock: most replicas of each hardware kind.
+        schedule: windows beside the topology's, in its zone.
         paused: hold decisions.
+        image: an operator's, as the four that follow: see `actuators.kubernetes.operator`.
     """
 
     slo: str | None = None
     stock: dict[str, int] = {}
+    schedule: tuple[Window, ...] = ()
     paused: bool = False
+    image: str = ""
+    topology: dict[str, str] = {}
+    kafka: dict[str, str] = {}
+    prefix: str = ""
+    delivery: str = ""
 
 
-def overrides_of(spec: Mapping[str, Any], kinds: Collection[str]) -> list[tuple[str, Override | None]]:
+def overrides_of(
+    spec: Mapping[str, Any], kinds: Collection[str], followed: Iterable[str] = ()
+) -> list[tuple[str, Override | None]]:
     """Return records of the control topic that bring a specification about; None takes an override back.
 
     Args:
         spec: as the API server has it.
         kinds: hardware that the pipeline's stages may run on.
+        followed: windows of the specification before.
 
     Raises:
         ValueError: it asks for what cannot be, in words.
@@ -54,10 +75,20 @@ def overrides_of(spec: Mapping[str, Any], kinds: Collection[str]) -> list[tuple[
         raise ValueError(f"stock of {unknown[0]!r}: the pipeline's stages run on {', '.join(sorted(kinds))}")
     slo = None if wanted.slo is None else Override("slo", value=duration_s(wanted.slo), who=WHO)
     stock = {kind: Override("stock", kind, most, who=WHO) for kind, most in wanted.stock.items()}
+    windows: dict[str, Override | None] = {
+        f"{kind}/{when}": None for when in followed for kind in ("reserve", "traffic")
+    }
+    for entry in wanted.schedule:
+        check_amounts(Every(entry.when, entry.reserve, entry.traffic))
+        if entry.reserve is not None:
+            windows[f"reserve/{entry.when}"] = Override("reserve", entry.when, entry.reserve, who=WHO)
+        if entry.traffic is not None:
+            windows[f"traffic/{entry.when}"] = Override("traffic", entry.when, entry.traffic, who=WHO)
     return [
         ("slo", slo),
         ("pause", Override("pause", who=WHO) if wanted.paused else None),
         *((f"stock/{kind}", stock.get(kind)) for kind in sorted(kinds)),
+        *windows.items(),
     ]
 
 
@@ -76,16 +107,17 @@ def status_of(state: PipelineState, found: SeenResource, problem: str, now: date
     met = "Unknown" if late is None else _truth(late <= 1 - state.objective)
     share = state.slo_missed / state.slo_events if state.slo_events else 0.0
     said = [
-        ("Accepted", _truth(not problem), "InvalidSpec" if problem else "Followed", problem),
-        ("Ready", _truth(ready >= wanted), "Replicas", f"{ready} of {wanted} replicas are ready"),
-        ("Feasible", _truth(state.plan_feasible), "Plan", "" if state.plan_feasible else "no plan meets the SLO"),
-        ("SLOMet", met, "Recent", "no event in the last 10 s" if late is None else f"{late:.2%} of the last 10 s late"),
-        ("Paused", _truth(state.paused), "People", "decisions are held" if state.paused else ""),
+        Condition("Accepted", _truth(not problem), "InvalidSpec" if problem else "Followed", problem),
+        Condition("Ready", _truth(ready >= wanted), "Replicas", f"{ready} of {wanted} replicas are ready"),
+        Condition("Feasible", _truth(state.plan_feasible), "Plan", "" if state.plan_feasible else "none meets the SLO"),
+        Condition("SLOMet", met, "Recent", "no event came" if late is None else f"{late:.2%} of the last 10 s late"),
+        Condition("Paused", _truth(state.paused), "People", "decisions are held" if state.paused else ""),
     ]
     plan = state.plans[-1].plan.allocations if state.plans else {}
     return {
         "observedGeneration": found.generation,
-        "conditions": [_condition(found.conditions, now or datetime.now(UTC), each) for each in said],
+        "conditions": conditions(found.conditions, said, now),
+        "schedule": list(found.schedule) if problem else [entry["when"] for entry in found.spec.get("schedule", ())],
         "slo": format_duration(state.slo_s),
         "p99": None if state.recent_p99_s is None else format_duration(state.recent_p99_s),
         "replicas": f"{ready}/{wanted}",
@@ -101,13 +133,6 @@ def status_of(state: PipelineState, found: SeenResource, problem: str, now: date
 
 def _truth(holds: bool) -> str:
     return "True" if holds else "False"
-
-
-def _condition(before: list[dict[str, str]], now: datetime, said: tuple[str, str, str, str]) -> dict[str, str]:
-    kind, status, reason, message = said
-    same = next((c for c in before if (c.get("type"), c.get("status")) == (kind, status)), {})
-    since = same.get("lastTransitionTime") or now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}
 
 
 async def follow(
@@ -133,7 +158,7 @@ async def follow(
             if now is not None and (found := await resource.read()) is not None:
                 records, problem = [], ""
                 try:
-                    records = overrides_of(found.spec, kinds)
+                    records = overrides_of(found.spec, kinds, found.schedule)
                 except ValueError as error:
                     problem = str(error)
                 if found.generation != found.observed:

@@ -16,6 +16,7 @@ from inferline_stream.actuators.kubernetes.api_server import apply
 from inferline_stream.actuators.kubernetes.inference_pipeline import PLURAL, PipelineResource, definition
 from inferline_stream.controlplane.records.control_records import Override
 from inferline_stream.observability.pipeline_state import PipelineState
+from inferline_stream.pipeline.schedule import Every, On
 from inferline_stream.runs import resource_reconciler
 from inferline_stream.runs.resource_reconciler import WHO, follow, overrides_of
 from tests.kube.api import KubeApi, client_of
@@ -96,6 +97,27 @@ async def test_a_changed_specification_is_written_once_and_what_it_leaves_out_is
         await world.until(lambda: world.status.get("observedGeneration") == 2)
         assert dict(world.written[4:]) == {
             "slo": Override("slo", value=0.15, who=WHO), "pause": None, "stock/cpu-1": None, "stock/t4": None
+        }  # fmt: skip
+
+
+async def test_a_schedule_is_brought_about_and_taken_back() -> None:
+    sale, mornings = "2026-11-27 08:00-20:00", "mon-fri 07:45-10:00"
+    async with followed() as world:
+        await world.put({"schedule": [{"when": sale, "traffic": 3}, {"when": mornings, "reserve": 1.6}]})
+        await world.until(lambda: world.status.get("schedule") == [sale, mornings])
+        found = {key: each for key, each in world.written if each is not None}
+        assert found[f"traffic/{sale}"].window == On(sale, traffic=3.0)
+        assert found[f"reserve/{mornings}"].window == Every(mornings, reserve=1.6)
+        for refused, words in (({"when": "at noon", "traffic": 2.0}, "no window"), ({"when": sale}, "says nothing")):
+            await world.put({"schedule": [refused]})
+            await world.until(lambda said=words: said in world.condition("Accepted").get("message", ""))
+        assert world.status["schedule"] == [sale, mornings], "what is wrong takes nothing back"
+        world.written.clear()
+        await world.put({"schedule": [{"when": sale, "reserve": 2.0}]})
+        await world.until(lambda: world.status["schedule"] == [sale])
+        windows = {key: each and each.value for key, each in world.written if key[:3] in ("tra", "res")}
+        assert windows == {
+            f"traffic/{sale}": None, f"reserve/{sale}": 2.0, f"traffic/{mornings}": None, f"reserve/{mornings}": None
         }  # fmt: skip
 
 

@@ -69,20 +69,20 @@ def spec(hardware: str, level: str = "none", **fields: Any) -> ReplicaSpec:
     return ReplicaSpec("", "a", "/srv/topology.py", KINDS[hardware], isolation=Isolation(level, **fields))
 
 
-def stage(name: str, ports: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+def stage(name: str, ports: tuple[int, ...] = (), of: Cluster = OURS.cluster) -> list[dict[str, Any]]:
     """Everything that the controller makes of a stage, its replicas on four kinds."""
-    of = StageManifests("moderation", name, OURS.cluster)
+    made = StageManifests("moderation", name, of)
     kinds = [("cpu-0.25", "sandbox"), ("t4", "gvisor"), ("a100-1g.10gb", "kata"), ("emulated-cpu", "none")]
     return [
-        *of.credential_secrets(Credential({"own.pem": b"x"}, {"own.pem": b"y"})),
-        *of.network_policies(ports),
-        *of.disruption_budgets(),
-        of.service(),
-        of.dispatchers(
+        *made.credential_secrets(Credential({"own.pem": b"x"}, {"own.pem": b"y"})),
+        *made.network_policies(ports),
+        *made.disruption_budgets(),
+        made.service(),
+        made.dispatchers(
             DispatcherHostSpec("", OURS.bootstrap_servers, "moderation.assignments", "life", "credential", 9470)
         ),
         *(
-            of.replicas(msgspec.structs.replace(spec(kind, level), stage=name), "10.0.0.1:9470", grace_s=30.0)
+            made.replicas(msgspec.structs.replace(spec(kind, level), stage=name), "10.0.0.1:9470", grace_s=30.0)
             for kind, level in kinds
         ),
     ]
@@ -306,6 +306,7 @@ async def test_what_is_applied_is_what_was_rendered() -> None:
         ]
         sent["metadata"].pop("resourceVersion")
         sent["metadata"].pop("generation", None)
+        sent["metadata"].pop("uid", None)
         sent.get("spec", {}).pop("clusterIP", None)
         assert json.loads(json.dumps(sent)) == manifest
 

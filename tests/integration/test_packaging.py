@@ -216,6 +216,7 @@ def _declared(*extras: str) -> dict[str, Requirement]:
         ("topologies/minimal", ()),
         ("topologies/moderation", ("moderation",)),
         ("topologies/ocr", ("ocr", "plots")),
+        ("topologies/shop", ()),
         ("tests", ("dev", "moderation")),
     ],
 )

@@ -234,6 +234,26 @@ class KubeApi:
 
     async def _reported(self, pod: str, status: Json) -> None:
         await self._controllers.report(pod, status)
+        if status["phase"] in ("Succeeded", "Failed"):
+            job = self.applied["jobs", self._store.of("pods")[pod]["metadata"]["labels"]["job-name"]]
+            ended = "Complete" if status["phase"] == "Succeeded" else "Failed"
+            job["status"] = {"conditions": [{"type": ended, "status": "True"}]}
+
+    async def _collect(self, gone: Json) -> None:
+        """What an object owns goes with it, and pods go with their Job."""
+        for pod in self.pods() if gone["kind"] == "Job" else ():
+            if pod["metadata"]["labels"].get("job-name") == gone["metadata"]["name"]:
+                await self._controllers.terminate(pod)
+
+        def owned(found: Json) -> bool:
+            return any(
+                owner["uid"] == gone["metadata"]["uid"] for owner in found["metadata"].get("ownerReferences", ())
+            )
+
+        for place in [place for place, found in self.applied.items() if owned(found)]:
+            await self._collect(self.applied.pop(place))
+        for found in [found for found in self.deployments() if owned(found)]:
+            await self._end(found["metadata"]["name"])
 
     @web.middleware
     async def _noted(
@@ -311,11 +331,14 @@ class KubeApi:
         return answer(found)
 
     async def _delete_deployment(self, request: web.Request) -> web.Response:
-        gone = self._store.of("deployments").pop(request.match_info["name"])
+        await self._end(request.match_info["name"])
+        return answer(SUCCESS)
+
+    async def _end(self, deployment: str) -> None:
+        gone = self._store.of("deployments").pop(deployment)
         for pod in self.pods():
             if belongs(pod, gone):
                 await self._controllers.remove(pod["metadata"]["name"])
-        return answer(SUCCESS)
 
     async def _apply_deployment(self, request: web.Request) -> web.Response:
         if (refusal := not_applicable(request)) is not None:
@@ -338,6 +361,11 @@ class KubeApi:
         wanted = json.loads(await request.text())
         current = self.applied.get((plural, name))
         found = self.applied[plural, name] = self._store.stamp(wanted if current is None else merged(current, wanted))
+        found["metadata"].setdefault("uid", f"{plural}-{name}-{self._store.version}")
+        if plural == "jobs" and current is None:
+            template = copy.deepcopy(found["spec"]["template"])
+            template["metadata"]["labels"]["job-name"] = name
+            await self._controllers.make_pod(f"{name}-1", template)
         if plural == "inferencepipelines":
             found["metadata"]["generation"] = found["metadata"].get("generation", 0) + 1
             found["spec"] = wanted["spec"]  # of one owner, who leaves out what is to go
@@ -369,7 +397,10 @@ class KubeApi:
     async def _delete_applied(self, request: web.Request) -> web.Response:
         plural, name = request.match_info["plural"], request.match_info["name"]
         gone = self.applied.pop((plural, name), None)
-        return missing(plural, name) if gone is None else answer(SUCCESS)
+        if gone is None:
+            return missing(plural, name)
+        await self._collect(gone)
+        return answer(SUCCESS)
 
     async def _list_quotas(self, request: web.Request) -> web.Response:
         used = {name: str(self._controllers.used(name)) for name in self.quota}

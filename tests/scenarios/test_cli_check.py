@@ -76,6 +76,12 @@ def test_a_sound_topology_passes(folder: Path) -> None:
     assert "pipeline 'moderation' is sound; its 3 stages were built in worker processes" in result.stdout
 
 
+def test_the_faust_app_of_the_gallery_is_adopted_as_it_is() -> None:
+    result = CliRunner().invoke(app, ["check", str(Path(__file__).parents[2] / "topologies/shop")])
+    assert result.exit_code == 0, result.stderr
+    assert "consumer groups that run already: shop" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("changes", "stage", "said"),
     [

@@ -15,7 +15,8 @@ from lightkube.codecs import from_dict
 from lightkube.core.exceptions import ConfigError
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.resources.apps_v1 import Deployment
-from lightkube.resources.core_v1 import Pod, ResourceQuota, Secret, Service
+from lightkube.resources.batch_v1 import Job
+from lightkube.resources.core_v1 import ConfigMap, Pod, ResourceQuota, Secret, Service
 from lightkube.resources.networking_v1 import NetworkPolicy
 from lightkube.resources.policy_v1 import PodDisruptionBudget
 
@@ -156,15 +157,18 @@ def _refusal(code: int, message: str) -> InferlineError:
 
 @contextlib.contextmanager
 def passing(code: int) -> Iterator[None]:
-    """Let one refusal pass, and no other."""
+    """Let one refusal pass, in Kubernetes' words or in plain text, and no other."""
     try:
         yield
     except ApiError as error:
         if error.status.code != code:
             raise
+    except httpx2.HTTPStatusError as error:
+        if error.response.status_code != code:
+            raise
 
 
-def plain(item: Pod | ResourceQuota | Deployment) -> dict[str, Any]:
+def plain(item: Pod | ResourceQuota | Deployment | Job | ConfigMap) -> dict[str, Any]:
     """An object as in the API server's JSON."""
     found: dict[str, Any] = json.loads(json.dumps(item.to_dict(), default=str))
     return found

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightkube.types import PatchType
 
 from inferline_stream.actuators.kubernetes.api_server import passing, plain, translated
 from inferline_stream.actuators.kubernetes.object_names import dns_label
+from inferline_stream.errors import UsageError
 
 GROUP, VERSION, KIND, PLURAL = "inferline-stream.dev", "v1alpha1", "InferencePipeline", "inferencepipelines"
 
@@ -27,12 +29,16 @@ class SeenResource(msgspec.Struct, frozen=True):
         observed: generation that was followed last; 0 for none.
         spec: not checked yet.
         conditions: of its status.
+        schedule: windows that are followed, by its status.
+        uid: of this resource, and of none that has its name later.
     """
 
     generation: int
     observed: int
     spec: dict[str, Any]
     conditions: list[dict[str, str]]
+    schedule: tuple[str, ...] = ()
+    uid: str = ""
 
 
 def resource_name(pipeline: str) -> str:
@@ -43,9 +49,39 @@ def resource_name(pipeline: str) -> str:
 def definition() -> dict[str, Any]:
     """Return the CustomResourceDefinition."""
     text, whole = {"type": "string"}, {"type": "integer", "minimum": 0}
+    multiple = {"type": "number", "minimum": 0}
+    window = {"type": "object", "required": ["when"]} | {
+        "properties": {"when": text, "reserve": multiple, "traffic": multiple}
+    }
     spec = {
         "type": "object",
         "properties": {
+            "image": text | {"description": "an operator installs the pipeline with it; without, the rest is followed"},
+            "topology": {
+                "type": "object",
+                "properties": {
+                    "path": text | {"description": "of the topology file in the image"},
+                    "configMap": text | {"description": "with topology.py and the files beside it"},
+                },
+                "x-kubernetes-validations": [
+                    {"rule": "has(self.path) != has(self.configMap)", "message": "give either path or configMap"}
+                ],
+            },
+            "kafka": {
+                "type": "object",
+                "required": ["bootstrapServers"],
+                "properties": {
+                    "bootstrapServers": text,
+                    "secret": text | {"description": "a Secret whose keys are INFERLINE_KAFKA_* and the like"},
+                },
+            },
+            "prefix": text | {"description": "before the name of every topic"},
+            "delivery": text | {"enum": ["at_least_once", "exactly_once"]},
+            "schedule": {
+                "type": "array",
+                "items": window,
+                "description": "as in a topology: Every and On, in its zone",
+            },
             "slo": text | {"pattern": r"^[0-9.]+\s*(us|ms|s|m|h|d)$", "description": "target of the end-to-end P99"},
             "stock": {
                 "type": "object",
@@ -54,6 +90,12 @@ def definition() -> dict[str, Any]:
             },
             "paused": {"type": "boolean", "description": "hold decisions"},
         },
+        "x-kubernetes-validations": [
+            {
+                "rule": "!has(self.image) || (has(self.topology) && has(self.kafka))",
+                "message": "an image needs topology and kafka, too",
+            }
+        ],
     }
     columns = {
         "Ready": '.status.conditions[?(@.type=="Ready")].status',
@@ -95,6 +137,27 @@ def definition() -> dict[str, Any]:
     }
 
 
+async def owner_of(client: AsyncClient, namespace: str, pipeline: str) -> dict[str, str]:
+    """Return the owner reference to a pipeline's resource, where that has an image: all that is made goes with it.
+
+    Args:
+        client: to the API server.
+        namespace: of the pipeline.
+        pipeline: its name.
+    """
+    name = resource_name(pipeline)
+    with contextlib.suppress(UsageError):  # who may not read it runs by hand
+        found = await PipelineResource(client, namespace, name).read()
+        if found is not None and found.spec.get("image"):
+            return reference(name, found.uid)
+    return {}
+
+
+def reference(name: str, uid: str) -> dict[str, str]:
+    """Return the owner reference to a resource."""
+    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "name": name, "uid": uid}
+
+
 class PipelineResource:
     """The resource of one pipeline, at the API server.
 
@@ -119,7 +182,9 @@ class PipelineResource:
             status: Mapping[str, Any] = found.get("status") or {}
             generation = int(found["metadata"].get("generation", 1))
             observed = int(status.get("observedGeneration", 0))
-            return SeenResource(generation, observed, found.get("spec") or {}, status.get("conditions", []))
+            schedule = tuple(status.get("schedule", ()))
+            spec, uid = found.get("spec") or {}, found["metadata"].get("uid", "")
+            return SeenResource(generation, observed, spec, status.get("conditions", []), schedule, uid)
         return None
 
     async def report(self, status: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from inferline_stream.actuators.kubernetes.manifests import (
     made,
     network,
     policy_port,
+    topology_files,
 )
 from inferline_stream.actuators.kubernetes.object_names import (
     COMPONENT_LABEL,
@@ -108,8 +109,8 @@ class Installation:
 
 
 def manifests(of: Installation) -> list[dict[str, Any]]:
-    """Return everything to apply, in the order in which things need each other."""
-    return [
+    """Return everything to apply, in the order in which things need each other; without the resource that owns them."""
+    found = [
         _object(of, "v1", "ServiceAccount", of.name),
         _object(of, "v1", "ServiceAccount", of.cluster.service_account, automountServiceAccountToken=False),
         _role(of),
@@ -137,8 +138,9 @@ def manifests(of: Installation) -> list[dict[str, Any]]:
             },
         ),
         _object(of, "monitoring.coreos.com/v1", "PrometheusRule", of.name, spec=rules_document(of.target)),
-        _object(of, f"{GROUP}/{VERSION}", KIND, resource_name(of.target.pipeline), spec={}),
     ]
+    resource = _object(of, f"{GROUP}/{VERSION}", KIND, resource_name(of.target.pipeline), spec={})
+    return found if of.cluster.owner else [*found, resource]
 
 
 def chart_values(of: Installation) -> dict[str, Any]:
@@ -210,6 +212,7 @@ def _controller(of: Installation) -> dict[str, Any]:
             *("--service-account", of.cluster.service_account, "--hand-over", "--no-replay", "--no-ui"),
             *("--metrics-host", "0.0.0.0", "--metrics-port", str(METRICS_PORT)),  # noqa: S104  within the pod's network
             *(("--secret", of.cluster.secret) if of.cluster.secret else ()),
+            *files_words(of.cluster),
             *(part for kind, most in sorted(of.stock.items()) for part in ("--stock", f"{kind}={most}")),
             *(("--prefix", of.prefix) if of.prefix else ()),
             *(("--reserve", str(of.reserve)) if of.reserve is not None else ()),
@@ -226,6 +229,8 @@ def _controller(of: Installation) -> dict[str, Any]:
     }
     if of.cluster.secret:
         container["envFrom"] = [{"secretRef": {"name": of.cluster.secret}}]
+    volumes, mounts = topology_files(of.cluster)
+    container["volumeMounts"] += mounts
     items = [{"key": _key(path), "path": path} for path, _ in _files(of)]
     pod = {
         "containers": [container],
@@ -237,6 +242,7 @@ def _controller(of: Installation) -> dict[str, Any]:
         "volumes": [
             *({"name": name, "emptyDir": {"sizeLimit": "256Mi"}} for name in writable),
             {"name": "profiles", "configMap": {"name": _profiles_name(of), **({"items": items} if items else {})}},
+            *volumes,
         ],
     }
     wanted = {"replicas": CONTROLLERS, **deployment(of.labels, pod)}
@@ -245,6 +251,14 @@ def _controller(of: Installation) -> dict[str, Any]:
         STOCK_ANNOTATION: json.dumps(dict(of.stock), sort_keys=True, separators=(",", ":"))
     }
     return found
+
+
+def files_words(cluster: Cluster) -> list[str]:
+    """Return the options by which a command in a pod has the topology's files put into the pods that it makes."""
+    if cluster.files is None:
+        return []
+    name, keys = cluster.files
+    return [f"--path={cluster.topology}", f"--config-map={name}={','.join(keys)}"]
 
 
 def overcommitted(

@@ -37,6 +37,8 @@ function build() {
     slider("start-up", "Start-up time", geometric(start / 10, start * 100), start, seconds, (q, v) => { q.start_up_s = v; }),
     slider("reserve", "Always held", even(0, 4), reserve ?? 0, (v) => (v > 0 ? `for ${number(v)} × the traffic` : "by odds and price"), (q, v) => { q.reserve = v > 0 ? v : null; }),
     choice("order", "Order of a queue", [["deadline", "what can be on time first"], ["entry", "in order of entry"]], order, (q, v) => { q.order = v; }),
+    ...["spot", "fallback"].filter((name) => declared[name]).map((name) =>
+      choice(name, name === "spot" ? "Spot capacity" : "Fallbacks", [["yes", "as declared"], ["no", "without"]], "yes", (q) => { q[name] = false; })),
     ...Object.entries(prices).map(([kind, price]) =>
       slider(`price-${kind}`, `Price of ${kind}`, geometric(price / 5, price * 5), price, (v) => `${dollars(v)}/h`, (q, v) => { q.prices = { ...q.prices, [kind]: v }; })),
   ];
@@ -84,13 +86,12 @@ function showPlan(plan, about) {
   verdict(`${which} that keeps ${percent(declared.objective, 0)} within ${seconds(slo)}`, mood);
   tile("cost", `${dollars(plan.cost_per_hour)}/h`, `${dollars(plan.cost_per_hour * 730)} a month`);
   tile("p99", seconds(plan.predicted_p99_s), `${seconds(Math.max(0, slo - plan.predicted_p99_s))} below the SLO`);
-  tile("late", "…", "");
-  tile("scaled", "…", "");
 }
 
-function showReplay(replay) {
+function showReplay(replay, brief) {
   const late = replay.miss_rate > 1 - declared.objective;
-  tile("late", percent(replay.miss_rate, 2), `${percent(1 - declared.objective, 2)} allowed`, late ? "bad" : "good");
+  const of = brief ? "of the busiest arrivals, all follow" : `${percent(1 - declared.objective, 2)} allowed`;
+  tile("late", percent(replay.miss_rate, 2), of, brief ? "" : late ? "bad" : "good");
   tile("scaled", `${dollars(replay.cost_per_hour)}/h`, replay.changes === 1 ? "1 change of a stage" : `${replay.changes} changes of a stage`);
 }
 
@@ -109,6 +110,14 @@ function showCurve({ points }, plan, about) {
   });
 }
 
+function showTrust({ runs }) {
+  const beside = (predicted, measured, show) => html("td", {}, `${show(predicted)} → ${show(measured)}`);
+  byId("trust").hidden = !runs.length;
+  byId("runs").replaceChildren(...runs.map((run) => html("tr", {},
+    html("th", { scope: "row" }, run.run), html("td", {}, number(run.events)), beside(run.predicted_p99_s, run.p99_s, seconds),
+    beside(run.predicted_cost_per_hour, run.cost_per_hour, dollars), beside(run.predicted_miss_rate, run.miss_rate, (v) => percent(v, 2)))));
+}
+
 async function answerAll() {
   const mine = ++asked, about = question(), newest = () => mine === asked;
   for (const each of sliders) each.tell();
@@ -117,14 +126,18 @@ async function answerAll() {
     const glance = await ask("/glance", about);
     if (!glance || !newest()) return;
     if (glance.command) showPlan(glance, about);
+    if (glance.replay) showReplay(glance.replay, true);
+    if (glance.command) byId("verdict").dataset.answers = mine;
     const plan = glance.searching ? await ask("/plan", about) : glance;
     if (!plan || !newest()) return;
     if (glance.searching) showPlan(plan, about);
     const replay = plan.infeasible ? null : await ask("/replay", about);
     if (!newest()) return;
-    if (replay) showReplay(replay);
+    if (replay) showReplay(replay, false);
     const curve = await ask("/curve", about);
-    if (curve && newest()) showCurve(curve, plan, about);
+    if (!curve || !newest()) return;
+    showCurve(curve, plan, about);
+    if (byId("trust").hidden) showTrust(await ask("/trust", {}) ?? { runs: [] });
   } catch (error) {
     if (newest()) verdict(`${error.message}`.trim() || "the command that serves this page has ended", "bad");
   }

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,9 @@ from inferline_stream.cli.what_if import Question, Superseded, WhatIf
 from inferline_stream.errors import UsageError
 from inferline_stream.observability.page.what_if_server import WhatIfServer
 from inferline_stream.pipeline.hardware import Hardware
+from inferline_stream.pipeline.spot import Spot
 from tests.support.known_what_if import PRICE, RATE, SERVICE_S, SLO_S, in_line, known_what_if
+from tests.unit.runs.test_trust import written
 
 DEADLINE_S = 60.0
 
@@ -65,6 +68,31 @@ def test_stages_on_shares_of_devices_cost_what_the_plan_does_all_together() -> N
     found = on_halves("a", "b", "c").plan(Question())
     assert found["cost_per_hour"] == pytest.approx(2.0)
     assert [stage["cost_per_hour"] for stage in found["stages"]] == pytest.approx([2 / 3] * 3)
+
+
+def test_finished_runs_of_the_pipeline_say_how_far_to_trust_it(tmp_path, what_if) -> None:
+    what = what_if.inputs.what
+    named = copy(what.pipeline)
+    named.name = "posts"
+    beside = replace(what_if.inputs, what=replace(what, pipeline=named, file=tmp_path / "topology.py"))
+    assert WhatIf(beside, what_if.measured, what_if.first, ()).trust() == {"runs": []}
+    written(tmp_path, 1_700_000_000.0)
+    (run,) = WhatIf(beside, what_if.measured, what_if.first, ()).trust()["runs"]
+    assert (run["predicted_p99_s"], run["p99_s"]) == (pytest.approx(0.02), 0.025)
+
+
+def test_spot_capacity_and_fallbacks_can_be_left_out() -> None:
+    half = Hardware("whole", PRICE, cores=1.0, spot=Spot(price=PRICE / 4, notice="1h"))
+    lent = in_line("a", kind="whole", hardware=[half], spot=True)
+    assert lent.declared()["spot"]
+    assert lent.plan(Question())["cost_per_hour"] < PRICE
+    without = lent.plan(Question(spot=False))
+    assert without["cost_per_hour"] == pytest.approx(PRICE)
+    assert without["command"].endswith("# with no spot kind declared")
+    own = lent.measured.profiles["a", "whole"]
+    fast = replace(own, fallback=own.service_times, fallback_share=0.05)
+    twice = WhatIf(lent.inputs, replace(lent.measured, profiles={("a", "whole"): fast}), lent.first, lent.command)
+    assert twice._profiles(Question(fallback=False)).profiles["a", "whole"] == own
 
 
 def test_a_plan_that_cannot_be_is_answered_in_words(what_if) -> None:
@@ -129,9 +157,15 @@ def test_a_glance_is_the_plan_or_what_the_search_had_found_in_its_time(what_if, 
     asked = Question(traffic=3.75)
     monkeypatch.setattr("inferline_stream.cli.what_if.GLANCE_S", -1.0)
     assert fresh.glance(asked) == {"searching": True}, "no time, no plan"
-    assert fresh.glance(Question()) == fresh.plan(Question()) | {"searching": False}, "this one is known"
+    known = {
+        "searching": False,
+        "replay": fresh.replay(Question()),
+    }  # events at equal distances: a piece is as the whole
+    assert fresh.glance(Question()) == fresh.plan(Question()) | known, "this one is known"
     monkeypatch.setattr("inferline_stream.cli.what_if.GLANCE_S", DEADLINE_S)
-    assert fresh.glance(asked) == fresh.plan(asked) | {"searching": False}
+    found = fresh.glance(asked)
+    assert found == fresh.plan(asked) | {"searching": False, "replay": found["replay"]}
+    assert found["replay"]["miss_rate"] == fresh.replay(asked)["miss_rate"]
 
 
 def test_hardware_that_nobody_knows_is_named(what_if) -> None:
