@@ -115,7 +115,7 @@ async def test_it_sleeps_and_wakes_holds_what_is_scheduled_and_survives_a_notice
             assert await until(taken_over, 60.0), "on-demand replicas take over"
         report = await live.report(await live.drain())
         found = await recover(run.bootstrap_servers, live.context.names)
-        told = "\n".join(sentences(PlanHistory("swing", found.plans, found.decisions, found.overrides), last=50))
+        explained = "\n".join(sentences(PlanHistory("swing", found.plans, found.decisions, found.overrides), last=50))
     assert (report.lost, report.duplicated, report.unknown) == (0, 0, 0)
     assert report.events_in == report.events_out > 60
     reasons = [d.reason for d in found.decisions]
@@ -128,4 +128,4 @@ async def test_it_sleeps_and_wakes_holds_what_is_scheduled_and_survives_a_notice
         f"the schedule holds 3 times the planned traffic: '{today}'",
         f"of {LENT} will be taken within 20s",
     ):
-        assert said in told, told
+        assert said in explained, explained

@@ -167,6 +167,8 @@ class Fleet:
         if standby and wanted:
             fastest = max(wanted, key=lambda kind: self.view.planned_throughput(stage, kind))
             wanted[fastest] += standby
+        elif (left := self.view.stands_by.get(stage)) is not None:  # it sleeps
+            wanted[left.hardware] = left.replicas
         return wanted
 
     def _look_for_spare(self, stage: str, own: Sequence[str], at: Mapping[str, int]) -> None:

@@ -291,6 +291,7 @@ class Decider:
             self.began_s, self.watched_s = now_s, seen.watched_s
         self.asked(now_s, figures_of(seen))
         decision = self.memory.step(seen)
+        self.view.asleep = self.memory.state.sleeping
         if decision is not None and paused:
             await self._wake_alone(decision)
         elif decision is not None:

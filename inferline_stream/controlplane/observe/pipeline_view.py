@@ -42,6 +42,7 @@ from inferline_stream.pipeline.plan import Allocation, Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.standing_by import StandsBy, standing_by
 from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.hour_ahead import HourAhead
@@ -96,6 +97,8 @@ class PipelineView:
     start_ups: StartUpTimes = field(default_factory=StartUpTimes)
     budget: ErrorBudget | None = None
     """Of the SLO's window, as last looked at."""
+    asleep: frozenset[str] = frozenset()
+    """Stages of which no replica is wanted since nothing came."""
     noticed: frozenset[str] = frozenset()
     """Spot kinds of which there is a notice: their replicas are taken away soon."""
     hours: tuple[HourAhead, ...] = ()
@@ -111,6 +114,8 @@ class PipelineView:
     """Less what the SLO of an event's class is longer than the pipeline's."""
     latencies_by_class: dict[str, Latencies] = field(init=False)
     """Of each live class, where there are several, by topic: the first class first."""
+    stands_by: Mapping[str, StandsBy] = field(init=False)
+    """By stage, what is left of it while it sleeps."""
     _declared: Catalogue = field(init=False)
     _kernel: EnvelopeKernel | None = None
     _blocks: deque[Times] = field(default_factory=deque)
@@ -120,6 +125,7 @@ class PipelineView:
 
     def __post_init__(self) -> None:
         self.catalogue = self._declared = catalogue(self.context.pipeline.hardware)
+        self.stands_by = standing_by(self.plan, self.measured, self.catalogue)
         self.reports = PoolReports(self.shape, self.measured)
         self.offsets = {stage: OffsetHistory(self.partitions[stage]) for stage in self.shape.stages}
         joins = [self.shape.stages[at] for at in self.shape.joins()]
@@ -189,6 +195,7 @@ class PipelineView:
     def adopt(self, plan: Plan, measured: PipelineProfile) -> None:
         """Another plan is in force; what was seen of traffic stays."""
         self.plan, self.measured = plan, measured
+        self.stands_by = standing_by(plan, measured, self.catalogue)
         self.reports.measured = measured
         self.latencies.judge_by(plan.slo_s)
         for topic, latencies in self.latencies_by_class.items():
@@ -204,6 +211,10 @@ class PipelineView:
             for key, count in self._held.items():
                 self.replica_seconds[key] += count * (time_s - self._held_since_s)
         self._held_since_s, self.rate_per_hour = time_s, cost_per_hour(replicas, self.catalogue)
+        for stage in self.asleep & self.stands_by.keys():
+            kind, asleep = self.stands_by[stage].hardware, self.stands_by[stage].price_per_hour
+            saved = self.catalogue[kind].price_per_hour - asleep
+            self.rate_per_hour -= saved * sum((r.stage, r.hardware) == (stage, kind) for r in replicas)
         self._held = Counter((r.stage, r.hardware) for r in replicas if r.state != "waiting")
         cores = sum(count * self.catalogue[kind].cores for (_, kind), count in self._held.items())
         self.core_use.add(time_s, replicas, cores)
