@@ -8,7 +8,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from inferline_stream.actuators.actuator import ObservedReplica
+from inferline_stream.actuators.actuator import ObservedReplica, node_notice
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
 from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 from inferline_stream.controlplane.core_use import CoreUse
@@ -100,7 +100,7 @@ class PipelineView:
     asleep: frozenset[str] = frozenset()
     """Stages of which no replica is wanted since nothing came."""
     noticed: frozenset[str] = frozenset()
-    """Spot kinds of which there is a notice: their replicas are taken away soon."""
+    """Spot kinds and nodes of which there is a notice: their replicas are taken away soon."""
     hours: tuple[HourAhead, ...] = ()
     """That come, as last foreseen."""
     letter_age_shares: Mapping[str, float] = field(default_factory=dict)
@@ -122,6 +122,7 @@ class PipelineView:
     """Arrivals of the last minute."""
     _held_since_s: float | None = None
     _held: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _replicas: Sequence[ObservedReplica] = ()
 
     def __post_init__(self) -> None:
         self.catalogue = self._declared = catalogue(self.context.pipeline.hardware)
@@ -216,8 +217,23 @@ class PipelineView:
             saved = self.catalogue[kind].price_per_hour - asleep
             self.rate_per_hour -= saved * sum((r.stage, r.hardware) == (stage, kind) for r in replicas)
         self._held = Counter((r.stage, r.hardware) for r in replicas if r.state != "waiting")
+        self._replicas = replicas
         cores = sum(count * self.catalogue[kind].cores for (_, kind), count in self._held.items())
         self.core_use.add(time_s, replicas, cores)
+
+    @property
+    def going(self) -> frozenset[str]:
+        """Notices that the platform gives of the nodes that replicas are on."""
+        return frozenset(node_notice(r.node) for r in self._replicas if r.going)
+
+    def on_node(self, notice: str) -> Counter[tuple[str, str]]:
+        """Replicas that a notice of a node is about, by stage and hardware kind."""
+        return Counter((r.stage, r.hardware) for r in self._replicas if r.node and node_notice(r.node) == notice)
+
+    def leaving(self, stage: str, hardware: str) -> int:
+        """Replicas that have got a notice."""
+        here = (r for r in self._replicas if (r.stage, r.hardware, r.state) == (stage, hardware, "running"))
+        return sum(r.is_noticed(self.noticed) for r in here) if self.noticed else 0
 
     def decided(self, record: DecisionRecord) -> None:
         """A decision was made."""
@@ -312,7 +328,7 @@ class PipelineView:
                 max(0, count - ready),
                 self._throughput(stage, hardware, seen),
                 self.start_ups.next_s(stage, hardware),
-                leaving=self._held[stage, hardware] if hardware in self.noticed else 0,
+                leaving=self.leaving(stage, hardware),
             )
         _, hidden = self.reports.late_by_partition(stage)
         return StageObservation(
