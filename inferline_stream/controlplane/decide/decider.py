@@ -105,7 +105,13 @@ class PolicyMemory:
         )
         if before is not None:
             state = replace(state, outgrown_s=before.outgrown_s, leapt_s=before.leapt_s, reported=before.reported)
-            state = replace(state, used_s=before.used_s, noticed=before.noticed, away_until_s=before.away_until_s)
+            state = replace(
+                state,
+                used_s=before.used_s,
+                woken_s=before.woken_s,
+                noticed=before.noticed,
+                away_until_s=before.away_until_s,
+            )
         self.state = state
 
     def staff(self, table: Staffing) -> None:
