@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 from inferline_stream.controlplane.observe.end_offsets import Begin, LedgerBegin
 from inferline_stream.controlplane.observe.sink_account import ENDED, OUT, SinkAccount
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.dataplane.headers import ENDED_AT, REASON, ReadHeaders, number, read_headers
+from inferline_stream.dataplane.headers import ENDED_AT, MOVED_TO_CLASS, REASON, ReadHeaders, number, read_headers
 from inferline_stream.dataplane.lineage import root, root_of, share
 from inferline_stream.kafka.offset_metadata import Committed, Run, finished_by_all
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import event_id_prefix
 
-NO_OUTPUT = frozenset(("skipped", "filtered"))
-"""Endings of events that are no misses: the topology, or a stage, says that a sink gets nothing of them."""
+NO_OUTPUT = frozenset(("skipped", "filtered", MOVED_TO_CLASS))
+"""Endings of events that are no misses: the topology, or a stage, says that a sink gets nothing of them, or they have
+entered again as events of another class."""
 
 _LONGEST_NAME = 64
 """Bytes of an id that are kept; of a longer one, a digest."""
@@ -201,6 +202,11 @@ class EventLedger:
         """
         reaching = (ledger for ledger in self.others.values() if not at or at in ledger.accounts)
         return next((ledger for ledger in reaching if ledger._knows(name)), self)
+
+    def of_completed(self, record: Record) -> None:
+        """A record of the completed topic, of an event of any class."""
+        moved = record.header(REASON) == MOVED_TO_CLASS.encode()  # the class that it is of now knows it, too
+        (self if moved else self.of(_root_ended(record))).ended(record)
 
     def _knows(self, name: bytes) -> bool:
         return _kept(name) in self._named or self._place(name) is not None
@@ -402,7 +408,7 @@ async def read_ledger(
     for stage, topic in context.sinks.items():
         await _read(context, topic, start.sinks[stage], ends[topic], out(stage))
     topic = context.names.completed
-    await _read(context, topic, start.completed, ends[topic], lambda each: ledger.of(_root_ended(each)).ended(each))
+    await _read(context, topic, start.completed, ends[topic], ledger.of_completed)
     return ledger
 
 

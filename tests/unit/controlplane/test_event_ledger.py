@@ -52,6 +52,23 @@ def test_a_run_does_not_answer_for_what_was_finished_above_its_first_offset() ->
     assert (later.earlier_in, later.earlier_backlog) == (7, 1)
 
 
+def test_an_event_that_is_moved_to_another_class_is_accounted_for_in_both() -> None:
+    ledger = EventLedger(
+        "posts", (0,), (3,), others={"batch": (batch := EventLedger("batch", (0,), (2,), longer_s=None))}
+    )
+    for offset in range(3):
+        ledger.entered(source(0, offset))
+    for at, moved in enumerate((1, 2)):
+        batch.entered(source(0, at, b"posts/0/%d" % moved))
+        ledger.of_completed(completed(b"posts/0/%d" % moved, b"moved"))
+    ledger.out(sink(b"posts/0/0"))
+    ledger.of(b"posts/0/1").out(sink(b"posts/0/1"))
+    ledger.of_completed(completed(b"posts/0/2", b"dead_lettered"))
+    assert ledger.lost() == batch.lost() == (0, [])
+    assert (ledger.events_in, ledger.events_out, ledger.reasons) == (3, 1, Counter({"moved": 2}))
+    assert (batch.events_in, batch.events_out, batch.reasons) == (2, 1, Counter({"dead_lettered": 1}))
+
+
 def test_a_second_sink_record_is_a_duplicate_and_its_latency_does_not_count() -> None:
     ledger = EventLedger("posts", (0,), (1,))
     ledger.entered(source(0, 0))
