@@ -133,6 +133,8 @@ class PipelineView:
         self.settling = {join: SettledParts(join, self.shape.upstream([join])[:-1]) for join in joins}
         self.traffic = Traffic(self.windows_s)
         finals, declared_slo_s = tuple(self.context.sinks), self.context.pipeline.slo_s
+        if self.context.pipeline.groups:
+            finals = tuple(self.shape.stages[s] for s in self.shape.finals())
         self.latencies = Latencies(self.reports, finals, declared_slo_s, self.plan.slo_s)
         longer_s = self.context.live and {self.context.pipeline.source.name: 0.0, **self.context.live}
         self.latencies_by_class = {
@@ -158,11 +160,10 @@ class PipelineView:
         return {topic: of_class for topic, of_class in self.others.items() if not of_class.background}
 
     @property
-    def source_partitions(self) -> int:
-        """Partitions of all topics that live events arrive on."""
-        return self.partitions[min(self.context.entries_of())] + sum(
-            of_class.partitions[min(self.context.entries_of(of))] for of, of_class in self.live.items()
-        )
+    def source_partitions(self) -> tuple[int, ...]:
+        """Partitions of each topic that live events arrive on."""
+        others = (of_class.partitions[min(self.context.entries_of(of))] for of, of_class in self.live.items())
+        return (self.partitions[min(self.context.entries_of())], *others)
 
     def _histories(self, stage: str) -> list[tuple[int, OffsetHistory]]:
         """Number of each live class, and the offsets of its input topic of a stage."""
@@ -462,6 +463,7 @@ class PipelineView:
             recent_p99_s=recent.quantile_s(0.99),
             recent_late_share=recent.above(plan.slo_s) / sum(recent.counts) if sum(recent.counts) else None,
             late_events=self.latencies.late(),
+            estimated=bool(self.context.pipeline.groups),
             budget_left=None if self.budget is None else self.budget.left,
             stages=stages,
             decisions=tuple(self.decisions),
