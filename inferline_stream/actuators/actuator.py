@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -67,6 +67,7 @@ class ObservedReplica:
         node: that it is on, in a cluster; empty while it has none.
         ran_s: CPU time of its process so far, native threads included; 0 where nothing tells.
         waited_s: time that it could have run and had no core, stops for its share of one left out; likewise.
+        going: whether its node is known to be taken away soon.
     """
 
     replica: str
@@ -81,6 +82,16 @@ class ObservedReplica:
     node: str = field(default="", compare=False)
     ran_s: float = field(default=0.0, compare=False)
     waited_s: float = field(default=0.0, compare=False)
+    going: bool = field(default=False, compare=False)
+
+    def is_noticed(self, noticed: Container[str]) -> bool:
+        """Whether it will be taken, by notices of hardware kinds and of nodes, as `node_notice` calls those."""
+        return self.hardware in noticed or (bool(self.node) and node_notice(self.node) in noticed)
+
+
+def node_notice(node: str) -> str:
+    """Return what a notice of a node is about, beside hardware kinds."""
+    return f"node/{node}"
 
 
 @dataclass(frozen=True, slots=True)

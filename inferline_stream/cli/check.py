@@ -105,6 +105,9 @@ def _idle(pipeline: Pipeline, file: Path, start_ups_s: dict[str, float]) -> list
     trace = merged(traces) if traces else Trace(np.zeros(1))
     reaction_s = PolicySettings().reaction_s
     of = {name: Sleeper(reaction_s + start_up_s) for name, start_up_s in start_ups_s.items()}
+    # How long a server takes to wake is not known before it is profiled, but no longer than a start.
+    ready = [each for each in pipeline.stages if each.standby and not (each.server and each.server.sleep)]
+    of |= {stage.name: Sleeper(0.0) for stage in ready}
     return list(idle_costs(shape_of(pipeline), idle, of, trace, pipeline.slo_s))
 
 

@@ -44,7 +44,10 @@ def scale(
     ] = None,
     notice: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND=DURATION", help="a spot kind is taken away then, e.g. t4-spot=2m; may be repeated"),
+        typer.Option(
+            metavar="WHAT=DURATION",
+            help="a spot kind or a node is taken away then, t4-spot=2m or node/NAME=2m; may be repeated",
+        ),
     ] = None,
     at: Annotated[
         str | None, typer.Option(metavar="WHEN", help='a day, or hours of it, e.g. "2026-11-27 08:00-20:00"')
@@ -139,10 +142,13 @@ def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tup
 
 def _notice(pipeline: Pipeline, text: str) -> Override:
     kind, _, given = text.partition("=")
+    if kind.startswith("node/") and kind != "node/":
+        left_s = duration_of("--notice", given)
+        return Override("notice", kind, left_s, until_s=time.time() + left_s, who=who())
     lent = [name for name in catalogue(pipeline.hardware) if is_spot(name)]
     if kind not in lent:
         known = f"declared are {', '.join(lent)}" if lent else "none is declared: see Hardware(spot=...)"
-        raise UsageError(f"--notice {text!r}: {kind!r} is no spot kind; {known}")
+        raise UsageError(f"--notice {text!r}: {kind!r} is no spot kind, and no node/NAME; {known}")
     left_s = duration_of("--notice", given)
     return Override("notice", kind, left_s, until_s=time.time() + left_s, who=who())
 

@@ -26,14 +26,18 @@ from inferline_stream.controlplane.leader_loop import LeaderLoop
 from inferline_stream.controlplane.leadership import HEARTBEAT_S, Leadership
 from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.observe.collector import LAGS_S, LETTERS_S, Collector, SourceTimestamps
+from inferline_stream.controlplane.observe.notice_watch import LOOK_S as NOTICES_S
+from inferline_stream.controlplane.observe.notice_watch import NoticeWatch
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
 from inferline_stream.controlplane.observe.recovery import Recovered, recover_arrivals
+from inferline_stream.controlplane.records.control_records import Override, encode
 from inferline_stream.controlplane.records.record_writers import ArrivalLog
 from inferline_stream.controlplane.replica_counts import replicas_of_plan
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.kafka.record_producer import RecordProducer
+from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.version import version_on
@@ -145,6 +149,7 @@ class Controller:
             decider = self.decider
             planning = ReplanClock(self.view, lambda: decider.overrides, decider.propose, self.run.cores)
             self.canary.promoted = planning.measured_again
+            notices = NoticeWatch(self.view.catalogue, self._noticed)
             async with asyncio.TaskGroup() as tasks:
                 for period_s, step in (
                     (settings.arrivals_sample_s, collector.sample),
@@ -164,6 +169,7 @@ class Controller:
                     (_STATE_S, self.decider.tables.step),
                     (CANARY_LOOK_S, self.canary.step),
                     (LOOK_S, planning.step if self.run.replans else _never),
+                    (NOTICES_S, notices.step if notices.looks else _never),
                 ):
                     tasks.create_task(self.loop.every(period_s, step))
 
@@ -219,6 +225,12 @@ class Controller:
     def _outdated(self, dispatcher: ObservedDispatcher) -> bool:
         """Whether to replace a dispatcher: newer code was given, and every replica of its stage runs it."""
         return dispatcher.started_s < self.fleet.newest_code_s and dispatcher.stage not in self.fleet.older
+
+    async def _noticed(self, notice: Override) -> None:
+        """Have a notice written down, by which it is obeyed, here and by a controller that takes over."""
+        logger.warning("notice of %s by %s: it is taken in %.0f s", notice.subject, notice.who, notice.value)
+        record = Record.keyed(self.view.context.names.control, notice.key, encode(notice))
+        await self.leadership.write_records([record])
 
     async def _obey(self, control: TopicFollower) -> None:
         self.decider.obey(await control.read(1.0))

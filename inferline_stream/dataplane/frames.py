@@ -129,6 +129,10 @@ class Leave(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Dispatcher to replica: there is no more work; end with exit code 0."""
 
 
+class Sleep(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Dispatcher to replica: nothing has come for as long as the stage sleeps after; its server may sleep, too."""
+
+
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """Replica to dispatcher, first on each connection: the stage is built, the process is sealed, batches may come."""
 
@@ -198,7 +202,7 @@ class Returned(msgspec.Struct, frozen=True, array_like=True, tag=6):
         _cut(self, "reason", _REASON_CHARS)
 
 
-ToReplica = Batch | Leave
+ToReplica = Batch | Leave | Sleep
 ToDispatcher = Ready | Results | Broken | Returned
 
 _encoder = msgspec.msgpack.Encoder()

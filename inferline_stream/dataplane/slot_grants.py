@@ -88,10 +88,14 @@ class StagePlan(msgspec.Struct, frozen=True):
     canary: CanaryShare | None = None
     fallback_share: float = 0.0
     """Of the events that the stage's fallback may make."""
+    sleep_after_s: float = 0.0
+    """How long no replica had a batch after which the servers that they ask sleep; 0 where these cannot."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rest_s < _MOST:
             raise ValueError(f"{self.rest_s} s for the stages that follow")
+        if not 0 <= self.sleep_after_s < _MOST:
+            raise ValueError(f"servers sleep after {self.sleep_after_s} s")
 
 
 class Grant(msgspec.Struct, frozen=True, tag="grant"):

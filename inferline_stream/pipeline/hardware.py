@@ -78,6 +78,8 @@ class Hardware:
             the place of NVIDIA's device plugin; empty for that.
         runtime_class: on Kubernetes, the RuntimeClass of its pods, where nodes need one for GPUs, e.g. ``"nvidia"``.
         spot: what it costs as spot capacity, which is a kind of its own: ``t4-spot`` of ``t4``.
+        asleep_per_hour: dollars per replica and hour while the model server that it asks sleeps, and others have its
+            device; None where it costs as much as awake.
 
     Raises:
         ValueError: a price, number of cores, share, stock or device class that cannot be.
@@ -94,12 +96,18 @@ class Hardware:
     device_class: str = ""
     runtime_class: str = ""
     spot: Spot | None = None
+    asleep_per_hour: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("hardware needs a name")
         if not (math.isfinite(self.price_per_hour) and self.price_per_hour >= 0):
             raise ValueError(f"hardware {self.name!r}: price {self.price_per_hour} $/h must be 0 or more")
+        if self.asleep_per_hour is not None and not 0 <= self.asleep_per_hour <= self.price_per_hour:
+            raise ValueError(
+                f"hardware {self.name!r}: asleep_per_hour {self.asleep_per_hour} must be 0 or more, and at most its "
+                f"price of {self.price_per_hour:g} $/h"
+            )
         if not (math.isfinite(self.cores) and self.cores >= 0 and math.isfinite(self.gpus) and self.gpus >= 0):
             raise ValueError(f"hardware {self.name!r}: cores {self.cores} and gpus {self.gpus} must be 0 or more")
         if self.gpus > 1 and self.gpus != int(self.gpus):

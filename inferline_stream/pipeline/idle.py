@@ -14,16 +14,18 @@ LEAST_IDLE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """When a stage sleeps: it has its dispatchers then, and no replica.
+    """When a stage sleeps: it has its dispatchers then, and no replica beside those that stand by.
 
     Args:
         after_s: for how long nothing has come.
         own: whether its own records count, since the stage declares its own time. Otherwise the pipeline's arrivals
             count, by which all stages fall asleep and wake together.
+        standby: replicas that stay. Where the server that they ask can sleep, it does.
     """
 
     after_s: float
     own: bool = False
+    standby: int = 0
 
 
 def idle_of(pipeline: Pipeline) -> dict[str, Idle]:
@@ -32,7 +34,7 @@ def idle_of(pipeline: Pipeline) -> dict[str, Idle]:
     for stage in pipeline.stages:
         declared = pipeline.idle if stage.idle is None else stage.idle
         if declared is not None:
-            found[stage.name] = Idle(duration_s(declared), own=stage.idle is not None)
+            found[stage.name] = Idle(duration_s(declared), own=stage.idle is not None, standby=stage.standby)
     return found
 
 
@@ -50,5 +52,3 @@ def problems_of_idle(declaring: Pipeline | Stage) -> Iterator[str]:
         return
     if after_s < LEAST_IDLE_S:
         yield f"idle {declaring.idle!r} must be {format_duration(LEAST_IDLE_S)} or more"
-    if isinstance(declaring, Stage) and declaring.standby:
-        yield f"idle {declaring.idle!r} leaves no replica, and standby={declaring.standby} asks for some: keep one"

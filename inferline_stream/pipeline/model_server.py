@@ -49,6 +49,9 @@ class ModelServer:
         command: starts the server, beside each replica and on its hardware, with ``{port}`` for the port; its url is
             then ``http://127.0.0.1:{port}``, with a path perhaps, or ``grpc://127.0.0.1:{port}``. Empty where somebody
             else runs the server: then one replica asks it, and the plan is made around what it serves.
+        sleep: path and query to POST so that a server that ``command`` starts gives its device's memory back and keeps
+            its process, such as vLLM's ``/sleep?level=1``; empty where it cannot.
+        wake: path to POST so that it serves again, such as ``/wake_up``.
     """
 
     protocol: Protocol
@@ -65,6 +68,8 @@ class ModelServer:
     max_response_bytes: int = MAX_RESPONSE_BYTES
     binary: bool = False
     command: str = ""
+    sleep: str = ""
+    wake: str = ""
 
     @property
     def batches(self) -> bool:
@@ -114,6 +119,13 @@ class ModelServer:
         if self.binary and (grpc or self.protocol != "open_inference"):
             over = "over gRPC tensors are raw bytes anyway" if grpc else "only OpenInference has tensors in raw bytes"
             yield f"server has binary=True; leave it out: {over}"
+        if (self.sleep or self.wake) and not (known and parts.scheme == "http" and self.command):
+            yield (
+                f"server has sleep={self.sleep!r}, wake={self.wake!r}: a server is put to sleep by the replica that "
+                "starts it with command=, over http://; leave both out"
+            )
+        elif not all(path.startswith("/") for path in (self.sleep, self.wake)) and (self.sleep or self.wake):
+            yield f"server needs both sleep={self.sleep!r} and wake={self.wake!r}, such as '/sleep' and '/wake_up'"
         if self.protocol != "http" and not self.model:
             yield "server has no model; name it as the server does, e.g. model='rank'"
         try:

@@ -184,6 +184,8 @@ class Profile:
         shared_by: how its device was shared as it was measured, in words; empty where it had it alone.
         fallback: service times of the stage's fallback, up to the same batch size; empty without one.
         fallback_share: of the events that it may make.
+        wake_s: from the first batch after it has slept to the server that it asks serving again; None of one that
+            cannot sleep.
 
     Raises:
         ValueError: no service time for batch size 1, unordered batch sizes or concurrencies, a bad start-up time.
@@ -200,6 +202,7 @@ class Profile:
     shared_by: str = ""
     fallback: tuple[ServiceTime, ...] = ()
     fallback_share: float = 0.0
+    wake_s: float | None = None
 
     def __post_init__(self) -> None:
         sizes = [entry.batch_size for entry in self.service_times]

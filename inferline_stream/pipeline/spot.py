@@ -37,6 +37,8 @@ class Spot:
         most: dollars per hour that on-demand replicas of the kind may cost while its spot capacity is away; None for
             any. Events may be late then.
         node_labels: on Kubernetes, labels of the nodes that are spot capacity, beside the kind's own.
+        notice_at: a file that appears, or an ``http://`` address that answers, once the host that `run` is on will be
+            taken; empty for none.
 
     Raises:
         ValueError: a price, notice, rate or bound that cannot be.
@@ -47,6 +49,7 @@ class Spot:
     losses_per_hour: float = 0.1
     most: float | None = None
     node_labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    notice_at: str = ""
 
     def __post_init__(self) -> None:
         for name, number in (("price", self.price), ("losses_per_hour", self.losses_per_hour), ("most", self.most)):

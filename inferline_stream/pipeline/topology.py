@@ -171,7 +171,8 @@ class Stage:
             one key are processed in the order in which they entered the pipeline, so that a complete one waits for
             those of its key before it.
         standby: replicas beyond those that work, with the model loaded and nothing to do: one of them takes
-            over within 0.1 s where another has died. They cost what any replica costs.
+            over within 0.1 s where another has died. They cost what any replica costs, and stay while a stage with
+            ``idle`` sleeps: for less where their model server sleeps, too.
         isolation: how far its replicas are kept from what is not theirs: a level (``"none"``, ``"sandbox"``,
             ``"container"``, ``"gvisor"``, ``"kata"``), or an `Isolation` that says what they may touch.
         takes: type of an event, for a stage given by name; others have it from their annotations. By default the

@@ -34,6 +34,7 @@ from inferline_stream.dataplane.frames import (
     Ready,
     Results,
     Returned,
+    Sleep,
     StageInput,
     ToDispatcher,
 )
@@ -147,6 +148,8 @@ class TimedReplica:
 
         def begin() -> int:
             batch = list(itertools.islice(events, order.batch_size))
+            if order.asleep:
+                self._connection.send(Sleep())
             now_s = time.perf_counter()
             began_s[number := self._send(batch, profiling, order.version)] = now_s
             return number

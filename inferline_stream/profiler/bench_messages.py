@@ -47,6 +47,7 @@ class Measure(msgspec.Struct, frozen=True, tag=True):
         version: see `frames.Batch`.
         events: positions in the newest `SampleInputs`; taken in turn, again from the start when they end.
         beside: copies of the replica that run the same batches meanwhile.
+        asleep: whether the server that the replica asks sleeps before each batch.
     """
 
     batch_size: int
@@ -58,6 +59,7 @@ class Measure(msgspec.Struct, frozen=True, tag=True):
     version: int = 0
     events: list[int] = []
     beside: list[str] = []
+    asleep: bool = False
 
 
 class Weigh(msgspec.Struct, frozen=True, tag=True):

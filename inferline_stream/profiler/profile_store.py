@@ -25,7 +25,7 @@ from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.profiler.code_version import code_digest
 from inferline_stream.profiler.machine import Machine, why_not_here
 
-VERSION = 8
+VERSION = 9
 
 
 class StoredProfile(msgspec.Struct, frozen=True):
@@ -429,6 +429,7 @@ def stage_digest(stage: Stage, folder: Path) -> str:
     parts = [code_digest(function, folder) for function in functions if function is not None]
     for server in (code for code in versions if isinstance(code, ModelServer)):
         parts += [server.protocol, server.url, server.path, server.model, server.version]
+        parts += [server.sleep, server.wake] if server.sleep else []
     return hashlib.sha256(repr([*parts, varies.cv]).encode()).hexdigest()
 
 

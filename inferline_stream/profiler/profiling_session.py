@@ -37,6 +37,7 @@ from inferline_stream.profiler.service_times import (
     measure_contention,
     measure_emulated,
     measure_fallback,
+    measure_wake,
     powers_of_two,
 )
 from inferline_stream.profiler.this_host import NEIGHBOURS_LOAD, HeldDevice, ThisHost, device_for, sample_spec
@@ -361,8 +362,20 @@ class ProfilingSession:
         start_up_s, waited, most = bench.start_up_s, bench.waited_share, stage.most_replicas
         shared = "" if device is None else shared_by(kind, stage.confined)
         share = stage.degraded_share
+        wake_s = None if stage.server is None or not stage.server.sleep else await measure_wake(bench, inputs, times)
         profile = Profile(
-            stage.name, kind.name, times, start_up_s, variation, waited, contention, most, shared, fallback, share
+            stage.name,
+            kind.name,
+            times,
+            start_up_s,
+            variation,
+            waited,
+            contention,
+            most,
+            shared,
+            fallback,
+            share,
+            wake_s,
         )
         return profile, note, node
 

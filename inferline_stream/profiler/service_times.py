@@ -176,6 +176,12 @@ async def measure_contention(
     return tuple(found), ""
 
 
+async def measure_wake(bench: Bench, inputs: Sequence[StageInput], alone: Sequence[ServiceTime]) -> float:
+    """Return how long the server of a served stage takes to wake, with whatever batch comes first."""
+    took_s = await bench.time(inputs, Measure(1, 0.0, FEWEST_BATCHES, FEWEST_BATCHES, asleep=True))
+    return max(0.0, max(took_s) - alone[0].mean_s)
+
+
 async def measure_fallback(
     bench: Bench,
     inputs: Sequence[StageInput],

@@ -26,13 +26,15 @@ class Sleeper:
         start_up_s: from the event that wakes it to its first replica at work.
         alone_s: service time of one event, and of its way there.
         visit_ratio: visits per event.
-        cost_per_hour: dollars per hour of the replicas that it has awake, as planned.
+        cost_per_hour: dollars per hour of the replicas that it has awake, as planned, less those of what stays.
+        stands_by: in words, what stays.
     """
 
     start_up_s: float
     alone_s: float = 0.0
     visit_ratio: float = 1.0
     cost_per_hour: float = 0.0
+    stands_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class IdleCosts:
         wakes: how often they wake.
         late: events that are late by it: those of the time in which the first replicas start, in order of the deadline.
         events: all of the trace.
+        stands_by: in words, replicas that stay, and what they cost.
     """
 
     stages: tuple[str, ...]
@@ -58,6 +61,7 @@ class IdleCosts:
     wakes: int
     late: int
     events: int
+    stands_by: str = ""
 
     def in_words(self, slo_s: float, objective: float) -> str:
         """Say it, and where the SLO cannot hold."""
@@ -83,8 +87,9 @@ class IdleCosts:
     def _saved(self) -> str:
         if not self.saved_per_hour:
             return ""
+        stays = f" {self.stands_by}." if self.stands_by else ""
         slept = f", for {self.asleep_share:.0%} of the sample" if self.asleep_share else ""
-        return f" Asleep they cost ${self.saved_per_hour:.4f}/h less{slept}."
+        return f"{stays} Asleep they cost ${self.saved_per_hour:.4f}/h less{slept}."
 
 
 def sleepers(basis: Basis, plan: Plan, measured: PipelineProfile) -> dict[str, Sleeper]:
@@ -93,8 +98,13 @@ def sleepers(basis: Basis, plan: Plan, measured: PipelineProfile) -> dict[str, S
     for stage in basis.stages:
         alone_s = min(measured.profiles[stage.name, a.hardware].service_time_s(1) for a in plan.allocations[stage.name])
         cost = sum(kind.planned * kind.price_per_hour for kind in stage.kinds)
+        words = ""
+        if (left := basis.stands_by.get(stage.name)) is not None:
+            cost -= left.replicas * left.price_per_hour
+            how = f"asleep, awake in {format_duration(left.ready_s)}" if left.ready_s else "ready"
+            words = f"{left.replicas} of {stage.name} stand by, {how}, for ${left.replicas * left.price_per_hour:.4f}/h"
         ready_s = start_up_s(basis, stage.name)
-        found[stage.name] = Sleeper(ready_s, alone_s + measured.least_hop_s, stage.visit_ratio, cost)
+        found[stage.name] = Sleeper(ready_s, alone_s + measured.least_hop_s, stage.visit_ratio, cost, words)
     return found
 
 
@@ -133,6 +143,7 @@ def idle_costs(
             int(woken_s.size),
             late,
             len(trace),
+            "; ".join(words for name in stages if (words := of[name].stands_by)),
         )
 
 

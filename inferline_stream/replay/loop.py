@@ -19,6 +19,7 @@ from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, visit_ratios
+from inferline_stream.pipeline.standing_by import StandsBy
 from inferline_stream.pipeline.topology import DEFAULT_PARTITIONS
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.live_observations import LiveObservations
@@ -26,7 +27,7 @@ from inferline_stream.replay.news import News
 from inferline_stream.replay.outcome import Outcome, Step
 from inferline_stream.replay.plant import Plant
 from inferline_stream.replay.policy_view import Due, Sight, View
-from inferline_stream.replay.scalers import Scaler, Scheduled, Wish
+from inferline_stream.replay.scalers import Scaler, Scheduled, Tuner, Wish
 from inferline_stream.replay.stage_replicas import StageReplicas
 
 
@@ -136,6 +137,7 @@ def replay(
     loop = _Loop(
         shape, allocations, measured, workload, conditions,
         slots=slots, slo_s=slo_s, order=order, sharing=sharing, planned_rate=planned_rate, seed=seed,
+        stands_by=scaler.state.basis.stands_by if isinstance(scaler, Tuner) else {},
     )  # fmt: skip
     taken = [_Taken(loss.time_s + loss.notice_s, loss.hardware, loss.away_s) for loss in losses]
     steps = loop.run(scaler, [*slowdowns, *losses, *taken], observations, progress)
@@ -157,10 +159,11 @@ class _Loop:
         sharing: Mapping[str, Sharing] | None,
         planned_rate: float,
         seed: int,
+        stands_by: Mapping[str, StandsBy],
     ) -> None:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
         self._end_s = float(workload.entering_s[-1]) if len(workload) else 0.0
-        self._classes = measured.classes
+        self._classes, self._stands_by = measured.classes, stands_by
         several = [name for name in shape.stages for a in allocations[name] if a.concurrency > 1]
         if several and sharing is not None:
             raise UsageError(
@@ -196,7 +199,9 @@ class _Loop:
             profiles = [measured.profiles[name, hardware] for hardware in self._hardware[name]]
             start_up_s = [p.start_up_s if conditions.start_up_s is None else conditions.start_up_s for p in profiles]
             at_once = tuple(a.concurrency for a in allocations[name])
-            crew = StageReplicas(self._plant, s, slots_of[s], tuple(start_up_s), at_once)
+            left = self._stands_by.get(name)
+            standby = None if left is None else (self._hardware[name].index(left.hardware), left.replicas, left.ready_s)
+            crew = StageReplicas(self._plant, s, slots_of[s], tuple(start_up_s), at_once, standby)
             crew.begin({k: a.replicas for k, a in enumerate(allocations[name])})
             self._crews.append(crew)
         self.peak = sum(crew.held for crew in self._crews)
@@ -312,6 +317,13 @@ class _Loop:
                 asked_s = max(replica.asked_s, 0.0)
                 hours[key] = hours.get(key, 0.0) + max(left_s - asked_s, 0.0) / 3600
                 held.setdefault(hardware[replica.kind], []).append((asked_s, max(left_s, asked_s)))
+        stood_by = 0.0
+        for crew, name in zip(self._crews, self._hardware, strict=True):
+            crew.end_standby(self._end_s)
+            for since_s, until_s in crew.stood_by:
+                left = self._stands_by[name]
+                hours[name, left.hardware] = hours.get((name, left.hardware), 0.0) + (until_s - since_s) / 3600
+                stood_by += (until_s - since_s) / 3600 * left.price_per_hour
         last = self._workload.last
         latency_s = self._plant.latency_s[last]
         latency_s[np.isnan(latency_s) & self._workload.reaches_sink()] = math.inf
@@ -323,7 +335,7 @@ class _Loop:
             steps=steps,
             duration_s=self._end_s,
             replica_hours=hours,
-            cost=sum(_paid(catalogue[hardware], spans) for hardware, spans in held.items()),
+            cost=stood_by + sum(_paid(catalogue[hardware], spans) for hardware, spans in held.items()),
             peak_replicas=self.peak,
             changes=sum(crew.changes for crew in self._crews),
             longer_s=self._workload.longer_s[last] if self._classes else 0.0,

@@ -48,6 +48,7 @@ class StageReplicas:
         slots: of the stage.
         start_up_s: by kind.
         at_once: by kind, most batches that a replica has in hand.
+        standby: kind and number of those that stay while none is wanted, and how long they take to work then.
     """
 
     plant: Plant
@@ -55,6 +56,7 @@ class StageReplicas:
     slots: int
     start_up_s: tuple[float, ...]
     at_once: tuple[int, ...]
+    standby: tuple[int, int, float] | None = None
     present: dict[str, Replica] = field(default_factory=dict)
     """Pending and ready ones, in order of their names."""
     gone: list[Replica] = field(default_factory=list)
@@ -63,6 +65,8 @@ class StageReplicas:
     """Kinds whose replicas have got a notice: they work on until they are taken, whatever is wanted."""
     away_until_s: dict[int, float] = field(default_factory=dict)
     """Of kinds that were taken, when one that is asked for can start."""
+    stood_by: list[tuple[float, float]] = field(default_factory=list)
+    """From when until when each slept."""
     changes: int = 0
     """How often the number of replicas wanted was changed."""
     _coming: list[tuple[float, int, str]] = field(default_factory=list)
@@ -77,6 +81,7 @@ class StageReplicas:
     _lost: dict[int, int] = field(default_factory=dict)
     """By kind that was taken, replicas that were still wanted then: until something else is."""
     _counted: Counted | None = None
+    _stands_by_since_s: float | None = None
 
     def __post_init__(self) -> None:
         self._dealt.deal(range(self.slots))
@@ -115,6 +120,9 @@ class StageReplicas:
         """Ask for exactly this many replicas of each kind, from now on."""
         self._wanted |= wanted
         self._lost.clear()
+        if self.standby is not None and not self.standby[2] and not any(self._wanted.values()):
+            wanted = {**wanted, self.standby[0]: self.standby[1]}  # they work on
+        self._stand_by()
         for kind, count in wanted.items():
             staying = [replica for replica in self.present.values() if replica.name not in self._spared.values()]
             held = [replica for replica in staying if replica.kind == kind]
@@ -130,6 +138,25 @@ class StageReplicas:
         while (name := self._dealt.to_spare(self._spared.values())) is not None:
             self._spared[self._ask(self.present[name].kind)] = name
         self._counted = None
+
+    def _stand_by(self) -> None:
+        """Have the servers of those that stay sleep while none is wanted; they are the first to work again."""
+        if self.standby is None or not self.standby[2]:
+            return
+        now_s, any_wanted = self.plant.now_s, any(self._wanted.values())
+        if not any_wanted and self._stands_by_since_s is None:
+            self._stands_by_since_s = now_s
+        elif any_wanted and self._stands_by_since_s is not None:
+            kind, count, ready_s = self.standby
+            self.end_standby(now_s)
+            for _ in range(min(count, self._wanted.get(kind, 0))):
+                self._ask(kind, ready_s)
+
+    def end_standby(self, now_s: float) -> None:
+        """Nobody sleeps any more."""
+        if self.standby is not None and self._stands_by_since_s is not None:
+            self.stood_by += [(self._stands_by_since_s, now_s)] * self.standby[1]
+            self._stands_by_since_s = None
 
     def notice(self, kind: int) -> None:
         """Every replica of a kind gets a notice; those that are not ready go at once."""
@@ -164,9 +191,10 @@ class StageReplicas:
         self.present[name] = replica = Replica(name, slot, kind, asked_s, ready_s)
         return replica
 
-    def _ask(self, kind: int) -> str:
+    def _ask(self, kind: int, start_up_s: float | None = None) -> str:
         now_s = max(self.plant.now_s, self.away_until_s.get(kind, -math.inf))
-        replica = self._new(f"{kind}-{next(self._order)}+", kind, now_s, now_s + self.start_up_s[kind])
+        ready_s = now_s + (self.start_up_s[kind] if start_up_s is None else start_up_s)
+        replica = self._new(f"{kind}-{next(self._order)}+", kind, now_s, ready_s)
         heapq.heappush(self._coming, (replica.ready_s, next(self._order), replica.name))
         return replica.name
 

@@ -178,10 +178,11 @@ def _recorded(
     waiting = (*state.expected, (seen.time_s, traffic.expected, traffic.growth))
     due = [moment for moment in waiting if moment[0] <= seen.time_s - lead_s]
     state = replace(state, expected=waiting[len(due) :])
-    if not due or seen.watched_s < RATE_WINDOW_S:
+    known_s = min(seen.watched_s, seen.time_s - state.woken_s)
+    if not due or known_s < RATE_WINDOW_S:
         return state
     (_, said, growth), came = due[-1], seen.arrival_rate / record.rate
-    if seen.watched_s >= PEAK_SPAN_S + lead_s and record.leapt(said + growth, came):
+    if known_s >= PEAK_SPAN_S + lead_s and record.leapt(said + growth, came):
         state = replace(state, leapt_s=seen.time_s)
     return replace(state, record=record.with_pair(said, max(came - growth, 0.0), seen.time_s))
 

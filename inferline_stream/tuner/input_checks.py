@@ -56,6 +56,7 @@ def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Dou
         outgrown_s=state.outgrown_s + step_s,
         record=None if state.record is None else state.record.moved(step_s),
         leapt_s=state.leapt_s + step_s,
+        woken_s=state.woken_s + step_s,
         away_until_s={kind: until_s + step_s for kind, until_s in state.away_until_s.items()},
         used_s={name: used_s + step_s for name, used_s in state.used_s.items()},
         expected=(),

@@ -14,6 +14,7 @@ from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.spot import Spot, is_spot
+from inferline_stream.pipeline.standing_by import StandsBy, standing_by
 from inferline_stream.tuner.group_changes import GroupBasis
 from inferline_stream.tuner.odds import Levels
 from inferline_stream.tuner.policy_settings import PolicySettings
@@ -113,6 +114,7 @@ class Basis:
         reserve: see `pipeline.plan.Plan`.
         idle: see `pipeline.plan.Plan`.
         spot: how each spot kind among them goes.
+        stands_by: by stage, what is left of it while it sleeps.
         groups: of consumer groups, what their changes cost; None of stages.
     """
 
@@ -128,6 +130,7 @@ class Basis:
     reserve: float | None = None
     idle: Mapping[str, Idle] = field(default_factory=dict)
     spot: Mapping[str, Spot] = field(default_factory=dict)
+    stands_by: Mapping[str, StandsBy] = field(default_factory=dict)
     groups: GroupBasis | None = None
     start_up_s: float = field(init=False)
     """Longest start-up time of any kind, as profiled."""
@@ -315,4 +318,5 @@ def basis_of(
         reserve=plan.reserve,
         idle=plan.idle,
         spot={name: spot for name in used if is_spot(name) and (spot := catalogue[name].spot) is not None},
+        stands_by=standing_by(plan, measured, catalogue),
     )

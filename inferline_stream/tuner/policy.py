@@ -127,6 +127,8 @@ def _raised(
     stock = {**state.basis.stock, **seen.stock}
     stock |= {kind: min(count, stock.get(kind, count)) for kind, count in spot.stock.items()}
     left = {hardware: count - _held(spot.held, hardware) for hardware, count in stock.items()}
+    awake = replace(spot, held={name: held for name, held in spot.held.items() if name not in resting})
+    dealt = _dealt(state, seen, needed, left, awake) if left else {}
     for stage in state.basis.stages:
         demand, limits = needed[stage.name], seen.limits.get(stage.name, _NO_LIMITS)
         before = spot.held[stage.name]
@@ -135,14 +137,17 @@ def _raised(
             left = _less(left, before, none)
             continue
         least = _ANY if stage.name in state.sleeping else 0.0  # one that wakes gets a replica, whatever comes
-        supply_needed = max(demand.needed, least)
-        fit = more(stage, before, demand.throughputs, supply_needed, stock=left, maximum=limits.maximum)
+        supply_needed, most = max(demand.needed, least), limits.maximum
+        bounded = stage.name in dealt and (most is None or dealt[stage.name] < most)
+        bound = max(dealt[stage.name], 1) if bounded else most
+        fit = more(stage, before, demand.throughputs, supply_needed, stock=left, maximum=bound)
+        if bounded and fit.short is Reason.LIMIT_CHANGED:
+            fit = replace(fit, short=Reason.STOCK_EXHAUSTED)
         now = fit.replicas
         if limits is not _NO_LIMITS or stage.slots > 1:
             # A stage that is not seen is not made smaller, even if people ask for it.
-            most = None if doubted else limits.maximum
             fewest = _fewest(stage, limits, now)
-            still = _less(left, before, now)
+            still, most = _less(left, before, now), None if doubted else limits.maximum
             now = within(stage, now, demand.throughputs, minimum=fewest, maximum=most, stock=still)
             if now != fit.replicas:
                 limited.append(stage.name)
@@ -154,6 +159,41 @@ def _raised(
                 Doubt(fit.short, stage.name, f"stage {stage.name!r} needs more than {given} replicas: {demand.detail}")
             )
     return wanted, tuple(limited), tuple(short)
+
+
+def _dealt(
+    state: TunerState, seen: Observation, needed: Mapping[str, Demand], stock: Mapping[str, int], awake: SpotSupply
+) -> Mapping[str, int]:
+    """Return the replicas that each stage gets where there are not enough for all; nothing where there are.
+
+    An event is as late as its slowest stage makes it: so each next replica goes to the stage that has the least of what
+    it needs. Those that have more already keep it.
+
+    Args:
+        state: what is planned.
+        seen: what people allow.
+        needed: of each stage.
+        stock: replicas by kind that can still be added.
+        awake: what the stages hold that get any.
+    """
+    stages = {stage.name: stage for stage in state.basis.stages if stage.name in awake.held}
+    now, left = {name: dict(awake.held[name]) for name in stages}, dict(stock)
+    open_, short = set(stages), False
+
+    def part(name: str) -> float:
+        return supply(now[name], needed[name].throughputs) / max(needed[name].needed, _ANY)
+
+    while open_:
+        name = min(sorted(open_), key=part)
+        most, demand, held = seen.limits.get(name, _NO_LIMITS).maximum, needed[name], now[name]
+        next_ = sum(held.values()) + 1
+        bound = next_ if most is None else min(next_, most)
+        fit = more(stages[name], held, demand.throughputs, demand.needed, stock=left, maximum=bound)
+        if fit.replicas == held:
+            open_.discard(name)
+            short = short or fit.short is Reason.STOCK_EXHAUSTED
+        left, now[name] = _less(left, held, fit.replicas), fit.replicas
+    return {name: sum(held.values()) for name, held in now.items()} if short else {}
 
 
 def _less(stock: Mapping[str, int], before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:

@@ -59,7 +59,7 @@ def rested(state: TunerState, seen: Observation, *, doubted: bool) -> tuple[Tune
             if not asleep:
                 why[name] = Reason.IDLE, _sleeps(state.basis, name, idle)
     if any(reason is Reason.WOKEN and not state.basis.idle[name].own for name, (reason, _) in why.items()):
-        state = replace(state, outgrown_s=now_s)  # nothing is known of what comes: it is a beginning
+        state = replace(state, outgrown_s=now_s, woken_s=now_s)  # nothing is known of what comes: it is a beginning
     return replace(state, used_s=used_s), Rest(frozenset(stages), why)
 
 
@@ -73,6 +73,8 @@ def _used(name: str, idle: Idle, seen: Observation) -> bool:
 
 def start_up_s(basis: Basis, name: str) -> float:
     """Return how long the first replica of a stage that sleeps takes to work, as profiled."""
+    if (left := basis.stands_by.get(name)) is not None:
+        return left.ready_s
     (stage,) = (stage for stage in basis.stages if stage.name == name)
     planned = [kind.start_up_s for kind in stage.kinds if kind.planned] or [kind.start_up_s for kind in stage.kinds]
     return min(planned) + basis.knobs.reaction_s
@@ -80,8 +82,9 @@ def start_up_s(basis: Basis, name: str) -> float:
 
 def _sleeps(basis: Basis, name: str, idle: Idle) -> str:
     what = "no record has come to it" if idle.own else "no event has come"
+    stays = "its dispatchers stay" if not idle.standby else f"its dispatchers and {idle.standby} on standby stay"
     return (
-        f"{what} for {format_duration(idle.after_s)}: its dispatchers stay, and the next event waits about "
+        f"{what} for {format_duration(idle.after_s)}: {stays}, and the next event waits about "
         f"{format_duration(start_up_s(basis, name))} for a replica"
     )
 

@@ -37,6 +37,7 @@ class TunerState:
         chosen_s: the second it was chosen in.
         reported: conditions that were reported, and when each was last seen.
         used_s: by stage that may sleep, when it last had something to do.
+        woken_s: when a pipeline that slept was last woken: what was expected before says nothing of what comes.
         noticed: by stage and spot kind, how many replicas had got a notice when last seen.
         away_until_s: by spot kind that was taken away, when it is asked for again.
         blind_until_s: nothing is scaled down before this time: what was seen since a gap is too short.
@@ -57,6 +58,7 @@ class TunerState:
     chosen_s: int = -1
     reported: Mapping[tuple[Reason, str], float] = field(default_factory=dict)
     used_s: Mapping[str, float] = field(default_factory=dict)
+    woken_s: float = -math.inf
     noticed: Mapping[tuple[str, str], int] = field(default_factory=dict)
     away_until_s: Mapping[str, float] = field(default_factory=dict)
     blind_until_s: float = -math.inf

@@ -19,7 +19,7 @@ from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.testing.kafka import KafkaServer
-from tests.kube.answers import refused
+from tests.kube.answers import answer, refused
 from tests.kube.api import KubeApi, client_of
 from tests.support.deadlines import until
 
@@ -302,6 +302,36 @@ async def test_what_a_quota_leaves_is_reported_and_taken_up_once_it_grows(monkey
         assert await actuator.capacity() == {"t4": 3}
         api.quota["requests.nvidia.com/gpu"] = "2"
         assert await actuator.capacity() == {"t4": 2}
+
+
+async def test_a_taint_of_its_node_says_that_a_replica_is_going_and_one_who_may_not_look_asks_once() -> None:
+    tainted, allowed = set[str](), True
+
+    def nodes(request: web.Request) -> web.Response | None:
+        name = request.path.removeprefix("/api/v1/nodes/")
+        if name == request.path:
+            return None
+        if not allowed:
+            return refused(403, "Forbidden", f'nodes "{name}" is forbidden')
+        taints = [{"key": "aws-node-termination-handler/spot-itn", "effect": "NoSchedule"}] if name in tainted else []
+        return answer({"kind": "Node", "apiVersion": "v1", "metadata": {"name": name}, "spec": {"taints": taints}})
+
+    async with KubeApi() as api, acting(api) as actuator:
+        api.refuse = nodes
+        await actuator.scale("a", "cpu-1", 2)
+        await actuator.capacity()
+        first, second = await actuator.observe()
+        assert {first.going, second.going} == {False}
+        assert first.node != second.node
+        tainted.add(first.node)
+        await actuator.capacity()
+        assert [r.going for r in await actuator.observe()] == [True, False]
+        allowed = False
+        for _ in range(3):
+            await actuator.capacity()
+        assert [r.going for r in await actuator.observe()] == [True, False], "what was seen last holds"
+        asked = [path for _, path in api.requests if path.startswith("/api/v1/nodes/")]
+        assert len(asked) == 2 + 2 + 1
 
 
 async def test_a_place_that_comes_free_is_taken() -> None:

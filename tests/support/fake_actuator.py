@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from inferline_stream.actuators.actuator import ObservedReplica
 from inferline_stream.actuators.wanted_processes import WantedProcess, WantedProcesses
@@ -44,13 +45,23 @@ class FakeActuator:
         wanted = self._wanted
         wanted.specs = None
         self.dispatch, self.replace_dispatcher, self.drain = wanted.dispatch, wanted.replace_dispatcher, wanted.drain
-        self.observe, self.dispatchers, self.next_exit = wanted.observe, wanted.dispatchers, wanted.next_exit
+        self.dispatchers, self.next_exit = wanted.dispatchers, wanted.next_exit
+        self.nodes: dict[str, str] = {}
+        """By replica, the node that it is on."""
+        self.going: set[str] = set()
+        """Nodes that are taken away soon."""
         self.room: dict[str, int] = {}
         """Most replicas of a hardware kind."""
         self.asked: list[tuple[str, str, int]] = []
         """Every call of `scale`: stage, hardware, replicas."""
         self.known: dict[tuple[str, str], ReplicaSpec] | None = None
         """Templates by stage and hardware kind; None before the first `know`."""
+
+    async def observe(self) -> tuple[ObservedReplica, ...]:
+        """Return every replica that was asked for and is not gone; see `Actuator.observe`."""
+        found = await self._wanted.observe()
+        on = [self.nodes.get(replica.replica, "") for replica in found]
+        return tuple(replace(r, node=node, going=node in self.going) for r, node in zip(found, on, strict=True))
 
     async def know(self, specs: Mapping[tuple[str, str], ReplicaSpec]) -> None:
         """Set the templates of replicas; see `Actuator.know`."""

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Self
+from http import HTTPStatus
+from typing import Any, Self, cast
 
 import httpx2
 from lightkube import ApiError, AsyncClient
-from lightkube.resources.core_v1 import Pod, ResourceQuota
+from lightkube.resources.core_v1 import Node, Pod, ResourceQuota
 from lightkube.types import PatchType
 
 from inferline_stream.actuators.actuator import (
@@ -42,7 +43,7 @@ from inferline_stream.actuators.kubernetes.manifests import (
     resources,
 )
 from inferline_stream.actuators.kubernetes.object_names import COMPONENT_LABEL, DISPATCHER, MANAGED_BY, PIPELINE_LABEL
-from inferline_stream.actuators.kubernetes.pods import Pods, left_by_quotas
+from inferline_stream.actuators.kubernetes.pods import Pods, is_going, left_by_quotas
 from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec, ReplicaSpec
 from inferline_stream.errors import InferlineError, Unreachable
@@ -106,6 +107,8 @@ class KubernetesActuator:
         self._replacing: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._one_at_a_time = asyncio.Lock()
+        self._sees_nodes = True
+        """Whether it may look at nodes, as far as is known."""
         self._quotas: list[dict[str, Any]] = []
         self._quotas_s = float("-inf")
 
@@ -211,6 +214,7 @@ class KubernetesActuator:
                 found = self._client.list(ResourceQuota, namespace=self._cluster.namespace)
                 self._quotas = [plain(quota) async for quota in found]
         observed = self._pods.observed()
+        await self._look_at_nodes({r.node for r in observed if r.node})
         room = placed(observed, now_s)
         for (_, kind), spec in self._deployments.applied.items():
             held = sum(r.hardware == kind and r.state != "waiting" for r in observed)
@@ -221,6 +225,26 @@ class KubernetesActuator:
         except InferlineError as error:  # what there is room for is known all the same
             logger.warning("older pods do not make room for newer ones: %s; it is tried again", error)
         return room
+
+    async def _look_at_nodes(self, nodes: Collection[str]) -> None:
+        """See which of the nodes that replicas are on will be taken away; nothing where it may not look at them."""
+        going = set[str]()
+        for name in nodes:
+            if not self._sees_nodes:
+                return
+            try:
+                node = plain(cast("Pod", await self._client.get(Node, name)))
+            except (ApiError, httpx2.HTTPError) as error:
+                going |= self._pods.going & {name}  # as it was seen last
+                if isinstance(error, ApiError) and error.status.code == HTTPStatus.FORBIDDEN:
+                    self._sees_nodes = False
+                    logger.info("notices of nodes are not seen: this service account may not get nodes")
+                continue
+            if is_going(node):
+                going.add(name)
+        if new := going - self._pods.going:
+            logger.warning("nodes that are taken away soon: %s", ", ".join(sorted(new)))
+        self._pods.going = frozenset(going)
 
     async def _make_room(self, now_s: float) -> None:
         """Let older pods end before newer ones are made where no node has a place for both."""

@@ -42,6 +42,8 @@ class Pods:
     if the kubelet starts the container again: its place is filled by deleting it.
     """
 
+    going: frozenset[str] = frozenset()
+    """Nodes that are taken away soon."""
     _known: dict[str, _Known] = field(default_factory=dict)
     _owed: dict[tuple[str, str], int] = field(default_factory=dict)
     """Replicas that were asked to go and whose pods are not yet seen to."""
@@ -50,7 +52,7 @@ class Pods:
 
     def observed(self) -> tuple[ObservedReplica, ...]:
         """Return every replica that is not gone, oldest first."""
-        return tuple(known.seen for known in self._known.values())
+        return tuple(replace(known.seen, going=known.seen.node in self.going) for known in self._known.values())
 
     def replaced(self, stage: str, hardware: str) -> bool:
         """Whether the cluster is replacing pods of an older template, and has one more than it was asked for."""
@@ -214,6 +216,22 @@ def _condition(pod: Mapping[str, Any], kind: str, status: str) -> Mapping[str, A
     """Return a condition of the pod that has a status; an empty one where it has not."""
     found: Iterable[Mapping[str, Any]] = pod.get("status", {}).get("conditions") or ()
     return next((each for each in found if (each.get("type"), each.get("status")) == (kind, status)), {})
+
+
+_TAKEN = frozenset((
+    "aws-node-termination-handler/spot-itn",
+    "cloud.google.com/impending-node-termination",
+    "karpenter.sh/disrupted",
+    "node.cloudprovider.kubernetes.io/shutdown",
+    "ToBeDeletedByClusterAutoscaler",
+))  # fmt: skip
+"""Taints of a node that is taken away soon, as termination handlers and autoscalers set them."""
+
+
+def is_going(node: Mapping[str, Any]) -> bool:
+    """Whether a node, as in the API server's JSON, is taken away soon."""
+    taints: Iterable[Mapping[str, Any]] = node.get("spec", {}).get("taints") or ()
+    return any(taint.get("key") in _TAKEN for taint in taints)
 
 
 def left_by_quotas(wanted: Mapping[str, Mapping[str, str]], quotas: Iterable[Mapping[str, Any]]) -> list[int]:

@@ -64,7 +64,7 @@ class Fleet:
     older: frozenset[str] = frozenset()
     """Stages with a replica that runs older code."""
     taken_s: Mapping[str, float] = field(default_factory=dict)
-    """When each spot kind is taken away of which there is a notice, on the event loop's clock."""
+    """When each spot kind or node is taken away of which there is a notice, on the event loop's clock."""
     _asked: dict[tuple[str, str], int] = field(default_factory=dict)
     """Replicas that the actuator was asked for last, by stage and hardware kind."""
     _spare: dict[str, str] = field(default_factory=dict)
@@ -110,8 +110,10 @@ class Fleet:
     async def _reconcile(self, stage: str, observed: Sequence[ObservedReplica], freeing: Collection[str]) -> None:
         wanted = self._of_stage(stage)
         present = [r for r in observed if r.state != "retiring"]
-        own = [r for r in present if r.hardware not in self.taken_s or wanted.get(r.hardware)]
-        await self._let_go(stage, [r for r in present if r not in own], own, wanted)
+        # Those of a kind that is noticed and wanted nevertheless are of after it.
+        noticed = self.taken_s.keys() - {kind for kind, count in wanted.items() if count}
+        own = [r for r in present if not r.is_noticed(noticed)]
+        others = await self._let_go(stage, [r for r in present if r.is_noticed(noticed)], own, wanted)
         kinds = {*wanted, *(r.hardware for r in own)}
         throughputs = {kind: self.view.planned_throughput(stage, kind) for kind in kinds}
         slots = self.view.reports.slots(stage)
@@ -130,9 +132,9 @@ class Fleet:
             leaving = [r.replica for r in own if r.hardware == kind and r.replica in change.leaving]
             staying = sum(r.hardware == kind for r in own) - len(leaving)
             if leaving:
-                await self._ask(stage, kind, staying, leaving)
+                await self._ask(stage, kind, staying + others[kind], leaving)
             if count != staying or (stage, kind) not in self._asked:  # those there may be an earlier controller's
-                await self._ask(stage, kind, count)
+                await self._ask(stage, kind, count + others[kind])
         if change.leaving or change.counts != {kind: sum(r.hardware == kind for r in own) for kind in change.counts}:
             logger.info("stage %s: %s leave, %s asked for", stage, change.leaving or "none", dict(change.counts))
             await self.observe()
@@ -143,16 +145,28 @@ class Fleet:
         noticed: Sequence[ObservedReplica],
         others: Sequence[ObservedReplica],
         wanted: Mapping[str, int],
-    ) -> None:
-        """Drain replicas that will be taken: once others do their work, or shortly before they are taken."""
+    ) -> Counter[str]:
+        """Drain replicas that will be taken: once others do their work, or shortly before they are taken.
+
+        Returns:
+            Those that stay until then, by hardware kind.
+        """
+        stay = Counter(r.hardware for r in noticed)
         ready = sum(r.state == "running" and self.view.reports.is_ready(r.replica) for r in others)
         enough = max(sum(wanted.values()), len(noticed))  # fewer are wanted where there is no place for more
-        for kind in {r.hardware for r in noticed}:
-            left_s = self.taken_s[kind] - asyncio.get_running_loop().time()
-            if ready >= enough or left_s <= _DRAIN_S:
-                names = [r.replica for r in noticed if r.hardware == kind]
-                logger.info("stage %s: %s leave, which will be taken in %.0f s", stage, names, max(left_s, 0.0))
-                await self._ask(stage, kind, 0, names)
+        now_s = asyncio.get_running_loop().time()
+        for kind in list(stay):
+            left_s = {
+                r.replica: min(self.taken_s[of] for of in self.taken_s if r.is_noticed((of,))) - now_s
+                for r in noticed
+                if r.hardware == kind
+            }
+            names = [name for name, each_s in left_s.items() if ready >= enough or each_s <= _DRAIN_S]
+            if names:
+                logger.info("stage %s: %s leave, which will be taken", stage, names)
+                stay[kind] -= len(names)
+                await self._ask(stage, kind, sum(r.hardware == kind for r in others) + stay[kind], names)
+        return stay
 
     async def _ask(self, stage: str, kind: str, count: int, leaving: Collection[str] = ()) -> None:
         await self.actuator.scale(stage, kind, count, leaving)
@@ -167,6 +181,8 @@ class Fleet:
         if standby and wanted:
             fastest = max(wanted, key=lambda kind: self.view.planned_throughput(stage, kind))
             wanted[fastest] += standby
+        elif (left := self.view.stands_by.get(stage)) is not None:  # it sleeps
+            wanted[left.hardware] = left.replicas
         return wanted
 
     def _look_for_spare(self, stage: str, own: Sequence[str], at: Mapping[str, int]) -> None:

@@ -298,7 +298,10 @@ class SlotKeeper:
             hardware[kind] = HardwarePlan(limit, times_s, concurrency, slowed, fallback_s)
             share = profile.fallback_share if profile.fallback else 0.0
         sample = view.samples.get(stage)
-        return StagePlan(hardware, hold_of(allocations), sample, rest_s, self.canary(stage), share)
+        server = view.context.pipeline.stage(stage).server
+        idle = view.plan.idle.get(stage) if server is not None and server.sleep else None
+        after_s = 0.0 if idle is None else idle.after_s
+        return StagePlan(hardware, hold_of(allocations), sample, rest_s, self.canary(stage), share, after_s)
 
     # -- the end -------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from inferline_stream.actuators.actuator import node_notice
 from inferline_stream.controlplane.apply.fleet import Fleet
 from inferline_stream.controlplane.apply.group_fleet import GroupFleet
 from inferline_stream.controlplane.decide.background_tables import BackgroundTables
@@ -27,6 +28,7 @@ from inferline_stream.kafka.records import Record
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.spot import is_spot
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.pipeline.version import structure_of
@@ -47,8 +49,15 @@ logger = logging.getLogger(__name__)
 _APART_S = 86_400.0
 """Records whose timestamps are further from this clock than this have none that says when they were written."""
 
+_NOTICE_S = 120.0
+"""Of a node that the platform takes, where nothing declares how long before that is known."""
+
 _DECISIONS_KEPT = 5_000
 """Decisions that a run's record holds: a day of one each 20 s."""
+
+
+def _fewer_on_spot(before: Mapping[str, int], after: Mapping[str, int]) -> bool:
+    return any(is_spot(kind) and count > after.get(kind, 0) for kind, count in before.items())
 
 
 @dataclass(slots=True)
@@ -96,7 +105,13 @@ class PolicyMemory:
         )
         if before is not None:
             state = replace(state, outgrown_s=before.outgrown_s, leapt_s=before.leapt_s, reported=before.reported)
-            state = replace(state, used_s=before.used_s, noticed=before.noticed, away_until_s=before.away_until_s)
+            state = replace(
+                state,
+                used_s=before.used_s,
+                woken_s=before.woken_s,
+                noticed=before.noticed,
+                away_until_s=before.away_until_s,
+            )
         self.state = state
 
     def take_over(self, fresh: TunerState) -> None:
@@ -163,6 +178,8 @@ class Decider:
     _decides_from_s: float | None = None
     _was_paused: bool = False
     _crowded: bool = False
+    _going_s: dict[str, float] = field(default_factory=dict)
+    """By node of which the platform gives a notice, when it is taken, on the event loop's clock."""
     _code_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -197,7 +214,9 @@ class Decider:
         self.follow_people()
         if override is not None and override.kind in ("limits", "scale"):
             self._warn_of_none(override)
-        if override is not None and override.kind == "notice":
+        if override is not None and override.kind == "notice" and override.subject.startswith(node_notice("")):
+            self._say_of_node(override.subject)
+        elif override is not None and override.kind == "notice":
             of = {stage: n for stage, kinds in self.fleet.wanted.items() if (n := kinds.get(override.subject))}
             if not of:
                 logger.warning("notice of %s: there is no replica of it, so nothing is replaced", override.subject)
@@ -242,14 +261,40 @@ class Decider:
         """Take up what people have set now; what they set for a while lapses by this, too."""
         now_s, loop_s = time.time(), asyncio.get_running_loop().time()
         self.view.prices(self.overrides.prices(now_s))
-        notices = self.overrides.notices(now_s)
+        notices = self._notices(now_s, loop_s)
         self.view.noticed = frozenset(notices)
         self.ahead.schedule = self.view.context.pipeline.scheduled(self.overrides.windows(now_s))
         self.ahead.look(now_s, self.memory.state.basis)
         if isinstance(self.fleet, Fleet):
             self.fleet.standby = {**self.run.standby, **self.overrides.standby(now_s)}
-            self.fleet.taken_s = {kind: loop_s + until_s - now_s for kind, until_s in notices.items()}
+            self.fleet.taken_s = notices
             self._follow_code(self.fleet, loop_s - now_s)
+
+    def _notices(self, now_s: float, loop_s: float) -> dict[str, float]:
+        """When each spot kind and node of which there is a notice is taken, on the event loop's clock.
+
+        Args:
+            now_s: seconds since the epoch.
+            loop_s: the same on the event loop's clock.
+        """
+        found = {of: loop_s + until_s - now_s for of, until_s in self.overrides.notices(now_s).items()}
+        going = self.view.going
+        for of in going - self._going_s.keys():
+            lent = [kind.spot.notice_s for kind in self.view.catalogue.values() if is_spot(kind.name) and kind.spot]
+            self._going_s[of] = loop_s + min(lent, default=_NOTICE_S)
+            self._say_of_node(of)
+        self._going_s = {of: taken_s for of, taken_s in self._going_s.items() if of in going}
+        return self._going_s | found
+
+    def _say_of_node(self, of: str) -> None:
+        """Report which replicas a notice of a node is about."""
+        on = self.view.on_node(of)
+        if not on:
+            logger.warning("notice of %s: no replica is on it, so nothing is replaced", of)
+            return
+        words = ", ".join(f"{count} of {stage} ({kind})" for (stage, kind), count in sorted(on.items()))
+        detail = f"{of} will be taken: {words}; others are asked for now"
+        self.decided(Decision(copied(self.fleet.wanted), Action.REPLACE, Reason.SPOT_LOST, detail))
 
     def _follow_code(self, fleet: Fleet, ahead_s: float) -> None:
         """Have replicas start with the code that people, or a verdict, have given.
@@ -295,6 +340,7 @@ class Decider:
             self.began_s, self.watched_s = now_s, seen.watched_s
         self.asked(now_s, figures_of(seen))
         decision = self.memory.step(seen)
+        self.view.asleep = self.memory.state.sleeping
         if decision is not None and paused:
             await self._wake_alone(decision)
         elif decision is not None:
@@ -306,7 +352,7 @@ class Decider:
             without = {
                 stage
                 for stage, kinds in self.fleet.wanted.items()
-                if not any(kinds.values()) or any(kinds.get(kind) for kind in self.view.noticed)
+                if not any(kinds.values()) or _fewer_on_spot(kinds, decision.replicas[stage])
             }
             woken = {stage: kinds for stage, kinds in decision.replicas.items() if stage in without}
             await self._apply(replace(decision, replicas={**copied(self.fleet.wanted), **woken}))

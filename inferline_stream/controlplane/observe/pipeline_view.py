@@ -8,7 +8,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from inferline_stream.actuators.actuator import ObservedReplica
+from inferline_stream.actuators.actuator import ObservedReplica, node_notice
 from inferline_stream.calculus.envelope import LONGEST_WINDOW_S
 from inferline_stream.calculus.envelope_state import EnvelopeKernel, Times
 from inferline_stream.controlplane.core_use import CoreUse
@@ -42,6 +42,7 @@ from inferline_stream.pipeline.plan import Allocation, Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
+from inferline_stream.pipeline.standing_by import StandsBy, standing_by
 from inferline_stream.planner.plan_document import plan_to_bytes
 from inferline_stream.tuner.error_budget import ErrorBudget
 from inferline_stream.tuner.hour_ahead import HourAhead
@@ -96,8 +97,10 @@ class PipelineView:
     start_ups: StartUpTimes = field(default_factory=StartUpTimes)
     budget: ErrorBudget | None = None
     """Of the SLO's window, as last looked at."""
+    asleep: frozenset[str] = frozenset()
+    """Stages of which no replica is wanted since nothing came."""
     noticed: frozenset[str] = frozenset()
-    """Spot kinds of which there is a notice: their replicas are taken away soon."""
+    """Spot kinds and nodes of which there is a notice: their replicas are taken away soon."""
     hours: tuple[HourAhead, ...] = ()
     """That come, as last foreseen."""
     letter_age_shares: Mapping[str, float] = field(default_factory=dict)
@@ -111,15 +114,19 @@ class PipelineView:
     """Less what the SLO of an event's class is longer than the pipeline's."""
     latencies_by_class: dict[str, Latencies] = field(init=False)
     """Of each live class, where there are several, by topic: the first class first."""
+    stands_by: Mapping[str, StandsBy] = field(init=False)
+    """By stage, what is left of it while it sleeps."""
     _declared: Catalogue = field(init=False)
     _kernel: EnvelopeKernel | None = None
     _blocks: deque[Times] = field(default_factory=deque)
     """Arrivals of the last minute."""
     _held_since_s: float | None = None
     _held: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _replicas: Sequence[ObservedReplica] = ()
 
     def __post_init__(self) -> None:
         self.catalogue = self._declared = catalogue(self.context.pipeline.hardware)
+        self.stands_by = standing_by(self.plan, self.measured, self.catalogue)
         self.reports = PoolReports(self.shape, self.measured)
         self.offsets = {stage: OffsetHistory(self.partitions[stage]) for stage in self.shape.stages}
         joins = [self.shape.stages[at] for at in self.shape.joins()]
@@ -190,6 +197,7 @@ class PipelineView:
     def adopt(self, plan: Plan, measured: PipelineProfile) -> None:
         """Another plan is in force; what was seen of traffic stays."""
         self.plan, self.measured = plan, measured
+        self.stands_by = standing_by(plan, measured, self.catalogue)
         self.reports.measured = measured
         self.latencies.judge_by(plan.slo_s)
         for topic, latencies in self.latencies_by_class.items():
@@ -205,9 +213,28 @@ class PipelineView:
             for key, count in self._held.items():
                 self.replica_seconds[key] += count * (time_s - self._held_since_s)
         self._held_since_s, self.rate_per_hour = time_s, cost_per_hour(replicas, self.catalogue)
+        for stage in self.asleep & self.stands_by.keys():
+            kind, asleep = self.stands_by[stage].hardware, self.stands_by[stage].price_per_hour
+            saved = self.catalogue[kind].price_per_hour - asleep
+            self.rate_per_hour -= saved * sum((r.stage, r.hardware) == (stage, kind) for r in replicas)
         self._held = Counter((r.stage, r.hardware) for r in replicas if r.state != "waiting")
+        self._replicas = replicas
         cores = sum(count * self.catalogue[kind].cores for (_, kind), count in self._held.items())
         self.core_use.add(time_s, replicas, cores)
+
+    @property
+    def going(self) -> frozenset[str]:
+        """Notices that the platform gives of the nodes that replicas are on."""
+        return frozenset(node_notice(r.node) for r in self._replicas if r.going)
+
+    def on_node(self, notice: str) -> Counter[tuple[str, str]]:
+        """Replicas that a notice of a node is about, by stage and hardware kind."""
+        return Counter((r.stage, r.hardware) for r in self._replicas if r.node and node_notice(r.node) == notice)
+
+    def leaving(self, stage: str, hardware: str) -> int:
+        """Replicas that have got a notice."""
+        here = (r for r in self._replicas if (r.stage, r.hardware, r.state) == (stage, hardware, "running"))
+        return sum(r.is_noticed(self.noticed) for r in here) if self.noticed else 0
 
     def decided(self, record: DecisionRecord) -> None:
         """A decision was made."""
@@ -302,7 +329,7 @@ class PipelineView:
                 max(0, count - ready),
                 self._throughput(stage, hardware, seen),
                 self.start_ups.next_s(stage, hardware),
-                leaving=self._held[stage, hardware] if hardware in self.noticed else 0,
+                leaving=self.leaving(stage, hardware),
             )
         _, hidden = self.reports.late_by_partition(stage)
         return StageObservation(

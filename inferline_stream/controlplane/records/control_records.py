@@ -89,8 +89,8 @@ class Override(msgspec.Struct, frozen=True):
         "pause", "scale", "limits", "standby", "slo", "price", "stock", "notice", "reserve", "traffic", "code", "canary"
     ]
     subject: str = ""
-    """A stage for scale, limits and standby, a hardware kind for price, stock and notice, a window (`On`, or
-    `Every`) for reserve and traffic."""
+    """A stage for scale, limits and standby, a hardware kind for price, stock and notice, ``node/NAME`` for a notice of
+    a node, a window (`On`, or `Every`) for reserve and traffic."""
     value: float | None = None
     """Replicas, seconds of the SLO, dollars per hour, replicas in stock, seconds until a spot kind is taken, times the
     traffic, the share of events of a canary, or when newer code was given, in seconds since the epoch: replicas started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 from inferline_stream.dataplane.dispatcher.canary import Canary
@@ -26,6 +27,7 @@ from inferline_stream.dataplane.frames import (
     Ready,
     Results,
     Returned,
+    Sleep,
     answer_bytes,
 )
 from inferline_stream.dataplane.reports import ReplicaStatus
@@ -65,6 +67,8 @@ class BatchExchange:
         self._fallback = FallbackBatches(slot)
         self._next = NextBatches(slot, pool, self._canary, self._fallback, self._doubtful)
         self._stragglers_at_s = 0.0
+        self._sleep_after_s, self._worked_s, self._sleep = 0.0, -math.inf, False
+        """See `StagePlan`; when a replica had a batch last, and whether they were asked to sleep since."""
         self._server_trouble = ""
         """Why a server last took no batch, in words; empty where every server has taken every batch."""
 
@@ -74,6 +78,7 @@ class BatchExchange:
         self._canary.follow(plan)
         self._fallback.follow(plan)
         self._next.follow(plan)
+        self._sleep_after_s = plan.sleep_after_s
 
     def learn(self, heartbeat: LeaderHeartbeat) -> None:
         """Learn from the leader what events take after this stage, and what its fallback has made."""
@@ -190,6 +195,21 @@ class BatchExchange:
                 slot.wake_at(deadline_s)
         if len(pool.replicas) >= SLOW_PEERS:
             slot.wake_at(self._stragglers_at_s)
+        if self._sleep_after_s:
+            self._let_sleep()
+
+    def _let_sleep(self) -> None:
+        """Ask replicas to have their servers sleep, once none had a batch for as long as the stage sleeps after."""
+        replicas = [replica for replica in self._pool.replicas.values() if replica.ready]
+        if self._worked_s == -math.inf or any(replica.hands for replica in replicas):
+            self._worked_s, self._sleep = self._slot.now_s, False
+        sleeps_s = self._worked_s + self._sleep_after_s
+        if not self._sleep and self._slot.now_s >= sleeps_s:
+            self._sleep = True
+            for replica in replicas:
+                self._slot.ask(SendFrame(replica.replica, Sleep()))
+        elif not self._sleep:
+            self._slot.wake_at(sleeps_s)
 
     def most_background(self) -> int:
         """Return how many background events may wait for replicas."""

@@ -99,6 +99,16 @@ class HttpTransport:
                 raise TooLong
         return bytes(found)
 
+    async def posted(self, path: str, token: str) -> bool:
+        """POST a path of the server that has no body; returns whether it has done so."""
+        parts = urlsplit(self._url)
+        url = f"{parts.scheme}://{parts.netloc}{path}"
+        try:
+            async with self._session.post(url, headers=_shown(token), allow_redirects=False) as response:
+                return response.status < HTTPStatus.MULTIPLE_CHOICES
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
     async def is_ready(self, token: str) -> bool:
         """Whether the server serves the model."""
         headers = _shown(token)

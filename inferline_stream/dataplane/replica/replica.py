@@ -25,7 +25,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TextIO, cast
@@ -44,6 +44,7 @@ from inferline_stream.dataplane.frames import (
     Ready,
     Results,
     Returned,
+    Sleep,
     answer_bytes,
     encode_frame,
     to_replica,
@@ -93,11 +94,13 @@ class _Stage:
         process: runs a batch; of one that is asynchronous, gives an awaitable.
         loop: that an asynchronous one runs on; None otherwise.
         code: compares its results; None of one that is only checked.
+        sleep: puts the server that it asks to sleep; None where there is none that can.
     """
 
     process: Callable[[Batch], Settled | Awaitable[Settled]]
     loop: asyncio.AbstractEventLoop | None
     code: StageCode | None = None
+    sleep: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
 def main(channel: socket.socket | None, code: StageCode | None = None) -> int:
@@ -173,7 +176,8 @@ def _load(spec: ReplicaSpec, code: StageCode | None, keep: int) -> tuple[_Stage,
     gc.freeze()  # what was loaded stays: the collector need not look at it again
     held = seal(confinement, keep=(keep,))
     refusals.sealed = held.sealed
-    return _Stage(partial(_process, code, (call, fallback)), loop, code), held
+    sleep = call.sleep if code is not None and code.sleeps else None
+    return _Stage(partial(_process, code, (call, fallback)), loop, code, sleep), held
 
 
 def _process(
@@ -287,6 +291,9 @@ class _Server:
             if not data:
                 raise ConnectionError("the dispatcher is gone")
             for frame in self._frames.feed(data):
+                if isinstance(frame, Sleep):
+                    self._sleep()
+                    continue
                 code = 0 if isinstance(frame, Leave) else self._run(frame)
                 if code is not None:
                     return code
@@ -297,13 +304,20 @@ class _Server:
             self._disconnect()
         return None
 
+    def _sleep(self) -> None:
+        if self._loop is not None and self._stage.sleep is not None:
+            self._begun(self._stage.sleep())
+
+    def _begun(self, work: Coroutine[Any, Any, None]) -> None:
+        assert self._loop is not None, "what runs beside others is asynchronous"
+        self._under_way.add(task := self._loop.create_task(work))
+        task.add_done_callback(self._under_way.discard)
+
     def _run(self, batch: Batch) -> int | None:
         """Run a batch, or begin to."""
         began_s = time.perf_counter()
         if self._loop is not None and not (batch.profiling and batch.profiling.weighs):
-            task = self._loop.create_task(self._run_awaited(batch, began_s))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            self._begun(self._run_awaited(batch, began_s))
             return None
         try:
             settled = self._stage.process(batch)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -39,6 +40,8 @@ from inferline_stream.dataplane.replica.server_exchange import (
 from inferline_stream.dataplane.replica.server_process import ServerProcess
 from inferline_stream.errors import InferlineError, InvalidFile, ServerUnavailable, StageFailed
 from inferline_stream.pipeline.model_server import GRPC_SCHEMES, LONGEST_PAUSE_S, PORT, ModelServer
+
+logger = logging.getLogger(__name__)
 
 _EVENTS_FAULT = frozenset((400, 413, 415, 422))
 _AGAIN = frozenset((500, 502, 504))
@@ -88,8 +91,12 @@ class ServedModel:
         """Why the token's file could not be read again, and what to do; empty if it could."""
         certificates = _read(server.ca_file, folder) if server.ca_file else None
         self._url, self._transport, self._encode, self._decode = _spoken(server, url.rstrip("/"), certificates)
+        self._turn = asyncio.Lock()
+        """Of those that put the server to sleep, or wake it."""
         if self.process is not None:
             self.process.await_ready(partial(self._transport.lack, self._token))
+            if server.wake:
+                self.process.wake = self._wake
         # What a first request imports cannot be imported once the process is sealed.
         self._first = asyncio.get_running_loop().create_task(self._transport.is_ready(self._token))
 
@@ -101,6 +108,8 @@ class ServedModel:
             EventRefused: the server refuses it.
             StageFailed: the server that this replica has started has ended.
         """
+        if self.process is not None and self.process.wake is not None:
+            await self.process.wake()
         asked = [self._server.request(event) for event in events]
         outputs = list[Any]()
         for each in [asked] if self._server.batches else [[one] for one in asked]:
@@ -108,6 +117,30 @@ class ServedModel:
         if self._with_event:
             return [self._server.response(event, output) for event, output in zip(events, outputs, strict=True)]
         return [self._server.response(output) for output in outputs]
+
+    async def sleep(self) -> None:
+        """Have the server sleep, if it can, until the next batch."""
+        async with self._turn:
+            if self.process is not None and self._server.sleep and not self.process.asleep:
+                self.process.asleep = await self._posted(self._server.sleep)
+                logger.info("server %s %s", self._url, "sleeps" if self.process.asleep else "does not sleep")
+
+    async def _wake(self) -> None:
+        """Have it serve again.
+
+        Raises:
+            ServerUnavailable: it does not.
+        """
+        async with self._turn:
+            assert self.process is not None, "it is a server's of ours that sleeps"
+            if self.process.asleep:
+                if not await self._posted(self._server.wake):
+                    raise self._unavailable(f"sleeps, and does not wake by {self._server.wake}", busy=True)
+                self.process.asleep = False
+
+    async def _posted(self, path: str) -> bool:
+        assert isinstance(self._transport, HttpTransport), "validation refuses sleep= of others"
+        return await self._transport.posted(path, self._token)
 
     async def _asked(self, request: ServerRequest, events: int) -> list[Any]:
         """Send a request until there is a response to it, or no attempt is left."""
@@ -234,6 +267,9 @@ def served(server: ModelServer, folder: str, *, beside: Any = None) -> type:
 
         async def __call__(self, events: list[Any]) -> list[Any]:
             return await self._model(events)
+
+        async def sleep(self) -> None:
+            await self._model.sleep()
 
     return Served
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from inferline_stream.dataplane.replica import server_parent
 from inferline_stream.errors import StageFailed
@@ -43,6 +43,10 @@ class ServerProcess:
         if shutil.which(os.path.join(folder, program) if os.path.dirname(program) else program) is None:
             raise StageFailed(f"server {program!r} cannot be started: there is no such program, or it may not be run")
         parent = [sys.executable, "-I", "-S", os.path.abspath(server_parent.__file__), str(os.getpid()), folder]
+        self.asleep = False
+        """Whether it was put to sleep, by whichever of its models."""
+        self.wake: Callable[[], Awaitable[None]] | None = None
+        """Wakes it; None where it never sleeps."""
         self._process = subprocess.Popen([*parent, *self._command], stdin=subprocess.DEVNULL, stdout=2)
 
     def await_ready(self, lack: Callable[[], str]) -> None:

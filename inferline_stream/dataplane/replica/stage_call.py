@@ -134,6 +134,10 @@ class StageCall:
         self._on_gpu = hardware.gpus > 0
         self._release = False
 
+    async def sleep(self) -> None:
+        """Have the server of a served stage sleep until the next batch."""
+        await self._call.sleep()
+
     def __call__(self, values: list[Any]) -> Any:
         """Return the stage's results for one batch. An error that the stage raises is passed on.
 

@@ -60,6 +60,8 @@ class StageCode:
                 f"stage {stage!r}: concurrency {own.concurrency} needs `async def`: a plain function runs one batch at "
                 "a time"
             )
+        self.sleeps = own.server is not None and bool(own.server.sleep)
+        """Whether the stage asks a server that can sleep."""
         self.emulated = own.emulated if isinstance(own.emulated, Emulated) else None
         self._cost = load_code(own.cost, folder) if weighs and isinstance(own.cost, str) else own.cost
         self._agrees = load_code(own.agrees, folder) if isinstance(own.agrees, str) else own.agrees or operator.eq

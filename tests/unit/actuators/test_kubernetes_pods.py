@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inferline_stream.actuators.kubernetes.object_names import HARDWARE_LABEL, REPLICA, STAGE_LABEL, hardware_of, labels
-from inferline_stream.actuators.kubernetes.pods import LOST, Pods, pending_of
+from inferline_stream.actuators.kubernetes.pods import LOST, Pods, is_going, pending_of
 
 
 def pod(**status: Any) -> dict[str, Any]:
@@ -26,6 +26,25 @@ def test_a_kind_with_a_plus_is_a_label_that_kubernetes_takes_and_comes_back_from
     labelled = labels("p", "rank", REPLICA, "a100-1g.10gb+me")
     assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?", labelled[HARDWARE_LABEL])
     assert hardware_of(labelled) == "a100-1g.10gb+me"
+
+
+@pytest.mark.parametrize(
+    ("taint", "going"),
+    [
+        ("cloud.google.com/impending-node-termination", True),
+        ("aws-node-termination-handler/spot-itn", True),
+        ("nvidia.com/gpu", False),
+    ],
+)
+def test_replicas_on_a_node_with_the_taint_of_one_that_is_taken_are_going(taint: str, going: bool) -> None:
+    pods = Pods()
+    pods.changed(pod(), 0.0)
+    (before,) = pods.observed()
+    assert not before.going
+    node = {"spec": {"taints": [{"key": taint, "effect": "NoSchedule"}]}}
+    pods.going = frozenset(["node-1"] if is_going(node) else [])
+    (after,) = pods.observed()
+    assert after.going == going
 
 
 def test_a_pod_whose_node_was_deleted_is_lost_and_its_end_says_why() -> None:

@@ -12,7 +12,12 @@ from tests.unit.tuner.plans import seen
 
 
 def test_a_new_plan_leaves_what_people_have_seen_and_forgets_its_loads() -> None:
-    learned: dict[str, Any] = {"outgrown_s": 4.0, "leapt_s": 3.0, "reported": {(Reason.BACKLOG, "a"): 4.0}}
+    learned: dict[str, Any] = {
+        "outgrown_s": 4.0,
+        "leapt_s": 3.0,
+        "woken_s": 2.0,
+        "reported": {(Reason.BACKLOG, "a"): 4.0},
+    }
 
     def learns(state: Any, _: Any) -> Any:
         return replace(state, **learned, fits_since_s={"a": 5.0}), None

@@ -77,3 +77,13 @@ async def test_a_controller_that_finds_it_asleep_does_not_wait_for_replicas_and_
     assert world.wanted == 0
     await world.until(lambda: world.done >= world.arrived >= 1, START_UP_S + 2.5)
     assert world.decisions()[0] == ("scale_up", "woken")
+
+
+@in_world(at_bursts, idle=Idle(20.0, standby=1))
+async def test_one_that_stands_by_stays_and_serves_the_first_events_without_a_start(world: World) -> None:
+    await world.until(lambda: world.wanted == 0, 30.0)
+    await asyncio.sleep(2.0)
+    assert (await world.replicas(), world.arrived) == (1, 0.0)
+    assert "and 1 on standby stay" in world.controller.decider.decisions[-1].detail
+    await world.until(lambda: world.arrived >= 1, 20.0)
+    assert await world.until(lambda: world.done >= 1, 5.0) < START_UP_S / 2

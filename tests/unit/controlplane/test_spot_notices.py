@@ -79,3 +79,46 @@ async def test_a_controller_that_takes_over_after_the_notice_knows_what_is_away(
     memory.state = replace(memory.state, noticed={}, away_until_s={})  # as it begins
     await world.until(lambda: world.wanted > 2, 20.0)
     assert world.controller.wanted["a"]["cpu-spot"] == 0
+
+
+@pytest.mark.parametrize("by", ["people", "the platform"])
+@pytest.mark.parametrize(
+    ("planned", "then"), [(ON_SPOT, {"cpu": 1, "cpu-spot": 1}), ({"cpu": 2}, {"cpu": 2})], ids=["on spot", "on demand"]
+)
+def test_replicas_of_one_node_are_replaced_at_once_and_it_alone_is_drained(
+    planned: dict[str, int], then: dict[str, int], by: str
+) -> None:
+    @in_world(steady(10.0), planned=planned)
+    async def story(world: World) -> None:
+        await asyncio.sleep(20.0)
+        first, second = [r.replica for r in await world.actuator.observe()]
+        world.actuator.nodes = {first: "n1", second: "n2"}
+        await asyncio.sleep(1.0)
+        if by == "people":
+            say(world, Override("notice", "node/n1", 30.0, until_s=EPOCH_S + 51.0))
+        else:
+            world.actuator.going = {"n1"}
+        await asyncio.sleep(1.5)
+        there = [r.replica for r in await world.actuator.observe() if r.state == "running"]
+        assert len(there) == 3, "its replacement starts beside it"
+        assert set(there) > {first, second}
+        await asyncio.sleep(START_UP_S + 2.0)
+        left = [r for r in await world.actuator.observe() if r.state == "running"]
+        assert {r.replica for r in left} == {*there} - {first}
+        assert {kind: n for kind, n in world.controller.wanted["a"].items() if n} == then
+        (decided,) = [d for d in world.controller.decider.decisions if d.action == "replace"]
+        assert (decided.reason, "node/n1 will be taken: 1 of a" in decided.detail) == ("spot_lost", True)
+
+    story()
+
+
+@in_world(steady(10.0))
+async def test_a_notice_of_a_node_that_nobody_is_on_is_said_and_changes_nothing(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await asyncio.sleep(10.0)
+    with caplog.at_level(logging.WARNING):
+        say(world, Override("notice", "node/n9", 30.0, until_s=EPOCH_S + 40.0))
+        await asyncio.sleep(20.0)
+    assert "notice of node/n9: no replica is on it, so nothing is replaced" in caplog.text
+    assert (world.decisions(), await world.replicas()) == ([], 2)

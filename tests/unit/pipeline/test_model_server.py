@@ -68,6 +68,11 @@ def test_types_of_a_served_stage_are_those_of_its_two_functions(response: Any) -
             {"url": "https://127.0.0.1:{port}", "command": "serve {port}"},
             "server 'https://127.0.0.1:{port}' is started beside its replica, which asks it over http:// alone",
         ),
+        ({"sleep": "/s", "wake": "/w"}, "is put to sleep by the replica that starts it with command="),
+        (
+            {"url": "http://127.0.0.1:{port}", "command": "serve {port}", "sleep": "/s"},
+            "server needs both sleep='/s' and wake='', such as '/sleep' and '/wake_up'",
+        ),
         ({"request": lambda text: text}, "is no function at the top of the file"),
         ({"request": later}, "later is asynchronous; write a plain function"),
         ({"response": of_three}, "of_three must take the outputs, or the event and the outputs"),

@@ -399,12 +399,6 @@ def test_what_sleeps_needs_a_time_of_a_minute_or_more(idle: Any, said: str) -> N
     assert said in only_problem(moderation(toxicity={"idle": idle}))
 
 
-def test_a_stage_that_sleeps_has_no_standby() -> None:
-    assert "leaves no replica, and standby=1 asks for some" in only_problem(
-        moderation(toxicity={"idle": "5m", "standby": 1})
-    )
-
-
 def test_spot_capacity_has_the_kind_beside_it_that_takes_over() -> None:
     lent = [Hardware("box", 1.0, spot=Spot(0.3))]
     said = only_problem(moderation(hardware=lent, toxicity={"hardware": ["box-spot"]}))

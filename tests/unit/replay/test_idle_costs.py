@@ -17,6 +17,7 @@ from inferline_stream.replay.idle_costs import Sleeper, cold_start_s, idle_costs
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.policy import initial_state, step
+from inferline_stream.tuner.policy_settings import PolicySettings
 
 SHAPE = Shape(("a", "b"), (Arrow(0, 1),))
 OF = {"a": Sleeper(3.0, 0.1, cost_per_hour=1.0), "b": Sleeper(5.0, 0.2, 0.5, cost_per_hour=2.0)}
@@ -48,27 +49,37 @@ def test_late_are_those_that_come_in_the_cold_start_after_a_gap_that_is_long_eno
     assert "within the SLO of 6s" in found.in_words(6.0, 0.99)
 
 
-def test_the_closed_loop_sleeps_as_long_and_is_late_as_often_as_predicted() -> None:
+@pytest.mark.parametrize(
+    ("standby", "wake_s"),
+    [(0, None), (1, None), (1, 1.5)],
+    ids=["none stays", "one stands by", "one stands by with its server asleep"],
+)
+def test_the_closed_loop_sleeps_as_long_and_is_late_as_often_as_predicted(standby: int, wake_s: float | None) -> None:
     """Six bursts of 60 s, four minutes apart."""
     rng = np.random.default_rng(5)
     bursts = [begin + np.cumsum(rng.exponential(0.2, 300)) for begin in np.arange(6) * 240.0]
     trace = Trace(np.concatenate(bursts))
-    kinds = {"x": Hardware("x", 1.0)}
-    profiles = {(s, "x"): Profile(s, "x", (ServiceTime(1, 0.05),), start_up_s=4.0) for s in SHAPE.stages}
+    kinds = {"x": Hardware("x", 1.0, asleep_per_hour=0.1)}
+    profiles = {(s, "x"): Profile(s, "x", (ServiceTime(1, 0.05),), start_up_s=4.0, wake_s=wake_s) for s in SHAPE.stages}
     measured = PipelineProfile(profiles, independent_paths(SHAPE, {}))
     held = {stage: (Allocation("x", 1, 1),) for stage in SHAPE.stages}
     plan = Plan(
         "p", 0.5, held, 2.0, 0.3, 5.0, ((1.0, 15), (10.0, 75), (60.0, 340)),
-        {"a": 1.0, "b": 1.0}, {"a": 0.25, "b": 0.25}, idle=TOGETHER,
+        {"a": 1.0, "b": 1.0}, {"a": 0.25, "b": 0.25}, idle=dict.fromkeys(SHAPE.stages, Idle(60.0, standby=standby)),
     )  # fmt: skip
 
     def ran(of: Plan):
-        tuner = Tuner("tuner", step, initial_state(of, measured, kinds), SHAPE, period_s=1.0)
+        state, period_s = initial_state(of, measured, kinds), 1.0 if wake_s is None else 0.25
+        tuner = Tuner("tuner", step, state, SHAPE, period_s=period_s)
         return replay(SHAPE, held, measured, trace, tuner, catalogue=kinds, slo_s=0.5, slots={})
 
     of = sleepers(initial_state(plan, measured, kinds).basis, plan, measured)
     (said,) = idle_costs(SHAPE, plan.idle, of, trace, 0.5)
     asleep, awake = ran(plan), ran(replace(plan, idle={}))
     assert said.wakes == 5 == sum(each.reason == "woken" for each in asleep.steps)
-    assert asleep.late - awake.late == pytest.approx(said.late, rel=0.2)
-    assert asleep.cost < awake.cost - 0.9 * said.asleep_share * said.saved_per_hour * asleep.duration_s / 3600
+    waits_s = {(0, None): 4.0 + PolicySettings().reaction_s, (1, None): 0.0, (1, 1.5): 1.5}[standby, wake_s]
+    assert said.cold_start_s == pytest.approx(waits_s + 2 * 0.05)
+    assert asleep.late - awake.late == pytest.approx(said.late, rel=0.25)
+    price = 0.1 if wake_s else 1.0
+    assert said.saved_per_hour == pytest.approx(2.0 - 2 * standby * price)
+    assert asleep.cost <= awake.cost - 0.9 * said.asleep_share * said.saved_per_hour * asleep.duration_s / 3600

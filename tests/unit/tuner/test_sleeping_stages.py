@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from inferline_stream.pipeline.idle import Idle
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
+from inferline_stream.tuner.odds import TrafficRecord
 from inferline_stream.tuner.policy import step
-from inferline_stream.tuner.tuner_state import TunerState, initial_state
+from inferline_stream.tuner.staffing_table import Staffing
+from inferline_stream.tuner.tuner_state import TunerState, initial_state, staffed
 from tests.unit.tuner.plans import CATALOGUE, measured, plan, seen
 
 ALL = {"a": Idle(120.0), "b": Idle(120.0)}
@@ -143,3 +147,18 @@ def test_a_woken_stage_waits_for_nobody_s_replicas() -> None:
     observed = Observation(0.0, (0, 0, 0), 0.0, 0.0, {"a": idle, "b": idle}, stock={"x": 1})
     state, _ = step(state, observed)
     assert counts(state) == (1, 0)
+
+
+def test_what_wakes_a_pipeline_is_no_leap_that_nothing_foretold_and_one_in_the_middle_of_traffic_is() -> None:
+    """Full traffic comes within a second: after ten minutes asleep, and after as long at a tenth of it."""
+    record = TrafficRecord(100.0, *np.full((2, 600), 1.0), np.full(600, -math.inf))
+    table = Staffing((0.1, 1.0, 2.0), {"a": (20.0, 200.0, 400.0), "b": (15.0, 150.0, 300.0)}, 100.0, record)
+    found = {}
+    for before in (0.0, 10.0):
+        state = staffed(tuner(), table)
+        for second in range(700):
+            rate = before if second < 600 else 100.0
+            observed = replace(quiet(float(second), state), arrival_rate=rate, recent=(int(rate),) * 30)
+            state, _ = step(state, observed)
+        found[before] = state.leapt_s > 600.0
+    assert found == {0.0: False, 10.0: True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -134,6 +135,26 @@ def test_on_demand_takes_over_up_to_what_people_pay_for_it(most: float | None, o
     if most is not None:
         assert sum(there for there, _ in counts(state).values()) == on_demand, "what there was stays"
         assert f"for at most ${most:g}/h of x" in decision.detail
+
+
+@pytest.mark.parametrize("most", [2.0, 3.0, 4.0])
+def test_what_is_too_little_for_all_goes_to_the_stage_that_has_the_least_of_what_it_needs(most: float) -> None:
+    """Compared with every way to deal out as many."""
+    before = begun(Spot(0.3))
+    state, decision = lost(replace(before, basis=replace(before.basis, spot={KIND: Spot(0.3, most=most)})))
+    needs = {stage.name: stage.supply for stage in before.basis.stages}
+    throughput = {stage.name: stage.kinds[0].throughput for stage in before.basis.stages}
+
+    def worst(dealt: tuple[int, ...]) -> float:
+        return min(n * throughput[name] / needs[name] for n, name in zip(dealt, needs, strict=True))
+
+    found = tuple(on_demand for on_demand, _ in counts(state).values())
+    kept = tuple(on_demand for on_demand, _ in counts(before).values())
+    ways = itertools.product(range(6), repeat=2)
+    best = max(worst(way) for way in ways if sum(way) <= most and all(n >= k for n, k in zip(way, kept, strict=True)))
+    assert sum(found) == most
+    assert worst(found) == pytest.approx(best)
+    assert decision.reason is Reason.SPOT_LOST
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Leave, Ready, Results, answer_bytes
+from inferline_stream.dataplane.frames import Batch, Broken, Call, Done, Leave, Ready, Results, Sleep, answer_bytes
 from inferline_stream.dataplane.reports import decode_report, encode_report
 from tests.unit.dataplane.dispatcher.doubles import KIND, WALL_S, Replica, fed
 
@@ -357,3 +357,24 @@ def test_whatever_a_replica_claims_of_a_batch_the_report_can_be_read_and_the_res
         pool.slot.fill(pool.report, pool.now_s)
         report = decode_report(encode_report(pool.report))
         assert sum(map(len, report.counts.batch_stats.values())) <= 1
+
+
+def test_replicas_are_asked_to_let_their_servers_sleep_once_none_had_a_batch_for_as_long_as_that():
+    with fed() as pool:
+        pool.plan(sleep_after_s=30.0)
+        first, second = pool.attached(), pool.attached()
+        pool.fetched(b"x")
+        batch = first.batch()
+        pool.advance(40.0)  # it has that batch all the time
+        assert (first.idle(), second.idle()) == (True, True)
+        first.answer(batch)
+        pool.advance(29.0)
+        assert (first.idle(), second.idle()) == (True, True)
+        pool.advance(2.0)
+        assert [replica.frames.pop() for replica in (first, second)] == [Sleep(), Sleep()]
+        pool.advance(600.0)
+        assert (first.idle(), second.idle()) == (True, True), "once is enough"
+        pool.fetched(b"y", first=1)
+        first.answer(first.batch())
+        pool.advance(61.0)
+        assert first.frames.pop() == Sleep()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from inferline_stream.dataplane.frames import Batch, Leave, ToDispatcher, encode_frame, to_dispatcher
+from inferline_stream.dataplane.frames import ToDispatcher, ToReplica, encode_frame, to_dispatcher
 from inferline_stream.dataplane.process_specs import ReplicaSpec, encode_spec
 from inferline_stream.isolation import bootstrap
 from inferline_stream.isolation.confinement import confined
@@ -30,7 +30,7 @@ class Dispatcher:
         self._buffer = to_dispatcher()
         self._frames: list[ToDispatcher] = []
 
-    def send(self, frame: Batch | Leave) -> None:
+    def send(self, frame: ToReplica) -> None:
         self.socket.sendall(encode_frame(frame))
 
     def receive(self) -> ToDispatcher | None:

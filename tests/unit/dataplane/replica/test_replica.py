@@ -1,11 +1,12 @@
 """A real replica process, driven by frames."""
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
-from inferline_stream.dataplane.frames import Batch, Broken, Done, Failed, Leave, Many, Ready, Results, Returned
+from inferline_stream.dataplane.frames import Batch, Broken, Done, Failed, Leave, Many, Ready, Results, Returned, Sleep
 from inferline_stream.dataplane.replica.replica import LEAVE
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.fallback import FALLBACK, MAIN
@@ -209,6 +210,62 @@ def test_a_served_stage_and_its_fallback_ask_two_models_of_one_server(tmp_path: 
             results = dispatcher.receive()
             assert isinstance(results, Results)
             assert results.outcomes == [Done(b"%d" % (times * event), 0) for event in (5, 7)]
+
+
+SLEEPER = """
+import http.server, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    asleep = False
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with open("asked", "a") as file:
+            file.write(f"{self.path} {Handler.asleep}\\n")
+        if self.path in ("/sleep?level=1", "/wake_up"):
+            Handler.asleep = self.path != "/wake_up"
+        self.send_response(503 if Handler.asleep and self.path == "/double" else 200)
+        self.end_headers()
+        self.wfile.write(str(2 * int(body or 0)).encode())
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+SLEEPS = f"""
+from inferline_stream import Pipeline, RayServe, Stage, Topic
+
+def same(number: int) -> int:
+    return number
+
+server = RayServe(
+    "http://127.0.0.1:{{port}}/double",
+    request=same,
+    response=same,
+    command="{sys.executable} sleeper.py {{port}}",
+    sleep="/sleep?level=1",
+    wake="/wake_up",
+)
+stage = Stage("work", server=server, hardware=["cpu-1"])
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage])
+"""
+
+
+def test_the_server_that_a_replica_starts_sleeps_when_asked_and_wakes_with_the_next_batch(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    with replica(tmp_path, SLEEPS) as running:
+        dispatcher = running.attach()
+        dispatcher.receive()
+        for number in range(1, 4):
+            if number > 1:
+                dispatcher.send(Sleep())
+                dispatcher.send(Sleep())
+            dispatcher.send(Batch(7, number, [b"5"]))
+            results = dispatcher.receive()
+            assert isinstance(results, Results)
+            assert results.outcomes == [Done(b"10", 0)]
+    slept = ["/sleep?level=1 False", "/wake_up True", "/double False"]
+    assert (tmp_path / "asked").read_text().splitlines() == ["/double False", *slept, *slept]
 
 
 def test_a_new_dispatcher_finds_the_same_process(tmp_path: Path) -> None:
