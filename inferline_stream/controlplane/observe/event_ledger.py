@@ -89,10 +89,11 @@ class EventLedger:
     _entered: list[bytearray] = field(init=False)
     accounts: dict[str, SinkAccount] = field(init=False)
     """By the stage that feeds the sink."""
+    _levels: int = field(init=False)
     _named: set[bytes] = field(default_factory=set)
     """Events with an id of their own."""
     _times: dict[bytes, int] = field(default_factory=dict)
-    """Where there are several sinks: the place in `latencies_s` by the id of the event, or of its result."""
+    """Where there are several sinks: the place in `latencies_s` by the id of what counts, an event or its result."""
     _given_up: set[bytes] = field(default_factory=set)
     """Where there are several sinks: ids whose reason is counted. They end at each sink, and have one reason."""
     _old: set[bytes] = field(default_factory=set)
@@ -107,8 +108,15 @@ class EventLedger:
         self._entered = [bytearray(n) for n in sizes]
         self.reaches(("",))
 
-    def reaches(self, at: Sequence[str]) -> None:
-        """Say at which stages the sinks are that its events may reach."""
+    def reaches(self, at: Sequence[str], levels: int = 0) -> None:
+        """Say at which stages the sinks are that its events may reach.
+
+        Args:
+            at: the stages.
+            levels: how often events were given many results on their way to what all these sinks get something of: of
+                several sinks a latency is of that. See `Shape.counted`.
+        """
+        self._levels = levels
         self.accounts = {stage: SinkAccount([len(row) for row in self._entered]) for stage in at}
 
     def entered(self, record: Record) -> None:
@@ -139,7 +147,7 @@ class EventLedger:
             entered_s = found.entry_us / 1e6
             latency_s = max(0.0, record.time_ms / 1e3 - entered_s)
             if len(self.accounts) > 1:
-                known = self._times.setdefault(_kept(found.event_id or b""), len(self.latencies_s))
+                known = self._times.setdefault(self._counted(found.event_id or b"", found.of), len(self.latencies_s))
                 if known < len(self.latencies_s):
                     self.latencies_s[known] = max(self.latencies_s[known], latency_s)
                     return
@@ -155,7 +163,7 @@ class EventLedger:
         at = [stage for stage in at if stage in self.accounts] or list(self.accounts)
         if not self._count(name, at, ENDED, found._replace(event_id=record.key)):
             return
-        kept = _kept(record.key or b"")
+        kept = self._counted(record.key or b"", found.of)
         if len(self.accounts) > 1:
             if kept in self._given_up or (reason in NO_OUTPUT and not self._is_without_output(name)):
                 return
@@ -167,6 +175,10 @@ class EventLedger:
             self.latencies_s[known] = math.inf
         else:
             self.live_reasons[reason] += 1
+
+    def _counted(self, name: bytes, of: Sequence[int]) -> bytes:
+        """Return what stands for the event whose latency counts, by the id of that or of a result of it."""
+        return _kept(root(name, max(0, len(of) - self._levels)))
 
     def _is_without_output(self, name: bytes) -> bool:
         """Whether an event has ended for every sink, and no record of it is in any."""
@@ -391,7 +403,7 @@ async def read_ledger(
     prefixes = {of: event_id_prefix(topic, await offsets.topic_id(topic)) for of, topic in topics.items()}
     ledgers = {of: _ledger(of, prefix, since, start, source) for of, prefix in prefixes.items()}
     for of, each in ledgers.items():
-        each.reaches(context.sinks_of(of))
+        each.reaches(context.sinks_of(of), context.levels_of(of))
     ledger = ledgers.pop("")
     ledger.others = ledgers
     for of, each in ledger.others.items():

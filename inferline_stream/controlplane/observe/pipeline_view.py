@@ -153,11 +153,10 @@ class PipelineView:
         return {topic: of_class for topic, of_class in self.others.items() if not of_class.background}
 
     @property
-    def source_partitions(self) -> int:
-        """Partitions of all topics that live events arrive on."""
-        return self.partitions[min(self.context.entries_of())] + sum(
-            of_class.partitions[min(self.context.entries_of(of))] for of, of_class in self.live.items()
-        )
+    def source_partitions(self) -> tuple[int, ...]:
+        """Partitions of each topic that live events arrive on."""
+        others = (of_class.partitions[min(self.context.entries_of(of))] for of, of_class in self.live.items())
+        return (self.partitions[min(self.context.entries_of())], *others)
 
     def _histories(self, stage: str) -> list[tuple[int, OffsetHistory]]:
         """Number of each live class, and the offsets of its input topic of a stage."""

@@ -245,6 +245,27 @@ def test_an_event_has_one_reason_at_however_many_sinks_it_ends() -> None:
     assert (ledger.lost(), miss_rate([ledger], 0.5)) == ((0, []), 1.0)
 
 
+def test_of_sinks_of_lines_and_of_pages_a_page_counts_once_by_its_last_record() -> None:
+    ledger = EventLedger("pages", (0,), (3,))
+    ledger.reaches(("lines", "out"))
+    for offset in range(3):
+        ledger.entered(source(0, offset))
+    for name, time_ms in ((b"pages/0/0/0", 1250), (b"pages/0/0/1", 3000), (b"pages/0/1/0", 1500)):
+        line = sink(name, time_ms=time_ms)
+        ledger.out(Record(line.key, line.value, [*line.headers, (OF, b"2")], time_ms, offset=0), "lines")
+    for page in (0, 1):
+        ledger.out(sink(b"pages/0/%d" % page, time_ms=2000), "out")
+    for name, at in ((b"pages/0/1/1", b"lines"), (b"pages/0/2/0", b"lines"), (b"pages/0/2/1", b"lines")):
+        record = completed(name, b"dead_lettered")
+        ledger.ended(Record(record.key, None, [*record.headers, (OF, b"2"), (ENDED_AT, at)], 0, offset=0))
+    record = completed(b"pages/0/2", b"dead_lettered")
+    ledger.ended(Record(record.key, None, [*record.headers, (ENDED_AT, b"out")], 0, offset=0))
+    assert ledger.lost() == (0, [])
+    assert list(ledger.latencies_s) == pytest.approx([2.0, math.inf])  # a line of the second died
+    assert ledger.reasons == Counter({"dead_lettered": 2})
+    assert miss_rate([ledger], 2.5) == 2 / 3
+
+
 def test_events_of_two_classes_may_have_one_id() -> None:
     second = EventLedger("second", (0,), (1,))
     ledger = EventLedger("posts", (0,), (1,), others={"second": second})
