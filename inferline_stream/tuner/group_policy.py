@@ -77,6 +77,7 @@ def group_state(
         objective=model.objective,
         sharing=model.sharing,
         history=known,
+        within_s=_within_s(model),
     )
     state = initial_state(
         plan,
@@ -102,6 +103,13 @@ def group_state(
     )
     groups = replace(groups, quiet_s=HELD_S) if groups.holds else groups
     return replace(state, basis=replace(state.basis, groups=groups), groups=GroupMemory(state.wanted))
+
+
+def _within_s(model: GroupModel) -> float:
+    """Latency that levels have to meet: less by what events wait in a change's hole on average, where they may."""
+    holes_s = (sharing.rebalance.longest_s for sharing in model.sharing.values() if sharing.rebalance is not None)
+    longest_s = max(holes_s, default=0.0)
+    return model.slo_s - longest_s / 2 if longest_s <= model.slo_s else model.slo_s
 
 
 def _settings(model: GroupModel) -> PolicySettings:

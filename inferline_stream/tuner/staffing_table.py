@@ -81,6 +81,7 @@ def staffing(
     objective: float = 0.99,
     sharing: Mapping[str, Sharing] | None = None,
     history: Trace | None = None,
+    within_s: float | None = None,
     seed: int = 0,
 ) -> Staffing:
     """Simulate the sample at each multiple of its rate and take away what is not needed.
@@ -98,11 +99,13 @@ def staffing(
         objective: share of events that must meet the SLO.
         sharing: of stages that are ordinary consumer groups, which have a useful number of members (`Sharing.useful`).
         history: what the odds are read off; the sample unless given.
+        within_s: latency that more or less traffic than the plan's has to meet; the plan's SLO unless given.
         seed: of the paths drawn.
     """
     known = sample if history is None else history
     stretch = busiest(sample, MOST_EVENTS)
-    search = StaffingSearch(shape, plan, measured, prices, sharing=sharing, seed=seed)
+    met = plan if within_s is None else replace(plan, slo_s=within_s)
+    search = StaffingSearch(shape, met, measured, prices, sharing=sharing, seed=seed)
     found: dict[float, dict[str, int]] = {}
     now = search.planned
     for multiple in sorted((m for m in multiples if m < 1), reverse=True):

@@ -23,6 +23,7 @@ from inferline_stream.tuner.group_plan import plan_groups
 from inferline_stream.tuner.group_policy import QUIET_S, group_state, group_step
 from inferline_stream.tuner.group_replan import begun, due_after_s, levelled, planned, taken_over
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
+from inferline_stream.tuner.staffing_table import BRIEF_MULTIPLE
 from inferline_stream.tuner.tuner_state import TunerState
 from tests.support.group_profiles import learned_group
 
@@ -313,3 +314,19 @@ def test_levelling_leaves_steady_traffic_as_it_is() -> None:
 
 def test_a_plan_is_made_again_once_as_much_was_seen_and_each_ten_minutes_at_least() -> None:
     assert [due_after_s(seen_s) for seen_s in (0.0, 60.0, 300.0, 3600.0)] == [60.0, 60.0, 300.0, 600.0]
+
+
+def test_each_level_leaves_room_for_what_events_wait_in_the_hole_of_a_change() -> None:
+    def latest_s(rebalance: Rebalance) -> float:
+        model = modelled("2s", rebalance)
+        table = group_state(model, plan_groups(model, SAMPLE), SAMPLE).basis.staffing
+        assert table is not None
+        found = []
+        for multiple in (m for m in table.multiples if m > BRIEF_MULTIPLE):
+            held = {n: (Allocation("cpu-1", 4, round(table.needed(n, multiple) * 0.15 / 4)),) for n in "ab"}
+            level = SAMPLE.sped_up(multiple)
+            found.append(simulate(model.shape, held, model.measured, level, partitions=model.partitions).p99_s)
+        return max(found)
+
+    hole = Rebalance("kip848", Learned(1.0, 0.0, 1), 2.0)
+    assert latest_s(hole) <= 1.0 < latest_s(NO_HOLE) <= 2.0
