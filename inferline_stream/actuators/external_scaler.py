@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from inferline_stream.baselines.hpa import beyond_tolerance
 from inferline_stream.dataplane.grpc_messages import message_types
 from inferline_stream.errors import UsageError
 
@@ -92,22 +92,6 @@ class KedaWorkers:
         if self._wanted is None or self._pods is None:
             return self._wanted
         return beyond_tolerance(self._wanted, self._pods, self._tolerance)
-
-
-def beyond_tolerance(wanted: int, pods: int, tolerance: float) -> int:
-    """Return the number to ask a HorizontalPodAutoscaler for, so that it acts where it has to.
-
-    It leaves a change alone where ``|asked / pods − 1| ≤ tolerance``. More than wanted is asked for rather than none
-    of what is missing, and no fewer until that is enough fewer.
-
-    Args:
-        wanted: workers.
-        pods: that there are.
-        tolerance: a share, 0 or more.
-    """
-    if pods <= 0 or abs(wanted / pods - 1) > tolerance:
-        return wanted
-    return max(wanted, math.floor(pods * (1 + tolerance) + 1e-9) + 1) if wanted > pods else pods
 
 
 class ExternalScaler:

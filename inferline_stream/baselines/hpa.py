@@ -65,6 +65,22 @@ def within_tolerance(ratio: float) -> bool:
     return abs(1.0 - ratio) <= TOLERANCE + _ROUNDING
 
 
+def beyond_tolerance(wanted: int, pods: int, tolerance: float) -> int:
+    """Return the number to ask a HorizontalPodAutoscaler for, so that it acts where it has to.
+
+    It leaves a change alone where ``|asked / pods − 1| ≤ tolerance``. More than wanted is asked for rather than none
+    of what is missing, and no fewer until that is enough fewer.
+
+    Args:
+        wanted: workers.
+        pods: that there are.
+        tolerance: a share, 0 or more.
+    """
+    if pods <= 0 or abs(wanted / pods - 1) > tolerance + _ROUNDING:  # versions differ in 11 of 10, at 10 %
+        return wanted
+    return max(wanted, math.floor(pods * (1 + tolerance) + _ROUNDING) + 1) if wanted > pods else pods
+
+
 @dataclass(frozen=True, slots=True)
 class HpaCpu:
     """Scales on CPU utilization, ⌈ready·utilization/target⌉.

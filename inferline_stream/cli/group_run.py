@@ -25,6 +25,7 @@ from inferline_stream.kafka.connection import wait_for_kafka
 from inferline_stream.pipeline.consumer_group import Command, Deployment, FaustApp, KedaScaler
 from inferline_stream.pipeline.group_profile import Learned
 from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.units import format_duration
 from inferline_stream.runs.group_run import GroupReport, GroupRun, run_groups
 from inferline_stream.settings import from_environment
 
@@ -136,7 +137,10 @@ async def _workers(
 
 
 def _table(report: GroupReport) -> Table:
-    table = Table(title=f"{report.pipeline}: {report.duration_s:.0f} s, {report.events_in} records, ${report.cost:.4f}")
+    title = f"{report.pipeline}: {report.duration_s:.0f} s, {report.events_in} records, ${report.cost:.4f}"
+    if report.p99_s is not None and report.miss_rate is not None:
+        title += f", P99 ≈ {format_duration(report.p99_s)}, {report.miss_rate:.2%} late"
+    table = Table(title=title)
     for name in ("group", "members", "wanted", "lag", "a worker's throughput"):
         table.add_column(name, justify="left" if name == "group" else "right")
     for profile in report.groups:

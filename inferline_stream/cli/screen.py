@@ -135,7 +135,7 @@ def headline(state: PipelineState, elapsed_s: float | None = None) -> Text:
         line = Text(f"{elapsed_s:6.1f} s  {line}in {state.events_in}  out {state.events_out}  ")
     line.append(f"lag {lag}  P50 {_duration(state.recent_p50_s)}  ")
     late = (state.recent_late_share or 0.0) > 1 - state.objective
-    line.append(f"P99 {_duration(state.recent_p99_s)}", style="bold red" if late else "green")
+    line.append(f"P99 {'≈ ' * state.estimated}{_duration(state.recent_p99_s)}", style="bold red" if late else "green")
     line.append(f" of {format_duration(state.slo_s)}  late {_share(state.recent_late_share)}  ")
     line.append(f"${state.cost_per_hour:.4f}/h  replicas {replicas}")
     return line

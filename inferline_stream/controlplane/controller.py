@@ -133,7 +133,7 @@ class Controller:
         ):
             collector = Collector(self.view, offsets, self.ticks, self._heard)
             await collector.begin()
-            if context.pipeline.source.arrivals == "timestamps":
+            if context.pipeline.counts_records:
                 collector.stamps = await stack.enter_async_context(
                     SourceTimestamps(context, collector.source_partitions[context.source])
                 )

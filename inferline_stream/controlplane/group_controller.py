@@ -36,18 +36,14 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.tuner.decision import Action, Decision, Reason
-from inferline_stream.tuner.group_plan import LEAST_TRAFFIC_S, plan_groups
-from inferline_stream.tuner.group_policy import group_state
-from inferline_stream.tuner.plan_basis import Replicas
+from inferline_stream.tuner.group_plan import LEAST_TRAFFIC_S
+from inferline_stream.tuner.group_replan import GroupPlanning, begun, due_after_s, planned
 from inferline_stream.tuner.tuner_state import TunerState
 
 logger = logging.getLogger(__name__)
 
-PLAN_AGAIN_S = 600.0
-"""How often it is looked whether what was learned since would change the plan."""
-
 _MOVED = 0.1
-"""A throughput that has moved by this share changes it."""
+"""A throughput that has moved by this share is said."""
 
 _LEARN_S = 5.0
 """How soon what is learned is looked at again where no plan can be made of it: of a busy group that takes 0.2 s."""
@@ -60,17 +56,6 @@ _LOOK_S, _KEEP_S, _PLAN_S = 0.5, 0.1, 1.0
 
 MakeRun = Callable[[Plan, PipelineProfile, Trace, TunerState], Run]
 """(plan, profiles, the traffic that it was made for, where the policy begins) → what the run is."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A plan of groups, and what it was made from."""
-
-    learned: tuple[GroupProfile, ...]
-    measured: PipelineProfile
-    sample: Trace
-    plan: Plan
-    state: TunerState
 
 
 @dataclass(slots=True)
@@ -105,7 +90,7 @@ class GroupController:
     state: PipelineState | None = None
     """Newest state for metrics and tables."""
     _learned: tuple[GroupProfile, ...] = ()
-    """That the plan in force was made from."""
+    """That the plan which was said last was made from."""
     _partitions: dict[str, int] = field(default_factory=dict)
     """Of each group's topic, when a plan was last tried."""
     _due_s: float = 0.0
@@ -162,7 +147,7 @@ class GroupController:
     # -- plans ---------------------------------------------------------------------------------------
 
     async def _plan(self) -> None:
-        """Plan once everything is known that a plan is made from, and again where that has changed."""
+        """Plan once everything is known that a plan is made from, and again and again for the last hour's traffic."""
         now_s = asyncio.get_running_loop().time()
         if now_s < self._due_s and self._partitions == self.collector.partitions:
             return
@@ -179,16 +164,10 @@ class GroupController:
         if sample is None or (seen_s < LEAST_TRAFFIC_S and self.decider is None):
             self._say(now_s, f"{seen_s:.0f} of {LEAST_TRAFFIC_S:.0f} s of traffic were seen")
             return
-        if self.decider is not None and not _moved(self._learned, learned):
-            self._due_s = now_s + PLAN_AGAIN_S
-            return
-        members = self.collector.members
-        held = {
-            group.name: self.fleet.wanted.get(group.name) or {group.hardware: max(1, members[group.name])}
-            for group in self.context.pipeline.groups
-        }
         try:
-            planned = await asyncio.to_thread(self._planned, tuple(learned), sample, held)
+            model = group_model(self.context.pipeline, learned)
+            shortest_s = self.context.settings.shortest_window_s
+            found = await asyncio.to_thread(planned, model, sample, shortest_window_s=shortest_s)
         except (Infeasible, InvalidInput) as error:
             self._due_s = now_s + _TELL_S
             self._say(now_s, str(error))
@@ -196,54 +175,48 @@ class GroupController:
                 self.decider.plan_feasible = False
                 self._hold(Reason.PLAN_INFEASIBLE, str(error))
             return
-        self._due_s = now_s + PLAN_AGAIN_S
-        self._learned = planned.learned
+        self._due_s = now_s + due_after_s(seen_s)
         if self.decider is None:
-            self._begin(planned, held)
+            self._begin(found, learned)
         else:
-            self._adopt(planned)
+            self._adopt(found, learned)
 
-    def _planned(self, learned: tuple[GroupProfile, ...], sample: Trace, held: Replicas) -> _Planned:
-        """Plan; takes seconds of a core.
-
-        Raises:
-            Infeasible: no number of members meets the SLO.
-            InvalidInput: what was learned cannot be planned with.
-        """
-        model = group_model(self.context.pipeline, learned)
-        plan = plan_groups(model, sample)
-        shortest_s = self.context.settings.shortest_window_s
-        state = group_state(model, plan, sample, held=held, shortest_window_s=shortest_s)
-        return _Planned(learned, model.measured, sample, plan, state)
-
-    def _begin(self, planned: _Planned, held: Replicas) -> None:
+    def _begin(self, found: GroupPlanning, learned: Sequence[GroupProfile]) -> None:
         """Show and decide from now on."""
-        partitions = {profile.group: profile.partitions for profile in planned.learned}
-        view = PipelineView(self.context, planned.plan, planned.measured, partitions)
+        members = self.collector.members
+        held = {
+            group.name: self.fleet.wanted.get(group.name) or {group.hardware: max(1, members[group.name])}
+            for group in self.context.pipeline.groups
+        }
+        view = PipelineView(self.context, found.plan, found.model.measured, found.model.partitions)
         self.fleet.wanted.update(copied(held))
         for group in self.context.pipeline.groups:
             if isinstance(group.workers, KedaScaler):  # it asks us, decided or not
                 self.fleet.decided.add(group.name)
         self.collector.show_in(view)
-        run = self.make_run(planned.plan, planned.measured, planned.sample, planned.state)
+        self._learned, words = tuple(learned), _words(learned, found.sample)
+        run = self.make_run(found.plan, found.model.measured, found.sample, begun(found.state, held))
         self.decider = Decider(run, view, self.leadership, self.found, self.fleet, lambda time_s, figures: None)
         self.view = view
         self.decider.follow_people()
-        self.decider.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", _words(planned))
+        self.decider.keep_plan(time.time(), "initial" if self.found.wanted is None else "taken_over", words)
         self.fleet.changed()
         self.step_text("scaling")
-        logger.info("planned for %s", _words(planned))
+        logger.info("planned for %s", words)
 
-    def _adopt(self, planned: _Planned) -> None:
-        """Another plan comes into force; the policy brings its numbers about."""
+    def _adopt(self, found: GroupPlanning, learned: Sequence[GroupProfile]) -> None:
+        """Another plan comes into force; the policy brings its numbers about. It is said where it is another."""
         assert self.decider is not None, "there is a plan"
         assert self.view is not None, "there is a plan"
-        cheaper = planned.plan.cost_per_hour < self.view.plan.cost_per_hour
-        self.view.adopt(planned.plan, planned.measured)
-        self.decider.plan_feasible = True
-        self.decider.memory.fresh = planned.state
-        self.decider.memory.again(copied(self.fleet.wanted))
-        reason, detail = Reason.PLAN_SAVES if cheaper else Reason.PLAN_MISSES_SLO, _words(planned)
+        before = self.view.plan
+        self.view.adopt(found.plan, found.model.measured)
+        self.decider.memory.take_over(found.state)
+        feasible, self.decider.plan_feasible = self.decider.plan_feasible, True
+        if feasible and found.plan.allocations == before.allocations and not _moved(self._learned, learned):
+            return
+        cheaper = found.plan.cost_per_hour < before.cost_per_hour
+        self._learned = tuple(learned)
+        reason, detail = Reason.PLAN_SAVES if cheaper else Reason.PLAN_MISSES_SLO, _words(learned, found.sample)
         self.decider.keep_plan(time.time(), str(reason), detail)
         self.decider.decided(Decision(copied(self.fleet.wanted), Action.REPLAN, reason, detail))
 
@@ -292,6 +265,9 @@ class GroupController:
             self.view.reports.groups[name] = replace(figures, trouble=trouble)
             self.seen(name, sum(self.view.offsets[name].lags()), figures.members)
         self.view.held(now_s, self._members())
+        events = sum(self.view.latencies.histogram().counts)
+        self.view.events_out = events
+        self.view.budget = self.decider.slo.look(time.time(), events, self.view.latencies.late())
         state = self.view.state(now_s, time.time(), self.fleet.wanted)
         self.state = replace(
             state,
@@ -313,7 +289,7 @@ class GroupController:
 
 
 def _moved(before: Sequence[GroupProfile], now: Sequence[GroupProfile]) -> bool:
-    """Whether a plan made from the one should be made again from the other."""
+    """Whether what was learned is another: a plan made from it is said although its numbers are the same."""
     for old, new in zip(before, now, strict=True):
         if old.partitions != new.partitions:
             return True
@@ -329,11 +305,11 @@ def _reasons(trouble: Mapping[str, str]) -> str:
     return "; ".join(dict.fromkeys(trouble.values()))
 
 
-def _words(planned: _Planned) -> str:
+def _words(learned: Sequence[GroupProfile], sample: Trace) -> str:
     """What the plan was made from, in words."""
     known = [
         f"{each.group} {each.throughput.value:.3g}/s a worker (± {each.throughput.error:.0%}, {each.source})"
-        for each in planned.learned
+        for each in learned
         if each.throughput is not None
     ]
-    return f"{', '.join(known)}, at {planned.sample.arrival_rate:.3g} events/s"
+    return f"{', '.join(known)}, at {sample.arrival_rate:.3g} events/s"

@@ -12,7 +12,7 @@ from inferline_stream.kafka.cluster import KafkaCluster
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.pipeline.live_classes import live_classes
 from inferline_stream.pipeline.names import Names
-from inferline_stream.pipeline.shape import Shape, shape_of
+from inferline_stream.pipeline.shape import Shape, innermost, shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.settings import Settings
 
@@ -80,6 +80,11 @@ class PipelineContext:
         entries = map(self.shape.stages.index, self.entries_of(of_class))
         reached = {self.shape.stages[at] for at in self.shape.downstream(*entries)}
         return tuple(stage for stage in self.sinks if stage in reached)
+
+    def levels_of(self, of_class: str = "") -> int:
+        """How often events of a class are given many results on their way to what all their sinks get something of."""
+        at = map(self.shape.stages.index, self.sinks_of(of_class))
+        return len(innermost(map(self.shape.scope_after, at)))
 
     @cached_property
     def others(self) -> tuple[str, ...]:

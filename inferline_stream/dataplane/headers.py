@@ -30,6 +30,9 @@ DROPPED, LETTERED = 1, 2
 REASON = HEADER_PREFIX + "reason"
 """On the completed topic: why an event ended without a sink record."""
 
+MOVED_TO_CLASS = "moved"
+"""Reason of an event that went on as one of another class; see `topology.Topic`."""
+
 ENDED_AT = HEADER_PREFIX + "ended"
 """Beside `REASON` where there are several sinks: the stages, by commas, whose sinks get nothing of the event."""
 

@@ -11,6 +11,7 @@ import msgspec
 
 from inferline_stream.dataplane.headers import version_value
 from inferline_stream.errors import InvalidTopology
+from inferline_stream.kafka.records import Header
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
 from inferline_stream.pipeline.keys import keeps_order
 from inferline_stream.pipeline.names import Names
@@ -111,6 +112,8 @@ class ClassTopic(msgspec.Struct, frozen=True):
     max_bytes: int | None = None
     entries: tuple[int, ...] = ()
     """Positions of the stages at which its events enter."""
+    header: tuple[str, str] | None = None
+    """By which events of the first class are moved to it."""
 
 
 class Routes(msgspec.Struct, frozen=True, dict=True):
@@ -196,6 +199,14 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
     def backgrounds(self) -> dict[int, ClassTopic]:
         """The classes of background events, by number."""
         return {number: topic for number, topic in enumerate(self.others, start=1) if topic.slo_s is None}
+
+    @cached_property
+    def moves(self) -> dict[Header, int]:
+        """At an entry stage of the first class: headers of events that are of another class, and its number."""
+        if self.of_class or not self.is_entry:
+            return {}
+        numbered = enumerate(self.others, start=1)
+        return {(of.header[0], of.header[1].encode()): number for number, of in numbered if of.header is not None}
 
     @cached_property
     def live_topics(self) -> dict[str, float]:
@@ -332,6 +343,7 @@ class Routes(msgspec.Struct, frozen=True, dict=True):
         sends = (*self.follow(None).sends, *(self.follow_none.sends if self.most else ()))
         stages = {*self.children, *(send.stage for send in (*sends, *self.follow(0).sends))}
         topics = {self.topic_of(stage) for stage in stages} | ({self.sink_topic} if self.sink else set())
+        topics |= {self.classes[number].input_topic for number in self.moves.values()}
         return (*sorted(topics), self.names.completed, self.names.dead_letters(self.input_topic))
 
 
@@ -383,6 +395,7 @@ def routes_of(pipeline: Pipeline, stage: str, prefix: str = "") -> Routes:
                 topic.timestamp_header,
                 topic.max_bytes,
                 entries(topic),
+                topic.header,
             )
             for topic in pipeline.others
         ),

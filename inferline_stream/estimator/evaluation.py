@@ -49,6 +49,7 @@ class StageStatistics:
         batches: by batch size (index), over all its replicas.
         wait_s: mean time in its queue.
         service_time_s: mean time in service, over events.
+        busy_s: time in service, summed over batches.
         utilization: share of the time from the first entry to its last departure in which a replica was busy; where it
             can run several batches at once, mean share of them that it had in hand.
         largest_batch: see `SharedPool.largest`.
@@ -59,6 +60,7 @@ class StageStatistics:
     batches: kernels.Ints
     wait_s: float
     service_time_s: float
+    busy_s: float
     utilization: float
     largest_batch: int
     degraded: int = 0
@@ -135,6 +137,7 @@ def evaluate(
         if latency_s is not None:
             for stage in finals:
                 gone = run.gone[stage] if stage in run.gone else run.window(stage)
+                gone = Tokens(gone.times, workload.as_last(stage, gone.events))
                 code.record_latencies(gone, workload.entry_s, workload.hop_s, latency_s)
     aborted = allowed is not None and count > allowed
     return Evaluation(
@@ -214,7 +217,7 @@ def latencies_s(workload: Workload, departures: Mapping[int, Departures], *, cod
     """Latency of every event from the departures of all stages; NaN for an event without a sink record."""
     latency_s = np.full(len(workload), math.nan)
     for stage in workload.shape.finals():
-        gone = Tokens(departures[stage].times_s, departures[stage].events)
+        gone = Tokens(departures[stage].times_s, workload.as_last(stage, departures[stage].events))
         (code or compiled()).record_latencies(gone, workload.entry_s, workload.hop_s, latency_s)
     return latency_s
 
@@ -308,6 +311,7 @@ class _Run:
             batches=_batches(server, station),
             wait_s=max(0.0, (self._waits[s] - served_s) / n - self.workload.hop_s) if n else math.nan,
             service_time_s=served_s / n if n else math.nan,
+            busy_s=busy_s,
             utilization=busy_s / (span_s * int(station.at_once.sum())) if n else 0.0,
             largest_batch=server.largest,
             degraded=server.degraded,
@@ -358,6 +362,7 @@ class _Late:
     """Counts events that cannot meet the SLO any more: at their departures, and while they are overdue."""
 
     def __init__(self, workload: Workload, slo_s: float, *, code: Any) -> None:
+        self._workload = workload
         self._due_s = workload.due_s
         self._masks = workload.masks
         self._last = workload.last
@@ -366,10 +371,17 @@ class _Late:
         self._code = code
         self._fate = np.zeros(len(workload), dtype=np.uint8)
         self._watched: dict[int, Lateness] = {}
+        self._rest_s: dict[int, kernels.Floats] = {}
+        """By mask, of stages that get results of the events that count."""
         self._overdue = self._last.start  # events before this one were looked at
 
     def watch(self, stage: int, rest_s: kernels.Floats, *, settles: bool) -> None:
-        """Count at this stage too; if it settles what becomes of events, those that never leave it as well."""
+        """Count at this stage too; if it settles what becomes of events, those that never leave it as well.
+
+        A stage that gets results of the events that count settles nothing: other results of theirs may come later.
+        """
+        if self._workload.owners(stage) is not None:
+            self._rest_s[stage], rest_s, settles = rest_s, np.zeros_like(rest_s), False
         self._watched[stage] = Lateness(self._due_s, self._masks, rest_s, self._slo_s, settles, self._fate)
 
     def count(self, stage: int, gone: Tokens, horizon_s: float) -> int:
@@ -377,6 +389,10 @@ class _Late:
         if stage not in self._watched:
             return 0
         lateness = self._watched[stage]
+        if (rest_s := self._rest_s.get(stage)) is not None:
+            due_s = gone.times + rest_s[self._masks[gone.events]]
+            due = due_s > -math.inf
+            gone = Tokens(due_s[due], self._workload.as_last(stage, gone.events[due]))
         count = int(self._code.count_late(gone, lateness))
         if lateness.settles and horizon_s < math.inf:
             # What has not left by the horizon leaves then at the earliest. A hair less, for the sake of rounding.

@@ -84,6 +84,11 @@ class Gathering:
         self._left = np.diff(results.begins).astype(np.int64)
         self._held: list[tuple[Any, Events]] = [(np.empty(0), np.empty(0, dtype=np.int32)) for _ in sources]
 
+    @property
+    def holds(self) -> bool:
+        """Whether tokens have been taken that do not count as sent yet."""
+        return any(events.size for _, events in self._held)
+
     def take(self, arrived: Sequence[Tokens], horizon_s: float) -> Tokens:
         """Return events that are complete, with the sending time of their last token.
 

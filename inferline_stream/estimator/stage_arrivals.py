@@ -109,6 +109,11 @@ class Delay:
         self._late = _room(0)
         self._first, self._held = 0, 0
 
+    @property
+    def holds(self) -> bool:
+        """Whether some do not count as sent yet."""
+        return self._held > self._first
+
     def take(self, gone: Tokens, horizon_s: float) -> Tokens:
         """Tokens that count as sent before the horizon and were not given yet; all up to there were taken.
 
@@ -171,6 +176,11 @@ class Flow:
             mine = visits[self._masks[first:end]] > 0
             entered = Tokens(entered.times[mine], entered.events[mine])
         return self._delayed("hop in", s, entered, horizon_s)
+
+    @property
+    def holds(self) -> bool:
+        """Whether tokens are on their way that do not count as sent yet."""
+        return any(delay.holds for delay in self._delays.values()) or any(g.holds for g in self._gatherings.values())
 
     def sent(self, s: int, gone: Tokens, horizon_s: float) -> Tokens:
         """Departures of a stage as they count as sent."""

@@ -67,6 +67,7 @@ class Workload:
     _lots: dict[int, kernels.Masks] = field(default_factory=dict, repr=False)
     _taken: dict[int, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
     _awaited: dict[int, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
+    _owners: dict[int, kernels.Events | None] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return int(self.entry_s.size)
@@ -114,9 +115,32 @@ class Workload:
 
     @property
     def last(self) -> slice:
-        """The events that may reach a sink: those of the scope that all stages have which feed one."""
-        scope = self.shape.scopes()[self.shape.finals()[0]]
-        return slice(*numbered(self.shape, self.entering, self.results, scope))
+        """The events whose latencies count, by their last record in any sink; see `Shape.counted`."""
+        return slice(*numbered(self.shape, self.entering, self.results, self.shape.counted()))
+
+    def reaches_sink(self) -> NDArray[np.bool_]:
+        """Of each of the `last` events, whether it or any result of it reaches a sink."""
+        found = np.zeros(self.last.stop - self.last.start, dtype=np.bool_)
+        for final in self.shape.finals():
+            visits = self.feeds[final].visits[self.masks].astype(np.float64)
+            found |= self.seen_from_sink(final, visits) > 0
+        return found
+
+    def owners(self, stage: int) -> kernels.Events | None:
+        """Which of the `last` events each is a result of that a stage may get (`span`); None where it gets those."""
+        if stage not in self._owners:
+            own, counted = self.shape.scopes()[stage], self.shape.counted()
+            found = None
+            for many in reversed(own[len(counted) :] if own[: len(counted)] == counted else ()):
+                parents = self.results[many].parents()
+                found = parents if found is None else parents[found - self.results[many].numbers[0]]
+            self._owners[stage] = found
+        return self._owners[stage]
+
+    def as_last(self, stage: int, events: kernels.Events) -> kernels.Events:
+        """Return which of the `last` events those of a stage are, or are results of."""
+        owners = self.owners(stage)
+        return events if owners is None else owners[events - self.span(stage)[0]]
 
     def span(self, stage: int) -> tuple[int, int]:
         """First event, and end, of those that a stage may get."""
@@ -129,7 +153,7 @@ class Workload:
             stage: position in the shape.
             values: float64 by event, NaN where the stage has none.
         """
-        own, last = self.shape.scopes()[stage], self.shape.scopes()[self.shape.finals()[0]]
+        own, last = self.shape.scopes()[stage], self.shape.counted()
         common = next((at for at, pair in enumerate(zip(own, last, strict=False)) if pair[0] != pair[1]), None)
         common = min(len(own), len(last)) if common is None else common
         found = values[slice(*self.span(stage))]

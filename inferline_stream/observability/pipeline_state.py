@@ -438,6 +438,11 @@ class PipelineState:
     """Since the start."""
     late_events: int
     """Events that reached the sink above the SLO of their time: people may change it, and what was late stays late."""
+    estimated: bool = gauge(
+        "latency_estimated",
+        "1 where latencies are those of consumer groups, summed as if they were independent.",
+        False,
+    )
     budget_left: float | None = gauge(
         "slo_budget_left_ratio",
         "What is left of the events that may be late in the SLO's window so far; below 0 where more were.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from inferline_stream.pipeline.shape import Scope, Shape
 from inferline_stream.pipeline.topology import Pipeline, Sample, Stage, Topic
 
 
@@ -74,18 +73,3 @@ def problems_of_sources(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator
     lacking = [name for name, sample in samples.items() if sample is None]
     if 0 < len(lacking) < len(samples):
         yield f"source topic {lacking[0]!r} has no sample, and others have; give it one, or none any"
-
-
-def check_scopes_of_sinks(shape: Shape) -> None:
-    """Refuse sinks that get results of different events, so that an event of one is many in another.
-
-    Raises:
-        ValueError: for such sinks.
-    """
-    found: dict[Scope, str] = {shape.scope_after(final): shape.stages[final] for final in shape.finals()}
-    if len(found) > 1:
-        of = ", ".join(
-            f"{stage!r} gives " + (f"results of {shape.stages[scope[-1]]!r}" if scope else "whole events")
-            for scope, stage in found.items()
-        )
-        raise ValueError(f"sinks get what does not belong to one event: {of}; gather the results before the sink")

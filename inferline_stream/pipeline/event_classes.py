@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from inferline_stream.pipeline.live_classes import MOST_CLASSES
-from inferline_stream.pipeline.names import Names
+from inferline_stream.pipeline.names import HEADER_PREFIX, Names
 from inferline_stream.pipeline.topology import Pipeline, Topic
 from inferline_stream.pipeline.units import duration_s, moment_s
 
@@ -60,6 +60,15 @@ def problems_of_classes(pipeline: Pipeline) -> Iterator[str]:
     for name, times in Counter(source.name for source in every).items():
         if times > 1:
             yield f"source topic {name!r} is listed {times} times; list it once"
+    moved = [source for source in sources if source.header is not None]
+    for header, times in Counter(repr(source.header) for source in moved).items():
+        if times > 1:
+            yield f"header {header} is of {times} source topics; an event is moved to one"
+    if moved and (len(live) > 1 or pipeline.own_sources):
+        yield (
+            f"events are moved to {_names(moved)} by a header, and there are several live sources: their arrivals are "
+            "counted by offsets, which do not tell what is moved; leave header out"
+        )
     shares = [source.share for source in live if source.share is not None and _is_share(source.share)]
     if sum(shares) >= 1.0:
         yield f"source topics have shares {shares}; all together must be below 1, the rest is the first topic's"
@@ -77,7 +86,7 @@ def problems_of_classes(pipeline: Pipeline) -> Iterator[str]:
 
 def _of_live(source: Topic) -> Iterator[str]:
     name: Any = source.name
-    for of_background, default in (("weight", 1.0), ("rate", 0.0), ("finish_by", None)):
+    for of_background, default in (("weight", 1.0), ("rate", 0.0), ("finish_by", None), ("header", None)):
         if getattr(source, of_background) != default:
             yield f"source topic {name!r}: {of_background} is of background topics; leave it out"
     if source.slo is None:
@@ -109,6 +118,12 @@ def _of_background(source: Topic) -> Iterator[str]:
             moment_s(source.finish_by)
         except ValueError as error:
             yield f"source topic {name!r}: finish_by {error}"
+    header: Any = source.header
+    if header is not None and not _is_header(header):
+        yield (
+            f"source topic {name!r}: header {header!r} must be a name and a value, such as ('priority', 'batch'); no "
+            f"name begins with {HEADER_PREFIX!r}"
+        )
 
 
 def _of_further(source: Topic, pipeline: Pipeline) -> Iterator[str]:
@@ -130,6 +145,11 @@ def _of_further(source: Topic, pipeline: Pipeline) -> Iterator[str]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_header(value: Any) -> bool:
+    is_pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(each, str) and each for each in value)
+    return is_pair and not value[0].startswith(HEADER_PREFIX)
 
 
 def _is_share(value: Any) -> bool:

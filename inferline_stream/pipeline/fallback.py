@@ -73,7 +73,7 @@ Window: TypeAlias = "list[Any] | NDArray[np.int64]"
 
 @dataclass(frozen=True, slots=True)
 class UsualRest:
-    """What R of each stage has been lately, in the mean.
+    """What R of each stage has been lately, in the mean of when any stage behind another served.
 
     Args:
         sums_s: by stage, Σ of R, each forgotten with `USUAL_S` since it was known.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,8 +121,12 @@ class Shape:
         return self.scopes()[stage] + ((stage,) if stage in self.many else ())
 
     def finals(self) -> tuple[int, ...]:
-        """Stages whose results go to a sink: those without a child, and those `beside`. All are of one scope."""
+        """Stages whose results go to a sink: those without a child, and those `beside`."""
         return tuple(s for s in range(len(self.stages)) if s in self.beside or not self.children(s))
+
+    def counted(self) -> Scope:
+        """The scope of the events whose latencies count: the innermost that all sinks get something of."""
+        return innermost(self.scopes()[final] for final in self.finals())
 
     def longest_path_s(self, service_time_s: Mapping[str, float] | Sequence[float]) -> float:
         """T_s: the largest sum of service times along any path (InferLine §3)."""
@@ -133,6 +138,13 @@ class Shape:
             start = max((finish[self.arrows[a].parent] for a in self.parents(stage)), default=0.0)
             finish[stage] = start + times[stage]
         return max(finish, default=0.0)
+
+
+def innermost(scopes: Iterable[Scope]) -> Scope:
+    """Return the innermost scope that all of these lie within: `()`, that of whole events, at the outermost."""
+    every = sorted(scopes)
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(every[0], every[-1], strict=False))
+    return tuple(stage for stage, _ in alike)
 
 
 @functools.lru_cache(maxsize=64)

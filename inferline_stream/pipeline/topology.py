@@ -101,6 +101,8 @@ class Topic:
         rate: of a background topic: events per second that are served also where live events wait.
         finish_by: of a background topic: when it should be done, such as ``"2026-12-01T06:00:00+01:00"``. Replicas are
             started for it where what live events leave idle is not enough.
+        header: of a background topic: name and value, such as ``("priority", "batch")``. Events of the pipeline's
+            source whose record has it are moved here by the first stages.
         slo: of a live source beside that of the pipeline's own SLO: the target of its events, such as ``"200ms"``.
             Stages serve first what has the least time left.
         share: of such a source: its part of the sample's events, by which plans are made. By default all live sources
@@ -118,6 +120,7 @@ class Topic:
     weight: float = 1.0
     rate: float = 0.0
     finish_by: str | None = None
+    header: tuple[str, str] | None = None
     slo: str | None = None
     share: float | None = None
     sample: Sample | None = None
@@ -434,6 +437,16 @@ class Pipeline:
     def others(self) -> tuple[Topic, ...]:
         """The other topics, each a class of its own: live ones with an SLO, background ones, and those of stages."""
         return tuple(topic for topic in self.sources if topic is not self.source)
+
+    @property
+    def moved(self) -> frozenset[tuple[str, bytes]]:
+        """Headers by which events of the source are moved to a topic of their class."""
+        return frozenset((topic.header[0], topic.header[1].encode()) for topic in self.others if topic.header)
+
+    @property
+    def counts_records(self) -> bool:
+        """Whether the source's records have to be read to know its arrivals: its offsets count others, too."""
+        return self.source.arrivals == "timestamps" or bool(self.moved)
 
     @property
     def samples(self) -> dict[str, Sample | None]:

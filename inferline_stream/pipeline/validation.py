@@ -20,7 +20,7 @@ from inferline_stream.pipeline.annotations import (
     without_none,
 )
 from inferline_stream.pipeline.emulation import Emulated, by_kind, declared_times, emulated_s
-from inferline_stream.pipeline.end_topics import check_scopes_of_sinks, problems_of_sinks, problems_of_sources
+from inferline_stream.pipeline.end_topics import problems_of_sinks, problems_of_sources
 from inferline_stream.pipeline.event_classes import problems_of_classes
 from inferline_stream.pipeline.fallback_declaration import problems_of_fallbacks
 from inferline_stream.pipeline.group_declaration import problems_of_groups
@@ -318,7 +318,7 @@ def _of_types(stages: Sequence[Stage], pipeline: Pipeline) -> Iterator[str]:
     known = all(id(edge.parent) in listed for stage in sound for edge in stage.after)
     if known and len(order) == len(names) == len(pipeline.stages):
         try:
-            check_scopes_of_sinks(shape_of(pipeline))
+            shape_of(pipeline).scopes()
         except ValueError as error:
             yield f"{pipeline.declared}: {error}"
     for stage in stages:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from inferline_stream.estimator.feeds import ways_of
 from inferline_stream.estimator.service_table import service_table
+from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.live_classes import longest_s
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import Profile
@@ -96,28 +97,18 @@ class Bounds:
 
     Args:
         problem: the problem; its traces are those the bounds hold for.
-        masks: per trace, the position in `Paths.masks` of each event's set of arrows.
-        keys: per trace, the number of each event's key from 1, see `Workload.keys`.
-        entry_s: per trace, when each event entered, or what it is a result of; that of the trace by default.
+        workloads: of its traces.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        masks: Sequence[NDArray[np.integer]],
-        keys: Sequence[NDArray[np.integer]] = (),
-        entry_s: Sequence[NDArray[np.float64]] | None = None,
-    ) -> None:
+    def __init__(self, problem: Problem, workloads: Sequence[Workload]) -> None:
         self.problem = problem
         self._latest_s = problem.target_s + longest_s(problem.measured.classes)
         """By the longest SLO of any class."""
-        self._keys = keys
+        self._workloads = workloads
         self._slots = slots(problem)
-        self._entry_s = [trace.arrivals_s for trace in problem.traces] if entry_s is None else entry_s
         self._routes = [_Route(problem.shape, *way) for way in ways_of(problem.shape, problem.measured.paths)]
-        self._masks = masks
-        self._counts = [np.bincount(m, minlength=len(self._routes)) for m in masks]
-        self.allowed = tuple(self._allowed(counts) for counts in self._counts)
+        self._counts = [np.bincount(w.masks, minlength=len(self._routes)) for w in workloads]
+        self.allowed = tuple(self._allowed(int(w.reaches_sink().sum())) for w in workloads)
         """Per trace, how many of the events that reach the sink may be late."""
         self._least_s: dict[tuple[str, str, int], float] = {}
         self._most_per_s: dict[tuple[str, str, int], float] = {}
@@ -136,14 +127,13 @@ class Bounds:
         Batches of one key follow each other, so one replica at a time is its fluid server. 0.0 at other stages.
         """
         stages, keys = self.problem.shape.stages, self.problem.measured.keys
-        most = min(len(keys.shares), BUSIEST_KEYS) + 1 if any(k.size for k in self._keys) else 1
+        most = min(len(keys.shares), BUSIEST_KEYS) + 1 if any(w.keys.size for w in self._workloads) else 1
         return tuple(
             max((self._required_rate(s, key) for key in range(1, most)), default=0.0) if name in keys.ordered else 0.0
             for s, name in enumerate(stages)
         )
 
-    def _allowed(self, counts: NDArray[np.int64]) -> int:
-        events = sum(int(n) for n, route in zip(counts, self._routes, strict=True) if route.reaches_sink)
+    def _allowed(self, events: int) -> int:
         return events - max(1, math.ceil(self.problem.objective * events * (1 - 1e-12)))
 
     def _required_rate(self, stage: int, key: int = 0) -> float:
@@ -156,11 +146,11 @@ class Bounds:
         after = min(self._routes[i].after_s(stage, self.fastest_s, hop_s) for i in through)
         window_s = (self._latest_s - before - after) * (1 + _ROUNDING)
         rates = []
-        for i, (entered_s, mask) in enumerate(zip(self._entry_s, self._masks, strict=True)):
-            counts = np.isin(mask, through)
+        for i, workload in enumerate(self._workloads):
+            counts = np.isin(workload.masks, through)
             if key:
-                counts &= self._keys[i] == key
-            entry_s = entered_s[counts]
+                counts &= workload.keys == key
+            entry_s = workload.entry_s[counts]
             if entry_s.size <= self.allowed[i]:
                 rates.append(0.0)
             elif window_s <= 0:
@@ -365,12 +355,15 @@ def _least_cover(offers: Sequence[tuple[float, float, float]], required: float) 
 
 
 class _Route:
-    """The stages and arrows that events of a scope with one mask take; none before they were apart is known."""
+    """The stages and arrows that events of a scope with one mask take; none before they were apart is known.
+
+    Nothing is awaited of events other than those whose latencies count: many results may be late with one of these.
+    """
 
     def __init__(self, shape: Shape, scope: Scope, mask: int) -> None:
         self._shape = shape
         self.visits = visited(shape, mask, scope)
-        self._finals = [final for final in shape.finals() if self.visits[final]]
+        self._finals = [final for final in shape.finals() if self.visits[final] and scope == shape.counted()]
         self.reaches_sink = bool(self._finals)
         arrows = [a for i, a in enumerate(shape.arrows) if mask >> i & 1 and self.visits[a.parent]]
         self._parents = [[a.parent for a in arrows if a.child == s] for s in range(len(shape.stages))]

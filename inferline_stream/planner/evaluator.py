@@ -115,8 +115,7 @@ class Evaluator:
         self.workloads: Sequence[Workload] = workloads or [
             prepare(problem.shape, problem.measured, trace, seed=problem.seed) for trace in problem.traces
         ]
-        masks, keys, entry_s = zip(*((w.masks, w.keys, w.entry_s) for w in self.workloads), strict=True)
-        self.bounds = Bounds(problem, masks, keys, entry_s)
+        self.bounds = Bounds(problem, self.workloads)
         self.evaluations = 0
         """Candidates simulated."""
         self.simulated_events = 0

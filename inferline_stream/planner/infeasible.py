@@ -33,6 +33,11 @@ PLENTY = 64
 def infeasible(problem: Problem, evaluator: Evaluator) -> Infeasible:
     """The error for a problem that no plan was found for, with the stage that makes it so."""
     best, latency_s = lowest_latency(problem, evaluator)
+    if latency_s is not None and latency_s <= problem.target_s:  # the paper's greedy goes only where each step pays
+        return Infeasible(
+            f"the paper's algorithm finds no plan for the SLO of {problem.target_s:.4g} s, and there is one; leave "
+            "--algorithm out"
+        )
     hint = ""
     if latency_s is not None:
         hint = f", or ask for an SLO of {_above(latency_s)} s or more, the smallest that a plan was found for"

@@ -235,10 +235,9 @@ class ParetoSearch:
 
     def _with(self, least_s: Times, stage: int, gone: Departures) -> Times:
         """Least latencies, now that a stage's departures are known too."""
-        events = gone.events
-        here_s = gone.times_s - self._due_s[events] + self._rest_s[stage][self._workload.masks[events]]
+        here_s = gone.times_s - self._due_s[gone.events] + self._rest_s[stage][self._workload.masks[gone.events]]
         known = least_s.copy()
-        known[events] = np.maximum(known[events], here_s)
+        np.maximum.at(known, self._workload.as_last(stage, gone.events), here_s)
         return known
 
     def _late_s(self, least_s: Times) -> float:

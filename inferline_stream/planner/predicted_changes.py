@@ -135,7 +135,7 @@ class Surrogate:
         """Per sampled event: arrival at and time in each stage, and the longest paths through and past each."""
         shape, hop_s = self._workload.shape, self._workload.hop_s
         assert self._sample is not None
-        masks, scope = self._workload.masks[self._sample], shape.scopes()[shape.finals()[0]]
+        masks, scope = self._workload.masks[self._sample], shape.counted()
         completions = [self._sampled(stage, self._departures[stage]) for stage in range(len(shape.stages))]
         gone = [~np.isnan(completion) for completion in completions]
         taken = [

@@ -114,6 +114,7 @@ class GroupLearner:
     # Of each span: when, how long, what was done, and at which rate there was work at every moment of it.
     _spans: deque[tuple[float, float, int, float]] = field(default_factory=lambda: deque(maxlen=5_000))
     _latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=50_000))
+    _fresh: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=50_000))
     _holes: list[_Hole] = field(default_factory=list)
     _start_ups: list[float] = field(default_factory=list)
 
@@ -213,7 +214,8 @@ class GroupLearner:
         for partition, since, until in parts:
             log, step = self._logs[partition], max(1, (until - since) // _SAMPLES)
             for offset in range(since, until, step):
-                self._latencies.append((at_s - log.appended_s(offset), min(step, until - offset)))
+                self._fresh.append((at_s - log.appended_s(offset), min(step, until - offset)))
+                self._latencies.append(self._fresh[-1])
 
     def _note_hole(self, hole: _Hole) -> None:
         if 0.0 < hole.length_s < _LONGEST_HOLE_S:
@@ -247,6 +249,12 @@ class GroupLearner:
         found = np.array(self._latencies, dtype=np.float64).reshape(-1, 2)
         found = found[np.argsort(found[:, 0], kind="stable")]
         return found[:, 0], found[:, 1]
+
+    def fresh_latencies_s(self) -> Sequence[tuple[float, float]]:
+        """Return latencies from append to commit since the last call, and how many events each stands for."""
+        found = tuple(self._fresh)
+        self._fresh.clear()
+        return found
 
     def profile(self, entered: int | None = None) -> GroupProfile:
         """Return what is known now.

@@ -1,9 +1,9 @@
 """Consumer groups on arrivals that came: what their members cost and miss, beside other ways to choose their number.
 
-Each way is replayed on the same arrivals, with the pauses that changes of members were seen to cost. Ours is planned
-for the first part of the recording and judged on the rest, as `run` plans once it has seen some traffic, and later only
-where what a worker can do has changed. Of a long recording some stretches are judged: the busiest, and of the others,
-sorted by their load and cut into equal parts, the middle one of each part, which stands for the part.
+Each way is replayed on the same arrivals, with the pauses that changes of members were seen to cost. Of a long
+recording some stretches are judged: the busiest, and of the others, sorted by their load and cut into equal parts, the
+middle one of each part, which stands for the part. Ours is planned for what came before each, an hour at most, as `run`
+plans again every few minutes.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from inferline_stream.baselines.hpa import HpaCpu, Keda
+from inferline_stream.baselines.hpa import Behavior, HpaCpu, Keda
 from inferline_stream.baselines.rule_inputs import Each, PipelineRule
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.group_model import GroupModel
-from inferline_stream.pipeline.plan import Allocation, Allocations, Plan
+from inferline_stream.pipeline.plan import Allocation, Allocations, replicas_of
 from inferline_stream.pipeline.shape import visit_ratios
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.pipeline.units import format_duration
 from inferline_stream.replay.clairvoyant import cheapest
+from inferline_stream.replay.group_tuner import GroupTuner
+from inferline_stream.replay.hpa_follower import AT_ONCE, UNSET, HpaFollower
 from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
-from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Scheduled, Tuner
+from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Scheduled
 from inferline_stream.tuner.group_plan import LEAST_TRAFFIC_S, plan_groups
-from inferline_stream.tuner.group_policy import group_state, group_step
+from inferline_stream.tuner.group_policy import group_state
+from inferline_stream.tuner.group_replan import RECENT_S, GroupPlanning, planned
 from inferline_stream.tuner.tuner_state import TunerState
 
 STRETCH_S, WARM_UP_S, STRETCHES = 600.0, 300.0, 5
@@ -48,7 +50,7 @@ _BEGUN_UTILIZATION = 0.7
 
 _HINDSIGHT_SLOT_S, _HINDSIGHT_REPLAYS = 5.0, 12
 
-Way = Literal["now", "ours", "fixed", "keda", "hpa", "hindsight"]
+Way = Literal["now", "ours", "ours_keda", "ours_hpa", "fixed", "keda", "hpa", "hindsight"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,29 +61,18 @@ class Stretch:
         trace: with the warm-up before.
         judged_from_s: on its clock.
         stands_for_s: how much of the recording it stands for.
+        before: what came in the hour before it is judged; None where the recording is too short.
     """
 
     trace: Trace
     judged_from_s: float
     stands_for_s: float
+    before: Trace | None = None
 
     @property
     def length_s(self) -> float:
         """How much of it is judged."""
         return float(self.trace.arrivals_s[-1]) - self.judged_from_s
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Cut:
-    """What of a recording is known before, and what is judged.
-
-    Args:
-        known: what came before everything that is judged; None where the recording is too short.
-        judged: the stretches, by their load.
-    """
-
-    known: Trace | None
-    judged: tuple[Stretch, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +112,10 @@ class GroupContest:
         too_few: why no number of members keeps the SLO, on what is judged or on what ours is planned for; None where
             one does.
         judged_s: how much of the recording was replayed and judged.
-        planned_from_s: length of what came before everything judged, which ours is planned for; None where the
-            recording is too short, and ours is planned for what it is judged on.
-        holds: whether our policy holds its plan's number, since the objective does not pay for the changes that the
-            traffic's levels would take.
+        planned_from_s: length of what ours is planned for, the longest before any stretch; None where the recording is
+            too short, and ours is planned for what it is judged on.
+        holds: whether our policy mostly holds its plan's number, since the objective does not pay for the changes that
+            the traffic's levels would take.
     """
 
     rows: tuple[GroupRow, ...]
@@ -138,8 +129,8 @@ class GroupContest:
         return next((row for row in self.rows if row.way == way), None)
 
 
-def cut(trace: Trace) -> Cut:
-    """Return what of a recording, with at least one arrival, is planned for and what is judged."""
+def cut(trace: Trace) -> tuple[Stretch, ...]:
+    """Return what of a recording, with at least one arrival, is judged, by its load, each with what came before."""
     times_s = trace.arrivals_s
     end_s = float(times_s[-1])
     # The last arrival comes a little before the recording's end.
@@ -148,7 +139,7 @@ def cut(trace: Trace) -> Cut:
     enough = int(np.searchsorted(times_s, times_s[0] + LEAST_TRAFFIC_S))
     first = 1 + math.floor(float(times_s[enough]) / length_s) if enough < len(trace) else count
     if first >= count:
-        return Cut(None, (Stretch(trace, 0.0, end_s),))
+        return (Stretch(trace, 0.0, end_s),)
     counts = np.diff(np.searchsorted(times_s, np.arange(first, count + 1) * length_s))
     by_load = np.argsort(counts, kind="stable")
     others = np.array_split(by_load[:-1], STRETCHES - 1)
@@ -158,8 +149,9 @@ def cut(trace: Trace) -> Cut:
         warm_s = min(WARM_UP_S, begin_s)
         window = trace.window(begin_s - warm_s, begin_s + length_s)
         if len(window) and float(window.arrivals_s[-1]) > warm_s:
-            found.append(Stretch(window, warm_s, part.size * length_s))
-    return Cut(trace.window(0.0, first * length_s), tuple(found))
+            before = trace.window(max(begin_s - RECENT_S, 0.0), begin_s)
+            found.append(Stretch(window, warm_s, part.size * length_s, before))
+    return tuple(found)
 
 
 def contest(
@@ -167,25 +159,26 @@ def contest(
     trace: Trace,
     now: Mapping[str, int],
     *,
+    tolerances: Mapping[str, float] | None = None,
     kernel: EnvelopeKernel | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> GroupContest:
     """Judge every way to choose the members of groups on arrivals that came.
 
-    Ours is planned for what came before, where there is enough. The fixed number is the smallest in hindsight: it
-    begins with a plan for what is judged, and members are taken away while all stretches together keep the objective.
-    Rules of others have their default settings.
+    Ours is planned for what came before each stretch, where there is enough. The fixed number is the smallest in
+    hindsight: it begins with a plan for what is judged, and members are taken away while all stretches together keep
+    the objective. Rules of others have their default settings.
 
     Args:
         model: what was learned of the groups.
         trace: arrivals, from 0 on; at least two.
         now: members that run now, by group.
+        tolerances: by group that a HorizontalPodAutoscaler scales, its own: how we would do through it comes apart.
         kernel: of the envelope.
         progress: called with the way that is being judged.
     """
-    parts = cut(trace)
-    arena = _GroupArena(model, parts.judged)
-    planned_from_s = None if parts.known is None else _end_s(parts.known)
+    arena = _GroupArena(model, cut(trace))
+    planned_from_s = max((s.before.duration_s for s in arena.stretches if s.before is not None), default=None)
     rows, too_few, holds = [], None, False
 
     def judge(way: Way, replayed: Sequence[_Replayed], members: Mapping[str, int] | None = None) -> None:
@@ -200,23 +193,25 @@ def contest(
     except Infeasible as error:
         too_few = str(error)
     else:
-        held = arena.smallest({name: sum(a.replicas for a in each) for name, each in plan.allocations.items()})
+        held = arena.smallest({name: replicas_of(each) for name, each in plan.allocations.items()})
         judge("fixed", arena.fixed(held), held)
         progress("hindsight")
-        state = group_state(model, plan, sample)
-        judge("hindsight", arena.hindsight(state))
+        judge("hindsight", arena.hindsight(group_state(model, plan, sample)))
         progress("ours")
         try:
-            if parts.known is not None:
-                plan = plan_groups(model, parts.known)
-                state = group_state(model, plan, parts.known)
+            plans = [
+                planned(model, sample if s.before is None or not len(s.before) else s.before) for s in arena.stretches
+            ]
         except Infeasible as error:
-            too_few = (
-                f"{error}; so it was in the first {format_duration(planned_from_s or 0.0)}, which ours is planned for"
-            )
+            too_few = f"{error}; so it was before a stretch that is judged, for which ours is planned"
         else:
-            holds = state.basis.groups is not None and state.basis.groups.holds
-            judge("ours", arena.ours(state, plan, kernel))
+            holding = [s.stands_for_s for s, plan in zip(arena.stretches, plans, strict=True) if plan.holds]
+            holds = sum(holding) > sum(s.stands_for_s for s in arena.stretches) / 2
+            judge("ours", arena.ours(plans, kernel))
+            through: tuple[tuple[Way, Behavior], ...] = (("ours_keda", AT_ONCE), ("ours_hpa", UNSET))
+            for way, behavior in through if tolerances else ():
+                progress(way)
+                judge(way, arena.ours(plans, kernel, (tolerances or {}, behavior)))
     rules: tuple[tuple[Way, PipelineRule], ...] = (("keda", Each(Keda())), ("hpa", Each(HpaCpu())))
     for way, rule in rules:
         progress(way)
@@ -305,18 +300,21 @@ class _GroupArena:
         useful = self._model.sharing[name].useful
         return next((n for n in range(members - 1, 1, -1) if useful(n) == n), 1)
 
-    def ours(self, state: TunerState, plan: Plan, kernel: EnvelopeKernel | None) -> list[_Replayed]:
-        """Our policy."""
+    def ours(
+        self,
+        plans: Sequence[GroupPlanning],
+        kernel: EnvelopeKernel | None,
+        through: tuple[Mapping[str, float], Behavior] | None = None,
+    ) -> list[_Replayed]:
+        """Our policy, by the plan of each stretch and those that follow it, or through an autoscaler."""
         found = []
-        for stretch in self.stretches:
-            begun = self._begun(stretch)
-            if state.basis.groups is not None and state.basis.groups.holds:
-                begun = {name: sum(a.replicas for a in each) for name, each in plan.allocations.items()}
-            wanted = {name: {self._one[name].hardware: count} for name, count in begun.items()}
-            memory = None if state.groups is None else replace(state.groups, asked=wanted)
-            first = replace(state, wanted=wanted, groups=memory)
-            tuner = Tuner("ours", group_step, first, self._model.shape, period_s=PERIOD_S, kernel=kernel)
-            found.append(self._replay(stretch, tuner, begun))
+        for stretch, plan in zip(self.stretches, plans, strict=True):
+            begun = plan.members if plan.holds else self._begun(stretch)
+            made_s = None if stretch.before is None else stretch.judged_from_s
+            scaler: Scaler = GroupTuner(plan, begun, period_s=PERIOD_S, made_s=made_s, kernel=kernel)
+            if through is not None:
+                scaler = HpaFollower(scaler, begun, self._model.hardware, *through)
+            found.append(self._replay(stretch, scaler, begun))
         return found
 
     def hindsight(self, state: TunerState) -> list[_Replayed]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inferline_stream.errors import UsageError
 from inferline_stream.estimator.kernels import Floats
@@ -186,8 +185,9 @@ class _Loop:
             )
             for name, count in zip(shape.stages, slots_of, strict=True)
         ]
-        triages = any(each.triages for each in stations)  # not without an SLO, nor in order of entry
-        news = News(shape, allocations, measured, slo_s, workload.due_s[: workload.entering]) if triages else None
+        # Not without an SLO, nor in order of entry; and where no stage has another after it, none waits for news.
+        hears = any(each.triages for each in stations) and bool(shape.arrows)
+        news = News(shape, allocations, measured, slo_s, workload.due_s[: workload.entering]) if hears else None
         self._hardware = {name: tuple(a.hardware for a in held) for name, held in one_each.items()}
         groups = {} if sharing is None else {s: sharing[name] for s, name in enumerate(shape.stages)}
         self._plant = Plant(workload, stations, slots_of, sharing=groups, seed=seed, news=news)
@@ -292,16 +292,10 @@ class _Loop:
                 crew.want({k: wanted[kind] for k, kind in enumerate(hardware) if kind in wanted})
         self.peak = max(self.peak, sum(crew.held for crew in self._crews))
 
-    def _reaches(self) -> NDArray[np.bool_]:
-        """Whether each event gets to the sink at all."""
-        visits = [self._workload.feeds[s].visits for s in self._shape.finals()]
-        reaches: NDArray[np.bool_] = np.max(visits, axis=0)[self._workload.masks] > 0
-        return reaches
-
     def _due(self) -> Due:
         """When each event that gets to the sink should be there, by the SLO of its class."""
         workload = self._workload
-        events = np.arange(len(workload))[workload.last][self._reaches()[workload.last]]
+        events = np.arange(len(workload))[workload.last][workload.reaches_sink()]
         within_s = self._slo_s + (workload.longer_s[events] if self._classes else np.zeros(events.size))
         due_s = workload.entry_s[events] + within_s
         order = np.argsort(due_s, kind="stable")
@@ -318,10 +312,9 @@ class _Loop:
                 asked_s = max(replica.asked_s, 0.0)
                 hours[key] = hours.get(key, 0.0) + max(left_s - asked_s, 0.0) / 3600
                 held.setdefault(hardware[replica.kind], []).append((asked_s, max(left_s, asked_s)))
-        latency_s = self._plant.latency_s
-        latency_s[np.isnan(latency_s) & self._reaches()] = math.inf
         last = self._workload.last
-        latency_s = latency_s[last]
+        latency_s = self._plant.latency_s[last]
+        latency_s[np.isnan(latency_s) & self._workload.reaches_sink()] = math.inf
         return Outcome(
             policy=policy,
             slo_s=self._slo_s,

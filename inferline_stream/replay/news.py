@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from inferline_stream.estimator.kernels import Floats, FloatTable
-from inferline_stream.pipeline.deadline_order import NEWS_EVERY_S, Stay, rest_s
+from inferline_stream.pipeline.deadline_order import NEWS_EVERY_S, NEWS_LASTS_S, Stay, rest_s
 from inferline_stream.pipeline.fallback import UsualRest
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -58,6 +58,23 @@ class News:
         next_s = self._reported_s + NEWS_EVERY_S
         return next_s if next_s <= self._end_s else math.inf
 
+    def silent_until(self, until_s: float) -> bool:
+        """Go on to a later instant at once, where no stage has had a departure for so long that R stays what it is.
+
+        Returns:
+            Whether it did. If not, nothing has changed.
+        """
+        if self._reported_s - self.stays[:, 2].max() <= NEWS_LASTS_S:
+            return False
+        while True:
+            next_s = min(self.known_s, until_s)
+            reports_s = self.reports_s(next_s).tolist()
+            self._forget(next_s)
+            for report_s in reports_s:
+                self._know(report_s, self._rests[-1])
+            if next_s == until_s:
+                return True
+
     def rests(self, until_s: float) -> tuple[Floats, FloatTable]:
         """When R changes before then, ascending; and, by stage, R and R' - R before, between and after."""
         changes_s = [change_s for change_s in self._changes_s if change_s < until_s]
@@ -80,13 +97,21 @@ class News:
             reports_s: see `reports_s`.
             reported: (stages, reports, 3), `stays` before each of them; of those that are awaited.
         """
+        self._forget(until_s)
+        for k, report_s in enumerate(reports_s.tolist()):
+            self._know(report_s, self._rests_of(reported[:, k], report_s + NEWS_EVERY_S))
+
+    def _forget(self, until_s: float) -> None:
+        """What was before R changed is over."""
         while self._changes_s and self._changes_s[0] < until_s:
             self._changes_s.pop(0)
             self._rests.pop(0)
-        for k, report_s in enumerate(reports_s.tolist()):
-            self._reported_s = report_s + NEWS_EVERY_S
-            self._changes_s.append(self._reported_s)
-            self._rests.append(self._rests_of(reported[:, k], self._reported_s))
+
+    def _know(self, report_s: float, rests_s: list[tuple[float, float]]) -> None:
+        """The R that follows from a report, a period after it."""
+        self._reported_s = report_s + NEWS_EVERY_S
+        self._changes_s.append(self._reported_s)
+        self._rests.append(rests_s)
 
     def _rests_of(self, stays: FloatTable, now_s: float) -> list[tuple[float, float]]:
         names, measured = self._shape.stages, self._measured
@@ -94,6 +119,7 @@ class News:
         found = rest_s(
             self._shape, measured.paths, stay_s, self._alone_s, hop_s=measured.hop_overhead_s, slo_s=self._slo_s
         )
-        self._usual = self._usual.then(found, now_s)
+        if any(stay is not None for stay in stay_s.values()):
+            self._usual = self._usual.then(found, now_s)
         longer_s = self._usual.longer_s(found)
         return [(found[name], longer_s[name]) for name in names]

@@ -4,7 +4,8 @@ The Estimator's own kernels serve the queues up to a horizon that moves on; betw
 removed. What stays fixed therefore agrees with the Estimator bit for bit.
 
 Calling a kernel costs more than the events of a tenth of a second. So the queues are served for several looks at once:
-when a replica comes or leaves, or when someone wants to know what was seen.
+when a replica comes or leaves, or when someone wants to know what was seen. Where no event is under way and none enters
+there is nothing to serve: a silent hour takes next to no time.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Plant:
         self._looks: list[float] = []
         self._served_s, self._entered = -math.inf, 0
         self._news = news
+        self._under_way = False
+        """Whether there may be events between the source and the sink."""
 
     def advance(self, until_s: float) -> None:
         """Let everything happen that happens before ``until_s``."""
@@ -123,11 +126,26 @@ class Plant:
             return
         looks_s = np.array(self._looks)
         self._looks.clear()
+        if self._rests(looks_s):
+            return
         while self._news is not None and self._news.known_s < self.now_s:
             before = int(np.searchsorted(looks_s, self._news.known_s, side="right"))
             self._serve_until(self._news.known_s, looks_s[:before])
             looks_s = looks_s[before:]
         self._serve_until(self.now_s, looks_s)
+
+    def _rests(self, looks_s: Floats) -> bool:
+        """Whether nothing happens up to the present: no event is under way, none enters, and all know that."""
+        entering_s, news = self._workload.entering_s, self._news
+        idle = not self._under_way and not self._groups and math.isfinite(self.now_s)
+        if not idle or (self._entered < entering_s.size and entering_s[self._entered] < self.now_s):
+            return False
+        if news is not None and not news.silent_until(self.now_s):
+            return False
+        self._served_s = self.now_s
+        for stage in self._stages:
+            stage.rest(looks_s)
+        return True
 
     def _serve_until(self, now_s: float, looks_s: Floats) -> None:
         """Serve the queues up to an instant until which every R is known."""
@@ -144,12 +162,14 @@ class Plant:
             reported = np.tile([0.0, 0.0, -math.inf], (len(self._stages), reports_s.size, 1))
         for s, stage in enumerate(self._stages):
             arrived = self._flow.arrivals(s, (first, self._entered), tokens_of, now_s)
-            rests = (changes_s, rests_s[s]) if news is not None and changes_s.size else None
+            rests = (changes_s, rests_s[s]) if news is not None else None
             left = stage.advance(arrived, now_s, looks_s, rests)
             if news is not None and news.awaited[s]:
                 stage.note_stays(left, news.stays[s], reports_s, reported[s])
             gone.append(self._flow.sent(s, left, now_s))
+        self._under_way = self._flow.holds or any(stage.holds for stage in self._stages)
         if news is not None:
             news.served(now_s, reports_s, reported)
         for s in workload.shape.finals():
-            self._code.record_latencies(gone[s], workload.entry_s, workload.hop_s, self._latency_s)
+            left = Tokens(gone[s].times, workload.as_last(s, gone[s].events))
+            self._code.record_latencies(left, workload.entry_s, workload.hop_s, self._latency_s)

@@ -52,6 +52,8 @@ class StageQueues:
         self._arrived = Tokens(np.empty(_ROOM), np.empty(_ROOM, np.int32))
         self._left = np.zeros(events, np.uint8)
         self._marks = np.zeros(5, np.int64)
+        self._spent = np.zeros(4)
+        """At the end of the last call, what `seen` has of it."""
         self._look, self._note_stays = code.look, code.note_stays
 
     def advance(self, sent: Tokens, until_s: float, looks_s: Floats, rests: Rests | None = None) -> Tokens:
@@ -70,6 +72,16 @@ class StageQueues:
         self._look(self._arrived, gone, self._left, self._marks, (looks_s, seen))
         self.seen.append(seen)
         return gone
+
+    @property
+    def holds(self) -> bool:
+        """Whether records wait here, or are served."""
+        return bool(self._marks[0] + self._marks[4] > self._marks[2])
+
+    def rest(self, looks_s: Floats) -> None:
+        """Go on to a later instant without records: at these instants in between it is what it was."""
+        here = np.array([self._marks[2], self._marks[2], math.nan, *self._spent])
+        self.seen.append(np.tile(here, (looks_s.size, 1)))
 
     def _note(self, sent: Tokens) -> None:
         """Keep what came until it has left."""
@@ -108,6 +120,7 @@ class StageQueues:
             for slot, own in zip(serving, spent_s, strict=True)
         ]
         seen[:, 3:] = spent_s[0, looked] if len(gone) == 1 else spent_s[:, looked].sum(axis=0)
+        self._spent = spent_s[:, -1].sum(axis=0)
         return together(gone) if gone else Tokens(np.empty(0), np.empty(0, np.int32))
 
     def add(self, slot: int, kind: int, now_s: float) -> None:

@@ -47,6 +47,6 @@ def _planned(found: GroupContest) -> str:
             "Ours was planned for these same arrivals, as too few came to keep some apart: it will be worse than this."
         )
     return (
-        f"Ours was planned for the first {format_duration(found.planned_from_s)}, which are not judged, as `run` plans "
+        f"Ours was planned for what came before, {format_duration(found.planned_from_s)} at most, as `run` plans "
         "once it has seen some traffic."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import shutil
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -28,7 +28,7 @@ from inferline_stream.pipeline.live_classes import LiveClass
 from inferline_stream.pipeline.profile import PipelineProfile, Profile
 from inferline_stream.pipeline.schedule import Every, On, TrafficSchedule
 from inferline_stream.pipeline.shape import Paths, Shape
-from inferline_stream.pipeline.trace import Trace
+from inferline_stream.pipeline.trace import Trace, merged
 from inferline_stream.planner.plan_document import check_plan
 from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.runs.report import RunReport
@@ -120,6 +120,8 @@ class EventTimes:
         latency_s: float64: of the same events, less what the SLO of an event's class is longer.
         sample_s: float64, ascending: the arrivals that the first plan was made for; empty if not known.
         began_s: the first arrival, in seconds since the epoch.
+        source_of: uint8, of each arrival the number of its live source topic.
+        sample_source_of: the same of ``sample_s``; empty where there is one.
     """
 
     arrivals_s: NDArray[np.float64]
@@ -127,6 +129,13 @@ class EventTimes:
     latency_s: NDArray[np.float64]
     sample_s: NDArray[np.float64]
     began_s: float
+    source_of: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    sample_source_of: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    def traces(self, shape: Shape) -> tuple[Trace, Trace]:
+        """Return what the first plan was made for, or the arrivals where that is not known, and the arrivals."""
+        arrivals = Trace(self.arrivals_s, self.source_of if shape.sources else self.source_of[:0])
+        return Trace(self.sample_s, self.sample_source_of) if self.sample_s.size else arrivals, arrivals
 
     @classmethod
     def of(cls, ledger: EventLedger, sample: Trace | None, since_s: float = 0.0, until_s: float = np.inf) -> Self:
@@ -139,16 +148,19 @@ class EventTimes:
                 would make all else a moment at the end of decades.
             until_s: nor are times after it.
         """
-        arrivals_s = np.sort(np.concatenate([np.frombuffer(each.arrivals_s, np.float64) for each in ledger.of_live]))
-        arrivals_s = arrivals_s[(arrivals_s >= since_s) & (arrivals_s <= until_s)]
+        arrived = merged([Trace(np.sort(np.frombuffer(each.arrivals_s, np.float64))) for each in ledger.of_live])
+        arrivals_s = arrived.arrivals_s
+        between = (arrivals_s >= since_s) & (arrivals_s <= until_s)
+        arrivals_s, source_of = arrivals_s[between], arrived.source_of[between[: arrived.source_of.size]]
         entries_s = np.concatenate([np.frombuffer(each.entries_s, np.float64) for each in ledger.of_live])
         latency_s = ledger.judged_s().astype(np.float64)
         believed = (entries_s >= since_s) & (entries_s <= until_s) & np.isfinite(latency_s)
         entries_s, latency_s = entries_s[believed], latency_s[believed]
         order = np.argsort(entries_s, kind="stable")
         first_s = float(min([*arrivals_s[:1], *entries_s[order[:1]]], default=0.0))
-        sample_s = np.empty(0) if sample is None else sample.arrivals_s
-        return cls(arrivals_s - first_s, entries_s[order] - first_s, latency_s[order], sample_s, first_s)
+        given = Trace(np.empty(0)) if sample is None else sample
+        entered_s, latency_s = entries_s[order] - first_s, latency_s[order]
+        return cls(arrivals_s - first_s, entered_s, latency_s, given.arrivals_s, first_s, source_of, given.source_of)
 
 
 def write_record(folder: Path, record: RunRecord, events: EventTimes) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from inferline_stream.calculus.envelope import compiled_kernel
 from inferline_stream.errors import InvalidInput
+from inferline_stream.pipeline.consumer_group import KedaScaler
 from inferline_stream.pipeline.group_model import group_model
 from inferline_stream.pipeline.group_profile import GroupProfile, Learned
 from inferline_stream.pipeline.topology import Pipeline
@@ -22,6 +23,8 @@ from inferline_stream.replay.group_contest import LEAST_S, GroupContest, GroupRo
 WAYS: Mapping[Way, str] = {
     "now": "what runs now",
     "ours": "inferline-stream",
+    "ours_keda": "inferline-stream through KEDA",
+    "ours_hpa": "the same, behavior of the HPA not set",
     "fixed": "smallest fixed number, in hindsight",
     "keda": "KEDA's Kafka scaler, default",
     "hpa": "HPA on CPU, default",
@@ -100,7 +103,10 @@ def advise(
         try:
             model = group_model(pipeline, profiles.values())
             now = {name: max(1, profile.workers) for name, profile in profiles.items()}
-            found = contest(model, judged, now, kernel=compiled_kernel(), progress=progress)
+            scaled = [(group.name, group.workers) for group in pipeline.groups]
+            tolerances = {name: by.tolerance for name, by in scaled if isinstance(by, KedaScaler)}
+            kernel = compiled_kernel()
+            found = contest(model, judged, now, tolerances=tolerances, kernel=kernel, progress=progress)
         except InvalidInput as error:
             notes = (*notes, *error.problems)
     latency_s = _end_to_end_s(pipeline, learners)
@@ -187,7 +193,7 @@ def verdict(advice: Advice) -> Iterator[str]:
     if found.too_few is not None:
         yield f"{found.too_few[0].upper()}{found.too_few[1:]}."
         return
-    ours, fixed, now = found.row("ours"), found.row("fixed"), found.row("now")
+    ours, fixed, now = found.row("ours_keda") or found.row("ours"), found.row("fixed"), found.row("now")
     assert ours is not None
     assert fixed is not None
     assert now is not None
@@ -294,7 +300,8 @@ def way_title(found: GroupContest) -> str:
     if found.planned_from_s is None:
         return "On the same arrivals, which ours was planned for, cheapest first"
     return (
-        f"On the same arrivals, cheapest first; ours was planned for the {format_duration(found.planned_from_s)} before"
+        "On the same arrivals, cheapest first; ours was planned for what came before, "
+        f"{format_duration(found.planned_from_s)} at most"
     )
 
 

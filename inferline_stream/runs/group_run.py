@@ -93,6 +93,12 @@ class GroupReport(msgspec.Struct, frozen=True):
     duration_s: float
     events_in: int
     """Records that came to the first groups' topic."""
+    events_out: int
+    """Events that the last groups have committed since the first plan: latencies are of these."""
+    p99_s: float | None
+    """End to end, each group's from append to commit, summed as if they were independent; null without any."""
+    miss_rate: float | None
+    """Share of them above the SLO of their time; null without any."""
     cost: float
     """Dollars: members held times the price of their hardware; since the first plan."""
     groups: list[GroupProfile]
@@ -167,10 +173,15 @@ async def _shown(run: GroupRun, controller: GroupController, leading: asyncio.Ta
 
 def _report(controller: GroupController, began_s: float) -> GroupReport:
     collector, view, decider = controller.collector, controller.view, controller.decider
+    latency = None if view is None else view.latencies.histogram()
+    events = 0 if latency is None else sum(latency.counts)
     return GroupReport(
         pipeline=controller.context.pipeline.name,
         duration_s=time.time() - began_s,
         events_in=collector.growth.total,
+        events_out=events,
+        p99_s=None if latency is None else latency.quantile_s(0.99),
+        miss_rate=None if view is None or not events else view.latencies.late() / events,
         cost=0.0 if view is None else view.cost,
         groups=collector.profiles(),
         members=collector.members,

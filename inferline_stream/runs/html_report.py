@@ -16,7 +16,6 @@ from inferline_stream.controlplane.records.explanation import WORDS
 from inferline_stream.observability.plots.comparison import draw_comparison
 from inferline_stream.observability.plots.replay import draw_replay
 from inferline_stream.pipeline.plan import Plan, in_words
-from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.replay.compare import NAMES, Comparison, compare
 from inferline_stream.replay.outcome import Outcome, Step
@@ -111,12 +110,12 @@ def live_outcome(record: RunRecord, events: EventTimes) -> Outcome:
 
 def compared(record: RunRecord, events: EventTimes, plan: Plan, progress: Callable[[str], None]) -> Comparison:
     """Every policy on the recorded arrivals, with its default setting."""
-    trace = Trace(events.arrivals_s)
+    sample, trace = events.traces(record.shape)
     return compare(
         record.shape,
         plan,
         record.measured,
-        Trace(events.sample_s) if events.sample_s.size else trace,
+        sample,
         trace,
         catalogue=record.kinds,
         policies=NAMES,

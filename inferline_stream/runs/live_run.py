@@ -286,5 +286,5 @@ class LiveRun:
             decider.began_s,
             watched_s=decider.watched_s,
             staffed_s=decider.tables.staffed_s,
-            sampled=self.context.pipeline.source.arrivals != "timestamps",
+            sampled=not self.context.pipeline.counts_records,
         )

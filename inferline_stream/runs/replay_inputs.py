@@ -125,7 +125,8 @@ def inputs_of_run(
         UsageError: no event came.
     """
     record, events = read_record(folder), read_events(folder)
-    arrivals = Trace(events.arrivals_s) if trace is None else trace
+    sample, came = events.traces(record.shape)
+    arrivals = came if trace is None else trace
     if not len(arrivals):
         raise UsageError(f"{folder}: no event came in this run; give --trace")
     begins_s = begins_s if begins_s is not None or trace is not None else events.began_s
@@ -135,7 +136,7 @@ def inputs_of_run(
         record.shape,
         plan or record.plans[0].plan,
         record.as_it_ran,
-        Trace(events.sample_s) if events.sample_s.size else arrivals,
+        sample if events.sample_s.size else arrivals,
         arrivals,
         record.kinds,
         record.objective,

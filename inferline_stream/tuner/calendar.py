@@ -1,9 +1,8 @@
 """What is known of the time ahead: what comes back from week to week, and what people have said.
 
 Arrivals are kept by five minutes: the busiest minute of each, for four weeks. What came next on days of the same kind,
-by the clock on the wall, says how traffic may grow now: today has a level of its own, and takes from those days only
-what they did from the same time on. A day unlike the others is so believed as soon as it shows, and no growth counts
-that fewer than a fifth of those days have had.
+by the clock on the wall, says how many times its present traffic may come now. Of these days those count whose last
+hours went most as today's did: a day unlike the others is so believed as soon as it shows.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import numpy as np
 
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.pipeline.schedule import TrafficSchedule
+from inferline_stream.tuner.forecast import ABSORBED_SHARE
 
 BIN_S = 300
 """Width of a bin: a leap that comes five minutes sooner than on other days is still foreseen."""
@@ -30,8 +30,11 @@ BINS = DAYS * 86_400 // BIN_S
 AHEAD = 12
 """Bins that are looked ahead at most: an hour, more than replicas take to start."""
 
-SURE = 4 / 5
-"""Share of the days alike that grew by less, at most: what one weekday alone has does not count on the others."""
+SHAPE_BINS = 3 * 3600 // BIN_S
+"""Before now, by which days are compared: matches, deadlines and holidays show hours before what they lead to."""
+
+NEAREST, FEWEST = 0.5, 3
+"""Share of the days of a kind that are most like today, and how many days at least: what two of them had counts."""
 
 LEAST_RATE = 100 / 60
 """Events per second that show no rate to within a tenth in a minute: levels are compared beyond them."""
@@ -98,34 +101,58 @@ class PastWeeks:
         known = rates[~np.isnan(rates)]
         return float(np.median(known)) if known.size else None
 
+    def present(self, number: int) -> float:
+        """The rate at the beginning of a bin and within it so far; NaN where the bin before is not known."""
+        before, so_far = float(self.busiest(number - 1, 1)[0]), float(self.busiest(number, 1)[0])
+        return before if math.isnan(so_far) else max(before, so_far)
+
     def growing(self, number: int, zone: str) -> tuple[float, ...]:
-        """Rates that come back from a bin on: the most within it, within it and the next one, and so on.
+        """Events per second that come back beyond the present ones: within a bin, within it and the next, and so on.
 
-        What followed on each day alike is taken at today's level, that of the bin before, and that of the bin itself so
-        far, which shows a leap that comes sooner than on other days. Counts what a fifth of the days of its kind had
-        at least, and what each day of the same name had. Two days at least have to be known.
+        What followed on each day alike, in proportion to that day's bin before, is taken at the level of today's bin
+        before, less what has come of it within the bin so far. Counts what two of the days most like today had, or
+        each day of the same name. An increase that a plan's room absorbs is none.
+
+        Returns:
+            (ahead,), each 0 or more; none where fewer than two days, or the bin before, are known.
         """
-        found = self._following(number - 1, zone)
-        if found.size and (sooner := self._following(number, zone)).size:
-            found[1:] = np.maximum(found[1:], sooner[:-1])
-        return tuple(found.tolist())
+        before, present = float(self.busiest(number - 1, 1)[0]), self.present(number)
+        others, same = self.alike(number, zone)
+        followed = {past: after for past in (*same, *others) if (after := self._following(past, before)) is not None}
+        if math.isnan(before) or len(followed) < 2:
+            return ()
+        most = np.sort([followed[past] for past in self._nearest(number, list(followed))], axis=0)[-2]
+        if len(named := [followed[past] for past in same if past in followed]) > 1:
+            most = np.maximum(most, np.min(named, axis=0))
+        return tuple(np.where(most > present * (1 + ABSORBED_SHARE), most - present, 0.0).tolist())
 
-    def _following(self, number: int, zone: str) -> Floats:
-        """(ahead,): the most within the bin after one, within two and so on, from today's level in that bin."""
-        level = float(self.busiest(number, 1)[0])
-        others, same = ([self._after(past, level) for past in bins] for bins in self.alike(number, zone))
-        named = [after for after in same if after is not None]
-        both = [after for after in others if after is not None] + named
-        if math.isnan(level) or len(both) < 2:
-            return np.empty(0)
-        most = np.quantile(both, SURE, axis=0, method="lower")
-        return np.maximum(most, np.min(named, axis=0)) if len(named) > 1 else most
+    def _following(self, past: int, level: float) -> Floats | None:
+        """(ahead,): what came from a bin of another day on, had the bin before been at this level; None if not known.
 
-    def _after(self, past: int, level: float) -> Floats | None:
-        """(ahead,): what followed a bin of another day, in proportion to today's level; None where not all is known."""
-        before, after = float(self.busiest(past, 1)[0]), self.busiest(past + 1, AHEAD)
-        unknown = math.isnan(before) or math.isnan(after[-1])
-        return None if unknown else after * (level + LEAST_RATE) / (before + LEAST_RATE)
+        What a minute shows of a rate is believed to within a standard error of its count.
+        """
+        before, after = float(self.busiest(past - 1, 1)[0]), self.busiest(past, AHEAD)
+        if math.isnan(before) or math.isnan(after[-1]):
+            return None
+        least, most = after - np.sqrt(after / _MINUTE_S), before + math.sqrt(before / _MINUTE_S)
+        following: Floats = least * (level + LEAST_RATE) / (most + LEAST_RATE)
+        return following
+
+    def _nearest(self, number: int, pasts: list[int]) -> list[int]:
+        """Of these bins of other days, those before which traffic went most as it did before this one."""
+        logs = np.log(np.array([self._shape(at) for at in (number, *pasts)]) + LEAST_RATE)
+        apart = logs[1:] - logs[0]
+        apart -= np.nanmean(apart, axis=1, keepdims=True)
+        order = np.argsort(np.nanmean(apart * apart, axis=1), kind="stable")
+        return [pasts[at] for at in order[: max(FEWEST, math.ceil(NEAREST * len(pasts)))].tolist()]
+
+    def _shape(self, number: int) -> Floats:
+        """(bins,): the rates before a bin; NaN where they are not known."""
+        shape = np.full(SHAPE_BINS, math.nan)
+        first = number - SHAPE_BINS - self.first
+        known = self.rates[max(first, 0) : max(first + SHAPE_BINS, 0)]
+        shape[max(-first, 0) : max(-first, 0) + known.size] = known
+        return shape
 
     def to_bytes(self) -> bytes:
         """Two bytes a bin, to a thousandth."""
@@ -158,15 +185,17 @@ class Calendar:
         schedule: what people have said.
         weeks: what came before.
         recurring: see `PastWeeks.growing`, from the bin of now on.
+        present: see `PastWeeks.present`, which they come on top of.
     """
 
     time_s: float
     schedule: TrafficSchedule = field(default_factory=TrafficSchedule)
     weeks: PastWeeks = field(default_factory=PastWeeks)
     recurring: tuple[float, ...] = ()
+    present: float = 0.0
 
-    def expected_rate(self, lead_s: float) -> float:
-        """Events per second that come back within the lead, or a bin later; 0 where none is known."""
+    def growth(self, lead_s: float) -> float:
+        """Events per second that come back beyond the present ones within the lead, or a bin later; 0 if none do."""
         if not self.recurring:
             return 0.0
         bins = int((self.time_s + lead_s) // BIN_S - self.time_s // BIN_S) + 1
@@ -197,8 +226,8 @@ class WeekCounter:
         self._since_s: float | None = None
         self._minute, self._count, self._watched_s = 0, 0, 0.0
         self._bin, self._busiest = -1, math.nan
-        self._known: tuple[int, str, tuple[float, ...]] = (-1, "", ())
-        """Minute and zone for which rates that come back are known, and the rates."""
+        self._known: tuple[int, str, tuple[float, ...], float] = (-1, "", (), 0.0)
+        """Minute and zone for which it is known what comes back, that, and what it comes on top of."""
 
     def add(self, time_s: float, count: int) -> None:
         """So many came since the call before, at the latest at that time, in seconds since the epoch.
@@ -237,5 +266,6 @@ class WeekCounter:
         if self._known[:2] != (self._minute, schedule.zone):
             number = int(time_s // BIN_S)
             so_far = self.weeks if math.isnan(self._busiest) else self.weeks.with_rate(number, self._busiest)
-            self._known = self._minute, schedule.zone, so_far.growing(number, schedule.zone)
-        return Calendar(time_s, schedule, self.weeks, self._known[2])
+            recurring = so_far.growing(number, schedule.zone)
+            self._known = self._minute, schedule.zone, recurring, so_far.present(number)
+        return Calendar(time_s, schedule, self.weeks, *self._known[2:])

@@ -44,6 +44,7 @@ class TrafficMultiple:
             then the busiest windows of steady traffic exceed those of its sample.
         fallen: whether the rate has surely fallen from its recent peak.
         expected: what is expected in the units of the record, forecasts included; `multiple` where there is none.
+        growth: how much more comes back at this time of the week, in the same units.
     """
 
     multiple: float
@@ -52,6 +53,7 @@ class TrafficMultiple:
     outgrown: bool
     fallen: bool
     expected: float
+    growth: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     if record is not None and record.leaps and state.leapt_s == -math.inf:
         state = replace(state, leapt_s=seen.time_s)  # what the sample did counts as just before
     if record is not None and basis.levels is not None:
-        state = _chosen(_recorded(state, record, seen, traffic.expected, lead_s), basis.levels, seen, traffic, lead_s)
+        state = _chosen(_recorded(state, record, seen, traffic, lead_s), basis.levels, seen, traffic, lead_s)
         if state.choice is not None and state.choice.multiple > traffic.multiple:
             traffic = _by_odds(traffic, state.choice, lead_s)
     state = _degrading(state, seen)
@@ -165,20 +167,23 @@ def _late_share(basis: Basis, seen: Observation) -> float:
 
 
 def _recorded(
-    state: TunerState, record: TrafficRecord, seen: Observation, expected: float, lead_s: float
+    state: TunerState, record: TrafficRecord, seen: Observation, traffic: TrafficMultiple, lead_s: float
 ) -> TunerState:
-    """The state whose record has what came of what was expected one lead ago, once in each second."""
+    """The state whose record has what came of what was expected one lead ago, once in each second.
+
+    What the calendar had foreseen is taken off: what comes back in its hour asks for no reserve in those after it.
+    """
     if int(seen.time_s) == state.chosen_s:
         return state
-    waiting = (*state.expected, (seen.time_s, expected))
+    waiting = (*state.expected, (seen.time_s, traffic.expected, traffic.growth))
     due = [moment for moment in waiting if moment[0] <= seen.time_s - lead_s]
     state = replace(state, expected=waiting[len(due) :])
     if not due or seen.watched_s < RATE_WINDOW_S:
         return state
-    said, came = due[-1][1], seen.arrival_rate / record.rate
-    if seen.watched_s >= PEAK_SPAN_S + lead_s and record.leapt(said, came):
+    (_, said, growth), came = due[-1], seen.arrival_rate / record.rate
+    if seen.watched_s >= PEAK_SPAN_S + lead_s and record.leapt(said + growth, came):
         state = replace(state, leapt_s=seen.time_s)
-    return replace(state, record=record.with_pair(said, came, seen.time_s))
+    return replace(state, record=record.with_pair(said, max(came - growth, 0.0), seen.time_s))
 
 
 def _chosen(
@@ -186,20 +191,22 @@ def _chosen(
 ) -> TunerState:
     """The state with the level that is cheapest now: chosen once a second, and at once where more is expected."""
     second, before, expected = int(seen.time_s), state.choice, traffic.expected
-    if before is not None and second == state.chosen_s and expected <= before.expected * NEWS:
+    if before is not None and second == state.chosen_s and expected + traffic.growth <= before.expected * NEWS:
         return state
     if state.record is None or seen.watched_s < 1:
         return replace(state, chosen_s=second)
     share = _late_share(state.basis, seen)
-    return replace(state, choice=cheapest(levels, state.record, expected, lead_s, share), chosen_s=second)
+    choice = cheapest(levels, state.record, expected, lead_s, share, growth=traffic.growth)
+    return replace(state, choice=choice, chosen_s=second)
 
 
 def _by_odds(traffic: TrafficMultiple, choice: LevelChoice, lead_s: float) -> TrafficMultiple:
+    back = f", {traffic.growth:.2f} of them come back at this time of the week" if traffic.growth else ""
     detail = (
-        f"{choice.expected:.2f} times the planned traffic expected within {lead_s:.1f} s; of moments like this one "
-        f"{choice.odds:.1%} were followed by more than {choice.multiple:.2f} times: one more replica costs more than "
-        f"the {choice.late:.2%} of events that are late by it, at ${choice.price:.2g} each, as {choice.share:.2%} of "
-        "those to come in the SLO's window may be late"
+        f"{choice.expected:.2f} times the planned traffic expected within {lead_s:.1f} s{back}; of moments like "
+        f"this one {choice.odds:.1%} were followed by more than {choice.multiple:.2f} times: one more replica costs "
+        f"more than the {choice.late:.2%} of events that are late by it, at ${choice.price:.2g} each, as "
+        f"{choice.share:.2%} of those to come in the SLO's window may be late"
     )
     reason = Reason.INSURANCE if choice.multiple > choice.expected else Reason.RATE_RISING
     return replace(traffic, multiple=choice.multiple, reason=reason, detail=detail)
@@ -229,19 +236,21 @@ def traffic_of(basis: Basis, seen: Observation, lead_s: float, unit: float | Non
     detail = f"{count} arrivals within {window_s:.3g} s, planned for {planned}"
     carried_rate = basis.arrival_rate if basis.staffing is None else basis.staffing.carried_rate
     recent = seen.recent[-int(min(seen.watched_s, len(seen.recent))) :] if seen.watched_s >= 1 else ()
-    recurring = 0.0 if seen.calendar is None else seen.calendar.expected_rate(lead_s)
-    found = expected_multiple(burst, recent, lead_s, unit or carried_rate, recurring)
+    more = 0.0 if seen.calendar is None else seen.calendar.growth(lead_s)
+    back = seen.calendar.present + more if seen.calendar is not None and more else 0.0
+    found = expected_multiple(burst, recent, lead_s, unit or carried_rate)
     fallen, outgrown = found.fallen_to < 1, burst > 1 + ABSORBED_SHARE
     if fallen:
         detail += f", and traffic has fallen to {found.fallen_to:.0%} of its peak since"
-    multiple = burst * found.fallen_to
-    if (unit is None or outgrown) and carried_rate > 0 and found.rate > multiple * carried_rate:
-        of = f"at this time of the week within {lead_s:.1f} s" if found.rate == recurring else f"within {lead_s:.1f} s"
-        rising = f"{found.rate:.1f}/s expected {of}, the plan carries {carried_rate:.1f}/s"
-        return TrafficMultiple(found.rate / carried_rate, Reason.RATE_RISING, rising, outgrown, fallen, found.multiple)
+    multiple, rate = burst * found.fallen_to, max(found.rate, back)
+    rest = outgrown, fallen, found.multiple, more / max(unit or carried_rate, 1e-9)
+    if (unit is None or outgrown) and carried_rate > 0 and rate > multiple * carried_rate:
+        of = f"at this time of the week within {lead_s:.1f} s" if rate == back else f"within {lead_s:.1f} s"
+        rising = f"{rate:.1f}/s expected {of}, the plan carries {carried_rate:.1f}/s"
+        return TrafficMultiple(rate / carried_rate, Reason.RATE_RISING, rising, *rest)
     if unit is not None and multiple <= 1:
         multiple = 0.0  # of what is within the sample, the record knows what comes
-    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, outgrown, fallen, found.multiple)
+    return TrafficMultiple(multiple, Reason.ENVELOPE_EXCEEDED, detail, *rest)
 
 
 def _lead_s(basis: Basis, seen: Observation) -> float:

@@ -60,9 +60,7 @@ class Expected:
     rate: float
 
 
-def expected_multiple(
-    burst: float, recent: Sequence[int], lead_s: float, unit: float, recurring: float = 0.0
-) -> Expected:
+def expected_multiple(burst: float, recent: Sequence[int], lead_s: float, unit: float) -> Expected:
     """What the seconds seen so far let expect, in multiples of a rate.
 
     Args:
@@ -70,12 +68,11 @@ def expected_multiple(
         recent: arrivals in each of the last seconds, oldest first.
         lead_s: how far ahead.
         unit: events per second that count as 1.
-        recurring: events per second that come back at this time of the week (`tuner.calendar`).
     """
     share = fallen_to(recent)
     if share < 1:
         burst, recent = burst * share, recent[-FALL_SPAN_S:]
-    rate = max(rising_rate(recent, lead_s), recurring)
+    rate = rising_rate(recent, lead_s)
     return Expected(max(burst, rate / unit if unit > 0 else 0.0), share, rate)
 
 

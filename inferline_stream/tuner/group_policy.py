@@ -54,7 +54,7 @@ _NO_LIMITS = Limits()
 
 
 def group_state(
-    model: GroupModel, plan: Plan, sample: Trace, *, held: Replicas | None = None, shortest_window_s: float = 0.0
+    model: GroupModel, plan: Plan, sample: Trace, *, history: Trace | None = None, shortest_window_s: float = 0.0
 ) -> TunerState:
     """Return the state before the first step of `group_step`.
 
@@ -62,12 +62,20 @@ def group_state(
         model: what was learned of the groups.
         plan: by `tuner.group_plan.plan_groups`, for the sample.
         sample: traffic that the table of staffing is made for.
-        held: members at present, where they are not the plan's.
+        history: what the odds, and the changes that traffic takes, are read off; the sample unless given.
         shortest_window_s: see `plan_basis.basis_of`.
     """
     prices = {name: kind.price_per_hour for name, kind in model.catalogue.items()}
+    known = sample if history is None else history
     table = staffing(
-        model.shape, plan, model.measured, sample, prices, objective=model.objective, sharing=model.sharing
+        model.shape,
+        plan,
+        model.measured,
+        sample,
+        prices,
+        objective=model.objective,
+        sharing=model.sharing,
+        history=known,
     )
     state = initial_state(
         plan,
@@ -75,9 +83,8 @@ def group_state(
         model.catalogue,
         objective=model.objective,
         shortest_window_s=shortest_window_s,
-        held=held,
         staffing=table,
-        knobs=PolicySettings(drain_s=DRAIN_S),
+        knobs=_settings(model),
     )
     stretch = busiest(sample, MOST_EVENTS)
     at_rest = simulate(model.shape, plan.allocations, model.measured, stretch, partitions=model.partitions)
@@ -89,10 +96,17 @@ def group_state(
         model.sharing,
         QUIET_S if affordable < 2 * HOUR_S / QUIET_S else 0.0,
         affordable,
-        changes_needed(table, {s.name: s.kinds[0].throughput for s in state.basis.stages}, sample, QUIET_S),
+        changes_needed(table, {s.name: s.kinds[0].throughput for s in state.basis.stages}, known, QUIET_S),
     )
     groups = replace(groups, quiet_s=HELD_S) if groups.holds else groups
     return replace(state, basis=replace(state.basis, groups=groups), groups=GroupMemory(state.wanted))
+
+
+def _settings(model: GroupModel) -> PolicySettings:
+    """Without what is held for leaps where members asked for in one work before those who came with it are late."""
+    usual = PolicySettings(drain_s=DRAIN_S)
+    lead_s = usual.reaction_s + max(profile.start_up_s for profile in model.measured.profiles.values())
+    return replace(usual, insurance=()) if lead_s <= model.slo_s else usual
 
 
 def _lost_s(stage: StageBasis, model: GroupModel, plan: Plan, slack_s: float) -> float:
@@ -190,9 +204,10 @@ def _within_a_hole(there: StageObservation, excused: float) -> StageObservation:
 
 
 def _wanted(stage: StageBasis, basis: GroupBasis, asked: Mapping[str, int], seen: Observation) -> int:
-    """Members that are of use, within the limits that people set."""
+    """Members that are of use, the plan's at least where that is held, within the limits that people set."""
     limits, count = seen.limits.get(stage.name, _NO_LIMITS), sum(asked.values())
     useful = basis.sharing[stage.name].useful(count) if count else 0
+    useful = max(useful, stage.planned) if basis.holds else useful
     return max(useful if limits.maximum is None else min(useful, limits.maximum), limits.minimum)
 
 
@@ -230,7 +245,7 @@ def _lowered(stage: StageBasis, basis: GroupBasis, memory: GroupMemory, seen: Ob
     # What is lowered is raised again some time: that are two changes.
     if not basis.holds and len(memory.changes_s) + 2 > basis.changes_per_hour:
         return held
-    return min(held, max(most_wanted(lately, before_s), stage.planned if basis.holds else 0))
+    return min(held, most_wanted(lately, before_s))
 
 
 def _decision(

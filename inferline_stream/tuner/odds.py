@@ -170,7 +170,9 @@ class LevelChoice:
     price: float
 
 
-def cheapest(levels: Levels, record: TrafficRecord, expected: float, lead_s: float, share: float) -> LevelChoice:
+def cheapest(
+    levels: Levels, record: TrafficRecord, expected: float, lead_s: float, share: float, *, growth: float = 0.0
+) -> LevelChoice:
     """The level whose replicas, and late events at their odds and price, cost least together.
 
     Args:
@@ -179,9 +181,10 @@ def cheapest(levels: Levels, record: TrafficRecord, expected: float, lead_s: flo
         expected: now, in the record's unit.
         lead_s: from asking for a replica to its working.
         share: of the events to come that may be late: one that is costs what serving it costs, divided by that share.
+        growth: how much more comes back at this time of the week (`tuner.calendar`), in the record's unit.
     """
     price = levels.event_cost / share
-    came = record.alike(expected, lead_s)
+    came = record.alike(expected, lead_s) + growth
     # From sums of the largest: a table of levels and moments has ten million places after three hours.
     ascending = np.sort(came)
     largest = np.append(np.cumsum(ascending[::-1])[::-1], 0.0)
@@ -191,4 +194,4 @@ def cheapest(levels: Levels, record: TrafficRecord, expected: float, lead_s: flo
     best = int(np.argmin(total))
     carried = float(levels.multiples[best])
     late = float(beyond[best]) * record.rate / levels.rate
-    return LevelChoice(carried, expected, float(np.mean(came > carried)), late, share, price)
+    return LevelChoice(carried, expected + growth, float(np.mean(came > carried)), late, share, price)

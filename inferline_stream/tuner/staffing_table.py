@@ -80,6 +80,7 @@ def staffing(
     multiples: Sequence[float] = MULTIPLES,
     objective: float = 0.99,
     sharing: Mapping[str, Sharing] | None = None,
+    history: Trace | None = None,
     seed: int = 0,
 ) -> Staffing:
     """Simulate the sample at each multiple of its rate and take away what is not needed.
@@ -96,8 +97,10 @@ def staffing(
         multiples: ascending.
         objective: share of events that must meet the SLO.
         sharing: of stages that are ordinary consumer groups, which have a useful number of members (`Sharing.useful`).
+        history: what the odds are read off; the sample unless given.
         seed: of the paths drawn.
     """
+    known = sample if history is None else history
     stretch = busiest(sample, MOST_EVENTS)
     search = StaffingSearch(shape, plan, measured, prices, sharing=sharing, seed=seed)
     found: dict[float, dict[str, int]] = {}
@@ -116,13 +119,19 @@ def staffing(
         measured.profiles[name, a.hardware].start_up_s for name in shape.stages for a in plan.allocations[name]
     )
     lead_s = start_up_s + PolicySettings().reaction_s
-    record = record_of(sample, plan.envelope, plan.slo_s, lead_s, objective)
-    kept_up = 0.0 if record is None else _surely(record.rate, sample, objective)
+    record = record_of(known, plan.envelope, plan.slo_s, lead_s, objective)
+    kept_up = 0.0 if record is None else surely_kept_up(record.rate, known, objective)
     return Staffing(tuple(multiples), supply, max(stretch.arrival_rate, kept_up), record)
 
 
-def _surely(rate: float, sample: Trace, objective: float) -> float:
-    """What is left of that rate, a quantile of those of a few seconds, without what such a quantile has by chance."""
+def surely_kept_up(rate: float, sample: Trace, objective: float) -> float:
+    """Return what is left of a quantile of the rates of a few seconds without what it has by chance.
+
+    Args:
+        rate: that quantile, at the objective; see `TrafficRecord.rate`.
+        sample: that it was read off.
+        objective: share of events that must meet the SLO.
+    """
     seconds = np.bincount(sample.arrivals_s.astype(np.int64)).tolist()
     by_chance = NormalDist().inv_cdf(objective) * math.sqrt(rate * index_of_dispersion(seconds) / RATE_WINDOW_S)
     return rate - by_chance

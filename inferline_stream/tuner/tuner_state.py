@@ -31,7 +31,8 @@ class TunerState:
         outgrown_s: when arrivals were last beyond the plan, or the beginning: see `PolicySettings.beginning_s`.
         leapt_s: when more came than was expected, in the sample or live: see `PolicySettings.leap_memory_s`.
         record: what came of what was expected, in the sample and since; None without a table of staffing.
-        expected: the moments of which it is not known yet what comes: when, and what was expected.
+        expected: the moments of which it is not known yet what comes: when, what was expected, and how much more the
+            calendar expected; both in the record's units.
         choice: the level chosen last; None before the first.
         chosen_s: the second it was chosen in.
         reported: conditions that were reported, and when each was last seen.
@@ -51,7 +52,7 @@ class TunerState:
     outgrown_s: float = -math.inf
     leapt_s: float = -math.inf
     record: TrafficRecord | None = None
-    expected: tuple[tuple[float, float], ...] = ()
+    expected: tuple[tuple[float, float, float], ...] = ()
     choice: LevelChoice | None = None
     chosen_s: int = -1
     reported: Mapping[tuple[Reason, str], float] = field(default_factory=dict)

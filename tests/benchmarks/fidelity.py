@@ -11,6 +11,8 @@ at most twice, and the quietest time counts.
 The examples moderation and ocr run with real models, with the plans that the Planner gives for rates and SLOs, and
 count like the others; they are left out with --quick. `_slowdown_max` is the most that any stage's batches took over
 its profile, and `_live_profile_p99_error` the error with profiles corrected by that, as the periodic planner does.
+`_visits_error_max`, and with those profiles `_live_profile_batch_size_error_max` and `_live_profile_busy_error_max`,
+compare what each stage had to do, which a busy machine changes little.
 
 README's first command runs ten times besides (not with --quick): `corrections` are its `throughput_fell` decisions.
 
@@ -43,15 +45,16 @@ from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.sample_files import read_arrivals, read_events
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InferlineError
-from inferline_stream.estimator.evaluation import evaluate
+from inferline_stream.estimator.evaluation import StageStatistics, evaluate
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
 from inferline_stream.isolation.limits import cores_here
+from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import Shape, shape_of
+from inferline_stream.pipeline.shape import Shape, shape_of, visit_ratios
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.problem import Problem, replica_cores
 from inferline_stream.planner.provision import provision
@@ -160,6 +163,21 @@ QUICK_VARIABLE = ("lognormal", "classes")
 
 
 @dataclass(frozen=True, slots=True)
+class Loads:
+    """By how much the estimate is off, of the stage where it is off most: what a busy machine changes least.
+
+    Args:
+        visits: to a stage per event.
+        batches: their mean size, with profiles corrected by what the replicas measured.
+        busy: replica-seconds in all of them, with those profiles.
+    """
+
+    visits: float
+    batches: float
+    busy: float
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """Seconds, over the events that reached the sink; cores that others took meanwhile.
 
@@ -174,6 +192,8 @@ class Found:
     by_means_s: np.ndarray
     live_profile_s: np.ndarray
     slowdown_max: float
+    apart: Loads
+    lost: int
 
     @property
     def p99_s(self) -> tuple[float, float]:
@@ -207,18 +227,17 @@ def measure(quick: bool) -> Figures:
 
 
 async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures:
-    # A broker's first minute is spent on compiling itself: what runs then is not measured.
-    await _once(CASES["chain"], "warm-up", bootstrap_servers, folder, WARM_UP_EVENTS)
+    await warmed_up(bootstrap_servers, folder)
     found = {
-        name: await _tried(CASES[name], name, bootstrap_servers, folder, quick) for name in (QUICK if quick else CASES)
+        name: await tried(CASES[name], name, bootstrap_servers, folder, quick) for name in (QUICK if quick else CASES)
     }
     variable = {
-        name: await _tried(VARIABLE[name], name, bootstrap_servers, folder, quick)
+        name: await tried(VARIABLE[name], name, bootstrap_servers, folder, quick)
         for name in (QUICK_VARIABLE if quick else VARIABLE)
     }
     again = await _replayed(bootstrap_servers, folder, 1 if quick else 3)
     if not quick:
-        found |= await _real(bootstrap_servers, folder)
+        found |= await real(bootstrap_servers, folder, REAL)
     errors = [abs(plan.error) for plan in found.values()]
     figures: Figures = {
         "p99_error_max": max(errors),
@@ -231,7 +250,14 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
         "plans_called_feasible": sum(p.p99_s[0] <= p.plan.slo_s for p in found.values()),
         "plans_disturbed": sum(p.elsewhere_cores > QUIET_CORES for p in found.values()),
     }
-    for name, plan in (found | variable).items():
+    first = dict.fromkeys(("corrections",)) if quick else first_commands(folder, FIRST_COMMANDS, FIRST_COMMAND_S)
+    return figures | of_plans(found | variable) | again | first
+
+
+def of_plans(plans: Mapping[str, Found]) -> Figures:
+    """Figures of each plan by its name."""
+    figures: Figures = {}
+    for name, plan in plans.items():
         estimated_s, measured_s = plan.p99_s
         figures |= {
             f"{name}_p99_error": round(plan.error, 3),
@@ -245,9 +271,12 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
             f"{name}_by_means_p99_error": round(plan.by_means_error, 3),
             f"{name}_live_profile_p99_error": round(plan.live_profile_error, 3),
             f"{name}_slowdown_max": round(plan.slowdown_max, 2),
+            f"{name}_visits_error_max": round(plan.apart.visits, 3),
+            f"{name}_live_profile_batch_size_error_max": round(plan.apart.batches, 3),
+            f"{name}_live_profile_busy_error_max": round(plan.apart.busy, 3),
+            f"{name}_lost": plan.lost,
         }
-    first = dict.fromkeys(("corrections",)) if quick else first_commands(folder, FIRST_COMMANDS, FIRST_COMMAND_S)
-    return figures | again | first
+    return figures
 
 
 def first_commands(folder: Path, runs: int, seconds: float) -> Figures:
@@ -301,7 +330,12 @@ async def _replayed(bootstrap_servers: str, folder: Path, runs: int) -> Figures:
     }
 
 
-async def _tried(case: Case, name: str, bootstrap_servers: str, folder: Path, quick: bool) -> Found:
+async def warmed_up(bootstrap_servers: str, folder: Path) -> None:
+    """A broker's first minute is spent on compiling itself: what runs then is not measured."""
+    await _once(CASES["chain"], "warm-up", bootstrap_servers, folder, WARM_UP_EVENTS)
+
+
+async def tried(case: Case, name: str, bootstrap_servers: str, folder: Path, quick: bool) -> Found:
     """The quietest of a few measurements, the first that is quiet enough."""
     events = 2_600 if quick else 5_000
     return await quietest(lambda attempt: _once(case, f"{name}{attempt}", bootstrap_servers, folder, events))
@@ -349,19 +383,21 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
     return await compared(run, lambda event: taken(event["n"]))
 
 
-async def _real(bootstrap_servers: str, folder: Path) -> dict[str, Found]:
-    """Examples as a user has them: profiled, planned for their own samples, then fed with those."""
+async def real(
+    bootstrap_servers: str, folder: Path, plans: Mapping[str, tuple[Path, float, float]], seconds: float = REAL_S
+) -> dict[str, Found]:
+    """Examples as a user has them: profiled, planned for their own samples, then fed with so many seconds of those."""
     from py3langid import classify
 
     examples = {}
-    for topology in dict.fromkeys(topology for topology, _, _ in REAL.values()):
+    for topology in dict.fromkeys(topology for topology, _, _ in plans.values()):
         home = folder / topology.parent.name
         home.mkdir()
         examples[topology] = await _examples.profiled(
             bootstrap_servers, topology, home, Options(broker=bootstrap_servers)
         )
     found: dict[str, Found] = {}
-    for name, (topology, speed_up, slo_s) in REAL.items():
+    for name, (topology, speed_up, slo_s) in plans.items():
         example, home = examples[topology], folder / topology.parent.name
         pipeline, whole = example.pipeline, read_arrivals(topology.parent / example.sample.arrivals)
         is_text = topology == _examples.MODERATION
@@ -369,7 +405,7 @@ async def _real(bootstrap_servers: str, folder: Path) -> dict[str, Found]:
         def goes_to(event: Any, *, is_text: bool = is_text) -> Mapping[str, bool]:
             return {"toxicity": classify(event["text"])[0] == "en"} if is_text else {}
 
-        trace = busiest_stretch(whole.sped_up(speed_up), REAL_S)
+        trace = busiest_stretch(whole.sped_up(speed_up), seconds)
         cores = replica_cores(cores_here(), shape_of(pipeline), example.measured, trace.arrival_rate)
         try:
             plan = provision(
@@ -426,15 +462,18 @@ async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Fo
         elsewhere = Elsewhere()
         await under_way.fed(asyncio.Event())
         others = elsewhere.cores()
-        await under_way.drain()
+        lag = await under_way.drain()
         sent = await passed(under_way)
         (entry,) = shape.entries()
         partitions = under_way.controller.view.partitions[shape.stages[entry]]
         source = await source_of(run.bootstrap_servers, under_way.context.source, partitions, shape, goes_to)
         seen = under_way.controller.view.reports.totals()
+        lost = (await under_way.report(lag)).lost
     estimated_s = estimate(shape, run.plan, run.measured, source)
     by_means_s = estimate(shape, run.plan, run.measured.steady(), source)
-    live_profile_s = estimate(shape, run.plan, corrected(run.measured, shape, seen), source)
+    live_profile = corrected(run.measured, shape, seen)
+    live_profile_s = estimate(shape, run.plan, live_profile, source)
+    _, statistics = evaluated(shape, run.plan, live_profile, source, 0)
     out = {(p, o): at_s for p, o, at_s in zip(sent.partition, sent.offset, sent.latency_s, strict=True)}
     measured_s = np.array([out.get(where, np.nan) for where in source.places])
     return Found(
@@ -445,17 +484,51 @@ async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Fo
         by_means_s,
         live_profile_s,
         max(slowdowns(run.measured, seen, 1).values()),
+        loads_apart(shape, visit_ratios(shape, run.measured.paths), statistics, seen, len(source.places)),
+        lost,
     )
 
 
 def estimate(shape: Shape, plan: Plan, measured: PipelineProfile, source: Source) -> np.ndarray:
     """Latency of every event and draw in seconds, float64 (DRAWS · events,)."""
+    found = [evaluated(shape, plan, measured, source, seed) for seed in range(DRAWS)]
+    return np.concatenate([latency_s for latency_s, _ in found])
+
+
+def evaluated(
+    shape: Shape, plan: Plan, measured: PipelineProfile, source: Source, seed: int
+) -> tuple[np.ndarray, Mapping[int, StageStatistics]]:
+    """Latencies of one draw in seconds, and how its stages fared."""
     trace = Trace(source.entry_s - source.entry_s[0])
     stations = [station(measured, name, plan.allocations[name], order_slo_s=plan.slo_s) for name in shape.stages]
-    drawn = []
-    for seed in range(DRAWS):
-        workload = prepare(shape, measured, trace, seed=seed, recorded=source.paths)
-        latency_s = evaluate(workload, stations).latency_s
-        assert latency_s is not None
-        drawn.append(latency_s[workload.last])
-    return np.concatenate(drawn)
+    workload = prepare(shape, measured, trace, seed=seed, recorded=source.paths)
+    evaluation = evaluate(workload, stations)
+    assert evaluation.latency_s is not None
+    return evaluation.latency_s[workload.last], evaluation.statistics
+
+
+def loads_apart(
+    shape: Shape,
+    ratios: Mapping[str, float],
+    statistics: Mapping[int, StageStatistics],
+    seen: Mapping[str, StageCounts],
+    events: int,
+) -> Loads:
+    """Compare what stages had to do with what was expected.
+
+    Args:
+        shape: the pipeline's.
+        ratios: visits to each stage per event, as profiled.
+        statistics: of a simulation with profiles as the replicas measured them.
+        seen: what was counted.
+        events: that entered.
+    """
+    visits, batches, busy = [0.0], [0.0], [0.0]
+    for s, name in enumerate(shape.stages):
+        counts, found = seen[name], statistics[s]
+        if not counts.served or not found.arrivals:
+            continue
+        visits.append(ratios[name] * events / counts.served - 1)
+        batches.append(found.mean_batch_size / (counts.served / counts.batches) - 1)
+        busy.append(found.busy_s / found.arrivals / (counts.service_s / counts.served) - 1)
+    return Loads(*(max(errors, key=abs) for errors in (visits, batches, busy)))

@@ -57,7 +57,7 @@ IN_VAIN = {  # no event is on time by the stage itself
     "fallback": roughly, "fallback_share": "100%",
 }
 many = Stage("split", split, many=True, most=12, **(IN_VAIN if FALLS else QUICK))
-one = Stage("read", read, after=[many], **QUICK)
+one = Stage("read", read, after=[many], sink=Topic("lines", partitions=1) if GATHERS else None, **QUICK)
 stages = [many, one]
 if GATHERS:
     edge = one.gathered(missing=None) if FILLS else one.gathered()
@@ -110,6 +110,8 @@ async def test_results_reach_the_sink_gathered_by_their_event(build: Any, tmp_pa
     whole = [[at for at in range(count) if at != 3] for count in COUNTS if count < 6]
     found = [json.loads(record.value) for record in await records_in(run, "out")]
     assert Counter(map(str, found)) == Counter(map(str, whole))
+    lines = Counter(at for count in COUNTS if count < 13 for at in range(count) if at not in (3, 5))
+    assert Counter(json.loads(record.value) for record in await records_in(run, "lines")) == lines
     letters = await dead_letters(run.bootstrap_servers, run.pipeline, run.records.prefix)
     assert {letter.says("type") for letter in letters} == {"TooManyResults", "ValueError", "DiedUpstream"}
 
@@ -121,6 +123,8 @@ async def test_results_reach_the_sink_gathered_by_their_event(build: Any, tmp_pa
     whole += [[at for at in range(count) if at != 3] for count in COUNTS if 6 <= count < 13]
     found = [json.loads(record.value) for record in await records_in(run, "out")]
     assert Counter(map(str, found)) == Counter(map(str, whole))
+    lines[5] += sum(6 <= count < 13 for count in COUNTS)
+    assert Counter(json.loads(record.value) for record in await records_in(run, "lines")) == lines
 
 
 @EMBEDDED

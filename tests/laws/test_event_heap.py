@@ -43,19 +43,23 @@ def test_random_pipelines_give_the_latencies_of_the_event_heap(group: int) -> No
 
 
 def test_pipelines_with_many_results_and_gathers_give_the_latencies_of_the_event_heap() -> None:
-    gathered, several, empty = 0, 0, 0
+    gathered, apart, empty, sources, levels = 0, 0, 0, 0, 0
     for seed in range(3000, 3100):
         pipeline = random_pipeline(seed, events=30, many=True)
         workload = pipeline.workload
-        gathered += any(map(workload.shape.gathers, range(len(workload.shape.stages))))
-        several += workload.last.start > 0
+        shape = workload.shape
+        gathered += any(map(shape.gathers, range(len(shape.stages))))
+        apart += workload.last.start > 0
+        sources += bool(shape.many) and len(shape.sources) > 1
+        levels += len({shape.scopes()[final] for final in shape.finals()}) > 1
         empty += any((np.diff(results.begins) == 0).any() for results in workload.results.values())
         expected = simulate_with_heap(workload, pipeline.stations).latency_s
         for slice_events in (1 if seed % 5 == 0 else 7, 10_000):
-            found = evaluate(workload, pipeline.stations, slice_events=slice_events).latency_s
-            assert found is not None
-            assert same(found, expected), f"seed {seed}, slices of {slice_events}"
-    assert min(gathered, several, empty) > 15, (gathered, several, empty)
+            latency_s = evaluate(workload, pipeline.stations, slice_events=slice_events).latency_s
+            assert latency_s is not None
+            assert same(latency_s, expected), f"seed {seed}, slices of {slice_events}"
+    found = (gathered, apart, empty, sources, levels)
+    assert min(found) > 15, found
 
 
 def test_the_random_pipelines_contain_what_they_are_meant_to() -> None:

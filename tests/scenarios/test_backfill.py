@@ -105,3 +105,41 @@ async def test_an_archive_is_worked_off_beside_live_events_of_two_classes(
     assert len(again.sent) == 3
     assert len(await orders_in(run, "orders-archive")) == ARCHIVED + 3
     assert await orders_in(run, "backfilled.decide.orders-archive.dlq") == []
+
+
+async def test_orders_that_can_wait_by_a_header_are_background_events_and_do_not_count_as_traffic(
+    embedded_broker: KafkaServer, tmp_path: Path
+) -> None:
+    run = emulated_run(Path(__file__).parent / "mixed", embedded_broker.bootstrap_servers, tmp_path, levels=[(20, 60)])
+    stop = asyncio.Event()
+    async with asyncio.timeout(90), open_run(run) as under_way:
+        await under_way.ready()
+        feeding = asyncio.create_task(under_way.fed(stop))
+        async with Writer(run.bootstrap_servers, "batch") as writer:
+            for number in range(FIRST, FIRST + ARCHIVED):
+                value, headers = b'{"number": %d}' % number, [("priority", b"batch")]
+                record = Record(b"k", value, headers, topic=run.records.prefix + "orders", partition=ANY_PARTITION)
+                await writer.add(record)
+            await writer.flush()
+        view = under_way.controller.view
+
+        async def is_done() -> bool:
+            history = view.others["orders-batch"].offsets["decide"]
+            return sum(history.ends) == ARCHIVED and not any(history.lags())
+
+        assert await until(is_done, 60)
+        stop.set()
+        await feeding
+        report = await under_way.report(await under_way.drain())
+    of = report.backgrounds["orders-batch"]
+    assert (of.events_in, of.events_out, of.left) == (ARCHIVED, ARCHIVED, 0)
+    assert report.lost == report.unknown == report.duplicated == 0
+    assert report.completed == {"moved": ARCHIVED}
+    assert report.events_out == report.events_in - ARCHIVED > 0
+    found = Counter(await orders_in(run, "decisions"))
+    assert {number: found[number] for number in found if number >= FIRST} == dict.fromkeys(
+        range(FIRST, FIRST + ARCHIVED), 1
+    )
+    state = under_way.controller.state
+    assert state is not None
+    assert state.events_in == report.events_out  # arrivals are live ones alone

@@ -1,13 +1,18 @@
 """A consumer group in simulated time, as Kafka would show it: the truth that learning is compared with."""
 
+from __future__ import annotations
+
 import math
 from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 import numpy as np
 
+from inferline_stream.calculus.envelope_state import Times
 from inferline_stream.pipeline.group_look import Assignment, GroupLook, OffsetCommit
+from inferline_stream.pipeline.group_profile import RebalanceProtocol
 
 LOOK_S = 0.02
 
@@ -23,15 +28,15 @@ class Worker:
     commit_every_s: float | None = None
     commit_jitter: float = 0.0
 
-    def throughput(self, size):
+    def throughput(self, size: int) -> float:
         return size / (self.fixed_s + self.per_event_s * size)
 
-    def time_s(self, size, rng):
+    def time_s(self, size: int, rng: np.random.Generator) -> float:
         sigma = math.sqrt(math.log1p(self.cv**2))
         return (self.fixed_s + self.per_event_s * size) * rng.lognormal(-(sigma**2) / 2, sigma)
 
 
-def arrivals(rate, duration_s, rng):
+def arrivals(rate: Callable[[float], float], duration_s: float, rng: np.random.Generator) -> Times:
     """Poisson, with a rate that may depend on the time."""
     most = max(rate(t) for t in np.linspace(0, duration_s, 1000))
     times = np.sort(rng.uniform(0, duration_s, rng.poisson(most * duration_s)))
@@ -39,8 +44,17 @@ def arrivals(rate, duration_s, rng):
 
 
 def looks(
-    worker, times, duration_s, rng, *, members=((0.0, 3),), pause_s=0.0, start_up_s=0.0, protocol="eager", partitions=12
-):
+    worker: Worker,
+    times: Times,
+    duration_s: float,
+    rng: np.random.Generator,
+    *,
+    members: Sequence[tuple[float, int]] = ((0.0, 3),),
+    pause_s: float = 0.0,
+    start_up_s: float = 0.0,
+    protocol: RebalanceProtocol = "eager",
+    partitions: int = 12,
+) -> Iterator[GroupLook]:
     """Looks each 20 ms at a group that serves the arrivals.
 
     Args:
@@ -52,7 +66,7 @@ def looks(
     appended = [times[where == p] for p in range(partitions)]
     position, commits, assignments = [0] * partitions, [], []
     taken = [0] * partitions
-    free = {}
+    free: dict[str, float] = {}
     bounds = [*(at for at, _ in members), duration_s]
     for (at_s, count), until_s in zip(members, bounds[1:], strict=True):
         owners = {f"member-{m}": frozenset(range(m, partitions, count)) for m in range(count)}
@@ -68,7 +82,7 @@ def looks(
                 start_s = max(now_s, heads[0][0])
                 if start_s >= until_s:
                     break
-                batch = []
+                batch: list[int] = []
                 while heads and heads[0][0] <= start_s and len(batch) < worker.most:
                     _, p = heappop(heads)
                     batch.append(p)
@@ -92,8 +106,14 @@ def looks(
     yield from _looked(appended, commits, assignments, duration_s, partitions)
 
 
-def _looked(appended, commits, assignments, duration_s, partitions):
-    appended = [list(each) for each in appended]
+def _looked(
+    appended: Sequence[Times],
+    commits: list[OffsetCommit],
+    assignments: list[Assignment],
+    duration_s: float,
+    partitions: int,
+) -> Iterator[GroupLook]:
+    logs = [list(each) for each in appended]
     commits = [OffsetCommit(0.0, p, 0) for p in range(partitions)] + commits
     next_commit = next_assignment = 0
     for step in range(1, int(duration_s / LOOK_S) + 1):
@@ -105,7 +125,7 @@ def _looked(appended, commits, assignments, duration_s, partitions):
             next_assignment += 1
         yield GroupLook(
             at_s,
-            tuple(bisect_right(each, at_s) for each in appended),
+            tuple(bisect_right(each, at_s) for each in logs),
             tuple(commits[first_commit:next_commit]),
             tuple(assignments[first_assignment:next_assignment]),
         )

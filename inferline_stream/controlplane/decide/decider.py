@@ -35,7 +35,7 @@ from inferline_stream.replay.live_observations import Figures, figures_of
 from inferline_stream.tuner.calendar import Calendar
 from inferline_stream.tuner.decision import Action, Decision, Reason
 from inferline_stream.tuner.error_budget import ErrorBudget
-from inferline_stream.tuner.group_changes import GroupMemory
+from inferline_stream.tuner.group_replan import begun, taken_over
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import POLICIES, Policy, TunerState, foreseen, initial_state
 from inferline_stream.tuner.spot_losses import AWAY_S
@@ -82,7 +82,7 @@ class PolicyMemory:
         """
         view, before = self.view, self._stepped
         if self.fresh is not None:
-            self.state = replace(self.fresh, wanted=copied(held), groups=GroupMemory(copied(held)))
+            self.state = begun(self.fresh, copied(held))
             return
         plan, table = self._table or (None, None)
         state = initial_state(
@@ -98,6 +98,10 @@ class PolicyMemory:
             state = replace(state, outgrown_s=before.outgrown_s, leapt_s=before.leapt_s, reported=before.reported)
             state = replace(state, used_s=before.used_s, noticed=before.noticed, away_until_s=before.away_until_s)
         self.state = state
+
+    def take_over(self, fresh: TunerState) -> None:
+        """Decide by this state's plan from now on, and go on from what is remembered: members of groups stay."""
+        self.fresh, self.state = fresh, taken_over(self.state, fresh)
 
     def staff(self, table: Staffing) -> None:
         """Decide by this table from now on; it was made for the plan in force."""

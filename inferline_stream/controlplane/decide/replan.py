@@ -20,6 +20,7 @@ from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace, busiest
+from inferline_stream.pipeline.trace import merged as of_sources
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import SearchSettings, provision
@@ -47,7 +48,7 @@ class ReplanInputs:
         slo_s: that people want now.
         objective: share of events that must meet it.
         catalogue: hardware kinds with the prices and stock of now.
-        source_partitions: of the source topic.
+        source_partitions: of each live source topic.
         max_batch_sizes: that stages declare.
         ticks: records of the arrivals topic, in order.
         saves_share: share of its cost by which a new plan must be cheaper.
@@ -61,7 +62,7 @@ class ReplanInputs:
     slo_s: float
     objective: float
     catalogue: Mapping[str, Hardware]
-    source_partitions: int
+    source_partitions: tuple[int, ...]
     max_batch_sizes: Mapping[str, int]
     ticks: Sequence[Record]
     saves_share: float
@@ -89,6 +90,7 @@ class ReplanResult:
 def replan(inputs: ReplanInputs) -> ReplanResult:
     """Judge the plan in force on the recorded arrivals, look for a cheaper one, and say which it should be."""
     trace = recorded(inputs.ticks, inputs.source_partitions)
+    trace = trace if inputs.shape.sources else Trace(trace.arrivals_s)  # classes of one source enter alike
     if len(trace) < FEWEST_EVENTS:
         return ReplanResult(None, f"only {len(trace)} arrivals are recorded, a plan needs {FEWEST_EVENTS}")
     stretch = busiest(trace, MOST_EVENTS)
@@ -149,15 +151,20 @@ def _quantile_s(inputs: ReplanInputs, trace: Trace) -> float:
     return found.quantile_s(inputs.objective)
 
 
-def recorded(ticks: Sequence[Record], partitions: int) -> Trace:
+def recorded(ticks: Sequence[Record], partitions: Sequence[int]) -> Trace:
     """Arrivals as the records of the arrivals topic hold them, spread over the time between two samples.
 
     Args:
         ticks: the records, in order.
-        partitions: of the source topic; records of another number are left out.
+        partitions: of each source topic; records of another number in all are left out.
     """
-    growth = LogGrowth()
     entries = RecordDecoder().decoded(ticks, decode_ticks)
-    log = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == partitions]
-    joined = np.concatenate([np.empty(0), *(growth.sample(time_s, ends) for time_s, ends in log)])
-    return Trace(joined - joined[0] if joined.size else joined)
+    log = [tick for tick in merged(e.value for e in entries if e.value) if len(tick[1]) == sum(partitions)]
+    traces, first = list[Trace](), 0
+    for count in partitions:
+        growth, own = LogGrowth(), slice(first, first + count)
+        times = [growth.sample(time_s, ends[own]) for time_s, ends in log]
+        traces.append(Trace(np.concatenate([np.empty(0), *times])))
+        first += count
+    whole = of_sources(traces)
+    return whole.window(whole.arrivals_s[0], math.inf) if len(whole) else whole

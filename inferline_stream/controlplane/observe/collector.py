@@ -45,8 +45,8 @@ class SourceTimestamps:
     """Follows the committed records of the source topic, from a minute and a half ago: arrivals by their timestamps.
 
     For a source whose offsets count what is no event, too: a producer that writes in transactions ends each with a
-    record of its own in the log, and what it aborts stays there. This reads every record, so it costs with their size;
-    elsewhere log growth shows the same for next to nothing.
+    record of its own in the log, and what it aborts stays there; events of another class by their header. This reads
+    every record, so it costs with their size; elsewhere log growth shows the same for next to nothing.
 
     Timestamps are what producers say. One that cannot be right counts as now where the record has just come, and not
     at all where it was there before: a record of the year 2100 would make all others older than the envelope's windows.
@@ -97,8 +97,10 @@ class SourceTimestamps:
         return np.sort(np.array(times, dtype=np.float64))
 
     def _counted(self, records: list[Record]) -> list[Record]:
-        """Leave out partitions that the topic was given since its end offsets were first looked at."""
-        return [record for record in records if record.partition < self._partitions]
+        """Leave out events of other classes, and partitions that came since end offsets were first looked at."""
+        own = [record for record in records if record.partition < self._partitions]
+        moved = self._context.pipeline.moved
+        return [record for record in own if moved.isdisjoint(record.headers)] if moved else own
 
 
 def _credible(time_s: float, now_s: float) -> bool:

@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 from inferline_stream.controlplane.observe.end_offsets import Begin, LedgerBegin
 from inferline_stream.controlplane.observe.sink_account import ENDED, OUT, SinkAccount
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.dataplane.headers import ENDED_AT, REASON, ReadHeaders, number, read_headers
+from inferline_stream.dataplane.headers import ENDED_AT, MOVED_TO_CLASS, REASON, ReadHeaders, number, read_headers
 from inferline_stream.dataplane.lineage import root, root_of, share
 from inferline_stream.kafka.offset_metadata import Committed, Run, finished_by_all
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import event_id_prefix
 
-NO_OUTPUT = frozenset(("skipped", "filtered"))
-"""Endings of events that are no misses: the topology, or a stage, says that a sink gets nothing of them."""
+NO_OUTPUT = frozenset(("skipped", "filtered", MOVED_TO_CLASS))
+"""Endings of events that are no misses: the topology, or a stage, says that a sink gets nothing of them, or they have
+entered again as events of another class."""
 
 _LONGEST_NAME = 64
 """Bytes of an id that are kept; of a longer one, a digest."""
@@ -88,10 +89,11 @@ class EventLedger:
     _entered: list[bytearray] = field(init=False)
     accounts: dict[str, SinkAccount] = field(init=False)
     """By the stage that feeds the sink."""
+    _levels: int = field(init=False)
     _named: set[bytes] = field(default_factory=set)
     """Events with an id of their own."""
     _times: dict[bytes, int] = field(default_factory=dict)
-    """Where there are several sinks: the place in `latencies_s` by the id of the event, or of its result."""
+    """Where there are several sinks: the place in `latencies_s` by the id of what counts, an event or its result."""
     _given_up: set[bytes] = field(default_factory=set)
     """Where there are several sinks: ids whose reason is counted. They end at each sink, and have one reason."""
     _old: set[bytes] = field(default_factory=set)
@@ -106,8 +108,15 @@ class EventLedger:
         self._entered = [bytearray(n) for n in sizes]
         self.reaches(("",))
 
-    def reaches(self, at: Sequence[str]) -> None:
-        """Say at which stages the sinks are that its events may reach."""
+    def reaches(self, at: Sequence[str], levels: int = 0) -> None:
+        """Say at which stages the sinks are that its events may reach.
+
+        Args:
+            at: the stages.
+            levels: how often events were given many results on their way to what all these sinks get something of: of
+                several sinks a latency is of that. See `Shape.counted`.
+        """
+        self._levels = levels
         self.accounts = {stage: SinkAccount([len(row) for row in self._entered]) for stage in at}
 
     def entered(self, record: Record) -> None:
@@ -138,7 +147,7 @@ class EventLedger:
             entered_s = found.entry_us / 1e6
             latency_s = max(0.0, record.time_ms / 1e3 - entered_s)
             if len(self.accounts) > 1:
-                known = self._times.setdefault(_kept(found.event_id or b""), len(self.latencies_s))
+                known = self._times.setdefault(self._counted(found.event_id or b"", found.of), len(self.latencies_s))
                 if known < len(self.latencies_s):
                     self.latencies_s[known] = max(self.latencies_s[known], latency_s)
                     return
@@ -154,7 +163,7 @@ class EventLedger:
         at = [stage for stage in at if stage in self.accounts] or list(self.accounts)
         if not self._count(name, at, ENDED, found._replace(event_id=record.key)):
             return
-        kept = _kept(record.key or b"")
+        kept = self._counted(record.key or b"", found.of)
         if len(self.accounts) > 1:
             if kept in self._given_up or (reason in NO_OUTPUT and not self._is_without_output(name)):
                 return
@@ -166,6 +175,10 @@ class EventLedger:
             self.latencies_s[known] = math.inf
         else:
             self.live_reasons[reason] += 1
+
+    def _counted(self, name: bytes, of: Sequence[int]) -> bytes:
+        """Return what stands for the event whose latency counts, by the id of that or of a result of it."""
+        return _kept(root(name, max(0, len(of) - self._levels)))
 
     def _is_without_output(self, name: bytes) -> bool:
         """Whether an event has ended for every sink, and no record of it is in any."""
@@ -201,6 +214,11 @@ class EventLedger:
         """
         reaching = (ledger for ledger in self.others.values() if not at or at in ledger.accounts)
         return next((ledger for ledger in reaching if ledger._knows(name)), self)
+
+    def of_completed(self, record: Record) -> None:
+        """A record of the completed topic, of an event of any class."""
+        moved = record.header(REASON) == MOVED_TO_CLASS.encode()  # the class that it is of now knows it, too
+        (self if moved else self.of(_root_ended(record))).ended(record)
 
     def _knows(self, name: bytes) -> bool:
         return _kept(name) in self._named or self._place(name) is not None
@@ -385,7 +403,7 @@ async def read_ledger(
     prefixes = {of: event_id_prefix(topic, await offsets.topic_id(topic)) for of, topic in topics.items()}
     ledgers = {of: _ledger(of, prefix, since, start, source) for of, prefix in prefixes.items()}
     for of, each in ledgers.items():
-        each.reaches(context.sinks_of(of))
+        each.reaches(context.sinks_of(of), context.levels_of(of))
     ledger = ledgers.pop("")
     ledger.others = ledgers
     for of, each in ledger.others.items():
@@ -402,7 +420,7 @@ async def read_ledger(
     for stage, topic in context.sinks.items():
         await _read(context, topic, start.sinks[stage], ends[topic], out(stage))
     topic = context.names.completed
-    await _read(context, topic, start.completed, ends[topic], lambda each: ledger.of(_root_ended(each)).ended(each))
+    await _read(context, topic, start.completed, ends[topic], ledger.of_completed)
     return ledger
 
 

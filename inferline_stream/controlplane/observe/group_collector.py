@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from inferline_stream.calculus.envelope_state import Times
+from inferline_stream.controlplane.observe.group_latencies import GroupLatencies
 from inferline_stream.controlplane.observe.log_growth import LogGrowth
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import GroupFigures
@@ -22,9 +23,7 @@ from inferline_stream.pipeline.group_look import GroupLook
 from inferline_stream.pipeline.group_profile import GroupProfile, Learned
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.profiler.group_learner import GroupLearner
-
-SAMPLE_S = 3600.0
-"""Arrivals that a plan is made for: of the last hour."""
+from inferline_stream.tuner.group_replan import RECENT_S
 
 _LAGS_S = 0.25
 _RATIOS_S = 10.0
@@ -76,6 +75,7 @@ class GroupCollector:
     view: PipelineView | None = None
     """Shown to people and to the policy, once there is a plan."""
     learners: dict[str, GroupLearner] = field(init=False)
+    latencies: GroupLatencies = field(init=False)
     growth: LogGrowth = field(default_factory=LogGrowth)
     trouble: dict[str, str] = field(default_factory=dict)
     """By group, why nothing can be decided on it, in words; those without are left out."""
@@ -87,6 +87,7 @@ class GroupCollector:
     def __post_init__(self) -> None:
         names = [group.name for group in self.context.pipeline.groups]
         self.learners = {name: GroupLearner(name) for name in names}
+        self.latencies = GroupLatencies(self.context.pipeline.groups, self.context.pipeline.slo_s)
         self._seen = {name: _Seen() for name in names}
 
     async def follow(self, watch: Looks) -> None:
@@ -122,7 +123,7 @@ class GroupCollector:
         times = self.growth.sample(now_s, looks[entry].ends)
         if times.size:
             self._arrivals.append(times)
-            while self._arrivals[0][-1] < now_s - SAMPLE_S:
+            while self._arrivals[0][-1] < now_s - RECENT_S:
                 self._arrivals.popleft()
         if self.view is not None:
             self.view.arrived(times)
@@ -137,6 +138,8 @@ class GroupCollector:
     def show_in(self, view: PipelineView) -> None:
         """Go on in a view, which knows the arrivals so far from now on."""
         view.growth = self.growth
+        for learner in self.learners.values():
+            learner.fresh_latencies_s()  # what was before is not of this term
         view.arrived(np.concatenate([*self._arrivals, np.empty(0)]))
         self.view = view
 
@@ -147,6 +150,9 @@ class GroupCollector:
                 seen.marks.append((now_s, seen.appended))
         if self.view is None:
             return
+        fresh = {name: learner.fresh_latencies_s() for name, learner in self.learners.items()}
+        for name, counts in self.latencies.take(now_s, fresh):
+            self.view.reports.committed(name, counts)
         for name, seen in self._seen.items():
             history = self.view.offsets[name]
             self.view.grow(name, len(seen.ends))
@@ -195,7 +201,7 @@ class GroupCollector:
     def sample(self, now_s: float) -> Trace | None:
         """Return the arrivals of the last hour, from their beginning; None before the first."""
         times = np.concatenate([*self._arrivals, np.empty(0)])
-        times = times[times > now_s - SAMPLE_S]
+        times = times[times > now_s - RECENT_S]
         return Trace(times - times[0]) if times.size else None
 
 

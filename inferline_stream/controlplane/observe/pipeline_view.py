@@ -127,6 +127,8 @@ class PipelineView:
         self.settling = {join: SettledParts(join, self.shape.upstream([join])[:-1]) for join in joins}
         self.traffic = Traffic(self.windows_s)
         finals, declared_slo_s = tuple(self.context.sinks), self.context.pipeline.slo_s
+        if self.context.pipeline.groups:
+            finals = tuple(self.shape.stages[s] for s in self.shape.finals())
         self.latencies = Latencies(self.reports, finals, declared_slo_s, self.plan.slo_s)
         longer_s = self.context.live and {self.context.pipeline.source.name: 0.0, **self.context.live}
         self.latencies_by_class = {
@@ -152,11 +154,10 @@ class PipelineView:
         return {topic: of_class for topic, of_class in self.others.items() if not of_class.background}
 
     @property
-    def source_partitions(self) -> int:
-        """Partitions of all topics that live events arrive on."""
-        return self.partitions[min(self.context.entries_of())] + sum(
-            of_class.partitions[min(self.context.entries_of(of))] for of, of_class in self.live.items()
-        )
+    def source_partitions(self) -> tuple[int, ...]:
+        """Partitions of each topic that live events arrive on."""
+        others = (of_class.partitions[min(self.context.entries_of(of))] for of, of_class in self.live.items())
+        return (self.partitions[min(self.context.entries_of())], *others)
 
     def _histories(self, stage: str) -> list[tuple[int, OffsetHistory]]:
         """Number of each live class, and the offsets of its input topic of a stage."""
@@ -355,8 +356,10 @@ class PipelineView:
 
     def news(self, now_s: float) -> tuple[dict[str, float], dict[str, float]]:
         """Return R of every stage, and how much longer it usually is; see `fallback.UsualRest`."""
-        rests_s = self.rests_s(now_s)
-        self._usual = self._usual.then(rests_s, now_s)
+        rests_s, stays_s = self.rests_s(now_s), self.reports.stays_s(now_s)
+        later = [stage for at, stage in enumerate(self.shape.stages) if self.shape.parents(at)]
+        if any(stays_s.get(stage) is not None for stage in later):
+            self._usual = self._usual.then(rests_s, now_s)
         return rests_s, self._usual.longer_s(rests_s)
 
     def _background_busy(self, stage: str) -> float:
@@ -442,6 +445,7 @@ class PipelineView:
             recent_p99_s=recent.quantile_s(0.99),
             recent_late_share=recent.above(plan.slo_s) / sum(recent.counts) if sum(recent.counts) else None,
             late_events=self.latencies.late(),
+            estimated=bool(self.context.pipeline.groups),
             budget_left=None if self.budget is None else self.budget.left,
             stages=stages,
             decisions=tuple(self.decisions),

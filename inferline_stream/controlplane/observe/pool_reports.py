@@ -135,6 +135,10 @@ class PoolReports:
                     now[name] = was
         self._pools[at] = now
 
+    def committed(self, group: str, counts: StageCounts) -> None:
+        """A consumer group has committed events that took so long from end to end, as far as can be estimated."""
+        self._past[group].add(counts)
+
     def end(self, dispatcher: str) -> None:
         """Its process is gone: its totals stay, its recent figures go."""
         if (known := self._reported.get(dispatcher)) is not None:

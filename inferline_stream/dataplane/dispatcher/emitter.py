@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 from msgspec import structs
 
-from inferline_stream.dataplane.dispatcher.event import Dead, Event, Expired, Late, Outcome, Requeued, Skipped
+from inferline_stream.dataplane.dispatcher.event import Dead, Event, Expired, Late, Moved, Outcome, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.report_counts import counts_of_classes
 from inferline_stream.dataplane.frames import MANY_BYTES, Done, Failed, Many
 from inferline_stream.dataplane.headers import (
@@ -18,6 +18,7 @@ from inferline_stream.dataplane.headers import (
     ENDED_AT,
     LETTERED,
     MOVED,
+    MOVED_TO_CLASS,
     REASON,
     cut_letter,
     join_headers,
@@ -64,8 +65,8 @@ class Emitter:
         """Input topics by the class of events and the stage."""
         rules = rules or RecordRules({})
         self._limits = dict(rules.limits)
-        self._needs_key = bool(routes.sink) and routes.sink_topic in rules.compacted
-        """Whether results go to a table, which takes none without a key. No run begins on such a topic of our own."""
+        self._need_key = rules.compacted
+        """Tables, which take no record without a key. No run begins on such a topic of our own."""
         if routes.sink and routes.sink_max_bytes is not None:
             self._limits[routes.sink_topic] = min(self._limit(routes.sink_topic), routes.sink_max_bytes)
         joining = record_bytes(None, None, join_headers([], routes.stage, routes.stages)) - record_bytes(None, None, ())
@@ -93,7 +94,7 @@ class Emitter:
         """Collect what one outcome causes."""
         counts = self._counts[event.partition // CLASS_STRIDE]
         kind = type(outcome)
-        counts.events += kind is not Requeued and kind is not Late
+        counts.events += kind is not Requeued and kind is not Late and kind is not Moved
         if isinstance(outcome, Done | Many):
             self._give(event, outcome)
         elif isinstance(outcome, Skipped):
@@ -114,12 +115,31 @@ class Emitter:
             self._pass_by(event, dead=LETTERED if outcome.to_dead_letters else DROPPED)
         elif isinstance(outcome, Late):
             self._letters(event, event.records, Failed("IncompleteJoin", outcome.why, ""))
+        elif isinstance(outcome, Moved):
+            self._move(event, outcome.class_number)
         elif isinstance(outcome, Requeued):
             for record in event.records:
                 headers = [header for header in record.headers if header[0] != MOVED]
                 headers.append((MOVED, b"%d" % outcome.moved))
                 topic = self._topics[event.partition // CLASS_STRIDE][self._routes.stage]
                 self._put(topic, record.partition, record.key, record.value, headers, timestamp_ms=record.timestamp_ms)
+
+    def _move(self, event: Event, class_number: int) -> None:
+        """Append an event to the topic of its class, by the first of the stages at which it enters."""
+        routes = self._routes
+        if routes.stages.index(routes.stage) == min(routes.entries):
+            topic, record = self._topics[class_number][routes.stage], event.records[0]
+            size_bytes = record_bytes(record.key, record.value, event.headers)
+            if size_bytes > self._limit(topic):
+                why = f"the record has {size_bytes} bytes with its headers, topic {topic} takes {self._limit(topic)}"
+                self._fail(event, Failed("Oversize", why, ""))
+                return
+            if record.key is None and topic in self._need_key:
+                self._fail(event, _no_key(topic))
+                return
+            partition, entry_ms = self._partition(topic, record.key), event.entry_us // 1000
+            self._put(topic, partition, record.key, record.value, event.headers, timestamp_ms=entry_ms)
+        self._pass_by(event, reason=MOVED_TO_CLASS)
 
     def _fail(self, event: Event, failed: Failed) -> None:
         """Make a dead letter of an event: its stage failed on it, or no topic takes its result."""
@@ -177,9 +197,8 @@ class Emitter:
 
     def _refused_one(self, event: Event, done: Done) -> Failed | None:
         """Return why a result cannot be sent on."""
-        if self._needs_key and event.key is None:
-            why = f"topic {self._routes.sink_topic} is compacted: it takes no record without a key"
-            return Failed("NoKey", why, "")
+        if event.key is None and self._routes.sink and self._routes.sink_topic in self._need_key:
+            return _no_key(self._routes.sink_topic)
         # An event's size is counted generously, so that most results need no exact count.
         if done.headers or done.key is not None or len(done.value) + event.size_bytes > self.result_bytes:
             size_bytes = record_bytes(event.key, done.value, event.headers)
@@ -318,6 +337,10 @@ class Emitter:
             self._outgoing[topic, partition].append(message)
         except KeyError:
             self._outgoing[topic, partition] = [message]
+
+
+def _no_key(topic: str) -> Failed:
+    return Failed("NoKey", f"topic {topic} is compacted: it takes no record without a key", "")
 
 
 def _with_own(event: Event, done: Done) -> Event:

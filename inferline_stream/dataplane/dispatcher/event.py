@@ -82,7 +82,13 @@ class Requeued(msgspec.Struct, frozen=True):
     """See `headers.MOVED`."""
 
 
-Ending = Failed | Skipped | Dead | Late | Requeued
+class Moved(msgspec.Struct, frozen=True):
+    """An event of another class, by a header: it enters again by that class's topic."""
+
+    class_number: int
+
+
+Ending = Failed | Skipped | Dead | Late | Requeued | Moved
 """What an event comes to without the stage."""
 
-Outcome = Done | Many | Failed | Skipped | Dead | Expired | Late | Requeued
+Outcome = Done | Many | Failed | Skipped | Dead | Expired | Late | Requeued | Moved

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from inferline_stream.dataplane.dispatcher.event import Dead, Ending, Event, Late, Requeued, Skipped
+from inferline_stream.dataplane.dispatcher.event import Dead, Ending, Event, Late, Moved, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.frames import Failed, StageInput
@@ -68,6 +68,7 @@ class Intake:
         self._now_s = self._wall_s = 0.0
         self._longer_us = longer_us
         self._is_entry, self._is_join = routes.is_entry, routes.is_join
+        self._moves = routes.moves
         self._ids_from = event_id_prefix(routes.input_topic, topic_id).encode()
         self._lead = ClockError(routes.input_topic, _AHEAD)
         self._lag = ClockError(routes.input_topic, _BEHIND)
@@ -126,6 +127,11 @@ class Intake:
             self._gather(partition, record, found)
             return
         event = self._event(partition, record, found)
+        if self._moves:
+            of_class = next((self._moves[header] for header in found.own if header in self._moves), None)
+            if of_class is not None:
+                self._ended(event, Moved(of_class))
+                return
         limit_bytes = self._routes.source_max_bytes
         if limit_bytes is not None:
             size_bytes = record_bytes(record.key, record.value, record.headers)

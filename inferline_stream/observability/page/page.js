@@ -48,7 +48,7 @@ function verdict(state) {
 function tiles(state) {
   const late = state.recent_late_share > 1 - state.objective, waited = Math.max(0, ...state.stages.map((s) => s.oldest_wait_s));
   const tail = state.recent_late_share === null ? `plan expects ${seconds(state.predicted_p99_s)}` : `${percent(state.recent_late_share, 1)} late, the oldest waits ${seconds(waited)}`;
-  tile("p99", seconds(state.recent_p99_s), [`SLO ${seconds(state.slo_s)}, plan expects ${seconds(state.predicted_p99_s)}`, tail], late ? "bad" : state.recent_p99_s === null ? "" : "good");
+  tile("p99", (state.estimated ? "≈ " : "") + seconds(state.recent_p99_s), [`SLO ${seconds(state.slo_s)}, plan expects ${seconds(state.predicted_p99_s)}`, tail], late ? "bad" : state.recent_p99_s === null ? "" : "good");
   const share = state.slo_events ? state.slo_missed / state.slo_events : 0, budget = 1 - state.objective, left = 1 - share / budget;
   tile("miss", percent(share, 2), [`${percent(budget, budget < 0.01 ? 2 : 0)} is the budget`, left >= 0 ? `${percent(left, 0)} of it left` : `${number(share / budget)}× spent`], left < 0 ? "bad" : left < 0.25 ? "warn" : "");
   tile("rate", `${number(state.arrival_rate)}/s`, [`${number(state.events_in)} events in`, `${number(state.events_out)} out`]);

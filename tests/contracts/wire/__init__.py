@@ -71,7 +71,7 @@ ROUTES = Routes(
     source_max_bytes=4000,
     sink_max_bytes=5000,
     deadline_order=False,
-    others=(ClassTopic("premium", 0.2), ClassTopic("archive", None, 2.0, 5.0, "sent", 6000)),
+    others=(ClassTopic("premium", 0.2), ClassTopic("archive", None, 2.0, 5.0, "sent", 6000, header=("a", "b"))),
 )
 
 PLAN = PlanDocument(

@@ -52,6 +52,23 @@ def test_a_run_does_not_answer_for_what_was_finished_above_its_first_offset() ->
     assert (later.earlier_in, later.earlier_backlog) == (7, 1)
 
 
+def test_an_event_that_is_moved_to_another_class_is_accounted_for_in_both() -> None:
+    ledger = EventLedger(
+        "posts", (0,), (3,), others={"batch": (batch := EventLedger("batch", (0,), (2,), longer_s=None))}
+    )
+    for offset in range(3):
+        ledger.entered(source(0, offset))
+    for at, moved in enumerate((1, 2)):
+        batch.entered(source(0, at, b"posts/0/%d" % moved))
+        ledger.of_completed(completed(b"posts/0/%d" % moved, b"moved"))
+    ledger.out(sink(b"posts/0/0"))
+    ledger.of(b"posts/0/1").out(sink(b"posts/0/1"))
+    ledger.of_completed(completed(b"posts/0/2", b"dead_lettered"))
+    assert ledger.lost() == batch.lost() == (0, [])
+    assert (ledger.events_in, ledger.events_out, ledger.reasons) == (3, 1, Counter({"moved": 2}))
+    assert (batch.events_in, batch.events_out, batch.reasons) == (2, 1, Counter({"dead_lettered": 1}))
+
+
 def test_a_second_sink_record_is_a_duplicate_and_its_latency_does_not_count() -> None:
     ledger = EventLedger("posts", (0,), (1,))
     ledger.entered(source(0, 0))
@@ -226,6 +243,27 @@ def test_an_event_has_one_reason_at_however_many_sinks_it_ends() -> None:
             ledger.ended(Record(record.key, None, [*record.headers, (ENDED_AT, stage)], 0, offset=0))
     assert ledger.reasons == Counter({"dead_lettered": 2, "filtered": 1})
     assert (ledger.lost(), miss_rate([ledger], 0.5)) == ((0, []), 1.0)
+
+
+def test_of_sinks_of_lines_and_of_pages_a_page_counts_once_by_its_last_record() -> None:
+    ledger = EventLedger("pages", (0,), (3,))
+    ledger.reaches(("lines", "out"))
+    for offset in range(3):
+        ledger.entered(source(0, offset))
+    for name, time_ms in ((b"pages/0/0/0", 1250), (b"pages/0/0/1", 3000), (b"pages/0/1/0", 1500)):
+        line = sink(name, time_ms=time_ms)
+        ledger.out(Record(line.key, line.value, [*line.headers, (OF, b"2")], time_ms, offset=0), "lines")
+    for page in (0, 1):
+        ledger.out(sink(b"pages/0/%d" % page, time_ms=2000), "out")
+    for name, at in ((b"pages/0/1/1", b"lines"), (b"pages/0/2/0", b"lines"), (b"pages/0/2/1", b"lines")):
+        record = completed(name, b"dead_lettered")
+        ledger.ended(Record(record.key, None, [*record.headers, (OF, b"2"), (ENDED_AT, at)], 0, offset=0))
+    record = completed(b"pages/0/2", b"dead_lettered")
+    ledger.ended(Record(record.key, None, [*record.headers, (ENDED_AT, b"out")], 0, offset=0))
+    assert ledger.lost() == (0, [])
+    assert list(ledger.latencies_s) == pytest.approx([2.0, math.inf])  # a line of the second died
+    assert ledger.reasons == Counter({"dead_lettered": 2})
+    assert miss_rate([ledger], 2.5) == 2 / 3
 
 
 def test_events_of_two_classes_may_have_one_id() -> None:

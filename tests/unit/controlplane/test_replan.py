@@ -22,7 +22,7 @@ from inferline_stream.tuner.decision import Reason
 
 SHAPE = Shape(("a", "b"), (Arrow(0, 1),))
 KINDS = {"cpu": Hardware("cpu", 0.10), "gpu": Hardware("gpu", 0.50)}
-SOURCE_PARTITIONS = 12
+SOURCE_PARTITIONS = (12,)
 
 
 def measured(slower: float = 1.0) -> PipelineProfile:
@@ -69,8 +69,10 @@ def inputs(rate: float, planned_rate: float, **changes: object) -> ReplanInputs:
 
 def test_the_recorded_trace_holds_every_arrival_within_a_tick_of_its_time() -> None:
     true = gamma_trace(50, 1.0, 60.0, np.random.default_rng(1)).arrivals_s
-    found = recorded(ticks(50), 12).arrivals_s
+    trace = recorded(ticks(50), (3, 9))
+    found = trace.arrivals_s
     assert len(found) == len(true)
+    assert np.bincount(trace.source_of) / len(true) == pytest.approx([3 / 12, 9 / 12], abs=0.01)
     assert np.abs((found - found[0]) - (true - true[0])).max() <= 0.04
 
 

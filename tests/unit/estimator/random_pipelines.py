@@ -77,6 +77,10 @@ def random_tree(seed: int) -> Shape:
         return at
 
     last, scope = 0, tuple[int, ...]()
+    if rng.random() < 0.3:  # ways of two sources meet, or of one that enters twice
+        names.append("s1")
+        scopes.append(())
+        last = add((), 0, 1)
     for _ in range(int(rng.integers(2, 6))):
         what = rng.random()
         if rng.random() < 0.4 and len(scope) < 2 and last not in many:
@@ -93,11 +97,11 @@ def random_tree(seed: int) -> Shape:
 
 
 def with_sinks(shape: Shape, seed: int) -> Shape:
-    """Half of the shapes with stages before others that feed a sink as well, of the scope of the last stage."""
-    rng, scopes = np.random.default_rng([seed, 8]), [shape.scope_after(at) for at in range(len(shape.stages))]
+    """Half of the shapes with stages before others that feed a sink as well, of whole events or of their results."""
+    rng = np.random.default_rng([seed, 8])
     if rng.random() < 0.5:
         return shape
-    inner = (at for at, scope in enumerate(scopes) if shape.children(at) and scope == scopes[-1])
+    inner = (at for at in range(len(shape.stages)) if shape.children(at))
     return replace(shape, beside=tuple(at for at in inner if rng.random() < 0.3))
 
 
@@ -118,8 +122,9 @@ def with_fan_outs(shape: Shape, seed: int) -> Paths:
 
     def ways(scope: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
         found = set[int]()
-        for _ in range(8):
-            mask = 0
+        sources = 1 if scope else max(1, len(shape.sources))
+        for source in list(range(sources)) * 8:
+            mask = shape.source_bit(source)
             for bit, arrow in enumerate(shape.arrows):
                 seen = visited(shape, mask, scope)[arrow.parent] or arrow.parent in scope[-1:]
                 if shape.scope_after(arrow.parent) == scope and seen and not (arrow.conditional and rng.random() < 0.5):

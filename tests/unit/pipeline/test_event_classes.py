@@ -17,6 +17,7 @@ from inferline_stream.pipeline.validation import problems
 from tests.unit.pipeline.declaring import moderation, only_problem
 
 POSTS, ARCHIVE = Topic("posts"), Topic("archive", background=True)
+BATCH = Topic("batch", background=True, header=("priority", "batch"))
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,11 @@ POSTS, ARCHIVE = Topic("posts"), Topic("archive", background=True)
         ([POSTS, Topic("archive", background=True, weight=0)], "weight 0 must be a number above 0"),
         ([Topic("posts", weight=2.0), ARCHIVE], "weight is of background topics"),
         ([POSTS, Topic("verdicts", background=True)], "results would come back as events"),
+        ([POSTS, Topic("archive", background=True, header="batch")], "header 'batch' must be a name and a value"),  # type: ignore[arg-type]
+        ([POSTS, Topic("archive", background=True, header=("__inferline.x", "1"))], "must be a name and a value"),
+        ([Topic("posts", header=("a", "b")), ARCHIVE], "header is of background topics"),
+        ([POSTS, BATCH, Topic("more", background=True, header=BATCH.header)], "is of 2 source topics"),
+        ([POSTS, BATCH, Topic("premium", slo="1s")], "there are several live sources"),
     ],
 )
 def test_a_wrong_background_topic_is_refused_with_the_remedy(source: Any, problem: str) -> None:
@@ -78,6 +84,15 @@ def test_a_class_has_topics_groups_dead_letters_and_rights_of_its_own() -> None:
         assert ("dispatcher", "group", f"x.moderation.{stage.name}.archive", ("Read",)) in rights
     for topic in inputs:
         assert any(of == topic and "Read" in how for role, _, of, how in rights if role == "dispatcher")
+
+
+def test_the_first_stages_may_move_events_to_a_topic_that_has_a_header() -> None:
+    pipeline = moderation(source=[POSTS, ARCHIVE, BATCH])
+    writers = {each.name for each in pipeline.stages if "batch" in routes_of(pipeline, each.name).topics_written}
+    assert writers == {each.name for each in pipeline.stages if not each.after}
+    assert ("dispatcher", "batch", True) in {
+        (each.role, each.name, "Write" in each.operations) for each in permissions(pipeline)
+    }
 
 
 def test_a_dispatcher_numbers_the_partitions_of_all_classes() -> None:

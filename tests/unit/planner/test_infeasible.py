@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.planner.evaluator import Evaluator
 from inferline_stream.planner.infeasible import lowest_latency
 from inferline_stream.planner.problem import in_stock
+from inferline_stream.planner.provision import SearchSettings, provision
 from tests.unit.planner.problems import candidates, p99_s, plain_problem, prices, random_problem
 
 
@@ -28,3 +30,11 @@ def test_what_the_stock_of_all_stages_together_does_not_allow_is_not_the_quickes
     found, latency_s = lowest_latency(problem, Evaluator(problem))
     assert latency_s == (least_s and pytest.approx(least_s))
     assert in_stock(problem, found) == (least_s is not None)
+
+
+def test_where_only_the_papers_greedy_finds_no_plan_the_message_says_so():
+    problem = random_problem(5, rate=120, duration_s=2.0, cv=1.0, partitions=1, slack=2.8)
+    assert provision(problem, SearchSettings(), pipeline="p").predicted_p99_s <= problem.target_s
+    with pytest.raises(Infeasible, match="and there is one; leave --algorithm out") as caught:
+        provision(problem, SearchSettings("inferline"), pipeline="p")
+    assert caught.value.smallest_slo_s is None

@@ -106,5 +106,5 @@ def test_of_many_keys_the_eight_busiest_are_looked_at():
     keys = Keys(tuple((f"key {n}", 0.1) for n in range(9)), ("s0",))
     problem = replace(problem, measured=replace(problem.measured, keys=keys))
     numbers = np.append(np.arange(1, 9), np.full(5, 9)).astype(np.uint16)
-    bounds = Bounds(problem, [np.zeros(13, np.uint8)], [numbers])
+    bounds = Bounds(problem, [replace(Evaluator(problem).workloads[0], keys=numbers)])
     assert bounds.key_rate == pytest.approx((1.0,), rel=0.011)

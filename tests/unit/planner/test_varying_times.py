@@ -64,7 +64,7 @@ def test_no_feasible_plan_is_ruled_out_because_its_mean_service_alone_exceeds_th
     profile = measured(Variation(((1.0, 255), (100.0, 1))))
     target_s = profile.profiles["a", "x"].service_time_s(1) * 0.9
     evaluator = Evaluator(problem(profile, target_s))
-    bounds = Bounds(evaluator.problem, [w.masks for w in evaluator.workloads])
+    bounds = Bounds(evaluator.problem, evaluator.workloads)
     candidate = ((Allocation("x", 1, 40),),)
     assert evaluator.quantile_s(candidate) <= target_s
     assert bounds.latency_possible(candidate)

@@ -10,7 +10,8 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import Arrow, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.loop import replay
-from inferline_stream.replay.scalers import Fixed
+from inferline_stream.replay.policy_view import View
+from inferline_stream.replay.scalers import Fixed, Wish
 from tests.support.event_heap import Reports, simulate_with_heap
 from tests.unit.replay.test_loop import KINDS, SLO_S
 
@@ -34,19 +35,35 @@ def profiled(share: float, fallback_share: float = 0.0) -> PipelineProfile:
 
 
 def bursts(seed: int) -> Trace:
-    """Twice as much as the stages serve, for a second or two, again and again."""
+    """Twice as much as the stages serve, for a second or two, again and again; and silence now and then."""
     rng = np.random.default_rng(seed)
     gaps = [rng.exponential(1 / rate, int(rate * 1.5)) for rate in rng.choice([40.0, 80.0, 220.0], 12)]
+    for quiet in gaps[2 + seed % 2 :: 4]:
+        quiet[0] += rng.choice([0.7, 2.1, 2.6, 3.3, 40.0])
     return Trace(np.cumsum(np.concatenate(gaps)) + float(rng.uniform(0, 5)))
+
+
+class Onlooker(Fixed):
+    """A plan without a Tuner, and all that could be seen of it."""
+
+    def __init__(self, period_s: float) -> None:
+        super().__init__()
+        self.period_s, self.seen = period_s, list[View]()
+
+    def decide(self, view: View) -> Wish | None:
+        self.seen.append(view)
+        return None
 
 
 @pytest.mark.parametrize(("seed", "share"), [*((seed, 0.0) for seed in range(6)), (0, 0.3), (1, 0.1), (2, 0.3)])
 def test_stages_hear_of_each_other_as_in_the_event_heap(seed: int, share: float) -> None:
-    """Stays as they were a period before, R at multiples of half a second, in several slots; with fallbacks as well."""
+    """Stays as they were a period before, R at multiples of half a second, in several slots, however one looks; and
+    with fallbacks."""
     measured, trace = profiled(0.4, share), bursts(seed)
     held = {name: (Allocation("x", LIMITS[name], 2),) for name in CASCADE.stages}
     slots = {"b": 2} if seed % 2 else {}
-    outcome = replay(CASCADE, held, measured, trace, Fixed(), catalogue=KINDS, slo_s=SLO_S, slots=slots, seed=seed)
+    onlooker = Onlooker((0.3, 1.0, 7.0)[seed % 3])
+    outcome = replay(CASCADE, held, measured, trace, onlooker, catalogue=KINDS, slo_s=SLO_S, slots=slots, seed=seed)
     found = outcome.latency_s
     workload = prepare(CASCADE, measured, trace, seed=seed)
     rests = rests_s(CASCADE, measured, "deadline", SLO_S, held)
@@ -55,7 +72,15 @@ def test_stages_hear_of_each_other_as_in_the_event_heap(seed: int, share: float)
         for name in CASCADE.stages
     ]
     reports = Reports(measured.paths, list(ALONE_S.values()), 0.003, SLO_S)
-    assert found == pytest.approx(simulate_with_heap(workload, stations, reports).latency_s, abs=1e-9, nan_ok=True)
+    heap = simulate_with_heap(workload, stations, reports)
+    assert found == pytest.approx(heap.latency_s, abs=1e-9, nan_ok=True)
+    ends_s = [np.array([h.time_s for h in heap.log if h.what == "ends" and h.stage == s]) for s in range(4)]
+    for view in onlooker.seen:
+        for glimpse, done_s in zip(view.now, ends_s, strict=True):
+            before, after = (np.count_nonzero(done_s < glimpse.time_s + off_s) for off_s in (-1e-9, 1e-9))
+            assert before <= glimpse.completed <= after
+    silent = [view for view in onlooker.seen if not any(glimpse.lag for glimpse in view.now)]
+    assert len({view.now[0].completed for view in silent}) >= 2, "in several silences"
     unheard = simulate_with_heap(workload, stations).latency_s
     assert np.count_nonzero(np.abs(found - unheard) > 1e-6) > 20
     assert (0 if share else 10) < np.count_nonzero(found > SLO_S) < len(trace) // 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -124,6 +125,21 @@ def test_events_are_in_order_of_entry_and_count_from_the_first_arrival() -> None
     assert events.entries_s.tolist() == [0.0, 1.0]
     assert events.latency_s.tolist() == pytest.approx([0.1, 0.3], abs=1e-6)
     assert events.sample_s.size == 0
+
+
+def test_arrivals_of_several_sources_say_where_they_came() -> None:
+    ledger, other = ledger_of_two(), EventLedger("returns", (0,), (2,))
+    for offset, at_ms in enumerate((4_500, 9_000)):
+        other.entered(Record(None, b"{}", [], at_ms, offset=offset))
+    ledger.others = {"returns": other}
+    sample = Trace(np.array([0.0, 0.5]), np.array([1, 0], np.uint8))
+    events = EventTimes.of(ledger, sample, until_s=8.0)
+    shape = Shape(("read", "other", "judge"), (Arrow(0, 2), Arrow(1, 2)), sources=((0,), (1,)))
+    planned, came = events.traces(shape)
+    assert came.arrivals_s.tolist() == [0.0, 0.5, 1.0, 2.0]
+    assert came.source_of.tolist() == [0, 1, 0, 0]
+    assert planned.source_of.tolist() == [1, 0]
+    assert not events.traces(replace(shape, sources=()))[1].source_of.size  # classes of one source enter alike
 
 
 def test_a_run_without_events_is_written_down_too(tmp_path: Path) -> None:

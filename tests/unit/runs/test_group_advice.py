@@ -64,13 +64,12 @@ def test_what_was_planned_for_traffic_before_says_so_with_its_errors():
 
     document = advice_document(advice)
     assert_documented("advise", json.loads(json.dumps(document)))
-    first_s = hour.arrivals_s[-1] / 3
-    assert document["planned_from_s"] == pytest.approx(first_s, abs=2.0)
+    assert document["planned_from_s"] == pytest.approx(hour.arrivals_s[-1] * 2 / 3, abs=2.0)
     assert not any("judged on, and will be worse" in note for note in document["notes"])
     assert all({"cost_error", "miss_error"} <= row.keys() for row in document["ways"])
     words = format_duration(document["planned_from_s"])
-    assert f"planned for the first {words}, which are not judged" in unescape(advice_page(advice))
-    assert f"planned for the {words} before" in way_title(advice.contest)
+    assert f"planned for what came before, {words} at most" in unescape(advice_page(advice))
+    assert f"planned for what came before, {words} at most" in way_title(advice.contest)
     assert all("±" in row[1] and "±" in row[2] for row in way_rows(advice.contest))
 
 

@@ -16,11 +16,12 @@ from inferline_stream.pipeline.group_model import GroupModel, group_model
 from inferline_stream.pipeline.group_profile import GroupProfile, Learned, Rebalance, Sharing
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.shape import visit_ratios
-from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.tuner.decision import Action, Reason
 from inferline_stream.tuner.group_changes import lost_s, most_wanted
 from inferline_stream.tuner.group_plan import plan_groups
 from inferline_stream.tuner.group_policy import QUIET_S, group_state, group_step
+from inferline_stream.tuner.group_replan import begun, due_after_s, levelled, planned, taken_over
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation, Supply
 from inferline_stream.tuner.tuner_state import TunerState
 from tests.support.group_profiles import learned_group
@@ -112,7 +113,7 @@ class Watched:
         model = group_model(chain("a", slo=slo), [learned("a", rebalance)])
         plan = plan_groups(model, SAMPLE)
         self.planned = plan.allocations["a"][0].replicas
-        self.state: TunerState = group_state(model, plan, SAMPLE, held=None if held is None else {"a": {"cpu-1": held}})
+        self.state: TunerState = begun(group_state(model, plan, SAMPLE), {"a": {"cpu-1": held or self.planned}})
         self.now_s, self.ready = 0.0, held or self.planned
         self.decisions: list[tuple[float, Action, Reason, int]] = []
         self.holds: list[Reason] = []
@@ -274,3 +275,41 @@ def test_limits_of_people_hold_at_once() -> None:
     assert watched.state.wanted["a"]["cpu-1"] == 2
     watched.run(90.0, 1.0, limits=Limits(7, 7))
     assert watched.state.wanted["a"]["cpu-1"] == 7
+
+
+def test_a_plan_for_other_traffic_takes_over_members_and_what_is_remembered_of_them() -> None:
+    watched = Watched(KIP848, held=8)
+    watched.run(40.0, 60.0)
+    before, model = watched.state, group_model(chain("a", slo="400ms"), [learned("a", KIP848)])
+    busier = planned(model, gamma_trace(90.0, 1.0, 120.0, np.random.default_rng(2)))
+
+    watched.state = taken_over(before, busier.state)
+    watched.decisions.clear()
+    watched.run(40.0, QUIET_S - 65.0)
+    assert not watched.decisions  # neither a beginning's reserve nor fewer before the quiet time has passed
+    watched.run(40.0, 70.0)
+    assert [action for _, action, _, _ in watched.decisions] == [Action.SCALE_DOWN]
+    assert watched.decisions[0][0] <= 30.0 + QUIET_S + 5.0  # of what was wanted before the plan
+    assert watched.state.basis.arrival_rate == pytest.approx(90.0, rel=0.1)
+
+
+def test_a_plan_carries_the_highest_level_that_its_sample_has_kept_up_however_short_that_was() -> None:
+    """A rise just now: with an SLO of 5 s a number that cannot carry it has kept the sample in time so far."""
+    model, rng = modelled("5s"), np.random.default_rng(3)
+    rising = levels_trace([(30.0, 300.0), (100.0, 10.0)], 1.0, rng)
+    steady = levels_trace([(100.0, 600.0)], 1.0, rng)
+    assert plan_groups(model, rising).cost_per_hour < plan_groups(model, steady).cost_per_hour
+    found = planned(model, rising)
+    assert found.members == planned(model, steady).members
+    assert found.plan.arrival_rate == pytest.approx(100.0, rel=0.15)
+
+
+def test_levelling_leaves_steady_traffic_as_it_is() -> None:
+    steady = gamma_trace(30.0, 1.0, 600.0, np.random.default_rng(4))
+    level = levelled(steady, 0.99)
+    assert len(level) == len(steady)
+    assert level.arrival_rate == pytest.approx(steady.arrival_rate, rel=0.08)
+
+
+def test_a_plan_is_made_again_once_as_much_was_seen_and_each_ten_minutes_at_least() -> None:
+    assert [due_after_s(seen_s) for seen_s in (0.0, 60.0, 300.0, 3600.0)] == [60.0, 60.0, 300.0, 600.0]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from inferline_stream.pipeline.trace import Trace, gamma_trace
+from inferline_stream.tuner.calendar import Calendar
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import demands
 from inferline_stream.tuner.observation import Observation
@@ -207,3 +208,20 @@ def test_a_choice_is_the_one_of_the_whole_table_of_levels_and_moments():
         found = cheapest(levels, known, 1.0, 6.0, 0.01)
         assert found.multiple == levels.multiples[int(np.argmin(costs))]
         assert found.late == pytest.approx(beyond[int(np.argmin(costs))], abs=1e-12)
+
+
+def test_what_comes_back_asks_for_a_reserve_in_its_hour_and_in_none_after_it():
+    """Twice the traffic for ten seconds, as the calendar has it from one lead before on."""
+    known = record([(0.5, 0.5)] * 1000)
+    foreseen = Calendar(0.0, recurring=(50.0,) * 12)
+    tuner = staffed(state(PLAIN), Staffing((0.5, 1.0, 1.5, 2.0), SUPPLY, 100.0, known))
+    needed = []
+    for second in range(60):
+        rate, calendar = 100.0 if 40 <= second < 50 else 50.0, foreseen if 37 <= second < 47 else None
+        tuner, found = demands(tuner, replace(moment(second, rate), calendar=calendar))
+        needed.append(found["a"].needed)
+    assert needed[36] == needed[59] == 100.0
+    assert min(needed[37:40]) == 200.0, "by the table, what the plan carries"
+    assert tuner.record is not None
+    assert tuner.record.came.max() <= 0.5, "nothing came that nobody had foreseen"
+    assert tuner.leapt_s == -math.inf

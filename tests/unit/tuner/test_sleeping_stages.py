@@ -24,7 +24,7 @@ class Said:
     def said(self, lead_s: float, planned_rate: float) -> tuple[float, str]:
         return 1.0, "people expect traffic"
 
-    def expected_rate(self, lead_s: float) -> float:
+    def growth(self, lead_s: float) -> float:
         return 0.0
 
 

@@ -22,6 +22,7 @@ from inferline_stream.dataplane.frames import Batch, Call, Done, Failed, Leave, 
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
+from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState
 from inferline_stream.pipeline.event_classes import class_of
@@ -57,6 +58,7 @@ class PlayedSlot:
         settings: by default the defaults.
         limit: of a batch.
         batch_deadline_s: see `Pool`.
+        rules: what topics take.
         of_pipeline: arguments of the pipeline.
     """
 
@@ -69,6 +71,7 @@ class PlayedSlot:
         settings: Settings | None = None,
         limit: int = 4,
         batch_deadline_s: float = 60.0,
+        rules: RecordRules | None = None,
         **of_pipeline: Any,
     ) -> None:
         self.now_s = 1000.0
@@ -95,7 +98,7 @@ class PlayedSlot:
         self.lease = Lease(2.0, lambda: self.now_s)
         written = [topic for of_class in self.routes.classes for topic in of_class.topics_written]
         topics = dict.fromkeys([*written, "out"], 1)
-        emitter = Emitter(self.routes, topics, random.Random(1), self.report)
+        emitter = Emitter(self.routes, topics, random.Random(1), self.report, rules)
         settings = settings or Settings()
         self.context = SlotContext(
             self.routes, settings, self.report, emitter, self.lease, "me", transactional=transactional

@@ -8,8 +8,10 @@ from inferline_stream.dataplane.dispatcher import join_bounds, session
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.dispatcher.background import DELAY_SHARE
 from inferline_stream.dataplane.frames import Returned
+from inferline_stream.dataplane.headers import REASON
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan
+from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.names import EVENT_ID, PARENT
@@ -22,6 +24,8 @@ A, B = CLASS_STRIDE, 2 * CLASS_STRIDE
 """Partition 0 of each background class."""
 
 SLO_S = 1.0
+
+WALL_MS = 1_700_000_000_000
 
 
 class Backfilled(PlayedSlot):
@@ -64,6 +68,43 @@ def test_a_background_event_is_served_where_no_live_one_waits() -> None:
     assert served == [b"new 1", b"new 2", b"old 1", b"old 2"]
     slot.advance(1.0)
     assert {number: offset for number, (offset, _) in slot.entries.items()} == {0: 2, 1: 0, A: 2, B: 0}
+
+
+@pytest.mark.parametrize("transactional", [False, True])
+def test_an_event_with_the_header_of_a_class_enters_again_by_its_topic(transactional: bool) -> None:
+    source = [Topic("in", codec="raw"), Topic("batch", codec="raw", background=True, header=("priority", "batch"))]
+    slot = PlayedSlot(source=source, transactional=transactional)
+    slot.begin()
+    replica = slot.attached()
+    headers = [[("priority", b"batch")], [("priority", b"high")], [("priority", b"batch"), ("note", None)], []]
+    records = [Record(b"k", b"%d" % at, of, WALL_MS + at, "in", 0, at) for at, of in enumerate(headers)]
+    slot.read({0: records}, {})
+    batch = replica.batch()
+    assert batch.inputs == [b"1", b"3"]
+    replica.answer(batch)
+    slot.advance(1.0)
+    assert slot.entries[0][0] == 4
+    moved = [each for of in slot.outgoing for (topic, _), sent in of.items() if topic == "batch" for each in sent]
+    assert [(each.key, each.value, each.timestamp_ms) for each in moved] == [
+        (b"k", b"0", WALL_MS),
+        (b"k", b"2", WALL_MS + 2),
+    ]
+    assert [each.header(EVENT_ID) for each in moved] == [b"in/0/0", b"in/0/2"]
+    assert moved[1].header("priority") == b"batch"
+    ended = [each for of in slot.outgoing for (topic, _), sent in of.items() if topic == "p.completed" for each in sent]
+    assert [(each.key, each.header(REASON)) for each in ended] == [(b"in/0/0", b"moved"), (b"in/0/2", b"moved")]
+    assert slot.report.counts.events == 2
+
+
+@pytest.mark.parametrize("rules", [RecordRules({"batch": 400}), RecordRules({}, frozenset({"batch"}))])
+def test_an_event_that_the_topic_of_its_class_does_not_take_is_a_dead_letter(rules: RecordRules) -> None:
+    source = [Topic("in", codec="raw"), Topic("batch", codec="raw", background=True, header=("priority", "batch"))]
+    slot = PlayedSlot(source=source, rules=rules)
+    slot.begin()
+    slot.read({0: [Record(None, b"x" * 300, [("priority", b"batch")], 1, "in", 0, 0)]}, {})
+    slot.advance(1.0)
+    assert [topic for of in slot.outgoing for topic, _ in of] == ["in.dlq", "p.completed"]
+    assert slot.entries[0][0] == 1
 
 
 def test_a_background_batch_delays_a_live_event_by_a_small_share_of_the_slo() -> None:

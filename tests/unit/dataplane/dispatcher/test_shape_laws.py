@@ -34,7 +34,7 @@ from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.names import ERRORS_PREFIX
-from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.shape import innermost, shape_of
 from inferline_stream.pipeline.topology import Edge, Pipeline, Stage, Topic
 
 OTHER = "beside"
@@ -91,12 +91,10 @@ class Tree:
 
     @staticmethod
     def _add_sinks(stages: list[Stage], rng: random.Random) -> None:
-        """Give some stages a sink of their own, or a child with one: of the same scope, as `check` wants it."""
-        shape = shape_of(Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=stages))
-        scopes = [shape.scope_after(at) for at in range(len(stages))]
+        """Give some stages a sink of their own, or a child with one."""
         for at in range(len(stages) - 1):
             stage, name = stages[at], f"x{at}"
-            if scopes[at] == scopes[-1] and (what := rng.random()) < 0.4:
+            if (what := rng.random()) < 0.3:
                 if what < 0.2:
                     stage.sink = Topic(name)
                 else:
@@ -199,7 +197,7 @@ class Tree:
         results = self._result_at(many, path, source)
         if results is None or results == "dead":
             return results
-        parts = []
+        parts: list[Any] = []
         for at in range(len(results)):
             part = self._along(edge, child, (*path, at), source)
             if part == "dead":
@@ -308,7 +306,8 @@ class World:
     def ledger(self, topic: str, events: int) -> EventLedger:
         sinks = self.tree.reached(topic)
         ledger = EventLedger(topic, [0], [events])
-        ledger.reaches(tuple(sinks))
+        shape = shape_of(self.tree.pipeline)
+        ledger.reaches(tuple(sinks), len(innermost(shape.scope_after(shape.stages.index(at)) for at in sinks)))
         for record in self.topics[topic][:events]:
             ledger.entered(record)
         for stage, sink in sinks.items():
@@ -333,7 +332,8 @@ def shares(world: World, sink: str) -> dict[bytes, Fraction]:
 def sunk(world: World) -> Counter[str]:
     """Values with the stage that has sent them to its sink."""
     sinks = world.tree.pipeline.sinks.items()
-    return Counter(f"{at} {record.value.decode()}" for at, topic in sinks for record in world.topics[topic.name])
+    records = ((at, record.value or b"") for at, topic in sinks for record in world.topics[topic.name])
+    return Counter(f"{at} {value.decode()}" for at, value in records)
 
 
 def expected_of(tree: Tree, events: int) -> Counter[str]:
@@ -382,4 +382,7 @@ def test_the_trees_contain_what_they_are_meant_to() -> None:
     deaths = sum(Tree(seed).expected(0)[1] for seed in range(200))
     sinks = sum(len(pipeline.sinks) > 1 for pipeline in pipelines)
     several = sum(len(pipeline.sources) > 1 for pipeline in pipelines)
-    assert min(gathers, joins, apart, deaths, sinks, several) > 15, (gathers, joins, apart, deaths, sinks, several)
+    shapes = [shape_of(pipeline) for pipeline in pipelines]
+    levels = sum(len({shape.scope_after(final) for final in shape.finals()}) > 1 for shape in shapes)
+    found = (gathers, joins, apart, deaths, sinks, several, levels)
+    assert min(found) > 15, found
