@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from inferline_stream.dataplane.registry_codec import registry_codec
     from inferline_stream.errors import InferlineError, InvalidTopology, ServerUnavailable
-    from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup, Deployment, FaustApp, KedaScaler
+    from inferline_stream.pipeline.consumer_group import (
+        Command,
+        ConsumerGroup,
+        Deployment,
+        FaustApp,
+        KedaScaler,
+        PromQL,
+    )
     from inferline_stream.pipeline.emulation import Emulated
     from inferline_stream.pipeline.hardware import Hardware
     from inferline_stream.pipeline.isolation import Isolation
@@ -38,6 +45,7 @@ __all__ = [
     "OpenAI",
     "OpenInference",
     "Pipeline",
+    "PromQL",
     "RayServe",
     "Result",
     "Sample",
@@ -52,7 +60,7 @@ __all__ = [
 _ROOMS = {
     "dataplane.registry_codec": ("registry_codec",),
     "errors": ("InferlineError", "InvalidTopology", "ServerUnavailable"),
-    "pipeline.consumer_group": ("Command", "ConsumerGroup", "Deployment", "FaustApp", "KedaScaler"),
+    "pipeline.consumer_group": ("Command", "ConsumerGroup", "Deployment", "FaustApp", "KedaScaler", "PromQL"),
     "pipeline.emulation": ("Emulated",),
     "pipeline.hardware": ("Hardware",),
     "pipeline.isolation": ("Isolation",),

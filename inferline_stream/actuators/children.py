@@ -139,7 +139,7 @@ class Children:
             cores=cores,
             pinned=pinned,
             devices=devices or None if self._placed else devices,
-            minors=_minors(known),
+            nodes=_nodes(known),
             also=mps.variables(spec.hardware, spec.isolation, known),
             kernels=str(Path(spec.topology).parent / ".inferline" / "kernels" / f"{spec.stage}.{spec.hardware.name}"),
             profiled=spec.purpose == "profile",
@@ -404,7 +404,8 @@ def _reason(code: int, tail: str, overran: str, log: Path) -> str:
     return f"exit code {code}: {said} (log: {log})"
 
 
-def _minors(devices: Sequence[Device]) -> tuple[int, ...] | None:
-    """Return the numbers of the devices' nodes; None where NVML does not know all of them."""
-    found = {device.minor for device in devices if device.minor is not None}
-    return tuple(sorted(found)) if devices and all(device.minor is not None for device in devices) else None
+def _nodes(devices: Sequence[Device]) -> tuple[str, ...] | None:
+    """Return the devices' nodes; None where NVML does not know those of each."""
+    if not devices or not all(device.nodes for device in devices):
+        return None
+    return tuple(sorted({node for device in devices for node in device.nodes}))

@@ -31,7 +31,8 @@ class Device:
         used_bytes: memory in use by processes that are not ours.
         busy: share of the time in which it ran kernels of such processes; 1 where they run and NVML does not say.
         index: of the GPU among those of the machine, as the driver counts them.
-        minor: of the GPU's node, N of ``/dev/nvidiaN``; None where that is not known.
+        nodes: what is its own below ``/dev``: a GPU's ``nvidiaN``, and of a slice those of its capabilities, too; none
+            where that is not known.
         near: cores whose memory is on the GPU's side of the machine; empty where that is not known.
     """
 
@@ -42,7 +43,7 @@ class Device:
     used_bytes: int = 0
     busy: float = 0.0
     index: int = 0
-    minor: int | None = None
+    nodes: tuple[str, ...] = ()
     near: frozenset[int] = frozenset()
 
     @property

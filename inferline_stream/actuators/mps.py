@@ -34,9 +34,14 @@ def daemon() -> Path | None:
 
 
 def shared_by(kind: Hardware, isolation: Isolation) -> str:
-    """Return how replicas of a kind share a device of this host, in words; empty where they share none."""
+    """Return how replicas of a kind share a device, in words; empty where they share none.
+
+    This host shares it, unless the kind names nodes of a cluster.
+    """
     if not kind.shares_gpu:
         return ""
+    if kind.node_labels:
+        return MPS if kind.by_mps else TIME_SLICES
     return MPS if not isolation.sandboxed and daemon() is not None else TIME_SLICES
 
 

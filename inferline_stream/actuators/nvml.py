@@ -32,6 +32,9 @@ _APPLICATION_XIDS = frozenset((13, 31, 43, 45, 68, 109))
 ignores."""
 
 
+_CAPABILITIES = Path("/proc/driver/nvidia/capabilities")
+"""Of each slice a file ``access``, with the number of the node that lets a process use it."""
+
 _MOST_CORES = 1024
 """Of a machine: NVML fills a set of so many."""
 
@@ -221,10 +224,30 @@ def _read(handle: Any, gpu: Any, named: Device, place: str) -> _Found:
         max(0, int(memory.used) - sum(ours)),
         busy,
         named.index,
-        _maybe(pynvml.nvmlDeviceGetMinorNumber, gpu),
+        _nodes(handle, gpu, slice=bool(named.slice)),
         _near(gpu),
     )
     return _Found(place, device, gpu, memory.used / memory.total if memory.total else None, utilization)
+
+
+def _nodes(handle: Any, gpu: Any, *, slice: bool) -> tuple[str, ...]:
+    """Return the nodes of a device below ``/dev``; none where neither NVML nor the kernel says which."""
+    if (minor := _maybe(pynvml.nvmlDeviceGetMinorNumber, gpu)) is None:
+        return ()
+    if not slice:
+        return (f"nvidia{minor}",)
+    instance, compute = (
+        _maybe(ask, handle) for ask in (pynvml.nvmlDeviceGetGpuInstanceId, pynvml.nvmlDeviceGetComputeInstanceId)
+    )
+    of_gpu = _CAPABILITIES / f"gpu{minor}" / "mig" / f"gi{instance}"
+    try:
+        numbers = [
+            int(dict(line.split(":") for line in file.read_text().splitlines())["DeviceFileMinor"])
+            for file in (of_gpu / "access", of_gpu / f"ci{compute}" / "access")
+        ]
+    except (OSError, ValueError, KeyError):
+        return (f"nvidia{minor}", "nvidia-caps")  # those of all slices
+    return (f"nvidia{minor}", *(f"nvidia-caps/nvidia-cap{number}" for number in numbers))
 
 
 def _near(gpu: Any) -> frozenset[int]:

@@ -75,18 +75,23 @@ def advise(
 
 async def _watched(pipeline: Pipeline, bootstrap_servers: str, watched_s: float, bar: Bar) -> Seen:
     from inferline_stream.kafka.group_watch import GroupWatch
+    from inferline_stream.profiler.service_time_query import ServiceTimeQueries
     from inferline_stream.runs.group_seen import Seen
 
     seen = Seen(pipeline)
     began_s = time.monotonic()
-    async with GroupWatch(bootstrap_servers, pipeline.groups) as watch:
+    queries = ServiceTimeQueries(pipeline.groups)
+    async with GroupWatch(bootstrap_servers, pipeline.groups) as watch, queries:
         async for looks in watch.looks():
             seen.take(looks)
             passed_s = time.monotonic() - began_s
             bar.show(min(passed_s, watched_s), watched_s, f"{seen.events} events")
             if passed_s >= watched_s:
                 break
-        seen.close({each.name: watch.other_topics(each.group) for each in pipeline.groups}, exact=watch.exact)
+        others = {each.name: watch.other_topics(each.group) for each in pipeline.groups}
+        seen.close(others, queries.trouble, exact=watch.exact)
+    known = {each.name: queries.throughput(each.name) for each in pipeline.groups}
+    seen.reported = {name: figure for name, figure in known.items() if figure is not None}
     return seen
 
 
@@ -101,6 +106,7 @@ def _judged(pipeline: Pipeline, seen: Seen, judged_on: Trace | None) -> Advice:
             seen.arrivals(),
             watched_s=seen.watched_s,
             judged_on=judged_on,
+            reported=seen.reported,
             notes=seen.notes,
             progress=bar.each(len(WAYS)),
         )

@@ -26,6 +26,7 @@ from inferline_stream.pipeline.consumer_group import Command, Deployment, FaustA
 from inferline_stream.pipeline.group_profile import Learned
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.units import format_duration
+from inferline_stream.profiler.service_time_query import ServiceTimeQueries
 from inferline_stream.runs.group_run import GroupReport, GroupRun, run_groups
 from inferline_stream.settings import from_environment
 
@@ -66,10 +67,11 @@ class _Workers:
     faust: dict[str, FaustWorkers] = field(default_factory=dict)
     keda: dict[str, Any] = field(default_factory=dict)
     """`KedaWorkers`."""
+    queries: ServiceTimeQueries = field(default_factory=lambda: ServiceTimeQueries(()))
 
     def metric(self, group: str) -> Learned | None:
         """The throughput that a group's workers report."""
-        return self.faust[group].throughput() if group in self.faust else None
+        return self.faust[group].throughput() if group in self.faust else self.queries.throughput(group)
 
     def seen(self, group: str, lag: int, members: int) -> None:
         """How a group is, for KEDA."""
@@ -108,6 +110,7 @@ async def _workers(
     found = _Workers()
     client: Any = None
     async with AsyncExitStack() as stack:
+        found.queries = await stack.enter_async_context(ServiceTimeQueries(pipeline.groups))
         for group in pipeline.groups:
             match group.workers:
                 case Command(run):

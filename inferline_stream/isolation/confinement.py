@@ -40,7 +40,7 @@ class Confinement:
         kafka_files: what connecting to Kafka takes: certificates, keys and properties.
         cores: of the hardware kind, for the limit where control groups are delegated; 0 for none.
         gpu: whether it needs a GPU's devices.
-        minors: numbers of the GPUs that are its own, N of ``/dev/nvidiaN``; None where that is not known, for all.
+        nodes: of the GPUs that are its own, below ``/dev``; None where that is not known, for all.
         listens: TCP ports that it may be reached at; 0 for whichever is free. A stage has none.
         scratch: folder of its own for temporary files; empty for none.
         kernels: folder of what the profile's replicas have compiled for its GPU, which it begins with a copy of; empty
@@ -54,7 +54,7 @@ class Confinement:
     kafka_files: tuple[str, ...] = ()
     cores: float = 0.0
     gpu: bool = False
-    minors: tuple[int, ...] | None = None
+    nodes: tuple[str, ...] | None = None
     listens: tuple[int, ...] = ()
     scratch: str = ""
     kernels: str = ""

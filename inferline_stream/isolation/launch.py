@@ -38,7 +38,7 @@ class Launch:
         audit: watches it rather than confining it; closed with this.
         forks: whether it is a parent that replicas are forked from.
         devices: UUIDs of the GPUs that it may use; None for those that this process may use.
-        minors: of their nodes; where they are None, as the driver lists them.
+        nodes: of theirs, below ``/dev``; where they are None, as the driver lists them.
         also: further variables of its environment.
         kernels: folder of what is compiled for its GPU, see `Confinement`; empty for none.
         profiled: whether what it compiles is kept there.
@@ -58,7 +58,7 @@ class Launch:
         audit: Audit | None = None,
         forks: bool = False,
         devices: Sequence[str] | None = None,
-        minors: tuple[int, ...] | None = None,
+        nodes: tuple[str, ...] | None = None,
         also: Mapping[str, str] = MappingProxyType({}),
         kernels: str = "",
         profiled: bool = False,
@@ -85,7 +85,7 @@ class Launch:
             self._container, self.command, self.environment, self.files = made, made.command, made.environment, ()
             return
         if within is not None and within.gpu and devices is not None:
-            within = replace(within, minors=minors_of(devices) if minors is None else minors, kernels=kernels)
+            within = replace(within, nodes=nodes_of(devices) if nodes is None else nodes, kernels=kernels)
             self._kept = kernels if profiled else ""
         if within is not None and within.kafka_ports:  # a process that may connect to nothing needs no addresses
             self._names = NameService(kafka_security().sasl_oauthbearer_token_program)
@@ -160,8 +160,8 @@ _UVM = Path("/dev/nvidia-uvm")
 _MAKER = ("nvidia-modprobe", "-u", "-c=0")
 
 
-def minors_of(devices: Sequence[str]) -> tuple[int, ...] | None:
-    """Return the numbers N of the ``/dev/nvidiaN`` of GPUs, by their UUIDs; None for all, where that is not known.
+def nodes_of(devices: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the nodes of GPUs below ``/dev``, by their UUIDs; None for all, where that is not known.
 
     The driver lists whole GPUs there, so a slice's is not known: NVML knows it, where that is asked.
     """
@@ -170,7 +170,7 @@ def minors_of(devices: Sequence[str]) -> tuple[int, ...] | None:
         said = dict(line.split(":", 1) for line in file.read_text(errors="replace").splitlines() if ":" in line)
         uuid, minor = (said.get(key, "").strip() for key in ("GPU UUID", "Device Minor"))
         if uuid and minor.isdigit():
-            known[uuid] = int(minor)
+            known[uuid] = f"nvidia{minor}"
     return tuple(sorted(known[uuid] for uuid in devices)) if known.keys() >= set(devices) else None
 
 

@@ -41,7 +41,8 @@ _CUDA = ("/usr/local/nvidia", "/opt/nvidia", "/opt/cuda", "/run/nvidia-persisten
 """Where libraries lie beside the usual folders: of the driver in containers, of distributions. `/usr/local/cuda-12.4`
 and its like are looked for, and folders of LD_LIBRARY_PATH are taken as they are given."""
 _SHM = "/dev/shm"  # noqa: S108  the one of the system
-_GPU_NODE = re.compile(r"nvidia(\d+)")
+_GPU_NODE = re.compile(r"nvidia(\d+|-caps)")
+"""Of a GPU, and the folder of what makes and uses slices."""
 _CODE = (".py", ".so")
 _DEEPEST = 8
 _NOT_ITS_OWN = ("net", "task", "root", "cwd", "map_files")
@@ -74,10 +75,10 @@ def grants(confinement: Confinement) -> Iterator[PathGrant]:
     if confinement.gpu or isolation.shm_mb is not None:
         yield PathGrant(_SHM, write=True)
     if confinement.gpu:
-        yield from _gpu(confinement.minors)
+        yield from _gpu(confinement.nodes)
 
 
-def _gpu(minors: tuple[int, ...] | None) -> Iterator[PathGrant]:
+def _gpu(nodes: tuple[str, ...] | None) -> Iterator[PathGrant]:
     """What CUDA opens: its libraries, what the kernel says about the driver, and the nodes of these devices."""
     libraries = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if os.path.isabs(path)]
     for path in (*_GPU_READS, *_CUDA, *glob.glob("/usr/local/cuda*"), *libraries):
@@ -85,11 +86,11 @@ def _gpu(minors: tuple[int, ...] | None) -> Iterator[PathGrant]:
     # CUDA names its threads by the C library, which opens their `comm` to read and to write, and ends where it cannot.
     # A rule knows folders and no patterns, so the process may read all files of its threads, `net` included.
     yield PathGrant("/proc/self/task", refill=True)
-    for name in os.listdir("/dev"):
-        node = _GPU_NODE.fullmatch(name)
-        # Those without a number belong to no GPU: nvidiactl, nvidia-uvm, nvidia-caps.
-        if name.startswith("nvidia") and (node is None or minors is None or int(node[1]) in minors):
-            yield PathGrant(f"/dev/{name}", write=True, device=True)
+    found = [name for name in os.listdir("/dev") if name.startswith("nvidia")]
+    # What belongs to no GPU: nvidiactl, nvidia-uvm.
+    every = found if nodes is None else [name for name in found if not _GPU_NODE.fullmatch(name)]
+    for name in (*every, *(nodes or ())):
+        yield PathGrant(f"/dev/{name}", write=True, device=True)
 
 
 def _loaders() -> Iterator[str]:

@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.02
 """Between two looks at end offsets."""
 
-_POLL_S = 1.0
-"""Between two looks at what a group has committed, where its coordinator's log may not be read."""
+_POLL_S = 0.25
+"""Between two looks at what a group has done, of a share group or where its coordinator's log may not be read."""
 
 _TOPICS_S = 5.0
 """Between two looks at how many partitions the topics have."""
@@ -60,15 +60,31 @@ class _Watched:
     before: dict[int, OffsetCommit] = field(default_factory=dict)
     """By partition, the last commit before it is watched, while the log is read."""
     others: set[str] = field(default_factory=set)
+    shares: bool = False
+    """Whether it is a share group: it commits nothing, and its coordinator is asked what is left."""
 
     def assign(self, at_s: float, members: Mapping[str, frozenset[int]], protocol: RebalanceProtocol) -> None:
         """Take in what its members own now."""
         self.members = dict(members)
         self.assignments.append(Assignment(at_s, self.members, protocol))
 
+    def commit(self, at_s: float, partition: int, offset: int) -> None:
+        """Take in what it has done by a look; nothing new is left out."""
+        if self.committed.get(partition) != offset:
+            self.committed[partition] = offset
+            self.commits.append(OffsetCommit(at_s, partition, offset))
+
+    def finish(self, at_s: float, partition: int, least: int, most: int) -> None:
+        """Take in how many records of a partition a share group has finished: between these bounds.
+
+        It goes back only where it surely has: its offsets were reset.
+        """
+        before = self.committed.get(partition, least)
+        self.commit(at_s, partition, least if most < before else max(before, least))
+
     def look(self, at_s: float, ends: tuple[int, ...], *, exact: bool) -> GroupLook:
         """Return what has come, and begin again."""
-        found = GroupLook(at_s, ends, tuple(self.commits), tuple(self.assignments), exact)
+        found = GroupLook(at_s, ends, tuple(self.commits), tuple(self.assignments), exact and not self.shares)
         self.commits, self.assignments = [], []
         return found
 
@@ -77,7 +93,8 @@ class GroupWatch:
     """Yields looks at groups, and changes nothing.
 
     Of `__consumer_offsets` it reads the partitions that hold these groups, without records of open or aborted
-    transactions. Where it may not, it asks for committed offsets and members once a second; `exact` says which.
+    transactions. Where it may not, it asks for committed offsets and members four times a second; `exact` says which.
+    Of a share group it always asks: for its members, and for what each partition has left.
 
     Args:
         bootstrap_servers: host:port, comma separated.
@@ -199,11 +216,11 @@ class GroupWatch:
                     counted_s += _TOPICS_S
                     found = await self._offsets.existing(self._partitions)
                     self._partitions = {topic: max(n, found.get(topic, 0)) for topic, n in self._partitions.items()}
-                if reading is None and loop.time() >= polled_s:
-                    polled_s += _POLL_S
-                    await self._poll(ahead_s)
                 ends = await self._offsets.ends(self._partitions)
                 at_s = loop.time() + ahead_s
+                if loop.time() >= polled_s:
+                    polled_s = max(polled_s + _POLL_S, loop.time())
+                    await self._poll(ahead_s, ends, logged=reading is not None)
                 if reading is not None and reading.done():
                     reading.result()
                 yield {
@@ -223,27 +240,53 @@ class GroupWatch:
             for record in await log.read(1.0):
                 self._take(record)
 
-    async def _poll(self, ahead_s: float) -> None:
-        """Ask what the groups have committed, and who their members are."""
+    async def _poll(self, ahead_s: float, ends: Mapping[str, tuple[int, ...]], *, logged: bool) -> None:
+        """Ask who is in the groups that the log does not show, and what they have done."""
         for group, watched in self._watched.items():
-            topic = watched.declared.topic
-            entries = await self._offsets.entries(group, topic, range(self._partitions[topic]))
-            at_s = asyncio.get_running_loop().time() + ahead_s
-            for partition, (offset, _) in entries.items():
-                if watched.committed.get(partition) != offset:
-                    watched.committed[partition] = offset
-                    watched.commits.append(OffsetCommit(at_s, partition, offset))
-            protocol, members = await self._offsets.members(group)
-            owned = {member: topics.get(topic, frozenset()) for member, topics in members.items()}
-            if owned != watched.members:
-                watched.assign(at_s, owned, "cooperative" if "cooperative" in protocol else "eager")
+            unseen = not watched.members and not watched.committed and not watched.commits
+            shared = await self._offsets.share_members(group) if watched.shares or unseen else None
+            watched.shares = watched.shares or shared is not None
+            if shared is not None:
+                await self._poll_shared(watched, ahead_s, ends[watched.declared.topic], shared)
+            elif not logged and not watched.shares:
+                await self._poll_committed(watched, ahead_s)
+
+    async def _poll_committed(self, watched: _Watched, ahead_s: float) -> None:
+        group, topic = watched.declared.group, watched.declared.topic
+        entries = await self._offsets.entries(group, topic, range(self._partitions[topic]))
+        at_s = asyncio.get_running_loop().time() + ahead_s
+        for partition, (offset, _) in entries.items():
+            watched.commit(at_s, partition, offset)
+        protocol, members = await self._offsets.members(group)
+        owned = {member: topics.get(topic, frozenset()) for member, topics in members.items()}
+        if owned != watched.members:
+            watched.assign(at_s, owned, "cooperative" if "cooperative" in protocol else "eager")
+
+    async def _poll_shared(
+        self,
+        watched: _Watched,
+        ahead_s: float,
+        ends: tuple[int, ...],
+        members: Mapping[str, Mapping[str, frozenset[int]]],
+    ) -> None:
+        """Ask what a share group has left; its lag counts records that its members have in hand."""
+        topic = watched.declared.topic
+        lags = await self._offsets.share_lags(watched.declared.group, topic, range(len(ends)))
+        after = (await self._offsets.ends({topic: len(ends)}))[topic]
+        at_s = asyncio.get_running_loop().time() + ahead_s
+        for partition, lag in lags.items():
+            watched.finish(at_s, partition, ends[partition] - lag, after[partition] - lag)
+        watched.others = {of for topics in members.values() for of in topics} - {topic}
+        owned = {member: topics.get(topic, frozenset()) for member, topics in members.items()}
+        if owned != watched.members:
+            watched.assign(at_s, owned, "share")
 
 
 async def groups_of(offsets: Offsets, names: Sequence[str]) -> dict[str, dict[str, int]]:
     """Return partitions of each topic that groups have members on or have committed offsets of, by group."""
     found: dict[str, dict[str, int]] = {}
     for name in names:
-        _, members = await offsets.members(name)
+        members = await offsets.share_members(name) or (await offsets.members(name))[1]
         topics = {topic for owned in members.values() for topic in owned} | set(await offsets.committed_topics(name))
         found[name] = await offsets.existing(topics) if topics else {}
     return found

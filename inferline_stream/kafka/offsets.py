@@ -29,6 +29,7 @@ from inferline_stream.kafka.offset_metadata import Committed, Entry, decode_meta
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, TopicState, created_topic, topic_states
 from inferline_stream.kafka.wire.coordinator_records import assigned_partitions
 from inferline_stream.kafka.wire.later_requests import LATER_OFFSET_FETCH, OFFSET_FETCH, UNSTABLE
+from inferline_stream.kafka.wire.share_groups import describe_request, offsets_request
 
 T = TypeVar("T")
 _Ask = Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]
@@ -203,6 +204,43 @@ class Offsets:
         found = await self._at_coordinator(group, ask)
         members = {each["member_id"]: assigned_partitions(each["member_assignment"]) for each in found["members"]}
         return found["protocol"] or "", members
+
+    async def share_members(self, group: str) -> dict[str, dict[str, frozenset[int]]] | None:
+        """Return partitions by topic that each member of a share group takes from; None where it is no share group."""
+
+        async def ask(coordinator: int) -> Any:
+            try:
+                answer = await self._admin._send_request(describe_request(group), coordinator)
+            except IncompatibleBrokerVersion:
+                return None
+            (found,) = answer.to_object()["groups"]
+            if found["error_code"] == GroupIdNotFound.errno:
+                return None
+            if found["error_code"]:
+                raise for_code(found["error_code"])(f"group {group}: {found['error_message']}")
+            return {
+                each["member_id"]: {of["topic"]: frozenset(of["partitions"]) for of in each["assignment"]["topics"]}
+                for each in found["members"]
+            }
+
+        members: dict[str, dict[str, frozenset[int]]] | None = await self._at_coordinator(group, ask)
+        return members
+
+    async def share_lags(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """Return how many records of each partition a share group has not finished; those in its members' hands count.
+
+        Partitions that it has not begun with are left out.
+        """
+
+        async def ask(coordinator: int) -> dict[int, int]:
+            answer = await self._admin._send_request(offsets_request(group, topic, partitions), coordinator)
+            (found,) = answer.to_object()["groups"]
+            known = [each for of_topic in found["topics"] for each in of_topic["partitions"]]
+            for code in {found["error_code"], *(each["error_code"] for each in known)} - {0}:
+                raise for_code(code)(f"share group {group}, topic {topic}")
+            return {each["partition"]: each["lag"] for each in known if each["lag"] >= 0}
+
+        return await self._at_coordinator(group, ask)
 
     async def committed_topics(self, group: str) -> list[str]:
         """Return the topics of which a group has committed offsets."""

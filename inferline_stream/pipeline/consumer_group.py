@@ -60,6 +60,20 @@ Workers = Deployment | KedaScaler | Command | FaustApp
 """Who changes the number of a group's workers."""
 
 
+@dataclass(frozen=True, slots=True)
+class PromQL:
+    """A query of Prometheus for the seconds that an event takes a busy worker.
+
+    Args:
+        url: of Prometheus, ``http://host:9090``.
+        query: gives one number, such as
+            ``sum(rate(work_seconds_sum[1m])) / sum(rate(work_seconds_count[1m]))``.
+    """
+
+    url: str
+    query: str
+
+
 class ConsumerGroup:
     """A consumer group in the place of a stage: its workers stay what they are, and their number is planned.
 
@@ -70,6 +84,7 @@ class ConsumerGroup:
         after: the group that writes what it reads; none for one that reads what enters the pipeline.
         workers: who changes their number; None where it is only advised.
         hardware: kind that a worker runs on, for its price.
+        service_time: asked in place of what Kafka shows of it; needed where workers commit on a timer.
     """
 
     def __init__(
@@ -81,6 +96,7 @@ class ConsumerGroup:
         after: Iterable[ConsumerGroup] = (),
         workers: Workers | None = None,
         hardware: str = "cpu-1",
+        service_time: PromQL | None = None,
     ) -> None:
         self.name = name
         self.group = group
@@ -88,6 +104,7 @@ class ConsumerGroup:
         self.after = tuple(after)
         self.workers = workers
         self.hardware = hardware
+        self.service_time = service_time
         self.declared = declared_at()
 
     def __repr__(self) -> str:

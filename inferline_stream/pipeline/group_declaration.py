@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup, Deployment, FaustApp, KedaScaler
+from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup, Deployment, FaustApp, KedaScaler, PromQL
 from inferline_stream.pipeline.hardware import Catalogue, Hardware, catalogue
 from inferline_stream.pipeline.names import nearest, problems_of_name
 from inferline_stream.pipeline.topology import Pipeline
@@ -82,6 +82,21 @@ def _of_group(group: ConsumerGroup, kinds: Catalogue) -> Iterator[str]:
     if group.hardware not in kinds:
         yield f"unknown hardware {group.hardware!r}{nearest(group.hardware, kinds)}"
     yield from _of_workers(group.workers)
+    yield from _of_service_time(group)
+
+
+def _of_service_time(group: ConsumerGroup) -> Iterator[str]:
+    asked: Any = group.service_time
+    if asked is None:
+        return
+    if not isinstance(asked, PromQL):
+        yield f'service_time {asked!r} is no query; write PromQL("http://prometheus:9090", "...")'
+    elif not (isinstance(asked.url, str) and re.fullmatch(r"https?://[^/\s]+(/\S*)?", asked.url)):
+        yield f'service_time asks {asked.url!r}, which is no address; write "http://host:9090"'
+    elif not isinstance(asked.query, str) or not asked.query.strip():
+        yield "service_time asks nothing; write a query that gives the seconds that an event takes a worker"
+    elif isinstance(group.workers, FaustApp):
+        yield "service_time: the workers of a FaustApp report it themselves; leave it out"
 
 
 def _of_workers(workers: Any) -> Iterator[str]:

@@ -53,6 +53,11 @@ class GroupModel:
         return {name: sharing.partitions for name, sharing in self.sharing.items()}
 
     @property
+    def most(self) -> dict[str, int]:
+        """Members of each group that can have something to do."""
+        return {name: sharing.most for name, sharing in self.sharing.items()}
+
+    @property
     def hardware(self) -> dict[str, str]:
         """The kind that each group's workers run on."""
         return {name: kind for name, kind in self.measured.profiles}

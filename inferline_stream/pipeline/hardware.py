@@ -20,6 +20,9 @@ SLICE = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:\+\w+(?:\.all)?|-me\b)?")
 MOST_PARTS = 8
 """Replicas among which the catalogue divides a device."""
 
+SHARING_LABEL = "nvidia.com/gpu.sharing-strategy"
+"""By which NVIDIA's GPU feature discovery says how a node's pods share a GPU."""
+
 _SHARE = re.compile(r"-1of(\d+)$")
 
 _PART_ERROR = 0.01
@@ -136,6 +139,11 @@ class Hardware:
         """The MIG profile that the name asks for, e.g. ``1g.10gb+me``; empty for whole GPUs and shares of them."""
         found = SLICE.search(self.name)
         return found.group() if found and self.gpus else ""
+
+    @property
+    def by_mps(self) -> bool:
+        """Whether its nodes, of a cluster, share their GPUs by MPS."""
+        return self.node_labels.get(SHARING_LABEL) == "mps"
 
     @property
     def shares_gpu(self) -> bool:

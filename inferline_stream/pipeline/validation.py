@@ -24,7 +24,7 @@ from inferline_stream.pipeline.end_topics import problems_of_sinks, problems_of_
 from inferline_stream.pipeline.event_classes import problems_of_classes
 from inferline_stream.pipeline.fallback_declaration import problems_of_fallbacks
 from inferline_stream.pipeline.group_declaration import problems_of_groups
-from inferline_stream.pipeline.hardware import EMULATED_PREFIX, Catalogue, Hardware, catalogue, divided
+from inferline_stream.pipeline.hardware import EMULATED_PREFIX, SHARING_LABEL, Catalogue, Hardware, catalogue, divided
 from inferline_stream.pipeline.idle import problems_of_idle
 from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
@@ -240,6 +240,13 @@ def _of_stage(stage: Stage, kinds: Catalogue) -> Iterator[str]:
         yield f"unknown isolation {isolation!r}{nearest(isolation, LEVELS)}"
     elif not isinstance(isolation, str | Isolation):
         yield f"isolation {isolation!r} is neither a level ({', '.join(LEVELS)}) nor an Isolation"
+    elif (isolation.level if isinstance(isolation, Isolation) else isolation) != "none":
+        for device in (kinds[name] for name in stage.hardware if name in kinds):
+            if device.shares_gpu and device.by_mps:
+                yield (
+                    f"hardware {device.name!r} shares GPUs by MPS, and a sealed replica connects to no daemon: write "
+                    f"isolation='none', or name nodes that have {SHARING_LABEL} time-slicing"
+                )
 
 
 def _of_emulation(stage: Stage, kinds: Catalogue) -> Iterator[str]:

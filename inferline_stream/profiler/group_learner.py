@@ -8,7 +8,8 @@ things are known for certain:
   times of such batches is the worker's speed at every size. This needs a commit after each batch, and its exact time.
   Commits on a timer give themselves away: they cover records that came after the batch would have started.
 - **A worker that had more lag, at every moment of a span, than it has ever done in such a time** was busy throughout.
-  What it did then is its speed, however it commits. The bound does not depend on what the span itself did: that would
+  What it did then is its speed, however it commits. Members that take from the same partitions, as in a share group,
+  are taken together. The bound does not depend on what the span itself did: that would
   choose the slow ones.
 
 Where neither was seen, the throughput is not known.
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.pipeline.group_look import Assignment, GroupLook, OffsetCommit
-from inferline_stream.pipeline.group_profile import GroupProfile, Learned, Rebalance
+from inferline_stream.pipeline.group_profile import UNSEEN_SHARE, GroupProfile, Learned, Rebalance
 from inferline_stream.profiler.append_times import AppendTimes
 from inferline_stream.profiler.batch_line import BatchLine, batch_line
 
@@ -56,6 +57,9 @@ _ONE_CHANGE_S = 5.0
 
 _LONGEST_HOLE_S = 300.0
 """A longer one is an outage."""
+
+_TOGETHER = ""
+"""Stands for all members where several take from the same partitions: which has done a record is not seen."""
 
 _SAMPLES = 8
 """Latencies that are taken of one batch's part in a partition."""
@@ -105,14 +109,16 @@ class GroupLearner:
     _now_s: float = 0.0
     _members: dict[str, _Member] = field(default_factory=dict)
     _owner: dict[int, str] = field(default_factory=dict)
+    _sharers: int = 1
+    """Members whose work is seen together."""
     _moved: dict[int, tuple[int, float]] = field(default_factory=dict)
     _changes: int = 0
     _changed_s: float = -math.inf
     # Of each batch: when, size, time, and whether it was waiting when its worker got free.
     _batches: deque[tuple[float, int, float, bool]] = field(default_factory=lambda: deque(maxlen=50_000))
     _late: deque[bool] = field(default_factory=lambda: deque(maxlen=2_000))
-    # Of each span: when, how long, what was done, and at which rate there was work at every moment of it.
-    _spans: deque[tuple[float, float, int, float]] = field(default_factory=lambda: deque(maxlen=5_000))
+    # Of each span: when, how long, and of one worker what was done, and at which rate there was work at every moment.
+    _spans: deque[tuple[float, float, float, float]] = field(default_factory=lambda: deque(maxlen=5_000))
     _latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=50_000))
     _fresh: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=50_000))
     _holes: list[_Hole] = field(default_factory=list)
@@ -153,9 +159,14 @@ class GroupLearner:
 
     def _assign(self, new: Assignment) -> None:
         old, self.assignment = self.assignment, new
-        before, self._owner = self._owner, {p: member for member, owned in new.owners.items() for p in owned}
+        before, owners = self._owner, new.owners
+        everything = frozenset[int]().union(*owners.values())
+        self._sharers = 1
+        if sum(map(len, owners.values())) > len(everything):
+            self._sharers, owners = len(owners), {_TOGETHER: everything}
+        self._owner = {p: member for member, owned in owners.items() for p in owned}
         members = self._members
-        self._members = {member: members.get(member) or _Member(joined_s=new.at_s) for member in new.owners}
+        self._members = {member: members.get(member) or _Member(joined_s=new.at_s) for member in owners}
         if old is None:
             for each in self._members.values():
                 each.joined_s = None  # it was there before anybody looked
@@ -226,7 +237,8 @@ class GroupLearner:
             member.span.done += size
             if at_s - member.span.from_s < _SPAN_S:
                 return
-            self._spans.append((at_s, at_s - member.span.from_s, member.span.done, self._work_rate(member.span, at_s)))
+            done, rate = (each / self._sharers for each in (member.span.done, self._work_rate(member.span, at_s)))
+            self._spans.append((at_s, at_s - member.span.from_s, done, rate))
         owned = (p for p, whose in self._owner.items() if whose == owner and p in self._committed)
         member.span = _Span(at_s, {p: self._committed[p] for p in owned})
 
@@ -335,7 +347,8 @@ class GroupLearner:
 
     def _rebalance(self, line: BatchLine | None) -> Rebalance | None:
         if not self._holes or self.assignment is None:
-            return None
+            shares = self.assignment is not None and self.assignment.protocol == "share"
+            return UNSEEN_SHARE if shares else None
         usual = (lambda size: 0.0) if line is None else line.time_s
         by_change: dict[int, list[float]] = {}
         for hole in self._holes:

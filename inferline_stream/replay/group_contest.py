@@ -341,7 +341,7 @@ class _GroupArena:
                 self._model.shape,
                 replicas=begun,
                 hardware=self._model.hardware,
-                most=self._model.partitions,
+                most=self._model.most,
                 partitions=max(self._model.partitions.values()),
             )
             found.append(self._replay(stretch, scaler, begun))

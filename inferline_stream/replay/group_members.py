@@ -5,10 +5,12 @@ possible move. What a change costs depends on the group's protocol (`pipeline.gr
 
 - eager: no partition is served until all have done what they have in hand, and for the pause from then on;
 - cooperative: those that move wait for the batch that their old owner has in hand, and for the pause;
-- kip848: those that move wait for that batch, and until their new owner's next heartbeat, any time up to the longest;
+- kip848 and share: those that move wait for that batch, and until their new owner's next heartbeat, any time up to
+  the longest;
 - without a rebalance: those that move wait for that batch alone.
 
-What a member waits for before anything moves counts as its start-up.
+What a member waits for before anything moves counts as its start-up. The members of a share group that has more of them
+than partitions take from one queue (`Sharing.queues`), which is the first slot's.
 """
 
 from __future__ import annotations
@@ -43,6 +45,10 @@ class GroupMembers:
     """By partition, from when on its owner serves it."""
     _free_s: Floats = field(init=False)
     """By partition, when the owner before has done what it had in hand of it."""
+    _kinds: list[int] = field(default_factory=list)
+    """Of the members."""
+    _as_one: bool = False
+    """Whether they take from one queue."""
 
     def __post_init__(self) -> None:
         self._owner = np.zeros(self.sharing.partitions, dtype=np.int64)
@@ -52,20 +58,52 @@ class GroupMembers:
     def add(self, kind: int, now_s: float) -> None:
         """A member that is ready now: it gets its share of the partitions."""
         self.members += 1
-        if self.members <= self.sharing.partitions:
+        self._kinds.append(kind)
+        if self.sharing.queues(self.members) is None:
+            self._gather(now_s)
+            self.queues.add(0, kind, now_s)
+        elif self.members <= self.sharing.partitions:
             self.queues.add(self.members - 1, kind, now_s)
         self._deal(now_s)
 
     def leave(self, kind: int, now_s: float) -> float:
         """The member that came last gives up its partitions. Returns when it has done what it has in hand."""
         self.members -= 1
-        idle = self.members >= self.sharing.partitions
-        done_s = now_s if idle else self.queues.leave(self.members, kind, now_s)
+        self._kinds.remove(kind)
+        if self._as_one:
+            done_s = self.queues.leave(0, kind, now_s)
+            self._part(now_s)
+        else:
+            idle = self.members >= self.sharing.partitions
+            done_s = now_s if idle else self.queues.leave(self.members, kind, now_s)
         if self.members:  # what waits for a group without members stays where it is
             self._deal(now_s)
         return done_s
 
+    def _gather(self, now_s: float) -> None:
+        """All members serve the first slot's queue. What they have in hand is done beside it."""
+        for slot, kind in enumerate([] if self._as_one else self._kinds[:-1]):
+            if slot:
+                self.queues.leave(slot, kind, now_s)
+                self.queues.add(0, kind, now_s)
+        self._as_one = True
+
+    def _part(self, now_s: float) -> None:
+        """Each member serves its own slot again, once there are no more of them than partitions."""
+        if self.sharing.queues(self.members) is None:
+            return
+        for slot, kind in enumerate(self._kinds):
+            if slot:
+                self.queues.leave(0, kind, now_s)
+                self.queues.add(slot, kind, now_s)
+        self._as_one = False
+
     def _deal(self, now_s: float) -> None:
+        if self._as_one:
+            self._owner = np.zeros(self.sharing.partitions, dtype=np.int64)
+            self._from_s = np.full(self.sharing.partitions, -math.inf)
+            self.queues.deal(self._owner, self._from_s, now_s)
+            return
         owner = _shared_out(self._owner, min(self.members, self.sharing.partitions))
         ends_s, rebalance = self.queues.ends_s(now_s), self.sharing.rebalance
         moves = owner != self._owner

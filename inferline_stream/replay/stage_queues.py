@@ -47,6 +47,7 @@ class StageQueues:
         self._owner, self._nobody = np.arange(slots), slots
         # Until when each slot of a group serves; those without a member have nothing to be asked for.
         self._serves_until_s = np.full(pools, -math.inf if station.partitions else math.inf)
+        self._staffed = np.zeros(pools, np.int64)
         self._next_owner, self._moves_s, self._moves = self._owner, np.full(slots, math.inf), False
         self._served_s, self._partitioned = -math.inf, bool(station.partitions)
         self._arrived = Tokens(np.empty(_ROOM), np.empty(_ROOM, np.int32))
@@ -127,12 +128,14 @@ class StageQueues:
         """A replica that is ready now."""
         self._pools[slot].add(kind, now_s)
         self._serves_until_s[slot] = math.inf
+        self._staffed[slot] += 1
 
     def leave(self, slot: int, kind: int, now_s: float) -> float:
         """A replica of this kind takes no further batch. Returns when it is done, and gone."""
         done_s = self._pools[slot].leave(kind, now_s)
-        if self._partitioned:
-            self._serves_until_s[slot] = done_s
+        self._staffed[slot] -= 1
+        if self._partitioned and not self._staffed[slot]:
+            self._serves_until_s[slot] = self._pools[slot].ends_s(now_s)
         return done_s
 
     def note_stays(self, gone: Tokens, stay: Floats, until_s: Floats, found: FloatTable) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ def advise(
     *,
     watched_s: float,
     judged_on: Trace | None = None,
+    reported: Mapping[str, Learned] = MappingProxyType({}),
     notes: tuple[str, ...] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Advice:
@@ -91,10 +93,11 @@ def advise(
         arrivals: that entered meanwhile, from 0 on.
         watched_s: how long.
         judged_on: other arrivals, such as a recorded week; by default those that were seen.
+        reported: throughputs that groups' workers report, where they do.
         notes: what else people should know, in words.
         progress: called with each way that is being judged.
     """
-    profiles = {name: learner.profile(len(arrivals)) for name, learner in learners.items()}
+    profiles = {name: each.profile(len(arrivals)).reporting(reported.get(name)) for name, each in learners.items()}
     judged, found = arrivals if judged_on is None else judged_on, None
     notes = (*notes, *_doubts(profiles))
     if len(judged) < 2:
@@ -174,13 +177,19 @@ def _doubts(profiles: Mapping[str, GroupProfile]) -> Iterator[str]:
         if profile.throughput is None:
             yield (
                 f"group {name!r}: its throughput is not known yet. Watch it longer, have its workers commit after each "
-                "batch, or watch it while it is overloaded"
+                "batch, watch it while it is overloaded, or declare its service_time"
             )
         if not profile.workers:
             yield f"group {name!r}: no members were seen; what runs now is taken to be one"
+        shares = profile.rebalance is not None and profile.rebalance.protocol == "share"
         if profile.rebalance is None:
             yield f"group {name!r}: no change of its members was seen; it is taken to stop as a whole for 3 s"
-        if profile.workers > profile.partitions:
+        elif not profile.rebalance.pause_s.count:
+            yield (
+                f"group {name!r}: no change of its members was seen; one is taken to hear of its partitions within "
+                f"{format_duration(profile.rebalance.longest_s)}"
+            )
+        if profile.workers > profile.partitions and not shares:
             yield f"group {name!r}: {profile.workers} members share {profile.partitions} partitions; the rest are idle"
 
 
@@ -312,4 +321,6 @@ def _doubtful(figure: Learned, unit: str) -> str:
 def _time(figure: Learned | None) -> str:
     if figure is None:
         return "–"
-    return format_duration(figure.value) + (f" ± {figure.error:.0%}" if figure.count > 1 else " (seen once)")
+    return format_duration(figure.value) + (
+        f" ± {figure.error:.0%}" if figure.count > 1 else " (seen once)" if figure.count else " (not seen)"
+    )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from inferline_stream.controlplane.observe.log_growth import LogGrowth
 from inferline_stream.errors import InvalidInput
 from inferline_stream.pipeline.group_look import GroupLook
+from inferline_stream.pipeline.group_profile import Learned
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.profiler.group_learner import GroupLearner
@@ -26,6 +27,8 @@ class Seen:
     def __init__(self, pipeline: Pipeline) -> None:
         self.learners = {group.name: GroupLearner(group.name) for group in pipeline.groups}
         self.notes: tuple[str, ...] = ()
+        self.reported: Mapping[str, Learned] = {}
+        """Throughputs that groups' workers report, where they do."""
         self._entry = next(group.name for group in pipeline.groups if not group.after)
         self._growth = LogGrowth()
         self._came: list[NDArray[np.float64]] = [np.empty(0)]
@@ -41,8 +44,14 @@ class Seen:
         if (came := self._growth.sample(entry.at_s, entry.ends)).size:
             self._came.append(came)
 
-    def close(self, other_topics: Mapping[str, Collection[str]], *, exact: bool) -> None:
-        """Note what a person should know of how it was watched."""
+    def close(self, other_topics: Mapping[str, Collection[str]], unanswered: Mapping[str, str], *, exact: bool) -> None:
+        """Note what a person should know of how it was watched.
+
+        Args:
+            other_topics: that a group also reads, by its declared name.
+            unanswered: by group, why the query for its service time has no answer.
+            exact: whether the coordinator's log was read, of groups that it has.
+        """
         shared = [
             f"group {name!r} also reads {', '.join(map(repr, sorted(others)))}: what its members do there counts as "
             "work on its declared topic"
@@ -53,7 +62,8 @@ class Seen:
             "__consumer_offsets cannot be read, so throughput is known only from overload; `topics --print` has the "
             "right that is missing"
         )
-        self.notes = (*shared, *([] if exact else [refused]))
+        silent = [f"group {name!r}: {why}" for name, why in unanswered.items()]
+        self.notes = (*shared, *silent, *([] if exact else [refused]))
 
     @property
     def events(self) -> int:

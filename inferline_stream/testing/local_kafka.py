@@ -39,6 +39,9 @@ TEST_SETTINGS: Mapping[str, str] = {
     # Creating 50 partitions for each internal topic takes seconds; nothing here needs so many.
     "offsets.topic.num.partitions": "4",
     "transaction.state.log.num.partitions": "4",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "share.coordinator.state.topic.num.partitions": "4",
     # Clients name their topics; a typo must be an error.
     "auto.create.topics.enable": "false",
     # A group's first member waits for nobody, as on the embedded broker.

@@ -54,7 +54,7 @@ def plan_groups(model: GroupModel, sample: Trace) -> Plan:
     )
     prices = {name: kind.price_per_hour for name, kind in model.catalogue.items()}
     search = StaffingSearch(shape, begun, measured, prices, sharing=model.sharing, seed=0)
-    most = sum(model.partitions.values())
+    most = sum(model.most.values())
     found = search.above(sample, 1.0, search.least(1.0), objective=model.objective, most=most)
     p99_s = search.quantile_s(sample, found, model.objective)
     if p99_s > model.slo_s:
@@ -72,8 +72,8 @@ def plan_groups(model: GroupModel, sample: Trace) -> Plan:
 
 
 def _too_few(model: GroupModel, found: dict[str, int], p99_s: float) -> str:
-    full = [name for name, count in found.items() if count >= model.sharing[name].partitions]
-    what = ", ".join(f"{name!r} ({model.sharing[name].partitions})" for name in full)
+    full = [name for name, count in found.items() if count >= model.most[name]]
+    what = ", ".join(f"{name!r} ({model.most[name]})" for name in full)
     return (
         f"the SLO of {format_duration(model.slo_s)} is met by no number of members: with one for each partition of "
         f"{what} {model.objective:.0%} of the events take up to {format_duration(p99_s)}; add partitions, or declare a "

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.group_model import GroupModel
+from inferline_stream.pipeline.group_profile import owned_queues
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.trace import Trace, busiest
 from inferline_stream.tuner.decision import Action, Decision, Reason
@@ -87,7 +88,8 @@ def group_state(
         knobs=_settings(model),
     )
     stretch = busiest(sample, MOST_EVENTS)
-    at_rest = simulate(model.shape, plan.allocations, model.measured, stretch, partitions=model.partitions)
+    queues = owned_queues(model.sharing, {name: sum(a.replicas for a in own) for name, own in plan.allocations.items()})
+    at_rest = simulate(model.shape, plan.allocations, model.measured, stretch, partitions=queues)
     slack_s = max(model.slo_s - at_rest.quantile_s(0.5), 0.0)
     lost = [_lost_s(stage, model, plan, slack_s) for stage in state.basis.stages]
     mean_s = sum(lost) / len(lost)

@@ -17,7 +17,7 @@ import numpy as np
 
 from inferline_stream.estimator.simulation import simulate
 from inferline_stream.pipeline.fallback import UNMET_SHARE
-from inferline_stream.pipeline.group_profile import Sharing
+from inferline_stream.pipeline.group_profile import Sharing, owned_queues
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
@@ -264,10 +264,10 @@ class StaffingSearch:
             {name: self._mixed(name, count) for name, count in replicas.items()},
             self._measured,
             sample,
-            order_slo_s=self._plan.slo_s,
+            order_slo_s=0.0 if self._sharing else self._plan.slo_s,  # members take what comes in its order
             order=self._plan.order,
             slots=self._plan.slots,
-            partitions={name: sharing.partitions for name, sharing in self._sharing.items()},
+            partitions=owned_queues(self._sharing, replicas),
             seed=self._seed,
         )
         # More than that of the fallback is demand that is not met, as the policy sees it.

@@ -3,7 +3,7 @@
 The World Cup's site of 1998, thinned to a fiftieth: each judged week is learned on the two before it and planned on
 the busiest hour of the day before it. Requests are counted per minute: arrivals within minutes are generated. A batch
 of eight takes 5.5 s, so that the plans have some ten replicas and not two, whose steps would outweigh every leap. A
-replica takes ten minutes to start, as where a machine has to be had first: in three the policy follows these leaps
+replica takes ten minutes to start, as where a machine has to be found first: in three the policy follows these leaps
 without a calendar, too. It decides every five seconds, so that weeks can be replayed; on both sides.
 
 A **leap** is a span of five minutes with `LEAP` times the requests of ten minutes before, by the site's own counts:

@@ -59,7 +59,7 @@ def measure(quick: bool) -> dict[str, float | int | str | None]:
     figures.update(pipeline_figures(quick))
     figures.update(distribution_figures(3 if quick else 7))
     figures.update(comparison_figures(50_000 if quick else 200_000))
-    figures["mismatches"] = mismatches(100 if quick else 1100)
+    figures["mismatches"] = mismatches(150 if quick else 1650)
     return figures
 
 
@@ -222,10 +222,11 @@ def comparison_figures(events: int) -> dict[str, float]:
 
 
 def mismatches(pipelines: int) -> int:
-    """Random pipelines whose latencies differ in any bit from the event heap's."""
+    """Random pipelines whose latencies differ in any bit from the event heap's: two in three have many results."""
     count = 0
     for seed in range(50_000, 50_000 + pipelines):
-        pipeline = random_pipeline(seed, many=seed % 3 == 0)
+        many = seed % 3 > 0
+        pipeline = random_pipeline(seed, many=many, events=30 if many else 120)
         found = evaluate(pipeline.workload, pipeline.stations, slice_events=16).latency_s
         expected = simulate_with_heap(pipeline.workload, pipeline.stations).latency_s
         count += found is None or not np.array_equal(found, expected, equal_nan=True)

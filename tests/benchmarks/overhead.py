@@ -8,6 +8,8 @@ and committed offsets; the bare loop awaits each commit. The pool's CPU is that 
 - `cpu_ratio`: CPU per record at 1,000/s, each side in turn while the other is idle; `cpu_ratio_4` with four replicas.
 - `three_stages_p99_ms`: from sending a record to Kafka's append of its result behind three stages of one replica each,
   1,000/s; broker, producer and pools share two cores.
+- `slot_us`: CPU per record of a slot's decisions alone, flat out in batches of 64; `slot_keyed_us` with keys, in order;
+  `slot_one_us` in batches of one.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.testing.kafka import find_apache_kafka
 from tests.benchmarks._machine import Elsewhere
+from tests.benchmarks._slot_cost import slot_us
 from tests.support.director import Director
 
 PARTITIONS = 8
@@ -72,6 +75,10 @@ async def _measure(servers: str, folder: Path, *, quick: bool) -> Figures:
     figures |= await _latency(servers, folder, 5.0 if quick else 30.0)
     figures |= await _cpu(servers, folder, *((1, 4.0) if quick else (5, 10.0)))
     figures |= await _three_stages(servers, folder, 5.0 if quick else 30.0)
+    records = 10_000 if quick else 60_000
+    figures["slot_us"] = slot_us(records, BATCH_SIZE, keyed=False)
+    figures["slot_keyed_us"] = slot_us(records, BATCH_SIZE, keyed=True)
+    figures["slot_one_us"] = slot_us(records // 4, 1, keyed=False)
     return {**figures, "cores_elsewhere": elsewhere.cores()}
 
 

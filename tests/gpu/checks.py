@@ -102,7 +102,7 @@ def mps(machine: Machine) -> str:
     if shutil.which("nvidia-cuda-mps-control") is None:
         raise LeftOut("nvidia-cuda-mps-control is not installed")
     slices_ms = _timed_ms(machine, "half", "slices")
-    pipes = machine.folder / "mps"
+    pipes = machine.folder / "pipes"
     pipes.mkdir()
     given = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes), "CUDA_MPS_LOG_DIRECTORY": str(pipes)}
     control = ["nvidia-cuda-mps-control"]

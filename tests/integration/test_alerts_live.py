@@ -6,6 +6,7 @@ alert to be resolved. The rules are the command's own, a rehearsal sixty times a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -24,7 +25,10 @@ import pytest
 import inferline_stream.observability as room
 from inferline_stream.errors import Unreachable
 from inferline_stream.observability.alert_rules import GUIDES
+from inferline_stream.pipeline.consumer_group import ConsumerGroup, PromQL
 from inferline_stream.pipeline.trace import levels_trace
+from inferline_stream.profiler import service_time_query
+from inferline_stream.profiler.service_time_query import ServiceTimeQueries
 from inferline_stream.settings import surroundings
 from inferline_stream.testing.local_kafka import LocalKafka, free_ports
 from tests.integration._monitoring import Monitoring, Notice, monitoring
@@ -250,6 +254,20 @@ def test_every_documented_metric_is_filled_by_a_live_run(watched: Watched) -> No
         # not where one topic is all, and no version is tried out
         *(name for name in documented if re.match("inferline_(background|class|stage_canary)_", name)),
     }
+
+
+async def test_a_query_for_service_times_is_answered_by_a_real_prometheus(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_time_query, "ASK_S", 0.1)
+    for query, known in (("0.05", True), ('sum(up{job!="none"}) / sum(up{job!="none"}) * 0.05', True), ("up{", False)):
+        asked = PromQL(watched.heard.prometheus, query)
+        group = ConsumerGroup("enrich", group="g", topic="t", service_time=asked)
+        async with ServiceTimeQueries([group]) as queries, asyncio.timeout(30.0):
+            while queries.throughput("enrich") is None and "parse error" not in queries.trouble.get("enrich", ""):
+                await asyncio.sleep(0.05)
+            found = queries.throughput("enrich")
+        assert (found is not None and found.value == pytest.approx(20.0)) == known
 
 
 def test_the_nights_log_says_which_alert_fired_when_what_to_do_and_that_it_helped(watched: Watched) -> None:

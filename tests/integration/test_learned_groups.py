@@ -158,6 +158,6 @@ async def test_throughput_members_and_rebalances_are_seen_of_eager_and_kip848_gr
     assert 0.5 < kip848.longest_s < 7.0
     advice = advise(pipeline, seen.learners, seen.arrivals(), watched_s=seen.watched_s)
     assert advice.contest is not None
-    assert {row.way for row in advice.contest.rows} == WAYS.keys()
+    assert {row.way for row in advice.contest.rows} == WAYS.keys() - {"ours_keda", "ours_hpa"}  # KEDA scales none
     assert advice.p99_s is not None
     assert seen.arrivals().arrival_rate == pytest.approx(2 * TRUE * LOAD, rel=0.2)

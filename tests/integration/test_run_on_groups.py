@@ -21,15 +21,21 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from inferline_stream.actuators.group_workers import CommandWorkers
 from inferline_stream.controlplane import group_controller
 from inferline_stream.controlplane.run_inputs import RunDisplay
+from inferline_stream.kafka.group_watch import GroupWatch, groups_of
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup
+from inferline_stream.pipeline.group_profile import Learned
 from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.runs.group_advice import advise
 from inferline_stream.runs.group_run import GroupRun, run_groups
+from inferline_stream.runs.group_seen import Seen, declaration
 from inferline_stream.testing.kafka import KafkaServer
+from tests.integration.grouped.share_worker import EACH_S
 
 SCALE = Path(__file__).parent / "grouped" / "scale.py"
 MU = 4 / (0.1 + 0.05 * 4)
+SHARED_MU = 1 / EACH_S
 DEADLINE_S = 120.0
 
 
@@ -51,14 +57,14 @@ class Newest(RunDisplay):
 
 
 @asynccontextmanager
-async def fed(servers: str, topic: str, rate: list[float]) -> AsyncIterator[None]:
+async def fed(servers: str, topic: str, rate: list[float], partitions: int = 4) -> AsyncIterator[None]:
     async def feed() -> None:
         rng = random.Random(1)
         async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
             while True:
                 await asyncio.sleep(rng.expovariate(max(rate[0], 1e-3)) if rate[0] else 0.1)
                 if rate[0]:
-                    await producer.send(topic, b"e", partition=rng.randrange(4))
+                    await producer.send(topic, b"e", partition=rng.randrange(partitions))
 
     feeding = asyncio.create_task(feed())
     try:
@@ -85,7 +91,7 @@ async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_not
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
     await admin.start()
     await admin.create_topics([NewTopic(topic, 4, 1)])
-    command = shlex.join([sys.executable, str(SCALE), "{replicas}", servers, topic, group])
+    command = shlex.join([sys.executable, str(SCALE), "{replicas}", "worker.py", servers, topic, group])
     declared = ConsumerGroup("enrich", group=group, topic=topic, workers=Command(command))
     workers, newest, stop, rate = CommandWorkers(command, tmp_path), Newest(), asyncio.Event(), [11.0]
     await workers.scale(1)
@@ -130,3 +136,71 @@ async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_not
     assert max(decision.replicas["enrich"] for decision in report.decisions) <= 6
     assert "Traceback" not in caplog.text
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_share_group_is_seen_advised_on_and_scaled_beyond_the_partitions_of_its_topic(
+    apache_kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(group_controller, "LEAST_TRAFFIC_S", 15.0)
+    servers, topic, group = apache_kafka.bootstrap_servers, f"jobs-{uuid.uuid4().hex[:6]}", f"s-{uuid.uuid4().hex[:6]}"
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, 1, 1)])
+    command = shlex.join([sys.executable, str(SCALE), "{replicas}", "share_worker.py", servers, topic, group])
+    pipeline = Pipeline(
+        f"p-{uuid.uuid4().hex[:6]}",
+        slo="5s",
+        stages=[ConsumerGroup("work", group=group, topic=topic, workers=Command(command))],
+    )
+    workers, newest, stop, rate = CommandWorkers(command, tmp_path), Newest(), asyncio.Event(), [0.0]
+    reported = Learned(SHARED_MU, 0.05, 10)
+    await workers.scale(1)
+    run = GroupRun(
+        pipeline=pipeline, topology=tmp_path / "topology.py", bootstrap_servers=servers, workers={"work": workers},
+        metric=lambda _: reported, log_folder=tmp_path, display=newest,
+    )  # fmt: skip
+    try:
+        async with fed(servers, topic, rate, partitions=1), Offsets(servers) as offsets:
+            async with asyncio.timeout(DEADLINE_S):
+                while not any((await offsets.share_members(group) or {}).values()):
+                    await asyncio.sleep(0.2)
+            assert f'topic="{topic}"' in declaration(await groups_of(offsets, [group]))
+            rate[0] = SHARED_MU / 2
+            leading = asyncio.create_task(run_groups(run, stop))
+            await until(lambda: newest.state is not None or leading.done(), "a plan")
+            rate[0] = 2.5 * SHARED_MU
+            await until(lambda: newest.members >= 4, "members for five times the traffic")
+            seen = Seen(pipeline)
+            async with GroupWatch(servers, pipeline.groups) as watch:
+                async for looks in watch.looks():
+                    seen.take(looks)
+                    if seen.watched_s > 8.0:
+                        break
+            advice = advise(
+                pipeline, seen.learners, seen.arrivals(), watched_s=seen.watched_s, reported={"work": reported}
+            )
+            rate[0] = 0.0
+            async with asyncio.timeout(DEADLINE_S):
+                while await offsets.share_lags(group, topic, [0]) != {0: 0}:
+                    await asyncio.sleep(0.2)
+            (appended,) = (await offsets.ends({topic: 1}))[topic]
+            await until(lambda: newest.state is not None and not newest.state.stages[0].lag_s, "no lag is shown")
+            stop.set()
+            report = await leading
+    finally:
+        await workers.scale(0)
+        await admin.close()
+    assert appended > 300
+    (profile,) = report.groups
+    assert profile.rebalance is not None
+    assert (profile.partitions, profile.rebalance.protocol, profile.source) == (1, "share", "metric")
+    actions = [decision.action for decision in report.decisions]
+    assert actions.count("scale_up") + actions.count("scale_down") <= 12
+    (seen_now,) = advice.profiles.values()
+    assert seen_now.workers >= 4
+    assert advice.contest is not None
+    held = advice.contest.row("fixed")
+    assert held is not None
+    assert held.members is not None
+    assert held.members["work"] > 1  # of one partition
+    assert "Traceback" not in caplog.text

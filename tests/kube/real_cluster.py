@@ -34,6 +34,7 @@ from tests.kube.controllers import loopback_address
 from tests.kube.kubeconfig import kubeconfig
 from tests.kube.node import Node
 from tests.kube.store import Json
+from tests.support.certificates import certify
 
 BINARIES = "KUBERNETES_BINARIES"
 START_S = 120.0
@@ -87,6 +88,7 @@ def control_plane(folder: Path) -> Iterator[ControlPlane]:
             serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
         )
     )
+    certify(folder, "proxy")
     plane = ControlPlane(f"https://127.0.0.1:{port}", folder / "apiserver.crt", secrets.token_hex(16))
     (folder / "tokens.csv").write_text(f"{plane.token},test,test,system:masters\n")
     (folder / "kubeconfig").write_text(json.dumps(plane.kubeconfig("default")))
@@ -125,6 +127,13 @@ def control_plane(folder: Path) -> Iterator[ControlPlane]:
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={folder / 'account.key'}",
             f"--service-account-signing-key-file={folder / 'account.key'}",
+            # By these it passes requests on to API servers of others, such as KEDA's.
+            f"--requestheader-client-ca-file={folder / 'proxy.pem'}",
+            f"--proxy-client-cert-file={folder / 'proxy.pem'}",
+            f"--proxy-client-key-file={folder / 'proxy-key.pem'}",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
         )
         verified = ssl.create_default_context()
         headers = {"Authorization": f"Bearer {plane.token}"}

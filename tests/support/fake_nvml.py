@@ -131,6 +131,14 @@ def fake_nvml(gpus: Sequence[dict[str, Any]], fail: str = "") -> SimpleNamespace
         return put(c_uint, into, known[handle].get("minor"))
 
     @offered(c_void_p, c_void_p)
+    def nvmlDeviceGetGpuInstanceId(handle: int, into: int) -> int:
+        return put(c_uint, into, known[handle].get("instance"))
+
+    @offered(c_void_p, c_void_p)
+    def nvmlDeviceGetComputeInstanceId(handle: int, into: int) -> int:
+        return put(c_uint, into, 0)
+
+    @offered(c_void_p, c_void_p)
     def nvmlDeviceGetTemperatureV(handle: int, into: int) -> int:
         reading = pynvml.c_nvmlTemperature_v1_t.from_address(into)
         assert reading.sensorType == pynvml.NVML_TEMPERATURE_GPU

@@ -129,3 +129,39 @@ def _looked(
             tuple(commits[first_commit:next_commit]),
             tuple(assignments[first_assignment:next_assignment]),
         )
+
+
+def shared_looks(
+    worker: Worker,
+    times: Times,
+    duration_s: float,
+    rng: np.random.Generator,
+    *,
+    members: int,
+    partitions: int,
+    poll_s: float = 0.25,
+) -> Iterator[GroupLook]:
+    """Looks at a share group with more members than partitions: all take from one queue, and what is done is polled."""
+    where = rng.integers(partitions, size=times.size)
+    appended = [times[where == p].tolist() for p in range(partitions)]
+    free, first, done = [0.0] * members, 0, list[tuple[float, int]]()
+    while first < times.size:
+        start_s = max(heappop(free), times[first])
+        last = min(bisect_right(times, start_s), first + worker.most)
+        ends_s = start_s + worker.time_s(last - first, rng)
+        heappush(free, ends_s)
+        done += [(ends_s, int(p)) for p in where[first:last]]
+        first = last
+    finished = [sorted(at_s for at_s, p in done if p == partition) for partition in range(partitions)]
+    owners = {f"member-{m}": frozenset({m % partitions, (m + 1) % partitions}) for m in range(members)}
+    for step in range(1, int(duration_s / LOOK_S) + 1):
+        at_s = step * LOOK_S
+        polled = step % round(poll_s / LOOK_S) == 0
+        counts = [bisect_right(finished[p], at_s) for p in range(partitions)] if polled else []
+        yield GroupLook(
+            at_s,
+            tuple(bisect_right(each, at_s) for each in appended),
+            tuple(OffsetCommit(at_s, p, count) for p, count in enumerate(counts)),
+            (Assignment(at_s, owners, "share"),) if step == 1 else (),
+            exact=False,
+        )

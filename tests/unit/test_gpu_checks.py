@@ -57,6 +57,17 @@ def test_every_check_holds_on_a_machine_as_it_should_be(tmp_path: Path, monkeypa
     assert found["topologies/gpu"][1].startswith("on l4: P99 50 ms, predicted 60 ms")
 
 
+def test_mps_is_measured_under_a_daemon_that_is_ended_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon's program is a script here, and profiles are made up."""
+    log, script = tmp_path / "log", tmp_path / "nvidia-cuda-mps-control"
+    script.write_text(f'#!/bin/sh\ntest -d "$CUDA_MPS_PIPE_DIRECTORY" && echo "${{1:-$(cat)}}" >> {log}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = outcomes(machine(tmp_path / "checks"), "MPS")
+    assert found == {"MPS": ("holds", "time slices 10.0 ms, MPS 10.0 ms")}
+    assert log.read_text().split() == ["-d", "quit"]
+
+
 def slow_half(path: str) -> dict[str, Any]:
     return profile(0.1 if "/half/" in path else 0.01)
 

@@ -46,7 +46,8 @@ def node_requirements(hardware: Hardware) -> list[dict[str, Any]]:
         return []
     wanted = [says("product", "In", *found)] if (found := products(hardware)) else []
     if hardware.shares_gpu:
-        return [*wanted, says("replicas", "In", str(hardware.parts))]
+        # A node that shares by MPS takes no sealed replica: only a kind that names such nodes runs there.
+        return [*wanted, says("replicas", "In", str(hardware.parts)), says("sharing-strategy", "NotIn", "mps")]
     # Without a model nothing else keeps a whole GPU's replica from a node that lends only a part.
     return wanted or [says("sharing-strategy", "NotIn", "time-slicing", "mps")]
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -196,22 +196,10 @@ class GroupCollector:
         """Return what is learned of every group by now; a figure of a group's workers themselves goes first."""
         entered = self.growth.total
         found = [learner.profile(entered) for learner in self.learners.values()]
-        return [profile if (own := self.metric(profile.group)) is None else measured(profile, own) for profile in found]
+        return [profile.reporting(self.metric(profile.group)) for profile in found]
 
     def sample(self, now_s: float) -> Trace | None:
         """Return the arrivals of the last hour, from their beginning; None before the first."""
         times = np.concatenate([*self._arrivals, np.empty(0)])
         times = times[times > now_s - RECENT_S]
         return Trace(times - times[0]) if times.size else None
-
-
-def measured(profile: GroupProfile, throughput: Learned) -> GroupProfile:
-    """Return a profile with the throughput that workers report: they take one event after another."""
-    return replace(
-        profile,
-        max_batch_size=1,
-        fixed_s=0.0,
-        per_event_s=1 / throughput.value,
-        throughput=throughput,
-        source="metric",
-    )

@@ -36,6 +36,9 @@ from inferline_stream.pipeline.names import ERRORS_PREFIX, HEADER_PREFIX
 
 _HASHES_REMEMBERED = 65_536
 
+_KEY_REMEMBERED_BYTES = 128
+"""Of a longer key the hash is not remembered: anyone may send as many of a megabyte."""
+
 
 class Emitter:
     """Collects the records that outcomes cause, by topic and partition.
@@ -317,9 +320,11 @@ class Emitter:
         """Keys repeat, and hashing one costs as much as all else that is done for a record here."""
         known = self._hashes.get(key)
         if known is None:
-            if len(self._hashes) >= _HASHES_REMEMBERED:
-                self._hashes.clear()
-            known = self._hashes[key] = murmur2(key) & 0x7FFFFFFF
+            known = murmur2(key) & 0x7FFFFFFF
+            if len(key) <= _KEY_REMEMBERED_BYTES:
+                if len(self._hashes) >= _HASHES_REMEMBERED:
+                    self._hashes.clear()
+                self._hashes[key] = known
         return known
 
     def _put(

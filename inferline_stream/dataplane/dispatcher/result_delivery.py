@@ -13,6 +13,7 @@ Nothing is sent or committed without the lease.
 from __future__ import annotations
 
 import bisect
+import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import count_latency
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import Commit, LeaseLost, LookUp, Produce
-from inferline_stream.dataplane.frames import Done, Many
+from inferline_stream.dataplane.frames import Done, Failed, Many
 from inferline_stream.kafka.offset_metadata import Entry
 from inferline_stream.observability.latency_histogram import latency_bounds_s
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
@@ -32,6 +33,12 @@ logger = logging.getLogger(__name__)
 
 UNSENT_BYTES = 16 * 1024 * 1024
 """Results that are not acknowledged yet; beyond it no batch is handed out, and nothing is fetched."""
+
+SEND_BYTES = 4 * 1024 * 1024
+"""Results that are sent at once, apart from the last of them: as records they take several times the memory."""
+
+LETTER_BYTES = 2048
+"""What a dead letter's headers, and the note that its event has ended, add to an event."""
 
 COMMIT_EVERY_S = 0.02
 """Small batches are committed together for so long: at a few hundred records a second, commits are a third of all
@@ -87,14 +94,7 @@ class ResultDelivery:
     def finished(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
         """Take the outcomes of events, in their order."""
         self._finished.extend(zip(events, outcomes, strict=True))
-        size_bytes = 0
-        for event, outcome in zip(events, outcomes, strict=True):
-            size_bytes += event.size_bytes
-            if type(outcome) is Done:
-                size_bytes += len(outcome.value)
-            elif type(outcome) is Many:
-                size_bytes += sum(len(result.value) + event.size_bytes for result in outcome.results)
-        self._finished_bytes += size_bytes
+        self._finished_bytes += sum(map(_size_bytes, events, outcomes))
 
     def want(self) -> None:
         """Commit soon: something may have changed that the group does not know."""
@@ -151,8 +151,12 @@ class ResultDelivery:
         slot = self._slot
         if not self._leased():
             return
-        self._sending, self._finished = self._finished, []
-        self._sending_bytes, self._finished_bytes = self._finished_bytes, 0
+        count, size_bytes = len(self._finished), self._finished_bytes
+        if size_bytes > SEND_BYTES:
+            sizes = itertools.accumulate(itertools.starmap(_size_bytes, self._finished))
+            count, size_bytes = next((at, size) for at, size in enumerate(sizes, 1) if size >= SEND_BYTES)
+        self._sending, self._finished = self._finished[:count], self._finished[count:]
+        self._sending_bytes, self._finished_bytes = size_bytes, self._finished_bytes - size_bytes
         add = slot.emitter.add
         for event, outcome in self._sending:
             add(event, outcome)
@@ -268,3 +272,14 @@ class ResultDelivery:
             self._lapsed = True
             self._slot.ask(LeaseLost())
         return not self._lapsed
+
+
+def _size_bytes(event: Event, outcome: Outcome) -> int:
+    """Return about what an event and its results take until Kafka has these."""
+    if type(outcome) is Done:
+        return event.size_bytes + len(outcome.value)
+    if isinstance(outcome, Many):
+        return event.size_bytes + sum(len(result.value) + event.size_bytes for result in outcome.results)
+    if isinstance(outcome, Failed):
+        return event.size_bytes + LETTER_BYTES + len(outcome.message) + len(outcome.traceback)
+    return event.size_bytes

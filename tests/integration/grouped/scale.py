@@ -1,4 +1,4 @@
-"""What `Command` runs in `test_run_on_groups.py`: ``scale.py NUMBER SERVERS TOPIC GROUP`` keeps so many workers."""
+"""What `Command` runs in tests: ``scale.py NUMBER WORKER SERVERS TOPIC GROUP`` keeps so many of these workers."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE, WORKER = Path.cwd(), Path(__file__).with_name("worker.py")
+HERE = Path.cwd()
 KNOWN = HERE / "pids.json"
 
 
@@ -18,13 +18,13 @@ def lives(pid: int) -> bool:
     return False
 
 
-wanted, args = int(sys.argv[1]), sys.argv[2:]
+wanted, script, args = int(sys.argv[1]), Path(__file__).with_name(sys.argv[2]), sys.argv[3:]
 pids = [pid for pid in json.loads(KNOWN.read_text()) if lives(pid)] if KNOWN.exists() else []
 for pid in pids[wanted:]:
     os.kill(pid, signal.SIGTERM)
 del pids[wanted:]
 with (HERE / "workers.log").open("ab") as log:
     while len(pids) < wanted:
-        worker = [sys.executable, str(WORKER), *args]
+        worker = [sys.executable, str(script), *args]
         pids.append(subprocess.Popen(worker, stdout=log, stderr=log, start_new_session=True).pid)
 KNOWN.write_text(json.dumps(pids))

@@ -220,16 +220,31 @@ def test_devices_that_were_hidden_from_this_process_are_not_its_own_to_give(
     assert [device.uuid[4] for device in devices()] == list(letters)
 
 
-async def test_a_replica_in_a_slice_is_confined_to_the_node_of_its_gpu_and_runs_on_its_side_of_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("access", "nodes"),
+    [
+        (
+            "DeviceFileMinor: {}\nDeviceFileMode: 292\n",
+            ("nvidia-caps/nvidia-cap30", "nvidia-caps/nvidia-cap31", "nvidia3"),
+        ),
+        ("another kernel's words", ("nvidia-caps", "nvidia3")),
+    ],
+)
+async def test_a_replica_in_a_slice_is_confined_to_its_own_nodes_and_runs_on_its_gpus_side_of_the_machine(
+    access: str, nodes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near = min(os.sched_getaffinity(0))
-    install(monkeypatch, [FOUR[0], {**A100, "minor": 3, "near": {near}}])
+    for number, file in ((30, "gpu3/mig/gi2/access"), (31, "gpu3/mig/gi2/ci0/access"), (39, "gpu3/mig/gi5/access")):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(access.format(number))
+    monkeypatch.setattr("inferline_stream.actuators.nvml._CAPABILITIES", tmp_path)
+    slices = [{**cut, "instance": instance} for cut, instance in zip(A100["slices"], (2, 5), strict=True)]
+    install(monkeypatch, [FOUR[0], {**A100, "slices": slices, "minor": 3, "near": {near}}])
     children = Children(tmp_path, lambda *_: None, devices=devices(), replica_module="replica_double")
     try:
         child = children.start_replica(ReplicaSpec("r", "a", "/nowhere/topology.py", SLICE, isolation=Isolation()))
         assert child.devices == ("MIG-x",)
-        assert child.launch.confinement.minors == (3,)
+        assert child.launch.confinement.nodes == nodes
         assert child.pinned == {near}
     finally:
         children.close()

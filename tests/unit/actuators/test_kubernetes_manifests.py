@@ -11,6 +11,7 @@ from inferline_stream.actuators.kubernetes.gpu_nodes import products
 from inferline_stream.actuators.kubernetes.manifests import HOST_MIB, Cluster, StageManifests, resources
 from inferline_stream.actuators.kubernetes.object_names import replicas_name
 from inferline_stream.actuators.kubernetes.pods import left_by_quotas
+from inferline_stream.actuators.mps import shared_by
 from inferline_stream.actuators.network.dispatcher_host import DispatcherHostSpec
 from inferline_stream.dataplane.process_specs import ReplicaSpec
 from inferline_stream.pipeline.hardware import Hardware, catalogue
@@ -79,8 +80,15 @@ def test_a_model_that_comes_in_several_forms_is_any_of_them_and_one_that_is_name
 
 def test_a_share_of_a_gpu_runs_where_nodes_share_theirs_among_as_many_and_never_books_a_whole_one() -> None:
     half = Hardware("half-t4", 0.263, gpus=0.5, gpu_model="Tesla T4")
-    assert nodes_of(half) == {"product": ("In", ["Tesla-T4-SHARED"]), "replicas": ("In", ["2"])}
-    assert nodes_of(replace(half, gpu_model=None)) == {"replicas": ("In", ["2"])}
+    shared = {"replicas": ("In", ["2"]), "sharing-strategy": ("NotIn", ["mps"])}
+    assert nodes_of(half) == {"product": ("In", ["Tesla-T4-SHARED"]), **shared}
+    assert nodes_of(replace(half, gpu_model=None)) == shared
+    by_mps = replace(half, node_labels={"nvidia.com/gpu.sharing-strategy": "mps"})
+    assert nodes_of(by_mps) == {"sharing-strategy": ("In", ["mps"])}
+    assert [shared_by(kind, Isolation("none")) for kind in (by_mps, replace(half, node_labels={"a": "b"}))] == [
+        "MPS",
+        "time slices",
+    ]
     whole = Hardware("any", 1.0, gpus=1)
     assert nodes_of(whole) == {"sharing-strategy": ("NotIn", ["time-slicing", "mps"])}, "nor a whole one a half"
 

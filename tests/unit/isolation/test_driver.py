@@ -11,7 +11,7 @@ import pytest
 
 from inferline_stream.isolation import launch, paths
 from inferline_stream.isolation.confinement import confined
-from inferline_stream.isolation.launch import Launch, UvmNode, minors_of
+from inferline_stream.isolation.launch import Launch, UvmNode, nodes_of
 from inferline_stream.pipeline.isolation import Isolation
 from tests.support.confined_code import CORE, GPU
 
@@ -35,10 +35,10 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("gpus")
 def test_gpus_have_the_numbers_that_the_driver_lists_and_slices_have_none() -> None:
-    assert minors_of(["GPU-a"]) == (3,)
-    assert minors_of(["GPU-a", "GPU-b"]) == (0, 3)
-    assert minors_of(["MIG-c"]) is None
-    assert minors_of(["GPU-a", "GPU-unknown"]) is None
+    assert nodes_of(["GPU-a"]) == ("nvidia3",)
+    assert nodes_of(["GPU-a", "GPU-b"]) == ("nvidia0", "nvidia3")
+    assert nodes_of(["MIG-c"]) is None
+    assert nodes_of(["GPU-a", "GPU-unknown"]) is None
 
 
 @pytest.mark.usefixtures("gpus")
@@ -70,7 +70,9 @@ def test_a_replica_begins_with_what_the_profile_has_compiled_and_with_nothing_th
     def run(*, profiled: bool) -> str:
         of = confined(Isolation(on_unsupported="degrade"), tmp_path / "topology.py", GPU)
         kernels = str(tmp_path / ".inferline" / "kernels" / "rank.t4")
-        launch = Launch("replica", of, cores=1, devices=["GPU-a"], minors=(0,), kernels=kernels, profiled=profiled)
+        launch = Launch(
+            "replica", of, cores=1, devices=["GPU-a"], nodes=("nvidia0",), kernels=kernels, profiled=profiled
+        )
         environment = {**launch.environment, "PYTHONPATH": str(tmp_path)}
         done = subprocess.run(launch.command, env=environment, capture_output=True, text=True, check=False)
         launch.close()

@@ -138,15 +138,21 @@ def test_names_are_looked_up_before_the_seal_alone(on: Architecture) -> None:
         assert answers == [refused(1) if sealed else ALLOW, ALLOW, refused(1)]
 
 
-@pytest.mark.parametrize("minors", [None, (1,), ()])
-def test_of_the_machines_gpus_a_process_is_granted_its_own(
-    minors: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("own", "granted"),
+    [
+        (None, {"nvidia0", "nvidia1", "nvidia10", "nvidia-caps"}),
+        (("nvidia1",), {"nvidia1"}),
+        (("nvidia1", "nvidia-caps/nvidia-cap30"), {"nvidia1", "nvidia-caps/nvidia-cap30"}),
+        ((), set()),
+    ],
+)
+def test_of_the_machines_gpus_and_slices_a_process_is_granted_its_own(
+    own: tuple[str, ...] | None, granted: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = ["nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "nvidia-caps", "dri", "kfd", "sda"]
     listed = os.listdir
     monkeypatch.setattr(paths.os, "listdir", lambda path=".": nodes if path == "/dev" else listed(path))
-    grants = paths.grants(Confinement(Isolation(), "/app/topology.py", gpu=True, minors=minors))
-    granted = {grant.path for grant in grants if grant.device}
-    common = {"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-caps"}
-    numbered = {"/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia10"}
-    assert granted == common | (numbered if minors is None else {f"/dev/nvidia{minor}" for minor in minors})
+    grants = paths.grants(Confinement(Isolation(), "/app/topology.py", gpu=True, nodes=own))
+    common = {"nvidiactl", "nvidia-uvm"}
+    assert {grant.path for grant in grants if grant.device} == {f"/dev/{name}" for name in common | granted}

@@ -6,7 +6,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from inferline_stream import Command, ConsumerGroup, Deployment, FaustApp, KedaScaler, Pipeline, Sample, Stage, Topic
+from inferline_stream import (
+    Command,
+    ConsumerGroup,
+    Deployment,
+    FaustApp,
+    KedaScaler,
+    Pipeline,
+    PromQL,
+    Sample,
+    Stage,
+    Topic,
+)
 from inferline_stream.cli.main import app
 from inferline_stream.pipeline.shape import Arrow, shape_of
 from inferline_stream.pipeline.validation import problems
@@ -43,7 +54,8 @@ def test_groups_need_neither_source_nor_sink_nor_sample() -> None:
     ],
 )
 def test_each_kind_of_workers_is_taken(workers: Any) -> None:
-    assert problems(shop(enrich={"workers": workers})) == ()
+    query = None if isinstance(workers, FaustApp) else PromQL("http://prometheus:9090/path", "sum(x) / sum(y)")
+    assert problems(shop(enrich={"workers": workers, "service_time": query})) == ()
 
 
 @pytest.mark.parametrize(
@@ -55,6 +67,13 @@ def test_each_kind_of_workers_is_taken(workers: Any) -> None:
         ({"workers": Deployment("ml/Enrich")}, 'write "name" or "namespace/name"'),
         ({"workers": FaustApp("shop.app")}, 'write "module:attribute"'),
         ({"workers": KedaScaler}, "is none of Deployment(...), KedaScaler(), Command(...) and FaustApp(...)"),
+        ({"service_time": "rate(x[1m])"}, 'is no query; write PromQL("http://prometheus:9090", "...")'),
+        ({"service_time": PromQL("prometheus:9090", "x")}, 'write "http://host:9090"'),
+        ({"service_time": PromQL("http://p:9090", " ")}, "asks nothing; write a query that gives the seconds"),
+        (
+            {"service_time": PromQL("http://p:9090", "x"), "workers": FaustApp("a:b")},
+            "the workers of a FaustApp report it themselves; leave it out",
+        ),
         ({"hardware": "cpu-3"}, "unknown hardware 'cpu-3'; did you mean"),
         ({"topic": ""}, "topic '' is no name; give the one that Kafka knows"),
         ({"name": "decisions"}, "is the name of one of the pipeline's own topics; rename the group"),

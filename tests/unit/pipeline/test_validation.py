@@ -311,6 +311,25 @@ def test_a_cost_is_a_function_or_names_one(cost: Any, said: str) -> None:
     assert said in only_problem(line(pass_on, cost=cost))
 
 
+@pytest.mark.parametrize(
+    ("gpus", "strategy", "isolation", "sound"),
+    [
+        (0.5, "mps", "sandbox", False),
+        (0.5, "mps", "none", True),
+        (0.5, "time-slicing", "sandbox", True),
+        (1, "mps", "sandbox", True),
+    ],
+)
+def test_a_sealed_replica_shares_no_gpu_by_mps(gpus: float, strategy: str, isolation: str, sound: bool) -> None:
+    half = Hardware("half", 1.0, gpus=gpus, node_labels={"nvidia.com/gpu.sharing-strategy": strategy})
+    stage = Stage("only", pass_on, hardware=["half"], isolation=isolation)
+    pipeline = Pipeline("line", slo="1s", source=Topic("in"), sink=Topic("out"), stages=[stage], hardware=[half])
+    if sound:
+        assert problems(pipeline) == ()
+    else:
+        assert "a sealed replica connects to no daemon" in only_problem(pipeline)
+
+
 def test_one_bad_table_for_two_kinds_is_reported_once() -> None:
     kinds = ["emulated-cpu", "emulated-gpu-small"]
     assert "batch size 1" in only_problem(line(pass_on, hardware=kinds, emulated={2: "20ms"}))

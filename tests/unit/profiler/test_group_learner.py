@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from inferline_stream.pipeline.group_look import GroupLook, OffsetCommit
+from inferline_stream.pipeline.group_profile import UNSEEN_SHARE
 from inferline_stream.profiler.batch_line import batch_line
 from inferline_stream.profiler.group_learner import GroupLearner
-from tests.support.simulated_group import Worker, arrivals, looks
+from tests.support.simulated_group import Worker, arrivals, looks, shared_looks
 
 
 def _swing(t):
@@ -72,6 +73,20 @@ def test_overload_shows_the_throughput_of_a_group_that_commits_each_five_seconds
     assert found.source == "busy"
     assert found.throughput.value == pytest.approx(worker.throughput(8), rel=max(0.03, 2.5 * found.throughput.error))
     assert found.throughput.error < 0.05
+
+
+@pytest.mark.parametrize(("load", "known"), [(0.6, False), (1.1, True), (1.5, True)])
+def test_members_who_take_from_the_same_partitions_are_known_from_overload_alone(load, known):
+    rng, worker = np.random.default_rng(3), Worker(0.02, 0.01, 0.3, 8)
+    times = arrivals(lambda _: load * 5 * worker.throughput(8), 180.0, rng)
+
+    found = _learned(shared_looks(worker, times, 180.0, rng, members=5, partitions=2))
+
+    assert (found.workers, found.rebalance) == (5, UNSEEN_SHARE)
+    assert (found.throughput is not None) == known
+    if found.throughput is not None:
+        assert found.source == "busy"
+        assert found.throughput.value == pytest.approx(worker.throughput(8), rel=0.03)
 
 
 @pytest.mark.parametrize(("protocol", "members"), [("eager", 4), ("kip848", 4), ("eager", 2)])

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from inferline_stream.estimator.evaluation import evaluate
+from inferline_stream.estimator.simulation import simulate
 from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import prepare
-from inferline_stream.pipeline.group_profile import Sharing
+from inferline_stream.pipeline.group_profile import UNSEEN_SHARE, Sharing
 from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths
@@ -100,14 +101,29 @@ def _by_hand(arrivals_s, partition, service_s, *, joins_s, leaves_s):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_event_is_lost_or_served_twice_however_members_come_and_go(seed):
+def test_a_share_group_with_more_members_than_partitions_is_the_estimators_one_queue(seed):
+    rng = np.random.default_rng(seed)
+    held = {"a": (Allocation("x", 4, int(rng.integers(3, 8))),)}
+    measured, trace = one_stage(0.05, 0.06, 0.08, start_up_s=0.4), Trace(np.cumsum(rng.exponential(0.02, 800)))
+    sharing = {"a": Sharing(2, UNSEEN_SHARE)}
+    found = run(measured, held, trace, Fixed(), seed=seed, sharing=sharing)
+    assert found.latency_s.tobytes() == simulate(ONE, held, measured, trace, seed=seed).latency_s.tobytes()
+
+
+@pytest.mark.parametrize("sharing", [Sharing(7), Sharing(3, UNSEEN_SHARE)], ids=["partitions", "share"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_event_is_lost_or_served_twice_however_members_come_and_go(seed, sharing):
     rng = np.random.default_rng(seed)
     trace = Trace(np.cumsum(rng.exponential(0.02, 2000)))
     steps = [(t, {"a": {"x": int(rng.integers(0, 7))}}) for t in np.arange(1.0, 38.0, 0.7)]
     steps.append((38.5, {"a": {"x": 5}}))
     scaler = Scheduled("by the clock", steps)
     found = run(
-        one_stage(0.05, 0.06, 0.08, start_up_s=0.4), {"a": (Allocation("x", 4, 3),)}, trace, scaler, sharing=shared(7)
+        one_stage(0.05, 0.06, 0.08, start_up_s=0.4),
+        {"a": (Allocation("x", 4, 3),)},
+        trace,
+        scaler,
+        sharing={"a": sharing},
     )
     assert np.isfinite(found.latency_s).all()
     assert (found.latency_s >= 0.05 - 1e-9).all()

@@ -8,7 +8,8 @@ import pytest
 
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InvalidInput
-from inferline_stream.pipeline.consumer_group import ConsumerGroup
+from inferline_stream.pipeline.consumer_group import ConsumerGroup, KedaScaler
+from inferline_stream.pipeline.group_profile import Learned
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.units import format_duration
@@ -21,7 +22,8 @@ from tests.support.simulated_group import Worker, arrivals, looks
 
 
 def _seen(worker, rate, duration_s=60.0):
-    pipeline = Pipeline("adopted", slo="2s", stages=[ConsumerGroup("rank", group="rank-v1", topic="posts")])
+    rank = ConsumerGroup("rank", group="rank-v1", topic="posts", workers=KedaScaler())
+    pipeline = Pipeline("adopted", slo="2s", stages=[rank])
     rng, seen = np.random.default_rng(1), Seen(pipeline)
     times = arrivals(lambda t: rate, duration_s, rng)
     for look in looks(worker, times, duration_s, rng):
@@ -31,7 +33,7 @@ def _seen(worker, rate, duration_s=60.0):
 
 def test_the_advice_has_every_way_what_is_now_and_what_to_do_on_the_page_and_as_json():
     pipeline, seen, times = _seen(Worker(0.02, 0.01, 0.3, 8), 60.0)
-    seen.close({"rank": {"other"}}, exact=True)
+    seen.close({"rank": {"other"}}, {}, exact=True)
 
     advice = advise(pipeline, seen.learners, seen.arrivals(), watched_s=seen.watched_s, notes=seen.notes)
 
@@ -53,6 +55,24 @@ def test_the_advice_has_every_way_what_is_now_and_what_to_do_on_the_page_and_as_
     assert any(note.startswith("ours was planned for the arrivals that it is judged on") for note in document["notes"])
     assert "planned for these same arrivals" in page
     assert "which ours was planned for" in way_title(advice.contest)
+
+
+def test_a_reported_throughput_goes_before_what_kafka_shows():
+    pipeline, seen, _ = _seen(Worker(0.02, 0.01, 0.3, 8, commit_every_s=5.0), 60.0)
+
+    silent = advise(pipeline, seen.learners, seen.arrivals(), watched_s=seen.watched_s)
+    advice = advise(
+        pipeline,
+        seen.learners,
+        seen.arrivals(),
+        watched_s=seen.watched_s,
+        reported={"rank": Learned(40.0, 0.1, 9)},
+    )
+
+    assert silent.contest is None
+    known = advice.profiles["rank"]
+    assert (known.throughput.value, known.per_event_s, known.source) == (40.0, 1 / 40, "metric")
+    assert advice.contest.row("fixed").members["rank"] >= 2
 
 
 def test_what_was_planned_for_traffic_before_says_so_with_its_errors():

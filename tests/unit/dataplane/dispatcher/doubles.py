@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot import Slot
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
-from inferline_stream.dataplane.frames import Batch, Call, Done, Failed, Leave, Ready, Results, ToDispatcher
+from inferline_stream.dataplane.frames import Answer, Batch, Call, Done, Leave, Ready, Results, ToDispatcher
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
@@ -94,17 +95,19 @@ class PlayedSlot:
         self.lease_lost = self.drained = False
         self.replaced: list[str] = []
         self.replicas: dict[str, Replica] = {}
-        self.report = new_report("d", 1, "work", 0, 40, routes=self.routes)
-        self.lease = Lease(2.0, lambda: self.now_s)
-        written = [topic for of_class in self.routes.classes for topic in of_class.topics_written]
-        topics = dict.fromkeys([*written, "out"], 1)
-        emitter = Emitter(self.routes, topics, random.Random(1), self.report, rules)
-        settings = settings or Settings()
-        self.context = SlotContext(
-            self.routes, settings, self.report, emitter, self.lease, "me", transactional=transactional
+        self._made = functools.partial(
+            made_slot,
+            self.routes,
+            settings or Settings(),
+            transactional=transactional,
+            batch_deadline_s=batch_deadline_s,
+            rules=rules,
+            clock_s=lambda: self.now_s,
         )
-        self.pool = Pool(batch_deadline_s)
-        self.slot = Slot(self.context, self.pool)
+        self.slot, self.context, self.pool = self._made()
+        self.report, self.lease = self.context.report, self.context.lease
+        self.recorded: list[tuple[float, bool, on.SlotEvent, list[on.Action]]] = []
+        """What happened when, whether the lease was renewed before, and what the slot asked for."""
         self.settled: dict[int, tuple[int, int]] = {}
         """What the next grants say of a join's parts."""
         self._answers: deque[on.SlotEvent] = deque()
@@ -138,7 +141,7 @@ class PlayedSlot:
         hardware = {KIND: HardwarePlan(limit, times_s, concurrency, fallback_s=faster_s)}
         plan = StagePlan(hardware, sample=sample, **of_plan)
         grant = Grant("work", 0, 1, "d", 1, 1, plan=plan, settled=self.settled)
-        self.perform(self.slot.on(grant, self.now_s))
+        self._happens(grant, renewed=False)
 
     def begin(self) -> Session:
         """Begin a session with what is committed."""
@@ -176,10 +179,20 @@ class PlayedSlot:
         self._happens(event)
         self.settle()
 
-    def _happens(self, event: on.SlotEvent) -> None:
-        if self.has_lease:
+    def _happens(self, event: on.SlotEvent, *, renewed: bool = True) -> None:
+        if renewed and self.has_lease:
             self.lease.renew(self.now_s)
-        self.perform(self.slot.on(event, self.now_s))
+        actions = self.slot.on(event, self.now_s)
+        self.recorded.append((self.now_s, renewed and self.has_lease, event, list(actions)))
+        self.perform(actions)
+
+    def replay(self) -> None:
+        """Give a new slot what this one was given: it asks for the same."""
+        slot, context, _ = self._made()
+        for now_s, renewed, event, actions in self.recorded:
+            if renewed:
+                context.lease.renew(now_s)
+            assert slot.on(event, now_s) == actions, event
 
     def settle(self) -> None:
         """Let everything happen that is due."""
@@ -312,6 +325,25 @@ class PlayedSlot:
         return self.entries[partition][0]
 
 
+def made_slot(
+    routes: Routes,
+    settings: Settings,
+    *,
+    transactional: bool,
+    batch_deadline_s: float,
+    rules: RecordRules | None,
+    clock_s: Callable[[], float],
+) -> tuple[Slot, SlotContext, Pool]:
+    """A slot that nothing has happened to, with what it shares."""
+    report = new_report("d", 1, "work", 0, 40, routes=routes)
+    written = [topic for of_class in routes.classes for topic in of_class.topics_written]
+    emitter = Emitter(routes, dict.fromkeys([*written, "out"], 1), random.Random(1), report, rules)
+    lease = Lease(2.0, clock_s)
+    context = SlotContext(routes, settings, report, emitter, lease, "me", transactional=transactional)
+    pool = Pool(batch_deadline_s)
+    return Slot(context, pool), context, pool
+
+
 class Replica:
     """A replica's end of its connection."""
 
@@ -347,7 +379,7 @@ class Replica:
 
     def answer(self, batch: Batch) -> None:
         """Return what the batch held."""
-        outcomes: list[Done | Failed] = [Done(bytes(each), 0) for each in batch.inputs if isinstance(each, bytes)]
+        outcomes: list[Answer] = [Done(bytes(each), 0) for each in batch.inputs if isinstance(each, bytes)]
         outcomes = outcomes or [Done(b"joined", 0) for _ in batch.inputs]
         self.say(Results(batch.epoch, batch.batch, outcomes, [Call(len(outcomes), 0.01)], 0.01))
 

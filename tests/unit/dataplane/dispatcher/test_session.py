@@ -1,11 +1,13 @@
 """A session sends, commits and ends in order; without Kafka."""
 
+import tracemalloc
+
 import pytest
 
 from inferline_stream.dataplane.dispatcher import result_delivery
 from inferline_stream.dataplane.dispatcher import session as session_module
 from inferline_stream.dataplane.dispatcher import slot_events as on
-from inferline_stream.dataplane.frames import Done
+from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, decode_metadata
 from inferline_stream.kafka.topic_state import TopicState
 from inferline_stream.pipeline.topology import Topic
@@ -247,6 +249,27 @@ def test_results_that_are_larger_than_their_events_count_as_unacknowledged(monke
         assert not session.open()
 
 
+@BOTH
+@pytest.mark.parametrize(("dies", "at_once"), [(False, 5), (True, 2)])
+def test_what_waits_to_be_sent_goes_in_parts_by_the_memory_that_its_records_take(
+    transactional, dies, at_once, monkeypatch
+):
+    monkeypatch.setattr(result_delivery, "SEND_BYTES", 3_600)
+    slot = PlayedSlot(transactional=transactional)
+    slot.begin()
+    slot.acknowledges = False
+    slot.fetched(*[b"%02d" % number for number in range(15)])
+    outcomes = [Failed("E", "no", "") if dies else Done(b"%02d" % number, 0) for number in range(15)]
+    slot.session.finished(slot.session.take(15).events, outcomes)
+    slot.read({}, {})
+    slot.acknowledge()
+    slot.until(lambda: slot.offset() == 15, "all are committed")
+    to = slot.routes.names.dead_letters("in") if dies else "out"
+    sent = [each for outgoing in slot.outgoing for (topic, _), each in outgoing.items() if topic == to]
+    assert max(map(len, sent)) == at_once
+    assert [each.value for messages in sent for each in messages] == [b"%02d" % number for number in range(15)]
+
+
 def test_a_drain_ends_with_its_lease_where_a_successor_has_committed_already():
     slot = PlayedSlot(transactional=True)
     with slot.running():
@@ -256,3 +279,21 @@ def test_a_drain_ends_with_its_lease_where_a_successor_has_committed_already():
         slot.feed(on.Drained())
         slot.advance(3.0)
         assert (slot.lease_lost, slot.drained) == (True, False)
+
+
+def test_long_keys_are_not_kept_once_their_events_are_committed():
+    slot = PlayedSlot()
+    slot.plan(limit=8)
+    slot.begin()
+    replica = slot.attached()
+    tracemalloc.start()
+    try:
+        for number in range(30):
+            slot.fetched(b"x", first=number, key=b"%03d" % number + bytes(20_000))
+            replica.answer(replica.batch())
+            slot.until(lambda number=number: slot.offset() == number + 1, "it is committed")
+            slot.recorded.clear()
+            slot.outgoing.clear()
+        assert tracemalloc.get_traced_memory()[0] < 300_000
+    finally:
+        tracemalloc.stop()

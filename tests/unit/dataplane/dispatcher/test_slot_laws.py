@@ -193,6 +193,8 @@ class SlotLaws(RuleBasedStateMachine):
         replicas = self.replicas()
         if not replicas:
             return
+        if choice > 4:  # rather one that has something to lose
+            replicas = [each for each in replicas if each.frames] or replicas
         replica = replicas[choice % len(replicas)]
         held = [frame for frame in replica.frames if isinstance(frame, Batch)]
         match how:
@@ -412,6 +414,7 @@ class SlotLaws(RuleBasedStateMachine):
         self.results_of_a_key_are_in_order()
         assert (len(slot.session.queue), len(slot.session.suspects), slot.session.queue._lanes) == (0, 0, {})
         assert not slot.canary.waiting
+        slot.replay()
         assert not any(hand.events for each in slot.pool.replicas.values() for hand in each.hands.values())
 
 
