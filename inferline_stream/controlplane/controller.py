@@ -176,7 +176,7 @@ class Controller:
     async def _heartbeat(self) -> None:
         """Say with a heartbeat what dispatchers have to know; errors as in `Leadership.write`."""
         if self.view.context.pipeline.order == "deadline":
-            self.leadership.rest_s = self.view.rests_s(asyncio.get_running_loop().time())
+            self.leadership.rest_s, self.leadership.longer_s = self.view.news(asyncio.get_running_loop().time())
             self.leadership.served = self.view.served()
         await self.loop.heartbeat()
 

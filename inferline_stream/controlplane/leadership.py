@@ -161,8 +161,9 @@ class Leadership:
         """Said with each heartbeat, so that `status` has them."""
         self.rest_s: dict[str, float] = {}
         """Said with each heartbeat, so that dispatchers have it: `LeaderHeartbeat.rest_s`."""
+        self.longer_s: dict[str, float] = {}
         self.served: dict[str, list[Served]] = {}
-        """The same of `LeaderHeartbeat.served`."""
+        """The same of `LeaderHeartbeat.longer_s` and `LeaderHeartbeat.served`."""
         self.log = AssignmentLog((), None, float("inf"))
         """What the topic said when this term began."""
 
@@ -244,8 +245,8 @@ class Leadership:
 
     async def heartbeat(self) -> None:
         """Write that this controller lives; errors as in `write`."""
-        heartbeat = encode_control(LeaderHeartbeat(self.term, self.controller, self.devices, self.rest_s, self.served))
-        await self._write([Record.keyed(self._names.assignments, LEADER_KEY, heartbeat)])
+        heartbeat = LeaderHeartbeat(self.term, self.controller, self.devices, self.rest_s, self.longer_s, self.served)
+        await self._write([Record.keyed(self._names.assignments, LEADER_KEY, encode_control(heartbeat))])
 
     async def resign(self) -> None:
         """Leave in order: the next controller need not wait. Errors as in `write`."""

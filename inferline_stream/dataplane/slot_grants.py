@@ -27,6 +27,8 @@ class LeaderHeartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """`PipelineState.devices`."""
     rest_s: dict[str, float] = {}
     """By stage, R: what events take from there on, by what later stages lately took (`pipeline.deadline_order`)."""
+    longer_s: dict[str, float] = {}
+    """By stage, how much longer that usually is: R' - R of `pipeline.fallback`."""
     served: dict[str, list[Served]] = {}
     """Of stages with a fallback, by slot, what it is known to have served in the last hour, or what a new run begins
     with. A dispatcher begins with that, and then knows better."""
@@ -34,7 +36,7 @@ class LeaderHeartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
 
     def __post_init__(self) -> None:
         served = [number for slots in self.served.values() for bins in slots for pair in bins for number in pair]
-        _check(self.version, self.term, *self.rest_s.values(), *served)
+        _check(self.version, self.term, *self.rest_s.values(), *self.longer_s.values(), *served)
 
 
 class HardwarePlan(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ _HEAD, _PLACES, _FREE, _ARRIVED, _ELIGIBLE = range(5)  # places in `marks`
 
 
 _NOTHING = np.empty(0)
+_NEVER = np.empty((0, 2))
 
 
 class InHand(NamedTuple):
@@ -116,8 +117,8 @@ class GeneralPool:
         """
         return self.advance_in_turn(np.array([horizon_s]), np.empty((1, 4)))
 
-    def advance_in_turn(self, until_s: Floats, spent_s: FloatTable, rests_s: Floats = _NOTHING) -> Tokens:
-        """As `advance`, up to the last of several instants, with the R until each, if it changes.
+    def advance_in_turn(self, until_s: Floats, spent_s: FloatTable, rests_s: FloatTable = _NEVER) -> Tokens:
+        """As `advance`, up to the last of several instants, with R and R' - R until each, if they change.
 
         What is spent is written, see `serve_in_turn`.
         """
@@ -125,7 +126,8 @@ class GeneralPool:
         spent = (spent_s, self._profiled[0] if self._varies else _NOTHING)
         n = self._serve(queue, self._service, self.account, self._state, (self._out, until_s, rests_s, spent))
         if rests_s.size:
-            self._service = self._service._replace(rest_s=float(rests_s[-1]))
+            fallback = self._service.fallback._replace(longer_s=float(rests_s[-1, 1]))
+            self._service = self._service._replace(rest_s=float(rests_s[-1, 0]), fallback=fallback)
         return Tokens(self._out.times[:n], self._out.events[:n])
 
     @property

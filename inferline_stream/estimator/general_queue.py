@@ -20,6 +20,7 @@ from inferline_stream.estimator.kernels import (
     ZERO,
     Account,
     Events,
+    Fallback,
     Flags,
     Floats,
     FloatTable,
@@ -354,7 +355,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
     """
     times, events, _, _, horizon_s, entry_s = queue
     limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, _, fallback = service
-    fast, fast_caps, share, window, fast_batches, made = fallback
+    fast, fast_caps, share, window, fast_batches, made, longer_s = fallback
     falls_back = fast.size > 0
     means = lots.size == 0
     batches, totals = account
@@ -529,7 +530,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                     fast_batch = min(Index(fast_caps[level]), Index(eligible))
                     if allows(window, share, np.int64(fast_batch)):
                         fast_s = fast[row_of_table + fast_batch]
-                version = version_for(t - hopeful_s, table[row_of_table + batch], fast_s, rest_s, slo_s)
+                version = version_for(t - hopeful_s, table[row_of_table + batch], fast_s, (rest_s, longer_s), slo_s)
                 if version != NEITHER:
                     break
                 entries -= ONE
@@ -678,7 +679,7 @@ def serve_in_turn(
     service: Service,
     account: Account,
     state: GeneralState,
-    out: tuple[Tokens, Floats, Floats, tuple[FloatTable, Floats]],
+    out: tuple[Tokens, Floats, FloatTable, tuple[FloatTable, Floats]],
 ) -> np.int64:
     """Serve the queue up to one instant after another.
 
@@ -687,7 +688,7 @@ def serve_in_turn(
         service: how batches are served; ``caps`` are written.
         account: what was done.
         state: read and written.
-        out: departures, written; the instants, ascending; R until each, empty where it stays;
+        out: departures, written; the instants, ascending; R and R' - R until each, empty where they stay;
             and (instants, 4), written: Σ of the service times of the
             batches begun before each, Σ of their S(b) or F(b), with S(b) as profiled (empty where all take just that),
             hopeless events that wait and are no demand, and events that went to the fallback.
@@ -700,9 +701,18 @@ def serve_in_turn(
     limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, cap_slo_s, fallback = service
     gone = np.int64(0)
     for k in range(instants_s.size):
-        if rests_s.size > 0 and rests_s[k] != rest_s:
-            rest_s = rests_s[k]
+        if rests_s.size > 0 and (rests_s[k, 0] != rest_s or rests_s[k, 1] != fallback.longer_s):
+            rest_s = rests_s[k, 0]
             set_caps(service, rest_s)
+            fallback = Fallback(
+                fallback.table,
+                fallback.caps,
+                fallback.share,
+                fallback.window,
+                fallback.batches,
+                fallback.made,
+                rests_s[k, 1],
+            )
             service = Service(
                 limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, cap_slo_s, fallback
             )

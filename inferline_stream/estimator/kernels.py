@@ -110,6 +110,7 @@ class Fallback(NamedTuple):
         window: what has been served lately, of one slot; written.
         batches: its batches by row of the table; written.
         made: by event, whether it made any of the event's results; written.
+        longer_s: R' - R.
     """
 
     table: Floats
@@ -118,6 +119,7 @@ class Fallback(NamedTuple):
     window: Ints
     batches: Ints
     made: Flags
+    longer_s: float
 
 
 class Service(NamedTuple):

@@ -168,7 +168,7 @@ def _fallback(workload: Workload, station: Station) -> Fallback:
     window = window_of([(station.served_before, 0)], 0.0)
     rows, events = (table.size, len(workload)) if table.size else (0, 0)
     return Fallback(
-        table, _ints(0), station.fallback_share, np.array(window), _ints(rows), np.zeros(events, dtype=np.uint8)
+        table, _ints(0), station.fallback_share, np.array(window), _ints(rows), np.zeros(events, dtype=np.uint8), 0.0
     )
 
 

@@ -264,7 +264,7 @@ def serve_triaged(queue: Queue, service: Service, account: Account, state: Triag
         caps,
         _,
         _,
-        (fast, fast_caps, share, window, fast_batches, made),
+        (fast, fast_caps, share, window, fast_batches, made, longer_s),
     ) = service
     falls_back = fast.size > 0
     marks, clock, ring_time, ring_row, ring_size, members, aside = state
@@ -340,7 +340,7 @@ def serve_triaged(queue: Queue, service: Service, account: Account, state: Triag
                 fast_size = m - i
                 if allows(window, share, np.int64(fast_size)):
                     fast_s = fast[fast_size]
-            version = version_for(t - hopeful_s, table[size], fast_s, rest_s, slo_s)
+            version = version_for(t - hopeful_s, table[size], fast_s, (rest_s, longer_s), slo_s)
             if version == FALLBACK:
                 size = fast_size
                 j = i + size

@@ -47,8 +47,7 @@ REST_SHARE = 0.9
 """Share of the events whose way R is enough for. The mean of all ways is too little for those that take a long one:
 where a stage lacks replicas, each event waits there until R is all that is left, and those are then late.
 
-Replayed at leaps to twice the rate (replicas start in 30 s), 4.2 % are late with the mean and 2.8 % with this; with a
-fallback twice as fast 2.2 and 1.1 %.
+Replayed at leaps to twice the rate (replicas start in 30 s), 4.2 % are late with the mean and 2.8 % with this.
 """
 
 BATCH_SHARE = 0.9

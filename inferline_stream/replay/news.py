@@ -13,6 +13,7 @@ import numpy as np
 
 from inferline_stream.estimator.kernels import Floats, FloatTable
 from inferline_stream.pipeline.deadline_order import NEWS_EVERY_S, NEWS_LASTS_S, Stay, rest_s
+from inferline_stream.pipeline.fallback import UsualRest
 from inferline_stream.pipeline.plan import Allocations
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
@@ -44,6 +45,7 @@ class News:
         self.awaited = [bool(shape.parents(s)) for s in range(len(shape.stages))]
         """By stage, whether one before it has to know its stay."""
         self._reported_s = (math.floor(begin_s / NEWS_EVERY_S) + 1) * NEWS_EVERY_S
+        self._usual = UsualRest()
         self._rests = [self._rests_of(self.stays, begin_s)]
         self._changes_s: list[float] = []
         if self._reported_s <= self._end_s:
@@ -74,9 +76,9 @@ class News:
                 return True
 
     def rests(self, until_s: float) -> tuple[Floats, FloatTable]:
-        """When R changes before then, ascending; and, by stage, R before, between and after."""
+        """When R changes before then, ascending; and, by stage, R and R' - R before, between and after."""
         changes_s = [change_s for change_s in self._changes_s if change_s < until_s]
-        return np.array(changes_s), np.array(self._rests[: len(changes_s) + 1]).T
+        return np.array(changes_s), np.array(self._rests[: len(changes_s) + 1]).transpose(1, 0, 2)
 
     def reports_s(self, until_s: float) -> Floats:
         """When stays are reported up to then."""
@@ -105,16 +107,19 @@ class News:
             self._changes_s.pop(0)
             self._rests.pop(0)
 
-    def _know(self, report_s: float, rests_s: list[float]) -> None:
+    def _know(self, report_s: float, rests_s: list[tuple[float, float]]) -> None:
         """The R that follows from a report, a period after it."""
         self._reported_s = report_s + NEWS_EVERY_S
         self._changes_s.append(self._reported_s)
         self._rests.append(rests_s)
 
-    def _rests_of(self, stays: FloatTable, now_s: float) -> list[float]:
+    def _rests_of(self, stays: FloatTable, now_s: float) -> list[tuple[float, float]]:
         names, measured = self._shape.stages, self._measured
         stay_s = {name: Stay(*stay).at(now_s) for name, stay in zip(names, stays.tolist(), strict=True)}
         found = rest_s(
             self._shape, measured.paths, stay_s, self._alone_s, hop_s=measured.hop_overhead_s, slo_s=self._slo_s
         )
-        return [found[name] for name in names]
+        if any(stay is not None for stay in stay_s.values()):
+            self._usual = self._usual.then(found, now_s)
+        longer_s = self._usual.longer_s(found)
+        return [(found[name], longer_s[name]) for name in names]

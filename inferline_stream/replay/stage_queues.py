@@ -16,11 +16,11 @@ from inferline_stream.estimator.workload import Workload
 
 _ROOM = 1 << 16
 
-_ALWAYS = np.empty(0)
+_ALWAYS = np.empty((0, 2))
 """R where it never changes."""
 
-Rests = tuple[Floats, Floats]
-"""When R changes, ascending, and what it is before, between and after."""
+Rests = tuple[Floats, FloatTable]
+"""When R changes, ascending, and R and R' - R before, between and after."""
 
 
 class StageQueues:

@@ -7,13 +7,16 @@ that only the queues differ. A fallback takes a half (`2x`) or a quarter (`4x`) 
 
 `leap_2_late` and `leap_2_degraded` are of a fallback twice as fast where the rate doubles within a minute and replicas
 take 30 s to start. `late_ratio` is the sum of the miss rates of judging families over that without a fallback, of the
-runs that replicas can follow and hindsight keeps; `cost_ratio` is what these runs cost over the same.
+runs that replicas can follow and hindsight keeps; `cost_ratio` is what these runs cost over the same. Each run is a
+line on standard error as soon as it is known: the figures follow from those lines, however many there are.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +24,6 @@ import numpy as np
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.replay.outcome import Outcome
 from tests.benchmarks._families import JUDGING, Pipeline, case
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, LEAP_RISE_S, SAMPLE_S, leap
@@ -35,15 +37,28 @@ ALONE = "alone"
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """One run's outcomes: without a fallback, with each of them, and with one under the policy of none."""
+class Share:
+    """What became of a run's events, and what it cost."""
 
-    outcomes: Mapping[str, Outcome]
+    miss_rate: float
+    degraded_share: float
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One run: without a fallback, with each of them, and with one under the policy of none."""
+
+    outcomes: Mapping[str, Share]
     counts: bool
 
 
 def measure(quick: bool) -> Figures:
-    found = [each for seed in range(8 if quick else 48) if (each := judged(seed)) is not None]
+    found = []
+    with ProcessPoolExecutor() as processes:
+        for seed, each in enumerate(processes.map(judged, range(8 if quick else 48))):
+            sys.stderr.write(f"judging run {seed}: {each}\n")
+            found += [] if each is None else [each]
     counted = [each for each in found if each.counts]
     figures = leaps(1 if quick else 3)
     figures |= {"runs": len(found), "runs_counted": len(counted)}
@@ -67,14 +82,14 @@ def with_fallbacks(p: Pipeline, times: float) -> Pipeline:
     return replace(p, measured=replace(p.measured, profiles=faster))
 
 
-def versions(p: Pipeline, plan: Plan, sample: Trace, trace: Trace) -> dict[str, Outcome]:
+def versions(p: Pipeline, plan: Plan, sample: Trace, trace: Trace) -> dict[str, Share]:
     """The same traffic without a fallback, with each, and with one under the policy of none."""
     found = {ALONE: run(p, plan, trace, "deadline", tuned(p, plan, sample))}
     for name, times in FASTER.items():
         faster = with_fallbacks(p, times)
         found[name] = run(faster, plan, trace, "deadline", tuned(faster, plan, sample))
     found["same_policy"] = run(with_fallbacks(p, 2.0), plan, trace, "deadline", tuned(p, plan, sample))
-    return found
+    return {name: Share(each.miss_rate, each.degraded_share, each.cost) for name, each in found.items()}
 
 
 def judged(seed: int) -> Judged | None:
@@ -96,7 +111,7 @@ def leaps(seeds: int) -> Figures:
     slowly = replace(p, measured=replace(p.measured, profiles=slow))
     figures: Figures = {}
     for factor in (2, 4):
-        found: list[dict[str, Outcome]] = []
+        found: list[dict[str, Share]] = []
         for seed in range(seeds):
             sample = gamma_trace(BASE_RATE, 1.0, SAMPLE_S, np.random.default_rng([seed, *b"steady"]))
             plan = planned(p, sample, "deadline")
@@ -114,7 +129,7 @@ def leaps(seeds: int) -> Figures:
     return figures
 
 
-def _ratio(runs: Iterable[Judged], name: str, of: Callable[[Outcome], float]) -> float | None:
+def _ratio(runs: Iterable[Judged], name: str, of: Callable[[Share], float]) -> float | None:
     pairs = [(of(each.outcomes[name]), of(each.outcomes[ALONE])) for each in runs]
     before = sum(alone for _, alone in pairs)
     return round(sum(own for own, _ in pairs) / before, 3) if before else None

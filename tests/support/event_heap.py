@@ -138,6 +138,7 @@ class _Simulation:
         self.due_s = [float(at) + more for at, more in zip(workload.entry_s, own, strict=True)]
         self.stays: list[list[tuple[float, float]]] = [[] for _ in stations]  # (end of service, since arrival), hopeful
         self.rests: dict[int, list[float]] = {}
+        self.served_behind: dict[int, bool] = {}  # whether any stage behind another had served, by period
         self.heap: list[tuple[float, int, tuple[Any, ...], int, tuple[Any, ...]]] = []
         self.log: list[Happening] = []
         self.latency_s = np.full(len(workload), math.nan)
@@ -377,7 +378,7 @@ class _Simulation:
         if station.fallback.size:
             fast_s[1:] = station.fallback[first_row + 1 : first_row + limit + 1].tolist()
         batch, fast = (
-            self._batch(now, stage, (serving_s, rest_s, cap, limit), fast_s)
+            self._batch(now, stage, (serving_s, rest_s, self._longer_s(now, s), cap, limit), fast_s)
             if station.triages
             else (self._first(stage)[:limit], False)
         )
@@ -417,22 +418,26 @@ class _Simulation:
         return degraded + events <= stage.station.fallback_share * (before + sum(n for n, _ in recent) + events)
 
     def _batch(
-        self, now: float, stage: _Stage, how: tuple[Sequence[float], float, int, int], fast_s: Sequence[float]
+        self, now: float, stage: _Stage, how: tuple[Sequence[float], float, float, int, int], fast_s: Sequence[float]
     ) -> tuple[list[int], bool]:
         """Hopeless last: moves aside what cannot be on time, and takes a batch; whether the fallback serves it."""
-        serving_s, rest_s, cap, limit = how
+        serving_s, rest_s, longer_s, cap, limit = how
         slo_s, entry_s = stage.station.order_slo_s, self.due_s
         shortest_s = slo_s + self.workload.shorter_s
         while groups := self._in_order(stage, self._hopeful(stage)):
             b = min(cap, sum(len(group) for group in groups))
             judged = groups[0][: b if len(groups) < FEW_LANES else 1]
-            fast = not any(now - entry_s[event] + serving_s[b] + rest_s <= slo_s for _, event in judged)
+            least_s = min(now - entry_s[event] for _, event in judged)
+            fast = least_s + serving_s[b] + rest_s + longer_s > slo_s
             if not fast:
                 break
             most = [f for f in range(1, limit + 1) if f == 1 or fast_s[f] + rest_s <= 0.9 * shortest_s]
             of_fast = min(most[-1], sum(len(group) for group in groups))
             may = stage.station.fallback.size and self._may_degrade(now, stage, of_fast)
-            if may and any(now - entry_s[event] + fast_s[of_fast] + rest_s <= slo_s for _, event in judged):
+            if may and least_s + fast_s[of_fast] + rest_s <= slo_s:
+                break
+            fast = least_s + serving_s[b] + rest_s > slo_s
+            if not fast:
                 break
             rank_s = min(self._rank_s(stage.station, *entry) for entry in groups[0])
             first = groups[0][0][1]
@@ -468,6 +473,23 @@ class _Simulation:
             self.rests[period] = self._reported_rests_s(period, self.reports)
         return self.rests[period][s]
 
+    def _longer_s(self, now: float, s: int) -> float:
+        """How much less than usual R is: than the mean of all that were, weighted by their age."""
+        if self.reports is None:
+            return 0.0
+        begin_s, own_s = min(self.due_s), self._rest_s(now, s, self.stages[s][0].station)
+        period = min(math.floor(now / 0.5), math.floor((max(self.due_s) + self.reports.slo_s) / 0.5))
+        first = math.floor(begin_s / 0.5) + 1
+        known = []
+        for each in range(first + 1, period + 1):
+            rest_s = self._rest_s(each / 2, s, self.stages[s][0].station)
+            known += [(each / 2, rest_s)] if self.served_behind[each] else []
+        if not known:
+            return 0.0
+        weights = [math.exp((at_s - known[-1][0]) / 300) for at_s, _ in known]
+        usual_s = math.fsum(w * rest_s for w, (_, rest_s) in zip(weights, known, strict=True)) / math.fsum(weights)
+        return max(0.0, usual_s - own_s)
+
     def _reported_rests_s(self, period: int, reports: Reports) -> list[float]:
         """By what had ended a period before this one began."""
         shape, known = self.workload.shape, dict[int, float]()
@@ -476,6 +498,8 @@ class _Simulation:
             if ended and period * 0.5 - ended[-1][0] <= 2.0:
                 weights = [math.exp((end_s - ended[-1][0]) / 0.5) for end_s, _ in ended]
                 known[s] = math.fsum(w * t for w, (_, t) in zip(weights, ended, strict=True)) / math.fsum(weights)
+
+        self.served_behind[period] = any(shape.parents(s) for s in known)
 
         def after(s: int) -> set[int]:
             children = {shape.arrows[a].child for a in shape.children(s)}

@@ -36,7 +36,7 @@ from inferline_stream.observability.pipeline_state import (
 )
 from inferline_stream.pipeline.deadline_order import rest_s
 from inferline_stream.pipeline.event_classes import numbered
-from inferline_stream.pipeline.fallback import Served, planned_counts
+from inferline_stream.pipeline.fallback import Served, UsualRest, planned_counts
 from inferline_stream.pipeline.hardware import Catalogue, at_prices, catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan, hold_of
 from inferline_stream.pipeline.plan import cost_per_hour as plan_cost_per_hour
@@ -120,6 +120,7 @@ class PipelineView:
     _kernel: EnvelopeKernel | None = None
     _blocks: deque[Times] = field(default_factory=deque)
     """Arrivals of the last minute."""
+    _usual: UsualRest = field(default_factory=UsualRest)
     _held_since_s: float | None = None
     _held: Counter[tuple[str, str]] = field(default_factory=Counter)
     _replicas: Sequence[ObservedReplica] = ()
@@ -379,6 +380,14 @@ class PipelineView:
         stays_s = {} if now_s is None else self.reports.stays_s(now_s)
         hop_s = max(0.0, measured.hop_overhead_s)
         return rest_s(self.shape, measured.paths, stays_s, alone_s, hop_s=hop_s, slo_s=self.plan.slo_s)
+
+    def news(self, now_s: float) -> tuple[dict[str, float], dict[str, float]]:
+        """Return R of every stage, and how much longer it usually is; see `fallback.UsualRest`."""
+        rests_s, stays_s = self.rests_s(now_s), self.reports.stays_s(now_s)
+        later = [stage for at, stage in enumerate(self.shape.stages) if self.shape.parents(at)]
+        if any(stays_s.get(stage) is not None for stage in later):
+            self._usual = self._usual.then(rests_s, now_s)
+        return rests_s, self._usual.longer_s(rests_s)
 
     def _background_busy(self, stage: str) -> float:
         """Return how many replicas of a stage background events have to keep busy, by their rates and due times."""

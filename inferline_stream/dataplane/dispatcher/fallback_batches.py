@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from inferline_stream.dataplane.dispatcher.pooled_replica import Hand
+from inferline_stream.dataplane.dispatcher.queue import FallbackTerms
 from inferline_stream.dataplane.dispatcher.second_runs import answered_batch
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.frames import Answer
 from inferline_stream.dataplane.headers import with_fallback
 from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
+from inferline_stream.pipeline.deadline_order import NEWS_LASTS_S
 from inferline_stream.pipeline.fallback import FALLBACK, allows, count, counts_of, padded, roll, window_of
 
 
@@ -28,14 +31,18 @@ class FallbackBatches:
         """What the last hour has seen."""
         self._knows_served = False
         """Whether the leader has said what it was when this process began."""
+        self._longer_s, self._longer_until_s = 0.0, -math.inf
+        """R' - R, and how long that counts, which the leader has said."""
 
     def follow(self, plan: StagePlan) -> None:
         """Keep within the share of this plan from now on."""
         self._share = plan.fallback_share
 
     def learn(self, heartbeat: LeaderHeartbeat) -> None:
-        """Learn once from the leader what the slot had served before this process began."""
-        slots, slot = heartbeat.served.get(self._slot.routes.stage, ()), self._slot.report.slot
+        """Learn from the leader what R usually is, and once what the slot had served before this process began."""
+        stage, slot = self._slot.routes.stage, self._slot.report.slot
+        self._longer_s, self._longer_until_s = heartbeat.longer_s.get(stage, 0.0), self._slot.now_s + NEWS_LASTS_S
+        slots = heartbeat.served.get(stage, ())
         if not self._knows_served and slot < len(slots):
             self._knows_served, now_s = True, self._slot.now_s
             roll(self._served, now_s)
@@ -48,7 +55,12 @@ class FallbackBatches:
             roll(self._served, self._slot.now_s)
             self._slot.report.served = counts_of(self._served)
 
-    def allows(self, events: int) -> bool:
+    @property
+    def terms(self) -> FallbackTerms:
+        """On what the fallback may make the next batch."""
+        return FallbackTerms(self._allows, self._longer_s * 1e6 if self._slot.now_s <= self._longer_until_s else 0.0)
+
+    def _allows(self, events: int) -> bool:
         """Whether so many events may go to the fallback."""
         roll(self._served, self._slot.now_s)
         return allows(self._served, self._share, events)

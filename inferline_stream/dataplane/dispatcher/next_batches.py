@@ -108,8 +108,8 @@ class NextBatches:
             if hold_ms and (due_s := queue.due_ms(most, hold_ms) / 1e3) > now_s:
                 slot.wake_at(due_s)
                 break
-            allows = self._fallback.allows if replica.has_fallback else None
-            events, hopeful, version = session.take(limit, needs, allows)
+            terms = self._fallback.terms if replica.has_fallback else None
+            events, hopeful, version = session.take(limit, needs, terms)
             if events:
                 self._hand(session, replica, events, version=version).hopeful = hopeful
                 self._fallback.handed(len(events), version)

@@ -15,8 +15,14 @@ from inferline_stream.pipeline.deadline_order import FEW_LANES, HOPELESS_EVERY
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
 from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, version_for
 
-Allows = Callable[[int], bool]
-"""Whether so many events may go to the stage's fallback."""
+
+class FallbackTerms(NamedTuple):
+    """On what the stage's fallback may make a batch."""
+
+    allows: Callable[[int], bool]
+    """Whether its share allows so many events."""
+    longer_us: float = 0.0
+    """R' - R."""
 
 
 def rank(event: Event, slo_us: int) -> int:
@@ -160,7 +166,7 @@ class StageQueue:
                 heapq.heappush(room.heap, (place, sequence, lane))
 
     def take(
-        self, limit: int, needs: BatchNeeds | None = None, now_us: float = 0.0, allows: Allows | None = None
+        self, limit: int, needs: BatchNeeds | None = None, now_us: float = 0.0, terms: FallbackTerms | None = None
     ) -> Taken:
         """Remove and return the next batch: at most `limit` events, none where none is eligible.
 
@@ -168,14 +174,14 @@ class StageQueue:
             limit: of the replica's kind.
             needs: what a batch needs there; None for the order of entry.
             now_us: the present.
-            allows: whether the share of the stage's fallback allows a batch of a size.
+            terms: of the stage's fallback; None where the replica has none.
         """
         batch: list[Event] = []
         live, aside, hopeful, version = self._live, self._aside, 0, MAIN
         if needs is None:
             aside.fill(batch, live.fill(batch, limit))
         else:
-            size, version = self._sort_out(needs, now_us, allows)
+            size, version = self._sort_out(needs, now_us, terms)
             size = min(limit, size)
             if size and aside.eligible:
                 self._mixed += 1
@@ -223,7 +229,7 @@ class StageQueue:
             sizes[event.partition] -= size
         self.size_bytes -= total
 
-    def _sort_out(self, needs: BatchNeeds, now_us: float, allows: Allows | None) -> tuple[int, int]:
+    def _sort_out(self, needs: BatchNeeds, now_us: float, terms: FallbackTerms | None) -> tuple[int, int]:
         """Move aside what is hopeless, as far as it is first.
 
         Returns:
@@ -231,6 +237,7 @@ class StageQueue:
         """
         live, aside, slo_us = self._live, self._aside, self._slo_us
         _, cap, times_us, fallback_us, fallback_cap = needs
+        allows, longer_us = terms or (None, 0.0)
         while live.heap:
             entry = live.heap[0]
             item = entry[2]
@@ -249,7 +256,7 @@ class StageQueue:
             fast, fallback_size = math.inf, min(live.eligible, fallback_cap)
             if fallback_us and allows is not None and not first.main_only and allows(fallback_size):
                 fast = fallback_us[fallback_size]
-            version = version_for(now_us - entered_us, times_us[size], fast, 0.0, slo_us)
+            version = version_for(now_us - entered_us, times_us[size], fast, (0.0, longer_us), slo_us)
             if version != NEITHER:
                 return size if version == MAIN else fallback_size, version
             heapq.heappop(live.heap)

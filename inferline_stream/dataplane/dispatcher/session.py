@@ -19,7 +19,7 @@ from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.join_bounds import HURRY_BYTES, QUEUE_BYTES, JoinBounds
 from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.poison_suspects import Suspects
-from inferline_stream.dataplane.dispatcher.queue import Allows, StageQueue, Taken
+from inferline_stream.dataplane.dispatcher.queue import FallbackTerms, StageQueue, Taken
 from inferline_stream.dataplane.dispatcher.result_delivery import ResultDelivery
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import Hold, Owned, ReadAgain, RecordsRead, Release
@@ -300,9 +300,9 @@ class Session:
         """Return whether batches may be handed out now."""
         return not self.closed and self.delivery.has_room()
 
-    def take(self, limit: int, needs: BatchNeeds | None = None, allows: Allows | None = None) -> Taken:
+    def take(self, limit: int, needs: BatchNeeds | None = None, terms: FallbackTerms | None = None) -> Taken:
         """Take the next batch of live events from the queue; those that are past the SLO may end here instead."""
-        return self._in_time(self.queue.take(limit, needs, self._slot.now_s * 1e6, allows))
+        return self._in_time(self.queue.take(limit, needs, self._slot.now_s * 1e6, terms))
 
     def take_shared(self, limit: int, *, keyless: bool) -> Taken:
         """As `take`, for a version that is tried out; see `StageQueue.take_shared`."""

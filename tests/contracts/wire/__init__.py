@@ -111,6 +111,7 @@ FILLED: tuple[Any, ...] = (
         controller="p-0",
         devices=(DeviceState("GPU-a", "Tesla T4", 0.25, 0.7, 88, True, 79, "GPU is lost"),),
         rest_s={"a": 0.04},
+        longer_s={"a": 0.01},
         served={"a": [[(90, 4)]]},
     ),
     Grant(

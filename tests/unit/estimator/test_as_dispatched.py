@@ -13,7 +13,7 @@ import pytest
 
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.pool import Pool
-from inferline_stream.dataplane.dispatcher.queue import StageQueue
+from inferline_stream.dataplane.dispatcher.queue import FallbackTerms, StageQueue
 from inferline_stream.dataplane.slot_grants import HardwarePlan, StagePlan
 from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.simulation import simulate
@@ -54,7 +54,7 @@ class VirtualDispatcher:
         self.longer_ms, self.class_of = longer_ms, class_of
         self.fallback_ms, share = fallback or ({}, 0.0)
         self.served = fallbacks.window_of((), 0.0)
-        self.allows = functools.partial(fallbacks.allows, self.served, share)
+        self.terms = FallbackTerms(functools.partial(fallbacks.allows, self.served, share))
         self.queue, self.pool, self.key_of = StageQueue(slo_ms * 1000, keys_in_order=bool(len(key_of))), Pool(), key_of
         limits = {a.hardware: a.max_batch_size for a in held}
         profile = {kind: {size: ms / 1e3 for size, ms in times.items()} for kind, times in service_ms.items()}
@@ -110,7 +110,7 @@ class VirtualDispatcher:
             if due_ms > now:
                 wakes.append((round(due_ms), None))
                 break
-            events, _, version = self.queue.take(limit, needs, now * 1e3, self.allows)
+            events, _, version = self.queue.take(limit, needs, now * 1e3, self.terms)
             fallbacks.count(self.served, len(events), len(events) if version else 0)
             number = next(self.batches)
             self.pool.begin(replica, len(events), now / 1e3, number, version)

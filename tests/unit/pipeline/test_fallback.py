@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from inferline_stream import Emulated, OpenInference
-from inferline_stream.pipeline.fallback import allows, count, counts_of, planned_counts, roll, window_of
+from inferline_stream.pipeline.fallback import (
+    UsualRest,
+    allows,
+    count,
+    counts_of,
+    planned_counts,
+    roll,
+    window_of,
+)
 from inferline_stream.pipeline.validation import problems
 from tests.unit.pipeline.declaring import Tagged, judge, moderation, only_problem, search
 
@@ -51,6 +59,20 @@ def test_the_fallback_makes_no_more_than_its_share_of_an_hour_by_bins_of_five_mi
     assert any(degraded for _, _, degraded in seen)
     again = window_of(counts_of(window), now_s)
     assert again == [*window[:3], 0, *window[4:]]  # how many it ever made is of the process
+
+
+def test_what_r_usually_is_forgets_what_it_was_minutes_ago() -> None:
+    random, usual, seen, now_s = Random(3), UsualRest(), list[tuple[float, float]](), 100.0
+    assert usual.longer_s({"a": 0.1}) == {"a": 0.0}
+    for _ in range(60):
+        now_s += random.choice([0.5, 0.5, 30.0, 400.0])
+        rest_s = random.choice([0.05, 0.3])
+        usual = usual.then({"a": rest_s, "b": 1.0}, now_s)
+        seen.append((now_s, rest_s))
+        weights = [math.exp((at_s - now_s) / 300.0) for at_s, _ in seen]
+        mean_s = sum(w * own_s for w, (_, own_s) in zip(weights, seen, strict=True)) / sum(weights)
+        longer_s = usual.longer_s({"a": rest_s, "b": 2.0})
+        assert longer_s == {"a": pytest.approx(max(0.0, mean_s - rest_s), abs=1e-9), "b": 0.0}
 
 
 SLOW = {"hardware": ["emulated-cpu"], "emulated": Emulated({1: "20ms"}, fallback={1: "5ms"})}

@@ -49,6 +49,20 @@ def test_a_batch_goes_to_the_fallback_exactly_where_it_is_late_otherwise_and_on_
     assert Degradable().version(age_s) == version
 
 
+@pytest.mark.parametrize(
+    ("age_s", "served", "version"),
+    [(0.59, 100, MAIN), (0.61, 100, FAST), (0.97, 100, FAST), (0.99, 100, MAIN), (0.89, 0, MAIN), (0.91, 0, MAIN)],
+)
+def test_it_leaves_later_stages_the_time_that_they_usually_take(age_s, served, version):
+    """They hurry, so that R is 0.3 s below what it usually is; beyond the share the stage does what it can by itself.
+
+    The last age with nothing left of the share is hopeless, and runs on the stage as well.
+    """
+    stage = Degradable(share=0.5, served=None)
+    stage.feed(LeaderHeartbeat(1, "c", longer_s={"work": 0.3}, served={"work": [[(100, 0 if served else 100)]]}))
+    assert stage.version(age_s) == version
+
+
 def test_a_replica_of_a_version_without_a_fallback_gets_no_batch_of_it_whatever_the_profile_says():
     stage = Degradable()
     stage.replica.die()
