@@ -19,7 +19,7 @@ from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot import Slot
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
-from inferline_stream.dataplane.frames import Answer, Batch, Call, Done, Leave, Ready, Results, ToDispatcher
+from inferline_stream.dataplane.frames import Answer, Batch, Call, Done, Ready, Results, ToDispatcher, ToReplica
 from inferline_stream.dataplane.routes import Routes, routes_of
 from inferline_stream.dataplane.slot_grants import Grant, HardwarePlan, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
@@ -351,9 +351,9 @@ class Replica:
         self._slot = slot
         self.name, self.hardware = name, hardware
         self.connected = True
-        self.frames: deque[Batch | Leave] = deque()
+        self.frames: deque[ToReplica] = deque()
 
-    def next(self) -> Batch | Leave:
+    def next(self) -> ToReplica:
         """Return the next frame, once there is one."""
         self._slot.until(lambda: bool(self.frames), f"{self.name} has a frame")
         return self.frames.popleft()
