@@ -101,6 +101,7 @@ def report_of(topics: Topics, *, marks: EndOffsets, every: int) -> tuple[RunRepo
         others=(),
         live={},
         sinks_of=lambda of: ["work"],
+        levels_of=lambda of: 0,
     )
     offsets: Any = SimpleNamespace(ends=ends, topic_id=topic_id)
     ledger = asyncio.run(read_ledger(offsets, context, START, begin=marks.begin))

@@ -102,7 +102,7 @@ def test_topics_that_were_given_partitions_during_a_run_are_drained_and_looked_u
     pipeline = Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=stages)
     context: Any = SimpleNamespace(
         source="posts", sinks={"work": "out"}, names=Names("p"), others=("archive",), live={}, entries={"work"},
-        entries_of=lambda of: {"work"}, sinks_of=lambda of: ["work"],
+        entries_of=lambda of: {"work"}, sinks_of=lambda of: ["work"], levels_of=lambda of: 0,
         shape=shape_of(pipeline), topic=lambda stage, of="": of or "posts", kafka=SimpleNamespace(follow=Empty),
     )  # fmt: skip
     offsets: Any = Grown()
