@@ -234,7 +234,7 @@ class KubeApi:
 
     async def _reported(self, pod: str, status: Json) -> None:
         await self._controllers.report(pod, status)
-        if status["phase"] in ("Succeeded", "Failed"):
+        if status.get("phase") in ("Succeeded", "Failed"):
             job = self.applied["jobs", self._store.of("pods")[pod]["metadata"]["labels"]["job-name"]]
             ended = "Complete" if status["phase"] == "Succeeded" else "Failed"
             job["status"] = {"conditions": [{"type": ended, "status": "True"}]}
