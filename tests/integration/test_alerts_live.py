@@ -281,7 +281,8 @@ def test_the_nights_log_says_which_alert_fired_when_what_to_do_and_that_it_helpe
         log.append(f"{'':>16}fixed after {fixed.at_s - fired.at_s:.0f} s")
     sys.stdout.write("\n".join(["", *log, ""]))  # what `pytest -rP` shows
     pages = {notice.name for notice in watched.heard.notices if notice.labels["severity"] == "page"}
-    assert pages - {"InferlineSLOBurnFast", "InferlineSLOBurnSteady"} == {
+    # On a busy machine what hangs outlasts its deadline, and the replica that is started in its place hangs, too.
+    assert pages - {"InferlineSLOBurnFast", "InferlineSLOBurnSteady", "InferlinePoolInTrouble"} == {
         "InferlineStuckPartition", "InferlineControllerDown",
     }  # fmt: skip
 
