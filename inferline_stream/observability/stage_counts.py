@@ -100,6 +100,7 @@ class StageCounts:
     """From entering the stage's topic to the start of their batch."""
     results: int = counter("stage_results", "Results that the stage has given.", 0)
     filtered: int = counter("stage_filtered", "Events that the stage has given no result.", 0)
+    moved: int = counter("stage_moved", "Events of another class, by a header, moved to its topic.", 0)
     dead_lettered: int = counter("stage_dead_lettered", "Events sent to the dead-letter topic.", 0)
     expired: int = counter("stage_expired", "Events that passed their deadline before the stage.", 0)
     degraded: int = counter("stage_degraded", "Events that the stage's fallback has made.", 0)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferline_stream.controlplane.observe.event_ledger import NO_OUTPUT, EventLedger
+from inferline_stream.dataplane.headers import MOVED_TO_CLASS
 from inferline_stream.observability.pipeline_state import (
     BackgroundState,
     ClassState,
@@ -145,7 +146,7 @@ def endings(ledger: EventLedger, state: PipelineState) -> dict[str, int]:
     found = Counter(reasons)
     if ledger.began:
         left = sum(each.earlier_ended for each in ledger.of_live)
-        for reason in ("dead_lettered", "expired", "filtered"):
+        for reason in ("dead_lettered", "expired", MOVED_TO_CLASS, "filtered"):
             if reason == "filtered" and ledger.earlier_most:  # of several sinks, each has endings: others got a record
                 left = min(left, max(0, sum(each.earlier_in for each in ledger.of_live) - ledger.earlier_most))
             total = sum(getattr(stage.total, reason) for stage in state.stages)

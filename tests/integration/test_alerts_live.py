@@ -54,6 +54,8 @@ class Watched:
     run: subprocess.Popen[bytes]
     began_s: float = 0.0
     """When the night began: all was well."""
+    hung_s: tuple[float, float] = (0.0, 0.0)
+    """From when to when what the stage asks did not answer."""
 
     def start(self) -> None:
         """Start a controller as an operator would."""
@@ -208,7 +210,8 @@ def test_a_stuck_partition_pages_and_moves_on_once_what_the_stage_waits_for_answ
     assert (reported.labels["stage"], reported.labels["severity"]) == ("ask", "page")
     assert "fix the stage" in runbook(reported)
     (watched.folder / "hung").unlink()
-    watched.heard.wait("InferlineStuckPartition", "resolved", 30, reported.at_s)
+    resolved = watched.heard.wait("InferlineStuckPartition", "resolved", 30, reported.at_s)
+    watched.hung_s = began_s, resolved.at_s
     watched.until("sum(inferline_stage_lag_records) < 20", 30)
 
 
@@ -280,11 +283,13 @@ def test_the_nights_log_says_which_alert_fired_when_what_to_do_and_that_it_helpe
         log.append(f"{'':>16}runbook: {runbook(fired).partition(' ')[2]}")
         log.append(f"{'':>16}fixed after {fixed.at_s - fired.at_s:.0f} s")
     sys.stdout.write("\n".join(["", *log, ""]))  # what `pytest -rP` shows
-    pages = {notice.name for notice in watched.heard.notices if notice.labels["severity"] == "page"}
-    # On a busy machine what hangs outlasts its deadline, and the replica that is started in its place hangs, too.
-    assert pages - {"InferlineSLOBurnFast", "InferlineSLOBurnSteady", "InferlinePoolInTrouble"} == {
-        "InferlineStuckPartition", "InferlineControllerDown",
-    }  # fmt: skip
+    paged = [notice for notice in watched.heard.notices if notice.labels["severity"] == "page"]
+    began_s, until_s = watched.hung_s
+    # A replica that hangs is killed after twelve seconds. Where the hang lasts longer, so does the one in its place.
+    hung = [each for each in paged if each.name == "InferlinePoolInTrouble" and began_s < each.at_s < until_s + 10]
+    assert {notice.name for notice in paged if notice not in hung} - {
+        "InferlineSLOBurnFast", "InferlineSLOBurnSteady",
+    } == {"InferlineStuckPartition", "InferlineControllerDown"}  # fmt: skip
 
 
 def test_every_rule_could_be_evaluated_all_night_long(watched: Watched) -> None:

@@ -46,10 +46,6 @@ async def test_a_record_replays_to_the_decisions_of_its_run(
     assert reported.exit_code == 0, reported.output + repr(reported.exception)
     replayed = [step for step in json.loads(reported.stdout)["steps"] if step["action"] == "scale_up"]
     assert len(live) >= 2
-    # On a busy machine a record's timestamp and the end offset that counts it may lie in two steps of 0.1 s: the policy
-    # then sees one arrival more or less, and what it sees is seen by the next.
-    for step, (_, replicas) in zip(replayed, live, strict=True):
-        assert step["replicas"].keys() == replicas.keys()
-        for stage, kinds in replicas.items():
-            assert step["replicas"][stage]["emulated-cpu"] == pytest.approx(kinds["emulated-cpu"], abs=1)
+    assert [step["replicas"] for step in replayed] == [replicas for _, replicas in live]
+    # On a busy machine a step of 0.1 s comes late, and what it sees is seen by the next.
     assert [step["time_s"] for step in replayed] == pytest.approx([time_s for time_s, _ in live], abs=0.3)

@@ -67,8 +67,10 @@ class BatchExchange:
         self._fallback = FallbackBatches(slot)
         self._next = NextBatches(slot, pool, self._canary, self._fallback, self._doubtful)
         self._stragglers_at_s = 0.0
-        self._sleep_after_s, self._worked_s, self._sleep = 0.0, -math.inf, False
-        """See `StagePlan`; when a replica had a batch last, and whether they were asked to sleep since."""
+        self._sleep_after_s, self._worked_s = 0.0, -math.inf
+        """See `StagePlan`; when a replica had a batch last."""
+        self._asleep: frozenset[str] = frozenset()
+        """Replicas that were asked to sleep since."""
         self._server_trouble = ""
         """Why a server last took no batch, in words; empty where every server has taken every batch."""
 
@@ -202,14 +204,15 @@ class BatchExchange:
         """Ask replicas to have their servers sleep, once none had a batch for as long as the stage sleeps after."""
         replicas = [replica for replica in self._pool.replicas.values() if replica.ready]
         if self._worked_s == -math.inf or any(replica.hands for replica in replicas):
-            self._worked_s, self._sleep = self._slot.now_s, False
+            self._worked_s, self._asleep = self._slot.now_s, frozenset()
         sleeps_s = self._worked_s + self._sleep_after_s
-        if not self._sleep and self._slot.now_s >= sleeps_s:
-            self._sleep = True
-            for replica in replicas:
-                self._slot.ask(SendFrame(replica.replica, Sleep()))
-        elif not self._sleep:
+        if self._slot.now_s < sleeps_s:
             self._slot.wake_at(sleeps_s)
+            return
+        ready = frozenset(replica.replica for replica in replicas)
+        for name in sorted(ready - self._asleep):
+            self._slot.ask(SendFrame(name, Sleep()))
+        self._asleep = ready
 
     def most_background(self) -> int:
         """Return how many background events may wait for replicas."""

@@ -142,6 +142,7 @@ class Emitter:
                 return
             partition, entry_ms = self._partition(topic, record.key), event.entry_us // 1000
             self._put(topic, partition, record.key, record.value, event.headers, timestamp_ms=entry_ms)
+            self._counts[0].moved += 1
         self._pass_by(event, reason=MOVED_TO_CLASS)
 
     def _fail(self, event: Event, failed: Failed) -> None:

@@ -374,6 +374,9 @@ def test_replicas_are_asked_to_let_their_servers_sleep_once_none_had_a_batch_for
         assert [replica.frames.pop() for replica in (first, second)] == [Sleep(), Sleep()]
         pool.advance(600.0)
         assert (first.idle(), second.idle()) == (True, True), "once is enough"
+        third = pool.attached()
+        pool.advance(1.0)
+        assert third.frames.pop() == Sleep(), "it came later"
         pool.fetched(b"y", first=1)
         first.answer(first.batch())
         pool.advance(61.0)
