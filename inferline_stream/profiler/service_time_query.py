@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
+import msgspec
 
 from inferline_stream.pipeline.consumer_group import ConsumerGroup, PromQL
 from inferline_stream.pipeline.group_profile import Learned
@@ -28,6 +28,26 @@ _KEPT = 60
 _FEWEST = 3
 _LONGEST_ANSWER = 1 << 16
 """Bytes of an answer that are read."""
+
+
+_Value = tuple[float, str]
+"""When, in seconds since the epoch, and what."""
+
+
+class _Series(msgspec.Struct):
+    value: _Value
+
+
+class _Data(msgspec.Struct):
+    kind: str = msgspec.field(name="resultType")
+    result: msgspec.Raw
+
+
+class _Said(msgspec.Struct):
+    """What Prometheus' API answers; of an error without data."""
+
+    data: _Data | None = None
+    error: str = ""
 
 
 @dataclass(slots=True)
@@ -105,17 +125,21 @@ async def _answer_s(session: aiohttp.ClientSession, query: PromQL) -> float:
     async with session.get(url, params={"query": query.query}) as answer:
         text = await answer.content.read(_LONGEST_ANSWER)
     try:
-        said: dict[str, Any] = json.loads(text)
-    except ValueError:
+        said = msgspec.json.decode(text, type=_Said)
+        if said.data is None:
+            raise ValueError(said.error or f"status {answer.status}")
+        kind, result = said.data.kind, said.data.result
+        if kind not in ("vector", "scalar"):
+            raise ValueError(f"the query gives a {kind}, not a number")
+        if kind == "scalar":
+            values = [msgspec.json.decode(result, type=_Value)]
+        else:
+            values = [series.value for series in msgspec.json.decode(result, type=list[_Series])]
+    except msgspec.MsgspecError:
         raise ValueError(f"status {answer.status}, which is no answer of Prometheus") from None
-    if said.get("status") != "success":
-        raise ValueError(str(said.get("error", f"status {answer.status}")))
-    kind, result = said["data"]["resultType"], said["data"]["result"]
-    if kind == "vector" and len(result) != 1:
-        raise ValueError(f"the query gives {len(result)} series; aggregate them to one")
-    if kind not in ("vector", "scalar"):
-        raise ValueError(f"the query gives a {kind}, not a number")
-    value_s = float((result[0]["value"] if kind == "vector" else result)[1])
+    if len(values) != 1:
+        raise ValueError(f"the query gives {len(values)} series; aggregate them to one")
+    value_s = float(values[0][1])
     if not (math.isfinite(value_s) and value_s > 0):
         raise ValueError(f"the query gives {value_s}, which is no time of an event")
     return value_s

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from inferline_stream.actuators.kubernetes import actuator as actuator_module
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import Cluster
 from inferline_stream.dataplane.process_specs import DispatcherSpec, ReplicaSpec
@@ -304,7 +305,10 @@ async def test_what_a_quota_leaves_is_reported_and_taken_up_once_it_grows(monkey
         assert await actuator.capacity() == {"t4": 2}
 
 
-async def test_a_taint_of_its_node_says_that_a_replica_is_going_and_one_who_may_not_look_asks_once() -> None:
+async def test_a_taint_of_its_node_says_that_a_replica_is_going_and_one_who_may_not_look_asks_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(actuator_module, "_NODES_S", 0.0)
     tainted, allowed = set[str](), True
 
     def nodes(request: web.Request) -> web.Response | None:

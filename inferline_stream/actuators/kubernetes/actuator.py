@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import httpx2
 from lightkube import ApiError, AsyncClient
@@ -56,6 +56,9 @@ DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 _GOES_FIRST = "-1000"
 _DELETE_AGAIN_S = 2.0
 _QUOTAS_S = 5.0
+_NODES_S = 5.0
+"""How often nodes are looked at, each by a request of its own: the shortest notices are of half a minute."""
+
 _CREATED_WITHIN_S = 10.0
 """Until a Deployment's controller has made the pods asked for; it may be longer where the cluster is busy."""
 
@@ -110,7 +113,7 @@ class KubernetesActuator:
         self._sees_nodes = True
         """Whether it may look at nodes, as far as is known."""
         self._quotas: list[dict[str, Any]] = []
-        self._quotas_s = float("-inf")
+        self._quotas_s = self._nodes_s = float("-inf")
 
     # Actuator
 
@@ -214,7 +217,9 @@ class KubernetesActuator:
                 found = self._client.list(ResourceQuota, namespace=self._cluster.namespace)
                 self._quotas = [plain(quota) async for quota in found]
         observed = self._pods.observed()
-        await self._look_at_nodes({r.node for r in observed if r.node})
+        if now_s - self._nodes_s >= _NODES_S:
+            self._nodes_s = now_s
+            await self._look_at_nodes({r.node for r in observed if r.node})
         room = placed(observed, now_s)
         for (_, kind), spec in self._deployments.applied.items():
             held = sum(r.hardware == kind and r.state != "waiting" for r in observed)
@@ -233,7 +238,7 @@ class KubernetesActuator:
             if not self._sees_nodes:
                 return
             try:
-                node = plain(cast("Pod", await self._client.get(Node, name)))
+                node = plain(await self._client.get(Node, name))
             except (ApiError, httpx2.HTTPError) as error:
                 going |= self._pods.going & {name}  # as it was seen last
                 if isinstance(error, ApiError) and error.status.code == HTTPStatus.FORBIDDEN:

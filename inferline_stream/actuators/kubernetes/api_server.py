@@ -16,7 +16,7 @@ from lightkube.core.exceptions import ConfigError
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.batch_v1 import Job
-from lightkube.resources.core_v1 import ConfigMap, Pod, ResourceQuota, Secret, Service
+from lightkube.resources.core_v1 import ConfigMap, Node, Pod, ResourceQuota, Secret, Service
 from lightkube.resources.networking_v1 import NetworkPolicy
 from lightkube.resources.policy_v1 import PodDisruptionBudget
 
@@ -168,7 +168,7 @@ def passing(code: int) -> Iterator[None]:
             raise
 
 
-def plain(item: Pod | ResourceQuota | Deployment | Job | ConfigMap) -> dict[str, Any]:
+def plain(item: Pod | ResourceQuota | Deployment | Job | ConfigMap | Node) -> dict[str, Any]:
     """An object as in the API server's JSON."""
     found: dict[str, Any] = json.loads(json.dumps(item.to_dict(), default=str))
     return found

@@ -79,6 +79,13 @@ async def test_the_throughput_is_of_the_mean_of_the_answers_and_its_doubt_is_the
         ({"status": "error", "error": "parse error: unexpected end"}, "parse error: unexpected end"),
         ({"status": "success", "data": {"resultType": "matrix", "result": []}}, "gives a matrix, not a number"),
         ("<html>", "status 200, which is no answer of Prometheus"),
+        ("[]", "status 200, which is no answer of Prometheus"),
+        ('{"status": "success", "data": {"resultType": "vector"}}', "status 200, which is no answer of Prometheus"),
+        ('{"status": "success", "data": {"resultType": "scalar", "result": []}}', "which is no answer of Prometheus"),
+        (
+            '{"status": "success", "data": {"resultType": "scalar", "result": [1, "x"]}}',
+            "could not convert string to float",
+        ),
     ],
 )
 async def test_an_answer_that_is_no_time_is_reported_and_not_used(answer: dict[str, Any] | str, why: str) -> None:
