@@ -198,7 +198,8 @@ class Workload:
     def partition_of(self, stage: int, partitions: int, *, code: Any = None) -> kernels.Masks:
         """Partition of every event in a stage's input topic, uint16 (events,), drawn once and kept.
 
-        The draw stands for the hash of a record's key; at a join that keeps no order, of the event's id.
+        The draw stands for the hash of a record's key, which results have of their event; at a join that keeps no
+        order, of the event's id.
 
         Args:
             stage: position in the shape.
@@ -210,6 +211,8 @@ class Workload:
         if name not in self._partitions:
             chosen = self._partitions[name] = np.empty(len(self), dtype=np.uint16)
             (code or compiled()).draw_partitions(*name, NO_KEYS if by_id else self.keys, chosen)
+            for results in () if by_id else self.results.values():
+                chosen[slice(*results.numbers)] = chosen[results.parents()]
         return self._partitions[name]
 
     def lanes(self, stage: int) -> kernels.Masks:
