@@ -202,7 +202,7 @@ FAULTS = (
     ),
     Fault(
         "the committed offset is one too high",
-        "partition_commits.py",
+        "completion.py",
         "self._entry = committed.offset, encode",
         "self._entry = committed.offset + 1, encode",
     ),

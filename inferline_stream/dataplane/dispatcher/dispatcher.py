@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import logging
@@ -19,10 +20,10 @@ from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.dispatcher.class_readers import ClassReaders
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter, boot_clock_s
-from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.pool import MIN_DEADLINE_S, SERVER_DEADLINE_FACTOR, Pool
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
+from inferline_stream.dataplane.dispatcher.result_delivery import Pace
 from inferline_stream.dataplane.dispatcher.slot import Slot
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.supervisor_channel import SupervisorChannel
@@ -44,7 +45,7 @@ from inferline_stream.errors import InferlineError
 from inferline_stream.kafka.batch_mark import BatchWatch
 from inferline_stream.kafka.fetched_batches import bound_batches
 from inferline_stream.kafka.pipeline_topics import RecordRules, record_rules
-from inferline_stream.kafka.records import Fenced, Record, RecordsGone
+from inferline_stream.kafka.records import TRANSACTION_TIMEOUT_MS, Fenced, Record, RecordsGone
 from inferline_stream.kafka.topic_reader import TopicReader
 from inferline_stream.kafka.writer import Writer
 from inferline_stream.observability.latency_histogram import latency_bounds_s
@@ -60,6 +61,14 @@ FULL_WAIT_S = 0.01
 
 BACKGROUND_WAIT_S = 0.05
 """The same where background events have enough waiting."""
+
+REPORT_FIRST_S = 0.01
+"""Where two reports are overdue, nothing is taken in before one was acknowledged, so that a host which leaves a
+dispatcher hardly any CPU time leaves it for that. How often this is looked at."""
+
+LAPSE_S, TRANSACTION_LAPSE_S = 20.0, TRANSACTION_TIMEOUT_MS / 2000
+"""Longest time without a lease after which a session goes on: half of what requests and transactions may take. Kafka
+ends a transaction that takes longer as if a successor had fenced it."""
 
 
 class Dispatcher:
@@ -122,6 +131,10 @@ class Dispatcher:
         self._grant_key = grant_key(routes.stage, spec.slot).encode()
         self._grant: Grant | None = None
         self._grant_changed = asyncio.Event()
+        self._slots = 0
+        """Of the stage, in the session."""
+        self._kept = self._lapsed = False
+        """Whether no grant gave the slot away since the session began, and whether its lease has expired since."""
         self._leaving = ""
         self._has_served = False
         self._partitions: dict[str, int] = {}
@@ -140,7 +153,7 @@ class Dispatcher:
             on.Commit: lambda action: self._request(self._commit(action)),
             on.LookUp: lambda action: self._request(self._look_up(action)),
             on.LookAgain: lambda action: self._request(self._look_again(action)),
-            on.LeaseLost: lambda _: self._end_of_session(LeaseExpired()),
+            on.LeaseLost: lambda _: self._lease_lost(),
             on.Drained: lambda _: self._end_of_session(None),
         }
 
@@ -335,9 +348,11 @@ class Dispatcher:
             if self._grant is None and self._readers.live.caught_up():
                 self._grant_changed.set()
             if fetched.records:
-                count = sum(map(len, fetched.records.values()))
-                if wait_s := pace.wait_s(count, time.monotonic()):
-                    await asyncio.sleep(wait_s)
+                # Also without a wait: what aiokafka has fetched it gives without a turn of the event loop.
+                await asyncio.sleep(pace.wait_s(sum(map(len, fetched.records.values())), time.monotonic()))
+                least_s = self._settings.lease_s - 2 * self._settings.heartbeat_s
+                while self._report.phase == "serving" and self._lease.left_s < least_s:  # noqa: ASYNC110  so does time
+                    await asyncio.sleep(REPORT_FIRST_S)
 
     def _marked(self, partition: int, records: Iterable[Record]) -> Iterator[Record]:
         """Yield records; while one is taken in, its batch is marked."""
@@ -362,21 +377,19 @@ class Dispatcher:
                 self._feed(grant)
             return
         self._grant = grant if isinstance(grant, Grant) else None  # deleted: the slot is nobody's
+        self._kept = self._kept and self._grants_us() and self._grant is not None and self._grant.slots == self._slots
         if self._grant is not None:
             self._report.term, self._report.number = self._grant.term, self._grant.number
             self._feed(self._grant)
         self._grant_changed.set()
         self._reporter.touch()
 
-    def _is_granted(self) -> bool:
+    def _grants_us(self) -> bool:
         grant = self._grant
-        return (
-            not self._leaving
-            and grant is not None
-            and grant.dispatcher == self._spec.dispatcher
-            and grant.begins
-            and self._readers.live.caught_up()
-        )
+        return grant is not None and grant.dispatcher == self._spec.dispatcher and grant.begins
+
+    def _is_granted(self) -> bool:
+        return not self._leaving and self._grants_us() and self._readers.live.caught_up()
 
     def _holds(self, slots: int) -> bool:
         """Whether the slot is still ours, and its partitions the same."""
@@ -405,10 +418,11 @@ class Dispatcher:
             await self._regain()
 
     async def _serve_once(self) -> bool:
-        """Own the slot's partitions until it is another's (False) or the lease has expired (True)."""
+        """Own the slot's partitions until it is another's (False) or may have been, without a lease (True)."""
         grant = self._grant
         assert grant is not None
-        self._has_served = True
+        self._has_served = self._kept = True
+        self._slots, self._lapsed = grant.slots, False
         if self._sender.transactional:
             # Voids what anybody has under way: one that served before, or this one before its lease ended. Not done
             # sooner, since it fences the dispatcher that serves.
@@ -443,7 +457,7 @@ class Dispatcher:
                 over.result()
             raise LeaseExpired
         except LeaseExpired:
-            logger.warning("dispatcher %s: its lease has expired, the session is dropped", self._spec.dispatcher)
+            logger.warning("dispatcher %s: another may have served, the session is dropped", self._spec.dispatcher)
             self._drop()
             return True
         finally:
@@ -463,8 +477,19 @@ class Dispatcher:
         return on.Owned(numbers, committed, begins, topic, class_number=class_number, partitions_before=before)
 
     async def _watch(self, slots: int) -> bool:
-        """Wait until the slot is another's (True) or the lease has expired (False)."""
-        while self._lease.valid():
+        """Wait until the slot is another's (True), or may have been while there was no lease (False)."""
+        while True:
+            if self._lapsed or not self._lease.valid():
+                logger.warning("dispatcher %s: its lease has expired, nothing is sent", self._spec.dispatcher)
+                self._lapsed = False
+                self._feed(on.LeaseLost())
+                most_s = TRANSACTION_LAPSE_S if self._sender.transactional else LAPSE_S
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(most_s + min(0.0, self._lease.left_s)):
+                        await self._regain()
+                if not (self._kept and self._lease.valid() and self._readers.live.caught_up()):
+                    return False
+                self._feed(on.LeaseRegained())
             if not self._holds(slots):
                 return True
             self._grant_changed.clear()
@@ -473,7 +498,12 @@ class Dispatcher:
                     await self._grant_changed.wait()
             except TimeoutError:
                 continue
-        return False
+
+    def _lease_lost(self) -> None:
+        if self._report.phase == "draining":  # it is another's next
+            self._end_of_session(LeaseExpired())
+        self._lapsed = True
+        self._grant_changed.set()
 
     def _drop(self) -> None:
         self._feed(on.Dropped())
@@ -485,7 +515,7 @@ class Dispatcher:
         self._reporter.touch()
 
     async def _regain(self) -> None:
-        """After a lapse: wait for the lease, then read every grant that was written meanwhile."""
+        """After a lapse: wait for the lease, then read every grant that was written until then."""
         while not self._lease.valid():
             if self._leaving:
                 return

@@ -57,7 +57,7 @@ class Lease:
 
 
 class LeaseExpired(Exception):
-    """The dispatcher's reports are not acknowledged: its slot may be another's. The session must be dropped."""
+    """The dispatcher's reports were not acknowledged: its slot may have been another's. The session must be dropped."""
 
 
 class Reporter:

@@ -37,7 +37,10 @@ from tests.unit.dataplane.dispatcher.watched_slot import HOPELESS_EVERY, UNSENT_
 
 OK, RAISES, KILLS, REFUSED = b"ok", b"raises", b"kills", b"refused"
 
-QUEUE_BYTES, FETCH = 12_000, 8
+EVENT_BYTES, FETCH = 1_400, 8
+"""What an event takes here, and how many a fetch brings."""
+
+QUEUE_BYTES = 17 * EVENT_BYTES
 
 
 class SlotLaws(RuleBasedStateMachine):
@@ -293,18 +296,24 @@ class SlotLaws(RuleBasedStateMachine):
 
     # Sessions end
 
-    @rule()
-    def the_lease_expires(self) -> None:
+    @rule(answers=st.integers(0, 2), kept=st.booleans())
+    def the_lease_expires(self, answers: int, kept: bool) -> None:
         slot = self.slot
         slot.has_lease = False
         slot.advance(3.0)
-        slot.answers()
+        for _ in range(answers):
+            slot.answers()
         for replica in [each for each in self.replicas() if each.frames]:
             self.answers(replica)
-        slot.has_lease = True  # again, but somebody else may have served meanwhile
-        if slot.lease_lost:
-            slot.read({}, {})
-            slot.advance(1.0)
+        slot.has_lease = slot.lease_lost = True  # again, but somebody else may have served meanwhile
+        slot.feed(on.LeaseLost())
+        slot.read({}, {})
+        slot.advance(1.0)
+        if kept:
+            slot.lease_lost = False
+            self.clock_s = slot.now_s
+            slot.feed(on.LeaseRegained())
+            return
         self.kafka.void(self.rng)
         slot.drop()
         slot.lease_lost = False
@@ -349,8 +358,8 @@ class SlotLaws(RuleBasedStateMachine):
     @invariant()
     def memory_is_bounded(self) -> None:
         session = self.slot.session
-        one_fetch = 700 * FETCH * 3
-        assert session.queue.size_bytes <= QUEUE_BYTES + one_fetch + 700 * 64
+        one_fetch = EVENT_BYTES * FETCH * 3
+        assert session.queue.size_bytes <= QUEUE_BYTES + one_fetch + EVENT_BYTES * 64
 
     @invariant()
     def results_of_a_key_are_in_order(self) -> None:
