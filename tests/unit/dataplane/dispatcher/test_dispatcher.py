@@ -152,7 +152,7 @@ class Run:
     def lapse(self) -> None:
         """Let the lease expire."""
         self.lease._until_s = self.lease.now_s() - 0.1
-        self.dispatcher._grant_changed.set()
+        self.dispatcher._tenure.changed.set()
 
     async def close(self) -> None:
         for task in (self.serving, self.fetching):
@@ -205,7 +205,7 @@ async def test_a_replica_whose_answer_is_no_frame_is_replaced(run: Run) -> None:
 async def test_a_slot_that_is_lost_while_it_is_begun_is_not_served(run: Run) -> None:
     run.log.may_look.clear()
     run.log.bring(grants=[grant(ME, 1)])
-    await until(lambda: run.dispatcher._has_served, "it begins")
+    await until(lambda: run.dispatcher._tenure._has_served, "it begins")
     run.log.bring(grants=[grant(SUCCESSOR, 2, begins=False)])
     await until(lambda: run.dispatcher._report.number == 2, "it has read who is next")
     run.log.may_look.set()
