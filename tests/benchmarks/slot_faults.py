@@ -189,6 +189,18 @@ FAULTS = (
         "if self._slot.now_s < 0:",
     ),
     Fault(
+        "a lapse that was noticed does not stop it",
+        "slot.py",
+        "            events.LeaseLost: lambda _: self._session.delivery.lapse(),",
+        "            events.LeaseLost: lambda _: None,",
+    ),
+    Fault(
+        "a transaction that was open in a lapse is not committed",
+        "result_delivery.py",
+        "        if self._acknowledged and self._committing is None:\n            self._begin_commit(self._due())\n",
+        "",
+    ),
+    Fault(
         "a commit that was acknowledged is not noted",
         "result_delivery.py",
         "            self._partitions[number].was_committed(entry)",

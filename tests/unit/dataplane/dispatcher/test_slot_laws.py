@@ -125,6 +125,8 @@ class SlotLaws(RuleBasedStateMachine):
         slot = self.slot
         if partition not in slot.held or partition in slot.slot.full():
             return False
+        queue = slot.session.queue
+        assert queue.size_bytes < QUEUE_BYTES or queue.bytes_of(partition) < QUEUE_BYTES / 2, "it reads on"
         at = self.read.setdefault(partition, slot.held[partition])
         records = self.kafka.log[partition][at : at + FETCH]
         self.read[partition] = at + len(records)
@@ -296,18 +298,21 @@ class SlotLaws(RuleBasedStateMachine):
 
     # Sessions end
 
-    @rule(answers=st.integers(0, 2), kept=st.booleans())
-    def the_lease_expires(self, answers: int, kept: bool) -> None:
+    @rule(answers=st.integers(0, 2), kept=st.booleans(), noticed=st.booleans())
+    def the_lease_expires(self, answers: int, kept: bool, noticed: bool) -> None:
         slot = self.slot
         slot.has_lease = False
         slot.advance(3.0)
         for _ in range(answers):
             slot.answers()
-        for replica in [each for each in self.replicas() if each.frames]:
+        for replica in [each for each in self.replicas() if each.frames and not noticed]:
             self.answers(replica)
         slot.has_lease = slot.lease_lost = True  # again, but somebody else may have served meanwhile
         slot.feed(on.LeaseLost())
-        slot.read({}, {})
+        for partition in list(slot.held):
+            self.fetch(partition)
+        for replica in [each for each in self.replicas() if each.frames]:
+            self.answers(replica)
         slot.advance(1.0)
         if kept:
             slot.lease_lost = False
