@@ -311,7 +311,7 @@ class SlotLaws(RuleBasedStateMachine):
         slot.feed(on.LeaseLost())
         for partition in list(slot.held):
             self.fetch(partition)
-        for replica in [each for each in self.replicas() if each.frames]:
+        for replica in [each for each in self.replicas() if each.frames][:answers]:  # the others answer a later session
             self.answers(replica)
         slot.advance(1.0)
         if kept:
