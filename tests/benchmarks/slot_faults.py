@@ -243,6 +243,30 @@ FAULTS = (
         "            elif topic.replaces(found.topic_id) and found.offset < 0:",
     ),
     Fault(
+        "hopeless events go before those that can be on time",
+        "queue.py",
+        "                if self.hurries or self._mixed >= HOPELESS_EVERY:",
+        "                if True:",
+    ),
+    Fault(
+        "hopeless events wait for ever",
+        "queue.py",
+        "                if self.hurries or self._mixed >= HOPELESS_EVERY:",
+        "                if self.hurries:",
+    ),
+    Fault(
+        "events of a halted partition are served",
+        "session.py",
+        "        queue = self._queue_of(partition.number)\n        queue.drop(partition.number)\n",
+        "        queue = self._queue_of(partition.number)\n",
+    ),
+    Fault(
+        "a halted partition is committed",
+        "completion.py",
+        "        if self.halted:\n            return None\n        entry = self.entry()",
+        "        entry = self.entry()",
+    ),
+    Fault(
         "it reads a clock of its own",
         "slot.py",
         "context.now_s, context.wake_s = now_s, math.inf",
