@@ -216,8 +216,13 @@ class Scene:
         return found[-1]
 
     async def condition(self) -> Condition:
-        """How the leading controller sees it."""
-        return await self.leader.condition()
+        """How the leading controller sees it; one that was deposed meanwhile ends without an answer."""
+        async with asyncio.timeout(CALM_S):
+            while True:
+                try:
+                    return await self.leader.condition()
+                except (msgspec.DecodeError, RuntimeError):
+                    await asyncio.sleep(0.1)
 
     async def victim(self, stage: str | None = None) -> int:
         """Return the process of some replica."""

@@ -361,6 +361,10 @@ class SlotLaws(RuleBasedStateMachine):
         assert all(count == 1 for count in of_key.values()), of_key
 
     @invariant()
+    def nothing_of_a_halted_partition_waits(self) -> None:
+        assert not any(self.slot.session.queue.bytes_of(number) for number in self.slot.report.halted)
+
+    @invariant()
     def memory_is_bounded(self) -> None:
         session = self.slot.session
         one_fetch = EVENT_BYTES * FETCH * 3
