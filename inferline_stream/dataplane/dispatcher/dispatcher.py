@@ -56,8 +56,8 @@ BACKGROUND_WAIT_S = 0.05
 """The same where background events have enough waiting."""
 
 REPORT_FIRST_S = 0.01
-"""Where two reports are overdue, nothing is taken in before one was acknowledged, so that a host which leaves a
-dispatcher hardly any CPU time leaves it for that. How often this is looked at."""
+"""How often it is looked whether a report was acknowledged, where two are overdue: a host that leaves a dispatcher
+hardly any CPU time leaves it for reports first, and then for records."""
 
 
 class Dispatcher:
@@ -330,9 +330,16 @@ class Dispatcher:
             if fetched.records:
                 # Also without a wait: what aiokafka has fetched it gives without a turn of the event loop.
                 await asyncio.sleep(pace.wait_s(sum(map(len, fetched.records.values())), time.monotonic()))
-                least_s = self._settings.lease_s - 2 * self._settings.heartbeat_s
-                while self._report.phase == "serving" and self._lease.left_s < least_s:  # noqa: ASYNC110  so does time
-                    await asyncio.sleep(REPORT_FIRST_S)
+                await self._reports_first()
+
+    async def _reports_first(self) -> None:
+        """Wait for the acknowledgement of one report, if two are overdue."""
+        lease, until_s = self._lease, self._lease.until_s
+        least_s = self._settings.lease_s - 2 * self._settings.heartbeat_s
+        while (  # noqa: ASYNC110  the lease waits for time, too
+            self._report.phase == "serving" and lease.left_s < least_s and lease.until_s == until_s
+        ):
+            await asyncio.sleep(REPORT_FIRST_S)
 
     def _marked(self, partition: int, records: Iterable[Record]) -> Iterator[Record]:
         """Yield records; while one is taken in, its batch is marked."""

@@ -43,6 +43,11 @@ class Lease:
         self._until_s = max(self._until_s, sent_s + self._lasts_s)
 
     @property
+    def until_s(self) -> float:
+        """When it expires, by its own clock."""
+        return self._until_s
+
+    @property
     def left_s(self) -> float:
         """How long it still lasts; 0 or less once it has expired."""
         return self._until_s - self._clock_s()

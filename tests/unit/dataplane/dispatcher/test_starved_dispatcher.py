@@ -47,10 +47,13 @@ class World:
         share: of a core.
         deaf: in seconds after a dispatcher began to serve, from when on its reports are not acknowledged, and for how
             long.
+        slow_s: until a report is acknowledged.
     """
 
-    def __init__(self, loop: virtual_time.VirtualLoop, share: float, deaf: tuple[float, float] = (0.0, 0.0)) -> None:
-        self.loop, self.share, self.deaf = loop, share, deaf
+    def __init__(
+        self, loop: virtual_time.VirtualLoop, share: float, deaf: tuple[float, float] = (0.0, 0.0), slow_s: float = 0.1
+    ) -> None:
+        self.loop, self.share, self.deaf, self.slow_s = loop, share, deaf, slow_s
         self.entries: dict[int, Entry] = {0: (0, "")}
         self.log: list[Record] = []
         self.out: list[bytes] = []
@@ -140,7 +143,7 @@ class World:
     async def note(self, topic: str, key: bytes, value: bytes) -> bool:
         for _ in range(6):  # tasks of aiokafka
             await asyncio.sleep(0)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(self.slow_s)
         since_s, for_s = self.deaf
         if since_s < self.loop.time() - self._served_s < since_s + for_s:
             await asyncio.sleep(for_s)
@@ -213,14 +216,14 @@ class World:
                 end.close()
 
 
-def lived(monkeypatch: pytest.MonkeyPatch, share: float, most_s: float, deaf: tuple[float, float]) -> World:
+def lived(monkeypatch: pytest.MonkeyPatch, share: float, most_s: float, **how: Any) -> World:
     """Have dispatchers serve until everything is done, or for so long."""
     found = []
 
     async def until_done() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, virtual_time.VirtualLoop)
-        world = World(loop, share, deaf)
+        world = World(loop, share, **how)
         found.append(world)
         select = loop._clock.select
 
@@ -250,14 +253,14 @@ def lived(monkeypatch: pytest.MonkeyPatch, share: float, most_s: float, deaf: tu
 
 
 @pytest.mark.parametrize(
-    ("share", "most_s", "deaf"),
-    [(0.02, 120.0, (0.0, 0.0)), (0.004, 600.0, (0.0, 0.0)), (0.1, 60.0, (0.5, 2.0))],
-    ids=["a fiftieth", "a 250th", "and reports are away for longer than the lease"],
+    ("share", "most_s", "how"),
+    [(0.02, 120.0, {}), (0.004, 600.0, {}), (0.1, 60.0, {"deaf": (0.5, 2.0)}), (0.1, 120.0, {"slow_s": 1.3})],
+    ids=["a fiftieth", "a 250th", "reports are away for longer than the lease", "reports take most of the lease"],
 )
 def test_a_dispatcher_with_hardly_any_of_a_core_works_off_what_waits_in_a_join(
-    monkeypatch: pytest.MonkeyPatch, share: float, most_s: float, deaf: tuple[float, float]
+    monkeypatch: pytest.MonkeyPatch, share: float, most_s: float, how: dict[str, Any]
 ) -> None:
-    world = lived(monkeypatch, share, most_s, deaf)
+    world = lived(monkeypatch, share, most_s, **how)
     assert world.entries[0][0] == len(world.log), f"{len(set(world.out))} of {EVENTS} are done, {world.kills} kills"
     assert sorted(map(int, world.out)) == list(range(EVENTS)), "events are lost or repeated"
     assert (world.kills, world.read) == (0, len(world.log)), "a successor would have to read everything again"
