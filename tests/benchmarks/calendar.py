@@ -94,8 +94,11 @@ def leaps(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         kind = [other for other in range(day - 14, day) if max(other % 7, 4) == max(day % 7, 4)]
         name = [day - 14, day - 7]
         back[day] = leapt[day] & ((np.mean(near[kind] >= far, axis=0) >= 0.5) | np.all(near[name] >= far, axis=0))
-    after = np.ones(apart + 1)
-    return tuple(np.convolve(each[14:].reshape(-1), after)[: 7 * near.shape[1]] > 0 for each in (leapt, back))
+
+    def with_after(found: np.ndarray) -> np.ndarray:
+        return np.convolve(found[14:].reshape(-1), np.ones(apart + 1))[: 7 * near.shape[1]] > 0
+
+    return with_after(leapt), with_after(back)
 
 
 def replayed(plan_of: tuple[Plan, Staffing], trace: Trace, calendar: Calendar | None) -> Outcome:
