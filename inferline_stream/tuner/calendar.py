@@ -244,7 +244,7 @@ class Calendar:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trial:
+class BeliefTrial:
     """What each belief would have cost lately.
 
     Args:
@@ -259,7 +259,7 @@ class Trial:
     held: Floats = field(default_factory=lambda: np.zeros(len(BELIEFS)))
     missed: Floats = field(default_factory=lambda: np.zeros(len(BELIEFS)))
 
-    def up_to(self, weeks: PastWeeks, number: int) -> Trial:
+    def up_to(self, weeks: PastWeeks, number: int) -> BeliefTrial:
         """The same after all bins of which it is known before this one what came."""
         held, missed, kept = self.held, self.missed, KEPT ** (BIN_S / 86_400)
         first = max(self.next_, weeks.first, number - TRIED_DAYS * 86_400 // BIN_S)
@@ -270,7 +270,7 @@ class Trial:
             foreseen = weeks.growths(bin_, self.zone, level)[:, TRIED_BINS - 1]
             came = most - level if most > level * (1 + ABSORBED_SHARE) else 0.0
             held, missed = kept * held + foreseen, kept * missed + np.maximum(came - foreseen, 0.0)
-        return Trial(self.zone, max(first, number - TRIED_BINS + 1), held, missed)
+        return BeliefTrial(self.zone, max(first, number - TRIED_BINS + 1), held, missed)
 
     def cheapest(self, start_up_s: float, objective: float) -> int:
         """The belief that would have cost least.
@@ -294,7 +294,7 @@ class WeekCounter:
         self._since_s: float | None = None
         self._minute, self._count, self._watched_s = 0, 0, 0.0
         self._bin, self._busiest = -1, math.nan
-        self._trial = Trial("", 0)
+        self._trial = BeliefTrial("", 0)
         self._known: tuple[int, str, tuple[float, ...], float] = (-1, "", (), 0.0)
         """Minute and zone for which it is known what comes back, that, and what it comes on top of."""
 
@@ -345,7 +345,7 @@ class WeekCounter:
             so_far = self.weeks if math.isnan(self._busiest) else self.weeks.with_rate(number, self._busiest)
             present = so_far.present(number)
             if self._trial.zone != zone:
-                self._trial = Trial(zone, 0)
+                self._trial = BeliefTrial(zone, 0)
             self._trial = self._trial.up_to(self.weeks, number)
             growths = so_far.growths(number, zone, present)[self._trial.cheapest(start_up_s, objective)]
             self._known = self._minute, zone, tuple(growths.tolist()), present

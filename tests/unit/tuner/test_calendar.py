@@ -20,11 +20,11 @@ from inferline_stream.tuner.calendar import (
     BINS,
     NOTHING,
     TWO_DAYS,
+    BeliefTrial,
     Calendar,
     PastWeeks,
-    Trial,
     WeekCounter,
-)  # fmt: skip
+)
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import demands
 from inferline_stream.tuner.outlook import outlook
@@ -181,16 +181,16 @@ def test_other_days_are_believed_as_far_as_that_was_cheapest_lately(
     days: dict[int, tuple[float, float]], belief: int
 ) -> None:
     """Leaps of no hour twice would only have cost, and of those that grow each day the largest is the least wrong."""
-    tried = Trial("UTC", 0).up_to(weeks(leapt_on(days), 12), at(0, 12))
+    tried = BeliefTrial("UTC", 0).up_to(weeks(leapt_on(days), 12), at(0, 12))
     assert tried.cheapest(600.0, 0.99) == belief
     assert tried.cheapest(0.0, 0.99) == NOTHING, "replicas that start at once miss nothing"
 
 
 def test_what_was_believed_is_the_same_whether_it_was_followed_or_looked_up_at_a_takeover() -> None:
-    known, followed = weeks(leapt_on(HIGHER_EACH_DAY), 11), Trial("UTC", at(0, 6))
+    known, followed = weeks(leapt_on(HIGHER_EACH_DAY), 11), BeliefTrial("UTC", at(0, 6))
     for number in range(at(0, 6), at(0, 11) + 1):
         followed = followed.up_to(PastWeeks(known.first, known.rates[: number - known.first]), number)
-    looked_up = Trial("UTC", 0).up_to(known, at(0, 11))
+    looked_up = BeliefTrial("UTC", 0).up_to(known, at(0, 11))
     assert followed.next_ == looked_up.next_
     assert looked_up.missed[NOTHING] > looked_up.missed[TWO_DAYS] > looked_up.missed[ANY_DAY]
     assert looked_up.missed == pytest.approx(followed.missed)
