@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -59,10 +60,16 @@ def why_not_here(hardware: Hardware, machine: Machine) -> str | None:
     if sum(carries(_device(gpu), hardware) for gpu in machine.gpus) < needed:
         has = ", ".join(machine.gpus) if machine.gpus else "no GPU"
         needs = f"{hardware.gpu_model or 'a GPU'} {hardware.slice}".rstrip() + (f" × {needed}" if needed > 1 else "")
-        return f"this machine has {has}, {hardware.name} needs {needs}"
+        return f"this machine has {has}, and {needs} is needed"
     if hardware.cores > machine.cores:
         return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
     return None
+
+
+def models_of(hardware: Hardware, machine: Machine) -> tuple[str, ...]:
+    """Return the models of a kind of which a machine has enough devices for a replica; none without a GPU."""
+    found = Counter(device.model for gpu in machine.gpus if carries(device := _device(gpu), hardware))
+    return tuple(sorted(model for model in found if found[model] >= hardware.gpus)) if hardware.gpus else ()
 
 
 def _device(gpu: str) -> Device:
