@@ -58,9 +58,10 @@ def why_not_here(hardware: Hardware, machine: Machine) -> str | None:
         )
     needed = 1 if hardware.slice else math.ceil(hardware.gpus)
     if sum(carries(_device(gpu), hardware) for gpu in machine.gpus) < needed:
-        has = ", ".join(machine.gpus) if machine.gpus else "no GPU"
+        if not machine.gpus:
+            return "this machine has no GPU"
         needs = f"{hardware.gpu_model or 'a GPU'} {hardware.slice}".rstrip() + (f" × {needed}" if needed > 1 else "")
-        return f"this machine has {has}, and {needs} is needed"
+        return f"this machine has {', '.join(machine.gpus)}, and {needs} is needed"
     if hardware.cores > machine.cores:
         return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
     return None

@@ -154,7 +154,7 @@ on_cores = Pipeline(
     slo="3s",
     source=Topic("posts"),
     sink=Topic("ranked"),
-    stages=stages([*DEVICE_KINDS, "cpu-1"], 2, 2),
+    stages=stages([*DEVICE_KINDS, "cpu-0.5", "cpu-1"], 2, 2),
     sample=Sample(arrivals="arrivals-on-cores.csv", events="../moderation/posts.jsonl"),
 )
 
