@@ -223,7 +223,7 @@ def _others(record: RunRecord, comparison: Comparison) -> str:
     draw_comparison(picture, comparison, objective=record.objective, title="")
     stage = comparison.without_groups
     pools = (
-        "Rules of others scale ordinary consumer groups, and where it says so our pools."
+        "Rules of others scale ordinary consumer groups, and where it says so our pools, whose queues have our order."
         if stage is None
         else f"Rules of others scale our pools: stage {escape(stage)} runs several batches at once, and members of "
         "ordinary consumer groups do not."

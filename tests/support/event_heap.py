@@ -450,6 +450,7 @@ class _Simulation:
         if groups and any(places):
             stage.shared += 1
             far = len(stage.numbers) - min(place for place in places if place)[1] > stage.station.span
+            far = far or len(places) > stage.station.room
             if theirs := stage.shared == HOPELESS_EVERY or far:
                 stage.shared = 0
         batch = [] if theirs else [event for group in groups for _, event in group][: of_fast if fast else cap]
