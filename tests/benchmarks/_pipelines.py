@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 from inferline_stream.pipeline.shape import Shape, visited
 
@@ -170,6 +171,11 @@ def write(kind: str, folder: Path, slo: str, name: str, *, forked: bool = False)
 def taken(n: int) -> Mapping[str, bool]:
     """Whether event ``n`` goes to the stages that not all go to, by the conditions written above."""
     return {"translate": n % 5 < 2, "search": n % 7 < 2}
+
+
+def results_of(key: str) -> Mapping[str, int]:
+    """How many results an event has, by its key and the stage that gives many."""
+    return {"split": crc32(key.encode()) % 9}
 
 
 def mask_of(shape: Shape, goes_to: Mapping[str, bool]) -> int:
