@@ -96,19 +96,18 @@ class GeneralPool:
 
     def receive(self, sent: Tokens) -> None:
         """Records that were sent to the stage, none before any received earlier."""
-        first = int(self._state.marks[_ARRIVED]) - self._base
-        held = self.arrivals - self._base - first
-        more = sent.times.size
+        first, end, more = int(self._state.marks[_ARRIVED]) - self._base, self.arrivals - self._base, sent.times.size
         room = self._times.size
-        if held + more > room:
-            room = max(held + more, room * 3 // 2)
-        self._times = moved(self._times, first, held, room)
-        self._events = moved(self._events, first, held, room)
-        self._times[held : held + more] = sent.times
-        self._events[held : held + more] = sent.events
-        self._base += first
+        if end + more > room:  # leave out what has arrived; twice what is held, so that it is seldom moved
+            room = max(2 * (end - first + more), room)
+            self._times = moved(self._times, first, end - first, room)
+            self._events = moved(self._events, first, end - first, room)
+            self._base += first
+            first, end = 0, end - first
+        self._times[end : end + more] = sent.times
+        self._events[end : end + more] = sent.events
         self.arrivals += more
-        self._make_room(held + more)
+        self._make_room(end - first + more)
 
     def advance(self, horizon_s: float) -> Tokens:
         """Departures before the horizon that were not given yet; every record that arrives before it was received.
@@ -126,8 +125,10 @@ class GeneralPool:
         spent = (spent_s, self._profiled[0] if self._varies else _NOTHING)
         n = self._serve(queue, self._service, self.account, self._state, (self._out, until_s, rests_s, spent))
         if rests_s.size:
-            fallback = self._service.fallback._replace(longer_s=float(rests_s[-1, 1]))
-            self._service = self._service._replace(rest_s=float(rests_s[-1, 0]), fallback=fallback)
+            (rest_s, longer_s), service = rests_s[-1].tolist(), self._service
+            if longer_s != service.fallback.longer_s:
+                service = service._replace(fallback=service.fallback._replace(longer_s=longer_s))
+            self._service = service._replace(rest_s=rest_s)
         return Tokens(self._out.times[:n], self._out.events[:n])
 
     @property
@@ -218,7 +219,8 @@ class GeneralPool:
         entries = int(state.heap.size[0]) + 2 * coming + lanes.first.size
         heap = with_room(state.heap, entries)
         aside = with_room(state.aside, entries + int(state.aside.size[0])) if self._triages else state.aside
-        self._state = state._replace(heap=heap, aside=aside)
+        if heap is not state.heap or aside is not state.aside:
+            self._state = state._replace(heap=heap, aside=aside)
         in_lanes = int(lanes.waiting.sum()) if lanes.lane_of.size else 0
         waiting = int(state.marks[_ELIGIBLE] + state.tally[HOPELESS]) + in_lanes
         leaving = waiting + coming + state.members.size

@@ -61,11 +61,12 @@ class Merger:
             tokens if results is None else results.apart(tokens)
             for tokens, results in zip(arrived, self._apart, strict=True)
         ]
-        pending = arrived[0] if len(arrived) == 1 else self._hold(arrived)
         begin, end = self._begin, self._end
         if len(arrived) == 1:  # every token is before the horizon: nothing is ever left
-            begin[0], end[0] = 0, pending.times.size
-        total = int((end - begin).sum())
+            pending, total = arrived[0], arrived[0].times.size
+            begin[0], end[0] = 0, total
+        else:
+            pending, total = self._hold(arrived), int((end - begin).sum())
         if self._out.times.size < total:
             self._out = _room(total * 3 // 2)
             self._skipped = _room(total * 3 // 2) if self.feed.skips else NONE
@@ -150,6 +151,7 @@ class Flow:
         }
         self._gatherings = {s: _gathering(workload, s) for s in stages if feeds[s].gathers is not None}
         self._feeds = feeds
+        self._by_all = {s: bool(feeds[s].visits.all()) for s in stages if not workload.shape.parents(s)}
         ways = [(purpose, s) for purpose in ("hop in", "hop") for s in stages] if workload.hop_extra_s.size else []
         self._delays = {way: Delay(workload, *way, code) for way in ways}
 
@@ -172,8 +174,8 @@ class Flow:
             return arrived
         first, end = entering
         entered = Tokens(self._entry_s[first:end], np.arange(first, end, dtype=np.int32))
-        if not (visits := self._feeds[s].visits).all():  # others enter elsewhere
-            mine = visits[self._masks[first:end]] > 0
+        if not self._by_all[s]:  # others enter elsewhere
+            mine = self._feeds[s].visits[self._masks[first:end]] > 0
             entered = Tokens(entered.times[mine], entered.events[mine])
         return self._delayed("hop in", s, entered, horizon_s)
 

@@ -150,13 +150,15 @@ def rest_s(
     stages = shape.stages
     taken_s = [min(slo_s, alone_s[name] if (stay := stay_s.get(name)) is None else stay) for name in stages]
     known = [stay_s.get(name) is not None for name in stages]
-    ways = _ways(shape, paths)
-    longest_s = [_longest_s(len(stages), way, taken_s, hop_s) for _, way in ways]
+    ways, visits = _ways(shape, paths)
+    longest_s = [_longest_s(len(stages), way, taken_s, hop_s) for way in ways]
     found: dict[str, float] = {}
     for s, name in enumerate(stages):
-        rests = [(share, rest[s]) for (share, _), rest in zip(ways, longest_s, strict=True) if rest[s] >= 0.0]
-        whole = sum(share for share, _ in rests)
-        if whole > 0.0 and any(known[after] for after in _after(shape)[s]):
+        taken, whole, after = visits[s]
+        rests = [(share, longest_s[number][s]) for share, number in taken]
+        if len(rests) == 1:
+            found[name] = rests[0][1]
+        elif whole > 0.0 and any([known[at] for at in after]):
             found[name] = _enough(rests, REST_SHARE * whole)
         else:
             found[name] = min((rest for _, rest in rests), default=0.0)
@@ -176,6 +178,9 @@ def _enough(rests: Sequence[tuple[float, float]], share: float) -> float:
 _Way = tuple[tuple[int, tuple[int, ...]], ...]
 """Stages that an event visits, the last ones first, and to which stages it goes from each."""
 
+_Visits = tuple[tuple[tuple[float, int], ...], float, frozenset[int]]
+"""Of a stage: share and number of each way through it, their whole share, and the stages that come after it."""
+
 
 def _longest_s(stages: int, way: _Way, taken_s: Sequence[float], hop_s: float) -> list[float]:
     """Longest time from each stage to the end of the way; below 0 where it is not visited."""
@@ -186,22 +191,24 @@ def _longest_s(stages: int, way: _Way, taken_s: Sequence[float], hop_s: float) -
 
 
 @functools.lru_cache(maxsize=64)
-def _ways(shape: Shape, paths: Paths) -> tuple[tuple[float, _Way], ...]:
-    """Share of each set of arrows, and the way along them."""
-    return tuple(
-        (
-            share,
-            tuple(
-                (s, tuple(shape.arrows[a].child for a in shape.children(s) if mask >> a & 1))
-                for s in reversed(range(len(shape.stages)))
-                if goes_through(shape, mask)[s]
-            ),
+def _ways(shape: Shape, paths: Paths) -> tuple[tuple[_Way, ...], tuple[_Visits, ...]]:
+    """The way along each set of arrows, and what is known of each stage."""
+    shares = [share for _, share in flat_ways(shape, paths)]
+    ways = tuple(
+        tuple(
+            (s, tuple(shape.arrows[a].child for a in shape.children(s) if mask >> a & 1))
+            for s in reversed(range(len(shape.stages)))
+            if goes_through(shape, mask)[s]
         )
-        for mask, share in flat_ways(shape, paths)
+        for mask, _ in flat_ways(shape, paths)
     )
+    visits: list[_Visits] = []
+    for s, after in enumerate(_after(shape)):
+        taken = tuple((shares[n], n) for n, way in enumerate(ways) if any(s == at for at, _ in way))
+        visits.append((taken, sum(share for share, _ in taken), after))
+    return ways, tuple(visits)
 
 
-@functools.lru_cache(maxsize=64)
 def _after(shape: Shape) -> tuple[frozenset[int], ...]:
     """Stages that come after each."""
     after: list[frozenset[int]] = [frozenset()] * len(shape.stages)

@@ -138,6 +138,7 @@ def replay(
         shape, allocations, measured, workload, conditions,
         slots=slots, slo_s=slo_s, order=order, sharing=sharing, planned_rate=planned_rate, seed=seed,
         stands_by=scaler.state.basis.stands_by if isinstance(scaler, Tuner) else {},
+        watched=observations is not None or not isinstance(scaler, Scheduled),
     )  # fmt: skip
     taken = [_Taken(loss.time_s + loss.notice_s, loss.hardware, loss.away_s) for loss in losses]
     steps = loop.run(scaler, [*slowdowns, *losses, *taken], observations, progress)
@@ -160,6 +161,7 @@ class _Loop:
         planned_rate: float,
         seed: int,
         stands_by: Mapping[str, StandsBy],
+        watched: bool,
     ) -> None:
         self._shape, self._workload, self._conditions, self._slo_s = shape, workload, conditions, slo_s
         self._end_s = float(workload.entering_s[-1]) if len(workload) else 0.0
@@ -194,7 +196,7 @@ class _Loop:
         news = News(shape, allocations, measured, slo_s, workload.due_s[: workload.entering]) if hears else None
         self._hardware = {name: tuple(a.hardware for a in held) for name, held in one_each.items()}
         groups = {} if sharing is None else {s: sharing[name] for s, name in enumerate(shape.stages)}
-        self._plant = Plant(workload, stations, slots_of, sharing=groups, seed=seed, news=news)
+        self._plant = Plant(workload, stations, slots_of, sharing=groups, seed=seed, news=news, watched=watched)
         self._crews: list[StageReplicas] = []
         for s, name in enumerate(shape.stages):
             profiles = [measured.profiles[name, hardware] for hardware in self._hardware[name]]
@@ -217,14 +219,19 @@ class _Loop:
         """Decide, step by step, until the last event has entered or the live policy was asked no more; then let the
         queues run empty.
         """
+        pending, steps = sorted(changes, key=lambda change: change.time_s), list[Step]()
+        if observations is None and isinstance(scaler, Scheduled):  # it looks at nothing
+            for now_s in scaler.times_s[scaler.times_s <= self._end_s].tolist():
+                self._change_before(now_s, pending)
+                self._advance(now_s)
+                self._apply(now_s, scaler.due(now_s), steps)
+            self._change_before(self._end_s, pending)
+            return self._ended(steps)
         entry_s, delay_s, period_s = self._workload.entering_s, self._conditions.statistics_delay_s, scaler.period_s
         looks_back = round(delay_s / period_s) if delay_s >= period_s else 0
         sight = Sight(self._plant, self._crews, looks_back, self._due())
         sight_s = 0.0 if looks_back else delay_s
-        pending = sorted(changes, key=lambda change: change.time_s)
-        if observations is None and isinstance(scaler, Scheduled):  # it looks at nothing
-            asked_s, sight_s = scaler.times_s[scaler.times_s <= self._end_s], 0.0
-        elif observations is None:
+        if observations is None:
             asked_s = period_s * np.arange(1, math.ceil(self._end_s / period_s) + 1)
         else:
             asked_s = observations.asked_s  # also after the last event: it became known later than it entered
@@ -233,15 +240,11 @@ class _Loop:
         )
         figures: dict[str, float | None] = {}
         before_s = -math.inf
-        steps: list[Step] = []
         given = 0
         for now_s in asked_s.tolist():
             if progress is not None:
                 progress(now_s - asked_s[0], asked_s[-1] - asked_s[0])
-            while pending and pending[0].time_s < now_s:
-                change = pending.pop(0)
-                self._advance(max(change.time_s, self._plant.now_s))
-                self._change(change)
+            self._change_before(now_s, pending)
             self._advance(now_s - sight_s)
             sight.look()
             if sight_s:
@@ -260,14 +263,21 @@ class _Loop:
                 sight.late,
             )
             given, before_s = known, now_s
-            wish = scaler.decide(view)
-            if wish is not None:
-                self._apply(wish)
-                steps.append(Step(now_s, wish.replicas, wish.action, wish.reason, wish.detail))
+            self._apply(now_s, scaler.decide(view), steps)
+        return self._ended(steps)
+
+    def _ended(self, steps: list[Step]) -> tuple[Step, ...]:
+        """The steps, once the queues have run empty."""
         while (next_s := min((crew.next_s for crew in self._crews), default=math.inf)) < math.inf:
             self._advance(next_s)
         self._plant.advance(math.inf)
         return tuple(steps)
+
+    def _change_before(self, now_s: float, pending: list[Slowdown | Loss | _Taken]) -> None:
+        while pending and pending[0].time_s < now_s:
+            change = pending.pop(0)
+            self._advance(max(change.time_s, self._plant.now_s))
+            self._change(change)
 
     def _change(self, change: Slowdown | Loss | _Taken) -> None:
         if isinstance(change, Slowdown):
@@ -291,7 +301,10 @@ class _Loop:
                     crew.happen()
         self._plant.advance(until_s)
 
-    def _apply(self, wish: Wish) -> None:
+    def _apply(self, now_s: float, wish: Wish | None, steps: list[Step]) -> None:
+        if wish is None:
+            return
+        steps.append(Step(now_s, wish.replicas, wish.action, wish.reason, wish.detail))
         for crew, (name, hardware) in zip(self._crews, self._hardware.items(), strict=True):
             wanted = wish.replicas.get(name)
             if wanted is not None:

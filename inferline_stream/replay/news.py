@@ -45,7 +45,10 @@ class News:
         self.awaited = [bool(shape.parents(s)) for s in range(len(shape.stages))]
         """By stage, whether one before it has to know its stay."""
         self._reported_s = (math.floor(begin_s / NEWS_EVERY_S) + 1) * NEWS_EVERY_S
-        self._usual = UsualRest()
+        fallbacks = [
+            measured.profiles[name, a.hardware].of_fallback() for name in shape.stages for a in allocations[name]
+        ]
+        self._usual = UsualRest() if any(profile is not None for profile in fallbacks) else None
         self._rests = [self._rests_of(self.stays, begin_s)]
         self._changes_s: list[float] = []
         if self._reported_s <= self._end_s:
@@ -119,6 +122,8 @@ class News:
         found = rest_s(
             self._shape, measured.paths, stay_s, self._alone_s, hop_s=measured.hop_overhead_s, slo_s=self._slo_s
         )
+        if self._usual is None:
+            return [(found[name], 0.0) for name in names]
         if any(stay is not None for stay in stay_s.values()):
             self._usual = self._usual.then(found, now_s)
         longer_s = self._usual.longer_s(found)

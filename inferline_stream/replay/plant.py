@@ -24,7 +24,7 @@ from inferline_stream.estimator.workload import Workload
 from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.replay.group_members import GroupMembers
 from inferline_stream.replay.news import News
-from inferline_stream.replay.stage_queues import StageQueues
+from inferline_stream.replay.stage_queues import ALWAYS, Horizon, StageQueues
 
 
 class Plant:
@@ -37,6 +37,7 @@ class Plant:
         sharing: of the stages that are consumer groups, by position.
         seed: of their heartbeats.
         news: what stages know of each other, in order of the deadline.
+        watched: whether anybody looks.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class Plant:
         sharing: Mapping[int, Sharing] | None = None,
         seed: int = 0,
         news: News | None = None,
+        watched: bool = True,
     ) -> None:
         self.now_s = -math.inf
         self._workload, self._code = workload, compiled()
         self._latency_s: Floats = np.full(len(workload), math.nan)
         self._stages = [
-            StageQueues(workload, s, station, station.partitions or slots[s], self._code)
+            StageQueues(workload, s, station, station.partitions or slots[s], self._code, watched=watched)
             for s, station in enumerate(stations)
         ]
         self._groups = {
@@ -157,13 +159,16 @@ class Plant:
         def tokens_of(source: Source) -> Tokens:
             return self._flow.skipped[source[0]] if source[1] else gone[source[0]]
 
+        horizon = Horizon.of(now_s, looks_s)
         if news is not None:
-            (changes_s, rests_s), reports_s = news.rests(now_s), news.reports_s(now_s)
+            (changes_s, by_period_s), reports_s = news.rests(now_s), news.reports_s(now_s)
             reported = np.tile([0.0, 0.0, -math.inf], (len(self._stages), reports_s.size, 1))
+            instants_s = np.sort(np.concatenate([horizon.instants_s, changes_s]))
+            horizon = Horizon(now_s, looks_s, instants_s, np.searchsorted(instants_s, looks_s))
+            rests_s = by_period_s.take(np.searchsorted(changes_s, instants_s), axis=1)
         for s, stage in enumerate(self._stages):
             arrived = self._flow.arrivals(s, (first, self._entered), tokens_of, now_s)
-            rests = (changes_s, rests_s[s]) if news is not None else None
-            left = stage.advance(arrived, now_s, looks_s, rests)
+            left = stage.advance(arrived, horizon, ALWAYS if news is None else rests_s[s])
             if news is not None and news.awaited[s]:
                 stage.note_stays(left, news.stays[s], reports_s, reported[s])
             gone.append(self._flow.sent(s, left, now_s))

@@ -20,8 +20,7 @@ RATE_SPAN_S = 10.0
 """Span over which rates of the stages are measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Glimpse:
+class Glimpse(NamedTuple):
     """One stage at one instant. Totals count from the start.
 
     Args:

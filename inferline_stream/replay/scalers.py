@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -152,7 +152,8 @@ class Tuner:
             self._began_s += passed * self._unspent.window_s
             self._before = view.events, view.late
         events, late = view.events - self._before[0], view.late - self._before[1]
-        return replace(self._unspent, passed_s=view.time_s - self._began_s, events=events, late=late)
+        whole, passed_s = self._unspent, view.time_s - self._began_s
+        return ErrorBudget(whole.objective, whole.window_s, passed_s, events, late)
 
     def _stages(self, view: View) -> dict[str, StageObservation]:
         ratios = self._visit_ratios(view.now, view.earlier)
@@ -303,9 +304,13 @@ class Scheduled:
         self._next = 0
 
     def decide(self, view: View) -> Wish | None:
+        """See `due`."""
+        return self.due(view.time_s)
+
+    def due(self, now_s: float) -> Wish | None:
         """Whatever has come due since the last time; the last one counts."""
         due = None
-        while self._next < len(self.steps) and self.steps[self._next][0] <= view.time_s + 1e-9:
+        while self._next < len(self.steps) and self.steps[self._next][0] <= now_s + 1e-9:
             due = self.steps[self._next][1]
             self._next += 1
         return None if due is None else Wish(due, "scale", "schedule")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,11 +16,29 @@ from inferline_stream.estimator.workload import Workload
 
 _ROOM = 1 << 16
 
-_ALWAYS = np.empty((0, 2))
+ALWAYS = np.empty((0, 2))
 """R where it never changes."""
 
-Rests = tuple[Floats, FloatTable]
-"""When R changes, ascending, and R and R' - R before, between and after."""
+
+class Horizon(NamedTuple):
+    """Up to where the queues of all stages are served at once.
+
+    Args:
+        until_s: the end.
+        looks_s: instants in between at which `StageQueues.seen` is counted.
+        instants_s: these, those at which R changes, and the end, ascending.
+        looked: which of them are looks.
+    """
+
+    until_s: float
+    looks_s: Floats
+    instants_s: Floats
+    looked: slice | Ints
+
+    @classmethod
+    def of(cls, until_s: float, looks_s: Floats) -> Horizon:
+        """One in which R does not change."""
+        return cls(until_s, looks_s, np.append(looks_s, until_s), slice(looks_s.size))
 
 
 class StageQueues:
@@ -32,9 +50,12 @@ class StageQueues:
         station: how a replica of each kind serves; of a consumer group with the partitions of its topic.
         slots: of the stage; of a group as many as it has partitions.
         code: the kernels.
+        watched: whether anybody looks.
     """
 
-    def __init__(self, workload: Workload, stage: int, station: Station, slots: int, code: Any) -> None:
+    def __init__(
+        self, workload: Workload, stage: int, station: Station, slots: int, code: Any, *, watched: bool = True
+    ) -> None:
         events, lanes = len(workload), lanes_of(workload, stage, station)
         self.seen: list[FloatTable] = []
         """By `advance`, and look: records that came, that left, when the oldest there was sent (NaN without one), Σ of
@@ -48,39 +69,47 @@ class StageQueues:
         # Until when each slot of a group serves; those without a member have nothing to be asked for.
         self._serves_until_s = np.full(pools, -math.inf if station.partitions else math.inf)
         self._staffed = np.zeros(pools, np.int64)
+        self._every = list(range(pools))
         self._next_owner, self._moves_s, self._moves = self._owner, np.full(slots, math.inf), False
         self._served_s, self._partitioned = -math.inf, bool(station.partitions)
-        self._arrived = Tokens(np.empty(_ROOM), np.empty(_ROOM, np.int32))
-        self._left = np.zeros(events, np.uint8)
+        self._inside, self._watched = 0, watched
+        room = _ROOM if watched else 0
+        self._arrived = Tokens(np.empty(room), np.empty(room, np.int32))
+        self._left = np.zeros(events if watched else 0, np.uint8)
         self._marks = np.zeros(5, np.int64)
         self._spent = np.zeros(4)
         """At the end of the last call, what `seen` has of it."""
         self._look, self._note_stays = code.look, code.note_stays
 
-    def advance(self, sent: Tokens, until_s: float, looks_s: Floats, rests: Rests | None = None) -> Tokens:
-        """Departures before ``until_s``.
+    def advance(self, sent: Tokens, horizon: Horizon, rests_s: FloatTable = ALWAYS) -> Tokens:
+        """Departures before the horizon.
 
         Args:
             sent: records sent to the stage before then, and after the last call.
-            until_s: not before the last call's.
-            looks_s: instants in between at which `seen` is counted.
-            rests: instants in between, ascending, at which R changes, and R before, between and after them.
+            horizon: not before the last call's.
+            rests_s: R and R' - R until each of its instants.
         """
-        self._note(sent)
-        self._receive(sent)
-        seen = np.empty((looks_s.size, 7))
-        gone = self._serve(until_s, looks_s, seen, rests)
-        self._look(self._arrived, gone, self._left, self._marks, (looks_s, seen))
-        self.seen.append(seen)
+        self._inside += sent.times.size
+        if sent.times.size:
+            self._receive(sent)
+        seen = np.empty((horizon.looks_s.size, 7))
+        gone = self._serve(horizon, seen, rests_s)
+        self._inside -= gone.times.size
+        if self._watched:
+            self._note(sent)
+            self._look(self._arrived, gone, self._left, self._marks, (horizon.looks_s, seen))
+            self.seen.append(seen)
         return gone
 
     @property
     def holds(self) -> bool:
         """Whether records wait here, or are served."""
-        return bool(self._marks[0] + self._marks[4] > self._marks[2])
+        return self._inside > 0
 
     def rest(self, looks_s: Floats) -> None:
         """Go on to a later instant without records: at these instants in between it is what it was."""
+        if not self._watched:
+            return
         here = np.array([self._marks[2], self._marks[2], math.nan, *self._spent])
         self.seen.append(np.tile(here, (looks_s.size, 1)))
 
@@ -96,32 +125,29 @@ class StageQueues:
         self._arrived.times[known:end], self._arrived.events[known:end] = sent.times, sent.events
         self._marks[0] = end
 
-    def _serve(self, until_s: float, looks_s: Floats, seen: FloatTable, rests: Rests | None = None) -> Tokens:
-        """Departures before ``until_s``; what was spent is written behind what is seen."""
+    def _serve(self, horizon: Horizon, seen: FloatTable, rests_s: FloatTable) -> Tokens:
+        """Departures before the horizon; what was spent is written behind what is seen."""
+        until_s, looks_s, instants_s, looked = horizon
         move_s = float(self._moves_s.min()) if self._moves else math.inf
         if move_s < until_s:
             first = int(np.searchsorted(looks_s, move_s, side="right"))
-            before = self._serve(move_s, looks_s[:first], seen[:first])
+            before = self._serve(Horizon.of(move_s, looks_s[:first]), seen[:first], ALWAYS)
             before = Tokens(before.times.copy(), before.events.copy())
             self._move(move_s)
-            after = self._serve(until_s, looks_s[first:], seen[first:])
+            after = self._serve(Horizon.of(until_s, looks_s[first:]), seen[first:], ALWAYS)
             return Tokens(np.concatenate([before.times, after.times]), np.concatenate([before.events, after.events]))
-        instants_s, rests_s = np.append(looks_s, until_s), _ALWAYS
-        looked: slice | Ints = slice(looks_s.size)
-        if rests is not None:
-            changes_s, by_period_s = rests
-            instants_s = np.sort(np.concatenate([instants_s, changes_s]))
-            rests_s = by_period_s[np.searchsorted(changes_s, instants_s)]
-            looked = np.searchsorted(instants_s, looks_s)
-        serving = np.flatnonzero(self._serves_until_s >= self._served_s).tolist()
+        serving = self._every
+        if self._partitioned:
+            serving = np.flatnonzero(self._serves_until_s >= self._served_s).tolist()
         self._served_s = until_s
         spent_s = np.zeros((len(serving), instants_s.size, 4))
         gone = [
             self._pools[slot].advance_in_turn(instants_s, own, rests_s)
             for slot, own in zip(serving, spent_s, strict=True)
         ]
-        seen[:, 3:] = spent_s[0, looked] if len(gone) == 1 else spent_s[:, looked].sum(axis=0)
-        self._spent = spent_s[:, -1].sum(axis=0)
+        if self._watched:
+            seen[:, 3:] = spent_s[0, looked] if len(gone) == 1 else spent_s[:, looked].sum(axis=0)
+            self._spent = spent_s[:, -1].sum(axis=0)
         return together(gone) if gone else Tokens(np.empty(0), np.empty(0, np.int32))
 
     def add(self, slot: int, kind: int, now_s: float) -> None:

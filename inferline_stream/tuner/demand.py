@@ -98,20 +98,20 @@ def demands(state: TunerState, seen: Observation) -> tuple[TunerState, dict[str,
     if record is not None and basis.levels is not None:
         state = _chosen(_recorded(state, record, seen, traffic, lead_s), basis.levels, seen, traffic, lead_s)
         if state.choice is not None and state.choice.multiple > traffic.multiple:
-            traffic = _by_odds(traffic, state.choice, lead_s)
+            traffic = _by_odds(traffic, state.choice)
     state = _degrading(state, seen)
     unmet = {name for name, since_s in state.degraded_since_s.items() if seen.time_s - since_s >= UNMET_S}
-    floors = (_floor(state, seen, lead_s), _scheduled(basis, seen, lead_s))
+    floors = [held for held in (_floor(state, seen, lead_s), _scheduled(basis, seen, lead_s)) if held[0]]
     found: dict[str, Demand] = {}
     for stage in basis.stages:
         demand = _demand(basis, stage, seen, traffic, degraded=stage.name in unmet)
-        profiled = {kind.hardware: kind.throughput for kind in stage.kinds}
-        slowed = min((demand.throughputs[hardware] / profiled[hardware] for hardware in profiled), default=1.0)
-        floor, why = max(((held.get(stage.name, 0.0), why) for held, why in floors), key=lambda each: each[0])
-        # The floor is a number of replicas, given as what they serve when they are as fast as profiled: that they are
-        # slower just now is no reason to hold more of them than were bought.
-        if demand.needed / slowed < floor:
-            demand = Demand(floor, profiled, Reason.INSURANCE, why, demand.stuck, demand.fallen)
+        for held, why in floors:
+            # The floor is a number of replicas, given as what they serve when they are as fast as profiled: that they
+            # are slower just now is no reason to hold more of them than were bought.
+            floor, profiled = held.get(stage.name, 0.0), stage.profiled
+            slowed = min((demand.throughputs[hardware] / profiled[hardware] for hardware in profiled), default=1.0)
+            if demand.needed / slowed < floor:
+                demand = Demand(floor, profiled, Reason.INSURANCE, why, demand.stuck, demand.fallen)
         found[stage.name] = _with_background(stage, seen, demand)
     return state, found
 
@@ -201,16 +201,9 @@ def _chosen(
     return replace(state, choice=choice, chosen_s=second)
 
 
-def _by_odds(traffic: TrafficMultiple, choice: LevelChoice, lead_s: float) -> TrafficMultiple:
-    back = f", {traffic.growth:.2f} of them come back at this time of the week" if traffic.growth else ""
-    detail = (
-        f"{choice.expected:.2f} times the planned traffic expected within {lead_s:.1f} s{back}; of moments like "
-        f"this one {choice.odds:.1%} were followed by more than {choice.multiple:.2f} times: one more replica costs "
-        f"more than the {choice.late:.2%} of events that are late by it, at ${choice.price:.2g} each, as "
-        f"{choice.share:.2%} of those to come in the SLO's window may be late"
-    )
+def _by_odds(traffic: TrafficMultiple, choice: LevelChoice) -> TrafficMultiple:
     reason = Reason.INSURANCE if choice.multiple > choice.expected else Reason.RATE_RISING
-    return replace(traffic, multiple=choice.multiple, reason=reason, detail=detail)
+    return replace(traffic, multiple=choice.multiple, reason=reason, detail=choice.words)
 
 
 def supplies(basis: Basis, multiple: float) -> Mapping[str, float]:
@@ -255,7 +248,7 @@ def traffic_of(basis: Basis, seen: Observation, lead_s: float, unit: float | Non
 
 
 def _lead_s(basis: Basis, seen: Observation) -> float:
-    longest_s = max((_start_up_s(kind, stage, seen) for stage in basis.stages for kind in stage.kinds), default=0.0)
+    longest_s = max([_start_up_s(kind, stage, seen) for stage in basis.stages for kind in stage.kinds], default=0.0)
     return basis.knobs.reaction_s + longest_s
 
 
@@ -282,7 +275,7 @@ def supply_for(basis: Basis, stage: StageBasis, multiple: float) -> float:
 
 def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: TrafficMultiple, *, degraded: bool) -> Demand:
     knobs, there = basis.knobs, seen.stages.get(stage.name)
-    throughputs = {kind.hardware: kind.throughput for kind in stage.kinds}
+    throughputs = stage.profiled
     reason, detail, multiple = traffic.reason, traffic.detail, traffic.multiple
     if there is None:
         return Demand(supply_for(basis, stage, multiple), throughputs, reason, detail, fallen=traffic.fallen)
@@ -297,7 +290,7 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
         measured = there.supply[kind.hardware].throughput if kind.hardware in there.supply else None
         if measured is None or abs(measured / kind.throughput - 1) <= knobs.shift:
             continue
-        throughputs[kind.hardware] = measured
+        throughputs = {**throughputs, kind.hardware: measured}
         if measured < kind.throughput:
             # Slow replicas matter where they are what limits: up to the utilization planned for, or to one half.
             load = basis.arrival_rate * stage.visit_ratio * multiple
@@ -305,7 +298,7 @@ def _demand(basis: Basis, stage: StageBasis, seen: Observation, traffic: Traffic
             if reason is not Reason.VISIT_RATIO_SHIFTED:
                 reason = Reason.THROUGHPUT_FELL
                 detail = f"{measured:.3g}/s per replica on {kind.hardware}, profiled at {kind.throughput:.3g}/s"
-    stuck = _stuck(there, knobs.stuck_s)
+    stuck = _stuck(there, knobs.stuck_s) if there.partition_idle_s else ()
     backlog = sum([lag for p, lag in enumerate(there.partition_lags) if p not in stuck])
     if backlog > basis.backlog_bound[stage.name]:
         arriving = seen.arrival_rate * (visits if visits is not None else stage.visit_ratio)

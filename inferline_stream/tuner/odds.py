@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inferline_stream.calculus.envelope import compiled_kernel
 from inferline_stream.estimator.kernels import Floats
@@ -81,11 +82,12 @@ class TrafficRecord:
             end = first + least
         lowest, highest = float(self.expected[first]), float(self.expected[end - 1])
         known = min(max(expected, lowest), highest)
-        return self.came[first:end] * (expected / known if known > 0 else 1.0)
+        return self.came[first:end] if known in (expected, 0.0) else self.came[first:end] * (expected / known)
 
     def with_pair(self, expected: float, came: float, now_s: float) -> TrafficRecord:
         """The record with what came now, without what came too long ago."""
-        kept = (self.since_s == -math.inf) | (self.since_s > now_s - LONGEST_S)
+        recent = (self.since_s == -math.inf) | (self.since_s > now_s - LONGEST_S)
+        kept: slice | NDArray[np.bool_] = slice(None) if recent.all() else recent
         at = int(np.searchsorted(self.expected[kept], expected, side="right"))
         said, follows = np.insert(self.expected[kept], at, expected), np.insert(self.came[kept], at, came)
         return replace(self, expected=said, came=follows, since_s=np.insert(self.since_s[kept], at, now_s))
@@ -168,6 +170,8 @@ class LevelChoice:
         late: share of the planned events that would be late by what comes beyond it.
         share: of the events to come that may be late.
         price: dollars of one late event.
+        lead_s: from asking for a replica to its working.
+        growth: how much more comes back at this time of the week.
     """
 
     multiple: float
@@ -176,6 +180,19 @@ class LevelChoice:
     late: float
     share: float
     price: float
+    lead_s: float
+    growth: float
+    words: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        back = f", {self.growth:.2f} of them come back at this time of the week" if self.growth else ""
+        words = (
+            f"{self.expected:.2f} times the planned traffic expected within {self.lead_s:.1f} s{back}; of moments like "
+            f"this one {self.odds:.1%} were followed by more than {self.multiple:.2f} times: one more replica costs "
+            f"more than the {self.late:.2%} of events that are late by it, at ${self.price:.2g} each, as "
+            f"{self.share:.2%} of those to come in the SLO's window may be late"
+        )
+        object.__setattr__(self, "words", words)
 
 
 def cheapest(
@@ -199,9 +216,10 @@ def cheapest(
     ascending = np.sort(came)
     largest = np.append(np.cumsum(ascending[::-1])[::-1], 0.0)
     first = np.searchsorted(ascending, levels.multiples, side="right")
-    beyond = np.maximum(largest[first] - (came.size - first) * levels.multiples, 0.0) / came.size
+    more = came.size - first
+    beyond = np.maximum(largest[first] - more * levels.multiples, 0.0) / came.size
     total = levels.cost_per_hour + 3600 * price * record.rate * beyond
     best = int(np.argmin(total))
     carried = float(levels.multiples[best])
     late = float(beyond[best]) * record.rate / levels.rate
-    return LevelChoice(carried, expected + growth, float(np.mean(came > carried)), late, share, price)
+    return LevelChoice(carried, expected + growth, int(more[best]) / came.size, late, share, price, lead_s, growth)

@@ -85,12 +85,15 @@ class StageBasis:
     """Σ k⁰·µ, events per second that the planned replicas give."""
     mixture: Mapping[str, int] = field(init=False)
     """Planned replicas by hardware kind; one of each where none is planned."""
+    profiled: Mapping[str, float] = field(init=False)
+    """µ by hardware kind."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "planned", sum(kind.planned for kind in self.kinds))
         object.__setattr__(self, "supply", sum(kind.planned * kind.throughput for kind in self.kinds))
         mixture = {kind.hardware: kind.planned if self.planned else 1 for kind in self.kinds}
         object.__setattr__(self, "mixture", mixture)
+        object.__setattr__(self, "profiled", {kind.hardware: kind.throughput for kind in self.kinds})
 
     def replicas_for(self, supply: float) -> int:
         """Replicas of the plan's mixture that give so many events per second."""

@@ -127,8 +127,9 @@ def _raised(
     stock = {**state.basis.stock, **seen.stock}
     stock |= {kind: min(count, stock.get(kind, count)) for kind, count in spot.stock.items()}
     left = {hardware: count - _held(spot.held, hardware) for hardware, count in stock.items()}
-    awake = replace(spot, held={name: held for name, held in spot.held.items() if name not in resting})
-    dealt = _dealt(state, seen, needed, left, awake) if left else {}
+    awake = {name: held for name, held in spot.held.items() if name not in resting} if left else {}
+    dealt = _dealt(state, seen, needed, left, awake)
+    sleeping = state.sleeping
     for stage in state.basis.stages:
         demand, limits = needed[stage.name], seen.limits.get(stage.name, _NO_LIMITS)
         before = spot.held[stage.name]
@@ -136,7 +137,7 @@ def _raised(
             wanted[stage.name] = none = dict.fromkeys(before, 0)
             left = _less(left, before, none)
             continue
-        least = _ANY if stage.name in state.sleeping else 0.0  # one that wakes gets a replica, whatever comes
+        least = _ANY if stage.name in sleeping else 0.0  # one that wakes gets a replica, whatever comes
         supply_needed, most = max(demand.needed, least), limits.maximum
         bounded = stage.name in dealt and (most is None or dealt[stage.name] < most)
         bound = max(dealt[stage.name], 1) if bounded else most
@@ -162,7 +163,7 @@ def _raised(
 
 
 def _dealt(
-    state: TunerState, seen: Observation, needed: Mapping[str, Demand], stock: Mapping[str, int], awake: SpotSupply
+    state: TunerState, seen: Observation, needed: Mapping[str, Demand], stock: Mapping[str, int], awake: Replicas
 ) -> Mapping[str, int]:
     """Return the replicas that each stage gets where there are not enough for all; nothing where there are.
 
@@ -176,8 +177,8 @@ def _dealt(
         stock: replicas by kind that can still be added.
         awake: what the stages hold that get any.
     """
-    stages = {stage.name: stage for stage in state.basis.stages if stage.name in awake.held}
-    now, left = {name: dict(awake.held[name]) for name in stages}, dict(stock)
+    stages = {stage.name: stage for stage in state.basis.stages if stage.name in awake}
+    now, left = {name: dict(awake[name]) for name in stages}, dict(stock)
     open_, short = set(stages), False
 
     def part(name: str) -> float:

@@ -80,10 +80,10 @@ def fewer(
     enough = _enough(stage, throughputs, needed)
     while sum(now.values()) > minimum:
         kind = _first_to_go(stage, now, throughputs)
-        after = {**now, kind: now[kind] - 1}
-        if supply(after, throughputs) < enough:
+        now[kind] -= 1
+        if supply(now, throughputs) < enough:
+            now[kind] += 1
             break
-        now = after
     return now
 
 
@@ -122,6 +122,8 @@ def _enough(stage: StageBasis, throughputs: Mapping[str, float], needed: float) 
 
     So the tables of staffing are counted: their figures are numbers of replicas of the mean.
     """
+    if len(stage.kinds) == 1:
+        return needed * (1 - _ROUNDING)
     planned = {kind: count for kind, count in stage.mixture.items() if count and throughputs[kind] > 0}
     if len(planned) > 1:
         mean = supply(planned, throughputs) / sum(planned.values())
@@ -132,4 +134,6 @@ def _enough(stage: StageBasis, throughputs: Mapping[str, float], needed: float) 
 def _first_to_go(stage: StageBasis, held: Mapping[str, int], throughputs: Mapping[str, float]) -> str:
     """The kind that goes first: one that does nothing just now, else by the plan's mixture."""
     kinds = [kind for kind, count in held.items() if count]
+    if len(kinds) == 1:
+        return kinds[0]
     return leaving(stage.mixture, held, [kind for kind in kinds if not throughputs[kind]] or kinds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,38 +48,48 @@ class Traffic:
     """
 
     def __init__(self, windows_s: Sequence[float], kernel: EnvelopeKernel | None = None) -> None:
-        by_span = {
-            PEAK_SPAN_S: [window_s for window_s in windows_s if window_s <= PEAK_SPAN_S],
-            LONGEST_WINDOW_S: [window_s for window_s in windows_s if window_s > PEAK_SPAN_S],
-        }
-        self._envelopes = [TrafficEnvelope(windows, span_s, kernel) for span_s, windows in by_span.items() if windows]
-        self._peak = TrafficEnvelope((RATE_WINDOW_S,), PEAK_SPAN_S, kernel)
+        short = [window_s for window_s in windows_s if window_s <= PEAK_SPAN_S]
+        self._short = TrafficEnvelope((*short, RATE_WINDOW_S), PEAK_SPAN_S, kernel)
+        long = [window_s for window_s in windows_s if window_s > PEAK_SPAN_S]
+        self._long = TrafficEnvelope(long, LONGEST_WINDOW_S, kernel) if long else None
+        self._counted_s, self._counted = math.nan, [0]
 
     def use(self, kernel: EnvelopeKernel) -> None:
         """Go on with another kernel; nothing is lost."""
-        for envelope in (*self._envelopes, self._peak):
-            envelope.use(kernel)
+        for envelope in (self._short, self._long):
+            if envelope is not None:
+                envelope.use(kernel)
 
     def add(self, times_s: Times) -> None:
         """Take in arrivals, ascending within the call, on the clock of the observation; late ones count."""
-        for envelope in (*self._envelopes, self._peak):
-            envelope.add(times_s)
+        self._counted_s = math.nan
+        self._short.add(times_s)
+        if self._long is not None:
+            self._long.add(times_s)
 
     def envelope(self, now_s: float) -> tuple[int, ...]:
         """Most arrivals in any window, by window."""
-        return tuple(count for envelope in self._envelopes for count in envelope.counts(now_s).tolist())
+        long = [] if self._long is None else self._long.counts(now_s).tolist()
+        return (*self._counts(now_s)[:-1], *long)
 
     def arrival_rate(self, now_s: float) -> float:
         """Arrivals per second over the last 5 s."""
-        return self._peak.count_since(now_s - RATE_WINDOW_S) / RATE_WINDOW_S
+        return self._short.count_since(now_s - RATE_WINDOW_S) / RATE_WINDOW_S
 
     def peak_rate(self, now_s: float) -> float:
         """Largest rate of any window of 5 s within the last 30 s."""
-        return float(self._peak.counts(now_s)[0]) / RATE_WINDOW_S
+        return self._counts(now_s)[-1] / RATE_WINDOW_S
 
     def recent(self, now_s: float) -> tuple[int, ...]:
         """Arrivals in each of the last 30 seconds up to now, oldest first."""
-        return tuple(np.diff(self._peak.ranks(now_s + _SECONDS_BACK)).tolist())
+        ranks = self._short.ranks(now_s + _SECONDS_BACK).tolist()
+        return tuple(map(operator.sub, ranks[1:], ranks))
+
+    def _counts(self, now_s: float) -> list[int]:
+        """Of the windows up to `PEAK_SPAN_S`, and of that of the rates."""
+        if now_s != self._counted_s:
+            self._counted_s, self._counted = now_s, self._short.counts(now_s).tolist()
+        return self._counted
 
 
 _SECONDS_BACK = np.arange(-PEAK_SPAN_S, 1.0)

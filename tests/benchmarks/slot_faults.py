@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.mutants import copied
+from tests.benchmarks.mutants import ROOT
 
 Figures = dict[str, float | int | str | None]
 
@@ -303,6 +304,14 @@ def found(fault: Fault | None, copy: Path, examples: int, limit_s: float | None 
         if path is not None:
             path.write_text(source)
     return ""
+
+
+def copied(into: Path) -> Path:
+    """A copy of what is tested and of its tests."""
+    for name in ("inferline_stream", "tests", "topologies"):
+        shutil.copytree(ROOT / name, into / name)
+    shutil.copy(ROOT / "pyproject.toml", into)
+    return into
 
 
 def measure(quick: bool) -> Figures:
