@@ -115,7 +115,11 @@ def judge(report: RunReport, objective: float | None, logs: Path) -> None:
 def _lost(report: RunReport) -> str:
     """What was lost, in words; empty if nothing was."""
     if report.lost:
-        return f"{report.lost} events were lost: they have neither a result nor a reason why there is none"
+        lost = f"{report.lost} events were lost: they have neither a result nor a reason why there is none"
+        left = ", ".join(f"{count} in group {group}" for group, count in report.lag.items() if count)
+        if left:
+            lost += f". Kafka still has records that were not finished ({left}): the next run goes on with them"
+        return lost
     if report.unaccounted:
         return (
             f"{report.unaccounted} events were lost before the last {report.verified}, which are all accounted for: so "

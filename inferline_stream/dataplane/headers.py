@@ -104,7 +104,10 @@ class ReadHeaders(NamedTuple):
     fallback: bytes = b""
 
 
-def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeaders:
+_NO_HEADERS = ReadHeaders(None, None, None, None, (), 0, 0, [])
+
+
+def read_headers(headers: Sequence[Header], *, entry: bool = False) -> ReadHeaders:
     """Take headers apart, whatever bytes they hold: what is not well-formed counts as missing.
 
     Args:
@@ -112,6 +115,8 @@ def read_headers(headers: Iterable[Header], *, entry: bool = False) -> ReadHeade
         entry: at a pipeline's entry anyone may have written them. Only an event id and a replay count are believed
             there, and with such a count the entry time: a dead letter that is sent again to the source needs them.
     """
+    if not headers:  # usual where the pipeline begins
+        return _NO_HEADERS
     event_id = entry_us = version = parent = None
     skipped: tuple[str, ...] = ()
     dead = replay = moved = 0

@@ -161,7 +161,7 @@ class TopicFollower:
         elif added:
             self._reader.hold(await self._reader.beginnings(added))
 
-    async def read(self, wait_s: float = 1.0, most: int = RECORDS_AT_ONCE) -> list[Record]:
+    async def read(self, wait_s: float = 1.0, most: int = 4 * RECORDS_AT_ONCE) -> list[Record]:
         """Records that came since the last call, waiting up to ``wait_s`` for the first; maybe none.
 
         Raises:

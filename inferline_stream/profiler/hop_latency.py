@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from inferline_stream.dataplane.dispatcher.pace import Pace
+from inferline_stream.dataplane.dispatcher.result_delivery import Pace
 from inferline_stream.dataplane.headers import read_headers
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics, delete_topics

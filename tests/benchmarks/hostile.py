@@ -8,9 +8,9 @@ write there after them must count all the same.
 
 `good_lost`: good events that are not in the sink topic. `processes_ended`: dispatchers, replicas, the supervisor and
 control loops that did not live through it. `memory_growth_mb`: what one of them, replicas excepted, has more in the
-end than before the first hostile record; `memory_peak_mb`: the most that it had more at any moment, which a batch that
-is small as long as nobody decompresses it would show in. `control_records_blocked`: valid records after
-hostile ones that were not honoured, of `control_records`.
+end than before the first hostile record, of the controller and the supervisor also by themselves; `memory_peak_mb`:
+the most that it had more at any moment, which a batch that is small as long as nobody decompresses it would show in.
+`control_records_blocked`: valid records after hostile ones that were not honoured, of `control_records`.
 """
 
 from __future__ import annotations
@@ -140,12 +140,12 @@ async def attacked(
         with contextlib.suppress(asyncio.CancelledError):
             await counting
         await producer.end()
-    known = after.keys() & memory.keys()
+    grown = {name: after[name].now_mb - memory[name].now_mb for name in after.keys() & memory.keys()}
     return {
         "records": sent.hostile,
         "good_lost": sent.good - len(arrived),
         "processes_ended": len(ended),
-        "memory_growth_mb": max(after[name].now_mb - memory[name].now_mb for name in known),
+        "memory_growth_mb": max(grown.values()),
         "control_records_blocked": control.blocked,
         "good": sent.good,
         "good_repeated": arrived.total() - len(arrived),
@@ -153,7 +153,9 @@ async def attacked(
         "refused_by_kafka": sent.refused,
         "unaccounted": report.lost,
         "control_failures": under_way.controller.loop.failures,
-        "memory_peak_mb": max(after[name].peak_mb - memory[name].peak_mb for name in known),
+        "memory_peak_mb": max(after[name].peak_mb - memory[name].peak_mb for name in grown),
+        "memory_growth_controller_mb": grown.get(CONTROLLER, 0.0),
+        "memory_growth_supervisor_mb": grown.get(SUPERVISOR, 0.0),
     }
 
 

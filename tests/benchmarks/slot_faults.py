@@ -189,6 +189,18 @@ FAULTS = (
         "if self._slot.now_s < 0:",
     ),
     Fault(
+        "a lapse that was noticed does not stop it",
+        "slot.py",
+        "            events.LeaseLost: lambda _: self._session.delivery.lapse(),",
+        "            events.LeaseLost: lambda _: None,",
+    ),
+    Fault(
+        "a transaction that was open in a lapse is not committed",
+        "result_delivery.py",
+        "        if self._acknowledged and self._committing is None:\n            self._begin_commit(self._due())\n",
+        "",
+    ),
+    Fault(
         "a commit that was acknowledged is not noted",
         "result_delivery.py",
         "            self._partitions[number].was_committed(entry)",
@@ -202,7 +214,7 @@ FAULTS = (
     ),
     Fault(
         "the committed offset is one too high",
-        "partition_commits.py",
+        "completion.py",
         "self._entry = committed.offset, encode",
         "self._entry = committed.offset + 1, encode",
     ),
@@ -229,6 +241,30 @@ FAULTS = (
         "session.py",
         "            elif topic.replaces(found.topic_id):",
         "            elif topic.replaces(found.topic_id) and found.offset < 0:",
+    ),
+    Fault(
+        "hopeless events go before those that can be on time",
+        "queue.py",
+        "                if self.hurries or self._mixed >= HOPELESS_EVERY:",
+        "                if True:",
+    ),
+    Fault(
+        "hopeless events wait for ever",
+        "queue.py",
+        "                if self.hurries or self._mixed >= HOPELESS_EVERY:",
+        "                if self.hurries:",
+    ),
+    Fault(
+        "events of a halted partition are served",
+        "session.py",
+        "        queue = self._queue_of(partition.number)\n        queue.drop(partition.number)\n",
+        "        queue = self._queue_of(partition.number)\n",
+    ),
+    Fault(
+        "a halted partition is committed",
+        "completion.py",
+        "        if self.halted:\n            return None\n        entry = self.entry()",
+        "        entry = self.entry()",
     ),
     Fault(
         "it reads a clock of its own",

@@ -81,7 +81,7 @@ class LineProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
-    async def hear(self, timeout_s: float) -> bytes:
+    async def hear(self, timeout_s: float | None) -> bytes:
         """Its next line, without the line break; empty once it has ended."""
         assert self._process.stdout is not None
         async with asyncio.timeout(timeout_s):
@@ -92,11 +92,20 @@ class LineProcess:
         if (heard := await self.hear(timeout_s)) != expected:
             raise RuntimeError(f"process {self.pid} said {heard.decode()!r} instead of {expected.decode()!r}")
 
-    async def ask(self, timeout_s: float = 30.0) -> bytes:
-        """Its answer to an empty line."""
+    def nudge(self) -> None:
+        """Send an empty line."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
+
+    async def ask(self, timeout_s: float) -> bytes:
+        """Its answer to an empty line."""
+        self.nudge()
         return await self.hear(timeout_s)
+
+    async def ends(self, timeout_s: float | None) -> int:
+        """Wait until it has ended by itself; returns its exit code."""
+        async with asyncio.timeout(timeout_s):
+            return await self._process.wait()
 
     async def end(self, timeout_s: float = 60.0) -> int:
         """SIGTERM, then SIGKILL where that does not help; returns its exit code."""
@@ -109,6 +118,58 @@ class LineProcess:
             logger.warning("process %d does not end by itself", self.pid)
             self.signal(signal.SIGKILL)
             return await self._process.wait()
+
+
+class Controller:
+    """A controller's process, and what it has said so far: whether it leads shows only there."""
+
+    def __init__(self, line: LineProcess) -> None:
+        self.line = line
+        self.said: set[bytes] = set()
+        self._answers: asyncio.Queue[bytes] = asyncio.Queue()
+        self._heard = asyncio.Event()
+        self._hearing = asyncio.create_task(self._hear())
+
+    @classmethod
+    async def start(cls, controlled: Controlled) -> Controller:
+        """Start one beside those that are there."""
+        line = await LineProcess.start("tests.support.controller_process", line=msgspec.json.encode(controlled))
+        started = cls(line)
+        await started.says(b"started", 60.0)
+        return started
+
+    @property
+    def leads(self) -> bool:
+        """Whether it leads, as far as it knows; one that was deposed ends."""
+        return b"leads" in self.said and not self.line.ended
+
+    async def says(self, word: bytes, timeout_s: float) -> None:
+        """Wait until it has said this."""
+        async with asyncio.timeout(timeout_s):
+            while word not in self.said:
+                if self.line.ended:
+                    raise RuntimeError(f"controller {self.line.pid} has ended before it said {word.decode()!r}")
+                self._heard.clear()
+                await self._heard.wait()
+
+    async def condition(self) -> Condition:
+        """How it sees the pipeline."""
+        while not self._answers.empty():  # of a question that nobody waited for
+            self._answers.get_nowait()
+        self.line.nudge()
+        async with asyncio.timeout(30.0):
+            return msgspec.json.decode(await self._answers.get(), type=Condition)
+
+    async def _hear(self) -> None:
+        while heard := await self.line.hear(None):
+            if heard.startswith(b"{"):
+                self._answers.put_nowait(heard)
+            else:
+                self.said.add(heard)
+            self._heard.set()
+        await self.line.ends(None)
+        self._heard.set()
+        self._answers.put_nowait(b"")  # who asked waits in vain
 
 
 @dataclass(slots=True)
@@ -133,8 +194,8 @@ class Scene:
     context: PipelineContext
     since: LedgerBegin
     partitions: dict[str, int]
-    leader: LineProcess
-    standby: LineProcess
+    controllers: list[Controller]
+    """One leads and one stands by, unless a fault has ended them."""
     sink: LineProcess
     file: Path
     rng: random.Random
@@ -146,9 +207,22 @@ class Scene:
     notes: list[str] = field(default_factory=list)
     """What went otherwise than it should."""
 
+    @property
+    def leader(self) -> Controller:
+        """The controller that leads: of several that believe it the newest, which has deposed the others."""
+        found = [each for each in self.controllers if each.leads]
+        if not found:
+            raise RuntimeError("no controller leads")
+        return found[-1]
+
     async def condition(self) -> Condition:
-        """How the leading controller sees it."""
-        return msgspec.json.decode(await self.leader.ask(), type=Condition)
+        """How the leading controller sees it; one that was deposed meanwhile ends without an answer."""
+        async with asyncio.timeout(CALM_S):
+            while True:
+                try:
+                    return await self.leader.condition()
+                except (msgspec.DecodeError, RuntimeError):
+                    await asyncio.sleep(0.1)
 
     async def victim(self, stage: str | None = None) -> int:
         """Return the process of some replica."""
@@ -159,14 +233,31 @@ class Scene:
         """Return the process of some dispatcher."""
         return self.rng.choice([pid for _, _, pid in (await self.condition()).dispatchers])
 
-    async def take_over(self) -> float:
-        """Wait until the standby leads and has its replicas; start another standby. Returns since when it leads."""
-        self.leader = self.standby
-        await self.leader.says(b"leads", CALM_S)
+    async def take_over(self, deposed: Controller) -> float:
+        """Wait until another controller leads, and has its replicas; have a standby. Returns since when it leads."""
+
+        async def leads() -> bool:
+            return any(each.leads for each in self.controllers if each is not deposed)
+
+        if not await until(leads, CALM_S, 0.01):
+            raise RuntimeError(f"nobody leads in place of controller {deposed.line.pid}")
         leads_s = time.time()
-        await self.leader.says(b"ready", CALM_S)
-        self.standby = await _controller(self.controlled)
+        await self.staffed()
         return leads_s
+
+    async def staffed(self) -> None:
+        """See to it that a controller leads and has its replicas, and that another one stands by."""
+        self.controllers = [each for each in self.controllers if not each.line.ended]
+
+        async def leads() -> bool:
+            if not any(not each.line.ended for each in self.controllers):  # both, where they have met
+                self.controllers.append(await Controller.start(self.controlled))
+            return any(each.leads for each in self.controllers)
+
+        await until(leads, CALM_S, 0.1)
+        await self.leader.says(b"ready", CALM_S)
+        if all(each.leads or each.line.ended for each in self.controllers):
+            self.controllers.append(await Controller.start(self.controlled))
 
     async def calm(self) -> bool:
         """Wait until every replica is back and nothing lags behind; whether that came to be."""
@@ -178,13 +269,16 @@ class Scene:
         await asyncio.sleep(0.6)  # a controller's picture is made twice a second
         return await until(recovered, CALM_S, 0.2)
 
-    async def strike(self, kind: str) -> tuple[float, float]:
-        """Strike and wait for calm; returns when the fault began and ended, seconds since the epoch."""
-        if self.standby.ended:  # it may have been starting while Kafka was away
-            self.standby = await _controller(self.controlled)
+    async def strike(self, kind: str, times: int = 1) -> tuple[float, float]:
+        """Strike so many times in a row and wait for calm; return when it began and ended, seconds since the epoch."""
+        try:
+            await self.staffed()  # one may have been starting while Kafka was away
+        except (TimeoutError, RuntimeError) as error:
+            self.notes.append(f"before {kind}: {error!r}")
         began_s = time.time()
         try:
-            ended_s = await FAULTS[kind](self)
+            for _ in range(times):
+                ended_s = await FAULTS[kind](self)
             if not await self.calm():
                 self.notes.append(f"{kind}: not calm within {CALM_S:g} s")
         except (TimeoutError, RuntimeError, ProcessLookupError, IndexError, msgspec.DecodeError) as error:
@@ -197,15 +291,10 @@ class Scene:
         return began_s, ended_s
 
     async def _undo(self) -> None:
-        """A round has misbehaved: whatever is still frozen goes on, and somebody leads."""
+        """A round has misbehaved: whatever is still frozen goes on."""
         self.kafka.resume()
-        for controller in (self.leader, self.standby):
-            controller.signal(signal.SIGCONT)
-        if not self.leader.ended:
-            return
-        if self.standby.ended:
-            self.standby = await _controller(self.controlled)
-        await self.take_over()
+        for controller in self.controllers:
+            controller.line.signal(signal.SIGCONT)
 
     async def drained(self, offsets: Offsets) -> bool:
         """Wait until no stage has anything left to do, or nothing moves any more."""
@@ -262,8 +351,8 @@ async def scene(
     context = PipelineContext(run.pipeline, KafkaCluster(run.bootstrap_servers), run.settings, run.records)
     shape = context.shape
     async with contextlib.AsyncExitStack() as stack:
-        leader = await _controller(controlled)
-        stack.push_async_callback(leader.end, 5.0)
+        leader = await Controller.start(controlled)
+        stack.push_async_callback(leader.line.end, 5.0)
         await leader.says(b"leads", run.settings.start_timeout_s)
         await leader.says(b"ready", run.settings.start_timeout_s)
         async with Offsets(run.bootstrap_servers) as offsets:
@@ -271,21 +360,16 @@ async def scene(
             since = await ledger_begin(offsets, context)
         file = Path(controlled.folder) / "out.jsonl"
         struck = Scene(
-            kafka, controlled, context, since, partitions, leader, await _controller(controlled),
+            kafka, controlled, context, since, partitions, [leader, await Controller.start(controlled)],
             await _sink(context, file), file,
             random.Random(seed), long_s, branch, poison,
         )  # fmt: skip
         try:
             yield struck
         finally:
-            for process in (struck.standby, struck.leader, struck.sink):
-                await process.end(30.0)
-
-
-async def _controller(controlled: Controlled) -> LineProcess:
-    process = await LineProcess.start("tests.support.controller_process", line=msgspec.json.encode(controlled))
-    await process.says(b"started", 60.0)
-    return process
+            for each in sorted(struck.controllers, key=lambda each: each.leads):  # nobody takes over
+                await each.line.end(30.0)
+            await struck.sink.end(30.0)
 
 
 async def _sink(context: PipelineContext, file: Path) -> LineProcess:
@@ -339,19 +423,20 @@ async def kill_supervisor(scene: Scene) -> float:
 
 async def kill_controller(scene: Scene) -> float:
     """SIGKILL of the leading controller; dispatchers and replicas live on. Ends once another leads."""
-    scene.leader.signal(signal.SIGKILL)
-    return await scene.take_over()
+    killed = scene.leader
+    killed.line.signal(signal.SIGKILL)
+    return await scene.take_over(killed)
 
 
 async def freeze_controller(scene: Scene) -> float:
     """The leading controller stands still; another takes over; the first wakes and finds itself deposed."""
     frozen = scene.leader
-    frozen.signal(signal.SIGSTOP)
+    frozen.line.signal(signal.SIGSTOP)
     try:
-        ended_s = await scene.take_over()
+        ended_s = await scene.take_over(frozen)
     finally:
-        frozen.signal(signal.SIGCONT)
-    if not await frozen.end():
+        frozen.line.signal(signal.SIGCONT)
+    if not await frozen.line.ends(CALM_S):  # not asked to: one that still led would drain the pipeline
         raise RuntimeError("a controller that was deposed left as if nothing had happened")
     return ended_s
 

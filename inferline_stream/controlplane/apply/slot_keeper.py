@@ -45,6 +45,12 @@ _DEAF_S = 1.5
 DEAF_AT_MOST_S = 15.0
 """Longest that the silence of all of them counts as our own deafness."""
 
+MOST_PATIENT = 16.0
+"""Of the silence that counts as death, what does at most for a slot whose dispatchers fell silent one after another."""
+
+CALM_S = 60.0
+"""After so long without another silence, the next one is the first again: there was progress meanwhile."""
+
 
 @dataclass(slots=True)
 class Silence:
@@ -53,6 +59,9 @@ class Silence:
     A report cannot arrive while Kafka is away or while this process is stopped. The clock that measures silence
     therefore advances only in steps in which Kafka answered us, never by more than half a second at once, and for a
     while not at all when all of several dispatchers are silent. That errs on the late side, which is safe.
+
+    Where a host leaves its dispatchers hardly any CPU time, the next one is as silent as the one before, and has to
+    read everything again. So a slot whose dispatcher falls silent soon after the last one did has twice the time.
 
     Args:
         dead_after_s: silence after which a dispatcher serves no more, longer than its lease.
@@ -64,6 +73,10 @@ class Silence:
     _time_s: float | None = None
     _heard_s: dict[str, float] = field(default_factory=dict)
     _anybody_s: float | None = None
+    _patience_s: dict[str, float] = field(default_factory=dict)
+    """By slot, the silence that its next dispatcher may fall into."""
+    _calm_since_s: dict[str, float] = field(default_factory=dict)
+    """When the dispatcher was first heard after that."""
 
     def advance(self, time_s: float, *, answered: bool) -> None:
         """Let time pass up to ``time_s``; ``answered``: Kafka has answered since the last call."""
@@ -79,6 +92,7 @@ class Silence:
         self._heard_s[dispatcher] = self.clock_s
         self._anybody_s = None
         self.silent.discard(dispatcher)
+        self._calm_since_s.setdefault(_slot_of(dispatcher), self.clock_s)
 
     def expect(self, dispatchers: Iterable[str]) -> None:
         """These may serve; the silence of one that was never heard counts from now on."""
@@ -90,11 +104,28 @@ class Silence:
         self._heard_s.pop(dispatcher, None)
         self.silent.discard(dispatcher)
 
-    def fell_silent(self) -> set[str]:
-        """Return the dispatchers that have become silent since the last call."""
-        new = {d for d, at in self._heard_s.items() if self.clock_s - at > self.dead_after_s} - self.silent
-        self.silent |= new
+    def patience_s(self, dispatcher: str) -> float:
+        """Return the silence after which a dispatcher counts as dead."""
+        slot = _slot_of(dispatcher)
+        patience_s = self._patience_s.get(slot, self.dead_after_s)
+        calm_s = self.clock_s - self._calm_since_s.get(slot, self.clock_s)
+        return patience_s if calm_s < CALM_S else self.dead_after_s
+
+    def fell_silent(self) -> dict[str, float]:
+        """Return the dispatchers that have become silent since the last call, and for how long each was."""
+        limits_s = {d: self.patience_s(d) for d in self._heard_s.keys() - self.silent}
+        new = {d: limit_s for d, limit_s in limits_s.items() if self.clock_s - self._heard_s[d] > limit_s}
+        for dispatcher, limit_s in new.items():
+            slot = _slot_of(dispatcher)
+            self._patience_s[slot] = min(2.0 * limit_s, MOST_PATIENT * self.dead_after_s)
+            self._calm_since_s.pop(slot, None)
+        self.silent |= new.keys()
         return new
+
+
+def _slot_of(dispatcher: str) -> str:
+    """Return what the names of all dispatchers of a slot begin with; see `slots.step`."""
+    return dispatcher.rpartition("-")[0]
 
 
 @dataclass(slots=True)
@@ -216,14 +247,12 @@ class SlotKeeper:
         await self._dispatch(orders)
 
     async def _replace_silent(self, ours: Collection[str]) -> None:
-        for dispatcher in sorted(self.silence.fell_silent()):
+        for dispatcher, silent_s in sorted(self.silence.fell_silent().items()):
             if dispatcher in ours:
-                logger.warning("dispatcher %s was silent for %g s: replaced", dispatcher, self.silence.dead_after_s)
+                logger.warning("dispatcher %s was silent for %g s: replaced", dispatcher, silent_s)
                 await self.actuator.replace_dispatcher(dispatcher)
             elif dispatcher in self.table.holders:
-                logger.warning(
-                    "dispatcher %s was silent for %g s: its slot moves", dispatcher, self.silence.dead_after_s
-                )
+                logger.warning("dispatcher %s was silent for %g s: its slot moves", dispatcher, silent_s)
                 self._unclean.add(dispatcher)
 
     async def _fence(self, wanted: Mapping[str, StageSlots], ours: Collection[str]) -> None:

@@ -13,29 +13,23 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
-import msgspec
-
 from inferline_stream.dataplane.dispatcher import slot_events as on
 from inferline_stream.dataplane.dispatcher.class_readers import ClassReaders
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.lease import Lease, LeaseExpired, Reporter, boot_clock_s
-from inferline_stream.dataplane.dispatcher.pace import Pace
 from inferline_stream.dataplane.dispatcher.pool import MIN_DEADLINE_S, SERVER_DEADLINE_FACTOR, Pool
 from inferline_stream.dataplane.dispatcher.replica_connection import ReplicaConnection
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
+from inferline_stream.dataplane.dispatcher.result_delivery import Pace
 from inferline_stream.dataplane.dispatcher.slot import Slot
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.supervisor_channel import SupervisorChannel
+from inferline_stream.dataplane.dispatcher.tenure import Tenure
 from inferline_stream.dataplane.dispatcher.tracing import batch_spans
 from inferline_stream.dataplane.frames import ToDispatcher
 from inferline_stream.dataplane.process_specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
 from inferline_stream.dataplane.slot_grants import (
-    LEADER_KEY,
-    Grant,
-    LeaderHeartbeat,
-    decode_control,
-    grant_key,
     partitions_of,
 )
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
@@ -60,6 +54,10 @@ FULL_WAIT_S = 0.01
 
 BACKGROUND_WAIT_S = 0.05
 """The same where background events have enough waiting."""
+
+REPORT_FIRST_S = 0.01
+"""How often it is looked whether a report was acknowledged, where two are overdue: a host that leaves a dispatcher
+hardly any CPU time leaves it for reports first, and then for records."""
 
 
 class Dispatcher:
@@ -119,11 +117,8 @@ class Dispatcher:
         self._requests: set[asyncio.Task[None]] = set()
         self._connections: dict[str, ReplicaConnection] = {}
         self._timer: asyncio.Handle | None = None
-        self._grant_key = grant_key(routes.stage, spec.slot).encode()
-        self._grant: Grant | None = None
-        self._grant_changed = asyncio.Event()
-        self._leaving = ""
-        self._has_served = False
+        transactional = self._sender.transactional
+        self._tenure = Tenure(spec, self._readers.live, self._lease, report, self._feed, transactional=transactional)
         self._partitions: dict[str, int] = {}
         self._partitions_read: list[int] = []
         """That the stage's topic of each class had when the session took its own of them."""
@@ -140,16 +135,13 @@ class Dispatcher:
             on.Commit: lambda action: self._request(self._commit(action)),
             on.LookUp: lambda action: self._request(self._look_up(action)),
             on.LookAgain: lambda action: self._request(self._look_again(action)),
-            on.LeaseLost: lambda _: self._end_of_session(LeaseExpired()),
+            on.LeaseLost: lambda _: self._lease_lost(),
             on.Drained: lambda _: self._end_of_session(None),
         }
 
     def leave(self, why: str) -> None:
         """Drain and exit."""
-        if not self._leaving:
-            logger.info("dispatcher %s leaves: %s", self._spec.dispatcher, why)
-            self._leaving = why
-            self._grant_changed.set()
+        self._tenure.leave(why)
 
     async def run(self) -> int:
         """Serve until another one is to, and return the exit code.
@@ -183,7 +175,7 @@ class Dispatcher:
             logger.exception("dispatcher %s", self._spec.dispatcher)
             return await self._failed(EXIT_FAILED, f"{type(error).__name__}: {error}")
         else:
-            await self._say("gone", self._leaving)
+            await self._say("gone", self._tenure.leaving)
             return 0
         finally:
             reporting.cancel()
@@ -328,16 +320,26 @@ class Dispatcher:
             full = [number for number in slot.full() if class_of(number) == class_number]
             fetched = await self._readers.fetch(class_number, full, full_wait_s if full else FETCH_WAIT_S)
             for record in fetched.control:
-                self._follow(record.key, record.value)
+                if self._tenure.follow(record):
+                    self._reporter.touch()
             marked = {number: self._marked(number, records) for number, records in fetched.records.items()}
             self._feed(on.RecordsRead(marked, fetched.positions, fetched.lost, time.time()))
             self._batch_watch.done(class_number)
-            if self._grant is None and self._readers.live.caught_up():
-                self._grant_changed.set()
+            if self._tenure.grant is None and self._readers.live.caught_up():
+                self._tenure.changed.set()
             if fetched.records:
-                count = sum(map(len, fetched.records.values()))
-                if wait_s := pace.wait_s(count, time.monotonic()):
-                    await asyncio.sleep(wait_s)
+                # Also without a wait: what aiokafka has fetched it gives without a turn of the event loop.
+                await asyncio.sleep(pace.wait_s(sum(map(len, fetched.records.values())), time.monotonic()))
+                await self._reports_first()
+
+    async def _reports_first(self) -> None:
+        """Wait for the acknowledgement of one report, if two are overdue."""
+        lease, until_s = self._lease, self._lease.until_s
+        least_s = self._settings.lease_s - 2 * self._settings.heartbeat_s
+        while (  # noqa: ASYNC110  the lease waits for time, too
+            self._report.phase == "serving" and lease.left_s < least_s and lease.until_s == until_s
+        ):
+            await asyncio.sleep(REPORT_FIRST_S)
 
     def _marked(self, partition: int, records: Iterable[Record]) -> Iterator[Record]:
         """Yield records; while one is taken in, its batch is marked."""
@@ -348,67 +350,18 @@ class Dispatcher:
             yield record
         self._batch_watch.rests()
 
-    def _follow(self, key: bytes | None, value: bytes | None) -> None:
-        """Follow a record of the assignments topic: its order is that of the one leader, so the last one counts."""
-        if key not in (self._grant_key, LEADER_KEY.encode()):
-            return
-        try:
-            grant = decode_control(value) if value else None
-        except (msgspec.MsgspecError, RecursionError) as error:
-            logger.error("a record of the leader cannot be read and is skipped: %s", error)
-            return
-        if key != self._grant_key:
-            if isinstance(grant, LeaderHeartbeat):
-                self._feed(grant)
-            return
-        self._grant = grant if isinstance(grant, Grant) else None  # deleted: the slot is nobody's
-        if self._grant is not None:
-            self._report.term, self._report.number = self._grant.term, self._grant.number
-            self._feed(self._grant)
-        self._grant_changed.set()
-        self._reporter.touch()
-
-    def _is_granted(self) -> bool:
-        grant = self._grant
-        return (
-            not self._leaving
-            and grant is not None
-            and grant.dispatcher == self._spec.dispatcher
-            and grant.begins
-            and self._readers.live.caught_up()
-        )
-
-    def _holds(self, slots: int) -> bool:
-        """Whether the slot is still ours, and its partitions the same."""
-        return self._is_granted() and self._grant is not None and self._grant.slots == slots
-
-    def _is_superseded(self) -> bool:
-        grant = self._grant
-        return self._readers.live.caught_up() and (grant is None or grant.dispatcher != self._spec.dispatcher)
-
     # Serve
 
     async def _serve(self) -> None:
         """Serve whenever the slot is ours and the lease is valid; return once it is another's."""
-        while True:
-            while not (self._is_granted() and self._lease.valid()):
-                if self._leaving or (self._is_superseded() and self._has_served):
-                    return
-                self._grant_changed.clear()
-                try:
-                    async with asyncio.timeout(0.1):
-                        await self._grant_changed.wait()
-                except TimeoutError:
-                    continue
+        while await self._tenure.until_granted():
             if not await self._serve_once():
                 return
-            await self._regain()
+            await self._tenure.regain()
 
     async def _serve_once(self) -> bool:
-        """Own the slot's partitions until it is another's (False) or the lease has expired (True)."""
-        grant = self._grant
-        assert grant is not None
-        self._has_served = True
+        """Own the slot's partitions until it is another's (False) or may have been, without a lease (True)."""
+        slots = self._tenure.begin()
         if self._sender.transactional:
             # Voids what anybody has under way: one that served before, or this one before its lease ended. Not done
             # sooner, since it fences the dispatcher that serves.
@@ -416,14 +369,14 @@ class Dispatcher:
             await self._sender.start_again(self._settings.connect_timeout_s, self._partitions, groups)
         self._partitions_read = [reader.topic.partitions for reader in self._readers.readers]
         owned, *others = await asyncio.gather(
-            *(self._owned(class_number, grant.slots, had) for class_number, had in enumerate(self._partitions_read))
+            *(self._owned(class_number, slots, had) for class_number, had in enumerate(self._partitions_read))
         )
-        if not (self._holds(grant.slots) and self._lease.valid()):
+        if not (self._tenure.holds() and self._lease.valid()):
             # Lost on the way. Reports said "standby" until now, so the successor may serve already.
             self._drop()
             return True
         self._session_over = over = asyncio.get_running_loop().create_future()
-        watching = asyncio.create_task(self._watch(grant.slots))
+        watching = asyncio.create_task(self._tenure.watch())
         try:
             self._report.phase = "serving"
             self._supervisor.say(Serving())
@@ -443,7 +396,7 @@ class Dispatcher:
                 over.result()
             raise LeaseExpired
         except LeaseExpired:
-            logger.warning("dispatcher %s: its lease has expired, the session is dropped", self._spec.dispatcher)
+            logger.warning("dispatcher %s: another may have served, the session is dropped", self._spec.dispatcher)
             self._drop()
             return True
         finally:
@@ -462,18 +415,10 @@ class Dispatcher:
         topic = self._readers.readers[class_number].topic
         return on.Owned(numbers, committed, begins, topic, class_number=class_number, partitions_before=before)
 
-    async def _watch(self, slots: int) -> bool:
-        """Wait until the slot is another's (True) or the lease has expired (False)."""
-        while self._lease.valid():
-            if not self._holds(slots):
-                return True
-            self._grant_changed.clear()
-            try:
-                async with asyncio.timeout(max(0.05, self._lease.left_s)):
-                    await self._grant_changed.wait()
-            except TimeoutError:
-                continue
-        return False
+    def _lease_lost(self) -> None:
+        if self._report.phase == "draining":  # it is another's next
+            self._end_of_session(LeaseExpired())
+        self._tenure.lapse()
 
     def _drop(self) -> None:
         self._feed(on.Dropped())
@@ -483,16 +428,6 @@ class Dispatcher:
     def _end_session(self, phase: DispatcherPhase) -> None:
         self._report.phase = phase
         self._reporter.touch()
-
-    async def _regain(self) -> None:
-        """After a lapse: wait for the lease, then read every grant that was written meanwhile."""
-        while not self._lease.valid():
-            if self._leaving:
-                return
-            await asyncio.sleep(0.05)
-        await self._readers.live.look_for_grants()
-        while not self._readers.live.caught_up():  # noqa: ASYNC110  the fetching task brings it about
-            await asyncio.sleep(0.01)
 
     async def _look_at_topics(self) -> None:
         """Find out that a topic was deleted, or created again, or has more partitions."""
@@ -507,11 +442,11 @@ class Dispatcher:
 
     async def _look_for_added(self, class_number: int, reader: TopicReader) -> None:
         """Own the partitions that a topic was given since the session began."""
-        session, now = self._session_over, reader.topic.partitions
-        if session.done() or self._grant is None or self._partitions_read[class_number] >= now:
+        session, now, grant = self._session_over, reader.topic.partitions, self._tenure.grant
+        if session.done() or grant is None or self._partitions_read[class_number] >= now:
             return
         before = self._partitions_read[class_number]
-        owned = await self._owned(class_number, self._grant.slots, now, before)
+        owned = await self._owned(class_number, grant.slots, now, before)
         if session is self._session_over:
             self._partitions_read[class_number] = now
             self._feed(owned)

@@ -155,7 +155,10 @@ class Emitter:
     def _give(self, event: Event, outcome: Done | Many) -> None:
         """Send on what the stage has given an event, all of it or nothing."""
         results = self._results_of(event, outcome)
-        failed = self._refused(event, outcome, results)
+        if results and results[0][0] is event and results[0][1] is outcome:  # the usual case
+            failed = self._refused_one(*results[0])
+        else:
+            failed = self._refused(event, outcome, results)
         if failed is not None:
             self._fail(event, failed)
             return

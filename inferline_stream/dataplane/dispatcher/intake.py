@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from inferline_stream.dataplane.dispatcher.completion import Partition
 from inferline_stream.dataplane.dispatcher.event import Dead, Ending, Event, Late, Moved, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.join import Arrival, Gathered
-from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.frames import Failed, StageInput
 from inferline_stream.dataplane.headers import (
     FALLBACK,
@@ -26,8 +26,8 @@ from inferline_stream.pipeline.names import event_id_prefix
 
 logger = logging.getLogger(__name__)
 
-RECORD_OVERHEAD_BYTES = 600
-"""What a record costs in memory beyond key, value and headers; above what Kafka adds to it, too."""
+RECORD_OVERHEAD_BYTES, KEY_OVERHEAD_BYTES, HEADER_OVERHEAD_BYTES = 500, 380, 150
+"""What a record and its event cost in memory beyond key, value and headers; a key, with its lane; and each header."""
 
 MOVED_BYTES = 4 * 1024 * 1024
 """Parts of a join that are moved to the end of their partition at once."""
@@ -66,6 +66,7 @@ class Intake:
         self._ready = ready
         self._ended = ended
         self._now_s = self._wall_s = 0.0
+        self._wall_ms = self._wall_us = 0
         self._longer_us = longer_us
         self._is_entry, self._is_join = routes.is_entry, routes.is_join
         self._moves = routes.moves
@@ -87,6 +88,7 @@ class Intake:
         """
         self._wall_s = self._wall_s + now_s - self._now_s if wall_s is None else wall_s
         self._now_s = now_s
+        self._wall_ms, self._wall_us = int(self._wall_s * 1e3), int(self._wall_s * 1e6)
         ahead_ms = round((now_s - self._wall_s) * 1e3)
         if abs(ahead_ms - self._ahead_ms) > STEP_MS:
             self._ahead_ms = ahead_ms
@@ -226,8 +228,7 @@ class Intake:
         Its writer says when it entered and arrived. Nothing does after it is taken in, and Kafka appends in the order
         of arrival, so neither a clock that is ahead nor one wrong time among right ones counts.
         """
-        now_s = self._wall_s
-        taken_ms = int(now_s * 1000)
+        taken_ms, before_ms, ahead_ms = self._wall_ms, partition.arrived_ms, self._ahead_ms
         stamp_ms = record.timestamp_ms
         if stamp_ms is None or not 0 <= stamp_ms <= LATEST_MS:  # old formats have none
             stamp_ms = taken_ms
@@ -237,14 +238,15 @@ class Intake:
             entry_us = entry_us if own_us is None else own_us
         if entry_us is None:
             entry_us = stamp_ms * 1000
-        newest_ms = max(stamp_ms, entry_us // 1000)
-        if newest_ms > taken_ms:
-            self._lead.note(record.partition, (newest_ms - taken_ms) / 1e3, now_s)
-        if self._tells_age and stamp_ms < partition.arrived_ms:
-            self._lag.note(record.partition, (partition.arrived_ms - stamp_ms) / 1e3, now_s)
+        # Calls of min and max would take longer than all else here.
+        if stamp_ms > taken_ms or entry_us > taken_ms * 1000 + 999:
+            self._lead.note(record.partition, (max(stamp_ms, entry_us // 1000) - taken_ms) / 1e3, self._wall_s)
+        if self._tells_age and stamp_ms < before_ms:
+            self._lag.note(record.partition, (before_ms - stamp_ms) / 1e3, self._wall_s)
+        arrived_ms = stamp_ms if stamp_ms > before_ms else before_ms
         # The clock may have been set back since the newest record was taken in.
-        arrived_ms = partition.arrived_ms = max(min(partition.arrived_ms, taken_ms), min(stamp_ms, taken_ms))
-        entry_us, ahead_ms = min(entry_us, int(now_s * 1e6)), self._ahead_ms
+        arrived_ms = partition.arrived_ms = arrived_ms if arrived_ms <= taken_ms else taken_ms
+        entry_us = entry_us if entry_us <= self._wall_us else self._wall_us
         entered_us = entry_us + 1000 * ahead_ms + self._longer_us
         return entry_us, entered_us, arrived_ms + ahead_ms, taken_ms + ahead_ms
 
@@ -253,7 +255,7 @@ class Intake:
 
     def _unread(self, partition: Partition, record: Record) -> Event:
         """An event of which nothing is known but its place."""
-        event_id, now_ms = self._place(record), int(self._wall_s * 1000)
+        event_id, now_ms = self._place(record), self._wall_ms
         clock_ms = now_ms + self._ahead_ms
         nothing = read_headers(())
         return Event(
@@ -406,9 +408,11 @@ class ClockError:
 
 
 def _size_bytes(key: bytes | None, value: bytes, headers: Iterable[Header]) -> int:
-    size_bytes = RECORD_OVERHEAD_BYTES + len(value) + len(key or b"")
+    size_bytes = RECORD_OVERHEAD_BYTES + len(value)
+    if key is not None:
+        size_bytes += KEY_OVERHEAD_BYTES + len(key)
     for name, content in headers:
-        size_bytes += len(name) + len(content or b"") + 10
+        size_bytes += HEADER_OVERHEAD_BYTES + len(name) + len(content or b"")
     return size_bytes
 
 

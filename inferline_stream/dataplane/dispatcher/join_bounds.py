@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import islice
 
+from inferline_stream.dataplane.dispatcher.completion import Partition
 from inferline_stream.dataplane.dispatcher.intake import Intake
-from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.result_delivery import ResultDelivery
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import LookAgain

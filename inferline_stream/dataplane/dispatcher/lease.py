@@ -43,6 +43,11 @@ class Lease:
         self._until_s = max(self._until_s, sent_s + self._lasts_s)
 
     @property
+    def until_s(self) -> float:
+        """When it expires, by its own clock."""
+        return self._until_s
+
+    @property
     def left_s(self) -> float:
         """How long it still lasts; 0 or less once it has expired."""
         return self._until_s - self._clock_s()
@@ -57,7 +62,7 @@ class Lease:
 
 
 class LeaseExpired(Exception):
-    """The dispatcher's reports are not acknowledged: its slot may be another's. The session must be dropped."""
+    """The dispatcher's reports were not acknowledged: its slot may have been another's. The session must be dropped."""
 
 
 class Reporter:

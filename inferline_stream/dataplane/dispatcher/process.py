@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -23,6 +24,9 @@ from inferline_stream.isolation.seal import seal
 from inferline_stream.observability.plain_logs import log_to_stderr_plainly
 
 logger = logging.getLogger(__name__)
+
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 256 * 1024
+"""The option's number in malloc.h."""
 
 
 class ServesSlot(Protocol):
@@ -58,6 +62,7 @@ def serve(channel: socket.socket, names: socket.socket | None, make: MakeDispatc
     data, files, _, _ = socket.recv_fds(channel, MAX_DATAGRAM_BYTES, 1)
     spec, mark = decode_dispatcher_spec(data), files[0] if files else -1
     gc.freeze()
+    _give_buffers_back()
 
     async def live() -> int:
         loop = asyncio.get_running_loop()
@@ -83,6 +88,17 @@ def serve(channel: socket.socket, names: socket.socket | None, make: MakeDispatc
             return error.exit_code
 
     return uvloop.run(live(), loop_factory=Loop)
+
+
+def _give_buffers_back() -> None:
+    """Have the C library give every large buffer back when it is freed.
+
+    glibc raises its limit for that to the largest buffer that was, up to 32 MiB. After a batch that was decompressed,
+    all later buffers would lie between other memory, and their places stay with the process.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _end_at_once(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -72,11 +72,11 @@ def count_calls(counts: StageCounts, hardware: str, calls: Sequence[Call], in_ha
         stats.in_hand += in_hand
 
 
-def count_latency(counts: StageCounts, bounds_s: Sequence[float], latency_s: float) -> None:
-    """Add one event that reached the sink."""
+def count_latency(counts: StageCounts, bounds_s: Sequence[float], latency_s: float, results: int = 1) -> None:
+    """Add an event of which so many results reached the sink."""
     latency_s = min(latency_s, MAX_COUNTED_S)
-    counts.latency_buckets[bisect.bisect_left(bounds_s, latency_s)] += 1
-    counts.latency_sum_s += latency_s
+    counts.latency_buckets[bisect.bisect_left(bounds_s, latency_s)] += results
+    counts.latency_sum_s += latency_s * results
 
 
 def new_report(

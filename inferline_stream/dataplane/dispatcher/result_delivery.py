@@ -18,9 +18,8 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from inferline_stream.dataplane.dispatcher.completion import Partition
 from inferline_stream.dataplane.dispatcher.event import Event, Outcome, Requeued
-from inferline_stream.dataplane.dispatcher.pace import Pace
-from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import count_latency
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import Commit, LeaseLost, LookUp, Produce
@@ -31,7 +30,7 @@ from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 
 logger = logging.getLogger(__name__)
 
-UNSENT_BYTES = 16 * 1024 * 1024
+UNSENT_BYTES = 8 * 1024 * 1024
 """Results that are not acknowledged yet; beyond it no batch is handed out, and nothing is fetched."""
 
 SEND_BYTES = 4 * 1024 * 1024
@@ -49,6 +48,30 @@ COMMIT_EVENTS = 512
 
 CONFIRM_EVERY_S = 0.005
 """How often it is looked whether others can read the offsets of a transaction."""
+
+
+PACE_S = 0.002
+"""Where requests to Kafka follow each other faster, a few results or records wait for so long after the last one: at a
+thousand records a second, requests are most of a dispatcher's work. What comes after a pause does not wait."""
+
+FEW = 64
+"""So many results or records are worth a request of their own."""
+
+
+class Pace:
+    """Spaces requests of one kind, see `PACE_S`."""
+
+    def __init__(self) -> None:
+        self._last_s = -math.inf
+        self._fast = False
+
+    def wait_s(self, count: int, now_s: float) -> float:
+        """Return how long to wait before a request for so many records, or after one that brought them."""
+        left_s = self._last_s + PACE_S - now_s
+        fast, self._fast = self._fast, left_s > 0
+        wait_s = left_s if fast and left_s > 0 and count < FEW else 0.0
+        self._last_s = now_s + wait_s
+        return wait_s
 
 
 class ResultDelivery:
@@ -70,6 +93,8 @@ class ResultDelivery:
         self._finished_bytes = 0
         self._sending: list[tuple[Event, Outcome]] | None = None
         self._sending_bytes = 0
+        self._acknowledged = False
+        """Whether Kafka has the records that are being sent, in a transaction that is not committed yet."""
         self._committing: Mapping[int, Entry] | None = None
         self._looks_up = False
         self._wanted = False
@@ -85,7 +110,7 @@ class ResultDelivery:
         self._confirm_at_s = -math.inf
         self._confirmed = False
         self._lapsed = False
-        """Whether there was no lease: another one may serve by now, even if there is one again."""
+        """Whether there was no lease: another one may serve by now, even if there is one again, until that is known."""
 
     def has_room(self) -> bool:
         """Return whether more events may end."""
@@ -180,6 +205,7 @@ class ResultDelivery:
                 partition.moving -= len(event.offsets)
         self._completed()
         if slot.transactional:
+            self._acknowledged = True
             self._begin_commit(self._due())
             return
         self._wanted = True
@@ -201,7 +227,7 @@ class ResultDelivery:
             self._end_send(self._sending)
 
     def _end_send(self, sent: Sequence[tuple[Event, Outcome]]) -> None:
-        self._sending, self._sending_bytes = None, 0
+        self._sending, self._sending_bytes, self._acknowledged = None, 0, False
         self._measure(sent)
 
     def _measure(self, sent: Sequence[tuple[Event, Outcome]]) -> None:
@@ -212,15 +238,15 @@ class ResultDelivery:
         now_us = self._slot.now_s * 1e6
         # Where a header holds the entry time, it may be of any age and says nothing of when the event came here.
         live_since_us = self._slot.live_since_us if routes.entry_time_header is None else 0.0
+        counts, bounds_s, backgrounds = report.counts, self._bounds_s[0], routes.backgrounds
         for event, outcome in sent:
             results = 1 if type(outcome) is Done else len(outcome.results) if type(outcome) is Many else 0
-            if not results or event.replayed or event.partition // CLASS_STRIDE in routes.backgrounds:
+            if not results or event.replayed or (backgrounds and event.partition // CLASS_STRIDE in backgrounds):
                 continue
             if event.entry_us < live_since_us:
-                report.counts.backlog += results
+                counts.backlog += results
                 continue
-            for _ in range(results):
-                count_latency(report.counts, self._bounds_s[0], max(0.0, (now_us - event.entered_us) / 1e6))
+            count_latency(counts, bounds_s, max(0.0, (now_us - event.entered_us) / 1e6), results)
             if report.latencies:
                 number = event.partition // CLASS_STRIDE
                 of_class = routes.classes[number]
@@ -266,6 +292,18 @@ class ResultDelivery:
         elif self._leased():  # without it a successor may have committed: these offsets would never be seen again
             self._look_up()
         return False
+
+    # The lease
+
+    def lapse(self) -> None:
+        """Send and commit nothing: another one may serve."""
+        self._lapsed = True
+
+    def go_on(self) -> None:
+        """Send and commit again: no other one has served."""
+        self._lapsed, self._wanted = False, True
+        if self._acknowledged and self._committing is None:
+            self._begin_commit(self._due())
 
     def _leased(self) -> bool:
         if not self._lapsed and not self._slot.lease.valid_at(self._slot.now_s):

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from inferline_stream.dataplane.dispatcher.background import WAITING_BYTES, BackgroundQueues
+from inferline_stream.dataplane.dispatcher.completion import Partition
 from inferline_stream.dataplane.dispatcher.event import Ending, Event, Expired, Outcome
 from inferline_stream.dataplane.dispatcher.hardware_kind import BatchNeeds
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
 from inferline_stream.dataplane.dispatcher.join_bounds import HURRY_BYTES, QUEUE_BYTES, JoinBounds
-from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.poison_suspects import Suspects
 from inferline_stream.dataplane.dispatcher.queue import FallbackTerms, StageQueue, Taken
 from inferline_stream.dataplane.dispatcher.result_delivery import ResultDelivery

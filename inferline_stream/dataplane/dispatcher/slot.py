@@ -69,6 +69,8 @@ class Slot:
             events.ConnectionEnded: exchange.connection_ended,
             events.Drained: self._drain,
             events.Dropped: self._drop,
+            events.LeaseLost: lambda _: self._session.delivery.lapse(),
+            events.LeaseRegained: lambda _: self._session.delivery.go_on(),
         }
 
     def on(self, event: events.SlotEvent, now_s: float) -> list[events.Action]:

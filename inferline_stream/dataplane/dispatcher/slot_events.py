@@ -94,6 +94,14 @@ class Dropped(NamedTuple):
     """The session is worth nothing any more: another dispatcher may own the partitions by now."""
 
 
+class LeaseLost(NamedTuple):
+    """The lease has expired, so another dispatcher may serve; as an action, the slot has found out by itself."""
+
+
+class LeaseRegained(NamedTuple):
+    """There is a lease again, and no other dispatcher had the slot meanwhile."""
+
+
 class Time(NamedTuple):
     """The time that `WakeAt` named has come."""
 
@@ -161,13 +169,9 @@ class Report(NamedTuple):
     """The controller needs to know of a change soon."""
 
 
-class LeaseLost(NamedTuple):
-    """The lease has expired and there is something to send or commit: the session must be dropped."""
-
-
 SlotEvent = (
     Owned | Grant | LeaderHeartbeat | RecordsRead | ReadAgain | Produced | OffsetsCommitted | FoundCommitted | TopicGone
-    | Attach | Retire | ReplicaLost | Heard | ConnectionEnded | Drained | Dropped | Time
+    | Attach | Retire | ReplicaLost | Heard | ConnectionEnded | Drained | Dropped | LeaseLost | LeaseRegained | Time
 )  # fmt: skip
 """A grant is the newest of the slot; the supervisor's own messages say what happens to replicas."""
 

@@ -138,6 +138,11 @@ class WaitingRoom:
             if item.place != entry[1] or item.room is not self:
                 continue
             waiting, before = item.waiting, len(batch)
+            if len(waiting) == 1 and not waiting[0][2].limit:  # usual
+                self.eligible -= 1
+                item.in_hand, item.place, item.low = 1, 0, None
+                batch.append(waiting.pop()[2])
+                continue
             count = min(len(waiting), limit - before)
             for at in range(count):
                 most = waiting[at][2].limit
@@ -152,11 +157,7 @@ class WaitingRoom:
             self.eligible -= len(waiting)
             self.behind -= len(waiting) - 1
             item.in_hand, item.place = count, 0
-            if len(waiting) == 1:
-                item.low = None
-                batch.append(waiting.pop()[2])
-            else:
-                batch += item.pop(count)
+            batch += item.pop(count)
         return limit
 
     def fill_without_keys(self, batch: list[Event], limit: int) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -22,6 +23,12 @@ def report(*, lost: int = 0, miss_rate: float | None = 0.0) -> RunReport:
         decisions=[], slo_s=0.25, p50_s=None, p95_s=None, p99_s=None, completed={}, duration_s=1.0,
         predicted_p99_s=0.2, replicas_most={}, lag={}, exits=[], lost_ids=[], emulated=False, advisory=False,
     )  # fmt: skip
+
+
+def test_events_that_are_left_in_kafka_are_said_to_be_there() -> None:
+    left = msgspec.structs.replace(report(lost=3), lag={"p.work": 4, "p.done": 0})
+    with pytest.raises(InferlineError, match=r"not finished \(4 in group p.work\): the next run goes on with them"):
+        judge(left, None, LOGS)
 
 
 def test_a_run_that_lost_events_fails_with_code_1_also_without_a_gate() -> None:

@@ -16,7 +16,7 @@ def run(silence: Silence, start_s: float, end_s: float, *, answered: bool = True
         silence.advance(tick / 10, answered=answered)
         for dispatcher in heard.split():
             silence.heard(dispatcher)
-        fell |= silence.fell_silent()
+        fell |= silence.fell_silent().keys()
     return fell
 
 
@@ -44,7 +44,7 @@ def test_nobody_is_silent_while_kafka_gives_no_answer(silence: Silence) -> None:
 def test_nobody_is_silent_because_this_process_was_stopped(silence: Silence) -> None:
     run(silence, 0, 1, heard="a")
     silence.advance(61.0, answered=True)
-    assert silence.fell_silent() == set()
+    assert silence.fell_silent() == {}
 
 
 def test_when_all_fall_silent_together_we_count_as_deaf_for_a_while(silence: Silence) -> None:
@@ -59,4 +59,23 @@ def test_a_dispatcher_that_speaks_again_is_not_silent_and_may_fall_silent_again(
     assert run(silence, 1, 5) == {"a"}
     run(silence, 5, 6, heard="a")
     assert silence.silent == set()
-    assert run(silence, 6, 10) == {"a"}
+    assert run(silence, 6, 13) == {"a"}
+
+
+def test_a_slot_whose_dispatchers_fall_silent_one_after_another_has_more_time_each_time_until_one_is_calm(
+    silence: Silence,
+) -> None:
+    found, now_s = [], 0.0
+    for number in range(7):
+        name = f"a-0-{number // 2}"  # one is started again under its name, or its slot moves
+        run(silence, now_s, now_s + 1, heard=name)
+        began_s = now_s = now_s + 1
+        while not run(silence, now_s, now_s + 0.1):
+            now_s += 0.1
+        found.append(round(now_s - began_s))
+        silence.forget(name)
+    assert found == [3, 6, 12, 24, 48, 48, 48]
+    run(silence, now_s, now_s + 62, heard="a-0-9 b-0-1")
+    now_s += 62
+    assert run(silence, now_s, now_s + 2.8, heard="b-0-1") == set()
+    assert run(silence, now_s + 2.8, now_s + 3.3, heard="b-0-1") == {"a-0-9"}

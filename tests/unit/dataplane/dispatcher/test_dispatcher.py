@@ -151,8 +151,8 @@ class Run:
 
     def lapse(self) -> None:
         """Let the lease expire."""
-        self.lease._until_s = 0.0
-        self.dispatcher._grant_changed.set()
+        self.lease._until_s = self.lease.now_s() - 0.1
+        self.dispatcher._tenure.changed.set()
 
     async def close(self) -> None:
         for task in (self.serving, self.fetching):
@@ -205,7 +205,7 @@ async def test_a_replica_whose_answer_is_no_frame_is_replaced(run: Run) -> None:
 async def test_a_slot_that_is_lost_while_it_is_begun_is_not_served(run: Run) -> None:
     run.log.may_look.clear()
     run.log.bring(grants=[grant(ME, 1)])
-    await until(lambda: run.dispatcher._has_served, "it begins")
+    await until(lambda: run.dispatcher._tenure._has_served, "it begins")
     run.log.bring(grants=[grant(SUCCESSOR, 2, begins=False)])
     await until(lambda: run.dispatcher._report.number == 2, "it has read who is next")
     run.log.may_look.set()
@@ -213,19 +213,34 @@ async def test_a_slot_that_is_lost_while_it_is_begun_is_not_served(run: Run) -> 
     assert (run.log.held, run.dispatcher._report.phase, run.sender.did[-1]) == ({}, "standby", "void")
 
 
-async def test_a_dropped_session_sends_nothing_once_the_lease_is_back(run: Run) -> None:
+@pytest.mark.parametrize("meanwhile", ["nothing", "a successor"])
+async def test_after_a_lapse_a_session_goes_on_once_it_is_known_that_nobody_else_has_served(
+    run: Run, meanwhile: str
+) -> None:
     replica = run.attach()
     await run.serve()
     run.log.bring(b"a")
     batch = await run.batch(replica)
     run.log.may_catch_up = False
     run.lapse()
-    await until(lambda: run.log.held == {}, "the session is dropped")
-    assert run.sender.did[-1] == "void"
-    run.lease.renew(run.lease.now_s())
+    delivery = run.dispatcher._slot._session.delivery
+    await until(lambda: delivery._lapsed, "it knows")
+    before = list(run.sender.did)
+    run.lease.renew(run.lease.now_s() + 3600.0)
     answer(replica, batch)
     await asyncio.sleep(0.1)
-    assert run.sender.did[-1] == "void"
+    assert run.sender.did == before, "it sends before it has read all grants"
+    if meanwhile == "a successor":
+        run.log.bring(grants=[grant(SUCCESSOR, 2), grant(ME, 3)])
+        await until(lambda: run.dispatcher._report.number == 3, "it has read who has served")
+    run.log.may_catch_up = True
+    if meanwhile == "a successor":
+        await until(lambda: run.dispatcher._slot._session.delivery is not delivery, "the session is dropped")
+        assert run.sender.did[len(before)] == "void"
+    else:
+        await until(lambda: run.log.entries[0][0] == 1, "it commits")
+        assert next(each for each in run.sender.did[len(before) :] if each != "begin") == [b"a"]
+        assert run.dispatcher._slot._session.delivery is delivery
 
 
 async def test_a_slot_that_another_is_to_serve_is_drained_and_what_fails_meanwhile_ends_the_dispatcher(

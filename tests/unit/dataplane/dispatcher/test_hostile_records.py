@@ -2,6 +2,7 @@
 
 import logging
 import random
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -18,7 +19,7 @@ from inferline_stream.dataplane.frames import Done, Failed
 from inferline_stream.dataplane.headers import DEAD, EVENT_ID_BYTES, LATEST_MS, REASON, REPLAY, SENT_AGAIN, read_headers
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.kafka.pipeline_topics import RecordRules
-from inferline_stream.kafka.records import LIMIT_BYTES, record_bytes
+from inferline_stream.kafka.records import LIMIT_BYTES, Record, record_bytes
 from inferline_stream.pipeline.names import (
     ENTRY_TIME,
     ERRORS_PREFIX,
@@ -28,6 +29,7 @@ from inferline_stream.pipeline.names import (
     SKIPPED,
     VERSION,
 )
+from tests.unit.dataplane.dispatcher.doubles import PlayedSlot
 from tests.unit.dataplane.dispatcher.test_intake_and_emitter import (
     NOW_S,
     THIS,
@@ -39,6 +41,7 @@ from tests.unit.dataplane.dispatcher.test_intake_and_emitter import (
     sent,
     taking,
 )
+from tests.unit.dataplane.dispatcher.test_join_bounds import join_routes
 
 NOW_MS = int(NOW_S * 1000)
 DAY_MS = 86_400_000
@@ -276,3 +279,34 @@ def test_a_partition_a_day_ahead_or_behind_and_a_busy_one_get_their_turns_beside
                 queue.add(taken.ready[-1])
         served += [event in right.ready for event in queue.take(2).events]
     assert 100 <= sum(served[100:]) <= 200
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "headers"),
+    [(None, b"", 0), (b"key %d", b"x" * 100, 0), (None, b"", 20), (b"key %d", b"", 3)],
+    ids=["empty", "keyed", "many headers", "an event's own headers"],
+)
+@pytest.mark.parametrize("join", [False, True])
+def test_what_waits_takes_no_more_memory_than_it_is_counted_at(
+    key: bytes | None, value: bytes, headers: int, join: bool
+) -> None:
+    count = 2000
+    slot = PlayedSlot({0: (0, "")}, stage=join_routes(ordered=True) if join else None)
+    with slot.running() as session:
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        slot.read({0: [_some(number, key, value, headers, join=join) for number in range(count)]}, {0: count})
+        taken = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        of_join = session.partitions[0].join
+        counted = session.queue.size_bytes if of_join is None else of_join.size_bytes
+    assert 0.7 * counted < taken < 1.1 * counted
+
+
+def _some(number: int, key: bytes | None, value: bytes, headers: int, *, join: bool) -> Record:
+    own = [(f"header {number} {at}", b"%d" % (10**9 + number)) for at in range(headers)]
+    if join:
+        own += [(EVENT_ID, b"%d" % number), (PARENT, b"left"), (ENTRY_TIME, b"%d" % (10**15 + number))]
+    if key is not None:
+        key = key % number
+    return Record(key, value and value + b"%d" % number, tuple(own), 10**12 + number, "in", 0, number)

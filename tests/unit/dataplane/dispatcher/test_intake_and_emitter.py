@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from inferline_stream.dataplane.dispatcher.completion import Partition
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Dead, Event, Expired, Late, Requeued, Skipped
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
-from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed, Many
 from inferline_stream.dataplane.headers import DEAD, DROPPED, FALLBACK, LETTERED, MOVED, REASON, REPLAY, version_value

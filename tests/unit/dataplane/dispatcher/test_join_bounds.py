@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from inferline_stream.dataplane.dispatcher import completion as completion_module
-from inferline_stream.dataplane.dispatcher import partition_commits as partition_module
 from inferline_stream.dataplane.dispatcher import slot_events as on
+from inferline_stream.dataplane.dispatcher.completion import Partition
 from inferline_stream.dataplane.dispatcher.join import Gathered, Join
-from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.headers import MOVED
 from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, decode_metadata
@@ -143,8 +142,8 @@ def test_events_of_a_partition_that_is_halted_while_their_parts_are_read_again_g
 @pytest.mark.parametrize("ordered", [False, True])
 def test_where_complete_offsets_no_longer_fit_a_commit_events_move_or_wait_and_none_is_given_up(ordered, monkeypatch):
     limit_bytes = METADATA_LIMIT_BYTES // 8  # and as many records less
-    monkeypatch.setattr(partition_module, "METADATA_LIMIT_BYTES", limit_bytes)
-    monkeypatch.setattr(partition_module, "CLEAR_BYTES", limit_bytes // 4)
+    monkeypatch.setattr(completion_module, "METADATA_LIMIT_BYTES", limit_bytes)
+    monkeypatch.setattr(completion_module, "CLEAR_BYTES", limit_bytes // 4)
     for name in ("CROWDED_BYTES", "RUNS_LEFT"):
         monkeypatch.setattr(completion_module, name, getattr(completion_module, name) // 8)
     join, many = JoinSlot(ordered=ordered, join_age_s=0.0), 4_000

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferline_stream.dataplane.dispatcher import completion
+from inferline_stream.dataplane.dispatcher.completion import Partition
 from inferline_stream.dataplane.dispatcher.event import Late, Requeued
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import PLACES_BYTES, Join
-from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.frames import Failed
 from inferline_stream.dataplane.headers import MOVED
 from inferline_stream.kafka.offset_metadata import decode_metadata

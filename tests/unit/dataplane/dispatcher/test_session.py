@@ -254,7 +254,7 @@ def test_results_that_are_larger_than_their_events_count_as_unacknowledged(monke
 def test_what_waits_to_be_sent_goes_in_parts_by_the_memory_that_its_records_take(
     transactional, dies, at_once, monkeypatch
 ):
-    monkeypatch.setattr(result_delivery, "SEND_BYTES", 3_600)
+    monkeypatch.setattr(result_delivery, "SEND_BYTES", 4_600)
     slot = PlayedSlot(transactional=transactional)
     slot.begin()
     slot.acknowledges = False

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.dataplane.dead_letters import noted
+from inferline_stream.dataplane.dispatcher.completion import Partition
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event, Requeued
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
-from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.frames import Done, Failed, Many
 from inferline_stream.dataplane.headers import ENDED_AT, REPLAY, read_headers

@@ -37,7 +37,10 @@ from tests.unit.dataplane.dispatcher.watched_slot import HOPELESS_EVERY, UNSENT_
 
 OK, RAISES, KILLS, REFUSED = b"ok", b"raises", b"kills", b"refused"
 
-QUEUE_BYTES, FETCH = 12_000, 8
+EVENT_BYTES, FETCH = 1_400, 8
+"""What an event takes here, and how many a fetch brings."""
+
+QUEUE_BYTES = 17 * EVENT_BYTES
 
 
 class SlotLaws(RuleBasedStateMachine):
@@ -122,6 +125,8 @@ class SlotLaws(RuleBasedStateMachine):
         slot = self.slot
         if partition not in slot.held or partition in slot.slot.full():
             return False
+        queue = slot.session.queue
+        assert queue.size_bytes < QUEUE_BYTES or queue.bytes_of(partition) < QUEUE_BYTES / 2, "it reads on"
         at = self.read.setdefault(partition, slot.held[partition])
         records = self.kafka.log[partition][at : at + FETCH]
         self.read[partition] = at + len(records)
@@ -293,18 +298,27 @@ class SlotLaws(RuleBasedStateMachine):
 
     # Sessions end
 
-    @rule()
-    def the_lease_expires(self) -> None:
+    @rule(answers=st.integers(0, 2), kept=st.booleans(), noticed=st.booleans())
+    def the_lease_expires(self, answers: int, kept: bool, noticed: bool) -> None:
         slot = self.slot
         slot.has_lease = False
         slot.advance(3.0)
-        slot.answers()
-        for replica in [each for each in self.replicas() if each.frames]:
+        for _ in range(answers):
+            slot.answers()
+        for replica in [each for each in self.replicas() if each.frames and not noticed]:
             self.answers(replica)
-        slot.has_lease = True  # again, but somebody else may have served meanwhile
-        if slot.lease_lost:
-            slot.read({}, {})
-            slot.advance(1.0)
+        slot.has_lease = slot.lease_lost = True  # again, but somebody else may have served meanwhile
+        slot.feed(on.LeaseLost())
+        for partition in list(slot.held):
+            self.fetch(partition)
+        for replica in [each for each in self.replicas() if each.frames][:answers]:  # the others answer a later session
+            self.answers(replica)
+        slot.advance(1.0)
+        if kept:
+            slot.lease_lost = False
+            self.clock_s = slot.now_s
+            slot.feed(on.LeaseRegained())
+            return
         self.kafka.void(self.rng)
         slot.drop()
         slot.lease_lost = False
@@ -347,10 +361,14 @@ class SlotLaws(RuleBasedStateMachine):
         assert all(count == 1 for count in of_key.values()), of_key
 
     @invariant()
+    def nothing_of_a_halted_partition_waits(self) -> None:
+        assert not any(self.slot.session.queue.bytes_of(number) for number in self.slot.report.halted)
+
+    @invariant()
     def memory_is_bounded(self) -> None:
         session = self.slot.session
-        one_fetch = 700 * FETCH * 3
-        assert session.queue.size_bytes <= QUEUE_BYTES + one_fetch + 700 * 64
+        one_fetch = EVENT_BYTES * FETCH * 3
+        assert session.queue.size_bytes <= QUEUE_BYTES + one_fetch + EVENT_BYTES * 64
 
     @invariant()
     def results_of_a_key_are_in_order(self) -> None:

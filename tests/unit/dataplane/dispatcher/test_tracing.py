@@ -10,11 +10,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from inferline_stream.dataplane.dispatcher.completion import Partition
 from inferline_stream.dataplane.dispatcher.emitter import Emitter
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.intake import Intake
 from inferline_stream.dataplane.dispatcher.join import Join
-from inferline_stream.dataplane.dispatcher.partition_commits import Partition
 from inferline_stream.dataplane.dispatcher.report_counts import new_report
 from inferline_stream.dataplane.dispatcher.tracing import BatchSpans, batch_spans
 from inferline_stream.dataplane.frames import Done, Failed

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from inferline_stream.dataplane.dispatcher import slot_events as on
@@ -10,7 +11,7 @@ from inferline_stream.dataplane.frames import Batch
 from tests.unit.dataplane.dispatcher.doubles import PlayedSlot
 from tests.unit.dataplane.dispatcher.simulated_kafka import Kafka
 
-UNSENT_BYTES = 12_000
+UNSENT_BYTES = 24_000
 
 SLO_S, HOPELESS_EVERY = 1.0, 4
 
@@ -37,6 +38,8 @@ class WatchedSlot(PlayedSlot):
         """Events that a version which is tried out was given: they are served as soon as they come back."""
         self.since_late_turn = self.without_late = 0
         """Batches since one of hopeless events went first, and in a row without a late event while one waited."""
+        self.said_again = Counter[tuple[int, int]]()
+        """By session and partition, commits of what the group has."""
         self.waited: set[Any] = set()
         """Events that waited before this step: others may have come after some of its batches."""
 
@@ -50,6 +53,7 @@ class WatchedSlot(PlayedSlot):
             elif isinstance(action, on.Commit):
                 assert self.has_the_lease(), "it commits without a lease"
                 self.kafka.check(action.entries)
+                self.check_news(action.entries)
                 assert not action.entries.keys() & self.report.halted.keys(), "a halted partition's offset moves"
             elif isinstance(action, on.SendFrame) and isinstance(action.frame, Batch):
                 delivery = self.session.delivery
@@ -59,6 +63,13 @@ class WatchedSlot(PlayedSlot):
                 self._answers.append(on.ReadAgain(action.partition, found))
                 continue
             super().perform([action])
+
+    def check_news(self, entries: Mapping[int, Any]) -> None:
+        """A commit says what the group does not know, but for the first of a session."""
+        for partition, entry in entries.items():
+            if self.entries.get(partition) == entry:
+                self.said_again[self.session.epoch, partition] += 1
+        assert all(times == 1 for times in self.said_again.values()), "what was acknowledged is committed again"
 
     def check_order(self, actions: Iterable[on.Action]) -> None:
         """What can be on time goes first, and what cannot has its turn: by events without a key, which wait alone."""
