@@ -309,7 +309,8 @@ class Children:
         if not hardware.gpus:
             return ()
         if self._placed:
-            return tuple(device.uuid for device in machine_devices())
+            self._seen = machine_devices()
+            return tuple(device.uuid for device in self._seen)
         taken = [(other.hardware, other.devices) for other in self.all if other.hardware is not None]
         found = devices_for(hardware, self._machine_devices({uuid for _, own in taken for uuid in own}), taken)
         if found is None:

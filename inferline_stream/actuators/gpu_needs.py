@@ -46,6 +46,12 @@ class GpuNeed:
     remedy: str = ""
     optional: bool = False
 
+    def in_words(self, width: int) -> str:
+        """Return how it stands, what there is, and the remedy below; names are as wide as the longest."""
+        stands = "there" if not self.remedy else "optional" if self.optional else "missing"
+        remedy = f"\n{'':<{width + 10}}  → {self.remedy}" if self.remedy else ""
+        return f"{stands:<8}  {self.name:<{width}}  {self.found}{remedy}"
+
 
 def gpu_needs(
     root: Path = Path("/"),

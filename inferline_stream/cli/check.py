@@ -61,7 +61,7 @@ def check(
         idle = _idle(pipeline, file, _check(pipeline, file))
     names = stage_names(pipeline)
     if output == "json":
-        document = {"pipeline": pipeline.name, "topology": str(file), "stages": names}
+        document = {"pipeline": pipeline.name, "topology": str(file), "stages": names} | _many(pipeline)
         print_json({**document, **({"idle": idle} if idle else {})})
         return
     if pipeline.groups:
@@ -69,8 +69,19 @@ def check(
         return
     stages = len(pipeline.stages)
     print(f"{shown}: pipeline {pipeline.name!r} is sound; its {stages} stages were built in worker processes")
+    if many := _many(pipeline):
+        given = ", ".join(f"{stage} up to {most}" for stage, most in many["most"].items())
+        print(f"results of an event: {given}; the SLO counts {many['slo_counts']}")
     for costs in idle:
         print(costs.in_words(pipeline.slo_s, pipeline.objective))
+
+
+def _many(pipeline: Pipeline) -> dict[str, Any]:
+    """How many results stages may give an event, and what the SLO counts then; empty where none gives many."""
+    from inferline_stream.pipeline.shape import shape_of
+
+    most = {stage.name: stage.most for stage in pipeline.stages if stage.many}
+    return {"most": most, "slo_counts": "results" if shape_of(pipeline).counted() else "events"} if most else {}
 
 
 def _check(pipeline: Pipeline, file: Path) -> dict[str, float]:

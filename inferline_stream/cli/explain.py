@@ -36,7 +36,8 @@ def explain(
     from inferline_stream.runs.archive import newest_run, read_record
     from inferline_stream.tuner.hour_ahead import HOUR_S
 
-    name = pipeline_of(topology, valid=False, groups=True).name
+    pipeline = pipeline_of(topology, valid=False, groups=True)
+    name = pipeline.name
     if bootstrap_servers is None:
         record = read_record(newest_run(topology_file(topology).parent, name))
         story, calendar = PlanHistory(name, record.plans, record.decisions, Overrides(), record.slo), record.calendar
@@ -49,7 +50,7 @@ def explain(
         hours = [hour for hour in known if now_s - HOUR_S < hour.time_s < now_s + span_s]
         if not hours:
             raise UsageError(f"--next {ahead}: no such hour is known; a pipeline that runs foresees a week of them")
-        story = replace(story, hours=hours)
+        story = replace(story, hours=hours, zone=pipeline.zone)
     if output == "json":
         print_json(document(story, last))
         return

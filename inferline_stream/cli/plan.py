@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from inferline_stream.cli.options import (
@@ -218,14 +217,16 @@ class _Made:
 
     def document(self, *, risk: bool) -> bytes:
         """All of it as JSON."""
+        from inferline_stream.cli.plan_steps import planned_without
         from inferline_stream.cli.plan_text import curve_document, explanation_document
 
         why, risks = self.why(risk=risk)
         return plan_to_bytes(
             self.plan,
             explanation=explanation_document(why, self.reserve, risks, self.idle, self.spot),
-            curve=curve_document(self.points) if self.points else msgspec.UNSET,
+            curve=curve_document(self.points),
             not_credible=self.doubt,
+            planned_without=planned_without(self.inputs, self.measured),
         )
 
 
@@ -253,12 +254,12 @@ def _compare(before: Plan, name: str, made: _Made, shown: PlanOutput) -> None:
 
 def _show(made: _Made, shown: PlanOutput) -> None:
     """Print the plan for people, and why it is this one."""
-    from inferline_stream.cli.plan_steps import plan_table
+    from inferline_stream.cli.plan_steps import plan_table, remarks
     from inferline_stream.cli.plan_text import show_curve, show_risk, show_why
 
     people, pipeline = console(), made.inputs.what.pipeline
     why, risks = made.why(risk=shown.risk)
-    people.print(plan_table(made.plan, pipeline, made.doubt))
+    people.print(plan_table(made.plan, pipeline, remarks(made.plan, made.inputs, made.measured)))
     show_why(people, made.plan, why, made.reserve)
     for costs in made.idle:
         people.print(costs.in_words(made.plan.slo_s, pipeline.objective))

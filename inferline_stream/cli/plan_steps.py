@@ -19,11 +19,12 @@ from inferline_stream.actuators.devices import Device, carries, with_stock_of
 from inferline_stream.actuators.nvml import devices
 from inferline_stream.cli.options import Platform, SearchOptions, pipeline_of, topology_file
 from inferline_stream.cli.output import Bar
+from inferline_stream.cli.platform import products_there
 from inferline_stream.dataplane.sample_files import free_memory_bytes, read_arrivals, read_events
 from inferline_stream.dataplane.source_sample import recent_sample
 from inferline_stream.errors import InvalidInput, InvalidTopology, UsageError
 from inferline_stream.isolation.limits import cores_here, shares_held
-from inferline_stream.pipeline.hardware import Catalogue, catalogue
+from inferline_stream.pipeline.hardware import Catalogue, catalogue, divided
 from inferline_stream.pipeline.idle import idle_of
 from inferline_stream.pipeline.plan import Plan, hold_of
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile
@@ -190,6 +191,12 @@ async def profiled(
         bootstrap_servers: of Kafka.
         cluster: starts processes on the platform that stages are measured on.
     """
+
+    if cluster is not None and options.platform == "kubernetes":
+        kinds = catalogue(what.pipeline.hardware)
+        named = {name for stage in what.pipeline.stages for name in stage.hardware}
+        if on_gpus := [kinds[name] for name in named if kinds[name].gpus]:
+            options = replace(options, products=await products_there(on_gpus))
 
     async def profile(servers: str | None) -> PipelineProfile:
         with Bar("profiling") as bar:
@@ -382,6 +389,27 @@ def not_credible(plan: Plan, inputs: PlanInputs, measured: PipelineProfile) -> s
     return ""
 
 
+def planned_without(inputs: PlanInputs, measured: PipelineProfile) -> str:
+    """Which kinds of its stages a plan leaves out, since nothing was measured on them, in words; empty for none.
+
+    Shares are left out with their device, without a word of their own.
+    """
+    stages, kinds = inputs.what.pipeline.stages, inputs.kinds
+    lacking = dict.fromkeys(
+        name for stage in stages for name in stage.hardware if (stage.name, name) not in measured.profiles
+    )
+    named = dict.fromkeys(whole if (whole := divided(name)[0]) in lacking else name for name in lacking)
+    no_gpu = not inputs.platform.elsewhere and any(kinds[name].gpus for name in named) and not devices()
+    return (
+        f"planned without {', '.join(named)}: not profiled{', and this machine has no GPU' * no_gpu}" if named else ""
+    )
+
+
+def remarks(plan: Plan, inputs: PlanInputs, measured: PipelineProfile) -> str:
+    """What stands below a plan: what it was made without, and why nobody should believe its P99; each may be empty."""
+    return "\n".join(filter(None, (planned_without(inputs, measured), not_credible(plan, inputs, measured))))
+
+
 def check_memory(events: int, stages: int) -> None:
     """Refuse traces whose simulation would not fit in what memory is free.
 
@@ -396,8 +424,8 @@ def check_memory(events: int, stages: int) -> None:
         )
 
 
-def plan_table(plan: Plan, pipeline: Pipeline, warning: str = "") -> Table:
-    """The plan for people: stage, hardware, limits, replicas, utilization, $/h; the whole below, and a warning."""
+def plan_table(plan: Plan, pipeline: Pipeline, remarks: str = "") -> Table:
+    """The plan for people: stage, hardware, limits, replicas, utilization, $/h; the whole below, and remarks."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -441,6 +469,6 @@ def plan_table(plan: Plan, pipeline: Pipeline, warning: str = "") -> Table:
         table.caption += f"\n${plan.cost_per_hour - shared:.4f} of it is for places on shared devices that nobody has"
     if any(kinds[a.hardware].emulated for allocations in plan.allocations.values() for a in allocations):
         table.caption += "\nemulated hardware sleeps its declared service times and computes nothing"
-    if warning:
-        table.caption += f"\n{warning}"
+    if remarks:
+        table.caption += f"\n{remarks}"
     return table

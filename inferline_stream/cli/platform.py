@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from inferline_stream.controlplane.records.record_writers import write_overrides
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.isolation.confinement import dispatcher_confinement
+from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.names import Names
 from inferline_stream.profiler.bench_dispatcher import MODULE
 from inferline_stream.profiler.benches import MakeActuator
@@ -194,6 +195,21 @@ def profiling_cluster(platform: Platform, bootstrap_servers: str | None) -> Make
                     await made.aclose()
 
     return profiling
+
+
+async def products_there(kinds: Iterable[Hardware]) -> dict[str, tuple[str, ...]]:
+    """Return, by hardware kind, the products that nodes of the Kubernetes cluster have of it, as far as they are seen.
+
+    Raises:
+        Unreachable: the API server does not answer.
+    """
+    door = kubernetes_door()
+    from inferline_stream.actuators.kubernetes.gpu_nodes import products_of
+
+    async with door.cluster_client() as client:
+        with door.translated():
+            nodes = await door.node_labels(client)
+    return {kind.name: found for kind in kinds if (found := products_of(kind, nodes))}
 
 
 def ray_door() -> Any:

@@ -40,6 +40,7 @@ def profile(
 
     from inferline_stream.cli.plan_steps import declared, profiled, profiling_options
     from inferline_stream.cli.platform import check, profiling_cluster
+    from inferline_stream.pipeline.shape import shape_of
 
     check_plot(plot)
     check(platform, bootstrap_servers)
@@ -48,7 +49,7 @@ def profile(
         raise UsageError(f"--time {time}: less than 100ms measures nothing")
     what = declared(topology, bootstrap_servers)
     check_stages(stage, what.pipeline)
-    names = [known.name for known in what.pipeline.stages]
+    names = list(shape_of(what.pipeline).stages)
     stages = frozenset(stage) if stage else None
     options = profiling_options(platform, bootstrap_servers, again=again, stages=stages, stage_s=stage_s)
     cluster = profiling_cluster(platform, bootstrap_servers)
@@ -67,6 +68,9 @@ def _table(measured: PipelineProfile, names: list[str]) -> object:
     caption = f"time between two stages: {format_duration(measured.hop_overhead_s)}"
     if measured.network_s:
         caption += f", {format_duration(measured.network_s)} of it between hosts"
+    for of in _results(measured, names):
+        counts = f"{of['least']} to {of['most']}, {of['mean']:.2f} in the mean"
+        caption += f"\nresults of an event of {of['stage']}: {counts}"
     table = Table(title="Profiles", caption=caption)
     for name in ("stage", "hardware"):
         table.add_column(name)
@@ -102,13 +106,7 @@ def _document(measured: PipelineProfile, names: list[str]) -> dict[str, Any]:
             "hardware": kind,
             "start_up_s": measured.profiles[stage, kind].start_up_s,
             "service_times": [
-                {
-                    "batch_size": entry.batch_size,
-                    "mean_s": entry.mean_s,
-                    "p50_s": entry.p50_s,
-                    "p99_s": entry.p99_s,
-                    "throughput": entry.throughput,
-                }
+                {name: getattr(entry, name) for name in ("batch_size", "mean_s", "p50_s", "p99_s", "throughput")}
                 for entry in measured.profiles[stage, kind].service_times
             ],
             "contention": measured.profiles[stage, kind].contention,
@@ -116,4 +114,13 @@ def _document(measured: PipelineProfile, names: list[str]) -> dict[str, Any]:
         for stage in names
         for kind in measured.hardware_of(stage)
     ]
-    return {"profiles": profiles, "hop_overhead_s": measured.hop_overhead_s, "network_s": measured.network_s}
+    between = {"hop_overhead_s": measured.hop_overhead_s, "network_s": measured.network_s}
+    return {"profiles": profiles, "results": _results(measured, names), **between}
+
+
+def _results(measured: PipelineProfile, names: list[str]) -> list[dict[str, Any]]:
+    """How many results an event was given, of each stage that gives many."""
+    return [
+        {"stage": names[of.stage], "mean": of.mean, "least": of.counts[0], "most": of.counts[-1]}
+        for of in measured.paths.fan_outs
+    ]

@@ -21,11 +21,11 @@ from inferline_stream.cli.plan_steps import (
     Declared,
     PlanInputs,
     declared,
-    not_credible,
     plan_table,
     planned,
     profiled,
     profiling_options,
+    remarks,
     take_profiles,
 )
 from inferline_stream.cli.platform import actuator_of, check, reach, resource_followed
@@ -198,7 +198,7 @@ async def _run(
             plan=plan,
             kafka=kafka_words(wanted.bootstrap_servers, wanted.records.prefix),
         )
-        people.print(plan_table(plan, what.pipeline, not_credible(plan, inputs, measured)))
+        people.print(plan_table(plan, what.pipeline, remarks(plan, inputs, measured)))
         run = Run(
             pipeline=what.pipeline,
             topology=what.file,

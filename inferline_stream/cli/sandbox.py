@@ -45,7 +45,7 @@ def check(
             print(f"{name:<{width}}  {value}")
         print('isolation "sandbox" is whole here' if not lacking else 'isolation "sandbox" is not whole here')
         for need in needs:
-            print(f"{need.name}: {need.found}" + (f"\n  {need.remedy}" if need.remedy else ""))
+            print(need.in_words(max(len(each.name) for each in needs)))
     lacking = (*lacking, *(f"{need.name}: {need.found}" for need in needs if need.remedy and not need.optional))
     if lacking:
         raise InvalidInput(*lacking)

@@ -50,7 +50,10 @@ def scale(
         ),
     ] = None,
     at: Annotated[
-        str | None, typer.Option(metavar="WHEN", help='a day, or hours of it, e.g. "2026-11-27 08:00-20:00"')
+        str | None,
+        typer.Option(
+            metavar="WHEN", help='a day, or hours of it, by the clock of the pipeline, e.g. "2026-11-27 08:00-20:00"'
+        ),
     ] = None,
     reserve: Annotated[
         float | None, typer.Option(help="hold replicas then for so many times the planned traffic")

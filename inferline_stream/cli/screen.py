@@ -291,6 +291,8 @@ def _report(report: RunReport) -> Table:
         table.add_row(Text(f"ended without output: {reason}"), str(count))
     for stage, count in report.degraded.items():
         table.add_row(Text(f"made by the fallback of {stage}"), str(count))
+    for stage, mean in report.results_each.items():
+        table.add_row(Text(f"results of an event of {stage}"), f"{mean:.2f}")
     if report.backlog:
         done = f"worked off after {_duration(report.backlog_done_s)}; not in the latencies below"
         table.add_row("of them there before", f"{report.backlog}, {done}")

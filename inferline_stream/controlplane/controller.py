@@ -139,7 +139,7 @@ class Controller:
             await collector.begin()
             if context.pipeline.counts_records:
                 collector.stamps = await stack.enter_async_context(
-                    SourceTimestamps(context, collector.source_partitions[context.source])
+                    SourceTimestamps(context, collector.source_partitions)
                 )
             else:
                 self.view.arrived(

@@ -78,7 +78,8 @@ async def _of_topic(
     topic = Names(pipeline.name, prefix).topic(source.name)
     async with Offsets(bootstrap_servers, connect_timeout_s) as offsets:
         partitions = (await offsets.existing([topic])).get(topic, 0)
-    moved = pipeline.moved if source is pipeline.source else frozenset[tuple[str, bytes]]()
+    later = pipeline.moved.items() if source is pipeline.source else ()
+    background = {header for header, of_class in later if of_class.background}
     times_s: list[float] = []
     events: list[bytes] = []
     keys: list[bytes | None] = []
@@ -87,7 +88,11 @@ async def _of_topic(
         rng = random.Random(0)  # noqa: S311  draws a sample, keeps no secret
         async with TopicFollower(bootstrap_servers, topic, end_s - SPAN_S) as records:
             async for record in records.until(await records.end()):
-                if record.value is None or type(record.value) is SkippedBatch or not moved.isdisjoint(record.headers):
+                if (
+                    record.value is None
+                    or type(record.value) is SkippedBatch
+                    or not background.isdisjoint(record.headers)
+                ):
                     continue
                 time_s = _time_s(record, source.timestamp_header, end_s)
                 if time_s is None:

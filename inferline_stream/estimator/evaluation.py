@@ -22,7 +22,7 @@ from inferline_stream.estimator.stage_pools import StagePools
 from inferline_stream.estimator.station import Station
 from inferline_stream.estimator.workload import Workload
 
-SLICE_EVENTS = 1 << 14
+SLICE_EVENTS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True, eq=False)

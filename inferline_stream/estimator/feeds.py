@@ -52,8 +52,8 @@ class Feed:
 
 def ways_of(shape: Shape, paths: Paths) -> tuple[Way, ...]:
     """Return every set of arrows that events of any scope take, those of the source's events first."""
-    own = tuple((scope, mask) for scope, masks in (((), paths.masks),) for mask in masks)
-    return own + tuple((shape.scope_after(fan_out.stage), mask) for fan_out in paths.fan_outs for mask in fan_out.masks)
+    own: list[Way] = [((), mask) for mask in paths.masks]
+    return (*own, *((shape.scope_after(of.stage), mask) for of in paths.fan_outs for mask in of.masks))
 
 
 def feeds(shape: Shape, paths: Paths) -> tuple[Feed, ...]:
@@ -72,15 +72,10 @@ def feeds(shape: Shape, paths: Paths) -> tuple[Feed, ...]:
             [row[s] for row in seen],
             skips=(s, True) in wanted,
             join=len(shape.parents(s)) > 1,
-            gathers=_origin(shape, s) if shape.gathers(s) else None,
+            gathers=shape.gathered_by(s) if shape.gathers(s) else None,
         )
         for s in range(len(shape.stages))
     )
-
-
-def _origin(shape: Shape, stage: int) -> int:
-    """Return the stage whose many results a stage gathers."""
-    return shape.scope_after(shape.arrows[shape.parents(stage)[0]].parent)[-1]
 
 
 def _feed(found: list[frozenset[Source]], visits: list[bool], *, skips: bool, join: bool, gathers: int | None) -> Feed:
@@ -134,7 +129,7 @@ def _outcome(shape: Shape, stage: int, seen: list[bool], scope: Scope) -> Source
     if seen[stage] or stage in scope[-1:]:
         return stage, False
     if shape.gathers(stage):
-        return _outcome(shape, _origin(shape, stage), seen, scope)
+        return _outcome(shape, shape.gathered_by(stage), seen, scope)
     arrows = shape.parents(stage)
     if len(arrows) > 1:
         return stage, True

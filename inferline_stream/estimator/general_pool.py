@@ -74,7 +74,7 @@ class GeneralPool:
         self._state = GeneralState(
             _ints(5),
             np.array([math.inf, -math.inf]),
-            *(np.empty(0), nobody, nobody, nobody, np.empty(0, dtype=np.int32)),
+            *(nobody, np.empty(0), nobody, nobody, np.empty(0, dtype=np.int32)),
             lanes,
             no_heap(),
             no_heap(),
@@ -228,10 +228,9 @@ class GeneralPool:
     def _in_hand(self) -> InHand:
         state, marks = self._state, self._state.marks
         head = int(marks[_HEAD])
-        order = np.arange(head, head + int(marks[_PLACES])) & (state.ring_time.size - 1)
-        rows = state.ring_row[order]
+        rows = state.ring[np.arange(head, head + int(marks[_PLACES])) & (state.ring.size - 1)]
         batches = state.members.reshape(-1, self._width)[rows]
-        return InHand(state.ring_time[order], state.ring_size[order], state.crews.replica_of[rows], batches)
+        return InHand(state.free_s[rows], state.size_of[rows], state.crews.replica_of[rows], batches)
 
     def _lay_out(self, places: InHand, free: int, crews: Crews, now_s: float) -> None:
         """Set places and replicas, without those that have left; what waits is looked at again at once.
@@ -249,12 +248,11 @@ class GeneralPool:
         count = replica_of.size
         marks[[_HEAD, _PLACES, _FREE]] = 0, count, free
         clock[:] = min(clock[0], now_s), now_s
-        unused = (0, power_of_two(max(count, 1)) - count)
         self._state = self._state._replace(
-            ring_time=np.pad(places.ends_s, unused),
-            ring_row=np.pad(np.arange(count), unused),
-            ring_size=np.pad(places.sizes, unused),
-            ring_kind=np.pad(kinds[replica_of], unused),
+            ring=np.pad(np.arange(count), (0, power_of_two(max(count, 1)) - count)),
+            free_s=places.ends_s,
+            size_of=places.sizes,
+            kind_of=kinds[replica_of],
             members=places.members.ravel(),
             crews=Crews(replica_of, kinds, at_once, in_hand),
         )

@@ -30,10 +30,12 @@ from inferline_stream.estimator.kernels import (
     Queue,
     Service,
     Tokens,
+    choose_version,
     drawn_s,
-    note_made,
+    note_version,
 )
 from inferline_stream.estimator.rank_heap import Heap, drop_first, push
+from inferline_stream.estimator.shared_queue import put_back
 from inferline_stream.pipeline.deadline_order import (
     BATCH_SHARE,
     DEMAND_AFTER_SLOS,
@@ -41,7 +43,7 @@ from inferline_stream.pipeline.deadline_order import (
     HOPELESS_EVERY,
     NEWS_EVERY_S,
 )
-from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, TOTAL, allows, count, roll, version_for
+from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, TOTAL, roll, version_for
 
 NEVER, HIDDEN, OLD, WAS = 0, 1, 2, 3
 """An event at a stage: hopeful; hopeless, and no demand; so old that it is demand; taken as a hopeless one."""
@@ -84,7 +86,7 @@ class Crews(NamedTuple):
     """Replicas that run several batches at once: each has as many places in the ring, of which any does.
 
     Args:
-        replica_of: (places,) replica of each row of ``GeneralState.members``.
+        replica_of: (places,) replica of each.
         kinds: (replicas,) kind of each.
         at_once: (replicas,) most batches in hand, which is how many places it has; 0 for one that leaves: its free
             places are not in the ring, and those of its batches in hand go from there as these end.
@@ -119,10 +121,10 @@ class GeneralState(NamedTuple):
             events that are eligible.
         clock: (2,) when to look at a batch that had to wait, if nothing happens before; since when the replicas are
             these, so that no batch starts before.
-        ring_time: (2^k,) places in the order in which they are free, in a ring; when.
-        ring_row: (2^k,) the place's row of ``members``.
-        ring_size: (2^k,) events of the batch in hand.
-        ring_kind: (2^k,) kind of the replica.
+        ring: (2^k,) places in the order in which they are free, in a ring; each is a row of what follows.
+        free_s: (places,) when each is free.
+        size_of: (places,) events of the batch in hand.
+        kind_of: (places,) kind of the replica.
         members: (places · width) events of the batch in hand, row after row.
         lanes: of the keys.
         heap: of what is eligible; has room for twice the arrivals and all lanes beside what it holds.
@@ -136,10 +138,10 @@ class GeneralState(NamedTuple):
 
     marks: Ints
     clock: Floats
-    ring_time: Floats
-    ring_row: Ints
-    ring_size: Ints
-    ring_kind: Ints
+    ring: Ints
+    free_s: Floats
+    size_of: Ints
+    kind_of: Ints
     members: Events
     lanes: Lanes
     heap: Heap
@@ -161,51 +163,19 @@ def is_current(lanes: Lanes, lane: np.uint64, rank_s: float, number: np.int64) -
 
 
 class Ring(NamedTuple):
-    """Places in the order in which they are free, see `GeneralState`; ``first`` is the row."""
+    """Places in the order in which they are free, see `GeneralState`; with when each is, and of which kind."""
 
-    time: Floats
-    first: Ints
-    size: Ints
-    kind: Ints
+    order: Ints
+    free_s: Floats
+    kind_of: Ints
 
 
-def bring_forward(ring: Ring, head: np.uint64, taken: np.uint64) -> None:
+def bring_forward(order: Ints, head: np.uint64, taken: np.uint64) -> None:
     """Overwrite the place of a free replica by those before it: the head is then free for its return."""
-    wrap = Index(ring.time.size - 1)
+    wrap = Index(order.size - 1)
     while taken > head:
-        to = taken & wrap
+        order[taken & wrap] = order[(taken - ONE) & wrap]
         taken -= ONE
-        ring.time[to] = ring.time[taken & wrap]
-        ring.first[to] = ring.first[taken & wrap]
-        ring.size[to] = ring.size[taken & wrap]
-        ring.kind[to] = ring.kind[taken & wrap]
-
-
-def put_back(
-    ring: Ring, lowest: np.uint64, slot: np.uint64, replica: tuple[float, np.int64, np.int64, np.int64]
-) -> None:
-    """Put a replica with a batch behind all that end no later.
-
-    Args:
-        ring: the others; ``slot`` is behind them.
-        lowest: the first place that it may come to.
-        slot: the first place that is free.
-        replica: time, first, size and kind.
-    """
-    wrap = Index(ring.time.size - 1)
-    finish_s, first, size, kind = replica
-    while slot > lowest and ring.time[(slot - ONE) & wrap] > finish_s:
-        to = slot & wrap
-        slot -= ONE
-        ring.time[to] = ring.time[slot & wrap]
-        ring.first[to] = ring.first[slot & wrap]
-        ring.size[to] = ring.size[slot & wrap]
-        ring.kind[to] = ring.kind[slot & wrap]
-    slot = slot & wrap
-    ring.time[slot] = finish_s
-    ring.first[slot] = first
-    ring.size[slot] = size
-    ring.kind[slot] = kind
 
 
 def place_at_several(
@@ -230,7 +200,8 @@ def place_at_several(
     limits, table, width = times
     head, free, replicas, waiting = places
     replica_of, kinds, at_once, under_way = crews
-    wrap = Index(ring.time.size - 1)
+    order, free_s, kind_of = ring
+    wrap = Index(order.size - 1)
     levels = Index(table.size) // (Index(limits.size) * width)
     best_s = math.inf
     fastest = 0
@@ -244,19 +215,19 @@ def place_at_several(
                     best_s = expected_s
                     fastest = candidate
     taken = head
-    while replica_of[Index(ring.first[taken & wrap])] != fastest:
+    while replica_of[Index(order[taken & wrap])] != fastest:
         taken += ONE
     served_by_busy = 0
     for ahead in range(np.int64(free), np.int64(replicas if limits.size > 1 else free)):
-        slot = (head + Index(ahead)) & wrap
-        busy = replica_of[Index(ring.first[slot])]
+        row = Index(order[(head + Index(ahead)) & wrap])
+        busy = replica_of[row]
         if at_once[busy] == 0:
             continue
-        other_kind = Index(ring.kind[slot])
+        other_kind = Index(kind_of[row])
         # The next batch there finds the others that its replica has in hand now.
         level = other_kind * levels + Index(under_way[busy]) - ONE
         expected_s = table[level * width + min(Index(limits[other_kind]), waiting)]
-        left_s = ring.time[slot] - t
+        left_s = free_s[row] - t
         if (left_s + expected_s) * TIE < best_s:
             served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[other_kind]
     return Index(kinds[fastest]), head + replicas if served_by_busy >= np.int64(waiting) else taken
@@ -272,29 +243,30 @@ def place_of_kind(
     """Choose the place for the next batch as `place_at_several`, of replicas of several kinds that run one each."""
     limits, table, width = times
     head, free, replicas, waiting = places
-    wrap = Index(ring.time.size - 1)
-    kind = Index(ring.kind[head & wrap])
+    order, free_s, kind_of = ring
+    wrap = Index(order.size - 1)
+    kind = Index(kind_of[Index(order[head & wrap])])
     taken = head
     best_s = math.inf
     for candidate in range(limits.size):
         expected_s = table[Index(candidate) * width + min(Index(limits[candidate]), waiting)]
         if expected_s * TIE < best_s:
             for ahead in range(np.int64(free)):
-                if ring.kind[(head + Index(ahead)) & wrap] == candidate:
+                if kind_of[Index(order[(head + Index(ahead)) & wrap])] == candidate:
                     best_s = expected_s
                     kind = Index(candidate)
                     taken = head + Index(ahead)
                     break
     served_by_busy = 0
     for ahead in range(np.int64(free), np.int64(replicas)):
-        slot = (head + Index(ahead)) & wrap
-        if crews.at_once[crews.replica_of[Index(ring.first[slot])]] == 0:
+        row = Index(order[(head + Index(ahead)) & wrap])
+        if crews.at_once[crews.replica_of[row]] == 0:
             continue
-        most = Index(limits[ring.kind[slot]])
-        expected_s = table[Index(ring.kind[slot]) * width + min(most, waiting)]
-        left_s = ring.time[slot] - t
+        most = Index(limits[kind_of[row]])
+        expected_s = table[Index(kind_of[row]) * width + min(most, waiting)]
+        left_s = free_s[row] - t
         if (left_s + expected_s) * TIE < best_s:
-            served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[ring.kind[slot]]
+            served_by_busy += np.int64((best_s / TIE - left_s) / expected_s) * limits[kind_of[row]]
     return kind, head + replicas if served_by_busy >= np.int64(waiting) else taken
 
 
@@ -354,15 +326,14 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
         How many departures were written.
     """
     times, events, _, _, horizon_s, entry_s = queue
-    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, _, fallback = service
-    fast, fast_caps, share, window, fast_batches, made, longer_s = fallback
-    falls_back = fast.size > 0
+    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, room, _, fallback = service
+    falls_back = fallback.table.size > 0
     means = lots.size == 0
     batches, totals = account
     judges = rest_s > -math.inf
-    marks, clock, ring_time, ring_row, ring_size, ring_kind, members, lanes, heap, aside, tally, fates, crews = state
+    marks, clock, order, free_s, size_of, kind_of, members, lanes, heap, aside, tally, fates, crews = state
     replica_of, _, at_once, under_way = crews
-    ring = Ring(ring_time, ring_row, ring_size, ring_kind)
+    ring = Ring(order, free_s, kind_of)
     lane_of, following, sent_s, number_of, first_of, last_of, waiting_in, in_hand, rank_of, falls, set_aside = lanes
     keyed = lane_of.size > 0
     heap_rank, heap_number, heap_item, _ = heap
@@ -373,7 +344,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
     hopeless = tally[HOPELESS]
     largest = Index(tally[LARGEST])
     n = Index(queue.n) - Index(queue.base)
-    wrap = Index(ring_time.size - 1)
+    wrap = Index(order.size - 1)
     width = Index(members.size // replica_of.size)
     levels = Index(table.shape[0] // (limits.size * members.size // replica_of.size))
     head = Index(marks[0])
@@ -384,20 +355,20 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
     wake_s, since_s = clock
     gone = ZERO
     while True:
-        ends_s = ring_time[(head + free) & wrap] if free < replicas else math.inf
+        ends_s = free_s[Index(order[(head + free) & wrap])] if free < replicas else math.inf
         t = min(ends_s, wake_s)
         if free > ZERO and m < n:  # with nobody free it is enough to know what has arrived until somebody is
             t = min(t, max(times[m] + hop_s, since_s))
         if not t < horizon_s:
             break
         # Batches that end leave, and free their keys.
-        while free < replicas and ring_time[(head + free) & wrap] <= t:
-            slot = (head + free) & wrap
-            end_s = ring_time[slot]
-            first = Index(ring_row[slot]) * width
-            ending = replica_of[Index(ring_row[slot])]
+        while free < replicas and free_s[Index(order[(head + free) & wrap])] <= t:
+            row = Index(order[(head + free) & wrap])
+            end_s = free_s[row]
+            first = row * width
+            ending = replica_of[row]
             under_way[ending] -= 1
-            for q in range(ring_size[slot]):
+            for q in range(size_of[row]):
                 event = members[first + Index(q)]
                 out_times[gone] = end_s
                 out_events[gone] = event
@@ -429,7 +400,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
             if at_once[ending] > 0:
                 free += ONE
             else:
-                bring_forward(ring, head, head + free)
+                bring_forward(order, head, head + free)
                 head += ONE
                 replicas -= ONE
         # Arrivals.
@@ -488,8 +459,8 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                 kind, taken = ZERO, head
             if taken == head + replicas:
                 break
-            row = ring_row[taken & wrap]
-            level = kind * levels + Index(under_way[replica_of[Index(row)]])
+            row = Index(order[taken & wrap])
+            level = kind * levels + Index(under_way[replica_of[row]])
             row_of_table = level * width
             limit = Index(limits[kind])
             cap = Index(caps[level])
@@ -502,7 +473,7 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
             largest = max(largest, limit if np.int64(cap) <= eligible else Index(eligible))
             version = MAIN
             if falls_back:
-                roll(window, t)
+                roll(fallback.window, t)
             # Those that cannot be on time any more go aside.
             while judges and eligible > 0:
                 item = heap_item[ZERO]
@@ -525,12 +496,13 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                                 break
                             other = Index(following[other])
                             hopeful_s = max(hopeful_s, entry_s[other])
-                fast_s = math.inf
+                age_s = t - hopeful_s
                 if falls_back:
-                    fast_batch = min(Index(fast_caps[level]), Index(eligible))
-                    if allows(window, share, np.int64(fast_batch)):
-                        fast_s = fast[row_of_table + fast_batch]
-                version = version_for(t - hopeful_s, table[row_of_table + batch], fast_s, (rest_s, longer_s), slo_s)
+                    fast_size = min(Index(fallback.caps[level]), Index(eligible))
+                    sizes = fast_size, row_of_table + fast_size
+                    version = choose_version(fallback, sizes, age_s, table[row_of_table + batch], (rest_s, slo_s))
+                else:
+                    version = version_for(age_s, table[row_of_table + batch], math.inf, (rest_s, 0.0), slo_s)
                 if version != NEITHER:
                     break
                 entries -= ONE
@@ -553,15 +525,16 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
             most = cap
             if hopeless > 0 and eligible > 0:
                 tally[SINCE] += 1
-                if tally[SINCE] >= HOPELESS_EVERY or np.int64(m) + queue.base - aside.number[ZERO] > span:
+                far = np.int64(m) + queue.base - aside.number[ZERO] > span or eligible + hopeless > room
+                if tally[SINCE] >= HOPELESS_EVERY or far:
                     tally[SINCE] = 0
                     most = ZERO
             if most == ZERO or eligible == 0:
                 version = MAIN
             if version == FALLBACK:
-                most = Index(fast_caps[level])
+                most = Index(fallback.caps[level])
                 largest = max(largest, limit if np.int64(most) <= eligible else Index(eligible))
-            first = Index(row) * width
+            first = row * width
             size = ZERO
             while size < most and entries > ZERO:
                 item = heap_item[ZERO]
@@ -618,30 +591,29 @@ def serve_general(queue: Queue, service: Service, account: Account, state: Gener
                         waiting_in[lane] -= 1
                         in_hand[lane] += 1
                     event_taken = np.int64(following[Index(event_taken)])
-            bring_forward(ring, head, taken)
-            under_way[replica_of[Index(row)]] += 1
+            bring_forward(order, head, taken)
+            under_way[replica_of[row]] += 1
             largest = max(largest, size)
             row_of_table += size
             if means:
                 service_s = table[row_of_table]
             else:
                 service_s = drawn_s(varying, lots, members, (first, size, kind, row_of_table))
+            if falls_back:
+                note_version(fallback, version, members, (first, size, row_of_table))
             if version == FALLBACK:
-                service_s = fast[row_of_table] if means else service_s * (fast[row_of_table] / table[row_of_table])
-                fast_batches[row_of_table] += 1
-                note_made(made, members, first, size)
+                fast_s = fallback.table[row_of_table]
+                service_s = fast_s if means else service_s * (fast_s / table[row_of_table])
             else:
                 batches[row_of_table] += 1
-            if falls_back:
-                count(window, np.int64(size), np.int64(size) if version == FALLBACK else 0)
             totals[0] += service_s
             totals[1] += service_s * np.float64(size)
             # Those that are free stay in front.
-            back = head + replicas
-            head += ONE
+            free_s[row] = t + service_s
+            size_of[row] = np.int64(size)
+            put_back(order, free_s, (head + free, head + replicas), row)
             free -= ONE
-            put_back(ring, head + free, back, (t + service_s, row, np.int64(size), np.int64(kind)))
-            head = head & wrap
+            head = (head + ONE) & wrap
     heap.size[0] = np.int64(entries)
     aside.size[0] = np.int64(asides)
     tally[PLACES] = places
@@ -668,7 +640,7 @@ def write_caps(limits: Ints, table: Floats, caps: Ints, rest_s: float, slo_s: fl
 
 def set_caps(service: Service, rest_s: float) -> None:
     """Write the batches that R leaves time for, as `pipeline.deadline_order.batch_cap` has them."""
-    limits, table, _, _, _, _, _, _, caps, _, slo_s, fallback = service
+    limits, table, _, _, _, _, _, _, caps, _, _, slo_s, fallback = service
     write_caps(limits, table, caps, rest_s, slo_s)
     if fallback.table.size > 0:
         write_caps(limits, fallback.table, fallback.caps, rest_s, slo_s)
@@ -698,7 +670,7 @@ def serve_in_turn(
     """
     times, events, n, base, _, entry_s = queue
     (gone_times, gone_events), instants_s, rests_s, (spent_s, profiled_s) = out
-    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, cap_slo_s, fallback = service
+    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, room, cap_slo_s, fallback = service
     gone = np.int64(0)
     for k in range(instants_s.size):
         if rests_s.size > 0 and (rests_s[k, 0] != rest_s or rests_s[k, 1] != fallback.longer_s):
@@ -714,7 +686,7 @@ def serve_in_turn(
                 rests_s[k, 1],
             )
             service = Service(
-                limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, cap_slo_s, fallback
+                limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, span, room, cap_slo_s, fallback
             )
         if state.marks[1] > 0:
             part = Queue(times, events, n, base, instants_s[k], entry_s)

@@ -42,6 +42,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from inferline_stream.pipeline.fallback import FALLBACK, allows, count, version_for
+
 Floats = NDArray[np.float64]
 FloatTable = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -53,7 +55,7 @@ FlagTable = NDArray[np.uint8]
 # Positions are unsigned: machine code then needs no check for negative indices, at half the time per event. Their
 # constants are too, because numba makes floating-point numbers of sums of signed and unsigned integers.
 Index = np.uint64
-ZERO, ONE, EIGHT, LOWEST = Index(0), Index(1), Index(8), Index(255)
+ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX, SEVEN, EIGHT, LOWEST = map(Index, (*range(9), 255))
 
 UNKNOWN, LATE, ON_TIME = 0, 1, 2
 
@@ -128,7 +130,8 @@ class Service(NamedTuple):
     ``lots`` is by event: above the lowest 8 bits its place among the units, in them that of its batch's factor, where
     it is the first of a batch. Empty where nothing varies. ``rest_s`` is R, and ``caps`` (kinds · levels,) the largest
     batch that leaves time for it, as `pipeline.deadline_order` says; −∞ and the limits in order of entry. ``span`` is
-    how many arrivals may lie behind the first hopeless one, ``cap_slo_s`` the SLO by which batches are cut.
+    how many arrivals may lie behind the first hopeless one, ``room`` how many events may wait before hopeless ones go
+    first, ``cap_slo_s`` the SLO by which batches are cut.
     """
 
     limits: Ints
@@ -141,6 +144,7 @@ class Service(NamedTuple):
     rest_s: float
     caps: Ints
     span: int
+    room: int
     cap_slo_s: float
     fallback: Fallback
 
@@ -241,10 +245,36 @@ def drawn_s(
     return service_s
 
 
-def note_made(made: Flags, events: Events, first: np.uint64, size: np.uint64) -> None:
-    """Note that the fallback makes the results of a batch."""
-    for q in range(size):
-        made[Index(events[first + Index(q)])] = 1
+def choose_version(
+    fallback: Fallback, size: tuple[np.uint64, np.uint64], age_s: float, service_s: float, times: tuple[float, float]
+) -> int:
+    """Return the version of a stage with a fallback that makes an event in time; after `roll`.
+
+    Args:
+        fallback: of the stage.
+        size: of the batch that it would make, and the row of it.
+        age_s: of the event.
+        service_s: of the batch that the stage itself would make.
+        times: R and the SLO.
+    """
+    events, row = size
+    rest_s, slo_s = times
+    may = allows(fallback.window, fallback.share, np.int64(events))
+    fast_s = fallback.table[row] if may else math.inf
+    return version_for(age_s, service_s, fast_s, (rest_s, fallback.longer_s), slo_s)
+
+
+def note_version(
+    fallback: Fallback, version: int, events: Events, batch: tuple[np.uint64, np.uint64, np.uint64]
+) -> None:
+    """Note which version makes a batch, where its first event is, of how many, and its row of the table."""
+    first, size, row = batch
+    degraded = np.int64(size) if version == FALLBACK else np.int64(0)
+    count(fallback.window, np.int64(size), degraded)
+    if degraded > 0:
+        fallback.batches[row] += 1
+        for q in range(degraded):
+            fallback.made[Index(events[first + Index(q)])] = 1
 
 
 def draw_lots(key: int, chosen: Masks) -> None:

@@ -19,7 +19,6 @@ from inferline_stream.pipeline import deadline_order, fallback
 _SOURCES = (fallback, kernels, rank_heap, shared_queue, general_queue)
 _INLINED = (
     "drawn_s",
-    "note_made",
     "bring_forward",
     "put_back",
     "place_at_several",
@@ -28,15 +27,21 @@ _INLINED = (
     "note_fate",
     "push",
     "drop_first",
+    "move_events",
+    "emit",
+    "waiting",
 )
-"""Where they are called, each is part of its caller: a call would count references to every array that it is given."""
+"""Where they are called, each is part of its caller."""
 _CALLED = (
     "version_for",
     "roll",
     "allows",
     "count",
+    "choose_version",
+    "note_version",
     "draw",
     "put_in_order",
+    "known_in_order",
     "held_until",
     "emit_rest",
     "oldest_sent_s",
@@ -97,6 +102,7 @@ def _compiled() -> SimpleNamespace:
             "nogil": True,
             "error_model": "numpy",
             "inline": "always" if name in _INLINED else "never",
+            "_nrt": False,  # no kernel makes an array, so none has to count references: that took a tenth of its time
         }
         try:
             scope[name] = njit(cache=True, **options)(copy)

@@ -111,12 +111,12 @@ def _unused(station: Station) -> SharedState | TriagedState:
     replicas, slots = station.replicas, power_of_two(station.replicas)
     marks = _ints(8)
     marks[1] = replicas
-    clock, never = np.full(1, -math.inf), np.full(slots, -math.inf)
+    clock, never = np.full(1, -math.inf), np.full(replicas, -math.inf)
+    ring = np.pad(np.arange(replicas), (0, slots - replicas))
     if not station.triages:
-        return SharedState(marks, clock, never, _ints(slots), _ints(slots))
-    rows = np.pad(np.arange(replicas), (0, slots - replicas))
-    members = np.zeros(replicas * station.width, dtype=np.int32)
-    return TriagedState(marks, clock, never, rows, _ints(slots), members, no_heap())
+        return SharedState(marks, clock, ring, never, _ints(replicas), _ints(replicas))
+    members = np.zeros(replicas * (-(-station.width // 8) * 8), dtype=np.int32)
+    return TriagedState(marks, clock, ring, never, _ints(replicas), members, no_heap())
 
 
 def no_heap() -> Heap:
@@ -156,6 +156,7 @@ def service_of(workload: Workload, stage: int, station: Station, code: Any) -> S
         station.rest_s,
         np.repeat(station.limits, station.levels),
         station.span,
+        station.room,
         station.order_slo_s + workload.shorter_s,
         _fallback(workload, station),
     )

@@ -14,7 +14,13 @@ import numpy as np
 
 from inferline_stream.estimator.kernels import (
     EIGHT,
+    FIVE,
+    FOUR,
     ONE,
+    SEVEN,
+    SIX,
+    THREE,
+    TWO,
     ZERO,
     Account,
     Events,
@@ -24,12 +30,13 @@ from inferline_stream.estimator.kernels import (
     Queue,
     Service,
     Tokens,
+    choose_version,
     drawn_s,
-    note_made,
+    note_version,
 )
 from inferline_stream.estimator.rank_heap import Heap, drop_first, push
 from inferline_stream.pipeline.deadline_order import HOPELESS_EVERY
-from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, allows, count, roll, version_for
+from inferline_stream.pipeline.fallback import FALLBACK, MAIN, NEITHER, roll, version_for
 
 
 class SharedState(NamedTuple):
@@ -39,16 +46,18 @@ class SharedState(NamedTuple):
         marks: head of the ring, replicas, first position that waits, first position still needed, first one that is not
             known to be in order.
         clock: (1,) the last dispatch.
-        ring_time: (2^k,) replicas in the order in which they are free, in a ring; when.
-        ring_start: (2^k,) position of the first event of the replica's batch.
-        ring_size: (2^k,) events of the batch; 0 once emitted.
+        ring: (2^k,) replicas in the order in which they are free, in a ring.
+        free_s: (replicas,) when each is free.
+        first_of: (replicas,) position of the first event of its batch.
+        size_of: (replicas,) events of the batch; 0 once emitted.
     """
 
     marks: Ints
     clock: Floats
-    ring_time: Floats
-    ring_start: Ints
-    ring_size: Ints
+    ring: Ints
+    free_s: Floats
+    first_of: Ints
+    size_of: Ints
 
 
 def put_in_order(i: np.uint64, d: np.uint64, t: float, queue: Queue, service: Service) -> np.uint64:
@@ -82,6 +91,53 @@ def put_in_order(i: np.uint64, d: np.uint64, t: float, queue: Queue, service: Se
     return d
 
 
+def known_in_order(i: np.uint64, d: np.uint64, t: float, queue: Queue, service: Service) -> np.uint64:
+    """Put what arrives until t in order. Returns the first that is not known to be.
+
+    Args:
+        i: first that waits.
+        d: first that was not known to be in order.
+        t: the present.
+        queue: arrivals; changed in place.
+        service: has the SLO of the order.
+    """
+    times, events, _, _, _, _ = queue
+    n = Index(queue.n) - Index(queue.base)
+    d = max(d, i + ONE)
+    while d < n and events[d] > events[d - ONE]:  # what entered and arrived later is due later
+        d += ONE
+    if d < n and times[d] + service.hop_s <= t:
+        d = put_in_order(i, d, t, queue, service)
+    return d
+
+
+def waiting(times: Floats, i: np.uint64, end: np.uint64, latest: tuple[float, float]) -> np.uint64:
+    """Count those of some arrivals, from i on, that have come by t; given t and the hop."""
+    t, hop_s = latest
+    j = i
+    while j < end and times[j] + hop_s <= t:
+        j += ONE
+    return j - i
+
+
+def put_back(ring: Ints, free_s: Floats, free: tuple[np.uint64, np.uint64], row: np.uint64) -> np.uint64:
+    """Put a replica with a batch behind all that end no later. Returns its place.
+
+    Args:
+        ring: the others, in the order in which they are free.
+        free_s: by replica, when each is.
+        free: the first place that it may come to, and the first that is free, behind the others.
+        row: the replica.
+    """
+    lowest, slot = free
+    wrap = Index(ring.size - 1)
+    while slot > lowest and free_s[Index(ring[(slot - ONE) & wrap])] > free_s[row]:
+        ring[slot & wrap] = ring[(slot - ONE) & wrap]
+        slot -= ONE
+    ring[slot & wrap] = np.int64(row)
+    return slot
+
+
 def held_until(i: np.uint64, t: float, cap: np.uint64, queue: Queue, service: Service) -> float:
     """When a replica that is free at t takes a batch: once it is full, or the hold since the oldest was sent is over.
 
@@ -111,6 +167,60 @@ def held_until(i: np.uint64, t: float, cap: np.uint64, queue: Queue, service: Se
     return float(due_s)
 
 
+def move_events(source: Events, first: np.uint64, size: np.uint64, target: Events, at: np.uint64) -> None:
+    """Copy events; up to seven places behind them in the target are overwritten, too.
+
+    Eight at a time, since how many there are cannot be predicted. All are read before one is written, so that they are
+    moved as one.
+    """
+    q = ZERO
+    padded = ((size + SEVEN) >> THREE) << THREE
+    if first + padded <= Index(source.size) and at + padded <= Index(target.size):
+        while q < size:
+            k, to = first + q, at + q
+            a, b, c, d = source[k], source[k + ONE], source[k + TWO], source[k + THREE]
+            e, f, g, h = source[k + FOUR], source[k + FIVE], source[k + SIX], source[k + SEVEN]
+            target[to], target[to + ONE], target[to + TWO], target[to + THREE] = a, b, c, d
+            target[to + FOUR], target[to + FIVE], target[to + SIX], target[to + SEVEN] = e, f, g, h
+            q += EIGHT
+    while q < size:
+        target[at + q] = source[first + q]
+        q += ONE
+
+
+def emit(
+    time_s: float, source: Events, batch: tuple[np.uint64, np.uint64, np.uint64], out: Tokens, at: np.uint64
+) -> None:
+    """Write the departures of a batch; the next ones overwrite what is behind them.
+
+    Args:
+        time_s: when it ends.
+        source: has its events.
+        batch: where the first of them is, how many there are, and how many there may be.
+        out: departures, written.
+        at: where the first goes.
+    """
+    first, size, limit = batch
+    times = out.times
+    if limit == ONE:
+        if size == ONE:
+            times[at] = time_s
+            out.events[at] = source[first]
+    else:
+        q = ZERO
+        if at + size + SEVEN <= Index(times.size):
+            while q < size:
+                to = at + q
+                times[to], times[to + ONE], times[to + TWO], times[to + THREE] = time_s, time_s, time_s, time_s
+                to += FOUR
+                times[to], times[to + ONE], times[to + TWO], times[to + THREE] = time_s, time_s, time_s, time_s
+                q += EIGHT
+        while q < size:
+            times[at + q] = time_s
+            q += ONE
+        move_events(source, first, size, out.events, at)
+
+
 def serve_shared(queue: Queue, service: Service, account: Account, state: SharedState, out: Tokens) -> np.int64:
     """Serve in order of entry. Returns how many departures were written.
 
@@ -122,77 +232,48 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
         out: departures, written.
     """
     times, events, _, _, horizon_s, _ = queue
-    limits, table, varying, lots, hold_s, hop_s, _, _, _, _, _, _ = service
-    marks, clock, ring_time, ring_start, ring_size = state
+    limits, table, varying, lots, hold_s, hop_s, _, _, _, _, _, _, _ = service
+    marks, clock, ring, free_s, first_of, size_of = state
     base = Index(queue.base)
     n = Index(queue.n) - base
-    wrap = Index(ring_time.size - 1)
+    wrap = Index(ring.size - 1)
     now_s = clock[0]  # the last batch, where batches are held
     limit = Index(limits[0])
     head = Index(marks[0])
     replicas = Index(marks[1])
+    first_s = free_s[Index(ring[head])]  # when the head is free
     i = Index(marks[2]) - base  # first that waits
     d = Index(marks[4]) - base  # first that is not known to be in order
     means = lots.size == 0
     gone = ZERO
-    room = Index(out.times.size)
-    held = Index(events.size)
     busy_s, served_s = account.totals
     while i < n:
-        free_s = ring_time[head]
-        t = max(times[i] + hop_s, free_s)
+        t = max(times[i] + hop_s, first_s)
         if hold_s > 0:
             t = held_until(i, max(t, now_s), limit, queue, service)
         if t >= horizon_s:
             break
         now_s = t
-        k = Index(ring_start[head]) - base
-        end = gone + Index(ring_size[head])
-        if limit > ONE and end + EIGHT <= room and k + (end - gone) + EIGHT <= held:
-            # Eight at a time, whatever is too much is overwritten: how large a batch was cannot be predicted.
-            while gone < end:
-                for q in range(8):
-                    out.times[gone + Index(q)] = free_s
-                    out.events[gone + Index(q)] = events[k + Index(q)]
-                gone += EIGHT
-                k += EIGHT
-            gone = end
-        while gone < end:
-            out.times[gone] = free_s
-            out.events[gone] = events[k]
-            gone += ONE
-            k += ONE
-        if d <= i:
-            d = i + ONE
-        while d < n and events[d] > events[d - ONE]:  # what entered and arrived later is due later
-            d += ONE
-        if d < n and times[d] + hop_s <= t:
-            d = put_in_order(i, d, t, queue, service)
-        j = i + ONE
-        end = min(i + limit, n)
-        while j < end and times[j] + hop_s <= t:
-            j += ONE
-        size = j - i
+        row = Index(ring[head])
+        emit(first_s, events, (Index(first_of[row]) - base, Index(size_of[row]), limit), out, gone)
+        gone += Index(size_of[row])
+        d = known_in_order(i, d, t, queue, service)
+        size = ONE + waiting(times, i + ONE, min(i + limit, n), (t, hop_s))
         service_s = table[size] if means else drawn_s(varying, lots, events, (i, size, ZERO, size))
         account.batches[size] += 1
         busy_s += service_s
         served_s += service_s * np.float64(size)
         finish_s = t + service_s
+        free_s[row] = finish_s
+        first_of[row] = np.int64(i + base)
+        size_of[row] = np.int64(size)
         # The replica leaves the head of the ring and is put back behind all that end no later.
-        slot = head + replicas
+        slot = put_back(ring, free_s, (head + ONE, head + replicas), row)
         head += ONE
-        while slot > head and ring_time[(slot - ONE) & wrap] > finish_s:
-            to = slot & wrap
-            slot -= ONE
-            ring_time[to] = ring_time[slot & wrap]
-            ring_start[to] = ring_start[slot & wrap]
-            ring_size[to] = ring_size[slot & wrap]
-        slot = slot & wrap
-        ring_time[slot] = finish_s
-        ring_start[slot] = np.int64(i + base)
-        ring_size[slot] = np.int64(size)
+        # Where the same replica is the next one, its time is not read back: that would take longer than all the rest.
+        first_s = free_s[Index(ring[head & wrap])] if slot > head else finish_s
         head = head & wrap
-        i = j
+        i += size
     marks[0] = np.int64(head)
     marks[2] = np.int64(i + base)
     marks[4] = np.int64(d + base)
@@ -204,24 +285,24 @@ def serve_shared(queue: Queue, service: Service, account: Account, state: Shared
 
 def emit_rest(queue: Queue, state: SharedState, gone: np.uint64, out: Tokens) -> np.uint64:
     """Emit the batches that end before the horizon, and note which arrivals are still needed."""
-    marks, _, ring_time, ring_start, ring_size = state
+    marks, _, ring, free_s, first_of, size_of = state
     base = Index(queue.base)
-    wrap = Index(ring_time.size - 1)
+    wrap = Index(ring.size - 1)
     head = Index(marks[0])
     needed = Index(marks[2]) - base
     for place in range(marks[1]):
-        slot = (head + Index(place)) & wrap
-        k = Index(ring_start[slot]) - base
-        end = k + Index(ring_size[slot])
-        if k < end and ring_time[slot] >= queue.horizon_s:
+        row = Index(ring[(head + Index(place)) & wrap])
+        k = Index(first_of[row]) - base
+        end = k + Index(size_of[row])
+        if k < end and free_s[row] >= queue.horizon_s:
             needed = min(needed, k)
         elif k < end:
             while k < end:
-                out.times[gone] = ring_time[slot]
+                out.times[gone] = free_s[row]
                 out.events[gone] = queue.events[k]
                 gone += ONE
                 k += ONE
-            ring_size[slot] = 0
+            size_of[row] = 0
     marks[3] = np.int64(needed + base)
     return gone
 
@@ -233,18 +314,18 @@ class TriagedState(NamedTuple):
         marks: as there; then batches made beside hopeless events since the last that was theirs, hopeless ones so far,
             and the largest batch that was looked at, which is the limit where a cap cut it.
         clock: (1,) the last dispatch.
-        ring_time: as there.
-        ring_row: (2^k,) the replica's row of ``members``.
-        ring_size: as there.
-        members: (replicas · width) events of the batch in hand, row after row.
+        ring: as there.
+        free_s: as there.
+        size_of: as there.
+        members: (replicas · width) events of the batch in hand, row after row; the width is a multiple of eight.
         aside: hopeless ones; room for all that wait.
     """
 
     marks: Ints
     clock: Floats
-    ring_time: Floats
-    ring_row: Ints
-    ring_size: Ints
+    ring: Ints
+    free_s: Floats
+    size_of: Ints
     members: Events
     aside: Heap
 
@@ -252,30 +333,18 @@ class TriagedState(NamedTuple):
 def serve_triaged(queue: Queue, service: Service, account: Account, state: TriagedState, out: Tokens) -> np.int64:
     """As `serve_shared`, with hopeless events last."""
     times, events, _, _, horizon_s, entry_s = queue
-    (
-        limits,
-        table,
-        varying,
-        lots,
-        hold_s,
-        hop_s,
-        slo_s,
-        rest_s,
-        caps,
-        _,
-        _,
-        (fast, fast_caps, share, window, fast_batches, made, longer_s),
-    ) = service
-    falls_back = fast.size > 0
-    marks, clock, ring_time, ring_row, ring_size, members, aside = state
+    limits, table, varying, lots, hold_s, hop_s, slo_s, rest_s, caps, _, _, _, fallback = service
+    falls_back = fallback.table.size > 0
+    marks, clock, ring, free_s, size_of, members, aside = state
     base = Index(queue.base)
     n = Index(queue.n) - base
-    wrap = Index(ring_time.size - 1)
+    wrap = Index(ring.size - 1)
     now_s = clock[0]
     limit = Index(limits[0])
     cap = Index(caps[0])
     head = Index(marks[0])
     replicas = Index(marks[1])
+    first_s = free_s[Index(ring[head])]  # when the head is free
     width = Index(members.size) // replicas
     i = Index(marks[2]) - base  # first that waits
     d = Index(marks[4]) - base  # first that is not known to be in order
@@ -283,12 +352,39 @@ def serve_triaged(queue: Queue, service: Service, account: Account, state: Triag
     largest = Index(marks[7])
     means = lots.size == 0
     gone = ZERO
-    room = Index(out.times.size)
-    held = Index(members.size)
     busy_s, served_s = account.totals
+    plain = means and hold_s <= 0 and not falls_back
     while i < n or hopeless > ZERO:
-        free_s = ring_time[head]
-        t = max(free_s, now_s)
+        # While nobody is hopeless a batch is a stretch of the arrivals, as in order of entry: a loop of few variables.
+        while plain and hopeless == ZERO and i < n:
+            t = max(first_s, now_s, times[i] + hop_s)
+            if t >= horizon_s:
+                break
+            d = known_in_order(i, d, t, queue, service)
+            size = ONE + waiting(times, i + ONE, min(i + cap, n), (t, hop_s))
+            age_s = t - entry_s[Index(events[i])]
+            if version_for(age_s, table[size], math.inf, (rest_s, 0.0), slo_s) == NEITHER:
+                break
+            now_s = t
+            largest = max(largest, limit if size == cap else size)
+            row = Index(ring[head])
+            emit(first_s, members, (row * width, Index(size_of[row]), limit), out, gone)
+            gone += Index(size_of[row])
+            move_events(events, i, size, members, row * width)
+            i += size
+            account.batches[size] += 1
+            busy_s += table[size]
+            served_s += table[size] * np.float64(size)
+            finish_s = t + table[size]
+            free_s[row] = finish_s
+            size_of[row] = np.int64(size)
+            slot = put_back(ring, free_s, (head + ONE, head + replicas), row)
+            head += ONE
+            first_s = free_s[Index(ring[head & wrap])] if slot > head else finish_s
+            head = head & wrap
+        if hopeless == ZERO and i == n:
+            break
+        t = max(first_s, now_s)
         if hopeless == ZERO:
             t = max(t, times[i] + hop_s)
         if hold_s > 0 and i < n and times[i] + hop_s <= t:
@@ -296,55 +392,26 @@ def serve_triaged(queue: Queue, service: Service, account: Account, state: Triag
         if t >= horizon_s:
             break
         now_s = t
-        row = ring_row[head]
-        first = Index(row) * width
-        end = gone + Index(ring_size[head])
-        k = first
-        if limit > ONE and end + EIGHT <= room and k + (end - gone) + EIGHT <= held:
-            while gone < end:
-                for q in range(8):
-                    out.times[gone + Index(q)] = free_s
-                    out.events[gone + Index(q)] = members[k + Index(q)]
-                gone += EIGHT
-                k += EIGHT
-            gone = end
-        while gone < end:
-            out.times[gone] = free_s
-            out.events[gone] = members[k]
-            gone += ONE
-            k += ONE
-        if d <= i:
-            d = i + ONE
-        while d < n and events[d] > events[d - ONE]:  # what entered and arrived later is due later
-            d += ONE
-        if d < n and times[d] + hop_s <= t:
-            d = put_in_order(i, d, t, queue, service)
-        j = i
-        end = min(i + cap, n)
-        while j < end and times[j] + hop_s <= t:
-            j += ONE
-        size = j - i
+        row = Index(ring[head])
+        first = row * width
+        emit(first_s, members, (first, Index(size_of[row]), limit), out, gone)
+        gone += Index(size_of[row])
+        d = known_in_order(i, d, t, queue, service)
+        size = waiting(times, i, min(i + cap, n), (t, hop_s))
         version = MAIN
         if falls_back:
-            roll(window, t)
+            roll(fallback.window, t)
         while size > ZERO:
             largest = max(largest, limit if size == cap else size)
             hopeful_s = entry_s[Index(events[i])]
-            fast_s = math.inf
-            fast_size = size
             if falls_back:
-                fast_end = min(i + Index(fast_caps[0]), n)
-                m = i
-                while m < fast_end and times[m] + hop_s <= t:
-                    m += ONE
-                fast_size = m - i
-                if allows(window, share, np.int64(fast_size)):
-                    fast_s = fast[fast_size]
-            version = version_for(t - hopeful_s, table[size], fast_s, (rest_s, longer_s), slo_s)
-            if version == FALLBACK:
-                size = fast_size
-                j = i + size
-                largest = max(largest, limit if size == Index(fast_caps[0]) else size)
+                fast_size = waiting(times, i, min(i + Index(fallback.caps[0]), n), (t, hop_s))
+                version = choose_version(fallback, (fast_size, fast_size), t - hopeful_s, table[size], (rest_s, slo_s))
+                if version == FALLBACK:
+                    size = fast_size
+                    largest = max(largest, limit if size == Index(fallback.caps[0]) else size)
+            else:
+                version = version_for(t - hopeful_s, table[size], math.inf, (rest_s, 0.0), slo_s)
             if version != NEITHER:
                 break
             sent_s = times[i]
@@ -353,74 +420,53 @@ def serve_triaged(queue: Queue, service: Service, account: Account, state: Triag
             hopeless += ONE
             marks[6] += 1
             i += ONE
-            end = min(i + cap, n)
-            while j < end and times[j] + hop_s <= t:
-                j += ONE
-            size = j - i
-        k = first
+            size -= ONE
+            size += waiting(times, i + size, min(i + cap, n), (t, hop_s))
         if hopeless > ZERO:
             if size > ZERO:
                 marks[5] += 1
                 if marks[5] >= HOPELESS_EVERY:
                     marks[5] = 0
                     size = ZERO
-                    j = i
             if size == ZERO:
                 version = MAIN
-            while i < j:
-                members[k] = events[i]
-                k += ONE
-                i += ONE
+        move_events(events, i, size, members, first)
+        i += size
+        if hopeless > ZERO:
             hopeful = size
             while version == MAIN and hopeless > ZERO and size < limit:
                 if hopeful > ZERO and t - hopeful_s + table[size + ONE] + rest_s > slo_s:
                     break
                 hopeless -= ONE
-                members[k] = np.int32(aside.item[ZERO])
+                members[first + size] = np.int32(aside.item[ZERO])
                 drop_first(aside, hopeless)
-                k += ONE
                 size += ONE
             largest = max(largest, size)
-        else:
-            while i < j:
-                members[k] = events[i]
-                k += ONE
-                i += ONE
-        # The beginning of a batch stands in `serve_general`, too: a function of both made this loop seven times slower.
         service_s = table[size] if means else drawn_s(varying, lots, members, (first, size, ZERO, size))
+        if falls_back:
+            note_version(fallback, version, members, (first, size, size))
         if version == FALLBACK:
-            service_s = fast[size] if means else service_s * (fast[size] / table[size])
-            fast_batches[size] += 1
-            note_made(made, members, first, size)
+            service_s = fallback.table[size] if means else service_s * (fallback.table[size] / table[size])
         else:
             account.batches[size] += 1
-        if falls_back:
-            count(window, np.int64(size), np.int64(size) if version == FALLBACK else 0)
         busy_s += service_s
         served_s += service_s * np.float64(size)
         finish_s = t + service_s
-        slot = head + replicas
+        free_s[row] = finish_s
+        size_of[row] = np.int64(size)
+        slot = put_back(ring, free_s, (head + ONE, head + replicas), row)
         head += ONE
-        while slot > head and ring_time[(slot - ONE) & wrap] > finish_s:
-            to = slot & wrap
-            slot -= ONE
-            ring_time[to] = ring_time[slot & wrap]
-            ring_row[to] = ring_row[slot & wrap]
-            ring_size[to] = ring_size[slot & wrap]
-        slot = slot & wrap
-        ring_time[slot] = finish_s
-        ring_row[slot] = row
-        ring_size[slot] = np.int64(size)
+        first_s = free_s[Index(ring[head & wrap])] if slot > head else finish_s
         head = head & wrap
     for place in range(np.int64(replicas)):
-        slot = (head + Index(place)) & wrap
-        if ring_time[slot] < horizon_s:
-            k = Index(ring_row[slot]) * width
-            for q in range(ring_size[slot]):
-                out.times[gone] = ring_time[slot]
+        row = Index(ring[(head + Index(place)) & wrap])
+        if free_s[row] < horizon_s:
+            k = row * width
+            for q in range(size_of[row]):
+                out.times[gone] = free_s[row]
                 out.events[gone] = members[k + Index(q)]
                 gone += ONE
-            ring_size[slot] = 0
+            size_of[row] = 0
     marks[0] = np.int64(head)
     marks[2] = marks[3] = np.int64(i + base)
     marks[4] = np.int64(d + base)

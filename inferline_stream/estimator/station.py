@@ -42,6 +42,7 @@ class Station:
         slots: dispatchers, each with a pool and a queue of its own: partitions and replicas are dealt to them in turn.
         rest_s: R of `pipeline.deadline_order`, until another one is given; −∞ in order of entry.
         span: arrivals of a slot that may lie behind its first hopeless one; without end by default.
+        room: events that may wait in a slot before hopeless ones go first; without end by default.
         partitions: of an ordinary consumer group, in which each slot is a member; 0 for dispatchers, with one each.
         concurrency: int64 (kinds,) most batches that a replica of each kind has in hand; None for one each.
         fallback: as `table`, the time that the stage's other version takes (`pipeline.fallback`), in order of the
@@ -64,6 +65,7 @@ class Station:
     concurrency: NDArray[np.int64] | None = None
     rest_s: float = -math.inf
     span: int = 1 << 62
+    room: int = 1 << 62
     partitions: int = 0
     fallback: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     fallback_share: float = 0.0
@@ -159,6 +161,7 @@ def station(
     partitions: int | None = None,
     slots: int = 1,
     span: int = 1 << 62,
+    room: int = 1 << 62,
     planned_rate: float = 0.0,
 ) -> Station:
     """Resolve a stage's allocations.
@@ -173,6 +176,7 @@ def station(
             they arrive; None for dispatchers. Members beyond them have nothing to do, and are left out.
         slots: see `Station`; of a group there is one for each member.
         span: see `Station`.
+        room: see `Station`.
         planned_rate: events per second of the stage that count as served before the beginning, for its fallback.
 
     Raises:
@@ -208,6 +212,7 @@ def station(
         concurrency=np.array([a.concurrency for a in held], dtype=np.int64) if levels > 1 else None,
         rest_s=rest_s,
         span=span,
+        room=room,
         partitions=partitions or 0,
         fallback=_padded(fallback, width) if fallback else _NONE,
         fallback_share=min((_profile(measured, stage, a.hardware).fallback_share for a in held), default=0.0),

@@ -26,6 +26,20 @@ NO_KEYS: kernels.Masks = np.empty(0, dtype=np.uint16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Recorded:
+    """What the events of a trace did, which is drawn otherwise.
+
+    Args:
+        paths: int64 (events,) arrows that each took, as in `Paths.masks`.
+        results: by stage that gives many, int64 (events,) how many it gave each of those that it may get, in order of
+            their numbers; 0 for one that did not visit it. Of a stage without an entry they are drawn.
+    """
+
+    paths: kernels.Ints
+    results: Mapping[int, kernels.Ints] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Workload:
     """Events that enter a pipeline, with everything about them that no plan changes.
 
@@ -184,7 +198,8 @@ class Workload:
     def partition_of(self, stage: int, partitions: int, *, code: Any = None) -> kernels.Masks:
         """Partition of every event in a stage's input topic, uint16 (events,), drawn once and kept.
 
-        The draw stands for the hash of a record's key; at a join that keeps no order, of the event's id.
+        The draw stands for the hash of a record's key, which results have of their event; at a join that keeps no
+        order, of the event's id.
 
         Args:
             stage: position in the shape.
@@ -196,6 +211,8 @@ class Workload:
         if name not in self._partitions:
             chosen = self._partitions[name] = np.empty(len(self), dtype=np.uint16)
             (code or compiled()).draw_partitions(*name, NO_KEYS if by_id else self.keys, chosen)
+            for results in () if by_id else self.results.values():
+                chosen[slice(*results.numbers)] = chosen[results.parents()]
         return self._partitions[name]
 
     def lanes(self, stage: int) -> kernels.Masks:
@@ -238,22 +255,22 @@ def prepare(
     trace: Trace,
     *,
     seed: int = 0,
-    recorded: kernels.Ints | None = None,
+    recorded: Recorded | None = None,
     code: Any = None,
 ) -> Workload:
-    """Draw every event's path and key from the distributions that were measured, or take paths that were recorded.
+    """Draw every event's path, results and key from the distributions measured, or take what was recorded of them.
 
     Args:
         shape: the DAG.
         measured: its paths and keys and the overhead of a hop.
         trace: when events enter.
         seed: the same seed gives the same draws, whatever the plan.
-        recorded: int64 (events,) arrows that each event took, as in `Paths.masks`.
+        recorded: what the events did, in place of paths and results that are drawn.
         code: the kernels; the compiled ones by default.
 
     Raises:
         ValueError: a path that takes an arrow out of a stage that it does not visit, a recorded path that is not
-            among those measured, or too many paths or events.
+            among those measured, recorded results of more or fewer events, or too many paths or events.
     """
     paths = measured.paths
     ways = ways_of(shape, paths)
@@ -294,16 +311,17 @@ def prepare(
         if workload.keys.size:  # order holds within a class
             np.add(workload.keys, workload.class_of * shares.size, out=workload.keys, where=workload.keys > 0)
     for fan_out in paths.fan_outs:
-        workload = _with_results(workload, fan_out, code or compiled())
+        given = None if recorded is None else recorded.results.get(fan_out.stage)
+        workload = _with_results(workload, fan_out, given, code or compiled())
     return workload
 
 
-def _draw_paths(workload: Workload, paths: Paths, trace: Trace, recorded: kernels.Ints | None, code: Any) -> None:
+def _draw_paths(workload: Workload, paths: Paths, trace: Trace, recorded: Recorded | None, code: Any) -> None:
     """Draw every event's path, or take those that were recorded. Where its source is known it is one from there."""
     masks, shape = workload.masks, workload.shape
     if recorded is not None:
         known = np.array(paths.masks, dtype=np.int64)
-        found = recorded[:, None] == known
+        found = recorded.paths[:, None] == known
         if found.shape[0] != masks.size or not found.any(axis=1).all():
             raise ValueError(f"recorded paths must be one of {paths.masks} for each of the {masks.size} events")
         masks[:] = found.argmax(axis=1)
@@ -342,14 +360,18 @@ def _thresholds(weights: Sequence[float]) -> kernels.Ints:
     return until
 
 
-def _with_results(workload: Workload, fan_out: FanOut, code: Any) -> Workload:
-    """Draw how many results a stage gives each of its events, and which arrows each of them takes."""
+def _with_results(workload: Workload, fan_out: FanOut, given: kernels.Ints | None, code: Any) -> Workload:
+    """Take, or draw, how many results a stage gives each of its events, and draw which arrows each of them takes."""
     shape, stage = workload.shape, fan_out.stage
     first, end = of = numbered(shape, workload.entering, workload.results, shape.scopes()[stage])
-    chosen = np.zeros(end - first, dtype=np.uint16)
-    code.draw_masks(first, workload.key("results", stage), _thresholds(fan_out.shares), chosen)
+    if given is None:
+        chosen = np.zeros(end - first, dtype=np.uint16)
+        code.draw_masks(first, workload.key("results", stage), _thresholds(fan_out.shares), chosen)
+        given = np.array(fan_out.counts, dtype=np.int64)[chosen]
+    elif given.size != end - first:
+        raise ValueError(f"results recorded of {given.size} events, stage {shape.stages[stage]!r} has {end - first}")
     visits = workload.feeds[stage].visits[workload.masks[first:end]] > 0
-    counts = np.where(visits, np.array(fan_out.counts, dtype=np.int64)[chosen], 0)
+    counts = np.where(visits, given, 0)
     before = len(workload)
     total = before + int(counts.sum())
     if total > np.iinfo(np.int32).max:

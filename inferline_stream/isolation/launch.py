@@ -1,6 +1,6 @@
 """What it takes to start one process that runs a stage, and what must be kept for it until it has ended.
 
-Of NVIDIA's driver: which nodes belong to which GPU, and which must be made before a confined process starts.
+Of NVIDIA's driver: which node must be made before a confined process starts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Launch:
         audit: watches it rather than confining it; closed with this.
         forks: whether it is a parent that replicas are forked from.
         devices: UUIDs of the GPUs that it may use; None for those that this process may use.
-        nodes: of theirs, below ``/dev``; where they are None, as the driver lists them.
+        nodes: of theirs, below ``/dev``; None for all, where that is not known.
         also: further variables of its environment.
         kernels: folder of what is compiled for its GPU, see `Confinement`; empty for none.
         profiled: whether what it compiles is kept there.
@@ -85,7 +85,7 @@ class Launch:
             self._container, self.command, self.environment, self.files = made, made.command, made.environment, ()
             return
         if within is not None and within.gpu and devices is not None:
-            within = replace(within, nodes=nodes_of(devices) if nodes is None else nodes, kernels=kernels)
+            within = replace(within, nodes=nodes, kernels=kernels)
             self._kept = kernels if profiled else ""
         if within is not None and within.kafka_ports:  # a process that may connect to nothing needs no addresses
             self._names = NameService(kafka_security().sasl_oauthbearer_token_program)
@@ -155,23 +155,8 @@ class Launch:
 
 logger = logging.getLogger(__name__)
 
-_GPUS = Path("/proc/driver/nvidia/gpus")
 _UVM = Path("/dev/nvidia-uvm")
 _MAKER = ("nvidia-modprobe", "-u", "-c=0")
-
-
-def nodes_of(devices: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the nodes of GPUs below ``/dev``, by their UUIDs; None for all, where that is not known.
-
-    The driver lists whole GPUs there, so a slice's is not known: NVML knows it, where that is asked.
-    """
-    known = {}
-    for file in sorted(_GPUS.glob("*/information")):
-        said = dict(line.split(":", 1) for line in file.read_text(errors="replace").splitlines() if ":" in line)
-        uuid, minor = (said.get(key, "").strip() for key in ("GPU UUID", "Device Minor"))
-        if uuid and minor.isdigit():
-            known[uuid] = f"nvidia{minor}"
-    return tuple(sorted(known[uuid] for uuid in devices)) if known.keys() >= set(devices) else None
 
 
 class UvmNode:

@@ -200,6 +200,8 @@ class StageState:
         "stage_in_trouble", "1 while something is wrong with the pool, e.g. replicas that fail on every batch.", ""
     )
     """In words."""
+    many: bool = False
+    """Whether it gives an event many results."""
     slots: int = gauge("stage_dispatchers", "Dispatchers that the stage's partitions are dealt to.", 1)
     dispatcher_utilization: float | None = gauge(
         "stage_dispatcher_utilization_ratio", "CPU seconds per second of the busiest dispatcher, recent.", None
@@ -261,6 +263,12 @@ class StageState:
     def batch_fill(self) -> float | None:
         """Mean batch over the largest that is allowed."""
         return None if self.mean_batch_size is None else self.mean_batch_size / self.max_batch_size
+
+    @property
+    def results_each(self) -> float | None:
+        """Mean results of an event since the start, of a stage that gives many."""
+        served = self.total.served
+        return round(self.total.results / served, 3) if self.many and served else None
 
     @property
     def service_ratio(self) -> float | None:

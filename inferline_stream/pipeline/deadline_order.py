@@ -14,7 +14,8 @@ SLO. A batch is taken in these steps, by the dispatcher's queue and the Estimato
    ``t - e + S(b) + R > T``. Then it is moved aside, h is one less, and the next one is judged.
 3. If hopeful events and hopeless ones wait, each `HOPELESS_EVERY`-th such batch goes to hopeless ones, as if no
    hopeful one waited. So does any while there are more than `OFFSETS_SPAN` offsets between the first hopeless one and
-   the last arrival: they would soon not fit a commit, and the partition would have to pause.
+   the last arrival: they would soon not fit a commit, and the partition would have to pause. And so does any while so
+   much waits that the queue will soon be full (`QUEUE_EVENTS`): it would hide the live events behind them.
 4. Else the batch takes the first min(cap, h) hopeful ones, then hopeless ones while ``size < limit`` and the first
    hopeful one of the batch still makes it: ``t - e + S(size + 1) + R <= T``. Where no hopeful one is left it takes
    hopeless ones, up to the limit.
@@ -72,6 +73,10 @@ too rare to be known, is one of its own."""
 OFFSETS_SPAN = 9_216
 """Offsets, of one partition, from the first hopeless one on, that may wait to be committed before hopeless events go
 first: three eighths of what the metadata of a commit describes as a bitmap. At half of it the partition pauses."""
+
+QUEUE_EVENTS = 12_288
+"""Events of 1 KB that may wait in a slot before hopeless ones go first: three quarters of a dispatcher's queue. It
+counts bytes; simulations know of none."""
 
 
 def batch_cap(service_s: Sequence[float], rest_s: float, slo_s: float) -> int:

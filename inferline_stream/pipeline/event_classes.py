@@ -64,10 +64,10 @@ def problems_of_classes(pipeline: Pipeline) -> Iterator[str]:
     for header, times in Counter(repr(source.header) for source in moved).items():
         if times > 1:
             yield f"header {header} is of {times} source topics; an event is moved to one"
-    if moved and (len(live) > 1 or pipeline.own_sources):
+    if moved and pipeline.own_sources:
         yield (
-            f"events are moved to {_names(moved)} by a header, and there are several live sources: their arrivals are "
-            "counted by offsets, which do not tell what is moved; leave header out"
+            f"events are moved to {_names(moved)} by a header, which is not supported where stages have sources of "
+            "their own; leave header out"
         )
     shares = [source.share for source in live if source.share is not None and _is_share(source.share)]
     if sum(shares) >= 1.0:
@@ -79,6 +79,12 @@ def problems_of_classes(pipeline: Pipeline) -> Iterator[str]:
             yield from _of_background(source)
         else:
             yield from _of_live(source)
+    for source in moved:
+        if not _is_header(source.header):
+            yield (
+                f"source topic {source.name!r}: header {source.header!r} must be a name and a value, such as "
+                f"('priority', 'batch'); no name begins with {HEADER_PREFIX!r}"
+            )
     for source in every:
         if source is not pipeline.source:
             yield from _of_further(source, pipeline)
@@ -86,12 +92,16 @@ def problems_of_classes(pipeline: Pipeline) -> Iterator[str]:
 
 def _of_live(source: Topic) -> Iterator[str]:
     name: Any = source.name
-    for of_background, default in (("weight", 1.0), ("rate", 0.0), ("finish_by", None), ("header", None)):
+    for of_background, default in (("weight", 1.0), ("rate", 0.0), ("finish_by", None)):
         if getattr(source, of_background) != default:
             yield f"source topic {name!r}: {of_background} is of background topics; leave it out"
     if source.slo is None:
-        if source.share is not None:
-            yield f"source topic {name!r}: share is of topics with an SLO of their own, it has the rest; leave it out"
+        for of_further in ("share", "header"):
+            if getattr(source, of_further) is not None:
+                yield (
+                    f"source topic {name!r}: {of_further} is of further topics, it has what they do not have; leave it "
+                    "out"
+                )
         return
     try:
         slo_s = duration_s(source.slo)
@@ -118,12 +128,6 @@ def _of_background(source: Topic) -> Iterator[str]:
             moment_s(source.finish_by)
         except ValueError as error:
             yield f"source topic {name!r}: finish_by {error}"
-    header: Any = source.header
-    if header is not None and not _is_header(header):
-        yield (
-            f"source topic {name!r}: header {header!r} must be a name and a value, such as ('priority', 'batch'); no "
-            f"name begins with {HEADER_PREFIX!r}"
-        )
 
 
 def _of_further(source: Topic, pipeline: Pipeline) -> Iterator[str]:
@@ -133,8 +137,8 @@ def _of_further(source: Topic, pipeline: Pipeline) -> Iterator[str]:
             f"source topic {name!r} has the codec {source.codec!r} and {first.name!r} {first.codec!r}; stages read "
             "one: give both the same"
         )
-    if source.arrivals != "offsets" or (not source.background and first.arrivals != "offsets"):
-        yield f"source topic {name!r}: arrivals of several topics are counted by offsets; leave arrivals out"
+    if source.arrivals != "offsets":
+        yield f"source topic {name!r}: arrivals of all live topics are counted as those of {first.name!r}; leave it out"
     if name == "dlq" or name.endswith(".dlq"):
         yield f"source topic {name!r}: topics between stages would be called like those of dead letters; rename it"
     inner = [Names(str(pipeline.name)).stage_topic(str(stage.name), name) for stage in pipeline.stages]

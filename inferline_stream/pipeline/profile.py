@@ -186,6 +186,7 @@ class Profile:
         fallback_share: of the events that it may make.
         wake_s: from the first batch after it has slept to the server that it asks serving again; None of one that
             cannot sleep.
+        products: that its devices are of, as they report themselves; each time is the longest of all of them.
 
     Raises:
         ValueError: no service time for batch size 1, unordered batch sizes or concurrencies, a bad start-up time.
@@ -203,6 +204,7 @@ class Profile:
     fallback: tuple[ServiceTime, ...] = ()
     fallback_share: float = 0.0
     wake_s: float | None = None
+    products: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = [entry.batch_size for entry in self.service_times]

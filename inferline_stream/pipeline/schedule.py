@@ -130,7 +130,7 @@ class TrafficSchedule:
         minutes = range(math.floor(since_s / _MINUTE_S) + 1, math.floor(until_s / _MINUTE_S) + 1)
         said = [self.at(since_s), *(self.at(float(minute * _MINUTE_S)) for minute in minutes)]
         traffic = max((each.traffic for each in said if each.traffic is not None), default=None)
-        words = dict.fromkeys(each.words for each in said if each.words)
+        words = dict.fromkeys(word for each in said if each.words for word in each.words.split(", "))
         return Said(max(each.reserve for each in said), traffic, ", ".join(words))
 
 

@@ -108,6 +108,10 @@ class Shape:
         """Whether a stage gets the results of its parent gathered."""
         return any(self.arrows[arrow].gathers for arrow in self.parents(stage))
 
+    def gathered_by(self, stage: int) -> int:
+        """The stage whose many results a stage gathers."""
+        return self.scope_after(self.arrows[self.parents(stage)[0]].parent)[-1]
+
     def scopes(self) -> tuple[Scope, ...]:
         """By stage, the scope of the events that it gets.
 
@@ -294,7 +298,7 @@ def visited(shape: Shape, mask: int, scope: Scope = ()) -> list[bool]:
         if own != scope:
             seen.append(False)
         elif shape.gathers(stage):
-            seen.append(seen[shape.scope_after(shape.arrows[arrows[0]].parent)[-1]])
+            seen.append(seen[shape.gathered_by(stage)])
         else:
             seen.append(any(mask >> a & 1 for a in arrows) or stage in entered)
     return seen
@@ -322,8 +326,7 @@ def records_per_event(shape: Shape, paths: Paths) -> dict[str, float]:
     given = {fan_out.stage: ratios[shape.stages[fan_out.stage]] * fan_out.mean for fan_out in paths.fan_outs}
     found = dict(ratios)
     for stage in filter(shape.gathers, range(len(shape.stages))):
-        many = shape.scope_after(shape.arrows[shape.parents(stage)[0]].parent)[-1]
-        found[shape.stages[stage]] = max(ratios[shape.stages[stage]], given.get(many, 0.0))
+        found[shape.stages[stage]] = max(ratios[shape.stages[stage]], given.get(shape.gathered_by(stage), 0.0))
     return found
 
 

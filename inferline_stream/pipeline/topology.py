@@ -93,7 +93,7 @@ class Topic:
             place of the record's timestamp.
         max_bytes: largest record, key and headers included; larger events and results become dead letters. By default
             what Kafka takes (`max.message.bytes`); a topic that has to be created is made to take so much.
-        arrivals: of the source: what shows how many came. ``"offsets"``, growth of the log, reads no record;
+        arrivals: of the first source: what shows how many came. ``"offsets"``, growth of the log, reads no record;
             ``"timestamps"`` reads the records, and is needed where producers write in transactions.
         background: of a source beside the live one: its events are served where no live event waits, from the topic's
             beginning on. They have no SLO, and nothing is planned or scaled for them.
@@ -101,8 +101,8 @@ class Topic:
         rate: of a background topic: events per second that are served also where live events wait.
         finish_by: of a background topic: when it should be done, such as ``"2026-12-01T06:00:00+01:00"``. Replicas are
             started for it where what live events leave idle is not enough.
-        header: of a background topic: name and value, such as ``("priority", "batch")``. Events of the pipeline's
-            source whose record has it are moved here by the first stages.
+        header: of a further class: name and value, such as ``("priority", "batch")``. Events of the pipeline's source
+            whose record has it are moved here by the first stages.
         slo: of a live source beside that of the pipeline's own SLO: the target of its events, such as ``"200ms"``.
             Stages serve first what has the least time left.
         share: of such a source: its part of the sample's events, by which plans are made. By default all live sources
@@ -440,13 +440,13 @@ class Pipeline:
         return tuple(topic for topic in self.sources if topic is not self.source)
 
     @property
-    def moved(self) -> frozenset[tuple[str, bytes]]:
-        """Headers by which events of the source are moved to a topic of their class."""
-        return frozenset((topic.header[0], topic.header[1].encode()) for topic in self.others if topic.header)
+    def moved(self) -> dict[tuple[str, bytes], Topic]:
+        """Headers by which events of the source are moved to a topic of their class, and that."""
+        return {(topic.header[0], topic.header[1].encode()): topic for topic in self.others if topic.header}
 
     @property
     def counts_records(self) -> bool:
-        """Whether the source's records have to be read to know its arrivals: its offsets count others, too."""
+        """Whether the sources' records are read to know their arrivals: offsets of the first count others, too."""
         return self.source.arrivals == "timestamps" or bool(self.moved)
 
     @property

@@ -17,13 +17,23 @@ PLAN_VERSION = 2
 
 
 class PlanDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The file: the plan's own fields beside the version of their meaning, and what `plan` may say about it."""
+    """The file: the plan's own fields beside the version of their meaning, and what `plan` may say about it.
+
+    Args:
+        version: of their meaning.
+        plan: the plan.
+        explanation: why it is what it is.
+        curve: what other SLOs would cost.
+        not_credible: why nobody should believe the predicted P99, in words.
+        planned_without: which hardware kinds were not profiled, in words.
+    """
 
     version: int = PLAN_VERSION
     plan: Plan
     explanation: Any = msgspec.UNSET
     curve: Any = msgspec.UNSET
     not_credible: Any = msgspec.UNSET
+    planned_without: Any = msgspec.UNSET
 
 
 class _PlanVersion(msgspec.Struct, frozen=True):
@@ -32,18 +42,15 @@ class _PlanVersion(msgspec.Struct, frozen=True):
     version: int
 
 
-def plan_to_bytes(
-    plan: Plan, *, explanation: Any = msgspec.UNSET, curve: Any = msgspec.UNSET, not_credible: str = ""
-) -> bytes:
+def plan_to_bytes(plan: Plan, **said: Any) -> bytes:
     """The plan as indented JSON, stages in the plan's order; the same plan gives the same bytes.
 
     Args:
         plan: the plan.
-        explanation: why it is what it is, for people and programs that read along; a reader of plans skips it.
-        curve: what other SLOs would cost; skipped likewise.
-        not_credible: why nobody should believe the predicted P99, in words; likewise. Empty if somebody may.
+        said: other fields of `PlanDocument`, for people and programs that read along; a reader of plans skips them, and
+            empty ones are left out.
     """
-    document = PlanDocument(plan=plan, explanation=explanation, curve=curve, not_credible=not_credible or msgspec.UNSET)
+    document = PlanDocument(plan=plan, **{name: value for name, value in said.items() if value})
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 

@@ -48,6 +48,9 @@ class Reasons:
         """Yield why a stage has what it has."""
         for place, part in enumerate(self._candidate[stage]):
             yield self._hardware(stage, part)
+            products = self._problem.measured.profiles[self._problem.shape.stages[stage], part.hardware].products
+            if len(products) > 1:
+                yield f"{part.hardware} is {' or '.join(products)} here, and its times are the longest of any of them"
             yield from self._share(stage, part)
             yield self._batch(stage, place)
         if len(self._candidate[stage]) > 1:

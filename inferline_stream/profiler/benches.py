@@ -122,7 +122,7 @@ class Benches:
 
         Args:
             stage: the stage.
-            spec: of the replica, one of those known.
+            spec: of the replica: one of those known, or in the place of the one of the same stage and kind.
             crowded: whether what it shares of cores and devices is used by others meanwhile, as in a run.
 
         Raises:
@@ -130,6 +130,8 @@ class Benches:
             ReplicaFailed: the stage could not be built.
             StageFailed: nothing was ready in time, or the replica stays when it is asked to go.
         """
+        if spec not in self._specs:
+            await self.know([*(each for each in self._specs if self._key(each) != self._key(spec)), spec])
         key = self._key(spec)
         bench = Bench(self, stage, spec, key, await self._dispatcher(key[0]))
         bench.copies = spec.hardware.parts if crowded else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -57,12 +58,19 @@ def why_not_here(hardware: Hardware, machine: Machine) -> str | None:
         )
     needed = 1 if hardware.slice else math.ceil(hardware.gpus)
     if sum(carries(_device(gpu), hardware) for gpu in machine.gpus) < needed:
-        has = ", ".join(machine.gpus) if machine.gpus else "no GPU"
+        if not machine.gpus:
+            return "this machine has no GPU"
         needs = f"{hardware.gpu_model or 'a GPU'} {hardware.slice}".rstrip() + (f" × {needed}" if needed > 1 else "")
-        return f"this machine has {has}, {hardware.name} needs {needs}"
+        return f"this machine has {', '.join(machine.gpus)}, and {needs} is needed"
     if hardware.cores > machine.cores:
         return f"this machine has {machine.cores} cores, {hardware.name} needs {hardware.cores:g}"
     return None
+
+
+def models_of(hardware: Hardware, machine: Machine) -> tuple[str, ...]:
+    """Return the models of a kind of which a machine has enough devices for a replica; none without a GPU."""
+    found = Counter(device.model for gpu in machine.gpus if carries(device := _device(gpu), hardware))
+    return tuple(sorted(model for model in found if found[model] >= hardware.gpus)) if hardware.gpus else ()
 
 
 def _device(gpu: str) -> Device:

@@ -95,7 +95,8 @@ async def profile_pipeline(
         known.hop_overhead_s[options.broker], known.hop_spread_s[options.broker] = await measure_hop(
             bootstrap_servers, fetch_wait_s=limits.fetch_wait_s, timeout_s=limits.connect_timeout_s
         )
-    async with ProfilingSession(pipeline, file, limits, options, steps, open_benches=there) as session:
+    session = ProfilingSession(pipeline, file, limits, options, steps, machine=here, open_benches=there)
+    async with session:
         if needs_run:
             await session.measure(events, pairs, known, store, sources)
         if needs_network:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from inferline_stream.errors import InvalidTopology
 from inferline_stream.pipeline.hardware import Hardware, catalogue
@@ -36,6 +36,7 @@ class Options:
         elsewhere: replicas will run in a cluster, so that what was measured where something held it counts.
         platform: that they will run on. What was measured there counts before what was measured here, and what its
             network adds to a batch is part of the hop.
+        products: by hardware kind, those that its devices there are of, as far as somebody may see them.
     """
 
     again: bool = False
@@ -46,6 +47,7 @@ class Options:
     oversubscribe: bool = False
     elsewhere: bool = False
     platform: str = LOCAL
+    products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def pairs_to_profile(
@@ -65,13 +67,15 @@ def pairs_to_profile(
     """
     kinds = catalogue(pipeline.hardware)
     pairs, notes, problems = [], [], []
+    absent: dict[str, dict[str, list[str]]] = {}
     for stage in pipeline.stages:
         reasons = []
         again = options.again and (options.stages is None or stage.name in options.stages)
         for kind in (kinds[name] for name in dict.fromkeys(stage.hardware) if not is_spot(name)):
             pair, what = (stage.name, kind.name), f"stage {stage.name!r} on {kind.name!r}"
             if in_cluster and not is_measured_here(kind):
-                if again or pair not in known.there:
+                seen = set(options.products.get(kind.name, ()))
+                if again or pair not in known.there or seen - set(known.profiles[pair].products):
                     pairs.append((stage, kind))
                 continue
             why = why_not_here(kind, machine)
@@ -82,7 +86,7 @@ def pairs_to_profile(
                     known.profiles.pop(pair, None)  # where it was measured, something held the share
                 if pair not in known.profiles:
                     reasons.append(why)
-                    notes.append(f"{what}: not profiled, {why}; plans leave it out")
+                    absent.setdefault(why, {}).setdefault(stage.name, []).append(kind.name)
                     continue
             if options.platform != LOCAL and not is_measured_here(kind) and pair not in known.there:
                 notes.append(
@@ -92,11 +96,21 @@ def pairs_to_profile(
         if len(reasons) == len({name for name in stage.hardware if not is_spot(name)}):
             problems.append(
                 f"{stage.declared}: stage {stage.name!r}: none of its hardware can be profiled here: "
-                f"{'; '.join(reasons)}. Add a kind that this machine has, or bring profiles from one that has it"
+                f"{'; '.join(dict.fromkeys(reasons))}. Add a kind that this machine has, or bring profiles from one "
+                "that has it"
             )
     if problems:
         raise InvalidTopology(*problems)
+    for why, by_stage in absent.items():
+        what = "; ".join(f"stage {stage!r} on {', '.join(map(repr, each))}" for stage, each in by_stage.items())
+        them = "it" if sum(map(len, by_stage.values())) == 1 else "them"
+        notes.append(f"{what}: not profiled, {why}; plans leave {them} out")
     return pairs, notes
+
+
+def apart(kind: Hardware, products: Sequence[str]) -> tuple[Hardware, ...]:
+    """Return a kind as it is measured: each product that its devices are of by itself, where they are of several."""
+    return tuple(replace(kind, gpu_model=product) for product in products) if len(products) > 1 else (kind,)
 
 
 def is_measured_here(kind: Hardware) -> bool:

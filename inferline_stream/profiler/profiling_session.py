@@ -26,13 +26,14 @@ from inferline_stream.pipeline.topology import Pipeline, Stage
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.profiler.bench_messages import EventOutcome, Measure
 from inferline_stream.profiler.benches import Bench, Benches, benches_here
-from inferline_stream.profiler.machine import Machine
+from inferline_stream.profiler.machine import Machine, models_of
 from inferline_stream.profiler.profile_store import Known, ProfileStore
-from inferline_stream.profiler.profiling_options import Options, Steps, is_measured_here
+from inferline_stream.profiler.profiling_options import Options, Steps, apart, is_measured_here
 from inferline_stream.profiler.replica_failures import NoPlace, ReplicaFailed, blame
 from inferline_stream.profiler.sample_run import FIRST_CHUNK, LARGEST_CHUNK, SampleRun, run_sample, within_bytes
 from inferline_stream.profiler.service_times import (
     FEWEST_BATCHES,
+    longest,
     measure,
     measure_contention,
     measure_emulated,
@@ -74,9 +75,11 @@ class ProfilingSession:
         options: Options,
         steps: Steps,
         *,
+        machine: Machine,
         open_benches: OpenBenches | None,
     ) -> None:
         self._pipeline = pipeline
+        self._machine = machine
         self._file = file
         self._settings = settings
         self._options = options
@@ -276,18 +279,28 @@ class ProfilingSession:
             if kind.emulated:
                 profile, note, node = await self._emulated(stage, kind), "", ""
             else:
-                opened = self._bench_there(stage, kind) if there else self._bench_here(stage, kind)
-                async with opened as (bench, device):
-                    profile, note, node = await self._timed(stage, kind, bench, device)
+                profile, note, node = await self._of_products(stage, kind, there=there)
             if not there and stage.confined.level == "sandbox" and stage.confined.forked and not kind.gpus:
                 start_up_s = await self._forked_start_up_s(stage, kind) or profile.start_up_s
                 profile = replace(profile, start_up_s=start_up_s)
         for why in (note, useless(profile), "" if there else disturbance(kind, profile.waited_share)):
             if why:
                 self._steps.note(f"stage {stage.name!r} on {kind.name!r}: {why}")
-        machine = Machine(f"{self._options.platform}, {node}", math.ceil(kind.cores), _gpus(kind))
+        machine = Machine(f"{self._options.platform}, {node}", math.ceil(kind.cores), profile.products or _gpus(kind))
         store.save(profile, note=note, there=machine if there else None)
         return profile
+
+    async def _of_products(self, stage: Stage, kind: Hardware, *, there: bool) -> tuple[Profile, str, str]:
+        """Time a stage on each product that a kind's devices are of, one after the other; see `_timed`."""
+        products = self._options.products.get(kind.name, ()) if there else models_of(kind, self._machine)
+        found = []
+        for one in apart(kind, products):
+            opened = self._bench_there(stage, one) if there else self._bench_here(stage, one)
+            async with opened as (bench, device):
+                found.append(await self._timed(stage, one, bench, device))
+        profiles, notes, nodes = zip(*found, strict=True)
+        profile = replace(longest(profiles), products=products)
+        return profile, "; ".join(filter(None, notes)), ", ".join(nodes)
 
     @asynccontextmanager
     async def _bench_there(self, stage: Stage, kind: Hardware) -> AsyncIterator[tuple[Bench, None]]:

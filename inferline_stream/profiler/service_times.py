@@ -14,7 +14,7 @@ from inferline_stream.dataplane.frames import StageInput
 from inferline_stream.dataplane.replica.emulated_hardware import emulated_service_s
 from inferline_stream.pipeline.emulation import Emulated
 from inferline_stream.pipeline.fallback import FALLBACK
-from inferline_stream.pipeline.profile import STEADY, Contention, ServiceTime, Variation
+from inferline_stream.pipeline.profile import STEADY, Contention, Profile, ServiceTime, Variation
 from inferline_stream.profiler.bench_messages import Measure
 from inferline_stream.profiler.benches import Bench
 from inferline_stream.profiler.replica_failures import ReplicaFailed
@@ -217,6 +217,40 @@ async def measure_fallback(
         raise ReplicaFailed(f"{why}, with its fallback")
     more = 0 if device is None else max(0, (device.taken_bytes or 0) - before)
     return tuple(replace(entry, device_bytes=entry.device_bytes + more) for entry in own), tuple(found)
+
+
+def longest(profiles: Sequence[Profile]) -> Profile:
+    """Return the profile that holds on each of several products of a kind: the longest times, of what all of them can.
+
+    How batches of one size differ is taken from the product whose single events take longest.
+
+    Args:
+        profiles: one stage's, a product each.
+    """
+    first = max(profiles, key=lambda profile: profile.service_times[0].mean_s)
+    own = _longest(first.service_times, [profile.service_times for profile in profiles])
+    beside = zip(*(profile.contention for profile in profiles), strict=False)  # of concurrencies that all have
+    factors = ((entries[0], zip(*(entry.factors for entry in entries), strict=False)) for entries in beside)
+    return replace(
+        first,
+        service_times=own,
+        contention=tuple(replace(entry, factors=tuple(map(max, found))[: len(own)]) for entry, found in factors),
+        fallback=_longest(first.fallback, [profile.fallback for profile in profiles]),
+        start_up_s=max(profile.start_up_s for profile in profiles),
+        waited_share=max(profile.waited_share for profile in profiles),
+        wake_s=max((profile.wake_s for profile in profiles if profile.wake_s is not None), default=None),
+    )
+
+
+def _longest(first: Sequence[ServiceTime], every: Sequence[Sequence[ServiceTime]]) -> tuple[ServiceTime, ...]:
+    """Return times of the sizes that all have; those of the first are stretched to the longest mean."""
+    return tuple(
+        replace(
+            entries[0].longer(max(entry.mean_s / entries[0].mean_s for entry in entries)),
+            device_bytes=max(entry.device_bytes for entry in entries),
+        )
+        for entries in zip(first, *every, strict=False)
+    )
 
 
 class _TimedRun:

@@ -13,7 +13,7 @@ from inferline_stream.errors import UsageError
 from inferline_stream.estimator.kernels import Floats
 from inferline_stream.estimator.station import rests_s, station
 from inferline_stream.estimator.workload import Workload, prepare
-from inferline_stream.pipeline.deadline_order import OFFSETS_SPAN
+from inferline_stream.pipeline.deadline_order import OFFSETS_SPAN, QUEUE_EVENTS
 from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.plan import Allocations
@@ -184,6 +184,7 @@ class _Loop:
                 rest_s=rests[name],
                 partitions=None if sharing is None else sharing[name].partitions,
                 span=OFFSETS_SPAN * max(1, DEFAULT_PARTITIONS // count),
+                room=QUEUE_EVENTS,
                 planned_rate=planned_rate * visits[name] / count,
             )
             for name, count in zip(shape.stages, slots_of, strict=True)

@@ -137,8 +137,14 @@ class Tuner:
             watched_s=view.watched_s,
             recent=self._traffic.recent(now_s),
             late_share=self._budget(view).share(self.state.basis.arrival_rate),
-            calendar=(known := self._calendar) and self.weeks.calendar(known.time_s + view.time_s, known.schedule),
+            calendar=self._known(now_s),
         )
+
+    def _known(self, now_s: float) -> Calendar | None:
+        known, basis = self._calendar, self.state.basis
+        if known is None:
+            return None
+        return self.weeks.calendar(known.time_s + now_s, known.schedule, basis.start_up_s, basis.objective)
 
     def _budget(self, view: View) -> ErrorBudget:
         """The SLO's window now, which begins again as that of a live pipeline does."""

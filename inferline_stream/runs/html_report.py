@@ -156,6 +156,7 @@ def _tiles(record: RunRecord) -> str:
         ("P99", _time(report.p99_s), f"predicted {_time(report.predicted_p99_s)}, SLO {_time(report.slo_s)}"),
         ("cost", f"${report.cost:.4f}", f"${report.cost / hours:.3f}/h" if hours > 0 else ""),
         *((f"by the fallback of {s}", f"{n}", "events") for s, n in report.degraded.items()),
+        *((f"results of {s}", f"{mean:.2f}", "of an event, in the mean") for s, mean in report.results_each.items()),
         ("decisions", f"{sum(d.applied and d.action != 'hold' for d in record.decisions)}", "that changed replicas"),
     ]
     cells = (f"<div><dt>{a}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in tiles)
@@ -208,7 +209,7 @@ def _others(record: RunRecord, comparison: Comparison) -> str:
     draw_comparison(picture, comparison, objective=record.objective, title="")
     stage = comparison.without_groups
     pools = (
-        "Rules of others scale ordinary consumer groups, and where it says so our pools."
+        "Rules of others scale ordinary consumer groups, and where it says so our pools, whose queues have our order."
         if stage is None
         else f"Rules of others scale our pools: stage {escape(stage)} runs several batches at once, and members of "
         "ordinary consumer groups do not."

@@ -110,6 +110,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """By topic."""
     degraded: dict[str, int] = {}
     """Events that a stage's fallback made, by stage; without stages that made none."""
+    results_each: dict[str, float] = {}
+    """Mean results of an event, by stage that gives many."""
 
 
 def decision_lines(decisions: Sequence[DecisionRecord], start_s: float) -> list[DecisionLine]:
@@ -236,6 +238,7 @@ def run_report(
         classes={of.topic: _class_report(each, of, state.slo_s) for of, each in zip(state.classes, live, strict=False)},
         backgrounds=backgrounds,
         degraded={stage.name: stage.total.degraded for stage in state.stages if stage.total.degraded},
+        results_each={stage.name: each for stage in state.stages if (each := stage.results_each) is not None},
     )
 
 

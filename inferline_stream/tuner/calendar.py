@@ -2,7 +2,8 @@
 
 Arrivals are kept by five minutes: the busiest minute of each, for four weeks. What came next on days of the same kind,
 by the clock on the wall, says how many times its present traffic may come now. Of these days those count whose last
-hours went most as today's did: a day unlike the others is so believed as soon as it shows.
+hours went most as today's did: a day unlike the others is so believed as soon as it shows. How far the others are
+believed is what would have been cheapest lately: nothing, what two of them had, or what any of them had.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from inferline_stream.estimator.kernels import Floats
+from inferline_stream.estimator.kernels import Floats, FloatTable
 from inferline_stream.pipeline.schedule import TrafficSchedule
 from inferline_stream.tuner.forecast import ABSORBED_SHARE
 
@@ -35,6 +36,25 @@ SHAPE_BINS = 3 * 3600 // BIN_S
 
 NEAREST, FEWEST = 0.5, 3
 """Share of the days of a kind that are most like today, and how many days at least: what two of them had counts."""
+
+BELIEFS = NOTHING, TWO_DAYS, ANY_DAY = range(3)
+"""Nothing comes back; what two of the days most like today had, or each day of its name; or what any of them had."""
+
+TRIED_BINS = 3
+"""Bins within which what a belief foresees has to come: with the room of one on either side, a leap's own."""
+
+KEPT = 0.6
+"""Of what a belief cost, share that counts a day later: what paid in a tournament ends with it."""
+
+TRIED_DAYS = 5
+"""That are looked at when a controller takes over: what is older counts for less than a tenth."""
+
+LEVEL_BINS = 3
+"""Before a moment, of which the lowest is its level: a leap that came minutes sooner on another day, or today, is not
+taken for the level that it came on."""
+
+MOST_SCALED = 3.0
+"""That today's level may be of another day's: what followed an outage is no leap of so many times today's traffic."""
 
 LEAST_RATE = 100 / 60
 """Events per second that show no rate to within a tenth in a minute: levels are compared beyond them."""
@@ -70,11 +90,14 @@ class PastWeeks:
 
     def busiest(self, number: int, ahead: int) -> Floats:
         """(ahead,): the largest rate from a bin on, within one bin, two bins and so on; NaN from an unknown one on."""
-        found = np.full(ahead, math.nan)
-        first = number - self.first
-        if 0 <= first < self.rates.size:
-            known = self.rates[first : first + ahead]
-            found[: known.size] = np.maximum.accumulate(known)
+        largest: Floats = np.maximum.accumulate(self._of(number, ahead))
+        return largest
+
+    def _of(self, number: int, bins: int) -> Floats:
+        """(bins,): the rates from a bin on; NaN where they are not known."""
+        found, first = np.full(bins, math.nan), number - self.first
+        known = self.rates[max(first, 0) : max(first + bins, 0)]
+        found[max(-first, 0) : max(-first, 0) + known.size] = known
         return found
 
     def alike(self, number: int, zone: str) -> tuple[list[int], list[int]]:
@@ -91,6 +114,8 @@ class PastWeeks:
             if _kind(then) != _kind(at):
                 continue
             past = int(then.replace(tzinfo=at.tzinfo).timestamp()) // BIN_S
+            if past < self.first:
+                break
             (others if day % 7 else same).append(past)
         return others, same
 
@@ -106,53 +131,57 @@ class PastWeeks:
         before, so_far = float(self.busiest(number - 1, 1)[0]), float(self.busiest(number, 1)[0])
         return before if math.isnan(so_far) else max(before, so_far)
 
-    def growing(self, number: int, zone: str) -> tuple[float, ...]:
-        """Events per second that come back beyond the present ones: within a bin, within it and the next, and so on.
+    def growths(self, number: int, zone: str, present: float) -> FloatTable:
+        """Events per second that each of `BELIEFS` foresees beyond the present ones.
 
-        What followed on each day alike, in proportion to that day's bin before, is taken at the level of today's bin
-        before, less what has come of it within the bin so far. Counts what two of the days most like today had, or
-        each day of the same name. An increase that a plan's room absorbs is none.
+        What came on each day alike, in proportion to that day's level before, is taken at today's level, less what has
+        come of it already. A day's leap counts up to a bin sooner than it came, and until a bin after: no two days
+        keep time. What a minute's count is unsure by is no increase.
+
+        Args:
+            number: the bin of now.
+            zone: by whose clocks days are alike.
+            present: events per second that are there already.
 
         Returns:
-            (ahead,), each 0 or more; none where fewer than two days, or the bin before, are known.
+            (beliefs, ahead): within a bin, within it and the next, and so on. Each is 0 or more; all are 0 where fewer
+            than two days, or today's level, are known.
         """
-        before, present = float(self.busiest(number - 1, 1)[0]), self.present(number)
+        level = self._level(number)
         others, same = self.alike(number, zone)
-        followed = {past: after for past in (*same, *others) if (after := self._following(past, before)) is not None}
-        if math.isnan(before) or len(followed) < 2:
-            return ()
-        most = np.sort([followed[past] for past in self._nearest(number, list(followed))], axis=0)[-2]
+        followed = {past: after for past in (*same, *others) if (after := self._following(past, level)) is not None}
+        levels = np.zeros((len(BELIEFS), AHEAD))
+        if math.isnan(level) or len(followed) < 2:
+            return levels
+        nearest = [followed[past] for past in self._nearest(number, list(followed))]
+        levels[TWO_DAYS], levels[ANY_DAY] = np.sort(nearest, axis=0)[-2:]
         if len(named := [followed[past] for past in same if past in followed]) > 1:
-            most = np.maximum(most, np.min(named, axis=0))
-        return tuple(np.where(most > present * (1 + ABSORBED_SHARE), most - present, 0.0).tolist())
+            levels[TWO_DAYS] = np.maximum(levels[TWO_DAYS], np.min(named, axis=0))
+            levels[ANY_DAY] = np.maximum(levels[TWO_DAYS], levels[ANY_DAY])
+        return np.where(levels > present + math.sqrt(present / _MINUTE_S), levels - present, 0.0)
 
     def _following(self, past: int, level: float) -> Floats | None:
-        """(ahead,): what came from a bin of another day on, had the bin before been at this level; None if not known.
+        """(ahead,): what came about a bin of another day, at that level of today; None if it is not known.
 
         What a minute shows of a rate is believed to within a standard error of its count.
         """
-        before, after = float(self.busiest(past - 1, 1)[0]), self.busiest(past, AHEAD)
+        before, after = self._level(past), self.busiest(past - 1, AHEAD + 1)[1:]
         if math.isnan(before) or math.isnan(after[-1]):
             return None
         least, most = after - np.sqrt(after / _MINUTE_S), before + math.sqrt(before / _MINUTE_S)
-        following: Floats = least * (level + LEAST_RATE) / (most + LEAST_RATE)
+        following: Floats = least * min((level + LEAST_RATE) / (most + LEAST_RATE), MOST_SCALED)
         return following
+
+    def _level(self, number: int) -> float:
+        """The lowest rate of the bins before one; NaN where one is not known."""
+        return float(self._of(number - LEVEL_BINS, LEVEL_BINS).min())
 
     def _nearest(self, number: int, pasts: list[int]) -> list[int]:
         """Of these bins of other days, those before which traffic went most as it did before this one."""
-        logs = np.log(np.array([self._shape(at) for at in (number, *pasts)]) + LEAST_RATE)
-        apart = logs[1:] - logs[0]
-        apart -= np.nanmean(apart, axis=1, keepdims=True)
-        order = np.argsort(np.nanmean(apart * apart, axis=1), kind="stable")
+        logs = np.log(np.array([self._of(at - SHAPE_BINS, SHAPE_BINS) for at in (number, *pasts)]) + LEAST_RATE)
+        apart = np.nanmean((logs[1:] - logs[0]) ** 2, axis=1)
+        order = np.argsort(apart, kind="stable")
         return [pasts[at] for at in order[: max(FEWEST, math.ceil(NEAREST * len(pasts)))].tolist()]
-
-    def _shape(self, number: int) -> Floats:
-        """(bins,): the rates before a bin; NaN where they are not known."""
-        shape = np.full(SHAPE_BINS, math.nan)
-        first = number - SHAPE_BINS - self.first
-        known = self.rates[max(first, 0) : max(first + SHAPE_BINS, 0)]
-        shape[max(-first, 0) : max(-first, 0) + known.size] = known
-        return shape
 
     def to_bytes(self) -> bytes:
         """Two bytes a bin, to a thousandth."""
@@ -184,7 +213,7 @@ class Calendar:
         time_s: now, in seconds since the epoch.
         schedule: what people have said.
         weeks: what came before.
-        recurring: see `PastWeeks.growing`, from the bin of now on.
+        recurring: see `PastWeeks.growths`, of the belief that is held, from the bin of now on.
         present: see `PastWeeks.present`, which they come on top of.
     """
 
@@ -214,6 +243,45 @@ class Calendar:
         return multiple, f"the schedule expects {found.traffic:g} times {of}: {found.words}"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BeliefTrial:
+    """What each belief would have cost lately.
+
+    Args:
+        zone: by whose clocks days are alike.
+        next_: number of the bin that is not looked at yet.
+        held: (beliefs,): Σ of events per second that it would have held beyond those there, over bins.
+        missed: (beliefs,): Σ of those that came beyond what it would have held.
+    """
+
+    zone: str
+    next_: int
+    held: Floats = field(default_factory=lambda: np.zeros(len(BELIEFS)))
+    missed: Floats = field(default_factory=lambda: np.zeros(len(BELIEFS)))
+
+    def up_to(self, weeks: PastWeeks, number: int) -> BeliefTrial:
+        """The same after all bins of which it is known before this one what came."""
+        held, missed, kept = self.held, self.missed, KEPT ** (BIN_S / 86_400)
+        first = max(self.next_, weeks.first, number - TRIED_DAYS * 86_400 // BIN_S)
+        for bin_ in range(first, number - TRIED_BINS + 1):
+            level, most = float(weeks.busiest(bin_ - 1, 1)[0]), float(weeks.busiest(bin_, TRIED_BINS)[-1])
+            if math.isnan(level) or math.isnan(most):
+                continue
+            foreseen = weeks.growths(bin_, self.zone, level)[:, TRIED_BINS - 1]
+            came = most - level if most > level * (1 + ABSORBED_SHARE) else 0.0
+            held, missed = kept * held + foreseen, kept * missed + np.maximum(came - foreseen, 0.0)
+        return BeliefTrial(self.zone, max(first, number - TRIED_BINS + 1), held, missed)
+
+    def cheapest(self, start_up_s: float, objective: float) -> int:
+        """The belief that would have cost least.
+
+        A leap that is missed makes events late until replicas have started and the backlog is gone. A late event costs
+        what serving it does, divided by the share that may be late (docs/explanation/reserve.md).
+        """
+        late = min(2 * start_up_s / BIN_S, 1.0)
+        return int(np.argmin(self.held + late / (1 - objective) * self.missed))
+
+
 class WeekCounter:
     """Counts arrivals into weeks, and gives what the policy sees of them. One class for live use and replay.
 
@@ -226,6 +294,7 @@ class WeekCounter:
         self._since_s: float | None = None
         self._minute, self._count, self._watched_s = 0, 0, 0.0
         self._bin, self._busiest = -1, math.nan
+        self._trial = BeliefTrial("", 0)
         self._known: tuple[int, str, tuple[float, ...], float] = (-1, "", (), 0.0)
         """Minute and zone for which it is known what comes back, that, and what it comes on top of."""
 
@@ -261,11 +330,23 @@ class WeekCounter:
                 self.weeks = self.weeks.with_rate(self._bin, self._busiest)
             self._bin, self._busiest = number, math.nan
 
-    def calendar(self, time_s: float, schedule: TrafficSchedule) -> Calendar:
-        """What is known now, in seconds since the epoch."""
-        if self._known[:2] != (self._minute, schedule.zone):
+    def calendar(self, time_s: float, schedule: TrafficSchedule, start_up_s: float, objective: float) -> Calendar:
+        """What is known now.
+
+        Args:
+            time_s: now, in seconds since the epoch.
+            schedule: what people have said.
+            start_up_s: of the slowest replica.
+            objective: share of the events that must meet the SLO.
+        """
+        zone = schedule.zone
+        if self._known[:2] != (self._minute, zone):
             number = int(time_s // BIN_S)
             so_far = self.weeks if math.isnan(self._busiest) else self.weeks.with_rate(number, self._busiest)
-            recurring = so_far.growing(number, schedule.zone)
-            self._known = self._minute, schedule.zone, recurring, so_far.present(number)
+            present = so_far.present(number)
+            if self._trial.zone != zone:
+                self._trial = BeliefTrial(zone, 0)
+            self._trial = self._trial.up_to(self.weeks, number)
+            growths = so_far.growths(number, zone, present)[self._trial.cheapest(start_up_s, objective)]
+            self._known = self._minute, zone, tuple(growths.tolist()), present
         return Calendar(time_s, schedule, self.weeks, *self._known[2:])

@@ -169,11 +169,11 @@ def _late_share(basis: Basis, seen: Observation) -> float:
 def _recorded(
     state: TunerState, record: TrafficRecord, seen: Observation, traffic: TrafficMultiple, lead_s: float
 ) -> TunerState:
-    """The state whose record has what came of what was expected one lead ago, once in each second.
+    """The state whose record has what came of what was expected one lead ago, once in each `TrafficRecord.every_s`.
 
     What the calendar had foreseen is taken off: what comes back in its hour asks for no reserve in those after it.
     """
-    if int(seen.time_s) == state.chosen_s:
+    if seen.time_s // record.every_s == state.chosen_s // record.every_s:
         return state
     waiting = (*state.expected, (seen.time_s, traffic.expected, traffic.growth))
     due = [moment for moment in waiting if moment[0] <= seen.time_s - lead_s]

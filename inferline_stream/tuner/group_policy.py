@@ -27,7 +27,6 @@ from inferline_stream.tuner.group_changes import (
     lost_s,
     most_wanted,
 )
-from inferline_stream.tuner.input_checks import LEAP_S
 from inferline_stream.tuner.observation import Limits, Observation, StageObservation
 from inferline_stream.tuner.plan_basis import Replicas, StageBasis
 from inferline_stream.tuner.policy import step
@@ -141,7 +140,7 @@ def group_step(state: TunerState, seen: Observation) -> tuple[TunerState, Decisi
     basis, memory = state.basis.groups, state.groups
     assert basis is not None
     assert memory is not None
-    if state.time_s is None or not 0 <= seen.time_s - state.time_s <= LEAP_S:
+    if state.time_s is None or not 0 <= seen.time_s - state.time_s <= state.basis.knobs.jump_s:
         memory = GroupMemory(memory.asked)
     memory = _with_members(memory, seen)
     asked, decision = step(replace(state, wanted=memory.asked), _excused(state, basis, memory, seen))

@@ -15,9 +15,6 @@ ARRIVALS_STALE_S = 1.0
 REPORTS_STALE_S = 3.0
 """A replica reports every 0.5 s and is called dead after 3 s."""
 
-LEAP_S = 5.0
-"""Longest pause between two steps after which what was seen before still counts as just before."""
-
 START_S = 1.0
 """Within this long of the first step, arrivals that were never sampled are waited for without a word."""
 
@@ -47,7 +44,7 @@ def on_this_clock(state: TunerState, seen: Observation) -> tuple[TunerState, Dou
     if before is None:
         return replace(state, changed_s=seen.time_s), None
     step_s = seen.time_s - before
-    if 0 <= step_s <= LEAP_S:
+    if 0 <= step_s <= state.basis.knobs.jump_s:
         return state, None
     detail = f"time went from {before:.3f} s to {seen.time_s:.3f} s between two steps"
     moved = replace(

@@ -1,6 +1,6 @@
 """The level of supply that is cheapest by odds and price, from a record of what came after moments like this one.
 
-One second of the record is a pair: what was expected then, and what came once a replica asked for then could work. Both
+One moment of the record is a pair: what was expected then, and what came once a replica asked for then could work. Both
 are multiples of one rate, the highest that comes for all but the share of the sample's seconds that may be late.
 `docs/explanation/reserve.md` derives the decision.
 """
@@ -25,6 +25,10 @@ FUTURES = 10
 """Lead times that the moments looked at span at least: moments within one lead share what comes of them, so that fewer
 would show no odds at all."""
 
+PAIRS = 30
+"""Moments within one lead that the record keeps at most, as they share what comes of them: one a second where a lead
+is below a minute, and one in twenty seconds where replicas take ten minutes to start."""
+
 ALIKE = 0.1
 """Relative difference up to which two expectations are alike: what a plan's room absorbs."""
 
@@ -34,16 +38,17 @@ LONGEST_S = 3 * 3600.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrafficRecord:
-    """What came of what was expected, one pair a second.
+    """What came of what was expected, one pair each `every_s`.
 
     Args:
         rate: events per second that count as 1.
-        expected: (seconds,), ascending.
-        came: (seconds,): the rate one lead later.
-        since_s: (seconds,): when that was; −∞ in the sample.
+        expected: (moments,), ascending.
+        came: (moments,): the rate one lead later.
+        since_s: (moments,): when that was; −∞ in the sample.
         dispersion: of the sample's counts of a second, variance over mean.
         leap_sure: standard errors by which what came exceeds what was expected in a leap.
         leaps: whether the sample leaps.
+        every_s: seconds from one moment to the next.
     """
 
     rate: float
@@ -53,6 +58,7 @@ class TrafficRecord:
     dispersion: float = 1.0
     leap_sure: float = 4.0
     leaps: bool = False
+    every_s: int = 1
 
     def leapt(self, expected: float, came: float) -> bool:
         """Whether so much more came than was expected one lead before that it is no chance: no replica was in time."""
@@ -67,11 +73,11 @@ class TrafficRecord:
         the largest, in proportion: only what exceeds what the same forecast has said before is news.
         """
         first, end = np.searchsorted(self.expected, (expected * (1 - ALIKE), expected * (1 + ALIKE))).tolist()
-        seconds = self.expected.size
-        least = min(math.ceil(FUTURES * lead_s), seconds)
+        moments = self.expected.size
+        least = min(math.ceil(FUTURES * lead_s / self.every_s), moments)
         if end - first < least:
             middle = int(np.searchsorted(self.expected, expected))
-            first = max(0, min(middle - least // 2, seconds - least))
+            first = max(0, min(middle - least // 2, moments - least))
             end = first + least
         lowest, highest = float(self.expected[first]), float(self.expected[end - 1])
         known = min(max(expected, lowest), highest)
@@ -123,12 +129,14 @@ def record_of(
         expected[second - 1] = expected_multiple(burst, recent, lead_s, rate).multiple
     pairs = np.stack([expected[window - 1 : length - lead], rates[lead:] / rate])
     settled = pairs[:, int(PEAK_SPAN_S) - window + 1 :].T.tolist()  # before, little is seen, and less is expected
+    every_s = max(1, math.floor(lead_s / PAIRS))
+    pairs = pairs[:, ::every_s]
     said, came = pairs[:, np.argsort(pairs[0], kind="stable")]
     dispersion = index_of_dispersion(seconds.tolist())
     # A leap is remembered for so long, and noise shall look like one in no more than the objective's share of the time.
     memory_s = PolicySettings().leap_memory_s(lead_s, 1 - objective)
     sure = NormalDist().inv_cdf(1 - (1 - objective) * RATE_WINDOW_S / memory_s)
-    known = TrafficRecord(rate, said, came, np.full(said.size, -math.inf), dispersion, sure)
+    known = TrafficRecord(rate, said, came, np.full(said.size, -math.inf), dispersion, sure, every_s=every_s)
     return replace(known, leaps=any(known.leapt(before, after) for before, after in settled))
 
 
@@ -184,7 +192,9 @@ def cheapest(
         growth: how much more comes back at this time of the week (`tuner.calendar`), in the record's unit.
     """
     price = levels.event_cost / share
-    came = record.alike(expected, lead_s) + growth
+    came = record.alike(expected, lead_s)
+    if growth:
+        came = np.maximum(came, expected + growth)
     # From sums of the largest: a table of levels and moments has ten million places after three hours.
     ascending = np.sort(came)
     largest = np.append(np.cumsum(ascending[::-1])[::-1], 0.0)

@@ -27,6 +27,10 @@ class PolicySettings:
     stuck_s: float = 5.0
     """A partition whose committed offset has stood still for this long, with records waiting, is stuck."""
 
+    jump_s: float = 5.0
+    """Longest pause between two steps after which what was seen before still counts as just before; beyond it the clock
+    has jumped, or the controller has slept. More where a policy is asked less often, as in replays of weeks."""
+
     down_after_s: float = 30.0
     """How long a stage must have needed fewer replicas without a break before it loses them: as long as the envelope
     looks back, so that what was seen is gone from two spans in a row."""

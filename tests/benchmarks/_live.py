@@ -50,17 +50,19 @@ def one_stage(
     record_bytes: int = 1000,
     forked: bool = False,
     policy: Policy | None = None,
+    partitions: int = PARTITIONS,
 ) -> Run:
     """A run of one stage whose results are the process that made them, fed by a trace with records of that size.
 
-    Replicas may be forked from a parent that has imported everything. Without a policy nothing is scaled.
+    Replicas may be forked from a parent that has imported everything. Without a policy nothing is scaled. The source
+    and the sink have so many partitions.
     """
     name = f"bench{secrets.token_hex(3)}"
     folder = folder / name
     folder.mkdir()
     (folder / "topology.py").write_text(
         _TOPOLOGY.format(
-            name=name, emulated=emulated, batch=max(emulated), slo=slo, partitions=PARTITIONS, forked=forked
+            name=name, emulated=emulated, batch=max(emulated), slo=slo, partitions=partitions, forked=forked
         )
     )
     events = folder / "events.jsonl"

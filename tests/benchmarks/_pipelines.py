@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 from inferline_stream.pipeline.shape import Shape, visited
 
@@ -20,9 +21,18 @@ MIDDLE = {1: "12ms", 2: "16ms", 4: "24ms", 8: "40ms", 16: "70ms"}
 HEAVY = {1: "25ms", 2: "32ms", 4: "45ms", 8: "70ms", 16: "120ms"}
 """At most 133 events per second and replica."""
 
+LONG = {1: "100ms", 4: "220ms", 8: "400ms"}
+"""At most 20 events per second and replica: for many replicas at rates that no core notices."""
+LONGER = {1: "200ms", 4: "440ms", 8: "800ms"}
+"""At most 10 events per second and replica."""
+
+START_UP_S = 10.0
+"""Of replicas of `slow`."""
+
 _HEAD = """
 from __future__ import annotations
 
+import time
 from zlib import crc32
 
 from msgspec import Struct
@@ -94,6 +104,19 @@ parse = stage("parse", {LIGHT})
 classify = stage("classify", {HEAVY}, [parse])
 stages = [parse, classify]
 """,
+    "slow": f"""
+class Same:
+    def __init__(self):
+        time.sleep({START_UP_S})
+
+    def __call__(self, events: list[Event]) -> list[Event]:
+        return events
+
+
+parse = stage("parse", {LONG}, run=Same)
+classify = stage("classify", {LONGER}, [parse], Same)
+stages = [parse, classify, stage("translate", {LONGER}, [classify.when(hard)], Same)]
+""",
     "conditional": f"""
 parse = stage("parse", {LIGHT})
 classify = stage("classify", {MIDDLE}, [parse])
@@ -146,8 +169,8 @@ def write(kind: str, folder: Path, slo: str, name: str, *, forked: bool = False)
     """Write one of the pipelines.
 
     Args:
-        kind: ``single``, ``chain``, ``conditional`` or ``diamond``; ``fan_out``, in which an event has none to eight
-            results, gathered in the end; ``mixed``, of two hardware kinds; ``lognormal``,
+        kind: ``single``, ``chain``, ``conditional``, ``slow`` or ``diamond``; ``fan_out``, in which an event has none
+            to eight results, gathered in the end; ``mixed``, of two hardware kinds; ``lognormal``,
             ``classes`` or ``declared``, whose service times vary by chance, by event, and by both, with what an event
             costs declared.
         folder: a new one is made inside.
@@ -170,6 +193,11 @@ def write(kind: str, folder: Path, slo: str, name: str, *, forked: bool = False)
 def taken(n: int) -> Mapping[str, bool]:
     """Whether event ``n`` goes to the stages that not all go to, by the conditions written above."""
     return {"translate": n % 5 < 2, "search": n % 7 < 2}
+
+
+def results_of(key: str) -> Mapping[str, int]:
+    """How many results an event has, by its key and the stage that gives many."""
+    return {"split": crc32(key.encode()) % 9}
 
 
 def mask_of(shape: Shape, goes_to: Mapping[str, bool]) -> int:

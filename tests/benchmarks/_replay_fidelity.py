@@ -91,7 +91,14 @@ def one_of_each(pipeline: Pipeline, measured: PipelineProfile, sample: Trace) ->
 
 
 async def pair(
-    bootstrap_servers: str, folder: Path, name: str, traffic: tuple[Trace, Trace], planner: Planner = one_of_each
+    bootstrap_servers: str,
+    folder: Path,
+    name: str,
+    traffic: tuple[Trace, Trace],
+    planner: Planner = one_of_each,
+    *,
+    kind: str = "conditional",
+    slo: str = "300ms",
 ) -> Pair:
     """One run and its replay.
 
@@ -101,10 +108,12 @@ async def pair(
         name: of the pipeline.
         traffic: the sample that is planned for, and what comes.
         planner: makes the plan.
+        kind: of `_pipelines.write`.
+        slo: of the pipeline.
     """
     sample, trace = traffic
     # A process that starts again takes a core for half a second: on a small machine it is that of replicas at work.
-    written = write("conditional", folder, "300ms", name, forked=True)
+    written = write(kind, folder, slo, name, forked=True)
     pipeline = load_topology(written.topology)
     measured = await profile_pipeline(
         pipeline,

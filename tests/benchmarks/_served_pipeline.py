@@ -29,6 +29,7 @@ from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
 from tests.benchmarks._live import append_time_sink
 from tests.benchmarks._machine import ATTEMPTS, Elsewhere, quietest
+from tests.benchmarks._sources import Fates
 from tests.benchmarks.fidelity import Found, compared
 from tests.support.emulated_runs import Script, trace_feed
 
@@ -95,12 +96,12 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
         )
 
     # A broker's first minute is spent on compiling itself.
-    await compared(run("warm-up", gamma_trace(RATE, 1.0, 4.0 if quick else 10.0, rng)), lambda event: {})
+    await compared(run("warm-up", gamma_trace(RATE, 1.0, 4.0 if quick else 10.0, rng)), Fates())
 
     async def measured_beside(attempt: int) -> Beside:
         held = run(f"held{attempt}", gamma_trace(RATE, 1.0, 15.0 if quick else 60.0, rng))
         elsewhere = Elsewhere()
-        return Beside(await compared(held, lambda event: {}), elsewhere.waited())
+        return Beside(await compared(held, Fates()), elsewhere.waited())
 
     found, waited = await quietest(measured_beside, 1 if quick else ATTEMPTS)
     estimated_s, measured_s = found.p99_s

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 
 from inferline_stream.calculus.envelope import compiled_kernel
-from inferline_stream.estimator.workload import Workload, prepare
+from inferline_stream.estimator.workload import Recorded, Workload, prepare
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.replay.loop import Slowdown, replay
@@ -104,7 +104,7 @@ def branching(rng: np.random.Generator) -> Case:
     before, after = (prepare(SHAPE, paths, trace) for paths in (MEASURED, profile(1.0)))
     drawn = (np.array([mask for _, mask in w.ways])[w.masks] for w in (before, after))
     paths = np.where(trace.arrivals_s < SHIFT_S, *drawn)
-    workload = prepare(SHAPE, MEASURED, trace, recorded=paths)
+    workload = prepare(SHAPE, MEASURED, trace, recorded=Recorded(paths))
     return replace(case(sample, trace), workload=workload)
 
 

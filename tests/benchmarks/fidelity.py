@@ -1,18 +1,22 @@
 """Estimated against measured P99 of plans on Apache Kafka: on emulated hardware, and of real models on real cores.
 
-Each plan runs as in production, with its own controller, replicas and topics; its profiles come from the profiler
-while that Kafka runs. Afterwards every event's entry time, key and branch are read back from the source topic, and the
-plan is estimated on exactly those: the error, |estimated − measured| / measured, is what the model leaves out. A plan
-is feasible if its estimate is within its SLO. Latencies are measured from the source record's timestamp to the sink's
+Each plan runs as in production, with its own controller, replicas and topics; its profiles come from the profiler while
+that Kafka runs. Afterwards every event's entry time, key and branch, and how many results it has, are read back from
+the source topic, and the plan is estimated on exactly those: the error, |estimated − measured| / measured, is what the
+model leaves out. `_p99_spread` is what chance leaves to it: by how much 9 of 10 draws of service times, hops and keys
+differ in their P99. Of stages that give many results, `_drawn_p99_error` is the error of the median of estimates that
+draw how many, as a plan's prediction does, and `_drawn_p99_below` the share of them below what was measured. A plan is
+feasible if its estimate is within its SLO. Latencies are measured from the source record's timestamp to the sink's
 append. Where service times vary, by chance or from event to event, `variable_error_max` is the error, and
 `variable_by_means_error_max` that of an estimate by means. While others keep the machine busy a plan is measured again,
 at most twice, and the quietest time counts.
 
 The examples moderation and ocr run with real models, with the plans that the Planner gives for rates and SLOs, and
-count like the others; they are left out with --quick. `_slowdown_max` is the most that any stage's batches took over
-its profile, and `_live_profile_p99_error` the error with profiles corrected by that, as the periodic planner does.
-`_visits_error_max`, and with those profiles `_live_profile_batch_size_error_max` and `_live_profile_busy_error_max`,
-compare what each stage had to do, which a busy machine changes little.
+count like the others; they are left out with --quick. Pages of ocr come in random order: in turn, as many lines come in
+any half minute, and nothing is seen of queues behind long pages. `_slowdown_max` is the most that any stage's batches
+took over its profile, and `_live_profile_p99_error` the error with profiles corrected by that, as the periodic planner
+does. `_visits_error_max`, and with those profiles `_live_profile_batch_size_error_max` and
+`_live_profile_busy_error_max`, compare what each stage had to do, which a busy machine changes little.
 
 README's first command runs ten times besides (not with --quick): `corrections` are its `throughput_fell` decisions.
 
@@ -29,11 +33,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -48,7 +51,7 @@ from inferline_stream.errors import InferlineError
 from inferline_stream.estimator.evaluation import StageStatistics, evaluate
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.estimator.station import station
-from inferline_stream.estimator.workload import prepare
+from inferline_stream.estimator.workload import Recorded, prepare
 from inferline_stream.isolation.limits import cores_here
 from inferline_stream.observability.stage_counts import StageCounts
 from inferline_stream.pipeline.hardware import catalogue
@@ -68,9 +71,9 @@ from inferline_stream.tuner.decision import Reason
 from tests.benchmarks import _examples
 from tests.benchmarks._live import append_time_sink, passed
 from tests.benchmarks._machine import QUIET_CORES, Elsewhere, quietest
-from tests.benchmarks._pipelines import taken, write
+from tests.benchmarks._pipelines import results_of, taken, write
 from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair, stepping
-from tests.benchmarks._sources import Source, source_of
+from tests.benchmarks._sources import Fates, Source, source_of
 from tests.support.emulated_runs import Script, plan_by_hand, trace_feed
 
 Figures = dict[str, float | int | str | None]
@@ -151,6 +154,9 @@ REAL_S = 180.0
 DRAWS = 5
 """Service times, hops and keys are drawn so often for one estimate; a plan's own, of an hour, needs one."""
 
+P99_DRAWS = 40
+"""Of a P99 alone, to see how far draws differ in it."""
+
 FIRST_COMMANDS = 10
 FIRST_COMMAND_S = 90
 
@@ -182,7 +188,8 @@ class Found:
     """Seconds, over the events that reached the sink; cores that others took meanwhile.
 
     `by_means_s` is estimated as if every batch took the mean of its size, `live_profile_s` with profiles corrected by
-    what the replicas measured, `slowdown_max` over those.
+    what the replicas measured, `slowdown_max` over those. `p99s_s` are those of `P99_DRAWS` estimates, `drawn_p99s_s`
+    of estimates that draw how many results there are, too.
     """
 
     estimated_s: np.ndarray
@@ -194,6 +201,8 @@ class Found:
     slowdown_max: float
     apart: Loads
     lost: int
+    p99s_s: np.ndarray
+    drawn_p99s_s: np.ndarray
 
     @property
     def p99_s(self) -> tuple[float, float]:
@@ -209,6 +218,12 @@ class Found:
     def median_error(self) -> float:
         """The same of the median."""
         return quantile_s(self.estimated_s, 0.5) / quantile_s(self.measured_s, 0.5) - 1
+
+    @property
+    def spread(self) -> float:
+        """By how much draws differ in their P99, the highest and the lowest twentieth left out."""
+        low_s, middle_s, high_s = np.quantile(self.p99s_s, (0.05, 0.5, 0.95)).tolist()
+        return float((high_s - low_s) / middle_s)
 
     @property
     def by_means_error(self) -> float:
@@ -274,8 +289,14 @@ def of_plans(plans: Mapping[str, Found]) -> Figures:
             f"{name}_visits_error_max": round(plan.apart.visits, 3),
             f"{name}_live_profile_batch_size_error_max": round(plan.apart.batches, 3),
             f"{name}_live_profile_busy_error_max": round(plan.apart.busy, 3),
+            f"{name}_p99_spread": round(plan.spread, 3),
             f"{name}_lost": plan.lost,
         }
+        if plan.drawn_p99s_s.size:
+            figures |= {
+                f"{name}_drawn_p99_error": round(float(np.median(plan.drawn_p99s_s)) / measured_s - 1, 3),
+                f"{name}_drawn_p99_below": round(float((plan.drawn_p99s_s < measured_s).mean()), 3),
+            }
     return figures
 
 
@@ -380,7 +401,7 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
         policy=Script(()),
         replans=False,
     )
-    return await compared(run, lambda event: taken(event["n"]))
+    return await compared(run, Fates(lambda event: taken(event["n"]), lambda event: results_of(event["key"])))
 
 
 async def real(
@@ -401,10 +422,8 @@ async def real(
         example, home = examples[topology], folder / topology.parent.name
         pipeline, whole = example.pipeline, read_arrivals(topology.parent / example.sample.arrivals)
         is_text = topology == _examples.MODERATION
-
-        def goes_to(event: Any, *, is_text: bool = is_text) -> Mapping[str, bool]:
-            return {"toxicity": classify(event["text"])[0] == "en"} if is_text else {}
-
+        posts = Fates(lambda event: {"toxicity": classify(event["text"])[0] == "en"})
+        fates = posts if is_text else _fates_of_pages()
         trace = busiest_stretch(whole.sped_up(speed_up), seconds)
         cores = replica_cores(cores_here(), shape_of(pipeline), example.measured, trace.arrival_rate)
         try:
@@ -421,6 +440,7 @@ async def real(
                 pipeline=pipeline.name,
             )
             (home / "runs" / name).mkdir(parents=True)
+            events = example.events if is_text else _shuffled(example.events, len(trace), home / "runs" / name)
             run = Run(
                 pipeline=pipeline,
                 topology=topology,
@@ -429,15 +449,30 @@ async def real(
                 measured=example.measured,
                 log_folder=home / "runs" / name / "logs",
                 records=RecordOptions(prefix=f"{name}-"),
-                feed=trace_feed(trace, example.events, home / "runs" / name, "text" if is_text else None),
+                feed=trace_feed(trace, events, home / "runs" / name, "text" if is_text else None),
                 policy=Script(()),
                 replans=False,
                 cores=cores,
             )
-            found[name] = await compared(run, goes_to)
+            found[name] = await compared(run, fates)
         except InferlineError as error:  # real models on a slow machine are no reason to lose the rest
             sys.stderr.write(f"{name}: {error}\n")
     return found
+
+
+def _fates_of_pages() -> Fates:
+    rows = map(msgspec.json.decode, (_examples.OCR.parent / "known.jsonl").read_bytes().splitlines())
+    lines = {row["page"]: len(row["lines"]) for row in rows}
+    return Fates(results=lambda page: {"find": lines[page["name"]]})
+
+
+def _shuffled(events: Path, count: int, folder: Path) -> Path:
+    """Write so many events, each drawn from a file whatever the others are."""
+    lines = events.read_bytes().splitlines(keepends=True)
+    (shuffled := folder / events.name).write_bytes(
+        b"".join(lines[at] for at in np.random.default_rng(17).integers(len(lines), size=count))
+    )
+    return shuffled
 
 
 def busiest_stretch(trace: Trace, seconds: float) -> Trace:
@@ -448,12 +483,12 @@ def busiest_stretch(trace: Trace, seconds: float) -> Trace:
     return Trace(times_s[first : ends[first]] - times_s[first])
 
 
-async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Found:
+async def compared(run: Run, fates: Fates) -> Found:
     """Run a plan to the end of its traffic, then estimate it on what was in the source topic.
 
     Args:
         run: of the plan.
-        goes_to: of an event: whether it does go to the stages behind a condition, by name.
+        fates: of the events.
     """
     shape = shape_of(run.pipeline)
     await append_time_sink(run)
@@ -464,9 +499,7 @@ async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Fo
         others = elsewhere.cores()
         lag = await under_way.drain()
         sent = await passed(under_way)
-        (entry,) = shape.entries()
-        partitions = under_way.controller.view.partitions[shape.stages[entry]]
-        source = await source_of(run.bootstrap_servers, under_way.context.source, partitions, shape, goes_to)
+        source = await source_of(run.bootstrap_servers, under_way.context.source, shape, fates)
         seen = under_way.controller.view.reports.totals()
         lost = (await under_way.report(lag)).lost
     estimated_s = estimate(shape, run.plan, run.measured, source)
@@ -476,6 +509,7 @@ async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Fo
     _, statistics = evaluated(shape, run.plan, live_profile, source, 0)
     out = {(p, o): at_s for p, o, at_s in zip(sent.partition, sent.offset, sent.latency_s, strict=True)}
     measured_s = np.array([out.get(where, np.nan) for where in source.places])
+    drawn = replace(source, recorded=Recorded(source.recorded.paths))
     return Found(
         estimated_s,
         measured_s,
@@ -486,6 +520,8 @@ async def compared(run: Run, goes_to: Callable[[Any], Mapping[str, bool]]) -> Fo
         max(slowdowns(run.measured, seen, 1).values()),
         loads_apart(shape, visit_ratios(shape, run.measured.paths), statistics, seen, len(source.places)),
         lost,
+        _p99s_s(shape, run.plan, run.measured, source),
+        _p99s_s(shape, run.plan, run.measured, drawn) if shape.many else np.empty(0),
     )
 
 
@@ -495,13 +531,19 @@ def estimate(shape: Shape, plan: Plan, measured: PipelineProfile, source: Source
     return np.concatenate([latency_s for latency_s, _ in found])
 
 
+def _p99s_s(shape: Shape, plan: Plan, measured: PipelineProfile, source: Source) -> np.ndarray:
+    """P99 of each of `P99_DRAWS` draws in seconds, float64."""
+    found = (evaluated(shape, plan, measured, source, seed)[0] for seed in range(P99_DRAWS))
+    return np.array([quantile_s(latency_s, 0.99) for latency_s in found])
+
+
 def evaluated(
     shape: Shape, plan: Plan, measured: PipelineProfile, source: Source, seed: int
 ) -> tuple[np.ndarray, Mapping[int, StageStatistics]]:
     """Latencies of one draw in seconds, and how its stages fared."""
     trace = Trace(source.entry_s - source.entry_s[0])
     stations = [station(measured, name, plan.allocations[name], order_slo_s=plan.slo_s) for name in shape.stages]
-    workload = prepare(shape, measured, trace, seed=seed, recorded=source.paths)
+    workload = prepare(shape, measured, trace, seed=seed, recorded=source.recorded)
     evaluation = evaluate(workload, stations)
     assert evaluation.latency_s is not None
     return evaluation.latency_s[workload.last], evaluation.statistics

@@ -3,7 +3,8 @@
 All sides pass 1 KB of raw bytes from one topic of 8 partitions to another on Apache Kafka, with acks=all, idempotence
 and committed offsets; the bare loop awaits each commit. The pool's CPU is that of its dispatcher and all its replicas.
 
-- `throughput_ratio`, `faust_ratio`: each side in turn works off the same backlog, in several rounds.
+- `throughput_ratio`, `faust_ratio`: each side in turn works off the same backlog, in several rounds. All of it is
+  hopeless to the pool; `deadline_over_entry` is its throughput over that in order of entry.
 - `p50_ratio`: pool and loop read the same records at the same time, 250/s, so that the machine's noise meets both.
 - `cpu_ratio`: CPU per record at 1,000/s, each side in turn while the other is idle; `cpu_ratio_4` with four replicas.
 - `three_stages_p99_ms`: from sending a record to Kafka's append of its result behind three stages of one replica each,
@@ -51,7 +52,7 @@ def same(values: list[bytes]) -> list[bytes]:
 
 work = Stage("work", same, hardware=["cpu-1"], max_batch_size={batch})
 pipeline = Pipeline("{name}", slo="250ms", source=Topic("{source}", codec="raw"), sink=Topic("{sink}", codec="raw"),
-                    stages=[work])
+                    stages=[work], order="{order}")
 """
 THREE = TOPOLOGY.replace(
     "pipeline",
@@ -59,7 +60,7 @@ THREE = TOPOLOGY.replace(
 last = Stage("last", same, after=[more], hardware=["cpu-1"], max_batch_size={batch})
 pipeline""",
     1,
-).replace("[work])\n", "[work, more, last])\n")
+).replace("[work], order", "[work, more, last], order")
 
 Figures = dict[str, float | int | str | None]
 
@@ -86,7 +87,7 @@ async def _measure(servers: str, folder: Path, *, quick: bool) -> Figures:
 
 
 async def _throughput(servers: str, folder: Path, rounds: int, backlog: int) -> Figures:
-    rates: dict[str, list[float]] = {side: [] for side in ("pool", "pool_4", "bare", "faust")}
+    rates: dict[str, list[float]] = {side: [] for side in ("pool", "pool_in_order_of_entry", "pool_4", "bare", "faust")}
     cpu_s: dict[str, list[float]] = {side: [] for side in rates}
     source = await _own_topic(servers)
     await _fill(servers, source, backlog)
@@ -103,6 +104,7 @@ async def _throughput(servers: str, folder: Path, rounds: int, backlog: int) -> 
         "throughput_ratio": _median_ratio(rates["pool"], rates["bare"]),
         "throughput_ratio_4": _median_ratio(rates["pool_4"], rates["bare"]),
         "faust_ratio": _median_ratio(rates["pool"], rates["faust"]),
+        "deadline_over_entry": _median_ratio(rates["pool"], rates["pool_in_order_of_entry"]),
         **{f"{side}_records_per_s": statistics.median(found) for side, found in rates.items()},
         **{f"{side}_flat_out_cpu_us_per_record": statistics.median(found) * 1e6 for side, found in cpu_s.items()},
     }
@@ -260,16 +262,17 @@ async def _side(side: str, servers: str, folder: Path, source: str, sink: str) -
         async with _other(side, servers, source, sink) as pid:
             yield (pid,)
         return
-    topology = _topology(TOPOLOGY, folder, source, sink)
+    order = "entry" if side == "pool_in_order_of_entry" else "deadline"
+    topology = _topology(TOPOLOGY, folder, source, sink, order)
     async with Director(servers, topology, prefix="", max_batch_size=BATCH_SIZE) as director:
         await director.start(replicas=4 if side == "pool_4" else 1)
         yield (await director.pids()).values()
 
 
-def _topology(text: str, folder: Path, source: str, sink: str) -> Path:
+def _topology(text: str, folder: Path, source: str, sink: str, order: str = "deadline") -> Path:
     name = f"passing-{secrets.token_hex(4)}"
     topology = folder / f"{name.replace('-', '_')}.py"
-    topology.write_text(text.format(name=name, source=source, sink=sink, batch=BATCH_SIZE))
+    topology.write_text(text.format(name=name, source=source, sink=sink, batch=BATCH_SIZE, order=order))
     return topology
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from inferline_stream.actuators.actuator import Actuator
 from inferline_stream.actuators.kubernetes import actuator
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
+from inferline_stream.actuators.kubernetes.gpu_nodes import PRODUCT_LABEL
 from inferline_stream.actuators.kubernetes.manifests import Cluster
+from inferline_stream.cli.platform import products_there
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import StageFailed, Unreachable
 from inferline_stream.kafka.connection import client_options
@@ -35,6 +38,7 @@ from inferline_stream.profiler.replica_failures import NoPlace
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.pooled import PASSING
+from tests.kube.answers import refused
 from tests.kube.api import KubeApi, client_of
 from tests.kube.kubelet import Kubelet
 from tests.kube.node import Container
@@ -184,6 +188,20 @@ async def test_each_kind_is_measured_where_it_is_without_the_way_there_and_once(
     assert here.load().profiles == {}, "they say nothing of this machine"
 
 
+async def test_the_products_that_nodes_have_of_a_kind_are_seen_by_those_who_may_list_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = [catalogue()[name] for name in ("a100", "t4", "cpu-1")]
+    found = ("NVIDIA-A100-PCIE-40GB", "NVIDIA-A100-SXM4-80GB")
+    async with KubeApi() as api:
+        (config := tmp_path / "kubeconfig").write_text(json.dumps(api.kubeconfig))
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        api.node_labels = [{}, *({PRODUCT_LABEL: product} for product in (*found, "NVIDIA-L4", *found))]
+        assert await products_there(kinds) == {"a100": found}
+        api.refuse = lambda request: refused(403, "Forbidden", "nodes is forbidden")
+        assert await products_there(kinds) == {}
+
+
 async def test_emulated_kinds_are_measured_here_and_the_network_there(
     embedded_broker: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,8 +260,12 @@ async def test_the_sample_of_a_stage_that_can_be_built_there_alone_runs_there(
     topology.write_text(ONLY_THERE)
     async with profiling(embedded_broker, tmp_path) as of:
         of.api.node.run = of.kubelet = Kubelet(tmp_path, of.api, {"image": {"CUDA_THERE": "1"}})
-        measured = await of.profile(topology)
+        products = ("A100-40", "A100-80")
+        measured = await of.profile(topology, replace(QUICK, products={"core": products}))
+        kinds = [pod["metadata"]["labels"].get("inferline-stream.dev/hardware") for pod in of.api.every_pod]
     assert measured.profiles.keys() == {("only", "core"), ("after", "emulated-cpu")}
+    assert measured.profiles["only", "core"].products == products
+    assert kinds.count("core") == 3, "one for the sample, and one for each product"
     built, failed = of.notes
     assert "stage 'only' cannot be built here (" in built
     assert "no CUDA device is available" in built

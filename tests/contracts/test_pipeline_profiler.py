@@ -116,7 +116,7 @@ async def test_a_pipeline_is_measured_once_and_then_known(
     assert done == sorted(done)
     assert reported[-1].done == reported[-1].total == 1 + 3 + 1 + 3
     assert [p.note for p in reported if "t4" in p.note] == [
-        "stage 'read' on 't4': not profiled, this machine has no GPU, t4 needs Tesla T4; plans leave it out"
+        "stage 'read' on 't4': not profiled, this machine has no GPU; plans leave it out"
     ]
 
     known = Overheads(4_000.0, ((0.0, 0.1),))

@@ -133,6 +133,7 @@ async def test_without_a_gather_each_result_is_accounted_for(build: Any) -> None
     await put(run)
     report = await ran(run, start="earliest")
     assert (report.lost, report.duplicated) == (0, 0), report.lost_ids
+    assert report.results_each == {"split": sum(COUNTS[:5] + COUNTS[6:]) / len(COUNTS)}  # of one they are too many
     out = [(record.key, json.loads(record.value), record.header("of")) for record in await records_in(run, "out")]
     places = [(n, at) for n in COUNTS if n < 13 for at in range(n) if at not in (3, 5)]
     every = [(f"{n}/{at}".encode(), at, str(n).encode()) for n, at in places]

@@ -27,10 +27,8 @@ def main(arguments: list[str], found: tuple[Device, ...]) -> int:
     if not found:
         say("No NVIDIA GPU answers on this machine, so nothing was checked. What it lacks:")
         lacks = [need for need in gpu_needs() if need.remedy]
-        width = max(len(need.name) for need in lacks)
         for need in lacks:
-            say(f"{need.name:<{width}}  {need.found}{' (only some stages need it)' if need.optional else ''}")
-            say(f"{'':<{width}}  → {need.remedy}")
+            say(need.in_words(max(len(each.name) for each in lacks)))
         return 0
     device = found[0]
     say(f"{device.model} {device.slice}".rstrip() + f", {device.memory_bytes >> 20} MiB")

@@ -100,6 +100,8 @@ class KubeApi:
         self.quota = dict(quota or {})
         self.refuse: Callable[[web.Request], web.Response | None] = lambda request: None
         """What is answered in the place of the usual, for some requests."""
+        self.node_labels: list[Mapping[str, str]] = []
+        """Of each node, where somebody lists them."""
         self.mute = False
         """Whether watches get nothing, as behind a connection that died silently."""
         self._unknown_groups = unknown_groups
@@ -138,6 +140,7 @@ class KubeApi:
         app.add_routes(
             [
                 web.get(f"/api/v1/namespaces/{self.namespace}/resourcequotas", self._list_quotas),
+                web.get("/api/v1/nodes", self._list_nodes),
                 web.get(pods, self._list_pods),
                 web.patch(pods + "/{name}", self._patch_pod),
                 web.delete(pods + "/{name}", self._delete_pod),
@@ -412,6 +415,10 @@ class KubeApi:
         return answer(
             {"metadata": {"resourceVersion": str(self._store.version)}, "items": [quota] if self.quota else []}
         )
+
+    async def _list_nodes(self, request: web.Request) -> web.Response:
+        nodes = [{"metadata": {"name": f"node-{n}", "labels": {**each}}} for n, each in enumerate(self.node_labels)]
+        return answer({"metadata": {"resourceVersion": str(self._store.version)}, "items": nodes})
 
     async def _get_scale(self, request: web.Request) -> web.Response:
         found = self._store.of("deployments").get(request.match_info["name"])

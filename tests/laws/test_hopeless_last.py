@@ -61,11 +61,16 @@ def test_a_shortage_makes_those_late_that_are_too_many_and_no_others() -> None:
     assert np.count_nonzero(latencies_s(replace(station, rest_s=-np.inf), times_s) > 0.5) > 4 * late
 
 
-@pytest.mark.parametrize(("every", "few", "span"), [(2, 1, 1 << 62), (3, 3, 9)])
+ENDLESS = 1 << 62
+
+
+@pytest.mark.parametrize(
+    ("every", "few", "span", "room"), [(2, 1, ENDLESS, ENDLESS), (3, 3, 9, ENDLESS), (50, 3, ENDLESS, 6)]
+)
 def test_every_bound_agrees_with_the_event_heap(
-    monkeypatch: pytest.MonkeyPatch, every: int, few: int, span: int
+    monkeypatch: pytest.MonkeyPatch, every: int, few: int, span: int, room: int
 ) -> None:
-    """With bounds so tight that small pipelines meet them; the span, which the kernel of one kind has not, in lanes."""
+    """With bounds so tight that small pipelines meet them; those that the kernel of one kind has not, in lanes."""
     for module in (general_queue, shared_queue, event_heap):
         monkeypatch.setattr(module, "HOPELESS_EVERY", every)
     for module in (general_queue, event_heap):
@@ -74,7 +79,9 @@ def test_every_bound_agrees_with_the_event_heap(
     for seed in range(3000, 3120):
         pipeline = random_pipeline(seed, events=60, code=interpreted)
         stations = [
-            replace(s, span=span if s.limits.size > 1 or s.levels > 1 or pipeline.workload.lanes(i).size else s.span)
+            replace(s, span=span, room=room)
+            if s.limits.size > 1 or s.levels > 1 or pipeline.workload.lanes(i).size
+            else s
             for i, s in enumerate(pipeline.stations)
         ]
         if not any(station.triages for station in stations):

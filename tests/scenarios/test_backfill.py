@@ -107,7 +107,7 @@ async def test_an_archive_is_worked_off_beside_live_events_of_two_classes(
     assert await orders_in(run, "backfilled.decide.orders-archive.dlq") == []
 
 
-async def test_orders_that_can_wait_by_a_header_are_background_events_and_do_not_count_as_traffic(
+async def test_orders_have_the_class_of_their_header_and_count_once_as_traffic_where_they_are_live(
     embedded_broker: KafkaServer, tmp_path: Path
 ) -> None:
     run = emulated_run(Path(__file__).parent / "mixed", embedded_broker.bootstrap_servers, tmp_path, levels=[(20, 60)])
@@ -116,16 +116,19 @@ async def test_orders_that_can_wait_by_a_header_are_background_events_and_do_not
         await under_way.ready()
         feeding = asyncio.create_task(under_way.fed(stop))
         async with Writer(run.bootstrap_servers, "batch") as writer:
-            for number in range(FIRST, FIRST + ARCHIVED):
-                value, headers = b'{"number": %d}' % number, [("priority", b"batch")]
+            for number in range(FIRST, FIRST + ARCHIVED + PREMIUM):
+                of_class = b"batch" if number < FIRST + ARCHIVED else b"urgent"
+                value, headers = b'{"number": %d}' % number, [("priority", of_class)]
                 record = Record(b"k", value, headers, topic=run.records.prefix + "orders", partition=ANY_PARTITION)
                 await writer.add(record)
             await writer.flush()
         view = under_way.controller.view
 
         async def is_done() -> bool:
-            history = view.others["orders-batch"].offsets["decide"]
-            return sum(history.ends) == ARCHIVED and not any(history.lags())
+            found = {of: each.offsets["decide"] for of, each in view.others.items()}
+            ends = {of: sum(history.ends) for of, history in found.items()}
+            lags = [lag for history in found.values() for lag in history.lags()]
+            return ends == {"orders-batch": ARCHIVED, "orders-urgent": PREMIUM} and not any(lags)
 
         assert await until(is_done, 60)
         stop.set()
@@ -134,12 +137,14 @@ async def test_orders_that_can_wait_by_a_header_are_background_events_and_do_not
     of = report.backgrounds["orders-batch"]
     assert (of.events_in, of.events_out, of.left) == (ARCHIVED, ARCHIVED, 0)
     assert report.lost == report.unknown == report.duplicated == 0
-    assert report.completed == {"moved": ARCHIVED}
-    assert report.events_out == report.events_in - ARCHIVED > 0
+    urgent = report.classes["orders-urgent"]
+    assert (urgent.events_in, urgent.events_out, urgent.slo_s) == (PREMIUM, PREMIUM, 0.3)
+    assert report.completed == {"moved": ARCHIVED + PREMIUM}
+    assert report.events_out == report.events_in - ARCHIVED - PREMIUM > PREMIUM
     found = Counter(await orders_in(run, "decisions"))
     assert {number: found[number] for number in found if number >= FIRST} == dict.fromkeys(
-        range(FIRST, FIRST + ARCHIVED), 1
+        range(FIRST, FIRST + ARCHIVED + PREMIUM), 1
     )
     state = under_way.controller.state
     assert state is not None
-    assert state.events_in == report.events_out  # arrivals are live ones alone
+    assert state.events_in == report.events_out  # arrivals are live ones alone, and each is one

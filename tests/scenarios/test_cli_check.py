@@ -76,6 +76,28 @@ def test_a_sound_topology_passes(folder: Path) -> None:
     assert "pipeline 'moderation' is sound; its 3 stages were built in worker processes" in result.stdout
 
 
+@pytest.mark.parametrize(("gathered", "counts"), [("many.gathered()", "events"), ("many", "results")])
+def test_it_says_how_many_results_an_event_may_have_and_what_the_slo_counts(
+    folder: Path, gathered: str, counts: str
+) -> None:
+    (folder / "topology.py").write_text(f"""
+from inferline_stream import Pipeline, Stage, Topic
+
+def split(posts: list[dict]) -> list[list[int]]:
+    return [[1] for _ in posts]
+
+def last(events: {"list[list[int]]" if counts == "events" else "list[int]"}) -> list[int]:
+    return [1 for _ in events]
+
+many = Stage("split", split, many=True, most=12, hardware=["cpu-1"])
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"),
+                    stages=[many, Stage("last", last, after=[{gathered}], hardware=["cpu-1"])])
+""")
+    result = CliRunner().invoke(app, ["check", str(folder / "topology.py")])
+    assert result.exit_code == 0, result.stderr
+    assert f"results of an event: split up to 12; the SLO counts {counts}" in result.stdout
+
+
 def test_the_faust_app_of_the_gallery_is_adopted_as_it_is() -> None:
     result = CliRunner().invoke(app, ["check", str(Path(__file__).parents[2] / "topologies/shop")])
     assert result.exit_code == 0, result.stderr

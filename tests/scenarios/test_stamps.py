@@ -47,7 +47,7 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
     ):
         await in_transactions(producer, source, early)
         await in_transactions(producer, source, [now_ms - 2000, now_ms - 1999], abort=True)
-        async with SourceTimestamps(context, 2) as stamps:
+        async with SourceTimestamps(context, {source: 2}) as stamps:
             assert (await stamps.read(1.0)) * 1e3 == pytest.approx(early)
             await in_transactions(producer, source, late)
             heard: list[float] = []
@@ -68,7 +68,7 @@ async def test_each_committed_record_counts_once_at_its_own_time_also_for_the_ne
         # An earlier controller has written down what came before `late`; the next one counts on from there.
         reported = ArrivalTicks([float(late[0] - 1)], [[100, 50]], [100, 50], float(late[0] - 2))
         await write_once(servers, Record.keyed(names.arrivals, source, encode(reported)))
-        async with SourceTimestamps(context, 2) as successor:
+        async with SourceTimestamps(context, {source: 2}) as successor:
             assert (await successor.read(1.0)).size == 16
             assert sum(successor.counts) == 150 + len(late)
     assert counts == [8, 8]

@@ -292,6 +292,9 @@ class _Simulation:
 
     def _partition(self, s: int, event: int, partitions: int) -> int:
         by_id = s in self.workload.shape.joins() and s not in self.workload.ordered
+        for many in () if by_id else reversed(self._scope(event)):
+            first, end = self.workload.results[many].of
+            event = next(each for each in range(first, end) if event in self._of(many, each))
         key = 0 if by_id or not self.workload.keys.size else int(self.workload.keys[event])
         whose = len(self.workload) + key if key else event
         u = draw(whose, self.workload.key("event id" if by_id else "record key")) / 2**32
@@ -447,6 +450,7 @@ class _Simulation:
         if groups and any(places):
             stage.shared += 1
             far = len(stage.numbers) - min(place for place in places if place)[1] > stage.station.span
+            far = far or len(places) > stage.station.room
             if theirs := stage.shared == HOPELESS_EVERY or far:
                 stage.shared = 0
         batch = [] if theirs else [event for group in groups for _, event in group][: of_fast if fast else cap]

@@ -65,7 +65,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     return load_topology(TOPOLOGY)
 
 
-@pytest.mark.parametrize("variable", ["pipeline", "on_cpu"])
+@pytest.mark.parametrize("variable", ["on_devices", "on_cores"])
 def test_the_example_is_sound_and_its_sample_can_be_read(variable: str, example: Any) -> None:
     found = load_topology(f"{TOPOLOGY}:{variable}")
     assert list(problems(found)) == []
@@ -73,10 +73,16 @@ def test_the_example_is_sound_and_its_sample_can_be_read(variable: str, example:
     assert event_problems(found, TOPOLOGY.parent) == []
 
 
-def test_without_a_device_the_same_code_runs_on_cores_alone(example: Any) -> None:
-    found = load_topology(f"{TOPOLOGY}:on_cpu")
-    assert [(s.name, s.run.__name__) for s in found.stages] == [(s.name, s.run.__name__) for s in example.stages]
-    assert {kind for s in found.stages for kind in s.hardware} == {"cpu-1"}
+@pytest.mark.parametrize(("driver", "name"), [(True, "repeats"), (False, "repeats-on-cores")])
+def test_the_machine_says_which_of_two_pipelines_of_the_same_code_is_meant(
+    driver: bool, name: str, example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: driver if "nvidia" in str(path) else exists(path))
+    found, other = load_topology(TOPOLOGY), load_topology(f"{TOPOLOGY}:on_devices")
+    assert found.name == name
+    assert [(s.name, s.run.__name__) for s in found.stages] == [(s.name, s.run.__name__) for s in other.stages]
+    assert ("cpu-1" in found.stages[0].hardware) == (not driver)
 
 
 @pytest.mark.parametrize(("available", "devices"), [(True, ["cuda", "half"]), (False, ["cpu"])])

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 POSTS = Path(__file__).parents[1] / "moderation" / "posts.jsonl"
+DRIVER = Path("/proc/driver/nvidia/version")
+"""There once NVIDIA's driver is loaded."""
 KNOWN_EVERY = 5
 """Every so many posts of the sample are taken for known."""
 CANDIDATES = 16
@@ -126,7 +128,7 @@ def _parts(texts: list[str], size: int) -> list[list[str]]:
 # PyTorch compiles what it computes with (oneDNN).
 sandbox = Isolation("sandbox", reads=(str(POSTS),), scratch=True, file_mb=512, jit=True, on_unsupported="degrade")
 DEVICES = ["t4", "l4", "a10g", "l40s", "a100", "h100", "h200"]
-KINDS = [*DEVICES, *(f"{device}-1of2" for device in DEVICES)]  # both stages may share a device
+DEVICE_KINDS = [*DEVICES, *(f"{device}-1of2" for device in DEVICES)]  # both stages may share a device
 
 
 def stages(kinds: list[str], embedded: int, ranked: int) -> list[Stage]:
@@ -135,23 +137,26 @@ def stages(kinds: list[str], embedded: int, ranked: int) -> list[Stage]:
     return [embed, Stage("rank", Rank, after=[embed], hardware=kinds, max_batch_size=ranked, isolation=sandbox)]
 
 
-pipeline = Pipeline(
+on_devices = Pipeline(
     "repeats",
     slo="250ms",
     source=Topic("posts"),
     sink=Topic("ranked"),
-    stages=stages(KINDS, 64, 32),
+    stages=stages(DEVICE_KINDS, 64, 32),
     sample=Sample(
         arrivals="../moderation/arrivals.csv", events="../moderation/posts.jsonl", replay="../moderation/live.csv"
     ),
 )
 
-# For a machine without a device: the same code on cores, at a post a second.
-on_cpu = Pipeline(
-    "repeats-on-cpu",
+# The same code for a machine without a device, at a post a second.
+on_cores = Pipeline(
+    "repeats-on-cores",
     slo="3s",
     source=Topic("posts"),
     sink=Topic("ranked"),
-    stages=stages(["cpu-1"], 2, 2),
-    sample=Sample(arrivals="arrivals-on-cpu.csv", events="../moderation/posts.jsonl"),
+    stages=stages([*DEVICE_KINDS, "cpu-0.5", "cpu-1"], 2, 2),
+    sample=Sample(arrivals="arrivals-on-cores.csv", events="../moderation/posts.jsonl"),
 )
+
+# By what this machine has. Where a cluster's nodes have the devices, name `topology.py:on_devices`.
+pipeline = on_devices if DRIVER.exists() else on_cores

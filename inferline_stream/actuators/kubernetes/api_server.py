@@ -50,6 +50,13 @@ async def secret_exists(client: AsyncClient, name: str, namespace: str) -> bool:
     return False
 
 
+async def node_labels(client: AsyncClient) -> list[Mapping[str, str]]:
+    """Return the labels of each node; none where this account may not look at nodes."""
+    with passing(403):
+        return [plain(node)["metadata"].get("labels", {}) async for node in client.list(Node)]
+    return []
+
+
 async def delete(client: AsyncClient, namespace: str, labels: dict[str, Any]) -> None:
     """Delete everything of a pipeline but its pods, which go with their Deployments."""
     for kind in (Deployment, PodDisruptionBudget, NetworkPolicy, Service, Secret):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from inferline_stream.pipeline.hardware import Hardware
@@ -16,13 +17,16 @@ _PRODUCTS = {
 """What NVIDIA's feature discovery labels nodes with, of models that come in several forms."""
 
 
+PRODUCT_LABEL = "nvidia.com/gpu.product"
+
+
 def written(profile: str) -> str:
     """Return a MIG profile as NVIDIA's device plugin writes it in names of resources and labels: ``1g.10gb.me``."""
     return profile.replace("+", ".")
 
 
 def products(hardware: Hardware) -> tuple[str, ...]:
-    """Values of the label ``nvidia.com/gpu.product`` that nodes of the kind carry; none where any node will do.
+    """Values of `PRODUCT_LABEL` that nodes of the kind carry; none where any node will do.
 
     Nodes that lend a GPU to several pods at once say ``-SHARED``. Nodes with slices (MIG) keep the name of the GPU with
     the strategy ``mixed``, and only there is a slice a resource of its own name.
@@ -31,6 +35,14 @@ def products(hardware: Hardware) -> tuple[str, ...]:
         return ()
     found = _PRODUCTS.get(hardware.gpu_model, (hardware.gpu_model.replace(" ", "-"),))
     return tuple(f"{product}-SHARED" for product in found) if hardware.shares_gpu else found
+
+
+def products_of(hardware: Hardware, nodes: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
+    """Return those products of a kind that nodes have, by their labels."""
+    if hardware.node_labels or hardware.device_class:  # whatever those name: their nodes may have no such label
+        return ()
+    known = set(products(hardware))
+    return tuple(sorted({found for labels in nodes if (found := labels.get(PRODUCT_LABEL, "")) in known}))
 
 
 def node_requirements(hardware: Hardware) -> list[dict[str, Any]]:

@@ -195,7 +195,7 @@ class Decider:
         self.slo = SloWindow(unspent, self.book, self.found.slo, settings.dead_after_s)
         now_s = time.time()
         self.ahead = TimeAhead(self.book, self.found.calendar, pipeline.scheduled(self.overrides.windows(now_s)))
-        self.began_with = self.ahead.calendar(now_s)
+        self.began_with = self.ahead.calendar(now_s, self.memory.state.basis)
         for stored in self.found.plans:
             self.view.planned(stored)
 
@@ -366,7 +366,7 @@ class Decider:
         stock = {**within(carried, self.room, self.view.catalogue), **self.overrides.stock(now_s)}
         seen = self.view.observation(loop_s, self.fleet.wanted, self.overrides.limits(now_s), stock)
         away_until_s = {kind: loop_s + until_s - now_s for kind, until_s in self._away_until_s(now_s).items()}
-        return replace(seen, calendar=self.ahead.calendar(now_s), away_until_s=away_until_s)
+        return replace(seen, calendar=self.ahead.calendar(now_s, self.memory.state.basis), away_until_s=away_until_s)
 
     def _away_until_s(self, now_s: float) -> dict[str, float]:
         """By spot kind with a notice, when it may be asked for again, in seconds since the epoch."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -42,65 +44,78 @@ _LOOKS_BACK = 20
 
 
 class SourceTimestamps:
-    """Follows the committed records of the source topic, from a minute and a half ago: arrivals by their timestamps.
+    """Follows the committed records of the live source topics, from a minute and a half ago: arrivals by timestamps.
 
     For a source whose offsets count what is no event, too: a producer that writes in transactions ends each with a
-    record of its own in the log, and what it aborts stays there; events of another class by their header. This reads
-    every record, so it costs with their size; elsewhere log growth shows the same for next to nothing.
+    record of its own in the log, and what it aborts stays there; events of another class by their header, which count
+    where they are moved to. This reads every record, so it costs with their size; elsewhere log growth shows the same
+    for next to nothing.
 
     Timestamps are what producers say. One that cannot be right counts as now where the record has just come, and not
     at all where it was there before: a record of the year 2100 would make all others older than the envelope's windows.
 
     Args:
         context: names.
-        partitions: of the source topic.
+        partitions: of each topic.
 
     Raises:
         Unreachable: on entering, Kafka does not answer.
     """
 
-    def __init__(self, context: PipelineContext, partitions: int) -> None:
+    def __init__(self, context: PipelineContext, partitions: Mapping[str, int]) -> None:
         self._context, self._partitions = context, partitions
-        self.counts = [0] * partitions
-        """Records by partition, counted on from what an earlier controller has written down."""
+        self.counts = [0] * sum(partitions.values())
+        """Records by partition, those of one topic behind another's, from what an earlier controller has written."""
         self._history: list[float] = []
-        self._follower = context.kafka.follow(context.source, time.time() - TRAFFIC_S)
+        since_s = time.time() - TRAFFIC_S
+        self._followers = {topic: context.kafka.follow(topic, since_s) for topic in partitions}
+        self._entered = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        ticks = await recent_ticks(self._context, self._partitions, time.time() - TRAFFIC_S)
+        ticks = await recent_ticks(self._context, len(self.counts), time.time() - TRAFFIC_S)
         known_until_s = 0.0
         if ticks:
             known_until_s, self.counts = ticks[-1][0], list(ticks[-1][1])
-        await self._follower.__aenter__()
-        now_s = time.time()
-        for record in self._counted(await self._follower.read_to(await self._follower.end())):
-            time_s = record.time_ms / 1e3
-            if _credible(time_s, now_s):
-                self._history.append(time_s)
-                self.counts[record.partition] += time_s > known_until_s
+        async with AsyncExitStack() as stack:
+            for topic, follower in self._followers.items():
+                await stack.enter_async_context(follower)
+                records = await follower.read_to(await follower.end())
+                now_s = time.time()
+                for place, time_s in self._counted(topic, records):
+                    if _credible(time_s, now_s):
+                        self._history.append(time_s)
+                        self.counts[place] += time_s > known_until_s
+            self._entered = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._follower.__aexit__(kind, error, trace)
+        await self._entered.__aexit__(kind, error, trace)
 
     async def read(self, timeout_s: float) -> Times:
         """Times of the records that came since the last call, ascending, in seconds since the epoch; maybe none."""
         times, self._history = self._history, []
         if not times:
-            records = self._counted(await self._follower.read(timeout_s))
+            came = await asyncio.gather(*(follower.read(timeout_s) for follower in self._followers.values()))
             now_s = time.time()
-            for record in records:
-                self.counts[record.partition] += 1
-                times.append(record.time_ms / 1e3 if _credible(record.time_ms / 1e3, now_s) else now_s)
+            for topic, records in zip(self._followers, came, strict=True):
+                for place, time_s in self._counted(topic, records):
+                    self.counts[place] += 1
+                    times.append(time_s if _credible(time_s, now_s) else now_s)
         return np.sort(np.array(times, dtype=np.float64))
 
-    def _counted(self, records: list[Record]) -> list[Record]:
-        """Leave out events of other classes, and partitions that came since end offsets were first looked at."""
-        own = [record for record in records if record.partition < self._partitions]
-        moved = self._context.pipeline.moved
-        return [record for record in own if moved.isdisjoint(record.headers)] if moved else own
+    def _counted(self, topic: str, records: list[Record]) -> Iterator[tuple[int, float]]:
+        """Yield the place in `counts` and the time of each record that is an event of the topic's class.
+
+        Partitions that a topic was given since end offsets were first looked at are left out.
+        """
+        earlier = itertools.takewhile(lambda each: each != topic, self._partitions)
+        first = sum(self._partitions[each] for each in earlier)
+        moved = self._context.pipeline.moved.keys() if topic == self._context.source else frozenset[object]()
+        for record in records:
+            if record.partition < self._partitions[topic] and moved.isdisjoint(record.headers):
+                yield first + record.partition, record.time_ms / 1e3
 
 
 def _credible(time_s: float, now_s: float) -> bool:

@@ -15,7 +15,7 @@ import itertools
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from operator import itemgetter
 
@@ -29,7 +29,7 @@ from inferline_stream.dataplane.headers import ENDED_AT, MOVED_TO_CLASS, REASON,
 from inferline_stream.dataplane.lineage import root, root_of, share
 from inferline_stream.kafka.offset_metadata import Committed, Run, finished_by_all
 from inferline_stream.kafka.offsets import Offsets
-from inferline_stream.kafka.records import Record
+from inferline_stream.kafka.records import Header, Record
 from inferline_stream.pipeline.names import event_id_prefix
 
 NO_OUTPUT = frozenset(("skipped", "filtered", MOVED_TO_CLASS))
@@ -55,6 +55,7 @@ class EventLedger:
             events from before ``first`` are counted as ``earlier``.
         finished: of each source partition, what had been finished above its first offset when the run began: the run
             does not answer for it.
+        moved: headers by which its events are moved to another class.
     """
 
     source: str
@@ -63,13 +64,14 @@ class EventLedger:
     live: Sequence[int] = ()
     began: Sequence[int] = ()
     finished: Sequence[tuple[Run, ...]] = ()
+    moved: Set[Header] = frozenset()
     latencies_s: array[float] = field(default_factory=lambda: array("f"))
     """Of the first record of each event in a sink; of several sinks the last of these records, infinite where one died
     on its way to a sink."""
     entries_s: array[float] = field(default_factory=lambda: array("d"))
     """When those events entered, seconds since the epoch."""
     arrivals_s: array[float] = field(default_factory=lambda: array("d"))
-    """Of every record of the source topic."""
+    """Of every record of the source topic, without those that are moved."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Why events ended without a sink record."""
     live_reasons: Counter[str] = field(default_factory=Counter)
@@ -124,10 +126,10 @@ class EventLedger:
         if self.finished and _within(self.finished[record.partition], record.offset):
             return
         live = not self.live or record.offset >= self.live[record.partition]
-        if live:
-            self.arrivals_s.append(record.time_ms / 1e3)
-        else:
+        if not live:
             self.backlog += 1
+        elif self.moved.isdisjoint(record.headers):
+            self.arrivals_s.append(record.time_ms / 1e3)
         if (name := read_headers(record.headers, entry=True).event_id) is not None:
             if _kept(name) not in self._named and not live:
                 self._old.add(_kept(name))
@@ -405,6 +407,7 @@ async def read_ledger(
     for of, each in ledgers.items():
         each.reaches(context.sinks_of(of), context.levels_of(of))
     ledger = ledgers.pop("")
+    ledger.moved = context.pipeline.moved.keys()
     ledger.others = ledgers
     for of, each in ledger.others.items():
         each.longer_s = context.live.get(of)

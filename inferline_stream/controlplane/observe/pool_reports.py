@@ -352,6 +352,7 @@ class PoolReports:
             join_bytes=sum(r.join_bytes for r in living),
             halted={partition: why for r in living for partition, why in r.halted.items()},
             trouble="; ".join(sorted({r.reason for r in living if r.reason})),
+            many=self._shape.stages.index(name) in self._shape.many,
             nodes=self._nodes(name, living),
             heard_s=min(heard, default=self._heard_past_s.get(name)),
         )
@@ -412,8 +413,7 @@ class PoolReports:
             if not arrows:
                 ratios[name] = 1.0 if entered is None else entered.get(name)
             elif self._shape.gathers(position):
-                many = self._shape.scope_after(self._shape.arrows[arrows[0]].parent)[-1]
-                ratios[name] = ratios[self._shape.stages[many]]
+                ratios[name] = ratios[self._shape.stages[self._shape.gathered_by(position)]]
             elif len(arrows) > 1:
                 left, own = recent[name].events, recent[name]
                 each = self._results(scopes[position], ratios, recent)

@@ -39,16 +39,16 @@ class TimeAhead:
         before, self._total = self._total, total
         self._counter.add(time_s, 0 if before is None else max(0, total - before))
 
-    def calendar(self, time_s: float) -> Calendar:
-        """What the policy sees of it."""
-        return self._counter.calendar(time_s, self.schedule)
+    def calendar(self, time_s: float, basis: Basis) -> Calendar:
+        """What the policy sees of it, by this plan."""
+        return self._counter.calendar(time_s, self.schedule, basis.start_up_s, basis.objective)
 
     def look(self, time_s: float, basis: Basis) -> None:
         """Foresee the hours ahead by this plan, once in each bin and whenever people or a plan change them."""
         now = int(time_s // BIN_S), self.schedule, basis
         if now != self._foreseen:
             self._foreseen = now
-            self.hours = outlook(basis, self.calendar(time_s))
+            self.hours = outlook(basis, self.calendar(time_s, basis))
             self.book.calendar(self.record(self._counter.weeks, time_s))
 
     def record(self, weeks: PastWeeks, time_s: float) -> CalendarRecord:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from inferline_stream.controlplane.records.control_records import Overrides, SloRecord
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
@@ -65,6 +66,7 @@ class PlanHistory:
         overrides: what people have set.
         slo: how the SLO's window stood last.
         hours: that come, as last foreseen.
+        zone: by whose clock they are shown: the schedule's.
     """
 
     pipeline: str
@@ -73,6 +75,7 @@ class PlanHistory:
     overrides: Overrides
     slo: SloRecord | None = None
     hours: Sequence[HourAhead] = ()
+    zone: str = "UTC"
 
 
 def sentences(story: PlanHistory, last: int) -> Iterator[str]:
@@ -103,15 +106,17 @@ def sentences(story: PlanHistory, last: int) -> Iterator[str]:
         yield from _of_decision(decision)
     if story.hours:
         dollars, span = sum(hour.cost_per_hour for hour in story.hours), len(story.hours)
-        yield f"The next {span} hours, ${dollars:.2f} in the plan's mixture before what the policy adds:"
-        yield from map(_of_hour, story.hours)
+        cost = f"${dollars:.2f} in the plan's mixture before what the policy adds"
+        yield f"The next {span} hours by the clock of {story.zone}, {cost}:"
+        yield from (_of_hour(hour, story.zone) for hour in story.hours)
 
 
-def _of_hour(hour: HourAhead) -> str:
+def _of_hour(hour: HourAhead, zone: str) -> str:
+    begins = f"{datetime.fromtimestamp(hour.time_s, ZoneInfo(zone)):%a %H:%M}"
     expected = "no week known" if hour.rate is None else f"{hour.rate:.1f}/s in the busiest minute"
     replicas = ", ".join(f"{stage} {count}" for stage, count in hour.replicas.items())
     said = f"; schedule: {hour.words}" if hour.words else ""
-    return f"    {_time(hour.time_s, '%a %H:%M')} {expected}; {replicas}; ${hour.cost_per_hour:.4f}/h{said}"
+    return f"    {begins} {expected}; {replicas}; ${hour.cost_per_hour:.4f}/h{said}"
 
 
 def _of_window(slo: SloRecord) -> str:
@@ -178,5 +183,5 @@ def document(story: PlanHistory, last: int) -> dict[str, Any]:
     }
 
 
-def _time(time_s: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
-    return datetime.fromtimestamp(time_s).astimezone().strftime(form)
+def _time(time_s: float) -> str:
+    return f"{datetime.fromtimestamp(time_s):%Y-%m-%d %H:%M:%S}"

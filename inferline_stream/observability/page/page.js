@@ -213,6 +213,7 @@ function stageDetails(state) {
     ["wait", seconds(stage.wait_s)], ["service time", `${seconds(stage.service_time_s)}, predicted ${seconds(stage.predicted_service_s)}`],
     ["CPU of a batch", seconds(stage.cpu_s)], ["without a core", seconds(stage.core_wait_s)], ["lag", `${number(sum(stage.lags))} records`], ["oldest", sum(stage.lags) ? seconds(stage.lag_s) : "–"],
     ["queued", `${number(stage.queued)} events, ${number(stage.hopeless)} of them late`], ["oldest of them", stage.queued ? seconds(stage.oldest_wait_s) : "–"], ["dispatcher, of a core", stage.dispatcher_utilization === null ? "–" : percent(stage.dispatcher_utilization)],
+    ...(stage.results_each === null ? [] : [["results of an event", number(stage.results_each, 2)]]), ...(stage.filtered ? [["filtered", `${number(stage.filtered)} events`]] : []),
     ["suspects", number(stage.suspects)], ["quarantined", number(stage.quarantined)], ["batches lost", number(stage.batches_lost)],
     ["by its fallback", `${number(stage.degraded)} events, ${percent(stage.degraded_share)} lately`], ["dead letters", number(stage.dead_lettered)], ["restarts", number(stage.restarts)], ["kept from growing by", stage.limit || "nothing"],
     ...(stage.canary ? [[`canary ${stage.canary.version}, ${stage.canary.verdict}`, `${percent(stage.canary.achieved)} of the events: ${stage.canary.detail}`]] : []),

@@ -23,7 +23,7 @@ _METRICS_ONLY = frozenset((
     "clock_lead_s", "clock_lag_s", "slots", "join_events", "join_bytes", "cpu_total_s", "core_wait_total_s",
     "partition_rates", "heard_s", "events", "busy_s", "expired", "replica_s", "completed", "duplicates", "backlog",
     "latency_sum_s", "remote_batches", "network_s", "batch_stats", "edges_taken", "latency_buckets",
-    "canaries", "hours",
+    "canaries", "hours", "many",
 ))  # fmt: skip
 """Fields that the page has no use for."""
 
@@ -59,6 +59,7 @@ def _stage(stage: StageState) -> dict[str, Any]:
         "replicas": [counts[:-1] for counts in stage.replicas],  # without those that stand by
         "nodes": [[node, *of] for node, of in stage.nodes.items()],
         "batch_fill": stage.batch_fill,
+        "results_each": stage.results_each,
         "cpu_s": stage.cpu_s,
         "core_wait_s": stage.core_wait_s,
     }

@@ -105,9 +105,7 @@ def test_a_kind_without_a_gpu_is_given_none_and_always_has_room() -> None:
 def test_a_machine_stands_for_a_slice_only_if_it_has_one_of_that_size() -> None:
     whole, cut = Machine("", 8, ("NVIDIA A100-SXM4-80GB",)), Machine("", 8, ("NVIDIA A100-SXM4-80GB 1g.10gb",))
     assert why_not_here(SLICE, cut) is None
-    assert why_not_here(SLICE, whole) == (
-        "this machine has NVIDIA A100-SXM4-80GB, a100-1g.10gb needs NVIDIA A100 1g.10gb"
-    )
+    assert why_not_here(SLICE, whole) == ("this machine has NVIDIA A100-SXM4-80GB, and NVIDIA A100 1g.10gb is needed")
 
 
 A100 = {
@@ -461,10 +459,12 @@ async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(tm
 async def test_a_replica_that_was_placed_is_given_what_its_host_sees_however_much_others_use_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, [{"name": "Tesla T4", "uuid": "GPU-a", "total": 16 << 30, "used": 12 << 30}])
+    install(monkeypatch, [{"name": "Tesla T4", "uuid": "GPU-a", "total": 16 << 30, "used": 12 << 30, "minor": 3}])
     children = Children(tmp_path, lambda *_: None, placed=True, replica_module="replica_double")
     try:
-        placed = [children.start_replica(ReplicaSpec(k.name, "a", "/nowhere/topology.py", k)) for k in (T4, CPU)]
+        specs = [ReplicaSpec(k.name, "a", "/nowhere/topology.py", k, isolation=Isolation()) for k in (T4, CPU)]
+        placed = [children.start_replica(spec) for spec in specs]
+        assert placed[0].launch.confinement.nodes == ("nvidia3",)
         assert [child.launch.environment.get("CUDA_VISIBLE_DEVICES") for child in placed] == ["GPU-a", None]
     finally:
         children.close()

@@ -1,12 +1,16 @@
 """What a stage on a GPU needs: found where it is, and named with its remedy where it is not."""
 
+import json
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from inferline_stream.actuators.devices import Device
 from inferline_stream.actuators.gpu_needs import GpuNeed, gpu_needs
+from inferline_stream.cli.main import app
 
 L4 = Device("GPU-1", "NVIDIA L4", 23 << 30)
 
@@ -92,6 +96,31 @@ def test_only_containers_need_an_engine_and_only_shares_a_daemon(root: Path) -> 
     assert [need.name for need in lacking.values() if need.optional] == ["container engine", "sharing"]
 
 
-def test_nothing_at_all_is_every_need(tmp_path: Path) -> None:
+def test_nothing_at_all_is_every_need_and_the_guide_has_each(tmp_path: Path) -> None:
     found = looked_at(tmp_path, devices=(), programs=(), cuda=0, lack="neither is installed", mps=False)
     assert all(need.remedy for need in found.values())
+    guide = (Path(__file__).parents[3] / "docs/how-to/gpu.md").read_text(encoding="utf-8")
+    assert [name for name in found if f"| {name}" not in guide] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [({}, 0), ({"programs": (), "mps": False}, 0), ({"cuda": 0}, 3), ({"devices": (), "mps": False}, 3)],
+)
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_the_command_names_what_is_missing_with_its_remedy_and_fails_for_what_every_stage_needs(
+    form: str, given: dict, code: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = tuple(looked_at(root, **given).values())
+    monkeypatch.setattr("inferline_stream.actuators.gpu_needs.gpu_needs", lambda: needs)
+    monkeypatch.setattr("inferline_stream.isolation.seal.unsupported", lambda isolation: ())
+    done = CliRunner().invoke(app, ["sandbox", "check", "--gpu", "--output", form])
+    assert done.exit_code == code, done.output
+    if form == "json":
+        assert json.loads(done.stdout)["gpu"] == [asdict(need) for need in needs]
+        return
+    lines = [line.strip() for line in (*done.stdout.splitlines(), "")]
+    for need in needs:
+        (at,) = (n for n, line in enumerate(lines) if need.name in line and line.endswith(need.found))
+        assert lines[at].split()[0] == ("there" if not need.remedy else "optional" if need.optional else "missing")
+        assert (lines[at + 1] == f"→ {need.remedy}") == bool(need.remedy)

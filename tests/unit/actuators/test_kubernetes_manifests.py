@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from inferline_stream.actuators.kubernetes.gpu_nodes import products
+from inferline_stream.actuators.kubernetes.gpu_nodes import PRODUCT_LABEL, products, products_of
 from inferline_stream.actuators.kubernetes.manifests import HOST_MIB, Cluster, StageManifests, resources
 from inferline_stream.actuators.kubernetes.object_names import replicas_name
 from inferline_stream.actuators.kubernetes.pods import left_by_quotas
@@ -76,6 +76,18 @@ def test_a_model_that_comes_in_several_forms_is_any_of_them_and_one_that_is_name
     nodes_alike = "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb"
     assert nodes_alike not in products(KINDS["a100-1g.10gb"]), "they offer nvidia.com/gpu, and no slice by its name"
     assert products(KINDS["h200"]) == ("NVIDIA-H200", "NVIDIA-H200-NVL")
+
+
+def test_the_products_of_a_kind_are_those_that_nodes_have_and_each_finds_its_own() -> None:
+    here = ["NVIDIA-A100-SXM4-80GB", "NVIDIA-L4", "NVIDIA-A100-SXM4-40GB", "NVIDIA-A100-SXM4-40GB"]
+    nodes = [{}, *({PRODUCT_LABEL: product} for product in here)]
+    found = products_of(KINDS["a100"], nodes)
+    assert found == ("NVIDIA-A100-SXM4-40GB", "NVIDIA-A100-SXM4-80GB")
+    assert [nodes_of(replace(KINDS["a100"], gpu_model=product))["product"] for product in found] == [
+        ("In", [product]) for product in found
+    ]
+    labelled = Hardware("a100-80", 2.0, gpus=1, gpu_model="NVIDIA A100", node_labels={"pool": "large"})
+    assert products_of(KINDS["t4"], nodes) == products_of(KINDS["cpu-1"], nodes) == products_of(labelled, nodes) == ()
 
 
 def test_a_share_of_a_gpu_runs_where_nodes_share_theirs_among_as_many_and_never_books_a_whole_one() -> None:

@@ -1,13 +1,16 @@
 """Steps that verbs share: whether a plan's P99 is credible on this machine."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from inferline_stream import Pipeline, Stage, Topic
+from inferline_stream.actuators.devices import Device
 from inferline_stream.cli import plan_steps
-from inferline_stream.cli.plan_steps import Declared, PlanInputs, not_credible, planned
+from inferline_stream.cli.options import Platform
+from inferline_stream.cli.plan_steps import Declared, PlanInputs, not_credible, planned, planned_without
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of
@@ -53,6 +56,29 @@ def test_a_p99_is_not_credible_where_nothing_holds_shares(monkeypatch: pytest.Mo
     monkeypatch.setattr(plan_steps, "shares_held", lambda: False)
     assert doubt("whole", 2, 10.0) == ""
     assert doubt("half", 2, 10.0) == "the P99 is not credible: nothing here holds replicas to their shares of a core"
+
+
+@pytest.mark.parametrize(
+    ("on", "there", "said"),
+    [("local", (), ", and this machine has no GPU"), ("local", (Device("GPU-1", "NVIDIA L4"),), ""), ("ray", (), "")],
+)
+def test_a_plan_names_the_kinds_that_it_was_made_without(
+    on: Any, there: tuple[Device, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_steps, "devices", lambda: there)
+
+    def remark(*profiled: tuple[str, str]) -> str:
+        kinds = ["cpu-1", "t4", "t4-1of2", "l4", "l4-1of2"]
+        stages = [Stage(name, lambda values: values, hardware=kinds) for name in "ab"]
+        pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=stages)
+        profiles = {(stage, kind): Profile(stage, kind, (ServiceTime(1, 0.01),)) for stage, kind in profiled}
+        what = Declared(pipeline, Path("topology.py"), [], Trace(np.zeros(1)))
+        inputs = PlanInputs(what=what, platform=Platform(on=on))
+        return planned_without(inputs, PipelineProfile(profiles, independent_paths(shape_of(pipeline), {})))
+
+    of_l4 = [(stage, "l4") for stage in "ab"]
+    assert remark(*of_l4) == f"planned without cpu-1, t4, l4-1of2: not profiled{said}"
+    assert remark(*((stage, kind) for stage in "ab" for kind in ("cpu-1", "t4", "t4-1of2", "l4", "l4-1of2"))) == ""
 
 
 def test_a_plan_is_explained_within_the_limits_that_it_was_made_in() -> None:

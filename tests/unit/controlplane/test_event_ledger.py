@@ -16,8 +16,9 @@ from inferline_stream.runs.archive import EventTimes
 from inferline_stream.runs.report import miss_rate, quantiles_s
 
 
-def source(partition: int, offset: int, name: bytes | None = None) -> Record:
-    return Record(None, b"{}", [(EVENT_ID, name)] if name else [], 0, partition=partition, offset=offset)
+def source(partition: int, offset: int, name: bytes | None = None, *headers: tuple[str, bytes]) -> Record:
+    own = [(EVENT_ID, name)] if name else []
+    return Record(None, b"{}", [*own, *headers], 0, partition=partition, offset=offset)
 
 
 def sink(name: bytes, time_ms: int = 1250, entry_us: int = 1_000_000) -> Record:
@@ -53,11 +54,10 @@ def test_a_run_does_not_answer_for_what_was_finished_above_its_first_offset() ->
 
 
 def test_an_event_that_is_moved_to_another_class_is_accounted_for_in_both() -> None:
-    ledger = EventLedger(
-        "posts", (0,), (3,), others={"batch": (batch := EventLedger("batch", (0,), (2,), longer_s=None))}
-    )
-    for offset in range(3):
-        ledger.entered(source(0, offset))
+    header, batch = ("priority", b"batch"), EventLedger("batch", (0,), (2,), longer_s=None)
+    ledger = EventLedger("posts", (0,), (3,), moved={header}, others={"batch": batch})
+    for offset, headers in enumerate([(("priority", b"high"),), (header,), (header,)]):
+        ledger.entered(source(0, offset, None, *headers))
     for at, moved in enumerate((1, 2)):
         batch.entered(source(0, at, b"posts/0/%d" % moved))
         ledger.of_completed(completed(b"posts/0/%d" % moved, b"moved"))
@@ -65,6 +65,7 @@ def test_an_event_that_is_moved_to_another_class_is_accounted_for_in_both() -> N
     ledger.of(b"posts/0/1").out(sink(b"posts/0/1"))
     ledger.of_completed(completed(b"posts/0/2", b"dead_lettered"))
     assert ledger.lost() == batch.lost() == (0, [])
+    assert len(ledger.arrivals_s) == 1, "the others arrive as events of their class"
     assert (ledger.events_in, ledger.events_out, ledger.reasons) == (3, 1, Counter({"moved": 2}))
     assert (batch.events_in, batch.events_out, batch.reasons) == (2, 1, Counter({"dead_lettered": 1}))
 

@@ -110,9 +110,9 @@ def test_the_hours_ahead_are_said_with_traffic_replicas_cost_and_schedule() -> N
         HourAhead(1.7e9, None, {"a": 2}, 0.25),
         HourAhead(1.7e9 + 3600, 81.25, {"a": 6}, 0.75, "'mon 09:00-10:00'"),
     )
-    reported = list(sentences(replace(STORY, hours=hours), 1))[-3:]
-    assert reported[0] == "The next 2 hours, $1.00 in the plan's mixture before what the policy adds:"
-    assert reported[1].endswith("no week known; a 2; $0.2500/h")
+    reported = list(sentences(replace(STORY, hours=hours, zone="Asia/Tokyo"), 1))[-3:]
+    first = "The next 2 hours by the clock of Asia/Tokyo, $1.00 in the plan's mixture before what the policy adds:"
+    assert reported[:2] == [first, "    Wed 07:13 no week known; a 2; $0.2500/h"], "Tuesday 22:13 in UTC"
     assert reported[2].endswith("81.2/s in the busiest minute; a 6; $0.7500/h; schedule: 'mon 09:00-10:00'")
     assert document(replace(STORY, hours=hours), 1)["hours"] == hours
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.simulation import Simulation, simulate
-from inferline_stream.estimator.workload import prepare
+from inferline_stream.estimator.station import station
+from inferline_stream.estimator.workload import Recorded, prepare
 from inferline_stream.pipeline.plan import Allocation
-from inferline_stream.pipeline.shape import Arrow, Paths, Shape
+from inferline_stream.pipeline.shape import Arrow, FanOut, Paths, Shape
 from tests.unit.estimator.small import C_SKIPPED, C_TAKEN, CHAIN, DIAMOND, ONE, allocated, close, measured, trace
 
 
@@ -161,3 +163,18 @@ def test_an_event_that_entered_earlier_goes_before_those_that_wait(slo_s: float)
 def test_an_event_that_is_past_its_slo_does_not_overtake_those_that_are_not(slo_s: float) -> None:
     """With an SLO of 4.96 s event 0 counts as entered at 0.041 when it comes, after event 3."""
     assert close(by_way_of_a_slow_branch(slo_s), [16.011, 4.001, 7.991, 11.981])
+
+
+def test_results_that_were_recorded_take_the_place_of_those_drawn() -> None:
+    shape = Shape(("split", "read", "join"), (Arrow(0, 1), Arrow(1, 2, gathers=True)), many=(0,))
+    times = {"split": {1: 1.0}, "read": {1: 2.0}, "join": {1: 0.5}}
+    paths = Paths((0,), (1.0,), (FanOut(0, (1, 9), (0.5, 0.5), (0b11,), (1.0,)),))
+    profile = measured(shape, times, paths=paths)
+    stations = [station(profile, name, allocated()) for name in shape.stages]
+    entered = trace(0.0, 100.0, 200.0)
+    counts = np.array([3, 0, 7])
+    found = evaluate(prepare(shape, profile, entered, recorded=Recorded(np.zeros(3, int), {0: counts})), stations)
+    assert found.latency_s is not None
+    assert close(found.latency_s[:3], 1.5 + 2.0 * counts)
+    with pytest.raises(ValueError, match="results recorded of 2 events, stage 'split' has 3"):
+        prepare(shape, profile, entered, recorded=Recorded(np.zeros(3, int), {0: counts[:2]}))

@@ -8,6 +8,7 @@ import pytest
 from inferline_stream.estimator.evaluation import evaluate
 from inferline_stream.estimator.station import Station, station
 from inferline_stream.estimator.workload import prepare
+from inferline_stream.pipeline.shape import Arrow, FanOut, Paths, Shape
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from tests.unit.estimator.small import ONE, allocated, measured
 
@@ -31,6 +32,16 @@ def test_each_slot_is_a_pool_of_its_own_with_the_events_of_its_partitions() -> N
         alone = prepare(ONE, PROFILE, Trace(trace.arrivals_s[own]))
         expected = evaluate(alone, [station(PROFILE, "a", allocated(replicas, 8))]).latency_s
         assert np.array_equal(together[own], expected)
+
+
+def test_all_results_of_an_event_go_to_one_slot_as_the_key_that_they_share_does() -> None:
+    shape = Shape(("split", "read"), (Arrow(0, 1),), many=(0,))
+    paths = Paths((0,), (1.0,), (FanOut(0, (4,), (1.0,), (1,), (1.0,)),))
+    profile = measured(shape, {"split": {1: 0.001}, "read": {1: 1.0}}, paths=paths)
+    stations = [station(profile, "split", allocated()), station(profile, "read", allocated(4), slots=2)]
+    apart = evaluate(prepare(shape, profile, Trace(np.arange(0.0, 1000.0, 10.0))), stations).latency_s
+    assert apart is not None
+    assert np.allclose(apart[100:].reshape(100, 4), [1.001, 1.001, 2.001, 2.001])  # by the two replicas of the slot
 
 
 def test_dealing_replicas_to_slots_costs_latency() -> None:

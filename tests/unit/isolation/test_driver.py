@@ -11,41 +11,19 @@ import pytest
 
 from inferline_stream.isolation import launch, paths
 from inferline_stream.isolation.confinement import confined
-from inferline_stream.isolation.launch import Launch, UvmNode, nodes_of
+from inferline_stream.isolation.launch import Launch, UvmNode
 from inferline_stream.pipeline.isolation import Isolation
 from tests.support.confined_code import CORE, GPU
 
-INFORMATION = """\
-Model: \t\t NVIDIA A100-SXM4-40GB
-IRQ:   \t\t 57
-GPU UUID: \t {uuid}
-Bus Location: \t 0000:00:04.0
-Device Minor: \t {minor}
-"""
 DEADLINE_S = 20.0
 
 
-@pytest.fixture
-def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place, (uuid, minor) in enumerate([("GPU-a", 3), ("GPU-b", 0)]):
-        (tmp_path / f"0000:0{place}:00.0").mkdir()
-        (tmp_path / f"0000:0{place}:00.0/information").write_text(INFORMATION.format(uuid=uuid, minor=minor))
-    monkeypatch.setattr(launch, "_GPUS", tmp_path)
-
-
-@pytest.mark.usefixtures("gpus")
-def test_gpus_have_the_numbers_that_the_driver_lists_and_slices_have_none() -> None:
-    assert nodes_of(["GPU-a"]) == ("nvidia3",)
-    assert nodes_of(["GPU-a", "GPU-b"]) == ("nvidia0", "nvidia3")
-    assert nodes_of(["MIG-c"]) is None
-    assert nodes_of(["GPU-a", "GPU-unknown"]) is None
-
-
-@pytest.mark.usefixtures("gpus")
 def test_a_replica_is_granted_the_node_of_the_gpu_that_it_was_given_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch = Launch("some.module", confined(Isolation(), "/app/topology.py", GPU), cores=1, devices=["GPU-a"])
+    launch = Launch(
+        "some.module", confined(Isolation(), "/app/topology.py", GPU), cores=1, devices=["GPU-a"], nodes=("nvidia3",)
+    )
     try:
         listed = os.listdir
         nodes = ["nvidia0", "nvidia3", "nvidiactl"]

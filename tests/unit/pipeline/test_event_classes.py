@@ -31,7 +31,7 @@ BATCH = Topic("batch", background=True, header=("priority", "batch"))
         ([POSTS, Topic("premium", slo="0s")], "slo '0s' must be above 0"),
         ([POSTS, Topic("premium", slo="1s", share=1.5)], "share 1.5 must be a number above 0 and below 1"),
         ([POSTS, *(Topic(name, slo="1s", share=0.5) for name in "ab")], "all together must be below 1"),
-        ([Topic("posts", share=0.5)], "share is of topics with an SLO of their own"),
+        ([Topic("posts", share=0.5)], "share is of further topics"),
         ([POSTS, Topic("premium", slo="1s", rate=5.0)], "rate is of background topics"),
         ([POSTS, Topic("premium", slo="1s", codec="raw")], "one: give both the same"),
         ([POSTS, Topic("archive", background=True, slo="1s")], "background events have no slo"),
@@ -43,7 +43,7 @@ BATCH = Topic("batch", background=True, header=("priority", "batch"))
         ([POSTS, Topic("archive", background=True, codec="raw")], "one: give both the same"),
         (
             [POSTS, Topic("archive", background=True, arrivals="timestamps")],
-            "arrivals of several topics are counted by offsets",
+            "arrivals of all live topics are counted as those of 'posts'",
         ),
         ([POSTS, Topic("dlq", background=True)], "would be called like those of dead letters"),
         ([POSTS, Topic("a" * 213, background=True)], "is longer than 229 characters"),
@@ -52,9 +52,8 @@ BATCH = Topic("batch", background=True, header=("priority", "batch"))
         ([POSTS, Topic("verdicts", background=True)], "results would come back as events"),
         ([POSTS, Topic("archive", background=True, header="batch")], "header 'batch' must be a name and a value"),  # type: ignore[arg-type]
         ([POSTS, Topic("archive", background=True, header=("__inferline.x", "1"))], "must be a name and a value"),
-        ([Topic("posts", header=("a", "b")), ARCHIVE], "header is of background topics"),
+        ([Topic("posts", header=("a", "b")), ARCHIVE], "header is of further topics"),
         ([POSTS, BATCH, Topic("more", background=True, header=BATCH.header)], "is of 2 source topics"),
-        ([POSTS, BATCH, Topic("premium", slo="1s")], "there are several live sources"),
     ],
 )
 def test_a_wrong_background_topic_is_refused_with_the_remedy(source: Any, problem: str) -> None:

@@ -77,6 +77,7 @@ def test_the_largest_of_all_entries_and_of_all_moments_counts() -> None:
     before = utc("2026-11-27 06:44:50")
     assert schedule.within(before, before + 9.0).reserve == 0.0
     assert schedule.within(before, before + 10.0).reserve == 1.6
+    assert schedule.within(before, before + 3 * 3600).words.count(f"{every.when!r}") == 1, "each entry is named once"
     assert schedule.within(utc("2026-11-27 19:00"), utc("2026-11-27 23:00")).traffic is None
     assert (
         TrafficSchedule((Every("09:00-10:00", reserve=2.0, zone="Asia/Tokyo"),)).at(utc("2026-01-01 00:30")).reserve

@@ -39,6 +39,7 @@ def test_a_doubt_about_the_p99_is_written_and_a_reader_of_plans_skips_it():
     doubted = plan_to_bytes(PLAN, not_credible="it takes 3 cores of 2")
     assert json.loads(doubted)["not_credible"] == "it takes 3 cores of 2"
     assert plan_from_bytes(doubted) == PLAN
+    assert json.loads(plan_to_bytes(PLAN, planned_without="t4"))["planned_without"] == "t4"
     assert "not_credible" not in msgspec.json.decode(plan_to_bytes(PLAN))
 
 

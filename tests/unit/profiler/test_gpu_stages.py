@@ -73,6 +73,32 @@ async def test_the_sample_and_the_profiles_are_run_by_turns_where_models_do_not_
     assert measured.samples.keys() == {"embed", "rank"}
 
 
+PRODUCTS = """
+import os, time
+from inferline_stream import Pipeline, Stage, Topic
+
+def embed(numbers: list[int]) -> list[int]:
+    time.sleep({"GPU-40": 0.001, "GPU-80": 0.03}[os.environ["CUDA_VISIBLE_DEVICES"]])
+    return numbers
+
+pipeline = Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"),
+                    stages=[Stage("embed", embed, hardware=["a100"], max_batch_size=1)])
+"""
+
+
+async def test_each_product_of_a_machine_that_has_several_of_one_kind_is_measured_and_the_slowest_counts(
+    topology: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topology.write_text(PRODUCTS)
+    models = ("NVIDIA A100-PCIE-40GB", "NVIDIA A100-SXM4-80GB")
+    install(monkeypatch, [{"name": m, "uuid": f"GPU-{m[-4:-2]}", "total": int(m[-4:-2]) << 30} for m in models])
+    machine, options = Machine("Test CPU", 16, models), Options(sample_s=30.0, stage_s=0.1)
+    measured = await profile_pipeline(load_topology(topology), topology, EVENTS, options=options, machine=machine)
+    profile = measured.profiles["embed", "a100"]
+    assert profile.products == models
+    assert profile.service_times[0].mean_s >= 0.03
+
+
 @pytest.mark.parametrize(("gpus", "lock"), [(2, "LOCK_EX"), (1, "LOCK_SH")])
 async def test_an_audit_gives_each_stage_a_device_of_its_own_where_there_are_enough_and_else_a_shared_one(
     gpus: int, lock: str, topology: Path, monkeypatch: pytest.MonkeyPatch

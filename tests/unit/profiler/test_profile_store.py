@@ -246,7 +246,7 @@ def test_what_cannot_be_measured_here_is_noted(folder: Path) -> None:
     pipeline = load(folder)
     pairs, (note,) = pairs_to_profile(pipeline, store(folder, pipeline).load(), Options(), HERE)
     assert [(stage.name, kind.name) for stage, kind in pairs] == [("a", "cpu-1"), ("b", "emulated-cpu")]
-    assert note == ("stage 'a' on 't4': not profiled, this machine has no GPU, t4 needs Tesla T4; plans leave it out")
+    assert note == ("stage 'a' on 't4': not profiled, this machine has no GPU; plans leave it out")
 
 
 def test_a_stage_that_cannot_be_measured_at_all_is_an_error(folder: Path) -> None:
@@ -344,11 +344,11 @@ def test_constants_that_are_sets_do_not_depend_on_the_hash_seed(folder: Path) ->
         ("cpu-4", Machine("x", 2), "this machine has 2 cores, cpu-4 needs 4"),
         ("cpu-1", Machine("x", 1, shares=False), None),
         ("emulated-gpu-large", Machine("x", 1, shares=False), None),
-        ("t4", Machine("x", 1), "this machine has no GPU, t4 needs Tesla T4"),
+        ("t4", Machine("x", 1), "this machine has no GPU"),
         ("t4", Machine("x", 3, ("Tesla T4",)), None),
         ("h100", Machine("x", 16, ("NVIDIA H100 80GB HBM3",)), None),
-        ("l4", Machine("x", 1, ("NVIDIA L40S",)), "this machine has NVIDIA L40S, l4 needs NVIDIA L4"),
-        ("h100", Machine("x", 1, ("Tesla T4",)), "this machine has Tesla T4, h100 needs NVIDIA H100"),
+        ("l4", Machine("x", 1, ("NVIDIA L40S",)), "this machine has NVIDIA L40S, and NVIDIA L4 is needed"),
+        ("h100", Machine("x", 1, ("Tesla T4",)), "this machine has Tesla T4, and NVIDIA H100 is needed"),
     ],
 )
 def test_which_kinds_a_machine_can_stand_for(kind: str, machine: Machine, why: str | None) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import pytest
@@ -21,7 +22,7 @@ from inferline_stream.profiler.machine import Machine
 from inferline_stream.profiler.profile_store import Known, ProfileStore
 from inferline_stream.profiler.profiling_options import Options, Progress, Steps, pairs_to_profile
 from inferline_stream.profiler.profiling_session import OpenBenches, ProfilingSession, disturbance
-from inferline_stream.profiler.replica_failures import NoPlace
+from inferline_stream.profiler.replica_failures import NoPlace, ReplicaFailed
 from inferline_stream.settings import Settings
 
 EVENTS = [b"%d" % number for number in range(20)]
@@ -40,11 +41,17 @@ pipeline = Pipeline("p", slo="250ms", source=Topic("in", codec="raw"), sink=Topi
 """
 
 
-async def measured(folder: Path, stages: str, open_benches: OpenBenches | None = None) -> tuple[Known, list[str]]:
+async def measured(
+    folder: Path,
+    stages: str,
+    open_benches: OpenBenches | None = None,
+    products: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> tuple[Known, list[str]]:
     """Measure all that a topology of these stages lacks; return what is known then, and what was noted."""
     (topology := folder / "topology.py").write_text(HEAD + stages + TAIL)
     pipeline, notes = load_topology(topology), list[str]()
-    options = Options(sample_s=0.2, stage_s=0.05, platform="local" if open_benches is None else "kubernetes")
+    platform = "local" if open_benches is None else "kubernetes"
+    options = Options(sample_s=0.2, stage_s=0.05, platform=platform, products=products)
     store = ProfileStore(pipeline, folder, EVENTS, MACHINE, folder / "profiles", platform=options.platform)
     known = store.load()
     pairs, _ = pairs_to_profile(pipeline, known, options, MACHINE, in_cluster=open_benches is not None)
@@ -53,7 +60,8 @@ async def measured(folder: Path, stages: str, open_benches: OpenBenches | None =
         notes.extend([progress.note] if progress.note else [])
 
     steps = Steps(note, 1)
-    async with ProfilingSession(pipeline, topology, Settings(), options, steps, open_benches=open_benches) as session:
+    of = ProfilingSession(pipeline, topology, Settings(), options, steps, machine=MACHINE, open_benches=open_benches)
+    async with of as session:
         await session.measure(EVENTS, pairs, known, store)
         if open_benches is not None:
             await session.measure_network(known)
@@ -156,6 +164,50 @@ async def test_the_network_is_that_of_the_cheapest_kind_that_has_room_whichever_
         await measured(tmp_path, stage, lambda: There("core", "full"))
     known, _ = await measured(tmp_path, emulated, lambda: There("core", "emulated-cpu"))
     assert known.network_s["kubernetes"] == 0.5
+
+
+class Products(There):
+    """A cluster whose nodes have two products, of which each is the faster one at some batch sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        small, large = {1: 0.004, 2: 0.006, 4: 0.009}, {1: 0.003, 2: 0.007, 4: 0.008, 8: 0.01}
+        self.times_s = {"A100-40": small, "A100-80": large, "A100-NVL": {1: 0.005}}
+        self.asked: list[Hardware] = []
+
+    @asynccontextmanager
+    async def bench(self, stage: Stage, spec: ReplicaSpec) -> AsyncIterator[Bench]:
+        self.asked.append(spec.hardware)
+        yield TimedBench(self.times_s.get(str(spec.hardware.gpu_model), {1: 1.0}))
+
+
+class TimedBench(Bench):
+    """Takes what a table says, and has no memory for batches beyond it."""
+
+    def __init__(self, times_s: Mapping[int, float]) -> None:
+        super().__init__(0.001)
+        self.times_s = times_s
+
+    async def time(self, inputs: object, order: Measure) -> list[float]:
+        if order.batch_size not in self.times_s:
+            raise ReplicaFailed("out of memory", memory=True)
+        return [self.times_s[order.batch_size]] * order.fewest
+
+
+async def test_a_kind_of_several_products_is_measured_on_each_and_planned_by_the_slowest(tmp_path: Path) -> None:
+    stage = "only = Stage('only', same, hardware=['full'], max_batch_size=8)\n"
+    cluster, two = Products(), {"full": ("A100-40", "A100-80")}
+    known, _ = await measured(tmp_path, stage, lambda: cluster, two)
+    assert [(kind.gpu_model, kind.name) for kind in cluster.asked] == [("A100-40", "full"), ("A100-80", "full")]
+    profile = known.profiles["only", "full"]
+    assert {e.batch_size: e.mean_s for e in profile.service_times} == pytest.approx({1: 0.004, 2: 0.007, 4: 0.009})
+    assert (profile.hardware, profile.products) == ("full", two["full"])
+    cluster.asked.clear()
+    await measured(tmp_path, stage, lambda: cluster, two)
+    await measured(tmp_path, stage, lambda: cluster, {"full": ("A100-40",)})
+    assert {kind.gpu_model for kind in cluster.asked} == {None}, "the network alone was measured again"
+    again, _ = await measured(tmp_path, stage, lambda: cluster, {"full": (*two["full"], "A100-NVL")})
+    assert [entry.mean_s for entry in again.profiles["only", "full"].service_times] == pytest.approx([0.005])
 
 
 NOWHERE = """

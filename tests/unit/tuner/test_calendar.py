@@ -14,7 +14,17 @@ import pytest
 from inferline_stream import Every, On
 from inferline_stream.pipeline.idle import Idle
 from inferline_stream.pipeline.schedule import TrafficSchedule
-from inferline_stream.tuner.calendar import BIN_S, BINS, Calendar, PastWeeks, WeekCounter
+from inferline_stream.tuner.calendar import (
+    ANY_DAY,
+    BIN_S,
+    BINS,
+    NOTHING,
+    TWO_DAYS,
+    BeliefTrial,
+    Calendar,
+    PastWeeks,
+    WeekCounter,
+)
 from inferline_stream.tuner.decision import Reason
 from inferline_stream.tuner.demand import demands
 from inferline_stream.tuner.outlook import outlook
@@ -79,9 +89,13 @@ def test_what_nobody_watched_is_unknown_and_four_weeks_are_kept_in_kilobytes() -
         PastWeeks.from_bytes(0, b"\0" * 3)
 
 
-def grows(known: PastWeeks, number: int, zone: str = "UTC") -> float:
+def growths(known: PastWeeks, number: int, zone: str = "UTC", belief: int = TWO_DAYS) -> list[float]:
+    return known.growths(number, zone, known.present(number))[belief].tolist()
+
+
+def grows(known: PastWeeks, number: int, zone: str = "UTC", belief: int = TWO_DAYS) -> float:
     """Events per second more than at present that come back within the bin."""
-    return known.growing(number, zone)[0]
+    return growths(known, number, zone, belief)[0]
 
 
 BELIEVED = pytest.approx(57.0, abs=3.0)
@@ -91,11 +105,11 @@ BELIEVED = pytest.approx(57.0, abs=3.0)
 def test_what_comes_every_day_of_its_kind_is_foreseen_in_its_hour_and_nowhere_else() -> None:
     known = weeks(office, 14 + 9 / 24)  # the third Monday, at nine
     assert grows(known, at(9, 14)) == BELIEVED
-    at_eight = weeks(office, 14 + 8 / 24).growing(at(8, 14), "UTC")
-    assert at_eight == (0.0,) * 12, "until nine"
-    at_once = weeks(office, 14 + 8 / 24 + 1 / 288).growing(at(8, 14) + 1, "UTC")
+    at_eight = growths(weeks(office, 14 + 8 / 24), at(8, 14))
+    assert at_eight == [0.0] * 12, "until nine"
+    at_once = growths(weeks(office, 14 + 8 / 24 + 1 / 288), at(8, 14) + 1)
     assert (at_once[10], at_once[11]) == (0.0, BELIEVED), "the twelfth five minutes begin at nine"
-    assert max(weeks(office, 19 + 9 / 24).growing(at(9, 19), "UTC")) == 0.0, "a Saturday"
+    assert max(growths(weeks(office, 19 + 9 / 24), at(9, 19))) == 0.0, "a Saturday"
 
 
 @pytest.mark.parametrize(("today", "expected"), [(1.0, 60.0), (2.0, 120.0), (0.5, 30.0), (0.0, 6.2)])
@@ -113,7 +127,9 @@ def test_a_growth_counts_that_two_of_the_days_had_that_began_as_today(leaping: i
         began = day in {1, 3, 8, 9} or (day == 14 and early)
         return 80.0 if day in days and 9 <= hour < 17 else 40.0 if began and 7 <= hour < 8 else 20.0
 
-    assert (grows(weeks(rate, 14 + 9 / 24), at(9, 14)) > 20.0) is counts
+    known = weeks(rate, 14 + 9 / 24)
+    assert (grows(known, at(9, 14)) > 20.0) is counts
+    assert (grows(known, at(9, 14), belief=ANY_DAY) > 20.0) is (leaping > 0 and early > 0)
 
 
 def test_what_both_mondays_had_is_foreseen_on_the_third_although_no_other_day_has_it() -> None:
@@ -130,6 +146,57 @@ def test_what_has_come_within_the_bin_is_not_foreseen_again() -> None:
     assert grows(known.with_rate(at(9, 14), 80.0), at(9, 14)) == 0.0
 
 
+@pytest.mark.parametrize(("minutes", "foreseen"), [(-10, 0.0), (-5, 60.0), (0, 60.0), (5, 60.0), (10, 0.0)])
+def test_a_leap_is_foreseen_five_minutes_sooner_or_later_than_on_other_days(minutes: int, foreseen: float) -> None:
+    """Today it has not come yet: it is held for within the bin from five minutes before, and until it is over."""
+
+    def rate(hour: float, day: int) -> float:
+        return 80.0 if day < 14 and 9 <= hour < 9 + 5 / 60 else 20.0
+
+    now = 9 + minutes / 60
+    known = weeks(rate, 14 + now / 24)
+    assert growths(known, at(now, 14))[1] == pytest.approx(foreseen, abs=4.0)
+
+
+def leapt_on(days: dict[int, tuple[float, float]]) -> Callable[[float, int], float]:
+    """20/s, and so many for half an hour from an hour on, by day."""
+
+    def rate(hour: float, day: int) -> float:
+        begins, most = days.get(day, (0.0, 20.0))
+        return most if begins <= hour < begins + 0.5 else 20.0
+
+    return rate
+
+
+WEEKDAYS = [day for day in range(14) if day % 7 < 5]
+EVERY_DAY = {day: (9.0, 80.0) for day in WEEKDAYS}
+HIGHER_EACH_DAY = {day: (9.0, 40.0 * 1.3**n) for n, day in enumerate(WEEKDAYS)}
+ONCE_EACH_HOUR = {day: (4.0 + 1.5 * n, 80.0) for n, day in enumerate(WEEKDAYS)}
+
+
+@pytest.mark.parametrize(
+    ("days", "belief"), [(EVERY_DAY, TWO_DAYS), (HIGHER_EACH_DAY, ANY_DAY), (ONCE_EACH_HOUR, NOTHING)]
+)
+def test_other_days_are_believed_as_far_as_that_was_cheapest_lately(
+    days: dict[int, tuple[float, float]], belief: int
+) -> None:
+    """Leaps of no hour twice would only have cost, and of those that grow each day the largest is the least wrong."""
+    tried = BeliefTrial("UTC", 0).up_to(weeks(leapt_on(days), 12), at(0, 12))
+    assert tried.cheapest(600.0, 0.99) == belief
+    assert tried.cheapest(0.0, 0.99) == NOTHING, "replicas that start at once miss nothing"
+
+
+def test_what_was_believed_is_the_same_whether_it_was_followed_or_looked_up_at_a_takeover() -> None:
+    known, followed = weeks(leapt_on(HIGHER_EACH_DAY), 11), BeliefTrial("UTC", at(0, 6))
+    for number in range(at(0, 6), at(0, 11) + 1):
+        followed = followed.up_to(PastWeeks(known.first, known.rates[: number - known.first]), number)
+    looked_up = BeliefTrial("UTC", 0).up_to(known, at(0, 11))
+    assert followed.next_ == looked_up.next_
+    assert looked_up.missed[NOTHING] > looked_up.missed[TWO_DAYS] > looked_up.missed[ANY_DAY]
+    assert looked_up.missed == pytest.approx(followed.missed)
+    assert looked_up.held == pytest.approx(followed.held)
+
+
 def test_noise_of_quiet_minutes_is_no_growth() -> None:
     """A hundred bins at 2/s: a minute's 120 events spread by a tenth."""
     rng = np.random.default_rng(3)
@@ -140,8 +207,8 @@ def test_noise_of_quiet_minutes_is_no_growth() -> None:
 
 
 def test_nothing_is_foreseen_from_one_day_or_without_the_minutes_before() -> None:
-    assert weeks(office, 1 + 9 / 24).growing(at(9, 1), "UTC") == ()
-    assert weeks(office, 14).growing(at(9, 14), "UTC") == ()
+    assert not any(growths(weeks(office, 1 + 9 / 24), at(9, 1), belief=ANY_DAY))
+    assert not any(growths(weeks(office, 14), at(9, 14), belief=ANY_DAY))
 
 
 def test_a_clock_change_moves_what_comes_at_nine_by_the_clock_on_the_wall() -> None:

@@ -210,6 +210,13 @@ def test_a_choice_is_the_one_of_the_whole_table_of_levels_and_moments():
         assert found.late == pytest.approx(beyond[int(np.argmin(costs))], abs=1e-12)
 
 
+@pytest.mark.parametrize(("growth", "level"), [(0.0, 1.5), (0.4, 1.5), (0.9, 2.0)])
+def test_what_comes_back_is_the_least_that_a_level_is_chosen_for(growth, level):
+    """Every other moment was followed by 1.4 of themselves: what comes back is not put on top of that."""
+    known = record([(1.0, 1.0 + 0.4 * (i % 2)) for i in range(1000)])
+    assert cheapest(LEVELS, known, 1.0, 6.0, 0.01, growth=growth).multiple == level
+
+
 def test_what_comes_back_asks_for_a_reserve_in_its_hour_and_in_none_after_it():
     """Twice the traffic for ten seconds, as the calendar has it from one lead before on."""
     known = record([(0.5, 0.5)] * 1000)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from inferline_stream.dataplane.dispatcher import join_bounds, session
@@ -71,8 +73,11 @@ def test_a_background_event_is_served_where_no_live_one_waits() -> None:
 
 
 @pytest.mark.parametrize("transactional", [False, True])
-def test_an_event_with_the_header_of_a_class_enters_again_by_its_topic(transactional: bool) -> None:
-    source = [Topic("in", codec="raw"), Topic("batch", codec="raw", background=True, header=("priority", "batch"))]
+@pytest.mark.parametrize("kind", [{"background": True}, {"slo": "200ms"}], ids=str)
+def test_an_event_with_the_header_of_a_class_enters_again_by_its_topic(
+    kind: dict[str, Any], transactional: bool
+) -> None:
+    source = [Topic("in", codec="raw"), Topic("batch", codec="raw", header=("priority", "batch"), **kind)]
     slot = PlayedSlot(source=source, transactional=transactional)
     slot.begin()
     replica = slot.attached()

@@ -227,7 +227,8 @@ def test_one_bad_event_that_breaks_its_replica_is_one_dead_letter_of_160():
         assert pool.sent.count(b"good") == 159
 
 
-def test_of_four_replicas_a_broken_one_takes_one_batch_before_it_is_tested_and_replaced():
+@pytest.mark.parametrize("rate", [100, 200, 300, 800])
+def test_of_four_replicas_a_broken_one_takes_one_batch_before_it_is_tested_and_replaced(rate):
     gpus = {"r0": Gpu(dead=True)}
 
     def behave(replica: Replica, batch: Batch) -> None:
@@ -239,7 +240,7 @@ def test_of_four_replicas_a_broken_one_takes_one_batch_before_it_is_tested_and_r
             pool.attached()
         for first in range(0, 200, 4):
             pool.fetched(*[b"good"] * 4, first=first)
-            pool.advance(0.005)
+            pool.advance(4 / rate)
         pool.until(lambda: pool.offset() == 200, "all are done")
         assert pool.replaced == ["r0"]
         assert gpus["r0"].took == [4, 1], "a batch, and the sample"

@@ -1,0 +1,117 @@
+"""Order of the deadline live on Apache Kafka: a leap, a busy partition and a backfill, on emulated hardware.
+
+- `leap_2_late`: the rate doubles within 20 s, and replicas take 10 s to start; `leap_2_late_replayed` is what replay
+  has for the same arrivals, plan and policy.
+- `partition_late`, `partition_late_replayed`: 1,000 events a second in one partition, a tenth more than the one replica
+  serves. An offset that waits holds up all that lie behind it: hopeless events go first before these do not fit a
+  commit. `partition_span` is how far the end of the log was ahead of the committed offset at most, `partition_lost` the
+  events that were lost.
+- `backfill_live_p99_ratio`, `backfill_live_idle_used`: see `_backfill`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import uvloop
+
+from inferline_stream.pipeline.hardware import catalogue
+from inferline_stream.pipeline.plan import Plan
+from inferline_stream.pipeline.profile import PipelineProfile
+from inferline_stream.pipeline.shape import shape_of
+from inferline_stream.pipeline.topology import Pipeline
+from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.planner.problem import Problem
+from inferline_stream.planner.provision import provision
+from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.runs.live_run import LiveRun
+from inferline_stream.testing.kafka import find_apache_kafka
+from tests.benchmarks._backfill import measure_backfill
+from tests.benchmarks._live import one_stage
+from tests.benchmarks._machine import Elsewhere
+from tests.benchmarks._pipelines import START_UP_S
+from tests.benchmarks._replay_fidelity import pair, replayed
+from tests.benchmarks._workloads import warped
+
+Figures = dict[str, float | int | str | None]
+
+RATE, CALM_S, RISE_S = 25.0, 40.0, 2 * START_UP_S
+"""Of the leap."""
+
+LEVELS = ((500.0, 10.0), (1000.0, 60.0), (500.0, 15.0))
+"""Events per second and seconds of the busy partition."""
+
+SERVES = {1: "2ms", 32: "35ms"}
+"""Of its one replica: 914 events per second."""
+
+LOOK_S = 0.2
+
+
+def measure(quick: bool) -> Figures:
+    with find_apache_kafka() as kafka, tempfile.TemporaryDirectory() as folder:
+        figures = uvloop.run(measure_leap(kafka.bootstrap_servers, Path(folder)))
+        figures |= uvloop.run(measure_partition(kafka.bootstrap_servers, Path(folder)))
+    return figures | measure_backfill(quick=quick)
+
+
+async def measure_leap(bootstrap_servers: str, folder: Path, seed: int = 0) -> Figures:
+    """A leap to twice the rate for a while, and back."""
+    rng = np.random.default_rng([seed, *b"live leap"])
+    corners_s = np.cumsum([0.0, CALM_S, RISE_S, RISE_S, RISE_S, CALM_S])
+    rates = RATE * np.array([1.0, 1.0, 2.0, 2.0, 1.0, 1.0])
+    leap = warped(lambda t: np.interp(t, corners_s, rates), 1.0, float(corners_s[-1]), rng)
+    sample = gamma_trace(RATE, 1.0, 300.0, rng)
+    found = await pair(bootstrap_servers, folder, f"leap{seed}", (sample, leap), _planned, kind="slow", slo="2s")
+    return {
+        "leap_2_late": round(found.live_miss_rate, 4),
+        "leap_2_late_replayed": round(found.replayed_miss_rate, 4),
+        "leap_2_cost_ratio": round(found.live_cost / found.replayed_cost, 3),
+        "leap_2_decisions": len(found.live),
+        "leap_2_decisions_different": found.different,
+        "leap_2_elsewhere_cores": round(found.elsewhere_cores, 2),
+    }
+
+
+def _planned(pipeline: Pipeline, measured: PipelineProfile, sample: Trace) -> Plan:
+    kinds = catalogue(pipeline.hardware)
+    return provision(Problem(shape_of(pipeline), measured, (sample,), pipeline.slo_s, kinds), pipeline=pipeline.name)
+
+
+async def measure_partition(bootstrap_servers: str, folder: Path) -> Figures:
+    """A partition of a thousand events a second, of which some cannot be on time."""
+    trace = levels_trace(list(LEVELS), 1.0, np.random.default_rng(41))
+    run = one_stage(
+        bootstrap_servers, folder, trace,
+        emulated=SERVES, slo="500ms", planned_rate=LEVELS[0][0], record_bytes=200, forked=True, partitions=1,
+    )  # fmt: skip
+    run = replace(run, run_folder=folder / "partition")
+    async with open_run(run) as under_way:
+        await under_way.ready()
+        elsewhere = Elsewhere()
+        feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
+        span = 0
+        while not feeding.done():
+            await asyncio.wait({feeding}, timeout=LOOK_S)
+            span = max(span, await _span(under_way))
+        others = elsewhere.cores()
+        report = await under_way.report(await under_way.drain())
+    again = await replayed(folder / "partition", "--policy", "none")
+    return {
+        "partition_late": round(report.slo_miss_rate or 0.0, 4),
+        "partition_late_replayed": round(again["miss_rate"], 4),
+        "partition_span": span,
+        "partition_lost": report.lost,
+        "partition_elsewhere_cores": round(others, 2),
+    }
+
+
+async def _span(under_way: LiveRun) -> int:
+    """How far the end of the log is ahead of the committed offset."""
+    context, offsets = under_way.context, under_way.offsets
+    (committed,) = await offsets.committed(context.names.group("work"), context.source, 1)
+    (end,) = (await offsets.ends({context.source: 1}))[context.source]
+    return end - max(0, committed.offset)
