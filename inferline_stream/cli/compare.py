@@ -54,6 +54,8 @@ def compare(
     conditions = given.conditions()
     check_plot(given.plot)
     inputs = replay_inputs(given)
+    if inputs.groups is not None:
+        raise UsageError(f"{given.what} is a run on consumer groups: `report` and `advise` compare ways to scale those")
     with Bar("comparing") as bar:
         comparison = compared(
             inputs.shape,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from inferline_stream.pipeline.group_profile import Learned
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.profiler.service_time_query import ServiceTimeQueries
+from inferline_stream.runs.archive import new_run
 from inferline_stream.runs.group_run import GroupReport, GroupRun, run_groups
 from inferline_stream.settings import from_environment
 
@@ -99,6 +101,7 @@ async def _run(wanted: RunOptions, pipeline: Pipeline, file: Path, screen: Scree
             settings=settings,
             advisory=wanted.advisory,
             duration_s=None if wanted.duration is None else duration_of("--duration", wanted.duration),
+            run_folder=new_run(file.parent, pipeline.name, time.time()),
         )
         return await run_groups(run, stopping.stop)
 

@@ -19,8 +19,9 @@ from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.settings import from_environment
 
-_LOOK_S = 1.5
-"""Rates are growth between two looks: this long, at first."""
+_LOOK_S, _GROUPS_LOOK_S = 1.5, 6.0
+"""Rates are growth between two looks: this long, at first. Of groups that run already nobody writes arrivals down: as
+long as a rate is taken over."""
 
 _SILENT_S = 3.0
 _BAR_COLUMNS = 30
@@ -49,11 +50,11 @@ async def pipeline_states(
     """Yield a running pipeline's state again and again, with the arrows of its DAG."""
     from inferline_stream.controlplane.pipeline_watch import watch_pipeline
 
-    pipeline = pipeline_of(topology)
+    pipeline = pipeline_of(topology, groups=True)
     shape = shape_of(pipeline)
     arrows = [(shape.stages[a.parent], shape.stages[a.child], a.conditional) for a in shape.arrows]
     async with watch_pipeline(pipeline, running.bootstrap_servers, running.prefix, from_environment()) as observer:
-        yield await observer.look(_LOOK_S), arrows
+        yield await observer.look(_GROUPS_LOOK_S if pipeline.groups else _LOOK_S), arrows
         while True:
             yield await observer.look(every_s), arrows
 

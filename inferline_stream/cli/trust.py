@@ -25,8 +25,9 @@ def trust(
     """Replay finished runs on the traffic that came: predicted P99, cost and late events beside the measured ones."""
     from inferline_stream.runs.trust import trust_of
 
+    name = pipeline_of(topology, valid=False, groups=True).name
     with Bar("replaying") as bar:
-        found = trust_of(topology_file(topology).parent, pipeline_of(topology, valid=False).name, newest, bar.show)
+        found = trust_of(topology_file(topology).parent, name, newest, bar.show)
     p99_error, cost_error = found.median_of(lambda run: run.p99_error), found.median_of(lambda run: run.cost_error)
     if output == "json":
         document = msgspec.to_builtins(found)

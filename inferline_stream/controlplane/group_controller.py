@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.pipeline_state import PipelineState
 from inferline_stream.pipeline.consumer_group import FaustApp, KedaScaler
 from inferline_stream.pipeline.group_model import group_model
-from inferline_stream.pipeline.group_profile import GroupProfile
+from inferline_stream.pipeline.group_profile import GroupProfile, Learned
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
@@ -89,6 +90,14 @@ class GroupController:
     decider: Decider | None = None
     state: PipelineState | None = None
     """Newest state for metrics and tables."""
+    planning: GroupPlanning | None = None
+    """In force."""
+    begun: tuple[float, dict[str, dict[str, int]]] = (0.0, {})
+    """When the first plan came into force, on the event loop's clock, and the members of each group then, by kind."""
+    most: Counter[str] = field(default_factory=Counter)
+    """Most members of each group since then."""
+    _asked_s: dict[str, dict[int, float]] = field(default_factory=dict)
+    """By group, numbers of members that were asked for and have not joined, since when, on the event loop's clock."""
     _learned: tuple[GroupProfile, ...] = ()
     """That the plan which was said last was made from."""
     _partitions: dict[str, int] = field(default_factory=dict)
@@ -155,7 +164,7 @@ class GroupController:
             self._say(now_s, _reasons(self.collector.trouble) or "no record has come yet")
             return
         self._due_s, self._partitions = now_s + _LEARN_S, self.collector.partitions
-        learned = self.collector.profiles()
+        learned = list(map(self._as_started, self.collector.profiles()))
         if unknown := [profile.group for profile in learned if profile.throughput is None]:
             self._say(now_s, f"the throughput of {', '.join(unknown)} is not known yet")
             return
@@ -181,14 +190,20 @@ class GroupController:
         else:
             self._adopt(found, learned)
 
+    def _as_started(self, profile: GroupProfile) -> GroupProfile:
+        """The profile with the time from asking for a member to its joining, where that was seen."""
+        kinds = () if self.view is None else self.view.start_ups.by_stage().get(profile.group, {}).values()
+        return replace(profile, start_up_s=Learned(next(iter(kinds)), 0.0, 1)) if kinds else profile
+
     def _begin(self, found: GroupPlanning, learned: Sequence[GroupProfile]) -> None:
         """Show and decide from now on."""
-        members = self.collector.members
+        members, self.planning = self.collector.members, found
         held = {
             group.name: self.fleet.wanted.get(group.name) or {group.hardware: max(1, members[group.name])}
             for group in self.context.pipeline.groups
         }
         view = PipelineView(self.context, found.plan, found.model.measured, found.model.partitions)
+        self.begun = asyncio.get_running_loop().time(), copied(held)
         self.fleet.wanted.update(copied(held))
         for group in self.context.pipeline.groups:
             if isinstance(group.workers, KedaScaler):  # it asks us, decided or not
@@ -208,7 +223,7 @@ class GroupController:
         """Another plan comes into force; the policy brings its numbers about. It is said where it is another."""
         assert self.decider is not None, "there is a plan"
         assert self.view is not None, "there is a plan"
-        before = self.view.plan
+        before, self.planning = self.view.plan, found
         self.view.adopt(found.plan, found.model.measured)
         self.decider.memory.take_over(found.state)
         feasible, self.decider.plan_feasible = self.decider.plan_feasible, True
@@ -265,6 +280,8 @@ class GroupController:
             self.view.reports.groups[name] = replace(figures, trouble=trouble)
             self.seen(name, sum(self.view.offsets[name].lags()), figures.members)
         self.view.held(now_s, self._members())
+        self.most |= Counter(self.collector.members)
+        self._note_start_ups(now_s)
         events = sum(self.view.latencies.histogram().counts)
         self.view.events_out = events
         self.view.budget = self.decider.slo.look(time.time(), events, self.view.latencies.late())
@@ -277,6 +294,16 @@ class GroupController:
             failures=self.loop.failures,
             unreadable=dict(self.context.decoder.counts),
         )
+
+    def _note_start_ups(self, now_s: float) -> None:
+        """Note how long members take to join once they are asked for: what Kafka shows of them begins there."""
+        assert self.view is not None, "there is a plan"
+        for name, members in self.collector.members.items():
+            ((hardware, wanted),) = self.fleet.wanted[name].items()
+            asked_s = {wanted: now_s} | self._asked_s.get(name, {})
+            for count in [count for count in self._asked_s.get(name, {}) if count <= members]:
+                self.view.start_ups.started(name, hardware, now_s - asked_s[count])
+            self._asked_s[name] = {count: at_s for count, at_s in asked_s.items() if members < count <= wanted}
 
     def _members(self) -> Sequence[ObservedReplica]:
         """The members of every group, which cost what their hardware costs."""

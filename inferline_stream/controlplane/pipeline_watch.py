@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from inferline_stream.controlplane.decide.canary_keeper import canary_states
 from inferline_stream.controlplane.leadership import AssignmentLog, read_log
 from inferline_stream.controlplane.observe.collector import Collector
 from inferline_stream.controlplane.observe.event_class import further_classes
+from inferline_stream.controlplane.observe.group_collector import GroupCollector
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.pool_reports import RECENT_S
 from inferline_stream.controlplane.observe.recovery import recover, recover_arrivals
@@ -32,6 +33,7 @@ from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.reports import decode_report
 from inferline_stream.errors import Unreachable, UsageError
 from inferline_stream.kafka.cluster import KafkaCluster
+from inferline_stream.kafka.group_watch import GroupWatch
 from inferline_stream.kafka.offsets import Offsets
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
@@ -56,8 +58,9 @@ class Observer:
     """
 
     view: PipelineView
-    collector: Collector
-    reports: TopicFollower
+    sample: Callable[[], Awaitable[None]]
+    """Takes end offsets and committed ones into the view."""
+    reports: TopicFollower | None
     decisions: TopicFollower
     control: TopicFollower
     assignments: TopicFollower
@@ -75,8 +78,7 @@ class Observer:
         end_s = loop.time() + seconds
         while True:
             began_s = loop.time()
-            await self.collector.sample()
-            await self.collector.lags()
+            await self.sample()
             decoder = self.view.context.decoder
             for stored in decoder.decoded_by_key(await self.decisions.read(0.0), decode_stored):
                 self._decided(stored.key, stored.value)
@@ -91,7 +93,8 @@ class Observer:
     async def _hear(self) -> None:
         """Take in reports at the times they were made, and look at the view of each of the last seconds."""
         shift_s = asyncio.get_running_loop().time() - time.time()
-        records = sorted(await self.reports.read(0.05), key=lambda record: record.time_ms)
+        records = [] if self.reports is None else await self.reports.read(0.05)
+        records = sorted(records, key=lambda record: record.time_ms)
         looked_s = None
         for entry in self.view.context.decoder.decoded(records, decode_report):
             if entry.value is None or entry.value.stage not in self.view.offsets:
@@ -185,21 +188,58 @@ async def watch_pipeline(
         view.budget = None if found.slo is None else found.slo.at(time.time())
         for decision in found.decisions:
             view.decided(decision)
-        collector = Collector(view, offsets, ArrivalLog(names, context.source), lambda report: None)
-        await collector.begin()
-        times = await recover_arrivals(context, offsets, collector.source_partitions, view.growth)
-        if times.size:
-            view.arrived(times)
-        since_s = time.time() - RECENT_S
         async with (
-            TopicFollower(bootstrap_servers, names.stage_stats, since_s, committed_only=False) as reports,
+            AsyncExitStack() as stack,
             TopicFollower(bootstrap_servers, names.decisions, "latest") as decisions,
             TopicFollower(bootstrap_servers, names.control, {0: found.control_offset}) as control,
             TopicFollower(bootstrap_servers, names.assignments) as assignments,
         ):
             leader = await assignments.read_to(await assignments.end())
             wanted = found.wanted or replicas_of_plan(plan.allocations)
-            yield Observer(view, collector, reports, decisions, control, assignments, found.overrides, wanted, leader)
+            if pipeline.groups:  # nobody reports of those
+                sample, reports = await _group_samples(stack, view, bootstrap_servers), None
+            else:
+                since_s, stats = time.time() - RECENT_S, names.stage_stats
+                reports = await stack.enter_async_context(
+                    TopicFollower(bootstrap_servers, stats, since_s, committed_only=False)
+                )
+                sample = await _samples(view, offsets)
+            yield Observer(view, sample, reports, decisions, control, assignments, found.overrides, wanted, leader)
+
+
+async def _samples(view: PipelineView, offsets: Offsets) -> Callable[[], Awaitable[None]]:
+    context = view.context
+    collector = Collector(view, offsets, ArrivalLog(context.names, context.source), lambda report: None)
+    await collector.begin()
+    view.arrived(await recover_arrivals(context, offsets, collector.source_partitions, view.growth))
+
+    async def sample() -> None:
+        await collector.sample()
+        await collector.lags()
+
+    return sample
+
+
+async def _group_samples(
+    stack: AsyncExitStack, view: PipelineView, bootstrap_servers: str
+) -> Callable[[], Awaitable[None]]:
+    """Have looks at consumer groups taken in until the stack is closed."""
+    collector, groups = GroupCollector(view.context), view.reports.groups
+    collector.show_in(view)
+    watch = await stack.enter_async_context(GroupWatch(bootstrap_servers, view.context.pipeline.groups))
+    following = asyncio.create_task(collector.follow(watch))
+
+    async def end() -> None:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    async def sample() -> None:
+        if following.done():
+            following.result()
+        groups.update({name: replace(of, trouble=collector.trouble.get(name, "")) for name, of in groups.items()})
+
+    stack.push_async_callback(end)
+    return sample
 
 
 def _of_these_stages(plan: Plan, shape: Shape) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.replay.group_contest import GroupContest
 from inferline_stream.runs.group_advice import SEEN, WAY_HEADS, WAYS, Advice, seen_rows, verdict, way_rows
-from inferline_stream.runs.html_report import page_of, section, table_of
+from inferline_stream.runs.html_page import page_of, section, table_of
 
 
 def advice_page(advice: Advice) -> str:
@@ -29,16 +30,22 @@ def advice_page(advice: Advice) -> str:
     parts = [head, sentences, f"<dl>{cells}</dl>"]
     parts.append(section("What was seen of each group", table_of(SEEN, seen_rows(advice), numbers=(1, 2))))
     if found is not None:
-        note = (
-            f"The arrivals, replayed in simulated time ({format_duration(found.judged_s)} of them judged), with the "
-            f"pauses that changes of members cost. {_planned(found)} The smallest fixed number and hindsight know what "
-            "comes. After ± is the standard error over the stretches that were judged."
-        )
-        rows = table_of(WAY_HEADS, way_rows(found), numbers=(1, 2, 4, 5), ours=(WAYS["ours"],))
-        parts.append(section("What each way would cost and miss", f"<p class=quiet>{note}</p>{rows}"))
+        parts.append(ways_section(found))
     if advice.notes:
         parts.append(section("How sure this is", "".join(f"<p>{escape(note)}.</p>" for note in advice.notes)))
     return page_of(f"Advice for {advice.pipeline}", parts)
+
+
+def ways_section(found: GroupContest, more: str = "", first: Sequence[Sequence[str]] = ()) -> str:
+    """Return the part of a page that shows every way to choose members, below rows and words of the page's own."""
+    note = (
+        f"The arrivals, replayed in simulated time ({format_duration(found.judged_s)} of them judged), with the "
+        f"pauses that changes of members cost. {_planned(found)} The smallest fixed number and hindsight know what "
+        f"comes. After ± is the standard error over the stretches that were judged. {more}"
+    )
+    ours = (WAYS["ours"], *(row[0] for row in first))
+    rows = table_of(WAY_HEADS, [*first, *way_rows(found)], numbers=(1, 2, 4, 5), ours=ours)
+    return section("What each way would cost and miss", f"<p class=quiet>{note.strip()}</p>{rows}")
 
 
 def _planned(found: GroupContest) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import shutil
+import time
 import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +18,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from inferline_stream.controlplane.decide.decider import Decider
 from inferline_stream.controlplane.observe.event_ledger import EventLedger
 from inferline_stream.controlplane.observe.observation_log import write_observations
 from inferline_stream.controlplane.records.control_records import CalendarRecord, SloRecord
 from inferline_stream.errors import InvalidFile, UsageError
 from inferline_stream.observability.pipeline_state import DecisionRecord, StoredPlan
+from inferline_stream.pipeline.group_model import GroupModel
+from inferline_stream.pipeline.group_profile import Sharing
 from inferline_stream.pipeline.hardware import Catalogue, Hardware
 from inferline_stream.pipeline.keys import Keys
 from inferline_stream.pipeline.live_classes import LiveClass
@@ -37,6 +41,18 @@ from inferline_stream.tuner.error_budget import DAY_S
 
 RECORD_VERSION = 1
 DOCUMENT, ARRAYS = "run.json", "events.npz"
+
+
+class GroupsRecord(msgspec.Struct, frozen=True):
+    """What a run on consumer groups that run already has beside the rest. Its latencies are estimated.
+
+    Arrivals are those since its first plan, or of the last half hour; the sample is what came before them.
+    """
+
+    sharing: dict[str, Sharing]
+    """By group, as it was learned in the end."""
+    members: dict[str, dict[str, int]]
+    """Of each group, by the hardware that they run on, when the arrivals begin."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +84,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The weeks that were known when the run began, and the hours ahead of its end."""
     start_up_s: dict[str, dict[str, float]] = {}
     """Stage → hardware kind → what replicas recently took to start; kinds that none was started of are missing."""
+    groups: GroupsRecord | None = None
     version: int = RECORD_VERSION
 
     @property
@@ -98,6 +115,14 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
             for (stage, hardware), profile in self.measured.profiles.items()
         }
         return replace(self.measured, profiles=profiles)
+
+    @property
+    def group_model(self) -> GroupModel | None:
+        """What plans of its consumer groups are made of; None of a run on stages."""
+        if self.groups is None:
+            return None
+        of, sharing = self.report, self.groups.sharing
+        return GroupModel(of.pipeline, of.slo_s, self.objective, self.shape, self.as_it_ran, sharing, self.kinds)
 
     def calendar_at(self, time_s: float) -> Calendar:
         """What was known of the time ahead when the run began, at a time in seconds since the epoch."""
@@ -161,6 +186,45 @@ class EventTimes:
         given = Trace(np.empty(0)) if sample is None else sample
         entered_s, latency_s = entries_s[order] - first_s, latency_s[order]
         return cls(arrivals_s - first_s, entered_s, latency_s, given.arrivals_s, first_s, source_of, given.source_of)
+
+
+def record_of(
+    report: RunReport, decider: Decider, started_s: float, measured: PipelineProfile, groups: GroupsRecord | None = None
+) -> RunRecord:
+    """Return what is written down of a run.
+
+    Args:
+        report: of the run.
+        decider: that led it.
+        started_s: seconds since the epoch.
+        measured: profiles that it began with, or that were learned.
+        groups: of a run on consumer groups that run already.
+    """
+    began_with, plans = decider.began_with, list(decider.plans)
+    if decider.first_plan is not None and plans[:1] != [decider.first_plan]:
+        plans.insert(0, decider.first_plan)
+    return RunRecord(
+        report=report,
+        started_s=started_s,
+        objective=decider.run.pipeline.objective,
+        slo=decider.slo.record,
+        every=[entry for entry in began_with.schedule.entries if isinstance(entry, Every)],
+        on=[entry for entry in began_with.schedule.entries if isinstance(entry, On)],
+        zone=began_with.schedule.zone,
+        calendar=decider.ahead.record(began_with.weeks, time.time()),
+        shape=decider.view.shape,
+        hardware=list(decider.run.kinds.values()),
+        profiles=list(measured.profiles.values()),
+        paths=measured.paths,
+        hop_overhead_s=measured.hop_overhead_s,
+        hop_spread_s=measured.hop_spread_s,
+        keys=measured.keys,
+        classes=measured.classes,
+        plans=plans,
+        decisions=list(decider.decisions),
+        start_up_s=decider.view.start_ups.by_stage(),
+        groups=groups,
+    )
 
 
 def write_record(folder: Path, record: RunRecord, events: EventTimes) -> None:

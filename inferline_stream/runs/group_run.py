@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from inferline_stream.actuators.group_workers import GroupWorkers
 from inferline_stream.controlplane.apply.group_fleet import GroupFleet
@@ -33,9 +34,12 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.runs.archive import EventTimes, GroupsRecord, RunRecord, record_of, written_down
 from inferline_stream.runs.http_endpoints import served
+from inferline_stream.runs.report import RunReport
 from inferline_stream.settings import Settings
 from inferline_stream.tuner.group_policy import group_step
+from inferline_stream.tuner.group_replan import RECENT_S
 from inferline_stream.tuner.tuner_state import TunerState
 
 _SHOW_S = 0.5
@@ -65,6 +69,7 @@ class GroupRun:
     settings: Settings = field(default_factory=Settings)
     advisory: bool = False
     duration_s: float | None = None
+    run_folder: Path | None = None
 
     def decided_by(self, plan: Plan, measured: PipelineProfile, sample: Trace, state: TunerState) -> Run:
         """What the decider is given, once there is a plan."""
@@ -155,7 +160,11 @@ async def run_groups(run: GroupRun, stop: asyncio.Event) -> GroupReport:
                 leading.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await leading
-    return _report(controller, began_s)
+    report = report_of(controller, began_s)
+    if run.run_folder is not None and controller.decider is not None:
+        record, events = recorded(controller, report)
+        run.display.note(written_down(run.run_folder, record, events, None))
+    return report
 
 
 async def _shown(run: GroupRun, controller: GroupController, leading: asyncio.Task[None], stop: asyncio.Event) -> None:
@@ -171,7 +180,8 @@ async def _shown(run: GroupRun, controller: GroupController, leading: asyncio.Ta
                         await stop.wait()
 
 
-def _report(controller: GroupController, began_s: float) -> GroupReport:
+def report_of(controller: GroupController, began_s: float) -> GroupReport:
+    """Return what has come of a run that began at that time, in seconds since the epoch."""
     collector, view, decider = controller.collector, controller.view, controller.decider
     latency = None if view is None else view.latencies.histogram()
     events = 0 if latency is None else sum(latency.counts)
@@ -189,3 +199,52 @@ def _report(controller: GroupController, began_s: float) -> GroupReport:
         lags={} if view is None else {group: sum(history.lags()) for group, history in view.offsets.items()},
         decisions=[] if decider is None else [each.line(each.time_s - began_s) for each in decider.decisions],
     )
+
+
+def recorded(controller: GroupController, report: GroupReport) -> tuple[RunRecord, EventTimes]:
+    """Return what is written down of a run that has planned; of a long one, the arrivals of the last half hour.
+
+    Args:
+        controller: that has led it, still on its event loop.
+        report: of the run.
+    """
+    decider, found, begun = controller.decider, controller.planning, controller.begun
+    assert decider is not None, "it has planned"
+    assert found is not None, "it has planned"
+    assert decider.first_plan is not None, "it has planned"
+    now_s, (since_s, members) = asyncio.get_running_loop().time(), begun
+    ahead_s, latency = time.time() - now_s, decider.view.latencies.histogram()
+    if since_s < now_s - RECENT_S:  # what came before is kept no longer
+        since_s = now_s - RECENT_S / 2
+        members = next((d.replicas for d in reversed(decider.decisions) if d.time_s < since_s + ahead_s), members)
+    came_s = controller.collector.arrivals_s()
+    sample_s, arrivals_s = np.split(came_s, [int(np.searchsorted(came_s, since_s))])
+    first_s = float(arrivals_s[0]) if arrivals_s.size else since_s
+    sample_s = sample_s - sample_s[0] if sample_s.size else sample_s
+    of_run = RunReport(
+        pipeline=report.pipeline,
+        lost=0,
+        duplicated=0,
+        events_in=report.events_in,
+        events_out=report.events_out,
+        slo_miss_rate=report.miss_rate,
+        cost=report.cost,
+        decisions=report.decisions,
+        slo_s=found.model.slo_s,
+        p50_s=latency.quantile_s(0.5),
+        p95_s=latency.quantile_s(0.95),
+        p99_s=report.p99_s,
+        completed={},
+        duration_s=now_s - begun[0],
+        predicted_p99_s=decider.first_plan.plan.predicted_p99_s,
+        replicas_most=dict(controller.most),
+        lag=report.lags,
+        exits=[],
+        lost_ids=[],
+        emulated=False,
+        advisory=decider.run.advisory,
+        verified=came_s.size,
+    )
+    groups = GroupsRecord(dict(found.model.sharing), members)
+    record = record_of(of_run, decider, begun[0] + ahead_s, found.model.measured, groups)
+    return record, EventTimes(arrivals_s - first_s, np.empty(0), np.empty(0), sample_s, first_s + ahead_s)

@@ -7,42 +7,29 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from html import escape
+
+import numpy as np
 
 from inferline_stream.calculus.envelope import compiled_kernel
 from inferline_stream.controlplane.records.explanation import WORDS
 from inferline_stream.observability.plots.comparison import draw_comparison
 from inferline_stream.observability.plots.replay import draw_replay
+from inferline_stream.pipeline.group_model import GroupModel
 from inferline_stream.pipeline.plan import Plan, in_words
+from inferline_stream.pipeline.trace import Trace
 from inferline_stream.pipeline.units import format_duration
 from inferline_stream.replay.compare import NAMES, Comparison, compare
+from inferline_stream.replay.group_contest import contest
 from inferline_stream.replay.outcome import Outcome, Step
+from inferline_stream.runs.advice_page import ways_section
 from inferline_stream.runs.archive import EventTimes, RunRecord
+from inferline_stream.runs.html_page import page_of, section, table_of
 
 _FEWEST_EVENTS = 20
 """Fewer are not worth a picture."""
-
-_STYLE = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 900px; padding: 24px 16px 60px; background: #fff; color: #14181f;
-       font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
-h1 { font-size: 22px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 34px 0 6px; } p { margin: 6px 0; }
-.quiet { color: #566070; font-size: 13.5px; }
-.verdict { font-size: 17px; font-weight: 600; } .good { color: #00785a; } .bad { color: #b3261e; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(126px, 1fr)); gap: 10px; margin: 16px 0; }
-dl div { border: 1px solid #dfe3ea; border-radius: 8px; padding: 8px 12px; }
-dt { color: #566070; font-size: 13px; }
-dd { margin: 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
-dd small { display: block; font-size: 12.5px; font-weight: 400; color: #566070; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th { text-align: left; color: #566070; font-weight: 500; }
-th, td { padding: 4px 8px 4px 0; border-bottom: 1px solid #dfe3ea; vertical-align: top; }
-td.n, th.n { text-align: right; white-space: nowrap; padding-right: 16px; } tr.ours { font-weight: 600; }
-figure { margin: 12px 0; } figure svg { width: 100%; height: auto; } .scroll { overflow-x: auto; }
-@media print { h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
-"""
 
 
 def html_report(record: RunRecord, events: EventTimes, progress: Callable[[str], None] = lambda _: None) -> str:
@@ -59,7 +46,9 @@ def html_report(record: RunRecord, events: EventTimes, progress: Callable[[str],
     plan = record.plans[0].plan
     parts = [_head(record), _verdict(record), _tiles(record), _plan(record, plan)]
     parts.append(_decisions(record, events))
-    if 0 < record.report.verified < record.report.events_in:
+    if record.group_model is not None:
+        parts.append(_other_ways(record, record.group_model, events, progress))
+    elif 0 < record.report.verified < record.report.events_in:
         text = (
             f"The run is longer than what it leaves behind: times of the last {record.report.verified} of its "
             f"{record.report.events_in} events. The figures above are of the whole run, by counts; nothing is replayed."
@@ -73,15 +62,6 @@ def html_report(record: RunRecord, events: EventTimes, progress: Callable[[str],
         parts.insert(3, section("What happened", _figure(picture, "Arrivals, replicas, latency and misses over time")))
         parts.append(_others(record, compared(record, events, plan, progress)))
     return page_of(f"Run of {record.report.pipeline}", parts)
-
-
-def page_of(title: str, parts: Iterable[str]) -> str:
-    """Return a page of HTML that needs nothing else, with these parts one below the other."""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style></head><body><main>\n{''.join(parts)}</main></body></html>\n"
-    )
 
 
 def live_outcome(record: RunRecord, events: EventTimes) -> Outcome:
@@ -135,6 +115,8 @@ def _head(record: RunRecord) -> str:
         notes.append("on emulated hardware: replicas slept for their service times")
     if report.advisory:
         notes.append("advisory: decisions were reported, not carried out")
+    if record.groups is not None:
+        notes.append("consumer groups that run already: from the first plan on, latencies estimated from commits")
     return f"<h1>Run of {escape(report.pipeline)}</h1><p class=quiet>{escape('; '.join(notes))}</p>"
 
 
@@ -157,7 +139,11 @@ def _tiles(record: RunRecord) -> str:
     endings = ", ".join(f"{count} {reason}" for reason, count in report.completed.items())
     tiles = [
         ("events", f"{report.events_in}", f"{report.events_out} results" + (f", {endings}" if endings else "")),
-        ("lost or twice", f"{report.lost} / {report.duplicated}", "every event is accounted for"),
+        *(
+            [("lost or twice", f"{report.lost} / {report.duplicated}", "every event is accounted for")]
+            if record.groups is None
+            else []
+        ),
         *(
             (f"P99 {topic}", _time(of.p99_s), f"SLO {_time(of.slo_s)}, {of.slo_miss_rate or 0.0:.2%} of them missed it")
             for topic, of in report.classes.items()
@@ -242,9 +228,25 @@ def _others(record: RunRecord, comparison: Comparison) -> str:
     )
 
 
-def section(title: str, body: str) -> str:
-    """Return a part of a page, with its heading."""
-    return f"<section><h2>{title}</h2>{body}</section>\n"
+def _other_ways(record: RunRecord, model: GroupModel, events: EventTimes, progress: Callable[[str], None]) -> str:
+    """What other numbers of members would have cost, on the traffic before the first plan and since."""
+    assert record.groups is not None
+    report, hours = record.report, record.report.duration_s / 3600
+    if events.arrivals_s.size < _FEWEST_EVENTS:
+        return ""
+    before_s = float(events.sample_s[-1]) if events.sample_s.size else 0.0
+    trace = Trace(np.concatenate([events.sample_s, before_s + events.arrivals_s]))
+    members = {name: sum(kinds.values()) for name, kinds in record.groups.members.items()}
+    found = contest(model, trace, members, kernel=compiled_kernel(), progress=progress)
+    changes = sum(d.applied and d.action != "hold" for d in record.decisions)
+    miss_rate, held = report.slo_miss_rate or 0.0, "as decided"
+    kept = "yes" if miss_rate <= 1 - record.objective else "no"
+    ours = (
+        "this run", f"${report.cost / hours:.3f}", f"{miss_rate:.2%}", kept, _time(report.p99_s),
+        f"{changes / hours:.0f}", held,
+    )  # fmt: skip
+    note = "What runs now stands for the members that the arrivals found."
+    return ways_section(found, note, (ours,))
 
 
 def _figure(picture: io.BytesIO, label: str) -> str:
@@ -252,19 +254,6 @@ def _figure(picture: io.BytesIO, label: str) -> str:
     svg = picture.getvalue().decode()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     return f'<figure class=scroll role="img" aria-label="{escape(label)}">{svg}</figure>'
-
-
-def table_of(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), ours: Sequence[str] = ()
-) -> str:
-    """Return a table of text; columns of ``numbers`` to the right, rows that begin with one of ``ours`` in bold."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        marks = (f"<{tag}{' class=n' if at in numbers else ''}>{escape(c)}</{tag}>" for at, c in enumerate(cells))
-        return f"<tr{' class=ours' if cells[0] in ours else ''}>{''.join(marks)}</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    return f"<div class=scroll><table><thead>{line(heads, 'th')}</thead><tbody>{body}</tbody></table></div>"
 
 
 def _time(seconds: float | None) -> str:

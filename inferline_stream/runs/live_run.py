@@ -19,9 +19,8 @@ from inferline_stream.controlplane.pipeline_context import PipelineContext, drai
 from inferline_stream.controlplane.run_inputs import FeedReport, Run
 from inferline_stream.errors import StageFailed
 from inferline_stream.kafka.offsets import Offsets
-from inferline_stream.pipeline.schedule import Every, On
 from inferline_stream.replay.live_observations import LiveObservations
-from inferline_stream.runs.archive import EventTimes, RunRecord, written_down
+from inferline_stream.runs.archive import EventTimes, record_of, written_down
 from inferline_stream.runs.report import RunReport, run_report
 
 logger = logging.getLogger(__name__)
@@ -243,36 +242,9 @@ class LiveRun:
             events = EventTimes.of(ledger, self.run.sample, self.started_s - _BEFORE_S, ended_s)
             # Observations without every event would be replayed on other traffic than the policy saw.
             observations = None if ledger.began else await self._observations(events.began_s)
-            self.run.display.note(written_down(self.run.run_folder, self._record(report), events, observations))
+            record = record_of(report, self.controller.decider, self.started_s, self.run.measured)
+            self.run.display.note(written_down(self.run.run_folder, record, events, observations))
         return report
-
-    def _record(self, report: RunReport) -> RunRecord:
-        measured, decider = self.run.measured, self.controller.decider
-        began_with = decider.began_with
-        plans = list(decider.plans)
-        if decider.first_plan is not None and plans[:1] != [decider.first_plan]:
-            plans.insert(0, decider.first_plan)
-        return RunRecord(
-            report=report,
-            started_s=self.started_s,
-            objective=self.run.pipeline.objective,
-            slo=decider.slo.record,
-            every=[entry for entry in began_with.schedule.entries if isinstance(entry, Every)],
-            on=[entry for entry in began_with.schedule.entries if isinstance(entry, On)],
-            zone=began_with.schedule.zone,
-            calendar=decider.ahead.record(began_with.weeks, time.time()),
-            shape=self.controller.view.shape,
-            hardware=list(self.run.kinds.values()),
-            profiles=list(measured.profiles.values()),
-            paths=measured.paths,
-            hop_overhead_s=measured.hop_overhead_s,
-            hop_spread_s=measured.hop_spread_s,
-            keys=measured.keys,
-            classes=measured.classes,
-            plans=plans,
-            decisions=list(decider.decisions),
-            start_up_s=self.controller.view.start_ups.by_stage(),
-        )
 
     async def _observations(self, origin_s: float) -> LiveObservations | None:
         decider = self.controller.decider

@@ -10,11 +10,13 @@ from pathlib import Path
 from inferline_stream.calculus.envelope import compiled_kernel
 from inferline_stream.controlplane.observe.observation_log import read_observations
 from inferline_stream.errors import UsageError
+from inferline_stream.pipeline.group_model import GroupModel
 from inferline_stream.pipeline.hardware import Catalogue
 from inferline_stream.pipeline.plan import Allocations, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay.group_tuner import GroupTuner
 from inferline_stream.replay.live_observations import LiveObservations
 from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
@@ -22,6 +24,7 @@ from inferline_stream.replay.scalers import Fixed, Scaler, Tuner
 from inferline_stream.runs.archive import RunRecord, read_events, read_record
 from inferline_stream.settings import from_environment
 from inferline_stream.tuner.calendar import Calendar
+from inferline_stream.tuner.group_replan import planned
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
 
@@ -45,6 +48,8 @@ class ReplayInputs:
     """What was known of the time ahead when the trace begins; None where nobody knows when that is."""
     held: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Replicas that the run's traffic found, by stage and hardware kind, where they were not the plan's."""
+    groups: GroupModel | None = None
+    """Of a run on consumer groups that run already."""
 
     @property
     def begun(self) -> Allocations:
@@ -64,11 +69,16 @@ class ReplayInputs:
     ) -> Outcome:
         """Run one of our policies on the arrivals, or "none", which leaves the plan as it is.
 
+        Consumer groups are planned again for what was learned of them by the end of their run.
+
         Args:
             policy: of `POLICIES`, or "none".
             conditions: how the world answers.
             seed: of every draw.
             progress: called with how much of the trace has passed: seconds of seconds.
+
+        Raises:
+            UsageError: consumer groups are not scaled by that policy.
         """
         scaler: Scaler = Fixed("none") if policy == "none" else self._tuner(policy)
         return replay(
@@ -85,10 +95,13 @@ class ReplayInputs:
             slots=self.plan.slots,
             seed=seed,
             observations=self.observations,
+            sharing=None if self.groups is None else self.groups.sharing,
             progress=progress,
         )
 
-    def _tuner(self, policy: str) -> Tuner:
+    def _tuner(self, policy: str) -> Tuner | GroupTuner:
+        if self.groups is not None:
+            return self._group_tuner(policy, self.groups)
         state = initial_state(
             self.plan,
             self.measured,
@@ -107,6 +120,14 @@ class ReplayInputs:
             slo_window_s=self.slo_window_s, later=later, kernel=compiled_kernel(),
             calendar=self.calendar,
         )  # fmt: skip
+
+    def _group_tuner(self, policy: str, model: GroupModel) -> GroupTuner:
+        if policy != "default":
+            raise UsageError(f"--policy {policy}: consumer groups that run already have a policy of their own, default")
+        members = {name: sum(kinds.values()) for name, kinds in self.held.items()}
+        period_s, made_s = from_environment().tuner_step_s, None if self.sample is self.trace else 0.0
+        found = planned(model, self.sample)
+        return GroupTuner(found, members, period_s=period_s, made_s=made_s, kernel=compiled_kernel())
 
 
 def inputs_of_run(
@@ -131,6 +152,10 @@ def inputs_of_run(
         raise UsageError(f"{folder}: no event came in this run; give --trace")
     begins_s = begins_s if begins_s is not None or trace is not None else events.began_s
     observations = read_observations(folder) if trace is None else None
+    if observations is not None:
+        held = _held(record, events.began_s + float(observations.asked_s[0]))
+    else:
+        held = {} if record.groups is None else record.groups.members
     return ReplayInputs(
         record.report.pipeline,
         record.shape,
@@ -143,7 +168,8 @@ def inputs_of_run(
         record.slo_window_s,
         observations,
         None if begins_s is None else record.calendar_at(begins_s),
-        {} if observations is None else _held(record, events.began_s + float(observations.asked_s[0])),
+        held,
+        record.group_model,
     )
 
 

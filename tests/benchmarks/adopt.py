@@ -15,12 +15,14 @@ that keeps the SLO on the draw, found afterwards. ``NAME_cost_ratio`` is our cos
 our policy with the delays of KEDA's autoscaler. On the hours our policy knows what it has learned itself from ten
 minutes of looks at such a group, but for the holes of KIP-848; else it is given the true profile. All begin with the
 plan for groups, and ours plans again as `run` does.
-`python -m tests.benchmarks.adopt GROUND… [--draws N]` runs some of them.
+`python -m tests.benchmarks.adopt GROUND… [--draws N]` runs some of them. What became of each draw goes to standard
+error as it comes.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import statistics
@@ -52,7 +54,7 @@ from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Ruled, Scaler
 from inferline_stream.tuner.group_plan import plan_groups
-from inferline_stream.tuner.group_replan import planned
+from inferline_stream.tuner.group_replan import GroupPlanning, planned
 from tests.benchmarks import swing
 from tests.benchmarks._families import JUDGING, Case, case
 from tests.benchmarks.peers import RATE, START_UP_S, traffic
@@ -160,11 +162,12 @@ def _families(more_s: float, rebalance: Rebalance, runs: int) -> Callable[[int |
     def figures(draws: int | None, length_s: float) -> Figures:
         kept, of_keda, over_plan, over_keda, infeasible = 0, 0, [], [], 0
         for seed in range(draws or runs):
-            drawn = case(seed, JUDGING, most_s=length_s)
-            plan = drawn.plan()
+            drawn, plan = _run_of(seed, length_s)
             try:
                 ground = _ground_of(drawn, plan, more_s, rebalance)
-                ours, keda = _ours(ground)(drawn.trace), _rule(ground, "keda", {})(drawn.trace)
+                (ours,) = _judged(drawn.name, ground, _ours(ground, planned(ground.believed, ground.sample)))
+                begun = plan_groups(ground.model, ground.sample)
+                (keda,) = _judged(f"{drawn.name} keda", ground, _rule(ground, begun, "keda", {}))
             except Infeasible:
                 infeasible += 1
                 continue
@@ -181,6 +184,13 @@ def _families(more_s: float, rebalance: Rebalance, runs: int) -> Callable[[int |
         }
 
     return figures
+
+
+@functools.cache
+def _run_of(seed: int, length_s: float) -> tuple[Case, Plan]:
+    """A judging run and its plan for our pools, which takes longer than all else that is done with it."""
+    drawn = case(seed, JUDGING, most_s=length_s)
+    return drawn, drawn.plan()
 
 
 def _ground_of(drawn: Case, plan: Plan, more_s: float, rebalance: Rebalance) -> Ground:
@@ -213,21 +223,35 @@ Run = Callable[[Trace], Outcome]
 
 
 def _compared(ground: Ground) -> Figures:
-    ours = [_ours(ground)(draw) for draw in ground.draws]
+    found = planned(ground.believed, ground.sample)
+    ours = _judged("ours", ground, _ours(ground, found))
     figures: Figures = {"draws": len(ground.draws), **_means(ours, "")}
-    figures |= _means([_ours(ground, through_keda=True)(draw) for draw in ground.draws], "through_keda_")
     fixed = [plan_groups(ground.model, draw).cost_per_hour for draw in ground.draws]
     figures["fixed_cost"] = round(statistics.mean(fixed), 4)
     figures["fixed_cost_ratio"] = round(_cost(ours) / statistics.mean(fixed), 3)
+    begun = plan_groups(ground.model, ground.sample)
     for name in TUNED:
         assert ground.tuning is not None
-        found: dict[str, Setting] = {"default": {}, "tuned": _tuned(ground, name, ground.tuning)}
-        for how, setting in found.items():
-            theirs = [_rule(ground, name, setting)(draw) for draw in ground.draws]
+        settings: dict[str, Setting] = {"default": {}, "tuned": _tuned(ground, begun, name, ground.tuning)}
+        for how, setting in settings.items():
+            theirs = _judged(f"{name} {how}", ground, _rule(ground, begun, name, setting))
             figures |= _means(theirs, f"{name}_{how}_")
             figures[f"{name}_{how}_cost_ratio"] = round(_cost(ours) / _cost(theirs), 3)
-        figures[f"{name}_setting"] = json.dumps(found["tuned"])
-    return figures
+        figures[f"{name}_setting"] = json.dumps(settings["tuned"])
+    return figures | _means(_judged("through KEDA", ground, _ours(ground, found, through_keda=True)), "through_keda_")
+
+
+def _judged(who: str, ground: Ground, run: Run) -> list[Outcome]:
+    """What becomes of each draw, which is shown as it comes: all of them take long."""
+    outcomes = []
+    for number, draw in enumerate(ground.draws):
+        outcomes.append(outcome := run(draw))
+        sys.stderr.write(
+            f"{who}, draw {number}: {outcome.cost_per_hour:.4f} $/h, {outcome.miss_rate:.3%} late, "
+            f"{outcome.changes} changes\n"
+        )
+        sys.stderr.flush()
+    return outcomes
 
 
 def _means(outcomes: Sequence[Outcome], name: str) -> Figures:
@@ -248,14 +272,13 @@ def _cost(outcomes: Sequence[Outcome]) -> float:
     return statistics.mean(outcome.cost_per_hour for outcome in outcomes)
 
 
-def _tuned(ground: Ground, name: str, tuning: Trace) -> Setting:
+def _tuned(ground: Ground, begun: Plan, name: str, tuning: Trace) -> Setting:
     """The cheapest setting that keeps the objective on another draw; the one that misses least if none does."""
     (family,) = (family for family in FAMILIES if family.name == name)
-    return min(({}, *family.settings()), key=lambda s: _rule(ground, name, s)(tuning).rank(1 - OBJECTIVE))
+    return min(({}, *family.settings()), key=lambda s: _rule(ground, begun, name, s)(tuning).rank(1 - OBJECTIVE))
 
 
-def _ours(ground: Ground, *, through_keda: bool = False) -> Run:
-    found = planned(ground.believed, ground.sample)
+def _ours(ground: Ground, found: GroupPlanning, *, through_keda: bool = False) -> Run:
     tolerances = dict.fromkeys(found.members, TOLERANCE)
 
     def run(trace: Trace) -> Outcome:
@@ -268,9 +291,8 @@ def _ours(ground: Ground, *, through_keda: bool = False) -> Run:
     return run
 
 
-def _rule(ground: Ground, name: str, setting: Mapping[str, float]) -> Run:
+def _rule(ground: Ground, plan: Plan, name: str, setting: Mapping[str, float]) -> Run:
     model = ground.model
-    plan = plan_groups(model, ground.sample)
     (family,) = (family for family in FAMILIES if family.name == name)
     contest = Contest(model.shape, plan, model.measured, ground.sample, ground.start_up_s)
 

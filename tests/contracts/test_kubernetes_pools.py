@@ -211,7 +211,7 @@ async def test_replicas_whose_node_is_lost_or_emptied_cost_nothing(
         lost, emptied = of.replicas
         async with under_load(of.director) as ids:
             await of.api.lose_node_of(lost)
-            await of.director.until(lambda: lost not in of.replicas and len(of.replicas) == 2, "it is replaced", 60.0)
+            await of.director.until(lambda: lost not in of.replicas and len(of.replicas) == 2, "it is replaced", 120.0)
             await of.api.evict(emptied)
             await of.director.until(
                 lambda: emptied not in of.replicas and len(of.replicas) == 2, "it is replaced", 30.0

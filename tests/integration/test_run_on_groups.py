@@ -20,6 +20,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from inferline_stream.actuators.group_workers import CommandWorkers
 from inferline_stream.controlplane import group_controller
+from inferline_stream.controlplane.pipeline_watch import watch_pipeline
 from inferline_stream.controlplane.run_inputs import RunDisplay
 from inferline_stream.kafka.group_watch import GroupWatch, groups_of
 from inferline_stream.kafka.offsets import Offsets
@@ -105,6 +106,8 @@ async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_not
             await until(lambda: newest.state is not None or leading.done(), "a plan")
             rate[0] = 30.0
             await until(lambda: newest.members * MU > 30.0, "members for three times the traffic")
+            async with watch_pipeline(run.pipeline, servers, "", run.settings) as observer:
+                watched = await observer.look(6.0)
             os.kill(json.loads((tmp_path / "pids.json").read_text())[0], signal.SIGKILL)
             await until(lambda: newest.members < newest.wanted, "the dead worker's session is over")
             await admin.create_partitions({topic: NewPartitions(6)})
@@ -127,6 +130,11 @@ async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_not
     finally:
         await workers.scale(0)
         await admin.close()
+    assert watched.estimated
+    assert watched.recent_p99_s is not None
+    assert watched.arrival_rate == pytest.approx(30.0, rel=0.5)
+    assert watched.stages[0].replicas[0].ready * MU > 30.0
+    assert "controller" in watched.input_age_s
     (profile,) = report.groups
     assert profile.throughput is not None
     assert profile.throughput.value == pytest.approx(MU, rel=0.15)

@@ -140,7 +140,7 @@ class GroupCollector:
         view.growth = self.growth
         for learner in self.learners.values():
             learner.fresh_latencies_s()  # what was before is not of this term
-        view.arrived(np.concatenate([*self._arrivals, np.empty(0)]))
+        view.arrived(self.arrivals_s())
         self.view = view
 
     def _show(self, now_s: float) -> None:
@@ -198,8 +198,12 @@ class GroupCollector:
         found = [learner.profile(entered) for learner in self.learners.values()]
         return [profile.reporting(self.metric(profile.group)) for profile in found]
 
+    def arrivals_s(self) -> Times:
+        """When events entered within the last hour and a little, on the event loop's clock."""
+        return np.concatenate([*self._arrivals, np.empty(0)])
+
     def sample(self, now_s: float) -> Trace | None:
         """Return the arrivals of the last hour, from their beginning; None before the first."""
-        times = np.concatenate([*self._arrivals, np.empty(0)])
+        times = self.arrivals_s()
         times = times[times > now_s - RECENT_S]
         return Trace(times - times[0]) if times.size else None

@@ -18,7 +18,7 @@ def lives(pid: int) -> bool:
     return False
 
 
-wanted, script, args = int(sys.argv[1]), Path(__file__).with_name(sys.argv[2]), sys.argv[3:]
+wanted, script, args = int(sys.argv[1]), Path(__file__).parent / sys.argv[2], sys.argv[3:]
 pids = [pid for pid in json.loads(KNOWN.read_text()) if lives(pid)] if KNOWN.exists() else []
 for pid in pids[wanted:]:
     os.kill(pid, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A Faust app of a team: its agent takes 10 ms for each record, and writes down how long that was."""
+"""A Faust app of a team: its agent takes 10 ms for each record, or SHOP_EACH_S, and writes down how long that was."""
 
 import asyncio
 import os
@@ -19,6 +19,6 @@ TIMES = Path(os.environ["SHOP_TIMES"]) / f"{os.getpid()}.txt"
 async def look(records):
     async for _ in records:
         began_s = time.perf_counter()
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(float(os.environ.get("SHOP_EACH_S", "0.01")))
         with TIMES.open("a") as times:
             times.write(f"{time.perf_counter() - began_s}\n")

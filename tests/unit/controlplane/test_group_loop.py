@@ -21,11 +21,14 @@ from inferline_stream.controlplane.observe.group_collector import GroupCollector
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
 from inferline_stream.controlplane.records.control_records import Override, Overrides, decode_stored, encode
-from inferline_stream.errors import InferlineError, Unreachable
+from inferline_stream.errors import InferlineError, Unreachable, UsageError
 from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup
 from inferline_stream.pipeline.group_look import Assignment, GroupLook, OffsetCommit
 from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.runs.group_run import GroupRun
+from inferline_stream.runs.archive import read_events, read_record, write_record
+from inferline_stream.runs.group_run import GroupRun, recorded, report_of
+from inferline_stream.runs.html_report import html_report
+from inferline_stream.runs.replay_inputs import inputs_of_run
 from inferline_stream.settings import Settings
 from tests.support.virtual_time import EPOCH_S, run
 from tests.unit.controlplane.memory_kafka import MemoryKafka
@@ -42,10 +45,14 @@ class Plant:
     """A group's workers and topic, as `GroupWatch` would show them, and who changes their number.
 
     Every member takes batches of what waits in its partitions, and commits each. At a change all stop for `PAUSE_S`.
+    Another group may read the same topic, more slowly.
     """
 
-    def __init__(self, rate: Callable[[float], float], members: int, partitions: int = 12) -> None:
-        self.rate, self.members, self.partitions = rate, members, partitions
+    def __init__(
+        self, rate: Callable[[float], float], members: int, partitions: int = 12, slower: Plant | None = None
+    ) -> None:
+        self.rate, self.members, self.partitions, self.slower = rate, members, partitions, slower
+        self.per_event_s = PER_EVENT_S if slower is None else PER_EVENT_S / 2
         self.asked: list[int] = []
         self.refuses, self.away, self.others = "", False, frozenset[str]()
         self.ends, self.taken = [0] * partitions, [0] * partitions
@@ -89,13 +96,20 @@ class Plant:
             now_s = loop.time()
             for _ in range(self._rng.poisson(self.rate(now_s) * (now_s - before_s))):
                 self.ends[self._rng.integers(self.partitions)] += 1
-            commits = self._served(before_s, now_s)
-            before_s, assignments = now_s, ()
-            if self._dealt != self.members:
-                self._dealt = self.members
-                owners = {f"m{m}": frozenset(range(m, self.partitions, self.members)) for m in range(self.members)}
-                assignments = (Assignment(EPOCH_S + now_s, owners, "eager"),)
-            yield {"enrich": GroupLook(EPOCH_S + now_s, tuple(self.ends), tuple(commits), assignments)}
+            found = {"enrich": self._look(before_s, now_s)}
+            if self.slower is not None:
+                self.slower.ends = self.ends
+                found["audit"] = self.slower._look(before_s, now_s)
+            before_s = now_s
+            yield found
+
+    def _look(self, before_s: float, now_s: float) -> GroupLook:
+        commits, assignments = self._served(before_s, now_s), ()
+        if self._dealt != self.members:
+            self._dealt = self.members
+            owners = {f"m{m}": frozenset(range(m, self.partitions, self.members)) for m in range(self.members)}
+            assignments = (Assignment(EPOCH_S + now_s, owners, "eager"),)
+        return GroupLook(EPOCH_S + now_s, tuple(self.ends), tuple(commits), assignments)
 
     def _served(self, before_s: float, now_s: float) -> list[OffsetCommit]:
         commits = [OffsetCommit(EPOCH_S + now_s, p, offset) for p, offset in self.skip.items()]
@@ -112,7 +126,7 @@ class Plant:
                         batch[p] = count
                 if not batch:
                     break
-                free_s += FIXED_S + PER_EVENT_S * sum(batch.values())
+                free_s += FIXED_S + self.per_event_s * sum(batch.values())
                 for p, count in batch.items():
                     self.taken[p] += count
                     commits.append(OffsetCommit(EPOCH_S + free_s, p, self.taken[p]))
@@ -129,15 +143,16 @@ class World:
 
     def __init__(self, plant: Plant) -> None:
         self.plant = plant
-        group = ConsumerGroup("enrich", group="enrich-v2", topic="posts", workers=Command("scale {replicas}"))
-        pipeline = Pipeline("p", slo="5s", stages=[group])
+        plants = {"enrich": plant} | ({} if plant.slower is None else {"audit": plant.slower})
+        groups = [ConsumerGroup(n, group=f"{n}-v2", topic="posts", workers=Command("scale {replicas}")) for n in plants]
+        pipeline = Pipeline("p", slo="5s", stages=groups)
         self.kafka: Any = MemoryKafka("posts", plant.partitions, lambda: 0, lambda: 0)
         self.context = PipelineContext(pipeline, self.kafka, Settings())
         leadership: Any = SimpleNamespace(
             term=1, controller="c", write_records=self.kafka.write, heartbeat=self._heartbeat
         )
         loop = LeaderLoop(leadership)
-        workers: Any = {"enrich": plant}
+        workers: Any = plants
         self.run = GroupRun(
             pipeline=pipeline, topology=Path("t.py"), bootstrap_servers="", workers=workers, log_folder=Path("logs")
         )
@@ -191,7 +206,7 @@ def led(plant: Plant, story: Callable[[World], Any]) -> World:
     return world
 
 
-def test_a_group_is_learned_left_alone_until_then_and_follows_its_traffic() -> None:
+def test_a_group_is_learned_left_alone_until_then_and_follows_its_traffic(tmp_path: Path) -> None:
     plant = Plant(lambda now_s: 50.0 if now_s < 100 else 260.0 if now_s < 160 else 50.0, members=1)
 
     async def story(world: World) -> None:
@@ -205,6 +220,9 @@ def test_a_group_is_learned_left_alone_until_then_and_follows_its_traffic() -> N
         await asyncio.sleep(150.0 - asyncio.get_running_loop().time())
         assert plant.members * MU > 260.0
         assert plant.lag < 260
+        assert world.controller.view is not None
+        (start_up_s,) = world.controller.view.start_ups.by_stage()["enrich"].values()
+        assert 1.4 < start_up_s < 2.6, "members join two seconds after they were asked for, and are looked at each half"
         state = world.controller.state
         assert state is not None
         assert state.stages[0].replicas[0].ready == plant.members
@@ -217,6 +235,7 @@ def test_a_group_is_learned_left_alone_until_then_and_follows_its_traffic() -> N
         assert state.budget_left is not None
         assert len(plant.asked) <= 10  # each change is a hole; the backlog of a hole is no demand
         await world.until(lambda: plant.members < max(plant.asked), 150.0)
+        write_record(tmp_path / "run", *recorded(world.controller, report_of(world.controller, EPOCH_S)))
 
     world = led(plant, story)
     # It was planned for a minute of 50/s, and is planned again for the traffic that came since.
@@ -224,6 +243,27 @@ def test_a_group_is_learned_left_alone_until_then_and_follows_its_traffic() -> N
     assert world.controller.view is not None
     assert world.controller.view.plan.arrival_rate > 60.0
     assert all(math.ceil(12 / n) < math.ceil(12 / (n - 1)) for n in plant.asked if n > 1), "useful numbers only"
+    _is_replayed_and_reported(tmp_path / "run", plant)
+
+
+def _is_replayed_and_reported(run: Path, plant: Plant) -> None:
+    record, events = read_record(run), read_events(run)
+    report = record.report
+    assert report.verified == report.events_in == pytest.approx(sum(plant.ends), abs=10)
+    assert events.sample_s.size + events.arrivals_s.size == report.events_in
+    assert 60.0 < events.sample_s[-1] < 90.0, "the first plan was made of a minute, and more until a worker was known"
+    again = inputs_of_run(run).replayed()
+    changes = sum(decision.action.startswith("scale") for decision in record.decisions)
+    assert again.changes == pytest.approx(changes, abs=3)
+    assert again.cost_per_hour == pytest.approx(3600 * report.cost / report.duration_s, rel=0.15)
+    assert report.p99_s is not None
+    assert again.p99_s == pytest.approx(report.p99_s, rel=0.6)
+    page = html_report(record, events)
+    assert "The SLO was" in page
+    assert "smallest fixed number, in hindsight" in page
+    assert "lost or twice" not in page, "nobody has looked events up"
+    with pytest.raises(UsageError, match="have a policy of their own"):
+        inputs_of_run(run).replayed("inferline")
 
 
 def test_people_scale_and_pause_groups_as_stages() -> None:
@@ -282,6 +322,28 @@ def test_whatever_happens_to_a_group_the_loop_holds_says_why_and_goes_on(caplog:
     assert len(world.decisions()) < 40
     assert world.controller.loop.failures == 0
     assert "Traceback" not in caplog.text
+
+
+def test_two_groups_on_one_topic_each_follow_it() -> None:
+    slower = Plant(lambda now_s: 0.0, members=1)
+    plant = Plant(lambda now_s: 50.0 if now_s < 90 else 220.0, members=1, slower=slower)
+
+    async def story(world: World) -> None:
+        await asyncio.sleep(130.0)
+        before = len(slower.asked), len(plant.asked)
+        assert slower.members * MU > 220.0
+        learned = [profile.throughput for profile in world.controller.collector.profiles()]
+        faster = MOST / (FIXED_S + plant.per_event_s * MOST)
+        assert [of.value for of in learned if of is not None] == pytest.approx([faster, MU], rel=0.1)
+        assert plant.members * faster > 220.0
+        plant.has(1)  # somebody kills workers of one of them
+        await asyncio.sleep(15.0)
+        assert len(slower.asked) == before[0]
+        assert slower.lag < 220
+        assert world.controller.state is not None
+        assert [stage.trouble for stage in world.controller.state.stages] == ["", ""]
+
+    led(plant, story)
 
 
 def test_a_refusal_is_said_and_tried_again() -> None:
