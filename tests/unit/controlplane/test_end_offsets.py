@@ -100,6 +100,7 @@ def report_of(topics: Topics, *, marks: EndOffsets, every: int) -> tuple[RunRepo
         kafka=kafka,
         others=(),
         live={},
+        pipeline=SimpleNamespace(moved={}),
         sinks_of=lambda of: ["work"],
         levels_of=lambda of: 0,
     )

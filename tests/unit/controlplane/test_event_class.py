@@ -104,6 +104,7 @@ def test_topics_that_were_given_partitions_during_a_run_are_drained_and_looked_u
         source="posts", sinks={"work": "out"}, names=Names("p"), others=("archive",), live={}, entries={"work"},
         entries_of=lambda of: {"work"}, sinks_of=lambda of: ["work"], levels_of=lambda of: 0,
         shape=shape_of(pipeline), topic=lambda stage, of="": of or "posts", kafka=SimpleNamespace(follow=Empty),
+        pipeline=pipeline,
     )  # fmt: skip
     offsets: Any = Grown()
     since = LedgerBegin((5, 6), {"work": (0,)}, (0,), (5, 6), ((), ()), {"": 1, "archive": 1})
