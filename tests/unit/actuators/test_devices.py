@@ -430,6 +430,21 @@ async def test_memory_of_one_that_has_ended_is_waited_for_by_a_look_after_its_en
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize(("kind", "servers"), [(T4, 0), (CPU, 1)], ids=["on a GPU", "on a core"])
+async def test_no_replica_on_a_gpu_is_forked_nor_waits_for_a_fork_server(
+    tmp_path: Path, kind: Hardware, servers: int
+) -> None:
+    gpus = (Device("GPU-a", "Tesla T4"),)
+    spec = ReplicaSpec("", "a", "/nowhere/topology.py", kind, isolation=Isolation(forked=True, seal="imports"))
+    children = partial(Children, tmp_path, replica_module="replica_double", devices=gpus)
+    async with asyncio.timeout(DEADLINE_S), Supervisor(children, drain_timeout_s=0.0, kill_after_s=0.3) as supervisor:
+        await supervisor.know({("a", kind.name): spec})
+        await supervisor.scale("a", kind.name, 1)
+        while (await supervisor.observe())[0].pid is None:
+            await asyncio.sleep(0.01)
+        assert len(supervisor._children._fork_servers._servers) == servers
+
+
 async def test_replicas_see_their_own_gpu_and_the_next_one_waits_for_its_turn(tmp_path: Path) -> None:
     kinds = {("a", "t4"): T4, ("b", "cpu-1"): CPU}
 
