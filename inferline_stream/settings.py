@@ -41,7 +41,7 @@ class Settings:
     dead_after_s: float = _knob(
         3.0,
         "Silence after which a dispatcher counts as dead; above `lease_s`, so that two never serve a slot. Up to 16 "
-        "times that where one fell silent soon after another: a starved host has nothing of a successor.",
+        "times that where one fell silent soon after another: on a starved host a successor would be no faster.",
     )
     arrivals_sample_s: float = _knob(
         0.020,

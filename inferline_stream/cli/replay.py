@@ -78,6 +78,10 @@ def replay(
         inputs = replay_inputs(given, None if begins is None else moment_s(begins))
     except ValueError as error:
         raise UsageError(f"--begins: {error}") from None
+    if inputs.groups is not None and policy != "none" and (reserve is not None or given.plan is not None):
+        raise UsageError(
+            f"{given.what} is a run on consumer groups, whose plan is made again: leave --plan and --reserve out"
+        )
     if reserve is not None:
         inputs = replace(inputs, plan=replace(inputs.plan, reserve=reserve))
     with Bar("replaying") as bar:

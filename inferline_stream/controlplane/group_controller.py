@@ -191,7 +191,10 @@ class GroupController:
             self._adopt(found, learned)
 
     def _as_started(self, profile: GroupProfile) -> GroupProfile:
-        """The profile with the time from asking for a member to its joining, where that was seen."""
+        """The profile with the time from asking for a member to its joining, where that was seen.
+
+        What it takes from there to its first commit is the pause of that rebalance, which is learned apart.
+        """
         kinds = () if self.view is None else self.view.start_ups.by_stage().get(profile.group, {}).values()
         return replace(profile, start_up_s=Learned(next(iter(kinds)), 0.0, 1)) if kinds else profile
 
@@ -299,6 +302,8 @@ class GroupController:
         """Note how long members take to join once they are asked for: what Kafka shows of them begins there."""
         assert self.view is not None, "there is a plan"
         for name, members in self.collector.members.items():
+            if name not in self.fleet.workers or name not in self.fleet.decided:
+                continue  # nobody was asked
             ((hardware, wanted),) = self.fleet.wanted[name].items()
             asked_s = {wanted: now_s} | self._asked_s.get(name, {})
             for count in [count for count in self._asked_s.get(name, {}) if count <= members]:

@@ -237,6 +237,7 @@ async def _group_samples(
         if following.done():
             following.result()
         groups.update({name: replace(of, trouble=collector.trouble.get(name, "")) for name, of in groups.items()})
+        view.events_out = sum(view.latencies.histogram().counts)
 
     stack.push_async_callback(end)
     return sample

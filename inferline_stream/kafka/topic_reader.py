@@ -278,7 +278,9 @@ class TopicReader:
         """
         wanted: list[TopicPartition] = []
         self._resume_damaged()
-        if full:
+        if self._beside is not None and not self.caught_up():  # a session may wait for them, and records go first
+            wanted = [self._beside]
+        elif full:
             wanted = [self._tp(partition) for partition in self.positions if partition not in full]
             wanted += [self._beside] if self._beside else []
             if not wanted:

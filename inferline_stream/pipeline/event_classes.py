@@ -97,10 +97,10 @@ def _of_live(source: Topic) -> Iterator[str]:
             yield f"source topic {name!r}: {of_background} is of background topics; leave it out"
     if source.slo is None:
         for of_further in ("share", "header"):
-            if getattr(source, of_further) is not None:
+            if (given := getattr(source, of_further)) is not None:
                 yield (
-                    f"source topic {name!r}: {of_further} is of further topics, it has what they do not have; leave it "
-                    "out"
+                    f"source topic {name!r}: {of_further} {given!r} is for further topics; this one has all other "
+                    f"events: leave {of_further} out"
                 )
         return
     try:
@@ -138,7 +138,10 @@ def _of_further(source: Topic, pipeline: Pipeline) -> Iterator[str]:
             "one: give both the same"
         )
     if source.arrivals != "offsets":
-        yield f"source topic {name!r}: arrivals of all live topics are counted as those of {first.name!r}; leave it out"
+        yield (
+            f"source topic {name!r}: arrivals {source.arrivals!r} is for {first.name!r}, and holds for all of them: "
+            "leave arrivals out here"
+        )
     if name == "dlq" or name.endswith(".dlq"):
         yield f"source topic {name!r}: topics between stages would be called like those of dead letters; rename it"
     inner = [Names(str(pipeline.name)).stage_topic(str(stage.name), name) for stage in pipeline.stages]

@@ -216,7 +216,9 @@ def recorded(controller: GroupController, report: GroupReport) -> tuple[RunRecor
     ahead_s, latency = time.time() - now_s, decider.view.latencies.histogram()
     if since_s < now_s - RECENT_S:  # what came before is kept no longer
         since_s = now_s - RECENT_S / 2
-        members = next((d.replicas for d in reversed(decider.decisions) if d.time_s < since_s + ahead_s), members)
+        before_s = since_s + ahead_s
+        applied = (d.replicas for d in reversed(decider.decisions) if d.applied and d.time_s < before_s)
+        members = next(applied, members)
     came_s = controller.collector.arrivals_s()
     sample_s, arrivals_s = np.split(came_s, [int(np.searchsorted(came_s, since_s))])
     first_s = float(arrivals_s[0]) if arrivals_s.size else since_s
@@ -243,7 +245,7 @@ def recorded(controller: GroupController, report: GroupReport) -> tuple[RunRecor
         lost_ids=[],
         emulated=False,
         advisory=decider.run.advisory,
-        verified=came_s.size,
+        verified=report.events_in if since_s == begun[0] else arrivals_s.size,
     )
     groups = GroupsRecord(dict(found.model.sharing), members)
     record = record_of(of_run, decider, begun[0] + ahead_s, found.model.measured, groups)

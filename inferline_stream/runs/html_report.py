@@ -184,10 +184,11 @@ def _plan(record: RunRecord, plan: Plan) -> str:
 
 
 def _decisions(record: RunRecord, events: EventTimes) -> str:
+    since_s = events.began_s if record.groups is None else record.started_s
     known = {reason.value: words for reason, words in WORDS.items()}
     rows = [
         (
-            f"{decision.time_s - events.began_s:.1f} s",
+            f"{decision.time_s - since_s:.1f} s",
             decision.action.replace("_", " ") + ("" if decision.applied or decision.action == "hold" else " (advised)"),
             f"{known.get(decision.reason, decision.reason)}: {decision.detail}",
             ", ".join(f"{stage} {sum(kinds.values())}" for stage, kinds in decision.replicas.items()),
@@ -246,6 +247,8 @@ def _other_ways(record: RunRecord, model: GroupModel, events: EventTimes, progre
         f"{changes / hours:.0f}", held,
     )  # fmt: skip
     note = "What runs now stands for the members that the arrivals found."
+    if report.verified < report.events_in:
+        note += " The first row is of the whole run, the others are of the arrivals that were kept."
     return ways_section(found, note, (ours,))
 
 

@@ -78,6 +78,7 @@ class ReplayInputs:
             progress: called with how much of the trace has passed: seconds of seconds.
 
         Raises:
+            Infeasible: no number of members of consumer groups keeps the SLO on the sample.
             UsageError: consumer groups are not scaled by that policy.
         """
         scaler: Scaler = Fixed("none") if policy == "none" else self._tuner(policy)
@@ -125,9 +126,9 @@ class ReplayInputs:
         if policy != "default":
             raise UsageError(f"--policy {policy}: consumer groups that run already have a policy of their own, default")
         members = {name: sum(kinds.values()) for name, kinds in self.held.items()}
-        period_s, made_s = from_environment().tuner_step_s, None if self.sample is self.trace else 0.0
-        found = planned(model, self.sample)
-        return GroupTuner(found, members, period_s=period_s, made_s=made_s, kernel=compiled_kernel())
+        settings, made_s = from_environment(), None if self.sample is self.trace else 0.0
+        found = planned(model, self.sample, shortest_window_s=settings.shortest_window_s)
+        return GroupTuner(found, members, period_s=settings.tuner_step_s, made_s=made_s, kernel=compiled_kernel())
 
 
 def inputs_of_run(

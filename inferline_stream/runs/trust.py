@@ -13,7 +13,7 @@ from statistics import median
 
 import msgspec
 
-from inferline_stream.errors import InvalidFile, UsageError
+from inferline_stream.errors import Infeasible, InvalidFile, UsageError
 from inferline_stream.runs.archive import DOCUMENT, read_record, runs_folder
 from inferline_stream.runs.replay_inputs import inputs_of_run
 
@@ -103,7 +103,7 @@ def _trusted(folder: Path) -> TrustedRun | str:
         if report.p99_s is None or report.slo_miss_rate is None or report.events_out < FEWEST_EVENTS:
             return f"{report.events_out} events came through; {FEWEST_EVENTS} make a P99"
         outcome = inputs_of_run(folder).replayed()
-    except (InvalidFile, UsageError) as error:
+    except (Infeasible, InvalidFile, UsageError) as error:
         return str(error)
     if not math.isfinite(outcome.p99_s):
         return "by its replay more than 1 % of the events never end"

@@ -46,8 +46,8 @@ TRIED_BINS = 3
 KEPT = 0.6
 """Of what a belief cost, share that counts a day later: what paid in a tournament ends with it."""
 
-TRIED_DAYS = 5
-"""That are looked at when a controller takes over: what is older counts for less than a tenth."""
+TRIED_DAYS = 8
+"""That are looked at when a controller takes over: a leap of one weekday was there last week."""
 
 LEVEL_BINS = 3
 """Before a moment, of which the lowest is its level: a leap that came minutes sooner on another day, or today, is not

@@ -171,9 +171,10 @@ def _recorded(
 ) -> TunerState:
     """The state whose record has what came of what was expected one lead ago, once in each `TrafficRecord.every_s`.
 
+    Each second is looked at: a leap is seen as soon as its sample's were.
     What the calendar had foreseen is taken off: what comes back in its hour asks for no reserve in those after it.
     """
-    if seen.time_s // record.every_s == state.chosen_s // record.every_s:
+    if int(seen.time_s) == state.chosen_s:
         return state
     waiting = (*state.expected, (seen.time_s, traffic.expected, traffic.growth))
     due = [moment for moment in waiting if moment[0] <= seen.time_s - lead_s]
@@ -184,6 +185,8 @@ def _recorded(
     (_, said, growth), came = due[-1], seen.arrival_rate / record.rate
     if known_s >= PEAK_SPAN_S + lead_s and record.leapt(said + growth, came):
         state = replace(state, leapt_s=seen.time_s)
+    if seen.time_s // record.every_s == state.chosen_s // record.every_s:
+        return state
     return replace(state, record=record.with_pair(said, max(came - growth, 0.0), seen.time_s))
 
 

@@ -19,6 +19,8 @@ _PRODUCTS = {
 
 PRODUCT_LABEL = "nvidia.com/gpu.product"
 
+_SHARED = "-SHARED"
+
 
 def written(profile: str) -> str:
     """Return a MIG profile as NVIDIA's device plugin writes it in names of resources and labels: ``1g.10gb.me``."""
@@ -34,15 +36,15 @@ def products(hardware: Hardware) -> tuple[str, ...]:
     if not hardware.gpus or hardware.gpu_model is None:
         return ()
     found = _PRODUCTS.get(hardware.gpu_model, (hardware.gpu_model.replace(" ", "-"),))
-    return tuple(f"{product}-SHARED" for product in found) if hardware.shares_gpu else found
+    return tuple(product + _SHARED for product in found) if hardware.shares_gpu else found
 
 
 def products_of(hardware: Hardware, nodes: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
-    """Return those products of a kind that nodes have, by their labels."""
+    """Return those products of a kind that nodes have, by their labels, without what those say of shares."""
     if hardware.node_labels or hardware.device_class:  # whatever those name: their nodes may have no such label
         return ()
-    known = set(products(hardware))
-    return tuple(sorted({found for labels in nodes if (found := labels.get(PRODUCT_LABEL, "")) in known}))
+    found = {labels.get(PRODUCT_LABEL, "") for labels in nodes} & set(products(hardware))
+    return tuple(sorted(product.removesuffix(_SHARED) if hardware.shares_gpu else product for product in found))
 
 
 def node_requirements(hardware: Hardware) -> list[dict[str, Any]]:

@@ -46,10 +46,10 @@ DEAF_AT_MOST_S = 15.0
 """Longest that the silence of all of them counts as our own deafness."""
 
 MOST_PATIENT = 16.0
-"""Of the silence that counts as death, what does at most for a slot whose dispatchers fell silent one after another."""
+"""At most so many times `dead_after_s` counts as death in a slot whose dispatchers fell silent one after another."""
 
 CALM_S = 60.0
-"""After so long without another silence, the next one is the first again: there was progress meanwhile."""
+"""A slot whose dispatcher was heard for so long begins with the shortest silence again: there was progress meanwhile."""
 
 
 @dataclass(slots=True)

@@ -29,9 +29,7 @@ from inferline_stream.dataplane.dispatcher.tracing import batch_spans
 from inferline_stream.dataplane.frames import ToDispatcher
 from inferline_stream.dataplane.process_specs import EXIT_FAILED, EXIT_FENCED, DispatcherSpec
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport
-from inferline_stream.dataplane.slot_grants import (
-    partitions_of,
-)
+from inferline_stream.dataplane.slot_grants import partitions_of
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire, Serving, Stop
 from inferline_stream.dataplane.until_first import until_first
 from inferline_stream.errors import InferlineError
@@ -55,9 +53,9 @@ FULL_WAIT_S = 0.01
 BACKGROUND_WAIT_S = 0.05
 """The same where background events have enough waiting."""
 
-REPORT_FIRST_S = 0.01
-"""How often it is looked whether a report was acknowledged, where two are overdue: a host that leaves a dispatcher
-hardly any CPU time leaves it for reports first, and then for records."""
+REPORT_FIRST_S, REPORT_FIRST_BEATS = 0.01, 3
+"""How often it is looked whether a report was acknowledged, where none was that was sent within so many heartbeats: a
+host that leaves a dispatcher hardly any CPU time leaves it for reports first, and then for records."""
 
 
 class Dispatcher:
@@ -333,9 +331,9 @@ class Dispatcher:
                 await self._reports_first()
 
     async def _reports_first(self) -> None:
-        """Wait for the acknowledgement of one report, if two are overdue."""
+        """Wait for the acknowledgement of one report, if it is long overdue."""
         lease, until_s = self._lease, self._lease.until_s
-        least_s = self._settings.lease_s - 2 * self._settings.heartbeat_s
+        least_s = self._settings.lease_s - REPORT_FIRST_BEATS * self._settings.heartbeat_s
         while (  # noqa: ASYNC110  the lease waits for time, too
             self._report.phase == "serving" and lease.left_s < least_s and lease.until_s == until_s
         ):
@@ -385,7 +383,9 @@ class Dispatcher:
                 self._feed(of_class)
             await self._reporter.now()
             await asyncio.wait((over, watching), return_when=asyncio.FIRST_COMPLETED)
-            if not over.done() and watching.result():  # finish what replicas have in hand, send and commit it
+            # Where the lease has expired after the last look, another may serve, and nothing more can be sent.
+            if not over.done() and watching.result() and not self._tenure.lapsed:
+                # Finish what replicas have in hand, send and commit it.
                 self._report.phase = "draining"
                 self._reporter.touch()
                 self._feed(on.Drained())

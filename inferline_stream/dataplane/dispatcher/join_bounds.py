@@ -11,12 +11,14 @@ from inferline_stream.dataplane.dispatcher.result_delivery import ResultDelivery
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import LookAgain
 from inferline_stream.kafka.records import Record
+from inferline_stream.pipeline.deadline_order import QUEUE_EVENTS
 
-QUEUE_BYTES = 16 * 1024 * 1024
-"""Events that wait for replicas; beyond it only partitions with little of their own waiting are fetched."""
+HURRY_BYTES = 1024 * QUEUE_EVENTS
+"""Events that wait for replicas, from which those that can no longer be on time go first: they would hide the others
+behind them."""
 
-HURRY_BYTES = QUEUE_BYTES * 3 // 4
-"""The same from which those that can no longer be on time go first: they would hide the others behind them."""
+QUEUE_BYTES = HURRY_BYTES * 4 // 3
+"""The same, beyond which only partitions with little of their own waiting are fetched."""
 
 AT_ONCE = 1000
 """Events whose parts are read again at once, at most."""

@@ -29,8 +29,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of the options in malloc.h."""
 
 _LARGE_BYTES = 8 * 1024 * 1024
-"""More than a fetch or a request has. Where each of those got new pages from the system, they would take a dispatcher a
-quarter of its CPU time flat out."""
+"""More than a fetch or a request has: those would get new pages from the system each time."""
 
 
 class ServesSlot(Protocol):
@@ -95,7 +94,7 @@ def serve(channel: socket.socket, names: socket.socket | None, make: MakeDispatc
 
 
 def _give_buffers_back() -> None:
-    """Have the C library give every large buffer back when it is freed.
+    """Have the C library map buffers above `_LARGE_BYTES` by themselves, so that they are given back when they are freed.
 
     glibc raises its limit for that to the largest buffer that was, up to 32 MiB. After a batch that was decompressed,
     all later buffers would lie between other memory, and their places stay with the process.

@@ -58,8 +58,10 @@ class Tenure:
         self._slots = 0
         """Of the stage, in the session."""
         self._has_served = False
-        self._kept = self._lapsed = False
-        """Whether no grant gave the slot away since the session began, and whether its lease has expired since."""
+        self._kept = False
+        """Whether no grant gave the slot away since the session began."""
+        self.lapsed = False
+        """Whether there was no lease when something was to be sent, and nobody has looked since."""
 
     def leave(self, why: str) -> None:
         """Serve no more."""
@@ -124,15 +126,15 @@ class Tenure:
     def begin(self) -> int:
         """Begin a session with the slot as it is granted now; return how many the stage has."""
         assert self.grant is not None, "it is granted"
-        self._slots, self._has_served, self._kept, self._lapsed = self.grant.slots, True, True, False
+        self._slots, self._has_served, self._kept, self.lapsed = self.grant.slots, True, True, False
         return self._slots
 
     async def watch(self) -> bool:
         """Wait until the slot is another's (True), or may have been while there was no lease (False)."""
         while True:
-            if self._lapsed or not self._lease.valid():
+            if self.lapsed or not self._lease.valid():
                 logger.warning("dispatcher %s: its lease has expired, nothing is sent", self._name)
-                self._lapsed = False
+                self.lapsed = False
                 self._feed(on.LeaseLost())
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._lapse_s + min(0.0, self._lease.left_s)):
@@ -149,7 +151,7 @@ class Tenure:
 
     def lapse(self) -> None:
         """Take note that there was no lease when something was to be sent."""
-        self._lapsed = True
+        self.lapsed = True
         self.changed.set()
 
     async def regain(self) -> None:

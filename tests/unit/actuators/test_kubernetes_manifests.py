@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import pytest
 
 from inferline_stream.actuators.kubernetes.gpu_nodes import PRODUCT_LABEL, products, products_of
 from inferline_stream.actuators.kubernetes.manifests import HOST_MIB, Cluster, StageManifests, resources
@@ -78,13 +79,14 @@ def test_a_model_that_comes_in_several_forms_is_any_of_them_and_one_that_is_name
     assert products(KINDS["h200"]) == ("NVIDIA-H200", "NVIDIA-H200-NVL")
 
 
-def test_the_products_of_a_kind_are_those_that_nodes_have_and_each_finds_its_own() -> None:
+@pytest.mark.parametrize(("kind", "shared"), [("a100", ""), ("a100-1of2", "-SHARED")])
+def test_the_products_of_a_kind_are_those_that_nodes_have_and_each_finds_its_own(kind: str, shared: str) -> None:
     here = ["NVIDIA-A100-SXM4-80GB", "NVIDIA-L4", "NVIDIA-A100-SXM4-40GB", "NVIDIA-A100-SXM4-40GB"]
-    nodes = [{}, *({PRODUCT_LABEL: product} for product in here)]
-    found = products_of(KINDS["a100"], nodes)
+    nodes = [{}, *({PRODUCT_LABEL: product + shared} for product in here)]
+    found = products_of(KINDS[kind], nodes)
     assert found == ("NVIDIA-A100-SXM4-40GB", "NVIDIA-A100-SXM4-80GB")
-    assert [nodes_of(replace(KINDS["a100"], gpu_model=product))["product"] for product in found] == [
-        ("In", [product]) for product in found
+    assert [nodes_of(replace(KINDS[kind], gpu_model=product))["product"] for product in found] == [
+        ("In", [product + shared]) for product in found
     ]
     labelled = Hardware("a100-80", 2.0, gpus=1, gpu_model="NVIDIA A100", node_labels={"pool": "large"})
     assert products_of(KINDS["t4"], nodes) == products_of(KINDS["cpu-1"], nodes) == products_of(labelled, nodes) == ()

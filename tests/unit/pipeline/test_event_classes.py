@@ -31,7 +31,7 @@ BATCH = Topic("batch", background=True, header=("priority", "batch"))
         ([POSTS, Topic("premium", slo="0s")], "slo '0s' must be above 0"),
         ([POSTS, Topic("premium", slo="1s", share=1.5)], "share 1.5 must be a number above 0 and below 1"),
         ([POSTS, *(Topic(name, slo="1s", share=0.5) for name in "ab")], "all together must be below 1"),
-        ([Topic("posts", share=0.5)], "share is of further topics"),
+        ([Topic("posts", share=0.5)], "share 0.5 is for further topics"),
         ([POSTS, Topic("premium", slo="1s", rate=5.0)], "rate is of background topics"),
         ([POSTS, Topic("premium", slo="1s", codec="raw")], "one: give both the same"),
         ([POSTS, Topic("archive", background=True, slo="1s")], "background events have no slo"),
@@ -43,7 +43,7 @@ BATCH = Topic("batch", background=True, header=("priority", "batch"))
         ([POSTS, Topic("archive", background=True, codec="raw")], "one: give both the same"),
         (
             [POSTS, Topic("archive", background=True, arrivals="timestamps")],
-            "arrivals of all live topics are counted as those of 'posts'",
+            "is for 'posts', and holds for all of them: leave arrivals out here",
         ),
         ([POSTS, Topic("dlq", background=True)], "would be called like those of dead letters"),
         ([POSTS, Topic("a" * 213, background=True)], "is longer than 229 characters"),
@@ -52,7 +52,10 @@ BATCH = Topic("batch", background=True, header=("priority", "batch"))
         ([POSTS, Topic("verdicts", background=True)], "results would come back as events"),
         ([POSTS, Topic("archive", background=True, header="batch")], "header 'batch' must be a name and a value"),  # type: ignore[arg-type]
         ([POSTS, Topic("archive", background=True, header=("__inferline.x", "1"))], "must be a name and a value"),
-        ([Topic("posts", header=("a", "b")), ARCHIVE], "header is of further topics"),
+        (
+            [Topic("posts", header=("a", "b")), ARCHIVE],
+            "header ('a', 'b') is for further topics; this one has all other events: leave header out",
+        ),
         ([POSTS, BATCH, Topic("more", background=True, header=BATCH.header)], "is of 2 source topics"),
     ],
 )

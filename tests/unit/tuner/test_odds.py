@@ -90,6 +90,18 @@ def test_the_samples_record_counts_what_all_but_the_share_that_may_be_late_is_wi
     assert record_of(Trace(sample.arrivals_s[:1500]), ENVELOPE, 0.5, 6.0, 0.99) is None
 
 
+def test_where_replicas_start_slowly_moments_are_thinned_to_thirty_a_lead() -> None:
+    sample = gamma_trace(100.0, 1.0, 2400.0, np.random.default_rng(3))
+    slow, quick = record_of(sample, ENVELOPE, 0.5, 300.0, 0.99), record_of(sample, ENVELOPE, 0.5, 6.0, 0.99)
+    assert slow is not None
+    assert quick is not None
+    assert (slow.every_s, quick.every_s) == (10, 1)
+    assert slow.came.size == pytest.approx((quick.came.size - 294) / 10, abs=1)
+    thinned = replace(quick, every_s=10)
+    added = [watched(known, [60.0] * 60).record.came.size - known.came.size for known in (quick, thinned)]
+    assert added[1] == pytest.approx(added[0] / 10, abs=1)
+
+
 SUPPLY = {"a": (100.0, 200.0, 300.0, 400.0), "b": (75.0, 150.0, 225.0, 300.0)}
 PLAIN = PolicySettings(insurance=(), beginning_s=0.0)
 

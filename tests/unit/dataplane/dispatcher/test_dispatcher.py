@@ -103,8 +103,8 @@ class Sender:
         self.did.append("void")
 
 
-def grant(dispatcher: str, number: int, *, begins: bool = True) -> Any:
-    value = encode_control(Grant("work", 0, 1, dispatcher, 1, number, begins))
+def grant(dispatcher: str, number: int, *, begins: bool = True, slots: int = 1) -> Any:
+    value = encode_control(Grant("work", 0, slots, dispatcher, 1, number, begins))
     return Record.keyed("assignments", grant_key("work", 0), value)
 
 
@@ -213,9 +213,16 @@ async def test_a_slot_that_is_lost_while_it_is_begun_is_not_served(run: Run) -> 
     assert (run.log.held, run.dispatcher._report.phase, run.sender.did[-1]) == ({}, "standby", "void")
 
 
-@pytest.mark.parametrize("meanwhile", ["nothing", "a successor"])
+DELETED = Record.keyed("assignments", grant_key("work", 0), None)
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [(), (grant(SUCCESSOR, 2),), (grant(ME, 2, begins=False),), (grant(ME, 2, slots=2),), (DELETED,)],
+    ids=["nothing", "a successor", "not yet", "other partitions", "nobody"],
+)
 async def test_after_a_lapse_a_session_goes_on_once_it_is_known_that_nobody_else_has_served(
-    run: Run, meanwhile: str
+    run: Run, meanwhile: tuple[Any, ...]
 ) -> None:
     replica = run.attach()
     await run.serve()
@@ -230,17 +237,50 @@ async def test_after_a_lapse_a_session_goes_on_once_it_is_known_that_nobody_else
     answer(replica, batch)
     await asyncio.sleep(0.1)
     assert run.sender.did == before, "it sends before it has read all grants"
-    if meanwhile == "a successor":
-        run.log.bring(grants=[grant(SUCCESSOR, 2), grant(ME, 3)])
+    if meanwhile:
+        run.log.bring(grants=[*meanwhile, grant(ME, 3)])
         await until(lambda: run.dispatcher._report.number == 3, "it has read who has served")
     run.log.may_catch_up = True
-    if meanwhile == "a successor":
+    if meanwhile:
         await until(lambda: run.dispatcher._slot._session.delivery is not delivery, "the session is dropped")
         assert run.sender.did[len(before)] == "void"
     else:
         await until(lambda: run.log.entries[0][0] == 1, "it commits")
         assert next(each for each in run.sender.did[len(before) :] if each != "begin") == [b"a"]
         assert run.dispatcher._slot._session.delivery is delivery
+
+
+async def test_after_a_long_lapse_no_session_goes_on(run: Run) -> None:
+    await run.serve()
+    delivery = run.dispatcher._slot._session.delivery
+    run.dispatcher._tenure._lapse_s = 0.2
+    run.lapse()
+    await until(lambda: run.sender.did[-1:] == ["void"], "the session is dropped while there is no lease")
+    run.lease.renew(run.lease.now_s() + 3600.0)
+    await until(lambda: run.dispatcher._slot._session.delivery is not delivery, "another one is begun")
+
+
+async def test_a_lease_that_expires_between_the_last_look_and_the_drain_ends_the_session(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A starved event loop takes long from one task to the next."""
+    watch, replica = run.dispatcher._tenure.watch, run.attach()
+
+    async def watched() -> bool:
+        found = await watch()
+        run.lease._until_s = run.lease.now_s() - 0.1
+        answer(replica, batch)
+        await until(lambda: run.dispatcher._slot._session.delivery._lapsed, "something was to be sent")
+        run.lease.renew(run.lease.now_s() + 3600.0)
+        return found
+
+    monkeypatch.setattr(run.dispatcher._tenure, "watch", watched)
+    await run.serve()
+    run.log.bring(b"a")
+    batch = await run.batch(replica)
+    run.log.bring(grants=[grant(SUCCESSOR, 2, begins=False)])
+    await asyncio.wait_for(run.serving, 5)
+    assert (run.sender.did[-1], run.log.entries[0][0]) == ("void", 0)
 
 
 async def test_a_slot_that_another_is_to_serve_is_drained_and_what_fails_meanwhile_ends_the_dispatcher(

@@ -287,7 +287,7 @@ def test_a_partition_a_day_ahead_or_behind_and_a_busy_one_get_their_turns_beside
     ids=["empty", "keyed", "many headers", "an event's own headers"],
 )
 @pytest.mark.parametrize("join", [False, True])
-def test_what_waits_takes_no_more_memory_than_it_is_counted_at(
+def test_what_waits_takes_about_the_memory_that_it_is_counted_at(
     key: bytes | None, value: bytes, headers: int, join: bool
 ) -> None:
     count = 2000

@@ -110,7 +110,7 @@ class WatchedSlot(PlayedSlot):
         return (self.session.queue._live, self.session.queue._aside)
 
     def has_the_lease(self) -> bool:
-        """Whether it has the lease, and had it since the session began."""
+        """Whether it has the lease, and nobody else may have served since the session began."""
         return self.lease.valid_at(self.now_s) and not self.lease_lost
 
     def answers(self) -> bool:
