@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -23,10 +24,14 @@ from typing import NoReturn
 
 import pytest
 from _pytest.runner import runtestprotocol
+from _pytest.warnings import catch_warnings_for_item
 
 from tests.benchmarks._mutation import Mutant
 
 MUTANTS, FATES = "MUTATION_MUTANTS", "MUTATION_FATES"
+
+_NOT_PUT_IN = 2
+"""Exit code."""
 
 KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
 
@@ -104,6 +109,7 @@ class Judge:
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
             return TIMED_OUT
+        assert status != _NOT_PUT_IN << 8, f"{mutant} cannot be put in; has its file changed since it was imported?"
         return SURVIVED if status == 0 else KILLED
 
     def _die(self, mutant: Mutant, tests: Sequence[pytest.Item]) -> NoReturn:
@@ -113,6 +119,10 @@ class Judge:
         passed = False
         try:
             put_in(mutant)
+        except Exception:
+            traceback.print_exc()
+            os._exit(_NOT_PUT_IN)
+        try:
             for item in tests:
                 signal.setitimer(signal.ITIMER_REAL, max(LEAST_LIMIT_S, LIMIT_FACTOR * self._seconds[item]))
                 if not (passed := _passes(item)):
@@ -142,7 +152,8 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _passes(item: pytest.Item) -> bool:
-    return not any(report.failed for report in runtestprotocol(item, log=False, nextitem=None))
+    with catch_warnings_for_item(item.config, item.ihook, "runtest", item=item):
+        return not any(report.failed for report in runtestprotocol(item, log=False, nextitem=None))
 
 
 def pytest_configure(config: pytest.Config) -> None:

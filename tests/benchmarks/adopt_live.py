@@ -1,13 +1,13 @@
 """Consumer groups on Apache Kafka in real time: what is learned of them, how `run` scales them, and KEDA's rule beside.
 
-Workers sleep their service times. Four groups run at once for half an hour (``--quick``: two minutes), each on a topic
-of its own and led by a process of its own: plain aiokafka workers (``eager``) and confluent-kafka ones by KIP-848
-(``kip848``), which commit each batch and are processes that a command starts and stops; a Faust app (``faust``), known
-by the sensor that its workers are given; and workers with commits each five seconds (``timer``), which are watched, not
-scaled: they get .6 of what they can do, then 1.3 times that, then .6 again. The traffic of the others is that of
-`peers`, after a steady minute and a quarter, and is judged from the first plan on. Beside ours a second group reads the
-topic of ``eager`` and of ``kip848``: KEDA's Kafka scaler and the HPA set its number of the same workers, with their
-defaults.
+Workers sleep their service times. Four groups run at once for half an hour (``--quick``: two minutes, after up to
+five in which they are planned), each on a topic of its own and led by a process of its own: plain aiokafka workers
+(``eager``) and confluent-kafka ones by KIP-848 (``kip848``), which commit each batch and are processes that a command
+starts and stops; a Faust app (``faust``), known by the sensor that its workers are given; and workers with commits
+each five seconds (``timer``), which are watched, not scaled: they get .6 of what they can do, then 1.3 times that,
+then .6 again. The traffic of the others is that of `peers`, after a steady minute and a quarter, and is judged from
+the first plan on. Beside ours a second group reads the topic of ``eager`` and of ``kip848``: KEDA's Kafka scaler and
+the HPA set its number of the same workers, with their defaults.
 
 ``learned`` is the throughput of one worker as seen from Kafka, ``worked`` the same by what the workers wrote down,
 ``ratio`` the one over the other. ``p99`` and ``late`` are by the workers' own times, ``estimated`` as `run` reports
@@ -87,8 +87,14 @@ def figures_of(names: Sequence[str], minutes: float) -> Figures:
         there = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers}
         command = [sys.executable, "-m", "tests.benchmarks.adopt_live", "--minutes", f"{minutes:g}"]
         running = [subprocess.Popen([*command, name], env=there, stdout=subprocess.PIPE) for name in names]
-        printed = [process.communicate()[0] for process in running]
-        return {figure: value for each in printed for figure, value in json.loads(each).items()}
+        figures: Figures = {}
+        for name, process in zip(names, running, strict=True):
+            printed = process.communicate()[0]
+            why = f"its process ended with {process.returncode}, see standard error"
+            figures |= (
+                {f"{name}_ratio": None, f"{name}_ratio_reason": why} if process.returncode else json.loads(printed)
+            )
+        return figures
 
 
 async def _measure(servers: str, folder: Path, name: str, length_s: float) -> Figures:
@@ -223,9 +229,9 @@ async def _scaled(topic: _Topic, length_s: float, kind: str) -> Figures:
     return {
         **_learned(report, ours.worked()),
         **mine,
-        "p99_estimated": round(report.p99_s or 0.0, 3),
-        "p99_ratio": round((report.p99_s or 0.0) / mine["p99"], 3),
-        "late_estimated": round(report.miss_rate or 0.0, 5),
+        "p99_estimated": None if report.p99_s is None else round(report.p99_s, 3),
+        "p99_ratio": None if report.p99_s is None else round(report.p99_s / mine["p99"], 3),
+        "late_estimated": None if report.miss_rate is None else round(report.miss_rate, 5),
         "cost_replayed": round(again.cost_per_hour, 4),
         "late_replayed": round(again.miss_rate, 5),
         "changes_replayed": again.changes,
@@ -278,8 +284,13 @@ async def _led(topic: _Topic, run: _Run, length_s: float) -> GroupReport:
         steady = asyncio.create_task(topic.fed(_steady(RATE), planned))
         stack.callback(steady.cancel)
         await asyncio.sleep(STEADY_S)
-        async with asyncio.timeout(PLANNED_WITHIN_S):
-            await planned.wait()
+        waiting = asyncio.create_task(planned.wait())
+        stack.callback(waiting.cancel)
+        await asyncio.wait({leading, waiting}, timeout=PLANNED_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        if leading.done():
+            raise RuntimeError("the run ended before it had planned") from leading.exception()
+        if not planned.is_set():
+            raise TimeoutError(f"there was no plan within {PLANNED_WITHIN_S:g} s of steady traffic")
         await steady
         await topic.fed(traffic(length_s, np.random.default_rng(3)).arrivals_s.tolist())
         stop.set()

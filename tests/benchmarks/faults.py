@@ -104,7 +104,7 @@ class Half:
     struck_s: list[tuple[float, str]]
     file_differs: Counter[str]
     kills: int
-    """Of processes."""
+    """Of replicas, dispatchers and supervisors."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -116,7 +116,7 @@ def swing(bootstrap_servers: str, folder: Path, delivery: Delivery) -> Controlle
         bootstrap_servers=bootstrap_servers,
         folder=str(folder),
         prefix=f"f{secrets.token_hex(3)}.",
-        replicas={"parse": 2, "check": 1, "decide": 2},
+        replicas={"parse": 2, "check": 2, "decide": 2},
         conditional=[("parse", "check", 1 / 3)],
         planned_rate=RATE,
         delivery=delivery,
@@ -165,5 +165,4 @@ async def strike(kafka: LocalKafka, controlled: Controlled, rounds: list[tuple[s
         after_s = sent.out_s[(sent.out_s > end_s) & (sent.out_s < next_s)]
         resumed_s.append(float(after_s.min() - end_s) if after_s.size else next_s - end_s)
     struck_s = [(end_s - began_s, kind) for kind, (began_s, end_s) in zip(kinds, spans, strict=True)]
-    kills = sum(times for kind, times in rounds if kind.startswith("kill_"))
-    return Half(ledger, recovery_s, resumed_s, struck_s, differs, kills, notes)
+    return Half(ledger, recovery_s, resumed_s, struck_s, differs, len(struck.killed), notes)

@@ -154,8 +154,8 @@ async def attacked(
         "unaccounted": report.lost,
         "control_failures": under_way.controller.loop.failures,
         "memory_peak_mb": max(after[name].peak_mb - memory[name].peak_mb for name in grown),
-        "memory_growth_controller_mb": grown.get(CONTROLLER, 0.0),
-        "memory_growth_supervisor_mb": grown.get(SUPERVISOR, 0.0),
+        "memory_growth_controller_mb": grown.get(CONTROLLER),
+        "memory_growth_supervisor_mb": grown.get(SUPERVISOR),
     }
 
 

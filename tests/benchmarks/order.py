@@ -125,7 +125,7 @@ def judged(drawn: Case) -> Pair | None:
 
 
 def keeps(p: Pipeline, plan: Plan, sample: Trace, trace: Trace) -> bool:
-    """Whether hindsight keeps the objective; the search goes on only until some schedule does."""
+    """Whether hindsight keeps the objective; there is no search where what that begins with does."""
     return any(hindsight(p, plan, sample, trace, replays).miss_rate <= 1 - OBJECTIVE for replays in (0, REPLAYS))
 
 

@@ -283,7 +283,8 @@ def test_the_nights_log_says_which_alert_fired_when_what_to_do_and_that_it_helpe
         log.append(f"{'':>16}runbook: {runbook(fired).partition(' ')[2]}")
         log.append(f"{'':>16}fixed after {fixed.at_s - fired.at_s:.0f} s")
     sys.stdout.write("\n".join(["", *log, ""]))  # what `pytest -rP` shows
-    paged = [notice for notice in watched.heard.notices if notice.labels["severity"] == "page"]
+    notices = [notice for notice in watched.heard.notices if notice.status == "firing"]
+    paged = [notice for notice in notices if notice.labels["severity"] == "page"]
     began_s, until_s = watched.hung_s
     # A replica that hangs is killed after twelve seconds. Where the hang lasts longer, so does the one in its place.
     hung = [each for each in paged if each.name == "InferlinePoolInTrouble" and began_s < each.at_s < until_s + 10]

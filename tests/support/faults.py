@@ -206,6 +206,8 @@ class Scene:
     """Of the process that writes the file."""
     notes: list[str] = field(default_factory=list)
     """What went otherwise than it should."""
+    killed: list[int] = field(default_factory=list)
+    """Processes of replicas, dispatchers and supervisors; none is killed again while it is reaped."""
 
     @property
     def leader(self) -> Controller:
@@ -227,11 +229,20 @@ class Scene:
     async def victim(self, stage: str | None = None) -> int:
         """Return the process of some replica."""
         running = (await self.condition()).replicas
-        return self.rng.choice([pid for _, name, pid in running if stage is None or name == stage])
+        return self._alive([pid for _, name, pid in running if stage is None or name == stage])
 
     async def dispatcher(self) -> int:
         """Return the process of some dispatcher."""
-        return self.rng.choice([pid for _, _, pid in (await self.condition()).dispatchers])
+        return self._alive([pid for _, _, pid in (await self.condition()).dispatchers])
+
+    def _alive(self, pids: list[int]) -> int:
+        return self.rng.choice([pid for pid in pids if pid not in self.killed])
+
+    def kill(self, pid: int) -> float:
+        """SIGKILL; return when that was."""
+        os.kill(pid, signal.SIGKILL)
+        self.killed.append(pid)
+        return time.time()
 
     async def take_over(self, deposed: Controller) -> float:
         """Wait until another controller leads, and has its replicas; have a standby. Returns since when it leads."""
@@ -387,14 +398,12 @@ async def _sink(context: PipelineContext, file: Path) -> LineProcess:
 
 async def kill_replica(scene: Scene) -> float:
     """SIGKILL of some replica."""
-    _send(await scene.victim(), signal.SIGKILL)
-    return time.time()
+    return scene.kill(await scene.victim())
 
 
 async def kill_join_partner(scene: Scene) -> float:
     """SIGKILL of a replica of a stage for whose results a join waits."""
-    _send(await scene.victim(scene.branch), signal.SIGKILL)
-    return time.time()
+    return scene.kill(await scene.victim(scene.branch))
 
 
 async def freeze_replica(scene: Scene) -> float:
@@ -404,8 +413,7 @@ async def freeze_replica(scene: Scene) -> float:
 
 async def kill_dispatcher(scene: Scene) -> float:
     """SIGKILL of some dispatcher; the supervisor starts it again, and replicas live on."""
-    _send(await scene.dispatcher(), signal.SIGKILL)
-    return time.time()
+    return scene.kill(await scene.dispatcher())
 
 
 async def freeze_dispatcher(scene: Scene) -> float:
@@ -417,8 +425,7 @@ async def kill_supervisor(scene: Scene) -> float:
     """SIGKILL of the supervisor; every dispatcher and replica ends with it, and the controller starts another."""
     pid = (await scene.condition()).supervisor
     assert pid is not None
-    _send(pid, signal.SIGKILL)
-    return time.time()
+    return scene.kill(pid)
 
 
 async def kill_controller(scene: Scene) -> float:

@@ -49,7 +49,7 @@ MOST_PATIENT = 16.0
 """At most so many times `dead_after_s` counts as death in a slot whose dispatchers fell silent one after another."""
 
 CALM_S = 60.0
-"""A slot whose dispatcher was heard for so long begins with the shortest silence again: there was progress meanwhile."""
+"""A slot whose dispatcher was heard for so long begins with the shortest silence again: there was progress."""
 
 
 @dataclass(slots=True)

@@ -94,7 +94,7 @@ def serve(channel: socket.socket, names: socket.socket | None, make: MakeDispatc
 
 
 def _give_buffers_back() -> None:
-    """Have the C library map buffers above `_LARGE_BYTES` by themselves, so that they are given back when they are freed.
+    """Have the C library map buffers above `_LARGE_BYTES` by themselves, and so give them back when they are freed.
 
     glibc raises its limit for that to the largest buffer that was, up to 32 MiB. After a batch that was decompressed,
     all later buffers would lie between other memory, and their places stay with the process.
