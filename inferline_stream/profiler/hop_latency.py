@@ -27,7 +27,7 @@ _GAP_S = 0.004
 _PARTITIONS = 8
 _LOST_AFTER_S = 10.0
 
-_ROUNDS = 3
+_ROUNDS = 5
 _STEADY = 5.0
 """A round is measured again where its slowest 2 % take more than so many medians, as they do beside other work.
 

@@ -139,6 +139,7 @@ def follow(pages: Sequence[Path], folder: Path, starter: Path) -> None:
         servers = KAFKA
         if any(map(needs_kafka, pages)):
             servers = stack.enter_context(broker())
+            quieten(folder, servers)
             stack.enter_context(under_way(folder, servers))
         for page in pages:
             if whole := [code for code in blocks(page, "python") if code.startswith("from ")]:

@@ -46,14 +46,14 @@ def _time_s(size: int, rng: random.Random) -> float:
     return (FIXED_S + PER_EVENT_S * size) * rng.lognormvariate(-(sigma**2) / 2, sigma)
 
 
-async def _eager_worker(servers: str, topic: str, group: str, worked: Worked, seed: int) -> None:
+async def _eager_worker(servers: str, topic: str, group: str, worked: Worked, seed: int, stop: threading.Event) -> None:  # noqa: PLR0917
     rng = random.Random(seed)
     consumer = AIOKafkaConsumer(
         topic, bootstrap_servers=servers, group_id=group, enable_auto_commit=False, heartbeat_interval_ms=500
     )
     await consumer.start()
     try:
-        while True:
+        while not stop.is_set():  # where it connects just then, a cancelled client leaves its connection open
             found = await consumer.getmany(timeout_ms=100, max_records=MOST)
             if size := sum(map(len, found.values())):
                 began_s = time.monotonic()
@@ -113,17 +113,18 @@ async def test_throughput_members_and_rebalances_are_seen_of_eager_and_kip848_gr
     seen = Seen(pipeline)
     threads: list[threading.Thread] = []
     async with AsyncExitStack() as stack:
-        tasks = []
+        workers: list[asyncio.Task[None]] = []
 
         def add(seed: int) -> None:
-            tasks.append(asyncio.create_task(_eager_worker(servers, topic, groups[0].group, worked["eager"], seed)))
+            of = (servers, topic, groups[0].group, worked["eager"], seed, stop)
+            workers.append(asyncio.create_task(_eager_worker(*of)))
             args = (servers, topic, groups[1].group, worked["kip848"], seed, stop)
             threads.append(threading.Thread(target=_kip848_worker, args=args))
             threads[-1].start()
 
         add(1)
         add(2)
-        tasks.append(asyncio.create_task(_produce(servers, topic, 2 * TRUE * LOAD)))
+        producing = asyncio.create_task(_produce(servers, topic, 2 * TRUE * LOAD))
         try:
             await asyncio.sleep(2.0)
             watch = await stack.enter_async_context(GroupWatch(servers, groups))
@@ -139,16 +140,17 @@ async def test_throughput_members_and_rebalances_are_seen_of_eager_and_kip848_gr
                     break
         finally:
             stop.set()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            producing.cancel()
+            await asyncio.gather(producing, *workers, return_exceptions=True)
             for thread in threads:
                 await asyncio.to_thread(thread.join)
     for name, learner in seen.learners.items():
         found = learner.profile()
         assert (found.workers, found.partitions, found.max_batch_size, found.source) == (3, PARTITIONS, MOST, "commits")
         assert found.throughput is not None
-        assert found.throughput.value == pytest.approx(worked[name].throughput(MOST), rel=0.1)
+        # What other processes hold a worker up for counts for the worker, and need not for what is learned.
+        seen_itself = worked[name].throughput(MOST)
+        assert 0.9 * seen_itself <= found.throughput.value <= 1.1 * max(seen_itself, TRUE)
         assert found.rebalance is not None
         assert found.rebalance.protocol == name
         assert found.start_up_s is not None
