@@ -37,7 +37,8 @@ _Ask = Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]
 _REQUEST_TIMEOUT_MS = 5_000
 
 _LOADING_S = 30.0
-"""Longest that a coordinator may load what its groups have committed. It answers meanwhile, and says so."""
+"""Longest that brokers may take to have a coordinator, and that to load what its groups have committed. They answer
+meanwhile."""
 
 _AGAIN_S = 0.02
 
@@ -182,8 +183,7 @@ class Offsets:
                     return await ask(self._coordinators[group])
                 except KafkaError as error:  # a new cluster's first coordinator takes a moment; they also move
                     self._coordinators.pop(group, None)
-                    loads = isinstance(error, GroupLoadInProgressError)
-                    patience_s = _LOADING_S if loads else _REQUEST_TIMEOUT_MS / 1e3
+                    patience_s = _LOADING_S if error.errno in COORDINATOR_AWAY else _REQUEST_TIMEOUT_MS / 1e3
                     if not error.retriable or time.monotonic() > began_s + patience_s:
                         raise
                     await asyncio.sleep(0.1)
