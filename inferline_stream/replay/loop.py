@@ -92,6 +92,7 @@ def replay(
     catalogue: Catalogue,
     slo_s: float,
     slots: Mapping[str, int],
+    partitions: Mapping[str, int] | None = None,
     order: str = "deadline",
     planned_rate: float = 0.0,
     conditions: Conditions | None = None,
@@ -117,6 +118,7 @@ def replay(
         catalogue: prices.
         slo_s: beyond it an event is a miss.
         slots: of the stages that have several, as in `Plan`; members of consumer groups have none.
+        partitions: of the input topics of stages, where they are not as many as a topic has by default.
         order: of the queues, as in `Pipeline`; consumer groups have that of entry.
         planned_rate: events per second that the plan was made for, with which the budgets of fallbacks begin.
         conditions: delays.
@@ -136,7 +138,8 @@ def replay(
     order = order if sharing is None else "entry"
     loop = _Loop(
         shape, allocations, measured, workload, conditions,
-        slots=slots, slo_s=slo_s, order=order, sharing=sharing, planned_rate=planned_rate, seed=seed,
+        slots=slots, partitions=partitions or {}, slo_s=slo_s, order=order, sharing=sharing,
+        planned_rate=planned_rate, seed=seed,
         stands_by=scaler.state.basis.stands_by if isinstance(scaler, Tuner) else {},
         watched=observations is not None or not isinstance(scaler, Scheduled),
     )  # fmt: skip
@@ -155,6 +158,7 @@ class _Loop:
         conditions: Conditions,
         *,
         slots: Mapping[str, int],
+        partitions: Mapping[str, int],
         slo_s: float,
         order: str,
         sharing: Mapping[str, Sharing] | None,
@@ -185,7 +189,7 @@ class _Loop:
                 order_slo_s=order_slo_s,
                 rest_s=rests[name],
                 partitions=None if sharing is None else sharing[name].partitions,
-                span=OFFSETS_SPAN * max(1, DEFAULT_PARTITIONS // count),
+                span=OFFSETS_SPAN * max(1, partitions.get(name, DEFAULT_PARTITIONS) // count),
                 room=QUEUE_EVENTS,
                 planned_rate=planned_rate * visits[name] / count,
             )

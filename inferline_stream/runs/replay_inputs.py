@@ -50,6 +50,8 @@ class ReplayInputs:
     """Replicas that the run's traffic found, by stage and hardware kind, where they were not the plan's."""
     groups: GroupModel | None = None
     """Of a run on consumer groups that run already."""
+    partitions: Mapping[str, int] = field(default_factory=dict)
+    """Of the input topics of stages, where they are known."""
 
     @property
     def begun(self) -> Allocations:
@@ -94,6 +96,7 @@ class ReplayInputs:
             planned_rate=self.plan.arrival_rate,
             conditions=conditions,
             slots=self.plan.slots,
+            partitions=self.partitions,
             seed=seed,
             observations=self.observations,
             sharing=None if self.groups is None else self.groups.sharing,
@@ -171,6 +174,7 @@ def inputs_of_run(
         None if begins_s is None else record.calendar_at(begins_s),
         held,
         record.group_model,
+        record.partitions,
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
+from inferline_stream.dataplane.sample_files import read_events
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -29,6 +30,8 @@ from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
+from inferline_stream.profiler.pipeline_profiler import profile_pipeline
+from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
@@ -94,7 +97,14 @@ async def measure_partition(bootstrap_servers: str, folder: Path) -> Figures:
         bootstrap_servers, folder, trace,
         emulated=SERVES, slo="500ms", planned_rate=LEVELS[0][0], record_bytes=200, forked=True, partitions=1,
     )  # fmt: skip
-    run = replace(run, run_folder=folder / "partition")
+    measured = await profile_pipeline(
+        run.pipeline,
+        run.topology,
+        read_events(run.topology.with_name("events.jsonl")),
+        bootstrap_servers=bootstrap_servers,
+        options=Options(broker=bootstrap_servers, sample_s=0.5),
+    )
+    run = replace(run, measured=measured, run_folder=folder / "partition")
     await append_time_sink(run)
     async with open_run(run) as under_way:
         await under_way.ready()

@@ -15,6 +15,7 @@ from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.runs.archive import read_events, read_record
 from inferline_stream.runs.lifecycle import run_to_report
+from inferline_stream.runs.replay_inputs import inputs_of_run
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.policy import POLICIES
 
@@ -41,6 +42,7 @@ async def test_a_record_replays_to_the_decisions_of_its_run(
     async with asyncio.timeout(180):
         await run_to_report(run, asyncio.Event())
     record, events = read_record(tmp_path / "run"), read_events(tmp_path / "run")
+    assert inputs_of_run(tmp_path / "run").partitions == record.partitions == dict.fromkeys(record.shape.stages, 8)
     live = [(d.time_s - events.began_s, d.replicas) for d in record.decisions if d.action == "scale_up"]
     reported = CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--policy", "inferline", "--output", "json"])
     assert reported.exit_code == 0, reported.output + repr(reported.exception)

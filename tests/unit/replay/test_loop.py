@@ -27,7 +27,9 @@ from inferline_stream.pipeline.profile import (
 )
 from inferline_stream.pipeline.shape import Arrow, FanOut, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.replay import loop
 from inferline_stream.replay.loop import Conditions, Slowdown, replay
+from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.policy_view import Glimpse, View
 from inferline_stream.replay.scalers import Fixed, Scheduled, Wish
 from tests.unit.estimator.random_pipelines import (
@@ -326,3 +328,20 @@ def test_hopeless_events_are_hidden_until_they_are_old_by_the_slo_of_their_own_c
     assert hidden(20.5) == np.count_nonzero(~patient[:100] & (began_s[:100] > 20.5)) > 20
     assert hidden(40.5) == np.count_nonzero(patient[:100] & (began_s[:100] > 40.5)) > 5
     assert hidden(65.5) == 0
+
+
+def test_hopeless_events_go_first_the_sooner_the_fewer_partitions_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eighth more than a replica serves: with its offsets in one partition they go first after that span."""
+    monkeypatch.setattr(loop, "OFFSETS_SPAN", 100)
+    trace = Trace(np.arange(2000) * 0.008 / 9)
+
+    def lived(partitions: int | None) -> Outcome:
+        of = None if partitions is None else {"a": partitions}
+        return run(
+            one_stage(0.001), {"a": (Allocation("x", 1, 1),)}, trace, order="deadline", slo_s=0.05, partitions=of
+        )
+
+    one, two, eight, unknown = map(lived, (1, 2, 8, None))
+    assert one.late > two.late > eight.late > 0
+    assert one.latency_s.max() < two.latency_s.max() < eight.latency_s.max()
+    assert np.array_equal(eight.latency_s, unknown.latency_s), "as many as a topic has by default"
