@@ -51,11 +51,12 @@ def one_stage(
     forked: bool = False,
     policy: Policy | None = None,
     partitions: int = PARTITIONS,
+    keys: bool = True,
 ) -> Run:
     """A run of one stage whose results are the process that made them, fed by a trace with records of that size.
 
     Replicas may be forked from a parent that has imported everything. Without a policy nothing is scaled. The source
-    and the sink have so many partitions.
+    and the sink have so many partitions. Records have one of fifty keys, or none.
     """
     name = f"bench{secrets.token_hex(3)}"
     folder = folder / name
@@ -68,7 +69,9 @@ def one_stage(
     events = folder / "events.jsonl"
     events.write_text("".join(f'{{"n":{n},"pad":"{"x" * (record_bytes - 20)}"}}\n' for n in range(50)))
     run = emulated_run(folder, bootstrap_servers, folder, levels=[(1.0, 1.0)], planned_rate=planned_rate)
-    return replace(run, policy=policy or run.policy, feed=trace_feed(trace, events, folder, key_field="n"))
+    return replace(
+        run, policy=policy or run.policy, feed=trace_feed(trace, events, folder, key_field="n" if keys else None)
+    )
 
 
 async def append_time_sink(run: Run) -> None:

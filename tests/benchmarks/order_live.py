@@ -95,7 +95,8 @@ async def measure_partition(bootstrap_servers: str, folder: Path) -> Figures:
     trace = levels_trace(list(LEVELS), 1.0, np.random.default_rng(41))
     run = one_stage(
         bootstrap_servers, folder, trace,
-        emulated=SERVES, slo="500ms", planned_rate=LEVELS[0][0], record_bytes=200, forked=True, partitions=1,
+        emulated=SERVES, slo="500ms", planned_rate=LEVELS[0][0],
+        record_bytes=200, forked=True, partitions=1, keys=False,
     )  # fmt: skip
     measured = await profile_pipeline(
         run.pipeline,
