@@ -25,15 +25,11 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.writer import ANY_PARTITION, Writer
-from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan
-from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.support.emulated_runs import declared_profile, emulated_run
+from tests.support.emulated_runs import declared_profile, emulated_run, provisioned
 
 _TOPOLOGY = """
 from msgspec import Struct
@@ -140,9 +136,7 @@ async def _pair(seed: int, seconds: float) -> tuple[Lived, Lived]:
 def _plan(topology: Path) -> Plan:
     pipeline = load_topology(topology)
     measured = declared_profile(pipeline, _PROBABILITY)
-    sample = gamma_trace(_RATE, 1.0, _PLANNED_S, np.random.default_rng(0))
-    problem = Problem(shape_of(pipeline), measured, (sample,), pipeline.slo_s, catalogue(pipeline.hardware))
-    return provision(problem, pipeline=pipeline.name)
+    return provisioned(pipeline, measured, gamma_trace(_RATE, 1.0, _PLANNED_S, np.random.default_rng(0)))
 
 
 async def _lived(run: Run, archived: int) -> Lived:

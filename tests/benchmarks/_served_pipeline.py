@@ -16,12 +16,8 @@ from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.sample_files import read_events
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan
-from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.pipeline_profiler import profile_pipeline
 from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.lifecycle import open_run
@@ -31,7 +27,7 @@ from tests.benchmarks._live import append_time_sink
 from tests.benchmarks._machine import ATTEMPTS, Elsewhere, quietest
 from tests.benchmarks._sources import Fates
 from tests.benchmarks.fidelity import Found, compared
-from tests.support.emulated_runs import Script, trace_feed
+from tests.support.emulated_runs import Script, provisioned, trace_feed
 
 Figures = dict[str, float | int | str | None]
 
@@ -73,11 +69,7 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
     rng = np.random.default_rng(23)
     sample = gamma_trace(RATE, 1.0, 120.0, rng)
     limits = {stage.name: stage.max_batch_size for stage in pipeline.stages}
-    kinds = catalogue(pipeline.hardware)
-    plan = provision(
-        Problem(shape_of(pipeline), measured, (sample,), pipeline.slo_s, kinds, max_batch_sizes=limits),
-        pipeline=pipeline.name,
-    )
+    plan = provisioned(pipeline, measured, sample, max_batch_sizes=limits)
 
     def run(name: str, trace: Trace) -> Run:
         (folder / name).mkdir()

@@ -21,14 +21,7 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.plan import Plan
-from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import shape_of
-from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
+from inferline_stream.pipeline.trace import gamma_trace, levels_trace
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
@@ -38,6 +31,7 @@ from tests.benchmarks._machine import Elsewhere
 from tests.benchmarks._pipelines import START_UP_S
 from tests.benchmarks._replay_fidelity import pair, replayed
 from tests.benchmarks._workloads import warped
+from tests.support.emulated_runs import provisioned
 
 Figures = dict[str, float | int | str | None]
 
@@ -71,7 +65,7 @@ async def measure_leap(bootstrap_servers: str, folder: Path, seed: int = 0) -> F
     rates = RATE * np.array([1.0, 1.0, 2.0, 2.0, 1.0, 1.0])
     leap = warped(lambda t: np.interp(t, corners_s, rates), 1.0, float(corners_s[-1]), rng)
     sample = gamma_trace(RATE, 1.0, 300.0, rng)
-    found = await pair(bootstrap_servers, folder, f"leap{seed}", (sample, leap), _planned, kind="slow", slo="2s")
+    found = await pair(bootstrap_servers, folder, f"leap{seed}", (sample, leap), provisioned, kind="slow", slo="2s")
     return {
         "leap_2_late": round(found.live_miss_rate, 4),
         "leap_2_late_replayed": round(found.replayed_miss_rate, 4),
@@ -80,11 +74,6 @@ async def measure_leap(bootstrap_servers: str, folder: Path, seed: int = 0) -> F
         "leap_2_decisions_different": found.different,
         "leap_2_elsewhere_cores": round(found.elsewhere_cores, 2),
     }
-
-
-def _planned(pipeline: Pipeline, measured: PipelineProfile, sample: Trace) -> Plan:
-    kinds = catalogue(pipeline.hardware)
-    return provision(Problem(shape_of(pipeline), measured, (sample,), pipeline.slo_s, kinds), pipeline=pipeline.name)
 
 
 async def measure_partition(bootstrap_servers: str, folder: Path) -> Figures:
