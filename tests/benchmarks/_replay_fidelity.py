@@ -22,10 +22,8 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.runs.archive import read_events, read_record
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.tuner.policy import POLICIES
-from tests.benchmarks._live import append_time_sink
-from tests.benchmarks._machine import Elsewhere
+from tests.benchmarks._live import stamped
 from tests.benchmarks._pipelines import write
 from tests.benchmarks._profiled import profiled
 from tests.support.emulated_runs import plan_by_hand
@@ -112,10 +110,7 @@ async def pair(
     plan = planner(found.pipeline, found.measured, sample)
     kept = {"policy": POLICIES["default"], "sample": sample, "run_folder": folder / name / "run"}
     run = found.run(plan, trace, folder / name, "key", **kept)
-    await append_time_sink(run)
-    async with open_run(run) as under_way:
-        await under_way.ready()
-        elsewhere = Elsewhere()
+    async with stamped(run) as (under_way, elsewhere):
         loading_s, cost = time.time(), under_way.controller.view.cost
         await under_way.fed(asyncio.Event())
         loading_s = under_way.started_s - loading_s

@@ -15,10 +15,9 @@ import numpy as np
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
-from tests.benchmarks._live import append_time_sink
+from tests.benchmarks._live import stamped
 from tests.benchmarks._machine import ATTEMPTS, Elsewhere, quietest
 from tests.benchmarks._profiled import profiled
 from tests.benchmarks._sources import Fates
@@ -92,9 +91,7 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
 
 async def _scaled(run: Run) -> Figures:
     """What the policy makes of traffic that leaps and falls."""
-    await append_time_sink(run)
-    async with open_run(run) as under_way:
-        await under_way.ready()
+    async with stamped(run) as (under_way, _):
         await under_way.fed(asyncio.Event())
         state = under_way.controller.state
         assert state is not None

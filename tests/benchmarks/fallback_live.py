@@ -23,10 +23,8 @@ import uvloop
 
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.archive import read_events
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import find_apache_kafka
-from tests.benchmarks._live import append_time_sink
-from tests.benchmarks._machine import Elsewhere
+from tests.benchmarks._live import stamped
 from tests.benchmarks._profiled import profiled
 from tests.benchmarks._replay_fidelity import replayed
 from tests.support.emulated_runs import emulated_run, plan_by_hand
@@ -83,10 +81,7 @@ async def _measure(bootstrap_servers: str, folder: Path) -> dict[str, float | in
         measured=measured,
         plan=plan_by_hand(found.pipeline, measured, sample, {"work": 1}),
     )
-    await append_time_sink(run)
-    async with open_run(run) as under_way:
-        await under_way.ready()
-        elsewhere = Elsewhere()
+    async with stamped(run) as (under_way, elsewhere):
         await under_way.fed(asyncio.Event())
         others = elsewhere.cores()
         report = await under_way.report(await under_way.drain())

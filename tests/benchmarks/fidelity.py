@@ -60,12 +60,11 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.problem import Problem, replica_cores
 from inferline_stream.planner.provision import provision
 from inferline_stream.runs.archive import read_record
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.report import RunReport
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.decision import Reason
-from tests.benchmarks._live import append_time_sink, passed
-from tests.benchmarks._machine import QUIET_CORES, Elsewhere, quietest
+from tests.benchmarks._live import passed, stamped
+from tests.benchmarks._machine import QUIET_CORES, quietest
 from tests.benchmarks._pipelines import results_of, taken, write
 from tests.benchmarks._profiled import MODERATION, OCR, profiled
 from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair, stepping
@@ -456,10 +455,7 @@ async def compared(run: Run, fates: Fates) -> Found:
         fates: of the events.
     """
     shape = shape_of(run.pipeline)
-    await append_time_sink(run)
-    async with open_run(run) as under_way:
-        await under_way.ready()
-        elsewhere = Elsewhere()
+    async with stamped(run) as (under_way, elsewhere):
         await under_way.fed(asyncio.Event())
         others = elsewhere.cores()
         lag = await under_way.drain()

@@ -22,12 +22,10 @@ import numpy as np
 import uvloop
 
 from inferline_stream.pipeline.trace import gamma_trace, levels_trace
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
 from tests.benchmarks._backfill import measure_backfill
-from tests.benchmarks._live import append_time_sink, one_stage
-from tests.benchmarks._machine import Elsewhere
+from tests.benchmarks._live import one_stage, stamped
 from tests.benchmarks._pipelines import START_UP_S
 from tests.benchmarks._replay_fidelity import pair, replayed
 from tests.benchmarks._workloads import warped
@@ -84,10 +82,7 @@ async def measure_partition(bootstrap_servers: str, folder: Path) -> Figures:
         emulated=SERVES, slo="500ms", planned_rate=LEVELS[0][0], record_bytes=200, forked=True, partitions=1,
     )  # fmt: skip
     run = replace(run, run_folder=folder / "partition")
-    await append_time_sink(run)
-    async with open_run(run) as under_way:
-        await under_way.ready()
-        elsewhere = Elsewhere()
+    async with stamped(run) as (under_way, elsewhere):
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         span = 0
         while not feeding.done():
