@@ -62,7 +62,7 @@ pipeline = Pipeline("{name}", slo="10s", stages=[enrich])
 def workers(namespace: str, *arguments: str) -> dict[str, Any]:
     """A team's Deployment, before anybody scales it."""
     labels = {"app": "enrich"}
-    container = {"name": "enrich", "image": "shop/enrich", "command": ["python", str(WORKER), *arguments]}
+    container = {"name": "enrich", "image": "shop/enrich", "command": ["python", str(WORKER), "plain", *arguments]}
     pod = {"containers": [container], "terminationGracePeriodSeconds": 5, "automountServiceAccountToken": False}
     return {
         "apiVersion": "apps/v1",

@@ -92,7 +92,7 @@ async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_not
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
     await admin.start()
     await admin.create_topics([NewTopic(topic, 4, 1)])
-    command = shlex.join([sys.executable, str(SCALE), "{replicas}", "worker.py", servers, topic, group])
+    command = shlex.join([sys.executable, str(SCALE), "{replicas}", "worker.py", "plain", servers, topic, group])
     declared = ConsumerGroup("enrich", group=group, topic=topic, workers=Command(command))
     workers, newest, stop, rate = CommandWorkers(command, tmp_path), Newest(), asyncio.Event(), [11.0]
     await workers.scale(1)
