@@ -11,8 +11,9 @@ from aiohttp import web
 
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID
-from tests.contracts.sink_process import SEALABLE, numbered, running, send, topic_on, until
+from tests.contracts.sink_process import SEALABLE, numbered, running, send, topic_on
 from tests.contracts.webhook_receiver import Receiver
+from tests.support.deadlines import until
 
 
 @pytest.fixture
