@@ -9,6 +9,7 @@ import random
 import shlex
 import signal
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -61,11 +62,14 @@ class Newest(RunDisplay):
 
 @asynccontextmanager
 async def fed(servers: str, topic: str, rate: list[float], partitions: int = 4) -> AsyncIterator[None]:
+    """Send records at a rate, which may be changed, or 0."""
+
     async def feed() -> None:
-        rng = random.Random(1)
+        rng, due_s = random.Random(1), time.monotonic()
         async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
             while True:
-                await asyncio.sleep(rng.expovariate(max(rate[0], 1e-3)) if rate[0] else 0.1)
+                due_s = due_s + rng.expovariate(rate[0]) if rate[0] else time.monotonic() + 0.1
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
                 if rate[0]:
                     await producer.send(topic, b"e", partition=rng.randrange(partitions))
 
