@@ -29,6 +29,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import EmbeddedKafka
+from tests.benchmarks import Figures
 from tests.support.emulated_runs import declared_profile, emulated_run, provisioned
 
 _TOPOLOGY = """
@@ -78,8 +79,6 @@ _ARCHIVE = "orders-archive"
 _RATE, _ARCHIVED_RATE = 15.0, 40.0
 _PROBABILITY = {("parse", "check"): 1 / 3}
 _PLANNED_S, _WARM_UP_S = 1200.0, 5.0
-
-Figures = dict[str, float | int | str | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,13 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
+from tests.benchmarks import Figures
 from tests.benchmarks._live import stamped
 from tests.benchmarks._machine import ATTEMPTS, Elsewhere, quietest
 from tests.benchmarks._profiled import profiled
 from tests.benchmarks._sources import Fates
 from tests.benchmarks.fidelity import Found, compared
 from tests.support.emulated_runs import provisioned
-
-Figures = dict[str, float | int | str | None]
 
 TOPOLOGY = Path(__file__).parents[1] / "scenarios/served/topology.py"
 RATE = 40.0

@@ -24,6 +24,7 @@ import uvloop
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.archive import read_events
 from inferline_stream.testing.kafka import find_apache_kafka
+from tests.benchmarks import Figures
 from tests.benchmarks._live import stamped
 from tests.benchmarks._profiled import profiled
 from tests.benchmarks._replay_fidelity import replayed
@@ -57,13 +58,13 @@ pipeline = Pipeline("falls_back", slo="5s", source=Topic("in", partitions=8, cod
 """
 
 
-def measure(quick: bool) -> dict[str, float | int | str | None]:
+def measure(quick: bool) -> Figures:
     del quick  # shorter, the share of the fallback would not run out
     with find_apache_kafka() as kafka, tempfile.TemporaryDirectory() as folder:
         return uvloop.run(_measure(kafka.bootstrap_servers, Path(folder)))
 
 
-async def _measure(bootstrap_servers: str, folder: Path) -> dict[str, float | int | str | None]:
+async def _measure(bootstrap_servers: str, folder: Path) -> Figures:
     """One run and its replay: shares of the events."""
     topology = folder / "topology.py"
     topology.write_text(_TOPOLOGY)

@@ -63,6 +63,7 @@ from inferline_stream.runs.archive import read_record
 from inferline_stream.runs.report import RunReport
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.decision import Reason
+from tests.benchmarks import Figures
 from tests.benchmarks._live import passed, stamped
 from tests.benchmarks._machine import QUIET_CORES, quietest
 from tests.benchmarks._pipelines import results_of, taken, write
@@ -70,8 +71,6 @@ from tests.benchmarks._profiled import MODERATION, OCR, profiled
 from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair, stepping
 from tests.benchmarks._sources import Fates, Source, source_of
 from tests.support.emulated_runs import plan_by_hand
-
-Figures = dict[str, float | int | str | None]
 
 WARM_UP_EVENTS = 600
 

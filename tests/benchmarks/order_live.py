@@ -24,14 +24,13 @@ import uvloop
 from inferline_stream.pipeline.trace import gamma_trace, levels_trace
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
+from tests.benchmarks import Figures
 from tests.benchmarks._backfill import measure_backfill
 from tests.benchmarks._live import one_stage, stamped
 from tests.benchmarks._pipelines import START_UP_S
 from tests.benchmarks._replay_fidelity import pair, replayed
 from tests.benchmarks._workloads import warped
 from tests.support.emulated_runs import provisioned
-
-Figures = dict[str, float | int | str | None]
 
 RATE, CALM_S, RISE_S = 25.0, 40.0, 2 * START_UP_S
 """Of the leap."""

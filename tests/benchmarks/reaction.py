@@ -31,6 +31,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
+from tests.benchmarks import Figures
 from tests.benchmarks._live import one_stage, passed, stamped
 from tests.support.director import ready_logged_s
 
@@ -41,16 +42,16 @@ RATE_OF_DEATHS, DEATHS = 200.0, 3
 HARDWARE = "emulated-cpu"
 
 
-def measure(quick: bool) -> dict[str, float | int | str | None]:
+def measure(quick: bool) -> Figures:
     with find_apache_kafka() as kafka, tempfile.TemporaryDirectory() as folder:
         return asyncio.run(_measure(kafka.bootstrap_servers, Path(folder), 2 if quick else 9))
 
 
-async def _measure(bootstrap_servers: str, folder: Path, rounds: int) -> dict[str, float | int | str | None]:
+async def _measure(bootstrap_servers: str, folder: Path, rounds: int) -> Figures:
     standby = [s for _ in range(rounds) for s in await _deaths(bootstrap_servers, folder)]
     steps = [await _step(bootstrap_servers, folder) for _ in range(rounds)]
     found = [step for step in steps if step is not None]
-    figures: dict[str, float | int | str | None] = {
+    figures: Figures = {
         "standby_ms": statistics.median(standby) * 1e3,
         "standby_ms_max": max(standby) * 1e3,
         "steps": len(found),
