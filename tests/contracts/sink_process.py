@@ -16,13 +16,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from inferline_stream.connectors.sinks.topic_sink import TopicSink
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.kafka.offsets import Offsets
-from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import EVENT_ID
 from tests.contracts.commands import command
-
-SEALABLE = not unsupported(Isolation())
 
 
 async def topic_on(bootstrap_servers: str, partitions: int = 2, **settings: str) -> str:

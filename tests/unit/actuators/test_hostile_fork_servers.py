@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -18,14 +17,12 @@ from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import ReplicaSpec
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from tests.support.deadlines import until
+from tests.support.sandbox import needs_sandbox
 
-pytestmark = pytest.mark.skipif(
-    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
-)
+pytestmark = needs_sandbox
 
 DEADLINE_S = 30.0
 TOPOLOGY = """

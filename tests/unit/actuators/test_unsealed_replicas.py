@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -22,13 +21,11 @@ from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import unsealed
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from tests.support.sandbox import needs_sandbox
 
-pytestmark = pytest.mark.skipif(
-    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
-)
+pytestmark = needs_sandbox
 
 DEADLINE_S = 30.0
 TOPOLOGY = """

@@ -8,11 +8,11 @@ import pytest
 
 from inferline_stream.dataplane.frames import Batch, Broken, Done, Failed, Leave, Many, Ready, Results, Returned, Sleep
 from inferline_stream.dataplane.replica.replica import LEAVE
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.fallback import FALLBACK, MAIN
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from tests.support.model_server import model_server_process
+from tests.support.sandbox import needs_sandbox
 from tests.unit.dataplane.replica.replica_process import DEADLINE_S, replica
 
 TOPOLOGY = """
@@ -58,7 +58,7 @@ levels = pytest.mark.parametrize(
         Isolation("none"),
         pytest.param(
             Isolation("sandbox"),
-            marks=pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine"),
+            marks=needs_sandbox,
         ),
     ],
     ids=["plain", "sealed"],
@@ -324,7 +324,7 @@ def test_a_stage_that_cannot_be_loaded_says_why_in_one_line(tmp_path: Path, code
     assert reason in said.strip().splitlines()[-1]
 
 
-@pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
+@needs_sandbox
 def test_no_socket_survives_the_seal_but_pairs(tmp_path: Path) -> None:
     init = """import socket
         try:
@@ -355,7 +355,7 @@ def test_no_socket_survives_the_seal_but_pairs(tmp_path: Path) -> None:
                 assert isinstance(outcome, Done)
 
 
-@pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
+@needs_sandbox
 def test_a_sealed_stage_may_start_threads(tmp_path: Path) -> None:
     code = PLAIN.replace(
         "if 13 in numbers:",
