@@ -52,13 +52,11 @@ from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import Recorded, prepare
 from inferline_stream.isolation.limits import cores_here
 from inferline_stream.observability.stage_counts import StageCounts
-from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, shape_of, visit_ratios
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.problem import Problem, replica_cores
-from inferline_stream.planner.provision import provision
+from inferline_stream.planner.problem import replica_cores
 from inferline_stream.runs.archive import read_record
 from inferline_stream.runs.report import RunReport
 from inferline_stream.testing.kafka import find_apache_kafka
@@ -70,7 +68,7 @@ from tests.benchmarks._pipelines import results_of, taken, write
 from tests.benchmarks._profiled import MODERATION, OCR, profiled
 from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair, stepping
 from tests.benchmarks._sources import Fates, Source, source_of
-from tests.support.emulated_runs import plan_by_hand
+from tests.support.emulated_runs import plan_by_hand, provisioned
 
 WARM_UP_EVENTS = 600
 
@@ -401,18 +399,8 @@ async def real(
         trace = busiest_stretch(whole.sped_up(speed_up), seconds)
         cores = replica_cores(cores_here(), shape_of(pipeline), example.measured, trace.arrival_rate)
         try:
-            plan = provision(
-                Problem(
-                    shape_of(pipeline),
-                    example.measured,
-                    (trace,),
-                    slo_s,
-                    catalogue(pipeline.hardware),
-                    max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
-                    cores=cores,
-                ),
-                pipeline=pipeline.name,
-            )
+            limits = {stage.name: stage.max_batch_size for stage in pipeline.stages}
+            plan = provisioned(pipeline, example.measured, trace, target_s=slo_s, max_batch_sizes=limits, cores=cores)
             (own := home / "runs" / name).mkdir(parents=True)
             if not is_text:
                 example = replace(example, events=_shuffled(example.events, len(trace), own))

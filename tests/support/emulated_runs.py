@@ -107,10 +107,9 @@ def plan_by_hand(
 
 
 def provisioned(pipeline: Pipeline, measured: PipelineProfile, sample: Trace, **more: Any) -> Plan:
-    """The Planner's plan for that traffic; ``more`` are further fields of `Problem`."""
-    kinds = catalogue(pipeline.hardware)
-    problem = Problem(shape_of(pipeline), measured, (sample,), pipeline.slo_s, kinds, **more)
-    return provision(problem, pipeline=pipeline.name)
+    """The Planner's plan for that traffic; ``more`` are further fields of `Problem`, e.g. another ``target_s``."""
+    chosen: dict[str, Any] = {"target_s": pipeline.slo_s, "catalogue": catalogue(pipeline.hardware), **more}
+    return provision(Problem(shape_of(pipeline), measured, (sample,), **chosen), pipeline=pipeline.name)
 
 
 @dataclass(slots=True)
