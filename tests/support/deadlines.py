@@ -21,6 +21,12 @@ async def until(holds: Callable[[], Any], what: str, within_s: float = DEADLINE_
         raise AssertionError(f"not within {within_s:g} s: {what}") from None
 
 
+async def next_exit(reporter: Any) -> Any:
+    """The next end of a replica or a dispatcher that an actuator or a supervisor reports."""
+    async with asyncio.timeout(DEADLINE_S):
+        return await reporter.next_exit()
+
+
 def alive(pid: int | None) -> bool:
     """Whether a process runs; one that has ended and that nobody has waited for does not."""
     try:

@@ -23,6 +23,7 @@ from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import unsealed
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from tests.support.deadlines import next_exit
 from tests.support.sandbox import needs_sandbox
 
 pytestmark = needs_sandbox
@@ -109,8 +110,7 @@ async def said(folder: Path, what: str) -> str:
 async def run(supervisor: Supervisor, folder: Path, hostile: str) -> ReplicaExit:
     """Serve a hostile stage until a replica ends."""
     await start(supervisor, folder, hostile + CLAIM, Hardware("cpu-1", 0.1, cores=0))
-    async with asyncio.timeout(DEADLINE_S):
-        gone = await supervisor.next_exit()
+    gone = await next_exit(supervisor)
     assert isinstance(gone, ReplicaExit)
     return gone
 
