@@ -29,7 +29,6 @@ import asyncio
 import contextlib
 import os
 import selectors
-import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -38,8 +37,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from inferline_stream.connectors.sealed_connector import done_in_time
+from inferline_stream.connectors.sealed_connector import done_in_time, stopping
 from inferline_stream.dataplane.sample_files import keyed, read_arrivals, read_events
+from inferline_stream.dataplane.until_first import until_first
 from inferline_stream.errors import InferlineError, InvalidFile, UsageError
 from inferline_stream.kafka.record_producer import RecordProducer
 from inferline_stream.pipeline.trace import Seconds
@@ -198,15 +198,12 @@ async def replay(spec: ReplaySpec, tell: Callable[[Line], None], hold: bool = Fa
     due_s = due_times(spec)
     events = [(e, keyed(e, spec.key_field) if spec.key_field else None) for e in read_events(spec.events)]
     lateness_s: list[float] = []
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    stop = stopping()
     async with RecordProducer(spec.bootstrap_servers, spec.topic) as producer:
         outbox = _Outbox(producer, spec.topic, events)
         begin = asyncio.Event()
         if hold:
-            loop.add_reader(sys.stdin.fileno(), _read_standard_input, begin, stop)
+            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _read_standard_input, begin, stop)
         else:
             begin.set()
         tell(ReplayReady(events=len(due_s), duration_s=float(due_s[-1] - due_s[0])))
@@ -215,11 +212,7 @@ async def replay(spec: ReplaySpec, tell: Callable[[Line], None], hold: bool = Fa
                 tasks.create_task(outbox.forward()),
                 tasks.create_task(_tell_progress(tell, lateness_s, producer)),
             ]
-            pacing = tasks.create_task(_after(begin, pace(due_s, outbox.offer, lateness_s)))
-            stopping = tasks.create_task(stop.wait())
-            await asyncio.wait((pacing, stopping), return_when=asyncio.FIRST_COMPLETED)
-            pacing.cancel()
-            stopping.cancel()
+            await until_first(_after(begin, pace(due_s, outbox.offer, lateness_s)), stop.wait())
             delivering = tasks.create_task(_delivered(outbox, producer))
             if not await done_in_time(delivering, stop, _LEAVE_S):
                 producer.last_error = producer.last_error or "stopped, and Kafka had not acknowledged everything"

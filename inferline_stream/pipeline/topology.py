@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from inferline_stream.pipeline.consumer_group import ConsumerGroup
+from inferline_stream.pipeline.consumer_group import ConsumerGroup, faust_group
 from inferline_stream.pipeline.declared_at import declared_at
-from inferline_stream.pipeline.faust_declaration import faust_group
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation, isolation_of
 from inferline_stream.pipeline.model_server import ModelServer
@@ -406,7 +405,7 @@ class Pipeline:
 
     @classmethod
     def from_faust(cls, app: Any, *, slo: str, topic: str | None = None) -> Pipeline:
-        """Return the pipeline of a Faust app, which is one consumer group; see `faust_declaration.faust_group`.
+        """Return the pipeline of a Faust app, which is one consumer group; see `consumer_group.faust_group`.
 
         Args:
             app: a ``faust.App`` with its agents.

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-Figures = dict[str, float | int | str | None]
+from tests.benchmarks import Figures
 
 
 def main(arguments: list[str] | None = None) -> int:

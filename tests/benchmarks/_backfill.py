@@ -25,15 +25,12 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.kafka.pipeline_topics import create_topics, topics_of
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.writer import ANY_PARTITION, Writer
-from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan
-from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.support.emulated_runs import declared_profile, emulated_run
+from tests.benchmarks import Figures
+from tests.support.emulated_runs import declared_profile, emulated_run, provisioned
 
 _TOPOLOGY = """
 from msgspec import Struct
@@ -82,8 +79,6 @@ _ARCHIVE = "orders-archive"
 _RATE, _ARCHIVED_RATE = 15.0, 40.0
 _PROBABILITY = {("parse", "check"): 1 / 3}
 _PLANNED_S, _WARM_UP_S = 1200.0, 5.0
-
-Figures = dict[str, float | int | str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +135,7 @@ async def _pair(seed: int, seconds: float) -> tuple[Lived, Lived]:
 def _plan(topology: Path) -> Plan:
     pipeline = load_topology(topology)
     measured = declared_profile(pipeline, _PROBABILITY)
-    sample = gamma_trace(_RATE, 1.0, _PLANNED_S, np.random.default_rng(0))
-    problem = Problem(shape_of(pipeline), measured, (sample,), pipeline.slo_s, catalogue(pipeline.hardware))
-    return provision(problem, pipeline=pipeline.name)
+    return provisioned(pipeline, measured, gamma_trace(_RATE, 1.0, _PLANNED_S, np.random.default_rng(0)))
 
 
 async def _lived(run: Run, archived: int) -> Lived:

@@ -32,13 +32,9 @@ from inferline_stream.dataplane.supervisor_messages import Attach
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE, class_of
-from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
 from inferline_stream.settings import Settings
-from tests.support.emulated_runs import declared_profile
+from tests.support.emulated_runs import declared_profile, provisioned
 
 _WALL_S, _BEGAN_S = 1.7e9, 1000.0
 _ACKNOWLEDGED_S, _HOP_S, _REFILL_S, _AFTER_S = 0.001, 0.003, 0.05, 30.0
@@ -85,7 +81,7 @@ def planned(rate: float) -> list[Sized]:
     source, sink = Topic("in", codec="raw"), Topic("out", codec="raw")
     pipeline = Pipeline("p", slo=f"{round(_SLO_S * 1e3)}ms", source=source, sink=sink, stages=declared)
     measured, sample = declared_profile(pipeline, {}), gamma_trace(rate, 1.0, _PLANNED_S, np.random.default_rng(0))
-    plan = provision(Problem(shape_of(pipeline), measured, (sample,), _SLO_S, catalogue(())), pipeline="p")
+    plan = provisioned(pipeline, measured, sample)
     found = []
     for stage in declared:
         (held,), profile = plan.allocations[stage.name], measured.profiles[stage.name, "emulated-cpu"]

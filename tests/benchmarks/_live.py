@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import ENTRY_TIME, EVENT_ID, Names
 from inferline_stream.pipeline.trace import Trace
+from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.tuner.policy import Policy
+from tests.benchmarks._machine import Elsewhere
 from tests.support.emulated_runs import emulated_run, trace_feed
 
 PARTITIONS = 8
@@ -74,13 +77,20 @@ def one_stage(
     )
 
 
-async def append_time_sink(run: Run) -> None:
-    """The sink stamps records when it appends them: the latency then ends with Kafka having the result."""
+@asynccontextmanager
+async def stamped(run: Run) -> AsyncIterator[tuple[LiveRun, Elsewhere]]:
+    """A run whose replicas are ready, and what others take of the machine from now on.
+
+    The sink stamps records when it appends them: the latency then ends with Kafka having the result.
+    """
     (sink,) = run.pipeline.sinks.values()
     topic = Names(run.pipeline.name, run.records.prefix).topic(sink.name)
     settings = {"message.timestamp.type": "LogAppendTime"}
     partitions = sink.partitions or PARTITIONS
     await create_topics(run.bootstrap_servers, [WantedTopic(topic, partitions, "a benchmark's own", settings)])
+    async with open_run(run) as under_way:
+        await under_way.ready()
+        yield under_way, Elsewhere()
 
 
 @dataclass(frozen=True, slots=True)

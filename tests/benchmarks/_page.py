@@ -10,9 +10,8 @@ from dataclasses import replace
 
 from inferline_stream.observability.page.server import PageServer
 from inferline_stream.observability.pipeline_state import PipelineState
+from tests.benchmarks import Figures
 from tests.unit.observability.states import a_state
-
-Figures = dict[str, float | int | str | None]
 
 _STAGES = 10
 _ARROWS = [(f"stage-{i // 2}", f"stage-{i}", False) for i in range(1, _STAGES)]

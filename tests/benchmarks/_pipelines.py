@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
@@ -157,16 +156,8 @@ stages = [parse, classify, search, answered]
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A topology's file, and that of its events."""
-
-    topology: Path
-    events: Path
-
-
-def write(kind: str, folder: Path, slo: str, name: str, *, forked: bool = False) -> Written:
-    """Write one of the pipelines.
+def write(kind: str, folder: Path, slo: str, name: str, *, forked: bool = False) -> Path:
+    """Write one of the pipelines; return its topology's file.
 
     Args:
         kind: ``single``, ``chain``, ``conditional``, ``slow`` or ``diamond``; ``fan_out``, in which an event has none
@@ -184,10 +175,9 @@ def write(kind: str, folder: Path, slo: str, name: str, *, forked: bool = False)
     head = _HEAD.replace("FORKED", repr(forked))
     topology.write_text(head + _STAGES[kind] + _TAIL.format(name=name, slo=slo, partitions=PARTITIONS))
     (home / "arrivals.csv").write_text("arrival_s\n0\n0.01\n0.02\n")
-    events = home / "events.jsonl"
-    pad = "x" * 200
-    events.write_text("".join(json.dumps({"n": n, "key": f"k{n}", "pad": pad}) + "\n" for n in range(EVENTS)))
-    return Written(topology, events)
+    events = [json.dumps({"n": n, "key": f"k{n}", "pad": "x" * 200}) + "\n" for n in range(EVENTS)]
+    (home / "events.jsonl").write_text("".join(events))
+    return topology
 
 
 def taken(n: int) -> Mapping[str, bool]:

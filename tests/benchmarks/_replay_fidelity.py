@@ -17,23 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.controlplane.run_options import RecordOptions
-from inferline_stream.dataplane.sample_files import read_events as read_sample
-from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
-from inferline_stream.profiler.pipeline_profiler import profile_pipeline
-from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.archive import read_events, read_record
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.tuner.policy import POLICIES
-from tests.benchmarks._live import append_time_sink
-from tests.benchmarks._machine import Elsewhere
+from tests.benchmarks._live import stamped
 from tests.benchmarks._pipelines import write
-from tests.support.emulated_runs import plan_by_hand, trace_feed
+from tests.benchmarks._profiled import profiled
+from tests.support.emulated_runs import plan_by_hand
 
 LEVELS = ((25.0, 8.0), (60.0, 8.0), (80.0, 4.0), (100.0, 8.0), (40.0, 6.0))
 """Of traffic that steps up, climbs and falls: events per second, and for how many seconds."""
@@ -113,34 +106,11 @@ async def pair(
     """
     sample, trace = traffic
     # A process that starts again takes a core for half a second: on a small machine it is that of replicas at work.
-    written = write(kind, folder, slo, name, forked=True)
-    pipeline = load_topology(written.topology)
-    measured = await profile_pipeline(
-        pipeline,
-        written.topology,
-        read_sample(written.events),
-        bootstrap_servers=bootstrap_servers,
-        options=Options(broker=bootstrap_servers, sample_s=0.5),
-    )
-    plan = planner(pipeline, measured, sample)
-    run = Run(
-        pipeline=pipeline,
-        topology=written.topology,
-        bootstrap_servers=bootstrap_servers,
-        plan=plan,
-        measured=measured,
-        log_folder=folder / name / "logs",
-        records=RecordOptions(prefix=f"{name}-"),
-        feed=trace_feed(trace, written.events, folder / name, "key"),
-        policy=POLICIES["default"],
-        replans=False,
-        sample=sample,
-        run_folder=folder / name / "run",
-    )
-    await append_time_sink(run)
-    async with open_run(run) as under_way:
-        await under_way.ready()
-        elsewhere = Elsewhere()
+    found = await profiled(bootstrap_servers, write(kind, folder, slo, name, forked=True), sample_s=0.5)
+    plan = planner(found.pipeline, found.measured, sample)
+    kept = {"policy": POLICIES["default"], "sample": sample, "run_folder": folder / name / "run"}
+    run = found.run(plan, trace, folder / name, "key", **kept)
+    async with stamped(run) as (under_way, elsewhere):
         loading_s, cost = time.time(), under_way.controller.view.cost
         await under_way.fed(asyncio.Event())
         loading_s = under_way.started_s - loading_s

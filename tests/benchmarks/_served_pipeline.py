@@ -13,27 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.controlplane.run_options import RecordOptions
-from inferline_stream.dataplane.sample_files import read_events
-from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Plan
-from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
-from inferline_stream.profiler.pipeline_profiler import profile_pipeline
-from inferline_stream.profiler.profiling_options import Options
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
-from tests.benchmarks._live import append_time_sink
+from tests.benchmarks import Figures
+from tests.benchmarks._live import stamped
 from tests.benchmarks._machine import ATTEMPTS, Elsewhere, quietest
+from tests.benchmarks._profiled import profiled
 from tests.benchmarks._sources import Fates
 from tests.benchmarks.fidelity import Found, compared
-from tests.support.emulated_runs import Script, trace_feed
-
-Figures = dict[str, float | int | str | None]
+from tests.support.emulated_runs import provisioned
 
 TOPOLOGY = Path(__file__).parents[1] / "scenarios/served/topology.py"
 RATE = 40.0
@@ -59,41 +49,15 @@ async def measure(folder: Path, quick: bool) -> Figures:
 
 
 async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures:
-    pipeline = load_topology(TOPOLOGY)
-    assert pipeline.sample is not None
-    events = TOPOLOGY.parent / pipeline.sample.events
-    measured = await profile_pipeline(
-        pipeline,
-        TOPOLOGY,
-        read_events(events),
-        bootstrap_servers=bootstrap_servers,
-        options=Options(broker=bootstrap_servers, sample_s=0.5, stage_s=0.5 if quick else 2.0),
-        root=folder,
-    )
+    served = await profiled(bootstrap_servers, TOPOLOGY, folder, sample_s=0.5, stage_s=0.5 if quick else 2.0)
     rng = np.random.default_rng(23)
     sample = gamma_trace(RATE, 1.0, 120.0, rng)
-    limits = {stage.name: stage.max_batch_size for stage in pipeline.stages}
-    kinds = catalogue(pipeline.hardware)
-    plan = provision(
-        Problem(shape_of(pipeline), measured, (sample,), pipeline.slo_s, kinds, max_batch_sizes=limits),
-        pipeline=pipeline.name,
-    )
+    limits = {stage.name: stage.max_batch_size for stage in served.pipeline.stages}
+    plan = provisioned(served.pipeline, served.measured, sample, max_batch_sizes=limits)
 
     def run(name: str, trace: Trace) -> Run:
         (folder / name).mkdir()
-        return Run(
-            pipeline=pipeline,
-            topology=TOPOLOGY,
-            bootstrap_servers=bootstrap_servers,
-            plan=plan,
-            measured=measured,
-            log_folder=folder / name / "logs",
-            records=RecordOptions(prefix=f"{name}-"),
-            feed=trace_feed(trace, events, folder / name),
-            policy=Script(()),
-            replans=False,
-            sample=sample,
-        )
+        return served.run(plan, trace, folder / name, sample=sample)
 
     # A broker's first minute is spent on compiling itself.
     await compared(run("warm-up", gamma_trace(RATE, 1.0, 4.0 if quick else 10.0, rng)), Fates())
@@ -126,9 +90,7 @@ async def _measure(bootstrap_servers: str, folder: Path, quick: bool) -> Figures
 
 async def _scaled(run: Run) -> Figures:
     """What the policy makes of traffic that leaps and falls."""
-    await append_time_sink(run)
-    async with open_run(run) as under_way:
-        await under_way.ready()
+    async with stamped(run) as (under_way, _):
         await under_way.fed(asyncio.Event())
         state = under_way.controller.state
         assert state is not None

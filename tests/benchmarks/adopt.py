@@ -44,8 +44,6 @@ from inferline_stream.pipeline.plan import Allocations, Plan, replicas_of
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, shape_of
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
 from inferline_stream.profiler.group_learner import GroupLearner
 from inferline_stream.replay.contenders import FAMILIES, Contest, Setting
 from inferline_stream.replay.group_tuner import GroupTuner
@@ -55,14 +53,12 @@ from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Ruled, Scaler
 from inferline_stream.tuner.group_plan import plan_groups
 from inferline_stream.tuner.group_replan import GroupPlanning, planned
-from tests.benchmarks import swing
+from tests.benchmarks import Figures, swing
 from tests.benchmarks._families import JUDGING, Case, case
 from tests.benchmarks.peers import RATE, START_UP_S, traffic
-from tests.support.emulated_runs import declared_profile
+from tests.support.emulated_runs import declared_profile, provisioned
 from tests.support.group_profiles import learned_group
 from tests.support.simulated_group import Worker, arrivals, looks
-
-Figures = dict[str, float | int | str | None]
 
 OBJECTIVE, STEP_S, PARTITIONS, MOST_PARTITIONS = 0.99, 0.5, 24, 384
 
@@ -151,7 +147,7 @@ def _swing6(draws: int | None, length_s: float) -> Figures:
     measured = declared_profile(pipeline, {("read", "search"): 0.6}, swing.START_UP_S)
     sample = gamma_trace(6 * generate.SAMPLE_RATE, 1.0, generate.SAMPLE_S, np.random.default_rng(1))
     kinds, shape = catalogue(pipeline.hardware), shape_of(pipeline)
-    plan = provision(Problem(shape, measured, (sample,), pipeline.slo_s, kinds))
+    plan = provisioned(pipeline, measured, sample)
     model = _model_of(shape, measured, plan, kinds, slo_s=5.0, rebalance=KIP848)
     judged = [generate.swing(np.random.default_rng(seed)) for seed in range(11, 11 + (draws or 10))]
     tuning = generate.swing(np.random.default_rng(generate.TUNING_SEED))

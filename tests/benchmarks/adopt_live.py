@@ -54,10 +54,9 @@ from inferline_stream.profiler.group_learner import GroupLearner
 from inferline_stream.runs.group_run import GroupReport, GroupRun, run_groups
 from inferline_stream.runs.replay_inputs import inputs_of_run
 from inferline_stream.testing.kafka import find_apache_kafka
-from tests.benchmarks._group_worker import FIXED_S, MOST, PER_EVENT_S
+from tests.benchmarks import Figures
 from tests.benchmarks.peers import RATE, traffic
-
-Figures = dict[str, float | int | str | None]
+from tests.integration.grouped.worker import FIXED_S, MOST, PER_EVENT_S
 
 GROUPS = ("eager", "kip848", "faust", "timer")
 PARTITIONS, SLO_S, HARDWARE = 24, 5.0, "cpu-1"
@@ -70,7 +69,7 @@ TIMER_WORKERS = 2
 FAUST_EACH_S = 0.03
 
 _TESTS = Path(__file__).parents[1]
-_SCALE, _WORKER = _TESTS / "integration/grouped/scale.py", Path(__file__).with_name("_group_worker.py")
+_SCALE = _TESTS / "integration/grouped/scale.py"
 _FAUST_APP = _TESTS / "scenarios/fausted"
 
 
@@ -149,7 +148,7 @@ class _Workers:
 
     Args:
         topic: that it reads.
-        kind: of `_group_worker`.
+        kind: of `grouped/worker.py`.
         group: its id.
     """
 
@@ -171,7 +170,7 @@ class _Workers:
     @property
     def run(self) -> str:
         of_worker = [self.kind, self.topic.servers, self.topic.name, self.group, str(self.folder)]
-        return shlex.join([sys.executable, str(_SCALE), "{replicas}", str(_WORKER), *of_worker])
+        return shlex.join([sys.executable, str(_SCALE), "{replicas}", "worker.py", *of_worker])
 
     async def wanted(self) -> int | None:
         return await self._command.wanted()

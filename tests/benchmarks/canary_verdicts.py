@@ -19,6 +19,7 @@ import numpy as np
 from inferline_stream.controlplane.decide.canary_steps import Trial, next_move
 from inferline_stream.controlplane.decide.version_judge import Evidence, judge
 from inferline_stream.observability.stage_counts import CanaryCounts, LogTimes
+from tests.benchmarks import Figures
 
 RATE, SHARE, WITHIN_S, LOOK_S, REPLICAS = 100.0, 0.1, 1800.0, 0.5, 9
 MEAN_BATCH = 3.0
@@ -46,9 +47,9 @@ VERSIONS = (
 )
 
 
-def measure(quick: bool) -> dict[str, float | int | str | None]:
+def measure(quick: bool) -> Figures:
     runs = 5 if quick else 20
-    figures: dict[str, float | int | str | None] = {}
+    figures: Figures = {}
     for number, version in enumerate(VERSIONS):
         found = [tried(version, np.random.default_rng([number, seed])) for seed in range(runs)]
         figures |= {

@@ -27,7 +27,7 @@ from inferline_stream.replay.loop import replay
 from inferline_stream.replay.policy_view import View
 from inferline_stream.replay.scalers import Tuner, Wish
 from inferline_stream.tuner.policy import POLICIES, initial_state
-from tests.benchmarks import _takeover, _transports
+from tests.benchmarks import Figures, _takeover, _transports
 
 STAGES, REPLICAS, RATE = 5, 200, 1e6
 UTILIZATION, BATCH, SLO_S = 0.7, 64, 0.5
@@ -72,7 +72,7 @@ class _Timed(Tuner):
         return found
 
 
-def measure(quick: bool) -> dict[str, float | int | str | None]:
+def measure(quick: bool) -> Figures:
     duration_s = 2.0 if quick else 4.0
     sample = gamma_trace(RATE, 1.0, 1.0, np.random.default_rng(1))
     plan, profile = plan_for(sample), measured()

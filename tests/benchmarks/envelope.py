@@ -13,6 +13,7 @@ import numpy as np
 
 from inferline_stream.calculus.envelope import NumpyKernel, TrafficEnvelope, compiled_kernel
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
+from tests.benchmarks import Figures
 
 WINDOWS_S = tuple(60.0 * 2.0**-i for i in range(10, -1, -1))
 RATES = (1e3, 1e4, 1e5, 1e6)
@@ -68,11 +69,11 @@ def mismatches() -> int:
     return found
 
 
-def measure(quick: bool) -> dict[str, float | int | str | None]:
+def measure(quick: bool) -> Figures:
     repeats = 1 if quick else 3
     compiled = compiled_kernel()
     measured(compiled, arrivals(1e3, 1.0, 65.0), BLOCK, 1)
-    figures: dict[str, float | int | str | None] = {}
+    figures: Figures = {}
     ns, us, small = [], [], []
     for rate in RATES:
         for cv in (1.0, 4.0):

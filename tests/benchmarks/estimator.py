@@ -24,6 +24,7 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
+from tests.benchmarks import Figures
 from tests.benchmarks._comparators import Network, simulate_with_plain_heap, simulate_with_simpy
 from tests.benchmarks._variation import varying
 from tests.support.event_heap import simulate_with_heap
@@ -52,9 +53,9 @@ Simulator = Callable[[Network, int], np.ndarray]
 """Returns the latencies of a network's first events."""
 
 
-def measure(quick: bool) -> dict[str, float | int | str | None]:
+def measure(quick: bool) -> Figures:
     compile_kernels()
-    figures: dict[str, float | int | str | None] = {}
+    figures: Figures = {}
     figures.update(kernel_figures(1_000_000, 5 if quick else 9))
     figures.update(pipeline_figures(quick))
     figures.update(distribution_figures(3 if quick else 7))

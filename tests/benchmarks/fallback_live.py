@@ -21,16 +21,12 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from inferline_stream.dataplane.sample_files import read_events as read_sample
-from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.trace import gamma_trace
-from inferline_stream.profiler.pipeline_profiler import profile_pipeline
-from inferline_stream.profiler.profiling_options import Options
 from inferline_stream.runs.archive import read_events
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import find_apache_kafka
-from tests.benchmarks._live import append_time_sink
-from tests.benchmarks._machine import Elsewhere
+from tests.benchmarks import Figures
+from tests.benchmarks._live import stamped
+from tests.benchmarks._profiled import profiled
 from tests.benchmarks._replay_fidelity import replayed
 from tests.support.emulated_runs import emulated_run, plan_by_hand
 
@@ -62,25 +58,19 @@ pipeline = Pipeline("falls_back", slo="5s", source=Topic("in", partitions=8, cod
 """
 
 
-def measure(quick: bool) -> dict[str, float | int | str | None]:
+def measure(quick: bool) -> Figures:
     del quick  # shorter, the share of the fallback would not run out
     with find_apache_kafka() as kafka, tempfile.TemporaryDirectory() as folder:
         return uvloop.run(_measure(kafka.bootstrap_servers, Path(folder)))
 
 
-async def _measure(bootstrap_servers: str, folder: Path) -> dict[str, float | int | str | None]:
+async def _measure(bootstrap_servers: str, folder: Path) -> Figures:
     """One run and its replay: shares of the events."""
-    topology, events = folder / "topology.py", folder / "events.jsonl"
+    topology = folder / "topology.py"
     topology.write_text(_TOPOLOGY)
-    events.write_text("".join(f'{{"n":{n}}}\n' for n in range(50)))
-    pipeline = load_topology(topology)
-    measured = await profile_pipeline(
-        pipeline,
-        topology,
-        read_sample(events),
-        bootstrap_servers=bootstrap_servers,
-        options=Options(broker=bootstrap_servers, sample_s=2.0),
-    )
+    (folder / "events.jsonl").write_text("".join(f'{{"n":{n}}}\n' for n in range(50)))
+    found = await profiled(bootstrap_servers, topology, sample_s=2.0)
+    measured = found.measured
     sample = gamma_trace(PLANNED_RATE, 1.0, 30.0, np.random.default_rng(7))
     run = emulated_run(
         folder,
@@ -90,12 +80,9 @@ async def _measure(bootstrap_servers: str, folder: Path) -> dict[str, float | in
         planned_rate=PLANNED_RATE,
         run_folder=folder / "run",
         measured=measured,
-        plan=plan_by_hand(pipeline, measured, sample, {"work": 1}),
+        plan=plan_by_hand(found.pipeline, measured, sample, {"work": 1}),
     )
-    await append_time_sink(run)
-    async with open_run(run) as under_way:
-        await under_way.ready()
-        elsewhere = Elsewhere()
+    async with stamped(run) as (under_way, elsewhere):
         await under_way.fed(asyncio.Event())
         others = elsewhere.cores()
         report = await under_way.report(await under_way.drain())

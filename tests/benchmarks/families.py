@@ -12,25 +12,19 @@ While others keep the machine busy a run is made again, at most twice, and the q
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import uvloop
 
-from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.plan import Plan
-from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import shape_of
-from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
 from inferline_stream.testing.kafka import find_apache_kafka
+from tests.benchmarks import Figures
 from tests.benchmarks._families import FAMILIES, JUDGING, drawn
 from tests.benchmarks._machine import QUIET_CORES, quietest
 from tests.benchmarks._replay_fidelity import LIMITS, Pair, pair, stepping
-
-Figures = dict[str, float | int | str | None]
+from tests.support.emulated_runs import provisioned
 
 FASTEST_FIRST = ("on_off", "spikes", "mixture", "levels", "ramps", "drift", "day")
 """Families by how long their rates usually take to rise: half a second, a quarter of a minute (with and without a day
@@ -83,19 +77,5 @@ async def _quietest(bootstrap_servers: str, folder: Path, family: str, judged_s:
     rng = np.random.default_rng([list(FAMILIES).index(family), *JUDGING.encode()])
     _, sample, trace = drawn(family, RATE, judged_s, rng)
     trace = Trace(trace.arrivals_s - trace.arrivals_s[0])
-    name = family.replace("_", "")
-    return await quietest(lambda k: pair(bootstrap_servers, folder, f"{name}{k}", (sample, trace), _planned))
-
-
-def _planned(pipeline: Pipeline, measured: PipelineProfile, sample: Trace) -> Plan:
-    return provision(
-        Problem(
-            shape_of(pipeline),
-            measured,
-            (sample,),
-            pipeline.slo_s,
-            catalogue(pipeline.hardware),
-            max_batch_sizes=LIMITS,
-        ),
-        pipeline=pipeline.name,
-    )
+    name, planner = family.replace("_", ""), partial(provisioned, max_batch_sizes=LIMITS)
+    return await quietest(lambda k: pair(bootstrap_servers, folder, f"{name}{k}", (sample, trace), planner))

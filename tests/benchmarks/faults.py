@@ -38,6 +38,7 @@ from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.testing.local_kafka import LocalKafka
+from tests.benchmarks import Figures
 from tests.benchmarks._live import passed_through
 from tests.support.controller_process import Controlled
 from tests.support.emulated_runs import trace_feed
@@ -51,8 +52,6 @@ AT_ONCE = 2
 """Kills in each of these rounds."""
 
 QUICK = (("kill_replica", "kill_dispatcher"), ("kill_dispatcher", "kill_controller"))
-
-Figures = dict[str, float | int | str | None]
 
 DELIVERIES: tuple[Delivery, ...] = ("at_least_once", "exactly_once")
 """By half of the faults."""

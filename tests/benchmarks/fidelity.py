@@ -44,9 +44,7 @@ import uvloop
 
 from inferline_stream.controlplane.observe.live_profile import corrected, slowdowns
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.controlplane.run_options import RecordOptions
-from inferline_stream.dataplane.sample_files import read_arrivals, read_events
-from inferline_stream.dataplane.topology_loader import load_topology
+from inferline_stream.dataplane.sample_files import read_arrivals
 from inferline_stream.errors import InferlineError
 from inferline_stream.estimator.evaluation import StageStatistics, evaluate
 from inferline_stream.estimator.quantile import quantile_s
@@ -54,29 +52,23 @@ from inferline_stream.estimator.station import station
 from inferline_stream.estimator.workload import Recorded, prepare
 from inferline_stream.isolation.limits import cores_here
 from inferline_stream.observability.stage_counts import StageCounts
-from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.plan import Allocation, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape, shape_of, visit_ratios
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.problem import Problem, replica_cores
-from inferline_stream.planner.provision import provision
-from inferline_stream.profiler.pipeline_profiler import profile_pipeline
-from inferline_stream.profiler.profiling_options import Options
+from inferline_stream.planner.problem import replica_cores
 from inferline_stream.runs.archive import read_record
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.report import RunReport
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.decision import Reason
-from tests.benchmarks import _examples
-from tests.benchmarks._live import append_time_sink, passed
-from tests.benchmarks._machine import QUIET_CORES, Elsewhere, quietest
+from tests.benchmarks import Figures
+from tests.benchmarks._live import passed, stamped
+from tests.benchmarks._machine import QUIET_CORES, quietest
 from tests.benchmarks._pipelines import results_of, taken, write
+from tests.benchmarks._profiled import MODERATION, OCR, profiled
 from tests.benchmarks._replay_fidelity import STEP_S, Pair, pair, stepping
 from tests.benchmarks._sources import Fates, Source, source_of
-from tests.support.emulated_runs import Script, plan_by_hand, trace_feed
-
-Figures = dict[str, float | int | str | None]
+from tests.support.emulated_runs import plan_by_hand, provisioned
 
 WARM_UP_EVENTS = 600
 
@@ -140,11 +132,11 @@ CASES = {
 QUICK = ("held", "mixed", "diamond")
 
 REAL = {
-    "moderation": (_examples.MODERATION, 1.0, 0.5),
-    "moderation_slow": (_examples.MODERATION, 0.6, 0.5),
-    "moderation_tight": (_examples.MODERATION, 0.8, 0.35),
-    "moderation_loose": (_examples.MODERATION, 1.2, 0.8),
-    "ocr": (_examples.OCR, 1.0, 3.0),
+    "moderation": (MODERATION, 1.0, 0.5),
+    "moderation_slow": (MODERATION, 0.6, 0.5),
+    "moderation_tight": (MODERATION, 0.8, 0.35),
+    "moderation_loose": (MODERATION, 1.2, 0.8),
+    "ocr": (OCR, 1.0, 3.0),
 }
 """An example, seconds of its sample per second, and SLO in seconds."""
 
@@ -305,10 +297,10 @@ def first_commands(folder: Path, runs: int, seconds: float) -> Figures:
     errors, costs, misses, corrections = [], [], [], 0
     for k in range(runs):
         home = folder / f"first{k}"
-        shutil.copytree(_examples.MODERATION.parent, home, ignore=shutil.ignore_patterns(".inferline"))
+        shutil.copytree(MODERATION.parent, home, ignore=shutil.ignore_patterns(".inferline"))
         options = ("--duration", f"{seconds:g}s", "--no-ui", "--metrics-port", "0", "--output", "json")
         app = (sys.executable, "-c", "from inferline_stream.cli.main import app; app()")
-        command = [*app, "run", str(home / _examples.MODERATION.name), *options]
+        command = [*app, "run", str(home / MODERATION.name), *options]
         done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode:  # e.g. a plan that does not fit on a busy machine
             sys.stderr.write(f"first command {k}: {done.stderr.decode(errors='replace')[-500:]}\n")
@@ -364,21 +356,14 @@ async def tried(case: Case, name: str, bootstrap_servers: str, folder: Path, qui
 
 async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, events: int) -> Found:
     """A plan by hand for emulated hardware."""
-    written = write(case.pipeline, folder, case.slo, name)
-    pipeline = load_topology(written.topology)
-    measured = await profile_pipeline(
-        pipeline,
-        written.topology,
-        read_events(written.events),
-        bootstrap_servers=bootstrap_servers,
-        options=Options(broker=bootstrap_servers, sample_s=0.5),
-    )
+    found = await profiled(bootstrap_servers, write(case.pipeline, folder, case.slo, name), sample_s=0.5)
+    measured = found.measured
     rng = np.random.default_rng([17, *name.encode()])
     trace = gamma_trace(case.rate, case.cv, 1.2 * events / case.rate, rng)
     trace = Trace(trace.arrivals_s[:events])
     replicas = {stage: count for stage, (_, count) in case.stages.items()}
     limits = {stage: limit for stage, (limit, _) in case.stages.items()}
-    plan = plan_by_hand(pipeline, measured, trace, replicas, max_batch_sizes=limits)
+    plan = plan_by_hand(found.pipeline, measured, trace, replicas, max_batch_sizes=limits)
     allocations = {
         stage: tuple(replace(a, hold_s=case.hold_s.get(stage, 0.0)) for a in (*held, *case.beside.get(stage, ())))
         for stage, held in plan.allocations.items()
@@ -389,18 +374,7 @@ async def _once(case: Case, name: str, bootstrap_servers: str, folder: Path, eve
     }
     utilization = {stage: plan.arrival_rate * plan.visit_ratios[stage] / rate for stage, rate in served.items()}
     plan = replace(plan, allocations=allocations, utilization=utilization)
-    run = Run(
-        pipeline=pipeline,
-        topology=written.topology,
-        bootstrap_servers=bootstrap_servers,
-        plan=plan,
-        measured=measured,
-        log_folder=folder / name / "logs",
-        records=RecordOptions(prefix=f"{name}-"),
-        feed=trace_feed(trace, written.events, folder / name, "key"),
-        policy=Script(()),
-        replans=False,
-    )
+    run = found.run(plan, trace, folder / name, "key")
     return await compared(run, Fates(lambda event: taken(event["n"]), lambda event: results_of(event["key"])))
 
 
@@ -414,46 +388,23 @@ async def real(
     for topology in dict.fromkeys(topology for topology, _, _ in plans.values()):
         home = folder / topology.parent.name
         home.mkdir()
-        examples[topology] = await _examples.profiled(
-            bootstrap_servers, topology, home, Options(broker=bootstrap_servers)
-        )
+        examples[topology] = await profiled(bootstrap_servers, topology, home)
     found: dict[str, Found] = {}
     for name, (topology, speed_up, slo_s) in plans.items():
         example, home = examples[topology], folder / topology.parent.name
         pipeline, whole = example.pipeline, read_arrivals(topology.parent / example.sample.arrivals)
-        is_text = topology == _examples.MODERATION
+        is_text = topology == MODERATION
         posts = Fates(lambda event: {"toxicity": classify(event["text"])[0] == "en"})
         fates = posts if is_text else _fates_of_pages()
         trace = busiest_stretch(whole.sped_up(speed_up), seconds)
         cores = replica_cores(cores_here(), shape_of(pipeline), example.measured, trace.arrival_rate)
         try:
-            plan = provision(
-                Problem(
-                    shape_of(pipeline),
-                    example.measured,
-                    (trace,),
-                    slo_s,
-                    catalogue(pipeline.hardware),
-                    max_batch_sizes={stage.name: stage.max_batch_size for stage in pipeline.stages},
-                    cores=cores,
-                ),
-                pipeline=pipeline.name,
-            )
-            (home / "runs" / name).mkdir(parents=True)
-            events = example.events if is_text else _shuffled(example.events, len(trace), home / "runs" / name)
-            run = Run(
-                pipeline=pipeline,
-                topology=topology,
-                bootstrap_servers=bootstrap_servers,
-                plan=plan,
-                measured=example.measured,
-                log_folder=home / "runs" / name / "logs",
-                records=RecordOptions(prefix=f"{name}-"),
-                feed=trace_feed(trace, events, home / "runs" / name, "text" if is_text else None),
-                policy=Script(()),
-                replans=False,
-                cores=cores,
-            )
+            limits = {stage.name: stage.max_batch_size for stage in pipeline.stages}
+            plan = provisioned(pipeline, example.measured, trace, target_s=slo_s, max_batch_sizes=limits, cores=cores)
+            (own := home / "runs" / name).mkdir(parents=True)
+            if not is_text:
+                example = replace(example, events=_shuffled(example.events, len(trace), own))
+            run = example.run(plan, trace, own, "text" if is_text else None, cores=cores)
             found[name] = await compared(run, fates)
         except InferlineError as error:  # real models on a slow machine are no reason to lose the rest
             sys.stderr.write(f"{name}: {error}\n")
@@ -461,7 +412,7 @@ async def real(
 
 
 def _fates_of_pages() -> Fates:
-    rows = map(msgspec.json.decode, (_examples.OCR.parent / "known.jsonl").read_bytes().splitlines())
+    rows = map(msgspec.json.decode, (OCR.parent / "known.jsonl").read_bytes().splitlines())
     lines = {row["page"]: len(row["lines"]) for row in rows}
     return Fates(results=lambda page: {"find": lines[page["name"]]})
 
@@ -491,10 +442,7 @@ async def compared(run: Run, fates: Fates) -> Found:
         fates: of the events.
     """
     shape = shape_of(run.pipeline)
-    await append_time_sink(run)
-    async with open_run(run) as under_way:
-        await under_way.ready()
-        elsewhere = Elsewhere()
+    async with stamped(run) as (under_way, elsewhere):
         await under_way.fed(asyncio.Event())
         others = elsewhere.cores()
         lag = await under_way.drain()

@@ -28,7 +28,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-Figures = dict[str, float | int | str | None]
+from tests.benchmarks import Figures
 
 ROOT = Path(__file__).parents[2]
 LONGEST_S = 300.0

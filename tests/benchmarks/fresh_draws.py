@@ -25,6 +25,7 @@ from inferline_stream.pipeline.shape import Arrow, FanOut, Paths, Shape
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
+from tests.benchmarks import Figures
 
 MOST = 20
 """Results of an event, or events of a moment: 0 to so many, each number as often."""
@@ -35,8 +36,6 @@ MOMENTS = 6_000
 SIZES = (1, 2, 4, 8, 16)
 
 CATALOGUE = {name: Hardware(name, price) for name, price in (("slow", 0.1), ("fast", 0.45))}
-
-Figures = dict[str, float | int | str | None]
 
 
 @dataclass(frozen=True, slots=True)

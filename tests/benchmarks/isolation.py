@@ -19,9 +19,8 @@ from inferline_stream.isolation.probes import Probed, probe
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kafka import EmbeddedKafka
+from tests.benchmarks import Figures
 from tests.support.director import Director
-
-Figures = dict[str, float | int | str | None]
 
 _TOPOLOGY = '''
 """Models of scikit-learn and onnxruntime, imported where the stage is built, as the examples do."""

@@ -43,6 +43,7 @@ from inferline_stream.replay.compare import CLAIRVOYANT, NO_TUNER, compare
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed
+from tests.benchmarks import Figures
 from tests.benchmarks._families import (
     DAYS,
     FAMILIES,
@@ -54,8 +55,6 @@ from tests.benchmarks._families import (
     site_day,
 )
 from tests.benchmarks.swing import SYSTEMS as OTHERS
-
-Figures = dict[str, float | int | str | None]
 
 OBJECTIVE = 0.99
 REVERSAL_S = 60.0

@@ -16,10 +16,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.benchmarks import Figures
 from tests.benchmarks._mutation import Mutant, mutants
 from tests.benchmarks._mutation_plugin import FATES, MUTANTS, SURVIVED, TIMED_OUT
-
-Figures = dict[str, float | int | str | None]
 
 ROOT = Path(__file__).parent.parent.parent
 ROOMS = ("tuner", "planner")

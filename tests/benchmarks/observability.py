@@ -7,7 +7,6 @@ more often than that, so that the difference is above the clock's resolution.
 
 from __future__ import annotations
 
-import os
 import re
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from inferline_stream.actuators.core_times import cpu_s
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.testing.local_kafka import free_ports
 from tests.benchmarks._machine import Elsewhere
@@ -29,7 +29,6 @@ from tests.benchmarks._page import page_figures
 
 RATE = 1000.0
 SCRAPES_PER_S = 10
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 _TOPOLOGY = """
 from inferline_stream import Pipeline, Sample, Stage, Topic
@@ -96,14 +95,14 @@ def _scrapes(metrics: str, pid: int, rounds: int, window_s: float) -> dict[str, 
     before = _value(metrics, "inferline_events_out_total"), time.monotonic()
     for _ in range(rounds):
         for scraped in (True, False):
-            began_s, cpu_s = time.monotonic(), _cpu_s(pid)
+            began_s, before_s = time.monotonic(), cpu_s(pid)
             while (now_s := time.monotonic()) < began_s + window_s:
                 if scraped:
                     start_s = time.perf_counter()
                     size = len(_read(metrics))
                     took_s.append(time.perf_counter() - start_s)
                 time.sleep(max(0.0, 1 / SCRAPES_PER_S - (time.monotonic() - now_s)))
-            share[scraped].append((_cpu_s(pid) - cpu_s) / (time.monotonic() - began_s))
+            share[scraped].append((cpu_s(pid) - before_s) / (time.monotonic() - began_s))
     events = _value(metrics, "inferline_events_out_total") - before[0]
     scrapes_per_s = len(took_s) / (rounds * window_s)
     extra = [on - off for on, off in zip(share[True], share[False], strict=True)]
@@ -130,8 +129,3 @@ def _value(metrics: str, name: str) -> float:
     except OSError:
         return 0.0
     return float(found[1]) if found else 0.0
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S

@@ -21,28 +21,17 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from inferline_stream.dataplane.sample_files import read_events
-from inferline_stream.pipeline.hardware import catalogue
-from inferline_stream.pipeline.plan import Plan
-from inferline_stream.pipeline.profile import PipelineProfile
-from inferline_stream.pipeline.shape import shape_of
-from inferline_stream.pipeline.topology import Pipeline
-from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
-from inferline_stream.profiler.pipeline_profiler import profile_pipeline
-from inferline_stream.profiler.profiling_options import Options
-from inferline_stream.runs.lifecycle import open_run
+from inferline_stream.pipeline.trace import gamma_trace, levels_trace
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
+from tests.benchmarks import Figures
 from tests.benchmarks._backfill import measure_backfill
-from tests.benchmarks._live import append_time_sink, one_stage
-from tests.benchmarks._machine import Elsewhere
+from tests.benchmarks._live import one_stage, stamped
 from tests.benchmarks._pipelines import START_UP_S
+from tests.benchmarks._profiled import profiled
 from tests.benchmarks._replay_fidelity import pair, replayed
 from tests.benchmarks._workloads import warped
-
-Figures = dict[str, float | int | str | None]
+from tests.support.emulated_runs import provisioned
 
 RATE, CALM_S, RISE_S = 25.0, 40.0, 2 * START_UP_S
 """Of the leap."""
@@ -74,7 +63,7 @@ async def measure_leap(bootstrap_servers: str, folder: Path, seed: int = 0) -> F
     rates = RATE * np.array([1.0, 1.0, 2.0, 2.0, 1.0, 1.0])
     leap = warped(lambda t: np.interp(t, corners_s, rates), 1.0, float(corners_s[-1]), rng)
     sample = gamma_trace(RATE, 1.0, 300.0, rng)
-    found = await pair(bootstrap_servers, folder, f"leap{seed}", (sample, leap), _planned, kind="slow", slo="2s")
+    found = await pair(bootstrap_servers, folder, f"leap{seed}", (sample, leap), provisioned, kind="slow", slo="2s")
     return {
         "leap_2_late": round(found.live_miss_rate, 4),
         "leap_2_late_replayed": round(found.replayed_miss_rate, 4),
@@ -85,11 +74,6 @@ async def measure_leap(bootstrap_servers: str, folder: Path, seed: int = 0) -> F
     }
 
 
-def _planned(pipeline: Pipeline, measured: PipelineProfile, sample: Trace) -> Plan:
-    kinds = catalogue(pipeline.hardware)
-    return provision(Problem(shape_of(pipeline), measured, (sample,), pipeline.slo_s, kinds), pipeline=pipeline.name)
-
-
 async def measure_partition(bootstrap_servers: str, folder: Path) -> Figures:
     """A partition of a thousand events a second, of which some cannot be on time."""
     trace = levels_trace(list(LEVELS), 1.0, np.random.default_rng(41))
@@ -98,18 +82,9 @@ async def measure_partition(bootstrap_servers: str, folder: Path) -> Figures:
         emulated=SERVES, slo="500ms", planned_rate=LEVELS[0][0],
         record_bytes=200, forked=True, partitions=1, keys=False,
     )  # fmt: skip
-    measured = await profile_pipeline(
-        run.pipeline,
-        run.topology,
-        read_events(run.topology.with_name("events.jsonl")),
-        bootstrap_servers=bootstrap_servers,
-        options=Options(broker=bootstrap_servers, sample_s=0.5),
-    )
+    measured = (await profiled(bootstrap_servers, run.topology, sample_s=0.5)).measured
     run = replace(run, measured=measured, run_folder=folder / "partition")
-    await append_time_sink(run)
-    async with open_run(run) as under_way:
-        await under_way.ready()
-        elsewhere = Elsewhere()
+    async with stamped(run) as (under_way, elsewhere):
         feeding = asyncio.create_task(under_way.fed(asyncio.Event()))
         span = 0
         while not feeding.done():

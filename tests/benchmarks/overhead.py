@@ -32,6 +32,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.testing.kafka import find_apache_kafka
+from tests.benchmarks import Figures
 from tests.benchmarks._machine import Elsewhere
 from tests.benchmarks._slot_cost import slot_us
 from tests.support.director import Director
@@ -61,8 +62,6 @@ last = Stage("last", same, after=[more], hardware=["cpu-1"], max_batch_size={bat
 pipeline""",
     1,
 ).replace("[work], order", "[work, more, last], order")
-
-Figures = dict[str, float | int | str | None]
 
 
 def measure(quick: bool) -> Figures:

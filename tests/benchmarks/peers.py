@@ -34,8 +34,6 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import PARTITIONS, Comparison, Tuned, compare
 from inferline_stream.replay.contenders import FAMILIES, Contest, ordinary
 from inferline_stream.replay.loop import Conditions
@@ -43,10 +41,11 @@ from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.runs.report import RunReport
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
+from tests.benchmarks import Figures
 from tests.benchmarks._bound_supervisor import bound_actuator
-from tests.benchmarks._draws import Figures, figures_of, on_draws
+from tests.benchmarks._draws import figures_of, on_draws
 from tests.benchmarks._live_rule import LiveRule
-from tests.support.emulated_runs import declared_profile, emulated_run, trace_feed
+from tests.support.emulated_runs import declared_profile, emulated_run, provisioned, trace_feed
 
 OURS = ("default", "inferline")
 LIVE_PEERS = ("keda", "flink-fast", "ray", "cg-peak")
@@ -116,9 +115,7 @@ def _ground(folder: Path) -> Ground:
     pipeline = load_topology(folder / "topology.py")
     measured = declared_profile(pipeline, {}, START_UP_S)
     sample = gamma_trace(RATE, 1.0, 300.0, np.random.default_rng(1))
-    shape, kinds = shape_of(pipeline), catalogue(pipeline.hardware)
-    plan = provision(Problem(shape, measured, (sample,), pipeline.slo_s, kinds), pipeline=pipeline.name)
-    return Ground(folder, pipeline, measured, sample, plan)
+    return Ground(folder, pipeline, measured, sample, provisioned(pipeline, measured, sample))
 
 
 def _replayed(ground: Ground, tuning: Trace, trace: Trace, tuned: Tuned | None) -> Comparison:

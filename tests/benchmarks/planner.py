@@ -34,12 +34,11 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.planner.evaluator import Spread, Stopped
 from inferline_stream.planner.problem import COST_EPSILON, Problem, cost_of
 from inferline_stream.planner.provision import MARGIN, PAPER_WORK, Algorithm, SearchSettings, provision, search
+from tests.benchmarks import Figures
 from tests.benchmarks._variation import varying
 from tests.benchmarks.instances.published import SHAPES as PUBLISHED
 from tests.benchmarks.instances.published import Instance, prices, published
 from tests.unit.planner.problems import random_problem
-
-Figures = dict[str, float | int | str | None]
 
 KINDS = ("t4", "a30", "a100")
 MODELS = ("bert-dist6l-ort", "tft-pytorch", "bert-dist4l-pytorch", "bert-large-trt", "bert-dist6l-pytorch", "tft-trt")

@@ -39,6 +39,7 @@ from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.testing.kafka import find_apache_kafka
+from tests.benchmarks import Figures
 from tests.benchmarks._live import Passed
 from tests.benchmarks._machine import Elsewhere
 from tests.benchmarks._pools import PoolBench, Watch, pool
@@ -55,8 +56,6 @@ BATCHED_PLANS = ((2, 100.0, 1.0), (3, 150.0, 1.0), (4, 150.0, 2.0))
 """(replicas, rate, CV) with batches to 16."""
 
 ONLY_FULL = "measured without --quick only"
-
-Figures = dict[str, float | int | str | None]
 
 
 @dataclass(frozen=True, slots=True)

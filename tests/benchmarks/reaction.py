@@ -28,11 +28,11 @@ from inferline_stream.controlplane.records.control_records import Override, enco
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
-from tests.benchmarks._live import append_time_sink, one_stage, passed
+from tests.benchmarks import Figures
+from tests.benchmarks._live import one_stage, passed, stamped
 from tests.support.director import ready_logged_s
 
 RATE = 60.0
@@ -42,16 +42,16 @@ RATE_OF_DEATHS, DEATHS = 200.0, 3
 HARDWARE = "emulated-cpu"
 
 
-def measure(quick: bool) -> dict[str, float | int | str | None]:
+def measure(quick: bool) -> Figures:
     with find_apache_kafka() as kafka, tempfile.TemporaryDirectory() as folder:
         return asyncio.run(_measure(kafka.bootstrap_servers, Path(folder), 2 if quick else 9))
 
 
-async def _measure(bootstrap_servers: str, folder: Path, rounds: int) -> dict[str, float | int | str | None]:
+async def _measure(bootstrap_servers: str, folder: Path, rounds: int) -> Figures:
     standby = [s for _ in range(rounds) for s in await _deaths(bootstrap_servers, folder)]
     steps = [await _step(bootstrap_servers, folder) for _ in range(rounds)]
     found = [step for step in steps if step is not None]
-    figures: dict[str, float | int | str | None] = {
+    figures: Figures = {
         "standby_ms": statistics.median(standby) * 1e3,
         "standby_ms_max": max(standby) * 1e3,
         "steps": len(found),
@@ -96,9 +96,7 @@ async def _step(bootstrap_servers: str, folder: Path) -> _Step | None:
         planned_rate=RATE,
         policy=POLICIES["default"],
     )
-    await append_time_sink(run)
-    async with open_run(run) as under_way:
-        await under_way.ready()
+    async with stamped(run) as (under_way, _):
         first = await _replicas(under_way)
         await under_way.fed(asyncio.Event())
         ups = [d for d in under_way.controller.view.decisions if d.action == "scale_up"]
@@ -139,10 +137,8 @@ async def _deaths(bootstrap_servers: str, folder: Path) -> list[float]:
         slo="250ms",
         planned_rate=RATE_OF_DEATHS,
     )
-    await append_time_sink(run)
     died_s = []
-    async with open_run(run) as under_way:
-        await under_way.ready()
+    async with stamped(run) as (under_way, _):
         standby = Override("standby", "work", 1)
         control = under_way.context.names.control
         await write_once(bootstrap_servers, Record.keyed(control, standby.key, encode(standby)))

@@ -29,7 +29,7 @@ from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Scaler, Scheduled, Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
-from tests.benchmarks import judging
+from tests.benchmarks import Figures, judging
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import (
     BASE_RATE,
@@ -42,7 +42,6 @@ from tests.benchmarks._workloads import (
     ramp,
 )
 
-Figures = dict[str, float | int | str | None]
 MEASURED = profile()
 PRICES = {name: kind.price_per_hour for name, kind in CATALOGUE.items()}
 STUDENT = {10: 2.26}

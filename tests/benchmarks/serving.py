@@ -36,12 +36,10 @@ from inferline_stream.profiler.service_times import measure as measure_times
 from inferline_stream.profiler.service_times import measure_contention
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.benchmarks import _served_pipeline
+from tests.benchmarks import Figures, _served_pipeline
 from tests.support.director import Director
 from tests.support.grpc_model_server import field, fields
 from tests.support.model_server import ServerProcess, model_server_process
-
-Figures = dict[str, float | int | str | None]
 
 BATCH, CONCURRENCY, MOST_AT_ONCE = 8, 16, 8
 SLOW_S, SLOWER_S, RATE, SLO_S, HOP_S = 0.020, 0.008, 60.0, 0.25, 0.01

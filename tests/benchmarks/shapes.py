@@ -36,6 +36,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import FanOut, Paths
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import EmbeddedKafka, find_apache_kafka
+from tests.benchmarks import Figures
 from tests.benchmarks._shape_trees import Outcome, outcome_of
 from tests.benchmarks.fidelity import CASES, REAL, of_plans, real, tried, warmed_up
 from tests.support.emulated_runs import emulated_run, on_this_host, records_in
@@ -64,8 +65,6 @@ pipeline = Pipeline("hostile", slo="500ms", source=Topic("in", partitions=2), si
 
 GOOD = 50
 """Good events before each kind of hostile one, and after the last."""
-
-Figures = dict[str, float | int | str | None]
 
 
 TREES = (46, 6, 1, 28, 26, 49, 29, 55, 25, 58)

@@ -22,9 +22,9 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import PARTITIONS
+from tests.benchmarks import Figures
 from tests.benchmarks._reference import CATALOGUE, SHAPE, profile
 
-Figures = dict[str, float | int | str | None]
 Costs = dict[float, float | None]
 """Dollars per hour by SLO in seconds."""
 

@@ -18,9 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.benchmarks import Figures
 from tests.benchmarks.mutants import ROOT
-
-Figures = dict[str, float | int | str | None]
 
 DISPATCHER = "inferline_stream/dataplane/dispatcher"
 

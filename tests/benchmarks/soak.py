@@ -21,6 +21,7 @@ from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
+from tests.benchmarks import Figures
 from tests.support.emulated_runs import emulated_run
 from tests.support.soak import CONTROLLER, SUPERVISOR, Counts, Growth, ProcessSample, counts, growth, soak
 
@@ -30,8 +31,6 @@ RATE = 175.0
 
 FEW, MORE = {"parse": 2, "check": 1, "decide": 1}, {"parse": 3, "check": 2, "decide": 2}
 CHANGE_S = 20.0
-
-Figures = dict[str, float | int | str | None]
 
 
 def measure(quick: bool) -> Figures:

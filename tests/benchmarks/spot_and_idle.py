@@ -39,11 +39,9 @@ from inferline_stream.replay.scalers import Tuner
 from inferline_stream.replay.spot_mix import spot_mix
 from inferline_stream.tuner.policy import initial_state, step
 from inferline_stream.tuner.staffing_table import staffing
-from tests.benchmarks import _reference
+from tests.benchmarks import Figures, _reference
 from tests.benchmarks._families import JUDGING, Case, Pipeline, case
 from tests.benchmarks.judging import OBJECTIVE, OURS, Ran, judge
-
-Figures = dict[str, float | int | str | None]
 
 RUNS, QUICK_RUNS, QUICK_EVENTS, QUICK_S = 32, 4, 10_000, 300.0
 PRICE, LOSSES_PER_HOUR, AWAY_S, NOTICES = 1 / 3, 1.0, 600.0, ("0s", "30s", "2m")

@@ -27,12 +27,11 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import Comparison, Tuned, compare
 from inferline_stream.replay.loop import Conditions
-from tests.benchmarks._draws import Figures, figures_of, on_draws
-from tests.support.emulated_runs import declared_profile
+from tests.benchmarks import Figures
+from tests.benchmarks._draws import figures_of, on_draws
+from tests.support.emulated_runs import declared_profile, provisioned
 
 EXAMPLE = Path(__file__).parents[2] / "topologies/minimal"
 START_UP_S = 2.0
@@ -67,7 +66,7 @@ def figures(draws: int, tuned: Tuned | None = None, *, hindsight: bool = True) -
     measured = declared_profile(pipeline, {("read", "search"): hard}, START_UP_S)
     sample = read_arrivals(EXAMPLE / "arrivals.csv")
     shape, kinds = shape_of(pipeline), catalogue(pipeline.hardware)
-    plan = provision(Problem(shape, measured, (sample,), pipeline.slo_s, kinds), pipeline=pipeline.name)
+    plan = provisioned(pipeline, measured, sample)
     generate = _generator()
 
     def swing(seed: int) -> Trace:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-Figures = dict[str, float | int | str | None]
+from tests.benchmarks import Figures
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("inferline-stream"))

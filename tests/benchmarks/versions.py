@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import canary_verdicts, fallback_gains, fallback_live
+from tests.benchmarks import Figures, canary_verdicts, fallback_gains, fallback_live
 
 
-def measure(quick: bool) -> dict[str, float | int | str | None]:
+def measure(quick: bool) -> Figures:
     parts = {"canary": canary_verdicts, "fallback": fallback_gains}
     if not quick:
         parts["fallback_live"] = fallback_live

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -20,6 +19,7 @@ from inferline_stream.kafka.topic_state import UNKNOWN_TOPIC, topic_states
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.local_kafka import LocalKafka
 from tests.kube.fixtures import make_api
+from tests.support.deadlines import until
 
 __all__ = ["make_api"]
 
@@ -57,7 +57,7 @@ class Clients:
             (described,) = await admin.describe_topics([topic])
             return len([part for part in described["partitions"] if part["leader"] >= 0]) == count
 
-        await self.eventually(all_led, f"{topic} has {count} partitions")
+        await until(all_led, f"{topic} has {count} partitions")
 
     async def grow(self, topic: str, partitions: int) -> None:
         """Give a topic more partitions."""
@@ -81,8 +81,8 @@ class Clients:
         async def seen() -> bool:
             return await self._topic_id(topic) not in {before, ""}
 
-        await self.eventually(created, f"{topic} is created again")
-        await self.eventually(seen, f"the broker knows the new {topic}")
+        await until(created, f"{topic} is created again")
+        await until(seen, f"the broker knows the new {topic}")
         await self.until_partitions(topic, partitions)
         parts = [TopicPartition(topic, number) for number in range(partitions)]
         reader = await self.reader(topic, *range(partitions))
@@ -90,7 +90,7 @@ class Clients:
         async def empty() -> bool:
             return not any((await reader.end_offsets(parts)).values())
 
-        await self.eventually(empty, f"the broker leads the new {topic}")
+        await until(empty, f"the broker leads the new {topic}")
 
     async def _topic_id(self, topic: str) -> str:
         client = await self._raw_client()
@@ -157,18 +157,6 @@ class Clients:
                 pytest.fail(f"unexpected {await consumer.getone()}")
         except TimeoutError:
             pass
-
-    @staticmethod
-    async def eventually(condition: Callable[[], Any], what: str, within_s: float = 60.0) -> None:
-        """Wait until a condition, which may be a coroutine function, holds."""
-        deadline_s = time.monotonic() + within_s
-        while True:
-            holds = condition()
-            if await holds if asyncio.iscoroutine(holds) else holds:
-                return
-            if time.monotonic() > deadline_s:
-                pytest.fail(f"not within {within_s} s: {what}")
-            await asyncio.sleep(0.02)
 
 
 async def _stop(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:

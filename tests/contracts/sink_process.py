@@ -12,18 +12,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from inferline_stream.connectors.sinks.topic_sink import TopicSink
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.kafka.offsets import Offsets
-from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import EVENT_ID
-from tests.contracts.commands import DEADLINE_S, command
-
-SEALABLE = not unsupported(Isolation())
+from tests.contracts.commands import command
 
 
 async def topic_on(bootstrap_servers: str, partitions: int = 2, **settings: str) -> str:
@@ -85,15 +80,6 @@ async def running(kind: str, bootstrap_servers: str, topic: str, *options: str) 
     to = ("--bootstrap-servers", bootstrap_servers, "--topic", topic)
     async with command(sys.executable, "-m", module, *to, *options) as process:
         yield Command(process)
-
-
-async def until(condition, what: str) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        pytest.fail(f"not in {DEADLINE_S:g} s: {what}")
 
 
 @contextlib.asynccontextmanager

@@ -26,6 +26,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.version import kind_of_version
 from inferline_stream.testing.kafka import KafkaServer
 from tests.kube.api import KubeApi, client_of
+from tests.support.deadlines import next_exit
 from tests.support.fake_actuator import FakeActuator
 
 DEADLINE_S = 30.0
@@ -144,16 +145,14 @@ async def seen(subject: Subject, state: str = "running") -> list[ObservedReplica
     return [replica for replica in await subject.actuator.observe() if replica.state == state]
 
 
-async def next_exit(subject: Subject) -> ReplicaExit:
-    async with asyncio.timeout(DEADLINE_S):
-        gone = await subject.actuator.next_exit()
+async def replica_exit(subject: Subject) -> ReplicaExit:
+    gone = await next_exit(subject.actuator)
     assert isinstance(gone, ReplicaExit)
     return gone
 
 
 async def next_dispatcher_exit(subject: Subject) -> DispatcherExit:
-    async with asyncio.timeout(DEADLINE_S):
-        gone = await subject.actuator.next_exit()
+    gone = await next_exit(subject.actuator)
     assert isinstance(gone, DispatcherExit)
     return gone
 
@@ -175,7 +174,7 @@ async def test_names_are_never_used_twice(subject: Subject) -> None:
     await subject.actuator.scale("a", "cpu-1", 2)
     first = await seen(subject)
     await subject.crash(first[0])
-    await next_exit(subject)
+    await replica_exit(subject)
     async with asyncio.timeout(DEADLINE_S):
         while len(await seen(subject)) < 2:
             await asyncio.sleep(0.02)
@@ -211,7 +210,7 @@ async def test_a_retired_replica_ends_as_expected_and_stays_away(subject: Subjec
     (replica,) = await seen(subject)
     await subject.actuator.scale("a", "cpu-1", 0)
     await subject.finish(replica)
-    gone = await next_exit(subject)
+    gone = await replica_exit(subject)
     assert (gone.replica, gone.stage, gone.hardware) == (replica.replica, "a", "cpu-1")
     assert gone.expected
     assert gone.exit_code == 0
@@ -231,7 +230,7 @@ async def test_a_version_of_a_stage_stands_beside_the_running_one_and_goes_witho
     await subject.actuator.know(SPECS)
     await subject.actuator.scale("a", kind, 0)
     await subject.finish(tried)
-    assert (await next_exit(subject)).hardware == kind
+    assert (await replica_exit(subject)).hardware == kind
     assert await seen(subject) == others
 
 
@@ -250,7 +249,7 @@ async def test_a_retiring_replica_that_stays_is_made_to_end_after_the_deadline(s
     await seen(subject)
     start_s = asyncio.get_running_loop().time()
     await subject.actuator.scale("a", "cpu-1", 0)
-    gone = await next_exit(subject)
+    gone = await replica_exit(subject)
     assert gone.expected
     assert gone.exit_code in (-signal.SIGTERM, -signal.SIGKILL)
     assert asyncio.get_running_loop().time() - start_s >= 0.95
@@ -260,7 +259,7 @@ async def test_a_dead_replica_is_reported_and_restarted(subject: Subject) -> Non
     await subject.actuator.scale("a", "cpu-1", 1)
     (replica,) = await seen(subject)
     await subject.crash(replica)
-    gone = await next_exit(subject)
+    gone = await replica_exit(subject)
     assert not gone.expected
     assert gone.exit_code == -signal.SIGKILL
     assert "SIGKILL" in gone.reason
@@ -282,7 +281,7 @@ async def test_the_wait_doubles_from_death_to_death(subject: Subject, monkeypatc
             while not (running := await seen(subject)):
                 await asyncio.sleep(0.01)
         await subject.crash(running[0])
-        waits_s.append((await next_exit(subject)).restart_in_s)
+        waits_s.append((await replica_exit(subject)).restart_in_s)
     assert waits_s == pytest.approx([0.1, 0.2, 0.4])
 
 
@@ -290,7 +289,7 @@ async def test_one_that_waits_for_its_restart_retires_before_those_that_run(subj
     await subject.actuator.scale("a", "cpu-1", 2)
     oldest, youngest = await seen(subject)
     await subject.crash(oldest)
-    await next_exit(subject)
+    await replica_exit(subject)
     await subject.actuator.scale("a", "cpu-1", 1)
     assert [r.replica for r in await subject.actuator.observe() if r.state != "retiring"] == [youngest.replica]
 
@@ -303,7 +302,7 @@ async def test_drain_waits_until_every_replica_is_gone(subject: Subject) -> None
         draining = tasks.create_task(subject.actuator.drain(DEADLINE_S))
         await asyncio.sleep(0)
         await subject.finish(replicas[0])
-        await next_exit(subject)
+        await replica_exit(subject)
         assert not draining.done()
         await subject.finish(replicas[1])
     assert await subject.actuator.observe() == ()
@@ -401,7 +400,7 @@ async def test_drain_stops_dispatchers_before_it_retires_replicas(subject: Subje
             while not await seen(subject, "retiring"):
                 await asyncio.sleep(0.01)
         await subject.finish(replica)
-        assert (await next_exit(subject)).expected
+        assert (await replica_exit(subject)).expected
     assert await subject.actuator.observe() == ()
 
 

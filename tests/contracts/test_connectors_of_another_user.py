@@ -17,15 +17,14 @@ import msgspec
 import pytest
 
 import inferline_stream
-from inferline_stream.isolation.seal import unsupported
-from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.commands import command, until_lines
 from tests.contracts.sink_process import topic_on
 from tests.contracts.test_isolation import NOBODY, interpreter_for_nobody
 from tests.contracts.test_sources import isolated_part_of, said
+from tests.support.sandbox import needs_sandbox
 
-pytestmark = pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
+pytestmark = needs_sandbox
 
 
 @pytest.fixture(scope="module")

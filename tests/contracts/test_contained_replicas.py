@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 import inferline_stream
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from tests.support.director import Director
+from tests.support.sandbox import needs_sandbox
 
-pytestmark = pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
+pytestmark = needs_sandbox
 
 TOPOLOGY = """
 from inferline_stream import Isolation, Pipeline, Stage, Topic

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
-from inferline_stream.isolation.seal import unsupported
-from inferline_stream.pipeline.isolation import Isolation
 from tests.support.director import Director
+from tests.support.sandbox import needs_sandbox
 
-pytestmark = pytest.mark.skipif(
-    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
-)
+pytestmark = needs_sandbox
 
 TOPOLOGY = """
 from inferline_stream import Isolation, Pipeline, Stage, Topic

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import socket
 
 import pytest
 
 from inferline_stream.isolation import limits
 from inferline_stream.isolation.confinement import confined
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.isolation import Isolation
 from tests.conftest import memory_group
 from tests.contracts.hostile import ATTACKS, KNOWN, heard
 from tests.support.director import Director
+from tests.support.sandbox import needs_sandbox
 
-pytestmark = pytest.mark.skipif(
-    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
-)
+pytestmark = needs_sandbox
 
 TOPOLOGY = (
     ATTACKS

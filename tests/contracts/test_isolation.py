@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +15,10 @@ import pytest
 import inferline_stream
 from inferline_stream.dataplane.reports import ReplicaStatus
 from inferline_stream.isolation import bootstrap
-from inferline_stream.isolation.seal import unsupported
-from inferline_stream.pipeline.isolation import Isolation
 from tests.support.director import Director
+from tests.support.sandbox import needs_sandbox
 
-pytestmark = pytest.mark.skipif(
-    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
-)
+pytestmark = needs_sandbox
 
 TOPOLOGY = """
 from pathlib import Path

@@ -18,6 +18,8 @@ from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
 
+from tests.support.deadlines import until
+
 PROMPT = {"session_timeout_ms": 6000, "heartbeat_interval_ms": 100}
 # What a commit meets whose partition was taken away: the broker knows, or the client does already.
 TAKEN_AWAY = (CommitFailedError, UnknownMemberIdError, IllegalGenerationError, IllegalStateError)
@@ -27,27 +29,27 @@ def partitions_of(consumer):
     return {partition.partition for partition in consumer.assignment()}
 
 
-async def share(clients, consumers, partitions):
+async def share(consumers, partitions):
     """Wait until these consumers, and nobody else, hold all partitions, each of them some."""
 
     def shared():
         held = [partitions_of(consumer) for consumer in consumers]
         return all(held) and sorted(number for some in held for number in some) == list(range(partitions))
 
-    await clients.eventually(shared, f"{len(consumers)} members share {partitions} partitions")
+    await until(shared, f"{len(consumers)} members share {partitions} partitions")
 
 
 async def test_members_share_the_partitions_and_take_over_from_one_that_leaves(clients):
     topic, group = await clients.topic(4), clients.unique("group")
     first = await clients.consumer(topic, group_id=group, **PROMPT)
-    await share(clients, [first], 4)
+    await share([first], 4)
     second = await clients.consumer(topic, group_id=group, **PROMPT)
     third = await clients.consumer(topic, group_id=group, **PROMPT)
-    await share(clients, [first, second, third], 4)
+    await share([first, second, third], 4)
     await first.stop()
-    await share(clients, [second, third], 4)
+    await share([second, third], 4)
     await second.stop()
-    await share(clients, [third], 4)
+    await share([third], 4)
 
 
 async def test_every_record_is_read_once_by_the_group_while_it_grows_and_shrinks(clients):
@@ -76,13 +78,13 @@ async def test_every_record_is_read_once_by_the_group_while_it_grows_and_shrinks
         await send(range(40))
         second = await clients.consumer(topic, group_id=group, **PROMPT)
         following.create_task(follow(second, second_ended))
-        await asyncio.gather(send(range(40, 80)), share(clients, [first, second], 4))
+        await asyncio.gather(send(range(40, 80)), share([first, second], 4))
         first_ended.set()
         await leaving
         await first.stop()
         await send(range(80, 120))
-        await share(clients, [second], 4)
-        await clients.eventually(lambda: len(set(seen)) >= 120, "all records are read")
+        await share([second], 4)
+        await until(lambda: len(set(seen)) >= 120, "all records are read")
         second_ended.set()
     assert sorted(int(value) for value in seen) == list(range(120))
 
@@ -93,15 +95,15 @@ async def test_a_member_that_falls_silent_loses_its_partitions(clients):
     joined = await join(clients, group, session_ms=1000, protocol="roundrobin")
     await clients.send(SyncGroupRequest(group, joined.generation_id, joined.member_id, None, [(joined.member_id, b"")]))
     consumer = await clients.consumer(topic, group_id=group, rebalance_timeout_ms=60_000, **quick)
-    await share(clients, [consumer], 2)  # the first member never joins again: its session ends
+    await share([consumer], 2)  # the first member never joins again: its session ends
 
 
 async def test_added_partitions_are_shared_as_well(clients):
     topic, group = await clients.topic(2), clients.unique("group")
     consumers = [await clients.consumer(topic, group_id=group, metadata_max_age_ms=200, **PROMPT) for _ in range(2)]
-    await share(clients, consumers, 2)
+    await share(consumers, 2)
     await (await clients.admin()).create_partitions({topic: NewPartitions(5)})
-    await share(clients, consumers, 5)
+    await share(consumers, 5)
     producer = await clients.producer()
     await producer.send_and_wait(topic, b"value", partition=4)
     reading = [asyncio.create_task(consumer.getone()) for consumer in consumers]
@@ -125,10 +127,10 @@ async def test_a_listener_learns_what_is_revoked_and_what_is_assigned(clients):
 
     consumer = await clients.consumer(group_id=group, **PROMPT)
     consumer.subscribe([topic], listener=Listener())
-    await share(clients, [consumer], 2)
+    await share([consumer], 2)
     other = await clients.consumer(topic, group_id=group, **PROMPT)
-    await share(clients, [consumer, other], 2)
-    await clients.eventually(lambda: len(reported) >= 4, "the listener has been called four times")
+    await share([consumer, other], 2)
+    await until(lambda: len(reported) >= 4, "the listener has been called four times")
     assert [what for what, _ in reported] == ["revoked", "assigned", "revoked", "assigned"]
     assert (reported[1][1], reported[2][1]) == ({0, 1}, {0, 1})
     assert reported[3][1] == partitions_of(consumer)
@@ -192,7 +194,7 @@ async def test_groups_are_listed_described_and_deleted(clients):
     topic, group, memberless = await clients.topic(2), clients.unique("group"), clients.unique("memberless")
     admin = await clients.admin()
     consumer = await clients.consumer(topic, group_id=group, client_id="somebody", **PROMPT)
-    await share(clients, [consumer], 2)
+    await share([consumer], 2)
     await (await clients.reader(topic, group_id=memberless)).commit({TopicPartition(topic, 0): 0})
     listed = dict(await admin.list_consumer_groups())
     assert (listed[group], listed[memberless]) == ("consumer", "")
@@ -231,7 +233,7 @@ async def test_offsets_of_a_group_are_listed_for_all_its_partitions(clients):
         left = await admin.list_consumer_group_offsets(group)
         return set(left) == {TopicPartition(topics[1], 0)}
 
-    await clients.eventually(forgotten, "the deleted topic's offset is gone")
+    await until(forgotten, "the deleted topic's offset is gone")
 
 
 @pytest.mark.parametrize("interval_ms", [50])
@@ -248,4 +250,4 @@ async def test_offsets_are_committed_in_the_background(clients, interval_ms):
         offsets = await (await clients.admin()).list_consumer_group_offsets(group)
         return [kept.offset for kept in offsets.values()] == [1]
 
-    await clients.eventually(committed, "the offset is committed")
+    await until(committed, "the offset is committed")

@@ -15,6 +15,8 @@ from aiokafka.errors import ProducerFenced
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.structs import OffsetAndMetadata
 
+from tests.support.deadlines import until
+
 
 @pytest.mark.parametrize("moment", ["idle", "sending", "committing"])
 async def test_a_new_leader_fences_the_old_one_whatever_that_is_doing(clients, moment):
@@ -126,7 +128,7 @@ async def test_an_offset_expires_unless_it_is_committed_again(own_clients):
         return {partition: kept.offset for partition, kept in found.items()}
 
     assert await (await clients.reader(topic, group_id=group)).committed(left) is None  # the coordinator is there
-    await clients.eventually(lambda: commit(renewed, left), "a coordinator that has loaded takes the commit")
+    await until(lambda: commit(renewed, left), "a coordinator that has loaded takes the commit")
     assert await offsets() == {renewed: 7, left: 7}
 
     async def only_the_renewed_is_there():
@@ -142,4 +144,4 @@ async def test_an_offset_expires_unless_it_is_committed_again(own_clients):
     async def all_gone():
         return not await offsets()
 
-    await clients.eventually(all_gone, "the group has no offsets left")
+    await until(all_gone, "the group has no offsets left")

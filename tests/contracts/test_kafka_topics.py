@@ -14,6 +14,8 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
+from tests.support.deadlines import until
+
 AT_ONCE = {"segment_ms": "100", "min_cleanable_dirty_ratio": "0.01", "delete_retention_ms": "100"}
 
 
@@ -86,7 +88,7 @@ async def test_a_deleted_topic_is_gone_and_may_be_created_again_empty(clients):
         (described,) = await admin.describe_topics([topic])
         return described["error_code"] == UnknownTopicOrPartitionError.errno
 
-    await clients.eventually(gone, "the topic is gone")
+    await until(gone, "the topic is gone")
     answer = await admin.delete_topics([topic])
     assert list(answer.topic_error_codes) == [(topic, UnknownTopicOrPartitionError.errno)]
     assert await create(clients, NewTopic(topic, 1, 1)) == 0
@@ -117,7 +119,7 @@ async def test_settings_are_described_and_altered(clients):
         _, seen = await settings_of(clients, topic, "max.message.bytes", "cleanup.policy")
         return seen == {"max.message.bytes": "3000", "cleanup.policy": "delete"}  # all others are as by default again
 
-    await clients.eventually(altered, "the settings have changed")
+    await until(altered, "the settings have changed")
     code, _ = await settings_of(clients, clients.unique("missing"))
     assert code == UnknownTopicOrPartitionError.errno
 

@@ -27,6 +27,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from inferline_stream.kafka.offsets import group_offsets
 from inferline_stream.kafka.topic_reader import TopicReader
+from tests.support.deadlines import until
 
 
 def batch(producer_id, epoch, sequence, *values, transactional=False):
@@ -160,7 +161,7 @@ async def test_a_transaction_that_was_not_begun_cannot_end_and_one_that_ended_ma
     async def ended_again():
         return await end(clients, name, producer_id, epoch, committed=True) == 0
 
-    await clients.eventually(ended_again, "the repeated commit is acknowledged")
+    await until(ended_again, "the repeated commit is acknowledged")
     assert await end(clients, name, producer_id, epoch, committed=False) == InvalidTxnState.errno
 
 
@@ -264,7 +265,7 @@ async def test_offsets_and_their_metadata_are_committed_with_the_transaction(cli
     async def is_five():
         return await committed() == OffsetAndMetadata(5, "x" * 4000)
 
-    await clients.eventually(is_five, "the offset is committed")
+    await until(is_five, "the offset is committed")
 
 
 async def test_a_reader_of_group_offsets_waits_for_the_transaction_that_may_change_them(clients):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
 import sys
 import time
 import uuid
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx2
-from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from lightkube import AsyncClient
 from lightkube.generic_resource import create_namespaced_resource
@@ -30,6 +28,7 @@ from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
 
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.local_kafka import free_ports
+from tests.integration.test_run_on_groups import fed
 from tests.kube.api import client_of
 from tests.kube.keda import keda
 from tests.kube.kubelet import Kubelet
@@ -62,7 +61,7 @@ pipeline = Pipeline("{name}", slo="10s", stages=[enrich])
 def workers(namespace: str, *arguments: str) -> dict[str, Any]:
     """A team's Deployment, before anybody scales it."""
     labels = {"app": "enrich"}
-    container = {"name": "enrich", "image": "shop/enrich", "command": ["python", str(WORKER), *arguments]}
+    container = {"name": "enrich", "image": "shop/enrich", "command": ["python", str(WORKER), "plain", *arguments]}
     pod = {"containers": [container], "terminationGracePeriodSeconds": 5, "automountServiceAccountToken": False}
     return {
         "apiVersion": "apps/v1",
@@ -74,24 +73,6 @@ def workers(namespace: str, *arguments: str) -> dict[str, Any]:
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
-
-
-@asynccontextmanager
-async def fed(servers: str, topic: str, rate: list[float]) -> AsyncIterator[None]:
-    async def feed() -> None:
-        rng, due_s = random.Random(1), time.monotonic()
-        async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
-            while True:
-                due_s += rng.expovariate(rate[0])
-                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-                await producer.send(topic, b"e", partition=rng.randrange(PARTITIONS))
-
-    feeding = asyncio.create_task(feed())
-    try:
-        yield
-    finally:
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -159,7 +140,7 @@ if FOLDER is not None:
             found = await client.get(Deployment, "enrich", namespace=namespace)
             return (found.status.readyReplicas if found.status is not None else 0) or 0
 
-        async with fed(servers, topic, rate):
+        async with fed(servers, topic, rate, PARTITIONS):
             async with running(folder, servers, scaler, metrics) as process:
                 await until(lambda n: n == 2, replicas, "the team's own workers")
                 address = ("--address", f"127.0.0.1:{scaler}", "--most", str(PARTITIONS), "--output", "json")

@@ -22,7 +22,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.testing.kafka import KafkaServer
 from tests.kube.answers import answer, refused
 from tests.kube.api import KubeApi, client_of
-from tests.support.deadlines import until
+from tests.support.deadlines import next_exit, until
 
 DEADLINE_S = 30.0
 KINDS = catalogue()
@@ -56,8 +56,7 @@ async def test_a_death_during_an_outage_of_the_api_server_is_reported_after_it()
         with pytest.raises(Unreachable, match="API server does not answer"):
             await actuator.scale("a", "cpu-1", 3)
         await api.serve()
-        async with asyncio.timeout(DEADLINE_S):
-            gone = await actuator.next_exit()
+        gone = await next_exit(actuator)
         assert (gone.replica, gone.exit_code, gone.expected) == (died, -9, False)
         await actuator.scale("a", "cpu-1", 3)
         await until(lambda: len(api.pods()) == 3, "three pods")
@@ -78,8 +77,7 @@ async def test_a_watch_that_the_server_has_forgotten_begins_with_a_new_list() ->
         await api.lose_node_of(api.pods()[0]["metadata"]["name"])
         api.forget_events()
         await api.serve()
-        async with asyncio.timeout(DEADLINE_S):
-            gone = await actuator.next_exit()
+        gone = await next_exit(actuator)
         assert "node is gone" in gone.reason
         names = {pod["metadata"]["name"] for pod in api.pods()}
         async with asyncio.timeout(DEADLINE_S):
@@ -94,8 +92,7 @@ async def test_a_watch_that_says_nothing_any_more_is_begun_again(monkeypatch: py
         api.mute = True
         lost = (await actuator.observe())[0].replica
         await api.lose_node_of(lost)
-        async with asyncio.timeout(DEADLINE_S):
-            assert (await actuator.next_exit()).replica == lost
+        assert (await next_exit(actuator)).replica == lost
 
 
 REFUSALS = [
@@ -260,8 +257,7 @@ async def test_pods_of_a_lost_node_are_reported_and_their_places_filled() -> Non
         await actuator.scale("a", "cpu-1", 2)
         lost, kept = await actuator.observe()
         await api.lose_node_of(lost.replica)
-        async with asyncio.timeout(DEADLINE_S):
-            gone = await actuator.next_exit()
+        gone = await next_exit(actuator)
         assert (gone.replica, gone.expected, gone.restart_in_s) == (lost.replica, False, 0.0)
         await until(lambda: len(api.pods()) == 2, "another pod")
         async with asyncio.timeout(DEADLINE_S):
@@ -409,8 +405,7 @@ async def test_a_newer_image_replaces_every_replica_and_their_ends_are_expected(
             await second.scale("a", "cpu-1", 2)
             for _ in before:
                 await second.scale("a", "cpu-1", 2)  # changes nothing, and does not wait for the cluster
-                async with asyncio.timeout(DEADLINE_S):
-                    gone = await second.next_exit()
+                gone = await next_exit(second)
                 assert (gone.replica in before, gone.expected, gone.restart_in_s) == (True, True, None)
             after = await second.observe()
             assert [(r.state, r.restarts) for r in after] == [("running", 0)] * 2

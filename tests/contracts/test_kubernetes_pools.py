@@ -11,9 +11,12 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from inferline_stream.actuators.kubernetes.actuator import KubernetesActuator
 from inferline_stream.actuators.kubernetes.manifests import Cluster
@@ -44,9 +47,20 @@ class Pods:
         return [status.replica for status in self.director.ready("work")]
 
 
+OpenPods = Callable[..., contextlib.AbstractAsyncContextManager[Pods]]
+
+
+@pytest.fixture
+def pods(make_api: MakeApi, apache_kafka: Any, tmp_path: Path) -> OpenPods:
+    """Opens a pool of pods."""
+    return partial(_pods, make_api, apache_kafka, tmp_path)
+
+
 @contextlib.asynccontextmanager
-async def pods(make_api: MakeApi, kafka: Any, folder: Path, **options: Any) -> AsyncIterator[Pods]:
-    """A pool of pods without a replica yet."""
+async def _pods(
+    make_api: MakeApi, kafka: Any, folder: Path, *, replicas: int = 2, slots: int = 1, **options: Any
+) -> AsyncIterator[Pods]:
+    """A pool of pods, once its replicas are ready."""
     async with make_api() as api, client_of(api) as client:
         kubelet = api.node.run = Kubelet(folder, api)
 
@@ -62,6 +76,7 @@ async def pods(make_api: MakeApi, kafka: Any, folder: Path, **options: Any) -> A
 
         options = {"partitions": {"work": 4}, "max_batch_size": 4, **options}
         async with Director(kafka.bootstrap_servers, PASSING, actuator=actuator, **options) as director:
+            await director.start(replicas=replicas, slots=slots)
             yield Pods(director, api, kubelet)
         async with asyncio.timeout(60):
             while api.pods() or kubelet.processes:  # those that were deleted by force end a moment later
@@ -83,11 +98,8 @@ async def kept_their_models(of: Pods, before: set[str]) -> None:
     assert len({record.value for record in await of.director.results()}) == 2, "a model was loaded again"
 
 
-async def test_scaling_one_to_four_to_one_under_load_loses_and_repeats_nothing(
-    make_api: MakeApi, apache_kafka: Any, tmp_path: Path
-) -> None:
-    async with pods(make_api, apache_kafka, tmp_path, delivery="exactly_once") as of:
-        await of.director.start(replicas=1)
+async def test_scaling_one_to_four_to_one_under_load_loses_and_repeats_nothing(pods: OpenPods) -> None:
+    async with pods(replicas=1, delivery="exactly_once") as of:
         report = of.director.report("work")
         nodes = {pod["metadata"]["name"]: pod["spec"].get("nodeName") for pod in of.api.pods()}
         assert report.node == nodes[of.dispatcher], "status shows dispatcher and replicas by node"
@@ -107,11 +119,8 @@ def process_of_dispatcher(of: Pods, pod: str = "") -> int:
     return int(started[-1])
 
 
-async def test_replicas_spread_over_the_dispatchers_of_two_slots_behind_one_address(
-    make_api: MakeApi, apache_kafka: Any, tmp_path: Path
-) -> None:
-    async with pods(make_api, apache_kafka, tmp_path) as of:
-        await of.director.start(replicas=4, slots=2)
+async def test_replicas_spread_over_the_dispatchers_of_two_slots_behind_one_address(pods: OpenPods) -> None:
+    async with pods(replicas=4, slots=2) as of:
         async with under_load(of.director) as ids:
             await more(of.director, "work", 200)
         await finished(of, ids)
@@ -121,10 +130,9 @@ async def test_replicas_spread_over_the_dispatchers_of_two_slots_behind_one_addr
 
 
 async def test_a_replica_that_is_cut_off_for_ten_seconds_costs_nothing_and_serves_again_with_its_model_loaded(
-    make_api: MakeApi, apache_kafka: Any, tmp_path: Path
+    pods: OpenPods,
 ) -> None:
-    async with pods(make_api, apache_kafka, tmp_path, delivery="exactly_once") as of:
-        await of.director.start(replicas=2)
+    async with pods(delivery="exactly_once") as of:
         before = set(of.replicas)
         wire = of.kubelet.wires[of.replicas[0]]
         async with under_load(of.director, b"who") as ids:
@@ -141,11 +149,8 @@ async def test_a_replica_that_is_cut_off_for_ten_seconds_costs_nothing_and_serve
         assert of.director.exits == []
 
 
-async def test_half_a_response_and_a_slow_link_cost_nothing(
-    make_api: MakeApi, apache_kafka: Any, tmp_path: Path
-) -> None:
-    async with pods(make_api, apache_kafka, tmp_path, delivery="exactly_once") as of:
-        await of.director.start(replicas=2)
+async def test_half_a_response_and_a_slow_link_cost_nothing(pods: OpenPods) -> None:
+    async with pods(delivery="exactly_once") as of:
         torn, slow = (of.kubelet.wires[name] for name in of.replicas)
         async with under_load(of.director, b"x" * 1000) as ids:
             connections = torn.connections
@@ -159,10 +164,9 @@ async def test_half_a_response_and_a_slow_link_cost_nothing(
 
 
 async def test_a_dispatcher_that_dies_starts_again_within_its_pod_and_no_replica_loads_its_model_again(
-    make_api: MakeApi, apache_kafka: Any, tmp_path: Path
+    pods: OpenPods,
 ) -> None:
-    async with pods(make_api, apache_kafka, tmp_path, delivery="exactly_once") as of:
-        await of.director.start(replicas=2)
+    async with pods(delivery="exactly_once") as of:
         before = set(of.replicas)
         async with under_load(of.director, b"who") as ids:
             pod = of.dispatcher
@@ -181,11 +185,8 @@ async def test_a_dispatcher_that_dies_starts_again_within_its_pod_and_no_replica
         assert of.director.exits == []
 
 
-async def test_a_dispatcher_whose_node_is_lost_is_taken_over_by_the_pod_that_waits(
-    make_api: MakeApi, apache_kafka: Any, tmp_path: Path
-) -> None:
-    async with pods(make_api, apache_kafka, tmp_path, delivery="exactly_once") as of:
-        await of.director.start(replicas=2)
+async def test_a_dispatcher_whose_node_is_lost_is_taken_over_by_the_pod_that_waits(pods: OpenPods) -> None:
+    async with pods(delivery="exactly_once") as of:
         before = set(of.replicas)
         async with under_load(of.director, b"who") as ids:
             pod = of.dispatcher
@@ -203,11 +204,8 @@ async def test_a_dispatcher_whose_node_is_lost_is_taken_over_by_the_pod_that_wai
         await kept_their_models(of, before)
 
 
-async def test_replicas_whose_node_is_lost_or_emptied_cost_nothing(
-    make_api: MakeApi, apache_kafka: Any, tmp_path: Path
-) -> None:
-    async with pods(make_api, apache_kafka, tmp_path, delivery="exactly_once") as of:
-        await of.director.start(replicas=2)
+async def test_replicas_whose_node_is_lost_or_emptied_cost_nothing(pods: OpenPods) -> None:
+    async with pods(delivery="exactly_once") as of:
         lost, emptied = of.replicas
         async with under_load(of.director) as ids:
             await of.api.lose_node_of(lost)
@@ -230,11 +228,8 @@ async def test_replicas_whose_node_is_lost_or_emptied_cost_nothing(
         assert "finished its batch" in exits[emptied]
 
 
-async def test_a_dispatcher_whose_node_is_emptied_drains_and_hands_over(
-    make_api: MakeApi, apache_kafka: Any, tmp_path: Path
-) -> None:
-    async with pods(make_api, apache_kafka, tmp_path) as of:
-        await of.director.start(replicas=2)
+async def test_a_dispatcher_whose_node_is_emptied_drains_and_hands_over(pods: OpenPods) -> None:
+    async with pods() as of:
         name = of.director.dispatcher("work")
         async with under_load(of.director) as ids:
             await of.api.evict(of.dispatcher)

@@ -8,8 +8,6 @@ import pytest
 
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.errors import InvalidTopology, Unreachable
-from inferline_stream.isolation.seal import unsupported
-from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.profile import Overheads, PipelineProfile
 from inferline_stream.pipeline.shape import shape_of, visit_ratios
 from inferline_stream.profiler.machine import Machine
@@ -19,6 +17,7 @@ from inferline_stream.profiler.profiling_options import Options, Progress
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import KafkaServer
 from tests.support.model_server import model_server
+from tests.support.sandbox import needs_sandbox
 
 TOPOLOGY = """
 import time
@@ -218,7 +217,7 @@ pipeline = Pipeline("forks", slo="1s", source=Topic("numbers"), sink=Topic("out"
 """
 
 
-@pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
+@needs_sandbox
 async def test_start_up_is_that_of_a_fork_where_replicas_are_forked_and_can_be(tmp_path: Path) -> None:
     took_s = []
     thread = "import threading\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"

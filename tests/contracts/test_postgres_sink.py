@@ -14,8 +14,9 @@ import pytest
 
 from inferline_stream.kafka.topic_follower import TopicFollower
 from tests.contracts.commands import DEADLINE_S
-from tests.contracts.sink_process import SEALABLE, numbered, running, send, topic_on
+from tests.contracts.sink_process import numbered, running, send, topic_on
 from tests.support.local_postgres import LocalPostgres
+from tests.support.sandbox import SEALABLE
 
 asyncpg = pytest.importorskip("asyncpg", reason="the PostgreSQL sink's client is not installed")
 

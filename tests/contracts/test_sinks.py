@@ -25,8 +25,9 @@ from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import ERRORS_PREFIX, EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
 from tests.contracts.commands import DEADLINE_S, until_lines
-from tests.contracts.sink_process import Command, moving, numbered, running, send, topic_on, until, until_stored
+from tests.contracts.sink_process import Command, moving, numbered, running, send, topic_on, until_stored
 from tests.contracts.webhook_receiver import Receiver
+from tests.support.deadlines import until
 
 
 class Refusing:

@@ -19,16 +19,14 @@ import aiohttp
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
-from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.pipeline.names import EVENT_ID
 from tests.contracts.commands import DEADLINE_S, command
 from tests.contracts.sink_process import topic_on
+from tests.support.sandbox import SEALABLE
 
-SEALABLE = not unsupported(Isolation())
 TOKEN = "a-token-of-this-test-alone"
 SENDER = hashlib.sha256(TOKEN.encode()).hexdigest()[:16]
 

@@ -11,8 +11,10 @@ from aiohttp import web
 
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID
-from tests.contracts.sink_process import SEALABLE, numbered, running, send, topic_on, until
+from tests.contracts.sink_process import numbered, running, send, topic_on
 from tests.contracts.webhook_receiver import Receiver
+from tests.support.deadlines import until
+from tests.support.sandbox import SEALABLE, needs_sandbox
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ async def test_a_webhook_gets_every_event_with_its_id_and_the_token_that_no_comm
     assert sorted(receiver.posts) == sorted((k, v, "Bearer s3cret") for k, v in numbered(range(21)))
 
 
-@pytest.mark.skipif(not SEALABLE, reason="no sandbox on this machine")
+@needs_sandbox
 async def test_a_sink_is_sealed_before_its_first_record(embedded_broker, receiver):
     topic = await topic_on(embedded_broker.bootstrap_servers)
     await send(embedded_broker.bootstrap_servers, topic, numbered(range(1)))

@@ -9,9 +9,11 @@ import random
 import shlex
 import signal
 import sys
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,11 +35,12 @@ from inferline_stream.runs.group_run import GroupRun, run_groups
 from inferline_stream.runs.group_seen import Seen, declaration
 from inferline_stream.testing.kafka import KafkaServer
 from tests.integration.grouped.share_worker import EACH_S
+from tests.support import deadlines
 
 SCALE = Path(__file__).parent / "grouped" / "scale.py"
 MU = 4 / (0.1 + 0.05 * 4)
 SHARED_MU = 1 / EACH_S
-DEADLINE_S = 120.0
+until = partial(deadlines.until, within_s=120.0)
 
 
 class Newest(RunDisplay):
@@ -59,11 +62,14 @@ class Newest(RunDisplay):
 
 @asynccontextmanager
 async def fed(servers: str, topic: str, rate: list[float], partitions: int = 4) -> AsyncIterator[None]:
+    """Send records at a rate, which may be changed, or 0."""
+
     async def feed() -> None:
-        rng = random.Random(1)
+        rng, due_s = random.Random(1), time.monotonic()
         async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
             while True:
-                await asyncio.sleep(rng.expovariate(max(rate[0], 1e-3)) if rate[0] else 0.1)
+                due_s = due_s + rng.expovariate(rate[0]) if rate[0] else time.monotonic() + 0.1
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
                 if rate[0]:
                     await producer.send(topic, b"e", partition=rng.randrange(partitions))
 
@@ -75,15 +81,6 @@ async def fed(servers: str, topic: str, rate: list[float], partitions: int = 4) 
         await asyncio.gather(feeding, return_exceptions=True)
 
 
-async def until(holds: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not holds():
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        pytest.fail(f"not in {DEADLINE_S:g} s: {what}")
-
-
 async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_nothing_breaks(
     apache_kafka: KafkaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,7 +89,7 @@ async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_not
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
     await admin.start()
     await admin.create_topics([NewTopic(topic, 4, 1)])
-    command = shlex.join([sys.executable, str(SCALE), "{replicas}", "worker.py", servers, topic, group])
+    command = shlex.join([sys.executable, str(SCALE), "{replicas}", "worker.py", "plain", servers, topic, group])
     declared = ConsumerGroup("enrich", group=group, topic=topic, workers=Command(command))
     workers, newest, stop, rate = CommandWorkers(command, tmp_path), Newest(), asyncio.Event(), [11.0]
     await workers.scale(1)
@@ -119,9 +116,7 @@ async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_not
                 done = await offsets.committed(group, topic, 6)
                 return all(max(0, each.offset) == end for each, end in zip(done, ends[topic], strict=True))
 
-            async with asyncio.timeout(DEADLINE_S):
-                while not await finished():
-                    await asyncio.sleep(0.5)
+            await until(finished, "all is done")
             assert sum(ends[topic]) > 300
             await admin.delete_topics([topic])
             await asyncio.sleep(8.0)
@@ -169,9 +164,14 @@ async def test_a_share_group_is_seen_advised_on_and_scaled_beyond_the_partitions
     )  # fmt: skip
     try:
         async with fed(servers, topic, rate, partitions=1), Offsets(servers) as offsets:
-            async with asyncio.timeout(DEADLINE_S):
-                while not any((await offsets.share_members(group) or {}).values()):
-                    await asyncio.sleep(0.2)
+
+            async def joined() -> bool:
+                return any((await offsets.share_members(group) or {}).values())
+
+            async def taken() -> bool:
+                return await offsets.share_lags(group, topic, [0]) == {0: 0}
+
+            await until(joined, "the worker has joined")
             assert f'topic="{topic}"' in declaration(await groups_of(offsets, [group]))
             rate[0] = SHARED_MU / 2
             leading = asyncio.create_task(run_groups(run, stop))
@@ -188,9 +188,7 @@ async def test_a_share_group_is_seen_advised_on_and_scaled_beyond_the_partitions
                 pipeline, seen.learners, seen.arrivals(), watched_s=seen.watched_s, reported={"work": reported}
             )
             rate[0] = 0.0
-            async with asyncio.timeout(DEADLINE_S):
-                while await offsets.share_lags(group, topic, [0]) != {0: 0}:
-                    await asyncio.sleep(0.2)
+            await until(taken, "all is taken")
             (appended,) = (await offsets.ends({topic: 1}))[topic]
             await until(lambda: newest.state is not None and not newest.state.stages[0].lag_s, "no lag is shown")
             stop.set()

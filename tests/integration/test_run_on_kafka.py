@@ -11,18 +11,15 @@ import numpy as np
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.controlplane.run_options import RecordOptions
 from inferline_stream.dataplane.topology_loader import load_topology
-from inferline_stream.pipeline.hardware import catalogue
 from inferline_stream.pipeline.profile import Contention, PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import independent_paths, shape_of
 from inferline_stream.pipeline.trace import gamma_trace, levels_trace
-from inferline_stream.planner.problem import Problem
-from inferline_stream.planner.provision import provision
 from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.tuner.decision import Decision
 from inferline_stream.tuner.observation import Observation
 from inferline_stream.tuner.policy import POLICIES, TunerState
-from tests.support.emulated_runs import Script, trace_feed
+from tests.support.emulated_runs import Script, provisioned, trace_feed
 
 
 async def test_traffic_scales_stages_in_process_behind_servers_and_waiting(
@@ -46,7 +43,7 @@ async def test_traffic_scales_stages_in_process_behind_servers_and_waiting(
     )
     rng = np.random.default_rng(3)
     sample = gamma_trace(25.0, 1.0, 30.0, rng)
-    plan = provision(Problem(shape_of(pipeline), measured, (sample,), pipeline.slo_s, catalogue(pipeline.hardware)))
+    plan = provisioned(pipeline, measured, sample)
     assert plan.allocations["rank"][0].concurrency > 1
     planned = {stage: sum(a.replicas for a in held) for stage, held in plan.allocations.items()}
     falls = Script([(0.0, planned)])

@@ -7,10 +7,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-
-import pytest
 
 from inferline_stream.actuators.kubernetes.inference_pipeline import PipelineResource
 from inferline_stream.actuators.kubernetes.object_names import (
@@ -30,9 +28,10 @@ from tests.contracts.wire import next_release
 from tests.kube.api import KubeApi, MakeApi, client_of
 from tests.kube.kubelet import Kubelet
 from tests.kube.store import Json, ready
+from tests.support import deadlines
 from tests.support.director import event_id
 
-DEADLINE_S = 400.0
+until = partial(deadlines.until, within_s=400.0)
 COMMAND = Path(sys.executable).with_name("inferline-stream")
 
 
@@ -46,15 +45,6 @@ async def called(*command: object, **environment: str) -> str:
     said, _ = await process.communicate()
     assert process.returncode == 0, said.decode()
     return said.decode()
-
-
-async def until(holds: Callable[[], Awaitable[bool]], what: str) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not await holds():
-                await asyncio.sleep(0.2)
-    except TimeoutError:
-        pytest.fail(f"waited {DEADLINE_S:.0f} s for {what}")
 
 
 async def test_a_pipeline_is_installed_goes_on_without_its_acting_controller_and_is_upgraded_under_load(

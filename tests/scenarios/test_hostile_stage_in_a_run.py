@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
 import re
 import shutil
 import socket
@@ -17,20 +16,17 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.run_inputs import Run
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.observability.alert_rules import Target, rules_yaml
 from inferline_stream.observability.metrics import StateCollector
 from inferline_stream.observability.pipeline_state import PipelineState
-from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import KafkaServer
 from tests.contracts.hostile import ATTACKS, KNOWN, heard
 from tests.support.emulated_runs import emulated_run
+from tests.support.sandbox import needs_sandbox
 
 pytestmark = [
-    pytest.mark.skipif(
-        bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
-    ),
+    needs_sandbox,
     pytest.mark.skipif(
         shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus"
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,18 @@ DEADLINE_S = 90.0
 
 async def until(holds: Callable[[], Any], what: str, within_s: float = DEADLINE_S) -> None:
     """Wait until something holds: what is called, or awaited where it returns a coroutine, is true."""
-    give_up_s = time.monotonic() + within_s
-    while True:
-        held = holds()
-        if await held if inspect.isawaitable(held) else held:
-            return
-        assert time.monotonic() < give_up_s, f"not within {within_s:g} s: {what}"
-        await asyncio.sleep(0.02)
+    try:
+        async with asyncio.timeout(within_s):
+            while not (await held if inspect.isawaitable(held := holds()) else held):
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not within {within_s:g} s: {what}") from None
+
+
+async def next_exit(reporter: Any) -> Any:
+    """The next end of a replica or a dispatcher that an actuator or a supervisor reports."""
+    async with asyncio.timeout(DEADLINE_S):
+        return await reporter.next_exit()
 
 
 def alive(pid: int | None) -> bool:

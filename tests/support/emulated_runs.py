@@ -37,6 +37,8 @@ from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceT
 from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
+from inferline_stream.planner.problem import Problem
+from inferline_stream.planner.provision import provision
 from inferline_stream.runs.lifecycle import open_run, run_to_report
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.runs.report import RunReport
@@ -102,6 +104,12 @@ def plan_by_hand(
         },
         algorithm="by hand",
     )
+
+
+def provisioned(pipeline: Pipeline, measured: PipelineProfile, sample: Trace, **more: Any) -> Plan:
+    """The Planner's plan for that traffic; ``more`` are further fields of `Problem`, e.g. another ``target_s``."""
+    chosen: dict[str, Any] = {"target_s": pipeline.slo_s, "catalogue": catalogue(pipeline.hardware), **more}
+    return provision(Problem(shape_of(pipeline), measured, (sample,), **chosen), pipeline=pipeline.name)
 
 
 @dataclass(slots=True)

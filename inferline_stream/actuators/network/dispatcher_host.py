@@ -38,6 +38,7 @@ from inferline_stream.actuators.network.host_link import (
 from inferline_stream.actuators.supervisor import Attachable, Supervisor
 from inferline_stream.dataplane.host_postings import Posting, decode_posting, posting_key
 from inferline_stream.dataplane.process_specs import DISPATCHER_MODULE, DispatcherSpec
+from inferline_stream.dataplane.until_first import until_first
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.observability.plain_logs import log_to_stderr_plainly
@@ -245,16 +246,7 @@ async def run(name: str, address: str, spec: DispatcherHostSpec) -> int:
     host = DispatcherHost(spec.stage, host_node(), logs, drain_timeout_s=spec.drain_timeout_s, module=spec.module)
     async with copied_logs(logs), host.listening(address, spec.port, context):
         (life / "ready").touch()
-        following = asyncio.create_task(_follow(spec, name, host))
-        ending = asyncio.create_task(going.wait())
-        try:
-            await asyncio.wait((following, ending), return_when=asyncio.FIRST_COMPLETED)
-            if following.done():
-                following.result()
-        finally:
-            for task in (following, ending):
-                task.cancel()
-            await asyncio.gather(following, ending, return_exceptions=True)
+        await until_first(_follow(spec, name, host), going.wait())
     return 0
 
 

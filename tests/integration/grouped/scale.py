@@ -1,4 +1,4 @@
-"""What `Command` runs in tests: ``scale.py NUMBER WORKER SERVERS TOPIC GROUP`` keeps so many of these workers."""
+"""What `Command` runs in tests: ``scale.py NUMBER WORKER ARGUMENT...`` keeps so many of these workers."""
 
 import contextlib
 import json

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -18,14 +17,12 @@ from inferline_stream.actuators.actuator import ObservedReplica, ReplicaExit
 from inferline_stream.actuators.children import Children
 from inferline_stream.actuators.supervisor import Supervisor
 from inferline_stream.dataplane.process_specs import ReplicaSpec
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
-from tests.support.deadlines import until
+from tests.support.deadlines import next_exit, until
+from tests.support.sandbox import needs_sandbox
 
-pytestmark = pytest.mark.skipif(
-    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
-)
+pytestmark = needs_sandbox
 
 DEADLINE_S = 30.0
 TOPOLOGY = """
@@ -154,8 +151,7 @@ async def test_the_end_of_a_forked_replica_is_known_whatever_its_fork_server_say
     assert replica.way == "fork"
     assert replica.pid is not None
     os.kill(replica.pid, signal.SIGKILL)
-    async with asyncio.timeout(DEADLINE_S):
-        gone = await supervisor.next_exit()
+    gone = await next_exit(supervisor)
     assert isinstance(gone, ReplicaExit)
     assert (gone.replica, gone.exit_code) == (replica.replica, code)
 
@@ -164,8 +160,7 @@ async def test_a_replica_that_leaves_before_it_is_forked_leaves(supervisor: Supe
     await started(supervisor, tmp_path, "    pass\n")
     await supervisor.scale("work", "cpu-1", 2)
     await supervisor.scale("work", "cpu-1", 1)
-    async with asyncio.timeout(DEADLINE_S):
-        gone = await supervisor.next_exit()
+    gone = await next_exit(supervisor)
     assert isinstance(gone, ReplicaExit)
     assert (gone.exit_code, gone.expected) == (0, True)
 
@@ -175,8 +170,7 @@ async def test_a_fork_server_is_believed_of_a_process_that_ended_before_anybody_
 ) -> None:
     await started(supervisor, tmp_path, SHORT_LIVES)
     await supervisor.scale("work", "cpu-1", 2)
-    async with asyncio.timeout(DEADLINE_S):
-        gone = await supervisor.next_exit()
+    gone = await next_exit(supervisor)
     assert isinstance(gone, ReplicaExit)
     assert gone.exit_code == 7
     assert supervisor._children._fork_servers.ready("work", "cpu-1")

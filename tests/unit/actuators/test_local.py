@@ -25,7 +25,7 @@ from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation import bootstrap, limits
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
-from tests.support.deadlines import alive, until
+from tests.support.deadlines import alive, next_exit, until
 
 DEADLINE_S = 20.0
 TOPOLOGY = """
@@ -57,11 +57,6 @@ async def written(folder: Path, replica: str) -> dict[str, Any]:
     await until(lambda: log.exists() and log.read_text().endswith("\n"), f"{replica} has said something")
     answer: dict[str, Any] = eval(log.read_text(), {"true": True, "false": False})
     return answer
-
-
-async def next_exit(actuator: LocalActuator) -> ReplicaExit | DispatcherExit:
-    async with asyncio.timeout(DEADLINE_S):
-        return await actuator.next_exit()
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(0.25, "1"), (1.0, "1"), (2.0, "2")])

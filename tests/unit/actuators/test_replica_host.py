@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from inferline_stream.actuators.network.credentials import new_credential, replica_context
 from inferline_stream.actuators.network.replica_host import ReplicaHost
 from inferline_stream.dataplane.process_specs import ReplicaSpec
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from tests.support.sandbox import needs_sandbox
 
 
 def test_a_replicas_host_has_no_kafka_client() -> None:
@@ -27,7 +24,7 @@ def test_a_replicas_host_has_no_kafka_client() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.skipif(bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}")
+@needs_sandbox
 async def test_a_replicas_host_imports_its_code_once_and_prepares_no_fork(tmp_path: Path) -> None:
     for name, content in new_credential("work").replica.items():
         (tmp_path / name).write_bytes(content)

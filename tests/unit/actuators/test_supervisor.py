@@ -83,6 +83,12 @@ class Host:
             logs = {log.name: log.read_text() for log in self.logs.iterdir()}
             raise AssertionError(f"not in {DEADLINE_S} s: {what}; {logs}") from None
 
+    async def served(self, replicas: int, said: str = "results") -> None:
+        """Start a dispatcher and so many replicas, and wait until it has said this of each."""
+        await self.dispatch(0)
+        await self.scale(replicas)
+        await self.until(lambda: count(self.said("work-0-a"), said) == replicas, f"{said} of {replicas} replicas")
+
     async def names(self) -> dict[str, int | None]:
         return {seen.replica: seen.pid for seen in await self.supervisor.observe() if seen.state == "running"}
 
@@ -124,27 +130,21 @@ async def test_a_replica_that_no_descriptor_is_left_for_is_started_again_and_att
         return pair(*of)
 
     monkeypatch.setattr(socket, "socketpair", at_its_limit)
-    await host.dispatch(0)
-    await host.scale(1)
-    await host.until(lambda: count(host.said("work-0-a"), "results") == 1, "a replica has answered")
+    await host.served(1)
     gone = await host.next_exit()
     assert isinstance(gone, ReplicaExit)
     assert (gone.exit_code, gone.replica in await host.names()) == (-signal.SIGKILL, False)
 
 
 async def test_replicas_are_attached_by_number_as_they_start(host: Host) -> None:
-    await host.dispatch(0)
-    await host.scale(2)
-    await host.until(lambda: count(host.said("work-0-a"), "results") == 2, "two replicas have answered")
+    await host.served(2)
     attached = [line.split()[1:] for line in host.said("work-0-a") if line.startswith("attached")]
     assert attached == [[name, str(number)] for number, name in enumerate(await host.names())]
 
 
 @started_either_way
 async def test_a_killed_replica_is_started_again_and_takes_its_number(host: Host) -> None:
-    await host.dispatch(0)
-    await host.scale(2)
-    await host.until(lambda: count(host.said("work-0-a"), "results") == 2, "two replicas have answered")
+    await host.served(2)
     first, second = await host.names()
     os.kill((await host.names())[first], signal.SIGKILL)
     gone = await host.next_exit()
@@ -157,9 +157,7 @@ async def test_a_killed_replica_is_started_again_and_takes_its_number(host: Host
 
 @started_either_way
 async def test_a_dispatchers_death_leaves_the_models_loaded(host: Host) -> None:
-    await host.dispatch(0)
-    await host.scale(2)
-    await host.until(lambda: count(host.said("work-0-a"), "results") == 2, "two replicas have answered")
+    await host.served(2)
     before, dispatcher = await host.names(), await host.the_dispatcher()
     assert dispatcher.pid is not None
     os.kill(dispatcher.pid, signal.SIGKILL)
@@ -209,9 +207,7 @@ async def test_a_fenced_dispatcher_is_not_started_again(host: Host) -> None:
 async def test_a_retired_replica_finishes_its_batch(host: Host) -> None:
     wait = host.topology.parent / "wait.py"
     wait.touch()
-    await host.dispatch(0)
-    await host.scale(1)
-    await host.until(lambda: count(host.said("work-0-a"), "ready") == 1, "the replica has a batch")
+    await host.served(1, "ready")
     await host.scale(0)
     assert count(host.said("work-0-a"), "results") == 0
     wait.unlink()
@@ -232,9 +228,7 @@ async def test_a_replica_that_its_dispatcher_gives_up_is_replaced_at_once(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inferline_stream.actuators.actuator.SETTLED_S", 0.0)
-    await host.dispatch(0)
-    await host.scale(1)
-    await host.until(lambda: count(host.said("work-0-a"), "results") == 1, "the replica has answered")
+    await host.served(1)
     pid = (await host.the_dispatcher()).pid
     assert pid is not None
     os.kill(pid, signal.SIGUSR1)
@@ -245,9 +239,7 @@ async def test_a_replica_that_its_dispatcher_gives_up_is_replaced_at_once(
 
 
 async def test_a_successor_takes_over_the_living_replicas(host: Host) -> None:
-    await host.dispatch(0)
-    await host.scale(2)
-    await host.until(lambda: count(host.said("work-0-a"), "results") == 2, "two replicas have answered")
+    await host.served(2)
     before = await host.names()
     await host.dispatch(0, generation="b")
     await host.until(lambda: count(host.said("work-0-b"), "results") == 2, "the successor has both")
@@ -270,9 +262,7 @@ async def test_replicas_are_dealt_evenly_to_the_slots(host: Host) -> None:
 
 async def test_slots_are_dealt_replicas_that_stay_whatever_leaves_meanwhile(host: Host) -> None:
     (busy := host.topology.with_name("wait.py")).touch()
-    await host.dispatch(0)
-    await host.scale(4)
-    await host.until(lambda: count(host.said("work-0-a"), "ready") == 4, "four have a batch in hand")
+    await host.served(4, "ready")
     attached = [line.split()[1] for line in host.said("work-0-a") if line.startswith("attached")]
     await host.supervisor.scale("work", "cpu-1", 2, attached[2:])
     await host.dispatch(0, 1)
@@ -284,17 +274,13 @@ async def test_slots_are_dealt_replicas_that_stay_whatever_leaves_meanwhile(host
 @started_either_way
 async def test_a_constructor_that_holds_the_interpreter_is_only_late(host: Host) -> None:
     (host.topology.parent / "slow.py").touch()
-    await host.dispatch(0)
-    await host.scale(1)
-    await host.until(lambda: count(host.said("work-0-a"), "results") == 1, "the replica has answered")
+    await host.served(1)
     assert [seen.restarts for seen in await host.supervisor.observe()] == [0]
 
 
 @started_either_way
 async def test_closing_leaves_no_process(host: Host) -> None:
-    await host.dispatch(0)
-    await host.scale(2)
-    await host.until(lambda: count(host.said("work-0-a"), "results") == 2, "two replicas have answered")
+    await host.served(2)
     pids = [*(await host.names()).values(), (await host.the_dispatcher()).pid]
     await host.supervisor.aclose()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -22,13 +21,12 @@ from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import unsealed
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
+from tests.support.deadlines import next_exit
+from tests.support.sandbox import needs_sandbox
 
-pytestmark = pytest.mark.skipif(
-    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
-)
+pytestmark = needs_sandbox
 
 DEADLINE_S = 30.0
 TOPOLOGY = """
@@ -112,8 +110,7 @@ async def said(folder: Path, what: str) -> str:
 async def run(supervisor: Supervisor, folder: Path, hostile: str) -> ReplicaExit:
     """Serve a hostile stage until a replica ends."""
     await start(supervisor, folder, hostile + CLAIM, Hardware("cpu-1", 0.1, cores=0))
-    async with asyncio.timeout(DEADLINE_S):
-        gone = await supervisor.next_exit()
+    gone = await next_exit(supervisor)
     assert isinstance(gone, ReplicaExit)
     return gone
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
+from inferline_stream.controlplane.records.control_records import decode_stored
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.records import Record
@@ -32,7 +33,6 @@ class MemoryKafka:
         self.topics: defaultdict[str, list[Record]] = defaultdict(list)
         self.away = False
         """Whether it gives no answer."""
-        """Consumer groups without members."""
 
     def answer(self) -> None:
         """Raise unless it answers."""
@@ -47,6 +47,15 @@ class MemoryKafka:
     def values(self, topic: str) -> list[bytes]:
         """What a topic holds."""
         return [record.value for record in self.topics[topic] if record.value]
+
+    def decisions(self, topic: str) -> list[tuple[str, str]]:
+        """Action and reason of each decision that a topic holds."""
+        found = []
+        for record in self.topics[topic]:
+            if record.key is not None and record.key.startswith(b"decision-") and record.value:
+                stored: Any = decode_stored(record.key.decode(), record.value)
+                found.append((stored.action, stored.reason))
+        return found
 
     # -- as a `KafkaCluster` ------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from inferline_stream.controlplane.records.control_records import CodeVersion, Override, Overrides, encode
+from inferline_stream.controlplane.records.control_records import CodeVersion, Override, Overrides
 from inferline_stream.pipeline.version import kind_of_version, version_on
 from tests.support.virtual_time import EPOCH_S
 from tests.unit.controlplane.one_stage_world import SERVICE_S, TICK_S, World, in_world, steady
@@ -22,10 +22,6 @@ def trial(within_s: float = 60.0, *, share: float = 0.1, began_s: float | None =
     return Override(
         "canary", value=share, until_s=began_s + within_s, who="anna", code=CodeVersion("5fa2", NEXT, began_s)
     )
-
-
-def say(world: World, key: str, override: Override | None) -> None:
-    world.kafka.append(world.names.control, override and encode(override), key.encode())
 
 
 def controlled(world: World) -> Overrides:
@@ -51,7 +47,7 @@ async def test_a_good_version_gets_more_at_each_step_and_then_takes_over_with_th
 ) -> None:
     await asyncio.sleep(10.0)
     before = await running(world)
-    say(world, "canary", trial())
+    world.say(trial())
     await world.until(lambda: world.controller.versions.running is not None, 60.0)
     assert list(world.canaries) == ["5fa2/0.1", "5fa2/0.4"]
     assert ("a", KIND, 1) in world.actuator.asked
@@ -83,15 +79,15 @@ def ends_again_and_again(world: World) -> None:
 
 
 def newer_code(world: World) -> None:
-    say(world, "code", Override("code", value=time.time(), who="anna"))
+    world.say(Override("code", value=time.time(), who="anna"))
 
 
 def taken_back(world: World) -> None:
-    say(world, "canary", None)
+    world.kafka.append(world.names.control, None, b"canary")
 
 
 def held(world: World) -> None:
-    say(world, "pause", Override("pause", who="anna"))
+    world.say(Override("pause", who="anna"))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +106,7 @@ async def test_a_version_goes_back_and_the_running_one_stays(
 ) -> None:
     await asyncio.sleep(10.0)
     before = await running(world)
-    say(world, "canary", trial())
+    world.say(trial())
     await asyncio.sleep(1.0)
     what(world)
     if what is newer_code:
@@ -145,7 +141,7 @@ def test_the_next_controller_goes_on_with_a_version_or_back_where_its_time_is_ov
 @in_world(steady(10.0))
 async def test_a_host_that_is_lost_with_replicas_of_both_versions_changes_nothing_of_the_trial(world: World) -> None:
     await asyncio.sleep(10.0)
-    say(world, "canary", trial())
+    world.say(trial())
     await world.until(lambda: len(world.canaries) == 1, 30.0)
     lost = [r for r in await world.actuator.observe() if r.state == "running"]
     assert {version_on(replica.hardware) for replica in lost} == {"", "5fa2"}
@@ -162,10 +158,10 @@ async def test_a_host_that_is_lost_with_replicas_of_both_versions_changes_nothin
 async def test_another_version_takes_the_place_of_one_that_is_tried_out(world: World) -> None:
     await asyncio.sleep(10.0)
     world.fails = 0.003  # nobody can tell soon
-    say(world, "canary", trial())
+    world.say(trial())
     await asyncio.sleep(10.0)
     other = Override("canary", value=0.5, until_s=time.time() + 60, code=CodeVersion("77aa", NEXT, time.time()))
-    say(world, "canary", other)
+    world.say(other)
     await asyncio.sleep(10.0)
     assert {version_on(r.hardware) for r in await world.actuator.observe()} == {"", "77aa"}
     assert len(world.canaries) == 2

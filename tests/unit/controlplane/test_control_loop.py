@@ -18,7 +18,6 @@ from inferline_stream.controlplane.records.control_records import (
     CalendarRecord,
     Override,
     decode_stored,
-    encode,
 )
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.trace import Trace
@@ -204,16 +203,13 @@ async def test_the_end_of_a_step_s_failures_is_logged(world: World, caplog: pyte
 
 @in_world(lambda time_s: 60.0 if time_s > 20.0 else 10.0)
 async def test_people_s_pause_holds_decisions_and_what_they_scale_to_applies(world: World) -> None:
-    def say(override: Override) -> None:
-        world.kafka.append(world.names.control, encode(override), override.key.encode())
-
     await asyncio.sleep(15.0)
-    say(Override("pause", until_s=EPOCH_S + 40.0, who="anna"))
+    world.say(Override("pause", until_s=EPOCH_S + 40.0, who="anna"))
     await asyncio.sleep(20.0)
     assert time.time() < EPOCH_S + 40.0
     assert world.wanted == 2
     await world.until(lambda: world.wanted >= 6, 10.0)
-    say(Override("limits", "a", minimum=9, maximum=9, who="anna"))
+    world.say(Override("limits", "a", minimum=9, maximum=9, who="anna"))
     await world.until(lambda: world.wanted == 9, 2.0)
 
 
@@ -231,7 +227,7 @@ async def test_another_slo_and_price_set_by_people_are_planned_for_and_applied(
     assert [plan.reason for plan in decider.plans] == ["initial"]
     dearer = (Override("price", kind, 5.0) for kind in ("cpu", "cpu-spot"))
     for override in (Override("slo", value=0.25), *dearer):
-        world.kafka.append(world.names.control, encode(override), override.key.encode())
+        world.say(override)
     await world.until(lambda: world.view.plan.slo_s == 0.25, 2.0)
     assert [plan.reason for plan in decider.plans] == ["initial", "limit_changed"]
     assert {a.hardware: a.replicas for a in world.view.plan.allocations["a"]} == {"gpu": 1}
@@ -251,8 +247,7 @@ async def test_what_people_set_for_a_while_lasts_as_long_whatever_their_clock_sa
 ) -> None:
     await asyncio.sleep(10.0)
     now_s = time.time() + apart_s
-    held = Override("scale", "a", 7, until_s=now_s + 20.0, who="anna")
-    world.kafka.append(world.names.control, encode(held), held.key.encode(), time_s=now_s)
+    world.say(Override("scale", "a", 7, until_s=now_s + 20.0, who="anna"), time_s=now_s)
     await world.until(lambda: world.wanted == 7, 2.0)
     await asyncio.sleep(15.0)
     assert world.wanted == 7
@@ -265,8 +260,7 @@ async def test_newer_code_comes_into_every_replica_one_after_another(world: Worl
     await asyncio.sleep(10.0)
     before = {r.replica for r in await world.actuator.observe()}
     now_s = time.time() + apart_s  # by the clock of who gives it
-    override = Override("code", value=now_s, who="anna")
-    world.kafka.append(world.names.control, encode(override), override.key.encode(), time_s=now_s)
+    world.say(Override("code", value=now_s, who="anna"), time_s=now_s)
     fewest = 2
     for _ in range(200):
         await asyncio.sleep(TICK_S)
@@ -347,8 +341,7 @@ async def test_a_scheduled_reserve_is_held_in_its_hours_and_the_hours_ahead_are_
     begins_s = 60.0 * (int(time.time()) // 60 + 2)
     since, until = (time.gmtime(begins_s + more_s) for more_s in (0.0, 60.0))
     window = f"{time.strftime('%Y-%m-%d %H:%M', since)}-{time.strftime('%H:%M', until)}"
-    reserve = Override("reserve", window, 4.0)
-    world.kafka.append(world.names.control, encode(reserve), reserve.key.encode())
+    world.say(Override("reserve", window, 4.0))
     await asyncio.sleep(begins_s - time.time() - START_UP_S - 2.0)
     assert world.wanted == 2
     await world.until(lambda: world.wanted >= 6, 2.0)

@@ -20,7 +20,7 @@ from inferline_stream.controlplane.leader_loop import LeaderLoop
 from inferline_stream.controlplane.observe.group_collector import GroupCollector
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.records.control_records import Override, Overrides, decode_stored, encode
+from inferline_stream.controlplane.records.control_records import Override, Overrides, encode
 from inferline_stream.errors import InferlineError, Unreachable, UsageError
 from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup
 from inferline_stream.pipeline.group_look import Assignment, GroupLook, OffsetCommit
@@ -166,12 +166,7 @@ class World:
         self.kafka.answer()
 
     def decisions(self) -> list[tuple[str, str]]:
-        found = []
-        for record in self.kafka.topics[self.context.names.decisions]:
-            if record.key is not None and record.key.startswith(b"decision-") and record.value:
-                stored: Any = decode_stored(record.key.decode(), record.value)
-                found.append((stored.action, stored.reason))
-        return found
+        return self.kafka.decisions(self.context.names.decisions)
 
     async def until(self, holds: Callable[[], bool], within_s: float) -> None:
         began_s = asyncio.get_running_loop().time()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from inferline_stream.controlplane.records.control_records import Override, encode
+from inferline_stream.controlplane.records.control_records import Override
 from inferline_stream.pipeline.idle import Idle
 from tests.support.virtual_time import EPOCH_S
 from tests.unit.controlplane.one_stage_world import START_UP_S, World, in_world, now
@@ -25,10 +25,6 @@ async def asleep(world: World, within_s: float) -> None:
     assert len(await world.actuator.dispatchers()) == 1
 
 
-def say(world: World, override: Override) -> None:
-    world.kafka.append(world.names.control, encode(override), override.key.encode())
-
-
 @in_world(at_bursts, idle=IDLE)
 async def test_it_sleeps_and_events_wake_it_also_in_a_pause_and_people_keep_it_awake(world: World) -> None:
     began_s = now()
@@ -44,7 +40,7 @@ async def test_it_sleeps_and_events_wake_it_also_in_a_pause_and_people_keep_it_a
     await asleep(world, 40.0)
     assert world.done == world.arrived
 
-    say(world, Override("pause", until_s=EPOCH_S + 130.0))
+    world.say(Override("pause", until_s=EPOCH_S + 130.0))
     await world.until(lambda: world.done > 6, BURSTS_S[1] + began_s - now() + START_UP_S + 2.5)
     woken = world.wanted
     await asyncio.sleep(began_s + 128.0 - now())
@@ -53,7 +49,7 @@ async def test_it_sleeps_and_events_wake_it_also_in_a_pause_and_people_keep_it_a
     assert world.wanted > 0, "what came in the pause is not known: its time begins again"
     await asleep(world, 15.0)
 
-    say(world, Override("limits", "a", minimum=1))
+    world.say(Override("limits", "a", minimum=1))
     await world.until(lambda: world.wanted >= 1, 5.0)
     await asyncio.sleep(30.0)
     assert world.wanted >= 1
@@ -63,8 +59,8 @@ async def test_it_sleeps_and_events_wake_it_also_in_a_pause_and_people_keep_it_a
 @in_world(lambda time_s: 10.0 if 40.0 <= time_s < 40.5 else 0.0, idle=IDLE)
 async def test_what_people_ask_for_in_a_pause_waits_and_an_event_wakes_it_all_the_same(world: World) -> None:
     await asleep(world, 30.0)
-    say(world, Override("pause", until_s=EPOCH_S + 130.0))
-    say(world, Override("limits", "a", minimum=1))
+    world.say(Override("pause", until_s=EPOCH_S + 130.0))
+    world.say(Override("limits", "a", minimum=1))
     await world.until(lambda: world.arrived > 0, 20.0)
     assert world.wanted == 0
     await world.until(lambda: world.done >= 1, START_UP_S + 2.5)

@@ -8,15 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from inferline_stream.controlplane.records.control_records import Override, encode
+from inferline_stream.controlplane.records.control_records import Override
 from tests.support.virtual_time import EPOCH_S
 from tests.unit.controlplane.one_stage_world import START_UP_S, World, in_world, steady
 
 ON_SPOT = {"cpu": 0, "cpu-spot": 2}
-
-
-def say(world: World, override: Override) -> None:
-    world.kafka.append(world.names.control, encode(override), override.key.encode())
 
 
 async def there(world: World, kind: str) -> int:
@@ -30,8 +26,8 @@ def test_replacements_start_at_once_and_what_is_taken_works_on_until_they_are_re
         await asyncio.sleep(20.0)
         waiting = world.arrived - world.done
         if paused:
-            say(world, Override("pause", until_s=EPOCH_S + 600.0))
-        say(world, Override("notice", "cpu-spot", 30.0, until_s=EPOCH_S + 50.0))
+            world.say(Override("pause", until_s=EPOCH_S + 600.0))
+        world.say(Override("notice", "cpu-spot", 30.0, until_s=EPOCH_S + 50.0))
         await world.until(lambda: world.controller.wanted["a"] == {"cpu": 2, "cpu-spot": 0}, 2.0)
         await asyncio.sleep(START_UP_S / 2)
         assert (await there(world, "cpu"), await there(world, "cpu-spot")) == (2, 2)
@@ -48,7 +44,7 @@ def test_replacements_start_at_once_and_what_is_taken_works_on_until_they_are_re
 @in_world(steady(10.0), planned=ON_SPOT)
 async def test_a_notice_shorter_than_a_start_drains_replicas_before_they_are_taken(world: World) -> None:
     await asyncio.sleep(20.0)
-    say(world, Override("notice", "cpu-spot", 10.0, until_s=EPOCH_S + 30.0))
+    world.say(Override("notice", "cpu-spot", 10.0, until_s=EPOCH_S + 30.0))
     world.actuator.room["cpu"] = 0  # none has a place
     await asyncio.sleep(3.0)
     assert await there(world, "cpu-spot") == 2
@@ -62,7 +58,7 @@ async def test_a_notice_for_what_nobody_has_is_said_and_changes_nothing(
 ) -> None:
     await asyncio.sleep(10.0)
     with caplog.at_level(logging.WARNING):
-        say(world, Override("notice", "cpu-spot", 30.0, until_s=EPOCH_S + 40.0))
+        world.say(Override("notice", "cpu-spot", 30.0, until_s=EPOCH_S + 40.0))
         await asyncio.sleep(20.0)
     assert "notice of cpu-spot: there is no replica of it, so nothing is replaced" in caplog.text
     assert world.decisions() == []
@@ -72,7 +68,7 @@ async def test_a_notice_for_what_nobody_has_is_said_and_changes_nothing(
 @in_world(lambda time_s: 40.0 if time_s > 60.0 else 10.0, planned=ON_SPOT)
 async def test_a_controller_that_takes_over_after_the_notice_knows_what_is_away(world: World) -> None:
     await asyncio.sleep(20.0)
-    say(world, Override("notice", "cpu-spot", 20.0, until_s=EPOCH_S + 40.0))
+    world.say(Override("notice", "cpu-spot", 20.0, until_s=EPOCH_S + 40.0))
     await world.until(lambda: world.controller.wanted["a"] == {"cpu": 2, "cpu-spot": 0}, 2.0)
     await asyncio.sleep(30.0)
     memory = world.controller.decider.memory
@@ -95,7 +91,7 @@ def test_replicas_of_one_node_are_replaced_at_once_and_it_alone_is_drained(
         world.actuator.nodes = {first: "n1", second: "n2"}
         await asyncio.sleep(1.0)
         if by == "people":
-            say(world, Override("notice", "node/n1", 30.0, until_s=EPOCH_S + 51.0))
+            world.say(Override("notice", "node/n1", 30.0, until_s=EPOCH_S + 51.0))
         else:
             world.actuator.going = {"n1"}
         await asyncio.sleep(1.5)
@@ -118,7 +114,7 @@ async def test_a_notice_of_a_node_that_nobody_is_on_is_said_and_changes_nothing(
 ) -> None:
     await asyncio.sleep(10.0)
     with caplog.at_level(logging.WARNING):
-        say(world, Override("notice", "node/n9", 30.0, until_s=EPOCH_S + 40.0))
+        world.say(Override("notice", "node/n9", 30.0, until_s=EPOCH_S + 40.0))
         await asyncio.sleep(20.0)
     assert "notice of node/n9: no replica is on it, so nothing is replaced" in caplog.text
     assert (world.decisions(), await world.replicas()) == ([], 2)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
 from inferline_stream.dataplane.topology_loader import load_topology
 from inferline_stream.isolation.audit import Finding
-from inferline_stream.isolation.seal import unsupported
-from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.profiler.stage_audit import Audited, audit_pipeline
 from inferline_stream.settings import Settings
+from tests.support.sandbox import needs_sandbox
 
-pytestmark = pytest.mark.skipif(
-    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
-)
+pytestmark = needs_sandbox
 
 TOPOLOGY = """
 import socket, tempfile

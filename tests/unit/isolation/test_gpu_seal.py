@@ -7,7 +7,6 @@ nolabs-ai/nono#673, and from the C library's own source.
 from __future__ import annotations
 
 import os
-import platform
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,10 @@ from inferline_stream.isolation import paths, syscall_rules
 from inferline_stream.isolation.bpf import ALLOW, Architecture, refused, verdict
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.probes import probe
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from tests.support.confined_code import GPU, run
+from tests.support.sandbox import needs_sandbox
 
-sandboxed = pytest.mark.skipif(
-    bool(unsupported(Isolation())), reason=f"no sandbox on {platform.system()} {platform.release()}"
-)
 ME = 4711
 MACHINES = [pytest.param(on, id=name) for name, on in syscall_rules.MACHINES.items()]
 
@@ -71,7 +67,7 @@ DRIVER = """
 """What `cuInit` does."""
 
 
-@sandboxed
+@needs_sandbox
 @pytest.mark.parametrize("sealed", [False, True], ids=["as it starts", "sealed"])
 def test_a_driver_starts_in_a_process_confined_for_a_gpu(tmp_path: Path, sealed: bool) -> None:
     found = run(tmp_path, DRIVER.format(sealed=sealed), Isolation(), GPU)
@@ -82,7 +78,7 @@ def test_a_driver_starts_in_a_process_confined_for_a_gpu(tmp_path: Path, sealed:
     assert set(found.values()) == {"done"}, found
 
 
-@sandboxed
+@needs_sandbox
 def test_a_process_without_a_gpu_renames_no_thread_by_its_file(tmp_path: Path) -> None:
     code = """
         tried("comm", lambda: open("/proc/self/task/%d/comm" % threading.get_native_id(), "w"))
@@ -90,7 +86,7 @@ def test_a_process_without_a_gpu_renames_no_thread_by_its_file(tmp_path: Path) -
     assert run(tmp_path, code, Isolation()) == {"comm": "EACCES"}
 
 
-@sandboxed
+@needs_sandbox
 @pytest.mark.parametrize("ports", [(), (9,)], ids=["no network", "a port"])
 async def test_a_process_sealed_for_a_gpu_has_no_network_and_three_known_ways(ports: tuple[int, ...]) -> None:
     found = await probe(Isolation(ports=ports), gpu=True)

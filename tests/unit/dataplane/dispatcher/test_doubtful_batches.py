@@ -18,8 +18,17 @@ SAMPLE = b"a sample"
 
 
 @contextlib.contextmanager
-def runs(pool: PlayedSlot, behave: Callable[[Replica, Batch], None]) -> Iterator[None]:
-    """Have every replica that is attached, also later, answer its batches in some way; replaced ones come again."""
+def served(behave: Callable[[Replica, Batch], None], *, limit: int, replicas: int = 1) -> Iterator[PlayedSlot]:
+    """A slot that knows a sample. All its replicas answer batches in some way; replaced ones come again."""
+    with fed(limit=limit) as pool:
+        _answered(pool, behave)
+        pool.session.suspects.learn(SAMPLE)
+        for _ in range(replicas):
+            pool.attached()
+        yield pool
+
+
+def _answered(pool: PlayedSlot, behave: Callable[[Replica, Batch], None]) -> None:
     done: set[str] = set()
     until, advance = pool.until, pool.advance
 
@@ -46,7 +55,6 @@ def runs(pool: PlayedSlot, behave: Callable[[Replica, Batch], None]) -> Iterator
 
     pool.until = lambda holds, what: until(lambda: holds_once_they_answered(holds), what)  # type: ignore[method-assign]
     pool.advance = advance_while_they_answer  # type: ignore[method-assign]
-    yield
 
 
 def refuses(replica: Replica, batch: Batch, *, busy: bool = False) -> None:
@@ -81,9 +89,7 @@ def test_events_that_a_healthy_server_never_takes_stop_nothing_and_become_dead_l
     def behave(replica: Replica, batch: Batch) -> None:
         (refuses if b"bad" in batch.inputs else Replica.answer)(replica, batch)
 
-    with fed(limit=limit) as pool, runs(pool, behave):
-        pool.session.suspects.learn(SAMPLE)
-        pool.attached()
+    with served(behave, limit=limit) as pool:
         pool.fetched(*[b"bad"] * 8, *[b"good"] * 50)
         pool.until(lambda: pool.offset() == 58, "all are done")
         assert pool.report.counts.dead_lettered == 8
@@ -100,9 +106,7 @@ def test_an_event_is_at_fault_after_so_many_refusals_and_its_letter_says_why():
         tries += batch.inputs == [b"bad"]
         (refuses if b"bad" in batch.inputs else Replica.answer)(replica, batch)
 
-    with fed(limit=1) as pool, runs(pool, behave):
-        pool.session.suspects.learn(SAMPLE)
-        pool.attached()
+    with served(behave, limit=1) as pool:
         pool.fetched(b"bad")
         pool.until(lambda: pool.offset() == 1, "it is done")
         assert tries == doubtful_batches.REFUSALS
@@ -125,9 +129,7 @@ def test_a_server_that_is_away_blames_no_event_and_loses_none_and_takes_them_in_
         else:
             replica.answer(batch)
 
-    with fed(limit=1) as pool, runs(pool, behave):
-        pool.session.suspects.learn(SAMPLE)
-        pool.attached()
+    with served(behave, limit=1) as pool:
         pool.fetched(*[b"%d" % number for number in range(20)])
         pool.until(lambda: asked > 4, "the server was asked again and again")
         assert tried == 1, "samples ask it, not events"
@@ -149,9 +151,7 @@ def test_an_event_for_which_a_server_is_always_busy_is_not_blamed_and_holds_up_n
         else:
             replica.answer(batch)
 
-    with fed(limit=1) as pool, runs(pool, behave):
-        pool.session.suspects.learn(SAMPLE)
-        pool.attached()
+    with served(behave, limit=1) as pool:
         pool.fetched(b"x", *[b"other"] * 9)
         pool.until(lambda: pool.offset() == 10, "all are done")
         assert pool.sent == [*[b"other"] * 9, b"x"]
@@ -164,9 +164,7 @@ def test_an_event_for_which_a_server_is_always_busy_holds_up_none_of_its_batch()
         else:
             replica.answer(batch)
 
-    with fed(limit=4) as pool, runs(pool, behave):
-        pool.session.suspects.learn(SAMPLE)
-        pool.attached()
+    with served(behave, limit=4) as pool:
         pool.fetched(b"x", *[b"other"] * 7)
         pool.until(lambda: pool.sent == [b"other"] * 7, "the others are done")
         assert pool.report.counts.dead_lettered == 0
@@ -180,9 +178,7 @@ def test_a_batch_that_fails_as_a_whole_is_believed_once_the_replica_has_passed_a
         else:
             fails(replica, batch)
 
-    with fed(limit=4) as pool, runs(pool, behave):
-        pool.session.suspects.learn(SAMPLE)
-        pool.attached()
+    with served(behave, limit=4) as pool:
         pool.fetched(b"1", b"2", b"3")
         pool.until(lambda: pool.offset() == 3, "they are dead letters")
         assert (pool.report.counts.dead_lettered, pool.replaced) == (3, [])
@@ -194,9 +190,7 @@ def test_a_replica_that_fails_on_a_sample_too_is_replaced_and_costs_no_event():
     def behave(replica: Replica, batch: Batch) -> None:
         behaviours.get(replica.name, Replica.answer)(replica, batch)
 
-    with fed(limit=4) as pool, runs(pool, behave):
-        pool.session.suspects.learn(SAMPLE)
-        pool.attached()
+    with served(behave, limit=4) as pool:
         pool.fetched(*[b"%d" % number for number in range(10)])
         pool.until(lambda: pool.offset() == 10, "all are done")
         assert (pool.report.counts.dead_lettered, pool.replaced) == (0, ["r0"])
@@ -204,9 +198,7 @@ def test_a_replica_that_fails_on_a_sample_too_is_replaced_and_costs_no_event():
 
 
 def test_replicas_that_all_fail_dead_letter_nothing_and_say_so():
-    with fed(limit=4) as pool, runs(pool, fails):
-        pool.session.suspects.learn(SAMPLE)
-        pool.attached()
+    with served(fails, limit=4) as pool:
         pool.fetched(*[b"%d" % number for number in range(10)])
         pool.until(lambda: "may be at fault" in pool.session.trouble(), "it says so")
         assert pool.report.counts.dead_lettered == 0
@@ -218,9 +210,7 @@ def test_one_bad_event_that_breaks_its_replica_is_one_dead_letter_of_160():
     def behave(replica: Replica, batch: Batch) -> None:
         gpus.setdefault(replica.name, Gpu()).answer(replica, batch)
 
-    with fed(limit=16) as pool, runs(pool, behave):
-        pool.session.suspects.learn(SAMPLE)
-        pool.attached()
+    with served(behave, limit=16) as pool:
         pool.fetched(*[b"good"] * 16, b"bad", *[b"good"] * 143)
         pool.until(lambda: pool.offset() == 160, "all are done")
         assert pool.report.counts.dead_lettered == 1
@@ -234,10 +224,7 @@ def test_of_four_replicas_a_broken_one_takes_one_batch_before_it_is_tested_and_r
     def behave(replica: Replica, batch: Batch) -> None:
         gpus.setdefault(replica.name, Gpu()).answer(replica, batch)
 
-    with fed(limit=8) as pool, runs(pool, behave):
-        pool.session.suspects.learn(SAMPLE)
-        for _ in range(4):
-            pool.attached()
+    with served(behave, limit=8, replicas=4) as pool:
         for first in range(0, 200, 4):
             pool.fetched(*[b"good"] * 4, first=first)
             pool.advance(4 / rate)

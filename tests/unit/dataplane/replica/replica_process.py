@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from inferline_stream.dataplane.frames import ToDispatcher, ToReplica, encode_frame, to_dispatcher
+from inferline_stream.dataplane.frames import Batch, Results, ToDispatcher, ToReplica, encode_frame, to_dispatcher
 from inferline_stream.dataplane.process_specs import ReplicaSpec, encode_spec
 from inferline_stream.isolation import bootstrap
 from inferline_stream.isolation.confinement import confined
@@ -44,6 +44,13 @@ class Dispatcher:
                 return None
             self._frames += self._buffer.feed(data)
         return self._frames.pop(0)
+
+    def results(self, batch: Batch) -> Results:
+        """What the replica makes of a batch."""
+        self.send(batch)
+        results = self.receive()
+        assert isinstance(results, Results), results
+        return results
 
 
 class ReplicaProcess:

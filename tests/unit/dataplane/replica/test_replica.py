@@ -8,11 +8,11 @@ import pytest
 
 from inferline_stream.dataplane.frames import Batch, Broken, Done, Failed, Leave, Many, Ready, Results, Returned, Sleep
 from inferline_stream.dataplane.replica.replica import LEAVE
-from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.fallback import FALLBACK, MAIN
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.isolation import Isolation
 from tests.support.model_server import model_server_process
+from tests.support.sandbox import needs_sandbox
 from tests.unit.dataplane.replica.replica_process import DEADLINE_S, replica
 
 TOPOLOGY = """
@@ -58,7 +58,7 @@ levels = pytest.mark.parametrize(
         Isolation("none"),
         pytest.param(
             Isolation("sandbox"),
-            marks=pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine"),
+            marks=needs_sandbox,
         ),
     ],
     ids=["plain", "sealed"],
@@ -75,9 +75,7 @@ def test_a_batch_comes_back_as_an_outcome_per_event_in_order(tmp_path: Path, iso
         assert ready.isolation.sealed == (isolation.level == "sandbox")
         assert not ready.fallback
         assert 0 < ready.start_up_s < 60
-        dispatcher.send(Batch(7, 1, [b"1", b"no number", b"13", b"9", b"16"]))
-        results = dispatcher.receive()
-        assert isinstance(results, Results)
+        results = dispatcher.results(Batch(7, 1, [b"1", b"no number", b"13", b"9", b"16"]))
         assert (results.epoch, results.batch) == (7, 1)
         one, unreadable, thirteen, nine, sixteen = results.outcomes
         children = ["b", "a"]  # in topological order, which is the order of declaration between equals
@@ -97,9 +95,7 @@ def test_a_log_on_a_full_disk_fails_no_event_and_no_replica(tmp_path: Path) -> N
     with Path("/dev/full").open("wb") as full, replica(tmp_path, PLAIN, log=full.fileno()) as running:
         dispatcher = running.attach()
         dispatcher.receive()
-        dispatcher.send(Batch(1, 1, [b"16", b"17"]))
-        results = dispatcher.receive()
-        assert isinstance(results, Results)
+        results = dispatcher.results(Batch(1, 1, [b"16", b"17"]))
         assert [type(outcome) for outcome in results.outcomes] == [Done, Done]
         dispatcher.send(Leave())
         assert running.process.wait(DEADLINE_S) == 0
@@ -137,9 +133,7 @@ def test_a_result_that_would_make_the_answer_too_long_fails_and_the_others_come(
     with replica(tmp_path, REPEATING) as running:
         dispatcher = running.attach()
         assert isinstance(dispatcher.receive(), Ready)
-        dispatcher.send(Batch(7, 1, [b"1", b"2000000", b"2"], result_bytes=1000))
-        results = dispatcher.receive()
-        assert isinstance(results, Results)
+        results = dispatcher.results(Batch(7, 1, [b"1", b"2000000", b"2"], result_bytes=1000))
     oversize = Failed("Oversize", "the result has 2000002 bytes, 1000 are taken", "")
     assert results.outcomes == [Done(b'"x"', 0), oversize, Done(b'"xx"', 0)]
 
@@ -174,9 +168,7 @@ def test_each_of_many_results_names_the_version_of_the_stage_that_made_it(tmp_pa
         assert ready.fallback
         found = []
         for version in (MAIN, FALLBACK):
-            dispatcher.send(Batch(7, 1 + version, [b'"ab"', b'""'], version=version))
-            results = dispatcher.receive()
-            assert isinstance(results, Results)
+            results = dispatcher.results(Batch(7, 1 + version, [b'"ab"', b'""'], version=version))
             found.append(results.outcomes)
     by_letters = Many((part("a", "main"), part("b", "main")))
     assert found == [[by_letters, Many()], [Many((part("ab", "fallback", b"own"),)), Many()]]
@@ -206,9 +198,7 @@ def test_a_served_stage_and_its_fallback_ask_two_models_of_one_server(tmp_path: 
         assert isinstance(ready, Ready)
         assert ready.fallback
         for number, (version, times) in enumerate([(MAIN, 2), (FALLBACK, 3), (MAIN, 2)]):
-            dispatcher.send(Batch(7, 1 + number, [b"5", b"7"], version=version))
-            results = dispatcher.receive()
-            assert isinstance(results, Results)
+            results = dispatcher.results(Batch(7, 1 + number, [b"5", b"7"], version=version))
             assert results.outcomes == [Done(b"%d" % (times * event), 0) for event in (5, 7)]
 
 
@@ -260,9 +250,7 @@ def test_the_server_that_a_replica_starts_sleeps_when_asked_and_wakes_with_the_n
             if number > 1:
                 dispatcher.send(Sleep())
                 dispatcher.send(Sleep())
-            dispatcher.send(Batch(7, number, [b"5"]))
-            results = dispatcher.receive()
-            assert isinstance(results, Results)
+            results = dispatcher.results(Batch(7, number, [b"5"]))
             assert results.outcomes == [Done(b"10", 0)]
     slept = ["/sleep?level=1 False", "/wake_up True", "/double False"]
     assert (tmp_path / "asked").read_text().splitlines() == ["/double False", *slept, *slept]
@@ -324,7 +312,7 @@ def test_a_stage_that_cannot_be_loaded_says_why_in_one_line(tmp_path: Path, code
     assert reason in said.strip().splitlines()[-1]
 
 
-@pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
+@needs_sandbox
 def test_no_socket_survives_the_seal_but_pairs(tmp_path: Path) -> None:
     init = """import socket
         try:
@@ -344,9 +332,7 @@ def test_no_socket_survives_the_seal_but_pairs(tmp_path: Path) -> None:
             dispatcher = running.attach()
             ready = dispatcher.receive()
             assert isinstance(ready, Ready), running.wait()
-            dispatcher.send(Batch(1, 1, [b"1"]))
-            results = dispatcher.receive()
-            assert isinstance(results, Results)
+            results = dispatcher.results(Batch(1, 1, [b"1"]))
             (outcome,) = results.outcomes
             if ports:
                 assert isinstance(outcome, Failed)
@@ -355,7 +341,7 @@ def test_no_socket_survives_the_seal_but_pairs(tmp_path: Path) -> None:
                 assert isinstance(outcome, Done)
 
 
-@pytest.mark.skipif(bool(unsupported(Isolation())), reason="no sandbox on this machine")
+@needs_sandbox
 def test_a_sealed_stage_may_start_threads(tmp_path: Path) -> None:
     code = PLAIN.replace(
         "if 13 in numbers:",
@@ -368,9 +354,7 @@ def test_a_sealed_stage_may_start_threads(tmp_path: Path) -> None:
     with replica(tmp_path, code, isolation=Isolation()) as running:
         dispatcher = running.attach()
         dispatcher.receive()
-        dispatcher.send(Batch(1, 1, [b"1"]))
-        results = dispatcher.receive()
-        assert isinstance(results, Results), running.wait()
+        results = dispatcher.results(Batch(1, 1, [b"1"]))
         assert isinstance(results.outcomes[0], Done)
 
 
@@ -393,9 +377,7 @@ def test_a_replica_on_a_full_device_answers_in_smaller_batches_and_ends_where_on
     with replica(tmp_path, FULL, hardware=Hardware("t4", 0.5, gpus=1)) as running:
         dispatcher = running.attach()
         assert isinstance(dispatcher.receive(), Ready)
-        dispatcher.send(Batch(1, 1, [b"4", b"4", b"4", b"4"]))
-        results = dispatcher.receive()
-        assert isinstance(results, Results)
+        results = dispatcher.results(Batch(1, 1, [b"4", b"4", b"4", b"4"]))
         assert (results.outcomes, results.too_large) == ([Done(b"4", 0)] * 4, 4)
         assert [call.batch_size for call in results.calls] == [2, 2]
         dispatcher.send(Batch(1, 2, [b"11"]))
