@@ -64,6 +64,7 @@ def compare(
             inputs.sample,
             inputs.trace,
             catalogue=inputs.kinds,
+            partitions=inputs.partitions,
             policies=chosen,
             tune=tune,
             tune_on=None if tune_on is None else read_arrivals(tune_on),

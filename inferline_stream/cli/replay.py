@@ -139,12 +139,7 @@ def replay_inputs(given: ReplayOptions, begins_s: float | None = None) -> Replay
         pipeline.objective,
         pipeline.slo_window_s,
         calendar=None if begins_s is None else Calendar(begins_s, pipeline.scheduled()),
-        partitions={
-            stage.name: topic.partitions
-            for topic in (pipeline.source, *pipeline.own_sources.values())
-            for stage in pipeline.stages
-            if topic.partitions and pipeline.enters(stage, topic)
-        },
+        partitions=pipeline.entry_partitions,
     )
 
 

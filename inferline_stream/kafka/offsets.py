@@ -36,18 +36,17 @@ _Ask = Callable[[list[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]
 
 _REQUEST_TIMEOUT_MS = 5_000
 
-_LOADING_S = 30.0
-"""Longest that brokers may take to have a coordinator, and that to load what its groups have committed. They answer
-meanwhile."""
+_COORDINATOR_S = 30.0
+"""Longest wait for a coordinator that is not there yet, loads what its groups have committed, or has moved."""
 
 _AGAIN_S = 0.02
 
 _STABLE = 7
 """First version that can ask for stable offsets."""
 
-COORDINATOR_AWAY = frozenset(
-    error.errno for error in (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
-)
+_AWAY = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
+
+COORDINATOR_AWAY = frozenset(error.errno for error in _AWAY)
 """Codes of a coordinator, of groups or of transactions, that is not there, is loading, or is elsewhere."""
 
 _PASSING = COORDINATOR_AWAY | {0, UNSTABLE}
@@ -183,7 +182,7 @@ class Offsets:
                     return await ask(self._coordinators[group])
                 except KafkaError as error:  # a new cluster's first coordinator takes a moment; they also move
                     self._coordinators.pop(group, None)
-                    patience_s = _LOADING_S if error.errno in COORDINATOR_AWAY else _REQUEST_TIMEOUT_MS / 1e3
+                    patience_s = _COORDINATOR_S if isinstance(error, _AWAY) else _REQUEST_TIMEOUT_MS / 1e3
                     if not error.retriable or time.monotonic() > began_s + patience_s:
                         raise
                     await asyncio.sleep(0.1)

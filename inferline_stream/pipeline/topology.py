@@ -461,6 +461,12 @@ class Pipeline:
         """Whether events of a source topic enter at a stage."""
         return not stage.after and (topic is stage.source if stage.source else topic in self.listed)
 
+    @property
+    def entry_partitions(self) -> dict[str, int]:
+        """By entry stage, the partitions of its source topic, where they are given."""
+        entries = ((stage, stage.source or self.source) for stage in self.stages if not stage.after)
+        return {stage.name: topic.partitions for stage, topic in entries if topic.partitions}
+
     def codec_of(self, stage: Stage) -> str | Codec:
         """The format of the events that enter at an entry stage."""
         return (stage.source or self.source).codec

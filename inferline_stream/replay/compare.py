@@ -117,6 +117,7 @@ def compare(
     trace: Trace,
     *,
     catalogue: Catalogue,
+    partitions: Mapping[str, int] | None = None,
     policies: Collection[str] = NAMES,
     tune: bool = True,
     tune_on: Trace | None = None,
@@ -145,6 +146,7 @@ def compare(
         sample: what the plan was made for.
         trace: what is judged by.
         catalogue: prices and stock.
+        partitions: see `replay`.
         policies: names from `NAMES`.
         tune: run the tuned settings too.
         tune_on: what settings are tuned on; the sample unless given. Another draw of what is judged by is the most
@@ -167,7 +169,7 @@ def compare(
     prices = {name: kind.price_per_hour for name, kind in catalogue.items()}
     table = staffing(shape, plan, measured, sample, prices, objective=objective, seed=seed)
     state = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs)
-    arena = _Arena(shape, plan, measured, catalogue, conditions or Conditions(), seed=seed)
+    arena = _Arena(shape, plan, measured, catalogue, conditions or Conditions(), partitions=partitions or {}, seed=seed)
     arena.judged, on = arena.workload(trace), arena.workload(sample if tune_on is None else tune_on)
     report = progress or (lambda _: None)
     rows: list[Row] = []
@@ -240,11 +242,12 @@ class _Arena:
         catalogue: Catalogue,
         conditions: Conditions,
         *,
+        partitions: Mapping[str, int],
         seed: int,
     ) -> None:
         self.conditions = conditions
         self._shape, self._plan, self._measured, self._catalogue = shape, plan, measured, catalogue
-        self._seed = seed
+        self._partitions, self._seed = partitions, seed
 
     def workload(self, trace: Trace) -> Workload:
         """A trace with the paths of its events drawn."""
@@ -273,6 +276,7 @@ class _Arena:
             planned_rate=self._plan.arrival_rate,
             conditions=conditions or self.conditions,
             slots=self._plan.slots,
+            partitions=self._partitions,
             workload=workload,
             sharing=sharing,
         )

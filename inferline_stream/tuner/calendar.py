@@ -282,12 +282,11 @@ class BeliefTrial:
 
         A leap that is missed makes a share of its events late (`SAVED`) until replicas have started and the backlog is
         gone. A late event costs what serving it does, divided by the share that may be late
-        (docs/explanation/reserve.md).
+        (docs/explanation/reserve.md). Where nothing speaks against what two days had, that is believed.
         """
         late = SAVED * min(2 * start_up_s / BIN_S, 1.0)
         costs = self.held + late / (1 - objective) * self.missed
-        best = int(np.argmin(costs))
-        return TWO_DAYS if costs[TWO_DAYS] <= costs[best] else best  # where nothing speaks against what two days had
+        return min((TWO_DAYS, NOTHING, ANY_DAY), key=costs.__getitem__)
 
 
 class WeekCounter:

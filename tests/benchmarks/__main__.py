@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 
 
 def main(arguments: list[str] | None = None) -> int:

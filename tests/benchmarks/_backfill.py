@@ -29,7 +29,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.support.emulated_runs import declared_profile, emulated_run, provisioned
 
 _TOPOLOGY = """

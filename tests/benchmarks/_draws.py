@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.compare import NAMES, Comparison, Row, Tuned
 from inferline_stream.tuner.policy import POLICIES
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 
 _STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95 % of Student's t, by degrees of freedom from 1."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from inferline_stream.observability.page.server import PageServer
 from inferline_stream.observability.pipeline_state import PipelineState
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.unit.observability.states import a_state
 
 _STAGES = 10

@@ -17,7 +17,7 @@ from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._live import stamped
 from tests.benchmarks._machine import ATTEMPTS, Elsewhere, quietest
 from tests.benchmarks._profiled import profiled

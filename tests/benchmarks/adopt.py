@@ -53,8 +53,9 @@ from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Ruled, Scaler
 from inferline_stream.tuner.group_plan import plan_groups
 from inferline_stream.tuner.group_replan import GroupPlanning, planned
-from tests.benchmarks import Figures, swing
+from tests.benchmarks import swing
 from tests.benchmarks._families import JUDGING, Case, case
+from tests.benchmarks._figures import Figures
 from tests.benchmarks.peers import RATE, START_UP_S, traffic
 from tests.support.emulated_runs import declared_profile, provisioned
 from tests.support.group_profiles import learned_group

@@ -54,7 +54,7 @@ from inferline_stream.profiler.group_learner import GroupLearner
 from inferline_stream.runs.group_run import GroupReport, GroupRun, run_groups
 from inferline_stream.runs.replay_inputs import inputs_of_run
 from inferline_stream.testing.kafka import find_apache_kafka
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks.peers import RATE, traffic
 from tests.integration.grouped.worker import FIXED_S, MOST, PER_EVENT_S
 

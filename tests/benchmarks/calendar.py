@@ -47,7 +47,8 @@ from inferline_stream.tuner.calendar import Calendar, PastWeeks, WeekCounter
 from inferline_stream.tuner.policy import initial_state, step
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing, staffing
-from tests.benchmarks import Figures, spot_and_idle
+from tests.benchmarks import spot_and_idle
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._workloads import world_cup, world_cup_busiest, world_cup_per_minute
 
 FIRST = datetime(1998, 5, 4, tzinfo=UTC)

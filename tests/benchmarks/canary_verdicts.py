@@ -19,7 +19,7 @@ import numpy as np
 from inferline_stream.controlplane.decide.canary_steps import Trial, next_move
 from inferline_stream.controlplane.decide.version_judge import Evidence, judge
 from inferline_stream.observability.stage_counts import CanaryCounts, LogTimes
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 
 RATE, SHARE, WITHIN_S, LOOK_S, REPLICAS = 100.0, 0.1, 1800.0, 0.5, 9
 MEAN_BATCH = 3.0

@@ -23,7 +23,7 @@ from inferline_stream.replay.scalers import Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing, staffing
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, big_spike, burst, ramp, world_cup
 from tests.benchmarks.replay import MEASURED, PRICES, planned, steady

@@ -27,7 +27,8 @@ from inferline_stream.replay.loop import replay
 from inferline_stream.replay.policy_view import View
 from inferline_stream.replay.scalers import Tuner, Wish
 from inferline_stream.tuner.policy import POLICIES, initial_state
-from tests.benchmarks import Figures, _takeover, _transports
+from tests.benchmarks import _takeover, _transports
+from tests.benchmarks._figures import Figures
 
 STAGES, REPLICAS, RATE = 5, 200, 1e6
 UTILIZATION, BATCH, SLO_S = 0.7, 64, 0.5

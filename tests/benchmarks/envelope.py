@@ -13,7 +13,7 @@ import numpy as np
 
 from inferline_stream.calculus.envelope import NumpyKernel, TrafficEnvelope, compiled_kernel
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 
 WINDOWS_S = tuple(60.0 * 2.0**-i for i in range(10, -1, -1))
 RATES = (1e3, 1e4, 1e5, 1e6)

@@ -24,8 +24,8 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
 from inferline_stream.pipeline.shape import Arrow, Paths, Shape, independent_paths
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from tests.benchmarks import Figures
 from tests.benchmarks._comparators import Network, simulate_with_plain_heap, simulate_with_simpy
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._variation import varying
 from tests.support.event_heap import simulate_with_heap
 from tests.unit.estimator.random_pipelines import random_pipeline

@@ -24,8 +24,8 @@ import numpy as np
 from inferline_stream.errors import Infeasible
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.trace import Trace, gamma_trace
-from tests.benchmarks import Figures
 from tests.benchmarks._families import JUDGING, Pipeline, case
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, LEAP_RISE_S, SAMPLE_S, leap
 from tests.benchmarks.order import keeps, planned, run, tuned

@@ -24,7 +24,7 @@ import uvloop
 from inferline_stream.pipeline.trace import gamma_trace
 from inferline_stream.runs.archive import read_events
 from inferline_stream.testing.kafka import find_apache_kafka
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._live import stamped
 from tests.benchmarks._profiled import profiled
 from tests.benchmarks._replay_fidelity import replayed

@@ -20,8 +20,8 @@ import uvloop
 
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.testing.kafka import find_apache_kafka
-from tests.benchmarks import Figures
 from tests.benchmarks._families import FAMILIES, JUDGING, drawn
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._machine import QUIET_CORES, quietest
 from tests.benchmarks._replay_fidelity import LIMITS, Pair, pair, stepping
 from tests.support.emulated_runs import provisioned

@@ -38,7 +38,7 @@ from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.trace import levels_trace
 from inferline_stream.testing.local_kafka import LocalKafka
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._live import passed_through
 from tests.support.controller_process import Controlled
 from tests.support.emulated_runs import trace_feed

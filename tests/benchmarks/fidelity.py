@@ -61,7 +61,7 @@ from inferline_stream.runs.archive import read_record
 from inferline_stream.runs.report import RunReport
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.decision import Reason
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._live import passed, stamped
 from tests.benchmarks._machine import QUIET_CORES, quietest
 from tests.benchmarks._pipelines import results_of, taken, write

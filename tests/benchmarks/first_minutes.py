@@ -28,7 +28,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 
 ROOT = Path(__file__).parents[2]
 LONGEST_S = 300.0

@@ -25,7 +25,7 @@ from inferline_stream.pipeline.shape import Arrow, FanOut, Paths, Shape
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 
 MOST = 20
 """Results of an event, or events of a moment: 0 to so many, each number as often."""

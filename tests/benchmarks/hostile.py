@@ -42,7 +42,7 @@ from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import EmbeddedKafka, find_apache_kafka
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._hostile_producer import Attack, Sent
 from tests.benchmarks._hostile_records import HostileRecords
 from tests.support.emulated_runs import emulated_run

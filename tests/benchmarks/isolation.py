@@ -19,7 +19,7 @@ from inferline_stream.isolation.probes import Probed, probe
 from inferline_stream.isolation.seal import unsupported
 from inferline_stream.pipeline.isolation import Isolation
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.support.director import Director
 
 _TOPOLOGY = '''

@@ -43,7 +43,6 @@ from inferline_stream.replay.compare import CLAIRVOYANT, NO_TUNER, compare
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed
-from tests.benchmarks import Figures
 from tests.benchmarks._families import (
     DAYS,
     FAMILIES,
@@ -54,6 +53,7 @@ from tests.benchmarks._families import (
     planned_traffic,
     site_day,
 )
+from tests.benchmarks._figures import Figures
 from tests.benchmarks.swing import SYSTEMS as OTHERS
 
 OBJECTIVE = 0.99

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._mutation import Mutant, mutants
 from tests.benchmarks._mutation_plugin import FATES, MUTANTS, SURVIVED, TIMED_OUT
 

@@ -37,9 +37,9 @@ from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Scaler, Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
-from tests.benchmarks import Figures
 from tests.benchmarks._backfill_in_virtual_time import measure_virtual
 from tests.benchmarks._families import JUDGING, Case, Pipeline, case
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import BASE_RATE, LEAP_RISE_S, SAMPLE_S, leap, ramp
 from tests.benchmarks.instances.published import prices, published

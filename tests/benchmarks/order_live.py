@@ -26,8 +26,8 @@ import uvloop
 from inferline_stream.pipeline.trace import gamma_trace, levels_trace
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
-from tests.benchmarks import Figures
 from tests.benchmarks._backfill import measure_backfill
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._live import one_stage, stamped
 from tests.benchmarks._pipelines import START_UP_S
 from tests.benchmarks._profiled import profiled

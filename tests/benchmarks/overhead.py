@@ -32,7 +32,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from inferline_stream.kafka.pipeline_topics import WantedTopic, create_topics
 from inferline_stream.testing.kafka import find_apache_kafka
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._machine import Elsewhere
 from tests.benchmarks._slot_cost import slot_us
 from tests.support.director import Director

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks import Figures
 from tests.benchmarks import _paper_planning as planning
 from tests.benchmarks import _paper_tuning as tuning
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._workloads import big_spike, burst, ramp
 from tests.benchmarks.replay import experiment
 

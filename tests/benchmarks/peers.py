@@ -41,9 +41,9 @@ from inferline_stream.runs.lifecycle import run_to_report
 from inferline_stream.runs.report import RunReport
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
-from tests.benchmarks import Figures
 from tests.benchmarks._bound_supervisor import bound_actuator
 from tests.benchmarks._draws import figures_of, on_draws
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._live_rule import LiveRule
 from tests.support.emulated_runs import declared_profile, emulated_run, provisioned, trace_feed
 

@@ -34,7 +34,7 @@ from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.planner.evaluator import Spread, Stopped
 from inferline_stream.planner.problem import COST_EPSILON, Problem, cost_of
 from inferline_stream.planner.provision import MARGIN, PAPER_WORK, Algorithm, SearchSettings, provision, search
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._variation import varying
 from tests.benchmarks.instances.published import SHAPES as PUBLISHED
 from tests.benchmarks.instances.published import Instance, prices, published

@@ -39,7 +39,7 @@ from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.estimator.quantile import quantile_s
 from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.testing.kafka import find_apache_kafka
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._live import Passed
 from tests.benchmarks._machine import Elsewhere
 from tests.benchmarks._pools import PoolBench, Watch, pool

@@ -31,7 +31,7 @@ from inferline_stream.pipeline.trace import Trace
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
 from inferline_stream.tuner.policy import POLICIES
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._live import one_stage, passed, stamped
 from tests.support.director import ready_logged_s
 

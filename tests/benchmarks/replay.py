@@ -29,7 +29,8 @@ from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Scaler, Scheduled, Tuner
 from inferline_stream.tuner.policy import POLICIES, initial_state
 from inferline_stream.tuner.staffing_table import staffing
-from tests.benchmarks import Figures, judging
+from tests.benchmarks import judging
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._reference import CATALOGUE, SHAPE, SLO_S, profile
 from tests.benchmarks._workloads import (
     BASE_RATE,

@@ -36,7 +36,8 @@ from inferline_stream.profiler.service_times import measure as measure_times
 from inferline_stream.profiler.service_times import measure_contention
 from inferline_stream.settings import Settings
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.benchmarks import Figures, _served_pipeline
+from tests.benchmarks import _served_pipeline
+from tests.benchmarks._figures import Figures
 from tests.support.director import Director
 from tests.support.grpc_model_server import field, fields
 from tests.support.model_server import ServerProcess, model_server_process

@@ -36,7 +36,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import FanOut, Paths
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import EmbeddedKafka, find_apache_kafka
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._shape_trees import Outcome, outcome_of
 from tests.benchmarks.fidelity import CASES, REAL, of_plans, real, tried, warmed_up
 from tests.support.emulated_runs import emulated_run, on_this_host, records_in

@@ -22,7 +22,7 @@ from inferline_stream.pipeline.trace import Trace, gamma_trace
 from inferline_stream.planner.problem import Problem
 from inferline_stream.planner.provision import provision
 from inferline_stream.replay.compare import PARTITIONS
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks._reference import CATALOGUE, SHAPE, profile
 
 Costs = dict[float, float | None]

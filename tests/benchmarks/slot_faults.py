@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.benchmarks.mutants import ROOT
 
 DISPATCHER = "inferline_stream/dataplane/dispatcher"

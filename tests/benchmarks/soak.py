@@ -21,7 +21,7 @@ from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.runs.lifecycle import open_run
 from inferline_stream.runs.live_run import LiveRun
 from inferline_stream.testing.kafka import find_apache_kafka
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 from tests.support.emulated_runs import emulated_run
 from tests.support.soak import CONTROLLER, SUPERVISOR, Counts, Growth, ProcessSample, counts, growth, soak
 

@@ -39,8 +39,9 @@ from inferline_stream.replay.scalers import Tuner
 from inferline_stream.replay.spot_mix import spot_mix
 from inferline_stream.tuner.policy import initial_state, step
 from inferline_stream.tuner.staffing_table import staffing
-from tests.benchmarks import Figures, _reference
+from tests.benchmarks import _reference
 from tests.benchmarks._families import JUDGING, Case, Pipeline, case
+from tests.benchmarks._figures import Figures
 from tests.benchmarks.judging import OBJECTIVE, OURS, Ran, judge
 
 RUNS, QUICK_RUNS, QUICK_EVENTS, QUICK_S = 32, 4, 10_000, 300.0

@@ -29,8 +29,8 @@ from inferline_stream.pipeline.shape import shape_of
 from inferline_stream.pipeline.trace import Trace
 from inferline_stream.replay.compare import Comparison, Tuned, compare
 from inferline_stream.replay.loop import Conditions
-from tests.benchmarks import Figures
 from tests.benchmarks._draws import figures_of, on_draws
+from tests.benchmarks._figures import Figures
 from tests.support.emulated_runs import declared_profile, provisioned
 
 EXAMPLE = Path(__file__).parents[2] / "topologies/minimal"

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import Figures
+from tests.benchmarks._figures import Figures
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("inferline-stream"))

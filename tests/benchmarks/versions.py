@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import Figures, canary_verdicts, fallback_gains, fallback_live
+from tests.benchmarks import canary_verdicts, fallback_gains, fallback_live
+from tests.benchmarks._figures import Figures
 
 
 def measure(quick: bool) -> Figures:

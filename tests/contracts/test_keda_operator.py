@@ -28,11 +28,11 @@ from lightkube.resources.autoscaling_v2 import HorizontalPodAutoscaler
 
 from inferline_stream.testing.kafka import KafkaServer
 from inferline_stream.testing.local_kafka import free_ports
-from tests.integration.test_run_on_groups import fed
 from tests.kube.api import client_of
 from tests.kube.keda import keda
 from tests.kube.kubelet import Kubelet
 from tests.kube.real_cluster import RealApi, binaries, control_plane
+from tests.support.feed import fed
 
 logger = logging.getLogger(__name__)
 

@@ -214,7 +214,7 @@ async def test_a_sink_goes_on_once_a_broker_whose_disk_is_full_takes_its_commits
             await until_stored(where, topic, "storing")
             monkeypatch.setattr(Group, "commit", refuse)
             await send(where, topic, numbered(range(5)))
-            await until(lambda: len(refused) > 4, "the broker refuses commits")
+            await until(lambda: len(refused) > 4, "the broker refuses commits", within_s=30)
             monkeypatch.setattr(Group, "commit", commit)
             await until_stored(where, topic, "storing")
         async with TopicFollower(where, topic, "committed", group="storing", gapless=True) as again:

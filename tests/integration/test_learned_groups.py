@@ -46,7 +46,9 @@ def _time_s(size: int, rng: random.Random) -> float:
     return (FIXED_S + PER_EVENT_S * size) * rng.lognormvariate(-(sigma**2) / 2, sigma)
 
 
-async def _eager_worker(servers: str, topic: str, group: str, worked: Worked, seed: int, stop: threading.Event) -> None:  # noqa: PLR0917
+async def _eager_worker(
+    servers: str, topic: str, group: str, worked: Worked, *, seed: int, stop: threading.Event
+) -> None:
     rng = random.Random(seed)
     consumer = AIOKafkaConsumer(
         topic, bootstrap_servers=servers, group_id=group, enable_auto_commit=False, heartbeat_interval_ms=500
@@ -116,8 +118,8 @@ async def test_throughput_members_and_rebalances_are_seen_of_eager_and_kip848_gr
         workers: list[asyncio.Task[None]] = []
 
         def add(seed: int) -> None:
-            of = (servers, topic, groups[0].group, worked["eager"], seed, stop)
-            workers.append(asyncio.create_task(_eager_worker(*of)))
+            eager = _eager_worker(servers, topic, groups[0].group, worked["eager"], seed=seed, stop=stop)
+            workers.append(asyncio.create_task(eager))
             args = (servers, topic, groups[1].group, worked["kip848"], seed, stop)
             threads.append(threading.Thread(target=_kip848_worker, args=args))
             threads[-1].start()
@@ -141,7 +143,8 @@ async def test_throughput_members_and_rebalances_are_seen_of_eager_and_kip848_gr
         finally:
             stop.set()
             producing.cancel()
-            await asyncio.gather(producing, *workers, return_exceptions=True)
+            async with asyncio.timeout(60):
+                await asyncio.gather(producing, *workers, return_exceptions=True)
             for thread in threads:
                 await asyncio.to_thread(thread.join)
     for name, learner in seen.learners.items():

@@ -5,19 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import shlex
 import signal
 import sys
-import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from inferline_stream.actuators.group_workers import CommandWorkers
@@ -36,6 +31,7 @@ from inferline_stream.runs.group_seen import Seen, declaration
 from inferline_stream.testing.kafka import KafkaServer
 from tests.integration.grouped.share_worker import EACH_S
 from tests.support import deadlines
+from tests.support.feed import fed
 
 SCALE = Path(__file__).parent / "grouped" / "scale.py"
 MU = 4 / (0.1 + 0.05 * 4)
@@ -58,27 +54,6 @@ class Newest(RunDisplay):
     @property
     def wanted(self) -> int:
         return self.state.stages[0].replicas[0].wanted if self.state else 0
-
-
-@asynccontextmanager
-async def fed(servers: str, topic: str, rate: list[float], partitions: int = 4) -> AsyncIterator[None]:
-    """Send records at a rate, which may be changed, or 0."""
-
-    async def feed() -> None:
-        rng, due_s = random.Random(1), time.monotonic()
-        async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
-            while True:
-                due_s = due_s + rng.expovariate(rate[0]) if rate[0] else time.monotonic() + 0.1
-                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-                if rate[0]:
-                    await producer.send(topic, b"e", partition=rng.randrange(partitions))
-
-    feeding = asyncio.create_task(feed())
-    try:
-        yield
-    finally:
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)
 
 
 async def test_a_group_of_plain_workers_is_scaled_and_whatever_happens_to_it_nothing_breaks(

@@ -14,10 +14,12 @@ DEADLINE_S = 90.0
 async def until(holds: Callable[[], Any], what: str, within_s: float = DEADLINE_S) -> None:
     """Wait until something holds: what is called, or awaited where it returns a coroutine, is true."""
     try:
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(within_s) as limit:
             while not (await held if inspect.isawaitable(held := holds()) else held):
                 await asyncio.sleep(0.02)
     except TimeoutError:
+        if not limit.expired():
+            raise
         raise AssertionError(f"not within {within_s:g} s: {what}") from None
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from inferline_stream.controlplane.records.control_records import decode_stored
+from inferline_stream.controlplane.records.control_records import Override, decode_stored, encode
 from inferline_stream.errors import Unreachable
 from inferline_stream.kafka.offset_metadata import Committed
 from inferline_stream.kafka.records import Record
@@ -43,6 +43,10 @@ class MemoryKafka:
         """Write a record, now by default."""
         log = self.topics[topic]
         log.append(Record(key, value, (), int((time_s or time.time()) * 1e3), topic, 0, len(log)))
+
+    def say(self, topic: str, override: Override, *, time_s: float | None = None) -> None:
+        """Write down what people have said, now by default."""
+        self.append(topic, encode(override), override.key.encode(), time_s=time_s)
 
     def values(self, topic: str) -> list[bytes]:
         """What a topic holds."""

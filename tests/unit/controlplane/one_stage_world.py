@@ -17,7 +17,7 @@ from inferline_stream.controlplane.leadership import LeadershipLost
 from inferline_stream.controlplane.observe.pipeline_view import PipelineView
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.records.control_records import Override, Overrides, encode
+from inferline_stream.controlplane.records.control_records import Override, Overrides
 from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.reports import PoolReport, ReplicaStatus, encode_report
 from inferline_stream.dataplane.slot_grants import Grant, grant_key
@@ -203,7 +203,7 @@ class World:
 
     def say(self, override: Override, *, time_s: float | None = None) -> None:
         """Write down what people have said, now by default."""
-        self.kafka.append(self.names.control, encode(override), override.key.encode(), time_s=time_s)
+        self.kafka.say(self.names.control, override, time_s=time_s)
 
 
 def now() -> float:

@@ -20,7 +20,7 @@ from inferline_stream.controlplane.leader_loop import LeaderLoop
 from inferline_stream.controlplane.observe.group_collector import GroupCollector
 from inferline_stream.controlplane.observe.recovery import Recovered
 from inferline_stream.controlplane.pipeline_context import PipelineContext
-from inferline_stream.controlplane.records.control_records import Override, Overrides, encode
+from inferline_stream.controlplane.records.control_records import Override, Overrides
 from inferline_stream.errors import InferlineError, Unreachable, UsageError
 from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup
 from inferline_stream.pipeline.group_look import Assignment, GroupLook, OffsetCommit
@@ -267,9 +267,9 @@ def test_people_scale_and_pause_groups_as_stages() -> None:
     async def story(world: World) -> None:
         names = world.context.names
         await world.until(lambda: world.controller.decider is not None, 90.0)
-        world.kafka.append(names.control, encode(Override("scale", "enrich", 4)), b"scale/enrich")
+        world.kafka.say(names.control, Override("scale", "enrich", 4))
         await world.until(lambda: plant.members == 4, 10.0)
-        world.kafka.append(names.control, encode(Override("pause")), b"pause")
+        world.kafka.say(names.control, Override("pause"))
         await asyncio.sleep(2.0)
         world.kafka.append(names.control, None, b"scale/enrich")
         plant.rate = lambda now_s: 400.0

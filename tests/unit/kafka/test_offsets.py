@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
-from aiokafka.errors import GroupLoadInProgressError
+from aiokafka.errors import (
+    GroupLoadInProgressError,
+    KafkaConnectionError,
+    KafkaError,
+    NodeNotReadyError,
+    NotCoordinatorForGroupError,
+)
 
 from inferline_stream.embedded_broker.broker_state import Broker, Client
 from inferline_stream.embedded_broker.server import APIS, Api, EmbeddedBroker
@@ -40,3 +47,22 @@ async def test_what_is_still_being_loaded_is_not_taken_for_nothing(
                 return
         async with TopicFollower(where, "t", "committed", group="g") as follower:
             assert follower.positions == {0: 5, 1: 7}
+
+
+@pytest.mark.parametrize("error", [KafkaConnectionError, NodeNotReadyError, NotCoordinatorForGroupError])
+async def test_a_coordinator_that_is_lost_is_looked_for_again(
+    error: type[KafkaError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with asyncio.timeout(20.0), EmbeddedBroker() as broker:
+        await create_topics(broker.bootstrap_servers, [WantedTopic("t", 1, "")], replication=1)
+        async with Offsets(broker.bootstrap_servers) as offsets:
+            await offsets.commit("g", "t", {0: (5, "")})
+            send, lost = offsets._admin._send_request, [error()]
+
+            async def once(request: Any, node: Any = None) -> Any:
+                if lost:
+                    raise lost.pop()
+                return await send(request, node)
+
+            monkeypatch.setattr(offsets._admin, "_send_request", once)
+            assert [at.offset for at in await offsets.committed("g", "t", 1)] == [5]

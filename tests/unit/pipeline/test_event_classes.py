@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from inferline_stream import Topic
+from inferline_stream import Pipeline, Stage, Topic
 from inferline_stream.dataplane.dead_letters import _topics
 from inferline_stream.dataplane.kafka_permissions import permissions
 from inferline_stream.dataplane.routes import routes_of
@@ -105,3 +105,17 @@ def test_a_dispatcher_numbers_the_partitions_of_all_classes() -> None:
     assert (class_of(number), class_of(7)) == (1, 0)
     assert routes.place(number) == "moderation.toxicity.archive/7"
     assert routes.place(7) == "moderation.toxicity/7"
+
+
+def test_a_source_gives_its_partitions_to_the_stages_at_which_its_events_enter() -> None:
+    def work(events: list[int]) -> list[int]:
+        return events
+
+    stages = [
+        Stage("a", work, hardware=["cpu"]),
+        Stage("b", work, hardware=["cpu"], source=Topic("more", partitions=3)),
+    ]
+    stages.append(Stage("c", work, hardware=["cpu"], after=list(stages)))
+    source = Topic("posts", partitions=1)
+    assert Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=stages).entry_partitions == {"a": 1, "b": 3}
+    assert Pipeline("p", slo="1s", source=Topic("posts"), sink=Topic("out"), stages=stages[:1]).entry_partitions == {}

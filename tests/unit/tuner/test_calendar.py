@@ -177,7 +177,26 @@ THE_FIRST_DAY_OF_EACH_WEEK = {0: (9.0, 80.0), 7: (9.0, 80.0)}
 
 def test_a_leap_of_one_weekday_is_known_still_when_a_controller_takes_over_a_week_later() -> None:
     tried = BeliefTrial("UTC", 0).up_to(weeks(leapt_on(THE_FIRST_DAY_OF_EACH_WEEK), 15), at(9, 14))
-    assert tried.cheapest(600.0, 0.99) != NOTHING
+    assert 0 < tried.missed[ANY_DAY] < 0.1 * tried.missed[NOTHING]
+    assert tried.cheapest(600.0, 0.99) == TWO_DAYS, "of which nothing is known yet"
+
+
+@pytest.mark.parametrize(
+    ("held", "missed", "belief"),
+    [
+        ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), TWO_DAYS),
+        ((0.0, 50.0, 90.0), (20.0, 20.0, 20.0), NOTHING),
+        ((0.0, 50.0, 90.0), (20.0, 10.0, 5.0), TWO_DAYS),
+        ((0.0, 50.0, 300.0), (20.0, 10.0, 5.0), TWO_DAYS),
+        ((0.0, 50.0, 900.0), (20.0, 18.0, 5.0), NOTHING),
+        ((0.0, 50.0, 90.0), (20.0, 15.0, 3.0), ANY_DAY),
+    ],
+)
+def test_a_belief_pays_by_six_of_a_hundred_events_that_it_seems_to_save(
+    held: tuple[float, ...], missed: tuple[float, ...], belief: int
+) -> None:
+    """Each of these is worth a hundred times what serving it costs."""
+    assert BeliefTrial("UTC", 0, np.array(held), np.array(missed)).cheapest(600.0, 0.99) == belief
 
 
 @pytest.mark.parametrize(
@@ -188,6 +207,7 @@ def test_other_days_are_believed_as_far_as_that_was_cheapest_lately(
 ) -> None:
     """Any leap of no hour twice would only have cost; of those that grow each day the largest is the least wrong."""
     tried = BeliefTrial("UTC", 0).up_to(weeks(leapt_on(days), 12), at(0, 12))
+    assert tried.missed[NOTHING] > 0
     assert tried.cheapest(600.0, 0.99) == belief
     assert tried.held[tried.cheapest(0.0, 0.99)] == 0.0, "replicas that start at once miss nothing"
 
