@@ -39,7 +39,7 @@ class GroupTuner:
     ) -> None:
         model, sample_s = found.model, found.sample.arrivals_s
         wanted = {name: {model.hardware[name]: count} for name, count in members.items()}
-        self.period_s, self._model = period_s, model
+        self.period_s, self._model, self._shortest_window_s = period_s, model, found.shortest_window_s
         self._tuner = Tuner(
             self.name, group_step, begun(found.state, wanted), model.shape, period_s=period_s, kernel=kernel
         )
@@ -62,7 +62,7 @@ class GroupTuner:
         self._due_s = now_s + due_after_s(sample.duration_s)
         if len(sample):
             try:
-                state = planned(self._model, sample).state
+                state = planned(self._model, sample, shortest_window_s=self._shortest_window_s).state
             except Infeasible:
                 return  # the plan in force stays
             self._tuner.state = taken_over(self._tuner.state, state)

@@ -42,12 +42,14 @@ class GroupPlanning:
         sample: traffic.
         plan: for it.
         state: of the policy before its first step by that plan.
+        shortest_window_s: of the envelope; every later plan has to have the same.
     """
 
     model: GroupModel
     sample: Trace
     plan: Plan
     state: TunerState
+    shortest_window_s: float = 0.0
 
     @property
     def members(self) -> dict[str, int]:
@@ -75,12 +77,13 @@ def planned(model: GroupModel, sample: Trace, *, shortest_window_s: float = 0.0)
         level = levelled(sample, model.objective)
         plan = plan_groups(model, level)
         state = group_state(model, plan, level, history=sample, shortest_window_s=shortest_window_s)
-        found = GroupPlanning(model, sample, plan, state)
+        found = GroupPlanning(model, sample, plan, state, shortest_window_s)
         if not found.holds:
             return found
     # What is held all the time has to keep the SLO over all of the sample, not at its highest level.
     plan = plan_groups(model, sample)
-    return GroupPlanning(model, sample, plan, group_state(model, plan, sample, shortest_window_s=shortest_window_s))
+    state = group_state(model, plan, sample, shortest_window_s=shortest_window_s)
+    return GroupPlanning(model, sample, plan, state, shortest_window_s)
 
 
 def levelled(sample: Trace, objective: float) -> Trace:

@@ -10,8 +10,10 @@ from inferline_stream.pipeline.plan import Allocation
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.pipeline.trace import Trace, levels_trace
 from inferline_stream.replay.group_contest import LEAST_S, STRETCH_S, contest, cut
+from inferline_stream.replay.group_tuner import GroupTuner
 from inferline_stream.replay.loop import replay
 from inferline_stream.replay.scalers import Fixed
+from inferline_stream.tuner.group_replan import planned
 
 PARTITIONS, PRICE = 6, 0.0475
 
@@ -196,3 +198,18 @@ def test_through_an_autoscaler_that_looks_each_15_s_more_is_late_and_its_rows_st
     assert ours.miss_rate < keda.miss_rate < unset.miss_rate
     # 60 more a second for 15 s at most until it looks, of 10,800 events, and while that is worked off.
     assert keda.miss_rate - ours.miss_rate < 2 * 15 * 80 / 10_800
+
+
+def test_members_follow_a_rise_after_the_plan_was_made_again():
+    """With the envelope's windows of the first plan, whichever are left out."""
+    rng, model = np.random.default_rng(5), _model()
+    found = planned(model, levels_trace([(20, 61)], 1.0, rng), shortest_window_s=0.5)
+    assert len(found.state.windows_s) < len(planned(model, found.sample).state.windows_s)
+    trace = levels_trace([(20, 100), (45, 60)], 1.0, rng)
+    tuner = GroupTuner(found, {"rank": 2}, period_s=0.5, made_s=0.0)
+    outcome = replay(
+        model.shape, _held(model, 2), model.measured, trace, tuner, catalogue=model.catalogue, slo_s=2.0, slots={},
+        sharing=model.sharing,
+    )  # fmt: skip
+    raised = [step.time_s for step in outcome.steps if step.action == "scale_up"]
+    assert any(100 < time_s < 110 for time_s in raised)
