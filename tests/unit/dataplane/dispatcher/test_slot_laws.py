@@ -62,6 +62,8 @@ class SlotLaws(RuleBasedStateMachine):
         self.service_s = {1: 0.02, 8: 0.2} if profiled else {}
         self.heard: list[Any] = []
         self.serial = 0
+        self.refused: set[str] = set()
+        """Replicas whose server has not taken a batch."""
         self.start()
         self.replica()
         self.replica()
@@ -153,6 +155,7 @@ class SlotLaws(RuleBasedStateMachine):
         if KILLS in natures:
             replica.die()
         elif REFUSED in natures:
+            self.refused.add(replica.name)
             self.say(
                 replica, Returned(batch.epoch, batch.batch, "the server answers 500", busy=self.rng.random() < 0.2)
             )
@@ -198,8 +201,11 @@ class SlotLaws(RuleBasedStateMachine):
         replicas = self.replicas()
         if not replicas:
             return
-        if choice > 4:  # rather one that has something to lose
-            replicas = [each for each in replicas if each.frames] or replicas
+        if choice > 4:  # rather one that has something to lose, or of which a batch is in doubt
+            doubted = choice > 7
+            replicas = [
+                each for each in replicas if (each.name in self.refused if doubted else each.frames)
+            ] or replicas
         replica = replicas[choice % len(replicas)]
         held = [frame for frame in replica.frames if isinstance(frame, Batch)]
         match how:
