@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 ATTACKS = """
-import mmap, os, signal, socket, subprocess, threading
+import _thread, mmap, os, signal, socket, subprocess, threading
 from pathlib import Path
 
 KNOWN = b"everything it knows"
@@ -28,11 +28,10 @@ def flood(_):
 
 
 def threads(_):
-    stop, started = threading.Event(), []
+    stop = threading.Event()
     try:
-        while len(started) < 5000:
-            started.append(threading.Thread(target=stop.wait, daemon=True))
-            started[-1].start()
+        for _ in range(5000):  # Thread.start waits for ever for one that has no memory left to begin with
+            _thread.start_new_thread(stop.wait, ())
     finally:
         stop.set()
 
