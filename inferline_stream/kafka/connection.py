@@ -256,10 +256,19 @@ def cut_off(client: AiokafkaClient) -> None:
     for task in (network._sync_task, *_background(client)):
         if task is not None:
             task.cancel()  # it would connect again
-    for connection in tuple(network._conns.values()):
+    before, network._conns = network._conns, _Closed()
+    for connection in tuple(before.values()):
         connection.close()
     if isinstance(client, AIOKafkaProducer):
         _fail_what_is_left(client)
+
+
+class _Closed(dict[Any, Any]):
+    """Connections of a client that is closed: one that was on its way is closed as it comes."""
+
+    def __setitem__(self, key: Any, connection: Any) -> None:
+        super().__setitem__(key, connection)
+        connection.close()
 
 
 async def _no_connection(*_: Any, **__: Any) -> None:
