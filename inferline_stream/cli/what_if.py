@@ -300,6 +300,7 @@ class WhatIf:
             inputs.kinds,
             inputs.what.pipeline.objective,
             inputs.what.pipeline.slo_window_s,
+            partitions=inputs.what.pipeline.entry_partitions,
         ).replayed(
             conditions=Conditions(start_up_s=question.start_up_s),
             seed=inputs.search.seed,

@@ -85,7 +85,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     start_up_s: dict[str, dict[str, float]] = {}
     """Stage → hardware kind → what replicas recently took to start; kinds that none was started of are missing."""
     partitions: dict[str, int] = {}
-    """Stage → partitions of its input topic at the end; without stages, of consumer groups that run already."""
+    """Stage → partitions of its input topic, at the end."""
     groups: GroupsRecord | None = None
     version: int = RECORD_VERSION
 
@@ -225,7 +225,7 @@ def record_of(
         plans=plans,
         decisions=list(decider.decisions),
         start_up_s=decider.view.start_ups.by_stage(),
-        partitions={} if groups is not None else dict(decider.view.partitions),
+        partitions=dict(decider.view.partitions),
         groups=groups,
     )
 

@@ -45,7 +45,7 @@ TRIED_BINS = 3
 
 SAVED = 0.06
 """Of the events that a belief would have served beyond the present rate, share that would have been late without it:
-other replicas serve the rest, there already or asked for by the rise itself. Ten real weeks had so many
+other replicas serve the rest, there already or asked for by the rise itself. Measured in ten real weeks
 (docs/explanation/policy.md)."""
 
 KEPT = 0.6

@@ -49,7 +49,7 @@ class GroupPlanning:
     sample: Trace
     plan: Plan
     state: TunerState
-    shortest_window_s: float = 0.0
+    shortest_window_s: float
 
     @property
     def members(self) -> dict[str, int]:

@@ -18,6 +18,8 @@ spans of five minutes differ from the means of the two before by more than `UNLI
 - ``leap_late_ratio``: the same of all leaps, and ``late_ratio``: of all late events.
 - ``calendar_cost_ratio``: cost with the calendar over cost without it.
 - ``unlike_cost_ratio``, ``unlike_late_ratio``: cost, and all late events, of the weeks unlike the others.
+- ``saved_share``: of the events that a calendar which believes everything seems to save (`BeliefTrial`), share that was
+  late without one and not with it, in all weeks. `tuner.calendar.SAVED` is what this was.
 - ``WEEK_``: what they are made of, by the Monday of each judged week.
 
 And all figures of `spot_and_idle`: what else saves money in hours that are known or quiet.
@@ -29,6 +31,7 @@ import math
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
+from unittest.mock import patch
 
 import numpy as np
 
@@ -43,7 +46,8 @@ from inferline_stream.planner.provision import provision
 from inferline_stream.replay.loop import Conditions, replay
 from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Tuner
-from inferline_stream.tuner.calendar import Calendar, PastWeeks, WeekCounter
+from inferline_stream.tuner import calendar
+from inferline_stream.tuner.calendar import ANY_DAY, BIN_S, NOTHING, BeliefTrial, Calendar, PastWeeks, WeekCounter
 from inferline_stream.tuner.policy import initial_state, step
 from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import Staffing, staffing
@@ -111,8 +115,22 @@ def replayed(plan_of: tuple[Plan, Staffing], trace: Trace, calendar: Calendar | 
     )  # fmt: skip
 
 
-def week(monday: str, days: int, *, known: bool) -> Figures:
-    """One judged week, or so many days of it, with what is known of the weeks before or without."""
+def seems_saved(counts: np.ndarray, began_s: float, rng: np.random.Generator, share: float) -> float:
+    """Events of the third of three weeks that would not have been missed if all was believed that any day had."""
+    weeks, first = learned(counts, began_s, rng, share), int(began_s) // BIN_S + 2 * WEEK // BIN
+    with patch.object(calendar, "KEPT", 1.0):
+        tried = BeliefTrial("UTC", first).up_to(weeks, first + WEEK // BIN)
+    return float(tried.missed[NOTHING] - tried.missed[ANY_DAY]) * BIN_S
+
+
+def week(monday: str, days: int, side: str) -> Figures:
+    """One judged week, or so many days of it.
+
+    Args:
+        monday: of the week.
+        days: of it.
+        side: "with" what is known of the weeks before, "without" it, or "believing" all that any of their days had.
+    """
     first = datetime.fromisoformat(monday).replace(tzinfo=UTC)
     rng = np.random.default_rng([0, *monday.encode()])
     counts = world_cup_per_minute(f"{first - timedelta(weeks=2):%F %T}", 3 * WEEK)
@@ -123,7 +141,9 @@ def week(monday: str, days: int, *, known: bool) -> Figures:
     table = staffing(SHAPE, plan, MEASURED, sample, {"gpu": 1.0})
     trace = world_cup(f"{monday} 00:00:00", days * DAY, rng, share=share)
     weeks = learned(counts[: 2 * WEEK], (first - timedelta(weeks=2)).timestamp(), rng, share)
-    outcome = replayed((plan, table), trace, Calendar(first.timestamp(), weeks=weeks) if known else None)
+    known = None if side == "without" else Calendar(first.timestamp(), weeks=weeks)
+    with patch.object(calendar, "SAVED", 1.0 if side == "believing" else calendar.SAVED):
+        outcome = replayed((plan, table), trace, known)
     late = outcome.latency_s > SLO_S
     leapt, back = leaps(counts)
     bins = np.minimum((outcome.entry_s // (60 * BIN)).astype(int), back.size - 1)
@@ -137,6 +157,7 @@ def week(monday: str, days: int, *, known: bool) -> Figures:
         "events": late.size,
         "planned_rate": round(plan.arrival_rate, 2),
         "unlike": round(math.exp(float(np.median(apart))), 2),
+        "seems_saved": round(seems_saved(counts, (first - timedelta(weeks=2)).timestamp(), rng, share)),
     }
 
 
@@ -150,11 +171,13 @@ def measure(quick: bool) -> Figures:
     mondays = WEEKS[5:6] if quick else WEEKS
     with ProcessPoolExecutor(2, get_context("spawn")) as cores:
         runs = {
-            (monday, known): cores.submit(week, monday, 1 if quick else 7, known=known)
+            (monday, side): cores.submit(week, monday, 1 if quick else 7, side)
             for monday in mondays
-            for known in (True, False)
+            for side in ("with", "without", "believing")
         }
-        found = {monday: (runs[monday, True].result(), runs[monday, False].result()) for monday in mondays}
+        found = {monday: (runs[monday, "with"].result(), runs[monday, "without"].result()) for monday in mondays}
+        believing = [runs[monday, "believing"].result() for monday in mondays]
+    late = sum(float(each[1]["late"] or 0) for each in found.values()) - sum(float(b["late"] or 0) for b in believing)
     unlike = [each for each in found.values() if float(each[0]["unlike"] or 0) > UNLIKE]
     like = [each for each in found.values() if float(each[0]["unlike"] or 0) <= UNLIKE]
     sides = {
@@ -172,6 +195,7 @@ def measure(quick: bool) -> Figures:
         "unlike_weeks": len(unlike),
         "unlike_cost_ratio": _ratio(unlike, "cost"),
         "unlike_late_ratio": _ratio(unlike, "late"),
+        "saved_share": round(late / sum(float(each["seems_saved"] or 0) for each in believing), 3),
         **sides,
         **{f"{m}_{name}": each[0][name] for m, each in found.items() for name in ("events", "planned_rate", "unlike")},
         **spot_and_idle.measure(quick),

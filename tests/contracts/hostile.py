@@ -64,9 +64,9 @@ ATTACKS = {
 
 
 def heard(server: socket.socket) -> list[bytes]:
-    """What clients have sent first, that are none of Kafka's: on a busy machine these may look for one of before.
+    """Return what each client has sent first, but for Kafka's: these may still look for a broker that had this port.
 
-    Theirs begins with the size of a request, of which the first byte is 0.
+    Their requests begin with a size, whose first byte is 0.
     """
     said = []
     while True:
