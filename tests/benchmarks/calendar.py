@@ -115,11 +115,10 @@ def replayed(plan_of: tuple[Plan, Staffing], trace: Trace, calendar: Calendar | 
     )  # fmt: skip
 
 
-def seems_saved(counts: np.ndarray, began_s: float, rng: np.random.Generator, share: float) -> float:
-    """Events of the third of three weeks that would not have been missed if all was believed that any day had."""
-    weeks, first = learned(counts, began_s, rng, share), int(began_s) // BIN_S + 2 * WEEK // BIN
+def seems_saved(weeks: PastWeeks, first: int, days: int) -> float:
+    """Events of so many days, from a bin on, that would not have been missed if all was believed that any day had."""
     with patch.object(calendar, "KEPT", 1.0):
-        tried = BeliefTrial("UTC", first).up_to(weeks, first + WEEK // BIN)
+        tried = BeliefTrial("UTC", first).up_to(weeks, first + days * DAY // BIN)
     return float(tried.missed[NOTHING] - tried.missed[ANY_DAY]) * BIN_S
 
 
@@ -147,6 +146,7 @@ def week(monday: str, days: int, side: str) -> Figures:
     late = outcome.latency_s > SLO_S
     leapt, back = leaps(counts)
     bins = np.minimum((outcome.entry_s // (60 * BIN)).astype(int), back.size - 1)
+    all_weeks = learned(counts, (first - timedelta(weeks=2)).timestamp(), rng, share)
     level = counts.reshape(3, -1, BIN).sum(axis=2)
     apart = np.abs(np.log(np.maximum(level[2], 1) / np.maximum(level[:2].mean(axis=0), 1)))
     return {
@@ -157,7 +157,7 @@ def week(monday: str, days: int, side: str) -> Figures:
         "events": late.size,
         "planned_rate": round(plan.arrival_rate, 2),
         "unlike": round(math.exp(float(np.median(apart))), 2),
-        "seems_saved": round(seems_saved(counts, (first - timedelta(weeks=2)).timestamp(), rng, share)),
+        "seems_saved": round(seems_saved(all_weeks, int(first.timestamp()) // BIN_S, days)),
     }
 
 
