@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
+import aiokafka.client
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
@@ -34,6 +35,10 @@ AGAIN_S = 0.1
 _send = AIOKafkaConnection.send
 _update = AIOKafkaClient._metadata_update
 _close = Fetcher.close
+_bootstrap = AIOKafkaClient.bootstrap
+
+_opened: dict[asyncio.Task[Any] | None, list[AIOKafkaConnection]] = {}
+"""By task that looks for a client's first broker: its connections, which nothing else knows."""
 
 AiokafkaClient: TypeAlias = AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient
 
@@ -294,7 +299,9 @@ def _background(client: AiokafkaClient) -> Iterator[asyncio.Task[Any] | None]:
 
 
 def _repair_aiokafka() -> None:
-    """Replace three of its methods that are wrong where a broker goes away; more than once does no harm."""
+    """Replace four of its methods that are wrong where a broker goes away; more than once does no harm."""
+    AIOKafkaClient.bootstrap = _bootstrap_or_close
+    aiokafka.client.create_conn = _connect_and_note
     AIOKafkaConnection.send = _send_or_lose
     AIOKafkaClient._metadata_update = _update_or_wait
     Fetcher.close = _close_whole
@@ -309,6 +316,26 @@ def _send_or_lose(self: AIOKafkaConnection, request: Any, expect_response: bool 
     except RuntimeError as error:
         self.close(reason=CloseReason.CONNECTION_BROKEN)
         raise KafkaConnectionError(f"Connection at {self.host}:{self.port} broken: {error}") from error
+
+
+async def _bootstrap_or_close(self: AIOKafkaClient) -> None:
+    """aiokafka forgets the connection to its first broker where it is cancelled before that has answered."""
+    task = asyncio.current_task()
+    _opened[task] = []
+    try:
+        await _bootstrap(self)
+    except BaseException:
+        for connection in _opened[task]:
+            connection.close()
+        raise
+    finally:
+        del _opened[task]
+
+
+async def _connect_and_note(*args: Any, **options: Any) -> AIOKafkaConnection:
+    connection = await create_conn(*args, **options)
+    _opened.get(asyncio.current_task(), []).append(connection)
+    return connection
 
 
 async def _update_or_wait(self: AIOKafkaClient, cluster: Any, topics: Any) -> bool:

@@ -10,7 +10,7 @@ import math
 import random
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from inferline_stream.dataplane.dispatcher import slot_events as on
@@ -129,10 +129,10 @@ class Dispatcher:
             on.Release: lambda action: self._readers.release(action.partitions),
             on.Report: lambda _: self._reporter.touch(),
             on.WakeAt: self._set_timer,
-            on.Produce: lambda action: self._request(self._produce(action)),
-            on.Commit: lambda action: self._request(self._commit(action)),
-            on.LookUp: lambda action: self._request(self._look_up(action)),
-            on.LookAgain: lambda action: self._request(self._look_again(action)),
+            on.Produce: functools.partial(self._request, self._produce),
+            on.Commit: functools.partial(self._request, self._commit),
+            on.LookUp: functools.partial(self._request, self._look_up),
+            on.LookAgain: functools.partial(self._request, self._look_again),
             on.LeaseLost: lambda _: self._lease_lost(),
             on.Drained: lambda _: self._end_of_session(None),
         }
@@ -221,15 +221,15 @@ class Dispatcher:
         self._timer = None
         self._feed(on.Time())
 
-    def _request(self, asking: Coroutine[Any, Any, on.SlotEvent]) -> None:
+    def _request(self, ask: Callable[[Any], Awaitable[on.SlotEvent]], action: Any) -> None:
         """Ask Kafka something beside everything else, until the session ends."""
-        task = asyncio.create_task(self._answered(asking))
+        task = asyncio.create_task(self._answered(ask, action))
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
-    async def _answered(self, asking: Coroutine[Any, Any, on.SlotEvent]) -> None:
+    async def _answered(self, ask: Callable[[Any], Awaitable[on.SlotEvent]], action: Any) -> None:
         try:
-            self._feed(await asking)
+            self._feed(await ask(action))
         except Exception as error:
             self._end_of_session(error)
 
