@@ -21,7 +21,7 @@ from inferline_stream.dataplane.dispatcher import dispatcher, process, session
 from inferline_stream.dataplane.dispatcher.event import Event
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import PooledReplica
-from inferline_stream.dataplane.dispatcher.queue import StageQueue, Taken
+from inferline_stream.dataplane.dispatcher.queue import StageQueue, Taken, rank
 from inferline_stream.isolation.confinement import Confinement
 from inferline_stream.isolation.enforced import Enforced
 from inferline_stream.pipeline.isolation import Isolation
@@ -79,6 +79,7 @@ class BoundQueue:
         self._parts: list[StageQueue] = []
         self._of: dict[Event, StageQueue] = {}
         self.hurries = False
+        self.shared = 0
         self.chosen = 0
         BoundQueue.queue = self
 
@@ -108,6 +109,13 @@ class BoundQueue:
 
     def bytes_of(self, partition: int) -> int:
         return sum(part.bytes_of(partition) for part in self._parts)
+
+    def first(self) -> Event | None:
+        found = [event for part in self._parts if (event := part.first()) is not None]
+        return min(found, key=lambda event: rank(event, self._made[0]), default=None)
+
+    def share_keys(self, _: float) -> None:
+        """No version is tried out."""
 
     def due_ms(self, limit: int, hold_ms: float) -> float:
         return self.part(self.chosen).due_ms(limit, hold_ms)
