@@ -21,7 +21,6 @@ from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Tuner
 from inferline_stream.tuner.error_budget import DAY_S
 from inferline_stream.tuner.policy import POLICIES
-from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import staffing
 from inferline_stream.tuner.tuner_state import initial_state
 
@@ -126,7 +125,6 @@ def compare(
     objective: float = 0.99,
     slo_window_s: float = DAY_S,
     seed: int = 0,
-    knobs: PolicySettings | None = None,
     kernel: EnvelopeKernel | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
@@ -156,7 +154,6 @@ def compare(
         objective: share of events that must meet the SLO.
         slo_window_s: for which the objective holds.
         seed: of the paths drawn.
-        knobs: of the default policy.
         kernel: of the envelope.
         progress: called with what is being run.
 
@@ -168,7 +165,7 @@ def compare(
         raise ValueError(f"unknown policies {unknown}; there are {', '.join(NAMES)}")
     prices = {name: kind.price_per_hour for name, kind in catalogue.items()}
     table = staffing(shape, plan, measured, sample, prices, objective=objective, seed=seed)
-    state = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs)
+    state = initial_state(plan, measured, catalogue, objective=objective, staffing=table)
     arena = _Arena(shape, plan, measured, catalogue, conditions or Conditions(), partitions=partitions or {}, seed=seed)
     arena.judged, on = arena.workload(trace), arena.workload(sample if tune_on is None else tune_on)
     report = progress or (lambda _: None)
