@@ -15,7 +15,6 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
@@ -37,7 +36,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import Overheads
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.profiler.machine import Machine
-from inferline_stream.settings import surroundings
+from inferline_stream.settings import release, surroundings
 
 _TOPOLOGY = Path(__file__).with_name("overheads_topology.py")
 _STAGE = "pass"
@@ -73,7 +72,7 @@ def kept_overheads(file: Path) -> Overheads | None:
         found = msgspec.json.decode(file.read_bytes(), type=_StoredOverheads)
     except (OSError, msgspec.MsgspecError, ValueError):
         return None
-    return found.overheads if found.release == _release() else None
+    return found.overheads if found.release == release() else None
 
 
 def keep_overheads(file: Path, overheads: Overheads) -> None:
@@ -81,20 +80,13 @@ def keep_overheads(file: Path, overheads: Overheads) -> None:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         new = file.with_suffix(f".{os.getpid()}")
-        new.write_bytes(msgspec.json.encode(_StoredOverheads(_release(), overheads)))
+        new.write_bytes(msgspec.json.encode(_StoredOverheads(release(), overheads)))
         os.replace(new, file)
 
 
 class _StoredOverheads(msgspec.Struct):
     release: str
     overheads: Overheads
-
-
-def _release() -> str:
-    try:
-        return version("inferline-stream")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 async def measure_overheads(bootstrap_servers: str, *, timeout_s: float = 10.0) -> Overheads:
