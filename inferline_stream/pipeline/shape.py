@@ -82,6 +82,11 @@ class Shape:
                 found.add(arrow.child)
         return frozenset(found)
 
+    def ancestors(self) -> tuple[frozenset[int], ...]:
+        """By stage, its position and those of all stages before it."""
+        after = [self.downstream(stage) for stage in range(len(self.stages))]
+        return tuple(frozenset(a for a, found in enumerate(after) if s in found) for s in range(len(after)))
+
     def entries(self, source: int | None = None) -> tuple[int, ...]:
         """Stages without a parent: they read a source topic. Those at which events of one source enter, or all."""
         if source is not None and self.sources:
