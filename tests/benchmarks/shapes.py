@@ -127,9 +127,9 @@ async def hostile(bootstrap_servers: str, folder: Path, times: int) -> Figures:
 
         for kind in ("iterator", "list"):
             await put(str(count % 13) for count in range(GOOD))
-            before = await _peaks(under_way, actuator)
+            before = await _peaks(actuator)
             await put([kind] * times)
-            after = await _peaks(under_way, actuator)
+            after = await _peaks(actuator)
             known = after.keys() & before.keys()
             grown[kind] = {
                 role: max(after[name] - before[name] for name in known if name[0] == role)
@@ -155,7 +155,7 @@ async def _finished(under_way: LiveRun) -> int:
     return under_way.controller.view.reports.total("split").events
 
 
-async def _peaks(under_way: LiveRun, actuator: LocalActuator) -> dict[tuple[str, str], float]:
+async def _peaks(actuator: LocalActuator) -> dict[tuple[str, str], float]:
     """Most memory that each process ever had, in MiB, by its role and name."""
     await asyncio.sleep(1.0)
     living = [("replica", each.replica, each.pid) for each in await actuator.observe() if each.state == "running"]

@@ -168,7 +168,7 @@ async def test_what_died_stays_none_in_the_list_and_is_a_dead_letter_again_once_
 
 
 @EMBEDDED
-async def test_each_of_many_results_of_a_fallback_says_so(build: Any, tmp_path: Path) -> None:
+async def test_each_of_many_results_of_a_fallback_says_so(build: Any) -> None:
     run = build(gathers=False, delivery="exactly_once", falls=True)
     source = Names(run.pipeline.name, run.records.prefix).topic("in")
     counts = (3, 0, 2)
