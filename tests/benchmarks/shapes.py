@@ -22,7 +22,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import uvloop
@@ -39,7 +38,7 @@ from inferline_stream.testing.kafka import EmbeddedKafka, find_apache_kafka
 from tests.benchmarks._figures import Figures
 from tests.benchmarks._shape_trees import Outcome, outcome_of
 from tests.benchmarks.fidelity import CASES, REAL, of_plans, real, tried, warmed_up
-from tests.support.emulated_runs import emulated_run, on_this_host, records_in
+from tests.support.emulated_runs import on_this_host, records_in, unfed_run
 
 HOSTILE = """
 from inferline_stream import Pipeline, Sample, Stage, Topic
@@ -106,12 +105,8 @@ async def _fidelity(bootstrap_servers: str, folder: Path, quick: bool) -> Figure
 
 async def hostile(bootstrap_servers: str, folder: Path, times: int) -> Figures:
     """Send good events, and between them so many of each hostile kind."""
-    (folder / "topology.py").write_text(HOSTILE)
-    (folder / "arrivals.csv").write_text("arrival_s\n0.0\n0.5\n")
-    (folder / "events.jsonl").write_text('"1"\n')
-    run = emulated_run(folder, bootstrap_servers, folder, levels=[(20, 1)])
-    fan_out = FanOut(0, (0, 12), (0.5, 0.5), (1,), (1.0,))
-    run = replace(run, feed=None, measured=replace(run.measured, paths=Paths((0,), (1.0,), (fan_out,))))
+    paths = Paths((0,), (1.0,), (FanOut(0, (0, 12), (0.5, 0.5), (1,), (1.0,)),))
+    run = unfed_run(HOSTILE, bootstrap_servers, folder, paths=paths, events='"1"\n')
     source = Names(run.pipeline.name, run.records.prefix).topic("in")
     sent: Counter[str] = Counter()
     grown: dict[str, dict[str, float]] = {}
