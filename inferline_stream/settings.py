@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 
 from inferline_stream.errors import UsageError
@@ -401,6 +402,17 @@ def surroundings(environment: Mapping[str, str] = os.environ) -> Surroundings:
         ci=environment.get("CI", "").lower() not in ("", "0", "false"),
         kafka_version=environment.get("KAFKA_VERSION") or KAFKA_VERSION,
     )
+
+
+@cache
+def release() -> str:
+    """Return the release of this program that is installed."""
+    from importlib.metadata import PackageNotFoundError, version  # loads email and zipfile, which a replica needs not
+
+    try:
+        return version("inferline-stream")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 HOST_NAME, HOST_ADDRESS, HOST_SPEC = "INFERLINE_HOST_NAME", "INFERLINE_HOST_ADDRESS", "INFERLINE_HOST_SPEC"

@@ -45,7 +45,6 @@ from inferline_stream.isolation.confinement import confined, dispatcher_confinem
 from inferline_stream.isolation.containers import RUNTIMES
 from inferline_stream.isolation.launch import Launch, UvmNode
 from inferline_stream.kafka.batch_mark import mark_file, marked_in, ran_before_s
-from inferline_stream.observability.pipeline_state import DeviceState
 from inferline_stream.pipeline.hardware import Hardware
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ class Children:
         self._heard = heard
         self._given = devices
         self._seen: tuple[Device, ...] = ()
-        self._device_watch = DeviceWatch()
+        self.device_watch = DeviceWatch()
         self._freed_s = 0.0
         """When the last one ended that had a device: its memory is free a little later."""
         self._placed = placed
@@ -187,15 +186,11 @@ class Children:
             return False
         return self._fork_servers.ready(spec.stage, spec.hardware.name) or None
 
-    def device_states(self) -> tuple[DeviceState, ...]:
-        """Return how the GPUs of this host stand; nothing before a replica needed one."""
-        return self._device_watch.states()
-
     def close(self) -> None:
         """Kill every child and the fork servers; none is left when this returns, and their ends are not reported."""
         self._ended = lambda *_: None
         self._logs.close()
-        self._device_watch.close()
+        self.device_watch.close()
         for child in list(self.all):
             child.signal(signal.SIGKILL)
             if child.process is not None:
@@ -322,7 +317,7 @@ class Children:
         if self._given is not None:
             return self._given
         before = {device.uuid: device for device in self._seen if device.uuid in ours}
-        now = self._device_watch.devices(self._freed_s)
+        now = self.device_watch.devices(self._freed_s)
         self._seen = tuple(used_by_others(before.get(d.uuid, d), d) for d in now)
         return self._seen
 

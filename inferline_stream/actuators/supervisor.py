@@ -129,7 +129,7 @@ class Supervisor:
 
     async def devices(self) -> tuple[DeviceState, ...]:
         """Return how the GPUs of this host stand; see `Actuator.devices`."""
-        return self._children.device_states()
+        return self._children.device_watch.states()
 
     def serving(self, stage: str) -> tuple[str, int]:
         """Return the dispatcher of a stage that serves here, and how many replicas it has; empty where none does."""

@@ -30,20 +30,19 @@ LONGEST_WINDOW_S = 60.0
 """The paper's longest window: it shows the mean rate."""
 
 
-def windows_s(shortest_s: float, longest_s: float = LONGEST_WINDOW_S) -> tuple[float, ...]:
+def windows_s(shortest_s: float) -> tuple[float, ...]:
     """Window lengths T_s·2^i below the longest, then the longest itself (InferLine §5).
 
     Args:
         shortest_s: T_s, the pipeline's service time at batch 1.
-        longest_s: the last window.
 
     Raises:
         ValueError: a shortest window not above 0.
     """
-    if not (shortest_s > 0 and math.isfinite(shortest_s) and longest_s > 0):
-        raise ValueError(f"windows from {shortest_s} s to {longest_s} s: both must be finite and above 0")
-    lengths = itertools.takewhile(lambda w: w < longest_s, (shortest_s * 2.0**i for i in itertools.count()))
-    return (*lengths, longest_s)
+    if not (shortest_s > 0 and math.isfinite(shortest_s)):
+        raise ValueError(f"windows from {shortest_s} s to {LONGEST_WINDOW_S} s: both must be finite and above 0")
+    lengths = itertools.takewhile(lambda w: w < LONGEST_WINDOW_S, (shortest_s * 2.0**i for i in itertools.count()))
+    return (*lengths, LONGEST_WINDOW_S)
 
 
 def trace_envelope(trace: Trace, windows: Sequence[float]) -> tuple[tuple[float, int], ...]:

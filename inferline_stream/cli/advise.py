@@ -126,9 +126,7 @@ def _print(advice: Advice) -> None:
     from inferline_stream.runs.group_advice import SEEN, WAY_HEADS, seen_rows, verdict, way_rows, way_title
 
     people = console()
-    table = Table(title=f"{advice.events} events in {format_duration(advice.watched_s)}")
-    for name in SEEN:
-        table.add_column(name)
+    table = Table(*SEEN, title=f"{advice.events} events in {format_duration(advice.watched_s)}")
     for row in seen_rows(advice):
         table.add_row(*row)
     people.print(table)
@@ -139,9 +137,7 @@ def _print(advice: Advice) -> None:
             highlight=False,
         )
     if advice.contest is not None:
-        table = Table(title=way_title(advice.contest))
-        for name in WAY_HEADS:
-            table.add_column(name)
+        table = Table(*WAY_HEADS, title=way_title(advice.contest))
         for row in way_rows(advice.contest):
             table.add_row(*row, style=None if row[3] == "yes" else "dim")
         people.print(table)

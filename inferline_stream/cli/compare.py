@@ -86,9 +86,7 @@ def compare(
 
 
 def _rows_table(comparison: Comparison) -> Table:
-    table = Table(title="Policies, cheapest first")
-    table.add_column("policy")
-    table.add_column("setting")
+    table = Table("policy", "setting", title="Policies, cheapest first")
     for name in ("$", "above SLO", "worst 15 s", "steps", "peak", "regret", "to instant"):
         table.add_column(name, justify="right")
     for row in sorted(comparison.rows, key=lambda row: row.outcome.cost):

@@ -33,13 +33,13 @@ def explain(
     """Tell which plan is in force, what people have set, and what was decided: who, when, why, on which numbers."""
     from inferline_stream.controlplane.observe.recovery import recover
     from inferline_stream.controlplane.records.explanation import PlanHistory, document, sentences
-    from inferline_stream.runs.archive import newest_run, read_record
+    from inferline_stream.runs.archive import finished_runs, read_record
     from inferline_stream.tuner.hour_ahead import HOUR_S
 
     pipeline = pipeline_of(topology, valid=False, groups=True)
     name = pipeline.name
     if bootstrap_servers is None:
-        record = read_record(newest_run(topology_file(topology).parent, name))
+        record = read_record(finished_runs(topology_file(topology).parent, name)[0])
         story, calendar = PlanHistory(name, record.plans, record.decisions, Overrides(), record.slo), record.calendar
     else:
         found = asyncio.run(recover(bootstrap_servers, Names(name, prefix)))

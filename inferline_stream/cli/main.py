@@ -64,9 +64,10 @@ def options(
 def version(output: Output = "table") -> None:
     """Print the version."""
     import platform
-    from importlib.metadata import version as installed
 
-    number = installed("inferline-stream")
+    from inferline_stream.settings import release
+
+    number = release()
     if output == "json":
         print_json({"version": number, "python": platform.python_version()})
     else:

@@ -97,9 +97,7 @@ class PlanChanges:
         from rich.table import Table
 
         first, second = self.names
-        table = Table(title=f"{first} → {second}")
-        for name in ("stage", first, second):
-            table.add_column(name)
+        table = Table("stage", first, second, title=f"{first} → {second}")
         table.add_column("$/h", justify="right")
         for stage in self.found.stages:
             style = "dim" if stage.unchanged else "bold"

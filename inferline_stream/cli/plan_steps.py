@@ -431,9 +431,8 @@ def plan_table(plan: Plan, pipeline: Pipeline, remarks: str = "") -> Table:
 
     kinds = catalogue(pipeline.hardware)
     # Without lines between the columns, all of them fit on 80 characters.
-    table = Table(title=f"Plan for {plan.pipeline}", min_width=60, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("stage")
-    table.add_column("hardware")
+    title = f"Plan for {plan.pipeline}"
+    table = Table("stage", "hardware", title=title, min_width=60, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     holds = any(hold_of(allocations) for allocations in plan.allocations.values())
     several = any(a.concurrency > 1 for allocations in plan.allocations.values() for a in allocations)
     columns = ["batch", *(["at once"] if several else []), *(["hold"] if holds else [])]

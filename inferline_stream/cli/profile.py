@@ -71,9 +71,7 @@ def _table(measured: PipelineProfile, names: list[str]) -> object:
     for of in _results(measured, names):
         counts = f"{of['least']} to {of['most']}, {of['mean']:.2f} in the mean"
         caption += f"\nresults of an event of {of['stage']}: {counts}"
-    table = Table(title="Profiles", caption=caption)
-    for name in ("stage", "hardware"):
-        table.add_column(name)
+    table = Table("stage", "hardware", title="Profiles", caption=caption)
     for name in ("batch", "mean", "P50", "P99", "events/s", "start-up"):
         table.add_column(name, justify="right")
     for stage in names:

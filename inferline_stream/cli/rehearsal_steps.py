@@ -113,7 +113,7 @@ async def rehearsed(
 
 def _feed(what: Declared, speed_up: float) -> FeedTo:
     """The stretch of the sample in which most events come."""
-    folder, first_s = what.file.parent, busiest_s(what, REHEARSAL_S)
+    folder, first_s = what.file.parent, busiest_s(what)
     return together({
         topic: replayed(
             folder / sample.arrivals,
@@ -127,10 +127,10 @@ def _feed(what: Declared, speed_up: float) -> FeedTo:
     })  # fmt: skip
 
 
-def busiest_s(what: Declared, seconds: float) -> float:
-    """When in the sample's trace so many seconds begin in which most events come."""
+def busiest_s(what: Declared) -> float:
+    """When in the sample's trace the `REHEARSAL_S` seconds begin in which most events come."""
     times_s = what.trace.arrivals_s
-    ends = times_s.searchsorted(times_s + seconds, side="right")
+    ends = times_s.searchsorted(times_s + REHEARSAL_S, side="right")
     first = int((ends - range(len(times_s))).argmax())
     return float(times_s[first])
 

@@ -19,12 +19,12 @@ def report(
 ) -> None:
     """Write one page about a finished run: what happened, why, what it cost, and what each baseline would have cost."""
     from inferline_stream.replay.compare import NAMES
-    from inferline_stream.runs.archive import DOCUMENT, newest_run, read_events, read_record
+    from inferline_stream.runs.archive import DOCUMENT, finished_runs, read_events, read_record
     from inferline_stream.runs.html_report import html_report
 
     folder = run
     if not (run / DOCUMENT).exists():
-        folder = newest_run(topology_file(run).parent, pipeline_of(run, valid=False, groups=True).name)
+        folder = finished_runs(topology_file(run).parent, pipeline_of(run, valid=False, groups=True).name)[0]
     record, events = read_record(folder), read_events(folder)
     with Bar("replaying the recorded arrivals") as bar:
         page = html_report(record, events, bar.each(len(NAMES)))

@@ -145,11 +145,9 @@ def _of_kinds(pipeline: Pipeline, option: str, given: Sequence[str]) -> list[tup
 
 def _notice(pipeline: Pipeline, text: str) -> Override:
     kind, _, given = text.partition("=")
-    if kind.startswith("node/") and kind != "node/":
-        left_s = duration_of("--notice", given)
-        return Override("notice", kind, left_s, until_s=time.time() + left_s, who=who())
+    is_node = kind.startswith("node/") and kind != "node/"
     lent = [name for name in catalogue(pipeline.hardware) if is_spot(name)]
-    if kind not in lent:
+    if not is_node and kind not in lent:
         known = f"declared are {', '.join(lent)}" if lent else "none is declared: see Hardware(spot=...)"
         raise UsageError(f"--notice {text!r}: {kind!r} is no spot kind, and no node/NAME; {known}")
     left_s = duration_of("--notice", given)

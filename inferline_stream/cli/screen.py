@@ -282,8 +282,7 @@ def _batch(stage: StageState) -> str:
 
 
 def _report(report: RunReport) -> Table:
-    table = Table(title=f"Run of {report.pipeline}", show_header=False, min_width=50)
-    table.add_column("figure")
+    table = Table("figure", title=f"Run of {report.pipeline}", show_header=False, min_width=50)
     table.add_column("value", justify="right")
     table.add_row("events in", str(report.events_in))
     table.add_row("events out", str(report.events_out))

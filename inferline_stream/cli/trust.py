@@ -49,8 +49,7 @@ def trust(
 
 
 def _table(found: Trust) -> Table:
-    table = Table(title=f"Runs of {found.pipeline}: predicted on the traffic that came → measured")
-    table.add_column("run")
+    table = Table("run", title=f"Runs of {found.pipeline}: predicted on the traffic that came → measured")
     for name in ("events", "P99", "error", "$/h", "error", "late"):
         table.add_column(name, justify="right")
     for run in found.runs:

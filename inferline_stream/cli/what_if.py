@@ -21,7 +21,7 @@ from inferline_stream.cli.options import Platform, SearchOptions, as_words
 from inferline_stream.cli.plan_steps import PlanInputs, planned
 from inferline_stream.cli.plan_text import CURVE_FACTORS
 from inferline_stream.errors import Infeasible, UsageError
-from inferline_stream.observability.page.what_if_server import Answer, Answers, WhatIfServer
+from inferline_stream.observability.page.what_if_server import Answer, Answers, serve_what_if
 from inferline_stream.pipeline.hardware import Catalogue, at_prices, divided, dollars_per_hour
 from inferline_stream.pipeline.plan import Allocations, Plan, counts_by_kind, in_words
 from inferline_stream.pipeline.profile import PipelineProfile
@@ -372,7 +372,7 @@ def serve(what_if: WhatIf, port: int) -> None:
     Raises:
         UsageError: the port is taken or may not be used.
     """
-    server = WhatIfServer(what_if.answers(), port)
+    server = serve_what_if(what_if.answers(), port)
     try:
         typer.echo(f"what if: {server.url} (Ctrl-C ends it)", err=True)
         threading.Event().wait()

@@ -25,7 +25,7 @@ from inferline_stream.cli.options import Platform, SearchOptions, pipeline_of, t
 from inferline_stream.cli.plan_steps import Declared, PlanInputs
 from inferline_stream.cli.what_if import PATHS, WhatIf, plan_command
 from inferline_stream.errors import InferlineError, UsageError
-from inferline_stream.observability.page.what_if_server import Answers, WhatIfServer
+from inferline_stream.observability.page.what_if_server import Answers, serve_what_if
 from inferline_stream.pipeline.plan import Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.trace import Trace
@@ -129,7 +129,7 @@ def main() -> None:
     os.dup2(2, 1)  # what a topology prints is no address
     order: WhatIfOrder = pickle.load(sys.stdin.buffer)  # noqa: S301  written by our own parent
     what_if = order.what_if()
-    server = WhatIfServer(what_if.answers(), 0)
+    server = serve_what_if(what_if.answers(), 0)
     print(server.url, file=lines, flush=True)
     sys.stdin.buffer.read()
     what_if.leave()

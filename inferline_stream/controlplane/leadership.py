@@ -205,9 +205,10 @@ class Leadership:
         records = [Record.keyed(topic, grant_key(g.stage, g.slot), encode_control(g)) for g in grants]
         records += [Record.keyed(topic, key, None) for key in forgotten]
         if records:
-            await self._write(records)
+            await self.write_records(records)
 
-    async def _write(self, records: Sequence[Record]) -> None:
+    async def write_records(self, records: Sequence[Record]) -> None:
+        """Write records of the leader, e.g. decisions, in one transaction; errors as in `write`."""
         async with self._writing:
             if self._broken:
                 await self._renew()
@@ -239,18 +240,14 @@ class Leadership:
         self._broken = False
         logger.warning("controller %s goes on leading in term %d", self.controller, self.term)
 
-    async def write_records(self, records: Sequence[Record]) -> None:
-        """Other records of the leader, e.g. decisions, in one transaction; errors as in `write`."""
-        await self._write(records)
-
     async def heartbeat(self) -> None:
         """Write that this controller lives; errors as in `write`."""
         heartbeat = LeaderHeartbeat(self.term, self.controller, self.devices, self.rest_s, self.longer_s, self.served)
-        await self._write([Record.keyed(self._names.assignments, LEADER_KEY, encode_control(heartbeat))])
+        await self.write_records([Record.keyed(self._names.assignments, LEADER_KEY, encode_control(heartbeat))])
 
     async def resign(self) -> None:
         """Leave in order: the next controller need not wait. Errors as in `write`."""
-        await self._write([Record.keyed(self._names.assignments, LEADER_KEY, None)])
+        await self.write_records([Record.keyed(self._names.assignments, LEADER_KEY, None)])
 
 
 async def leads(bootstrap_servers: str, names: Names) -> bool:

@@ -112,7 +112,7 @@ class Observer:
     def _decided(self, key: str, stored: StoredPlan | DecisionRecord | SloRecord | CalendarRecord | None) -> None:
         if isinstance(stored, StoredPlan):
             if key != PLAN_KEY:
-                self.view.planned(stored)
+                self.view.plans.append(stored)
                 return
             _of_these_stages(stored.plan, self.view.shape)
             self.view.adopt(stored.plan, self.view.measured)
@@ -184,7 +184,7 @@ async def watch_pipeline(
         measured = PipelineProfile({}, independent_paths(shape, {}), 0.0)
         view = PipelineView(context, plan, measured, partitions[""], further_classes(context, partitions))
         for stored in found.plans:
-            view.planned(stored)
+            view.plans.append(stored)
         view.budget = None if found.slo is None else found.slo.at(time.time())
         for decision in found.decisions:
             view.decided(decision)

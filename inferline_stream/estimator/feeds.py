@@ -60,7 +60,7 @@ def feeds(shape: Shape, paths: Paths) -> tuple[Feed, ...]:
     """One feed per stage; masks are those of `ways_of`."""
     ways = ways_of(shape, paths)
     seen = [visited(shape, mask, scope) for scope, mask in ways]
-    ancestors = _ancestors(shape)
+    ancestors = shape.ancestors()
     found: list[list[frozenset[Source]]] = [
         [_sources(shape, ancestors, stage, way, seen[m]) for m, way in enumerate(ways)]
         for stage in range(len(shape.stages))
@@ -96,16 +96,8 @@ def _feed(found: list[frozenset[Source]], visits: list[bool], *, skips: bool, jo
     )
 
 
-def _ancestors(shape: Shape) -> list[frozenset[int]]:
-    above: list[frozenset[int]] = []
-    for stage in range(len(shape.stages)):
-        parents = {shape.arrows[a].parent for a in shape.parents(stage)}
-        above.append(frozenset(parents).union(*(above[p] for p in parents)))
-    return above
-
-
 def _sources(
-    shape: Shape, ancestors: list[frozenset[int]], stage: int, way: Way, seen: list[bool]
+    shape: Shape, ancestors: tuple[frozenset[int], ...], stage: int, way: Way, seen: list[bool]
 ) -> frozenset[Source]:
     """The sources whose tokens an event that goes this way needs at the stage."""
     arrows, (scope, mask) = shape.parents(stage), way
@@ -121,7 +113,7 @@ def _sources(
         return frozenset({(parent, False)}) if seen[stage] else frozenset()
     parents = [shape.arrows[a].parent for a in arrows]
     tokens = {_outcome(shape, parent, seen, scope) for parent in parents if parent in reached}
-    return frozenset(t for t in tokens if not any(t[0] in ancestors[other] for other, _ in tokens))
+    return frozenset(t for t in tokens if not any(t[0] != s and t[0] in ancestors[s] for s, _ in tokens))
 
 
 def _outcome(shape: Shape, stage: int, seen: list[bool], scope: Scope) -> Source:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from inferline_stream.estimator.kernels import Events, FlagTable, Floats, Ints, Masks, Tokens
-from inferline_stream.pipeline.shape import Scope, Shape
+from inferline_stream.pipeline.shape import Scope
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,11 +133,10 @@ class Gathering:
         return Tokens(times[last], parents[last])
 
 
-def numbered(shape: Shape, events: int, results: Mapping[int, ManyResults], scope: Scope) -> tuple[int, int]:
+def numbered(events: int, results: Mapping[int, ManyResults], scope: Scope) -> tuple[int, int]:
     """Return the first number, and the end, of the events of a scope.
 
     Args:
-        shape: the DAG.
         events: that enter.
         results: by stage that gives many.
         scope: one of the shape's.

@@ -130,7 +130,7 @@ class Workload:
     @property
     def last(self) -> slice:
         """The events whose latencies count, by their last record in any sink; see `Shape.counted`."""
-        return slice(*numbered(self.shape, self.entering, self.results, self.shape.counted()))
+        return slice(*numbered(self.entering, self.results, self.shape.counted()))
 
     def reaches_sink(self) -> NDArray[np.bool_]:
         """Of each of the `last` events, whether it or any result of it reaches a sink."""
@@ -158,7 +158,7 @@ class Workload:
 
     def span(self, stage: int) -> tuple[int, int]:
         """First event, and end, of those that a stage may get."""
-        return numbered(self.shape, self.entering, self.results, self.shape.scopes()[stage])
+        return numbered(self.entering, self.results, self.shape.scopes()[stage])
 
     def seen_from_sink(self, stage: int, values: kernels.Floats) -> kernels.Floats:
         """Return what each of the `last` events has of a stage: of several results that it is made of the largest.
@@ -363,7 +363,7 @@ def _thresholds(weights: Sequence[float]) -> kernels.Ints:
 def _with_results(workload: Workload, fan_out: FanOut, given: kernels.Ints | None, code: Any) -> Workload:
     """Take, or draw, how many results a stage gives each of its events, and draw which arrows each of them takes."""
     shape, stage = workload.shape, fan_out.stage
-    first, end = of = numbered(shape, workload.entering, workload.results, shape.scopes()[stage])
+    first, end = of = numbered(workload.entering, workload.results, shape.scopes()[stage])
     if given is None:
         chosen = np.zeros(end - first, dtype=np.uint16)
         code.draw_masks(first, workload.key("results", stage), _thresholds(fan_out.shares), chosen)

@@ -224,16 +224,14 @@ async def create_topics(
         return [Difference(how.warning, blocks=False), *found] if missing and how.warning else found
 
 
-async def verify_topics(
-    bootstrap_servers: str, wanted: Iterable[WantedTopic], timeout_s: float = 10.0
-) -> list[Difference]:
+async def verify_topics(bootstrap_servers: str, wanted: Iterable[WantedTopic]) -> list[Difference]:
     """Each difference between what exists and what is wanted; nothing is changed.
 
     Raises:
         Unreachable: Kafka does not answer in time, or refuses.
     """
     topics = list(wanted)
-    async with _admin(bootstrap_servers, timeout_s) as admin:
+    async with _admin(bootstrap_servers) as admin:
         existing = set(await admin.list_topics())
         missing = [
             Difference(
@@ -270,13 +268,13 @@ async def record_rules(bootstrap_servers: str, topics: Iterable[str], timeout_s:
     )
 
 
-async def retentions(bootstrap_servers: str, topics: Iterable[str], timeout_s: float = 10.0) -> dict[str, float]:
+async def retentions(bootstrap_servers: str, topics: Iterable[str]) -> dict[str, float]:
     """Return for how many seconds topics keep a record, of those that do not keep it for ever.
 
     Raises:
         Unreachable: Kafka does not answer in time.
     """
-    async with _admin(bootstrap_servers, timeout_s) as admin:
+    async with _admin(bootstrap_servers) as admin:
         settings = await _settings(admin, list(topics))
     kept_ms = {topic: int(found.get("retention.ms", "-1")) for topic, found in settings.items()}
     return {topic: ms / 1e3 for topic, ms in kept_ms.items() if ms > 0}
@@ -300,15 +298,15 @@ async def ready_topics(
     return [difference.text for difference in found]
 
 
-async def delete_topics(bootstrap_servers: str, names: Sequence[str], timeout_s: float = 10.0) -> None:
+async def delete_topics(bootstrap_servers: str, names: Sequence[str]) -> None:
     """Delete topics that were made for a measurement. One that stays behind is empty and harms nobody: no error."""
     with suppress(KafkaError, Unreachable):
-        async with _admin(bootstrap_servers, timeout_s) as admin:
+        async with _admin(bootstrap_servers) as admin:
             await admin.delete_topics(list(names))
 
 
 @asynccontextmanager
-async def _admin(bootstrap_servers: str, timeout_s: float) -> AsyncIterator[AIOKafkaAdminClient]:
+async def _admin(bootstrap_servers: str, timeout_s: float = 10.0) -> AsyncIterator[AIOKafkaAdminClient]:
     client = AIOKafkaAdminClient(**client_options(bootstrap_servers), request_timeout_ms=30_000)
     await in_time(bootstrap_servers, client.start(), timeout_s, client)
     try:

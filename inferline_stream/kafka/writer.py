@@ -327,7 +327,7 @@ class Writer:
                 future.exception()
 
 
-async def write_once(bootstrap_servers: str, record: Record, timeout_s: float = 10.0) -> None:
+async def write_once(bootstrap_servers: str, record: Record) -> None:
     """Write one record, outside any transaction.
 
     Raises:
@@ -335,7 +335,7 @@ async def write_once(bootstrap_servers: str, record: Record, timeout_s: float = 
     """
     writer = Writer(bootstrap_servers, "inferline-writer", once=False, request_timeout_s=_TRANSACTION_S / 2)
     try:
-        async with asyncio.timeout(timeout_s), writer:
+        async with asyncio.timeout(_TRANSACTION_S), writer:
             if record.partition >= await writer.partitions_of(record.topic):
                 raise Unreachable(f"it has no partition {record.partition}")
             await (await writer.add(record))

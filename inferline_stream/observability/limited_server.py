@@ -77,6 +77,7 @@ class LimitedServer(ThreadingHTTPServer):
                 f"{name} cannot listen on {host}:{port} ({error.strerror}); choose another {option}, 0 for any"
             ) from None
         self.port: int = self.server_port
+        self.url = f"http://{host}:{self.port}/"
         self._thread = Thread(target=self.serve_forever, args=(_LOOK_S,), name=name, daemon=True)
         self._thread.start()
 

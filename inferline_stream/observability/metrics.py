@@ -9,9 +9,7 @@ from __future__ import annotations
 import gzip
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from http import HTTPStatus
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
@@ -39,6 +37,7 @@ from inferline_stream.observability.pipeline_state import (
     StageState,
 )
 from inferline_stream.observability.stage_counts import StageCounts
+from inferline_stream.settings import release
 
 
 class StateCollector(Collector):
@@ -55,7 +54,7 @@ class StateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Metric families of the newest state; only the build's information before there is one."""
-        yield _info("inferline_build", "Version of inferline-stream.", {"version": _version()})
+        yield _info("inferline_build", "Version of inferline-stream.", {"version": release()})
         state = self._state()
         if state is not None:
             age = GaugeMetricFamily(
@@ -100,14 +99,6 @@ def _handler(registry: CollectorRegistry) -> type[LimitedHandler]:
                 self.answer(HTTPStatus.OK, kind, body)
 
     return MetricsHandler
-
-
-@cache
-def _version() -> str:
-    try:
-        return version("inferline-stream")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _info(name: str, help_text: str, says: dict[str, str], **labels: str) -> Metric:

@@ -11,6 +11,7 @@ from typing import Any
 from inferline_stream.pipeline.consumer_group import Command, ConsumerGroup, Deployment, FaustApp, KedaScaler, PromQL
 from inferline_stream.pipeline.hardware import Catalogue, Hardware, catalogue
 from inferline_stream.pipeline.names import nearest, problems_of_name
+from inferline_stream.pipeline.shape import a_cycle
 from inferline_stream.pipeline.topology import Pipeline
 
 REPLICAS = "{replicas}"
@@ -69,7 +70,7 @@ def _of_list(listed: Sequence[ConsumerGroup], groups: Sequence[ConsumerGroup]) -
             f"its first groups read {len(topics)} topics ({', '.join(map(repr, topics))}); declare a pipeline for "
             "each, or say with after=[...] which group writes the others"
         )
-    if cycle := _cycle(groups):
+    if cycle := a_cycle(groups, lambda group: [p for p in group.after if isinstance(p, ConsumerGroup)]):
         yield f"groups form a cycle: {' → '.join(group.name for group in cycle)}; remove one of these edges"
 
 
@@ -145,19 +146,6 @@ def _of_parent(group: ConsumerGroup, groups: Sequence[ConsumerGroup]) -> Iterato
 def _topics(groups: Sequence[ConsumerGroup]) -> list[str]:
     """What enters: the topics of groups without a parent."""
     return list(dict.fromkeys(group.topic for group in groups if not group.after))
-
-
-def _cycle(groups: Sequence[ConsumerGroup]) -> list[ConsumerGroup]:
-    """Groups of one cycle in the direction of flow, the first repeated at the end; empty if there is none."""
-    for first in groups:
-        path = [first]
-        while (parent := next(iter(path[-1].after), None)) is not None and isinstance(parent, ConsumerGroup):
-            if parent is first:
-                return [first, *path[::-1]]
-            if any(parent is other for other in path):
-                break
-            path.append(parent)
-    return []
 
 
 def _listed(declared: Sequence[Any]) -> str:

@@ -130,13 +130,12 @@ def _paths(shape: Shape, profiles: Mapping[str, GroupProfile]) -> tuple[Shape, P
     taken = {(parent, child): min(r / max(most[parent], 1.0), 1.0) for (parent, child), r in ratio.items()}
     whole = independent_paths(shape, taken)
     fan_outs = [
-        _fan_out(shape, stage, many[stage], independent_paths(shape, taken, shape.scope_after(stage)))
-        for stage in shape.many
+        _fan_out(stage, many[stage], independent_paths(shape, taken, shape.scope_after(stage))) for stage in shape.many
     ]
     return shape, replace(whole, fan_outs=tuple(fan_outs))
 
 
-def _fan_out(shape: Shape, stage: int, mean: float, paths: Paths) -> FanOut:
+def _fan_out(stage: int, mean: float, paths: Paths) -> FanOut:
     """As many results as the two whole numbers beside the mean."""
     fewer, share = math.floor(mean), mean - math.floor(mean)
     counts, shares = ((fewer, fewer + 1), (1 - share, share)) if share > 1e-9 else ((fewer,), (1.0,))

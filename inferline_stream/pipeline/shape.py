@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from inferline_stream.pipeline.consumer_group import ConsumerGroup
 from inferline_stream.pipeline.topology import Edge, Pipeline, Stage
@@ -23,6 +23,8 @@ class Arrow:
     gathers: bool = False
     """Whether its child gets all results of one event at once, as a list."""
 
+
+T = TypeVar("T")
 
 Scope = tuple[int, ...]
 """Stages whose many results are still apart, outermost first, by position in the topological order."""
@@ -81,6 +83,11 @@ class Shape:
             if arrow.parent in found:
                 found.add(arrow.child)
         return frozenset(found)
+
+    def ancestors(self) -> tuple[frozenset[int], ...]:
+        """By stage, its position and those of all stages before it."""
+        after = [self.downstream(stage) for stage in range(len(self.stages))]
+        return tuple(frozenset(a for a, found in enumerate(after) if s in found) for s in range(len(after)))
 
     def entries(self, source: int | None = None) -> tuple[int, ...]:
         """Stages without a parent: they read a source topic. Those at which events of one source enter, or all."""
@@ -173,6 +180,27 @@ def _scopes(shape: Shape) -> tuple[Scope, ...]:
             raise ValueError(f"stage {name!r} joins what does not belong to one event: {of}; gather the results before")
         found.append(next(iter(scopes), ()))
     return tuple(found)
+
+
+def a_cycle(nodes: Sequence[T], parents: Callable[[T], Iterable[T]]) -> list[T]:
+    """Stages or groups of one cycle in the direction of flow, the first repeated at the end; empty if there is none."""
+    done: set[int] = set()
+    path: list[T] = []
+
+    def visit(node: T) -> list[T]:
+        if any(node is earlier for earlier in path):
+            start = next(i for i, earlier in enumerate(path) if earlier is node)
+            return [*path[start:], node][::-1]
+        if id(node) in done:
+            return []
+        path.append(node)
+        for parent in parents(node):
+            if found := visit(parent):
+                return found
+        done.add(id(path.pop()))
+        return []
+
+    return next((found for node in nodes if (found := visit(node))), [])
 
 
 def topological(stages: Sequence[Stage]) -> list[Stage]:

@@ -30,7 +30,7 @@ from inferline_stream.pipeline.isolation import LEVELS, Isolation
 from inferline_stream.pipeline.model_server import ModelServer
 from inferline_stream.pipeline.names import Names, nearest, problems_of_name
 from inferline_stream.pipeline.schedule import problems_of_schedule
-from inferline_stream.pipeline.shape import maybe_missing, shape_of, topological
+from inferline_stream.pipeline.shape import a_cycle, maybe_missing, shape_of, topological
 from inferline_stream.pipeline.spot import is_spot, on_demand
 from inferline_stream.pipeline.topology import (
     MOST_RESULTS,
@@ -116,8 +116,7 @@ def _of_pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> Iterator[str]:
     elif sample is not None and not (sample.key is None or (isinstance(sample.key, str) and sample.key)):
         yield f'sample key {sample.key!r} must be the name of a field of its events, e.g. key="user"'
     yield from _of_stage_list(pipeline.stages)
-    cycle = _cycle(stages)
-    if cycle:
+    if cycle := a_cycle(stages, lambda stage: [e.parent for e in _edges(stage) if isinstance(e.parent, Stage)]):
         yield f"stages form a cycle: {' → '.join(stage.name for stage in cycle)}; remove one of these edges"
 
 
@@ -433,25 +432,3 @@ def _edges(stage: Stage) -> list[Edge]:
 
 def _is_stage_edge(edge: Any) -> bool:
     return isinstance(edge, Edge) and isinstance(edge.parent, Stage)
-
-
-def _cycle(stages: Sequence[Stage]) -> list[Stage]:
-    """Stages of one cycle in the direction of flow, the first repeated at the end; empty if there is none."""
-    done: set[int] = set()
-    path: list[Stage] = []
-
-    def visit(stage: Stage) -> list[Stage]:
-        if any(stage is earlier for earlier in path):
-            start = next(i for i, earlier in enumerate(path) if earlier is stage)
-            return [*path[start:], stage][::-1]
-        if id(stage) in done:
-            return []
-        path.append(stage)
-        for edge in _edges(stage):
-            found = visit(edge.parent) if isinstance(edge.parent, Stage) else []
-            if found:
-                return found
-        done.add(id(path.pop()))
-        return []
-
-    return next((found for stage in stages if (found := visit(stage))), [])

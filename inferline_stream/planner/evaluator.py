@@ -134,7 +134,7 @@ class Evaluator:
         self._slots = slots(problem)
         # No news of other stages: what leaves one depends on those before it alone, on which the whole search rests.
         self._rests_s = rests_s(problem.shape, problem.measured, problem.order, problem.queue_slo_s)
-        self.above = _ancestors(problem)
+        self.above = problem.shape.ancestors()
         events = sum(len(trace) for trace in problem.traces) * len(problem.shape.stages)
         candidates = KEPT_BYTES // (events * _BYTES_PER_DEPARTURE)
         self._keeps = candidates > 0
@@ -392,13 +392,3 @@ def _without_limit(candidate: Candidate, stage: int) -> Hashable:
     *others, last = candidate[stage]
     held = (last.hardware, last.replicas, last.hold_s, last.concurrency)
     return replaced(candidate, stage, tuple(others)), stage, held
-
-
-def _ancestors(problem: Problem) -> list[frozenset[int]]:
-    """Each stage with all stages above it."""
-    shape = problem.shape
-    above: list[frozenset[int]] = []
-    for stage in range(len(shape.stages)):
-        parents = {shape.arrows[a].parent for a in shape.parents(stage)}
-        above.append(frozenset({stage}).union(*(above[p] for p in parents)))
-    return above

@@ -13,8 +13,8 @@ import secrets
 import tempfile
 import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
@@ -36,7 +36,7 @@ from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.profile import Overheads
 from inferline_stream.pipeline.topology import Pipeline
 from inferline_stream.profiler.machine import Machine
-from inferline_stream.settings import surroundings
+from inferline_stream.settings import release, surroundings
 
 _TOPOLOGY = Path(__file__).with_name("overheads_topology.py")
 _STAGE = "pass"
@@ -72,7 +72,7 @@ def kept_overheads(file: Path) -> Overheads | None:
         found = msgspec.json.decode(file.read_bytes(), type=_StoredOverheads)
     except (OSError, msgspec.MsgspecError, ValueError):
         return None
-    return found.overheads if found.release == _release() else None
+    return found.overheads if found.release == release() else None
 
 
 def keep_overheads(file: Path, overheads: Overheads) -> None:
@@ -80,20 +80,13 @@ def keep_overheads(file: Path, overheads: Overheads) -> None:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         new = file.with_suffix(f".{os.getpid()}")
-        new.write_bytes(msgspec.json.encode(_StoredOverheads(_release(), overheads)))
+        new.write_bytes(msgspec.json.encode(_StoredOverheads(release(), overheads)))
         os.replace(new, file)
 
 
 class _StoredOverheads(msgspec.Struct):
     release: str
     overheads: Overheads
-
-
-def _release() -> str:
-    try:
-        return version("inferline-stream")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 async def measure_overheads(bootstrap_servers: str, *, timeout_s: float = 10.0) -> Overheads:
@@ -126,38 +119,30 @@ async def measure_overheads(bootstrap_servers: str, *, timeout_s: float = 10.0) 
         await delete_topics(bootstrap_servers, [topic.name for topic in topics])
 
 
+@dataclass(slots=True)
 class _Pool:
     """One stage that does nothing, behind a dispatcher."""
 
-    def __init__(
-        self,
-        bootstrap_servers: str,
-        names: Names,
-        supervisor: Supervisor,
-        producer: RecordProducer,
-        offsets: Offsets,
-    ) -> None:
-        self._servers = bootstrap_servers
-        self._names = names
-        self._supervisor = supervisor
-        self._producer = producer
-        self._offsets = offsets
-        self._source, self._sink = names.topic("in"), names.topic("out")
-        self._sent = 0
+    bootstrap_servers: str
+    names: Names
+    supervisor: Supervisor
+    producer: RecordProducer
+    offsets: Offsets
+    _sent: int = 0
 
     async def measured(self, routes: Routes) -> Overheads:
         kind = Hardware("cpu-1", 0.0, cores=0.0)
-        await self._supervisor.know({(_STAGE, kind.name): ReplicaSpec("", _STAGE, str(_TOPOLOGY), kind)})
+        await self.supervisor.know({(_STAGE, kind.name): ReplicaSpec("", _STAGE, str(_TOPOLOGY), kind)})
         name = f"{_STAGE}-0-{secrets.token_hex(4)}"
-        await self._supervisor.dispatch(_STAGE, [DispatcherSpec(name, 0, routes, self._servers)])
-        await self._supervisor.scale(_STAGE, kind.name, 1)
+        await self.supervisor.dispatch(_STAGE, [DispatcherSpec(name, 0, routes, self.bootstrap_servers)])
+        await self.supervisor.scale(_STAGE, kind.name, 1)
         grant = Grant(_STAGE, 0, 1, name, 1, 1, plan=StagePlan({kind.name: HardwarePlan(_BATCH)}))
         key = grant_key(_STAGE, 0).encode()
-        await self._producer.send(self._names.assignments, encode_control(grant), key=key)
+        await self.producer.send(self.names.assignments, encode_control(grant), key=key)
         await self._send(1)
         await self._done()
-        (dispatcher,) = await self._supervisor.dispatchers()
-        (replica,) = await self._supervisor.observe()
+        (dispatcher,) = await self.supervisor.dispatchers()
+        (replica,) = await self.supervisor.observe()
         assert dispatcher.pid is not None
         assert replica.pid is not None
         began_s = cpu_s(dispatcher.pid)
@@ -178,13 +163,15 @@ class _Pool:
         return (tree_cpu_s(os.getpid()) - cpu_s(replica) - began_cpu_s) / took_s
 
     async def _send(self, records: int) -> None:
+        source = self.names.topic("in")
         for _ in range(records):
             self._sent += 1
-            await self._producer.send(self._source, _VALUE, key=b"%d" % self._sent)
+            await self.producer.send(source, _VALUE, key=b"%d" % self._sent)
 
     async def _done(self) -> None:
         """Wait until every record that was sent has come out."""
-        while sum((await self._offsets.ends({self._sink: _PARTITIONS}))[self._sink]) < self._sent:  # noqa: ASYNC110
+        sink = self.names.topic("out")
+        while sum((await self.offsets.ends({sink: _PARTITIONS}))[sink]) < self._sent:  # noqa: ASYNC110
             await asyncio.sleep(_STEP_S)  # Kafka calls nobody back
 
 

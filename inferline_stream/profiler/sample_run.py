@@ -127,9 +127,9 @@ async def run_sample(
     return run
 
 
-def within_bytes(inputs: Sequence[StageInput], most: int = INPUT_BYTES) -> list[StageInput]:
-    """Return the first inputs that come to so many bytes together; one in any case."""
-    fitting = sum(total <= most for total in itertools.accumulate(map(_size, inputs)))
+def within_bytes(inputs: Sequence[StageInput]) -> list[StageInput]:
+    """Return the first inputs that come to `INPUT_BYTES` together at most; one in any case."""
+    fitting = sum(total <= INPUT_BYTES for total in itertools.accumulate(map(_size, inputs)))
     return list(inputs[: max(1, fitting)])
 
 

@@ -196,7 +196,6 @@ def cheapest(
     start_up_s: float | None = None,
     slot_s: float = SLOT_S,
     replays: int = REPLAYS,
-    seed: int = 0,
 ) -> Outcome:
     """The cheapest schedule found that keeps the objective; the one with the fewest misses if none does.
 
@@ -212,12 +211,11 @@ def cheapest(
         start_up_s: of every replica in these replays; None for each profile's.
         slot_s: length of the slots in which a schedule holds as many replicas.
         replays: of the search.
-        seed: of the windows drawn.
     """
     space = Hindsight(basis, trace, run, start_up_s=start_up_s, slot_s=slot_s)
     allowed = 1 - basis.objective
     best = _beginning(space, allowed)
-    rng = np.random.default_rng([seed, space.slots])
+    rng = np.random.default_rng([0, space.slots])
     lengths = [length for k in range(20) if (length := space.slots >> k) >= 1]
     tries = 0
     while tries < replays:

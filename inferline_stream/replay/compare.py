@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from inferline_stream.calculus.envelope_state import EnvelopeKernel
@@ -21,7 +21,6 @@ from inferline_stream.replay.outcome import Outcome
 from inferline_stream.replay.scalers import Fixed, Ruled, Scaler, Tuner
 from inferline_stream.tuner.error_budget import DAY_S
 from inferline_stream.tuner.policy import POLICIES
-from inferline_stream.tuner.policy_settings import PolicySettings
 from inferline_stream.tuner.staffing_table import staffing
 from inferline_stream.tuner.tuner_state import initial_state
 
@@ -126,7 +125,6 @@ def compare(
     objective: float = 0.99,
     slo_window_s: float = DAY_S,
     seed: int = 0,
-    knobs: PolicySettings | None = None,
     kernel: EnvelopeKernel | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
@@ -156,7 +154,6 @@ def compare(
         objective: share of events that must meet the SLO.
         slo_window_s: for which the objective holds.
         seed: of the paths drawn.
-        knobs: of the default policy.
         kernel: of the envelope.
         progress: called with what is being run.
 
@@ -168,8 +165,8 @@ def compare(
         raise ValueError(f"unknown policies {unknown}; there are {', '.join(NAMES)}")
     prices = {name: kind.price_per_hour for name, kind in catalogue.items()}
     table = staffing(shape, plan, measured, sample, prices, objective=objective, seed=seed)
-    state = initial_state(plan, measured, catalogue, objective=objective, staffing=table, knobs=knobs)
-    arena = _Arena(shape, plan, measured, catalogue, conditions or Conditions(), partitions=partitions or {}, seed=seed)
+    state = initial_state(plan, measured, catalogue, objective=objective, staffing=table)
+    arena = _Arena(shape, plan, measured, catalogue, conditions or Conditions(), partitions or {}, seed)
     arena.judged, on = arena.workload(trace), arena.workload(sample if tune_on is None else tune_on)
     report = progress or (lambda _: None)
     rows: list[Row] = []
@@ -229,29 +226,22 @@ def _tuned(family: Family, run: Callable[[Setting], Outcome], allowed: float) ->
     return min(({}, *family.settings()), key=lambda setting: run(setting).rank(allowed))
 
 
+@dataclass
 class _Arena:
     """Where all contenders meet the same traces under the same delays."""
 
-    judged: Workload
-
-    def __init__(
-        self,
-        shape: Shape,
-        plan: Plan,
-        measured: PipelineProfile,
-        catalogue: Catalogue,
-        conditions: Conditions,
-        *,
-        partitions: Mapping[str, int],
-        seed: int,
-    ) -> None:
-        self.conditions = conditions
-        self._shape, self._plan, self._measured, self._catalogue = shape, plan, measured, catalogue
-        self._partitions, self._seed = partitions, seed
+    shape: Shape
+    plan: Plan
+    measured: PipelineProfile
+    catalogue: Catalogue
+    conditions: Conditions
+    partitions: Mapping[str, int]
+    seed: int
+    judged: Workload = field(init=False)
 
     def workload(self, trace: Trace) -> Workload:
         """A trace with the paths of its events drawn."""
-        return prepare(self._shape, self._measured, trace, seed=self._seed)
+        return prepare(self.shape, self.measured, trace, seed=self.seed)
 
     def run(
         self,
@@ -265,18 +255,18 @@ class _Arena:
         """One replay."""
         workload = on or self.judged
         return replay(
-            self._shape,
-            allocations or self._plan.allocations,
-            self._measured,
+            self.shape,
+            allocations or self.plan.allocations,
+            self.measured,
             Trace(workload.entering_s),
             scaler,
-            catalogue=self._catalogue,
-            slo_s=self._plan.slo_s,
-            order=self._plan.order,
-            planned_rate=self._plan.arrival_rate,
+            catalogue=self.catalogue,
+            slo_s=self.plan.slo_s,
+            order=self.plan.order,
+            planned_rate=self.plan.arrival_rate,
             conditions=conditions or self.conditions,
-            slots=self._plan.slots,
-            partitions=self._partitions,
+            slots=self.plan.slots,
+            partitions=self.partitions,
             workload=workload,
             sharing=sharing,
         )
@@ -291,24 +281,24 @@ class _Arena:
         on: Workload | None = None,
     ) -> Outcome:
         """One rule with one setting."""
-        allocations = family.allocations(contest) if family.allocations else self._plan.allocations
-        allocations = dispatched(allocations, self._plan) if on_our_pool else ordinary(allocations, self._measured)
+        allocations = family.allocations(contest) if family.allocations else self.plan.allocations
+        allocations = dispatched(allocations, self.plan) if on_our_pool else ordinary(allocations, self.measured)
         partitions = None if on_our_pool else PARTITIONS
         scaler = Ruled(
             family.name,
             family.make(contest, setting),
-            self._shape,
+            self.shape,
             replicas={name: replicas_of(held) for name, held in allocations.items()},
             hardware=contest.hardware(),
             most=contest.most_replicas(),
-            least=self._plan.slots if on_our_pool else None,
+            least=self.plan.slots if on_our_pool else None,
             partitions=partitions,
         )
-        sharing = None if partitions is None else dict.fromkeys(self._shape.stages, Sharing(partitions))
+        sharing = None if partitions is None else dict.fromkeys(self.shape.stages, Sharing(partitions))
         return self.run(scaler, allocations=allocations, on=on, sharing=sharing)
 
     def bound(self, objective: float) -> float:
         """See `work_bound`."""
         paths = self.judged
-        visits = {name: float(paths.feeds[s].visits[paths.masks].sum()) for s, name in enumerate(self._shape.stages)}
-        return work_bound(self._plan.allocations, self._measured, visits, self._catalogue, objective=objective)
+        visits = {name: float(paths.feeds[s].visits[paths.masks].sum()) for s, name in enumerate(self.shape.stages)}
+        return work_bound(self.plan.allocations, self.measured, visits, self.catalogue, objective=objective)

@@ -6,6 +6,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from inferline_stream.baselines.coarse import Coarse, mean_rate, peak_rate, unit, units_for
 from inferline_stream.baselines.ds2 import Ds2
@@ -13,7 +15,7 @@ from inferline_stream.baselines.flink import Flink
 from inferline_stream.baselines.hpa import Behavior, HpaCpu, Keda
 from inferline_stream.baselines.platform_rules import Dataflow, Numaflow, Seldon
 from inferline_stream.baselines.ray_serve import RayServe
-from inferline_stream.baselines.rule_inputs import Each, PipelineRule
+from inferline_stream.baselines.rule_inputs import Each, PipelineRule, StageRule
 from inferline_stream.pipeline.plan import Allocation, Allocations, Plan
 from inferline_stream.pipeline.profile import PipelineProfile
 from inferline_stream.pipeline.shape import Shape
@@ -84,6 +86,11 @@ class Family:
             yield dict(zip(self.space, values, strict=True))
 
 
+def _each(rule: Callable[..., StageRule], **names: str) -> Callable[[Contest, Setting], PipelineRule]:
+    """Return what makes a rule of a setting, for every stage: its values by the rule's own names, or by these."""
+    return lambda contest, setting: Each(rule(**{names.get(name, name): value for name, value in setting.items()}))
+
+
 def _behavior(setting: Setting) -> Behavior:
     return Behavior(down_window_s=setting.get("down_window_s", 300.0))
 
@@ -104,12 +111,8 @@ def _hpa(contest: Contest, setting: Setting, *, busy: bool) -> PipelineRule:
 
 
 def _ray(contest: Contest, setting: Setting) -> PipelineRule:
-    base = RayServe(
-        upscale_delay_s=setting.get("upscale_delay_s", 30.0),
-        downscale_delay_s=setting.get("downscale_delay_s", 600.0),
-        look_back_s=setting.get("look_back_s", 30.0),
-    )
-    per_batch = setting.get("ongoing_per_batch")
+    delays: dict[str, Any] = {name: value for name, value in setting.items() if name != "ongoing_per_batch"}
+    base, per_batch = RayServe(**delays), setting.get("ongoing_per_batch")
     if per_batch is None:
         return Each(base)
     return Each(
@@ -118,14 +121,8 @@ def _ray(contest: Contest, setting: Setting) -> PipelineRule:
 
 
 def _flink_fast(contest: Contest, setting: Setting) -> PipelineRule:
-    return Flink(
-        period_s=15.0,
-        stabilization_s=15.0,
-        window_s=60.0,
-        utilization=setting.get("utilization", 0.7),
-        restart_s=contest.start_up_s,
-        scale_down_s=setting.get("scale_down_s", 300.0),
-    )
+    tried: dict[str, Any] = {"scale_down_s": 300.0, **setting}
+    return Flink(period_s=15.0, stabilization_s=15.0, window_s=60.0, restart_s=contest.start_up_s, **tried)
 
 
 def _unit_rule(contest: Contest, setting: Setting, *, peak: bool) -> PipelineRule:
@@ -189,25 +186,16 @@ def dispatched(allocations: Allocations, plan: Plan) -> dict[str, tuple[Allocati
     return found
 
 
+_HPA_SPACE = {"target": (0.3, 0.4, 0.5, 0.6, 0.7), "down_window_s": (60.0, 300.0)}
+_UNIT_SPACE = {"span_s": (10.0, 30.0), "interval_s": (5.0, 10.0), "wait_s": (30.0, 120.0)}
+
 FAMILIES = (
     Family("keda", _keda, {"lag_per_batch": (0.5, 1.0, 2.0, 4.0), "down_window_s": (60.0, 300.0)}),
-    Family(
-        "hpa-cpu",
-        lambda contest, setting: _hpa(contest, setting, busy=False),
-        {"target": (0.3, 0.4, 0.5, 0.6, 0.7), "down_window_s": (60.0, 300.0)},
-    ),
-    Family(
-        "hpa-busy",
-        lambda contest, setting: _hpa(contest, setting, busy=True),
-        {"target": (0.3, 0.4, 0.5, 0.6, 0.7), "down_window_s": (60.0, 300.0)},
-    ),
-    Family("flink", lambda contest, setting: Flink(utilization=setting.get("utilization", 0.7)), {}),
+    Family("hpa-cpu", partial(_hpa, busy=False), _HPA_SPACE),
+    Family("hpa-busy", partial(_hpa, busy=True), _HPA_SPACE),
+    Family("flink", lambda contest, setting: Flink(), {}),
     Family("flink-fast", _flink_fast, {"utilization": (0.4, 0.5, 0.6, 0.7), "scale_down_s": (60.0, 300.0)}),
-    Family(
-        "ds2",
-        lambda contest, setting: Each(Ds2(headroom=setting.get("headroom", 1.0))),
-        {"headroom": (1.2, 1.4, 1.7, 2.0)},
-    ),
+    Family("ds2", _each(Ds2), {"headroom": (1.2, 1.4, 1.7, 2.0)}),
     Family(
         "ray",
         _ray,
@@ -218,43 +206,14 @@ FAMILIES = (
             "look_back_s": (5.0, 30.0),
         },
     ),
-    Family(
-        "dataflow",
-        lambda contest, setting: Each(
-            Dataflow(behind_s=setting.get("behind_s", 15.0), patience_s=setting.get("patience_s", 120.0))
-        ),
-        {"behind_s": (0.2, 1.0, 15.0), "patience_s": (10.0, 30.0)},
-    ),
+    Family("dataflow", _each(Dataflow), {"behind_s": (0.2, 1.0, 15.0), "patience_s": (10.0, 30.0)}),
     Family(
         "numaflow",
-        lambda contest, setting: Each(
-            Numaflow(
-                period_s=setting.get("interval_s", 30.0),
-                target_s=setting.get("target_s", 20.0),
-                up_cooldown_s=setting.get("up_cooldown_s", 90.0),
-                look_back_s=setting.get("look_back_s", 120.0),
-            )
-        ),
+        _each(Numaflow, interval_s="period_s"),
         {"interval_s": (10.0,), "target_s": (0.1, 0.2, 0.5), "up_cooldown_s": (10.0,), "look_back_s": (30.0, 120.0)},
     ),
-    Family(
-        "seldon",
-        lambda contest, setting: Each(
-            Seldon(lag_threshold=setting.get("lag_threshold", 30.0), stable_s=setting.get("stable_s", 300.0))
-        ),
-        {"lag_threshold": (10.0, 20.0, 60.0), "stable_s": (60.0, 300.0)},
-    ),
-    Family(
-        "cg-mean",
-        lambda contest, setting: _unit_rule(contest, setting, peak=False),
-        {"span_s": (10.0, 30.0), "interval_s": (5.0, 10.0), "wait_s": (30.0, 120.0)},
-        lambda contest: _units(contest, peak=False),
-    ),
-    Family(
-        "cg-peak",
-        lambda contest, setting: _unit_rule(contest, setting, peak=True),
-        {"span_s": (10.0, 30.0), "interval_s": (5.0, 10.0), "wait_s": (30.0, 120.0)},
-        lambda contest: _units(contest, peak=True),
-    ),
+    Family("seldon", _each(Seldon), {"lag_threshold": (10.0, 20.0, 60.0), "stable_s": (60.0, 300.0)}),
+    Family("cg-mean", partial(_unit_rule, peak=False), _UNIT_SPACE, partial(_units, peak=False)),
+    Family("cg-peak", partial(_unit_rule, peak=True), _UNIT_SPACE, partial(_units, peak=True)),
 )
 """Every rule of `baselines`. KEDA's and Ray's thresholds are tuned in multiples of what our replicas have in hand."""

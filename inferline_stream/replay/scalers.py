@@ -249,7 +249,7 @@ class Ruled:
 
     def decide(self, view: View) -> Wish | None:
         """One look."""
-        stages = {name: self._seen(name, s, view.time_s, view.now[s]) for s, name in enumerate(self._order)}
+        stages = {name: self._seen(s, view.time_s, view.now[s]) for s, name in enumerate(self._order)}
         self._before = view.now
         seen = PipelineSeen(view.time_s, stages, self._parents, tuple(view.arrivals_s.tolist()))
         self._memory, wanted = self._rule.step(self._memory, seen)
@@ -267,7 +267,7 @@ class Ruled:
             "scale_up" if up else "scale_down" if down else "scale",
         )
 
-    def _seen(self, name: str, s: int, now_s: float, seen: Glimpse) -> StageSeen:
+    def _seen(self, s: int, now_s: float, seen: Glimpse) -> StageSeen:
         before = None if self._before is None else self._before[s]
         since_s = seen.time_s - (0.0 if before is None else before.time_s)
         ready, arrived, completed = sum(seen.ready), seen.arrived, seen.completed

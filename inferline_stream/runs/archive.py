@@ -303,17 +303,17 @@ def new_run(topology_folder: Path, pipeline: str, now_s: float) -> Path:
     return runs_folder(topology_folder, pipeline) / f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z"
 
 
-def newest_run(topology_folder: Path, pipeline: str) -> Path:
-    """The newest finished run of a pipeline.
+def finished_runs(topology_folder: Path, pipeline: str) -> list[Path]:
+    """The finished runs of a pipeline, newest first.
 
     Raises:
         UsageError: there is none.
     """
     folder = runs_folder(topology_folder, pipeline)
-    finished = sorted(file.parent for file in folder.glob(f"*/{DOCUMENT}"))
+    finished = sorted((file.parent for file in folder.glob(f"*/{DOCUMENT}")), reverse=True)
     if not finished:
         raise UsageError(f"pipeline {pipeline!r} has no finished run under {folder}; `run` leaves one")
-    return finished[-1]
+    return finished
 
 
 class _RecordVersion(msgspec.Struct, frozen=True):

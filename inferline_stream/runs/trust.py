@@ -14,7 +14,7 @@ from statistics import median
 import msgspec
 
 from inferline_stream.errors import Infeasible, InvalidFile, UsageError
-from inferline_stream.runs.archive import DOCUMENT, read_record, runs_folder
+from inferline_stream.runs.archive import finished_runs, read_record
 from inferline_stream.runs.replay_inputs import inputs_of_run
 
 FEWEST_EVENTS = 100
@@ -75,10 +75,7 @@ def trust_of(
     Raises:
         UsageError: the pipeline has no finished run.
     """
-    folder = runs_folder(topology_folder, pipeline)
-    finished = sorted((file.parent for file in folder.glob(f"*/{DOCUMENT}")), reverse=True)[:newest]
-    if not finished:
-        raise UsageError(f"pipeline {pipeline!r} has no finished run under {folder}; `run` leaves one")
+    finished = finished_runs(topology_folder, pipeline)[:newest]
     runs: list[TrustedRun] = []
     left_out: dict[str, str] = {}
     for done, run in enumerate(finished):

@@ -175,7 +175,7 @@ def _kafka_in_a_container(engine: str, version: str) -> Iterator[KafkaServer]:
             stack.enter_context(container.with_bind_ports(9092, port))
         except Exception as error:  # of testcontainers, docker, requests or the socket: in any case, no Kafka
             raise Unreachable(f"the engine at {engine} does not run {image} ({error})") from error
-        wait_until_answering(HOST, port, None, 90.0, None)
+        wait_until_answering(port, None, 90.0, None)
         yield KafkaAt(f"{HOST}:{port}")
 
 

@@ -125,7 +125,7 @@ class LocalKafka:
         )
         self._watchdog = _kill_when_we_are_gone(self._process.pid)
         try:
-            wait_until_answering(HOST, self.port, self._process, _START_S, self.log)
+            wait_until_answering(self.port, self._process, _START_S, self.log)
         except BaseException:
             self.kill()
             raise
@@ -303,31 +303,31 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until_answering(
-    host: str, port: int, process: subprocess.Popen[bytes] | None, timeout_s: float, log: Path | None
+    port: int, process: subprocess.Popen[bytes] | None, timeout_s: float, log: Path | None
 ) -> None:
-    """Return once a broker answers at an address.
+    """Return once a broker answers at a port of this host.
 
     Raises:
         Unreachable: it did not in time, or its process ended; shows the end of its log.
     """
     deadline_s = time.monotonic() + timeout_s
-    while not _answers(host, port):
+    while not _answers(port):
         ended = process is not None and process.poll() is not None
         if ended or time.monotonic() > deadline_s:
             what = (
                 f"ended with status {process.returncode}" if process and ended else f"gave no answer in {timeout_s} s"
             )
             tail = log.read_text(errors="replace")[-2000:] if log else ""
-            raise Unreachable(f"Apache Kafka at {host}:{port} {what}\n{tail}")
+            raise Unreachable(f"Apache Kafka at {HOST}:{port} {what}\n{tail}")
         time.sleep(0.05)
 
 
-def _answers(host: str, port: int) -> bool:
+def _answers(port: int) -> bool:
     """Whether a broker answers ApiVersions v0; Kafka does so only once it serves every request."""
     correlation = 7
     request = struct.pack(">hhih", 18, 0, correlation, -1)  # key, version, correlation, no client id
     try:
-        with socket.create_connection((host, port), timeout=2.0) as broker:
+        with socket.create_connection((HOST, port), timeout=2.0) as broker:
             broker.settimeout(2.0)
             broker.sendall(struct.pack(">i", len(request)) + request)
             answer = broker.recv(8, socket.MSG_WAITALL)

@@ -125,16 +125,7 @@ def taken_over(before: TunerState, now: TunerState) -> TunerState:
     What came of what was expected is in the new plan's sample.
     """
     return replace(
-        now,
-        wanted=before.wanted,
-        groups=before.groups,
-        time_s=before.time_s,
-        changed_s=before.changed_s,
-        fits_since_s=before.fits_since_s,
-        outgrown_s=before.outgrown_s,
-        leapt_s=before.leapt_s,
-        reported=before.reported,
-        blind_until_s=before.blind_until_s,
+        before, basis=now.basis, record=now.record, expected=now.expected, choice=now.choice, chosen_s=now.chosen_s
     )
 
 

@@ -18,7 +18,7 @@ from inferline_stream.dataplane.dead_letters import send_again
 from inferline_stream.dataplane.process_specs import Delivery
 from inferline_stream.pipeline.shape import FanOut, Paths, independent_paths, shape_of
 from inferline_stream.runs.report import RunReport
-from tests.support.emulated_runs import emulated_run, on_this_host, put_before, records_in
+from tests.support.emulated_runs import on_this_host, put_before, records_in, unfed_run
 from tests.unit.dataplane.dispatcher.test_shape_laws import SEVERAL, Tree, expected_of
 
 EVENTS = 6
@@ -147,10 +147,8 @@ def _run(tree: Tree, bootstrap_servers: str, folder: Path, delivery: Delivery) -
         for stage in tree.pipeline.stages
     ]
     values = {"SEED": tree.seed, "SEVERAL": SEVERAL, "HEALED": str(folder / "healed"), "STAGES": stages}
-    (folder / "topology.py").write_text("".join(f"{name} = {value!r}\n" for name, value in values.items()) + _CODE)
-    (folder / "arrivals.csv").write_text("arrival_s\n0.0\n0.5\n")
-    (folder / "events.jsonl").write_text("1\n")
-    run = emulated_run(folder, bootstrap_servers, folder, levels=[(20, 1)], delivery=delivery)
+    code = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + _CODE
+    run = unfed_run(code, bootstrap_servers, folder, delivery=delivery)
     shape = shape_of(run.pipeline)
     counts = tuple(range(SEVERAL + 1))
     fan_outs = []
@@ -159,7 +157,7 @@ def _run(tree: Tree, bootstrap_servers: str, folder: Path, delivery: Delivery) -
         fan_outs.append(FanOut(stage, counts, (1 / len(counts),) * len(counts), of.masks, of.weights))
     own = independent_paths(shape, {})
     paths = Paths(own.masks, own.weights, tuple(fan_outs))
-    return replace(run, feed=None, measured=replace(run.measured, paths=paths))
+    return replace(run, measured=replace(run.measured, paths=paths))
 
 
 async def _ran(run: Run, start: str, kills: random.Random | None) -> RunReport:

@@ -22,7 +22,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import uvloop
@@ -39,7 +38,7 @@ from inferline_stream.testing.kafka import EmbeddedKafka, find_apache_kafka
 from tests.benchmarks._figures import Figures
 from tests.benchmarks._shape_trees import Outcome, outcome_of
 from tests.benchmarks.fidelity import CASES, REAL, of_plans, real, tried, warmed_up
-from tests.support.emulated_runs import emulated_run, on_this_host, records_in
+from tests.support.emulated_runs import on_this_host, records_in, unfed_run
 
 HOSTILE = """
 from inferline_stream import Pipeline, Sample, Stage, Topic
@@ -106,12 +105,8 @@ async def _fidelity(bootstrap_servers: str, folder: Path, quick: bool) -> Figure
 
 async def hostile(bootstrap_servers: str, folder: Path, times: int) -> Figures:
     """Send good events, and between them so many of each hostile kind."""
-    (folder / "topology.py").write_text(HOSTILE)
-    (folder / "arrivals.csv").write_text("arrival_s\n0.0\n0.5\n")
-    (folder / "events.jsonl").write_text('"1"\n')
-    run = emulated_run(folder, bootstrap_servers, folder, levels=[(20, 1)])
-    fan_out = FanOut(0, (0, 12), (0.5, 0.5), (1,), (1.0,))
-    run = replace(run, feed=None, measured=replace(run.measured, paths=Paths((0,), (1.0,), (fan_out,))))
+    paths = Paths((0,), (1.0,), (FanOut(0, (0, 12), (0.5, 0.5), (1,), (1.0,)),))
+    run = unfed_run(HOSTILE, bootstrap_servers, folder, paths=paths, events='"1"\n')
     source = Names(run.pipeline.name, run.records.prefix).topic("in")
     sent: Counter[str] = Counter()
     grown: dict[str, dict[str, float]] = {}
@@ -127,9 +122,9 @@ async def hostile(bootstrap_servers: str, folder: Path, times: int) -> Figures:
 
         for kind in ("iterator", "list"):
             await put(str(count % 13) for count in range(GOOD))
-            before = await _peaks(under_way, actuator)
+            before = await _peaks(actuator)
             await put([kind] * times)
-            after = await _peaks(under_way, actuator)
+            after = await _peaks(actuator)
             known = after.keys() & before.keys()
             grown[kind] = {
                 role: max(after[name] - before[name] for name in known if name[0] == role)
@@ -155,7 +150,7 @@ async def _finished(under_way: LiveRun) -> int:
     return under_way.controller.view.reports.total("split").events
 
 
-async def _peaks(under_way: LiveRun, actuator: LocalActuator) -> dict[tuple[str, str], float]:
+async def _peaks(actuator: LocalActuator) -> dict[tuple[str, str], float]:
     """Most memory that each process ever had, in MiB, by its role and name."""
     await asyncio.sleep(1.0)
     living = [("replica", each.replica, each.pid) for each in await actuator.observe() if each.state == "running"]

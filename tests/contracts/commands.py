@@ -30,3 +30,9 @@ async def until_lines(path: Path, count: int) -> None:
     """Wait until a file that another process writes holds so many whole lines."""
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         await asyncio.sleep(0.05)
+
+
+def isolated_part_of(process: asyncio.subprocess.Process) -> int:
+    """The process beneath a connector's command that moves the records, where connectors can be isolated."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(children[0]) if children else process.pid

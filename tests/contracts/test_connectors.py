@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from inferline_stream.errors import InvalidInput, Unreachable
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID
 from inferline_stream.testing.kafka import EmbeddedKafka
-from tests.contracts.commands import until_lines
+from tests.contracts.commands import isolated_part_of, until_lines
 from tests.contracts.sink_process import moving, topic_on, until_stored
 
 DEADLINE_S = 30.0
@@ -222,12 +221,6 @@ async def test_the_sinks_command_counts_and_ends_on_sigterm(kafka, topic, tmp_pa
     }
 
 
-def isolated_part_of(process):
-    """The process beneath a connector's command that moves the records, where connectors can be isolated."""
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return int(children[0]) if children else process
-
-
 async def test_a_full_disk_holds_the_sink_up_and_nothing_is_lost_or_torn(kafka, topic, tmp_path):
     path = tmp_path / "out.jsonl"
     await send(kafka, topic, [(i, f"e{i}") for i in range(3)])
@@ -237,7 +230,7 @@ async def test_a_full_disk_holds_the_sink_up_and_nothing_is_lost_or_torn(kafka, 
     )  # fmt: skip
     async with asyncio.timeout(DEADLINE_S):
         await until_lines(path, 3)
-        worker = isolated_part_of(process.pid)
+        worker = isolated_part_of(process)
         _, hard = resource.prlimit(worker, resource.RLIMIT_FSIZE)
         resource.prlimit(worker, resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
         await send(kafka, topic, [(i, f"e{i}") for i in range(3, 9)])

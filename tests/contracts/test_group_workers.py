@@ -181,7 +181,7 @@ async def test_faust_workers_that_end_start_again_and_their_reports_give_the_thr
     assert workers.running == 0
 
 
-async def test_keda_falls_back_where_nothing_is_decided_or_the_group_is_unknown(tmp_path: Path) -> None:
+async def test_keda_falls_back_where_nothing_is_decided_or_the_group_is_unknown() -> None:
     workers = KedaWorkers("enrich", 0.1)
     async with (
         ExternalScaler({"enrich": workers}, "127.0.0.1:0") as scaler,

@@ -22,28 +22,18 @@ from aiokafka.protocol.transaction import (
     InitProducerIdRequest,
     TxnOffsetCommitRequest,
 )
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
 from inferline_stream.kafka.offsets import group_offsets
 from inferline_stream.kafka.topic_reader import TopicReader
 from tests.support.deadlines import until
+from tests.support.record_batches import record_batch
 
 
 def batch(producer_id, epoch, sequence, *values, transactional=False):
     """A batch as an idempotent producer would send it."""
-    builder = DefaultRecordBatchBuilder(
-        magic=2,
-        compression_type=0,
-        is_transactional=transactional,
-        producer_id=producer_id,
-        producer_epoch=epoch,
-        base_sequence=sequence,
-        batch_size=1_000_000,
-    )
-    for offset, value in enumerate(values):
-        builder.append(offset=offset, timestamp=None, key=None, value=value, headers=[])
-    return bytes(builder.build())
+    records = [(None, None, value, []) for value in values]
+    return record_batch(records, producer=(producer_id, epoch, sequence), transactional=transactional)
 
 
 async def produce(clients, topic, data, transactional_id=None):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from inferline_stream.controlplane.run_inputs import Run
 from inferline_stream.dataplane.dead_letters import send_again
 from inferline_stream.pipeline.shape import Paths
 from inferline_stream.testing.kafka import KafkaServer
-from tests.support.emulated_runs import emulated_run, put_before, ran, records_in
+from tests.support.emulated_runs import put_before, ran, records_in, unfed_run
 
 TOPOLOGY = """
 import os
@@ -77,12 +76,9 @@ def build(tmp_path: Path, kafka: KafkaServer) -> Any:
     """Builds a run of the pipeline, whose stage `warn` fails on 8 until the file `healed` is there."""
 
     def built(delivery: str) -> Run:
-        (tmp_path / "topology.py").write_text(f"HEALED = {str(tmp_path / 'healed')!r}\n{TOPOLOGY}")
-        (tmp_path / "arrivals.csv").write_text("arrival_s\n0.0\n0.5\n")
-        (tmp_path / "events.jsonl").write_text("1\n2\n")
-        run: Run = emulated_run(tmp_path, kafka.bootstrap_servers, tmp_path, levels=[(20, 1)], delivery=delivery)
-        measured = replace(run.measured, paths=Paths((0b0010, 0b0011, 0b1100), (0.25, 0.25, 0.5)))
-        return replace(run, feed=None, measured=measured)
+        code = f"HEALED = {str(tmp_path / 'healed')!r}\n{TOPOLOGY}"
+        paths = Paths((0b0010, 0b0011, 0b1100), (0.25, 0.25, 0.5))
+        return unfed_run(code, kafka.bootstrap_servers, tmp_path, paths=paths, events="1\n2\n", delivery=delivery)
 
     return built
 

@@ -19,7 +19,7 @@ from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.shape import FanOut, Paths
 from inferline_stream.testing.kafka import KafkaServer
-from tests.support.emulated_runs import emulated_run, on_this_host, put_before, ran, records_in
+from tests.support.emulated_runs import on_this_host, put_before, ran, records_in, unfed_run
 
 TOPOLOGY = """
 import functools
@@ -84,13 +84,8 @@ def build(tmp_path: Path, kafka: KafkaServer) -> Any:
     def built(*, gathers: bool, delivery: str, fills: bool = False, falls: bool = False) -> Run:
         flags = {"HEALED": str(tmp_path / "healed"), "GATHERS": gathers, "FILLS": fills, "FALLS": falls}
         code = "".join(f"{name} = {value!r}\n" for name, value in flags.items()) + TOPOLOGY
-        (tmp_path / "topology.py").write_text(code)
-        (tmp_path / "arrivals.csv").write_text("arrival_s\n0.0\n0.5\n")
-        (tmp_path / "events.jsonl").write_text("1\n")
-        run: Run = emulated_run(tmp_path, kafka.bootstrap_servers, tmp_path, levels=[(20, 1)], delivery=delivery)
-        fan_out = FanOut(0, (0, 12), (0.5, 0.5), (1,), (1.0,))
-        measured = replace(run.measured, paths=Paths((0,), (1.0,), (fan_out,)))
-        return replace(run, feed=None, measured=measured)
+        paths = Paths((0,), (1.0,), (FanOut(0, (0, 12), (0.5, 0.5), (1,), (1.0,)),))
+        return unfed_run(code, kafka.bootstrap_servers, tmp_path, paths=paths, delivery=delivery)
 
     return built
 
@@ -168,7 +163,7 @@ async def test_what_died_stays_none_in_the_list_and_is_a_dead_letter_again_once_
 
 
 @EMBEDDED
-async def test_each_of_many_results_of_a_fallback_says_so(build: Any, tmp_path: Path) -> None:
+async def test_each_of_many_results_of_a_fallback_says_so(build: Any) -> None:
     run = build(gathers=False, delivery="exactly_once", falls=True)
     source = Names(run.pipeline.name, run.records.prefix).topic("in")
     counts = (3, 0, 2)

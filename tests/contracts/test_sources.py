@@ -23,7 +23,7 @@ from inferline_stream.kafka.record_producer import RecordProducer, RecordRefused
 from inferline_stream.kafka.records import Record
 from inferline_stream.kafka.topic_follower import TopicFollower
 from inferline_stream.pipeline.names import EVENT_ID
-from tests.contracts.commands import DEADLINE_S, command
+from tests.contracts.commands import DEADLINE_S, command, isolated_part_of
 from tests.contracts.sink_process import topic_on
 from tests.support.sandbox import SEALABLE
 
@@ -60,12 +60,6 @@ async def stopped(process: asyncio.subprocess.Process) -> dict[str, int]:
     assert process.returncode == 0, said.decode()
     counts: dict[str, int] = json.loads(output)
     return counts
-
-
-def isolated_part_of(process: asyncio.subprocess.Process) -> int:
-    """The process beneath a connector's command that moves the records, where connectors can be isolated."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return int(children[0]) if children else process.pid
 
 
 async def said(process: asyncio.subprocess.Process, what: str) -> re.Match[str]:

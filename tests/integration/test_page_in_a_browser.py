@@ -17,7 +17,7 @@ from inferline_stream.cli.what_if_process import WhatIfOrder, WhatIfProcess
 from inferline_stream.observability.metrics import serve_metrics
 from inferline_stream.observability.page.page_files import LIVE, WHAT_IF, page_file
 from inferline_stream.observability.page.server import PageCommand, PageControl, PageServer
-from inferline_stream.observability.page.what_if_server import WhatIfServer
+from inferline_stream.observability.page.what_if_server import serve_what_if
 from inferline_stream.observability.pipeline_state import PipelineState
 from tests.support.known_what_if import known_what_if, moderation_what_if
 from tests.unit.observability.states import a_state
@@ -219,7 +219,7 @@ def test_text_has_the_contrast_that_wcag_asks_for(browser, scheme):
 
 
 def test_a_slider_moved_with_the_keyboard_changes_plan_replay_and_curve(tab):
-    with closing(WhatIfServer(known_what_if().answers(), port=0)) as server:
+    with closing(serve_what_if(known_what_if().answers(), port=0)) as server:
         tab.goto(server.url)
         tab.wait_for_selector("#curve:not(.stale) svg")
         assert tab.inner_text("#tile-cost .value") == "$0.100/h"
@@ -240,7 +240,7 @@ def test_a_slider_moved_with_the_keyboard_changes_plan_replay_and_curve(tab):
 def test_each_slider_changes_the_figures_of_the_moderation_example_within_two_seconds_of_cpu(tab):
     """By CPU time of the process that answers, which this is: others may have the cores meanwhile."""
     tab.set_default_timeout(120_000)
-    with closing(WhatIfServer(moderation_what_if().answers(), port=0)) as server:
+    with closing(serve_what_if(moderation_what_if().answers(), port=0)) as server:
         tab.goto(server.url)
         tab.wait_for_selector("#verdict[data-answers]")
         took_s = {}

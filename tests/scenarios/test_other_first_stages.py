@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
@@ -14,7 +13,7 @@ from inferline_stream.kafka.writer import write_once
 from inferline_stream.pipeline.names import Names
 from inferline_stream.runs.lifecycle import open_run, run_to_report
 from inferline_stream.testing.kafka import KafkaServer
-from tests.support.emulated_runs import emulated_run
+from tests.support.emulated_runs import unfed_run
 
 WORK = """
 from inferline_stream import Pipeline, Sample, Stage, Topic
@@ -37,13 +36,8 @@ def build(tmp_path, embedded_broker: KafkaServer):
     def built(name: str, source: str = "in") -> Run:
         folder = tmp_path / f"{name}-{source}"
         folder.mkdir(exist_ok=True)
-        (folder / "topology.py").write_text(WORK.format(name=name, source=source))
-        (folder / "arrivals.csv").write_text("arrival_s\n0.0\n0.5\n")
-        (folder / "events.jsonl").write_text("1\n")
-        run: Run = emulated_run(
-            folder, embedded_broker.bootstrap_servers, folder, levels=[(20, 1)], prefix=f"{tmp_path.name}."
-        )
-        return replace(run, feed=None)
+        code = WORK.format(name=name, source=source)
+        return unfed_run(code, embedded_broker.bootstrap_servers, folder, prefix=f"{tmp_path.name}.")
 
     return built
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 from inferline_stream.controlplane.loop_steps import until
 from inferline_stream.controlplane.records.control_records import Override, encode
@@ -40,9 +39,7 @@ async def poison(run: Run, names: Names) -> None:
             await write_once(run.bootstrap_servers, Record.keyed(getattr(names, topic), key, value))
 
 
-async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(
-    swing, apache_kafka: KafkaServer, tmp_path: Path
-) -> None:
+async def test_a_run_and_every_command_pass_over_records_that_cannot_be_read(swing, apache_kafka: KafkaServer) -> None:
     run: Run = swing(apache_kafka.bootstrap_servers, levels=[(20, 3)])
     names = Names("swing", run.records.prefix)
     await create_topics(

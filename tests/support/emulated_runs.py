@@ -34,7 +34,7 @@ from inferline_stream.pipeline.hardware import Hardware, catalogue
 from inferline_stream.pipeline.names import Names
 from inferline_stream.pipeline.plan import Allocation, Plan, cost_per_hour
 from inferline_stream.pipeline.profile import PipelineProfile, Profile, ServiceTime
-from inferline_stream.pipeline.shape import independent_paths, shape_of, visit_ratios
+from inferline_stream.pipeline.shape import Paths, independent_paths, shape_of, visit_ratios
 from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.pipeline.trace import Trace, gamma_trace, levels_trace
 from inferline_stream.planner.problem import Problem
@@ -225,6 +225,20 @@ def emulated_run(
         "replans": False,
     }
     return Run(**{**chosen, **more})
+
+
+def unfed_run(
+    code: str, bootstrap_servers: str, folder: Path, *, paths: Paths | None = None, events: str = "1\n", **more: Any
+) -> Run:
+    """A run of a topology of this code, written into the folder; its events are put into its topics by who runs it.
+
+    The lines of events are the sample's; paths, unless the declared ones hold, are those of the profile.
+    """
+    (folder / "topology.py").write_text(code)
+    (folder / "arrivals.csv").write_text("arrival_s\n0.0\n0.5\n")
+    (folder / "events.jsonl").write_text(events)
+    run = emulated_run(folder, bootstrap_servers, folder, levels=[(20, 1)], feed=None, **more)
+    return run if paths is None else replace(run, measured=replace(run.measured, paths=paths))
 
 
 def swing_runs(folder: Path, topology: Path = SWING, **more: Any) -> partial[Run]:

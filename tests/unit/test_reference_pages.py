@@ -1,23 +1,18 @@
 """Pages of the reference that follow from the code are as the code is; the site's menu has every page."""
 
-import importlib.util
 import re
+import runpy
 import tomllib
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference_pages", DOCS / "reference_pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def generator() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(DOCS / "reference_pages.py")))
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import runpy
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,13 +13,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
-def versions() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("versions", DOCS / "versions.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def versions() -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(DOCS / "versions.py")))
 
 
 def test_a_release_is_added_beside_the_older_ones_and_a_patch_takes_the_place_of_its_minor(versions, tmp_path) -> None:

@@ -231,7 +231,7 @@ class StageManifests:
             container["env"] += [_secret_variable(cluster.secret, *each) for each in cluster.dispatcher_keys.items()]
         elif cluster.secret:
             container["envFrom"] = [{"secretRef": {"name": cluster.secret}}]
-        own = labels(self.pipeline, self.stage, DISPATCHER)
+        own = self._labels(DISPATCHER)
         grace_s = host.drain_timeout_s
         pod = self._pod(DISPATCHER, container, grace_s=grace_s, scratch_mib=LIFE_MIB, life_mib=DISPATCHER_LIFE_MIB)
         pod["affinity"] = apart(own)
@@ -240,35 +240,26 @@ class StageManifests:
     def service(self) -> dict[str, Any]:
         """Return the one address of the dispatchers: replicas need no name service to find it."""
         spec = {
-            "selector": labels(self.pipeline, self.stage, DISPATCHER),
+            "selector": self._labels(DISPATCHER),
             "ports": [{"name": "replicas", "port": DISPATCHER_PORT, "targetPort": DISPATCHER_PORT}],
         }
         return self._object("v1", "Service", dispatchers_name(self.pipeline, self.stage), spec=spec)
 
     def credential_secrets(self, credential: Credential) -> list[dict[str, Any]]:
         """Return one Secret for each side."""
-        return [
-            self._object(
-                "v1",
-                "Secret",
+        found = []
+        for component, files in ((DISPATCHER, credential.dispatcher), (REPLICA, credential.replica)):
+            name, texts = (
                 credential_name(self.pipeline, self.stage, component),
-                type="Opaque",
-                stringData={name: content.decode() for name, content in files.items()},
+                {k: v.decode() for k, v in files.items()},
             )
-            for component, files in ((DISPATCHER, credential.dispatcher), (REPLICA, credential.replica))
-        ]
+            found.append(self._object("v1", "Secret", name, type="Opaque", stringData=texts))
+        return found
 
     def disruption_budgets(self) -> list[dict[str, Any]]:
         """Nodes are emptied one pod of each at a time: a replica finishes its batch before the next one goes."""
-        return [
-            self._object(
-                "policy/v1",
-                "PodDisruptionBudget",
-                dns_label(f"{self.pipeline}-{self.stage}-{component}"),
-                spec=budget(labels(self.pipeline, self.stage, component)),
-            )
-            for component in (DISPATCHER, REPLICA)
-        ]
+        both = (DISPATCHER, REPLICA)
+        return [self._of_pods("policy/v1", "PodDisruptionBudget", each, budget(self._labels(each))) for each in both]
 
     def network_policies(self, ports: Collection[int] = ()) -> list[dict[str, Any]]:
         """Return who may reach whom: dispatchers reach Kafka, and replicas the dispatchers of their stage.
@@ -276,24 +267,25 @@ class StageManifests:
         Args:
             ports: that the stage itself declares.
         """
-        mine, theirs = (labels(self.pipeline, self.stage, component) for component in (DISPATCHER, REPLICA))
+        mine, theirs = self._labels(DISPATCHER), self._labels(REPLICA)
         inside = [policy_port(DISPATCHER_PORT)]
         declared = [NAMES, {"ports": [policy_port(number) for number in sorted(ports)]}] if ports else []
         outside = [policy_port(number) for number in sorted(self.cluster.kafka_ports)]
         from_theirs = {"from": [{"podSelector": {"matchLabels": theirs}}], "ports": inside}
         to_mine = {"to": [{"podSelector": {"matchLabels": mine}}], "ports": inside}
+        of_dispatchers = network(mine, ingress=[from_theirs], egress=[NAMES, {"ports": outside}])
+        of_replicas = network(theirs, ingress=[], egress=[to_mine, *declared])
         return [
-            self._object(
-                "networking.k8s.io/v1",
-                "NetworkPolicy",
-                dns_label(f"{self.pipeline}-{self.stage}-{component}"),
-                spec=network(labels(self.pipeline, self.stage, component), ingress=ingress, egress=egress),
-            )
-            for component, ingress, egress in (
-                (DISPATCHER, [from_theirs], [NAMES, {"ports": outside}]),
-                (REPLICA, [], [to_mine, *declared]),
-            )
+            self._of_pods("networking.k8s.io/v1", "NetworkPolicy", component, spec)
+            for component, spec in ((DISPATCHER, of_dispatchers), (REPLICA, of_replicas))
         ]
+
+    def _labels(self, component: str) -> dict[str, str]:
+        return labels(self.pipeline, self.stage, component)
+
+    def _of_pods(self, version: str, kind: str, component: str, spec: dict[str, Any]) -> dict[str, Any]:
+        """What goes with all pods of a component, by their name."""
+        return self._object(version, kind, dns_label(f"{self.pipeline}-{self.stage}-{component}"), spec=spec)
 
     def _object(self, version: str, kind: str, name: str, **fields: Any) -> dict[str, Any]:
         return made(version, kind, name, self.cluster, {PIPELINE_LABEL: self.pipeline, **MANAGED_BY}, **fields)

@@ -77,7 +77,9 @@ class CanaryKeeper:
         trial, last, self._last = self.decider.overrides.canary, self._last, self.decider.overrides.canary
         if trial is None:
             if self.decider.found.overrides.canary is not None and not self._begun:  # of a run that has ended
-                await self._write([Record.keyed(self.view.context.names.control, CANARY_KEY, None)])
+                await self.decider.leadership.write_records(
+                    [Record.keyed(self.view.context.names.control, CANARY_KEY, None)]
+                )
             if last is not None and self._written is None:
                 self._report("roll_back", last, "taken back by people")
             self._written, self._begun = None, True
@@ -116,15 +118,12 @@ class CanaryKeeper:
             now = Override("code", value=time.time(), who=trial.who, code=code)
             records.append(Record.keyed(control, now.key, encode(now)))
         wider = encode(msgspec.structs.replace(trial, value=move.share)) if move.kind == "widen" else None
-        await self._write([*records, Record.keyed(control, CANARY_KEY, wider)])
+        await self.decider.leadership.write_records([*records, Record.keyed(control, CANARY_KEY, wider)])
         self._written = trial
         self._report(move.kind, trial, move.detail)
         if move.kind == "promote":
             view = self.view
             self.promoted(with_times_of(code.name, view.measured, view.shape, view.reports.totals()))
-
-    async def _write(self, records: list[Record]) -> None:
-        await self.decider.leadership.write_records(records)
 
     def _report(self, kind: str, trial: Override, detail: str) -> None:
         name = "" if trial.code is None else trial.code.name

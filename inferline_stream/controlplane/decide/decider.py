@@ -197,7 +197,7 @@ class Decider:
         self.ahead = TimeAhead(self.book, self.found.calendar, pipeline.scheduled(self.overrides.windows(now_s)))
         self.began_with = self.ahead.calendar(now_s, self.memory.state.basis)
         for stored in self.found.plans:
-            self.view.planned(stored)
+            self.view.plans.append(stored)
 
     def obey(self, records: Iterable[Record]) -> None:
         """Take up records of the control topic, their times by the clock here."""
@@ -484,7 +484,7 @@ class Decider:
         stored = StoredPlan(controller, term, time_s, reason, detail, document, number, structure, topology)
         self.plans.append(stored)
         self.first_plan = self.first_plan or self.plans[-1]
-        self.view.planned(self.plans[-1])
+        self.view.plans.append(self.plans[-1])
         self.book.plan(self.plans[-1])
 
     async def close(self, *, hands_over: bool = False) -> None:

@@ -242,10 +242,6 @@ class PipelineView:
         self.decisions.append(record)
         self.decision_counts[record.action, record.reason] += 1
 
-    def planned(self, stored: StoredPlan) -> None:
-        """A plan came into force, now or before this controller led."""
-        self.plans.append(stored)
-
     def prices(self, prices: Mapping[str, float]) -> None:
         """Dollars per hour of hardware kinds, where people have set them."""
         self.catalogue = at_prices(self._declared, prices)

@@ -130,11 +130,7 @@ async def recover(bootstrap_servers: str, names: Names, decoder: RecordDecoder |
 
 
 async def recover_arrivals(
-    context: PipelineContext,
-    offsets: Offsets,
-    partitions: Mapping[str, int],
-    growth: LogGrowth,
-    since_s: float = TRAFFIC_S,
+    context: PipelineContext, offsets: Offsets, partitions: Mapping[str, int], growth: LogGrowth
 ) -> Times:
     """Arrival times of the last minutes, on the event loop's clock; ``growth`` goes on from their end.
 
@@ -145,11 +141,10 @@ async def recover_arrivals(
         offsets: to read end offsets.
         partitions: of each live source topic.
         growth: without a sample yet.
-        since_s: how far back.
     """
     began_s = time.time()
     shift_s = asyncio.get_running_loop().time() - began_s
-    ticks = await recent_ticks(context, sum(partitions.values()), began_s - since_s)
+    ticks = await recent_ticks(context, sum(partitions.values()), began_s - TRAFFIC_S)
     if not ticks:
         return np.empty(0)
     # None is of the future: another controller's clock may have been ahead of this one.
@@ -164,7 +159,7 @@ async def recover_arrivals(
     growth.skip(now_s + shift_s, ends)
     logger.info(
         "%d arrivals of the last %.0f s recovered, %d of them from the records of the last %.1f s, in %.2f s",
-        sum(map(len, times)) + gap.size, since_s, gap.size, now_s - last_s, now_s - began_s,
+        sum(map(len, times)) + gap.size, TRAFFIC_S, gap.size, now_s - last_s, now_s - began_s,
     )  # fmt: skip
     return np.concatenate([*times, gap + shift_s])
 

@@ -30,7 +30,7 @@ from inferline_stream.dataplane.frames import (
     Sleep,
     answer_bytes,
 )
-from inferline_stream.dataplane.reports import ReplicaStatus
+from inferline_stream.dataplane.reports import PoolReport
 from inferline_stream.dataplane.slot_grants import LeaderHeartbeat, StagePlan
 from inferline_stream.dataplane.supervisor_messages import Attach, Replace, ReplicaLost, Retire
 from inferline_stream.pipeline.fallback import FALLBACK, MAIN
@@ -86,10 +86,6 @@ class BatchExchange:
         """Learn from the leader what events take after this stage, and what its fallback has made."""
         self._next.learn(heartbeat)
         self._fallback.learn(heartbeat)
-
-    def report(self) -> None:
-        """Say what the last hour has seen of a fallback."""
-        self._fallback.report()
 
     @property
     def trouble(self) -> str:
@@ -160,11 +156,12 @@ class BatchExchange:
         """Return how many of the session's events replicas have in hand."""
         return sum(len(hand.events) for replica in self._replicas() for hand in replica.hands.values())
 
-    def statuses(self) -> list[ReplicaStatus]:
-        """Return what to report of each replica."""
+    def fill(self, report: PoolReport) -> None:
+        """Complete a report with what is known of each replica, and what the last hour has seen of a fallback."""
         for replica in self._pool.replicas.values():
             replica.status.quarantined = replica.quarantined
-        return [replica.status for replica in self._replicas()]
+        report.replicas = [replica.status for replica in self._replicas()]
+        self._fallback.report()
 
     def _replicas(self) -> list[PooledReplica]:
         return [*self._pool.replicas.values(), *self._canary.pool.replicas.values()]

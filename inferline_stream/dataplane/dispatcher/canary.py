@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from inferline_stream.dataplane.dispatcher.event import Event, Outcome
+from inferline_stream.dataplane.dispatcher.fallback_batches import answered_batch
 from inferline_stream.dataplane.dispatcher.pool import Pool
 from inferline_stream.dataplane.dispatcher.pooled_replica import Hand, PooledReplica
 from inferline_stream.dataplane.dispatcher.queue import Taken
-from inferline_stream.dataplane.dispatcher.second_runs import answered_batch
 from inferline_stream.dataplane.dispatcher.session import Session
 from inferline_stream.dataplane.dispatcher.slot_context import SlotContext
 from inferline_stream.dataplane.dispatcher.slot_events import Disconnect, Report, SendFrame

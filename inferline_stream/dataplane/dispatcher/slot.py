@@ -119,9 +119,8 @@ class Slot:
     def fill(self, report: PoolReport, now_s: float) -> str:
         """Complete a report with what holds now; return what is wrong, in words."""
         session = self._session
-        report.replicas = self._exchange.statuses()
+        self._exchange.fill(report)
         session.fill(report, now_s)
-        self._exchange.report()
         report.background_enough = 2 * session.background.eligible > self._exchange.most_background() > 0
         trouble = session.trouble() or self._exchange.trouble if session.epoch else ""
         return trouble or self._pool.tight

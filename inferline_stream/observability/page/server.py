@@ -142,8 +142,7 @@ class PageServer:
         )
         # A stream ends with its viewer; how many there are is limited.
         self._server = LimitedServer("the page", "--ui-port", host, port, handler, request_s=math.inf)
-        self.port = self._server.port
-        self.url = f"http://{host}:{self.port}/"
+        self.port, self.url = self._server.port, self._server.url
         self._history = Thread(target=_keep, args=(state, samples, self._closing), name="page history", daemon=True)
         self._history.start()
 

@@ -26,26 +26,18 @@ Answers = Mapping[str, Answer]
 """By path, such as ``/plan``."""
 
 
-class WhatIfServer:
-    """The page, from its making until it is closed.
+def serve_what_if(answers: Answers, port: int) -> LimitedServer:
+    """Serve the page, on this host alone.
 
     Args:
         answers: to what the page asks.
         port: TCP port, 0 for any free one.
-        host: address to listen on.
 
     Raises:
         UsageError: the port is taken or may not be used.
     """
-
-    def __init__(self, answers: Answers, port: int, host: str = "127.0.0.1") -> None:
-        handler = partial(_Handler, answers)
-        self._server = LimitedServer("the page", "--ui-port", host, port, handler, request_s=_LONGEST_ANSWER_S)  # type: ignore[arg-type]  # makes one
-        self.url = f"http://{host}:{self._server.port}/"
-
-    def close(self) -> None:
-        """Free the port."""
-        self._server.close()
+    handler = partial(_Handler, answers)
+    return LimitedServer("the page", "--ui-port", "127.0.0.1", port, handler, request_s=_LONGEST_ANSWER_S)  # type: ignore[arg-type]  # makes one
 
 
 class _Handler(LimitedHandler):

@@ -18,7 +18,7 @@ import pytest
 
 from inferline_stream.cli.what_if import Question, Superseded, WhatIf
 from inferline_stream.errors import UsageError
-from inferline_stream.observability.page.what_if_server import WhatIfServer
+from inferline_stream.observability.page.what_if_server import serve_what_if
 from inferline_stream.pipeline.hardware import Hardware
 from inferline_stream.pipeline.spot import Spot
 from tests.support.known_what_if import PRICE, RATE, SERVICE_S, SLO_S, in_line, known_what_if
@@ -175,7 +175,7 @@ def test_hardware_that_nobody_knows_is_named(what_if) -> None:
 
 @pytest.fixture
 def served(what_if: WhatIf) -> Iterator[str]:
-    with closing(WhatIfServer(what_if.answers(), port=0)) as server:
+    with closing(serve_what_if(what_if.answers(), port=0)) as server:
         yield server.url
 
 

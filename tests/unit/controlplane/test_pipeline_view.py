@@ -66,7 +66,7 @@ def test_another_plan_with_other_windows_knows_the_traffic_of_the_last_minute() 
 
 def test_a_plan_that_came_into_force_is_reported_with_what_it_holds() -> None:
     seen = view()
-    seen.planned(StoredPlan("c", 1, 12.0, "initial", "", PlanDocument(plan=PLAN), 3))
+    seen.plans.append(StoredPlan("c", 1, 12.0, "initial", "", PlanDocument(plan=PLAN), 3))
     (shown,) = seen.state(60.0, 0.0, {}).plans
     assert (shown.number, shown.time_s, shown.reason) == (3, 12.0, "initial")
     assert seen.state(60.0, 0.0, {}).stages[0].hold_s == 0.012

@@ -2,7 +2,7 @@
 
 import pytest
 from aiokafka.errors import OffsetOutOfRangeError, OutOfOrderSequenceNumber
-from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,25 +10,15 @@ from hypothesis import strategies as st
 from inferline_stream.embedded_broker.log import PartitionLog
 from inferline_stream.embedded_broker.record_batch import RecordBatch
 from inferline_stream.embedded_broker.topic_settings import TopicSettings
+from tests.support.record_batches import record_batch
 
 NOON_MS = 1_700_000_000_000
 ROLLS_AT_ONCE = {"segment_ms": 0, "min_cleanable_dirty_ratio": 0.0}
 
 
-def batch(*pairs, timestamp_ms=NOON_MS, producer=(-1, -1, -1), transactional=False, count=None):
-    producer_id, epoch, sequence = producer
-    builder = DefaultRecordBatchBuilder(
-        magic=2,
-        compression_type=0,
-        is_transactional=transactional,
-        producer_id=producer_id,
-        producer_epoch=epoch,
-        base_sequence=sequence,
-        batch_size=10**6,
-    )
-    for offset, (key, value) in enumerate(pairs):
-        builder.append(offset=offset, timestamp=timestamp_ms, key=key, value=value, headers=[])
-    return RecordBatch.parse(bytes(builder.build()))
+def batch(*pairs, timestamp_ms=NOON_MS, producer=(-1, -1, -1), transactional=False):
+    records = [(timestamp_ms, key, value, []) for key, value in pairs]
+    return RecordBatch.parse(record_batch(records, producer=producer, transactional=transactional))
 
 
 def read(log, offset=None, *, committed=False, max_bytes=10**9, at_least_one=True):

@@ -3,28 +3,18 @@
 import pytest
 from aiokafka.errors import CorruptRecordException, UnsupportedForMessageFormatError
 from aiokafka.record.control_record import ABORT_MARKER, COMMIT_MARKER, ControlRecord
-from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 
 from inferline_stream.embedded_broker.record_batch import RecordBatch, marker
+from tests.support.record_batches import record_batch
 
 NOON_MS = 1_700_000_000_000
 
 
 def produced(*values, codec=0):
-    builder = DefaultRecordBatchBuilder(
-        magic=2,
-        compression_type=codec,
-        is_transactional=False,
-        producer_id=7,
-        producer_epoch=1,
-        base_sequence=30,
-        batch_size=10**6,
-    )
-    for offset, value in enumerate(values):
-        headers = [("n", b"%d" % offset)]
-        builder.append(offset=offset, timestamp=NOON_MS + offset, key=b"key", value=value, headers=headers)
-    return bytes(builder.build())
+    records = [(NOON_MS + n, b"key", value, [("n", b"%d" % n)]) for n, value in enumerate(values)]
+    return record_batch(records, codec=codec, producer=(7, 1, 30))
 
 
 def as_a_client_reads(batch):

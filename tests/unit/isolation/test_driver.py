@@ -35,7 +35,7 @@ def test_a_replica_is_granted_the_node_of_the_gpu_that_it_was_given_and_no_other
 
 
 def test_a_replica_begins_with_what_the_profile_has_compiled_and_with_nothing_that_this_leads_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "topology.py").touch()
     (tmp_path / "secret").write_text("not its own")

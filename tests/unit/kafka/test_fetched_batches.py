@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 from aiokafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
-from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.util import calc_crc32c, decode_varint, encode_varint
 
 from inferline_stream.kafka import fetched_batches
@@ -22,6 +22,7 @@ from inferline_stream.kafka.batch_mark import BatchId, BatchWatch, mark_file, ma
 from inferline_stream.kafka.fetched_batches import FetchedBatches, SkippedBatch, Unpacker
 from inferline_stream.kafka.wire.decompression import Decompressor, TooLarge, Undecodable
 from tests.benchmarks._hostile_records import HostileRecord, encoded
+from tests.support.record_batches import record_batch
 
 CODECS = {"gzip": (1, gzip_encode), "snappy": (2, snappy_encode), "lz4": (3, lz4_encode), "zstd": (4, zstd_encode)}
 LIMIT_BYTES = 1 << 20
@@ -29,13 +30,8 @@ EMPTY = HostileRecord(None, None, [], 0)
 
 
 def batch(base_offset: int, values: list[bytes], codec: int = 0, key: bytes | None = b"k") -> bytes:
-    builder = DefaultRecordBatchBuilder(
-        magic=2, compression_type=codec, is_transactional=False, producer_id=-1, producer_epoch=-1, base_sequence=-1,
-        batch_size=1 << 30,
-    )  # fmt: skip
-    for number, value in enumerate(values):
-        builder.append(offset=number, timestamp=1000 + number, key=key, value=value, headers=[("name", b"7")])
-    data = bytearray(builder.build())
+    records = ((1000 + number, key, value, [("name", b"7")]) for number, value in enumerate(values))
+    data = bytearray(record_batch(records, codec=codec))
     struct.pack_into(">q", data, 0, base_offset)
     return bytes(data)
 

@@ -118,9 +118,7 @@ async def test_damage_that_passes_is_forgotten(consumer: Consumer, monkeypatch: 
         assert (await reader.fetch((), 0.0)).records == {1: ["a"]}
 
 
-async def test_an_assignments_topic_that_stays_corrupt_ends_the_dispatcher(
-    consumer: Consumer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_assignments_topic_that_stays_corrupt_ends_the_dispatcher(consumer: Consumer) -> None:
     reader = reader_of(consumer)
     consumer.error = CorruptBatch(CONTROL, 3)
     for _ in range(fetched_batches.CORRUPT_FETCHES - 1):

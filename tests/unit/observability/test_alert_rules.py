@@ -383,7 +383,7 @@ def test_every_alert_has_a_section_in_the_runbook_and_every_section_an_alert():
     assert set(re.findall(r"^## (Inferline\w+)$", text, re.MULTILINE)) == set(NAMES)
 
 
-def test_a_rule_file_is_the_same_in_yaml_and_in_json(tmp_path):
+def test_a_rule_file_is_the_same_in_yaml_and_in_json():
     yaml = pytest.importorskip("yaml")
     target = Target(P, 0.25, 0.99)
     assert yaml.safe_load(rules_yaml(target)) == rules_document(target)

@@ -25,8 +25,8 @@ from inferline_stream.planner.plan_document import PlanDocument
 from inferline_stream.runs.archive import (
     EventTimes,
     RunRecord,
+    finished_runs,
     new_run,
-    newest_run,
     read_events,
     read_record,
     write_record,
@@ -149,12 +149,12 @@ def test_a_run_without_events_is_written_down_too(tmp_path: Path) -> None:
 
 def test_the_newest_finished_run_is_found_by_its_time(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no finished run"):
-        newest_run(tmp_path, "posts")
+        finished_runs(tmp_path, "posts")
     events = EventTimes.of(ledger_of_two(), None)
     for now_s in (1_700_000_000.0, 1_800_000_000.5):
         write_record(new_run(tmp_path, "posts", now_s), RECORD, events)
     new_run(tmp_path, "posts", 1_900_000_000.0).mkdir()  # one that was cut off
-    assert newest_run(tmp_path, "posts").name == "20270115T080000.500Z"
+    assert finished_runs(tmp_path, "posts")[0].name == "20270115T080000.500Z"
 
 
 @pytest.mark.parametrize("document", ["", "{", '{"version": 7}', '{"version": 1}'])

@@ -133,7 +133,7 @@ class PlayedSlot:
 
     def phases(self) -> dict[str, str]:
         """Return the phase of each replica, as reported."""
-        return {status.replica: status.phase for status in self.slot._exchange.statuses()}
+        return {each.replica: each.status.phase for each in self.slot._exchange._replicas()}
 
     def plan(self, *, limit: int = 1, concurrency: int = 1, sample: bytes | None = None, **of_plan: Any) -> None:
         """Grant the slot by a plan."""

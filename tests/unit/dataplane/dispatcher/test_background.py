@@ -17,10 +17,10 @@ from inferline_stream.kafka.pipeline_topics import RecordRules
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.event_classes import CLASS_STRIDE
 from inferline_stream.pipeline.names import EVENT_ID, PARENT
-from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
+from inferline_stream.pipeline.topology import Topic
 from inferline_stream.settings import Settings
 from tests.unit.dataplane.dispatcher.doubles import KIND, PlayedSlot
-from tests.unit.dataplane.dispatcher.test_intake_and_emitter import ask, both, even, left, right
+from tests.unit.dataplane.dispatcher.test_intake_and_emitter import pipeline
 
 A, B = CLASS_STRIDE, 2 * CLASS_STRIDE
 """Partition 0 of each background class."""
@@ -239,13 +239,8 @@ def test_on_the_only_replica_live_events_go_before_suspects_of_a_background_batc
 def test_a_join_reads_no_more_background_parts_again_than_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(join_bounds, "AT_ONCE", 10)
     monkeypatch.setattr(session, "WAITING_BYTES", 30_000)
-    first = Stage("ask", ask, hardware="cpu-1")
-    one = Stage("left", left, hardware="cpu-1", after=[first.when(even)])
-    other = Stage("right", right, hardware="cpu-1", after=[first])
-    final = Stage("both", both, hardware="cpu-1", after=[one, other])
-    source = [Topic("in"), Topic("a", background=True)]
-    pipeline = Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=[first, one, other, final])
-    slot = PlayedSlot({A: (0, "")}, stage=routes_of(pipeline, "both"), settings=Settings(join_bytes=0.0))
+    routes = routes_of(pipeline(source=[Topic("in"), Topic("a", background=True)]), "both")
+    slot = PlayedSlot({A: (0, "")}, stage=routes, settings=Settings(join_bytes=0.0))
     slot.begin()
     for parent in (b"left", b"right"):
         for number in range(200):

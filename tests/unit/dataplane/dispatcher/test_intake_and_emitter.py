@@ -58,13 +58,15 @@ def even(number: int) -> bool:
     return number % 2 == 0
 
 
-def pipeline(timestamp_header: str | None = None) -> Pipeline:
+def pipeline(
+    timestamp_header: str | None = None, source: list[Topic] | None = None, ordered: bool | None = None
+) -> Pipeline:
     first = Stage("ask", ask, hardware="cpu-1")
     one = Stage("left", left, hardware="cpu-1", after=[first.when(even)])
     other = Stage("right", right, hardware="cpu-1", after=[first])
-    final = Stage("both", both, hardware="cpu-1", after=[one, other])
-    source = Topic("in", timestamp_header=timestamp_header)
-    return Pipeline("p", slo="1s", source=source, sink=Topic("out"), stages=[first, one, other, final])
+    final = Stage("both", both, hardware="cpu-1", after=[one, other], ordered=ordered)
+    sources = source or Topic("in", timestamp_header=timestamp_header)
+    return Pipeline("p", slo="1s", source=sources, sink=Topic("out"), stages=[first, one, other, final])
 
 
 def record(value: bytes | None, *headers: tuple[str, bytes], offset: int = 0, key: bytes | None = b"k") -> Any:

@@ -16,19 +16,13 @@ from inferline_stream.dataplane.routes import routes_of
 from inferline_stream.kafka.offset_metadata import METADATA_LIMIT_BYTES, Committed, decode_metadata
 from inferline_stream.kafka.records import Record
 from inferline_stream.pipeline.names import EVENT_ID, PARENT, SKIPPED
-from inferline_stream.pipeline.topology import Pipeline, Stage, Topic
 from inferline_stream.settings import Settings
 from tests.unit.dataplane.dispatcher.doubles import PlayedSlot
-from tests.unit.dataplane.dispatcher.test_intake_and_emitter import ask, both, even, left, right
+from tests.unit.dataplane.dispatcher.test_intake_and_emitter import pipeline
 
 
 def join_routes(*, ordered: bool) -> Any:
-    first = Stage("ask", ask, hardware="cpu-1")
-    one = Stage("left", left, hardware="cpu-1", after=[first.when(even)])
-    other = Stage("right", right, hardware="cpu-1", after=[first])
-    final = Stage("both", both, hardware="cpu-1", after=[one, other], ordered=ordered)
-    stages = [first, one, other, final]
-    return routes_of(Pipeline("p", slo="1s", source=Topic("in"), sink=Topic("out"), stages=stages), "both")
+    return routes_of(pipeline(ordered=ordered), "both")
 
 
 class JoinSlot:
