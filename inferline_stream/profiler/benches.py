@@ -17,7 +17,6 @@ import statistics
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -70,7 +69,6 @@ GONE_S = 30.0
 """From asking a replica to go to its being gone."""
 
 
-@dataclass(slots=True)
 class Benches:
     """What measures stages; see `open_benches`.
 
@@ -83,26 +81,36 @@ class Benches:
         host: what is known of this host where replicas are on it; None for a cluster.
     """
 
-    bootstrap_servers: str
-    names: Names
-    settings: Settings
-    actuator: Actuator
-    link: BenchLink
-    host: ThisHost | None = None
-    _specs: list[ReplicaSpec] = field(default_factory=list)
-    _dispatchers: dict[str, str] = field(default_factory=dict)
-    """By group of replicas: a stage's in a cluster, all on this host."""
-    _given: dict[str, list[StageInput]] = field(default_factory=dict)
-    """What each was given last, which serves all kinds of its stage."""
-    _open: Counter[str] = field(default_factory=Counter)
-    """Benches by group."""
-    _exits: dict[str, ReplicaExit] = field(default_factory=dict)
-    """By replica; unexpected ones."""
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        *,
+        names: Names,
+        settings: Settings,
+        actuator: Actuator,
+        link: BenchLink,
+        host: ThisHost | None = None,
+    ) -> None:
+        self._servers = bootstrap_servers
+        self._names = names
+        self._settings = settings
+        self._actuator = actuator
+        self._link = link
+        self.host = host
+        self._specs: list[ReplicaSpec] = []
+        self._dispatchers: dict[str, str] = {}
+        """By group of replicas: a stage's in a cluster, all on this host."""
+        self._given: dict[str, list[StageInput]] = {}
+        """What each was given last, which serves all kinds of its stage."""
+        self._open: Counter[str] = Counter()
+        """Benches by group."""
+        self._exits: dict[str, ReplicaExit] = {}
+        """By replica; unexpected ones."""
 
     async def know(self, specs: Sequence[ReplicaSpec]) -> None:
         """Set the replicas that benches may have."""
         self._specs = list(specs)
-        await self.actuator.know({self._key(spec): spec for spec in specs})
+        await self._actuator.know({self._key(spec): spec for spec in specs})
 
     def _key(self, spec: ReplicaSpec) -> tuple[str, str]:
         """Return by which stage and kind the actuator knows a replica; here one dispatcher has those of all stages."""
@@ -132,7 +140,7 @@ class Benches:
         self._open[key[0]] += 1
         try:
             for count in range(1, bench.copies + 1):
-                await self.actuator.scale(*key, count)
+                await self._actuator.scale(*key, count)
                 await self.ready(bench, count)
                 bench.start_up_s = bench.start_up_s or loop.time() - began_s
             bench.seen = await self.seen(bench)
@@ -140,7 +148,7 @@ class Benches:
                 yield bench
         finally:
             self._open[key[0]] -= 1
-            await self.actuator.scale(*key, 0)
+            await self._actuator.scale(*key, 0)
             gone = await self._gone(bench)  # or the next bench's times would be this replica's
         if not gone:
             raise StageFailed(
@@ -152,7 +160,7 @@ class Benches:
 
     async def seen(self, bench: Bench) -> ObservedReplica | None:
         """Return a bench's replica as it is now; the first of several."""
-        return next((each for each in await self.actuator.observe() if self._is_of(bench, each)), None)
+        return next((each for each in await self._actuator.observe() if self._is_of(bench, each)), None)
 
     async def ready(self, bench: Bench, count: int) -> list[str]:
         """Wait until so many replicas are ready; returns their names.
@@ -162,22 +170,22 @@ class Benches:
             ReplicaFailed: the stage could not be built.
             StageFailed: they were not ready in time.
         """
-        limit_s = self.settings.start_limit_s(gpu=bench.spec.hardware.gpus > 0)
+        limit_s = self._settings.start_limit_s(gpu=bench.spec.hardware.gpus > 0)
 
         def failed() -> ReplicaExit | None:
-            exits = (e for e in self._exits.values() if self._is_of(bench, e) and e.replica not in self.link.stood)
+            exits = (e for e in self._exits.values() if self._is_of(bench, e) and e.replica not in self._link.stood)
             blamed = (e for e in exits if self.host or e.exit_code > 0 or e.exit_code == -signal.SIGKILL)
             return next(blamed, None)
 
         def standing() -> list[str]:
-            found = self.link.standing.get(bench.dispatcher, Standing()).replicas
+            found = self._link.standing.get(bench.dispatcher, Standing()).replicas
             return [replica for replica, kind in found.items() if kind == bench.key[1]]
 
         async with AsyncExitStack() as stack:
             if self.host is not None and bench.spec.hardware.gpus:
                 waiting = self.host.see_to_device(bench.spec.hardware, functools.partial(self._pending, bench))
-                await stack.enter_async_context(self.link.beside(waiting))
-            in_time = await self.link.until(lambda: len(standing()) >= count or failed() is not None, limit_s)
+                await stack.enter_async_context(self._link.beside(waiting))
+            in_time = await self._link.until(lambda: len(standing()) >= count or failed() is not None, limit_s)
         if not in_time:
             raise await self._late(bench, limit_s)
         if (exit_ := failed()) is not None:
@@ -185,7 +193,7 @@ class Benches:
         return standing()
 
     async def _pending(self, bench: Bench) -> str:
-        return next((each.pending for each in await self.actuator.observe() if self._is_of(bench, each)), "")
+        return next((each.pending for each in await self._actuator.observe() if self._is_of(bench, each)), "")
 
     async def carried_out(self, bench: Bench, work: Work) -> Times | Outcomes:
         """Have a replica do something.
@@ -201,7 +209,7 @@ class Benches:
             replica, *beside = await self.ready(bench, bench.copies)
             if isinstance(work, Measure):
                 work = msgspec.structs.replace(work, beside=beside)
-            found = await self.link.ask(bench.dispatcher, replica, work)
+            found = await self._link.ask(bench.dispatcher, replica, work)
             if isinstance(found, NotReady):
                 why = found.why
                 continue
@@ -209,7 +217,7 @@ class Benches:
                 return found
             if not found.ended:
                 raise ReplicaFailed.of(found)
-            await self.link.until(functools.partial(self._exits.__contains__, found.ended), _EXIT_S)
+            await self._link.until(functools.partial(self._exits.__contains__, found.ended), _EXIT_S)
             exit_ = self._exits.get(found.ended)
             if exit_ is not None and (
                 exit_.exit_code > 0 or (replica_lost and (self.host or exit_.exit_code == -signal.SIGKILL))
@@ -224,7 +232,7 @@ class Benches:
     async def give(self, dispatcher: str, inputs: list[StageInput]) -> None:
         """Send a dispatcher the inputs that later orders are about, unless it has them."""
         if inputs != self._given.get(dispatcher):
-            await self.link.give(dispatcher, inputs)
+            await self._link.give(dispatcher, inputs)
             self._given[dispatcher] = inputs
 
     # Processes
@@ -235,18 +243,18 @@ class Benches:
             return name
         for idle in [each for each in self._dispatchers if not self._open[each]]:
             del self._dispatchers[idle]
-            await self.actuator.dispatch(idle, [])
+            await self._actuator.dispatch(idle, [])
         name = self._dispatchers[group] = f"{group}-0-{secrets.token_hex(4)}"
         # It reads and writes the profile's topics alone.
         routes = Routes(
-            *(self.names.pipeline, self.names.prefix, group, "", "", (group,), (), ()),
+            *(self._names.pipeline, self._names.prefix, group, "", "", (group,), (), ()),
             keys_in_order=False, slo_s=0.0, on_expired="process", version=b"",
         )  # fmt: skip
-        await self.actuator.dispatch(group, [DispatcherSpec(name, 0, routes, self.bootstrap_servers)])
-        if not await self.link.until(lambda: name in self.link.standing, DISPATCHER_START_S):
-            own = [each for each in await self.actuator.dispatchers() if each.stage == group]
+        await self._actuator.dispatch(group, [DispatcherSpec(name, 0, routes, self._servers)])
+        if not await self._link.until(lambda: name in self._link.standing, DISPATCHER_START_S):
+            own = [each for each in await self._actuator.dispatchers() if each.stage == group]
             pending = next((each.pending for each in own if each.pending), "")
-            why = self.link.ends.get(name) or pending
+            why = self._link.ends.get(name) or pending
             raise StageFailed(
                 f"stage {group!r}: its dispatcher was not ready there within {DISPATCHER_START_S:g} s: "
                 f"{why or 'see its log; a ResourceQuota may leave no room for it'}"
@@ -257,8 +265,8 @@ class Benches:
         """Return why no replica was ready in time."""
         if self.host is not None:
             return late("", limit_s)
-        found = [each for each in await self.actuator.observe() if self._is_of(bench, each)]
-        end = self.link.ends.get(bench.dispatcher, "")
+        found = [each for each in await self._actuator.observe() if self._is_of(bench, each)]
+        end = self._link.ends.get(bench.dispatcher, "")
         return late(str(bench), limit_s, found[-1] if found else None, end)
 
     @staticmethod
@@ -269,27 +277,27 @@ class Benches:
         """Wait until a bench's replicas have ended; return whether they have."""
 
         def stands() -> bool:
-            return bench.key[1] in self.link.standing.get(bench.dispatcher, Standing()).replicas.values()
+            return bench.key[1] in self._link.standing.get(bench.dispatcher, Standing()).replicas.values()
 
         try:
             async with asyncio.timeout(GONE_S):
-                while any(self._is_of(bench, each) for each in await self.actuator.observe()):  # noqa: ASYNC110  asked for
+                while any(self._is_of(bench, each) for each in await self._actuator.observe()):  # noqa: ASYNC110  asked for
                     await asyncio.sleep(LOOK_S / 5)
-                return await self.link.until(lambda: not stands(), math.inf)
+                return await self._link.until(lambda: not stands(), math.inf)
         except TimeoutError:
             return False
 
     async def watch(self) -> None:
         """Note how processes end, for ever."""
         while True:
-            exit_ = await self.actuator.next_exit()
+            exit_ = await self._actuator.next_exit()
             if exit_.expected:
                 continue
             if isinstance(exit_, ReplicaExit):
                 self._exits[exit_.replica] = exit_
-                self.link.touch()
+                self._link.touch()
             else:
-                self.link.ended(exit_.dispatcher, exit_.incarnation, exit_.reason)
+                self._link.ended(exit_.dispatcher, exit_.incarnation, exit_.reason)
 
 
 @asynccontextmanager

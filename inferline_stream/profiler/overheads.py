@@ -13,7 +13,6 @@ import secrets
 import tempfile
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -119,30 +118,38 @@ async def measure_overheads(bootstrap_servers: str, *, timeout_s: float = 10.0) 
         await delete_topics(bootstrap_servers, [topic.name for topic in topics])
 
 
-@dataclass(slots=True)
 class _Pool:
     """One stage that does nothing, behind a dispatcher."""
 
-    bootstrap_servers: str
-    names: Names
-    supervisor: Supervisor
-    producer: RecordProducer
-    offsets: Offsets
-    _sent: int = 0
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        names: Names,
+        supervisor: Supervisor,
+        producer: RecordProducer,
+        offsets: Offsets,
+    ) -> None:
+        self._servers = bootstrap_servers
+        self._names = names
+        self._supervisor = supervisor
+        self._producer = producer
+        self._offsets = offsets
+        self._source, self._sink = names.topic("in"), names.topic("out")
+        self._sent = 0
 
     async def measured(self, routes: Routes) -> Overheads:
         kind = Hardware("cpu-1", 0.0, cores=0.0)
-        await self.supervisor.know({(_STAGE, kind.name): ReplicaSpec("", _STAGE, str(_TOPOLOGY), kind)})
+        await self._supervisor.know({(_STAGE, kind.name): ReplicaSpec("", _STAGE, str(_TOPOLOGY), kind)})
         name = f"{_STAGE}-0-{secrets.token_hex(4)}"
-        await self.supervisor.dispatch(_STAGE, [DispatcherSpec(name, 0, routes, self.bootstrap_servers)])
-        await self.supervisor.scale(_STAGE, kind.name, 1)
+        await self._supervisor.dispatch(_STAGE, [DispatcherSpec(name, 0, routes, self._servers)])
+        await self._supervisor.scale(_STAGE, kind.name, 1)
         grant = Grant(_STAGE, 0, 1, name, 1, 1, plan=StagePlan({kind.name: HardwarePlan(_BATCH)}))
         key = grant_key(_STAGE, 0).encode()
-        await self.producer.send(self.names.assignments, encode_control(grant), key=key)
+        await self._producer.send(self._names.assignments, encode_control(grant), key=key)
         await self._send(1)
         await self._done()
-        (dispatcher,) = await self.supervisor.dispatchers()
-        (replica,) = await self.supervisor.observe()
+        (dispatcher,) = await self._supervisor.dispatchers()
+        (replica,) = await self._supervisor.observe()
         assert dispatcher.pid is not None
         assert replica.pid is not None
         began_s = cpu_s(dispatcher.pid)
@@ -163,15 +170,13 @@ class _Pool:
         return (tree_cpu_s(os.getpid()) - cpu_s(replica) - began_cpu_s) / took_s
 
     async def _send(self, records: int) -> None:
-        source = self.names.topic("in")
         for _ in range(records):
             self._sent += 1
-            await self.producer.send(source, _VALUE, key=b"%d" % self._sent)
+            await self._producer.send(self._source, _VALUE, key=b"%d" % self._sent)
 
     async def _done(self) -> None:
         """Wait until every record that was sent has come out."""
-        sink = self.names.topic("out")
-        while sum((await self.offsets.ends({sink: _PARTITIONS}))[sink]) < self._sent:  # noqa: ASYNC110
+        while sum((await self._offsets.ends({self._sink: _PARTITIONS}))[self._sink]) < self._sent:  # noqa: ASYNC110
             await asyncio.sleep(_STEP_S)  # Kafka calls nobody back
 
 

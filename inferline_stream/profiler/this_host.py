@@ -11,9 +11,10 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from inferline_stream.actuators.actuator import Actuator, ObservedReplica
@@ -60,7 +61,6 @@ async def _no_room() -> bool:
     return False
 
 
-@dataclass(slots=True)
 class ThisHost:
     """Starts the processes of benches here.
 
@@ -73,10 +73,17 @@ class ThisHost:
         make_room: called where a replica waits for a device; ends another one that has one, and returns whether it has.
     """
 
-    audits: Mapping[str, Audit] = field(default_factory=dict)
-    devices: tuple[Device, ...] | None = None
-    make_room: Callable[[], Awaitable[bool]] = _no_room
-    _children: Children | None = None
+    def __init__(
+        self,
+        *,
+        audits: Mapping[str, Audit] = MappingProxyType({}),
+        devices: tuple[Device, ...] | None = None,
+        make_room: Callable[[], Awaitable[bool]] = _no_room,
+    ) -> None:
+        self._audits = audits
+        self._devices = devices
+        self._make_room = make_room
+        self._children: Children | None = None
 
     @asynccontextmanager
     async def actuator(self, names: Names) -> AsyncIterator[Actuator]:
@@ -89,7 +96,7 @@ class ThisHost:
 
     def _made(self, folder: Path, ended: Ended, heard: Heard) -> Children:
         self._children = Children(
-            folder, ended, heard, devices=self.devices, dispatcher_module=MODULE, audits=self.audits
+            folder, ended, heard, devices=self._devices, dispatcher_module=MODULE, audits=self._audits
         )
         return self._children
 
@@ -112,7 +119,7 @@ class ThisHost:
         since_s = loop.time()
         while True:
             why, waited_s = await pending(), loop.time() - since_s
-            if not why or (waited_s > _TURN_S and await self.make_room()):
+            if not why or (waited_s > _TURN_S and await self._make_room()):
                 since_s = loop.time()
             elif waited_s > FREED_S:
                 taken = devices_for(kind, machine_devices(), ()) is None

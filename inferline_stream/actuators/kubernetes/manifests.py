@@ -249,10 +249,8 @@ class StageManifests:
         """Return one Secret for each side."""
         found = []
         for component, files in ((DISPATCHER, credential.dispatcher), (REPLICA, credential.replica)):
-            name, texts = (
-                credential_name(self.pipeline, self.stage, component),
-                {k: v.decode() for k, v in files.items()},
-            )
+            name = credential_name(self.pipeline, self.stage, component)
+            texts = {file: content.decode() for file, content in files.items()}
             found.append(self._object("v1", "Secret", name, type="Opaque", stringData=texts))
         return found
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 from inferline_stream.dataplane.reports import DispatcherPhase, PoolReport, encode_report
 
@@ -66,7 +65,6 @@ class LeaseExpired(Exception):
     """The dispatcher's reports were not acknowledged: its slot may have been another's. The session must be dropped."""
 
 
-@dataclass(slots=True)
 class Reporter:
     """Sends the report soon after it changed, else each heartbeat.
 
@@ -78,13 +76,21 @@ class Reporter:
         complete: fills in what is only known when the report is sent.
     """
 
-    report: PoolReport
-    send: Callable[[bytes], Awaitable[bool]]
-    lease: Lease
-    heartbeat_s: float
-    complete: Callable[[PoolReport], None]
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
+    def __init__(
+        self,
+        report: PoolReport,
+        send: Callable[[bytes], Awaitable[bool]],
+        lease: Lease,
+        heartbeat_s: float,
+        complete: Callable[[PoolReport], None],
+    ) -> None:
+        self._report = report
+        self._send = send
+        self._lease = lease
+        self._heartbeat_s = heartbeat_s
+        self._complete = complete
+        self._changed = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
 
     def touch(self) -> None:
         """Something changed that the controller needs to know before the next heartbeat."""
@@ -93,22 +99,22 @@ class Reporter:
     async def now(self, phase: DispatcherPhase | None = None, reason: str = "") -> bool:
         """Report, and return whether it was acknowledged."""
         async with self._one_at_a_time:
-            report = self.report
+            report = self._report
             report.phase = phase or report.phase
             report.reason = reason or report.reason
             report.report += 1
-            self.complete(report)
-            sent_s = self.lease.now_s()
-            acknowledged = await self.send(encode_report(report))
+            self._complete(report)
+            sent_s = self._lease.now_s()
+            acknowledged = await self._send(encode_report(report))
             if acknowledged:
-                self.lease.renew(sent_s)
+                self._lease.renew(sent_s)
             return acknowledged
 
     async def run(self) -> None:
         """Report for ever."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.heartbeat_s):
+                async with asyncio.timeout(self._heartbeat_s):
                     await self._changed.wait()
                     await asyncio.sleep(GATHER_S)
             self._changed.clear()

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from inferline_stream.dataplane.supervisor_messages import (
     MAX_DATAGRAM_BYTES,
@@ -23,7 +22,6 @@ from inferline_stream.dataplane.supervisor_messages import (
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
 class SupervisorChannel:
     """Hands over what the supervisor sends, and sends without waiting.
 
@@ -33,42 +31,48 @@ class SupervisorChannel:
         heard: called with each other message; with None once, at the channel's end.
     """
 
-    sock: socket.socket
-    attach: Callable[[Attach, socket.socket], None]
-    heard: Callable[[Retire | ReplicaLost | Stop | None], None]
+    def __init__(
+        self,
+        sock: socket.socket,
+        attach: Callable[[Attach, socket.socket], None],
+        heard: Callable[[Retire | ReplicaLost | Stop | None], None],
+    ) -> None:
+        self._sock = sock
+        self._attach = attach
+        self._heard = heard
 
     def listen(self) -> None:
         """Begin to hand over messages, within the running event loop."""
-        self.sock.setblocking(False)
-        asyncio.get_running_loop().add_reader(self.sock, self._readable)
+        self._sock.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._sock, self._readable)
 
     def close(self) -> None:
         """Hand over no more messages."""
-        asyncio.get_running_loop().remove_reader(self.sock)
+        asyncio.get_running_loop().remove_reader(self._sock)
 
     def say(self, message: FromDispatcher) -> None:
         """Send a message; one that the supervisor does not take is lost."""
         try:
-            self.sock.send(encode_attachment(message))
+            self._sock.send(encode_attachment(message))
         except OSError as error:
             logger.warning("the supervisor does not take a message: %s", error)
 
     def _readable(self) -> None:
         while True:
             try:
-                data, files, _, _ = socket.recv_fds(self.sock, MAX_DATAGRAM_BYTES, 1)
+                data, files, _, _ = socket.recv_fds(self._sock, MAX_DATAGRAM_BYTES, 1)
             except BlockingIOError:
                 return
             except OSError:
                 data, files = b"", []
             if not data:
                 self.close()
-                self.heard(None)
+                self._heard(None)
                 return
             message = decode_from_supervisor(data)
             if not isinstance(message, Attach):
-                self.heard(message)
+                self._heard(message)
             elif files:
-                self.attach(message, socket.socket(fileno=files[0]))
+                self._attach(message, socket.socket(fileno=files[0]))
             else:
                 self.say(Replace(message.replica, "its connection did not arrive: too many files are open"))
