@@ -84,6 +84,7 @@ TABLE = [
     Bad("a namespace for what runs already", f"deploy reviews --namespace ml --bootstrap-servers {NOBODY}", 2, "are for --target kubernetes"),
     Bad("a stage that is not", "scale reviews prase 2 --bootstrap-servers x:1", 2, "the pipeline has parse, study, rate"),
     Bad("a folder that is taken", "init reviews", 2, "holds topology.py"),
+    Bad("a folder that is a file", "init reviews/topology.py/here", 2, "cannot write into the folder reviews/topology.py/here: Not a directory"),
     Bad("a topology that is not there", "check nothing/topology.py", 3, "nothing/topology.py: cannot be read"),
     Bad("a topology that is no Python", "check broken/syntax.py", 3, "broken/syntax.py:1: SyntaxError"),
     Bad("a topology that raises", "check broken/raises.py", 3, "broken/raises.py:2: ZeroDivisionError"),
