@@ -101,6 +101,10 @@ class Hardware:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("hardware needs a name")
+        if not isinstance(self.node_labels, Mapping):
+            raise ValueError(
+                f'hardware {self.name!r}: node_labels {self.node_labels!r} are no labels; write {{"label": "value"}}'
+            )
         if not (math.isfinite(self.price_per_hour) and self.price_per_hour >= 0):
             raise ValueError(f"hardware {self.name!r}: price {self.price_per_hour} $/h must be 0 or more")
         if self.asleep_per_hour is not None and not 0 <= self.asleep_per_hour <= self.price_per_hour:
