@@ -5,7 +5,9 @@ A command takes a group as one parameter. `command_group` gives it an option for
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -247,7 +249,8 @@ def pipeline_of(topology: Path, *, valid: bool = True, groups: bool = False) -> 
         InvalidTopology: everything that is wrong with it, where it has to be valid.
         UsageError: it declares consumer groups, and the command is for stages alone.
     """
-    pipeline = load_topology(topology_file(topology))
+    with contextlib.redirect_stdout(sys.stderr):  # what it prints as it is loaded is no part of a command's result
+        pipeline = load_topology(topology_file(topology))
     pipeline = validated(pipeline) if valid else pipeline
     if pipeline.groups and not groups:
         raise UsageError(
