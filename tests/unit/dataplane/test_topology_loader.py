@@ -111,6 +111,14 @@ def test_an_error_in_a_module_beside_it_names_that_module(tmp_path: Path) -> Non
         load_topology(write(tmp_path, "import broken_beside"))
 
 
+def test_a_name_behind_a_folder_that_has_none_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, SOUND)
+    monkeypatch.chdir(tmp_path)
+    assert load_topology(".:pipeline").name == "p"
+    with pytest.raises(InvalidTopology, match="declares no pipeline 'other'"):
+        load_topology(".:other")
+
+
 def test_a_file_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InvalidTopology, match="cannot be read \\(No such file or directory\\)"):
         load_topology(tmp_path / "nowhere.py")
